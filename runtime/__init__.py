@@ -1,0 +1,79 @@
+"""mri-edge: edge-deployable inference for brain-MRI tumour classification.
+
+>>> from mri_edge import Classifier
+>>> with Classifier.load() as classifier:
+...     print(classifier.predict("scan.jpg").label)
+
+Research use only: not a medical device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "mri_edge":
+    # `python -m pytest` puts the checkout on sys.path; a second copy of every class would follow.
+    raise ImportError("this folder is installed as the package 'mri_edge': import that instead of 'runtime'")
+
+__version__ = "0.1.0"
+
+# The whole public list: name -> the module it lives in. Each is imported when first asked for,
+# so that `import mri_edge` costs nothing.
+_HOMES = {
+    "Bundle": "bundle",
+    "BundleError": "errors",
+    "Classifier": "classifier",
+    "ConversionError": "errors",
+    "DataError": "errors",
+    "EngineError": "errors",
+    "EngineUnavailable": "errors",
+    "Failure": "prediction",
+    "GateError": "errors",
+    "InputError": "errors",
+    "IntegrityError": "errors",
+    "Manifest": "manifest",
+    "ManifestError": "errors",
+    "MriEdgeError": "errors",
+    "OutputError": "errors",
+    "Prediction": "prediction",
+    "Preprocessing": "preprocess",
+    "ProviderUnavailable": "errors",
+    "UsageError": "errors",
+    "WeightsError": "errors",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .bundle import Bundle as Bundle
+    from .classifier import Classifier as Classifier
+    from .errors import BundleError as BundleError
+    from .errors import ConversionError as ConversionError
+    from .errors import DataError as DataError
+    from .errors import EngineError as EngineError
+    from .errors import EngineUnavailable as EngineUnavailable
+    from .errors import GateError as GateError
+    from .errors import InputError as InputError
+    from .errors import IntegrityError as IntegrityError
+    from .errors import ManifestError as ManifestError
+    from .errors import MriEdgeError as MriEdgeError
+    from .errors import OutputError as OutputError
+    from .errors import ProviderUnavailable as ProviderUnavailable
+    from .errors import UsageError as UsageError
+    from .errors import WeightsError as WeightsError
+    from .manifest import Manifest as Manifest
+    from .prediction import Failure as Failure
+    from .prediction import Prediction as Prediction
+    from .preprocess import Preprocessing as Preprocessing
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mri_edge' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

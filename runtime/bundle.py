@@ -1,0 +1,241 @@
+"""A bundle: one folder with a manifest and the files of one model; opened, verified, written whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
+from .files import sha256_of, whole_folder
+from .manifest import Artefact, Document, Manifest
+
+MANIFEST = "manifest.json"
+EMBEDDED = Path(__file__).parent / "models"
+DEFAULT_MODEL = "vgg16"
+_MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its checked manifest.
+
+    Opening checks that every listed file is there with the listed size. The SHA-256 of a file is
+    checked when it is asked for by ``path_of``, so that a cold ``predict`` hashes what it runs and
+    not the whole folder; ``verify`` hashes everything.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, model: str | os.PathLike[str] = DEFAULT_MODEL) -> Bundle:
+        """Open a bundle folder, or an embedded model by its name (``"vgg16"``).
+
+        Raises
+        ------
+        BundleError
+            There is no such folder or embedded model.
+        ManifestError
+            The manifest is missing, broken or of another schema version.
+        IntegrityError
+            A listed file is missing or has another size.
+        """
+        folder = _find(model)
+        try:
+            with open(folder / MANIFEST, "rb") as file:
+                text = file.read(_MANIFEST_LIMIT + 1)
+        except FileNotFoundError as error:
+            raise ManifestError(
+                f"{folder}: no {MANIFEST} in it", "A bundle is made by 'mri-edge train' and 'mri-edge export'"
+            ) from error
+        except OSError as error:
+            raise BundleError(f"{folder / MANIFEST}: cannot read ({error.strerror})") from error
+        if len(text) > _MANIFEST_LIMIT:
+            raise ManifestError(f"{folder / MANIFEST}: larger than {_MANIFEST_LIMIT >> 20} MiB")
+        bundle = cls(folder, Manifest.from_json(text, origin=str(folder / MANIFEST)))
+        for entry in bundle.entries():
+            bundle._check_size(entry)
+        return bundle
+
+    def entries(self) -> tuple[Artefact | Document, ...]:
+        """Every listed file: artefacts, then documents."""
+        return (*self.manifest.artefacts, *self.manifest.documents)
+
+    def path_of(self, entry: Artefact | Document) -> Path:
+        """Path of a listed file, after its SHA-256 was compared with the manifest's.
+
+        Raises
+        ------
+        IntegrityError
+            The file was changed.
+        """
+        self._check_size(entry)
+        path = self.folder / entry.file
+        found = sha256_of(path)
+        if found != entry.sha256:
+            raise IntegrityError(
+                f"{path}: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…",
+                "The file was changed or damaged: copy the bundle again",
+            )
+        return path
+
+    def verify(self) -> None:
+        """Hash every listed file. Raises IntegrityError at the first that differs."""
+        for entry in self.entries():
+            self.path_of(entry)
+
+    def artefact(self, name: str) -> Artefact:
+        """Artefact by file name, with or without the leading ``model.``: ``"int8.onnx"``.
+
+        Raises
+        ------
+        UsageError
+            The bundle has none of that name; the message lists those it has.
+        """
+        found = self.manifest.artefact(name) or self.manifest.artefact(f"model.{name}")
+        if found is None:
+            known = ", ".join(one.file for one in self.manifest.artefacts) or "none"
+            raise UsageError(f"{self.folder}: no artefact {name!r}", f"It has: {known}")
+        return found
+
+    def _check_size(self, entry: Artefact | Document) -> None:
+        path = self.folder / entry.file
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise IntegrityError(
+                f"{path}: listed in the manifest but cannot be read ({error.strerror})", "Copy the bundle again"
+            ) from error
+        if size != entry.size_bytes:
+            raise IntegrityError(
+                f"{path}: {size} bytes, the manifest says {entry.size_bytes}",
+                "The file was changed or not copied to its end: copy the bundle again",
+            )
+
+    @contextmanager
+    def rewriting(self, out: Path | None = None, *, keep: Sequence[str] | None = None) -> Iterator[BundleWriter]:
+        """Change this bundle, or make a changed copy at ``out``: all of the change or none of it.
+
+        ``keep`` names the files to carry over (default: all). Files are hard-linked where the disk
+        allows, so that a large bundle is not copied to add one artefact.
+        """
+        kept = [one for one in self.entries() if keep is None or one.file in keep]
+        manifest = replace(
+            self.manifest,
+            artefacts=tuple(one for one in kept if isinstance(one, Artefact)),
+            documents=tuple(one for one in kept if isinstance(one, Document)),
+        )
+        with whole_folder(out or self.folder) as staging:
+            for entry in kept:
+                _link_or_copy(self.folder / entry.file, staging / entry.file)
+            writer = BundleWriter(staging, manifest)
+            yield writer
+            writer.finish()
+
+
+@contextmanager
+def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[BundleWriter]:
+    """Make a bundle at ``out``: yields a writer; nothing appears at ``out`` unless the block ends well.
+
+    Raises
+    ------
+    OutputError
+        ``out`` holds something that is no bundle, or is a bundle and ``overwrite`` is False.
+    """
+    check_free(out, overwrite=overwrite)
+    with whole_folder(out) as staging:
+        writer = BundleWriter(staging, manifest)
+        yield writer
+        writer.finish()
+
+
+def check_free(out: Path, *, overwrite: bool = False) -> None:
+    """Raise OutputError unless a bundle may be written at ``out``: call it before long work, too."""
+    if out.is_file():
+        raise OutputError(f"{out}: is a file, not a folder", "Name another output folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MANIFEST).is_file():
+            raise OutputError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
+        if not overwrite:
+            raise OutputError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
+    parent = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")
+
+
+class BundleWriter:
+    """Collects the files of a bundle in its staging folder, and hashes each as it is added."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    def path(self, file: str) -> Path:
+        """Where to write ``file`` before it is added; its folder is made, an older file is unlinked.
+
+        Unlinking matters: the older file may be a hard link into the bundle that is being replaced.
+        """
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return path
+
+    def add_artefact(self, artefact: Artefact) -> Artefact:
+        """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in."""
+        stamped = replace(artefact, **self._stamp(artefact.file))
+        others = tuple(one for one in self.manifest.artefacts if one.file != artefact.file)
+        self.manifest = replace(self.manifest, artefacts=(*others, stamped))
+        return stamped
+
+    def add_document(self, file: str, content: str | bytes | None = None) -> None:
+        """List a document; with ``content`` it is written first (text as UTF-8)."""
+        if content is not None:
+            self.path(file).write_bytes(content.encode() if isinstance(content, str) else content)
+        stamped = Document(file, **self._stamp(file))
+        others = tuple(one for one in self.manifest.documents if one.file != file)
+        self.manifest = replace(self.manifest, documents=(*others, stamped))
+
+    def update(self, **changes: object) -> None:
+        """Replace fields of the manifest: ``writer.update(threshold=0.4)``."""
+        self.manifest = dataclasses.replace(self.manifest, **changes)  # type: ignore[arg-type]
+
+    def finish(self) -> None:
+        """Write the manifest; ``new_bundle`` and ``rewriting`` call this."""
+        self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
+
+    def _stamp(self, file: str) -> Mapping[str, int | str]:  # type: ignore[misc]
+        path = self.folder / file
+        return {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _find(model: str | os.PathLike[str]) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    embedded = EMBEDDED / str(model)
+    if folder.name == str(model) and embedded.is_dir():
+        return embedded
+    names = ", ".join(embedded_models()) or "none"
+    if folder.is_file():
+        raise BundleError(f"{folder}: is a file, a bundle is a folder", f"Embedded models: {names}")
+    raise BundleError(f"{model}: no such bundle folder", f"Embedded models: {names}")
+
+
+def embedded_models() -> list[str]:
+    """Names of the models that come with the package."""
+    if not EMBEDDED.is_dir():
+        return []
+    return sorted(one.name for one in EMBEDDED.iterdir() if (one / MANIFEST).is_file())
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

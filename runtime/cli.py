@@ -1,0 +1,104 @@
+"""The ``mri-edge`` command: a table of commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import MriEdgeError
+
+# name -> (module, attribute, line in --help). Strings, so that `mri-edge --help` imports none of
+# them and the light part never imports the rooms `train` and `export`.
+COMMANDS = {
+    "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
+    "info": ("mri_edge.commands.info", "info", "Show what a model bundle is and holds."),
+    "bundle": ("mri_edge.commands.bundle", "bundle", "Cut a bundle down to what a device needs."),
+    "doctor": ("mri_edge.commands.doctor", "doctor", "Say which engines and providers work on this machine."),
+    "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans."),
+    "export": ("mri_edge.export.command", "export", "Convert a trained bundle to ONNX and TFLite."),
+}
+
+EPILOG = """\b
+Exit codes:
+  0  all well
+  1  some inputs failed; the others are reported
+  2  wrong usage
+  3  model or bundle
+  4  engine or provider
+  5  an accuracy gate was not met
+
+Research use only: not a medical device.
+"""
+
+
+class CommandTable(click.Group):
+    """A group whose commands are imported when they are chosen."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command by its name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=CommandTable, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mri-edge")
+def cli() -> None:
+    """Edge-deployable inference for brain-MRI tumour classification.
+
+    \b
+    mri-edge predict scan.jpg                 classify one scan
+    mri-edge train --data DIR --out BUNDLE    train the model
+    mri-edge export BUNDLE --quantize --data DIR
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the program: run a command, turn errors into one line and an exit code."""
+    try:
+        sys.exit(run(arguments))
+    finally:
+        _flush_quietly()
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. Bugs keep their traceback."""
+    try:
+        # None is what click returns for a command without an exit code of its own.
+        code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False)
+        return int(code or 0)
+    except MriEdgeError as error:
+        click.echo(f"mri-edge: error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        click.echo("mri-edge: interrupted", err=True)
+        return 130  # 128 + SIGINT, as shells say it
+    except BrokenPipeError:  # `mri-edge predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _flush_quietly() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

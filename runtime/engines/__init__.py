@@ -1,0 +1,150 @@
+"""Inference engines, one file each, found by looking in this folder.
+
+An engine file names itself with ``NAME``, the file suffixes it opens with ``SUFFIXES``, the
+extra that installs its library with ``EXTRA``, the providers it knows with ``PROVIDERS``, says
+with ``missing()`` why it cannot run here (``None`` if it can), and opens an artefact with
+``open(path, *, threads, provider, ...)``. Its library is imported inside ``open`` alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cpu import available_cpus
+from ..errors import EngineError, EngineUnavailable, InputError, UsageError
+from ..manifest import TensorSpec
+
+Batch = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+
+# What --provider takes; each engine file maps those it knows to its library's own names.
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An opened artefact.
+
+    ``provider`` is the execution provider that really runs, read back after opening; ``threads``
+    the number of intra-op threads; ``input`` and ``output`` what the file declares.
+    """
+
+    name: str
+    provider: str
+    threads: int
+    input: TensorSpec
+    output: TensorSpec
+
+    def run(self, batch: Batch) -> Probabilities:
+        """uint8 (N, H, W, 3) RGB -> float32 (N, classes). N may be 0. Safe to call from several threads.
+
+        Raises
+        ------
+        InputError
+            The batch has another dtype or shape.
+        EngineError
+            The engine failed while it ran.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back memory and threads; the engine is not used after this."""
+        ...
+
+
+class EngineFile(Protocol):
+    """The face of one file in this folder."""
+
+    NAME: str
+    SUFFIXES: tuple[str, ...]
+    EXTRA: str
+    PROVIDERS: tuple[str, ...]
+    missing: Callable[[], str | None]
+    open: Callable[..., Engine]
+
+
+@lru_cache(maxsize=1)
+def engine_files() -> dict[str, EngineFile]:
+    """All engines by name, usable here or not, in the order in which they are preferred."""
+    names = sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+    modules = [cast(EngineFile, importlib.import_module(f"{__name__}.{name}")) for name in names]
+    modules.sort(key=lambda one: (getattr(one, "RANK", 100), one.NAME))
+    return {one.NAME: one for one in modules}
+
+
+def engine_file(name: str) -> EngineFile:
+    """One engine by name. Raises UsageError with the known names."""
+    files = engine_files()
+    if name not in files:
+        raise UsageError(f"unknown engine {name!r}", f"Engines: {', '.join(files)}")
+    return files[name]
+
+
+def engine_for(path: str | Path) -> EngineFile:
+    """The preferred engine that opens files with this suffix.
+
+    Raises
+    ------
+    EngineError
+        No engine opens such files.
+    """
+    for one in engine_files().values():
+        if str(path).endswith(one.SUFFIXES):
+            return one
+    raise EngineError(f"{path}: no engine opens such a file", f"Engines: {', '.join(engine_files())}")
+
+
+def open_engine(
+    path: Path, *, engine: str | None = None, provider: str = "auto", threads: int | None = None, **options: Any
+) -> Engine:
+    """Open an artefact.
+
+    Parameters
+    ----------
+    engine
+        Name of an engine; ``None`` takes the preferred one for the suffix.
+    provider
+        One of ``PROVIDERS``. An explicit one is strict: it comes up or ProviderUnavailable is raised.
+    threads
+        Intra-op threads; ``None`` takes the cores that this process may use.
+
+    Raises
+    ------
+    UsageError
+        Unknown engine, provider or thread count.
+    EngineUnavailable, ProviderUnavailable, EngineError
+        The library is missing, the provider did not come up, the file could not be opened.
+    """
+    chosen = engine_file(engine) if engine else engine_for(path)
+    if not str(path).endswith(chosen.SUFFIXES):
+        raise UsageError(
+            f"engine {chosen.NAME!r} opens {', '.join(chosen.SUFFIXES)} files. Received: {path.name}",
+            "Choose another --engine or --artefact",
+        )
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}", f"Providers: {', '.join(PROVIDERS)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1. Received: {threads}")
+    if reason := chosen.missing():
+        raise EngineUnavailable(
+            f"engine {chosen.NAME!r} is not usable here: {reason}", f"pip install 'mri-edge[{chosen.EXTRA}]'"
+        )
+    return chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+
+
+def check_batch(batch: Batch, spec: TensorSpec) -> None:
+    """Raise InputError unless ``batch`` is uint8 (N, H, W, 3) as ``spec`` says; N may be 0."""
+    received = f"{getattr(batch, 'dtype', type(batch).__name__)} {getattr(batch, 'shape', '')}"
+    if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != spec.shape[1:]:
+        shape = ", ".join(str(size) for size in spec.shape[1:])
+        raise InputError(f"batch must be uint8 (N, {shape}). Received: {received}")
+    if batch.ndim != len(spec.shape):
+        raise InputError(f"batch must have {len(spec.shape)} dimensions. Received: {received}")

@@ -1,0 +1,95 @@
+"""LiteRT (TensorFlow Lite) with XNNPACK: ``.tflite`` files on the CPU, the small engine for ARM boards."""
+
+from __future__ import annotations
+
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
+from ..manifest import TensorSpec
+from . import Batch, Probabilities, check_batch
+
+NAME = "litert"
+SUFFIXES = (".tflite",)
+EXTRA = "litert"
+RANK = 1
+PROVIDERS = ("cpu",)
+
+
+def missing() -> str | None:
+    """Why this engine cannot run here, or None."""
+    return None if find_spec("ai_edge_litert") else "the package ai-edge-litert is not installed"
+
+
+def open(path: Path, *, threads: int, provider: str = "auto") -> LiteRTEngine:
+    """Open a TFLite file; see ``engines.open_engine`` for the parameters and errors."""
+    return LiteRTEngine(path, threads, provider)
+
+
+class LiteRTEngine:
+    """One interpreter, resized to the batch at hand. It holds state, so a lock guards ``run``."""
+
+    name = NAME
+    provider = "XNNPACK"
+
+    def __init__(self, path: Path, threads: int, provider: str) -> None:
+        if provider not in ("auto", "cpu"):
+            raise ProviderUnavailable(
+                f"engine 'litert' runs on the CPU only. Received: --provider {provider}", "Use --engine onnxruntime"
+            )
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise EngineUnavailable(
+                f"ai-edge-litert cannot be imported: {error}", "Install it again: pip install 'mri-edge[litert]'"
+            ) from error
+        try:
+            # Mapped, not read: XNNPACK packs its own copy of the weights, and the file's pages can be dropped.
+            interpreter = Interpreter(str(path), num_threads=threads)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"{path.name}: LiteRT cannot open it: {error}", "Export the model again") from error
+        self.threads = threads
+        self._interpreter = interpreter
+        self._lock = threading.Lock()
+        [entry], [exit_] = interpreter.get_input_details(), interpreter.get_output_details()
+        self._entry, self._exit = entry["index"], exit_["index"]
+        self.input, self.output = _spec(entry), _spec(exit_)
+        if self.input.dtype != "uint8" or self.output.dtype != "float32":
+            raise EngineError(
+                f"{path.name}: takes {self.input.dtype} and gives {self.output.dtype}, not uint8 and float32",
+                "Export the model with 'mri-edge export'",
+            )
+        self._batch = 1
+
+    def run(self, batch: Batch) -> Probabilities:
+        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
+        check_batch(batch, self.input)
+        if len(batch) == 0:
+            return np.empty((0, self.output.shape[1] or 0), np.float32)
+        with self._lock:
+            try:
+                if len(batch) != self._batch:
+                    self._interpreter.resize_tensor_input(self._entry, batch.shape)
+                    self._interpreter.allocate_tensors()
+                    self._batch = len(batch)
+                self._interpreter.set_tensor(self._entry, np.ascontiguousarray(batch))
+                self._interpreter.invoke()
+                return np.array(self._interpreter.get_tensor(self._exit), np.float32)
+            except (ValueError, RuntimeError) as error:
+                self._batch = 0  # the interpreter may be half resized: allocate again next time
+                raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error
+
+    def close(self) -> None:
+        """Drop the interpreter, and with it its threads and memory."""
+        del self._interpreter
+
+
+def _spec(details: dict[str, Any]) -> TensorSpec:
+    # The file is made for one image; the first dimension is resized at will.
+    shape = (None, *(int(size) for size in details["shape"][1:]))
+    return TensorSpec(str(details["name"]), np.dtype(details["dtype"]).name, shape)

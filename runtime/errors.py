@@ -1,0 +1,109 @@
+"""Every error that mri-edge raises on purpose, as one tree.
+
+::
+
+    MriEdgeError
+    ├── UsageError              the call itself is wrong                    exit 2
+    │   ├── DataError           a training or calibration folder is unfit   exit 2
+    │   └── OutputError         the result cannot be written                exit 2
+    ├── InputError              one scan cannot be read; others go on       exit 1
+    ├── BundleError             a model bundle cannot be used               exit 3
+    │   ├── ManifestError       its manifest is missing, broken or newer    exit 3
+    │   ├── IntegrityError      a file differs from its recorded hash       exit 3
+    │   ├── WeightsError        backbone weights cannot be had or trusted   exit 3
+    │   └── ConversionError     a model cannot be converted to a format     exit 3
+    ├── EngineError             an engine cannot run the artefact           exit 4
+    │   ├── EngineUnavailable   the engine's library is not installed       exit 4
+    │   └── ProviderUnavailable the execution provider did not come up      exit 4
+    └── GateError               an accuracy gate was not met                exit 5
+
+The library raises these; only ``mri_edge.cli`` turns them into a line on stderr and
+an exit code. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MriEdgeError(Exception):
+    """Base of all errors raised on purpose. ``exit_code`` is what the command line returns.
+
+    Attributes
+    ----------
+    problem
+        What is wrong and what was received, without a full stop.
+    hint
+        What to do next; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        self.problem = problem
+        self.hint = hint
+        super().__init__(f"{problem}. {hint}" if hint else problem)
+
+    def __reduce__(self) -> tuple[type[MriEdgeError], tuple[str, str]]:
+        # Exceptions pickle by their args; ours differ from the constructor's (pools need this).
+        return type(self), (self.problem, self.hint)
+
+
+class UsageError(MriEdgeError):
+    """The call is wrong: an unknown option value, or nothing to work on."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """A training, test or calibration folder is missing, empty or unfit."""
+
+
+class OutputError(UsageError):
+    """The result cannot be written where it was asked for."""
+
+
+class InputError(MriEdgeError):
+    """One scan cannot be read; the other inputs of the same call are not affected."""
+
+    exit_code = 1
+
+
+class BundleError(MriEdgeError):
+    """A model bundle, or one of its files, cannot be used."""
+
+    exit_code = 3
+
+
+class ManifestError(BundleError):
+    """The manifest is missing, is not valid, or has a schema version this release does not know."""
+
+
+class IntegrityError(BundleError):
+    """A file of the bundle differs from the size or SHA-256 in its manifest."""
+
+
+class WeightsError(BundleError):
+    """Backbone weights cannot be fetched, or are not what they should be."""
+
+
+class ConversionError(BundleError):
+    """A model, or a part of it, cannot be converted to the wanted format."""
+
+
+class EngineError(MriEdgeError):
+    """An inference engine cannot open or run an artefact."""
+
+    exit_code = 4
+
+
+class EngineUnavailable(EngineError):
+    """The engine's library is not installed or cannot be loaded."""
+
+
+class ProviderUnavailable(EngineError):
+    """The execution provider that was asked for did not come up."""
+
+
+class GateError(MriEdgeError):
+    """An accuracy or parity gate was not met; nothing was written."""
+
+    exit_code = 5

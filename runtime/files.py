@@ -1,0 +1,114 @@
+"""Files written whole or not at all: a temporary neighbour, then one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import OutputError
+
+_CHUNK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _neighbour(path: Path, purpose: str) -> Path:
+    return path.with_name(f".{path.name}.{purpose}-{secrets.token_hex(4)}")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or stays as it was.
+
+    Raises
+    ------
+    OutputError
+        The folder is missing, read-only or full.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = _neighbour(path, "new")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path`` that takes its place when the block ends well.
+
+    If the block raises (Ctrl-C included) the new folder is removed and what stood at
+    ``path`` is untouched. An existing folder is exchanged in one step where the system
+    can (Linux ``renameat2``), so that a reader sees the old one or the new one.
+
+    Raises
+    ------
+    OutputError
+        The folder beside ``path`` cannot be created or written, or ``path`` is a file.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file, not a folder", "Name another output folder")
+    staging = _neighbour(path, "new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.mkdir()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        try:
+            yield staging
+            _put_in_place(staging, path)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+    finally:
+        # What is left here is the half-made folder, or the old one after an exchange.
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(staging, path)
+    elif not _exchange(staging, path):
+        old = _neighbour(path, "old")
+        os.rename(path, old)
+        os.rename(staging, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system or the file system cannot."""
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
+    done: int = renameat2(
+        at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), ctypes.c_uint(rename_exchange)
+    )
+    return done == 0
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or type(error).__name__
+    return OutputError(f"{path}: cannot write ({reason})", "Name a folder that you may write to, on a disk with space")

@@ -1,0 +1,163 @@
+"""From a file, bytes, a Pillow image or an array to pixels: uint8 (H, W, 3) RGB. The one decoder."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from .errors import InputError
+from .preprocess import Pixels
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
+
+# Formats a scan comes in. Pillow knows many more, each a parser that hostile files could reach.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+_WANTED = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
+
+# Above this a picture is refused before it is decoded: 64 million pixels are 192 MB as RGB.
+MAX_PIXELS = 64_000_000
+
+_ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
+# What a scan is often mistaken for, by its first bytes.
+_SIGNATURES = (
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"\x1f\x8b", "gzip (a compressed NIfTI?)"),
+    (b"\x5c\x01\x00\x00", "NIfTI"),
+    (b"\x00\x00\x01\x5c", "NIfTI"),
+    (b"<!DOCTYPE", "HTML"),
+    (b"<html", "HTML"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML"),
+    (b"\x89HDF", "HDF5"),
+)
+
+
+def load(source: Source) -> Pixels:
+    """Decode to uint8 (H, W, 3) RGB.
+
+    EXIF rotation is applied, palettes are resolved, alpha is dropped, 16 bits become 8 by their
+    upper byte, CMYK becomes RGB, of several frames the first is taken: as OpenCV's ``imread`` does
+    where it reads such files. A grey picture is a view with one channel seen three times.
+
+    Parameters
+    ----------
+    source
+        A path, the bytes of a file, a Pillow image, or an array: uint8 or uint16, (H, W),
+        (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
+
+    Raises
+    ------
+    InputError
+        Missing, empty, damaged, too large, or no picture; the message says which and what it was.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, "array")
+    if isinstance(source, Image.Image):
+        return _from_image(source, "image")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _from_file(io.BytesIO(source), f"{len(source)} bytes", len(source))
+    path = Path(source)
+    try:
+        with open(path, "rb") as file:
+            return _from_file(file, str(path), os.fstat(file.fileno()).st_size)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder, not a picture") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
+
+
+def _from_file(file: io.BufferedIOBase, name: str, size: int) -> Pixels:
+    if size == 0:
+        raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again")
+    with warnings.catch_warnings():
+        # Ours is the limit that counts; a warning on stderr would help nobody.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            file.seek(0)
+            received = _guess(file.read(512))
+            raise InputError(f"{name}: not {_WANTED}. Received: {received}") from error
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{name}: too large ({error})", f"The limit is {MAX_PIXELS:,} pixels") from error
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise InputError(f"{name}: damaged picture ({error})", "Copy it again") from error
+        with image:
+            return _from_image(image, name)
+
+
+def _from_image(image: Image.Image, name: str) -> Pixels:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name}: too large, {width} x {height} pixels", f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
+        )
+    try:
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            from PIL import ImageOps
+
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            return _from_array(_deep_pixels(image), name)
+        if image.mode == "1":
+            image = image.convert("L")
+        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: damaged picture ({error})", "Copy it again") from error
+    return _three_channels(pixels)
+
+
+def _deep_pixels(image: Image.Image) -> NDArray[np.generic]:
+    """Pixels of more than 8 bits: uint16, or whatever it is for ``_from_array`` to name and refuse."""
+    values = np.asarray(image)
+    if image.mode == "I" and values.size and 0 <= values.min() and values.max() <= 0xFFFF:
+        return values.astype(np.uint16)  # Pillow's older way to hold a 16-bit PNG
+    return values.astype(np.uint16) if image.mode.startswith("I;16") else values
+
+
+def _from_array(array: NDArray[np.generic], name: str) -> Pixels:
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+        raise InputError(
+            f"{name}: pixels must be 8 or 16 bits, (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA. "
+            f"Received: {array.dtype} {array.shape}"
+        )
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise InputError(f"{name}: too large, {array.shape[1]} x {array.shape[0]} pixels")
+    return _three_channels(np.asarray(array, np.uint8))
+
+
+def _three_channels(pixels: Pixels) -> Pixels:
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.shape[2] == 1:
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return pixels[:, :, :3]
+
+
+def _guess(head: bytes) -> str:
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[344:347] in (b"n+1", b"ni1"):
+        return "NIfTI"
+    for signature, name in _SIGNATURES:
+        if head.lstrip()[: len(signature)].lower() == signature.lower():
+            return name
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError:
+        return "unknown binary data"
+    return f"text ({text[:20]!r}…)" if text.isprintable() or "\n" in text else "unknown binary data"

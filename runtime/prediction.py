@@ -1,0 +1,92 @@
+"""What a prediction says: label, probabilities, what ran, how long each part took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+
+NOTICE = "Research use only: not a medical device."
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds for one scan. ``infer`` is the batch's time divided by its size."""
+
+    decode: float
+    resize: float
+    infer: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts, in milliseconds."""
+        return self.decode + self.resize + self.infer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one scan.
+
+    Attributes
+    ----------
+    file
+        The path as it was given, or ``None`` for a picture that came as bytes or an array.
+    label
+        The positive label if its probability is at least ``threshold``, else the likeliest other one.
+    probabilities
+        Of each label, in [0, 1], in the manifest's order.
+    model, artefact, engine, provider
+        What ran: model name and version, file in the bundle, engine, execution provider as read back.
+    """
+
+    file: str | None
+    label: str
+    probabilities: dict[str, float]
+    positive: str
+    threshold: float
+    model: str
+    artefact: str
+    engine: str
+    provider: str
+    latency_ms: Latency
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def probability(self) -> float:
+        """Probability of the positive label."""
+        return self.probabilities[self.positive]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only: what ``mri-edge predict --json`` prints, one object a line."""
+        return {
+            "file": self.file,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "positive": self.positive,
+            "threshold": self.threshold,
+            "model": self.model,
+            "artefact": self.artefact,
+            "engine": self.engine,
+            "provider": self.provider,
+            "latency_ms": {
+                "decode": round(self.latency_ms.decode, 3),
+                "resize": round(self.latency_ms.resize, 3),
+                "infer": round(self.latency_ms.infer, 3),
+                "total": round(self.latency_ms.total, 3),
+            },
+            "warnings": list(self.warnings),
+            "notice": NOTICE,
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Stands in the place of a prediction for a scan that could not be read."""
+
+    file: str | None
+    error: InputError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only: file, error and hint."""
+        return {"file": self.file, "error": self.error.problem, "hint": self.error.hint}

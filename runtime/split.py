@@ -1,0 +1,97 @@
+"""Which image was in training and which in the test: the record that travels in a bundle as ``split.json``.
+
+Training writes it; export (calibration, parity), evaluation and benchmarks read it, so that
+no test image ever calibrates and no training image is ever scored by mistake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from .errors import DataError, ManifestError
+from .files import sha256_of
+
+SPLIT = "split.json"
+Role = Literal["train", "validation", "test", "excluded"]
+
+
+@dataclass(frozen=True)
+class SplitImage:
+    """One image: path relative to the data folder with ``/``, SHA-256 of the file, label index, role."""
+
+    file: str
+    sha256: str
+    label: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class Split:
+    """All images of a training run, in the order that the recipe gave them."""
+
+    images: tuple[SplitImage, ...]
+
+    def of(self, role: Role) -> list[SplitImage]:
+        """The images with that role, in order."""
+        return [image for image in self.images if image.role == role]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """SHA-256 over names, contents and labels: changes when any image, name or label does."""
+        return fingerprint(f"{one.file}\0{one.sha256}\0{one.label}" for one in self.images)
+
+    @property
+    def split_fingerprint(self) -> str:
+        """SHA-256 over contents and roles."""
+        return fingerprint(f"{one.sha256}\0{one.role}" for one in self.images)
+
+    def to_json(self) -> str:
+        """JSON text, one image a line so that two splits can be compared line by line."""
+        lines = ",\n".join("  " + json.dumps(asdict(one), ensure_ascii=False) for one in self.images)
+        return f'{{"images": [\n{lines}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = SPLIT) -> Split:
+        """Read what ``to_json`` wrote. Raises ManifestError if it is something else."""
+        try:
+            return cls(tuple(SplitImage(**one) for one in json.loads(text)["images"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ManifestError(f"{origin}: not a split record ({error})", "Make the bundle again") from error
+
+    def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
+        """Paths below ``data`` and labels of the images with ``role``, each checked by its hash.
+
+        Raises
+        ------
+        DataError
+            An image is missing or differs from the one that the record names.
+        """
+        found = []
+        for image in self.of(role):
+            path = data / image.file
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: the bundle was trained with this image, and it is missing",
+                    "Name with --data the folder that training used",
+                )
+            if sha256_of(path) != image.sha256:
+                raise DataError(
+                    f"{path}: differs from the image of that name in training",
+                    "Name with --data the folder that training used",
+                )
+            found.append((path, image.label))
+        return found
+
+
+def fingerprint(lines: Iterable[str]) -> str:
+    """SHA-256 over lines of text, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
