@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
 from .files import sha256_of, whole_folder
@@ -187,7 +187,8 @@ class BundleWriter:
 
     def add_artefact(self, artefact: Artefact) -> Artefact:
         """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in."""
-        stamped = replace(artefact, **self._stamp(artefact.file))
+        size, digest = self._stamp(artefact.file)
+        stamped = replace(artefact, size_bytes=size, sha256=digest)
         others = tuple(one for one in self.manifest.artefacts if one.file != artefact.file)
         self.manifest = replace(self.manifest, artefacts=(*others, stamped))
         return stamped
@@ -196,21 +197,21 @@ class BundleWriter:
         """List a document; with ``content`` it is written first (text as UTF-8)."""
         if content is not None:
             self.path(file).write_bytes(content.encode() if isinstance(content, str) else content)
-        stamped = Document(file, **self._stamp(file))
+        stamped = Document(file, *self._stamp(file))
         others = tuple(one for one in self.manifest.documents if one.file != file)
         self.manifest = replace(self.manifest, documents=(*others, stamped))
 
-    def update(self, **changes: object) -> None:
+    def update(self, **changes: Any) -> None:
         """Replace fields of the manifest: ``writer.update(threshold=0.4)``."""
-        self.manifest = dataclasses.replace(self.manifest, **changes)  # type: ignore[arg-type]
+        self.manifest = replace(self.manifest, **changes)
 
     def finish(self) -> None:
         """Write the manifest; ``new_bundle`` and ``rewriting`` call this."""
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
 
-    def _stamp(self, file: str) -> Mapping[str, int | str]:  # type: ignore[misc]
+    def _stamp(self, file: str) -> tuple[int, str]:
         path = self.folder / file
-        return {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        return path.stat().st_size, sha256_of(path)
 
 
 def _find(model: str | os.PathLike[str]) -> Path:

@@ -86,8 +86,9 @@ def run(arguments: list[str] | None = None) -> int:
     except MriEdgeError as error:
         click.echo(f"mri-edge: error: {error}", err=True)
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "mri-edge"
+        click.echo(f"mri-edge: error: {error.format_message().rstrip('.')}. See '{path} --help'", err=True)
         return error.exit_code
     except click.Abort:
         click.echo("mri-edge: interrupted", err=True)

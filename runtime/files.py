@@ -103,9 +103,7 @@ def _exchange(first: Path, second: Path) -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
-    done: int = renameat2(
-        at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), ctypes.c_uint(rename_exchange)
-    )
+    done: int = renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), ctypes.c_uint(rename_exchange))
     return done == 0
 
 

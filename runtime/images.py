@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from .errors import InputError
 from .preprocess import Pixels
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.generic]"
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]"
 
 # Formats a scan comes in. Pillow knows many more, each a parser that hostile files could reach.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -65,10 +64,10 @@ def load(source: Source) -> Pixels:
         return _from_image(source, "image")
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(source), f"{len(source)} bytes", len(source))
-    path = Path(source)
+    path = os.fspath(source)  # named in messages as the caller typed it
     try:
         with open(path, "rb") as file:
-            return _from_file(file, str(path), os.fstat(file.fileno()).st_size)
+            return _from_file(file, path, os.fstat(file.fileno()).st_size)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:
@@ -77,7 +76,7 @@ def load(source: Source) -> Pixels:
         raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
 
 
-def _from_file(file: io.BufferedIOBase, name: str, size: int) -> Pixels:
+def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
     if size == 0:
         raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again")
     with warnings.catch_warnings():
@@ -118,15 +117,15 @@ def _from_image(image: Image.Image, name: str) -> Pixels:
     return _three_channels(pixels)
 
 
-def _deep_pixels(image: Image.Image) -> NDArray[np.generic]:
+def _deep_pixels(image: Image.Image) -> NDArray[Any]:
     """Pixels of more than 8 bits: uint16, or whatever it is for ``_from_array`` to name and refuse."""
     values = np.asarray(image)
-    if image.mode == "I" and values.size and 0 <= values.min() and values.max() <= 0xFFFF:
+    if image.mode == "I" and values.size and values.min() >= 0 and values.max() <= 0xFFFF:
         return values.astype(np.uint16)  # Pillow's older way to hold a 16-bit PNG
     return values.astype(np.uint16) if image.mode.startswith("I;16") else values
 
 
-def _from_array(array: NDArray[np.generic], name: str) -> Pixels:
+def _from_array(array: NDArray[Any], name: str) -> Pixels:
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     channels = array.shape[2] if array.ndim == 3 else 1

@@ -19,7 +19,6 @@ from .preprocess import Preprocessing
 
 SCHEMA_VERSION = 1
 
-Format = Literal["keras", "onnx", "tflite"]
 Precision = Literal["float32", "float16", "int8", "dynamic"]
 
 
@@ -50,12 +49,13 @@ class Parity:
 class Artefact:
     """One model file of the bundle.
 
-    ``file`` is relative to the bundle, ``input`` uint8 (N, H, W, 3) RGB for every format but
+    ``file`` is relative to the bundle, ``format`` is ``keras``, ``onnx``, ``tflite`` or what else an
+    engine opens, ``input`` uint8 (N, H, W, 3) RGB for every format but
     ``keras`` (float32, normalised), ``output`` float32 probabilities (N, classes).
     """
 
     file: str
-    format: Format
+    format: str
     precision: Precision
     size_bytes: int
     sha256: str
@@ -127,13 +127,17 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole manifest. ``labels`` are in index order; ``positive`` is the index that ``threshold`` is about."""
+    """The whole manifest.
+
+    ``labels`` are in index order. ``positive`` is the index of the label that sensitivity and
+    ``threshold`` are about; without a threshold the likeliest label is the answer.
+    """
 
     name: str
     version: str
     labels: tuple[str, ...]
     positive: int
-    threshold: float
+    threshold: float | None
     preprocessing: Preprocessing
     artefacts: tuple[Artefact, ...]
     creation: Creation
@@ -184,18 +188,18 @@ class Manifest:
             (len(self.labels) < 2, f"labels: at least two are needed. Received: {list(self.labels)}"),
             (len(set(self.labels)) < len(self.labels), f"labels: repeated in {list(self.labels)}"),
             (not 0 <= self.positive < len(self.labels), f"positive: no label has index {self.positive}"),
-            (not 0 <= self.threshold <= 1, f"threshold: must be in [0, 1]. Received: {self.threshold}"),
             (
-                min(self.preprocessing.height, self.preprocessing.width) < 1
-                or 0 in self.preprocessing.deviation,
+                self.threshold is not None and not 0 <= self.threshold <= 1,
+                f"threshold: must be in [0, 1]. Received: {self.threshold}",
+            ),
+            (
+                min(self.preprocessing.height, self.preprocessing.width) < 1 or 0 in self.preprocessing.deviation,
                 "preprocessing: size must be positive and deviation not zero",
             ),
         ]
-        files = [entry.file for entry in (*self.artefacts, *self.documents)]
+        files = [one.file for one in self.artefacts] + [one.file for one in self.documents]
         problems.append((len(set(files)) < len(files), "a file is listed twice"))
-        problems += [
-            (not _is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files
-        ]
+        problems += [(not _is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
         for wrong, message in problems:
             if wrong:
                 raise ManifestError(f"{origin}: {message}", "Make or copy the bundle again")

@@ -5,9 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import InputError
 
 NOTICE = "Research use only: not a medical device."
+
+
+def decide(probabilities: NDArray[np.float32], positive: int, threshold: float | None) -> NDArray[np.intp]:
+    """Label index of each row: the one rule for prediction, parity and evaluation.
+
+    Parameters
+    ----------
+    probabilities
+        float32 (N, classes).
+    positive, threshold
+        As in the manifest. A row is positive if its probability of ``positive`` is at least
+        ``threshold``, else it gets the likeliest other label; ``None``: the likeliest of all.
+
+    Returns
+    -------
+    int (N,)
+    """
+    others = probabilities.copy()
+    if threshold is None:
+        chosen: NDArray[np.intp] = others.argmax(axis=1)
+        return chosen
+    others[:, positive] = -1
+    chosen = others.argmax(axis=1)
+    chosen[probabilities[:, positive] >= threshold] = positive
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,7 @@ class Prediction:
     file
         The path as it was given, or ``None`` for a picture that came as bytes or an array.
     label
-        The positive label if its probability is at least ``threshold``, else the likeliest other one.
+        What ``decide`` says.
     probabilities
         Of each label, in [0, 1], in the manifest's order.
     model, artefact, engine, provider
@@ -44,7 +72,7 @@ class Prediction:
     label: str
     probabilities: dict[str, float]
     positive: str
-    threshold: float
+    threshold: float | None
     model: str
     artefact: str
     engine: str

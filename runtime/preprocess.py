@@ -58,7 +58,7 @@ class Preprocessing:
     def normalise(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """RGB values 0 to 255 (N, height, width, 3), uint8 or float -> float32 network input, same shape."""
         ordered = batch[..., ::-1] if self.channel_order == "BGR" else batch
-        scaled = np.multiply(ordered, np.float32(self.scale), dtype=np.float32)
+        scaled: NDArray[np.float32] = np.multiply(ordered, np.float32(self.scale), dtype=np.float32)
         if any(self.mean):
             scaled -= np.asarray(self.mean, np.float32)
         if any(value != 1 for value in self.deviation):
@@ -123,9 +123,7 @@ def _blend(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 @lru_cache(maxsize=64)
-def _pairs(
-    source: int, target: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
+def _pairs(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
     """Neighbours and their weights along one axis: (first, second, weight of first, of second)."""
     # float32 as in OpenCV: the weights must round the same way.
     position = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)

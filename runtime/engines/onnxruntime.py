@@ -53,7 +53,8 @@ class OnnxRuntimeEngine:
             import onnxruntime
         except ImportError as error:
             raise EngineUnavailable(
-                f"onnxruntime cannot be imported: {error}", "Install it again: pip install --force-reinstall onnxruntime"
+                f"onnxruntime cannot be imported: {error}",
+                "Install it again: pip install --force-reinstall onnxruntime",
             ) from error
         self.threads = threads
         onnxruntime.set_default_logger_severity(3)  # its warnings are for graph authors; errors are raised
@@ -118,7 +119,7 @@ _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'mri-edge[gpu]' (on a 
 _WHEELS = {
     "cuda": _GPU_WHEEL,
     "tensorrt": _GPU_WHEEL,
-    "openvino": "Use --engine openvino with 'mri-edge[openvino]', or install onnxruntime-openvino in place of onnxruntime",
+    "openvino": "Use --engine openvino ('mri-edge[openvino]'), or onnxruntime-openvino in place of onnxruntime",
     "coreml": "The macOS wheel of onnxruntime has it",
     "directml": "pip uninstall onnxruntime, then pip install onnxruntime-directml (Windows)",
 }

@@ -1,0 +1,208 @@
+"""Classifier: a bundle, opened in an engine, that turns scans into predictions."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+from types import TracebackType
+
+import numpy as np
+
+from . import images
+from .bundle import DEFAULT_MODEL, Bundle
+from .cpu import available_cpus
+from .engines import Engine, open_engine
+from .errors import EngineError, InputError
+from .images import Source
+from .manifest import Artefact
+from .prediction import Failure, Latency, Prediction, decide
+from .preprocess import Pixels
+from .selection import select
+
+DEFAULT_BATCH = 8
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A scan as the network takes it, with the milliseconds that it took to get there."""
+
+    file: str | None
+    pixels: Pixels
+    decode_ms: float
+    resize_ms: float
+
+
+class Classifier:
+    """Classifies scans. Safe to share between threads.
+
+    >>> from mri_edge import Classifier
+    >>> with Classifier.load() as classifier:
+    ...     prediction = classifier.predict("examples/mni152-slice-1.jpg")
+    >>> prediction.label in ("tumour", "no tumour")
+    True
+    """
+
+    def __init__(self, bundle: Bundle, artefact: Artefact, engine: Engine) -> None:
+        """Use ``load``; this takes parts that are open already, a fake engine in tests for instance."""
+        self.bundle = bundle
+        self.artefact = artefact
+        self.engine = engine
+        preprocessing = bundle.manifest.preprocessing
+        declared = engine.input.shape[1:]
+        if declared != (preprocessing.height, preprocessing.width, 3):
+            raise EngineError(
+                f"{artefact.file}: takes {declared}, the manifest prepares "
+                f"{(preprocessing.height, preprocessing.width, 3)}",
+                "Export the model again",
+            )
+        if engine.output.shape[1:] != (len(bundle.manifest.labels),):
+            raise EngineError(
+                f"{artefact.file}: gives {engine.output.shape[1:]} values, "
+                f"the manifest has {len(bundle.manifest.labels)} labels",
+                "Export the model again",
+            )
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] | Bundle = DEFAULT_MODEL,
+        *,
+        artefact: str | None = None,
+        engine: str | None = None,
+        provider: str = "auto",
+        threads: int | None = None,
+    ) -> Classifier:
+        """Open a model.
+
+        Parameters
+        ----------
+        model
+            A bundle folder, the name of an embedded model, or an opened Bundle.
+        artefact
+            File of the bundle to run, ``"model.int8.onnx"``; default: the best that an installed engine opens.
+        engine
+            ``"onnxruntime"``, ``"litert"``, …; default: the preferred one for the artefact.
+        provider
+            ``"auto"`` takes the best that comes up; any other name is strict.
+        threads
+            Intra-op threads; default: the cores that this process may use.
+
+        Raises
+        ------
+        BundleError, ManifestError, IntegrityError
+            The bundle cannot be used.
+        UsageError, EngineUnavailable, ProviderUnavailable, EngineError
+            The engine cannot run it.
+        """
+        bundle = model if isinstance(model, Bundle) else Bundle.open(model)
+        chosen, file = select(bundle, artefact, engine)
+        path = bundle.path_of(chosen)
+        return cls(bundle, chosen, open_engine(path, engine=file.NAME, provider=provider, threads=threads))
+
+    def predict(self, source: Source) -> Prediction:
+        """Classify one scan: a path, the bytes of a file, a Pillow image, or an array (see ``images.load``).
+
+        Raises
+        ------
+        InputError
+            The scan cannot be read; the message says why.
+        """
+        return self._infer([self._prepare(source)])[0]
+
+    def predict_batches(
+        self, sources: Iterable[Source | Failure], *, batch_size: int = DEFAULT_BATCH, workers: int | None = None
+    ) -> Iterator[Prediction | Failure]:
+        """Classify many scans: yields in input order, a Failure in the place of a scan that cannot be read.
+
+        A Failure among the sources passes through, so that a listing can report what it did not find.
+        Scans are decoded by ``workers`` threads beside inference, at most two batches ahead, so that
+        memory stays bounded however long ``sources`` is; it may be a generator without end.
+
+        Raises
+        ------
+        EngineError
+            The engine failed; unlike a bad file this concerns every scan.
+        """
+        remaining = iter(sources)
+        with ThreadPoolExecutor(workers or available_cpus(), thread_name_prefix="decode") as pool:
+            ahead: deque[Future[_Ready | Failure]] = deque()
+
+            def fill(up_to: int) -> None:
+                for source in islice(remaining, up_to - len(ahead)):
+                    ahead.append(pool.submit(self._try_prepare, source))
+
+            try:
+                fill(2 * batch_size)
+                while ahead:
+                    batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
+                    fill(2 * batch_size)  # the next ones decode while this batch runs
+                    yield from self._answer(batch)
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def close(self) -> None:
+        """Give back the engine's memory and threads."""
+        self.engine.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self, source: Source) -> _Ready:
+        start = perf_counter()
+        pixels = images.load(source)
+        decoded = perf_counter()
+        fitted = self.bundle.manifest.preprocessing.fit(pixels)
+        return _Ready(name_of(source), fitted, (decoded - start) * 1e3, (perf_counter() - decoded) * 1e3)
+
+    def _try_prepare(self, source: Source | Failure) -> _Ready | Failure:
+        if isinstance(source, Failure):
+            return source
+        try:
+            return self._prepare(source)
+        except InputError as error:
+            return Failure(name_of(source), error)
+
+    def _answer(self, batch: list[_Ready | Failure]) -> Iterator[Prediction | Failure]:
+        ready = [one for one in batch if isinstance(one, _Ready)]
+        predictions = iter(self._infer(ready) if ready else ())
+        for one in batch:
+            yield next(predictions) if isinstance(one, _Ready) else one
+
+    def _infer(self, ready: list[_Ready]) -> list[Prediction]:
+        manifest = self.bundle.manifest
+        batch = np.stack([one.pixels for one in ready])
+        start = perf_counter()
+        probabilities = self.engine.run(batch)
+        infer_ms = (perf_counter() - start) * 1e3 / len(ready)
+        chosen = decide(probabilities, manifest.positive, manifest.threshold)
+        return [
+            Prediction(
+                file=one.file,
+                label=manifest.labels[index],
+                probabilities=dict(zip(manifest.labels, row.tolist(), strict=True)),
+                positive=manifest.labels[manifest.positive],
+                threshold=manifest.threshold,
+                model=f"{manifest.name} {manifest.version}",
+                artefact=self.artefact.file,
+                engine=self.engine.name,
+                provider=self.engine.provider,
+                latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
+            )
+            for one, row, index in zip(ready, probabilities, chosen, strict=True)
+        ]
+
+
+def name_of(source: Source) -> str | None:
+    """The path as it was given, or None for a picture without one."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None

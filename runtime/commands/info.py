@@ -1,0 +1,97 @@
+"""``mri-edge info``: a bundle's manifest, as a person would read it."""
+
+from __future__ import annotations
+
+import click
+
+from ..bundle import DEFAULT_MODEL, Bundle
+from ..manifest import Manifest
+from ..prediction import NOTICE
+
+EXAMPLES = """\b
+Examples:
+  mri-edge info
+  mri-edge info my-bundle --json | jq .training
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model", metavar="[BUNDLE]", default=DEFAULT_MODEL)
+@click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
+def info(model: str, as_json: bool) -> None:
+    """Show what a BUNDLE is and holds (default: the embedded model)."""
+    bundle = Bundle.open(model)
+    if as_json:
+        click.echo(bundle.manifest.to_json(), nl=False)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = bundle.manifest
+    console.print(f"[bold]{manifest.name}[/] {manifest.version}  [dim]{bundle.folder}[/]", markup=True)
+    for heading, rows in _facts(manifest):
+        console.print(f"\n[bold]{heading}[/]")
+        wide = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            console.print(f"  {name:<{wide}}  {value}", markup=False)
+    console.print("\n[bold]artefacts[/]")
+    console.print(_artefacts(manifest))
+    console.print(NOTICE, style="dim")
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
+    prepared, training, creation = manifest.preprocessing, manifest.training, manifest.creation
+    threshold = "none: the likeliest label" if manifest.threshold is None else manifest.threshold
+    facts: list[tuple[str, list[tuple[str, object]]]] = [
+        (
+            "answers",
+            [
+                ("labels", ", ".join(manifest.labels)),
+                ("positive", manifest.labels[manifest.positive]),
+                ("threshold", threshold),
+            ],
+        ),
+        (
+            "preprocessing",
+            [
+                ("input", f"{prepared.height} x {prepared.width}, {prepared.resize}, {prepared.channel_order}"),
+                ("values", f"scale {prepared.scale:.6g}, mean {prepared.mean}, deviation {prepared.deviation}"),
+            ],
+        ),
+        (
+            "training",
+            [
+                ("recipe", f"{training.recipe}, seed {training.seed}"),
+                ("backbone", f"{training.backbone}, weights {training.backbone_weights}"),
+                ("images", f"{training.train_images} to train, {training.test_images} to test ({training.split})"),
+                ("data", training.data_fingerprint[:16]),
+                ("made", f"{creation.created} by: {creation.command}"),
+            ],
+        ),
+    ]
+    if manifest.metrics:
+        figures: list[tuple[str, object]] = [
+            (name, f"{one.value:.3f}  (95% {one.low:.3f} to {one.high:.3f}, n = {one.images}, {one.method})")
+            for name, one in manifest.metrics.items()
+        ]
+        facts.append(("metrics", figures))
+    if manifest.calibration:
+        one = manifest.calibration
+        facts.append(("calibration", [("int8", f"{one.method}, {one.images} training images, seed {one.seed}")]))
+    words = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]
+    facts.append(("use and licences", [(name, text) for name, text in words if text]))
+    return facts
+
+
+def _artefacts(manifest: Manifest) -> object:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("file", "precision", "MB", "max |Δp|", "flips", "parity"):
+        table.add_column(heading, justify="left" if heading in ("file", "precision", "parity") else "right")
+    for one in manifest.artefacts:
+        parity = one.parity
+        figures = (f"{parity.max_difference:.2g}", f"{parity.flips}/{parity.images}", parity.verdict) if parity else ()
+        table.add_row(one.file, one.precision, f"{one.size_bytes / 1e6:.1f}", *(figures or ("", "", "")))
+    return table

@@ -1,0 +1,62 @@
+"""A fake engine for other people's tests: real contract, no library, an answer that anyone can compute.
+
+It opens ``.fake`` files (JSON: ``{"input": [H, W, 3], "classes": n}``). The probability of the
+last class is the mean grey level divided by 255; the others share the rest equally.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import EngineError, ProviderUnavailable
+from ..manifest import TensorSpec
+from . import Batch, Probabilities, check_batch
+
+NAME = "fake"
+SUFFIXES = (".fake",)
+EXTRA = ""
+RANK = 1000
+PROVIDERS = ("cpu",)
+
+
+def missing() -> str | None:
+    """Why this engine cannot run here: it always can."""
+    return None
+
+
+def open(path: Path, *, threads: int, provider: str = "auto") -> FakeEngine:
+    """Open a ``.fake`` file; see ``engines.open_engine`` for the parameters and errors."""
+    if provider not in ("auto", "cpu"):
+        raise ProviderUnavailable(f"engine 'fake' runs on the CPU only. Received: --provider {provider}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return FakeEngine(tuple(int(size) for size in content["input"]), int(content["classes"]), threads)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{path.name}: not a fake model ({error})") from error
+
+
+class FakeEngine:
+    """Answers from the mean grey level. May be made directly: ``FakeEngine((128, 128, 3))``."""
+
+    name = NAME
+    provider = "FakeExecutionProvider"
+
+    def __init__(self, size: tuple[int, ...], classes: int = 2, threads: int = 1) -> None:
+        self.threads = threads
+        self.input = TensorSpec("image", "uint8", (None, *size))
+        self.output = TensorSpec("probabilities", "float32", (None, classes))
+        self._classes = classes
+
+    def run(self, batch: Batch) -> Probabilities:
+        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
+        check_batch(batch, self.input)
+        bright = batch.reshape(len(batch), -1).mean(axis=1, dtype=np.float64) / 255 if len(batch) else np.empty(0)
+        result = np.repeat(((1 - bright) / (self._classes - 1))[:, None], self._classes, axis=1)
+        result[:, -1] = bright
+        return result.astype(np.float32)
+
+    def close(self) -> None:
+        """Nothing to give back."""
