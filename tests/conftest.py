@@ -1,0 +1,122 @@
+"""Fixtures that every room's tests share: the real scans, a tiny seeded ONNX model, a tiny bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mri_edge.bundle import new_bundle
+from mri_edge.manifest import Artefact, Creation, Manifest, TensorSpec, Training
+from mri_edge.preprocess import Preprocessing
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def scans() -> Path:
+    """The data folder, which holds ``navoneel/no`` and ``navoneel/yes``; skips where there is none."""
+    folder = Path(os.environ.get("MRI_EDGE_DATA") or CHECKOUT.parent / "shared" / "data")
+    if not (folder / "navoneel" / "yes").is_dir():
+        pytest.skip(f"no real scans: {folder} holds no navoneel/yes; name the data folder in MRI_EDGE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded ONNX model of 3 layers: uint8 (N, 128, 128, 3) RGB -> float32 (N, 2), rows that sum to 1."""
+    onnx = pytest.importorskip("onnx", reason="the tiny model is built with onnx (extra 'dev')")
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(2)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(rng.normal(0, 0.2, shape).astype(np.float32), name)
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+            helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["planes", "kernel"], ["maps"], strides=[8, 8]),
+            helper.make_node("Relu", ["maps"], ["active"]),
+            helper.make_node("Flatten", ["active"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "dense"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 128, 128, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2])],
+        [
+            numpy_helper.from_array(np.float32(1 / 255), "scale"),
+            weights("kernel", 4, 3, 8, 8),
+            weights("dense", 4 * 16 * 16, 2),
+        ],
+    )
+    # Old numbers on purpose: every ONNX Runtime of the supported range opens them.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_manifest() -> Manifest:
+    """A complete manifest without artefacts."""
+    return Manifest(
+        name="tiny",
+        version="1",
+        labels=("no", "yes"),
+        positive=1,
+        threshold=None,
+        preprocessing=Preprocessing(),
+        artefacts=(),
+        creation=Creation(
+            created="2026-01-01T00:00:00+00:00",
+            command="pytest",
+            code_version="0",
+            code_commit=None,
+            libraries={},
+            platform="any",
+        ),
+        training=Training(
+            recipe="none",
+            seed=2,
+            backbone="none",
+            backbone_weights="random",
+            backbone_sha256="0" * 64,
+            data_fingerprint="0" * 64,
+            split="none",
+            split_fingerprint="0" * 64,
+            train_images=0,
+            test_images=0,
+            classes={"no": ["no"], "yes": ["yes"]},
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_artefact() -> Artefact:
+    """The manifest's entry for ``tiny_onnx`` as ``model.onnx``, before its size and hash are known."""
+    return Artefact(
+        file="model.onnx",
+        format="onnx",
+        precision="float32",
+        size_bytes=0,
+        sha256="",
+        input=TensorSpec("image", "uint8", (None, 128, 128, 3)),
+        output=TensorSpec("probabilities", "float32", (None, 2)),
+    )
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artefact) -> Path:
+    """A bundle folder of its own for each test, with ``tiny_onnx`` as its one artefact ``model.onnx``."""
+    folder = tmp_path / "tiny"
+    with new_bundle(folder, tiny_manifest) as writer:
+        writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())
+        writer.add_artefact(tiny_artefact)
+    return folder
