@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from mri_edge.bundle import new_bundle
 from mri_edge.manifest import Artefact, Creation, Manifest, TensorSpec, Training
 from mri_edge.preprocess import Preprocessing
