@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -57,9 +56,15 @@ class CommandTable(click.Group):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
 
-@click.group(cls=CommandTable, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandTable,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="mri-edge")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Edge-deployable inference for brain-MRI tumour classification.
 
     \b
@@ -67,14 +72,13 @@ def cli() -> None:
     mri-edge train --data DIR --out BUNDLE    train the model
     mri-edge export BUNDLE --quantize --data DIR
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the program: run a command, turn errors into one line and an exit code."""
-    try:
-        sys.exit(run(arguments))
-    finally:
-        _flush_quietly()
+    sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -93,13 +97,3 @@ def run(arguments: list[str] | None = None) -> int:
     except click.Abort:
         click.echo("mri-edge: interrupted", err=True)
         return 130  # 128 + SIGINT, as shells say it
-    except BrokenPipeError:  # `mri-edge predict ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _flush_quietly() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -38,7 +38,10 @@ _ONNX_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxr
 @click.command(epilog="\b\nExample:\n  mri-edge doctor --json")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(as_json: bool) -> None:
-    """Say which engines and providers work on this machine, each tried in a process of its own."""
+    """Say which engines and providers work on this machine.
+
+    Each is tried in a process of its own.
+    """
     facts = _machine()
     tried = [_try(name, provider) for name, one in engine_files().items() for provider in one.PROVIDERS]
     if as_json:

@@ -19,7 +19,10 @@ Examples:
 @click.argument("model", metavar="[BUNDLE]", default=DEFAULT_MODEL)
 @click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
 def info(model: str, as_json: bool) -> None:
-    """Show what a BUNDLE is and holds (default: the embedded model)."""
+    """Show what a model bundle is and holds.
+
+    Without BUNDLE: the embedded model.
+    """
     bundle = Bundle.open(model)
     if as_json:
         click.echo(bundle.manifest.to_json(), nl=False)

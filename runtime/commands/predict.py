@@ -41,9 +41,9 @@ def predict(
     provider: str,
     threads: int | None,
 ) -> int:
-    """Classify SCANs: files, folders, patterns, or - for a list on standard input.
+    """Classify scans with an exported model.
 
-    Results come in input order. A scan that cannot be read is reported, the others are
+    A SCAN is a file, a folder, a pattern, or - for a list of them on standard input. Results come in input order. A scan that cannot be read is reported, the others are
     classified all the same, and the exit code is 1. Research use only: not a medical device.
     """
     failures: list[Failure] = []

@@ -1,0 +1,46 @@
+"""Help, version and usage errors of every command, without the extras `train` and `export`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from mri_edge.cli import COMMANDS, cli, run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_imports_nothing_heavy(name):
+    code = """
+import sys
+from mri_edge.cli import run
+status = run([sys.argv[1], "--help"])
+heavy = {"tensorflow", "keras", "onnx", "sklearn", "matplotlib", "scipy", "onnxruntime", "rich"} & set(sys.modules)
+sys.exit(status or bool(heavy and print(heavy)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: mri-edge" in done.stdout
+    assert "{'" not in done.stdout.splitlines()[-1], "heavy modules were imported"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_table_line_is_the_commands_own_first_line(name):
+    """The table repeats each command's short help so that nothing need be imported; they must not drift."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command.get_short_help_str(limit=200) == COMMANDS[name][2]
+
+
+def test_bare_call_shows_help(capfd):
+    assert run([]) == 0
+    assert "Exit codes" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["predict"], ["nonsense"], ["predict", "--nonsense"]])
+def test_usage_errors_are_one_line_and_exit_2(arguments, capfd):
+    assert run(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "--help" in err
