@@ -43,8 +43,11 @@ def predict(
 ) -> int:
     """Classify scans with an exported model.
 
-    A SCAN is a file, a folder, a pattern, or - for a list of them on standard input. Results come in input order. A scan that cannot be read is reported, the others are
-    classified all the same, and the exit code is 1. Research use only: not a medical device.
+    A SCAN is a file, a folder, a pattern, or - for a list of them on standard input.
+    Results come in input order. A scan that cannot be read is reported, the others are
+    classified all the same, and the exit code is 1.
+
+    Research use only: not a medical device.
     """
     failures: list[Failure] = []
     with Classifier.load(model, artefact=artefact, engine=engine, provider=provider, threads=threads) as classifier:
