@@ -1,0 +1,181 @@
+"""Draw the demo scans of ``examples/``: slices of the MNI152 template, and phantoms with lesions drawn on them.
+
+    python scripts/make_demo_scans.py [FOLDER]
+
+The template is the average T1 brain of 152 people that comes inside the ``nilearn`` wheel (extra
+``dev``; see ``examples/NOTICE``). It is stripped of its skull, so a skull and a scalp are drawn
+around it. Seeded: two runs give the same pictures. They show that the program runs, no more.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import nilearn
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+TEMPLATE = Path(nilearn.__file__).parent / "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+SIZE = 256  # pixels
+FIELD = 232.0  # mm, as on a usual head scan
+CENTRE = (0.0, -18.0)  # mm, right and forward: middle of the template's brain
+
+Picture = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion as it looks after contrast agent; lengths in mm, grey levels in [0, 1].
+
+    ``rim`` is the width of the bright border (the whole lesion if it is as wide as ``radius``),
+    ``oedema`` the width of the darker swelling around it, ``push`` how far it moves the tissue.
+    """
+
+    x: float
+    y: float
+    radius: float
+    rim: float
+    oedema: float
+    push: float
+    bright: float = 0.9
+    core: float = 0.12
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One picture: height of the slice in MNI space (mm), contrast of the brain, lesions."""
+
+    name: str
+    height: float
+    gamma: float = 1.4
+    gain: float = 0.55
+    lesions: tuple[Lesion, ...] = ()
+
+
+SCANS = (
+    Scan("mni152-slice-1", 4, gamma=1.6, gain=0.66),
+    Scan("mni152-slice-2", 20, gamma=1.3, gain=0.5),
+    Scan("mni152-slice-3", 38, gamma=1.9, gain=0.75),
+    # A ring around a dead core, as glioblastoma shows it.
+    Scan("phantom-1", 24, gain=0.42, lesions=(Lesion(-36, 22, radius=17, rim=5, oedema=17, push=7),)),
+    # A bright, even mass that sits on the skull, as meningioma shows it.
+    Scan("phantom-2", 34, gain=0.45, lesions=(Lesion(40, 14, radius=20, rim=20, oedema=7, push=9, bright=0.82),)),
+    # Several small ones, as metastases show.
+    Scan(
+        "phantom-3",
+        14,
+        gain=0.44,
+        lesions=(
+            Lesion(42, -38, radius=11, rim=3.5, oedema=13, push=3),
+            Lesion(-30, 34, radius=6.5, rim=6.5, oedema=8, push=2),
+            Lesion(-46, -34, radius=5, rim=5, oedema=6, push=1),
+        ),
+    ),
+)
+
+
+def draw(scan: Scan, volume: Picture) -> NDArray[np.uint8]:
+    """One scan from the template's ``volume`` (197, 233, 189): uint8 (SIZE, SIZE), front of the head on top."""
+    rng = np.random.default_rng([ord(letter) for letter in scan.name])
+    step = FIELD / SIZE
+    along = (np.arange(SIZE) + 0.5) * step - FIELD / 2
+    x, y = np.meshgrid(along + CENTRE[0], CENTRE[1] - along)
+
+    outline = ndimage.gaussian_filter(_outside(_sample(volume, x, y, scan.height), step), 2.5 / step)
+    inside = _soft(-outline, 1)
+    shapes = [_distance(lesion, x, y, rng) for lesion in scan.lesions]
+    for lesion, (distance, dx, dy) in zip(scan.lesions, shapes, strict=True):
+        # Tissue that is pushed aside is found nearer to the lesion's middle than it now lies.
+        moved = lesion.push * np.exp(-np.maximum(distance, 0) / (2.5 * lesion.push)) * inside
+        x, y = x - moved * dx, y - moved * dy
+
+    brain = scan.gain * _sample(volume, x, y, scan.height) ** scan.gamma
+    for lesion, (distance, _, _) in zip(scan.lesions, shapes, strict=True):
+        brain = _add(brain, lesion, distance, rng, step)
+    picture = brain * inside + _skull(outline, rng, step)
+
+    picture *= 1 + 0.12 * _texture(rng, 60 / step)  # uneven coil sensitivity
+    noise = ndimage.gaussian_filter(rng.normal(size=(2, SIZE, SIZE)), (0, 0.6, 0.6)) * 0.022
+    picture = np.hypot(picture + noise[0], noise[1])  # magnitude of a complex signal: Rician, never negative
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _sample(volume: Picture, x: Picture, y: Picture, height: float) -> Picture:
+    """Template values in [0, 1] at MNI coordinates in mm; its affine is a shift by (98, 134, 72)."""
+    points = np.stack([x + 98, y + 134, np.full_like(x, height + 72)])
+    return ndimage.map_coordinates(volume, points, order=1, mode="constant") / 255
+
+
+def _outside(brain: Picture, step: float) -> Picture:
+    """Distance in mm from the outline of the brain with its furrows closed; negative inside."""
+    disc = np.hypot(*np.mgrid[-14:15, -14:15]) <= 14
+    filled = ndimage.binary_fill_holes(ndimage.binary_closing(brain > 0.1, disc))
+    return (ndimage.distance_transform_edt(~filled) - ndimage.distance_transform_edt(filled)) * step
+
+
+def _distance(lesion: Lesion, x: Picture, y: Picture, rng: np.random.Generator) -> tuple[Picture, Picture, Picture]:
+    """Distance in mm from the lesion's wavy border (negative inside), and the direction away from its middle."""
+    dx, dy = x - lesion.x, y - lesion.y
+    away = np.hypot(dx, dy) + 1e-6
+    angle = np.arctan2(dy, dx)
+    waves = sum(
+        rng.uniform(0.2, 1) / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in range(2, 7)
+    )
+    return away - lesion.radius * (1 + 0.16 * waves), dx / away, dy / away
+
+
+def _add(brain: Picture, lesion: Lesion, distance: Picture, rng: np.random.Generator, step: float) -> Picture:
+    patchy = _texture(rng, 3 / step)
+    swelling = _soft(lesion.oedema * (1 + 0.35 * _texture(rng, 9 / step)) - distance, 2.5)
+    brain = brain * (1 - 0.38 * swelling)
+    mass = _soft(-distance, 0.8)
+    solid = lesion.rim >= lesion.radius
+    core = 0.0 if solid else _soft(-distance - lesion.rim * (1 + 0.4 * patchy), 1.2)
+    grey = lesion.bright * (1 + 0.07 * patchy) * (1 - core) + lesion.core * (1 + 0.3 * patchy) * core
+    return brain * (1 - mass) + grey * mass
+
+
+def _skull(outline: Picture, rng: np.random.Generator, step: float) -> Picture:
+    """What lies around the brain on T1: dark fluid and bone, brighter marrow, bright fat, skin."""
+    even = ndimage.gaussian_filter(outline, 7 / step)  # bone and skin do not follow the furrows
+    thick = np.where(outline < 4, outline, even) / (1 + 0.08 * _texture(rng, 25 / step))
+    patchy = _texture(rng, 2 / step)
+
+    def layer(inner: float, outer: float) -> Picture:
+        return _soft(thick - inner, 0.5) * _soft(outer - thick, 0.5)
+
+    return (
+        0.07 * layer(0, 4) + 0.3 * (1 + 0.25 * patchy) * layer(6, 8.5) + 0.85 * (1 + 0.08 * patchy) * layer(11.5, 15.5)
+    )
+
+
+def _soft(value: Picture, width: float) -> Picture:
+    """0 far below zero, 1 far above, over about ``width`` mm to either side."""
+    return 0.5 * (1 + np.tanh(value / width))
+
+
+def _texture(rng: np.random.Generator, scale: float) -> Picture:
+    """Smooth noise of mean 0 and deviation 1 whose blobs are ``scale`` pixels wide."""
+    smooth = ndimage.gaussian_filter(rng.normal(size=(SIZE, SIZE)), scale, mode="wrap")
+    return (smooth - smooth.mean()) / smooth.std()
+
+
+def main(folder: Path = EXAMPLES) -> None:
+    """Draw every scan into ``folder``."""
+    volume = np.asarray(nibabel.load(TEMPLATE).dataobj, np.float64)
+    for scan in SCANS:
+        path = folder / f"{scan.name}.jpg"
+        Image.fromarray(draw(scan, volume)).save(path, quality=92)
+        print(path)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))

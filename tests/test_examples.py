@@ -1,0 +1,46 @@
+"""The demo scans are what their script draws, and the program reads them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mri_edge import images
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+EXAMPLES = CHECKOUT / "examples"
+
+
+def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
+    pytest.importorskip("nilearn", reason="the template is inside the nilearn wheel (extra 'dev')")
+    script = runpy.run_path(str(CHECKOUT / "scripts" / "make_demo_scans.py"))
+    script["main"](tmp_path)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in EXAMPLES.glob("*.jpg"))
+    for name in drawn:
+        new, old = (np.asarray(Image.open(folder / name), np.int16) for folder in (tmp_path, EXAMPLES))
+        assert new.shape == old.shape
+        # Another libjpeg or SciPy may round otherwise: then a few DCT coefficients move by one step
+        # of quality 92 (up to 16 grey levels in one 8x8 block), while the picture stays the same.
+        assert np.abs(new - old).max() <= 16
+        assert np.abs(new - old).mean() <= 0.1
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
+def test_demo_scan_is_an_8_bit_grey_picture_with_a_dark_border(path: Path) -> None:
+    pixels = images.load(path)
+    assert pixels.shape == (256, 256, 3)
+    assert pixels.strides[2] == 0  # grey: read once, resized once
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert border.mean() < 10 < 40 < pixels[64:192, 64:192].mean()
+
+
+def test_notice_carries_the_terms_of_the_template() -> None:
+    notice = " ".join((EXAMPLES / "NOTICE").read_text(encoding="utf-8").split())
+    for words in ("McConnell Brain Imaging Centre", "Montreal Neurological Institute", "McGill University"):
+        assert words in notice
+    assert "Permission to use, copy, modify, and distribute" in notice
