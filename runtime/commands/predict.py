@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import click
 
 from ..classifier import DEFAULT_BATCH, Classifier
+from ..errors import UsageError
 from ..inputs import expand
+from ..journal import Journal
 from ..prediction import Failure, Prediction
+from ..progress import track
 from .forms import FORMS
 from .options import model_options
 
@@ -18,6 +23,7 @@ Examples:
   mri-edge predict scan.jpg
   mri-edge predict scans/ --recursive --csv > results.csv
   mri-edge predict 'scans/*.png' --json | jq .label
+  mri-edge predict archive/ -r --resume results.jsonl
   find . -name '*.jpg' | mri-edge predict - --json
   mri-edge predict scan.jpg --model my-bundle --engine litert
 """
@@ -28,12 +34,19 @@ Examples:
 @click.option("--json", "form", flag_value="json", help="One JSON object a line.")
 @click.option("--csv", "form", flag_value="csv", help="CSV with a header.")
 @click.option("-r", "--recursive", is_flag=True, help="Take the pictures of subfolders too.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Append JSON lines to FILE; scans that have a line are skipped, so it goes on after a kill.",
+)
 @click.option("--batch", type=click.IntRange(1, 1024), default=DEFAULT_BATCH, show_default=True, help="Scans in a run.")
 @model_options
 def predict(
     scans: tuple[str, ...],
     form: str | None,
     recursive: bool,
+    resume: Path | None,
     batch: int,
     model: str,
     artefact: str | None,
@@ -49,19 +62,42 @@ def predict(
 
     Research use only: not a medical device.
     """
-    failures: list[Failure] = []
-    with Classifier.load(model, artefact=artefact, engine=engine, provider=provider, threads=threads) as classifier:
-        results = classifier.predict_batches(expand(scans, recursive=recursive), batch_size=batch)
-        for line in FORMS[form or "table"](_report(results, failures), classifier):
-            click.echo(line)
-    return 1 if failures else 0
+    if resume and form:
+        raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
+    with ExitStack() as stack:
+        classifier = stack.enter_context(
+            Classifier.load(model, artefact=artefact, engine=engine, provider=provider, threads=threads)
+        )
+        sources: Iterable[str | Failure] = expand(scans, recursive=recursive)
+        journal = stack.enter_context(Journal(resume)) if resume else None
+        if journal:
+            sources = journal.remaining(sources)
+        total = None
+        if sys.stderr.isatty() and (journal or not sys.stdout.isatty()):
+            sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
+            total = len(sources)
+        report = _Report(classifier.predict_batches(sources, batch_size=batch))
+        results = report if total is None else track(report, "predict", total)
+        if journal:
+            for result in results:
+                journal.write(result)
+        else:
+            for line in FORMS[form or "table"](results, classifier):
+                click.echo(line)
+    return 1 if report.failed else 0
 
 
-def _report(results: Iterable[Prediction | Failure], failures: list[Failure]) -> Iterator[Prediction | Failure]:
-    """Say each failure on stderr as it comes by, and count it."""
-    for result in results:
-        if isinstance(result, Failure):
-            failures.append(result)
-            sys.stdout.flush()  # so that both streams, on one terminal, stay in order
-            click.echo(f"mri-edge: {result.error}", err=True)
-        yield result
+class _Report:
+    """Results on their way through; says each failure on stderr as it comes by, and counts it."""
+
+    def __init__(self, results: Iterable[Prediction | Failure]) -> None:
+        self.failed = 0
+        self._results = results
+
+    def __iter__(self) -> Iterator[Prediction | Failure]:
+        for result in self._results:
+            if isinstance(result, Failure):
+                self.failed += 1
+                sys.stdout.flush()  # so that both streams, on one terminal, stay in order
+                click.echo(f"mri-edge: {result.error}", err=True)
+            yield result

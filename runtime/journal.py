@@ -1,0 +1,79 @@
+"""A results file that survives a kill: whole lines are appended, and a second run goes on where it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from .errors import OutputError
+from .prediction import Failure, Prediction
+
+
+class Journal:
+    """JSON lines on disk, one a scan.
+
+    Opening drops a last line that a kill cut short and remembers which files have a line. Each
+    result is written by one ``write`` of a whole line, so that at any moment the file ends well
+    or in one partial line, which the next opening drops.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be read or written, or holds something that is no journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Unbuffered: a line is handed to the system whole, and is there however the process ends.
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
+            self.done = self._read()
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write ({error.strerror})", "Name another file") from error
+
+    def remaining(self, sources: Iterable[str | Failure]) -> Iterator[str | Failure]:
+        """The sources that have no line yet."""
+        return (one for one in sources if (one.file if isinstance(one, Failure) else one) not in self.done)
+
+    def write(self, result: Prediction | Failure) -> None:
+        """Append one result. Raises OutputError when the disk is full."""
+        line = json.dumps(result.to_dict(), ensure_ascii=False).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot write ({error.strerror})", "Make room and run again") from error
+        if written != len(line):
+            raise OutputError(f"{self.path}: the disk is full", "Make room and run again: it goes on from here")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self) -> set[str]:
+        done: set[str] = set()
+        whole = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    done.add(json.loads(line)["file"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise OutputError(
+                        f"{self.path}: line {number} is no result of mri-edge",
+                        "Name a new file, or the one to go on with",
+                    ) from error
+                whole += len(line)
+        os.truncate(self.path, whole)
+        return done

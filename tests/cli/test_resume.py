@@ -1,0 +1,99 @@
+"""`predict --resume`: killed at any moment, it goes on without repeating or losing a scan."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.cli import run
+from PIL import Image
+
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """1,500 small scans."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8))
+    picture.save(folder / "0000.png")
+    for number in range(1, 1500):
+        (folder / f"{number:04d}.png").hardlink_to(folder / "0000.png")
+    return folder
+
+
+def lines_of(journal: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def test_killed_runs_add_up_to_one_result_a_scan(tiny_bundle, many, tmp_path):
+    journal = tmp_path / "out.jsonl"
+    command = [PROGRAM, "predict", many, "--model", tiny_bundle, "--resume", journal]
+    kills = 0
+    for wanted in (100, 500, 900):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < wanted):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    names = [Path(str(row["file"])).name for row in lines_of(journal)]
+    assert kills >= 1, "no run was killed while it worked: the test proved nothing"
+    assert names == [f"{number:04d}.png" for number in range(1500)]
+
+
+def test_interrupted_run_leaves_whole_lines_and_says_so(tiny_bundle, many, tmp_path):
+    journal = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        [PROGRAM, "predict", many, "--model", tiny_bundle, "--resume", journal], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 20):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert journal.read_bytes().endswith(b"\n")
+    assert lines_of(journal)
+
+
+def test_partial_last_line_is_dropped_and_done_again(tiny_bundle, many, tmp_path, capfd):
+    journal = tmp_path / "out.jsonl"
+    first = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "000*.png")]
+    assert run(first) == 0
+    whole = journal.read_text()
+    journal.write_text(whole[:-40])
+    assert run(first) == 0
+    assert [row["file"] for row in lines_of(journal)] == [json.loads(line)["file"] for line in whole.splitlines()]
+    assert run(first) == 0
+    assert len(lines_of(journal)) == 10
+    capfd.readouterr()
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, capfd):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("dear diary\n")
+    assert run(["predict", "--model", str(tiny_bundle), "--resume", str(notes), str(many / "0001.png")]) == 2
+    assert "is no result" in capfd.readouterr().err
+    assert notes.read_text() == "dear diary\n"
+
+
+@pytest.mark.parametrize("where", ["missing/out.jsonl", "many"])
+def test_unwritable_journal(tiny_bundle, many, tmp_path, capfd, where):
+    code = run(["predict", "--model", str(tiny_bundle), "--resume", str(tmp_path / where), str(many / "0001.png")])
+    assert code == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_results_file_and_forms_exclude_each_other(tiny_bundle, many, tmp_path, capfd):
+    code = run(["predict", "--model", str(tiny_bundle), "--json", "--resume", str(tmp_path / "o"), str(many)])
+    assert code == 2
+    assert "--resume" in capfd.readouterr().err
