@@ -1,0 +1,135 @@
+"""The public API: every kind of source, batches in order and bounded, threads, forks, a fake engine."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Prediction
+from mri_edge.bundle import Bundle
+from mri_edge.engines.fake import FakeEngine
+from PIL import Image
+
+# Float32 sums may be ordered otherwise in another batch size; probabilities have 24 bits.
+SAME = 1e-6
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (77, 91, 3), np.uint8))
+
+
+@pytest.fixture
+def classifier(tiny_bundle: Path):
+    with Classifier.load(tiny_bundle) as loaded:
+        yield loaded
+
+
+def test_all_kinds_of_source_give_the_same_answer(classifier, picture, tmp_path):
+    path = tmp_path / "scan.png"
+    picture.save(path)
+    sources = [str(path), path, path.read_bytes(), picture, np.asarray(picture), np.asarray(picture.convert("RGBA"))]
+    predictions = [classifier.predict(one) for one in sources]
+    assert len({one.probability for one in predictions}) == 1
+    assert [one.file for one in predictions] == [str(path), str(path), None, None, None, None]
+
+
+def test_prediction_says_what_ran(classifier, picture):
+    prediction = classifier.predict(picture)
+    assert prediction.model == "tiny 1"
+    assert (prediction.artefact, prediction.engine, prediction.provider) == (
+        "model.onnx",
+        "onnxruntime",
+        "CPUExecutionProvider",
+    )
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=SAME)
+    assert prediction.latency_ms.total > 0
+
+
+def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
+    sources = [picture, b"", picture.rotate(90), "missing.png", np.asarray(picture)]
+    results = list(classifier.predict_batches(sources, batch_size=2))
+    assert [type(one) for one in results] == [Prediction, Failure, Prediction, Failure, Prediction]
+    assert results[3].file == "missing.png"
+    for result, source in ((results[0], picture), (results[2], sources[2])):
+        assert result.probability == pytest.approx(classifier.predict(source).probability, abs=SAME)
+
+
+def test_endless_input_is_read_only_a_little_ahead(classifier, picture):
+    taken = itertools.count()
+    stream = (next(taken) is not None and picture for _ in itertools.count())
+    results = classifier.predict_batches(stream, batch_size=4)
+    for _ in range(10):
+        next(results)
+    results.close()
+    # 10 results are three batches of 4; two more batches may be on their way.
+    assert next(taken) <= 20
+
+
+def test_no_input_gives_no_result(classifier):
+    assert list(classifier.predict_batches([])) == []
+
+
+def test_four_threads_share_one_classifier(classifier, picture):
+    rotated = [picture.rotate(10 * turn) for turn in range(40)]
+    alone = [classifier.predict(one).probability for one in rotated]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: classifier.predict(one).probability, rotated))
+    assert together == alone
+
+
+def _answer_in_child(bundle: Path, picture: bytes, answers: multiprocessing.Queue) -> None:
+    with Classifier.load(bundle) as classifier:
+        answers.put(classifier.predict(picture).probability)
+
+
+def test_forked_worker_opens_its_own(tiny_bundle, classifier, picture):
+    """A web server forks after import: a child must be able to load and run, whatever its parent did."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system does not fork")
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    here = classifier.predict(data.getvalue()).probability
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_answer_in_child, args=(tiny_bundle, data.getvalue(), answers))
+    child.start()
+    assert answers.get(timeout=60) == here
+    child.join(timeout=60)
+    assert child.exitcode == 0
+
+
+def test_fake_engine_answers_from_the_mean_grey_level(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    fake = Classifier(bundle, bundle.manifest.artefacts[0], FakeEngine((128, 128, 3)))
+    prediction = fake.predict(np.full((40, 40), 51, np.uint8))
+    assert prediction.probabilities == pytest.approx({"no": 0.8, "yes": 0.2})
+    assert prediction.provider == "FakeExecutionProvider"
+
+
+@pytest.mark.parametrize("engine", [FakeEngine((64, 64, 3)), FakeEngine((128, 128, 3), classes=3)])
+def test_artefact_that_contradicts_the_manifest_is_refused(tiny_bundle, engine):
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(EngineError, match="manifest"):
+        Classifier(bundle, bundle.manifest.artefacts[0], engine)
+
+
+def test_unreadable_scan_raises_input_error(classifier):
+    with pytest.raises(InputError, match="no such file"):
+        classifier.predict("missing.png")
+
+
+def test_missing_bundle_names_the_embedded_models():
+    with pytest.raises(BundleError, match="Embedded models"):
+        Classifier.load("no-such-bundle")
+
+
+def test_threads_of_the_decoder_end_with_the_call(classifier, picture):
+    list(classifier.predict_batches([picture] * 20))
+    assert not [one for one in threading.enumerate() if one.name.startswith("decode")]
