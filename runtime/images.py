@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import warnings
@@ -24,7 +25,23 @@ _WANTED = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
 # Above this a picture is refused before it is decoded: 64 million pixels are 192 MB as RGB.
 MAX_PIXELS = 64_000_000
 
+_LIMIT = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
+
 _ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
+# What sets a picture upright, by the tag's value. ImageOps.exif_transpose does the same, but writes
+# the EXIF block anew, which fails on a damaged one.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# How the formats above begin, where that is plain enough to tell a damaged picture from another file.
+_OURS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*")
 # What a scan is often mistaken for, by its first bytes.
 _SIGNATURES = (
     (b"%PDF", "PDF"),
@@ -72,26 +89,29 @@ def load(source: Source) -> Pixels:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise InputError(f"{path}: is a folder, not a picture") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
     if size == 0:
         raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again")
     with warnings.catch_warnings():
-        # Ours is the limit that counts; a warning on stderr would help nobody.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns of damaged metadata, which is not ours, and of a size below our own limit.
+        warnings.simplefilter("ignore")
         try:
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError as error:
             file.seek(0)
-            received = _guess(file.read(512))
-            raise InputError(f"{name}: not {_WANTED}. Received: {received}") from error
+            head = file.read(512)
+            if head.startswith(_OURS):
+                raise InputError(f"{name}: damaged picture (its header cannot be read)", "Copy it again") from error
+            raise InputError(f"{name}: not {_WANTED}. Received: {_guess(head)}") from error
         except Image.DecompressionBombError as error:
-            raise InputError(f"{name}: too large ({error})", f"The limit is {MAX_PIXELS:,} pixels") from error
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise InputError(f"{name}: damaged picture ({error})", "Copy it again") from error
+            what = str(error).partition(" exceeds")[0].lower()  # "image size (1600000000 pixels)"
+            raise InputError(f"{name}: too large, {what}", _LIMIT) from error
+        except Exception as error:
+            raise _damaged(name, error) from error
         with image:
             return _from_image(image, name)
 
@@ -99,22 +119,29 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
 def _from_image(image: Image.Image, name: str) -> Pixels:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name}: too large, {width} x {height} pixels", f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
-        )
+        raise InputError(f"{name}: too large, {width} x {height} pixels", _LIMIT)
     try:
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            from PIL import ImageOps
+        values = _decode(image)
+    except Exception as error:
+        raise _damaged(name, error) from error
+    return _from_array(values, name)
 
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            return _from_array(_deep_pixels(image), name)
-        if image.mode == "1":
-            image = image.convert("L")
-        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: damaged picture ({error})", "Copy it again") from error
-    return _three_channels(pixels)
+
+def _decode(image: Image.Image) -> NDArray[Any]:
+    image.load()  # first: a TIFF is turned here, and a PNG may hold its EXIF after the pixels
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_pixels(image)
+    if image.mode == "1":
+        image = image.convert("L")
+    return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{name}: damaged picture ({reason})", "Copy it again")
 
 
 def _deep_pixels(image: Image.Image) -> NDArray[Any]:
@@ -150,13 +177,14 @@ def _three_channels(pixels: Pixels) -> Pixels:
 def _guess(head: bytes) -> str:
     if head[128:132] == b"DICM":
         return "DICOM"
-    if head[344:347] in (b"n+1", b"ni1"):
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"):  # nifti1.h, nifti2.h: magic
         return "NIfTI"
     for signature, name in _SIGNATURES:
         if head.lstrip()[: len(signature)].lower() == signature.lower():
             return name
     try:
-        text = head.decode("utf-8")
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end inside a character
     except UnicodeDecodeError:
         return "unknown binary data"
-    return f"text ({text[:20]!r}…)" if text.isprintable() or "\n" in text else "unknown binary data"
+    plain = all(letter.isprintable() or letter in "\t\r\n\f" for letter in text)
+    return f"text ({text[:20]!r}…)" if plain else "unknown binary data"

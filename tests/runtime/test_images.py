@@ -1,0 +1,303 @@
+"""Every kind of picture that is given in place of a clean 8-bit JPEG, against OpenCV where OpenCV reads it."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mri_edge import images
+from mri_edge.errors import InputError
+from PIL import Image
+
+cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that decoding is compared with (extra 'dev')")
+
+
+def _smooth(seed: int, channels: int, top: int = 255) -> np.ndarray[Any, Any]:
+    """A picture (40, 60, channels) that JPEG can hold: seeded noise, blurred, from 0 to ``top``."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(40, 60, channels)), (0, 0), 3)
+    noise = noise.reshape(40, 60, channels)
+    scaled = (noise - noise.min()) / np.ptp(noise) * top
+    return scaled.astype(np.uint16 if top > 255 else np.uint8)
+
+
+RGB = _smooth(1, 3)
+COLOUR = Image.fromarray(RGB)
+GREY = COLOUR.convert("L")
+ALPHA = Image.fromarray(_smooth(2, 1)[:, :, 0])
+GREY16 = _smooth(3, 1, 65535)[:, :, 0]
+RGB16 = _smooth(4, 3, 65535)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _by_opencv(pixels: np.ndarray[Any, Any], suffix: str) -> bytes:
+    return bytes(cv2.imencode(suffix, pixels)[1])
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+ODD: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: _encoded(COLOUR, "JPEG", quality=90),
+    "jpeg-progressive": lambda: _encoded(COLOUR, "JPEG", progressive=True),
+    "jpeg-grey": lambda: _encoded(GREY, "JPEG"),
+    "jpeg-cmyk": lambda: _encoded(COLOUR.convert("CMYK"), "JPEG", quality=95),
+    "png-palette": lambda: _encoded(COLOUR.quantize(16), "PNG"),
+    "png-palette-transparent": lambda: _encoded(COLOUR.quantize(16), "PNG", transparency=3),
+    "png-rgba": lambda: _encoded(Image.merge("RGBA", (*COLOUR.split(), ALPHA)), "PNG"),
+    "png-la": lambda: _encoded(Image.merge("LA", (GREY, ALPHA)), "PNG"),
+    "png-1-bit": lambda: _encoded(GREY.convert("1"), "PNG"),
+    "png-16-bit": lambda: _by_opencv(GREY16, ".png"),
+    "png-16-bit-rgb": lambda: _by_opencv(RGB16, ".png"),
+    "png-16-bit-rgba": lambda: _by_opencv(np.dstack([RGB16, GREY16]), ".png"),
+    "tiff": lambda: _encoded(COLOUR, "TIFF"),
+    "tiff-lzw": lambda: _encoded(COLOUR, "TIFF", compression="tiff_lzw"),
+    "tiff-1-bit": lambda: _encoded(GREY.convert("1"), "TIFF", compression="group4"),
+    "tiff-cmyk": lambda: _encoded(COLOUR.convert("CMYK"), "TIFF"),
+    "tiff-16-bit": lambda: _encoded(Image.fromarray(GREY16), "TIFF"),
+    "tiff-16-bit-rgb": lambda: _by_opencv(RGB16, ".tiff"),
+    "tiff-of-two-pages": lambda: _encoded(COLOUR, "TIFF", save_all=True, append_images=[COLOUR.rotate(180)]),
+    "pgm-16-bit": lambda: _by_opencv(GREY16, ".pgm"),
+    "ppm": lambda: _encoded(COLOUR, "PPM"),
+    "bmp": lambda: _encoded(COLOUR, "BMP"),
+    "bmp-palette": lambda: _encoded(COLOUR.quantize(16), "BMP"),
+    "gif": lambda: _encoded(COLOUR, "GIF"),
+    "webp": lambda: _encoded(COLOUR, "WEBP", quality=90),
+    "webp-alpha": lambda: _encoded(Image.merge("RGBA", (*COLOUR.split(), ALPHA)), "WEBP", lossless=True, exact=True),
+}
+for _orientation in range(1, 9):
+    ODD[f"jpeg-turned-{_orientation}"] = lambda o=_orientation: _encoded(COLOUR, "JPEG", exif=_exif(o))
+    ODD[f"png-turned-{_orientation}"] = lambda o=_orientation: _encoded(COLOUR, "PNG", exif=_exif(o))
+    ODD[f"webp-turned-{_orientation}"] = lambda o=_orientation: _encoded(COLOUR, "WEBP", exif=_exif(o), lossless=True)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_pictures_are_read_as_opencv_reads_them(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"scan.{kind.split('-', maxsplit=1)[0]}"
+    path.write_bytes(ODD[kind]())
+    pixels = images.load(path)
+    assert pixels.dtype == np.uint8
+    if kind.startswith("gif"):  # OpenCV reads GIF only in builds that were given it
+        peer = np.asarray(Image.open(path).convert("RGB"))
+    else:
+        peer = cv2.imread(str(path))[:, :, ::-1]
+    assert pixels.shape == peer.shape
+    # Lossless kinds come out the same. JPEG and WebP decoders may round their last step apart, as may
+    # CMYK to RGB and 16 bits to 8 (OpenCV divides some kinds by 257 and shifts others): one step each.
+    assert np.abs(pixels.astype(int) - peer).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_tiff_is_set_upright(orientation: int) -> None:
+    # OpenCV refuses TIFFs that lie on their side, so the same turn of a PNG is the peer.
+    turned = images.load(_encoded(COLOUR, "TIFF", tiffinfo={0x0112: orientation}))
+    np.testing.assert_array_equal(turned, images.load(_encoded(COLOUR, "PNG", exif=_exif(orientation))))
+
+
+@pytest.mark.parametrize("tag", [0, 9, 99])
+def test_orientation_that_is_not_defined_is_passed_over(tag: int) -> None:
+    np.testing.assert_array_equal(images.load(_encoded(COLOUR, "PNG", exif=_exif(tag))), RGB)
+
+
+def test_damaged_exif_does_not_spoil_the_picture() -> None:
+    jpeg = _encoded(COLOUR, "JPEG")
+    block = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    marked = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # and nothing is said on stderr of it
+        pixels = images.load(marked)
+    assert sorted(pixels.shape) == [3, 40, 60]
+
+
+@pytest.mark.data
+def test_real_scans_are_read_as_opencv_reads_them(scans: Path) -> None:
+    files = sorted((scans / "navoneel").glob("*/*"))
+    assert len(files) == 253
+    worst = 0
+    for path in files:
+        peer = cv2.imread(str(path))[:, :, ::-1]
+        pixels = images.load(path)
+        assert pixels.shape == peer.shape, path.name
+        worst = max(worst, int(np.abs(pixels.astype(np.int16) - peer).max()))
+    # Pillow and OpenCV both bundle libjpeg-turbo; their builds may differ in the chroma upsampling
+    # by SIMD or C, which round apart by one step.
+    assert worst <= 1
+
+
+# --- sources other than files
+
+
+def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "scan.png"
+    COLOUR.save(path)
+    for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), COLOUR, RGB):
+        np.testing.assert_array_equal(images.load(source), RGB)
+
+
+def test_grey_is_one_channel_seen_three_times() -> None:
+    grey = np.asarray(GREY)
+    for source in (grey, grey[:, :, None], GREY, _encoded(GREY, "PNG")):
+        pixels = images.load(source)
+        assert pixels.shape == (40, 60, 3)
+        assert pixels.strides[2] == 0
+        np.testing.assert_array_equal(pixels[:, :, 2], grey)
+
+
+def test_array_of_16_bits_keeps_its_upper_byte() -> None:
+    np.testing.assert_array_equal(images.load(RGB16), (RGB16 >> 8).astype(np.uint8))
+
+
+def test_alpha_of_an_array_is_dropped() -> None:
+    np.testing.assert_array_equal(images.load(np.dstack([RGB, np.zeros((40, 60), np.uint8)])), RGB)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.int8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.array(7, np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype}-{array.shape}",
+)
+def test_unfit_array_is_named(array: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(InputError, match=r"pixels must be 8 or 16 bits") as caught:
+        images.load(array)
+    assert f"{array.dtype} {array.shape}" in str(caught.value)
+
+
+# --- files that are no picture
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _png_of_size(width: int, height: int) -> bytes:
+    """A PNG that declares a size and holds a thousand bytes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000))) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+JPEG = _encoded(COLOUR, "JPEG")
+PNG = _encoded(COLOUR, "PNG")
+WRONG = {
+    "empty": (b"", "the file is empty (0 bytes)"),
+    "text": (b"Patient: none\n", "Received: text ('Patient: none\\n'…)"),
+    "text that is cut inside a letter": ("é".encode() * 256 + b"a", "Received: text ("),
+    "pdf": (b"%PDF-1.7\n%\xe2\xe3", "Received: PDF"),
+    "html": (b"\n<!doctype html><title>404</title>", "Received: HTML"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "Received: SVG"),
+    "zip": (b"PK\x03\x04\x14\0\0\0", "Received: ZIP"),
+    "dicom": (bytes(128) + b"DICM\x02\0\0\0UL\x04\0", "Received: DICOM"),
+    "nifti": (struct.pack("<i", 348) + bytes(340) + b"n+1\0", "Received: NIfTI"),
+    "nifti, big-endian": (struct.pack(">i", 348) + bytes(340) + b"n+1\0", "Received: NIfTI"),
+    "nifti-2": (struct.pack("<i", 540) + b"n+2\0\r\n\x1a\n" + bytes(528), "Received: NIfTI"),
+    "nifti, compressed": (b"\x1f\x8b\x08\0\0\0\0\0", "Received: gzip (a compressed NIfTI?)"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n", "Received: HDF5"),
+    "binary": (bytes(range(256)), "Received: unknown binary data"),
+    "binary without high bytes": (b"\x01\x02\n\x00\x03", "Received: unknown binary data"),
+    "jpeg, half": (JPEG[: len(JPEG) // 2], "damaged picture"),
+    "jpeg, header alone": (JPEG[:40], "damaged picture"),
+    "jpeg, three bytes": (JPEG[:3], "damaged picture"),
+    "png, half": (PNG[: len(PNG) // 2], "damaged picture"),
+    "png, header alone": (PNG[:40], "damaged picture"),
+    "png, one byte changed": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], "damaged picture"),
+    "png without pixels": (_png_of_size(0, 0), "damaged picture"),
+    "png bomb": (_png_of_size(40_000, 40_000), "too large, image size (1600000000 pixels)"),
+    "png bomb below Pillow's limit": (_png_of_size(12_000, 12_000), "too large, 12000 x 12000 pixels"),
+    "float tiff": (_encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "Received: float32 (4, 4)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_file_is_named_in_one_line(kind: str, tmp_path: Path) -> None:
+    content, words = WRONG[kind]
+    path = tmp_path / "scan.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        images.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_bomb_is_refused_before_memory_is_taken() -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    with pytest.raises(InputError):
+        images.load(_png_of_size(8_001, 8_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000  # bytes; the pixels would be 64 million
+
+
+def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        images.load(tmp_path / "none.jpg")
+    with pytest.raises(InputError, match="is a folder, not a picture"):
+        images.load(tmp_path)
+
+
+def test_path_with_a_null_character_is_an_input_error() -> None:
+    with pytest.raises(InputError):
+        images.load("scan\0.jpg")
+
+
+def test_formats_that_scans_do_not_come_in_reach_no_parser(tmp_path: Path) -> None:
+    path = tmp_path / "scan.jpg"
+    COLOUR.save(path, "TGA")  # Pillow reads it
+    with pytest.raises(InputError, match="not PNG, JPEG"):
+        images.load(path)
+
+
+def test_damaged_files_raise_nothing_but_input_errors() -> None:
+    # Pillow's parsers answer damage with struct.error, TypeError, KeyError and others.
+    rng = random.Random(5)
+    whole = [make() for make in ODD.values()]
+    for _ in range(3000):
+        damaged = bytearray(rng.choice(whole))
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(min(len(damaged), rng.choice((40, 200, 10**9))))
+            if rng.random() < 0.2:
+                del damaged[place + 1 :]
+            else:
+                damaged[place] = rng.choice((0, 255, rng.randrange(256)))
+        try:
+            pixels = images.load(bytes(damaged))
+        except InputError:
+            continue
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2:] == (3,)
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack requires 2 bytes"), TypeError("'float' object"), KeyError(7)])
+def test_any_error_of_a_parser_becomes_an_input_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(InputError, match="damaged picture"):
+        images.load(PNG)
