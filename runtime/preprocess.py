@@ -92,39 +92,36 @@ def resize_bilinear(pixels: Pixels, height: int, width: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels)
     if pixels.strides[2] == 0:  # grey seen as three channels: do the work once
-        grey = _blend(pixels[:, :, 0], height, width)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.repeat(_blend(pixels[:, :, :1], height, width), 3, axis=2)
     return _blend(pixels, height, width)
 
 
 def _blend(pixels: Pixels, height: int, width: int) -> Pixels:
-    top, bottom, upper, lower = _pairs(pixels.shape[0], height)
-    left, right, before, after = _pairs(pixels.shape[1], width)
-    column = (1, width) + (1,) * (pixels.ndim - 2)
-    row = (height,) + (1,) * (pixels.ndim - 1)
-
-    def across(rows: NDArray[np.intp]) -> NDArray[np.int32]:
-        lines = pixels.take(rows, axis=0)
-        first = np.multiply(lines.take(left, axis=1), before.reshape(column), dtype=np.int32)
-        first += np.multiply(lines.take(right, axis=1), after.reshape(column), dtype=np.int32)
-        first >>= 4
-        return first
-
-    high = across(top)
-    high *= upper.reshape(row)
-    high >>= 16
-    low = across(bottom)
-    low *= lower.reshape(row)
-    low >>= 16
-    high += low
-    high += 2
-    high >>= 2
-    return high.astype(np.uint8)
+    rows, columns, channels = pixels.shape
+    upper, lower, above, below = _pairs(rows, height, 1)
+    left, right, before, after = _pairs(columns, width, channels)
+    # Only the rows that are wanted, upper ones first; then across, then down, as OpenCV does it.
+    lines = pixels.reshape(rows, columns * channels).take(np.concatenate((upper, lower)), axis=0)
+    across = np.multiply(lines.take(left, axis=1), before, dtype=np.int32)
+    across += np.multiply(lines.take(right, axis=1), after, dtype=np.int32)
+    across >>= 4
+    across *= np.concatenate((above, below))[:, None]
+    across >>= 16
+    down = across[:height] + across[height:]
+    down += 2
+    down >>= 2
+    return down.astype(np.uint8).reshape(height, width, channels)
 
 
 @lru_cache(maxsize=64)
-def _pairs(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
-    """Neighbours and their weights along one axis: (first, second, weight of first, of second)."""
+def _pairs(
+    source: int, target: int, channels: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
+    """Neighbours and their weights along one axis, for values that lie ``channels`` to a pixel.
+
+    Returns index of the first and of the second neighbour, weight of the first and of the second,
+    each of length ``target * channels``.
+    """
     # float32 as in OpenCV: the weights must round the same way.
     position = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.intp)
@@ -133,4 +130,10 @@ def _pairs(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp]
     first = np.clip(first, 0, source - 1)
     second = np.minimum(first + 1, source - 1)
     one = np.float32(1 << _COEFFICIENT_BITS)
-    return first, second, np.rint((1 - share) * one).astype(np.int32), np.rint(share * one).astype(np.int32)
+    channel = np.arange(channels)
+    return (
+        (first[:, None] * channels + channel).ravel(),
+        (second[:, None] * channels + channel).ravel(),
+        np.rint((1 - share) * one).astype(np.int32).repeat(channels),
+        np.rint(share * one).astype(np.int32).repeat(channels),
+    )
