@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,14 +18,14 @@ from . import images
 from .bundle import DEFAULT_MODEL, Bundle
 from .cpu import available_cpus
 from .engines import Engine, open_engine
-from .errors import EngineError, InputError
+from .errors import EngineError, InputError, ProviderUnavailable
 from .images import Source
 from .manifest import Artefact
 from .prediction import Failure, Latency, Prediction, decide
 from .preprocess import Pixels
-from .selection import select
+from .selection import DEFAULT_BATCH, select
 
-DEFAULT_BATCH = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,24 @@ class Classifier:
     True
     """
 
-    def __init__(self, bundle: Bundle, artefact: Artefact, engine: Engine) -> None:
-        """Use ``load``; this takes parts that are open already, a fake engine in tests for instance."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        artefact: Artefact,
+        engine: Engine,
+        *,
+        batch_size: int = DEFAULT_BATCH,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        """Use ``load``; this takes parts that are open already, a fake engine in tests for instance.
+
+        ``batch_size`` is what ``predict_batches`` uses by itself; ``warnings`` go into every prediction.
+        """
         self.bundle = bundle
         self.artefact = artefact
         self.engine = engine
+        self.batch_size = batch_size
+        self._warnings = warnings
         preprocessing = bundle.manifest.preprocessing
         declared = engine.input.shape[1:]
         if declared != (preprocessing.height, preprocessing.width, 3):
@@ -76,8 +90,10 @@ class Classifier:
         engine: str | None = None,
         provider: str = "auto",
         threads: int | None = None,
+        many: bool = True,
+        allow_fallback: bool = False,
     ) -> Classifier:
-        """Open a model.
+        """Open a model. What is left open is chosen by ``selection.select``.
 
         Parameters
         ----------
@@ -90,7 +106,11 @@ class Classifier:
         provider
             ``"auto"`` takes the best that comes up; any other name is strict.
         threads
-            Intra-op threads; default: the cores that this process may use.
+            Intra-op threads; default: what the device profile says, else the cores that this process may use.
+        many
+            Whether many scans will come at a time, or single ones: a device profile knows what suits which.
+        allow_fallback
+            Run on the CPU when ``provider`` does not come up, and say so in the warnings of every prediction.
 
         Raises
         ------
@@ -100,9 +120,30 @@ class Classifier:
             The engine cannot run it.
         """
         bundle = model if isinstance(model, Bundle) else Bundle.open(model)
-        chosen, file = select(bundle, artefact, engine)
-        path = bundle.path_of(chosen)
-        return cls(bundle, chosen, open_engine(path, engine=file.NAME, provider=provider, threads=threads))
+        chosen = select(bundle, artefact, engine, provider=provider, threads=threads, many=many)
+        start = perf_counter()
+        path = bundle.path_of(chosen.artefact)
+        verified = perf_counter()
+        warnings: tuple[str, ...] = ()
+        try:
+            opened = open_engine(path, engine=chosen.engine, provider=provider, threads=chosen.threads)
+        except ProviderUnavailable as error:
+            if not allow_fallback:
+                raise
+            opened = open_engine(path, engine=chosen.engine, provider="cpu", threads=chosen.threads)
+            warnings = (f"{error.problem}; {opened.provider} ran in its place",)
+        _log.info(
+            "%s (%s), engine %s, provider %s, threads %d, batch %d; verified in %.0f ms, opened in %.0f ms",
+            path,
+            chosen.reason,
+            opened.name,
+            opened.provider,
+            opened.threads,
+            chosen.batch,
+            (verified - start) * 1e3,
+            (perf_counter() - verified) * 1e3,
+        )
+        return cls(bundle, chosen.artefact, opened, batch_size=chosen.batch, warnings=warnings)
 
     def predict(self, source: Source) -> Prediction:
         """Classify one scan: a path, the bytes of a file, a Pillow image, or an array (see ``images.load``).
@@ -115,7 +156,7 @@ class Classifier:
         return self._infer([self._prepare(source)])[0]
 
     def predict_batches(
-        self, sources: Iterable[Source | Failure], *, batch_size: int = DEFAULT_BATCH, workers: int | None = None
+        self, sources: Iterable[Source | Failure], *, batch_size: int | None = None, workers: int | None = None
     ) -> Iterator[Prediction | Failure]:
         """Classify many scans: yields in input order, a Failure in the place of a scan that cannot be read.
 
@@ -128,6 +169,7 @@ class Classifier:
         EngineError
             The engine failed; unlike a bad file this concerns every scan.
         """
+        batch_size = batch_size or self.batch_size
         remaining = iter(sources)
         with ThreadPoolExecutor(workers or available_cpus(), thread_name_prefix="decode") as pool:
             ahead: deque[Future[_Ready | Failure]] = deque()
@@ -198,6 +240,7 @@ class Classifier:
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
+                warnings=self._warnings,
             )
             for one, row, index in zip(ready, probabilities, chosen, strict=True)
         ]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
@@ -15,8 +16,26 @@ def available_cpus() -> int:
         cores = len(os.sched_getaffinity(0))
     else:  # macOS, Windows
         cores = os.cpu_count() or 1
-    quota = cgroup_quota(_CGROUP)
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+    quotas = [quota for folder in cgroup_folders() if (quota := cgroup_quota(folder)) is not None]
+    return max(1, min([cores, *map(math.ceil, quotas)]))
+
+
+def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list[Path]:
+    """Folders whose limits hold for this process: ``root``, and in version 2 each group down to its own.
+
+    In a container its own group is usually ``root``; in a systemd service or scope it lies below.
+    """
+    folders = [root]
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        if line.startswith("0::/") and ".." not in line:  # version 2 has this one line
+            for name in line[len("0::/") :].split("/"):
+                if name:
+                    folders.append(folders[-1] / name)
+    return folders
 
 
 def cgroup_quota(root: Path) -> float | None:

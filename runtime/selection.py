@@ -1,26 +1,59 @@
-"""Which artefact of a bundle runs, and in which engine, when the caller leaves it open."""
+"""Which artefact of a bundle runs, in which engine and how, when the caller leaves it open."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+
 from .bundle import Bundle
 from .engines import EngineFile, engine_file, engine_files, engine_for
-from .errors import BundleError, EngineUnavailable
+from .errors import BundleError, EngineUnavailable, ManifestError
+from .machine import cpu
 from .manifest import Artefact
 
-# int8 first: on CPUs with dot-product instructions (VNNI, ARM dotprod) it is the fastest, and the
-# parity gate has let it pass; float16 and dynamic range are for stores and links that are tight.
-_PRECISIONS = ("int8", "float32", "dynamic", "float16")
+DEFAULT_BATCH = 8
+
+# Where the CPU sums 8-bit products in one instruction, int8 is the fastest and exact; elsewhere it
+# is slower, and x86 code without VNNI may saturate. float16 and dynamic range save space, not time.
+_WITH_DOT_PRODUCTS = ("int8", "float32", "dynamic", "float16")
+_WITHOUT = ("float32", "dynamic", "float16", "int8")
+
+_log = logging.getLogger(__name__)
 
 
-def select(bundle: Bundle, artefact: str | None = None, engine: str | None = None) -> tuple[Artefact, EngineFile]:
-    """The artefact and the engine to run.
+@dataclass(frozen=True)
+class Selection:
+    """What to run and how; ``threads`` None means the cores that may be used. ``reason`` is for the log."""
+
+    artefact: Artefact
+    engine: str
+    threads: int | None
+    batch: int
+    reason: str
+
+
+def select(
+    bundle: Bundle,
+    artefact: str | None = None,
+    engine: str | None = None,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    many: bool = True,
+) -> Selection:
+    """Choose by what is given, then by the device profile, then by a rule that fits most machines.
 
     Parameters
     ----------
     artefact
-        File name in the bundle, or None for the best one that an engine here can open.
+        File name in the bundle, or None for the best one that an engine here can open. Only a named
+        one may have failed its parity gate.
     engine
         Engine name, or None for the preferred engine of the artefact.
+    provider, threads
+        As asked for: the profile's measurements with others do not count.
+    many
+        Whether many scans come at a time, or single ones.
 
     Raises
     ------
@@ -31,25 +64,66 @@ def select(bundle: Bundle, artefact: str | None = None, engine: str | None = Non
     EngineUnavailable
         The bundle holds artefacts, but no engine for them is installed.
     """
-    if artefact is not None:
-        chosen = bundle.artefact(artefact)
-        return chosen, engine_file(engine) if engine else engine_for(chosen.file)
-    candidates = [engine_file(engine)] if engine else list(engine_files().values())
+    named = bundle.artefact(artefact) if artefact is not None else None
+    file = engine_file(engine) if engine is not None else None
+    tuned = _by_profile(bundle, named, file, provider, threads, many)
+    if tuned:
+        return tuned
+    if named:
+        return Selection(named, (file or engine_for(named.file)).NAME, threads, DEFAULT_BATCH, "as asked for")
+    chosen, file = _by_rule(bundle, file)
+    return Selection(chosen, file.NAME, threads, DEFAULT_BATCH, "by the rule for this CPU")
+
+
+def allowed(bundle: Bundle) -> list[Artefact]:
+    """The artefacts that may run without being named: all but those that failed their parity gate."""
+    return [one for one in bundle.manifest.artefacts if one.parity is None or one.parity.verdict != "not met"]
+
+
+def _by_profile(
+    bundle: Bundle, artefact: Artefact | None, engine: EngineFile | None, provider: str, threads: int | None, many: bool
+) -> Selection | None:
+    from .profile import load_profile
+
+    try:
+        profile = load_profile(bundle)
+    except ManifestError as error:
+        _log.warning("device profile ignored: %s", error)
+        return None
+    if profile is None:
+        return None
+    if reason := profile.staleness():
+        _log.warning("device profile ignored, %s. Run 'mri-edge tune' again", reason)
+        return None
+    best = profile.best(
+        provider=provider,
+        artefact=artefact.file if artefact else None,
+        engine=engine.NAME if engine else None,
+        threads=threads,
+        many=many,
+    )
+    if best is None:
+        return None
+    return Selection(bundle.artefact(best.artefact), best.engine, best.threads, best.batch, "by the device profile")
+
+
+def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artefact, EngineFile]:
+    order = _WITH_DOT_PRODUCTS if cpu().multiplies_int8_fast else _WITHOUT
     reasons = []
-    for one in candidates:
-        fitting = [item for item in bundle.manifest.artefacts if item.file.endswith(one.SUFFIXES)]
+    for one in [engine] if engine else engine_files().values():
+        fitting = [item for item in allowed(bundle) if item.file.endswith(one.SUFFIXES)]
         if not fitting:
             continue
         if engine is None and (reason := one.missing()):
             reasons.append(f"{one.NAME}: {reason}")
             continue
-        return min(fitting, key=lambda item: _PRECISIONS.index(item.precision)), one
+        return min(fitting, key=lambda item: order.index(item.precision)), one
     if reasons:
         raise EngineUnavailable(
             f"{bundle.folder}: no engine for it is installed ({'; '.join(reasons)})", "pip install 'mri-edge[litert]'"
         )
     held = ", ".join(item.file for item in bundle.manifest.artefacts) or "no model"
-    wanted = f"engine {engine!r}" if engine else "any engine"
+    wanted = f"engine {engine.NAME!r}" if engine else "any engine"
     raise BundleError(
         f"{bundle.folder}: nothing in it for {wanted}. It has: {held}", "Make one with 'mri-edge export BUNDLE'"
     )

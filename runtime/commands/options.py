@@ -2,38 +2,132 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..bundle import DEFAULT_MODEL
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def _complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from ..bundle import embedded_models
+
+    names = [CompletionItem(name) for name in embedded_models() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="dir")]
+
+
+def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from ..bundle import Bundle
+    from ..errors import MriEdgeError
+
+    try:
+        artefacts = Bundle.open(ctx.params.get("model") or DEFAULT_MODEL).manifest.artefacts
+    except MriEdgeError:  # the command itself will say what is wrong with the bundle
+        return []
+    return [CompletionItem(one.file, help=one.precision) for one in artefacts if one.file.startswith(incomplete)]
+
+
+def _complete_engines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from ..engines import engine_files
+
+    return [name for name in engine_files() if name.startswith(incomplete)]
+
+
+def _complete_providers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from ..engines import PROVIDERS
+
+    return [name for name in PROVIDERS if name.startswith(incomplete)]
+
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr, in the words of the program's other messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"mri-edge: {record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
+def _set_up_logs(ctx: click.Context, param: click.Parameter, verbosity: int) -> None:
+    logger = logging.getLogger("mri_edge")
+    logger.handlers = [_Lines()]
+    logger.propagate = False
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+
+
+MODEL = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="BUNDLE",
+    envvar="MRI_EDGE_MODEL",
+    show_envvar=True,
+    shell_complete=_complete_models,
+    help="Bundle folder, or name of an embedded model.",
+)
+ARTEFACT = click.option(
+    "--artefact",
+    metavar="FILE",
+    envvar="MRI_EDGE_ARTEFACT",
+    show_envvar=True,
+    shell_complete=_complete_artefacts,
+    help="File of the bundle to run, model.int8.onnx for instance.",
+)
+ENGINE = click.option(
+    "--engine",
+    metavar="NAME",
+    envvar="MRI_EDGE_ENGINE",
+    show_envvar=True,
+    shell_complete=_complete_engines,
+    help="onnxruntime, litert, openvino. Default: by the artefact.",
+)
+PROVIDER = click.option(
+    "--provider",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    envvar="MRI_EDGE_PROVIDER",
+    show_envvar=True,
+    shell_complete=_complete_providers,
+    help="auto, cpu, cuda, tensorrt, openvino, coreml, directml. A named one comes up or it is an error.",
+)
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    envvar="MRI_EDGE_THREADS",
+    show_envvar=True,
+    help="Default: as tuned, else the cores this process may use.",
+)
+ALLOW_FALLBACK = click.option(
+    "--allow-fallback",
+    is_flag=True,
+    envvar="MRI_EDGE_ALLOW_FALLBACK",
+    show_envvar=True,
+    help="Run on the CPU when the named provider does not come up, with a warning in every result.",
+)
+VERBOSE = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    envvar="MRI_EDGE_VERBOSE",
+    show_envvar=True,
+    expose_value=False,
+    callback=_set_up_logs,
+    help="Say on stderr what runs and how long it takes; -vv says more.",
+)
+
+
 def model_options(function: Function) -> Function:
-    """``--model --artefact --engine --provider --threads``: what runs, and where."""
-    for option in reversed(
-        [
-            click.option(
-                "--model",
-                default=DEFAULT_MODEL,
-                show_default=True,
-                metavar="BUNDLE",
-                help="Bundle folder, or name of an embedded model.",
-            ),
-            click.option("--artefact", metavar="FILE", help="File of the bundle to run, model.int8.onnx for instance."),
-            click.option("--engine", metavar="NAME", help="onnxruntime, litert, openvino. Default: by the artefact."),
-            click.option(
-                "--provider",
-                default="auto",
-                show_default=True,
-                metavar="NAME",
-                help="auto, cpu, cuda, tensorrt, openvino, coreml, directml. A named one comes up or it is an error.",
-            ),
-            click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use."),
-        ]
-    ):
+    """``--model --artefact --engine --provider --threads --allow-fallback -v``: what runs, and where."""
+    for option in reversed((MODEL, ARTEFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
         function = option(function)
     return function

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ..classifier import DEFAULT_BATCH, Classifier
+from ..classifier import Classifier
 from ..errors import UsageError
 from ..inputs import expand
 from ..journal import Journal
@@ -40,19 +40,26 @@ Examples:
     metavar="FILE",
     help="Append JSON lines to FILE; scans that have a line are skipped, so it goes on after a kill.",
 )
-@click.option("--batch", type=click.IntRange(1, 1024), default=DEFAULT_BATCH, show_default=True, help="Scans in a run.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    envvar="MRI_EDGE_BATCH",
+    show_envvar=True,
+    help="Scans in a run. Default: as tuned, else 8.",
+)
 @model_options
 def predict(
     scans: tuple[str, ...],
     form: str | None,
     recursive: bool,
     resume: Path | None,
-    batch: int,
+    batch: int | None,
     model: str,
     artefact: str | None,
     engine: str | None,
     provider: str,
     threads: int | None,
+    allow_fallback: bool,
 ) -> int:
     """Classify scans with an exported model.
 
@@ -66,7 +73,15 @@ def predict(
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
     with ExitStack() as stack:
         classifier = stack.enter_context(
-            Classifier.load(model, artefact=artefact, engine=engine, provider=provider, threads=threads)
+            Classifier.load(
+                model,
+                artefact=artefact,
+                engine=engine,
+                provider=provider,
+                threads=threads,
+                many=len(scans) > 1 or not Path(scans[0]).is_file(),
+                allow_fallback=allow_fallback,
+            )
         )
         sources: Iterable[str | Failure] = expand(scans, recursive=recursive)
         journal = stack.enter_context(Journal(resume)) if resume else None

@@ -16,6 +16,7 @@ from . import Batch, Probabilities, check_batch
 NAME = "litert"
 SUFFIXES = (".tflite",)
 EXTRA = "litert"
+PACKAGES = ("ai-edge-litert",)
 RANK = 1
 PROVIDERS = ("cpu",)
 

@@ -15,6 +15,7 @@ from . import Batch, Probabilities, check_batch
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
 EXTRA = "gpu"  # the CPU wheel is a plain dependency; only another provider needs an extra
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 RANK = 0
 
 _PROVIDERS = {

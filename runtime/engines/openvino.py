@@ -15,6 +15,7 @@ from . import Batch, Probabilities, check_batch
 NAME = "openvino"
 SUFFIXES = (".onnx",)
 EXTRA = "openvino"
+PACKAGES = ("openvino",)
 RANK = 2
 PROVIDERS = ("cpu",)
 

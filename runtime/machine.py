@@ -1,0 +1,167 @@
+"""What this machine is: CPU and its instructions, cores, memory, board, installed packages."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cpu import available_cpus, cgroup_folders
+
+# Kernel names of the instructions that inference libraries choose their code by -> ours, which are
+# those of the CPU makers. Linux arch/x86/include/asm/cpufeatures.h, arch/arm64/include/uapi/asm/hwcap.h.
+_INSTRUCTIONS = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512",
+    "avx_vnni": "vnni",
+    "avx512_vnni": "vnni",
+    "avx512_bf16": "bf16",
+    "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
+    "neon": "neon",
+    "asimd": "neon",
+    "asimdhp": "fp16",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+}
+# With one of these, 8-bit products are summed in 32 bits in one step: int8 is fast, and exact.
+DOT_PRODUCTS = frozenset({"vnni", "dotprod", "amx-int8", "i8mm"})
+
+_CPUINFO = Path("/proc/cpuinfo")
+_FIRST_CORE = 16 << 10  # bytes: cpuinfo of one core is some 3 kB, of a server's 256 nearly a megabyte
+_BOARD_FILES = (Path("/proc/device-tree/model"), Path("/sys/firmware/devicetree/base/model"))
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Architecture, the maker's name of the CPU, and which of the instructions above it has."""
+
+    architecture: str
+    model: str
+    instructions: frozenset[str]
+
+    @property
+    def multiplies_int8_fast(self) -> bool:
+        """Whether the CPU has dot products of 8-bit integers."""
+        return bool(self.instructions & DOT_PRODUCTS)
+
+    def __str__(self) -> str:
+        return f"{self.model} ({self.architecture}): {', '.join(sorted(self.instructions)) or 'instructions unknown'}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory: in the machine, free to use now, and the container's limit if it has one."""
+
+    total: int
+    available: int
+    limit: int | None
+
+    @property
+    def usable(self) -> int:
+        """What this process may fill: the smaller of the machine and the limit."""
+        return self.total if self.limit is None else min(self.total, self.limit)
+
+
+def cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
+    """Read the CPU's name and instructions; those stay empty on a system that does not tell."""
+    architecture = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "unknown")
+    try:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as file:
+            return read_cpuinfo(file.read(_FIRST_CORE), architecture)
+    except OSError:
+        if sys.platform == "darwin" and architecture == "arm64":  # every Apple M has these
+            return Cpu(architecture, "Apple silicon", frozenset({"neon", "fp16", "dotprod"}))
+        return Cpu(architecture, os.environ.get("PROCESSOR_IDENTIFIER", "unknown"), frozenset())
+
+
+def read_cpuinfo(text: str, architecture: str) -> Cpu:
+    """Facts of the first core in the text of ``/proc/cpuinfo`` (x86 and ARM write it differently)."""
+    facts: dict[str, str] = {}
+    for line in text.split("\n\n", 1)[0].splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            facts[name.strip().lower()] = value.strip()
+    flags = (facts.get("flags") or facts.get("features") or "").split()
+    model = facts.get("model name") or " ".join(
+        f"{name} {facts[name]}" for name in ("cpu implementer", "cpu part") if name in facts
+    )
+    found = frozenset(_INSTRUCTIONS[flag] for flag in flags if flag in _INSTRUCTIONS)
+    return Cpu(architecture, model or "unknown", found)
+
+
+def memory(meminfo: Path = _MEMINFO) -> Memory | None:
+    """Memory of the machine and of the container; None on a system that does not tell in these files."""
+    try:
+        text = meminfo.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    values = {name: int(size) << 10 for name, size in re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB", text, re.M)}
+    if "MemTotal" not in values:
+        return None
+    limits = [limit for folder in cgroup_folders() if (limit := memory_limit(folder)) is not None]
+    limit = min(limits, default=None)
+    total = values["MemTotal"]
+    # Version 1 writes a huge number where there is no limit.
+    return Memory(total, values.get("MemAvailable", total), limit if limit is not None and limit < total else None)
+
+
+def memory_limit(cgroup: Path) -> int | None:
+    """Limit in bytes from cgroup version 2 (``memory.max``) or 1; None without one."""
+    for file in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        try:
+            return int(file.read_text())
+        except (OSError, ValueError):  # "max" is no number
+            continue
+    return None
+
+
+def board() -> str | None:
+    """Name of a single-board computer (Raspberry Pi, Jetson, …) from its device tree, or None."""
+    for file in _BOARD_FILES:
+        try:
+            return file.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
+        except OSError:
+            continue
+    return None
+
+
+def is_32_bit_arm() -> bool:
+    """Whether this Python is a 32-bit ARM program, for which the engines have no wheels."""
+    machine = os.uname().machine if hasattr(os, "uname") else ""
+    return struct.calcsize("P") == 4 and machine.startswith(("arm", "aarch64"))
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Version of each package that is installed, read from the names of the ``.dist-info`` folders.
+
+    ``importlib.metadata`` says the same and takes 30 times as long to import and scan.
+    """
+    wanted = {name.replace("-", "_"): name for name in packages}
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        try:
+            entries = os.listdir(folder or ".")  # noqa: PTH208 (names alone: 10 times as fast)
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.endswith(".dist-info"):
+                name, _, version = entry.removesuffix(".dist-info").partition("-")
+                package = wanted.get(name.lower().replace(".", "_"))
+                if package:
+                    found.setdefault(package, version)
+    return {name: found[name] for name in sorted(found)}
+
+
+def identity() -> str:
+    """One line that changes when the CPU, or the share of it that this process has, does."""
+    return f"{cpu()}; {available_cpus()} cores"

@@ -1,0 +1,27 @@
+"""Where mri-edge keeps what it learned on this device: profiles of ``tune``, engines built by ``warmup``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for mri-edge, by the habits of the system; it need not exist yet.
+
+    XDG base directory specification on Linux; ``~/Library/Caches``; ``%LOCALAPPDATA%``.
+    """
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        root = "~/Library/Caches"
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "mri-edge"
+
+
+def profile_folder() -> Path:
+    """Folder of the device profiles: ``MRI_EDGE_PROFILE_DIR``, else within ``cache_folder``."""
+    named = os.environ.get("MRI_EDGE_PROFILE_DIR")
+    return Path(named) if named else cache_folder() / "profiles"

@@ -1,0 +1,149 @@
+"""The device profile: what ``mri-edge tune`` measured here, and which choice follows from it.
+
+One small JSON file a bundle, read by every ``predict``: so its validity is checked by facts that
+cost microseconds, and nothing but ``json`` is needed to read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import __version__
+from .bundle import Bundle
+from .engines import engine_files
+from .errors import ManifestError
+from .files import write_whole
+from .machine import identity, installed
+from .places import profile_folder
+from .split import fingerprint
+
+_LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One candidate: median milliseconds of a run on ``batch`` scans in memory, over ``runs`` runs.
+
+    ``provider`` is what was asked for, ``ran`` what came up.
+    """
+
+    artefact: str
+    engine: str
+    provider: str
+    ran: str
+    threads: int
+    batch: int
+    ms: float
+    runs: int
+
+    @property
+    def ms_per_scan(self) -> float:
+        """Milliseconds for one scan."""
+        return self.ms / self.batch
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All measurements of one bundle on one device, and the facts that they hold for."""
+
+    bundle: str
+    machine: str
+    libraries: dict[str, str]
+    created: str
+    measurements: tuple[Measurement, ...]
+
+    def best(
+        self,
+        *,
+        provider: str = "auto",
+        artefact: str | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
+        many: bool = True,
+    ) -> Measurement | None:
+        """The fastest measurement among those that fit what is given; None if none does.
+
+        ``many``: by time a scan over all batch sizes; else by time of a single scan.
+        """
+        fitting = [
+            one
+            for one in self.measurements
+            if one.provider == provider
+            and artefact in (None, one.artefact)
+            and engine in (None, one.engine)
+            and threads in (None, one.threads)
+            and (many or one.batch == 1)
+        ]
+        return min(fitting, key=lambda one: one.ms_per_scan, default=None)
+
+    def staleness(self) -> str | None:
+        """Why the measurements no longer hold on this machine, or None."""
+        now = identity()
+        if now != self.machine:
+            return f"it was made on {self.machine}; this is {now}"
+        libraries = library_versions()
+        changed = [
+            f"{name} {self.libraries.get(name, 'not installed')} is now {libraries.get(name, 'not installed')}"
+            for name in sorted({*self.libraries, *libraries})
+            if self.libraries.get(name) != libraries.get(name)
+        ]
+        return "; ".join(changed) or None
+
+    def save(self, folder: Path | None = None) -> Path:
+        """Write to the profile folder; returns the file. Raises OutputError where that cannot be."""
+        path = _path(self.bundle, folder)
+        with suppress(OSError):  # write_whole says it better
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+
+def load_profile(bundle: Bundle, folder: Path | None = None) -> Profile | None:
+    """The profile of a bundle on this device, stale or not; None without one.
+
+    Raises
+    ------
+    ManifestError
+        The file is there but is no profile.
+    """
+    path = _path(fingerprint_of(bundle), folder)
+    try:
+        with open(path, "rb") as file:
+            data = json.loads(file.read(_LIMIT))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error})", "Run 'mri-edge tune' again") from error
+    try:
+        measurements = tuple(Measurement(**one) for one in data.pop("measurements"))
+        profile = Profile(**data, measurements=measurements)
+        sound = all(one.batch >= 1 and one.threads >= 1 and one.ms > 0 for one in measurements)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ManifestError(f"{path}: not a device profile ({error})", "Run 'mri-edge tune' again") from error
+    if not sound:
+        raise ManifestError(f"{path}: has measurements that cannot be", "Run 'mri-edge tune' again")
+    return profile
+
+
+def fingerprint_of(bundle: Bundle) -> str:
+    """SHA-256 over the artefacts: name, hash and parity verdict, so that any change of one is seen."""
+    return fingerprint(
+        f"{one.file}\0{one.sha256}\0{one.parity.verdict if one.parity else ''}" for one in bundle.manifest.artefacts
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Version of mri-edge and of every installed package that an engine may use."""
+    return {"mri-edge": __version__, **installed(_packages())}
+
+
+def _packages() -> Iterable[str]:
+    return (package for one in engine_files().values() for package in one.PACKAGES)
+
+
+def _path(bundle: str, folder: Path | None) -> Path:
+    return (folder or profile_folder()) / f"{bundle[:32]}.json"
