@@ -123,7 +123,14 @@ class Bundle:
 
         ``keep`` names the files to carry over (default: all). Files are hard-linked where the disk
         allows, so that a large bundle is not copied to add one artefact.
+
+        Raises
+        ------
+        OutputError
+            ``out`` holds something that is no bundle, or cannot be written. A bundle there is replaced.
         """
+        if out is not None:
+            check_free(out, overwrite=True)
         kept = [one for one in self.entries() if keep is None or one.file in keep]
         manifest = replace(
             self.manifest,
@@ -164,6 +171,8 @@ def check_free(out: Path, *, overwrite: bool = False) -> None:
         if not overwrite:
             raise OutputError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
     parent = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 from .errors import OutputError
 
 _CHUNK = 1 << 20
+_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def sha256_of(path: Path) -> str:
@@ -31,14 +33,20 @@ def _neighbour(path: Path, purpose: str) -> Path:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or stays as it was.
 
+    A link is followed. A device or pipe (``/dev/stdout``) is written as it is.
+
     Raises
     ------
     OutputError
         The folder is missing, read-only or full.
     """
     data = content.encode() if isinstance(content, str) else content
+    path = Path(os.path.realpath(path))
     temporary = _neighbour(path, "new")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
@@ -57,14 +65,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     If the block raises (Ctrl-C included) the new folder is removed and what stood at
     ``path`` is untouched. An existing folder is exchanged in one step where the system
-    can (Linux ``renameat2``), so that a reader sees the old one or the new one.
+    can (Linux ``renameat2``), so that a reader sees the old one or the new one. A link is followed.
 
     Raises
     ------
     OutputError
-        The folder beside ``path`` cannot be created or written, or ``path`` is a file.
+        The folder beside ``path`` cannot be created or written, or ``path`` is a file. Errors of
+        the block that are about other things than writing here pass through.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file, not a folder", "Name another output folder")
     staging = _neighbour(path, "new")
@@ -76,6 +85,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         try:
             yield staging
+        except OSError as error:
+            if _is_about(error, staging):
+                raise _cannot_write(path, error) from error
+            raise
+        try:
             _put_in_place(staging, path)
         except OSError as error:
             raise _cannot_write(path, error) from error
@@ -90,7 +104,11 @@ def _put_in_place(staging: Path, path: Path) -> None:
     elif not _exchange(staging, path):
         old = _neighbour(path, "old")
         os.rename(path, old)
-        os.rename(staging, path)
+        try:
+            os.rename(staging, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -105,6 +123,12 @@ def _exchange(first: Path, second: Path) -> bool:
     at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
     done: int = renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), ctypes.c_uint(rename_exchange))
     return done == 0
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """True if writing in ``folder`` failed: its files are named, or the disk is full or failing (no name then)."""
+    named = {str(name) for name in (error.filename, error.filename2) if name is not None}
+    return any(name.startswith(str(folder)) for name in named) or error.errno in _DISK_ERRORS
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 from .errors import ManifestError
 from .preprocess import Preprocessing
+from .records import is_plain_relative, parse, read
 
 SCHEMA_VERSION = 1
 
@@ -151,8 +149,11 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """Indented JSON text that ends with a line feed."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """Indented JSON text that ends with a line feed. ManifestError for NaN and infinity: JSON has none."""
+        try:
+            return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise ManifestError(f"{self.name}: a figure of the manifest is not a finite number") from error
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str = "manifest.json") -> Manifest:
@@ -164,17 +165,14 @@ class Manifest:
             Not JSON, another schema version, or a field that is missing, unknown or of another type.
             ``origin`` is the name that the message gives to the text.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{origin}: not valid JSON ({error})", "Make or copy the bundle again") from error
+        data = parse(text, origin)
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
             raise ManifestError(
                 f"{origin}: manifest schema version must be {SCHEMA_VERSION}. Received: {version!r}",
                 "A newer bundle needs a newer mri-edge; anything else is no manifest of ours",
             )
-        manifest: Manifest = _read(cls, data, origin)
+        manifest = read(cls, data, origin)
         manifest._check(origin)
         return manifest
 
@@ -199,69 +197,7 @@ class Manifest:
         ]
         files = [one.file for one in self.artefacts] + [one.file for one in self.documents]
         problems.append((len(set(files)) < len(files), "a file is listed twice"))
-        problems += [(not _is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
+        problems += [(not is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
         for wrong, message in problems:
             if wrong:
                 raise ManifestError(f"{origin}: {message}", "Make or copy the bundle again")
-
-
-def _is_plain_relative(file: str) -> bool:
-    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..`` and back-slashes."""
-    parts = file.split("/")
-    return all(part not in ("", ".", "..") for part in parts) and not any(c in file for c in "\\:\0")
-
-
-@lru_cache(maxsize=32)
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed JSON into ``kind``, strictly: no unknown field, no silent conversion but int to float."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _read_dataclass(kind, value, where)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _read(next(one for one in arguments if one is not type(None)), value, where)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise _unfit(where, f"one of {list(arguments)}", value)
-    if origin is tuple and isinstance(value, list):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) != len(value):
-            raise _unfit(where, f"a list of {len(kinds)}", value)
-        return tuple(_read(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
-    if origin is list and isinstance(value, list):
-        return [_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise _unfit(where, getattr(origin or kind, "__name__", str(kind)), value)
-
-
-def _read_dataclass(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _unfit(where, "an object", value)
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - set(fields)):
-        raise ManifestError(f"{where}: unknown field {unknown[0]!r}", "It may come from a newer mri-edge")
-    for name, one in fields.items():
-        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise ManifestError(f"{where}: field {name!r} is missing", "Make or copy the bundle again")
-    hints = _hints(kind)
-    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-
-
-def _unfit(where: str, wanted: str, received: Any) -> ManifestError:
-    shown = repr(received)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return ManifestError(f"{where}: must be {wanted}. Received: {shown}", "Make or copy the bundle again")

@@ -15,6 +15,7 @@ from typing import Literal
 
 from .errors import DataError, ManifestError
 from .files import sha256_of
+from .records import is_plain_relative, parse, read
 
 SPLIT = "split.json"
 Role = Literal["train", "validation", "test", "excluded"]
@@ -56,12 +57,13 @@ class Split:
         return f'{{"images": [\n{lines}\n]}}\n'
 
     @classmethod
-    def from_json(cls, text: str, origin: str = SPLIT) -> Split:
-        """Read what ``to_json`` wrote. Raises ManifestError if it is something else."""
-        try:
-            return cls(tuple(SplitImage(**one) for one in json.loads(text)["images"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ManifestError(f"{origin}: not a split record ({error})", "Make the bundle again") from error
+    def from_json(cls, text: str | bytes, origin: str = SPLIT) -> Split:
+        """Read what ``to_json`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
+        split = read(cls, parse(text, origin), origin)
+        for image in split.images:
+            if not is_plain_relative(image.file):
+                raise ManifestError(f"{origin}: {image.file!r}: images must lie inside the data folder")
+        return split
 
     def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
         """Paths below ``data`` and labels of the images with ``role``, each checked by its hash.

@@ -1,0 +1,121 @@
+"""JSON text to frozen dataclasses, strictly: what the manifest and the split record are read with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from .errors import ManifestError
+
+T = TypeVar("T")
+_AGAIN = "Make or copy the bundle again"
+
+
+def parse(text: str | bytes, origin: str) -> Any:
+    """JSON text to plain objects. Raises ManifestError, which names ``origin``, for anything else, NaN included."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
+
+
+def read(kind: type[T], value: Any, origin: str) -> T:
+    """Plain objects to the dataclass ``kind``: no field unknown or missing, no conversion but int to float.
+
+    Fields may be dataclasses, tuples, lists, dicts with text keys, Literal, Optional, Any, or plain types.
+
+    Raises
+    ------
+    ManifestError
+        With the place inside ``origin``, what belongs there, and what was received.
+    """
+    result: T = _read(kind, value, origin)
+    return result
+
+
+def is_plain_relative(file: str) -> bool:
+    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, back-slashes, control characters."""
+    parts = file.split("/")
+    return file.isprintable() and all(part not in ("", ".", "..") for part in parts) and not set(file) & set("\\:")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _read(next(one for one in arguments if one is not type(None)), value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise _unfit(where, f"one of {list(arguments)}", value)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise _unfit(where, f"a list of {len(kinds)}", value)
+        return tuple(_read(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is list and isinstance(value, list):
+        return [_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: _read(arguments[1], item, f"{where}[{_shown(key)}]") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and type(value) in (int, float):
+        return _finite(value, where)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise _unfit(where, _name(origin or kind), value)
+
+
+def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _unfit(where, "an object", value)
+    fields = {one.name: one for one in dataclasses.fields(kind)}
+    if unknown := sorted(set(value) - set(fields)):
+        raise ManifestError(f"{where}: unknown field {_shown(unknown[0])}", "It may come from a newer mri-edge")
+    for name, one in fields.items():
+        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
+    hints = _hints(kind)
+    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+
+
+@lru_cache(maxsize=32)
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _finite(value: int | float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError as error:  # an integer of more than 308 digits
+        raise _unfit(where, "float", value) from error
+    if number in (float("inf"), float("-inf")):  # 1e999 is good JSON
+        raise _unfit(where, "a finite number", value)
+    return number
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _name(kind: Any) -> str:
+    return {str: "text", tuple: "a list", list: "a list", dict: "an object"}.get(kind) or getattr(
+        kind, "__name__", str(kind)
+    )
+
+
+def _unfit(where: str, wanted: str, received: Any) -> ManifestError:
+    return ManifestError(f"{where}: must be {wanted}. Received: {_shown(received)}", _AGAIN)
+
+
+def _shown(value: Any) -> str:
+    text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 1024 else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

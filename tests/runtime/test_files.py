@@ -1,0 +1,237 @@
+"""Files and folders are written whole or not at all, whatever ends the writing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from mri_edge import files
+from mri_edge.errors import OutputError
+from mri_edge.files import sha256_of, whole_folder, write_whole
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _folder_with(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "model").write_text(text)
+    return path
+
+
+@pytest.fixture
+def read_only(tmp_path: Path):
+    """A folder in which this user, root included, can make nothing."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+    immutable = False
+    if os.access(folder, os.W_OK):  # root: only the file system's own flag holds it back
+        immutable = subprocess.run(["chattr", "+i", folder], capture_output=True, check=False).returncode == 0
+        if not immutable:
+            pytest.skip("this user may write everywhere, and the file system has no immutable flag")
+    yield folder
+    if immutable:
+        subprocess.run(["chattr", "-i", folder], check=True)
+    folder.chmod(0o755)
+
+
+def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_of_more_than_one_piece(tmp_path: Path) -> None:
+    import hashlib
+
+    content = bytes(range(256)) * 10_000
+    path = tmp_path / "large"
+    path.write_bytes(content)
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+# --- one file
+
+
+def test_write_whole_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_whole(path, "old")
+    write_whole(path, "Größe\n")
+    assert path.read_bytes() == "Größe\n".encode()
+    write_whole(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert _names(tmp_path) == ["report.json"]
+
+
+def test_write_whole_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert _names(tmp_path) == ["report.json"]
+
+
+def test_write_whole_into_a_missing_or_read_only_folder(tmp_path: Path, read_only: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_whole(tmp_path / "none" / "report.json", "")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_whole(read_only / "report.json", "")
+
+
+def test_write_whole_over_a_folder(tmp_path: Path) -> None:
+    folder = _folder_with(tmp_path / "report.json", "old")
+    with pytest.raises(OutputError):
+        write_whole(folder, "new")
+    assert (folder / "model").read_text() == "old"
+    assert _names(tmp_path) == ["report.json"]
+
+
+def test_write_whole_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_write_whole_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    write_whole(pipe, "through")
+    reader.join(timeout=10)
+    assert received == [b"through"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+# --- a folder
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to put a folder in place: the one step of Linux, and what other systems do."""
+    if request.param == "two renames":
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    return str(request.param)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
+    first, second = _folder_with(tmp_path / "a", "1"), _folder_with(tmp_path / "b", "2")
+    if not files._exchange(first, second):
+        pytest.skip("this file system has no RENAME_EXCHANGE")
+    assert ((first / "model").read_text(), (second / "model").read_text()) == ("2", "1")
+
+
+def test_exchange_says_when_it_cannot(tmp_path: Path) -> None:
+    assert files._exchange(tmp_path / "none", tmp_path / "neither") is False
+
+
+def test_whole_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
+    out = tmp_path / "deep" / "bundle"
+    for text in ("one", "two"):
+        with whole_folder(out) as staging:
+            (staging / "model").write_text(text)
+            (staging / text).mkdir()
+        assert (out / "model").read_text() == text
+        assert _names(out) == sorted(["model", text])
+        assert _names(out.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1), FileNotFoundError(2, "no")])
+def test_whole_folder_leaves_the_old_one_when_the_block_raises(error: BaseException, tmp_path: Path, way: str) -> None:
+    out = _folder_with(tmp_path / "bundle", "old")
+    with pytest.raises(type(error)) as caught, whole_folder(out) as staging:
+        (staging / "model").write_text("half")
+        raise error
+    assert caught.value is error  # as it was: a missing scan is no output error
+    assert (out / "model").read_text() == "old"
+    assert _names(tmp_path) == ["bundle"]
+
+
+def test_whole_folder_names_the_disk_when_writing_in_it_fails(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with pytest.raises(OutputError, match=r"bundle: cannot write \(No space"), whole_folder(out):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OutputError, match=r"bundle: cannot write \(No such file"), whole_folder(out) as staging:
+        (staging / "none" / "model").write_text("")
+    assert _names(tmp_path) == []
+
+
+def test_whole_folder_puts_the_old_one_back_when_the_last_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _folder_with(tmp_path / "bundle", "old")
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if ".new-" in str(source):
+            raise PermissionError(13, "Permission denied", str(source), None, str(target))
+        real(source, target)
+
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OutputError, match="Permission denied"), whole_folder(out) as staging:
+        (staging / "model").write_text("new")
+    assert (out / "model").read_text() == "old"
+    assert _names(tmp_path) == ["bundle"]
+
+
+def test_whole_folder_in_a_read_only_folder(read_only: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"), whole_folder(read_only / "bundle"):
+        pytest.fail("the block must not run")
+
+
+def test_whole_folder_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_text("mine")
+    with pytest.raises(OutputError, match="is a file"), whole_folder(tmp_path / "bundle"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "bundle").read_text() == "mine"
+
+
+def test_whole_folder_follows_a_link(tmp_path: Path, way: str) -> None:
+    _folder_with(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to("real")
+    with whole_folder(tmp_path / "link") as staging:
+        (staging / "model").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model").read_text() == "new"
+    assert _names(tmp_path) == ["link", "real"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+@pytest.mark.parametrize("ended_by", ["SIGINT", "SIGKILL"])
+def test_old_folder_outlives_a_process_that_is_ended_while_it_writes(ended_by: str, tmp_path: Path) -> None:
+    out = _folder_with(tmp_path / "bundle", "old")
+    program = (
+        "import sys, time; from pathlib import Path; from mri_edge.files import whole_folder\n"
+        "with whole_folder(Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'model').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, ended_by))
+        process.wait(timeout=20)
+    assert (out / "model").read_text() == "old"
+    if ended_by == "SIGINT":  # nobody can tidy up after SIGKILL
+        assert _names(tmp_path) == ["bundle"]
