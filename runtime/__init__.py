@@ -9,6 +9,7 @@ Research use only: not a medical device.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "mri_edge":
@@ -16,6 +17,11 @@ if __name__ != "mri_edge":
     raise ImportError("this folder is installed as the package 'mri_edge': import that instead of 'runtime'")
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's own wheels write a device identifier into the user's cache and send events to their
+# maker unless this stands before they are imported. Nothing here may use the network: scans are
+# patients' data. Set it to 0 to have it their way.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The whole public list: name -> the module it lives in. Each is imported when first asked for,
 # so that `import mri_edge` costs nothing.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back memory and threads; the engine is not used after this."""
+        """Give back memory and threads; the engine is not used after this. A second call does nothing."""
         ...
 
 
@@ -140,6 +140,29 @@ def open_engine(
             f"engine {chosen.NAME!r} is not usable here: {reason}", f"pip install 'mri-edge[{chosen.EXTRA}]'"
         )
     return chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+
+
+def check_model(
+    path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tuple[TensorSpec, TensorSpec]:
+    """What the file declares, as its one input and its first output, which holds the probabilities.
+
+    Raises
+    ------
+    EngineError
+        The model does not take uint8 (N, H, W, 3) or does not give float32 (N, classes).
+    """
+    hint = "Export the model with 'mri-edge export'"
+    if len(inputs) != 1 or inputs[0].dtype != "uint8" or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
+        raise EngineError(f"{path.name}: must take uint8 (N, H, W, 3). It takes: {_told(inputs)}", hint)
+    if not outputs or outputs[0].dtype != "float32" or len(outputs[0].shape) != 2:
+        raise EngineError(f"{path.name}: must give float32 (N, classes). It gives: {_told(outputs)}", hint)
+    return inputs[0], outputs[0]
+
+
+def _told(specs: Sequence[TensorSpec]) -> str:
+    sizes = (", ".join("N" if size is None else str(size) for size in one.shape) for one in specs)
+    return "; ".join(f"{one.name} {one.dtype} ({size})" for one, size in zip(specs, sizes, strict=True)) or "nothing"
 
 
 def check_batch(batch: Batch, spec: TensorSpec) -> None:

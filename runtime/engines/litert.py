@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch
+from . import Batch, Probabilities, check_batch, check_model
 
 NAME = "litert"
 SUFFIXES = (".tflite",)
@@ -55,16 +55,11 @@ class LiteRTEngine:
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"{path.name}: LiteRT cannot open it: {error}", "Export the model again") from error
         self.threads = threads
-        self._interpreter = interpreter
+        self._interpreter: Any = interpreter
         self._lock = threading.Lock()
-        [entry], [exit_] = interpreter.get_input_details(), interpreter.get_output_details()
-        self._entry, self._exit = entry["index"], exit_["index"]
-        self.input, self.output = _spec(entry), _spec(exit_)
-        if self.input.dtype != "uint8" or self.output.dtype != "float32":
-            raise EngineError(
-                f"{path.name}: takes {self.input.dtype} and gives {self.output.dtype}, not uint8 and float32",
-                "Export the model with 'mri-edge export'",
-            )
+        entries, exits = interpreter.get_input_details(), interpreter.get_output_details()
+        self.input, self.output = check_model(path, [_spec(one) for one in entries], [_spec(one) for one in exits])
+        self._entry, self._exit = entries[0]["index"], exits[0]["index"]
         self._batch = 1
 
     def run(self, batch: Batch) -> Probabilities:
@@ -87,7 +82,7 @@ class LiteRTEngine:
 
     def close(self) -> None:
         """Drop the interpreter, and with it its threads and memory."""
-        del self._interpreter
+        self._interpreter = None
 
 
 def _spec(details: dict[str, Any]) -> TensorSpec:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch
+from . import Batch, Probabilities, check_batch, check_model
+from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
@@ -29,6 +33,8 @@ _PROVIDERS = {
 PROVIDERS = tuple(_PROVIDERS)
 # TensorRT is left out: it builds an engine for minutes, so it must be asked for.
 _AUTO = ("cuda", "coreml", "directml", "openvino", "cpu")
+
+_log = logging.getLogger(__name__)
 
 # ONNX type names; onnxruntime names the same types in its own way.
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -58,28 +64,16 @@ class OnnxRuntimeEngine:
                 "Install it again: pip install --force-reinstall onnxruntime",
             ) from error
         self.threads = threads
-        onnxruntime.set_default_logger_severity(3)  # its warnings are for graph authors; errors are raised
-        wanted = choose_providers(provider, onnxruntime.get_available_providers())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Threads that spin between runs burn a small machine's cores and disturb its other work.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if wanted != [_PROVIDERS["cpu"]] and provider != "auto":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-        except Exception as error:  # the library raises plain RuntimeError kin for every cause
-            raise _open_error(path, provider, error) from error
-        self._session = session
-        self.provider = str(session.get_providers()[0])
-        if provider != "auto" and self.provider != _PROVIDERS[provider]:
-            raise ProviderUnavailable(
-                f"provider {provider!r} was asked for, but {self.provider} came up",
-                "See 'mri-edge doctor' for what works here",
-            )
-        self.input = _spec(session.get_inputs()[0], path)
-        self.output = _spec(session.get_outputs()[0], path)
+        onnxruntime.disable_telemetry_events()  # on Windows they go another way than mri_edge/__init__ shuts
+        # It would log to stderr what is raised here as errors, and warnings that are for graph authors.
+        onnxruntime.set_default_logger_severity(4)
+        self._session = _open_session(onnxruntime, path, threads, provider)
+        self.provider = str(self._session.get_providers()[0])
+        self.input, self.output = check_model(
+            path,
+            [_spec(node) for node in self._session.get_inputs()],
+            [_spec(node) for node in self._session.get_outputs()],
+        )
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
@@ -94,11 +88,18 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Drop the session, and with it its threads and memory."""
-        del self._session
+        self._session = None
 
 
 def choose_providers(wanted: str, installed: list[str]) -> list[str]:
-    """ONNX Runtime's names to ask for, best first.
+    """Our names of the providers to try, one after the other, best first.
+
+    Parameters
+    ----------
+    wanted
+        ``"auto"`` or one of ``PROVIDERS``.
+    installed
+        ONNX Runtime's names of those that its wheel was built with.
 
     Raises
     ------
@@ -106,16 +107,27 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
         An explicit provider that the installed wheel does not contain.
     """
     if wanted == "auto":
-        return [_PROVIDERS[name] for name in _AUTO if _PROVIDERS[name] in installed]
-    name = _PROVIDERS[wanted]
-    if name not in installed:
+        return [name for name in _AUTO if _PROVIDERS[name] in installed]
+    if _PROVIDERS[wanted] not in installed:
         raise ProviderUnavailable(
-            f"provider {wanted!r}: the installed onnxruntime wheel has no {name}, it has {', '.join(installed)}",
+            f"provider {wanted!r}: the installed onnxruntime wheel has no {_PROVIDERS[wanted]}, "
+            f"it has {', '.join(installed)}",
             _WHEELS.get(wanted, "Install a wheel of ONNX Runtime that has it"),
         )
-    return [name]
+    return [wanted]
 
 
+def engine_cache(path: Path) -> Path:
+    """Folder of the TensorRT engines built from a model file: its hash, the GPU and the version name it."""
+    from ..files import sha256_of
+    from ..machine import installed
+    from ..places import cache_folder
+
+    version = "-".join(installed(PACKAGES).values())
+    return cache_folder() / "tensorrt" / f"{sha256_of(path)[:32]}-{gpu_name()}-{version}"
+
+
+_DOCTOR = "See 'mri-edge doctor' for what works here"
 _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'mri-edge[gpu]' (on a Jetson: NVIDIA's own wheel)"
 _WHEELS = {
     "cuda": _GPU_WHEEL,
@@ -126,22 +138,83 @@ _WHEELS = {
 }
 
 
-def _spec(node: Any, path: Path) -> TensorSpec:
-    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
-    if node.type not in _DTYPES or len(shape) < 2:
-        raise EngineError(
-            f"{path.name}: tensor {node.name!r} is {node.type} {node.shape}, not uint8 pixels or float32 probabilities",
-            "Export the model with 'mri-edge export'",
+def _open_session(onnxruntime: Any, path: Path, threads: int, provider: str) -> Any:
+    """The session on the first provider that really comes up, alone."""
+    names = choose_providers(provider, onnxruntime.get_available_providers())
+    for name in names[:-1]:
+        try:
+            return _session_on(onnxruntime, path, threads, name)
+        except ProviderUnavailable as error:
+            _log.info("%s", error)
+    return _session_on(onnxruntime, path, threads, names[-1])
+
+
+def _session_on(onnxruntime: Any, path: Path, threads: int, provider: str) -> Any:
+    name = _PROVIDERS[provider]
+    settings = _tensorrt_settings(path) if provider == "tensorrt" else {}
+    if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(StringIO()):  # it prints what it does not find; _why_not says it better
+            onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path),
+            _options(onnxruntime, threads, strict=provider != "cpu"),
+            providers=[(name, settings)],
+            enable_fallback=0,  # else it retries on the CPU, and says so on stdout
         )
-    return TensorSpec(node.name, _DTYPES[node.type], shape)
+    except Exception as error:  # the library raises plain RuntimeError kin for every cause
+        if provider == "cpu":
+            raise EngineError(
+                f"{path.name}: onnxruntime cannot open it: {_first_line(error)}", "Export the model again"
+            ) from error
+        reason, cure = _why_not(onnxruntime, path, provider) or (_first_line(error), _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure) from error
+    found = session.get_providers()[0]
+    if found != name:
+        reason, cure = _why_not(onnxruntime, path, provider) or (f"{found} came up", _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure)
+    return session
 
 
-def _open_error(path: Path, provider: str, error: Exception) -> EngineError:
-    if provider in ("auto", "cpu"):
-        return EngineError(f"{path.name}: onnxruntime cannot open it: {_first_line(error)}", "Export the model again")
-    return ProviderUnavailable(
-        f"provider {provider!r} did not come up: {_first_line(error)}", "See 'mri-edge doctor' for what works here"
-    )
+def _tensorrt_settings(path: Path) -> dict[str, str]:
+    cache = engine_cache(path)
+    if NO_GPU not in cache.name and not cache.is_dir():
+        _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
+        cache.mkdir(parents=True, exist_ok=True)
+    return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+
+
+def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Threads that spin between runs burn a small machine's cores and disturb its other work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if strict:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _why_not(onnxruntime: Any, path: Path, provider: str) -> tuple[str, str] | None:
+    """Reason and cure of a provider that failed strictly, or None where only the library's words are left."""
+    libraries = Path(onnxruntime.__file__).parent / "capi"
+    if provider in ("cuda", "tensorrt") and (found := explain(provider, libraries)):
+        return found
+    try:
+        lenient = onnxruntime.InferenceSession(
+            str(path), _options(onnxruntime, 1, strict=False), providers=[_PROVIDERS[provider]], enable_fallback=0
+        )
+    except Exception:  # noqa: BLE001 (it fails leniently too: the first error stands)
+        return None
+    if lenient.get_providers()[0] == _PROVIDERS[provider]:
+        return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, float32 for one"
+    return None
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 
 
 def _first_line(error: Exception) -> str:

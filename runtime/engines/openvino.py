@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch
+from . import Batch, Probabilities, check_batch, check_model
 
 NAME = "openvino"
 SUFFIXES = (".onnx",)
@@ -55,14 +55,15 @@ class OpenVINOEngine:
         }
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            self._compiled: Any = core.compile_model(core.read_model(str(path)), "CPU", settings)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise EngineError(f"{path.name}: OpenVINO cannot open it: {first}", "Export the model again") from error
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
-        self.input = _spec(self._compiled.input(0))
-        self.output = _spec(self._compiled.output(0))
+        self.input, self.output = check_model(
+            path, [_spec(one) for one in self._compiled.inputs], [_spec(one) for one in self._compiled.outputs]
+        )
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
@@ -77,7 +78,7 @@ class OpenVINOEngine:
 
     def close(self) -> None:
         """Drop the compiled model, and with it its threads and memory."""
-        del self._compiled
+        self._compiled = None
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -1,0 +1,220 @@
+"""Execution providers: which is tried, what strict means, and why one stayed away; no GPU is needed.
+
+A stand-in takes the place of the onnxruntime package. It behaves as the real one was seen to: a
+provider that cannot start is dropped in silence, and a strict session then refuses to be made.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge import Classifier, ProviderUnavailable
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.engines import _nvidia, open_engine
+from mri_edge.engines.onnxruntime import choose_providers
+from mri_edge.errors import EngineError
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+GPU_WHEEL = [TENSORRT, CUDA, CPU]
+
+
+class StandIn(types.ModuleType):
+    """onnxruntime with ``built_in`` providers of which only ``working`` start, ``partial`` ones for some nodes only."""
+
+    def __init__(self, folder: Path, built_in: list[str], working: list[str], partial: tuple[str, ...] = ()) -> None:
+        super().__init__("onnxruntime")
+        self.__file__ = str(folder / "__init__.py")
+        self.__spec__ = ModuleSpec("onnxruntime", None)
+        self.opened: list[tuple[str, ...]] = []
+        outer = self
+
+        class Options:
+            def __init__(self) -> None:
+                self.entries: dict[str, str] = {}
+
+            def add_session_config_entry(self, name: str, value: str) -> None:
+                self.entries[name] = value
+
+        class Session:
+            def __init__(self, path, options, providers, enable_fallback=1):
+                assert enable_fallback == 0, "the library would retry on the CPU and print to stdout"
+                names = [one if isinstance(one, str) else one[0] for one in providers]
+                outer.opened.append(tuple(names))
+                strict = options.entries.get("session.disable_cpu_ep_fallback") == "1"
+                up = [name for name in names if name in working or name in partial]
+                if strict and not any(name in working for name in names):
+                    raise RuntimeError("This session contains graph nodes that are assigned to the default CPU EP")
+                self._providers = [*up, CPU] if CPU not in up else up
+
+            def get_providers(self):
+                return self._providers
+
+            def get_inputs(self):
+                return [types.SimpleNamespace(name="image", type="tensor(uint8)", shape=["N", 128, 128, 3])]
+
+            def get_outputs(self):
+                return [types.SimpleNamespace(name="probabilities", type="tensor(float)", shape=["N", 2])]
+
+            def run(self, names, feed):
+                return [np.full((len(feed["image"]), 2), 0.5, np.float32)]
+
+        self.SessionOptions = Options
+        self.InferenceSession = Session
+        self.get_available_providers = lambda: built_in
+        self.set_default_logger_severity = lambda level: None
+        self.disable_telemetry_events = lambda: None
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    def put(*arguments, **options) -> StandIn:
+        module = StandIn(tmp_path, *arguments, **options)
+        monkeypatch.setitem(sys.modules, "onnxruntime", module)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return module
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "expected"),
+    [
+        ("auto", [CPU], ["cpu"]),
+        ("auto", ["AzureExecutionProvider", CPU], ["cpu"]),
+        ("auto", GPU_WHEEL, ["cuda", "cpu"]),  # TensorRT builds for minutes: only when it is asked for
+        ("auto", ["CoreMLExecutionProvider", CPU], ["coreml", "cpu"]),
+        ("auto", ["DmlExecutionProvider", CPU], ["directml", "cpu"]),
+        ("tensorrt", GPU_WHEEL, ["tensorrt"]),
+        ("cpu", GPU_WHEEL, ["cpu"]),
+    ],
+)
+def test_order_of_providers(wanted, installed, expected):
+    assert choose_providers(wanted, installed) == expected
+
+
+def test_auto_takes_the_best_that_really_comes_up(stand_in, tiny_onnx):
+    stand_in(GPU_WHEEL, [CUDA, CPU])
+    assert open_engine(tiny_onnx).provider == CUDA
+    module = stand_in(GPU_WHEEL, [CPU])
+    assert open_engine(tiny_onnx).provider == CPU
+    assert module.opened[0] == (CUDA,)
+    assert module.opened[-1] == (CPU,)
+
+
+def test_an_explicit_provider_that_stays_away_is_an_error(stand_in, tiny_onnx):
+    stand_in(GPU_WHEEL, [CPU])
+    with pytest.raises(ProviderUnavailable, match="'cuda' did not come up"):
+        open_engine(tiny_onnx, provider="cuda")
+
+
+def test_a_provider_for_only_a_part_of_the_model_does_not_count(stand_in, tiny_onnx, monkeypatch):
+    monkeypatch.setattr("mri_edge.engines.onnxruntime.explain", lambda *_: None)
+    stand_in(GPU_WHEEL, [CPU], partial=(CUDA,))
+    with pytest.raises(ProviderUnavailable, match="parts would run on the CPU"):
+        open_engine(tiny_onnx, provider="cuda")
+    assert open_engine(tiny_onnx).provider == CPU
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino", "coreml", "directml"])
+def test_a_provider_that_the_wheel_lacks_names_the_wheel_that_has_it(tiny_onnx, provider, stand_in):
+    stand_in([CPU], [CPU])
+    with pytest.raises(ProviderUnavailable, match=f"{provider}.*wheel has no") as caught:
+        open_engine(tiny_onnx, provider=provider)
+    assert caught.value.hint
+
+
+def test_a_broken_model_is_not_blamed_on_the_provider(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(EngineError, match="cannot open it") as caught:
+        open_engine(path)
+    assert not isinstance(caught.value, ProviderUnavailable)
+
+
+class Driver:
+    """A stand-in for libcuda that answers ``code`` to cuInit."""
+
+    def __init__(self, code: int) -> None:
+        self.cuInit = lambda flags: code
+
+
+def loader(code: int | None, missing: str = ""):
+    def load(name: str, mode: int = 0):
+        if code is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        if missing and missing in name:
+            raise OSError("libcudnn.so.9: cannot open shared object file: No such file or directory")
+        return Driver(code)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("load", "reason", "cure"),
+    [
+        (loader(None), "no NVIDIA driver", "--gpus all"),
+        (loader(100), "no GPU is visible", "nvidia-smi"),
+        (loader(803), "different versions", "nvidia-smi"),
+        (loader(0, missing="providers_cuda"), "libcudnn.so.9", "cuDNN"),
+    ],
+)
+def test_true_reason_why_an_nvidia_provider_stays_away(load, reason, cure, tmp_path):
+    said = _nvidia.explain("cuda", tmp_path, load)
+    assert said is not None
+    assert reason in said[0]
+    assert cure in said[1]
+
+
+def test_no_reason_is_made_up_where_driver_and_libraries_load(tmp_path):
+    assert _nvidia.explain("cuda", tmp_path, loader(0)) is None
+
+
+def test_strict_provider_exits_4_and_fallback_is_stamped_on_every_result(tiny_bundle, tmp_path, capfd):
+    from PIL import Image
+
+    Image.new("L", (40, 40), 99).save(tmp_path / "scan.png")
+    arguments = ["predict", "--json", "--model", str(tiny_bundle), "--provider", "tensorrt", str(tmp_path / "scan.png")]
+    if TENSORRT in __import__("onnxruntime").get_available_providers():
+        pytest.skip("this onnxruntime has TensorRT, which may come up")
+    assert run(arguments) == 4
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "TensorrtExecutionProvider" in err
+    assert run([*arguments, "--allow-fallback"]) == 0
+    out, _ = capfd.readouterr()
+    assert "CPUExecutionProvider ran in its place" in out
+    assert '"provider": "CPUExecutionProvider"' in out
+
+
+def test_fallback_is_not_claimed_where_none_was_needed(tiny_bundle):
+    with Classifier.load(Bundle.open(tiny_bundle), provider="cpu", allow_fallback=True) as classifier:
+        assert classifier.predict(np.zeros((8, 8), np.uint8)).warnings == ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the library reports through the system, not files")
+def test_the_library_leaves_no_identifier_and_queues_no_events(tiny_bundle, tmp_path):
+    """ONNX Runtime 1.31 and later would write a device id and an event store below the cache folder."""
+    from PIL import Image
+
+    Image.new("L", (40, 40)).save(tmp_path / "scan.png")
+    home = tmp_path / "home"
+    home.mkdir()
+    # Its own rule keeps it quiet on build servers; this must hold on a user's machine.
+    watched = {"CI", "GITHUB_ACTIONS", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY"}
+    environment = {name: value for name, value in os.environ.items() if name not in watched}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "XDG_DATA_HOME": str(home / "data")}
+    subprocess.run(
+        [Path(sys.executable).with_name("mri-edge"), "predict", "--model", tiny_bundle, tmp_path / "scan.png"],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    assert [path for path in home.rglob("*") if path.is_file()] == []
