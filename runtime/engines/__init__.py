@@ -1,8 +1,8 @@
 """Inference engines, one file each, found by looking in this folder.
 
 An engine file names itself with ``NAME``, the file suffixes it opens with ``SUFFIXES``, the
-extra that installs its library with ``EXTRA``, the packages that may bring it with ``PACKAGES``
-(one of them at a time), the providers it knows with ``PROVIDERS``, says
+extra that installs its library with ``EXTRA``, the library itself with ``MODULE``, the packages
+that may bring it (one of them at a time) with ``PACKAGES``, the providers it knows with ``PROVIDERS``, says
 with ``missing()`` why it cannot run here (``None`` if it can), and opens an artefact with
 ``open(path, *, threads, provider, ...)``. Its library is imported inside ``open`` alone.
 """
@@ -67,6 +67,7 @@ class EngineFile(Protocol):
     NAME: str
     SUFFIXES: tuple[str, ...]
     EXTRA: str
+    MODULE: str
     PACKAGES: tuple[str, ...]
     PROVIDERS: tuple[str, ...]
     missing: Callable[[], str | None]

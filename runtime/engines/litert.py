@@ -16,6 +16,7 @@ from . import Batch, Probabilities, check_batch, check_model
 NAME = "litert"
 SUFFIXES = (".tflite",)
 EXTRA = "litert"
+MODULE = "ai_edge_litert.interpreter"
 PACKAGES = ("ai-edge-litert",)
 RANK = 1
 PROVIDERS = ("cpu",)

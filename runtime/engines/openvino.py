@@ -15,6 +15,7 @@ from . import Batch, Probabilities, check_batch, check_model
 NAME = "openvino"
 SUFFIXES = (".onnx",)
 EXTRA = "openvino"
+MODULE = "openvino"
 PACKAGES = ("openvino",)
 RANK = 2
 PROVIDERS = ("cpu",)

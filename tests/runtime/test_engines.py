@@ -1,0 +1,333 @@
+"""The contract that every engine file in the folder keeps, on tiny artefacts of the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mri_edge import engines
+from mri_edge.engines import PROVIDERS, Engine, engine_file, engine_files, engine_for, open_engine
+from mri_edge.errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
+
+# Engines sum in other orders, and one batch size may take another kernel than the next: float32
+# rounding over the 1,024 terms of the tiny model's last sum, far below what moves a label.
+SAME = 1e-5
+
+
+@pytest.fixture(scope="session")
+def tiny_tflite(tiny_onnx: Path) -> Path:
+    """The weights of ``tiny_onnx`` as TFLite."""
+    if not find_spec("tensorflow"):
+        pytest.skip("the tiny TFLite file is made with tensorflow (extra 'export')")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import onnx
+    import tensorflow as tf
+    from onnx import numpy_helper
+
+    weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(tiny_onnx).graph.initializer}
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 128, 128, 3), tf.uint8)])
+    def answer(image: Any) -> Any:
+        scaled = tf.cast(image, tf.float32) / 255
+        maps = tf.nn.relu(tf.nn.conv2d(scaled, weights["kernel"].transpose(2, 3, 1, 0), 8, "VALID"))
+        flat = tf.reshape(tf.transpose(maps, (0, 3, 1, 2)), (-1, 1024))
+        return tf.nn.softmax(flat @ weights["dense"])
+
+    module = tf.Module()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([answer.get_concrete_function()], module)
+    path = tiny_onnx.with_name("model.tflite")
+    path.write_bytes(converter.convert())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_fake(tiny_onnx: Path) -> Path:
+    path = tiny_onnx.with_name("model.fake")
+    path.write_text(json.dumps({"input": [128, 128, 3], "classes": 2}))
+    return path
+
+
+ARTEFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake"}
+
+
+@pytest.fixture(params=sorted(engine_files()))
+def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
+    """Opens a tiny artefact in each engine of the folder in turn; skips where the library is absent."""
+    name = request.param
+    file = engine_file(name)
+    assert set(file.SUFFIXES) <= set(ARTEFACTS), f"engine {name!r} opens a new suffix: give the tests a tiny artefact"
+    if reason := file.missing():
+        pytest.skip(reason)
+    artefact = request.getfixturevalue(ARTEFACTS[file.SUFFIXES[0]])
+    made: list[Engine] = []
+
+    def open_it(**options: Any) -> Engine:
+        made.append(open_engine(artefact, engine=name, **{"threads": 1, "provider": "cpu", **options}))
+        return made[-1]
+
+    open_it.artefact, open_it.file = artefact, file  # type: ignore[attr-defined]
+    yield open_it
+    for one in made:
+        one.close()
+
+
+def _batch(size: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    # Of uneven brightness, so that the answers differ from one picture to the next.
+    rng = np.random.default_rng(seed)
+    return (rng.random((size, 128, 128, 3)) * rng.integers(1, 256, (size, 1, 1, 1))).astype(np.uint8)
+
+
+# --- what an engine declares
+
+
+def test_engine_says_what_it_is(opened: Callable[..., Engine]) -> None:
+    engine = opened(threads=2)
+    assert isinstance(engine, Engine)
+    assert engine.name == opened.file.NAME
+    assert engine.provider
+    assert engine.threads == 2
+    assert (engine.input.dtype, engine.input.shape) == ("uint8", (None, 128, 128, 3))
+    assert (engine.output.dtype, engine.output.shape) == ("float32", (None, 2))
+
+
+def test_engine_file_shows_the_whole_face() -> None:
+    for name, file in engine_files().items():
+        assert name == file.NAME
+        assert all(suffix.startswith(".") for suffix in file.SUFFIXES)
+        assert isinstance(file.EXTRA, str)
+        assert set(file.PROVIDERS) <= set(PROVIDERS)
+        assert "auto" not in file.PROVIDERS
+        assert file.missing() is None or isinstance(file.missing(), str)
+
+
+def test_looking_for_engines_imports_no_engine_library() -> None:
+    libraries = ("onnxruntime", "ai_edge_litert", "openvino", "tensorflow")
+    program = (
+        "import sys; from mri_edge.engines import engine_files; [one.missing() for one in engine_files().values()];"
+        f"print([name for name in {libraries!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- running
+
+
+def test_batches_of_every_size_give_the_rows_of_single_runs(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    batch = _batch(64)
+    alone = np.concatenate([engine.run(picture[None]) for picture in batch])
+    assert np.ptp(alone[:, 1]) > 0.1  # the pictures are told apart at all
+    for size in (64, 1, 0, 7, 64):
+        answer = engine.run(batch[:size])
+        assert answer.dtype == np.float32
+        assert answer.shape == (size, 2)
+        np.testing.assert_allclose(answer, alone[:size], atol=SAME)
+        np.testing.assert_allclose(answer.sum(axis=1), 1, atol=SAME)
+
+
+def test_engines_of_one_model_agree(tiny_onnx: Path, tiny_tflite: Path) -> None:
+    answers = {}
+    for file in engine_files().values():
+        if file.missing() or file.NAME == "fake":
+            continue
+        artefact = {".onnx": tiny_onnx, ".tflite": tiny_tflite}[file.SUFFIXES[0]]
+        engine = open_engine(artefact, engine=file.NAME, provider="cpu", threads=1)
+        answers[file.NAME] = engine.run(_batch(5))
+        engine.close()
+    for name, answer in answers.items():
+        np.testing.assert_allclose(answer, answers["onnxruntime"], atol=SAME, err_msg=name)
+
+
+def test_answers_stay_when_the_engine_runs_again(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    first = engine.run(_batch(3, seed=1))
+    kept = first.copy()
+    engine.run(_batch(3, seed=2))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_views_are_taken_as_they_are(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    batch = _batch(4)
+    wanted = engine.run(batch)
+    grey = np.broadcast_to(batch[:, :, :, :1], batch.shape)  # read-only, one channel seen three times
+    np.testing.assert_allclose(engine.run(np.asfortranarray(batch)), wanted, atol=SAME)
+    np.testing.assert_allclose(engine.run(batch[::-1]), wanted[::-1], atol=SAME)
+    np.testing.assert_allclose(engine.run(grey), engine.run(np.ascontiguousarray(grey)), atol=SAME)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 128, 128, 3), np.float32),
+        np.zeros((1, 128, 128, 3), np.int8),
+        np.zeros((128, 128, 3), np.uint8),
+        np.zeros((1, 3, 128, 128), np.uint8),
+        np.zeros((1, 128, 128, 1), np.uint8),
+        np.zeros((1, 64, 64, 3), np.uint8),
+        np.zeros((1, 1, 128, 128, 3), np.uint8),
+        np.uint8(0),
+        [[1, 2]],
+        None,
+    ],
+    ids=str,
+)
+def test_wrong_batch_is_named_and_does_no_harm(opened: Callable[..., Engine], wrong: Any) -> None:
+    engine = opened()
+    before = engine.run(_batch(2))
+    with pytest.raises(InputError, match=r"batch must .*Received: "):
+        engine.run(wrong)
+    np.testing.assert_array_equal(engine.run(_batch(2)), before)
+
+
+def test_two_engines_live_in_one_process(opened: Callable[..., Engine]) -> None:
+    first, second = opened(), opened()
+    wanted = first.run(_batch(3))
+    np.testing.assert_allclose(second.run(_batch(3)), wanted, atol=SAME)
+    first.close()
+    np.testing.assert_allclose(second.run(_batch(3)), wanted, atol=SAME)
+    first.close()  # as a `with` does after an explicit close
+
+
+def test_four_threads_share_one_engine(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    batches = [_batch(size, seed) for seed in range(8) for size in (1, 3)]
+    wanted = [engine.run(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(engine.run, batches * 3))
+    for answer, right in zip(answers, wanted * 3, strict=True):
+        np.testing.assert_allclose(answer, right, atol=SAME)
+
+
+# --- what cannot be had
+
+
+@pytest.mark.parametrize("provider", [one for one in PROVIDERS if one not in ("auto", "cpu")])
+def test_explicit_provider_comes_up_or_is_refused(opened: Callable[..., Engine], provider: str) -> None:
+    try:
+        engine = opened(provider=provider)
+    except ProviderUnavailable as error:
+        told = str(error)
+    else:  # a machine that has it: then it runs, under its own name
+        told = engine.provider.lower().replace("dml", "directml")
+        assert "cpu" not in told
+    assert provider in told
+
+
+def test_automatic_provider_always_comes_up(opened: Callable[..., Engine]) -> None:
+    assert opened(provider="auto").provider
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
+def test_cuda_without_a_gpu_is_an_error_and_not_the_cpu(tiny_onnx: Path) -> None:
+    with pytest.raises(ProviderUnavailable, match="cuda") as caught:
+        open_engine(tiny_onnx, provider="cuda")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(5000), None], ids=["empty", "text", "zeros", "half"])
+def test_damaged_artefact_is_an_engine_error(
+    opened: Callable[..., Engine], content: bytes | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = opened.artefact.read_bytes()
+    path = tmp_path / opened.artefact.name
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(EngineError, match=path.name):
+        open_engine(path, engine=opened.file.NAME, provider="cpu", threads=1)
+    assert capfd.readouterr().out == ""
+
+
+def test_missing_artefact_is_an_engine_error(opened: Callable[..., Engine], tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="none"):
+        open_engine(tmp_path / f"none{opened.file.SUFFIXES[0]}", engine=opened.file.NAME)
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT", "INT8"])
+@pytest.mark.parametrize("engine", [name for name, one in engine_files().items() if ".onnx" in one.SUFFIXES])
+def test_onnx_model_that_takes_something_else_is_refused(engine: str, dtype: str, tmp_path: Path) -> None:
+    if reason := engine_file(engine).missing():
+        pytest.skip(reason)
+    path = _flat_onnx(tmp_path, [dtype])
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        open_engine(path, engine=engine, provider="cpu", threads=1)
+
+
+@pytest.mark.parametrize("engine", [name for name, one in engine_files().items() if ".onnx" in one.SUFFIXES])
+def test_onnx_model_of_two_inputs_is_refused(engine: str, tmp_path: Path) -> None:
+    if reason := engine_file(engine).missing():
+        pytest.skip(reason)
+    path = _flat_onnx(tmp_path, ["UINT8", "UINT8"])
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        open_engine(path, engine=engine, provider="cpu", threads=1)
+
+
+def _flat_onnx(folder: Path, dtypes: list[str]) -> Path:
+    """A model that casts its inputs to float32, adds and flattens them."""
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    names = [f"image{i}" for i in range(len(dtypes))]
+    nodes = [helper.make_node("Cast", [name], [f"float {name}"], to=TensorProto.FLOAT) for name in names]
+    nodes += [
+        helper.make_node("Sum", [f"float {name}" for name in names], ["sum"]),
+        helper.make_node("Flatten", ["sum"], ["probabilities"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, getattr(TensorProto, dtype), ["N", 128, 128, 3])
+        for name, dtype in zip(names, dtypes, strict=True)
+    ]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 128 * 128 * 3])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "flat", inputs, outputs),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+# --- choosing
+
+
+def test_suffix_chooses_the_engine() -> None:
+    assert engine_for("a/model.int8.onnx").NAME == "onnxruntime"
+    assert engine_for(Path("model.tflite")).NAME == "litert"
+    with pytest.raises(EngineError, match="no engine opens such a file"):
+        engine_for("model.keras")
+
+
+def test_unknown_engine_provider_and_thread_count(tiny_onnx: Path) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'abacus'") as caught:
+        open_engine(tiny_onnx, engine="abacus")
+    assert all(name in caught.value.hint for name in engine_files())
+    with pytest.raises(UsageError, match="unknown provider 'abacus'"):
+        open_engine(tiny_onnx, provider="abacus")
+    with pytest.raises(UsageError, match="threads must be at least 1"):
+        open_engine(tiny_onnx, threads=0)
+    with pytest.raises(UsageError, match=r"opens \.tflite files"):
+        open_engine(tiny_onnx, engine="litert")
+
+
+def test_missing_library_is_told_with_its_cure(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_file("openvino"), "missing", lambda: "the package openvino is not installed")
+    with pytest.raises(EngineUnavailable, match="the package openvino is not installed") as caught:
+        open_engine(tiny_onnx, engine="openvino")
+    assert caught.value.hint == "pip install 'mri-edge[openvino]'"
+
+
+def test_threads_are_those_of_this_process_unless_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "available_cpus", lambda: 3)
+    engine = open_engine(tiny_onnx, provider="cpu")
+    assert engine.threads == 3
+    engine.close()
