@@ -4,111 +4,155 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
-import sys
-from importlib import metadata
+import struct
+from dataclasses import asdict, dataclass
 
 import click
 
 from .. import __version__
+from ..bundle import Bundle
 from ..cpu import available_cpus
-from ..engines import engine_files
+from ..engines import EngineFile, engine_files
+from ..errors import MriEdgeError
+from ..machine import board, cpu, installed, is_32_bit_arm, memory
+from ..manifest import Artefact
+from ..selection import allowed
+from ..trial import Outcome, Trial, attempt
+from .options import MODEL, VERBOSE
 
-# Tried in a process of its own: a library that dies of an illegal instruction is a finding, not a crash.
-_PROBE = """
-import json, sys
-from pathlib import Path
-import numpy
-from mri_edge import Bundle, MriEdgeError
-from mri_edge.engines import open_engine
-engine, provider = sys.argv[1:]
-bundle = Bundle.open()
-artefact = next(one for one in bundle.manifest.artefacts if one.format == "onnx")
-try:
-    opened = open_engine(bundle.path_of(artefact), engine=engine, provider=provider)
-    opened.run(numpy.zeros((1, *opened.input.shape[1:]), numpy.uint8))
-    print(json.dumps([True, opened.provider]))
-except MriEdgeError as error:
-    print(json.dumps([False, error.problem]))
-"""
 _TIME_LIMIT = 120  # seconds; a first CUDA session takes tens of them
-_ONNX_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+
+EXAMPLES = """\b
+Examples:
+  mri-edge doctor
+  mri-edge doctor --json --model my-bundle
+"""
 
 
-@click.command(epilog="\b\nExample:\n  mri-edge doctor --json")
+@dataclass(frozen=True)
+class Finding:
+    """One engine on one provider: ``works`` is None where it could not be tried."""
+
+    engine: str
+    version: str
+    provider: str
+    works: bool | None
+    detail: str
+
+
+@click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(as_json: bool) -> None:
+@MODEL
+@VERBOSE
+def doctor(as_json: bool, model: str) -> None:
     """Say which engines and providers work on this machine.
 
-    Each is tried in a process of its own.
+    Each is tried with an artefact of the model, in a process of its own, so that a library
+    that dies is a finding too.
     """
-    facts = _machine()
-    tried = [_try(name, provider) for name, one in engine_files().items() for provider in one.PROVIDERS]
+    facts, problems = _facts(), _problems()
+    bundle = None
+    try:
+        bundle = Bundle.open(model)
+        bundle.verify()
+    except MriEdgeError as error:
+        problems.append(f"no model to try the engines with: {error}")
+        bundle = None
+    findings = [
+        _examine(one, provider, bundle) for one in engine_files().values() if one.MODULE for provider in one.PROVIDERS
+    ]
     if as_json:
-        click.echo(json.dumps({**facts, "engines": tried}, indent=2))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    for name, value in facts.items():
-        console.print(f"{name:<10}  {value}", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("engine", "provider", "works", "detail"):
-        table.add_column(heading, overflow="fold")
-    for one in tried:
-        works = "[green]yes[/]" if one["works"] else "[yellow]no[/]"
-        table.add_row(str(one["engine"]), str(one["provider"]), works, str(one["detail"]))
-    console.print(table)
+        record = {"machine": facts, "problems": problems, "engines": [asdict(one) for one in findings]}
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        _print(facts, problems, findings)
 
 
-def _machine() -> dict[str, str]:
+def _facts() -> dict[str, str]:
+    room = memory()
+    processor = cpu()
     facts = {
         "mri-edge": __version__,
-        "python": f"{platform.python_version()} ({platform.architecture()[0]})",
-        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
+        "python": f"{platform.python_version()} ({platform.python_implementation()}, {8 * struct.calcsize('P')} bits)",
+        "system": f"{platform.system()} {platform.release()}, {processor.architecture}",
+        "board": board() or "",
+        "cpu": processor.model,
+        "instructions": ", ".join(sorted(processor.instructions)) or "unknown on this system",
+        "int8": "fast: dot products of 8-bit integers" if processor.multiplies_int8_fast else "no dot products known",
         "cores": f"{available_cpus()} may be used",
+        "memory": _memory(room.usable, room.available, limited=room.limit is not None) if room else "",
     }
-    wheels = [f"{name} {version}" for name in _ONNX_WHEELS if (version := _version(name))]
-    if len(wheels) > 1:
-        wheels.append("PROBLEM: they overwrite one another; uninstall all, then install one")
-    facts["onnx wheels"] = ", ".join(wheels) or "none"
-    return facts
+    return {name: value for name, value in facts.items() if value}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _memory(usable: int, available: int, *, limited: bool) -> str:
+    source = "the container's limit" if limited else "in the machine"
+    return f"{usable / 2**30:.1f} GiB {source}, {available / 2**30:.1f} GiB free in the machine"
 
 
-def _try(engine: str, provider: str) -> dict[str, object]:
-    missing = engine_files()[engine].missing()
-    if missing:
-        works, detail = False, missing
-    elif not any(suffix == ".onnx" for suffix in engine_files()[engine].SUFFIXES):
-        works, detail = True, "installed (the embedded model has no artefact to try it with)"
-    else:
-        works, detail = _probe(engine, provider)
-    return {"engine": engine, "provider": provider, "works": works, "detail": detail}
+def _problems() -> list[str]:
+    problems = []
+    for one in engine_files().values():
+        found = installed(one.PACKAGES)
+        if len(found) > 1:
+            names = " and ".join(f"{name} {version}" for name, version in found.items())
+            problems.append(
+                f"{names} are both installed and overwrite one another: pip uninstall {' '.join(found)}, "
+                "then install the one you want"
+            )
+    if is_32_bit_arm():
+        problems.append("32-bit ARM: the engines have no wheels for it; use a 64-bit system image")
+    return problems
 
 
-def _probe(engine: str, provider: str) -> tuple[bool, str]:
-    try:
-        done = subprocess.run(  # noqa: S603 (our own program, no shell)
-            [sys.executable, "-c", _PROBE, engine, provider],
-            capture_output=True,
-            text=True,
-            timeout=_TIME_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return False, f"no answer within {_TIME_LIMIT} s"
-    if done.returncode < 0:
-        return False, f"killed by signal {-done.returncode}: the library does not fit this CPU or driver"
-    if done.returncode:
-        return False, (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
-    works, detail = json.loads(done.stdout.splitlines()[-1])
-    return bool(works), str(detail)
+def _examine(one: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
+    version = ", ".join(installed(one.PACKAGES).values())
+    if missing := one.missing():
+        return Finding(one.NAME, version, provider, False, f"{missing}. pip install 'mri-edge[{one.EXTRA}]'")
+    artefact = _artefact_for(one, provider, bundle)
+    path = str(bundle.folder / artefact.file) if bundle and artefact else None
+    works, detail = _judge(attempt(Trial(one.NAME, path, provider), time_limit=_TIME_LIMIT), artefact)
+    return Finding(one.NAME, version, provider, works, detail)
+
+
+def _artefact_for(one: EngineFile, provider: str, bundle: Bundle | None) -> Artefact | None:
+    """The smallest that the engine opens; off the CPU a float32 one, since few accelerators run all of int8."""
+    fitting = [item for item in allowed(bundle) if item.file.endswith(one.SUFFIXES)] if bundle else []
+    return min(
+        fitting,
+        key=lambda item: (provider != "cpu" and item.precision != "float32", item.size_bytes),
+        default=None,
+    )
+
+
+def _judge(outcome: Outcome, artefact: Artefact | None) -> tuple[bool | None, str]:
+    if outcome.problem:
+        return False, outcome.problem
+    if artefact is None:
+        return None, "the library loads; no artefact to try it with"
+    return (
+        True,
+        f"{outcome.provider}, {artefact.file}: opened in {outcome.open_ms:.0f} ms, first run {outcome.ms:.0f} ms",
+    )
+
+
+def _print(facts: dict[str, str], problems: list[str], findings: list[Finding]) -> None:
+    """Plain columns, the longest last: reasons stay whole, to be read, searched and copied."""
+    wide = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{wide}}  {value}")
+    words = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "white")}
+    rows = [("engine", "version", "provider"), *((one.engine, one.version, one.provider) for one in findings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: tuple[str, ...], works: str, detail: str) -> str:
+        padded = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        return f"{padded}  {works}  {detail}"
+
+    click.echo()
+    click.secho(line(rows[0], "works", "detail"), bold=True)
+    for cells, one in zip(rows[1:], findings, strict=True):
+        word, colour = words[one.works]
+        click.echo(line(cells, click.style(f"{word:<5}", fg=colour), one.detail))
+    for problem in problems:
+        click.secho(f"\nPROBLEM  {problem}", fg="red")

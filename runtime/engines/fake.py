@@ -18,6 +18,7 @@ from . import Batch, Probabilities, check_batch
 NAME = "fake"
 SUFFIXES = (".fake",)
 EXTRA = ""
+MODULE = ""
 PACKAGES = ()
 RANK = 1000
 PROVIDERS = ("cpu",)

@@ -19,6 +19,7 @@ from ._nvidia import NO_GPU, explain, gpu_name
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
 EXTRA = "gpu"  # the CPU wheel is a plain dependency; only another provider needs an extra
+MODULE = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 RANK = 0
 
@@ -110,8 +111,7 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
         return [name for name in _AUTO if _PROVIDERS[name] in installed]
     if _PROVIDERS[wanted] not in installed:
         raise ProviderUnavailable(
-            f"provider {wanted!r}: the installed onnxruntime wheel has no {_PROVIDERS[wanted]}, "
-            f"it has {', '.join(installed)}",
+            f"provider {wanted!r}: the installed onnxruntime wheel has no {_PROVIDERS[wanted]}",
             _WHEELS.get(wanted, "Install a wheel of ONNX Runtime that has it"),
         )
     return [wanted]
