@@ -24,7 +24,9 @@ def parse(text: str | bytes, origin: str) -> Any:
 
 
 def read(kind: type[T], value: Any, origin: str) -> T:
-    """Plain objects to the dataclass ``kind``: no field unknown or missing, no conversion but int to float.
+    """Plain objects to the dataclass ``kind``: no field unknown or missing, no conversion.
+
+    Numbers are JSON's: 1 is a float where one belongs, and 1.0 an integer.
 
     Fields may be dataclasses, tuples, lists, dicts with text keys, Literal, Optional, Any, or plain types.
 
@@ -55,22 +57,31 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise _unfit(where, f"one of {list(arguments)}", value)
-    if origin is tuple and isinstance(value, list):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(kinds) != len(value):
-            raise _unfit(where, f"a list of {len(kinds)}", value)
-        return tuple(_read(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
-    if origin is list and isinstance(value, list):
-        return [_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {key: _read(arguments[1], item, f"{where}[{_shown(key)}]") for key, item in value.items()}
+    if origin in (tuple, list, dict):
+        return _read_container(kind, value, where)
     if kind is Any:
         return value
     if kind is float and type(value) in (int, float):
         return _finite(value, where)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    raise _unfit(where, _name(origin or kind), value)
+    raise _unfit(where, {str: "text"}.get(kind, getattr(kind, "__name__", str(kind))), value)
+
+
+def _read_container(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _unfit(where, "an object", value)
+        return {key: _read(arguments[1], item, f"{where}[{_shown(key)}]") for key, item in value.items()}
+    if not isinstance(value, list):
+        raise _unfit(where, "a list", value)
+    kinds = list(arguments) if origin is tuple and arguments[-1] is not Ellipsis else [arguments[0]] * len(value)
+    if len(kinds) != len(value):
+        raise _unfit(where, f"a list of {len(kinds)}", value)
+    return origin(_read(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _read_dataclass(kind: type, value: Any, where: str) -> Any:
@@ -104,12 +115,6 @@ def _finite(value: int | float, where: str) -> float:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _name(kind: Any) -> str:
-    return {str: "text", tuple: "a list", list: "a list", dict: "an object"}.get(kind) or getattr(
-        kind, "__name__", str(kind)
-    )
 
 
 def _unfit(where: str, wanted: str, received: Any) -> ManifestError:

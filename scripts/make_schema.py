@@ -1,0 +1,100 @@
+"""Write ``runtime/manifest.schema.json``, the JSON Schema (draft 2020-12) of the manifest's dataclasses.
+
+    python scripts/make_schema.py
+
+Run it after every change of ``runtime/manifest.py``; a test compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from mri_edge.manifest import SCHEMA_VERSION, Manifest
+
+SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "manifest.schema.json"
+
+_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
+# No empty part, "." or "..", no back-slash, colon or control character: records.is_plain_relative.
+_PLAIN_RELATIVE = {"pattern": r"^(?!.*(^|/)\.{0,2}(/|$))[^\\:\x00-\x1f\x7f]+$"}
+# What the manifest checks beyond types. Two checks look at several fields at once, which no schema
+# can say: `positive` is an index into `labels`, and no file is listed twice.
+_BOUNDS: dict[str, dict[str, Any]] = {
+    "Manifest.schema_version": {"const": SCHEMA_VERSION},
+    "Manifest.labels": {"minItems": 2, "uniqueItems": True},
+    "Manifest.positive": {"minimum": 0},
+    "Manifest.threshold": {"minimum": 0, "maximum": 1},
+    "Preprocessing.height": {"minimum": 1},
+    "Preprocessing.width": {"minimum": 1},
+    "Preprocessing.deviation": {"not": {"contains": {"const": 0}}},
+    "Artefact.file": _PLAIN_RELATIVE,
+    "Document.file": _PLAIN_RELATIVE,
+}
+
+
+def schema() -> dict[str, Any]:
+    """The whole schema; dataclasses become ``$defs``."""
+    definitions: dict[str, Any] = {}
+    root = _object(Manifest, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mri-edge bundle manifest",
+        **root,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    properties = {}
+    for one in fields:
+        rule = _rule(hints[one.name], definitions)
+        bounds = _BOUNDS.get(f"{kind.__name__}.{one.name}", {})
+        properties[one.name] = {**rule, **bounds}
+    return {
+        "description": (kind.__doc__ or "").strip().partition("\n")[0],
+        "type": "object",
+        "properties": properties,
+        "required": [one.name for one in fields if _required(one) or one.name == "schema_version"],
+        "additionalProperties": False,
+    }
+
+
+def _required(one: dataclasses.Field[Any]) -> bool:
+    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+
+
+def _rule(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if kind.__name__ not in definitions:
+            definitions[kind.__name__] = _object(kind, definitions)
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    if origin in (types.UnionType, typing.Union):
+        (rule,) = (_rule(one, definitions) for one in arguments if one is not type(None))
+        return {"type": [rule["type"], "null"]} if set(rule) == {"type"} else {"anyOf": [rule, {"type": "null"}]}
+    if origin is Literal:
+        return {"type": "string", "enum": list(arguments)}
+    if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
+        return {"type": "array", "items": _rule(arguments[0], definitions)}
+    if origin is tuple:
+        rules = [_rule(one, definitions) for one in arguments]
+        return {"type": "array", "prefixItems": rules, "items": False, "minItems": len(rules)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _rule(arguments[1], definitions)}
+    return {} if kind is Any else {"type": _PLAIN[kind]}
+
+
+def text() -> str:
+    """The file's content."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(text(), encoding="utf-8")
+    print(SCHEMA)
