@@ -22,6 +22,7 @@ from .errors import EngineError, InputError, ProviderUnavailable
 from .images import Source
 from .manifest import Artefact
 from .prediction import Failure, Latency, Prediction, decide
+from .plausibility import doubts
 from .preprocess import Pixels
 from .selection import DEFAULT_BATCH, select
 
@@ -34,6 +35,7 @@ class _Ready:
 
     file: str | None
     pixels: Pixels
+    doubts: tuple[str, ...]
     decode_ms: float
     resize_ms: float
 
@@ -205,7 +207,9 @@ class Classifier:
         pixels = images.load(source)
         decoded = perf_counter()
         fitted = self.bundle.manifest.preprocessing.fit(pixels)
-        return _Ready(name_of(source), fitted, (decoded - start) * 1e3, (perf_counter() - decoded) * 1e3)
+        resized = perf_counter()
+        reasons = doubts(*pixels.shape[:2], fitted)
+        return _Ready(name_of(source), fitted, reasons, (decoded - start) * 1e3, (resized - decoded) * 1e3)
 
     def _try_prepare(self, source: Source | Failure) -> _Ready | Failure:
         if isinstance(source, Failure):
@@ -240,7 +244,7 @@ class Classifier:
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
-                warnings=self._warnings,
+                warnings=self._warnings + one.doubts,
             )
             for one, row, index in zip(ready, probabilities, chosen, strict=True)
         ]

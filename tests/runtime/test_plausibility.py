@@ -1,0 +1,72 @@
+"""What the pixel rules catch, and how often they cry wolf on real scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge import images
+from mri_edge.plausibility import doubts
+from mri_edge.preprocess import Pixels, resize_bilinear
+from PIL import Image, ImageDraw
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def doubts_about(pixels: Pixels) -> tuple[str, ...]:
+    return doubts(*pixels.shape[:2], resize_bilinear(pixels, 128, 128))
+
+
+def text_page() -> Pixels:
+    page = Image.new("RGB", (600, 800), "white")
+    draw = ImageDraw.Draw(page)
+    for line in range(40):
+        draw.text(
+            (30, 10 + 19 * line), "Findings: no restricted diffusion. Impression: unremarkable. " * 2, fill="black"
+        )
+    return np.asarray(page)
+
+
+def photograph() -> Pixels:
+    """Sky over grass: smooth colour, as holiday pictures have it."""
+    rows = np.linspace(0, 1, 300)[:, None, None]
+    sky, grass = np.array([90, 150, 230]), np.array([70, 140, 40])
+    picture = np.where(rows < 0.5, sky * (1 - rows / 2), grass * (0.5 + rows / 2)) * np.ones((300, 400, 1))
+    return picture.astype(np.uint8)
+
+
+def demo(name: str = "mni152-slice-1.jpg") -> Pixels:
+    return images.load(EXAMPLES / name)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "word"),
+    [
+        (photograph(), "coloured"),
+        (text_page(), "bright at the border"),
+        (255 - demo(), "bright at the border"),
+        (np.zeros((256, 256, 3), np.uint8), "blank"),
+        (np.full((256, 256, 3), 200, np.uint8), "blank"),
+        (np.random.default_rng(0).integers(0, 256, (256, 256, 1), np.uint8).repeat(3, 2), "noise"),
+        (demo()[::4, ::4], "tiny"),
+        (demo()[100:160], "narrow"),
+    ],
+    ids=["photograph", "text page", "inverted scan", "black", "grey", "noise", "thumbnail", "strip"],
+)
+def test_what_is_no_scan_is_doubted(pixels, word):
+    assert any(word in doubt for doubt in doubts_about(pixels))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.name)
+def test_demo_scans_are_not_doubted(path):
+    assert doubts_about(images.load(path)) == ()
+
+
+@pytest.mark.data
+def test_less_than_two_in_a_hundred_real_scans_are_doubted(scans, record_property):
+    paths = [*scans.glob("navoneel/*/*"), *sorted(scans.glob("nickparvar-train/*/*"))[::8]]
+    doubted = [path for path in paths if doubts_about(images.load(path))]
+    record_property("scans doubted", f"{len(doubted)} of {len(paths)}")
+    assert len(paths) > 250
+    assert len(doubted) / len(paths) < 0.02
