@@ -1,0 +1,40 @@
+"""The error tree is the one that its docstring draws, with the exit codes it names."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+
+import pytest
+from mri_edge import errors
+from mri_edge.errors import MriEdgeError
+
+CLASSES = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, MriEdgeError)]
+
+
+def test_docstring_draws_the_tree() -> None:
+    drawn: dict[str, tuple[str, int]] = {}
+    parents = ["MriEdgeError"]
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"( *[│ ]*)[├└]── (\w+) .* exit (\d)$", line)
+        if not found:
+            continue
+        depth = 1 if len(found[1]) <= 4 else 2
+        parents[depth:] = [found[2]]
+        drawn[found[2]] = (parents[depth - 1], int(found[3]))
+    real = {one.__name__: (one.__bases__[0].__name__, one.exit_code) for one in CLASSES if one is not MriEdgeError}
+    assert drawn == real
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_problem_and_hint_make_the_message(kind: type[MriEdgeError]) -> None:
+    assert str(kind("scan.jpg: no such file")) == "scan.jpg: no such file"
+    assert str(kind("scan.jpg: no such file", "Look again")) == "scan.jpg: no such file. Look again"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_errors_travel_between_processes(kind: type[MriEdgeError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("problem", "hint")))  # noqa: S301
+    assert type(error) is kind
+    assert (error.problem, error.hint) == ("problem", "hint")

@@ -1,0 +1,85 @@
+"""The public list: what `from mri_edge import …` gives, where it comes from, what it costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import mri_edge
+import pytest
+
+# A name that is taken away breaks somebody's program: change this list together with CHANGELOG.md.
+PUBLIC = [
+    "Bundle",
+    "BundleError",
+    "Classifier",
+    "ConversionError",
+    "DataError",
+    "EngineError",
+    "EngineUnavailable",
+    "Failure",
+    "GateError",
+    "InputError",
+    "IntegrityError",
+    "Manifest",
+    "ManifestError",
+    "MriEdgeError",
+    "OutputError",
+    "Prediction",
+    "Preprocessing",
+    "ProviderUnavailable",
+    "UsageError",
+    "WeightsError",
+    "__version__",
+]
+
+
+def test_public_list() -> None:
+    assert sorted(mri_edge.__all__) == PUBLIC
+    assert sorted(dir(mri_edge)) == PUBLIC
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("__")])
+def test_public_name_is_a_documented_class_of_its_module(name: str) -> None:
+    found = getattr(mri_edge, name)
+    assert found.__name__ == name
+    assert found.__module__ == f"mri_edge.{mri_edge._HOMES[name]}"
+    assert found.__doc__
+
+
+def test_type_checkers_see_the_same_list() -> None:
+    tree = ast.parse(Path(mri_edge.__file__).read_text(encoding="utf-8"))
+    seen = {
+        one.asname: node.module
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for one in node.names
+    }
+    assert seen == mri_edge._HOMES
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="module 'mri_edge' has no attribute 'Abacus'"):
+        mri_edge.Abacus  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from mri_edge import Abacus")  # noqa: S102
+
+
+def test_star_import_gives_the_list() -> None:
+    names: dict[str, object] = {}
+    exec("from mri_edge import *", names)  # noqa: S102
+    assert set(PUBLIC) <= set(names)
+
+
+def test_import_costs_nothing() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import mri_edge;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "['mri_edge']\n"
