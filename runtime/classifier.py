@@ -21,8 +21,8 @@ from .engines import Engine, open_engine
 from .errors import EngineError, InputError, ProviderUnavailable
 from .images import Source
 from .manifest import Artefact
-from .prediction import Failure, Latency, Prediction, decide
 from .plausibility import doubts
+from .prediction import Failure, Latency, Prediction, decide
 from .preprocess import Pixels
 from .selection import DEFAULT_BATCH, select
 
