@@ -129,7 +129,7 @@ def _from_image(image: Image.Image, name: str) -> Pixels:
 
 def _decode(image: Image.Image) -> NDArray[Any]:
     image.load()  # first: a TIFF is turned here, and a PNG may hold its EXIF after the pixels
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
