@@ -16,7 +16,16 @@ from .errors import MriEdgeError
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
     "info": ("mri_edge.commands.info", "info", "Show what a model bundle is and holds."),
-    "bundle": ("mri_edge.commands.bundle", "bundle", "Cut a bundle down to what a device needs."),
+    "bundle": (
+        "mri_edge.commands.bundle",
+        "bundle",
+        "Make a bundle ready for a device: cut it down, record golden values.",
+    ),
+    "verify": (
+        "mri_edge.commands.verify",
+        "verify",
+        "Check a bundle's hashes, and replay its golden values on this device.",
+    ),
     "doctor": ("mri_edge.commands.doctor", "doctor", "Say which engines and providers work on this machine."),
     "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans."),
     "export": ("mri_edge.export.command", "export", "Convert a trained bundle to ONNX and TFLite."),

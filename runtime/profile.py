@@ -19,6 +19,7 @@ from .errors import ManifestError
 from .files import write_whole
 from .machine import identity, installed
 from .places import profile_folder
+from .records import parse, read
 from .split import fingerprint
 
 _LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
@@ -113,19 +114,14 @@ def load_profile(bundle: Bundle, folder: Path | None = None) -> Profile | None:
     path = _path(fingerprint_of(bundle), folder)
     try:
         with open(path, "rb") as file:
-            data = json.loads(file.read(_LIMIT))
+            text = file.read(_LIMIT)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read ({error})", "Run 'mri-edge tune' again") from error
-    try:
-        measurements = tuple(Measurement(**one) for one in data.pop("measurements"))
-        profile = Profile(**data, measurements=measurements)
-        sound = all(one.batch >= 1 and one.threads >= 1 and one.ms > 0 for one in measurements)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ManifestError(f"{path}: not a device profile ({error})", "Run 'mri-edge tune' again") from error
-    if not sound:
-        raise ManifestError(f"{path}: has measurements that cannot be", "Run 'mri-edge tune' again")
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    profile = read(Profile, parse(text, str(path)), str(path))
+    if not all(one.batch >= 1 and one.threads >= 1 and one.ms > 0 for one in profile.measurements):
+        raise ManifestError(f"{path}: has measurements that cannot be")
     return profile
 
 

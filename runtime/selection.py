@@ -88,7 +88,7 @@ def _by_profile(
     try:
         profile = load_profile(bundle)
     except ManifestError as error:
-        _log.warning("device profile ignored: %s", error)
+        _log.warning("device profile ignored, %s. Run 'mri-edge tune' again", error.problem)
         return None
     if profile is None:
         return None

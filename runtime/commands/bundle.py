@@ -1,4 +1,4 @@
-"""``mri-edge bundle``: make a device's bundle out of a full one."""
+"""``mri-edge bundle``: make a device's bundle out of a full one, with values to check it by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 @click.group()
 def bundle() -> None:
-    """Cut a bundle down to what a device needs."""
+    """Make a bundle ready for a device: cut it down, record golden values."""
 
 
 @bundle.command(epilog="\b\nExample:\n  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/")
@@ -21,14 +21,15 @@ def bundle() -> None:
 def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artefacts, for a device that runs just these.
 
-    Metrics, parity report and split record are kept, pages and pictures are not.
+    Metrics, parity report, split record and golden values are kept, pages and pictures are not.
     """
     from ..bundle import Bundle, check_free
+    from ..golden import is_golden
 
     check_free(out, overwrite=overwrite)
     source = Bundle.open(model)
     keep = [source.artefact(one).file for one in artefacts]
-    keep += [one.file for one in source.manifest.documents if "/" not in one.file]
+    keep += [one.file for one in source.manifest.documents if "/" not in one.file or is_golden(one.file)]
     for entry in source.entries():
         if entry.file in keep:
             source.path_of(entry)
@@ -37,3 +38,30 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
             writer.update(name=name)
     size = sum(one.stat().st_size for one in out.iterdir())
     click.echo(f"{out}: {', '.join(keep)} ({size / 1e6:.1f} MB)")
+
+
+@bundle.command(epilog="\b\nExample:\n  mri-edge bundle record my-bundle examples/*.jpg")
+@click.argument("model", metavar="BUNDLE")
+@click.argument("scans", metavar="SCAN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--notice",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Whose the scans are, and their licence. Default: the file NOTICE beside the first.",
+)
+def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
+    """Put SCANs into BUNDLE with all they give here, for 'mri-edge verify' to replay on a device.
+
+    The scans travel with the bundle: take demo scans that may be passed on, never a patient's.
+    """
+    from ..bundle import Bundle
+    from ..errors import UsageError
+    from ..golden import record
+
+    beside = notice or scans[0].parent / "NOTICE"
+    if not beside.is_file():
+        raise UsageError(
+            f"{beside}: no such file; scans that travel need a notice that lets them", "Name one with --notice"
+        )
+    record(Bundle.open(model), scans, beside)
+    click.echo(f"{model}: golden values of {len(scans)} scans recorded")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of embedded models, then folders."""
     from click.shell_completion import CompletionItem
 
     from ..bundle import embedded_models
@@ -71,7 +72,7 @@ MODEL = click.option(
     metavar="BUNDLE",
     envvar="MRI_EDGE_MODEL",
     show_envvar=True,
-    shell_complete=_complete_models,
+    shell_complete=complete_models,
     help="Bundle folder, or name of an embedded model.",
 )
 ARTEFACT = click.option(

@@ -1,0 +1,88 @@
+"""``mri-edge verify``: is this the bundle that was made, and does this device give what it gave there?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import click
+
+from ..bundle import DEFAULT_MODEL, Bundle
+from .options import VERBOSE, complete_models
+
+if TYPE_CHECKING:
+    from ..golden import Check, Report
+
+EXAMPLES = """\b
+Examples:
+  mri-edge verify
+  mri-edge verify my-bundle --json
+"""
+_DIFFERENT = 3  # the exit code of a bundle that cannot be trusted here
+_COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": None}
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every comparison.")
+@VERBOSE
+def verify(model: str, as_json: bool) -> int:
+    """Check a bundle's hashes, and replay its golden values on this device.
+
+    Stage by stage: file bytes, decoded pixels, resized tensor, probabilities, label. The first
+    stage that differs is named, and the exit code is then 3. Without BUNDLE: the embedded model.
+    """
+    from ..golden import replay
+
+    bundle = Bundle.open(model)
+    report = replay(bundle)
+    if as_json:
+        first = report.first_difference
+        record = {
+            "bundle": str(bundle.folder),
+            "agrees": first is None,
+            "first_difference": asdict(first) if first else None,
+            "checks": [asdict(one) for one in report.checks],
+        }
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        _print(bundle, report)
+    return 0 if report.first_difference is None else _DIFFERENT
+
+
+def _print(bundle: Bundle, report: Report) -> None:
+    click.secho(f"{bundle.manifest.name} {bundle.manifest.version}  {bundle.folder}", bold=True)
+    for (stage, group), checks in groupby(report.checks, key=_group):
+        for line in _lines(stage, group, list(checks)):
+            click.echo(line)
+    first = report.first_difference
+    if first:
+        where = " in ".join(part for part in (first.subject, first.engine) if part)
+        click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {first.detail}", fg="red")
+    elif any(one.stage == "pixels" for one in report.checks):
+        click.secho("This device gives what was recorded.", fg="green")
+    else:
+        click.echo("Every hash is right. The bundle has no golden values, so nothing was replayed.")
+
+
+def _group(check: Check) -> tuple[str, str]:
+    """Scans and files are counted together, each artefact in each engine stands alone."""
+    return check.stage, f"{check.subject}  {check.engine}" if check.engine else ""
+
+
+def _lines(stage: str, group: str, checks: list[Check]) -> Iterable[str]:
+    tally = {status: sum(one.status == status for one in checks) for status in _COLOURS}
+    words = ", ".join(
+        click.style(status if group else f"{count} {status}", fg=colour)
+        for (status, colour), count in zip(_COLOURS.items(), tally.values(), strict=True)
+        if count
+    )
+    yield f"{stage:<13}  {group}  {words}" if group else f"{stage:<13}  {words}"
+    for one in checks:
+        if one.detail and one.status != "same":
+            yield f"{'':<13}  {one.subject if not group else ''}  {one.detail}".rstrip()

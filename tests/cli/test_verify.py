@@ -1,0 +1,71 @@
+"""`mri-edge verify` and `mri-edge bundle record`: words, JSON and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mri_edge import golden
+from mri_edge.cli import run
+
+DEMO = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def recorded(tiny_bundle, capfd) -> Path:
+    assert run(["bundle", "record", str(tiny_bundle), str(DEMO / "phantom-1.jpg"), str(DEMO / "phantom-2.jpg")]) == 0
+    assert "2 scans recorded" in capfd.readouterr().out
+    return tiny_bundle
+
+
+def test_a_good_bundle_exits_0_and_says_what_was_compared(recorded, capfd):
+    assert run(["verify", str(recorded)]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "This device gives what was recorded." in out
+    for stage in ("hashes", "pixels", "tensor", "probabilities", "label"):
+        assert stage in out
+
+
+def test_json_has_every_comparison(recorded, capfd):
+    assert run(["verify", str(recorded), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["agrees"] is True
+    assert found["first_difference"] is None
+    assert {one["stage"] for one in found["checks"]} == {"hashes", "pixels", "tensor", "probabilities", "label"}
+
+
+def test_a_bundle_without_golden_values_says_so(tiny_bundle, capfd):
+    assert run(["verify", str(tiny_bundle)]) == 0
+    assert "no golden values" in capfd.readouterr().out
+
+
+def test_a_difference_exits_3_and_is_named(recorded, capfd, monkeypatch):
+    compute = golden._run
+    monkeypatch.setattr(golden, "_run", lambda *arguments: compute(*arguments)[:, ::-1])
+    assert run(["verify", str(recorded)]) == 3
+    assert "FIRST DIFFERENCE  probabilities, model.onnx in onnxruntime" in capfd.readouterr().out
+    assert run(["verify", str(recorded), "--json"]) == 3
+    found = json.loads(capfd.readouterr().out)
+    assert found["agrees"] is False
+    assert found["first_difference"]["stage"] == "probabilities"
+
+
+def test_a_changed_file_exits_3(recorded, capfd):
+    scan = recorded / "golden" / "phantom-1.jpg"
+    content = bytearray(scan.read_bytes())
+    content[500] ^= 1
+    scan.write_bytes(content)
+    assert run(["verify", str(recorded)]) == 3
+    assert "FIRST DIFFERENCE  hashes, golden/phantom-1.jpg" in capfd.readouterr().out
+
+
+def test_scans_without_a_notice_do_not_travel(tiny_bundle, tmp_path, capfd):
+    scan = tmp_path / "scan.jpg"
+    scan.write_bytes((DEMO / "phantom-1.jpg").read_bytes())
+    assert run(["bundle", "record", str(tiny_bundle), str(scan)]) == 2
+    assert "--notice" in capfd.readouterr().err
+    (tmp_path / "mine.txt").write_text("Mine; anyone may have them.")
+    assert run(["bundle", "record", str(tiny_bundle), str(scan), "--notice", str(tmp_path / "mine.txt")]) == 0
+    assert (tiny_bundle / "golden" / "NOTICE").read_text() == "Mine; anyone may have them."

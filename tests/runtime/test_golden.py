@@ -1,0 +1,250 @@
+"""Golden values: recorded with the demo scans, replayed, and each stage made to differ in turn."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge import golden, images
+from mri_edge.bundle import Bundle
+from mri_edge.errors import InputError, ManifestError, UsageError
+from mri_edge.preprocess import Preprocessing
+
+DEMO = Path(__file__).resolve().parents[2] / "examples"
+NOTICE = DEMO / "NOTICE"
+
+
+@pytest.fixture
+def recorded(tiny_bundle) -> Bundle:
+    """The tiny bundle with golden values of two demo scans."""
+    golden.record(Bundle.open(tiny_bundle), sorted(DEMO.glob("phantom-*.jpg"))[:2], NOTICE)
+    return Bundle.open(tiny_bundle)
+
+
+def shift_pixels(monkeypatch, by: int) -> None:
+    load = images.load
+
+    def shifted(source):
+        pixels = load(source).copy()
+        pixels[0, 0] = np.clip(pixels[0, 0].astype(int) + by, 0, 255)
+        return pixels
+
+    monkeypatch.setattr(images, "load", shifted)
+
+
+def shift_answers(monkeypatch, by: float) -> None:
+    run = golden._run
+    monkeypatch.setattr(golden, "_run", lambda *arguments: run(*arguments) + np.float32(by))
+
+
+def swap_answers(monkeypatch) -> None:
+    run = golden._run
+    monkeypatch.setattr(golden, "_run", lambda *arguments: run(*arguments)[:, ::-1])
+
+
+def test_replay_where_it_was_recorded_agrees(recorded):
+    report = golden.replay(recorded)
+    assert report.first_difference is None
+    assert {one.stage for one in report.checks} == {"hashes", "pixels", "tensor", "probabilities", "label"}
+    [own] = [one for one in report.checks if one.stage == "probabilities" and one.engine == "onnxruntime"]
+    assert own.status == "same"
+    documents = {one.file for one in recorded.manifest.documents}
+    assert {"golden.json", "golden.npz", "golden/NOTICE", "golden/phantom-1.jpg"} <= documents
+
+
+def test_openvino_replays_what_onnxruntime_recorded(recorded):
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    checks = [one for one in golden.replay(recorded).checks if one.engine == "openvino"]
+    assert [one.stage for one in checks] == ["probabilities", "label"]
+    assert all(one.status in ("same", "near") for one in checks)
+
+
+def test_without_a_record_hashes_alone_are_checked(tiny_bundle):
+    report = golden.replay(Bundle.open(tiny_bundle))
+    assert [(one.stage, one.status) for one in report.checks] == [("hashes", "same")]
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "golden.npz", "golden/phantom-1.jpg"])
+def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(recorded, file):
+    path = recorded.folder / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    report = golden.replay(Bundle.open(recorded.folder))
+    assert (report.first_difference.stage, report.first_difference.subject) == ("hashes", file)
+    assert {one.stage for one in report.checks} == {"hashes"}
+
+
+@pytest.mark.parametrize("by", [1, 2])
+def test_another_jpeg_decoder_is_told_but_is_no_difference(recorded, monkeypatch, by):
+    shift_pixels(monkeypatch, by)
+    report = golden.replay(recorded)
+    pixels = [one for one in report.checks if one.stage == "pixels"]
+    assert {one.status for one in pixels} == {"near"}
+    assert f"up to {by} of 255 apart, at 3 of" in pixels[0].detail
+    assert report.first_difference is None
+
+
+def test_decoding_that_differs_is_named_first_though_later_stages_agree(recorded, monkeypatch):
+    shift_pixels(monkeypatch, 3)
+    report = golden.replay(recorded)
+    assert report.first_difference.stage == "pixels"
+    # Later stages are fed with what was recorded, so that the fault is seen where it is.
+    assert {one.status for one in report.checks if one.stage in ("tensor", "probabilities")} <= {"same", "near"}
+
+
+def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypatch):
+    from PIL import Image
+
+    Image.open(DEMO / "phantom-1.jpg").save(tmp_path / "phantom.png")
+    golden.record(Bundle.open(tiny_bundle), [tmp_path / "phantom.png"], NOTICE)
+    assert golden.replay(Bundle.open(tiny_bundle)).first_difference is None
+    shift_pixels(monkeypatch, 1)
+    assert golden.replay(Bundle.open(tiny_bundle)).first_difference.stage == "pixels"
+
+
+def test_resizing_that_differs_by_one_is_named(recorded, monkeypatch):
+    fit = Preprocessing.fit
+    monkeypatch.setattr(Preprocessing, "fit", lambda self, pixels: fit(self, pixels) ^ 1)
+    assert golden.replay(recorded).first_difference.stage == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("precision", "by", "status"),
+    [
+        # Either side of each precision's tolerance in golden._TOLERANCES.
+        ("float32", 5e-6, "near"),
+        ("float32", 5e-5, "differs"),
+        ("float16", 1e-3, "near"),
+        ("float16", 5e-3, "differs"),
+        ("int8", 0.01, "near"),
+        ("int8", 0.03, "differs"),
+        ("dynamic", 0.01, "near"),
+        ("float32", float("nan"), "differs"),
+    ],
+)
+def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeypatch, precision, by, status):
+    [artefact] = recorded.manifest.artefacts
+    manifest = replace(recorded.manifest, artefacts=(replace(artefact, precision=precision),))
+    shift_answers(monkeypatch, by)
+    report = golden.replay(replace(recorded, manifest=manifest))
+    found = [one for one in report.checks if one.stage == "probabilities" and one.engine == "onnxruntime"]
+    assert [one.status for one in found] == [status]
+
+
+def test_a_label_that_flips_is_named_with_its_scan(recorded, monkeypatch):
+    swap_answers(monkeypatch)
+    labels = [one for one in golden.replay(recorded).checks if one.stage == "label"]
+    assert all(one.status == "differs" for one in labels)
+    assert "golden/phantom-1.jpg: " in labels[0].detail
+    assert " in place of " in labels[0].detail
+
+
+def test_an_engine_that_fails_is_a_difference(recorded, monkeypatch):
+    from mri_edge.errors import EngineError
+
+    def fail(*arguments):
+        raise EngineError("it broke")
+
+    monkeypatch.setattr(golden, "_run", fail)
+    first = golden.replay(recorded).first_difference
+    assert (first.stage, first.detail) == ("probabilities", "it broke")
+
+
+def test_recording_again_replaces_the_record(recorded):
+    golden.record(recorded, [DEMO / "mni152-slice-1.jpg"], NOTICE)
+    again = Bundle.open(recorded.folder)
+    files = [one.file for one in again.manifest.documents if one.file.endswith(".jpg")]
+    assert files == ["golden/mni152-slice-1.jpg"]
+    assert not (recorded.folder / "golden" / "phantom-1.jpg").exists()
+    assert golden.replay(again).first_difference is None
+
+
+def test_a_slim_bundle_keeps_its_golden_values(recorded, tmp_path, capfd):
+    from mri_edge.cli import run
+
+    assert run(["bundle", "slim", str(recorded.folder), "--artefact", "model.onnx", "--out", str(tmp_path / "s")]) == 0
+    report = golden.replay(Bundle.open(tmp_path / "s"))
+    assert report.first_difference is None
+    assert "label" in {one.stage for one in report.checks}
+
+
+def test_wrong_scans_are_refused_and_the_bundle_stays_as_it_was(tiny_bundle, tmp_path):
+    bundle = Bundle.open(tiny_bundle)
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UsageError, match="different names"):
+        golden.record(bundle, [DEMO / "phantom-1.jpg"] * 2, NOTICE)
+    with pytest.raises(InputError, match="not PNG"):
+        golden.record(bundle, [tmp_path / "text.jpg"], NOTICE)
+    with pytest.raises(InputError, match="cannot read"):
+        golden.record(bundle, [tmp_path / "absent.jpg"], NOTICE)
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
+def put(bundle: Bundle, file: str, content: bytes) -> Bundle:
+    """Replace a file of the record and list it with its right hash, as a hostile author would."""
+    with bundle.rewriting() as writer:
+        writer.add_document(file, content)
+    return Bundle.open(bundle.folder)
+
+
+def arrays_of(bundle: Bundle) -> dict[str, np.ndarray]:
+    with np.load(bundle.folder / "golden.npz") as archive:
+        return dict(archive)
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def test_pickles_in_the_record_are_never_opened(recorded, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "opened",))
+
+    arrays = arrays_of(recorded)
+    arrays["tensors"] = np.array([Bomb()], dtype=object)
+    with pytest.raises(ManifestError, match="not a golden record"):
+        golden.replay(put(recorded, "golden.npz", packed(arrays)))
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_record_that_unpacks_without_end_is_refused(recorded):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("tensors.npy", "w") as member:
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    with pytest.raises(ManifestError, match="unpacks to"):
+        golden.replay(put(recorded, "golden.npz", file.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensors": np.zeros((1, 128, 128, 3), np.uint8)},
+        {"tensors": np.zeros((2, 128, 128, 3), np.float32)},
+        {"probabilities-model.onnx": np.zeros((2, 3), np.float32)},
+        {"pixels-0": np.zeros((4,), np.uint8)},
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
+    with pytest.raises(ManifestError, match="golden"):
+        golden.replay(put(recorded, "golden.npz", packed({**arrays_of(recorded), **change})))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"schema_version": 2}, {"scans": []}, {"scans": ["../outside.jpg"]}, {"scans": 7}, {"engines": {"a": "b"}}],
+)
+def test_facts_that_cannot_be_are_refused(recorded, change):
+    facts = json.loads((recorded.folder / "golden.json").read_bytes())
+    with pytest.raises(ManifestError, match=r"golden\.json"):
+        golden.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))
