@@ -76,9 +76,9 @@ class Classifier:
                 f"{(preprocessing.height, preprocessing.width, 3)}",
                 "Export the model again",
             )
-        if engine.output.shape[1:] != (len(bundle.manifest.labels),):
+        if engine.outputs[0].shape[1:] != (len(bundle.manifest.labels),):
             raise EngineError(
-                f"{artefact.file}: gives {engine.output.shape[1:]} values, "
+                f"{artefact.file}: gives {engine.outputs[0].shape[1:]} values, "
                 f"the manifest has {len(bundle.manifest.labels)} labels",
                 "Export the model again",
             )
@@ -229,8 +229,10 @@ class Classifier:
         manifest = self.bundle.manifest
         batch = np.stack([one.pixels for one in ready])
         start = perf_counter()
-        probabilities = self.engine.run(batch)
+        outputs = self.engine.run_all(batch)
         infer_ms = (perf_counter() - start) * 1e3 / len(ready)
+        probabilities = outputs[self.engine.outputs[0].name]
+        activations = outputs.get("activation", [None] * len(ready))
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         return [
             Prediction(
@@ -245,8 +247,9 @@ class Classifier:
                 provider=self.engine.provider,
                 latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
                 warnings=self._warnings + one.doubts,
+                activation=activation,
             )
-            for one, row, index in zip(ready, probabilities, chosen, strict=True)
+            for one, row, index, activation in zip(ready, probabilities, chosen, activations, strict=True)
         ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,11 @@ class Prediction:
         Of each label, in [0, 1], in the manifest's order.
     model, artefact, engine, provider
         What ran: model name and version, file in the bundle, engine, execution provider as read back.
+    warnings
+        Reasons to doubt the answer, in words.
+    activation
+        Grad-CAM of the positive label, float32 (h, w), at least 0, where the artefact gives it; else ``None``.
+        Not part of ``to_dict``.
     """
 
     file: str | None
@@ -79,6 +84,7 @@ class Prediction:
     provider: str
     latency_ms: Latency
     warnings: tuple[str, ...] = ()
+    activation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     @property
     def probability(self) -> float:

@@ -25,6 +25,7 @@ from ..manifest import TensorSpec
 
 Batch = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+Outputs = dict[str, NDArray[np.float32]]
 
 # What --provider takes; each engine file maps those it knows to its library's own names.
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
@@ -35,14 +36,16 @@ class Engine(Protocol):
     """An opened artefact.
 
     ``provider`` is the execution provider that really runs, read back after opening; ``threads``
-    the number of intra-op threads; ``input`` and ``output`` what the file declares.
+    the number of intra-op threads; ``input`` and ``outputs`` what the file declares. The first of
+    ``outputs`` are the probabilities; an artefact that can explain itself gives ``features`` and
+    ``activation`` after them.
     """
 
     name: str
     provider: str
     threads: int
     input: TensorSpec
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes). N may be 0. Safe to call from several threads.
@@ -54,6 +57,10 @@ class Engine(Protocol):
         EngineError
             The engine failed while it ran.
         """
+        ...
+
+    def run_all(self, batch: Batch) -> Outputs:
+        """Every output by its name, float32 (N, …) each; errors as for ``run``."""
         ...
 
     def close(self) -> None:
@@ -145,8 +152,8 @@ def open_engine(
 
 def check_model(
     path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> tuple[TensorSpec, TensorSpec]:
-    """What the file declares, as its one input and its first output, which holds the probabilities.
+) -> tuple[TensorSpec, tuple[TensorSpec, ...]]:
+    """What the file declares, as its one input and its outputs, of which the first holds the probabilities.
 
     Raises
     ------
@@ -158,7 +165,12 @@ def check_model(
         raise EngineError(f"{path.name}: must take uint8 (N, H, W, 3). It takes: {_told(inputs)}", hint)
     if not outputs or outputs[0].dtype != "float32" or len(outputs[0].shape) != 2:
         raise EngineError(f"{path.name}: must give float32 (N, classes). It gives: {_told(outputs)}", hint)
-    return inputs[0], outputs[0]
+    return inputs[0], tuple(outputs)
+
+
+def nothing(outputs: Sequence[TensorSpec]) -> Outputs:
+    """The answer to an empty batch: float32 (0, …) for every output. Some engines refuse such batches."""
+    return {one.name: np.empty((0, *(size or 0 for size in one.shape[1:])), np.float32) for one in outputs}
 
 
 def _told(specs: Sequence[TensorSpec]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import EngineError, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch
+from . import Batch, Outputs, Probabilities, check_batch
 
 NAME = "fake"
 SUFFIXES = (".fake",)
@@ -49,7 +49,7 @@ class FakeEngine:
     def __init__(self, size: tuple[int, ...], classes: int = 2, threads: int = 1) -> None:
         self.threads = threads
         self.input = TensorSpec("image", "uint8", (None, *size))
-        self.output = TensorSpec("probabilities", "float32", (None, classes))
+        self.outputs = (TensorSpec("probabilities", "float32", (None, classes)),)
         self._classes = classes
 
     def run(self, batch: Batch) -> Probabilities:
@@ -59,6 +59,10 @@ class FakeEngine:
         result = np.repeat(((1 - bright) / (self._classes - 1))[:, None], self._classes, axis=1)
         result[:, -1] = bright
         return result.astype(np.float32)
+
+    def run_all(self, batch: Batch) -> Outputs:
+        """Every output by its name; see ``Engine.run_all``."""
+        return {"probabilities": self.run(batch)}
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch, check_model
+from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
 
 NAME = "litert"
 SUFFIXES = (".tflite",)
@@ -59,15 +59,19 @@ class LiteRTEngine:
         self._interpreter: Any = interpreter
         self._lock = threading.Lock()
         entries, exits = interpreter.get_input_details(), interpreter.get_output_details()
-        self.input, self.output = check_model(path, [_spec(one) for one in entries], [_spec(one) for one in exits])
-        self._entry, self._exit = entries[0]["index"], exits[0]["index"]
+        self.input, self.outputs = check_model(path, [_spec(one) for one in entries], [_spec(one) for one in exits])
+        self._entry, self._exits = entries[0]["index"], [one["index"] for one in exits]
         self._batch = 1
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
+        return self.run_all(batch)[self.outputs[0].name]
+
+    def run_all(self, batch: Batch) -> Outputs:
+        """Every output by its name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return np.empty((0, self.output.shape[1] or 0), np.float32)
+            return nothing(self.outputs)
         with self._lock:
             try:
                 if len(batch) != self._batch:
@@ -76,10 +80,11 @@ class LiteRTEngine:
                     self._batch = len(batch)
                 self._interpreter.set_tensor(self._entry, np.ascontiguousarray(batch))
                 self._interpreter.invoke()
-                return np.array(self._interpreter.get_tensor(self._exit), np.float32)
+                results = [np.array(self._interpreter.get_tensor(one), np.float32) for one in self._exits]
             except (ValueError, RuntimeError) as error:
                 self._batch = 0  # the interpreter may be half resized: allocate again next time
                 raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error
+        return {one.name: result for one, result in zip(self.outputs, results, strict=True)}
 
     def close(self) -> None:
         """Drop the interpreter, and with it its threads and memory."""

@@ -9,11 +9,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch, check_model
+from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
 from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
@@ -70,7 +68,7 @@ class OnnxRuntimeEngine:
         onnxruntime.set_default_logger_severity(4)
         self._session = _open_session(onnxruntime, path, threads, provider)
         self.provider = str(self._session.get_providers()[0])
-        self.input, self.output = check_model(
+        self.input, self.outputs = check_model(
             path,
             [_spec(node) for node in self._session.get_inputs()],
             [_spec(node) for node in self._session.get_outputs()],
@@ -78,14 +76,18 @@ class OnnxRuntimeEngine:
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
+        return self.run_all(batch)[self.outputs[0].name]
+
+    def run_all(self, batch: Batch) -> Outputs:
+        """Every output by its name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
-        if len(batch) == 0:  # some kernels refuse empty tensors
-            return np.empty((0, self.output.shape[1] or 0), np.float32)
+        if len(batch) == 0:
+            return nothing(self.outputs)
+        names = [one.name for one in self.outputs]
         try:
-            result = self._session.run(None, {self.input.name: batch})[0]
+            return dict(zip(names, self._session.run(names, {self.input.name: batch}), strict=True))
         except Exception as error:
             raise EngineError(f"onnxruntime failed on a batch of {len(batch)}: {_first_line(error)}") from error
-        return np.asarray(result, np.float32)
 
     def close(self) -> None:
         """Drop the session, and with it its threads and memory."""

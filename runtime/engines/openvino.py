@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Probabilities, check_batch, check_model
+from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
 
 NAME = "openvino"
 SUFFIXES = (".onnx",)
@@ -62,20 +62,24 @@ class OpenVINOEngine:
             raise EngineError(f"{path.name}: OpenVINO cannot open it: {first}", "Export the model again") from error
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
-        self.input, self.output = check_model(
+        self.input, self.outputs = check_model(
             path, [_spec(one) for one in self._compiled.inputs], [_spec(one) for one in self._compiled.outputs]
         )
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
+        return self.run_all(batch)[self.outputs[0].name]
+
+    def run_all(self, batch: Batch) -> Outputs:
+        """Every output by its name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return np.empty((0, self.output.shape[1] or 0), np.float32)
+            return nothing(self.outputs)
         try:
-            result = self._compiled.create_infer_request().infer([batch])[0]
+            results = self._compiled.create_infer_request().infer([batch])
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {error}") from error
-        return np.array(result, np.float32)
+        return {one.name: np.array(results[index], np.float32) for index, one in enumerate(self.outputs)}
 
     def close(self) -> None:
         """Drop the compiled model, and with it its threads and memory."""

@@ -96,7 +96,7 @@ def test_engine_says_what_it_is(opened: Callable[..., Engine]) -> None:
     assert engine.provider
     assert engine.threads == 2
     assert (engine.input.dtype, engine.input.shape) == ("uint8", (None, 128, 128, 3))
-    assert (engine.output.dtype, engine.output.shape) == ("float32", (None, 2))
+    assert (engine.outputs[0].dtype, engine.outputs[0].shape) == ("float32", (None, 2))
 
 
 def test_engine_file_shows_the_whole_face() -> None:
