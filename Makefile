@@ -1,0 +1,52 @@
+# Everything from a fresh checkout. PYTHON=python3.12 picks another Python; VENV=path another place.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The reference data set, for `make model`: a folder with no/ and yes/.
+DATA ?= ../shared/data/navoneel
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint model schema scans clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
+	$(BIN)/mri-edge predict examples/
+
+test: lint  ## everything that must pass: ruff, mypy, pytest
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+model: $(VENV)/.dev  ## train and export the model that comes with the package, anew
+	$(BIN)/mri-edge train --data $(DATA) --backbone-weights torchvision --out bundles/vgg16 --overwrite
+	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
+	$(BIN)/mri-edge bundle slim bundles/vgg16 --artefact model.int8.onnx --out runtime/models/vgg16 --overwrite
+
+schema: $(VENV)/.dev  ## write runtime/manifest.schema.json after a change of runtime/manifest.py
+	$(BIN)/python scripts/make_schema.py
+
+scans: $(VENV)/.dev  ## draw the demo scans anew
+	$(BIN)/python scripts/make_demo_scans.py
+
+clean:  ## remove what the other targets made, the model and the bundles apart
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else \
+		"mri-edge needs Python 3.10 or newer, this is %s: make PYTHON=/path/to/python3" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
