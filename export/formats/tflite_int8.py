@@ -1,0 +1,19 @@
+"""TFLite, full integer: int8 weights per channel and activations, 8-bit pixels in, a float head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..job import Job
+from ..tflite_quantise import quantise
+
+NAME = "tflite-int8"
+FILE = "model.int8.tflite"
+FORMAT = "tflite"
+PRECISION = "int8"
+CALIBRATED = True
+
+
+def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
+    """Bytes of the TFLite file, and how it was made."""
+    return quantise(job.float_tflite, job.calibration())

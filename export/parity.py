@@ -1,0 +1,226 @@
+"""How far an artefact is from the Keras model on the same images, and what the gate says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from mri_edge.manifest import Manifest, Parity, Precision
+from mri_edge.prediction import decide
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from .statistics import Interval, bounds, images_needed, mcnemar, paired_change, proportion
+
+Verdict = Literal["met", "not met", "undecided"]
+Probabilities = NDArray[np.float32]
+
+SIGNIFICANCE = 0.05
+# Log-odds of probabilities nearer to 0 or 1 than this are all rounding.
+_NEAREST = 1e-7
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The bounds of one artefact; ``None`` leaves a bound out.
+
+    ``max_difference`` and ``mean_difference`` bound |Δp|, over all images and classes. ``flip_rate``
+    bounds the share of images whose label changes, at 95% confidence: too few images are undecided.
+    """
+
+    max_difference: float | None
+    mean_difference: float | None
+    flip_rate: float | None
+
+
+# float32: summation order differs between runtimes, no more. float16: 11 bits of mantissa through some
+# 16 layers. Quantised: a label in twenty may change, and probabilities move by a fiftieth on average.
+DEFAULT_GATES: dict[Precision, Gate] = {
+    "float32": Gate(1e-4, None, None),
+    "float16": Gate(5e-3, None, None),
+    "dynamic": Gate(None, 0.02, 0.05),
+    "int8": Gate(None, 0.02, 0.05),
+}
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """The images of a comparison: names, labels (N,), and the Keras model's probabilities (N, classes)."""
+
+    files: tuple[str, ...]
+    labels: NDArray[np.intp]
+    reference: Probabilities
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image that the artefact labels otherwise than the Keras model; probabilities of the positive label."""
+
+    file: str
+    truth: str
+    reference_label: str
+    artefact_label: str
+    reference_probability: float
+    artefact_probability: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of the Keras model, of the artefact, and their difference with a paired interval."""
+
+    reference: float
+    artefact: float
+    change: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One artefact against the Keras model."""
+
+    engine: str
+    provider: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    gate: Gate
+    images: int
+    max_difference: float
+    mean_difference: float
+    p99_difference: float
+    max_logit_difference: float
+    first_difference: str | None
+    flips: tuple[Flip, ...]
+    accuracy: Interval
+    mcnemar_p: float
+    sensitivity: Change
+    specificity: Change
+    auc: Change
+    probabilities: tuple[float, ...]
+
+    def summary(self) -> Parity:
+        """What the manifest keeps of it."""
+        return Parity(self.verdict, self.images, self.max_difference, self.mean_difference, len(self.flips))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for ``parity.json``."""
+        return asdict(self)
+
+
+def compare(
+    answer: Probabilities, images: TestImages, manifest: Manifest, gate: Gate, *, engine: str, provider: str
+) -> Comparison:
+    """Compare an artefact's probabilities (N, classes) with the Keras model's, and judge them by ``gate``."""
+    difference = np.abs(answer.astype(np.float64) - images.reference)
+    before = decide(images.reference, manifest.positive, manifest.threshold)
+    after = decide(answer, manifest.positive, manifest.threshold)
+    positive = manifest.positive
+    flips = tuple(
+        Flip(
+            images.files[index],
+            manifest.labels[images.labels[index]],
+            manifest.labels[before[index]],
+            manifest.labels[after[index]],
+            float(images.reference[index, positive]),
+            float(answer[index, positive]),
+        )
+        for index in np.flatnonzero(before != after)
+    )
+    right_before, right_after = before == images.labels, after == images.labels
+    ill = images.labels == positive
+    comparison = Comparison(
+        engine=engine,
+        provider=provider,
+        verdict="met",
+        reasons=(),
+        gate=gate,
+        images=len(answer),
+        max_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        p99_difference=float(np.quantile(difference, 0.99)),
+        max_logit_difference=float(np.abs(_log_odds(answer) - _log_odds(images.reference)).max()),
+        first_difference=None,
+        flips=flips,
+        accuracy=proportion(int(right_after.sum()), len(answer)),
+        mcnemar_p=mcnemar(right_before, right_after),
+        sensitivity=_change(before[ill] == positive, after[ill] == positive),
+        specificity=_change(before[~ill] != positive, after[~ill] != positive),
+        auc=_auc_change(ill, images.reference[:, positive], answer[:, positive]),
+        probabilities=tuple(float(value) for value in answer[:, positive]),
+    )
+    worse = int(right_after.sum()) < int(right_before.sum())
+    verdict, reasons = judge(comparison, worse=worse)
+    return replace(comparison, verdict=verdict, reasons=reasons, first_difference=_first_difference(comparison))
+
+
+def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, ...]]:
+    """The gate's answer and its reasons in words; ``worse`` if the artefact has fewer right answers."""
+    gate, flips, images = comparison.gate, len(comparison.flips), comparison.images
+    failed = []
+    if gate.max_difference is not None and not comparison.max_difference <= gate.max_difference:
+        failed.append(f"largest |Δp| is {comparison.max_difference:.2g}, the limit is {gate.max_difference:g}")
+    if gate.mean_difference is not None and not comparison.mean_difference <= gate.mean_difference:
+        failed.append(f"mean |Δp| is {comparison.mean_difference:.2g}, the limit is {gate.mean_difference:g}")
+    if worse and comparison.mcnemar_p < SIGNIFICANCE:
+        failed.append(f"fewer right answers than the Keras model (exact McNemar p = {comparison.mcnemar_p:.2g})")
+    undecided = []
+    if gate.flip_rate is not None:
+        least, most = bounds(flips, images)
+        if least > gate.flip_rate:
+            failed.append(f"{flips} of {images} labels change, the limit is {gate.flip_rate:.1%}")
+        elif most > gate.flip_rate:
+            undecided.append(
+                f"{flips} of {images} labels change, so the true share may be up to {most:.1%} and the limit is "
+                f"{gate.flip_rate:.1%}: too few images to tell, {images_needed(gate.flip_rate)} without a change would"
+            )
+    if failed:
+        return "not met", tuple(failed)
+    return ("undecided", tuple(undecided)) if undecided else ("met", ())
+
+
+def _first_difference(comparison: Comparison) -> str | None:
+    """The first stage at which the artefact leaves its precision's bounds; files, pixels and tensors are shared."""
+    limit = DEFAULT_GATES["float32"].max_difference or 0.0
+    if comparison.max_difference > limit:
+        return "logits"
+    return "label" if comparison.flips else None
+
+
+def _log_odds(probabilities: Probabilities) -> NDArray[np.float64]:
+    clipped = np.clip(probabilities.astype(np.float64), _NEAREST, 1 - _NEAREST)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
+
+
+def _change(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Change:
+    paired = paired_change(before, after)
+    values = [float(one.mean()) if len(one) else float("nan") for one in (before, after)]
+    return Change(*values, paired.value, paired.low, paired.high)
+
+
+def _auc_change(ill: NDArray[np.bool_], before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
+    if ill.all() or not ill.any():
+        return Change(float("nan"), float("nan"), float("nan"))
+    values = [float(roc_auc_score(ill, one)) for one in (before, after)]
+    return Change(*values, values[1] - values[0])
+
+
+def document(
+    images: TestImages, manifest: Manifest, comparisons: dict[str, Comparison | dict[str, Any]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of ``parity.json``: facts, every image's reference, every artefact's comparison."""
+    right = decide(images.reference, manifest.positive, manifest.threshold) == images.labels
+    rows: Sequence[dict[str, Any]] = [
+        {"file": file, "label": manifest.labels[label], "probabilities": [float(value) for value in row]}
+        for file, label, row in zip(images.files, images.labels, images.reference, strict=True)
+    ]
+    return {
+        **facts,
+        "labels": list(manifest.labels),
+        "positive": manifest.positive,
+        "threshold": manifest.threshold,
+        "reference_accuracy": asdict(proportion(int(right.sum()), len(right))),
+        "images": rows,
+        "artefacts": {file: one.to_dict() if isinstance(one, Comparison) else one for file, one in comparisons.items()},
+    }
