@@ -23,6 +23,7 @@ Examples:
   mri-edge predict scan.jpg
   mri-edge predict scans/ --recursive --csv > results.csv
   mri-edge predict 'scans/*.png' --json | jq .label
+  mri-edge predict scan.jpg --heatmap why/
   mri-edge predict archive/ -r --resume results.jsonl
   find . -name '*.jpg' | mri-edge predict - --json
   mri-edge predict scan.jpg --model my-bundle --engine litert
@@ -41,6 +42,12 @@ Examples:
     help="Append JSON lines to FILE; scans that have a line are skipped, so it goes on after a kill.",
 )
 @click.option(
+    "--heatmap",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write for each scan a PNG that shows what spoke for the positive label (Grad-CAM).",
+)
+@click.option(
     "--batch",
     type=click.IntRange(1, 1024),
     envvar="MRI_EDGE_BATCH",
@@ -53,6 +60,7 @@ def predict(
     form: str | None,
     recursive: bool,
     resume: Path | None,
+    heatmap: Path | None,
     batch: int | None,
     model: str,
     artefact: str | None,
@@ -91,7 +99,12 @@ def predict(
         if sys.stderr.isatty() and (journal or not sys.stdout.isatty()):
             sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
             total = len(sources)
-        report = _Report(classifier.predict_batches(sources, batch_size=batch))
+        predictions = classifier.predict_batches(sources, batch_size=batch)
+        if heatmap:
+            from ..overlay import draw_each
+
+            predictions = draw_each(predictions, classifier, heatmap)
+        report = _Report(predictions)
         results = report if total is None else track(report, "predict", total)
         if journal:
             for result in results:

@@ -1,0 +1,59 @@
+"""`predict --heatmap`: a picture a scan, in the scan's own subfolder, or a clear no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def explaining_bundle(tiny_bundle: Path) -> Path:
+    """The tiny bundle with an artefact that gives the activation too."""
+    onnx = pytest.importorskip("onnx", reason="the artefact is built with onnx (extra 'dev')")
+    explanation = pytest.importorskip("mri_edge.export.explanation")
+    bundle = Bundle.open(tiny_bundle)
+    [artefact] = bundle.manifest.artefacts
+    model = explanation.explained(onnx.load(tiny_bundle / artefact.file), positive=1)
+    with bundle.rewriting() as writer:
+        writer.path(artefact.file).write_bytes(model.SerializeToString())
+        writer.add_artefact(artefact)
+    return tiny_bundle
+
+
+def test_overlays_keep_the_subfolders_of_their_scans(explaining_bundle, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        Path("scans", folder).mkdir(parents=True)
+        Path("scans", folder, "x.jpg").write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
+    Path("scans", "broken.jpg").write_text("no picture")
+    assert run(["predict", "scans", "-r", "--heatmap", "why", "--model", str(explaining_bundle)]) == 1
+    capfd.readouterr()
+    pictures = sorted(str(path.relative_to("why")) for path in Path("why").rglob("*.png"))
+    assert pictures == ["scans/a/x.jpg.png", "scans/b/x.jpg.png"]
+    page = np.asarray(Image.open("why/scans/a/x.jpg.png"))
+    assert page.shape[2] == 3
+    assert page.shape[0] > 384, "the scan, and words below it"
+    assert np.ptp(page.astype(int), axis=2).max() > 60, "the heat is drawn in colour on the grey scan"
+
+
+def test_artefact_without_activation_says_which_one_to_take(tiny_bundle, tmp_path, capfd):
+    scan = str(EXAMPLES / "phantom-1.jpg")
+    assert run(["predict", scan, "--heatmap", str(tmp_path / "why"), "--model", str(tiny_bundle)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "no class activation" in err
+    assert not (tmp_path / "why").exists()
+
+
+def test_unwritable_folder_is_said(explaining_bundle, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    scan = str(EXAMPLES / "phantom-1.jpg")
+    assert run(["predict", scan, "--heatmap", str(tmp_path / "file" / "why"), "--model", str(explaining_bundle)]) == 2
+    assert "cannot make this folder" in capfd.readouterr().err
