@@ -26,6 +26,12 @@ COMMANDS = {
         "verify",
         "Check a bundle's hashes, and replay its golden values on this device.",
     ),
+    "tune": (
+        "mri_edge.commands.tune",
+        "tune",
+        "Measure what runs the model fastest on this device, for predict to use.",
+    ),
+    "warmup": ("mri_edge.commands.warmup", "warmup", "Build and cache what a provider needs before the first scan."),
     "doctor": ("mri_edge.commands.doctor", "doctor", "Say which engines and providers work on this machine."),
     "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans."),
     "export": ("mri_edge.export.command", "export", "Convert a trained bundle to ONNX and TFLite."),

@@ -21,7 +21,7 @@ from . import images
 from .bundle import Bundle
 from .engines import Probabilities, engine_files, engine_for, open_engine
 from .errors import EngineError, InputError, IntegrityError, ManifestError, UsageError
-from .machine import identity, installed
+from .machine import cpu, installed
 from .manifest import Artefact, Document
 from .prediction import decide
 from .preprocess import Pixels
@@ -129,7 +129,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
         if engine:
             engines[artefact.file] = engine
             arrays[f"probabilities-{artefact.file}"] = _run(bundle, artefact, engine, tensors)
-    facts = _Facts(SCHEMA_VERSION, tuple(names), engines, identity(), _libraries())
+    facts = _Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
     others = [one.file for one in bundle.entries() if not is_golden(one.file)]
     with bundle.rewriting(keep=others) as writer:
         for name, content in zip(names, contents, strict=True):

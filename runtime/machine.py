@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cpu import available_cpus, cgroup_folders
+from .cpu import cgroup_folders
 
 # Kernel names of the instructions that inference libraries choose their code by -> ours, which are
 # those of the CPU makers. Linux arch/x86/include/asm/cpufeatures.h, arch/arm64/include/uapi/asm/hwcap.h.
@@ -160,8 +160,3 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
                 if package:
                     found.setdefault(package, version)
     return {name: found[name] for name in sorted(found)}
-
-
-def identity() -> str:
-    """One line that changes when the CPU, or the share of it that this process has, does."""
-    return f"{cpu()}; {available_cpus()} cores"

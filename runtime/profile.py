@@ -14,10 +14,11 @@ from pathlib import Path
 
 from . import __version__
 from .bundle import Bundle
+from .cpu import available_cpus
 from .engines import engine_files
 from .errors import ManifestError
 from .files import write_whole
-from .machine import identity, installed
+from .machine import cpu, installed
 from .places import profile_folder
 from .records import parse, read
 from .split import fingerprint
@@ -52,7 +53,8 @@ class Profile:
     """All measurements of one bundle on one device, and the facts that they hold for."""
 
     bundle: str
-    machine: str
+    cpu: str
+    cores: int
     libraries: dict[str, str]
     created: str
     measurements: tuple[Measurement, ...]
@@ -83,9 +85,10 @@ class Profile:
 
     def staleness(self) -> str | None:
         """Why the measurements no longer hold on this machine, or None."""
-        now = identity()
-        if now != self.machine:
-            return f"it was made on {self.machine}; this is {now}"
+        if str(cpu()) != self.cpu:
+            return f"it was made on another CPU, {self.cpu}"
+        if (cores := available_cpus()) != self.cores:
+            return f"it was made with {self.cores} cores, and {cores} may be used now"
         libraries = library_versions()
         changed = [
             f"{name} {self.libraries.get(name, 'not installed')} is now {libraries.get(name, 'not installed')}"

@@ -1,0 +1,81 @@
+"""``mri-edge tune``: find by measuring what runs a model fastest on this device, for ``predict`` to use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from ..bundle import Bundle
+from .options import MODEL, PROVIDER, VERBOSE
+
+if TYPE_CHECKING:
+    from ..profile import Measurement
+    from ..tuning import Tuning
+
+EXAMPLES = """\b
+Examples:
+  mri-edge tune
+  mri-edge tune --model my-bundle --seconds 3
+  mri-edge tune --provider cuda --batch 16 --batch 64 --json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every measurement.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="For each candidate.")
+@click.option("--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="To try. Default: 1, 4, 8.")
+@MODEL
+@PROVIDER
+@VERBOSE
+def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, provider: str) -> None:
+    """Measure what runs the model fastest on this device, for predict to use.
+
+    Engines, artefacts that met their parity gate, threads and batch sizes are measured each in a
+    process of its own, the leaders three times. The profile holds until the CPU, its share of
+    cores, a library or the model changes; predict then says so and goes by its rule.
+    """
+    from ..progress import track
+    from ..tuning import BATCHES
+    from ..tuning import tune as measure
+
+    found = measure(
+        Bundle.open(model),
+        provider=provider,
+        batches=batches or BATCHES,
+        seconds=seconds,
+        track=lambda items, label: track(items, label, len(items)),
+    )
+    path = found.profile.save()
+    if as_json:
+        record = {
+            "profile": str(path),
+            "single": asdict(_best(found, provider, many=False)),
+            "many": asdict(_best(found, provider, many=True)),
+            **asdict(found.profile),
+            "failed": [{**asdict(one), "problem": problem} for one, problem in found.failed],
+        }
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    click.secho(f"{'ms a scan':>9}  {'batch':>5}  {'threads':>7}  {'engine':<12}  artefact", bold=True)
+    for one in found.profile.measurements:
+        click.echo(f"{one.ms_per_scan:>9.2f}  {one.batch:>5}  {one.threads:>7}  {one.engine:<12}  {one.artefact}")
+    for candidate, problem in found.failed:
+        click.secho(f"{'failed':>9}  {candidate.batch:>5}  {candidate.threads:>7}  {candidate.engine:<12}  ", nl=False)
+        click.secho(f"{candidate.artefact}: {problem}", fg="yellow")
+    click.echo(f"single scan: {_told(_best(found, provider, many=False))}")
+    click.echo(f"many scans:  {_told(_best(found, provider, many=True))}")
+    click.echo(f"saved in {path}")
+
+
+def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
+    best = found.profile.best(provider=provider, many=many)
+    assert best is not None, "a profile is made of at least one measurement of a single scan"  # noqa: S101
+    return best
+
+
+def _told(one: Measurement) -> str:
+    where = f"{one.artefact} in {one.engine} on {one.ran}"
+    return f"{where}, threads {one.threads}, batch {one.batch}: {one.ms_per_scan:.2f} ms a scan"

@@ -1,0 +1,73 @@
+"""``mri-edge warmup``: open a model and run it ahead of the first scan, so that slow building is done and seen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import click
+
+from .options import model_options
+
+EXAMPLES = """\b
+Examples:
+  mri-edge warmup --provider tensorrt
+  mri-edge warmup --provider cuda --batch 1 --batch 32
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="To run. Default: 1, and as tuned."
+)
+@model_options
+def warmup(
+    batches: tuple[int, ...],
+    model: str,
+    artefact: str | None,
+    engine: str | None,
+    provider: str,
+    threads: int | None,
+    allow_fallback: bool,
+) -> None:
+    """Build and cache what a provider needs before the first scan.
+
+    TensorRT compiles a model for minutes; what it built is kept by the model's hash, the GPU and
+    the library's version, and predict takes it from there. Elsewhere this shows how long opening
+    and the first runs take.
+    """
+    import numpy as np
+
+    from ..classifier import Classifier
+
+    with _clock("open"):
+        classifier = Classifier.load(
+            model, artefact=artefact, engine=engine, provider=provider, threads=threads, allow_fallback=allow_fallback
+        )
+    with classifier:
+        opened = classifier.engine
+        click.echo(f"{classifier.artefact.file} in {opened.name} on {opened.provider}", err=True)
+        for batch in batches or sorted({1, classifier.batch_size}):
+            noise = np.random.default_rng(0).integers(0, 256, (batch, *opened.input.shape[1:]), np.uint8)
+            for name in ("first run", "next run"):
+                with _clock(f"{name}, batch {batch}"):
+                    opened.run(noise)
+
+
+@contextmanager
+def _clock(name: str) -> Iterator[None]:
+    """A running clock on a terminal's stderr while the block works, then its time on stdout."""
+    start = perf_counter()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            progress.add_task(name, total=None)
+            yield
+    else:
+        yield
+    click.echo(f"{name:<20}  {(perf_counter() - start) * 1e3:>10.1f} ms")

@@ -1,0 +1,186 @@
+"""`mri-edge tune`, and the profile in the hands of `predict`; `mri-edge warmup`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mri_edge import tuning
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.cpu import available_cpus
+from mri_edge.errors import EngineError
+from mri_edge.trial import Outcome, Trial, attempt
+from mri_edge.tuning import thread_counts, tune
+
+SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path / "profiles"))
+    return tmp_path / "profiles"
+
+
+class Bench:
+    """Stands in for the processes: answers from a table of milliseconds, and keeps what was tried."""
+
+    def __init__(self, ms) -> None:
+        self.tried: list[Trial] = []
+        self._ms = ms
+
+    def __call__(self, trial: Trial, *, time_limit: float) -> Outcome:
+        self.tried.append(trial)
+        answer = self._ms(trial, sum(one == trial for one in self.tried))
+        return (
+            Outcome(answer) if isinstance(answer, str) else Outcome(None, "Stand-in", trial.threads or 0, 1, answer, 9)
+        )
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    def put(ms) -> Bench:
+        made = Bench(ms)
+        monkeypatch.setattr(tuning, "attempt", made)
+        monkeypatch.setattr(tuning, "available_cpus", lambda: 4)
+        return made
+
+    return put
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
+def test_threads_that_are_tried(cores, expected):
+    assert thread_counts(cores) == expected
+
+
+def test_the_fastest_is_chosen_for_one_scan_and_for_many(tiny_bundle, bench):
+    bench(lambda trial, again: 10 / trial.threads if trial.batch == 1 else 3.0 * trial.batch / trial.threads)
+    found = tune(Bundle.open(tiny_bundle)).profile
+    assert (found.best(many=False).threads, found.best(many=False).ms) == (4, 2.5)
+    assert found.best(many=True).batch > 1
+    assert found.best(many=True).ms_per_scan == 0.75
+
+
+def test_one_lucky_second_does_not_win(tiny_bundle, bench):
+    """A candidate that is fast once and slow when it runs again loses to one that is steady."""
+
+    def ms(trial: Trial, again: int) -> float:
+        if (trial.engine, trial.threads) == ("onnxruntime", 1):
+            return 1.0 if again == 1 else 9.0
+        return 5.0 * trial.batch
+
+    bench(ms)
+    best = tune(Bundle.open(tiny_bundle), batches=(1,)).profile.best(many=False)
+    assert best.ms == 5.0
+
+
+def test_whoever_wins_was_measured_three_times(tiny_bundle, bench):
+    made = bench(lambda trial, again: 1.0 if again == 1 else 50.0)
+    found = tune(Bundle.open(tiny_bundle), batches=(1,)).profile.best(many=False)
+    tried = [one for one in made.tried if (one.engine, one.threads) == (found.engine, found.threads)]
+    assert len(tried) >= 3
+
+
+def test_hopeless_candidates_are_not_tried_on_many(tiny_bundle, bench):
+    made = bench(lambda trial, again: 100.0 * trial.batch if trial.threads == 1 else 2.0 * trial.batch)
+    tune(Bundle.open(tiny_bundle))
+    assert {one.batch for one in made.tried if one.threads == 1} == {1}
+    assert {one.batch for one in made.tried if one.threads == 4} == {1, 4, 8}
+
+
+def test_a_candidate_that_dies_is_told_and_the_others_go_on(tiny_bundle, bench):
+    bench(lambda trial, again: "illegal instruction" if trial.threads == 2 else 3.0)
+    found = tune(Bundle.open(tiny_bundle), batches=(1,))
+    assert {one.threads for one, _ in found.failed} == {2}
+    assert 2 not in {one.threads for one in found.profile.measurements}
+
+
+def test_a_leader_that_dies_later_is_out(tiny_bundle, bench):
+    bench(
+        lambda trial, again: (
+            1.0 * trial.batch if trial.threads == 4 and again == 1 else "gone" if trial.threads == 4 else 3.0
+        )
+    )
+    best = tune(Bundle.open(tiny_bundle), batches=(1,)).profile.best(many=False)
+    assert best.threads != 4
+
+
+def test_nothing_that_runs_is_an_error(tiny_bundle, bench):
+    bench(lambda trial, again: "no such thing")
+    with pytest.raises(EngineError, match="no such thing"):
+        tune(Bundle.open(tiny_bundle))
+
+
+def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
+    from dataclasses import replace
+
+    from mri_edge.manifest import Parity
+
+    bundle = Bundle.open(tiny_bundle)
+    [first] = bundle.manifest.artefacts
+    worse = replace(first, file="model.int8.onnx", precision="int8", parity=Parity("not met", 51, 0.5, 0.2, 9))
+    with bundle.rewriting() as writer:
+        writer.path(worse.file).write_bytes((tiny_bundle / "model.onnx").read_bytes())
+        writer.add_artefact(worse)
+    made = bench(lambda trial, again: 1.0)
+    tune(Bundle.open(tiny_bundle))
+    assert {Path(one.path).name for one in made.tried} == {"model.onnx"}
+
+
+def test_a_trial_measures_in_a_process_of_its_own(tiny_bundle):
+    outcome = attempt(
+        Trial("onnxruntime", str(tiny_bundle / "model.onnx"), threads=1, batch=4, seconds=0.05), time_limit=60
+    )
+    assert outcome.problem is None
+    assert (outcome.provider, outcome.threads) == ("CPUExecutionProvider", 1)
+    assert outcome.runs >= 3
+    assert outcome.ms > 0
+
+
+def test_tuned_for_real_and_used_by_predict(tiny_bundle, capfd, folder):
+    assert run(["tune", "--model", str(tiny_bundle), "--seconds", "0.02", "--batch", "1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert list(folder.iterdir()) == [Path(found["profile"])]
+    assert found["cores"] == available_cpus()
+    assert found["failed"] == []
+    best = found["single"]
+    assert best["ms"] == min(one["ms"] for one in found["measurements"])
+    assert run(["predict", "-v", "--json", "--model", str(tiny_bundle), SCAN]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["engine"] == best["engine"]
+    assert "by the device profile" in err
+    assert f"threads {best['threads']}" in err
+    # In silence unless asked.
+    assert run(["predict", "--json", "--model", str(tiny_bundle), SCAN]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_predict_warns_of_a_stale_profile_and_goes_on(tiny_bundle, capfd, bench, monkeypatch):
+    bench(lambda trial, again: 1.0)
+    assert run(["tune", "--model", str(tiny_bundle)]) == 0
+    out = capfd.readouterr().out
+    assert "single scan: model.onnx in " in out
+    # The stand-in said 4 cores; make sure that this machine says otherwise.
+    monkeypatch.setattr("mri_edge.profile.available_cpus", lambda: 3)
+    assert run(["predict", "--json", "--model", str(tiny_bundle), SCAN]) == 0
+    out, err = capfd.readouterr()
+    assert "warning: device profile ignored, it was made with 4 cores, and 3 may be used now" in err
+    assert len(err.splitlines()) == 1
+    assert json.loads(out)["label"] in ("yes", "no")
+
+
+def test_warmup_says_how_long_each_step_takes(tiny_bundle, capfd):
+    assert run(["warmup", "--model", str(tiny_bundle), "--batch", "2"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["open", "first run, batch 2", "next run, batch 2"]
+    assert all(line.endswith(" ms") for line in lines)
+
+
+def test_warmup_of_a_provider_that_is_not_there_is_an_error(tiny_bundle, capfd):
+    import onnxruntime
+
+    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has TensorRT, which may come up")
+    assert run(["warmup", "--model", str(tiny_bundle), "--provider", "tensorrt"]) == 4
+    assert "TensorrtExecutionProvider" in capfd.readouterr().err
