@@ -108,19 +108,21 @@ def fit(
     seen_targets = keras.utils.to_categorical(validation.labels, classes)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         seed_dropout(head, seed, epoch)
-        head.reset_metrics()
+        sums = np.zeros(2)
         for indices, pictures in _ahead(train, recipe, seed, epoch):
             features = network.backbone.predict_on_batch(pictures)
             for start in range(0, len(indices), recipe.batch):
                 batch = slice(start, start + recipe.batch)
-                logs = head.train_on_batch(features[batch], targets[indices[batch]], return_dict=True)
+                head.reset_metrics()
+                loss, accuracy = head.train_on_batch(features[batch], targets[indices[batch]])
+                sums += len(features[batch]) * np.array([loss, accuracy], float)
             trained(len(indices))
         tested = head.evaluate(seen, seen_targets, batch_size=recipe.batch, verbose=0, return_dict=True)
         history.append(
             Epoch(
                 epoch,
-                loss=float(logs["loss"]),
-                accuracy=float(logs["accuracy"]),
+                loss=sums[0] / len(train),
+                accuracy=sums[1] / len(train),
                 val_loss=float(tested["loss"]),
                 val_accuracy=float(tested["accuracy"]),
             )
@@ -133,10 +135,9 @@ def fit(
 
 def seed_dropout(head: Any, seed: int, epoch: int) -> None:
     """Start the dropout masks of an epoch from its number."""
-    keras = load_keras()
     for layer in head.layers:
-        if isinstance(layer, keras.layers.Dropout):
-            layer.seed_generator.state.assign([seed, epoch])
+        if generator := getattr(layer, "seed_generator", None):
+            generator.state.assign([seed, epoch])
 
 
 def _ahead(

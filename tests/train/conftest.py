@@ -1,0 +1,75 @@
+"""Small stand-ins for the real training: folders of drawn pictures, a recipe that takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.preprocess import Preprocessing
+from PIL import Image
+
+
+def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Image.Image:
+    """Noise, with a bright square somewhere or without: something that a head can learn."""
+    pixels = rng.integers(0, 90, (size, size), dtype=np.uint8)
+    if bright:
+        row, column = rng.integers(0, size - 12, 2)
+        pixels[row : row + 12, column : column + 12] = 250
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A data folder with ``no`` (14 pictures) and ``yes`` (16)."""
+    rng = np.random.default_rng(5)
+    data = tmp_path / "data"
+    for name, count in (("no", 14), ("yes", 16)):
+        (data / name).mkdir(parents=True)
+        for index in range(count):
+            draw_picture(rng, name == "yes").save(data / name / f"{name}{index:02}.png")
+    return data
+
+
+@pytest.fixture(scope="session")
+def small_recipe():
+    """The reference recipe for 32 x 32 pictures, 3 epochs of batches of 4."""
+    pytest.importorskip("keras", reason="needs the extra 'train'")
+    from mri_edge.train.recipe import REFERENCE
+
+    return dataclasses.replace(
+        REFERENCE,
+        preprocessing=Preprocessing(height=32, width=32, channel_order="BGR"),
+        hidden=16,
+        batch=4,
+        epochs=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_weights():
+    """Seeded random weights in the shapes of VGG16, scaled so that features keep their size (He et al. 2015)."""
+    pytest.importorskip("keras", reason="needs the extra 'train'")
+    from mri_edge.train.backbone import KERNEL_SHAPES, BackboneWeights
+
+    rng = np.random.default_rng(6)
+    arrays = tuple(
+        (
+            (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32),
+            np.zeros(shape[3], np.float32),
+        )
+        for shape in KERNEL_SHAPES
+    )
+    return BackboneWeights(arrays, "random", "none", "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def weights_file(small_weights, tmp_path_factory) -> Path:
+    """``small_weights`` as a ``.ckpt`` of the kind that carries torchvision's."""
+    import pickle
+
+    layers = {f"Conv_{i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate(small_weights.arrays)}
+    path = tmp_path_factory.mktemp("weights") / "vgg16.ckpt"
+    path.write_bytes(pickle.dumps({"VGG16_0": layers}))
+    return path

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from keras.src.legacy.preprocessing import image as keras_image  # noqa: E402
+from mri_edge.train import augment  # noqa: E402
+from mri_edge.train.recipe import REFERENCE, Augmentation  # noqa: E402
+
+
+def by_keras(pixels, transform):
+    picture = keras_image.apply_affine_transform(
+        pixels.astype(np.float32),
+        theta=transform.rotation,
+        tx=transform.down,
+        ty=transform.right,
+        shear=transform.shear,
+        zx=transform.zoom_rows,
+        zy=transform.zoom_columns,
+        row_axis=0,
+        col_axis=1,
+        channel_axis=2,
+        fill_mode="nearest",
+        order=1,
+    )
+    return picture[:, ::-1] if transform.flip else picture
+
+
+@pytest.mark.parametrize("size", [(128, 128), (31, 57), (1, 1)])
+def test_apply_equals_keras_affine_transform(size):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    for _ in range(20):
+        transform = augment.draw(rng, REFERENCE.augmentation, *size)
+        # Keras blends in double precision, we in single: 24 bits of 255 are 1.5e-5, and three blends add up.
+        np.testing.assert_allclose(augment.apply(pixels, transform), by_keras(pixels, transform), atol=2e-4)
+
+
+def test_draw_stays_within_the_ranges_of_image_data_generator():
+    ranges = REFERENCE.augmentation
+    rng = np.random.default_rng(2)
+    drawn = [augment.draw(rng, ranges, 100, 200) for _ in range(3000)]
+    # Of 3000 uniform draws the extremes come within 1% of the ends, but for a chance below 1e-12.
+    for values, low, high in (
+        ([one.rotation for one in drawn], -30, 30),
+        ([one.down for one in drawn], -20, 20),
+        ([one.right for one in drawn], -40, 40),
+        ([one.shear for one in drawn], -0.2, 0.2),
+        ([one.zoom_rows for one in drawn], 0.8, 1.2),
+        ([one.zoom_columns for one in drawn], 0.8, 1.2),
+    ):
+        assert low <= min(values) < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < max(values) <= high
+    # 3000 throws of a fair coin: 5 standard deviations are 0.046.
+    assert np.mean([one.flip for one in drawn]) == pytest.approx(0.5, abs=0.046)
+
+
+def test_no_augmentation_leaves_the_picture_as_it_is():
+    pixels = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    transform = augment.draw(np.random.default_rng(3), Augmentation(), 9, 7)
+    np.testing.assert_array_equal(augment.apply(pixels, transform), pixels)

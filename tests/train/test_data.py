@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("sklearn", reason="needs the extra 'train'")
+
+from mri_edge import images
+from mri_edge.errors import DataError
+from mri_edge.preprocess import Preprocessing
+from mri_edge.train.data import decode, find_scans
+from mri_edge.train.split import reference_split
+
+
+def put(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (5, 4), len(path.name)).save(path)
+
+
+def test_order_is_the_reference_s(tmp_path):
+    for file in ("yes/a.png", "no/b.png", "no/A.png", "no/c.PNG", "no/notes.txt"):
+        put(tmp_path / file) if not file.endswith("txt") else (tmp_path / file).write_text("x")
+    scans, labels = find_scans(tmp_path)
+    assert [scan.file for scan in scans] == ["no/A.png", "no/b.png", "no/c.PNG", "yes/a.png"]
+    assert [scan.label for scan in scans] == [0, 0, 0, 1]
+    assert labels.names == ("no tumour", "tumour")
+    assert labels.positive == 1
+
+
+def test_sources_of_class_folders_and_known_names(tmp_path):
+    for file in ("b/notumor/1.png", "b/glioma/1.png", "b/pituitary/2.png", "a/Yes/1.png", "a/No/1.png"):
+        put(tmp_path / file)
+    scans, labels = find_scans(tmp_path)
+    assert [scan.file for scan in scans] == [
+        "a/No/1.png",
+        "a/Yes/1.png",
+        "b/notumor/1.png",
+        "b/glioma/1.png",
+        "b/pituitary/2.png",
+    ]
+    assert labels.folders == {"no tumour": ["No", "notumor"], "tumour": ["glioma", "pituitary", "Yes"]}
+
+
+def test_other_names_are_the_labels_and_the_positive_one_must_be_said(tmp_path):
+    for file in ("red/1.png", "green/1.png", "blue/1.png"):
+        put(tmp_path / file)
+    with pytest.raises(DataError, match=r"positive one.*blue, green, red"):
+        find_scans(tmp_path)
+    scans, labels = find_scans(tmp_path, "green")
+    assert labels.names == ("blue", "green", "red")
+    assert labels.positive == 1
+    assert [scan.label for scan in scans] == [0, 1, 2]
+    with pytest.raises(DataError, match="no label 'tumour'"):
+        find_scans(tmp_path, "tumour")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "at least two classes.*no class folder"),
+        (["no/1.png"], "at least two classes.*Received: no"),
+        (["glioma/1.png", "pituitary/1.png"], "at least two classes"),
+        (["no/1.png", "yes/notes.txt"], "no pictures in yes"),
+    ],
+)
+def test_unfit_folders_are_told_before_anything_is_read(files, message, tmp_path):
+    for file in files:
+        put(tmp_path / file) if file.endswith("png") else ((tmp_path / file).parent.mkdir(), (tmp_path / file).touch())
+    with pytest.raises(DataError, match=message):
+        find_scans(tmp_path)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        find_scans(tmp_path / "nowhere")
+
+
+def test_decode_equals_the_runtime_s_own(folders, tmp_path):
+    scans, _ = find_scans(folders)
+    preprocessing = Preprocessing(height=16, width=24)
+    pixels = decode(scans, preprocessing, tmp_path / "pixels.npy")
+    assert pixels.shape == (30, 16, 24, 3)
+    for row, scan in zip(pixels, scans, strict=True):
+        np.testing.assert_array_equal(row, preprocessing.fit(images.load(scan.path)))
+
+
+@pytest.mark.data
+def test_reference_split_of_the_reference_data(scans):
+    found, labels = find_scans(scans / "navoneel")
+    split = reference_split(found, test_share=0.2, seed=42)
+    assert [scan.file for scan in found[:3]] == ["no/1 no.jpeg", "no/10 no.jpg", "no/11 no.jpg"]
+    assert len(split.of("train")) == 202
+    assert [image.label for image in split.of("test")].count(0) == 20
+    assert [image.label for image in split.of("test")].count(1) == 31
+    assert labels.folders == {"no tumour": ["no"], "tumour": ["yes"]}

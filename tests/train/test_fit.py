@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.train.backbone import build_backbone  # noqa: E402
+from mri_edge.train.fit import Images, augmented, epoch_order, fit, seed_dropout  # noqa: E402
+from mri_edge.train.model import build_network  # noqa: E402
+
+
+@pytest.fixture
+def network(small_recipe, small_weights):
+    def build(seed=0):
+        size = small_recipe.preprocessing
+        return build_network(build_backbone(small_weights, size.height, size.width), small_recipe, 2, seed)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(7)
+
+    def some(count):
+        labels = rng.integers(0, 2, count)
+        pixels = rng.integers(0, 120, (count, 32, 32, 3), dtype=np.uint8)
+        pixels[labels == 1, 8:24, 8:24] = 240
+        return Images(pixels, labels)
+
+    return some(22), some(9)
+
+
+def weights_of(network):
+    return [keras.ops.convert_to_numpy(variable) for variable in network.head.trainable_variables]
+
+
+def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_recipe, pictures):
+    train, validation = pictures
+    ours, plain = network(), network()
+    history = fit(ours, train, validation, small_recipe, seed=3)
+
+    normalise = small_recipe.preprocessing.normalise
+    targets = keras.utils.to_categorical(train.labels, 2)
+    for epoch in range(1, small_recipe.epochs + 1):
+        seed_dropout(plain.head, 3, epoch)
+        order = epoch_order(len(train), 3, epoch)
+        expected = plain.whole.fit(
+            augmented(train, order, small_recipe, 3, epoch),
+            targets[order],
+            validation_data=(normalise(validation.pixels), keras.utils.to_categorical(validation.labels, 2)),
+            batch_size=small_recipe.batch,
+            shuffle=False,
+            verbose=0,
+        ).history
+        received = history[epoch - 1]
+        # Both sum the same float32 products in another order; 18 steps of Adam let 1e-7 grow to some 1e-5.
+        for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert getattr(received, key) == pytest.approx(expected[key][0], abs=1e-4), (epoch, key)
+    for one, other in zip(weights_of(ours), weights_of(plain), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_same_seed_gives_same_weights_bit_for_bit_and_another_seed_others(network, small_recipe, pictures):
+    results = []
+    for seed in (1, 1, 2):
+        one = network(seed)
+        fit(one, *pictures, small_recipe, seed=seed)
+        results.append(weights_of(one))
+    assert all(np.array_equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not np.array_equal(results[0][0], results[2][0])
+
+
+def test_whole_and_head_share_weights_and_optimiser(network, small_recipe, pictures):
+    one = network()
+    fit(one, *pictures, small_recipe, seed=0)
+    normalised = small_recipe.preprocessing.normalise(pictures[1].pixels)
+    through_head = one.head.predict_on_batch(one.backbone.predict_on_batch(normalised))
+    # The same layers on the same input; two graphs may sum in another order.
+    np.testing.assert_allclose(one.whole.predict_on_batch(normalised), through_head, atol=1e-6)
+    assert one.whole.optimizer is one.head.optimizer
+    assert int(one.whole.optimizer.iterations) == small_recipe.epochs * -(-22 // small_recipe.batch)
