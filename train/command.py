@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from mri_edge.errors import UsageError
 
 _EPILOG = """\b
 Examples:
@@ -30,6 +31,12 @@ Examples:
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of every random draw.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
 @click.option("--name", default="vgg16", show_default=True, help="Name of the model in the manifest.")
+@click.option(
+    "--cv",
+    type=click.IntRange(2),
+    metavar="FOLDS",
+    help="Instead of a bundle: cross-validate by groups of near-duplicates (recipe robust); figures at --out.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a training that was cut off.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out.")
 def train(
@@ -41,6 +48,7 @@ def train(
     seed: int,
     epochs: int | None,
     name: str,
+    cv: int | None,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -49,6 +57,7 @@ def train(
     The folder holds one folder a class, or folders of such folders. The classification report is
     printed; progress goes to the screen.
     """
+    import json
     from dataclasses import replace
 
     from .framework import load_keras
@@ -59,19 +68,20 @@ def train(
         recipe = replace(recipe, epochs=epochs)
     load_keras()
     from .metrics import report_text
+    from .robust_run import cross_validate_robust, train_robust_bundle
     from .run import train_bundle
 
-    trained = train_bundle(
-        data,
-        out,
-        recipe,
-        backbone_weights=backbone_weights,
-        seed=seed,
-        name=name,
-        positive=positive,
-        overwrite=overwrite,
-        resume=resume,
-    )
+    chosen = {"backbone_weights": backbone_weights, "seed": seed, "positive": positive}
+    if (cv or resume) and (recipe.name == "robust") != bool(cv):
+        raise UsageError(f"recipe {recipe.name!r} has no {'--cv' if cv else '--resume'} yet")
+    if cv:
+        pooled = cross_validate_robust(data, out, recipe, folds=cv, **chosen)["pooled"]
+        click.echo(json.dumps(pooled, indent=1))
+        return
+    if recipe.name == "robust":
+        trained = train_robust_bundle(data, out, recipe, name=name, overwrite=overwrite, **chosen)
+    else:
+        trained = train_bundle(data, out, recipe, name=name, overwrite=overwrite, resume=resume, **chosen)
     click.echo(report_text(trained.truth, trained.probabilities.argmax(axis=1)))
     for key, metric in trained.metrics.items():
         click.echo(f"{key:<12} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  of {metric.images}")

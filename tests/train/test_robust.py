@@ -1,0 +1,254 @@
+"""The robust recipe: who trains and who tests, what is drawn, that colour cannot matter, and the bundle it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge import images  # noqa: E402
+from mri_edge.bundle import Bundle  # noqa: E402
+from mri_edge.errors import DataError  # noqa: E402
+from mri_edge.preprocess import Preprocessing  # noqa: E402
+from mri_edge.split import Split  # noqa: E402
+from mri_edge.train import crossval, duplicates, robust, robust_run  # noqa: E402
+from mri_edge.train.backbone import build_backbone  # noqa: E402
+from mri_edge.train.data import find_scans  # noqa: E402
+from mri_edge.train.recipe import ROBUST, find_recipe  # noqa: E402
+from mri_edge.train.split import reference_split  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny_recipe():
+    return dataclasses.replace(
+        ROBUST,
+        preprocessing=dataclasses.replace(ROBUST.preprocessing, height=32, width=32),
+        hidden=8,
+        batch=4,
+        epochs=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(tiny_recipe):
+    return dataclasses.replace(robust.plan_of(tiny_recipe), warm_steps=2, steps=4, rise=1)
+
+
+@pytest.fixture
+def two_sources(tmp_path):
+    """``data/a/{no,yes}`` and ``data/b/{notumor,glioma}``: 25 pictures each, noise without or with a bright square."""
+    rng = np.random.default_rng(8)
+    for folder in ("a/no", "a/yes", "b/notumor", "b/glioma"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for index in range(25):
+            pixels = rng.integers(0, 90, (40, 40), dtype=np.uint8)
+            if folder.endswith(("yes", "glioma")):
+                row, column = rng.integers(0, 28, 2)
+                pixels[row : row + 12, column : column + 12] = 250
+            Image.fromarray(pixels).save(tmp_path / "data" / folder / f"{index:02}.png")
+    return tmp_path / "data"
+
+
+def collection_of(data, recipe):
+    scans, labels = find_scans(data)
+    return robust.collect(scans, recipe.preprocessing), labels
+
+
+def test_hash_knows_a_slice_again_after_resizing_jpeg_and_brightening():
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 200, (9, 9), dtype=np.uint8)).resize((180, 180), Image.Resampling.BICUBIC)
+    encoded = io.BytesIO()
+    smooth.resize((130, 150)).point(lambda value: value * 1.15 + 8).save(encoded, "JPEG", quality=40)
+    other = Image.fromarray(rng.integers(0, 200, (9, 9), dtype=np.uint8)).resize((180, 180), Image.Resampling.BICUBIC)
+    own, again, another = (duplicates.difference_hash(images.load(one)) for one in (smooth, encoded.getvalue(), other))
+    assert np.count_nonzero(own != again) <= duplicates.SAME_SLICE_BITS
+    assert np.count_nonzero(own != another) > 2 * duplicates.KEEP_APART_BITS
+
+
+def test_close_pairs_and_groups_equal_a_search_over_all_pairs():
+    rng = np.random.default_rng(1)
+    hashes = rng.random((700, 128)) < 0.5  # more than one block of 512
+    for copy, original in ((600, 3), (650, 600), (20, 10)):
+        hashes[copy] = hashes[original] ^ (np.arange(128) < 6)
+    hashes[650, :12] ^= True  # near 600, not near 3: joined through the chain
+    hashes[650, 6:12] ^= True
+    apart = (hashes[:, None] != hashes[None]).sum(axis=2)
+    expected = {(i, j) for i, j in zip(*np.nonzero(apart <= 8), strict=True) if i < j}
+    assert {tuple(pair) for pair in duplicates.close_pairs(hashes, 8)} == expected
+    assert len(expected) >= 3
+    group = duplicates.groups(hashes, 8)
+    assert group[3] == group[600] == group[650]
+    assert group[10] == group[20] != group[3]
+    assert len(np.unique(group)) == 700 - 3
+
+
+def test_draws_balance_classes_and_sources_and_show_every_image():
+    label = np.repeat([0, 1, 0, 1], [9, 25, 40, 300])
+    source = np.repeat(["small", "small", "large", "large"], [9, 25, 40, 300])
+    count = 2 * robust.EPOCH_IMAGES
+    drawn = robust.balanced_draws(label, source, count, np.random.default_rng(0))
+    assert len(drawn) == count
+    small = 3 / (3 + np.sqrt(40))  # shares grow with the root of the rarer class: 9 and 40
+    for of_class in (0, 1):
+        assert np.mean(label[drawn] == of_class) == pytest.approx(0.5, abs=2 / robust.EPOCH_IMAGES)
+        of_small = np.mean(source[drawn][label[drawn] == of_class] == "small")
+        assert of_small == pytest.approx(small, abs=4 / robust.EPOCH_IMAGES)
+    times = np.bincount(drawn[: robust.EPOCH_IMAGES], minlength=len(label))
+    for cell in {(s, c) for s, c in zip(source.tolist(), label.tolist(), strict=True)}:
+        of_cell = times[(source == cell[0]) & (label == cell[1])]
+        assert of_cell.min() >= 1
+        assert of_cell.max() - of_cell.min() <= 1
+
+
+def test_first_layer_sees_grey_alone_and_grey_as_before(small_weights):
+    preprocessing = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
+    backbone = build_backbone(small_weights, 32, 32)
+    first = keras.Model(backbone.input, backbone.get_layer("block1_conv1").output)
+    rng = np.random.default_rng(3)
+    tinted = rng.uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    grey = np.repeat(tinted.mean(axis=-1, keepdims=True), 3, axis=-1)
+
+    def answer(pixels):
+        return np.asarray(first.predict_on_batch(preprocessing.normalise(pixels)))
+
+    before = answer(grey)
+    assert np.abs(answer(tinted) - before).max() > 0.1
+    robust.see_grey_alone(backbone, preprocessing)
+    # float32 sums of 27 products of a few units each
+    np.testing.assert_allclose(answer(tinted), answer(grey), atol=1e-4)
+    inner = (slice(None), slice(1, -1), slice(1, -1))
+    np.testing.assert_allclose(answer(grey)[inner], before[inner], atol=1e-4)
+
+
+def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(two_sources, tiny_recipe):
+    copied = sorted((two_sources / "b" / "notumor").iterdir())[0]
+    scans, _ = find_scans(two_sources)
+    test = {image.file for image in robust.choose_roles(robust.collect(scans, tiny_recipe.preprocessing)).of("test")}
+    # A copy of a test image, as another file type, goes into the other source.
+    victim = next(file for file in sorted(test) if file.startswith("a/no"))
+    Image.open(two_sources / victim).save(copied.with_name("copy.bmp"))
+    collection, _ = collection_of(two_sources, tiny_recipe)
+    split = robust.choose_roles(collection)
+    role = {image.file: image.role for image in split.images}
+    assert {file for file, one in role.items() if one == "test"} == test
+    assert all(file.startswith("a/") for file in test)
+    assert role["b/notumor/copy.bmp"] == "excluded"
+    roles = np.array([image.role for image in split.images])
+    assert set(collection.group[roles == "train"]).isdisjoint(collection.group[roles == "validation"])
+    folder = np.array([scan.folder for scan in collection.scans])
+    assert set(folder[roles == "validation"]) == {"a/no", "a/yes", "b/notumor", "b/glioma"}
+
+
+def test_too_few_slices_to_hold_any_out_are_told(folders, tiny_recipe):
+    for path in sorted((folders / "no").iterdir())[4:]:
+        path.unlink()
+    collection, _ = collection_of(folders, tiny_recipe)
+    with pytest.raises(DataError, match="distinct slices"):
+        robust.choose_roles(collection)
+
+
+def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_were(
+    two_sources, tiny_recipe, tiny_plan, small_weights
+):
+    collection, labels = collection_of(two_sources, tiny_recipe)
+    roles = np.array([image.role for image in robust.choose_roles(collection).images])
+    train, validation = (np.flatnonzero(roles == role) for role in ("train", "validation"))
+
+    def once(seed):
+        return robust.train_robust(
+            collection, train, validation, small_weights, tiny_recipe, tiny_plan, labels=labels, seed=seed
+        )
+
+    first, again, other = once(0), once(0), once(1)
+    for one, two in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert first.threshold == again.threshold
+    kept = first.network.backbone.get_layer("block2_conv2").get_weights()[0]
+    tuned = first.network.backbone.get_layer("block3_conv1").get_weights()[0]
+    np.testing.assert_array_equal(kept, small_weights.arrays[3][0])
+    assert np.abs(tuned - small_weights.arrays[4][0]).max() > 0
+    assert np.abs(tuned - other.network.backbone.get_layer("block3_conv1").get_weights()[0]).max() > 0
+    assert {layer.compute_dtype for layer in first.network.whole.layers} == {"float32"}
+    positive = robust.predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
+    ill = collection.label[validation] == 1
+    assert np.mean(positive[ill] >= first.threshold) >= 0.95
+
+
+def test_bundle_says_how_it_was_made(two_sources, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(robust_run, "plan_of", lambda recipe: tiny_plan)
+    out = tmp_path / "bundle"
+    trained = robust_run.train_robust_bundle(two_sources, out, tiny_recipe, backbone_weights=str(weights_file), seed=0)
+    bundle = Bundle.open(out)
+    manifest = bundle.manifest
+    assert manifest.threshold is not None
+    assert 0 <= manifest.threshold <= 1
+    assert manifest.training.recipe == "robust"
+    details = manifest.training.details
+    assert details["temperature"] > 0
+    assert details["precision"] in ("float32", "mixed_bfloat16")
+    assert details["target_sensitivity"] == 0.95
+    split = Split.from_json((out / "split.json").read_text())
+    expected = reference_split(find_scans(two_sources / "a")[0], test_share=0.2, seed=42)
+    assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in expected.of("test")}
+    saved = keras.models.load_model(out / "model.keras")
+    test = [two_sources / image.file for image in split.of("test")]
+    preprocessing = manifest.preprocessing
+    batch = preprocessing.normalise(np.stack([preprocessing.fit(images.load(path)) for path in test]))
+    # float32 sums in another batch size may be ordered otherwise
+    np.testing.assert_allclose(np.asarray(saved.predict_on_batch(batch)), trained.probabilities, atol=1e-5)
+
+
+def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
+    two_sources, tiny_recipe, tiny_plan, small_weights, monkeypatch
+):
+    collection, labels = collection_of(two_sources, tiny_recipe)
+    trainable = np.arange(len(collection.scans)) % 10 != 0
+    seen = []
+    real = robust.train_robust
+
+    def watch(data, train, validation, *arguments, **options):
+        seen.append(np.concatenate([train, validation]))
+        return real(data, train, validation, *arguments, **options)
+
+    monkeypatch.setattr(crossval, "train_robust", watch)
+    monkeypatch.setattr(robust, "VALIDATION_FOLDS", 4)
+    result = crossval.cross_validate(
+        collection, trainable, small_weights, tiny_recipe, tiny_plan, labels=labels, folds=2, seed=0
+    )
+    fold = np.array([image["fold"] for image in result["images"]])
+    assert set(fold) == {1, 2}
+    for number, used in enumerate(seen, start=1):
+        assert trainable[used].all()
+        assert set(collection.group[used]).isdisjoint(collection.group[fold == number])
+    pooled = result["pooled"]
+    assert pooled["auc"]["images"] == len(collection.scans)
+    assert pooled["sensitivity"]["images"] == 50
+    json.dumps(result)  # plain types
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans):
+    collection, _ = collection_of(scans, find_recipe("robust"))
+    split = robust.choose_roles(collection)
+    of_reference = reference_split(find_scans(scans / "navoneel")[0], test_share=0.2, seed=42)
+    assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in of_reference.of("test")}
+    roles = np.array([image.role for image in split.images])
+    apart = np.count_nonzero(
+        collection.hashes[roles == "test"][:, None] != collection.hashes[np.isin(roles, ("train", "validation"))][None],
+        axis=2,
+    )
+    assert apart.min() > duplicates.KEEP_APART_BITS
+
+
+def test_preprocessing_is_the_weights_own():
+    # torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
+    assert find_recipe("robust").preprocessing == Preprocessing(
+        channel_order="RGB", scale=1 / 255, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)
+    )

@@ -1,0 +1,109 @@
+"""Grey augmentation and drawn lesions: repeatable, within bounds, and blind to what they should be blind to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mri_edge.preprocess import Preprocessing
+
+pytest.importorskip("keras", reason="needs the extra 'train'")
+from mri_edge.train import grey_augment, lesions
+
+SIZE = Preprocessing(height=64, width=48)
+
+
+def head(height: int = 120, width: int = 100, level: int = 100) -> np.ndarray:
+    """A bright ellipse with some texture on black: uint8 (height, width, 3)."""
+    down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    grey = np.where((down / 0.8) ** 2 + (across / 0.6) ** 2 < 1, level + 20 * np.sin(9 * down + 7 * across), 0)
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def test_head_box_leaves_out_writing_in_a_corner():
+    pixels = head()
+    without = grey_augment.Slice.from_pixels(pixels).head
+    pixels[2:5, 2:30] = 255
+    # 3% of 120 rows are 3.6: a line of writing three pixels high is below that in every column.
+    top, left, bottom, right = grey_augment.Slice.from_pixels(pixels).head
+    assert (left, bottom, right) == without[1:]
+    assert without == pytest.approx((12, 20, 108, 80), abs=3)
+    assert top <= without[0]
+
+
+def test_head_box_of_an_empty_picture_is_the_picture():
+    assert grey_augment.head_box(np.zeros((50, 40), np.uint8)) == (0, 0, 50, 40)
+
+
+def test_cut_pads_with_black_and_keeps_the_pixels_where_they_were():
+    grey = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
+    part = grey_augment.cut(grey, (-3, 2, 8, 15))
+    assert part.shape == (11, 13)
+    np.testing.assert_array_equal(part[3:, :10], grey[:8, 2:])
+    assert not part[:3].any()
+    assert not part[:, 10:].any()
+
+
+def test_match_histogram_takes_over_the_reference_s_grey_levels():
+    rng = np.random.default_rng(0)
+    own, wanted = (rng.normal(centre, 20, (128, 128)).clip(0, 255).astype(np.uint8) for centre in (60, 160))
+    matched = grey_augment.match_histogram(own, wanted)
+    shares = np.linspace(0.05, 0.95, 19)
+    # One level of rounding down, one of interpolating between levels.
+    np.testing.assert_allclose(np.quantile(matched, shares), np.quantile(wanted, shares), atol=2)
+    darker, brighter = np.argsort(own.ravel())[[0, -1]]
+    assert matched.ravel()[darker] <= matched.ravel()[brighter]
+
+
+def test_the_same_state_gives_the_same_view_and_another_gives_another():
+    scan = grey_augment.Slice.from_pixels(head())
+    reference = head(level=180)[..., 0]
+    for seed in range(40):  # enough to pass through every branch
+        views = [
+            grey_augment.augment(np.random.default_rng(state), scan, reference, SIZE)
+            for state in (seed, seed, seed + 99)
+        ]
+        assert views[0].dtype == np.uint8
+        assert views[0].shape == (64, 48)
+        assert views[0].flags.c_contiguous
+        np.testing.assert_array_equal(views[0], views[1])
+        assert (views[0] != views[2]).any()
+
+
+def test_neither_brightness_nor_framing_survives():
+    """Two collections, one dark and tightly cropped, one bright with wide margins: their views overlap."""
+    rng = np.random.default_rng(1)
+    dark, bright = head(level=40)[15:105, 22:78], np.pad(head(level=190), ((30, 30), (30, 30), (0, 0)))
+    reference = head(level=110)[..., 0]
+
+    def views(pixels: np.ndarray) -> np.ndarray:
+        scan = grey_augment.Slice.from_pixels(pixels)
+        return np.stack([grey_augment.augment(rng, scan, reference, SIZE) for _ in range(150)])
+
+    first, second = views(dark), views(bright)
+    for measure in (lambda view: np.percentile(view, 95), lambda view: (view > 12).mean()):
+        one, other = (np.array([measure(view) for view in many]) for many in (first, second))
+        # A fifth of the dark, tight views exceed the median of the bright, wide ones, or the other way round.
+        overlap = min(np.mean(one > np.median(other)), np.mean(one < np.median(other)))
+        assert overlap > 0.05
+
+
+def test_a_drawn_lesion_is_visible_and_stays_in_the_head():
+    pixels = head(160, 140)[..., 0]
+    rim = grey_augment.head_box(pixels)
+    for seed in range(60):
+        changed = lesions.draw_lesion(np.random.default_rng(seed), pixels)
+        difference = np.abs(changed.astype(int) - pixels)
+        rows, columns = np.nonzero(difference > 8)
+        assert len(rows) > 30
+        # The head's mask is closed and softened: a few pixels beyond the rim.
+        assert rows.min() >= rim[0] - 4
+        assert rows.max() <= rim[2] + 4
+        assert columns.min() >= rim[1] - 4
+        assert columns.max() <= rim[3] + 4
+        assert (difference > 8).mean() < 0.5
+        np.testing.assert_array_equal(changed, lesions.draw_lesion(np.random.default_rng(seed), pixels))
+
+
+def test_no_lesion_is_drawn_where_there_is_no_head():
+    empty = np.full((64, 64), 3, np.uint8)
+    np.testing.assert_array_equal(lesions.draw_lesion(np.random.default_rng(0), empty), empty)

@@ -1,0 +1,76 @@
+"""Temperature and threshold: they find what was put in, and the model carries the temperature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mri_edge.errors import DataError
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.train import calibration  # noqa: E402
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_fit_temperature_finds_the_one_that_was_put_in(temperature):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20000, 2))
+    labels = (rng.random(len(logits)) < softmax(logits)[:, 1]).astype(int)
+    found = calibration.fit_temperature(softmax(logits * temperature), labels)
+    # 20,000 draws fix the slope of a logistic curve to about 2%.
+    assert found == pytest.approx(temperature, rel=0.06)
+
+
+def test_fit_temperature_does_not_depend_on_how_many_of_a_class_there_are():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (4000, 2))
+    labels = (rng.random(len(logits)) < softmax(logits)[:, 1]).astype(int)
+    order = np.concatenate([np.arange(len(labels)), np.repeat(np.flatnonzero(labels), 5)])
+    probabilities = softmax(logits * 2)
+    once, often = (calibration.fit_temperature(probabilities[i], labels[i]) for i in (np.arange(4000), order))
+    assert often == pytest.approx(once, rel=1e-3)  # the search stops at about 1e-5 of the logarithm
+
+
+def test_the_model_with_the_temperature_built_in_gives_the_scaled_probabilities():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, activation="softmax")])
+    batch = np.random.default_rng(2).normal(size=(16, 5)).astype(np.float32)
+    before = np.asarray(model.predict_on_batch(batch))
+    calibration.build_in_temperature(model, 2.5)
+    after = np.asarray(model.predict_on_batch(batch))
+    # float32 exponentials on either side
+    np.testing.assert_allclose(after, calibration.scale_probabilities(before, 2.5), atol=1e-6)
+    assert np.abs(after - before).max() > 0.05
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_choose_threshold_is_the_best_that_keeps_the_sensitivity(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 120)
+    scores = np.clip(rng.normal(0.35 + 0.3 * labels, 0.2), 0, 1).round(2)  # rounded: ties happen
+
+    def worth(threshold: float) -> tuple[float, float]:
+        said = scores >= threshold
+        return said[labels == 1].mean(), (~said)[labels == 0].mean()
+
+    found = calibration.choose_threshold(scores, labels)
+    sensitivity, specificity = worth(found)
+    assert sensitivity >= 0.95
+    every = [worth(threshold) for threshold in np.linspace(0, 1, 1001)]
+    best = max(a + b for a, b in every if a >= 0.95)
+    assert sensitivity + specificity == pytest.approx(best)
+
+
+def test_a_threshold_between_two_separate_classes_is_in_the_middle():
+    scores, labels = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1])
+    assert calibration.choose_threshold(scores, labels) == pytest.approx(0.5)
+
+
+def test_one_class_alone_has_no_threshold():
+    with pytest.raises(DataError, match="one class"):
+        calibration.choose_threshold(np.array([0.2, 0.4]), np.array([1, 1]))

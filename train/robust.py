@@ -1,0 +1,322 @@
+"""``--recipe robust``: the reference's network, fine-tuned to hold on slices from elsewhere.
+
+What differs from the reference: the normalisation that the ImageNet weights were trained with, a first
+layer that sees grey alone, blocks 3 to 5 fine-tuned, classes and sources in balance, framing, grey
+levels and picture quality drawn anew for every picture, weights averaged over the last steps,
+probabilities calibrated and a threshold chosen on slices held out by group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mri_edge import images
+from mri_edge.cpu import available_cpus
+from mri_edge.errors import DataError, InputError
+from mri_edge.preprocess import Preprocessing
+from mri_edge.split import Role, Split, SplitImage
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from . import calibration, duplicates, grey_augment
+from .backbone import BackboneWeights, build_backbone
+from .data import Labels, Scan
+from .finetune import Batch, Plan, fast_precision, finetune
+from .framework import load_keras
+from .lesions import draw_lesion
+from .model import Network, build_network
+from .recipe import REFERENCE, Recipe
+
+Indices = NDArray[np.intp]
+Report = Callable[[int, int, float], None]
+
+EPOCH_IMAGES = 2048  # an epoch: draws after which every image has had its share
+LABEL_SMOOTHING = 0.05
+LESION_SHARE = 0.3  # of the tumour views: healthy slices with a drawn lesion
+VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The slices of a data folder as the recipe sees them; arrays have one entry a scan.
+
+    ``slices`` are at their own size, ``pixels`` uint8 (N, height, width, 3) RGB at the network's;
+    ``source`` is the folder above the class folders, ``group`` the near-duplicate group.
+    """
+
+    scans: Sequence[Scan]
+    slices: list[grey_augment.Slice]
+    pixels: NDArray[np.uint8]
+    label: Indices
+    source: NDArray[np.str_]
+    group: Indices
+    hashes: duplicates.Hashes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished model (float32, temperature built in) and how it came to be."""
+
+    network: Network
+    temperature: float
+    threshold: float
+    details: dict[str, Any]
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """The recipe's epochs and learning rate as steps of fine-tuning."""
+    return Plan(
+        frozen_blocks=2,
+        warm_steps=60,
+        warm_rate=1e-3,
+        steps=recipe.epochs * EPOCH_IMAGES // recipe.batch,
+        rate=recipe.learning_rate,
+        rise=50,
+        weight_decay=1e-4,
+        largest_gradient=1.0,
+        averaging=0.99,
+    )
+
+
+def collect(scans: Sequence[Scan], preprocessing: Preprocessing) -> Collection:
+    """Decode every scan once.
+
+    Raises
+    ------
+    DataError
+        Scans that cannot be read; all are named.
+    """
+
+    def read(scan: Scan) -> Any:
+        try:
+            pixels = images.load(scan.path)
+        except InputError as error:
+            return error.problem
+        return grey_augment.Slice.from_pixels(pixels), preprocessing.fit(pixels), duplicates.difference_hash(pixels)
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        read_all = list(pool.map(read, scans))
+    if unreadable := [one for one in read_all if isinstance(one, str)]:
+        raise DataError(f"{len(unreadable)} scans cannot be read: {'; '.join(unreadable)}")
+    slices, pixels, hashes = zip(*read_all, strict=True)
+    return Collection(
+        scans=scans,
+        slices=list(slices),
+        pixels=np.stack(pixels),
+        label=np.array([scan.label for scan in scans]),
+        source=np.array([scan.folder.rpartition("/")[0] for scan in scans]),
+        group=duplicates.groups(np.stack(hashes)),
+        hashes=np.stack(hashes),
+    )
+
+
+def choose_roles(data: Collection) -> Split:
+    """Who tests, validates and trains.
+
+    Tests: the reference's own test images where its data set (folders ``no`` and ``yes``) is among the
+    sources, else a fifth of the groups. Slices close to a test image are left out altogether. Of the
+    others one group in eight validates, in every class folder alike.
+
+    Raises
+    ------
+    DataError
+        Too few groups of slices in a class folder to hold any out.
+    """
+    test = _test_images(data)
+    kept_apart = near(data, test)
+    role: list[Role] = ["train"] * len(data.scans)
+    for index in np.flatnonzero(kept_apart):
+        role[index] = "excluded"
+    for index in test:
+        role[index] = "test"
+    usable = np.flatnonzero(~kept_apart)
+    for index in usable[hold_out(data, usable)]:
+        role[index] = "validation"
+    return Split(tuple(SplitImage(s.file, s.sha256, s.label, r) for s, r in zip(data.scans, role, strict=True)))
+
+
+def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
+    """True for the chosen images, all in one group with one of them, and all within ``KEEP_APART_BITS`` of one."""
+    mask = np.isin(data.group, data.group[chosen])
+    for first, second in duplicates.close_pairs(data.hashes, duplicates.KEEP_APART_BITS):
+        if first in chosen or second in chosen:
+            mask[[first, second]] = True
+    return mask
+
+
+def hold_out(data: Collection, among: Indices, folds: int = VALIDATION_FOLDS, seed: int = 0) -> Indices:
+    """Positions in ``among`` of one fold of ``folds``: whole groups, every class folder in its share."""
+    return next(grouped_folds(data, among, folds, seed))
+
+
+def grouped_folds(data: Collection, among: Indices, folds: int, seed: int = 0) -> Any:
+    """Yield for each fold the positions in ``among`` that it holds out. Raises DataError if there are too few."""
+    folder = np.array([data.scans[index].folder for index in among])
+    fewest = min(len(np.unique(data.group[among][folder == one])) for one in np.unique(folder))
+    if fewest < folds:
+        raise DataError(
+            f"a class folder has {fewest} distinct slices: too few for {folds} folds", "Give more images of that class"
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return (held for _, held in splitter.split(among, folder, data.group[among]))
+
+
+def _test_images(data: Collection) -> Indices:
+    for source in np.unique(data.source):
+        members = np.flatnonzero(data.source == source)
+        names = {data.scans[index].folder.rpartition("/")[2].lower() for index in members}
+        if names == {"no", "yes"}:
+            _, test = train_test_split(members, test_size=REFERENCE.test_share, random_state=REFERENCE.split_seed)
+            return np.sort(test)
+    return np.asarray(hold_out(data, np.arange(len(data.scans)), folds=5))
+
+
+def train_robust(
+    data: Collection,
+    train: Indices,
+    validation: Indices,
+    weights: BackboneWeights | None,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    labels: Labels,
+    seed: int,
+    report: Report = lambda done, total, loss: None,
+) -> Trained:
+    """Train on ``train``, calibrate on ``validation``; no other image is looked at.
+
+    Parameters
+    ----------
+    weights
+        Of the backbone; ``None`` draws them, which serves tests alone.
+    report
+        Called after each step with steps done, steps in all, and the loss.
+    """
+    classes, positive = len(labels.names), labels.positive
+    precision = fast_precision()
+    working = _network(weights, recipe, classes, seed, precision)
+    count = (plan.warm_steps + plan.steps) * recipe.batch
+    order = train[balanced_draws(data.label[train], data.source[train], count, np.random.default_rng([seed, 0]))]
+
+    healthy_order = order[data.label[order] != positive]
+
+    def make_batch(step: int) -> Batch:
+        rng = np.random.default_rng([seed, 1, step])
+        chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
+        targets = np.full((len(chosen), classes), LABEL_SMOOTHING / classes, np.float32)
+        targets[np.arange(len(chosen)), data.label[chosen]] += 1 - LABEL_SMOOTHING
+        views = []
+        for index in chosen:
+            # With more than one kind of tumour a drawn lesion has no label.
+            drawn = classes == 2 and data.label[index] == positive and rng.random() < LESION_SHARE
+            views.append(
+                grey_augment.augment(
+                    rng,
+                    data.slices[rng.choice(healthy_order) if drawn else index],
+                    data.slices[rng.choice(train)].grey,
+                    recipe.preprocessing,
+                    draw_lesion if drawn else None,
+                )
+            )
+        return recipe.preprocessing.normalise(np.stack(views)[..., None].repeat(3, axis=-1)), targets
+
+    losses = finetune(working.whole, working.backbone, plan, make_batch, report)
+    # The same weights in a network that computes in float32: what is kept and exported.
+    network = _network(None, recipe, classes, seed, "float32")
+    network.whole.set_weights(working.whole.get_weights())
+
+    held_out = predict(network.whole, data.pixels[validation], recipe.preprocessing)
+    temperature = calibration.fit_temperature(held_out, data.label[validation])
+    calibration.build_in_temperature(network.whole, temperature)
+    scores = calibration.scale_probabilities(held_out, temperature)[:, positive]
+    threshold = calibration.choose_threshold(scores, (data.label[validation] == positive).astype(int))
+    return Trained(
+        network,
+        temperature,
+        threshold,
+        {
+            "architecture": {"hidden": recipe.hidden, "dropout": recipe.dropout},
+            "plan": dataclasses.asdict(plan),
+            "precision": precision,
+            "batch": recipe.batch,
+            "label_smoothing": LABEL_SMOOTHING,
+            "drawn_lesion_share": LESION_SHARE if classes == 2 else 0,
+            "loss_by_epoch": _means(losses, EPOCH_IMAGES // recipe.batch),
+            "temperature": temperature,
+            "threshold_rule": "best Youden index on validation among those of the target sensitivity",
+            "target_sensitivity": calibration.TARGET_SENSITIVITY,
+            "validation_images": len(validation),
+        },
+    )
+
+
+def predict(
+    model: Any, pixels: NDArray[np.uint8], preprocessing: Preprocessing, batch: int = 64
+) -> NDArray[np.float32]:
+    """Probabilities float32 (N, classes) of pictures uint8 (N, height, width, 3) RGB."""
+    parts = [
+        np.asarray(model.predict_on_batch(preprocessing.normalise(pixels[start : start + batch])))
+        for start in range(0, len(pixels), batch)
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def balanced_draws(label: Indices, source: NDArray[np.str_], count: int, rng: np.random.Generator) -> Indices:
+    """Which images to show, in order: positions (count,).
+
+    Every class is shown equally often, and every class draws its sources in the same shares, so that
+    knowing the source tells nothing of the label. A source's share grows with the square root of the
+    size of its rarer class: a small one is heard, and not learned by heart. In each round of 2,048 an
+    image comes up as often as its share says, to within one (systematic sampling).
+    """
+    share = {one: min(np.unique(label[source == one], return_counts=True)[1]) ** 0.5 for one in np.unique(source)}
+    weight = np.zeros(len(label))
+    for one, of_class in {(s, c) for s, c in zip(source.tolist(), label.tolist(), strict=True)}:
+        cell = (source == one) & (label == of_class)
+        weight[cell] = share[one] / cell.sum()
+    for of_class in np.unique(label):
+        weight[label == of_class] /= weight[label == of_class].sum()
+    drawn: list[Indices] = []
+    for start in range(0, count, EPOCH_IMAGES):
+        turn = rng.permutation(len(label))
+        reach = np.cumsum(weight[turn])
+        points = (np.arange(EPOCH_IMAGES) + rng.random()) / EPOCH_IMAGES * reach[-1]
+        one_round = turn[np.minimum(np.searchsorted(reach, points), len(turn) - 1)]
+        drawn.append(rng.permutation(one_round)[: count - start])
+    return np.concatenate(drawn)
+
+
+def see_grey_alone(backbone: Any, preprocessing: Preprocessing) -> None:
+    """Change the first convolution so that colour cannot matter: it answers to the mean of the channels.
+
+    Grey pictures give what they gave before (but for a constant in the outermost pixels, where zero
+    padding stands in for a normalised value); a tinted picture gives what its grey twin gives.
+    """
+    first = backbone.get_layer("block1_conv1")
+    kernel, bias = first.get_weights()
+    mean, deviation = (np.asarray(v, np.float32)[:, None] for v in (preprocessing.mean, preprocessing.deviation))
+    grey = (kernel / deviation).mean(axis=2, keepdims=True)
+    shift = (kernel * (mean.mean() - mean) / deviation).sum(axis=(0, 1, 2))
+    first.set_weights([grey * deviation, bias + shift])
+
+
+def _network(weights: BackboneWeights | None, recipe: Recipe, classes: int, seed: int, precision: str) -> Network:
+    keras = load_keras()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        keras.utils.set_random_seed(seed)
+        backbone = build_backbone(weights, recipe.preprocessing.height, recipe.preprocessing.width)
+        see_grey_alone(backbone, recipe.preprocessing)
+        return build_network(backbone, recipe, classes, seed)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _means(losses: Sequence[float], steps: int) -> list[float]:
+    return [float(np.mean(losses[start : start + steps])) for start in range(0, len(losses), steps)]
