@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,15 @@ def sha256_of(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(lines: Iterable[str]) -> str:
+    """SHA-256 over lines of text, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
+        digest.update(b"\n")
     return digest.hexdigest()
 
 

@@ -17,11 +17,10 @@ from .bundle import Bundle
 from .cpu import available_cpus
 from .engines import engine_files
 from .errors import ManifestError
-from .files import write_whole
+from .files import fingerprint, write_whole
 from .machine import cpu, installed
 from .places import profile_folder
 from .records import parse, read
-from .split import fingerprint
 
 _LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
 

@@ -10,6 +10,7 @@ from .engines import EngineFile, engine_file, engine_files, engine_for
 from .errors import BundleError, EngineUnavailable, ManifestError
 from .machine import cpu
 from .manifest import Artefact
+from .places import profile_folder
 
 DEFAULT_BATCH = 8
 
@@ -83,6 +84,8 @@ def allowed(bundle: Bundle) -> list[Artefact]:
 def _by_profile(
     bundle: Bundle, artefact: Artefact | None, engine: EngineFile | None, provider: str, threads: int | None, many: bool
 ) -> Selection | None:
+    if not profile_folder().is_dir():  # the usual case, so it costs no import
+        return None
     from .profile import load_profile
 
     try:

@@ -6,15 +6,13 @@ no test image ever calibrates and no training image is ever scored by mistake.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from .errors import DataError, ManifestError
-from .files import sha256_of
+from .files import fingerprint, sha256_of
 from .records import is_plain_relative, parse, read
 
 SPLIT = "split.json"
@@ -88,12 +86,3 @@ class Split:
                 )
             found.append((path, image.label))
         return found
-
-
-def fingerprint(lines: Iterable[str]) -> str:
-    """SHA-256 over lines of text, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode())
-        digest.update(b"\n")
-    return digest.hexdigest()

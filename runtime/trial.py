@@ -17,7 +17,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
+from .engines import Batch, engine_file, open_engine
 from .errors import MriEdgeError
+from .manifest import TensorSpec
 
 _LEAST_RUNS = 3  # of a slow machine, however short the time
 
@@ -75,10 +79,6 @@ def attempt(trial: Trial, *, time_limit: float) -> Outcome:
 
 def perform(trial: Trial) -> Outcome:
     """Run a trial in this process."""
-    import numpy as np
-
-    from .engines import engine_file, open_engine
-
     if trial.path is None:
         if module := engine_file(trial.engine).MODULE:
             import_module(module)
@@ -86,8 +86,7 @@ def perform(trial: Trial) -> Outcome:
     start = perf_counter()
     engine = open_engine(Path(trial.path), engine=trial.engine, provider=trial.provider, threads=trial.threads)
     open_ms = (perf_counter() - start) * 1e3
-    shape = (trial.batch, *(size or 1 for size in engine.input.shape[1:]))
-    batch = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    batch = noise(engine.input, trial.batch)
     times: list[float] = []
 
     def run() -> None:
@@ -106,6 +105,12 @@ def perform(trial: Trial) -> Outcome:
     else:
         run()
     return Outcome(None, engine.provider, engine.threads, open_ms, median(times), len(times))
+
+
+def noise(spec: TensorSpec, batch: int) -> Batch:
+    """Seeded uint8 values in the shape that an engine's input declares, for ``batch`` scans."""
+    shape = (batch, *(size or 1 for size in spec.shape[1:]))
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _last_words(code: int, errors: str) -> str:

@@ -38,9 +38,8 @@ def warmup(
     the library's version, and predict takes it from there. Elsewhere this shows how long opening
     and the first runs take.
     """
-    import numpy as np
-
     from ..classifier import Classifier
+    from ..trial import noise
 
     with _clock("open"):
         classifier = Classifier.load(
@@ -50,10 +49,10 @@ def warmup(
         opened = classifier.engine
         click.echo(f"{classifier.artefact.file} in {opened.name} on {opened.provider}", err=True)
         for batch in batches or sorted({1, classifier.batch_size}):
-            noise = np.random.default_rng(0).integers(0, 256, (batch, *opened.input.shape[1:]), np.uint8)
+            scans = noise(opened.input, batch)
             for name in ("first run", "next run"):
                 with _clock(f"{name}, batch {batch}"):
-                    opened.run(noise)
+                    opened.run(scans)
 
 
 @contextmanager
