@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
 from .errors import MriEdgeError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # name -> (module, attribute, line in --help). Strings, so that `mri-edge --help` imports none of
 # them and the light part never imports the rooms `train` and `export`.
@@ -33,6 +35,11 @@ COMMANDS = {
     ),
     "warmup": ("mri_edge.commands.warmup", "warmup", "Build and cache what a provider needs before the first scan."),
     "doctor": ("mri_edge.commands.doctor", "doctor", "Say which engines and providers work on this machine."),
+    "completion": (
+        "mri_edge.commands.completion",
+        "completion",
+        "Print the script that completes commands in a shell.",
+    ),
     "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans."),
     "export": ("mri_edge.export.command", "export", "Convert a trained bundle to ONNX and TFLite."),
 }
@@ -65,10 +72,29 @@ class CommandTable(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete from the table alone: importing every command would take a second at each key."""
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=line) for name, (*_, line) in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+def _show_versions(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from .profile import library_versions
+
+    for name, version in library_versions().items():
+        click.echo(f"{name} {version}")
+    ctx.exit()
 
 
 @click.group(
@@ -77,7 +103,14 @@ class CommandTable(click.Group):
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__, prog_name="mri-edge")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of mri-edge and of its engines.",
+)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Edge-deployable inference for brain-MRI tumour classification.

@@ -7,6 +7,7 @@ import click
 from ..bundle import DEFAULT_MODEL, Bundle
 from ..manifest import Manifest
 from ..prediction import NOTICE
+from .options import complete_models
 
 EXAMPLES = """\b
 Examples:
@@ -16,7 +17,9 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model", metavar="[BUNDLE]", default=DEFAULT_MODEL)
+@click.argument(
+    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
+)
 @click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
 def info(model: str, as_json: bool) -> None:
     """Show what a model bundle is and holds.

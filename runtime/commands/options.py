@@ -58,11 +58,11 @@ class _Lines(logging.Handler):
         click.echo(f"mri-edge: {record.levelname.lower()}: {record.getMessage()}", err=True)
 
 
-def _set_up_logs(ctx: click.Context, param: click.Parameter, verbosity: int) -> None:
+def _set_up_logs(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:
     logger = logging.getLogger("mri_edge")
     logger.handlers = [_Lines()]
     logger.propagate = False
-    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 MODEL = click.option(
@@ -118,12 +118,12 @@ ALLOW_FALLBACK = click.option(
 VERBOSE = click.option(
     "-v",
     "--verbose",
-    count=True,
+    is_flag=True,
     envvar="MRI_EDGE_VERBOSE",
     show_envvar=True,
     expose_value=False,
     callback=_set_up_logs,
-    help="Say on stderr what runs and how long it takes; -vv says more.",
+    help="Say on stderr what runs, on what, and how long opening took.",
 )
 
 

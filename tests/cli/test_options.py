@@ -1,0 +1,129 @@
+"""What all commands share: versions, environment variables, logs, and completion in the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from mri_edge import __version__
+from mri_edge.cli import COMMANDS, run
+
+SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+
+
+@pytest.fixture(autouse=True)
+def _no_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path / "profiles"))
+
+
+def test_version_names_the_engines(capfd):
+    assert run(["--version"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == f"mri-edge {__version__}"
+    assert f"onnxruntime {metadata.version('onnxruntime')}" in lines
+
+
+def test_version_imports_no_engine():
+    code = """
+import sys
+from mri_edge.cli import run
+run(["--version"])
+sys.exit(str({"onnxruntime", "openvino", "ai_edge_litert"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("MRI_EDGE_MODEL", "/no/such/bundle", "/no/such/bundle: no such bundle folder"),
+        ("MRI_EDGE_ARTEFACT", "model.int4.onnx", "no artefact 'model.int4.onnx'"),
+        ("MRI_EDGE_ENGINE", "caffe", "unknown engine 'caffe'"),
+        ("MRI_EDGE_PROVIDER", "abacus", "unknown provider 'abacus'"),
+        ("MRI_EDGE_THREADS", "0", "--threads"),
+        ("MRI_EDGE_BATCH", "0", "--batch"),
+    ],
+)
+def test_environment_stands_in_for_an_option(tiny_bundle, monkeypatch, capfd, variable, value, words):
+    monkeypatch.setenv("MRI_EDGE_MODEL", str(tiny_bundle))
+    monkeypatch.setenv(variable, value)
+    assert run(["predict", SCAN]) != 0
+    assert words in capfd.readouterr().err
+
+
+def test_an_option_wins_over_the_environment(tiny_bundle, monkeypatch, capfd):
+    monkeypatch.setenv("MRI_EDGE_MODEL", "/no/such/bundle")
+    monkeypatch.setenv("MRI_EDGE_THREADS", "1")
+    monkeypatch.setenv("MRI_EDGE_VERBOSE", "1")
+    assert run(["predict", "--model", str(tiny_bundle), SCAN]) == 0
+    assert "threads 1," in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["MODEL", "ARTEFACT", "ENGINE", "PROVIDER", "THREADS", "BATCH", "ALLOW_FALLBACK", "VERBOSE"],
+)
+def test_help_names_the_environment_variables(capfd, variable):
+    assert run(["predict", "--help"]) == 0
+    assert f"MRI_EDGE_{variable}" in re.sub(r"\s+", "", capfd.readouterr().out)
+
+
+def test_logs_say_what_runs_and_keep_out_of_the_results(tiny_bundle, capfd):
+    arguments = ["predict", "--json", "--model", str(tiny_bundle), "--threads", "1", SCAN]
+    assert run([*arguments, "-v"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["artefact"] == "model.onnx"
+    for words in ("model.onnx", "engine onnxruntime", "provider CPUExecutionProvider", "threads 1", " ms"):
+        assert words in err
+    assert run(arguments) == 0
+    assert capfd.readouterr().err == ""
+
+
+def complete(words: str, **variables: str) -> list[str]:
+    """What bash would be offered after ``words``, by the protocol that click's script speaks."""
+    parts = words.split(" ")
+    environment = {
+        **os.environ,
+        **variables,
+        "_MRI_EDGE_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(parts) - 1),
+    }
+    done = subprocess.run([PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+def test_commands_are_completed():
+    assert complete("mri-edge ") == list(COMMANDS)
+    assert complete("mri-edge ver") == ["verify"]
+
+
+def test_values_of_options_are_completed(tiny_bundle):
+    assert complete("mri-edge predict --engine l") == ["litert"]
+    assert complete("mri-edge predict --provider c") == ["cpu", "cuda", "coreml"]
+    assert complete(f"mri-edge predict --model {tiny_bundle} --artefact m") == ["model.onnx"]
+    assert complete("mri-edge predict --artefact m", MRI_EDGE_MODEL="/no/such/bundle") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_is_for_this_program(shell, capfd, monkeypatch):
+    if shell == "bash" and sys.platform == "win32":
+        pytest.skip("click asks bash for its version")
+    assert run(["completion", shell]) == 0
+    script = capfd.readouterr().out
+    assert f"_MRI_EDGE_COMPLETE={shell}_complete" in script
+    assert "mri-edge" in script
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+def test_completion_script_is_good_bash():
+    script = subprocess.run([PROGRAM, "completion", "bash"], capture_output=True, text=True, check=True).stdout
+    subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=True)
