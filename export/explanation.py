@@ -85,7 +85,8 @@ class _Explanation:
         if before.op_type in ("Reshape", "Flatten") and len(self._shapes[before.input[0]]) == 4:
             channels = self._shapes[before.input[0]][1]
             kernel = kernel.reshape(channels, -1, kernel.shape[1]).sum(axis=1)
-        return self._constant(kernel)
+        # In half precision: eleven bits are plenty for a picture, and int8 files stay small.
+        return self._add("Cast", self._constant(kernel.astype(np.float16)), to=TensorProto.FLOAT)
 
     def _finish(self, feature_map: str, gradient: str) -> None:
         _, channels, height, width = self._shapes[feature_map]

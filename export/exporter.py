@@ -78,7 +78,7 @@ def export(
     model = source.load(bundle.path_of(bundle.artefact(KERAS)))
     reference = source.answers(model, _pieces(pixels), manifest.preprocessing)
     images = TestImages(files, labels, reference)
-    job = Job(device_graph(model, manifest.preprocessing), calibrator)
+    job = Job(device_graph(model, manifest.preprocessing), manifest.positive, calibrator)
     results: list[Result] = []
     with bundle.rewriting() as writer:
         for one in formats:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mri_edge.errors import UsageError
+from mri_edge.errors import ConversionError, UsageError
 
 from .calibrate import Calibrator
 from .device_graph import DeviceGraph
@@ -20,14 +20,20 @@ class Job:
     """One model on its way to several formats. ``calibrator`` is None without calibration images."""
 
     graph: DeviceGraph
+    positive: int
     calibrator: Calibrator | None = None
 
     @cached_property
     def float_onnx(self) -> ModelProto:
-        """The float32 ONNX model; whoever changes it works on a copy."""
+        """The float32 ONNX model, explained where its head allows it; whoever changes it works on a copy."""
+        from .explanation import explained
         from .onnx_graph import float_model
 
-        return float_model(self.graph)
+        model = float_model(self.graph)
+        try:
+            return explained(model, self.positive)
+        except ConversionError:  # a head of another kind classifies all the same, without a heatmap
+            return model
 
     def calibration(self) -> Calibrator:
         """The calibrator; UsageError if this export has none."""

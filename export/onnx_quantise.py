@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from .calibrate import Calibrator, Range
 from .device_graph import INPUT
+from .explanation import PREFIX
 from .onnx_graph import consumers, finished
 
 QUANTISED = (
@@ -47,7 +48,8 @@ def quantised(
     copy = ModelProto()
     copy.CopyFrom(model)
     # What only a ReLU reads takes the ReLU's own range: the quantiser then lets saturation do its work.
-    ranges = {node.input[0]: ranges[node.output[0]] for node in model.graph.node if node.op_type == "Relu"} | ranges
+    clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _explains(node.name)]
+    ranges = {node.input[0]: ranges[node.output[0]] for node in clipped} | ranges
     if cast := _cast_of_pixels(model):
         ranges[cast.output[0]] = PIXELS
     bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
@@ -59,7 +61,7 @@ def quantised(
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, bounds),
         nodes_to_quantize=[],
-        nodes_to_exclude=list(keep_float),
+        nodes_to_exclude=[*keep_float, *(node.name for node in model.graph.node if _explains(node.name))],
         op_types_to_quantize=list(QUANTISED),
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
@@ -73,10 +75,12 @@ def quantised(
 
 
 def activations(model: ModelProto) -> list[str]:
-    """Names of the float tensors whose range is needed: all but the output and what only a ReLU reads."""
+    """Names of the float tensors whose range is needed: not the outputs, nor what only a ReLU reads or explains."""
     inferred = onnx.shape_inference.infer_shapes(model)
     floats = [one.name for one in inferred.graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT]
-    return [name for name in floats if {node.op_type for node in consumers(model, name)} != {"Relu"}]
+    return [
+        name for name in floats if not _explains(name) and {node.op_type for node in consumers(model, name)} != {"Relu"}
+    ]
 
 
 def observer(model: ModelProto, names: list[str]) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
@@ -100,7 +104,13 @@ def observer(model: ModelProto, names: list[str]) -> Callable[[NDArray[np.uint8]
 
 def head(model: ModelProto) -> str:
     """Name of the last node with weights: the classifying layer."""
-    return str([node.name for node in model.graph.node if node.op_type in WEIGHTED][-1])
+    weighted = [node.name for node in model.graph.node if node.op_type in WEIGHTED and not _explains(node.name)]
+    return str(weighted[-1])
+
+
+def _explains(name: str) -> bool:
+    """Whether a node or tensor belongs to the explanation, which stays in float."""
+    return name.startswith(PREFIX)
 
 
 def _cast_of_pixels(model: ModelProto) -> NodeProto | None:
