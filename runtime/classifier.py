@@ -208,7 +208,8 @@ class Classifier:
         decoded = perf_counter()
         fitted = self.bundle.manifest.preprocessing.fit(pixels)
         resized = perf_counter()
-        reasons = doubts(*pixels.shape[:2], fitted)
+        height, width, _ = pixels.shape
+        reasons = doubts(height, width, fitted)
         return _Ready(name_of(source), fitted, reasons, (decoded - start) * 1e3, (resized - decoded) * 1e3)
 
     def _try_prepare(self, source: Source | Failure) -> _Ready | Failure:
