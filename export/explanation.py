@@ -62,14 +62,16 @@ class _Explanation:
         chosen = np.zeros((1, probabilities.type.tensor_type.shape.dim[1].dim_value), np.float32)
         chosen[0, positive] = 1
         gradient, node = self._constant(chosen), self._makers[softmax.input[0]]
-        while node.op_type in ("Gemm", "Relu"):
+        while node.op_type in ("Gemm", "MatMul", "Add", "Relu"):
             before = self._makers[node.input[0]]
             if node.op_type == "Relu":
                 active = self._add("Greater", node.output[0], self._constant(np.float32(0)))
                 gradient = self._add("Mul", gradient, self._add("Cast", active, to=TensorProto.FLOAT))
-            else:
+            elif node.op_type != "Add":  # adding a bias leaves the gradient as it is
                 gradient = self._add("Gemm", gradient, self._kernel(node, before), transB=1)
             node = before
+        if node.op_type == "Squeeze":
+            node = self._makers[node.input[0]]
         if node.op_type not in ("Reshape", "Flatten", "GlobalAveragePool"):
             raise _unknown(node)
         feature_map = node.input[0]
@@ -79,6 +81,8 @@ class _Explanation:
 
     def _kernel(self, dense: NodeProto, before: NodeProto) -> str:
         """Kernel of a dense layer, (inputs, outputs); of the layer behind a flatten summed over places."""
+        if dense.input[1] not in self._constants:
+            raise _unknown(dense)
         kernel = self._constants[dense.input[1]]
         if any(one.name == "transB" and one.i for one in dense.attribute):
             kernel = kernel.T

@@ -1,0 +1,117 @@
+"""Grad-CAM written into the ONNX graph, against Keras' own GradientTape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs mri-edge[export]")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+import tensorflow as tf  # noqa: E402
+from mri_edge import Bundle, images  # noqa: E402
+from mri_edge.errors import ConversionError  # noqa: E402
+from mri_edge.export.device_graph import device_graph  # noqa: E402
+from mri_edge.export.explanation import explained  # noqa: E402
+from mri_edge.export.job import Job  # noqa: E402
+from mri_edge.export.onnx_quantise import activations, head, observer, quantised  # noqa: E402
+from mri_edge.preprocess import Preprocessing  # noqa: E402
+
+PREPROCESSING = Preprocessing(height=32, width=32, channel_order="BGR")
+PIXELS = np.random.default_rng(4).integers(0, 256, (40, 32, 32, 3), np.uint8)
+
+
+def network(ending: str) -> keras.Model:
+    """Two convolutions and one of the heads that networks of this kind have; ``last`` is the feature map."""
+    keras.utils.set_random_seed(5)
+    layers = keras.layers
+    entry = keras.Input((32, 32, 3))
+    hidden = layers.Conv2D(8, 3, padding="same", activation="relu")(entry)
+    hidden = layers.MaxPooling2D()(hidden)
+    hidden = layers.Conv2D(12, 3, padding="same", activation="relu", name="last")(hidden)
+    if ending == "flatten":
+        hidden = layers.Flatten(name="head")(layers.MaxPooling2D()(hidden))
+        hidden = layers.Dense(16, activation="relu")(hidden)
+    elif ending == "average":
+        hidden = layers.GlobalAveragePooling2D(name="head")(hidden)
+    elif ending == "tanh":
+        hidden = layers.Dense(16, activation="tanh")(layers.Flatten(name="head")(hidden))
+    return keras.Model(entry, layers.Dense(3, activation="softmax", name="classes")(hidden))
+
+
+def grad_cam(model: keras.Model, label: int) -> np.ndarray:
+    """Grad-CAM by automatic differentiation: (N, h, w)."""
+    feature_map = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalise(PIXELS))
+    behind = model.layers[model.layers.index(model.get_layer("last")) + 1 : -1]
+    classes = model.get_layer("classes")
+    with tf.GradientTape() as tape:
+        tape.watch(feature_map)
+        hidden = feature_map
+        for layer in behind:
+            hidden = layer(hidden)
+        logit = (hidden @ classes.kernel + classes.bias)[:, label]
+    weights = tf.reduce_mean(tape.gradient(logit, feature_map), axis=(1, 2))
+    return tf.nn.relu(tf.einsum("nhwc,nc->nhw", feature_map, weights)).numpy()
+
+
+def run(model: object) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"pixels": PIXELS}), strict=True))
+
+
+def correlations(first: np.ndarray, second: np.ndarray) -> list[float]:
+    """Of each pair of maps that both show something."""
+    pairs = [(a.ravel(), b.ravel()) for a, b in zip(first, second, strict=True) if a.any() and b.any()]
+    assert len(pairs) > len(first) / 2, "most maps must show something, or nothing is compared"
+    return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+
+
+@pytest.mark.parametrize("ending", ["flatten", "average"])
+@pytest.mark.parametrize("label", [0, 2])
+def test_float_activation_is_grad_cam(ending, label):
+    model = network(ending)
+    out = run(Job(device_graph(model, PREPROCESSING), label).float_onnx)
+    # Half-precision kernel: 11 bits.
+    np.testing.assert_allclose(out["activation"], grad_cam(model, label), rtol=2e-3, atol=1e-4)
+    last = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalise(PIXELS))
+    np.testing.assert_allclose(out["features"], last.numpy().mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["flatten", "average"])
+def test_int8_activation_follows_grad_cam(ending):
+    model = network(ending)
+    float_model = Job(device_graph(model, PREPROCESSING), 1).float_onnx
+    shown = observer(float_model, activations(float_model))(PIXELS)
+    ranges = {name: (min(0.0, float(seen.min())), float(seen.max())) for name, seen in shown.items()}
+    int8, _ = quantised(float_model, ranges, keep_float=(head(float_model),))
+    out = run(int8)
+    # A ReLU of the head may open on one side and not on the other; such single maps are let off.
+    assert np.percentile(correlations(out["activation"], grad_cam(model, 1)), 10) >= 0.95
+
+
+def test_another_head_goes_without_an_explanation():
+    model = network("tanh")
+    job = Job(device_graph(model, PREPROCESSING), 1)
+    assert [one.name for one in job.float_onnx.graph.output] == ["probabilities"]
+    with pytest.raises(ConversionError, match="Tanh"):
+        explained(job.float_onnx, 1)
+
+
+@pytest.mark.data
+def test_embedded_model_explains_itself_on_real_scans(scans):
+    bundle = Bundle.open()
+    artefact = bundle.artefact("model.int8.onnx")
+    session = onnxruntime.InferenceSession(str(bundle.path_of(artefact)), providers=["CPUExecutionProvider"])
+    paths = sorted(Path(scans, "navoneel", "yes").iterdir())[:8]
+    batch = np.stack([bundle.manifest.preprocessing.fit(images.load(path)) for path in paths])
+    probabilities, features, activation = session.run(
+        ["probabilities", "features", "activation"], {session.get_inputs()[0].name: batch}
+    )
+    assert probabilities.shape == (8, 2)
+    assert features.shape == (8, 512)
+    assert activation.shape == (8, 8, 8)
+    assert activation.min() >= 0
+    assert (activation.max(axis=(1, 2)) > 0).sum() >= 6, "nearly every tumour scan lights up somewhere"
