@@ -33,9 +33,9 @@ Examples:
 @click.option("--name", default="vgg16", show_default=True, help="Name of the model in the manifest.")
 @click.option(
     "--cv",
-    type=click.IntRange(2),
     metavar="FOLDS",
-    help="Instead of a bundle: cross-validate by groups of near-duplicates (recipe robust); figures at --out.",
+    help="No bundle, but figures at --out of a cross-validation (recipe robust): a number of folds that keep "
+    "near-duplicates together, or 'sources' to leave out one source at a time.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was cut off.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out.")
@@ -48,7 +48,7 @@ def train(
     seed: int,
     epochs: int | None,
     name: str,
-    cv: int | None,
+    cv: str | None,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -75,8 +75,11 @@ def train(
     if (cv or resume) and (recipe.name == "robust") != bool(cv):
         raise UsageError(f"recipe {recipe.name!r} has no {'--cv' if cv else '--resume'} yet")
     if cv:
-        pooled = cross_validate_robust(data, out, recipe, folds=cv, **chosen)["pooled"]
-        click.echo(json.dumps(pooled, indent=1))
+        if cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
+            raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv}")
+        folds = None if cv == "sources" else int(cv)
+        figures = cross_validate_robust(data, out, recipe, folds=folds, **chosen)
+        click.echo(json.dumps({name: figures[name] for name in ("pooled", "stress")}, indent=1))
         return
     if recipe.name == "robust":
         trained = train_robust_bundle(data, out, recipe, name=name, overwrite=overwrite, **chosen)

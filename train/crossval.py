@@ -1,15 +1,16 @@
-"""Leak-free cross-validation of the robust recipe: whole near-duplicate groups change sides together.
+"""Leak-free cross-validation of the robust recipe: by groups of near-duplicates, or by source.
 
 The reference's test images and their near-duplicates are scored like all others, and train nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from mri_edge.errors import DataError
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
@@ -18,7 +19,8 @@ from .data import Labels
 from .finetune import Plan
 from .metrics import auc, share
 from .recipe import Recipe
-from .robust import Collection, Indices, Report, grouped_folds, hold_out, predict, train_robust
+from .robust import Collection, Indices, Report, Trained, grouped_folds, hold_out, predict, train_robust
+from .stress import CHANGES
 
 
 def cross_validate(
@@ -29,15 +31,17 @@ def cross_validate(
     plan: Plan,
     *,
     labels: Labels,
-    folds: int,
+    folds: int | None,
     seed: int,
     sensitivity: float = 0.95,
     report_of: Callable[[int], Report] = lambda fold: lambda done, total, loss: None,
 ) -> dict[str, Any]:
-    """Train once for each fold on the others, calibrate within those, score the fold.
+    """Train once for each fold on the others, calibrate within those, score the fold in the training's precision.
 
     Parameters
     ----------
+    folds
+        Number of folds; ``None`` leaves out one source at a time.
     trainable
         bool (N,): False for images that may be scored and never trained on.
     sensitivity
@@ -52,8 +56,10 @@ def cross_validate(
     called = np.zeros(len(everyone), bool)
     fold_of = np.zeros(len(everyone), int)
     by_fold = []
-    for fold, held in enumerate(grouped_folds(data, everyone, folds), start=1):
-        learn = np.setdiff1d(everyone[trainable], held)
+    stressed: dict[str, list[tuple[bool, float, bool]]] = {}
+    held_out = grouped_folds(data, everyone, folds) if folds else _sources(data)
+    for fold, held in enumerate(held_out, start=1):
+        learn = everyone[trainable & ~np.isin(data.group, data.group[held])]
         validation = learn[hold_out(data, learn)]
         trained = train_robust(
             data,
@@ -66,9 +72,11 @@ def cross_validate(
             seed=seed,
             report=report_of(fold),
         )
-        positive[held] = predict(trained.network.whole, data.pixels[held], recipe.preprocessing)[:, labels.positive]
+        positive[held] = predict(trained.quick.whole, data.pixels[held], recipe.preprocessing)[:, labels.positive]
         called[held] = positive[held] >= trained.threshold
         fold_of[held] = fold
+        for change, answers in _under_stress(trained, data, held, recipe, labels, seed).items():
+            stressed.setdefault(change, []).extend(answers)
         by_fold.append(
             {
                 "temperature": trained.temperature,
@@ -80,10 +88,11 @@ def cross_validate(
         "recipe": recipe.name,
         "seed": seed,
         "folds": folds,
-        "grouping": "near-duplicates, and test images and their neighbours never trained on",
+        "grouping": ("near-duplicates" if folds else "sources") + "; test images and their neighbours train nothing",
         "plan": asdict(plan),
         "pooled": figures(data, everyone, labels.positive, positive, called, sensitivity),
         "by_fold": by_fold,
+        "stress": {change: _stress_figures(answers) for change, answers in stressed.items()},
         "images": [
             {"file": scan.file, "label": scan.label, "fold": int(fold_of[index]), "positive": float(positive[index])}
             for index, scan in enumerate(data.scans)
@@ -126,4 +135,48 @@ def figures(
         "auc_by_source": {
             one: asdict(auc(ill[source == one], score[source == one])) for one in np.unique(source).tolist()
         },
+    }
+
+
+def _sources(data: Collection) -> list[Indices]:
+    """One fold a source. Raises DataError if there is only one."""
+    names = np.unique(data.source)
+    if len(names) < 2:
+        raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
+    return [np.flatnonzero(data.source == name) for name in names]
+
+
+def _under_stress(
+    trained: Trained, data: Collection, held: Indices, recipe: Recipe, labels: Labels, seed: int
+) -> dict[str, list[tuple[bool, float, bool]]]:
+    """For each change: (is positive, score, called positive) of as many slices of either kind in ``held``."""
+    rng = np.random.default_rng([seed, 2])
+    ill = data.label[held] == labels.positive
+    least = min(np.count_nonzero(ill), np.count_nonzero(~ill))
+    chosen = np.concatenate([rng.choice(held[kind], least, replace=False) for kind in (ill, ~ill)])
+    truth = data.label[chosen] == labels.positive
+    # Each meets the greys of one of the other kind.
+    others = [data.slices[index].grey for index in np.roll(chosen, least)]
+    answers = {}
+    for name, change in {"none": None, **CHANGES}.items():
+        if change is None:
+            pixels = data.pixels[chosen]
+        else:
+            pairs = zip(chosen, others, strict=True)
+            greys = [change(data.slices[index], other, recipe.preprocessing) for index, other in pairs]
+            pixels = np.stack(greys)[..., None].repeat(3, axis=-1)
+        scores = predict(trained.quick.whole, pixels, recipe.preprocessing)[:, labels.positive]
+        answers[name] = [
+            (bool(sick), float(score), bool(score >= trained.threshold))
+            for sick, score in zip(truth, scores, strict=True)
+        ]
+    return answers
+
+
+def _stress_figures(answers: Sequence[tuple[bool, float, bool]]) -> dict[str, Any]:
+    ill, score, called = (np.array(column) for column in zip(*answers, strict=True))
+    return {
+        "auc": asdict(auc(ill, score)),
+        "sensitivity": asdict(share(int(called[ill].sum()), int(ill.sum()))),
+        "specificity": asdict(share(int((~called[~ill]).sum()), int((~ill).sum()))),
     }

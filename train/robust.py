@@ -60,9 +60,14 @@ class Collection:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished model (float32, temperature built in) and how it came to be."""
+    """A finished model with the temperature built in, and how it came to be.
+
+    ``network`` computes in float32 and is what ships; ``quick`` has the same weights in the precision
+    of the training.
+    """
 
     network: Network
+    quick: Network
     temperature: float
     threshold: float
     details: dict[str, Any]
@@ -235,8 +240,10 @@ def train_robust(
     calibration.build_in_temperature(network.whole, temperature)
     scores = calibration.scale_probabilities(held_out, temperature)[:, positive]
     threshold = calibration.choose_threshold(scores, (data.label[validation] == positive).astype(int))
+    working.whole.set_weights(network.whole.get_weights())
     return Trained(
         network,
+        working,
         temperature,
         threshold,
         {

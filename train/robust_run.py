@@ -76,21 +76,25 @@ def cross_validate_robust(
     out: Path,
     recipe: Recipe,
     *,
-    folds: int,
+    folds: int | None,
     backbone_weights: str,
     seed: int,
     positive: str | None = None,
 ) -> dict[str, object]:
-    """Cross-validate the robust recipe on the scans in ``data``; the figures go to ``out``/crossval.json and back."""
+    """Cross-validate the robust recipe on the scans in ``data``; the figures go to ``out``/crossval.json and back.
+
+    ``folds`` of near-duplicate groups, or ``None`` to leave out one source at a time.
+    """
     scans, labels = find_scans(data, positive)
     weights = load_weights(backbone_weights)
     collection = collect(scans, recipe.preprocessing)
     roles = np.array([image.role for image in choose_roles(collection).images])
     out.mkdir(parents=True, exist_ok=True)
     with step_progress("cross-validation") as report:
+        rounds = folds or len(np.unique(collection.source))
 
         def of_fold(fold: int) -> Report:
-            return lambda done, total, loss: report((fold - 1) * total + done, folds * total, loss)
+            return lambda done, total, loss: report((fold - 1) * total + done, rounds * total, loss)
 
         result = cross_validate(
             collection,
