@@ -131,7 +131,7 @@ def test_every_file_says_in_its_first_line_what_it_does(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert text.startswith('"""'), "the first line is the docstring"
-    assert docstring.partition("\n")[0].endswith((".", ":")), "its first line is a whole sentence"
+    assert docstring.partition("\n")[0].endswith((".", ":", "?")), "its first line is a whole sentence"
 
 
 @pytest.mark.parametrize("path", _sources(*ROOMS), ids=_id)

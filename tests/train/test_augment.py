@@ -1,3 +1,5 @@
+"""Augmentation draws and warps as Keras' ImageDataGenerator does, and the same for the same seed."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Backbone weights come from where they should, are what they should be, and nothing hostile is unpickled."""
+
 import io
 import os
 import pickle

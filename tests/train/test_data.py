@@ -1,3 +1,5 @@
+"""The data folder is read in the reference's order, split as the reference was, and refused where it is unfit."""
+
 import numpy as np
 import pytest
 from PIL import Image
