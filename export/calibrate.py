@@ -1,11 +1,12 @@
-"""Calibration: which images, and the range of every tensor they give, whatever runtime shows the tensors.
+"""Calibration: which images, and what they show of every tensor, whatever runtime shows the tensors.
 
-Images stream through in small batches; of each tensor only a histogram of fixed size is kept, so that
-memory does not grow with their number.
+Images stream through in small batches; of each tensor only a histogram of fixed size and the mean of
+each channel are kept, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,47 +15,83 @@ from typing import Literal, get_args
 import numpy as np
 from mri_edge import images
 from mri_edge.errors import DataError, InputError
+from mri_edge.files import sha256_of
 from mri_edge.manifest import Calibration
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import fingerprint
 from numpy.typing import NDArray
 
+from .histogram import Histogram
+
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Range = tuple[float, float]
-Batch = NDArray[np.uint8]
-# Runs a batch and gives the tensors to be observed, by name.
-Observe = Callable[[Batch], Mapping[str, NDArray[np.float32]]]
+Pixels = NDArray[np.uint8]
+# Runs a batch of pixels and gives the tensors to be observed, by name.
+Observe = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
 
 BATCH = 8
-_BINS = 2048  # on either side of zero; TensorRT's entropy calibrator takes 2048
-_LEVELS = 128  # candidates are compared after reduction to this many levels, as TensorRT does
-PERCENTILE = 99.99  # of all values of a tensor; what lies beyond saturates
+HELD_OUT = 64  # training images that judge the candidates of a search; none of them calibrates
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one int8 candidate is made: the method that sets ranges, and whether the first layer stays in float."""
+
+    method: Method = "minmax"
+    first_in_float: bool = False
+
+
+SEARCHED = tuple(Recipe(method, first) for first in (False, True) for method in METHODS)
+
+
+class Observation:
+    """What the calibration images show of one tensor: a histogram of its values, the mean of each channel."""
+
+    def __init__(self, channel_axis: int) -> None:
+        self._axis = channel_axis
+        self._histogram = Histogram()
+        self._sum: NDArray[np.float64] | float = 0.0
+        self._count = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take in the tensor of one batch, (n, …)."""
+        self._histogram.add(values)
+        axis = self._axis % values.ndim
+        others = tuple(index for index in range(values.ndim) if index != axis)
+        self._sum = self._sum + values.sum(axis=others, dtype=np.float64)
+        self._count += values.size // values.shape[axis]
+
+    def range(self, method: Method) -> Range:
+        """Lowest and highest value to represent."""
+        return getattr(self._histogram, method)()
+
+    @property
+    def channel_means(self) -> NDArray[np.float64]:
+        """Mean of each channel, float64 (channels,)."""
+        return np.asarray(self._sum) / self._count
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """The calibration images and the method that turns what they show into ranges."""
+    """The images that set ranges, and the recipe, or the images that choose one among ``SEARCHED``."""
 
     files: tuple[Path, ...]
     preprocessing: Preprocessing
-    method: Method
     record: Calibration
+    recipe: Recipe = Recipe()
+    held_out: tuple[Path, ...] = ()
 
-    def batches(self) -> Iterator[Batch]:
-        """uint8 (n, height, width, 3), n at most ``BATCH``; decoded one batch at a time."""
-        return read_batches(self.files, self.preprocessing)
-
-    def ranges(self, observe: Observe) -> dict[str, Range]:
-        """Lowest and highest value to represent, for each tensor that ``observe`` shows."""
-        histograms: dict[str, Histogram] = {}
-        for batch in self.batches():
+    def observe(self, observe: Observe, channel_axis: int) -> dict[str, Observation]:
+        """Stream the images through ``observe``; ``channel_axis`` is 1 for NCHW, -1 for NHWC."""
+        found: dict[str, Observation] = {}
+        for batch in read_batches(self.files, self.preprocessing):
             for name, values in observe(batch).items():
-                histograms.setdefault(name, Histogram()).add(values)
-        return {name: histogram.range(self.method) for name, histogram in histograms.items()}
+                found.setdefault(name, Observation(channel_axis)).add(values)
+        return found
 
 
-def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int = BATCH) -> Iterator[Batch]:
+def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int = BATCH) -> Iterator[Pixels]:
     """Decode and fit pictures, ``size`` at a time: uint8 (n, height, width, 3).
 
     Raises
@@ -62,12 +99,9 @@ def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int 
     DataError
         A picture cannot be read; the message says which.
     """
-    ready: list[NDArray[np.uint8]] = []
+    ready: list[Pixels] = []
     for file in files:
-        try:
-            ready.append(preprocessing.fit(images.load(file)))
-        except InputError as error:
-            raise DataError(error.problem, "Remove it from the folder, or copy it again") from error
+        ready.append(fitted(file, preprocessing))
         if len(ready) == size:
             yield np.stack(ready)
             ready = []
@@ -75,112 +109,71 @@ def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int 
         yield np.stack(ready)
 
 
-def choose(
-    files: list[tuple[Path, int]], hashes: Mapping[Path, str], count: int, seed: int, method: Method
-) -> tuple[tuple[Path, ...], Calibration]:
-    """Draw ``count`` of the files, each label in its share, by ``seed``; all of them if there are fewer.
+def fitted(file: Path, preprocessing: Preprocessing) -> Pixels:
+    """One picture as the network takes it, uint8 (height, width, 3). DataError if it cannot be read."""
+    try:
+        return preprocessing.fit(images.load(file))
+    except InputError as error:
+        raise DataError(error.problem, "Remove it from the folder, or copy it again") from error
 
-    Returns the drawn files in the order of ``files`` and the record for the manifest.
+
+def draw(files: list[tuple[Path, int]], count: int, seed: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Divide (file, group) pairs into ``count`` drawn files and the others, each group in its share.
+
+    All are drawn if there are fewer. Both parts keep the order of ``files``; the same seed draws the same.
     """
-    if not files:
-        raise DataError("calibration needs images, and there is none", "Name a folder with --data or --calibration")
-    drawn = sorted(_stratified(np.array([label for _, label in files]), count, np.random.default_rng(seed)))
-    chosen = tuple(files[index][0] for index in drawn)
-    record = Calibration(method, len(chosen), seed, fingerprint(sorted(hashes[one] for one in chosen)))
-    return chosen, record
+    groups = np.array([group for _, group in files], np.int64)
+    chosen = set(_stratified(groups, count, np.random.default_rng(seed)))
+    drawn = tuple(file for index, (file, _) in enumerate(files) if index in chosen)
+    return drawn, tuple(file for index, (file, _) in enumerate(files) if index not in chosen)
 
 
-def _stratified(labels: NDArray[np.int_], count: int, random: np.random.Generator) -> list[int]:
-    """Indices: each label's first images of a shuffled order, as many as its share, largest remainders first."""
-    count = min(count, len(labels))
-    kinds, sizes = np.unique(labels, return_counts=True)
-    shares = sizes * (count / len(labels))
+def record(files: Iterable[Path], method: str, seed: int) -> Calibration:
+    """The manifest's record of calibration images: how many, how drawn, and a fingerprint of their contents."""
+    hashes = sorted(sha256_of(file) for file in files)
+    return Calibration(method, len(hashes), seed, fingerprint(hashes))
+
+
+def pictures_in(folder: Path) -> list[tuple[Path, int]]:
+    """Pictures below ``folder`` and the number of the subfolder they lie in, by name. DataError if there is none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder", "Name a folder of pictures with --calibration")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"{folder}: no picture in it", f"Suffixes: {', '.join(images.SUFFIXES)}")
+    groups = {parent: index for index, parent in enumerate(sorted({path.parent for path in found}))}
+    return [(path, groups[path.parent]) for path in found]
+
+
+def refuse_test_images(files: Iterable[Path], tests: Iterable[Path], preprocessing: Preprocessing) -> None:
+    """Raise DataError if a calibration image is a test image.
+
+    What the network sees is compared, so that a copy under another name or in another lossless format
+    is found too.
+    """
+    seen = {_digest(fitted(file, preprocessing)): file for file in tests}
+    for file in files:
+        twin = seen.get(_digest(fitted(file, preprocessing)))
+        if twin is not None:
+            raise DataError(
+                f"{file}: is the test image {twin}; calibration must not see the images that judge it",
+                "Remove it from the calibration folder",
+            )
+
+
+def _digest(pixels: Pixels) -> bytes:
+    return hashlib.sha256(pixels.tobytes()).digest()
+
+
+def _stratified(groups: NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:
+    """Indices: of each group as many as its share, largest remainders first."""
+    count = min(count, len(groups))
+    kinds, sizes = np.unique(groups, return_counts=True)
+    shares = sizes * (count / max(1, len(groups)))
     takes = np.floor(shares).astype(int)
     for index in np.argsort(takes - shares, kind="stable")[: count - takes.sum()]:
         takes[index] += 1
     found: list[int] = []
     for kind, take in zip(kinds, takes, strict=True):
-        found += random.permutation(np.flatnonzero(labels == kind))[:take].tolist()
+        found += random.permutation(np.flatnonzero(groups == kind))[:take].tolist()
     return found
-
-
-class Histogram:
-    """Counts of a tensor's values over a symmetric range that doubles when a value falls outside."""
-
-    def __init__(self) -> None:
-        self.low, self.high = np.inf, -np.inf
-        self.limit = 0.0
-        self.counts = np.zeros(2 * _BINS, np.int64)
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count more values of the tensor, of any shape."""
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
-        reach = max(abs(self.low), abs(self.high))
-        if self.limit == 0 and reach > 0:
-            # Whatever was counted until now was zero, and stays in the middle.
-            self.limit = reach
-        while reach > self.limit:
-            self._double()
-        index = np.zeros(values.size, np.intp) if self.limit == 0 else self._index(values)
-        if self.limit == 0:
-            index += _BINS
-        self.counts += np.bincount(index, minlength=2 * _BINS)
-
-    def _index(self, values: NDArray[np.float32]) -> NDArray[np.intp]:
-        scaled = np.floor(values.ravel() * np.float32(_BINS / self.limit)).astype(np.intp)
-        return np.clip(scaled + _BINS, 0, 2 * _BINS - 1)
-
-    def _double(self) -> None:
-        pairs = self.counts.reshape(-1, 2).sum(axis=1)
-        self.counts = np.pad(pairs, _BINS // 2)
-        self.limit *= 2
-
-    def range(self, method: Method) -> Range:
-        """Lowest and highest value to represent; zero always lies within, for padding and ReLU."""
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
-        if method == "minmax" or self.limit == 0:
-            return low, high
-        if method == "percentile":
-            bound = self._percentiles()
-        else:
-            threshold = self._entropy_threshold()
-            bound = (-threshold, threshold)
-        return max(low, min(bound[0], 0.0)), min(high, max(bound[1], 0.0))
-
-    def _percentiles(self) -> Range:
-        edges = np.linspace(-self.limit, self.limit, 2 * _BINS + 1)
-        share = np.cumsum(self.counts) / self.counts.sum()
-        tail = (100 - PERCENTILE) / 100
-        first = int(np.searchsorted(share, tail))
-        last = int(np.searchsorted(share, 1 - tail))
-        return float(edges[first]), float(edges[last + 1])
-
-    def _entropy_threshold(self) -> float:
-        """Clipping magnitude with the least Kullback-Leibler divergence between clipped and quantised values.
-
-        S. Migacz, "8-bit Inference with TensorRT", GTC 2017, slides 38-40.
-        """
-        folded = (self.counts[_BINS:] + self.counts[:_BINS][::-1]).astype(np.float64)
-        folded[0] = folded[1]  # the zeros of ReLU would outweigh everything else
-        best, threshold = np.inf, self.limit
-        for size in range(_LEVELS, _BINS + 1):
-            clipped = folded[:size].copy()
-            reference = clipped.copy()
-            reference[-1] += folded[size:].sum()
-            edges = np.linspace(0, size, _LEVELS + 1).astype(int)
-            filled = clipped > 0
-            sums = np.add.reduceat(clipped, edges[:-1])
-            holders = np.maximum(np.add.reduceat(filled.astype(np.float64), edges[:-1]), 1)
-            quantised = np.repeat(sums / holders, np.diff(edges)) * filled
-            divergence = _divergence(reference, quantised)
-            if divergence < best:
-                best, threshold = divergence, self.limit * size / _BINS
-        return threshold
-
-
-def _divergence(reference: NDArray[np.float64], model: NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence of two unnormalised histograms; a small floor stands in for empty bins."""
-    p, q = reference / max(reference.sum(), 1), model / max(model.sum(), 1)
-    held = p > 0
-    return float(np.sum(p[held] * np.log(p[held] / np.maximum(q[held], 1e-10))))

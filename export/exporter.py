@@ -12,20 +12,32 @@ from typing import Any
 import numpy as np
 from mri_edge.bundle import Bundle, BundleWriter
 from mri_edge.engines import open_engine
-from mri_edge.errors import BundleError, GateError
-from mri_edge.manifest import Artefact
+from mri_edge.errors import BundleError, DataError, GateError
+from mri_edge.manifest import Artefact, Manifest
 from mri_edge.split import SPLIT, Split
 from numpy.typing import NDArray
 
-from . import source
-from .calibrate import Calibrator, Method, choose, read_batches
+from . import models
+from .calibrate import (
+    HELD_OUT,
+    Calibrator,
+    Method,
+    Recipe,
+    draw,
+    pictures_in,
+    read_batches,
+    record,
+    refuse_test_images,
+)
 from .device_graph import device_graph
 from .formats import FormatFile, format_file
 from .job import Job
 from .parity import DEFAULT_GATES, Comparison, Gate, TestImages, compare, document
+from .report import page
 
 KERAS = "model.keras"
 PARITY = "parity.json"
+PAGE = "report/parity.html"
 _LIBRARIES = {"onnx": ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime"), "tflite": ("tensorflow", "keras")}
 UNCHANGED = Gate(None, None, None)
 _RUN = 16  # images at a time through an engine
@@ -33,14 +45,30 @@ _RUN = 16  # images at a time through an engine
 
 @dataclass(frozen=True)
 class Settings:
-    """What to make, from what, and how strictly to judge it. A None in ``gate`` leaves the format's own bound."""
+    """What to make, from what, and how strictly to judge it.
+
+    ``calibration`` names a folder in place of the training images. ``search`` chooses method and float
+    layers on the training side. A None in ``gate`` leaves the format's own bound.
+    """
 
     formats: tuple[str, ...]
     data: Path
     method: Method = "minmax"
+    calibration: Path | None = None
     calibration_images: int = 128
+    search: bool = False
     seed: int = 0
     gate: Gate = UNCHANGED
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: a Keras model, its manifest, which images judge it, and where it came from."""
+
+    model: Any
+    manifest: Manifest
+    split: Split
+    origin: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -49,48 +77,6 @@ class Result:
 
     artefact: Artefact
     comparison: Comparison
-
-
-def export(
-    bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = lambda _: None
-) -> tuple[list[Result], TestImages]:
-    """Make artefacts and put them into the bundle.
-
-    ``step`` is told what is being done. Nothing is written unless the gate of every artefact answers
-    ``met`` or ``undecided``.
-
-    Raises
-    ------
-    DataError
-        An image of the split is missing, changed or unreadable.
-    ConversionError
-        The model cannot be converted to one of the formats.
-    GateError
-        An artefact is too far from the Keras model; ``results`` holds all comparisons.
-    """
-    manifest = bundle.manifest
-    formats = [format_file(name) for name in settings.formats]
-    step("reading the split")
-    split = _split_of(bundle)
-    pixels, files, labels = _read(split, settings.data, bundle)
-    calibrator = _calibrator(split, settings, bundle) if any(one.CALIBRATED for one in formats) else None
-    step("asking the Keras model")
-    model = source.load(bundle.path_of(bundle.artefact(KERAS)))
-    reference = source.answers(model, _pieces(pixels), manifest.preprocessing)
-    images = TestImages(files, labels, reference)
-    job = Job(device_graph(model, manifest.preprocessing), manifest.positive, calibrator)
-    results: list[Result] = []
-    with bundle.rewriting() as writer:
-        for one in formats:
-            step(one.FILE)
-            results.append(_make(one, job, writer, pixels, images, bundle, settings.gate))
-        refused = [one for one in results if one.comparison.verdict == "not met"]
-        if refused:
-            raise ExportRefusedError(results)
-        if calibrator:
-            writer.update(calibration=calibrator.record)
-        _write_parity(bundle, writer, images, results, split)
-    return results, images
 
 
 class ExportRefusedError(GateError):
@@ -106,6 +92,66 @@ class ExportRefusedError(GateError):
         return type(self), (self.results,)
 
 
+def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = lambda _: None) -> list[Result]:
+    """Make artefacts of the bundle's Keras model and put them into the bundle.
+
+    ``step`` is told what is being done. Nothing is written unless the gate answers ``met`` or
+    ``undecided`` for every artefact.
+
+    Raises
+    ------
+    DataError
+        An image is missing, changed or unreadable, or a calibration image is a test image.
+    ConversionError
+        The model cannot be converted to one of the formats.
+    ExportRefusedError
+        An artefact is too far from the Keras model.
+    OutputError
+        The bundle cannot be written.
+    """
+    step("opening the model")
+    artefact = bundle.artefact(KERAS)
+    source = Source(
+        models.load(bundle.path_of(artefact)),
+        bundle.manifest,
+        _split_of(bundle),
+        {"file": KERAS, "sha256": artefact.sha256},
+    )
+    with bundle.rewriting() as writer:
+        return fill(writer, source, settings, step)
+
+
+def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callable[[str], None]) -> list[Result]:
+    """Convert, compare, and add artefacts, ``parity.json`` and its page to a bundle that is being written."""
+    manifest = source.manifest
+    formats = [format_file(name) for name in settings.formats]
+    step("reading the images")
+    located = source.split.locate(settings.data, "test")
+    if not located:
+        raise DataError("the split has no test image, so nothing can be compared", "Train or split again")
+    pixels = np.concatenate(list(read_batches([path for path, _ in located], manifest.preprocessing)))
+    calibrator = _calibrator(source, settings) if any(one.CALIBRATED for one in formats) else None
+    step("asking the Keras model")
+    images = TestImages(
+        tuple(one.file for one in source.split.of("test")),
+        np.array([label for _, label in located], np.intp),
+        models.answers(source.model, _pieces(pixels), manifest.preprocessing),
+    )
+    job = Job(device_graph(source.model, manifest.preprocessing), manifest.positive, calibrator)
+    results = []
+    for one in formats:
+        step(f"making {one.FILE}")
+        content, facts = one.convert(job)
+        step(f"checking {one.FILE}")
+        results.append(_add(one, content, facts, writer, pixels, images, _gate(one, settings.gate)))
+    if any(one.comparison.verdict == "not met" for one in results):
+        raise ExportRefusedError(results)
+    if calibrator:
+        writer.update(calibration=calibrator.record)
+    _write_parity(writer, source, images, results)
+    return results
+
+
 def _split_of(bundle: Bundle) -> Split:
     entry = next((one for one in bundle.manifest.documents if one.file == SPLIT), None)
     if entry is None:
@@ -113,37 +159,44 @@ def _split_of(bundle: Bundle) -> Split:
     return Split.from_json(bundle.path_of(entry).read_text(encoding="utf-8"), origin=str(bundle.folder / SPLIT))
 
 
-def _read(split: Split, data: Path, bundle: Bundle) -> tuple[NDArray[np.uint8], tuple[str, ...], NDArray[np.intp]]:
-    located = split.locate(data, "test")
-    preprocessing = bundle.manifest.preprocessing
-    pixels = np.concatenate(list(read_batches([path for path, _ in located], preprocessing)))
-    return pixels, tuple(one.file for one in split.of("test")), np.array([label for _, label in located], np.intp)
+def _calibrator(source: Source, settings: Settings) -> Calibrator:
+    preprocessing, data = source.manifest.preprocessing, settings.data
+    training = source.split.locate(data, "train")
+    files, rest = draw(
+        pictures_in(settings.calibration) if settings.calibration else training,
+        settings.calibration_images,
+        settings.seed,
+    )
+    if not files:
+        raise DataError("no training image to calibrate with", "Name a folder with --calibration")
+    if settings.calibration:
+        refuse_test_images(files, [path for path, _ in source.split.locate(data, "test")], preprocessing)
+        rest = tuple(path for path, _ in training)
+    held_out = rest[:: max(1, len(rest) // HELD_OUT)][:HELD_OUT] if settings.search else ()
+    if settings.search and not held_out:
+        raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
+    method = "search" if settings.search else settings.method
+    return Calibrator(files, preprocessing, record(files, method, settings.seed), Recipe(settings.method), held_out)
 
 
-def _calibrator(split: Split, settings: Settings, bundle: Bundle) -> Calibrator:
-    located = split.locate(settings.data, "train")
-    hashes = {settings.data / one.file: one.sha256 for one in split.images}
-    files, record = choose(located, hashes, settings.calibration_images, settings.seed, settings.method)
-    return Calibrator(files, bundle.manifest.preprocessing, settings.method, record)
-
-
-def _make(
+def _add(
     one: FormatFile,
-    job: Job,
+    content: bytes,
+    facts: dict[str, Any],
     writer: BundleWriter,
     pixels: NDArray[np.uint8],
     images: TestImages,
-    bundle: Bundle,
-    wanted: Gate,
+    gate: Gate,
 ) -> Result:
-    content, facts = one.convert(job)
+    """Write one artefact into the staged bundle, run it in its own engine, and list it."""
     path = writer.path(one.FILE)
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")
     try:
         answer = np.concatenate([engine.run(piece) for piece in _pieces(pixels)])
-        gate = _gate(one, wanted)
-        comparison = compare(answer, images, bundle.manifest, gate, engine=engine.name, provider=engine.provider)
+        comparison = compare(
+            answer, images, writer.manifest, gate, engine=engine.name, provider=engine.provider, threads=engine.threads
+        )
         artefact = Artefact(
             file=one.FILE,
             format=one.FORMAT,
@@ -161,26 +214,25 @@ def _make(
 
 
 def _gate(one: FormatFile, wanted: Gate) -> Gate:
-    own = DEFAULT_GATES[one.PRECISION]
     given = {name: value for name, value in vars(wanted).items() if value is not None}
-    return replace(own, **given)
+    return replace(DEFAULT_GATES[one.PRECISION], **given)
 
 
 def _pieces(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [pixels[start : start + _RUN] for start in range(0, len(pixels), _RUN)]
 
 
-def _write_parity(
-    bundle: Bundle, writer: BundleWriter, images: TestImages, results: list[Result], split: Split
-) -> None:
-    keras_sha = bundle.artefact(KERAS).sha256
-    facts = {"reference": {"file": KERAS, "sha256": keras_sha}, "split_fingerprint": split.split_fingerprint}
+def _write_parity(writer: BundleWriter, source: Source, images: TestImages, results: list[Result]) -> None:
+    """Write ``parity.json`` and its page; artefacts of an earlier export of the same model stay in them."""
+    facts = {"reference": source.origin, "split_fingerprint": source.split.split_fingerprint}
     comparisons: dict[str, Any] = {}
-    entry = next((one for one in bundle.manifest.documents if one.file == PARITY), None)
-    if entry is not None:
-        earlier = json.loads(bundle.path_of(entry).read_text(encoding="utf-8"))
-        if all(earlier.get(name) == value for name, value in facts.items()):
-            comparisons = earlier["artefacts"]
-    comparisons |= {one.artefact.file: one.comparison for one in results}
+    earlier = writer.folder / PARITY
+    if earlier.is_file():
+        known = json.loads(earlier.read_text(encoding="utf-8"))
+        if all(known.get(name) == value for name, value in facts.items()):
+            listed = {one.file for one in writer.manifest.artefacts}
+            comparisons = {file: one for file, one in known["artefacts"].items() if file in listed}
+    comparisons |= {one.artefact.file: one.comparison.to_dict() for one in results}
     content = document(images, writer.manifest, comparisons, facts)
-    writer.add_document(PARITY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    writer.add_document(PARITY, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    writer.add_document(PAGE, page(content, {one.file: one.size_bytes for one in writer.manifest.artefacts}))

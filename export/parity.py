@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -68,11 +67,14 @@ class Flip:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of the Keras model, of the artefact, and their difference with a paired interval."""
+    """A figure of the Keras model, of the artefact, and their difference with a paired interval.
 
-    reference: float
-    artefact: float
-    change: float
+    All None where no image has the label that the figure is about.
+    """
+
+    reference: float | None = None
+    artefact: float | None = None
+    change: float | None = None
     low: float | None = None
     high: float | None = None
 
@@ -83,6 +85,7 @@ class Comparison:
 
     engine: str
     provider: str
+    threads: int
     verdict: Verdict
     reasons: tuple[str, ...]
     gate: Gate
@@ -110,7 +113,14 @@ class Comparison:
 
 
 def compare(
-    answer: Probabilities, images: TestImages, manifest: Manifest, gate: Gate, *, engine: str, provider: str
+    answer: Probabilities,
+    images: TestImages,
+    manifest: Manifest,
+    gate: Gate,
+    *,
+    engine: str,
+    provider: str,
+    threads: int,
 ) -> Comparison:
     """Compare an artefact's probabilities (N, classes) with the Keras model's, and judge them by ``gate``."""
     difference = np.abs(answer.astype(np.float64) - images.reference)
@@ -133,6 +143,7 @@ def compare(
     comparison = Comparison(
         engine=engine,
         provider=provider,
+        threads=threads,
         verdict="met",
         reasons=(),
         gate=gate,
@@ -194,33 +205,33 @@ def _log_odds(probabilities: Probabilities) -> NDArray[np.float64]:
 
 
 def _change(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Change:
+    if len(before) == 0:
+        return Change()
     paired = paired_change(before, after)
-    values = [float(one.mean()) if len(one) else float("nan") for one in (before, after)]
-    return Change(*values, paired.value, paired.low, paired.high)
+    return Change(float(before.mean()), float(after.mean()), paired.value, paired.low, paired.high)
 
 
 def _auc_change(ill: NDArray[np.bool_], before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
     if ill.all() or not ill.any():
-        return Change(float("nan"), float("nan"), float("nan"))
-    values = [float(roc_auc_score(ill, one)) for one in (before, after)]
-    return Change(*values, values[1] - values[0])
+        return Change()
+    first, second = (float(roc_auc_score(ill, one)) for one in (before, after))
+    return Change(first, second, second - first)
 
 
 def document(
-    images: TestImages, manifest: Manifest, comparisons: dict[str, Comparison | dict[str, Any]], facts: dict[str, Any]
+    images: TestImages, manifest: Manifest, comparisons: dict[str, dict[str, Any]], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of ``parity.json``: facts, every image's reference, every artefact's comparison."""
     right = decide(images.reference, manifest.positive, manifest.threshold) == images.labels
-    rows: Sequence[dict[str, Any]] = [
-        {"file": file, "label": manifest.labels[label], "probabilities": [float(value) for value in row]}
-        for file, label, row in zip(images.files, images.labels, images.reference, strict=True)
-    ]
     return {
         **facts,
         "labels": list(manifest.labels),
         "positive": manifest.positive,
         "threshold": manifest.threshold,
         "reference_accuracy": asdict(proportion(int(right.sum()), len(right))),
-        "images": rows,
-        "artefacts": {file: one.to_dict() if isinstance(one, Comparison) else one for file, one in comparisons.items()},
+        "images": [
+            {"file": file, "label": manifest.labels[label], "probabilities": [float(value) for value in row]}
+            for file, label, row in zip(images.files, images.labels, images.reference, strict=True)
+        ],
+        "artefacts": comparisons,
     }

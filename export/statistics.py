@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95% interval. NaN throughout when there is nothing to count."""
+    """A value with its 95% interval."""
 
     value: float
     low: float
@@ -23,11 +23,9 @@ class Interval:
 
 
 def proportion(successes: int, total: int) -> Interval:
-    """Share with Wilson's score interval (E. B. Wilson, JASA 22, 1927)."""
-    if total == 0:
-        return Interval(math.nan, math.nan, math.nan)
-    bounds = stats.binomtest(successes, total).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(successes / total, float(bounds.low), float(bounds.high))
+    """Share of ``total``, at least 1, with Wilson's score interval (E. B. Wilson, JASA 22, 1927)."""
+    found = stats.binomtest(successes, total).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(successes / total, float(found.low), float(found.high))
 
 
 def bounds(successes: int, total: int) -> tuple[float, float]:
@@ -53,8 +51,6 @@ def paired_change(before: Flags, after: Flags) -> Interval:
     on paired data", Statistics in Medicine 17, 1998, method 10.
     """
     total = len(before)
-    if total == 0:
-        return Interval(math.nan, math.nan, math.nan)
     one, two = proportion(int(before.sum()), total), proportion(int(after.sum()), total)
     both, neither = int(np.sum(before & after)), int(np.sum(~before & ~after))
     lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))

@@ -5,11 +5,13 @@ TensorFlow's flatbuffer tools read a file into plain objects and write them back
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from mri_edge.errors import ConversionError
+from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
@@ -21,11 +23,11 @@ def float_model(graph: DeviceGraph) -> bytes:
     return finished(convert(graph))
 
 
-def convert(graph: DeviceGraph, **settings: Any) -> bytes:
-    """Run TensorFlow's converter with ``settings`` as its attributes; built-in TFLite operations only."""
+def convert(graph: DeviceGraph, optimizations: Sequence[Any] = (), supported_types: Sequence[Any] = ()) -> bytes:
+    """Run TensorFlow's converter, which gives these settings the same names; built-in TFLite operations only."""
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.function])
-    for name, value in settings.items():
-        setattr(converter, name, value)
+    converter.optimizations = list(optimizations)
+    converter.target_spec.supported_types = list(supported_types)
     try:
         return bytes(converter.convert())
     except Exception as error:  # ConverterError, and plain ValueError and RuntimeError
@@ -75,6 +77,22 @@ def float_activations(model: Any) -> list[int]:
     )
 
 
+def constant(model: Any, tensor: Any) -> NDArray[np.float32] | None:
+    """Values of a float32 constant; None for another tensor."""
+    data = model.buffers[tensor.buffer].data
+    if data is None or tensor.type != schema.TensorType.FLOAT32:
+        return None
+    return np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
+
+
+def set_constant(model: Any, tensor: Any, values: NDArray[np.generic]) -> None:
+    """Give a constant new values in a buffer of its own: equal constants may share one."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    tensor.buffer = len(model.buffers) - 1
+
+
 def _settle_reshapes(model: Any, subgraph: Any) -> None:
     """Reshape to the constant (-1, rest) where the target is packed from the batch size and constants.
 
@@ -92,11 +110,7 @@ def _settle_reshapes(model: Any, subgraph: Any) -> None:
         if first not in makers or any(one is None for one in sizes):
             continue
         target = np.array([-1, *(int(np.frombuffer(bytes(one), np.int32)[0]) for one in sizes)], np.int32)
-        tensor = subgraph.tensors[int(reshape.inputs[1])]
-        buffer = schema.BufferT()
-        buffer.data = list(target.tobytes())
-        model.buffers.append(buffer)
-        tensor.buffer = len(model.buffers) - 1
+        set_constant(model, subgraph.tensors[int(reshape.inputs[1])], target)
         subgraph.operators.remove(pack)
     _drop_dead_operators(subgraph)
 

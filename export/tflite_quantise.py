@@ -6,20 +6,24 @@ only, and runs operator by operator; ours writes the ranges of any method into t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mri_edge.cpu import available_cpus
 from mri_edge.errors import ConversionError
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
 
-from .calibrate import Calibrator, Range
-from .tflite_graph import float_activations, operator_code, read, write
+from .calibrate import Calibrator, Method, Observation, Observe, Range, Recipe
+from .rounding import mean_shift
+from .search import best
+from .tflite_graph import constant, float_activations, operator_code, read, set_constant, write
 
 _OPERATOR = schema.BuiltinOperator
 PIXELS: Range = (0.0, 255.0)
+_DENSE = (_OPERATOR.CONV_2D, _OPERATOR.FULLY_CONNECTED)
 _WEIGHTED = (_OPERATOR.CONV_2D, _OPERATOR.DEPTHWISE_CONV_2D, _OPERATOR.FULLY_CONNECTED)
 
 
@@ -28,21 +32,26 @@ def quantise(content: bytes, calibrator: Calibrator) -> tuple[bytes, dict[str, A
 
     The classifying layer and softmax stay in float: some hundred weights that decide the last digits.
     """
-    observe, close = observer(content)
-    try:
-        ranges = calibrator.ranges(observe)
-    finally:
-        close()
-    return quantised(content, ranges, keep_float=head(content))
+    observed = calibrator.observe(observer(content), channel_axis=-1)
+
+    def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
+        keep = [*head(content), *(first(content) if recipe.first_in_float else ())]
+        return quantised(content, observed, recipe.method, keep)
+
+    return best(calibrator, build, content, ".tflite")
 
 
-def quantised(content: bytes, ranges: dict[str, Range], keep_float: Sequence[str]) -> tuple[bytes, dict[str, Any]]:
-    """As ``quantise``, with given ranges by tensor name; ``keep_float`` names output tensors of operators."""
+def quantised(
+    content: bytes, observed: Mapping[str, Observation], method: Method, keep_float: Sequence[str]
+) -> tuple[bytes, dict[str, Any]]:
+    """As ``quantise``, from given observations; ``keep_float`` names output tensors of operators."""
     model = read(content)
     [subgraph] = model.subgraphs
+    ranges = {name: one.range(method) for name, one in observed.items()}
+    _correct_biases(model, observed, keep_float)
     for operator in subgraph.operators:
         if operator_code(model, operator) == _OPERATOR.CAST and operator.inputs[0] == subgraph.inputs[0]:
-            ranges = {**ranges, subgraph.tensors[int(operator.outputs[0])].name.decode(): PIXELS}
+            ranges[subgraph.tensors[int(operator.outputs[0])].name.decode()] = PIXELS
     for index in float_activations(model):
         low, high = ranges[subgraph.tensors[index].name.decode()]
         limits = schema.QuantizationParametersT()
@@ -56,21 +65,18 @@ def quantised(content: bytes, ranges: dict[str, Range], keep_float: Sequence[str
             "Choose other formats with --formats",
         ) from error
     return _feed_pixels_directly(result), {
-        "weights": "int8 per channel",
+        "weights": "int8 per channel, 8 bits, bias corrected",
         "activations": "int8 per tensor",
         "float_nodes": list(keep_float),
     }
 
 
-def observer(
-    content: bytes,
-) -> tuple[Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]], Callable[[], None]]:
-    """A function that runs uint8 batches and shows every float tensor by name, and one that frees it.
+def observer(content: bytes) -> Observe:
+    """A function that runs uint8 batches and shows every float tensor by name.
 
     The tensors are declared as outputs, so that XNNPACK keeps them.
     """
     from ai_edge_litert.interpreter import Interpreter
-    from mri_edge.cpu import available_cpus
 
     model = read(content)
     [subgraph] = model.subgraphs
@@ -81,23 +87,24 @@ def observer(
     interpreter = Interpreter(model_content=write(model), num_threads=available_cpus())
     entry = interpreter.get_input_details()[0]["index"]
     exits = [one["index"] for one in interpreter.get_output_details()]
-    size = 0
 
     def observe(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        nonlocal size
-        if len(batch) != size:
-            interpreter.resize_tensor_input(entry, batch.shape)
-            interpreter.allocate_tensors()
-            size = len(batch)
+        interpreter.resize_tensor_input(entry, batch.shape)
+        interpreter.allocate_tensors()
         interpreter.set_tensor(entry, batch)
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in zip(names, exits, strict=True)}
 
-    def close() -> None:
-        nonlocal interpreter
-        del interpreter
+    return observe
 
-    return observe, close
+
+def first(content: bytes) -> list[str]:
+    """Output tensors of the operators up to the first with weights, that one included, without the cast of pixels."""
+    model = read(content)
+    [subgraph] = model.subgraphs
+    operators = [one for one in subgraph.operators if operator_code(model, one) != _OPERATOR.CAST]
+    weighted = [index for index, one in enumerate(operators) if operator_code(model, one) in _WEIGHTED]
+    return [subgraph.tensors[int(one.outputs[0])].name.decode() for one in operators[: weighted[0] + 1]]
 
 
 def head(content: bytes) -> list[str]:
@@ -106,6 +113,23 @@ def head(content: bytes) -> list[str]:
     [subgraph] = model.subgraphs
     weighted = [i for i, one in enumerate(subgraph.operators) if operator_code(model, one) in _WEIGHTED]
     return [subgraph.tensors[int(one.outputs[0])].name.decode() for one in subgraph.operators[weighted[-1] :]]
+
+
+def _correct_biases(model: Any, observed: Mapping[str, Observation], keep_float: Sequence[str]) -> None:
+    """Take back from each bias what rounding the kernel shifts on average."""
+    [subgraph] = model.subgraphs
+    for operator in subgraph.operators:
+        output = subgraph.tensors[int(operator.outputs[0])].name.decode()
+        if operator_code(model, operator) not in _DENSE or output in keep_float or len(operator.inputs) < 3:
+            continue
+        entry, kernel, bias = (subgraph.tensors[int(index)] for index in operator.inputs[:3])
+        weights, offsets = (constant(model, one) for one in (kernel, bias))
+        seen = observed.get(entry.name.decode())
+        if seen is None or weights is None or offsets is None or weights.shape[-1] != len(seen.channel_means):
+            continue
+        # (outputs, height, width, inputs) or (outputs, inputs)
+        taps = weights.reshape(weights.shape[0], -1, weights.shape[-1]).transpose(0, 2, 1)
+        set_constant(model, bias, offsets - mean_shift(taps, seen.channel_means, levels=127))
 
 
 def _feed_pixels_directly(content: bytes) -> bytes:

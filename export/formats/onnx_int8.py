@@ -17,5 +17,5 @@ CALIBRATED = True
 
 def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
     """Bytes of the ONNX file, and how it was made."""
-    model, facts = quantise(job.float_onnx, job.calibration())
-    return model.SerializeToString(), {"opset": OPSET, **facts}
+    content, facts = quantise(job.float_onnx, job.calibration())
+    return content, {"opset": OPSET, **facts}

@@ -1,0 +1,160 @@
+"""A model that was made elsewhere: a new bundle around it, and its artefacts in it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import mri_edge
+import numpy as np
+from mri_edge.bundle import check_free, new_bundle
+from mri_edge.errors import ConversionError, DataError
+from mri_edge.files import sha256_of
+from mri_edge.images import SUFFIXES
+from mri_edge.manifest import Artefact, Creation, Manifest, TensorSpec, Training
+from mri_edge.preprocess import Preprocessing
+from mri_edge.split import SPLIT, Split, SplitImage, fingerprint
+
+from . import models
+from .calibrate import draw, read_batches
+from .exporter import KERAS, Result, Settings, Source, fill
+
+TEST_SHARE = 0.2
+_UNKNOWN = "unknown: the model was made elsewhere"
+
+
+def export_foreign(
+    path: Path,
+    out: Path,
+    labels: tuple[str, ...],
+    preprocessing: Preprocessing,
+    settings: Settings,
+    *,
+    overwrite: bool = False,
+    step: Callable[[str], None] = lambda _: None,
+) -> list[Result]:
+    """Make a bundle at ``out`` from a ``.keras`` file or a SavedModel folder.
+
+    ``settings.data`` holds one folder of pictures for each label, in the order of the model's outputs.
+    A fifth of them, drawn by the seed, judges; the others calibrate.
+
+    Raises
+    ------
+    ConversionError
+        The file is no such model, gives no probabilities, or has another number of classes.
+    DataError
+        A label has no folder of pictures.
+    OutputError, ExportRefusedError
+        As for ``exporter.export``.
+    """
+    check_free(out, overwrite=overwrite)
+    step("opening the model")
+    size = (preprocessing.height, preprocessing.width)
+    model = models.load_saved_model(path, *size) if path.is_dir() else models.load(path)
+    split = _split(settings.data, labels, settings.seed)
+    _check_answers(model, split, labels, preprocessing, settings.data)
+    source = Source(model, _manifest(path, labels, preprocessing, split), split, _origin(path))
+    with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
+        if path.is_file():
+            shutil.copyfile(path, writer.path(KERAS))
+            writer.add_artefact(_keras_artefact(model, preprocessing, len(labels)))
+        writer.add_document(SPLIT, split.to_json())
+        return fill(writer, source, settings, step)
+
+
+def _check_answers(
+    model: keras.Model, split: Split, labels: tuple[str, ...], preprocessing: Preprocessing, data: Path
+) -> None:
+    """Refuse logits and a wrong number of labels, by what the model says of a few pictures."""
+    shape = tuple(model.inputs[0].shape[1:]) if len(model.inputs) == 1 else None
+    wanted = (preprocessing.height, preprocessing.width, 3)
+    if shape != wanted:
+        raise ConversionError(f"{model.name}: takes {shape}, the preprocessing gives {wanted}")
+    files = [path for path, _ in split.locate(data, "test")][:4]
+    answers = models.answers(model, read_batches(files, preprocessing), preprocessing)
+    if answers.shape[1] != len(labels):
+        raise ConversionError(f"{model.name}: gives {answers.shape[1]} classes, --labels names {len(labels)}")
+    if answers.min() < 0 or not np.allclose(answers.sum(axis=1), 1, atol=1e-3):
+        raise ConversionError(
+            f"{model.name}: its outputs are no probabilities (they sum to {float(answers[0].sum()):.3g})",
+            "Add a softmax layer, and save the model again",
+        )
+
+
+def _split(data: Path, labels: tuple[str, ...], seed: int) -> Split:
+    files: list[tuple[Path, int]] = []
+    for index, label in enumerate(labels):
+        folder = data / label
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        if not found:
+            raise DataError(
+                f"{folder}: no pictures for label {label!r}", "Name the data folder with one folder a label"
+            )
+        files += [(path, index) for path in found]
+    tests = set(draw(files, max(len(labels), round(TEST_SHARE * len(files))), seed)[0])
+    return Split(
+        tuple(
+            SplitImage(path.relative_to(data).as_posix(), sha256_of(path), label, "test" if path in tests else "train")
+            for path, label in files
+        )
+    )
+
+
+def _origin(path: Path) -> dict[str, str]:
+    if path.is_file():
+        return {"file": KERAS, "sha256": sha256_of(path)}
+    files = sorted(one for one in path.rglob("*") if one.is_file())
+    return {"file": path.name, "sha256": fingerprint(sha256_of(one) for one in files)}
+
+
+def _keras_artefact(model: keras.Model, preprocessing: Preprocessing, classes: int) -> Artefact:
+    return Artefact(
+        file=KERAS,
+        format="keras",
+        precision="float32",
+        size_bytes=0,
+        sha256="",
+        input=TensorSpec("image", "float32", (None, preprocessing.height, preprocessing.width, 3)),
+        output=TensorSpec("probabilities", "float32", (None, classes)),
+    )
+
+
+def _manifest(path: Path, labels: tuple[str, ...], preprocessing: Preprocessing, split: Split) -> Manifest:
+    return Manifest(
+        name=path.stem,
+        version="1",
+        labels=labels,
+        positive=len(labels) - 1,
+        threshold=None,
+        preprocessing=preprocessing,
+        artefacts=(),
+        creation=Creation(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=shlex.join(["mri-edge", *sys.argv[1:]]),
+            code_version=mri_edge.__version__,
+            code_commit=None,
+            libraries={"python": platform.python_version(), "keras": version("keras")},
+            platform=f"{platform.system()} {platform.machine()}",
+        ),
+        training=Training(
+            recipe=_UNKNOWN,
+            seed=0,
+            backbone=_UNKNOWN,
+            backbone_weights=_UNKNOWN,
+            backbone_sha256="0" * 64,
+            data_fingerprint=split.data_fingerprint,
+            split="made by export: which images trained this model is not known",
+            split_fingerprint=split.split_fingerprint,
+            train_images=len(split.of("train")),
+            test_images=len(split.of("test")),
+            classes={label: [label] for label in labels},
+        ),
+        limits="Accuracy here may be too good: the model may have been trained on these images.",
+    )

@@ -1,0 +1,73 @@
+"""The model that is exported: opened safely, and asked for its own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import keras
+import numpy as np
+from mri_edge.errors import ConversionError
+from mri_edge.preprocess import Preprocessing
+from numpy.typing import NDArray
+
+
+def load(path: Path) -> keras.Model:
+    """Open a ``.keras`` file in safe mode: no code of the file is run.
+
+    Raises
+    ------
+    ConversionError
+        Not a Keras file, or one with code in it (a Lambda layer) or with layers that Keras does not know.
+    """
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises ValueError, TypeError, KeyError, zipfile's and h5py's errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "Lambda" in str(error) or "safe_mode" in str(error):
+            raise ConversionError(
+                f"{path}: holds a Lambda layer, which is code; safe mode does not run it",
+                "Replace it with Keras layers, and save the model again",
+            ) from error
+        raise ConversionError(f"{path}: Keras cannot open it ({reason})", "Save the model with model.save") from error
+    if not isinstance(model, keras.Model):
+        raise ConversionError(f"{path}: holds a {type(model).__name__}, not a Keras model")
+    return model
+
+
+def load_saved_model(folder: Path, height: int, width: int) -> keras.Model:
+    """Open TensorFlow's SavedModel as a Keras model, float32 (N, height, width, 3) -> its one output.
+
+    Raises
+    ------
+    ConversionError
+        Not a SavedModel, or one without a signature of one image input and one output.
+    """
+    for endpoint in ("serve", "serving_default"):
+        try:
+            layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint)
+            pixels = keras.Input((height, width, 3))
+            answer = layer(pixels)
+        except Exception as error:  # noqa: BLE001 (ValueError, OSError, KeyError, TypeError: whatever it finds)
+            reason = error
+            continue
+        outputs = keras.tree.flatten(answer)
+        if len(outputs) != 1:
+            raise ConversionError(f"{folder}: its signature {endpoint!r} has {len(outputs)} outputs, one is supported")
+        return keras.Model(pixels, outputs[0], name=folder.name)
+    raise ConversionError(
+        f"{folder}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) "
+        f"({str(reason).strip().splitlines()[0]})",
+        "Save it with model.export",
+    ) from reason
+
+
+def answers(
+    model: keras.Model, batches: Iterable[NDArray[np.uint8]], preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """The Keras model's probabilities for pixels uint8 (n, H, W, 3): float32 (N, classes)."""
+    rows = []
+    for batch in batches:
+        row = keras.ops.convert_to_numpy(model(preprocessing.normalise(batch), training=False)).astype(np.float32)
+        rows.append(np.hstack([1 - row, row]) if row.shape[1] == 1 else row)
+    return np.concatenate(rows)
