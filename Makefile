@@ -27,6 +27,7 @@ model: $(VENV)/.dev  ## train and export the model that comes with the package, 
 	$(BIN)/mri-edge train --data $(DATA) --backbone-weights torchvision --out bundles/vgg16 --overwrite
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
 	$(BIN)/mri-edge bundle slim bundles/vgg16 --artefact model.int8.onnx --out runtime/models/vgg16 --overwrite
+	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
 schema: $(VENV)/.dev  ## write runtime/manifest.schema.json after a change of runtime/manifest.py
 	$(BIN)/python scripts/make_schema.py

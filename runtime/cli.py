@@ -40,8 +40,12 @@ COMMANDS = {
         "completion",
         "Print the script that completes commands in a shell.",
     ),
-    "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans."),
-    "export": ("mri_edge.export.command", "export", "Convert a trained bundle to ONNX and TFLite."),
+    "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans and write it as a bundle."),
+    "export": (
+        "mri_edge.export.command",
+        "export",
+        "Convert a trained bundle to ONNX and TFLite, and prove each artefact.",
+    ),
 }
 
 EPILOG = """\b
