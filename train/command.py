@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from mri_edge.errors import UsageError
+from mri_edge.prediction import decide
 
 _EPILOG = """\b
 Examples:
@@ -85,7 +86,8 @@ def train(
         trained = train_robust_bundle(data, out, recipe, name=name, overwrite=overwrite, **chosen)
     else:
         trained = train_bundle(data, out, recipe, name=name, overwrite=overwrite, resume=resume, **chosen)
-    click.echo(report_text(trained.truth, trained.probabilities.argmax(axis=1)))
+    called = decide(trained.probabilities, trained.labels.positive, trained.threshold)
+    click.echo(report_text(trained.truth, called))
     for key, metric in trained.metrics.items():
         click.echo(f"{key:<12} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  of {metric.images}")
     click.echo(f"{out}: written")

@@ -68,7 +68,8 @@ def train_robust_bundle(
         split_name="test kept apart by near-duplicates, validation by group",
         training_details=trained.details,
     )
-    return Trained(trained.network, labels, split, [], collection.label[test], probabilities, metrics)
+    truth = collection.label[test]
+    return Trained(trained.network, labels, split, [], truth, probabilities, metrics, trained.threshold)
 
 
 def cross_validate_robust(

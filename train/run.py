@@ -37,6 +37,7 @@ class Trained:
     truth: NDArray[np.intp]
     probabilities: NDArray[np.float32]
     metrics: dict[str, Metric]
+    threshold: float | None = None
 
 
 def train_bundle(
@@ -68,7 +69,8 @@ def train_bundle(
     pixels = decode(scans, recipe.preprocessing, work / "pixels.npy")
     truth = np.array([scan.label for scan in scans])
     roles = np.array([image.role for image in split.images])
-    parts = {role: Images(pixels[roles == role], truth[roles == role]) for role in ("train", "test")}
+    rows = {role: np.flatnonzero(roles == role) for role in ("train", "test")}
+    parts = {role: Images(pixels, chosen, truth[chosen]) for role, chosen in rows.items()}
 
     backbone = build_backbone(weights, recipe.preprocessing.height, recipe.preprocessing.width)
     network = build_network(backbone, recipe, len(labels.names), seed)
@@ -83,7 +85,7 @@ def train_bundle(
             trained=progress.images,
             epoch_ended=progress.epoch,
         )
-    probabilities = network.head.predict_on_batch(features_of(parts["test"], recipe, backbone))
+    probabilities = network.head.predict_on_batch(features_of(parts["test"], recipe, backbone.predict_on_batch))
     metrics = measure(parts["test"].labels, probabilities, labels.positive)
     write_bundle(
         out,
