@@ -21,9 +21,10 @@ def available_cpus() -> int:
 
 
 def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list[Path]:
-    """Folders whose limits hold for this process: ``root``, and in version 2 each group down to its own.
+    """Folders whose limits hold for this process: ``root``, and each group below it down to its own.
 
     In a container its own group is usually ``root``; in a systemd service or scope it lies below.
+    Version 1 has a tree for each controller, of which ``cpu`` and ``memory`` count here.
     """
     folders = [root]
     try:
@@ -31,22 +32,35 @@ def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list
     except OSError:
         return folders
     for line in lines:
-        if line.startswith("0::/") and ".." not in line:  # version 2 has this one line
-            for name in line[len("0::/") :].split("/"):
-                if name:
-                    folders.append(folders[-1] / name)
+        _, _, tail = line.partition(":")
+        controllers, _, path = tail.partition(":")
+        named = controllers.split(",")  # in version 2, which has one tree, the empty name
+        for tree in (one for one in ("", "cpu", "memory") if one in named):
+            folder = root / tree
+            for name in path.strip("/").split("/"):
+                if name in ("", ".."):  # ours is the root, or lies outside of what we see
+                    break
+                folder /= name
+                folders.append(folder)
     return folders
 
 
-def cgroup_quota(root: Path) -> float | None:
-    """CPU quota in cores from cgroup version 2 (``cpu.max``) or 1 (``cpu.cfs_*``) files; None without one."""
+def cgroup_quota(folder: Path) -> float | None:
+    """CPU quota in cores from cgroup version 2 (``cpu.max``) or 1 (``cpu.cfs_*``) files; None without one.
+
+    ``folder`` is a group, or the root of version 1, where the files lie below ``cpu``.
+    """
     try:
-        limit, period = (root / "cpu.max").read_text().split()
+        limit, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
-        try:
-            limit = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
+        for group in (folder, folder / "cpu"):
+            try:
+                limit = (group / "cpu.cfs_quota_us").read_text().strip()
+                period = (group / "cpu.cfs_period_us").read_text().strip()
+                break
+            except OSError:
+                continue
+        else:
             return None
     if limit in ("max", "-1"):
         return None

@@ -117,9 +117,9 @@ def memory(meminfo: Path = _MEMINFO) -> Memory | None:
 
 def memory_limit(cgroup: Path) -> int | None:
     """Limit in bytes from cgroup version 2 (``memory.max``) or 1; None without one."""
-    for file in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+    for file in ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes"):
         try:
-            return int(file.read_text())
+            return int((cgroup / file).read_text())
         except (OSError, ValueError):  # "max" is no number
             continue
     return None

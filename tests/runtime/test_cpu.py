@@ -60,7 +60,18 @@ def test_groups_of_version_2_are_followed_down_to_our_own(tmp_path: Path) -> Non
     ]
 
 
-@pytest.mark.parametrize("line", ["0::/\n", "0::/../outside\n", "4:cpu,cpuacct:/docker/1\n", ""])
+def test_groups_of_version_1_are_followed_in_the_trees_that_count(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("9:pids:/one\n4:cpu,cpuacct:/docker/1\n3:memory:/two\n0::/\n")
+    folders = [tmp_path, tmp_path / "cpu" / "docker", tmp_path / "cpu" / "docker" / "1", tmp_path / "memory" / "two"]
+    assert cgroup_folders(tmp_path, membership) == folders
+    folders[2].mkdir(parents=True)
+    (folders[2] / "cpu.cfs_quota_us").write_text("150000\n")
+    (folders[2] / "cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_quota(folders[2]) == 1.5
+
+
+@pytest.mark.parametrize("line", ["0::/\n", "0::/../outside\n", "4:cpu,cpuacct:/\n", "4:pids:/docker/1\n", ""])
 def test_other_membership_means_the_root_alone(tmp_path: Path, line: str) -> None:
     membership = tmp_path / "cgroup"
     membership.write_text(line)
