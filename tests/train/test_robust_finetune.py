@@ -1,0 +1,93 @@
+"""Fine-tuning on a network of three small layers: who moves when, in which order, and what remains."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.train.finetune import Plan, finetune  # noqa: E402
+
+PLAN = Plan(
+    frozen_blocks=2,
+    warm_steps=3,
+    warm_rate=0.05,
+    steps=12,
+    rate=0.05,
+    rise=2,
+    weight_decay=0.0,
+    largest_gradient=1.0,
+    averaging=0.0,
+)
+
+
+def make_batch(step):
+    rng = np.random.default_rng(step)
+    label = rng.integers(0, 2, 8)
+    pictures = rng.normal(0, 0.3, (8, 6)) + label[:, None]
+    return pictures.astype(np.float32), np.eye(2, dtype=np.float32)[label]
+
+
+@pytest.fixture
+def network():
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(6, activation="relu", name=f"block{number}_conv1") for number in (1, 3)]
+    backbone = keras.Sequential([keras.Input((6,)), *layers])
+    head = keras.layers.Dense(2, activation="softmax", name="head")
+    return keras.Sequential([keras.Input((6,)), backbone, head]), backbone
+
+
+def weights_of(model):
+    return {variable.path: keras.ops.convert_to_numpy(variable).copy() for variable in model.variables}
+
+
+def moved(before, after, part):
+    return max(np.abs(after[path] - before[path]).max() for path in before if part in path)
+
+
+def test_head_warms_up_alone_then_upper_blocks_follow_and_lower_ones_stay(network):
+    whole, backbone = network
+    start = weights_of(whole)
+    seen, told = [], []
+
+    def watched(step):
+        seen.append(step)
+        return make_batch(step)
+
+    def report(done, total, loss):
+        told.append((done, total))
+        if done == PLAN.warm_steps:
+            warm = weights_of(whole)
+            assert moved(start, warm, "head") > 0
+            assert moved(start, warm, "block") == 0
+
+    losses = finetune(whole, backbone, PLAN, watched, report)
+    assert seen == list(range(15))
+    assert told == [(step, 15) for step in range(1, 16)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:3])
+    assert moved(start, weights_of(whole), "block1") == 0
+    assert moved(start, weights_of(whole), "block3") > 0
+
+
+def test_what_remains_is_the_running_mean(network):
+    whole, backbone = network
+    start = whole.get_weights()
+    kept = {}
+    for averaging in (0.0, 0.9):
+        whole.set_weights(start)
+        finetune(whole, backbone, dataclasses.replace(PLAN, averaging=averaging), make_batch)
+        kept[averaging] = weights_of(whole)
+    before = dict(zip(kept[0.0], start, strict=True))
+    # Over 12 steps a mean with momentum 0.9 is still near to where it began.
+    assert 0 < moved(before, kept[0.9], "block3") < moved(before, kept[0.0], "block3")
+
+
+def test_an_error_in_a_batch_reaches_the_caller(network):
+    def broken(step):
+        raise ValueError("no such slice")
+
+    with pytest.raises(ValueError, match="no such slice"):
+        finetune(*network, PLAN, broken)
