@@ -44,10 +44,11 @@ Status = Literal["same", "near", "differs", "not tried"]
 # libraries may be 1 or 2 apart. A decoder with the fast transform is 3 apart, and up to 27: that is named.
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _LOSSY_TOLERANCE = 2
-# By the precision of the artefact. float32: kernels sum in different orders. float16: 11 bits, and
-# CPUs without it compute in float32. int8, dynamic: a value on the edge between two steps rounds
-# either way, and CPUs without VNNI may saturate: a step in one layer moves the answer by some 0.01.
-_TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.02, "dynamic": 0.02}
+# By the precision of the artefact. float32: kernels sum in different orders (ONNX Runtime, OpenVINO and
+# LiteRT were at most 1.7e-6 apart on 253 scans). float16: 11 bits, and CPUs without it compute in float32.
+# int8, dynamic: a value on the edge between two steps rounds either way in other kernels (ONNX Runtime
+# and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
+_TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -15,6 +17,8 @@ from .machine import cpu
 from .profile import Measurement, Profile, fingerprint_of, library_versions
 from .selection import allowed
 from .trial import Trial, attempt
+
+_log = logging.getLogger(__name__)
 
 BATCHES = (1, 4, 8)
 SECONDS = 1.0
@@ -70,6 +74,12 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({*(1 << power for power in range(cores.bit_length()) if 1 << power <= cores), cores})
 
 
+def busy() -> float | None:
+    """Cores that other programs kept busy over the last minute, if they are more than half of ours; else None."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return load if load > available_cpus() / 2 else None
+
+
 def tune(
     bundle: Bundle,
     *,
@@ -94,6 +104,8 @@ def tune(
     if not todo:
         held = ", ".join(one.file for one in bundle.manifest.artefacts) or "no model"
         raise BundleError(f"{bundle.folder}: nothing in it for the engines that are here. It has: {held}")
+    if load := busy():
+        _log.warning("other programs keep %.1f cores busy: what is fastest now may not be so on a quiet machine", load)
     readings: dict[Candidate, list[Measurement]] = {}
     failed: dict[Candidate, str] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_leader_that_dies_later_is_out(tiny_bundle, bench):
     )
     best = tune(Bundle.open(tiny_bundle), batches=(1,)).profile.best(many=False)
     assert best.threads != 4
+
+
+@pytest.mark.parametrize(("load", "words"), [(3.5, "3.5 cores busy"), (1.0, "")])
+def test_a_busy_machine_is_told(tiny_bundle, bench, monkeypatch, caplog, load, words):
+    bench(lambda trial, again: 1.0)  # on 4 cores
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    tune(Bundle.open(tiny_bundle), batches=(1,))
+    assert (words in caplog.text) if words else caplog.text == ""
 
 
 def test_nothing_that_runs_is_an_error(tiny_bundle, bench):
