@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 
-@click.group()
+EXAMPLES = """\b
+Examples:
+  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/
+  mri-edge bundle record device/ examples/*.jpg
+"""
+
+
+@click.group(epilog=EXAMPLES)
 def bundle() -> None:
     """Make a bundle ready for a device: cut it down, record golden values."""
 

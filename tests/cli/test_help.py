@@ -32,6 +32,14 @@ def test_table_line_is_the_commands_own_first_line(name):
     assert command.get_short_help_str(limit=200) == COMMANDS[name][2]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_examples(name, capfd):
+    assert run([name, "--help"]) == 0
+    out = capfd.readouterr().out
+    assert "Example" in out
+    assert f"mri-edge {name}" in out.partition("Example")[2]
+
+
 def test_bare_call_shows_help(capfd):
     assert run([]) == 0
     assert "Exit codes" in capfd.readouterr().out
