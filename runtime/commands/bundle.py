@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-
 EXAMPLES = """\b
 Examples:
   mri-edge bundle slim full/ --artefact model.int8.onnx --out device/
