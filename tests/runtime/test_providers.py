@@ -22,6 +22,7 @@ from mri_edge.engines import _nvidia, open_engine
 from mri_edge.engines.onnxruntime import choose_providers
 from mri_edge.errors import EngineError
 
+SCAN = Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg"
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 GPU_WHEEL = [TENSORRT, CUDA, CPU]
 
@@ -196,7 +197,7 @@ def test_strict_provider_exits_4_and_fallback_is_stamped_on_every_result(tiny_bu
 
 def test_fallback_is_not_claimed_where_none_was_needed(tiny_bundle):
     with Classifier.load(Bundle.open(tiny_bundle), provider="cpu", allow_fallback=True) as classifier:
-        assert classifier.predict(np.zeros((8, 8), np.uint8)).warnings == ()
+        assert classifier.predict(SCAN).warnings == ()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there the library reports through the system, not files")
