@@ -21,6 +21,7 @@ from .engines import Engine, open_engine
 from .errors import EngineError, InputError, ProviderUnavailable
 from .images import Source
 from .manifest import Artefact
+from .novelty import NoveltyCheck
 from .plausibility import doubts
 from .prediction import Failure, Latency, Prediction, decide
 from .preprocess import Pixels
@@ -68,6 +69,7 @@ class Classifier:
         self.engine = engine
         self.batch_size = batch_size
         self._warnings = warnings
+        self._novelty = NoveltyCheck.of(bundle)
         preprocessing = bundle.manifest.preprocessing
         declared = engine.input.shape[1:]
         if declared != (preprocessing.height, preprocessing.width, 3):
@@ -233,6 +235,8 @@ class Classifier:
         outputs = self.engine.run_all(batch)
         infer_ms = (perf_counter() - start) * 1e3 / len(ready)
         probabilities = outputs[self.engine.outputs[0].name]
+        features = outputs.get("features")
+        strange = self._novelty.doubts(features) if self._novelty and features is not None else [()] * len(ready)
         activations = outputs.get("activation", [None] * len(ready))
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         return [
@@ -247,10 +251,12 @@ class Classifier:
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
-                warnings=self._warnings + one.doubts,
+                warnings=self._warnings + one.doubts + unlike,
                 activation=activation,
             )
-            for one, row, index, activation in zip(ready, probabilities, chosen, activations, strict=True)
+            for one, row, index, activation, unlike in zip(
+                ready, probabilities, chosen, activations, strange, strict=True
+            )
         ]
 
 

@@ -46,6 +46,11 @@ COMMANDS = {
         "export",
         "Convert a trained bundle to ONNX and TFLite, and prove each artefact.",
     ),
+    "evaluate": (
+        "mri_edge.train.evaluate_command",
+        "evaluate",
+        "Score a model on labelled scans: figures with intervals, mistakes by file.",
+    ),
 }
 
 EPILOG = """\b

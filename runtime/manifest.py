@@ -124,6 +124,22 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Novelty:
+    """When a picture counts as unlike the training images; see ``novelty.py`` for the distance.
+
+    ``limit`` is the ``quantile`` of the distances of ``held_out_images``; ``file`` holds the plane that was
+    fitted on ``fitted_images``.
+    """
+
+    file: str
+    method: str
+    limit: float
+    quantile: float
+    fitted_images: int
+    held_out_images: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole manifest.
 
@@ -142,6 +158,7 @@ class Manifest:
     training: Training
     metrics: dict[str, Metric] = field(default_factory=dict)
     calibration: Calibration | None = None
+    novelty: Novelty | None = None
     documents: tuple[Document, ...] = ()
     intended_use: str = ""
     limits: str = ""

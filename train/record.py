@@ -7,12 +7,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mri_edge
 import numpy as np
@@ -27,6 +27,7 @@ from .data import Labels
 from .fit import Epoch
 from .metrics import details
 from .model import Network
+from .novelty import FittedNovelty
 from .recipe import Recipe
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
@@ -54,10 +55,11 @@ def write_bundle(
     threshold: float | None = None,
     split_name: str = "reference",
     training_details: dict[str, Any] | None = None,
+    novelty: FittedNovelty | None = None,
 ) -> None:
     """Write everything at ``out``, whole or not at all. ``probabilities`` are those of the test images, in order.
 
-    ``training_details`` stand in the manifest in place of the recipe's fields.
+    ``training_details`` stand in the manifest in place of the recipe's fields; ``documents`` are further files.
 
     Raises
     ------
@@ -89,6 +91,7 @@ def write_bundle(
             details=training_details or asdict(recipe),
         ),
         metrics=metrics,
+        novelty=novelty.entry if novelty else None,
         intended_use=INTENDED_USE,
         limits=LIMITS,
         licences={
@@ -112,6 +115,10 @@ def write_bundle(
         writer.add_artefact(keras_artefact(recipe, len(labels.names)))
         writer.add_document("metrics.json", json.dumps(measured, indent=1) + "\n")
         writer.add_document(SPLIT, split.to_json())
+        for file, content in (documents or {}).items():
+            writer.add_document(file, content)
+        if novelty:
+            writer.add_document(novelty.entry.file, novelty.content)
 
 
 def keras_artefact(recipe: Recipe, classes: int) -> Artefact:
@@ -132,7 +139,8 @@ def creation() -> Creation:
     """Time, command line, versions and commit of this run."""
     return Creation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["mri-edge", *sys.argv[1:]]),
+        # A bundle travels: the folders of the machine that made it stay at home.
+        command=shlex.join(["mri-edge", *(Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:])]),
         code_version=mri_edge.__version__,
         code_commit=_commit(),
         libraries={"python": platform.python_version(), **_versions()},

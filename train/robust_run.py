@@ -13,6 +13,7 @@ from .backbone import load_weights
 from .crossval import cross_validate
 from .data import find_scans
 from .metrics import measure
+from .novelty import fit_novelty
 from .progress import step_progress
 from .recipe import Recipe
 from .record import write_bundle
@@ -67,6 +68,7 @@ def train_robust_bundle(
         threshold=trained.threshold,
         split_name="test kept apart by near-duplicates, validation by group",
         training_details=trained.details,
+        novelty=fit_novelty(trained.network.backbone, collection.pixels, train, validation, recipe.preprocessing, seed),
     )
     truth = collection.label[test]
     return Trained(trained.network, labels, split, [], truth, probabilities, metrics, trained.threshold)

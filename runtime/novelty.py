@@ -1,0 +1,78 @@
+"""How far a picture is from the training images, by the means of the network's last feature map.
+
+Training images lie near a plane of few dimensions: the distance is what a picture has outside that
+plane (the residual of a principal-component analysis; Jackson and Mudholkar, Technometrics 1979, call
+its square Q). Square roots are taken first, since means of rectified channels are skewed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .errors import IntegrityError
+
+Features = NDArray[np.float32]
+
+
+def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Distance of each picture from the plane of the training images.
+
+    Parameters
+    ----------
+    features
+        float32 (N, channels), at least 0.
+    plane
+        float32 (1 + dimensions, channels): the mean of the square roots, then orthonormal directions.
+
+    Returns
+    -------
+    float32 (N,), in units of the square roots.
+    """
+    offset = np.sqrt(np.maximum(features, 0)) - plane[0]
+    inside = offset @ plane[1:].T
+    outside = (offset**2).sum(axis=1) - (inside**2).sum(axis=1)
+    result: NDArray[np.float32] = np.sqrt(np.maximum(outside, 0))
+    return result
+
+
+class NoveltyCheck:
+    """The plane and the limit of one bundle."""
+
+    def __init__(self, plane: NDArray[np.float32], limit: float) -> None:
+        self.plane = plane
+        self.limit = limit
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> NoveltyCheck | None:
+        """The check that training fitted, or None for a bundle without one.
+
+        Raises
+        ------
+        IntegrityError
+            The plane is damaged.
+        """
+        fitted = bundle.manifest.novelty
+        if fitted is None:
+            return None
+        document = next((one for one in bundle.manifest.documents if one.file == fitted.file), None)
+        if document is None:
+            raise IntegrityError(f"{bundle.folder}: the manifest names {fitted.file}, but does not list it")
+        path = bundle.path_of(document)
+        try:
+            plane = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise IntegrityError(f"{path}: no NumPy array ({error})", "Copy the bundle again") from error
+        if plane.ndim != 2 or len(plane) < 2 or plane.dtype != np.float32:
+            raise IntegrityError(f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype}")
+        return cls(plane, fitted.limit)
+
+    def doubts(self, features: Features) -> list[tuple[str, ...]]:
+        """For each picture the reason to doubt it, or nothing."""
+        return [
+            (f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}",)
+            if distance > self.limit
+            else ()
+            for distance in distances(features, self.plane)
+        ]
