@@ -102,14 +102,13 @@ def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
     Only a plain ``Conv2D`` that is used once qualifies: its kernel can then take factors of the input.
     """
     while isinstance(model, keras.Model) and len(model.inputs or ()) == 1:
-        users = [
-            layer
-            for layer in model.layers
-            if any(tensor is model.inputs[0] for node in layer._inbound_nodes for tensor in node.input_tensors)
-        ]
-        if len(users) != 1 or len(users[0]._inbound_nodes) != 1:
+        # A Sequential keeps its graph in a Functional of its own; its layers' own lists hold older graphs too.
+        depths = getattr(model, "_functional", model)._nodes_by_depth
+        nodes = [node for depth in depths.values() for node in depth]
+        users = [node for node in nodes if any(tensor is model.inputs[0] for tensor in node.input_tensors)]
+        if len(users) != 1 or sum(node.operation is users[0].operation for node in nodes) != 1:
             return None
-        model = users[0]
+        model = users[0].operation
     plain = type(model) is keras.layers.Conv2D and model.groups == 1 and model.data_format == "channels_last"
     return model if plain else None
 

@@ -32,7 +32,7 @@ from .calibrate import (
 from .device_graph import device_graph
 from .formats import FormatFile, format_file
 from .job import Job
-from .parity import DEFAULT_GATES, Comparison, Gate, TestImages, compare, document
+from .parity import DEFAULT_GATES, Comparison, Gate, Judges, compare, document
 from .report import page
 
 KERAS = "model.keras"
@@ -132,7 +132,7 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
     pixels = np.concatenate(list(read_batches([path for path, _ in located], manifest.preprocessing)))
     calibrator = _calibrator(source, settings) if any(one.CALIBRATED for one in formats) else None
     step("asking the Keras model")
-    images = TestImages(
+    images = Judges(
         tuple(one.file for one in source.split.of("test")),
         np.array([label for _, label in located], np.intp),
         models.answers(source.model, _pieces(pixels), manifest.preprocessing),
@@ -185,7 +185,7 @@ def _add(
     facts: dict[str, Any],
     writer: BundleWriter,
     pixels: NDArray[np.uint8],
-    images: TestImages,
+    images: Judges,
     gate: Gate,
 ) -> Result:
     """Write one artefact into the staged bundle, run it in its own engine, and list it."""
@@ -222,7 +222,7 @@ def _pieces(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [pixels[start : start + _RUN] for start in range(0, len(pixels), _RUN)]
 
 
-def _write_parity(writer: BundleWriter, source: Source, images: TestImages, results: list[Result]) -> None:
+def _write_parity(writer: BundleWriter, source: Source, images: Judges, results: list[Result]) -> None:
     """Write ``parity.json`` and its page; artefacts of an earlier export of the same model stay in them."""
     facts = {"reference": source.origin, "split_fingerprint": source.split.split_fingerprint}
     comparisons: dict[str, Any] = {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
-from mri_edge.errors import ConversionError
+from mri_edge.errors import ConversionError, OutputError
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
@@ -62,7 +63,14 @@ def fuse(model: ModelProto) -> ModelProto:
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "fused.onnx")
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content = model.SerializeToString()
+        free = shutil.disk_usage(folder).free
+        if free < 2 * len(content):
+            raise OutputError(f"{folder}: {free / 1e6:.0f} MB free, too little for a copy of the model", "Set TMPDIR")
+        try:
+            onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises kin of RuntimeError for every cause
+            raise ConversionError(f"onnxruntime cannot optimise the model: {str(error).splitlines()[0]}") from error
         return onnx.load(options.optimized_model_filepath)
 
 

@@ -187,8 +187,15 @@ def _one_channel_for_mean(model: ModelProto) -> ModelProto:
 
 
 def _cast_of_pixels(model: ModelProto) -> NodeProto | None:
-    """The node that turns 8-bit pixels into float."""
-    return next((node for node in model.graph.node if node.op_type == "Cast"), None)
+    """The node that turns 8-bit pixels into float; a Transpose or Pad may lie before it."""
+    name = INPUT
+    while True:
+        readers = consumers(model, name)
+        if len(readers) != 1 or readers[0].op_type not in ("Transpose", "Pad", "Cast"):
+            return None
+        if readers[0].op_type == "Cast":
+            return readers[0]
+        name = readers[0].output[0]
 
 
 def _feed_pixels_directly(model: ModelProto) -> None:

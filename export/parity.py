@@ -45,7 +45,7 @@ DEFAULT_GATES: dict[Precision, Gate] = {
 
 
 @dataclass(frozen=True)
-class TestImages:
+class Judges:
     """The images of a comparison: names, labels (N,), and the Keras model's probabilities (N, classes)."""
 
     files: tuple[str, ...]
@@ -114,7 +114,7 @@ class Comparison:
 
 def compare(
     answer: Probabilities,
-    images: TestImages,
+    images: Judges,
     manifest: Manifest,
     gate: Gate,
     *,
@@ -219,7 +219,7 @@ def _auc_change(ill: NDArray[np.bool_], before: NDArray[np.float32], after: NDAr
 
 
 def document(
-    images: TestImages, manifest: Manifest, comparisons: dict[str, dict[str, Any]], facts: dict[str, Any]
+    images: Judges, manifest: Manifest, comparisons: dict[str, dict[str, Any]], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of ``parity.json``: facts, every image's reference, every artefact's comparison."""
     right = decide(images.reference, manifest.positive, manifest.threshold) == images.labels

@@ -1,0 +1,116 @@
+"""A tiny trained classifier, its data and its bundle: the smallest thing that exports as the full one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.bundle import new_bundle
+from mri_edge.files import sha256_of
+from mri_edge.manifest import Artefact, Manifest, TensorSpec
+from mri_edge.preprocess import Preprocessing
+from mri_edge.split import SPLIT, Split, SplitImage
+from PIL import Image
+
+pytest.importorskip("tensorflow", reason="the export room needs the extra 'export'")
+
+from mri_edge.export.quiet import import_tensorflow, quiet
+
+SIZE = 32
+IMAGENET = Preprocessing(SIZE, SIZE, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tensorflow() -> None:
+    with quiet():
+        import_tensorflow()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``no`` and ``yes``, 60 pictures each; those of ``yes`` have a bright disc, some of them a faint one."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    for label in ("no", "yes"):
+        (folder / label).mkdir()
+        for index in range(60):
+            pixels = rng.normal(70, 25, (SIZE, SIZE, 3))
+            row, column = rng.integers(8, SIZE - 8, 2)
+            if label == "yes":
+                pixels[(rows - row) ** 2 + (columns - column) ** 2 < 30] += rng.uniform(30, 140)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / label / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def split(pictures: Path) -> Split:
+    """The last 30 of each label are test images."""
+    files = [(path, label) for label, name in enumerate(("no", "yes")) for path in sorted((pictures / name).iterdir())]
+    return Split(
+        tuple(
+            SplitImage(
+                path.relative_to(pictures).as_posix(), sha256_of(path), label, "test" if path.stem >= "30" else "train"
+            )
+            for path, label in files
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def model(pictures: Path, split: Split):
+    """Convolutions with padding, pooling, flatten, dense layers; a few epochs on the training pictures."""
+    import keras
+    from mri_edge.export.calibrate import read_batches
+
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    network = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            layers.Conv2D(8, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(16, activation="relu"),
+            layers.Dropout(0.5),
+            layers.Dense(2, activation="softmax"),
+        ]
+    )
+    located = split.locate(pictures, "train")
+    pixels = np.concatenate(list(read_batches([path for path, _ in located], IMAGENET)))
+    network.compile("adam", "sparse_categorical_crossentropy")
+    network.fit(IMAGENET.normalise(pixels), np.array([label for _, label in located]), epochs=25, verbose=0)
+    return network
+
+
+@pytest.fixture(scope="session")
+def trained(model, split: Split, tiny_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle as training leaves it: model.keras, split.json, manifest."""
+    folder = tmp_path_factory.mktemp("trained") / "bundle"
+    shape = (None, SIZE, SIZE, 3)
+    with new_bundle(folder, dataclasses.replace(tiny_manifest, preprocessing=IMAGENET)) as writer:
+        model.save(writer.path("model.keras"))
+        writer.add_artefact(
+            Artefact(
+                file="model.keras",
+                format="keras",
+                precision="float32",
+                size_bytes=0,
+                sha256="",
+                input=TensorSpec("image", "float32", shape),
+                output=TensorSpec("probabilities", "float32", (None, 2)),
+            )
+        )
+        writer.add_document(SPLIT, split.to_json())
+    return folder
+
+
+@pytest.fixture
+def bundle(trained: Path, tmp_path: Path) -> Path:
+    """A copy of ``trained`` of one's own."""
+    return Path(shutil.copytree(trained, tmp_path / "bundle"))

@@ -1,0 +1,134 @@
+"""Calibration: which images are drawn, what is refused, what ranges are found, and how much memory it takes."""
+
+from __future__ import annotations
+
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.errors import DataError
+from mri_edge.export.calibrate import (
+    Calibrator,
+    draw,
+    pictures_in,
+    read_batches,
+    record,
+    refuse_test_images,
+)
+from mri_edge.export.histogram import BINS, Histogram
+from mri_edge.preprocess import Preprocessing
+from PIL import Image
+
+SMALL = Preprocessing(16, 16)
+
+
+def paths(*sizes):
+    return [(Path(f"{group}/{index}"), group) for group, size in enumerate(sizes) for index in range(size)]
+
+
+def test_draw_takes_each_group_in_its_share_and_the_same_by_the_same_seed():
+    files = paths(30, 60, 10)
+    drawn, rest = draw(files, 20, seed=4)
+    groups = dict(files)
+    assert [sum(groups[one] == group for one in drawn) for group in range(3)] == [6, 12, 2]
+    assert set(drawn) | set(rest) == set(groups)
+    assert not set(drawn) & set(rest)
+    assert draw(files, 20, seed=4) == (drawn, rest)
+    assert draw(files, 20, seed=5)[0] != drawn
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 1000])
+def test_draw_never_takes_more_or_fewer_than_asked(count):
+    drawn, rest = draw(paths(33, 67), count, seed=0)
+    assert len(drawn) == min(count, 100)
+    assert len(rest) == 100 - len(drawn)
+
+
+def test_record_depends_on_contents_not_on_names(pictures, tmp_path):
+    files = [path for path, _ in pictures_in(pictures)][:5]
+    copies = [Path(shutil.copy(path, tmp_path / f"{9 - index}.png")) for index, path in enumerate(files)]
+    assert record(files, "minmax", 0) == record(copies, "minmax", 0)
+    assert record(files[:4], "minmax", 0).fingerprint != record(files, "minmax", 0).fingerprint
+
+
+def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_path):
+    tests = [path for path, _ in pictures_in(pictures)][:3]
+    twin = tmp_path / "innocent.bmp"
+    Image.open(tests[1]).save(twin)
+    refuse_test_images([path for path, _ in pictures_in(pictures)][3:], tests, SMALL)
+    with pytest.raises(DataError, match=r"innocent\.bmp: is the test image .*01\.png"):
+        refuse_test_images([twin], tests, SMALL)
+
+
+def test_folders_without_pictures_and_damaged_pictures_are_told(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        pictures_in(tmp_path / "missing")
+    with pytest.raises(DataError, match="no picture in it"):
+        pictures_in(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        list(read_batches([tmp_path / "broken.png"], SMALL))
+
+
+def test_min_max_is_exact_and_holds_zero():
+    histogram = Histogram()
+    for values in ([3.0, 7.5], [1.0, 11.25]):
+        histogram.add(np.array(values, np.float32))
+    assert histogram.minmax() == (0.0, 11.25)
+
+
+def test_histogram_counts_what_numpy_counts_however_the_values_arrive():
+    values = np.random.default_rng(0).normal(0, 3, 100_000).astype(np.float32)
+    order = np.sort(np.abs(values))  # growing: the range must double again and again
+    histogram = Histogram()
+    for part in np.array_split(order * np.sign(values), 50):
+        histogram.add(part)
+    edges = np.linspace(-histogram.limit, histogram.limit, 2 * BINS + 1)
+    wanted, _ = np.histogram(order * np.sign(values), edges)
+    assert histogram.counts.sum() == 100_000
+    # A value on an edge may fall on either side: bins are computed in float32.
+    assert np.abs(np.cumsum(histogram.counts) - np.cumsum(wanted)).max() <= 5
+
+
+def test_percentile_is_numpys_to_one_bin():
+    values = np.random.default_rng(1).standard_t(3, 400_000).astype(np.float32)
+    histogram = Histogram()
+    histogram.add(values)
+    width = histogram.limit / BINS
+    assert histogram.percentile() == pytest.approx(np.percentile(values, (0.01, 99.99)), abs=1.01 * width)
+
+
+def test_entropy_cuts_an_outlier_that_min_max_keeps():
+    values = np.append(np.random.default_rng(2).normal(0, 1, 200_000), 60.0).astype(np.float32)
+    histogram = Histogram()
+    histogram.add(values)
+    low, high = histogram.entropy()
+    assert histogram.minmax()[1] == 60
+    assert 3 < high < 20
+    assert -20 < low < -3
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_a_tensor_of_zeros_has_an_empty_range(method):
+    histogram = Histogram()
+    histogram.add(np.zeros(10, np.float32))
+    assert getattr(histogram, method)() == (0.0, 0.0)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(pictures):
+    one = next(path for path, _ in pictures_in(pictures))
+
+    def peak(count):
+        calibrator = Calibrator((one,) * count, Preprocessing(64, 64), record([one], "minmax", 0))
+        tracemalloc.start()
+        seen = calibrator.observe(lambda batch: {"pixels": batch.astype(np.float32)}, channel_axis=-1)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert seen["pixels"].range("minmax")[1] > 0
+        return highest
+
+    peak(16)  # Pillow's own tables
+    # 5,000 pictures are 61 MB as pixels; ten per cent is room for the allocator, not for them.
+    assert peak(5000) < 1.1 * peak(50)

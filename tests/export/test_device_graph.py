@@ -1,0 +1,128 @@
+"""Preprocessing inside the graph equals preprocessing outside it, at the borders too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mri_edge.errors import ConversionError
+from mri_edge.preprocess import Preprocessing
+
+SIZE = 16
+RECIPES = {
+    "BGR, scaled": Preprocessing(SIZE, SIZE, channel_order="BGR"),
+    "RGB, ImageNet": Preprocessing(SIZE, SIZE, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)),
+    "BGR, mean of Caffe": Preprocessing(SIZE, SIZE, channel_order="BGR", scale=1.0, mean=(103.939, 116.779, 123.68)),
+    "as it is": Preprocessing(SIZE, SIZE, scale=1.0),
+}
+# Both sides sum the same float32 products in another order; logits here are of the order of 1.
+ROUNDING = 2e-5
+
+
+def network(*first):
+    """A few layers, then a dense layer on every place: each pixel of the border counts."""
+    import keras
+
+    keras.utils.set_random_seed(7)
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input((SIZE, SIZE, 3)), *first, layers.Flatten(), layers.Dense(3, activation="softmax")]
+    )
+
+
+def convolution(filters=4, **options):
+    import keras
+
+    return keras.layers.Conv2D(filters, 3, padding="same", bias_initializer="ones", **options)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def run(model, preprocessing, pixels):
+    import tensorflow as tf
+    from mri_edge.export.device_graph import device_graph
+
+    graph = device_graph(model, preprocessing)
+    return graph.function(tf.constant(pixels))[0].numpy()
+
+
+def expected(model, preprocessing, pixels):
+    return np.asarray(model(preprocessing.normalise(pixels), training=False))
+
+
+def test_the_first_convolution_is_found_where_it_alone_sees_the_pixels():
+    import keras
+    from mri_edge.export.device_graph import first_convolution
+
+    shared, body = convolution(filters=3), network_body()
+    assert first_convolution(network(plain := convolution())) is plain
+    assert first_convolution(network(body, keras.layers.ReLU())) is body.layers[1]
+    assert first_convolution(network(shared, keras.layers.ReLU(), shared)) is None
+    assert first_convolution(network(keras.layers.ZeroPadding2D(2), convolution())) is None
+    assert first_convolution(network(keras.layers.DepthwiseConv2D(3))) is None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_folded_preprocessing_equals_normalise(name, pixels):
+    model, preprocessing = network(convolution()), RECIPES[name]
+    before = model.layers[0].get_weights()
+    assert np.abs(run(model, preprocessing, pixels) - expected(model, preprocessing, pixels)).max() < ROUNDING
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.layers[0].get_weights(), strict=True))
+
+
+def test_a_mean_in_the_bias_would_be_wrong_at_the_borders(pixels):
+    """The control: the tempting short way differs, by far more than rounding, so the test above can fail."""
+    model, preprocessing = network(convolution()), RECIPES["RGB, ImageNet"]
+    kernel, bias = model.layers[0].get_weights()
+    factor = preprocessing.scale / np.array(preprocessing.deviation)
+    offset = np.array(preprocessing.mean) / preprocessing.scale
+    folded = kernel * factor[:, None]
+    wanted = expected(model, preprocessing, pixels)
+    model.layers[0].set_weights([folded, bias - (folded * offset[:, None]).sum(axis=(0, 1, 2))])
+    assert np.abs(np.asarray(model(pixels.astype(np.float32))) - wanted).max() > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("kind", ["rescaling", "padding", "depthwise", "dense", "shared", "nested"])
+def test_other_first_layers_are_right_too(kind, pixels):
+    import keras
+
+    layers, preprocessing = keras.layers, RECIPES["RGB, ImageNet"]
+    shared = convolution(filters=3)
+    model = {
+        "rescaling": lambda: network(layers.Rescaling(0.5), convolution()),
+        "padding": lambda: network(layers.ZeroPadding2D(2), convolution()),
+        "depthwise": lambda: network(layers.DepthwiseConv2D(3, padding="same"), convolution()),
+        "dense": lambda: network(layers.Dense(4)),
+        "shared": lambda: network(shared, layers.ReLU(), shared),
+        "nested": lambda: network(network_body(), layers.ReLU()),
+    }[kind]()
+    assert np.abs(run(model, preprocessing, pixels) - expected(model, preprocessing, pixels)).max() < ROUNDING
+
+
+def network_body():
+    import keras
+
+    entry = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(entry, convolution(strides=2)(entry))
+
+
+def test_a_single_sigmoid_becomes_two_probabilities(pixels):
+    import keras
+
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")])
+    answer = run(model, RECIPES["BGR, scaled"], pixels)
+    wanted = expected(model, RECIPES["BGR, scaled"], pixels)
+    assert np.abs(answer - np.hstack([1 - wanted, wanted])).max() < ROUNDING
+
+
+@pytest.mark.parametrize(("size", "layer", "words"), [(8, "flat", "must take one input"), (SIZE, "map", "one output")])
+def test_other_inputs_and_outputs_are_refused(size, layer, words):
+    import keras
+    from mri_edge.export.device_graph import device_graph
+
+    entry = keras.Input((size, size, 3))
+    model = keras.Model(entry, keras.layers.Flatten()(entry) if layer == "flat" else convolution()(entry))
+    with pytest.raises(ConversionError, match=words):
+        device_graph(model, RECIPES["BGR, scaled"])

@@ -1,0 +1,252 @@
+"""The command: what it writes, what it refuses, and that a bundle survives whatever stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from PIL import Image
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from mri_edge.cli import main; main()", "export", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def staging_of(bundle: Path) -> list[Path]:
+    return list(bundle.parent.glob(f".{bundle.name}.*"))
+
+
+def wait_for_staging(process: subprocess.Popen[str], bundle: Path, file: str) -> None:
+    deadline = time.monotonic() + 120
+    while not any((one / file).exists() for one in staging_of(bundle)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def noise(tmp_path):
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        Image.fromarray(rng.integers(0, 9, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, capfd):
+    assert run(["export", str(bundle), "--quantize", "--data", str(pictures)]) == 0
+    printed, messages = capfd.readouterr()
+    for file in ("model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite"):
+        assert file in printed
+        assert (bundle / file).is_file()
+    assert messages == ""  # no log line of TensorFlow, tf2onnx or XNNPACK
+    Bundle.open(bundle).verify()
+
+
+def test_a_second_export_adds_and_replaces(bundle, pictures):
+    for formats in ("onnx,onnx-int8", "onnx-int8,tflite"):
+        assert run(["export", str(bundle), "--formats", formats, "--data", str(pictures)]) == 0
+    files = ("model.onnx", "model.int8.onnx", "model.tflite")
+    assert [one.file for one in Bundle.open(bundle).manifest.artefacts] == ["model.keras", "model.onnx", *files[1:]]
+    assert set(json.loads((bundle / "parity.json").read_text())["artefacts"]) == set(files)
+    Bundle.open(bundle).verify()
+
+
+def test_bad_calibration_is_refused_and_nothing_changes(bundle, pictures, noise, capfd):
+    assert run(["export", str(bundle), "--formats", "onnx-int8", "--data", str(pictures)]) == 0
+    before = contents(bundle)
+    arguments = ["--quantize", "--data", str(pictures), "--calibration", str(noise)]
+    assert run(["export", str(bundle), *arguments]) == 5
+    printed, messages = capfd.readouterr()
+    assert "not met" in printed
+    assert "mean |Δp|" in messages
+    assert contents(bundle) == before
+    assert not staging_of(bundle)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--max-difference", "0"), ("--mean-difference", "0")])
+def test_the_gate_can_be_set(bundle, pictures, option, value):
+    assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures), option, value]) == 5
+
+
+def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(pictures / "yes" / "45.png", folder / "mine.png")
+    arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--calibration", str(folder)]
+    assert run(["export", str(bundle), *arguments]) == 2
+    assert "mine.png: is the test image" in capfd.readouterr().err
+
+
+def test_search_takes_the_best_on_the_training_side(bundle, pictures):
+    arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
+    assert run(["export", str(bundle), *arguments]) == 0
+    manifest = Bundle.open(bundle).manifest
+    made = manifest.artefact("model.int8.onnx").made_with
+    tried = made["search"]["tried"]
+    assert made["search"]["images"] == 20  # 60 training images, 40 calibrate
+    assert len(tried) == 6
+    best = min(tried, key=lambda one: one["mean_difference"])
+    assert {name: best[name] for name in made["recipe"]} == made["recipe"]
+    assert manifest.calibration.method == "search"
+
+
+def test_search_without_images_left_is_refused(bundle, pictures, capfd):
+    arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "60"]
+    assert run(["export", str(bundle), *arguments]) == 2
+    assert "--calibration-images" in capfd.readouterr().err
+
+
+def test_killed_half_way_leaves_the_old_bundle(bundle, pictures):
+    assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures)]) == 0
+    before = contents(bundle)
+    process = start(bundle, "--quantize", "--data", pictures)
+    wait_for_staging(process, bundle, "model.int8.onnx")
+    process.kill()
+    process.communicate()
+    assert contents(bundle) == before
+    Bundle.open(bundle).verify()
+    assert run(["export", str(bundle), "--formats", "tflite", "--data", str(pictures)]) == 0
+
+
+def test_interrupted_leaves_nothing_half_written(bundle, pictures):
+    before = contents(bundle)
+    process = start(bundle, "--quantize", "--data", pictures)
+    wait_for_staging(process, bundle, "model.onnx")
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    assert (process.returncode, messages.strip()) == (130, "mri-edge: interrupted")
+    assert contents(bundle) == before
+    assert not staging_of(bundle)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 kB: the tiny bundle fits on it, the artefacts do not."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_bundle(trained, small_disk, pictures, capfd):
+    bundle = Path(shutil.copytree(trained, small_disk / "bundle"))
+    before = contents(bundle)
+    assert run(["export", str(bundle), "--all", "--data", str(pictures)]) == 2
+    assert "cannot write (No space left on device)" in capfd.readouterr().err
+    assert contents(bundle) == before
+    assert not staging_of(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (shutil.rmtree, 2, "missing"),
+        (lambda data: (data / "yes" / "40.png").unlink(), 2, "40.png"),
+        (lambda data: (data / "yes" / "40.png").write_bytes(b"other"), 2, "differs"),
+    ],
+    ids=["no data", "one image missing", "one image changed"],
+)
+def test_data_that_is_not_that_of_training(bundle, pictures, tmp_path, capfd, change, code, words):
+    data = Path(shutil.copytree(pictures, tmp_path / "data"))
+    change(data)
+    assert run(["export", str(bundle), "--data", str(data)]) == code
+    assert words in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--formats", "onnx,ncnn"], "unknown format 'ncnn'"),
+        (["--formats", "onnx", "--all"], "exclude one another"),
+        (["--from", "x.keras"], "--labels"),
+        (["--from", "x.keras", "--labels", "a,b"], "--preprocessing"),
+        (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "none.json"], "cannot read"),
+    ],
+)
+def test_wrong_usage(bundle, pictures, capfd, arguments, words):
+    assert run(["export", str(bundle), "--data", str(pictures), *arguments]) == 2
+    assert words in capfd.readouterr().err
+
+
+PLAIN = '{"height": 32, "width": 32, "scale": 1}'
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Models made elsewhere, by name: three classes with their own rescaling, and some that cannot be exported."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers, folder = keras.layers, tmp_path_factory.mktemp("foreign")
+    entry = keras.Input((32, 32, 3))
+    body = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 127.5, offset=-1)(entry))
+    body = layers.GlobalAveragePooling2D()(layers.ReLU(6)(layers.BatchNormalization()(body)))
+    three = keras.Model(entry, layers.Dense(3, activation="softmax")(body))
+    three.save(folder / "three.keras")
+    three.export(folder / "three", verbose=False)
+    keras.Model(entry, layers.Dense(3)(body)).save(folder / "logits.keras")
+    keras.Model(entry, layers.Dense(3, activation="softmax")(layers.Lambda(lambda x: x * 2)(body))).save(
+        folder / "code.keras"
+    )
+    (folder / "text.keras").write_text("not a model")
+    return folder
+
+
+@pytest.fixture
+def three_folders(pictures, tmp_path):
+    data = tmp_path / "three"
+    for label, source in (("a", "no"), ("b", "yes"), ("c", "no")):
+        shutil.copytree(pictures / source, data / label)
+    return data
+
+
+@pytest.mark.parametrize("name", ["three.keras", "three"])
+def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
+    out = tmp_path / "new"
+    arguments = ["--from", str(foreign / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
+    assert run(["export", str(out), *arguments, "--data", str(three_folders), "--flip-rate", "0.5"]) == 0
+    bundle = Bundle.open(out)
+    bundle.verify()
+    assert bundle.manifest.labels == ("a", "b", "c")
+    made = [one for one in bundle.manifest.artefacts if one.format != "keras"]
+    assert [one.output.shape for one in made] == [(None, 3)] * 4
+    assert max(one.parity.max_difference for one in made if one.precision == "float32") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "words"),
+    [
+        ("logits.keras", "a,b,c", "no probabilities"),
+        ("code.keras", "a,b,c", "Lambda layer"),
+        ("text.keras", "a,b,c", "Keras cannot open it"),
+        ("three.keras", "a,b", "gives 3 classes"),
+        ("missing.keras", "a,b,c", "missing.keras"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_path, capfd, name, labels, words):
+    out = tmp_path / "new"
+    arguments = ["--from", str(foreign / name), "--labels", labels, "--preprocessing", PLAIN]
+    assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 3
+    assert words in capfd.readouterr().err
+    assert not out.exists()
+    assert not staging_of(out)

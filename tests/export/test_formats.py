@@ -1,0 +1,132 @@
+"""Every format: export the tiny model, reopen it in the real engine, compare, other batch sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import mri_edge.manifest
+import numpy as np
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.engines import open_engine
+from mri_edge.export.formats import format_file, format_names
+
+# float32: order of summation. float16: 11 bits of mantissa through four layers. Integers: the gate's
+# bound on the mean, five times as much for the largest.
+LARGEST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.1, "int8": 0.1}
+
+
+@pytest.fixture(scope="module")
+def exported(trained, pictures, tmp_path_factory):
+    """The tiny bundle with every format in it."""
+    from mri_edge.export.exporter import Settings, export
+    from mri_edge.export.quiet import quiet
+
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
+    with quiet():
+        export(Bundle.open(folder), Settings(formats=format_names(), data=pictures))
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(model, exported, split, pictures):
+    from mri_edge.export.calibrate import read_batches
+
+    preprocessing = exported.manifest.preprocessing
+    pixels = np.concatenate(list(read_batches([path for path, _ in split.locate(pictures, "test")], preprocessing)))
+    return pixels, np.asarray(model(preprocessing.normalise(pixels), training=False))
+
+
+@pytest.mark.parametrize("name", format_names())
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_artefact_agrees_with_keras_at_any_batch(name, batch, exported, reference):
+    one = format_file(name)
+    pixels, wanted = reference
+    engine = open_engine(exported.path_of(exported.artefact(one.FILE)), provider="cpu")
+    assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
+    received = np.concatenate([engine.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
+    engine.close()
+    assert np.abs(received - wanted).max() <= LARGEST[one.PRECISION]
+    assert np.abs(received.sum(axis=1) - 1).max() < 1e-3  # float16 rounds to 11 bits
+
+
+def test_manifest_keeps_to_its_schema_and_lists_every_artefact(exported):
+    schema = json.loads(Path(mri_edge.manifest.__file__).with_name("manifest.schema.json").read_text())
+    jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
+    exported.verify()
+    files = {one.file for one in exported.manifest.artefacts}
+    assert files == {"model.keras", *(format_file(name).FILE for name in format_names())}
+    for one in exported.manifest.artefacts:
+        if one.format != "keras":
+            assert one.parity is not None, one.file
+            assert one.parity.images == 60
+        if one.format == "onnx":
+            assert one.made_with["opset"] == 17
+
+
+def test_parity_report_holds_what_the_page_shows(exported):
+    parity = json.loads((exported.folder / "parity.json").read_text())
+    html = (exported.folder / "report" / "parity.html").read_text()
+    assert len(parity["images"]) == 60
+    for file, one in parity["artefacts"].items():
+        assert len(one["probabilities"]) == 60
+        assert one["p99_difference"] <= one["max_difference"]
+        assert file in html
+    assert html.count("<svg") == len(parity["artefacts"])
+    assert html.count("<circle") == 60 * len(parity["artefacts"])
+    assert "http" not in html  # self-contained
+
+
+def test_float_onnx_is_lean(exported):
+    import onnx
+
+    model = onnx.load(exported.folder / "model.onnx")
+    kinds = [node.op_type for node in model.graph.node if not node.name.startswith("explanation/")]
+    assert kinds.count("Transpose") == 1
+    assert kinds[0] == "Transpose"
+    assert not {"Shape", "Gather", "MatMul", "Identity", "Dropout"} & set(kinds)
+    assert [one.version for one in model.opset_import if one.domain == ""] == [17]
+
+
+def test_int8_onnx_reads_pixels_as_the_integers_they_are(exported):
+    import onnx
+
+    model = onnx.load(exported.folder / "model.int8.onnx")
+    kinds = [node.op_type for node in model.graph.node if not node.name.startswith("explanation/")]
+    assert not {"Cast", "Sub", "Relu"} & set(kinds)
+    [pad] = [node for node in model.graph.node if node.op_type == "Pad"]
+    reader = next(node for node in model.graph.node if pad.output[0] in node.input)
+    assert reader.op_type == "DequantizeLinear"
+
+
+def test_int8_tflite_is_integers_up_to_the_head(exported):
+    from mri_edge.export.tflite_graph import read
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    model = read((exported.folder / "model.int8.tflite").read_bytes())
+    [subgraph] = model.subgraphs
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    kinds = [names[model.operatorCodes[one.opcodeIndex].builtinCode] for one in subgraph.operators]
+    assert kinds[0] == "QUANTIZE"
+    assert kinds[-3:] == ["DEQUANTIZE", "FULLY_CONNECTED", "SOFTMAX"]
+    assert "CAST" not in kinds
+    assert "SHAPE" not in kinds
+    assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
+
+
+def test_quantised_files_are_smaller(exported):
+    sizes = {one.file: one.size_bytes for one in exported.manifest.artefacts}
+    # Names and numbers of the graph weigh much beside 20,000 weights; the full network is held to 26%.
+    assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
+    assert sizes["model.int8.tflite"] < 0.5 * sizes["model.tflite"]
+    assert sizes["model.fp16.onnx"] < 0.65 * sizes["model.onnx"]
+
+
+def test_a_format_is_found_by_its_file():
+    for name in format_names():
+        one = format_file(name)
+        assert name == one.NAME
+        assert one.FILE.endswith(f".{one.FORMAT}")

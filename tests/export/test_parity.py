@@ -1,0 +1,114 @@
+"""Statistics and the gate: known values, and each of its three answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from mri_edge.export.parity import DEFAULT_GATES, Gate, Judges, compare
+from mri_edge.export.statistics import bounds, images_needed, mcnemar, paired_change, proportion
+
+
+def test_wilson_interval_is_its_formula():
+    share, images, z = 45 / 51, 51, 1.959964
+    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
+    reach = z / (1 + z * z / images) * np.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    found = proportion(45, 51)
+    assert (found.value, found.low, found.high) == pytest.approx((share, middle - reach, middle + reach), abs=1e-6)
+
+
+def test_one_sided_bound_without_an_event_is_the_rule_of_three():
+    below, above = bounds(0, 51)
+    assert below == 0
+    assert above == pytest.approx(1 - 0.05 ** (1 / 51))
+    assert bounds(0, images_needed(0.05))[1] <= 0.05 < bounds(0, images_needed(0.05) - 1)[1]
+
+
+@pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (8, 1, 0.0390625)])
+def test_mcnemar_is_the_exact_binomial(lost, gained, p):
+    first = np.array([True] * lost + [False] * gained + [True] * 30)
+    second = np.array([False] * lost + [True] * gained + [True] * 30)
+    assert mcnemar(first, second) == pytest.approx(p)
+
+
+def test_paired_interval_covers_the_truth():
+    """By simulation: 2,000 studies of 51 pairs. A 95% interval must cover in about 95%; 93% leaves room for chance."""
+    rng = np.random.default_rng(0)
+    chances = np.array([0.75, 0.08, 0.05, 0.12])  # both, lost, gained, neither
+    covered = 0
+    for kinds in rng.choice(4, size=(2000, 51), p=chances):
+        found = paired_change(np.isin(kinds, (0, 1)), np.isin(kinds, (0, 2)))
+        covered += found.low <= chances[2] - chances[1] <= found.high
+    assert covered / 2000 > 0.93
+
+
+def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0):
+    """An artefact that is off by ``shift`` everywhere and flips the first images; those lost were right before."""
+    reference = np.tile(np.array([[0.2, 0.8]], np.float32), (images, 1))
+    answer = reference + np.array([[shift, -shift]], np.float32)
+    answer[:flips] = [[0.6, 0.4]]
+    labels = np.ones(images, np.intp)
+    labels[accuracy_lost:flips] = 0
+    files = tuple(f"{index}.png" for index in range(images))
+    shown = Judges(files, labels, reference)
+    return compare(answer, shown, manifest, gate, engine="fake", provider="none", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "verdict"),
+    [
+        ("float32", {"shift": 1e-5}, "met"),
+        ("float32", {"shift": 2e-4}, "not met"),
+        ("float16", {"shift": 2e-3}, "met"),
+        ("float16", {"shift": 2e-2}, "not met"),
+        ("int8", {}, "undecided"),
+        ("int8", {"images": 59}, "met"),
+        ("int8", {"images": 400, "flips": 8, "accuracy_lost": 4}, "met"),
+        ("int8", {"images": 400, "flips": 40, "shift": 0.0, "accuracy_lost": 20}, "not met"),
+        ("int8", {"shift": 0.05}, "not met"),
+        ("int8", {"images": 2000, "flips": 10, "accuracy_lost": 10}, "not met"),
+    ],
+)
+def test_the_three_answers(tiny_manifest, precision, options, verdict):
+    found = comparison(tiny_manifest, DEFAULT_GATES[precision], **options)
+    assert found.verdict == verdict
+    assert bool(found.reasons) == (verdict != "met")
+
+
+def test_not_a_number_is_never_met(tiny_manifest):
+    assert comparison(tiny_manifest, Gate(1.0, None, None), shift=float("nan")).verdict == "not met"
+
+
+def test_flips_are_listed_by_file_with_both_probabilities(tiny_manifest):
+    found = comparison(tiny_manifest, DEFAULT_GATES["int8"], flips=2, accuracy_lost=2)
+    assert [one.file for one in found.flips] == ["0.png", "1.png"]
+    assert found.flips[0].reference_label == "yes"
+    assert found.flips[0].artefact_label == "no"
+    assert found.flips[0].reference_probability == pytest.approx(0.8)
+    assert found.first_difference == "logits"
+
+
+def test_flips_follow_the_threshold_of_the_manifest(tiny_manifest):
+    strict = dataclasses.replace(tiny_manifest, threshold=0.7995)
+    found = [comparison(one, DEFAULT_GATES["float16"], shift=0.001) for one in (tiny_manifest, strict)]
+    assert [len(one.flips) for one in found] == [0, 51]
+
+
+def test_sensitivity_and_specificity_are_of_their_own_labels(tiny_manifest):
+    found = comparison(tiny_manifest, DEFAULT_GATES["int8"], flips=4, accuracy_lost=2)
+    assert found.sensitivity.reference == 1
+    assert found.sensitivity.artefact == pytest.approx(47 / 49)
+    assert found.specificity.reference == 0
+    assert found.specificity.artefact == 1
+    assert found.auc.change is not None
+    assert found.auc.change > 0
+
+
+def test_one_label_alone_has_no_auc_and_stays_json(tiny_manifest):
+    found = comparison(tiny_manifest, DEFAULT_GATES["int8"])
+    assert found.auc.change is None
+    assert found.specificity.change is None
+    values = itertools.chain.from_iterable(one.values() for one in found.to_dict().values() if isinstance(one, dict))
+    assert not any(isinstance(value, float) and np.isnan(value) for value in values)
