@@ -101,10 +101,11 @@ def export(
     flip_rate: float | None,
     **settings: Any,
 ) -> None:
-    """Convert the Keras model of BUNDLE, compare every artefact with it, and add them to BUNDLE.
+    """Convert a trained bundle to ONNX and TFLite, and prove each artefact.
 
     Artefacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
-    Each is run in its own engine on the test images before it is written.
+    Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
+    before it is added to BUNDLE.
     """
     from mri_edge.bundle import Bundle
 
