@@ -1,7 +1,7 @@
 """One engine, tried in a process of its own: whatever dies there is a finding, not a crash.
 
-``attempt`` starts ``python -m mri_edge.trial``, which opens one artefact in one engine and runs it
-on noise; ``doctor`` asks whether it works, ``tune`` how fast it is.
+``attempt`` starts a new Python, which opens one artefact in one engine and runs it on noise;
+``doctor`` asks whether it works, ``tune`` how fast it is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .engines import Batch, engine_file, open_engine
 from .errors import MriEdgeError
 from .manifest import TensorSpec
 
+# Python puts the current folder first in its path, where anything may lie: take it out before any import.
+_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mri_edge.trial import main; main()"
 _LEAST_RUNS = 3  # of a slow machine, however short the time
 
 
@@ -60,7 +62,7 @@ def attempt(trial: Trial, *, time_limit: float) -> Outcome:
     """Run a trial in a new process; never raises for what happens in there. ``time_limit`` in seconds."""
     try:
         done = subprocess.run(  # noqa: S603 (our own program, no shell)
-            [sys.executable, "-m", __name__, json.dumps(asdict(trial))],
+            [sys.executable, "-c", _PROGRAM, json.dumps(asdict(trial))],
             capture_output=True,
             text=True,
             errors="replace",
@@ -134,7 +136,3 @@ def main() -> None:
     except (MriEdgeError, ImportError) as error:
         outcome = {"problem": str(error)}
     print(json.dumps(outcome))
-
-
-if __name__ == "__main__":
-    main()

@@ -119,3 +119,10 @@ def test_a_trial_that_hangs_is_given_up(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "no answer within" in (attempt(Trial("fake"), time_limit=1).problem or "")
+
+
+def test_a_trial_imports_nothing_from_the_current_folder(monkeypatch, tmp_path):
+    for name in ("json", "signal", "numpy", "mri_edge"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    assert attempt(Trial("fake"), time_limit=60).problem is None
