@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from mri_edge.manifest import Metric
 from mri_edge.prediction import decide
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
 from sklearn.metrics import classification_report, confusion_matrix, roc_curve
 
-RESAMPLES = 2000
+from .intervals import Figures, Weights, basic, bootstrap, percentile
+
 WILSON = "Wilson score interval (Wilson 1927)"
-BOOTSTRAP = f"percentile bootstrap within each class, {RESAMPLES} resamples, seed 0 (Efron 1979)"
+BINS = 10  # of the calibration error and the reliability plot
+
+Flags = NDArray[np.bool_]
+Scores = NDArray[np.floating[Any]]
 
 
 def share(hits: int, total: int) -> Metric:
-    """``hits`` of ``total`` with Wilson's interval; of none, 0 with the interval [0, 1]."""
+    """``hits`` of ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); of none, 0 with [0, 1]."""
     hits, total = int(hits), int(total)
     if total == 0:
         return Metric(0.0, 0.0, 1.0, 0, WILSON)
@@ -25,7 +31,7 @@ def share(hits: int, total: int) -> Metric:
     return Metric(hits / total, float(interval.low), float(interval.high), total, WILSON)
 
 
-def auc(positive: NDArray[np.bool_], score: NDArray[np.floating[Any]]) -> Metric:
+def auc(positive: Flags, score: Scores) -> Metric:
     """Area under the ROC curve: share of (positive, negative) pairs in right order, ties half.
 
     Parameters
@@ -35,39 +41,135 @@ def auc(positive: NDArray[np.bool_], score: NDArray[np.floating[Any]]) -> Metric
     score
         float (N,), higher for positive.
     """
-    above, below = score[positive], score[~positive]
-    right = (above[:, None] > below) + 0.5 * (above[:, None] == below)
-    rng = np.random.default_rng(0)
-    # A resample is a count for each image; its AUC a product of counts, so no pair is compared twice.
-    rows = rng.multinomial(len(above), np.full(len(above), 1 / len(above)), RESAMPLES)
-    columns = rng.multinomial(len(below), np.full(len(below), 1 / len(below)), RESAMPLES)
-    resampled = np.einsum("ri,ri->r", rows, columns @ right.T) / right.size
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return Metric(float(right.mean()), float(low), float(high), len(score), BOOTSTRAP)
+    area = _area(positive, score)
+    return percentile(area(np.ones((1, len(score))))[0], bootstrap(lambda w: {"": area(w)}, positive)[""], len(score))
+
+
+def bins_of(score: Scores) -> NDArray[np.intp]:
+    """Bin, 0 to ``BINS`` - 1, of each score (N,): as many images in each, but equal scores share one."""
+    return (BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
 
 
 def measure(
     truth: NDArray[np.intp], probabilities: NDArray[np.float32], positive: int, threshold: float | None = None
 ) -> dict[str, Metric]:
-    """Accuracy, AUC, sensitivity, specificity.
+    """Accuracy, AUC, sensitivity, specificity, precision, F1, Brier score, calibration error.
 
     Parameters
     ----------
     truth
-        int (N,), label indices.
+        int (N,), label indices; N at least 1.
     probabilities
         float32 (N, classes).
     positive, threshold
-        As in the manifest.
+        As in the manifest. All figures but accuracy are about the positive label against the others.
+
+    Returns
+    -------
+    Figures by name. Those that the images cannot tell are left out: AUC where all are of one kind,
+    sensitivity and F1 without a positive one, specificity without another, precision where none was
+    called positive.
+
+    Notes
+    -----
+    ``brier`` is the mean squared difference of probability and outcome, 0 or 1 (G. W. Brier, Monthly
+    Weather Review 78, 1950). ``calibration_error`` is the expected calibration error (M. P. Naeini et al.,
+    AAAI 2015): the mean distance between probability and share of positives over ``BINS`` bins, here of
+    equal count (K. Nguyen, B. O'Connor, EMNLP 2015).
     """
     chosen = decide(probabilities, positive, threshold)
     ill, called = truth == positive, chosen == positive
-    return {
-        "accuracy": share(np.count_nonzero(chosen == truth), len(truth)),
-        "auc": auc(ill, probabilities[:, positive]),
-        "sensitivity": share(np.count_nonzero(called & ill), np.count_nonzero(ill)),
-        "specificity": share(np.count_nonzero(~called & ~ill), np.count_nonzero(~ill)),
+    score = probabilities[:, positive].astype(np.float64)
+    of_positive = _figures(ill, called, score)
+    values = {name: value[0] for name, value in of_positive(np.ones((1, len(truth)))).items()}
+    resampled = bootstrap(of_positive, ill)
+    metrics = {"accuracy": share(np.count_nonzero(chosen == truth), len(truth))}
+    if "auc" in values:
+        metrics["auc"] = percentile(values["auc"], resampled["auc"], len(truth))
+    shares = {
+        "sensitivity": (np.count_nonzero(called & ill), np.count_nonzero(ill)),
+        "specificity": (np.count_nonzero(~called & ~ill), np.count_nonzero(~ill)),
+        "precision": (np.count_nonzero(called & ill), np.count_nonzero(called)),
     }
+    metrics.update({name: share(hits, total) for name, (hits, total) in shares.items() if total})
+    for name in ("f1", "brier"):
+        if name in values:
+            metrics[name] = percentile(values[name], resampled[name], len(truth))
+    metrics["calibration_error"] = basic(values["calibration_error"], resampled["calibration_error"], len(truth))
+    return metrics
+
+
+def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> list[dict[str, Any]]:
+    """Of each class folder, in alphabetical order: label index and the share of images that were labelled rightly.
+
+    That share is the sensitivity in a folder of the positive label and the specificity in one of the other
+    of two. Plain types, with Wilson's interval.
+    """
+    names = np.asarray(folders)
+    found = []
+    for name in np.unique(names).tolist():
+        inside = names == name
+        part = share(np.count_nonzero(right[inside]), np.count_nonzero(inside))
+        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(part)})
+    return found
+
+
+def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
+    """Of each bin that holds images: mean probability, share of positives with Wilson's interval, images."""
+    found = bins_of(score)
+    points = []
+    for one in np.unique(found):
+        inside = found == one
+        part = share(np.count_nonzero(positive[inside]), np.count_nonzero(inside))
+        points.append(
+            {
+                "probability": float(score[inside].mean()),
+                "share": part.value,
+                "low": part.low,
+                "high": part.high,
+                "images": part.images,
+            }
+        )
+    return points
+
+
+def _figures(ill: Flags, called: Flags, score: Scores) -> Callable[[Weights], Figures]:
+    """AUC, F1, Brier score and calibration error as functions of how often each image counts."""
+    error = score - ill
+    order = np.argsort(score, kind="stable")
+    first_of_bin = np.unique(bins_of(score)[order], return_index=True)[1]
+    area = _area(ill, score) if 0 < np.count_nonzero(ill) < len(ill) else None
+
+    def figures(weights: Weights) -> Figures:
+        total = weights.sum(axis=1)
+        found = {
+            "brier": weights @ error**2 / total,
+            "calibration_error": np.abs(np.add.reduceat((weights * error)[:, order], first_of_bin, axis=1)).sum(axis=1)
+            / total,
+        }
+        if area:
+            found["auc"] = area(weights)
+        if ill.any():
+            hits, wrong = weights @ (ill & called), weights @ (ill ^ called)
+            found["f1"] = 2 * hits / (2 * hits + wrong)
+        return found
+
+    return figures
+
+
+def _area(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:
+    """Area under the ROC curve as a function of weights (R, N), by ranks: no pair is compared."""
+    order = np.argsort(score, kind="stable")
+    first_of_tie = np.unique(score[order], return_index=True)[1]
+
+    def area(weights: Weights) -> NDArray[np.float64]:
+        above, below = (
+            np.add.reduceat((weights * kind)[:, order], first_of_tie, axis=1) for kind in (positive, ~positive)
+        )
+        beaten = below.cumsum(axis=1) - below / 2
+        return np.asarray((above * beaten).sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1)))
+
+    return area
 
 
 def report_text(truth: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
@@ -81,14 +183,19 @@ def details(
 ) -> dict[str, Any]:
     """What tables and plots are drawn from: report, confusion matrix (rows: truth), ROC points. Plain types."""
     chosen = decide(probabilities, positive, threshold)
-    false_positive, true_positive, thresholds = roc_curve(truth == positive, probabilities[:, positive])
     return {
         "report": classification_report(truth, chosen, zero_division=0, output_dict=True),
         "confusion_matrix": confusion_matrix(truth, chosen, labels=range(probabilities.shape[1])).tolist(),
-        "roc": {
-            "false_positive_rate": false_positive.tolist(),
-            "true_positive_rate": true_positive.tolist(),
-            # scikit-learn begins at infinity, which JSON does not know.
-            "threshold": [None, *thresholds[1:].tolist()],
-        },
+        "roc": roc(truth == positive, probabilities[:, positive]),
+    }
+
+
+def roc(positive: Flags, score: Scores) -> dict[str, list[Any]]:
+    """Points of the ROC curve, for at least one image of each kind; plain types."""
+    false_positive, true_positive, thresholds = roc_curve(positive, score)
+    return {
+        "false_positive_rate": false_positive.tolist(),
+        "true_positive_rate": true_positive.tolist(),
+        # scikit-learn begins at infinity, which JSON does not know.
+        "threshold": [None, *thresholds[1:].tolist()],
     }

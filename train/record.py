@@ -22,13 +22,15 @@ from mri_edge.prediction import NOTICE
 from mri_edge.split import SPLIT, Split
 from numpy.typing import NDArray
 
-from .backbone import BackboneWeights
 from .data import Labels
-from .fit import Epoch
 from .metrics import details
-from .model import Network
-from .novelty import FittedNovelty
 from .recipe import Recipe
+
+if TYPE_CHECKING:  # Keras is not needed to write down what it made
+    from .backbone import BackboneWeights
+    from .fit import Epoch
+    from .model import Network
+    from .novelty import FittedNovelty
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
 INTENDED_USE = f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
@@ -56,6 +58,7 @@ def write_bundle(
     split_name: str = "reference",
     training_details: dict[str, Any] | None = None,
     novelty: FittedNovelty | None = None,
+    documents: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Write everything at ``out``, whole or not at all. ``probabilities`` are those of the test images, in order.
 
