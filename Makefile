@@ -7,7 +7,7 @@ DATA ?= ../shared/data/navoneel
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint model schema scans clean
+.PHONY: help demo test lint bench model schema scans clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## timings side by side; wants a quiet machine
+	$(BIN)/pytest benchmarks -s
 
 model: $(VENV)/.dev  ## train and export the model that comes with the package, anew
 	$(BIN)/mri-edge train --data $(DATA) --backbone-weights torchvision --out bundles/vgg16 --overwrite

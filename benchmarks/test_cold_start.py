@@ -15,9 +15,13 @@ ROUNDS = 15
 @pytest.fixture(scope="session")
 def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference network with random weights: the time does not depend on their values."""
-    model = pytest.importorskip("mri_edge.train.model", reason="needs mri-edge[train]")
+    pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
+    from mri_edge.train.backbone import build_backbone
+    from mri_edge.train.model import build_network
+    from mri_edge.train.recipe import REFERENCE
+
     path = tmp_path_factory.mktemp("keras") / "model.keras"
-    model.build_reference().save(path)
+    build_network(build_backbone(None, 128, 128), REFERENCE, classes=2, seed=0).whole.save(path)
     return path
 
 
