@@ -180,7 +180,7 @@ def _session_on(onnxruntime: Any, path: Path, threads: int, provider: str) -> An
 
 def _tensorrt_settings(path: Path) -> dict[str, str]:
     cache = engine_cache(path)
-    if NO_GPU not in cache.name and not cache.is_dir():
+    if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
         _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
         cache.mkdir(parents=True, exist_ok=True)
     return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}

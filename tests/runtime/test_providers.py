@@ -35,6 +35,7 @@ class StandIn(types.ModuleType):
         self.__file__ = str(folder / "__init__.py")
         self.__spec__ = ModuleSpec("onnxruntime", None)
         self.opened: list[tuple[str, ...]] = []
+        self.settings: dict[str, str] = {}
         outer = self
 
         class Options:
@@ -49,6 +50,7 @@ class StandIn(types.ModuleType):
                 assert enable_fallback == 0, "the library would retry on the CPU and print to stdout"
                 names = [one if isinstance(one, str) else one[0] for one in providers]
                 outer.opened.append(tuple(names))
+                outer.settings = {} if isinstance(providers[0], str) else providers[0][1]
                 strict = options.entries.get("session.disable_cpu_ep_fallback") == "1"
                 up = [name for name in names if name in working or name in partial]
                 if strict and not any(name in working for name in names):
@@ -138,6 +140,31 @@ def test_a_broken_model_is_not_blamed_on_the_provider(tmp_path):
     with pytest.raises(EngineError, match="cannot open it") as caught:
         open_engine(path)
     assert not isinstance(caught.value, ProviderUnavailable)
+
+
+def test_tensorrt_engines_are_kept_by_model_gpu_and_version(stand_in, tiny_onnx, tmp_path, monkeypatch, caplog):
+    module = stand_in(GPU_WHEEL, [TENSORRT, CPU])
+    gpu = "NVIDIA-Orin-sm87"
+    monkeypatch.setattr("mri_edge.engines.onnxruntime.gpu_name", lambda: gpu)
+
+    def cache_of(model: Path) -> Path:
+        assert open_engine(model, provider="tensorrt").provider == TENSORRT
+        assert module.settings["trt_engine_cache_enable"] == "1"
+        return Path(module.settings["trt_engine_cache_path"])
+
+    first = cache_of(tiny_onnx)
+    assert first.is_dir()
+    assert first.parent == tmp_path / "cache" / "mri-edge" / "tensorrt"
+    assert gpu in first.name
+    assert "mri-edge warmup" in caplog.text  # it takes minutes, so it is not silent
+    caplog.clear()
+    (first / "graph_sm87.engine").touch()
+    assert cache_of(tiny_onnx) == first
+    assert caplog.text == ""
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(tiny_onnx.read_bytes() + b"\0")
+    gpu = "NVIDIA-H100-sm90"
+    assert len({first, cache_of(tiny_onnx), cache_of(changed)}) == 3
 
 
 class Driver:
