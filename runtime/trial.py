@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -25,6 +24,17 @@ from .manifest import TensorSpec
 
 # Python puts the current folder first in its path, where anything may lie: take it out before any import.
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mri_edge.trial import main; main()"
+# How a process dies of a library, by its exit code: minus the signal's number on POSIX, else NTSTATUS.
+_ILLEGAL = "illegal instruction: the library was built for a newer CPU"
+_CRASHED = "crashed: the library does not fit this system or driver"
+_DEATHS = {
+    -4: f"{_ILLEGAL} (SIGILL)",
+    -6: f"{_CRASHED} (SIGABRT)",
+    -9: "killed, most likely for want of memory (SIGKILL)",
+    -11: f"{_CRASHED} (SIGSEGV)",
+    0xC000001D: f"{_ILLEGAL} (STATUS_ILLEGAL_INSTRUCTION)",
+    0xC0000005: f"{_CRASHED} (STATUS_ACCESS_VIOLATION)",
+}
 _LEAST_RUNS = 3  # of a slow machine, however short the time
 
 
@@ -116,15 +126,11 @@ def noise(spec: TensorSpec, batch: int) -> Batch:
 
 
 def _last_words(code: int, errors: str) -> str:
-    if code >= 0:
-        return (errors.strip().splitlines() or [f"failed without a word, exit code {code}"])[-1]
-    name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
-    meaning = {
-        "SIGILL": "illegal instruction: the library was built for a newer CPU",
-        "SIGKILL": "killed, most likely for want of memory",
-        "SIGSEGV": "crashed: the library does not fit this system or driver",
-    }.get(name, "crashed")
-    return f"{meaning} ({name})"
+    if code in _DEATHS:
+        return _DEATHS[code]
+    if code < 0:
+        return f"killed by signal {-code}"
+    return (errors.strip().splitlines() or [f"failed without a word, exit code {code}"])[-1]
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ def test_a_trial_that_hangs_is_given_up(monkeypatch, tmp_path):
 
 
 def test_a_trial_imports_nothing_from_the_current_folder(monkeypatch, tmp_path):
-    for name in ("json", "signal", "numpy", "mri_edge"):
+    for name in ("json", "subprocess", "numpy", "mri_edge"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the current folder')")
     monkeypatch.chdir(tmp_path)
     assert attempt(Trial("fake"), time_limit=60).problem is None
