@@ -38,6 +38,26 @@ Examples:
     help="No bundle, but figures at --out of a cross-validation (recipe robust): a number of folds that keep "
     "near-duplicates together, or 'sources' to leave out one source at a time.",
 )
+@click.option(
+    "--exclude",
+    "excluded",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files, relative to --data ('no/*.gif'); or a text file with one a line. May be repeated.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(("reference", "stratified", "grouped")),
+    default="reference",
+    show_default=True,
+    help="Who tests; grouped divides no patient (--groups), else no near-duplicates.",
+)
+@click.option(
+    "--groups",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Patient of each file: columns file,group.",
+)
 @click.option("--resume", is_flag=True, help="Go on with a training that was cut off.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out.")
 def train(
@@ -50,6 +70,9 @@ def train(
     epochs: int | None,
     name: str,
     cv: str | None,
+    excluded: tuple[str, ...],
+    split: str,
+    groups: Path | None,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -85,7 +108,19 @@ def train(
     if recipe.name == "robust":
         trained = train_robust_bundle(data, out, recipe, name=name, overwrite=overwrite, **chosen)
     else:
-        trained = train_bundle(data, out, recipe, name=name, overwrite=overwrite, resume=resume, **chosen)
+        trained = train_bundle(
+            data,
+            out,
+            recipe,
+            name=name,
+            excluded=excluded,
+            split=split,
+            groups=groups,
+            overwrite=overwrite,
+            resume=resume,
+            say=lambda text: click.echo(text, err=True),
+            **chosen,
+        )
     called = decide(trained.probabilities, trained.labels.positive, trained.threshold)
     click.echo(report_text(trained.truth, called))
     for key, metric in trained.metrics.items():

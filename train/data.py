@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,10 @@ from mri_edge.cpu import available_cpus
 from mri_edge.errors import DataError, InputError
 from mri_edge.files import sha256_of
 from mri_edge.preprocess import Preprocessing
+from mri_edge.progress import track
 from numpy.typing import NDArray
+
+from . import duplicates
 
 # Folder names of the public brain-MRI sets, in lower case -> label index.
 KNOWN_LABELS = ("no tumour", "tumour")
@@ -40,20 +45,22 @@ class Scan:
     sha256: str
 
 
-def find_scans(data: Path, positive: str | None = None) -> tuple[list[Scan], Labels]:
+def find_scans(data: Path, positive: str | None = None, *, trained: Labels | None = None) -> tuple[list[Scan], Labels]:
     """List a folder of class folders, ``data/<class>/`` or ``data/<source>/<class>/``.
 
     The order is the reference's: by source, then by label, then by file name without regard to case.
     Folders named as in ``KNOWN_FOLDERS`` mean "no tumour" and "tumour"; with any other names
     the names are the labels, in alphabetical order, and ``positive`` says which is the positive one.
+    With ``trained``, the labels of a model that is there already, every folder must mean one of those.
 
     Raises
     ------
     DataError
-        No such folder, fewer than two classes, a class without images, or no known positive label.
+        No such folder, fewer than two classes, a class without images, or no known positive label; with
+        ``trained`` a folder that means none of its labels.
     """
     classes = _class_folders(data)
-    labels = _label_folders(classes, positive)
+    labels = _as_trained(classes, trained) if trained else _label_folders(classes, positive)
     index = {folder: labels.names.index(name) for name, folders in labels.folders.items() for folder in folders}
     found = []
     for relative, folder in classes.items():
@@ -70,8 +77,16 @@ def find_scans(data: Path, positive: str | None = None) -> tuple[list[Scan], Lab
     return scans, labels
 
 
-def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> NDArray[np.uint8]:
-    """Decode and resize all scans: uint8 (N, height, width, 3) RGB, on disk at ``store`` and mapped from there.
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
+
+    pixels: NDArray[np.uint8]
+    hashes: duplicates.Hashes
+
+
+def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> Decoded:
+    """Decode all scans; the pixels are on disk at ``store`` and mapped from there.
 
     Raises
     ------
@@ -80,19 +95,67 @@ def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> 
     """
     shape = (len(scans), preprocessing.height, preprocessing.width, 3)
     pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+    hashes = np.zeros((len(scans), duplicates.HASH_BITS), bool)
     unreadable: list[str] = []
 
     def fill(index: int) -> None:
         try:
-            pixels[index] = preprocessing.fit(images.load(scans[index].path))
+            picture = images.load(scans[index].path)
         except InputError as error:
-            unreadable.append(error.problem)
+            unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
+        else:
+            pixels[index] = preprocessing.fit(picture)
+            hashes[index] = duplicates.difference_hash(picture)
 
     with ThreadPoolExecutor(available_cpus()) as pool:
-        list(pool.map(fill, range(len(scans))))
+        for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
+            pass
     if unreadable:
-        raise DataError(f"{len(unreadable)} scans cannot be read: {'; '.join(sorted(unreadable))}")
-    return pixels
+        raise DataError(
+            f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
+            "Repair them, or leave them out with --exclude",
+        )
+    return Decoded(pixels, hashes)
+
+
+def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan], list[Scan]]:
+    """The scans to use and those to leave out: ``*`` patterns on ``Scan.file``, or text files with one a line.
+
+    Raises
+    ------
+    DataError
+        A pattern matches no scan: most likely it is misspelt.
+    """
+    left_out: set[str] = set()
+    for pattern in patterns:
+        listed = Path(pattern).read_text(encoding="utf-8").splitlines() if Path(pattern).is_file() else [pattern]
+        for one in filter(None, map(str.strip, listed)):
+            matched = {scan.file for scan in scans if fnmatchcase(scan.file, one)}
+            if not matched:
+                raise DataError(f"--exclude: no scan matches {one!r}", "Patterns are relative to --data: 'no/*.gif'")
+            left_out |= matched
+    return [scan for scan in scans if scan.file not in left_out], [scan for scan in scans if scan.file in left_out]
+
+
+def read_groups(path: Path, scans: Sequence[Scan]) -> list[str]:
+    """Group of each scan, by a CSV file with the columns ``file`` (relative to the data folder) and ``group``.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, lacks a column, or lacks a scan.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            group_of = {row["file"]: row["group"] for row in csv.DictReader(file)}
+    except KeyError as error:
+        raise DataError(f"{path}: no column {error}", "The first line must be: file,group") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot read ({error})", "Give a CSV file with the columns file,group") from error
+    missing = [scan.file for scan in scans if scan.file not in group_of]
+    if missing:
+        raise DataError(f"{path}: no group for {len(missing)} scans, {missing[0]!r} for one", "List every scan")
+    return [group_of[scan.file] for scan in scans]
 
 
 def _hash(path: Path) -> str:
@@ -126,6 +189,25 @@ def _class_folders(data: Path) -> dict[str, Path]:
             f"Fill or remove the folder; pictures end in {', '.join(images.SUFFIXES)}",
         )
     return classes
+
+
+def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
+    """Folders under the labels of a model: by the folders of its training, by label, by ``KNOWN_FOLDERS``."""
+    meaning = dict(KNOWN_FOLDERS) if trained.names == KNOWN_LABELS else {}
+    meaning |= {name.lower(): index for index, name in enumerate(trained.names)}
+    for index, name in enumerate(trained.names):
+        meaning |= {folder.lower(): index for folder in trained.folders.get(name, [])}
+    folders: dict[str, list[str]] = {name: [] for name in trained.names}
+    for name in sorted({folder.name for folder in classes.values()}, key=str.lower):
+        if name.lower() not in meaning:
+            raise DataError(
+                f"folder {name!r} means no label of the model. Labels: {', '.join(trained.names)}",
+                f"Give it one of these names: {', '.join(meaning)}",
+            )
+        folders[trained.names[meaning[name.lower()]]].append(name)
+    if not classes:
+        raise DataError("no class folder there", "Name with --data a folder that holds one folder a class")
+    return Labels(trained.names, trained.positive, folders)
 
 
 def _label_folders(classes: dict[str, Path], positive: str | None) -> Labels:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +26,13 @@ from . import augment
 from .framework import load_keras
 from .model import Network
 from .recipe import Recipe
+from .winograd import frozen_features
 
 # Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
 BACKBONE_BATCH = 32
 
 Features = NDArray[np.float32]
+Extractor = Callable[[NDArray[np.float32]], Features]
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,31 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures uint8 (N, H, W, 3) RGB, possibly mapped from disk, and their label indices (N,)."""
+    """Some of the pictures of a data set.
+
+    ``pixels`` are those of the whole set, uint8 (M, H, W, 3) RGB, mapped from disk so that it need not fit
+    into memory; ``rows`` (N,) say which, ``labels`` (N,) are the label indices of these.
+    """
 
     pixels: NDArray[np.uint8]
+    rows: NDArray[np.intp]
     labels: NDArray[np.intp]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
+
+    def take(self, indices: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
+        """Pixels of these images: uint8 (len(indices), H, W, 3)."""
+        return self.pixels[self.rows[indices]]
 
 
-def augmented(images: Images, indices: Sequence[int], recipe: Recipe, seed: int, epoch: int) -> NDArray[np.float32]:
+def augmented(images: Images, indices: NDArray[np.intp], recipe: Recipe, seed: int, epoch: int) -> NDArray[np.float32]:
     """Network input float32 (len(indices), H, W, 3) of these images, each with the transform of its epoch."""
-    height, width = images.pixels.shape[1:3]
-    batch = np.empty((len(indices), height, width, 3), np.float32)
+    pixels = images.take(indices)
+    batch = np.empty(pixels.shape, np.float32)
     for row, index in enumerate(indices):
         rng = np.random.default_rng([seed, epoch, index])
-        batch[row] = augment.apply(images.pixels[index], augment.draw(rng, recipe.augmentation, height, width))
+        batch[row] = augment.apply(pixels[row], augment.draw(rng, recipe.augmentation, *pixels.shape[1:3]))
     return recipe.preprocessing.normalise(batch)
 
 
@@ -70,13 +81,11 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def features_of(images: Images, recipe: Recipe, backbone: Any) -> Features:
+def features_of(images: Images, recipe: Recipe, extract: Extractor) -> Features:
     """Backbone features (N, h, w, 512) of images as they are."""
-    parts = [
-        backbone.predict_on_batch(recipe.preprocessing.normalise(images.pixels[start : start + BACKBONE_BATCH]))
-        for start in range(0, len(images), BACKBONE_BATCH)
-    ]
-    return np.concatenate(parts)
+    starts = range(0, len(images), BACKBONE_BATCH)
+    parts = (images.take(slice(start, start + BACKBONE_BATCH)) for start in starts)
+    return np.concatenate([extract(recipe.preprocessing.normalise(part)) for part in parts])
 
 
 def fit(
@@ -104,13 +113,14 @@ def fit(
     classes = head.output_shape[-1]
     targets = keras.utils.to_categorical(train.labels, classes)
     history = _restore(network, checkpoint) if checkpoint and checkpoint.is_file() else []
-    seen = features_of(validation, recipe, network.backbone)
+    extract = frozen_features(network.backbone)
+    seen = features_of(validation, recipe, extract)
     seen_targets = keras.utils.to_categorical(validation.labels, classes)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         seed_dropout(head, seed, epoch)
         sums = np.zeros(2)
         for indices, pictures in _ahead(train, recipe, seed, epoch):
-            features = network.backbone.predict_on_batch(pictures)
+            features = extract(pictures)
             for start in range(0, len(indices), recipe.batch):
                 batch = slice(start, start + recipe.batch)
                 head.reset_metrics()
@@ -145,7 +155,8 @@ def _ahead(
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
     """Batches for the backbone, each augmented by a thread while the one before is worked on."""
     order = epoch_order(len(train), seed, epoch)
-    parts = [order[start : start + BACKBONE_BATCH] for start in range(0, len(order), BACKBONE_BATCH)]
+    count = max(1, BACKBONE_BATCH // recipe.batch) * recipe.batch  # whole batches of the head
+    parts = [order[start : start + count] for start in range(0, len(order), count)]
     with ThreadPoolExecutor(1, thread_name_prefix="augment") as pool:
         following = pool.submit(augmented, train, parts[0], recipe, seed, epoch)
         for number, indices in enumerate(parts, 1):

@@ -5,6 +5,7 @@ The backend is what KERAS_BACKEND says, else TensorFlow.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ def load_keras() -> ModuleType:
         Keras or its backend is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     with _native_stderr_aside():
         try:
             import keras
@@ -32,6 +34,12 @@ def load_keras() -> ModuleType:
                 f"training needs Keras and its backend: {error}", "pip install 'mri-edge[train]'"
             ) from error
         return keras
+
+
+def accelerated() -> bool:
+    """Whether Keras computes on a GPU or another accelerator."""
+    keras = load_keras()
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 @contextmanager

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from mri_edge.bundle import check_free
 from mri_edge.errors import OutputError
 from mri_edge.manifest import Metric
-from mri_edge.split import Split
+from mri_edge.split import Split, fingerprint
 from numpy.typing import NDArray
 
+from . import duplicates
 from .backbone import build_backbone, load_weights
-from .data import Labels, decode, find_scans
+from .checks import check_roles, inspect, table
+from .data import Labels, decode, exclude, find_scans, read_groups
 from .fit import Epoch, Images, features_of, fit
 from .metrics import measure
 from .model import Network, build_network
+from .novelty import fit_novelty
 from .progress import training_progress
 from .recipe import Recipe
 from .record import write_bundle
-from .split import reference_split
+from .report import draw_report
+from .split import as_split, choose_test
+
+_MODEL_BYTES = 200_000_000  # the bundle, some 90 MB, and the checkpoint, 25 MB, old and new
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,25 @@ def train_bundle(
     seed: int,
     name: str = "vgg16",
     positive: str | None = None,
+    excluded: Sequence[str] = (),
+    groups: Path | None = None,
+    split: str = "reference",
     overwrite: bool = False,
     resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Train by ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
 
     Until it is done, its state lies in a folder beside ``out``, from which ``resume`` goes on.
+
+    Parameters
+    ----------
+    excluded, groups
+        As ``data.exclude`` and ``data.read_groups`` take them.
+    split
+        One of ``split.SPLITS``; ``"grouped"`` goes by ``groups``, else by near-duplicates.
+    say
+        Takes the table of findings in the data, before training.
 
     Raises
     ------
@@ -62,15 +81,29 @@ def train_bundle(
         The data, the backbone weights or the place for the result are unfit; all said before training.
     """
     check_free(out, overwrite=overwrite)
-    scans, labels = find_scans(data, positive)
-    split = reference_split(scans, test_share=recipe.test_share, seed=recipe.split_seed)
-    weights = load_weights(backbone_weights)
-    work = _work_folder(out, _identity(recipe, seed, split, weights.sha256), overwrite=overwrite, resume=resume)
-    pixels = decode(scans, recipe.preprocessing, work / "pixels.npy")
+    everyone, labels = find_scans(data, positive)
+    scans, left_out = exclude(everyone, excluded)
     truth = np.array([scan.label for scan in scans])
-    roles = np.array([image.role for image in split.images])
-    rows = {role: np.flatnonzero(roles == role) for role in ("train", "test")}
-    parts = {role: Images(pixels, chosen, truth[chosen]) for role, chosen in rows.items()}
+    patients = read_groups(groups, scans) if groups else None
+    weights = load_weights(backbone_weights)
+    facts = [repr(recipe), seed, split, patients, [scan.file for scan in left_out], weights.sha256]
+    facts += [(scan.file, scan.sha256, scan.label) for scan in scans]
+    work = _work_folder(out, fingerprint([json.dumps(facts)]), overwrite=overwrite, resume=resume)
+    _check_space(work, len(scans), recipe)
+    decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
+    findings = inspect(scans, decoded.hashes)
+    say(table(scans, findings))
+    chosen = choose_test(
+        split,
+        truth,
+        patients if patients else duplicates.groups(decoded.hashes),
+        test_share=recipe.test_share,
+        seed=recipe.split_seed,
+    )
+    record = as_split(scans, chosen, left_out)
+    check_roles(truth, chosen, labels.names)
+    rows = {"train": np.flatnonzero(~chosen), "test": np.flatnonzero(chosen)}
+    parts = {role: Images(decoded.pixels, some, truth[some]) for role, some in rows.items()}
 
     backbone = build_backbone(weights, recipe.preprocessing.height, recipe.preprocessing.width)
     network = build_network(backbone, recipe, len(labels.names), seed)
@@ -94,21 +127,33 @@ def train_bundle(
         recipe=recipe,
         seed=seed,
         labels=labels,
-        split=split,
+        split=record,
+        split_name=split if groups is None else f"{split} by {groups.name}",
         weights=weights,
         history=history,
         probabilities=probabilities,
         metrics=metrics,
+        documents={
+            "data.json": json.dumps([asdict(finding) for finding in findings], indent=1) + "\n",
+            **draw_report(network, parts["test"], probabilities, metrics, history, labels, recipe),
+        },
+        novelty=fit_novelty(backbone, decoded.pixels, rows["train"], np.empty(0, np.intp), recipe.preprocessing, seed),
         overwrite=overwrite,
     )
     shutil.rmtree(work, ignore_errors=True)
-    return Trained(network, labels, split, history, parts["test"].labels, probabilities, metrics)
+    return Trained(network, labels, record, history, parts["test"].labels, probabilities, metrics)
 
 
-def _identity(recipe: Recipe, seed: int, split: Split, weights_sha256: str) -> str:
-    """SHA-256 over all that decides the result: a checkpoint goes on only with the same."""
-    facts = [repr(recipe), seed, split.data_fingerprint, split.split_fingerprint, weights_sha256]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+def _check_space(work: Path, images: int, recipe: Recipe) -> None:
+    """Raise OutputError unless the disk holds the pixels, two checkpoints and the bundle."""
+    size = recipe.preprocessing
+    wanted = images * size.height * size.width * 3 + _MODEL_BYTES
+    free = shutil.disk_usage(work).free
+    if free < wanted:
+        raise OutputError(
+            f"{work.parent}: {free / 1e6:.0f} MB free, this training needs {wanted / 1e6:.0f} MB",
+            "Make room, or name an output folder on another disk",
+        )
 
 
 def _work_folder(out: Path, identity: str, *, overwrite: bool, resume: bool) -> Path:

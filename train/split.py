@@ -1,26 +1,56 @@
-"""Who trains and who tests: the reference's split, recorded as ``mri_edge.split.Split``."""
+"""Who trains and who tests: the reference's split and two better ones, recorded as ``mri_edge.split.Split``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mri_edge.split import Split, SplitImage
-from sklearn.model_selection import train_test_split
+import numpy as np
+from mri_edge.errors import DataError
+from mri_edge.split import Role, Split, SplitImage
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from .data import Scan
 
+SPLITS = ("reference", "stratified", "grouped")
+
+
+def choose_test(
+    split: str, labels: Sequence[int], groups: Sequence[object], *, test_share: float, seed: int
+) -> NDArray[np.bool_]:
+    """Which images are for the test: bool (N,).
+
+    ``reference``: scikit-learn's ``train_test_split`` over the images in their order. ``stratified``: the same
+    with the shares of the labels kept. ``grouped``: no group is divided, shares kept as near as that allows.
+
+    Raises
+    ------
+    DataError
+        Too few images or groups.
+    """
+    indices = np.arange(len(labels))
+    try:
+        if split == "grouped":
+            folds = StratifiedGroupKFold(round(1 / test_share), shuffle=True, random_state=seed)
+            _, test = next(folds.split(indices, labels, groups))
+        else:
+            keep = labels if split == "stratified" else None
+            _, test = train_test_split(indices, test_size=test_share, random_state=seed, stratify=keep)
+    except ValueError as error:
+        raise DataError(
+            f"{len(labels)} images cannot be split ({error})", "Add images, or choose another --split"
+        ) from error
+    return np.isin(indices, test)
+
+
+def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[Scan] = ()) -> Split:
+    """The split as it travels in the bundle: the scans in their order, then those that were left out."""
+    roles: list[Role] = ["test" if one else "train" for one in test]
+    roles += ["excluded"] * len(excluded)
+    everyone = zip([*scans, *excluded], roles, strict=True)
+    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in everyone))
+
 
 def reference_split(scans: Sequence[Scan], *, test_share: float, seed: int) -> Split:
-    """scikit-learn's ``train_test_split`` over the scans in their order, not stratified.
-
-    The order of the training images in the record is the order of the scans, not the shuffled one:
-    an epoch draws its own order.
-    """
-    _, test = train_test_split(range(len(scans)), test_size=test_share, random_state=seed)
-    chosen = set(test)
-    return Split(
-        tuple(
-            SplitImage(scan.file, scan.sha256, scan.label, "test" if index in chosen else "train")
-            for index, scan in enumerate(scans)
-        )
-    )
+    """The reference's split of these scans."""
+    return as_split(scans, choose_test("reference", [one.label for one in scans], [], test_share=test_share, seed=seed))

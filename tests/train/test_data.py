@@ -79,7 +79,7 @@ def test_missing_folder(tmp_path):
 def test_decode_equals_the_runtime_s_own(folders, tmp_path):
     scans, _ = find_scans(folders)
     preprocessing = Preprocessing(height=16, width=24)
-    pixels = decode(scans, preprocessing, tmp_path / "pixels.npy")
+    pixels = decode(scans, preprocessing, tmp_path / "pixels.npy").pixels
     assert pixels.shape == (30, 16, 24, 3)
     for row, scan in zip(pixels, scans, strict=True):
         np.testing.assert_array_equal(row, preprocessing.fit(images.load(scan.path)))

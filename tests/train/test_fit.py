@@ -1,3 +1,5 @@
+"""Fitting on cached features equals Keras' own fit, and repeats bit for bit with its seed."""
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 from mri_edge.train.backbone import build_backbone  # noqa: E402
 from mri_edge.train.fit import Images, augmented, epoch_order, fit, seed_dropout  # noqa: E402
 from mri_edge.train.model import build_network  # noqa: E402
+from mri_edge.train.winograd import frozen_features  # noqa: E402
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def pictures():
         labels = rng.integers(0, 2, count)
         pixels = rng.integers(0, 120, (count, 32, 32, 3), dtype=np.uint8)
         pixels[labels == 1, 8:24, 8:24] = 240
-        return Images(pixels, labels)
+        return Images(pixels, np.arange(count), labels)
 
     return some(22), some(9)
 
@@ -53,11 +56,14 @@ def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_reci
             verbose=0,
         ).history
         received = history[epoch - 1]
-        # Both sum the same float32 products in another order; 18 steps of Adam let 1e-7 grow to some 1e-5.
+        # Winograd's features differ by some 1e-5 of the largest, see its own test.
         for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert getattr(received, key) == pytest.approx(expected[key][0], abs=1e-4), (epoch, key)
     for one, other in zip(weights_of(ours), weights_of(plain), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        # Adam divides by the gradient's own size, so a weight whose gradient is all rounding moves by up to
+        # the learning rate, 1e-3, in either direction: a few such weights of 8,000 may differ by that much.
+        np.testing.assert_allclose(one, other, atol=2e-3)
+        assert np.mean(np.abs(one - other)) < 1e-5
 
 
 def test_same_seed_gives_same_weights_bit_for_bit_and_another_seed_others(network, small_recipe, pictures):
@@ -79,3 +85,12 @@ def test_whole_and_head_share_weights_and_optimiser(network, small_recipe, pictu
     np.testing.assert_allclose(one.whole.predict_on_batch(normalised), through_head, atol=1e-6)
     assert one.whole.optimizer is one.head.optimizer
     assert int(one.whole.optimizer.iterations) == small_recipe.epochs * -(-22 // small_recipe.batch)
+
+
+@pytest.mark.parametrize("count", [1, 16, 19])
+def test_fast_features_equal_the_backbone_s_own(count, small_weights):
+    backbone = build_backbone(small_weights, 64, 96)
+    pictures = np.random.default_rng(8).random((count, 64, 96, 3), dtype=np.float32)
+    expected = backbone.predict_on_batch(pictures)
+    # F(4 x 4, 3 x 3) in float32 loses some 4 bits of 24 in each of 9 layers; a wrong term would show as 1e-1.
+    np.testing.assert_allclose(frozen_features(backbone)(pictures), expected, atol=5e-5 * np.abs(expected).max())

@@ -1,0 +1,242 @@
+"""The training's report: pictures as PNG, and one page that holds them all and opens without a network.
+
+Where the data are the reference's (its recipe, its 51 test images), the reference's own figures stand beside.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from matplotlib.figure import Figure
+from mri_edge.manifest import Metric
+from mri_edge.prediction import NOTICE
+from numpy.typing import NDArray
+
+from . import reference
+from .data import Labels
+from .fit import Epoch, Images
+from .framework import load_keras
+from .metrics import details
+from .model import Network
+from .recipe import Recipe
+
+FOLDER = "report"
+_MAPS = 64  # channels shown of a layer
+_OURS, _THEIRS, _TRAINING = "#1f5fa8", "#d9822b", "#8aa4c0"
+
+
+def draw_report(
+    network: Network,
+    test: Images,
+    probabilities: NDArray[np.float32],
+    metrics: dict[str, Metric],
+    history: Sequence[Epoch],
+    labels: Labels,
+    recipe: Recipe,
+) -> dict[str, bytes | str]:
+    """All files of the report: path in the bundle -> content.
+
+    The activation maps are those of the first positive test image; they show the patient's slice, so a
+    bundle that is passed on should leave them out where the scan may not be passed on.
+    """
+    measured = details(test.labels, probabilities, labels.positive)
+    supports = np.bincount(test.labels, minlength=len(labels.names)).tolist()
+    beside = recipe.name == "reference" and supports == [row[3] for row in reference.REPORT.values()]
+    figures = {
+        "confusion-matrix.png": _confusion(np.array(measured["confusion_matrix"]), labels, beside=beside),
+        "roc.png": _roc(measured["roc"], metrics.get("auc"), beside=beside),
+        "accuracy.png": _curve(history, "accuracy", beside=beside),
+        "loss.png": _curve(history, "loss", beside=False),
+        "model.png": _diagram(network),
+    }
+    shown = int(np.argmax(test.labels == labels.positive))
+    maps = _activation_maps(network, recipe.preprocessing.normalise(test.take(np.array([shown]))))
+    pictures = {name: _png(figure) for name, figure in {**figures, **maps}.items()}
+    page = _page(pictures, list(figures), measured["report"], metrics, network, recipe, beside=beside)
+    return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": page}
+
+
+def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Figure:
+    panels = [("this model", matrix)]
+    if beside:
+        panels.append(("reference (from its recall)", np.array(reference.CONFUSION)))
+    figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
+    for axes, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        axes.imshow(values, cmap="Blues", vmin=0)
+        for (row, column), count in np.ndenumerate(values):
+            colour = "white" if count > values.max() / 2 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=16)
+        axes.set(title=title, xlabel="predicted", ylabel="true")
+        ticks = [f"{index}: {name}" for index, name in enumerate(labels.names)]
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_yticks(range(len(ticks)), ticks, rotation=90, va="center")
+    return figure
+
+
+def _roc(roc: dict[str, list[float]], auc: Metric | None, *, beside: bool) -> Figure:
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    label = f"AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]" if auc else None
+    axes.plot(roc["false_positive_rate"], roc["true_positive_rate"], color=_OURS, lw=2, label=label)
+    axes.plot([0, 1], [0, 1], ":", color="grey", label="chance")
+    if beside:
+        axes.plot([], [], " ", label=f"reference: AUC {reference.AUC:.2f}")
+    axes.set(title="ROC curve", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [one.number for one in history]
+    axes.plot(epochs, [getattr(one, quantity) for one in history], color=_TRAINING, label="training (augmented)")
+    axes.plot(epochs, [getattr(one, f"val_{quantity}") for one in history], color=_OURS, lw=2, label="validation")
+    if beside:
+        published = reference.VALIDATION_ACCURACY
+        axes.plot(range(1, len(published) + 1), published, "--", color=_THEIRS, label="validation, reference")
+    axes.set(title=quantity, xlabel="epoch", ylabel=quantity)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _diagram(network: Network) -> Figure:
+    """Boxes from input to output: each layer with its kind, its output's shape and its parameters."""
+    keras = load_keras()
+    inner = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
+    columns = [inner[:10], inner[10:], network.head.layers[1:]]
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 3), ylim=(-10.2, 0.9))
+    axes.axis("off")
+    axes.text(0.5, 0.5, f"input {network.whole.input_shape[1:]}", ha="center", va="center", weight="bold")
+    for column, layers in enumerate(columns):
+        colour = "#e8eef6" if column < 2 else "#fdeedd"
+        for row, layer in enumerate(layers):
+            shape = tuple(layer.output.shape[1:])
+            text = f"{layer.name}  ({type(layer).__name__})\n{shape}  {layer.count_params():,} parameters"
+            box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#777777"}
+            axes.text(column + 0.5, -row - 0.4, text, ha="center", va="center", fontsize=8.5, bbox=box)
+            above = (column + 0.5, -row + 0.25) if row or not column else None
+            if above:
+                arrow = {"arrowstyle": "->", "color": "#777777"}
+                axes.annotate("", (column + 0.5, -row - 0.12), above, arrowprops=arrow)
+        if column < 2:
+            target = (column + 1.12, -0.4)
+            start = (column + 0.92, -len(layers) + 0.6)
+            axes.annotate("", target, start, arrowprops={"arrowstyle": "->", "color": "#777777"})
+    axes.text(1, -10.1, "VGG16, frozen", ha="center", color="#555555")
+    axes.text(2.5, -10.1, "head, trained", ha="center", color="#555555")
+    return figure
+
+
+def _activation_maps(network: Network, picture: NDArray[np.float32]) -> dict[str, Figure]:
+    """The first channels of each convolution and pooling layer, each scaled to its own range."""
+    keras = load_keras()
+    layers = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
+    maps = keras.Model(network.backbone.input, [layer.output for layer in layers]).predict_on_batch(picture)
+    figures = {}
+    for number, (layer, values) in enumerate(zip(layers, maps, strict=True), 1):
+        channels = np.moveaxis(values[0], -1, 0)[:_MAPS]
+        side = int(np.ceil(np.sqrt(len(channels))))
+        low = channels.min(axis=(1, 2), keepdims=True)
+        span = np.maximum(channels.max(axis=(1, 2), keepdims=True) - low, 1e-12)
+        framed = np.pad((channels - low) / span, ((0, side * side - len(channels)), (0, 1), (0, 1)), constant_values=1)
+        height, width = framed.shape[1:]
+        sheet = framed.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, side * width)
+        figure = Figure(figsize=(5, 5.3), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(sheet, cmap="viridis", interpolation="nearest")
+        axes.set_title(
+            f"{layer.name}: {len(channels)} of {values.shape[-1]} channels, {values.shape[1]} x {values.shape[2]}"
+        )
+        axes.axis("off")
+        figures[f"activation-{number:02}-{layer.name}.png"] = figure
+    return figures
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd;
+text-align: right; } td:first-child, th:first-child { text-align: left; } img { max-width: 100%; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .5rem; }
+.note { color: #666; } pre { overflow-x: auto; font-size: 13px; line-height: 1.2; }
+"""
+
+
+def _page(
+    pictures: dict[str, bytes],
+    main: Sequence[str],
+    report: dict[str, dict[str, float]],
+    metrics: dict[str, Metric],
+    network: Network,
+    recipe: Recipe,
+    *,
+    beside: bool,
+) -> str:
+    published = {"accuracy": reference.ACCURACY, "auc": reference.AUC} if beside else {}
+    rows = [
+        (name, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}", str(one.images), _or_dash(published.get(name)))
+        for name, one in metrics.items()
+    ]
+    heads = ("figure", "value", "95% interval", "images", "reference")
+    parts = [f"<h1>Training report: recipe {escape(recipe.name)}</h1>", f"<p class=note>{NOTICE}</p>"]
+    parts += ["<h2>On the test images</h2>", _table(heads, rows), "<h2>Classification report</h2>"]
+    parts.append(_table(("class", "precision", "recall", "F1", "support"), _report_rows(report, beside=beside)))
+    parts += [_image(name, pictures[name]) for name in main]
+    parts += ["<h2>Model</h2>", f"<pre>{escape(_summary(network))}</pre>"]
+    if beside:
+        frozen, trainable, optimiser = reference.PARAMETERS
+        parts.append(f"<p>Reference: {frozen:,} frozen + {trainable:,} trainable; optimiser {optimiser:,}.</p>")
+    parts.append("<h2>Activation maps of one test image</h2><div class=maps>")
+    parts += [_image(name, content) for name, content in pictures.items() if name not in main]
+    head = f'<meta charset="utf-8"><title>Training report</title><style>{_STYLE}</style>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "</div></body></html>\n"
+    )
+
+
+def _report_rows(report: dict[str, dict[str, float]], *, beside: bool) -> list[tuple[str, ...]]:
+    rows = []
+    for name, row in report.items():
+        if not isinstance(row, dict):  # accuracy, which stands in the table above
+            continue
+        figures = (f"{row[key]:.2f}" for key in ("precision", "recall", "f1-score"))
+        rows.append((name, *figures, f"{row['support']:.0f}"))
+        for run, published in (("reference", reference.REPORT), ("reference, other run", reference.OTHER_RUN)):
+            if beside and name in published:
+                *values, support = published[name]
+                rows.append((f"{name} ({run})", *(f"{value:.2f}" for value in values), str(support)))
+    return rows
+
+
+def _summary(network: Network) -> str:
+    lines: list[str] = []
+    network.whole.summary(print_fn=lambda line, **_: lines.append(line))
+    return "\n".join(lines)
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(heads, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def _image(name: str, content: bytes) -> str:
+    return f'<p><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(content).decode()}"></p>'
