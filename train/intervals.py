@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 BOOTSTRAP = f"percentile bootstrap within each class, {RESAMPLES} resamples, seed 0 (Efron 1979)"
 BASIC_BOOTSTRAP = (
-    f"basic bootstrap within each class, {RESAMPLES} resamples, seed 0, widened to hold the value "
-    "(Davison and Hinkley 1997)"
+    f"basic bootstrap within each class, {RESAMPLES} resamples, seed 0 (Davison and Hinkley 1997); down to 0 where "
+    f"{RESAMPLES} draws of outcomes from the probabilities themselves are as large (Bröcker and Smith 2007)"
 )
 _AT_ONCE = 4_000_000  # weights in memory at a time: 32 MB
 
@@ -53,12 +53,26 @@ def percentile(value: float, resampled: NDArray[Any], images: int) -> Metric:
     return Metric(float(value), float(low), float(high), images, BOOTSTRAP)
 
 
-def basic(value: float, resampled: NDArray[Any], images: int) -> Metric:
+def basic(value: float, resampled: NDArray[Any], without: NDArray[Any], images: int) -> Metric:
     """For a figure, at least 0, that noise can only raise: the resamples mirrored at the value.
 
     A resample has the noise of the data and its own, and so lies above the value by about as much as
     the value lies above the truth (A. Davison, D. Hinkley, "Bootstrap Methods and their Application",
-    1997, 5.2). The interval is widened where needed so that it holds the value.
+    1997, 5.2). Close to 0 that is too little, so 0 belongs to the interval unless the value is above
+    97.5% of ``without``: the figure where the truth is 0 (J. Bröcker, L. Smith, "Increasing the
+    reliability of reliability diagrams", Weather and Forecasting 22, 2007). The value itself always belongs to it.
     """
     low, high = 2 * value - np.quantile(resampled, (0.975, 0.025))
+    if value <= np.quantile(without, 0.975):
+        low = 0.0
     return Metric(float(value), max(0.0, min(float(low), value)), max(float(high), value), images, BASIC_BOOTSTRAP)
+
+
+def draw_outcomes(
+    figure: Callable[[NDArray[np.bool_]], NDArray[np.float64]], probability: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
+    """A figure (RESAMPLES,) were each probability (N,) right; ``figure`` takes outcomes drawn so, bool (R, N)."""
+    rng = np.random.default_rng(0)
+    rows = max(1, _AT_ONCE // len(probability))
+    counts = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    return np.concatenate([figure(rng.random((count, len(probability))) < probability) for count in counts])

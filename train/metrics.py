@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 from sklearn.metrics import classification_report, confusion_matrix, roc_curve
 
-from .intervals import Figures, Weights, basic, bootstrap, percentile
+from .intervals import Figures, Weights, basic, bootstrap, draw_outcomes, percentile
 
 WILSON = "Wilson score interval (Wilson 1927)"
 BINS = 10  # of the calibration error and the reliability plot
@@ -95,7 +95,11 @@ def measure(
     for name in ("f1", "brier"):
         if name in values:
             metrics[name] = percentile(values[name], resampled[name], len(truth))
-    metrics["calibration_error"] = basic(values["calibration_error"], resampled["calibration_error"], len(truth))
+    distance = _distance(score)
+    calibrated = draw_outcomes(lambda outcomes: distance(score - outcomes), score)
+    metrics["calibration_error"] = basic(
+        values["calibration_error"], resampled["calibration_error"], calibrated, len(truth)
+    )
     return metrics
 
 
@@ -136,17 +140,11 @@ def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
 def _figures(ill: Flags, called: Flags, score: Scores) -> Callable[[Weights], Figures]:
     """AUC, F1, Brier score and calibration error as functions of how often each image counts."""
     error = score - ill
-    order = np.argsort(score, kind="stable")
-    first_of_bin = np.unique(bins_of(score)[order], return_index=True)[1]
+    distance = _distance(score)
     area = _area(ill, score) if 0 < np.count_nonzero(ill) < len(ill) else None
 
     def figures(weights: Weights) -> Figures:
-        total = weights.sum(axis=1)
-        found = {
-            "brier": weights @ error**2 / total,
-            "calibration_error": np.abs(np.add.reduceat((weights * error)[:, order], first_of_bin, axis=1)).sum(axis=1)
-            / total,
-        }
+        found = {"brier": weights @ error**2 / len(score), "calibration_error": distance(weights * error)}
         if area:
             found["auc"] = area(weights)
         if ill.any():
@@ -155,6 +153,17 @@ def _figures(ill: Flags, called: Flags, score: Scores) -> Callable[[Weights], Fi
         return found
 
     return figures
+
+
+def _distance(score: Scores) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Expected calibration error as a function of weighted errors (R, N): the sums over each bin, without signs."""
+    order = np.argsort(score, kind="stable")
+    first_of_bin = np.unique(bins_of(score)[order], return_index=True)[1]
+
+    def distance(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.abs(np.add.reduceat(errors[:, order], first_of_bin, axis=1)).sum(axis=1) / len(score))
+
+    return distance
 
 
 def _area(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:

@@ -1,0 +1,326 @@
+"""Evaluation: figures against scikit-learn and by hand, intervals, which images are scored, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.errors import DataError, EngineUnavailable, UsageError
+from mri_edge.files import sha256_of
+from mri_edge.split import SPLIT, Split, SplitImage
+from PIL import Image
+
+metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
+pytest.importorskip("matplotlib", reason="needs the extra 'train'")
+
+from mri_edge.train.evaluate import evaluate  # noqa: E402
+from mri_edge.train.metrics import bins_of, measure, reliability, share  # noqa: E402
+
+
+def two_columns(score: np.ndarray) -> np.ndarray:
+    return np.stack([1 - score, score], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Eight pictures of noise in each of ``no`` and ``yes``."""
+    rng = np.random.default_rng(9)
+    for name in ("no", "yes"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for index in range(8):
+            Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return tmp_path / "data"
+
+
+def record_split(bundle: Path, data: Path, test: set[str], role: str = "train") -> None:
+    """Write a split record into ``bundle``: the files in ``test`` test, the others of ``data`` have ``role``."""
+    images = tuple(
+        SplitImage(
+            path.relative_to(data).as_posix(),
+            sha256_of(path),
+            int(path.parent.name == "yes"),
+            "test" if path.relative_to(data).as_posix() in test else role,
+        )
+        for path in sorted(data.rglob("*.png"))
+    )
+    with Bundle.open(bundle).rewriting() as writer:
+        writer.add_document(SPLIT, Split(images).to_json())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_figures_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, 200)
+    score = np.clip(rng.normal(0.4 + 0.2 * truth, 0.2), 0, 1).round(2)  # rounded: ties happen
+    found = measure(truth, two_columns(score), 1, 0.45)
+    score = two_columns(score)[:, 1].astype(float)
+    called = (score >= np.float32(0.45)).astype(int)
+    expected = {
+        "accuracy": metrics_of_sklearn.accuracy_score(truth, called),
+        "auc": metrics_of_sklearn.roc_auc_score(truth, score),
+        "sensitivity": metrics_of_sklearn.recall_score(truth, called),
+        "specificity": metrics_of_sklearn.recall_score(truth, called, pos_label=0),
+        "precision": metrics_of_sklearn.precision_score(truth, called),
+        "f1": metrics_of_sklearn.f1_score(truth, called),
+        "brier": metrics_of_sklearn.brier_score_loss(truth, score),
+    }
+    assert set(found) == {*expected, "calibration_error"}
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, abs=1e-9), name  # the same sums in another order
+    for metric in found.values():
+        assert metric.low <= metric.value <= metric.high
+        assert metric.low < metric.high
+
+
+def test_calibration_error_by_hand():
+    # Twenty images, two a bin: in each bin the mean probability is 0.1 below the share of positives, 0 or 1/2 or 1.
+    truth = np.array([0, 1] * 10)
+    score = np.linspace(0.05, 0.95, 10).repeat(2)
+    expected = np.abs(np.linspace(0.05, 0.95, 10) - 0.5).mean()
+    found = measure(truth, two_columns(score), 1)["calibration_error"]
+    assert found.value == pytest.approx(expected, abs=1e-7)  # probabilities are float32
+    assert [one["share"] for one in reliability(truth == 1, score)] == [0.5] * 10
+
+
+def test_bins_are_equal_in_count_and_divide_no_tie():
+    assert np.bincount(bins_of(np.random.default_rng(0).random(1000))).tolist() == [100] * 10
+    tied = bins_of(np.array([0.2] * 7 + [0.9] * 13))
+    assert len(set(tied[:7])) == len(set(tied[7:])) == 1
+    assert tied[0] < tied[-1]
+
+
+def test_wilson_interval_is_the_published_one():
+    # R. G. Newcombe, Statistics in Medicine 17, 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (hits, total), (low, high) in published.items():
+        found = share(hits, total)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)  # printed with four digits
+
+
+def test_auc_interval_agrees_with_hanley_and_mcneil():
+    rng = np.random.default_rng(3)
+    truth = np.arange(400) % 2
+    score = 1 / (1 + np.exp(-rng.normal(1.5 * truth - 0.75)))
+    found = measure(truth, two_columns(score), 1)["auc"]
+    area, n = found.value, 200
+    # J. A. Hanley, B. J. McNeil, Radiology 143, 1982: standard error of an area.
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    error = np.sqrt((area * (1 - area) + (n - 1) * (one - area**2) + (n - 1) * (two - area**2)) / n**2)
+    # Their formula takes exponential scores; for normal ones it is a few percent off.
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_calibration_error_of_a_calibrated_model_may_be_nothing():
+    """Noise alone makes the value positive: the interval has to reach down to the truth, which is 0."""
+    reached = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        score = rng.random(150)
+        found = measure((rng.random(150) < score).astype(int), two_columns(score), 1)["calibration_error"]
+        assert found.value > 0
+        reached += found.low == 0
+    assert reached >= 17  # of 20 intervals at 95%, 17 or more hold the truth in 98% of such series
+
+
+def test_what_images_cannot_tell_is_left_out():
+    score = np.array([0.2, 0.3, 0.1, 0.4])
+    found = measure(np.zeros(4, int), two_columns(score), 1)
+    assert set(found) == {"accuracy", "specificity", "brier", "calibration_error"}
+
+
+def test_swapped_folders_give_the_mirrored_result(tiny_bundle, data):
+    bundle = Bundle.open(tiny_bundle)
+    before = evaluate(bundle, data)
+    (data / "no").rename(data / "held")
+    (data / "yes").rename(data / "no")
+    (data / "held").rename(data / "yes")
+    after = evaluate(bundle, data)
+    for name in ("accuracy", "auc"):
+        assert after["metrics"][name]["value"] == pytest.approx(1 - before["metrics"][name]["value"])
+    assert after["metrics"]["sensitivity"]["value"] == pytest.approx(1 - before["metrics"]["specificity"]["value"])
+    assert after["confusion_matrix"] == before["confusion_matrix"][::-1]
+    assert after["mistakes"] == 16 - before["mistakes"]
+
+
+def test_the_manifests_threshold_decides(tiny_bundle, data):
+    bundle = Bundle.open(tiny_bundle)
+    scores = sorted(one["probabilities"][1] for one in evaluate(bundle, data)["predictions"])
+    strict = replace(bundle, manifest=replace(bundle.manifest, threshold=float(np.mean(scores[-4:-2]))))
+    assert sum(one["called"] for one in evaluate(strict, data)["predictions"]) == 3
+
+
+def test_only_test_images_of_the_training_folder_are_scored(tiny_bundle, data):
+    test = {"no/0.png", "no/1.png", "yes/3.png"}
+    record_split(tiny_bundle, data, test)
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    assert {one["file"] for one in record["predictions"]} == test
+    assert record["data"]["left_out"] == {"train": 13}
+    assert record["warnings"] == []
+
+
+def test_test_images_are_known_under_other_names(tiny_bundle, data):
+    record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
+    (data / "no" / "0.png").rename(data / "no" / "renamed.png")
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    assert {one["file"] for one in record["predictions"]} == {"no/renamed.png", "yes/3.png"}
+
+
+def test_a_test_image_that_was_trained_on_as_well_is_told(tiny_bundle, data):
+    shutil.copy(data / "no" / "0.png", data / "no" / "copy.png")
+    record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    assert {one["file"] for one in record["predictions"]} == {"no/0.png", "yes/3.png"}
+    assert record["warnings"] == ["1 of the test images are byte for byte among the training images as well."]
+
+
+def test_training_images_among_others_are_left_out(tiny_bundle, data, tmp_path):
+    used = tmp_path / "used"
+    for file in ("no/2.png", "yes/5.png"):
+        (used / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / file, used / file)
+    record_split(tiny_bundle, used, set())
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    files = {one["file"] for one in record["predictions"]}
+    assert len(files) == 14
+    assert not files & {"no/2.png", "yes/5.png"}
+    assert record["data"]["left_out"] == {"train": 2}
+
+
+def test_training_images_are_refused_unless_said(tiny_bundle, data):
+    record_split(tiny_bundle, data, set())
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(DataError, match="train 16"):
+        evaluate(bundle, data)
+    with pytest.raises(DataError, match="no test images"):
+        evaluate(bundle, data, role="test")
+    record = evaluate(bundle, data, role="all")
+    assert record["data"]["images"] == 16
+    assert "16 OF THESE 16 IMAGES WERE IN TRAINING" in record["warnings"][0]
+
+
+def test_folders_must_mean_labels_of_the_model(tiny_bundle, data):
+    (data / "yes").rename(data / "perhaps")
+    with pytest.raises(DataError, match="'perhaps' means no label of the model"):
+        evaluate(Bundle.open(tiny_bundle), data)
+
+
+def test_one_class_alone_can_be_scored(tiny_bundle, data):
+    shutil.rmtree(data / "no")
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    assert record["roc"] is None
+    assert set(record["metrics"]) & {"auc", "specificity"} == set()
+    assert record["data"]["by_label"] == [0, 8]
+
+
+def test_unreadable_scan_is_reported_and_the_others_are_scored(tiny_bundle, data, tmp_path, capfd):
+    (data / "no" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    out = tmp_path / "report"
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--json", "--out", str(out)]) == 1
+    printed, said = capfd.readouterr()
+    record = json.loads(printed)
+    assert record["data"]["images"] == 16
+    assert [one["file"] for one in record["unreadable"]] == ["no/broken.png"]
+    assert "broken.png: damaged picture" in said
+    assert "broken.png" in (out / "evaluation.html").read_text()
+
+
+def test_record_goes_round_and_the_page_needs_no_network(tiny_bundle, data, tmp_path, capfd):
+    out = tmp_path / "report"
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--json", "--out", str(out)]) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert json.loads((out / "evaluation.json").read_text()) == record
+    page = (out / "evaluation.html").read_text()
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", page)
+    assert len(sources) == 2
+    assert all(one.startswith("data:image/svg+xml;base64,") for one in sources)
+    assert "http" not in re.sub(r"base64,[\w+/=]*", "", page)
+    for one in record["worst"]:
+        assert one["file"] in page
+    assert f"{record['metrics']['auc']['value']:.4f}" in page
+
+
+def test_worst_mistakes_come_first(tiny_bundle, data):
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    wrong = [one for one in record["predictions"] if one["called"] != one["label"]]
+    assert record["mistakes"] == len(wrong) > 1
+    given = [one["probabilities"][one["label"]] for one in record["worst"]]
+    assert given == sorted(one["probabilities"][one["label"]] for one in wrong)[: len(given)]
+
+
+def test_tables_name_every_figure(tiny_bundle, data, capfd):
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data)]) == 0
+    printed, said = capfd.readouterr()
+    for word in ("accuracy", "AUC", "Brier score", "calibration error", "By folder", "Confusion matrix"):
+        assert word in printed
+    assert "no split record" in said
+
+
+def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):
+    from mri_edge.train import evaluate_command
+
+    monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None if name == "matplotlib" else object())
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data)]) == 2
+    assert capfd.readouterr().err == (
+        "mri-edge: error: evaluation needs packages that are not installed: matplotlib. pip install 'mri-edge[train]'\n"
+    )
+
+
+def test_out_that_is_a_file_is_said_before_the_work(tiny_bundle, data, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--out", str(tmp_path / "file")]) == 2
+    assert "file: cannot make the folder" in capfd.readouterr().err
+
+
+def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
+    keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((128, 128, 3)),
+            keras.layers.AveragePooling2D(16),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    with Bundle.open(tiny_bundle).rewriting() as writer:
+        model.save(writer.path("model.keras"))
+        onnx = writer.manifest.artefacts[0]
+        writer.add_artefact(replace(onnx, file="model.keras", format="keras"))
+    bundle = Bundle.open(tiny_bundle)
+    record = evaluate(bundle, data, artefact="model.keras")
+    assert (record["engine"], record["artefact"]) == ("keras", "model.keras")
+    pixels = bundle.manifest.preprocessing.fit(np.asarray(Image.open(data / record["predictions"][0]["file"])))
+    expected = model.predict_on_batch(bundle.manifest.preprocessing.normalise(pixels[None]))[0]
+    # A batch of one and a batch of eight sum in another order.
+    np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)
+    with pytest.raises(UsageError, match="chooses its device"):
+        evaluate(bundle, data, artefact="model.keras", provider="cuda")
+    with pytest.raises((UsageError, EngineUnavailable), match="litert"):
+        evaluate(bundle, data, artefact="model.keras", engine="litert")
+
+
+@pytest.mark.data
+def test_embedded_model_is_as_good_as_its_manifest_says(scans):
+    bundle = Bundle.open()
+    record = evaluate(bundle, scans / "navoneel")
+    assert record["data"]["images"] == bundle.manifest.training.test_images
+    # Made by the float model; int8 may flip as many labels as parity found, and on another CPU one more.
+    parity = bundle.artefact(record["artefact"]).parity
+    flips = (parity.flips if parity else 0) + 1
+    for name in ("accuracy", "sensitivity", "specificity"):
+        written, found = bundle.manifest.metrics[name], record["metrics"][name]
+        assert found["images"] == written.images
+        assert abs(found["value"] - written.value) * written.images <= flips + 1e-9, name

@@ -1,0 +1,107 @@
+"""``mri-edge evaluate``: how good a bundle's artefact is on labelled scans."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from mri_edge.bundle import DEFAULT_MODEL, Bundle
+from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
+from mri_edge.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from .evaluate import Role
+
+_NEEDED = ("sklearn", "scipy", "matplotlib")
+_WIDE = 120  # columns where no terminal says how many
+
+_EPILOG = """\b
+Examples:
+  mri-edge evaluate bundle/ --data scans/
+  mri-edge evaluate bundle/ --artefact model.int8.tflite --data elsewhere/ --out report/
+  mri-edge evaluate --data scans/ --json > evaluation.json
+
+\b
+Which images are scored (compared by SHA-256 with the bundle's split record):
+  the folder that training used   its test images
+  other images                    all but those that were in training
+  --role all                      every image, which the report says
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument(
+    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder of pictures a class."
+)
+@click.option("--role", type=click.Choice(["test", "all"]), help="Which images; without it, see below.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.html.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
+@ARTEFACT
+@ENGINE
+@PROVIDER
+@THREADS
+@VERBOSE
+def evaluate(
+    model: str,
+    data: Path,
+    role: Role | None,
+    out: Path | None,
+    as_json: bool,
+    **where: Any,
+) -> int:
+    """Score a model on labelled scans: figures with intervals, mistakes by file.
+
+    At the threshold of its manifest. Any artefact in any engine; model.keras runs in Keras, which
+    the others do not need. A scan that cannot be read is reported, the others are scored, and the
+    exit code is 1. Without BUNDLE: the embedded model.
+
+    Research use only: not a medical device.
+    """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise UsageError(
+            f"evaluation needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[train]'"
+        )
+    import json
+
+    from mri_edge.progress import track
+
+    from .evaluate import evaluate as score
+
+    bundle = Bundle.open(model)
+    if out is not None:
+        _make(out)  # before the work, not after it
+    record = score(bundle, data, role=role, track=track, **where)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if out is not None:
+        from mri_edge.files import write_whole
+
+        from .evaluation_report import evaluation_page
+
+        write_whole(out / "evaluation.json", text)
+        write_whole(out / "evaluation.html", evaluation_page(record))
+    for one in record["unreadable"]:
+        click.echo(f"mri-edge: {one['error']}", err=True)
+    for warning in record["warnings"]:
+        click.echo(f"mri-edge: warning: {warning}", err=True)
+    if as_json:
+        click.echo(text, nl=False)
+    else:
+        from rich.console import Console
+
+        from .evaluation_report import print_evaluation
+
+        console = Console()
+        print_evaluation(record, console if console.is_terminal else Console(width=_WIDE))
+    return 1 if record["unreadable"] else 0
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot make the folder ({error.strerror})", "Name another output folder") from error

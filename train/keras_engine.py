@@ -1,0 +1,73 @@
+"""``model.keras`` behind the contract of the engines, for evaluation; what ships runs in engines without Keras."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mri_edge.cpu import available_cpus
+from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, nothing
+from mri_edge.errors import BundleError, EngineUnavailable, UsageError
+from mri_edge.manifest import Manifest, TensorSpec
+
+from .framework import load_keras
+
+NAME = "keras"
+SUFFIX = ".keras"
+
+
+class KerasEngine:
+    """A Keras model that takes uint8 pixels like every engine: the manifest's normalisation runs before it."""
+
+    def __init__(self, model: Any, manifest: Manifest, provider: str) -> None:
+        prepared = manifest.preprocessing
+        self.name = NAME
+        self.provider = provider
+        self.threads = available_cpus()
+        self.input = TensorSpec("pixels", "uint8", (None, prepared.height, prepared.width, 3))
+        self.outputs = (TensorSpec("probabilities", "float32", (None, len(manifest.labels))),)
+        self._model = model
+        self._preprocessing = prepared
+
+    def run(self, batch: Batch) -> Probabilities:
+        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); a model of one sigmoid gives two columns."""
+        check_batch(batch, self.input)
+        if len(batch) == 0:
+            return nothing(self.outputs)[self.outputs[0].name]
+        answer = np.asarray(self._model.predict_on_batch(self._preprocessing.normalise(batch)), np.float32)
+        return np.hstack([1 - answer, answer]) if answer.shape[1] == 1 else answer
+
+    def run_all(self, batch: Batch) -> Outputs:
+        """The probabilities by their name."""
+        return {self.outputs[0].name: self.run(batch)}
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._model = None
+
+
+def open_keras(path: Path, manifest: Manifest, *, provider: str = "auto", threads: int | None = None) -> KerasEngine:
+    """Open a ``.keras`` file in safe mode: no code of the file is run.
+
+    Raises
+    ------
+    UsageError
+        A provider or a number of threads was asked for: Keras chooses its own.
+    EngineUnavailable
+        Keras or its backend is not installed.
+    BundleError
+        Keras cannot open the file.
+    """
+    if provider != "auto" or threads is not None:
+        raise UsageError(f"{path.name} runs in Keras, which chooses its device and threads itself", "Leave them open")
+    try:
+        keras = load_keras()
+    except UsageError as error:
+        raise EngineUnavailable(f"{path.name} needs Keras: {error.problem}", error.hint) from error
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises ValueError, TypeError, KeyError, zipfile's and h5py's errors
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BundleError(f"{path}: Keras cannot open it ({reason})", "Train the model again") from error
+    return KerasEngine(model, manifest, keras.distribution.list_devices()[0].partition(":")[0])
