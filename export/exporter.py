@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -132,8 +133,11 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
     pixels = np.concatenate(list(read_batches([path for path, _ in located], manifest.preprocessing)))
     calibrator = _calibrator(source, settings) if any(one.CALIBRATED for one in formats) else None
     step("asking the Keras model")
+    judges = source.split.of("test")
+    tensors = (hashlib.sha256(one.tobytes()).hexdigest() for one in pixels)
     images = Judges(
-        tuple(one.file for one in source.split.of("test")),
+        tuple(one.file for one in judges),
+        tuple({"file": one.sha256, "tensor": tensor} for one, tensor in zip(judges, tensors, strict=True)),
         np.array([label for _, label in located], np.intp),
         models.answers(source.model, _pieces(pixels), manifest.preprocessing),
     )

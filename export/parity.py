@@ -46,9 +46,16 @@ DEFAULT_GATES: dict[Precision, Gate] = {
 
 @dataclass(frozen=True)
 class Judges:
-    """The images of a comparison: names, labels (N,), and the Keras model's probabilities (N, classes)."""
+    """The test images of a comparison.
+
+    ``stages`` holds SHA-256 of each stage before the model, image by image: ``file`` (its bytes) and
+    ``tensor`` (the pixels that the model takes). Another device that finds the same two has the same
+    input, so that the first stage that differs can be named. ``labels`` is (N,), ``reference`` the Keras
+    model's probabilities (N, classes).
+    """
 
     files: tuple[str, ...]
+    stages: tuple[dict[str, str], ...]
     labels: NDArray[np.intp]
     reference: Probabilities
 
@@ -192,7 +199,7 @@ def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, .
 
 
 def _first_difference(comparison: Comparison) -> str | None:
-    """The first stage at which the artefact leaves its precision's bounds; files, pixels and tensors are shared."""
+    """The first stage that differs by more than rounding: ``logits``, ``label`` or None; the input is the same."""
     limit = DEFAULT_GATES["float32"].max_difference or 0.0
     if comparison.max_difference > limit:
         return "logits"
@@ -230,8 +237,15 @@ def document(
         "threshold": manifest.threshold,
         "reference_accuracy": asdict(proportion(int(right.sum()), len(right))),
         "images": [
-            {"file": file, "label": manifest.labels[label], "probabilities": [float(value) for value in row]}
-            for file, label, row in zip(images.files, images.labels, images.reference, strict=True)
+            {
+                "file": file,
+                "sha256": stages,
+                "label": manifest.labels[label],
+                "probabilities": [float(value) for value in row],
+            }
+            for file, stages, label, row in zip(
+                images.files, images.stages, images.labels, images.reference, strict=True
+            )
         ],
         "artefacts": comparisons,
     }

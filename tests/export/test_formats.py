@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_manifest_keeps_to_its_schema_and_lists_every_artefact(exported):
             assert one.parity.images == 60
         if one.format == "onnx":
             assert one.made_with["opset"] == 17
+
+
+def test_parity_report_names_every_stage_by_its_hash(exported, split, reference):
+    pixels, _ = reference
+    images = json.loads((exported.folder / "parity.json").read_text())["images"]
+    for image, recorded, tensor in zip(images, split.of("test"), pixels, strict=True):
+        assert image["sha256"] == {"file": recorded.sha256, "tensor": hashlib.sha256(tensor.tobytes()).hexdigest()}
 
 
 def test_parity_report_holds_what_the_page_shows(exported):

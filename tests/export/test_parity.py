@@ -52,7 +52,7 @@ def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0)
     labels = np.ones(images, np.intp)
     labels[accuracy_lost:flips] = 0
     files = tuple(f"{index}.png" for index in range(images))
-    shown = Judges(files, labels, reference)
+    shown = Judges(files, ({},) * images, labels, reference)
     return compare(answer, shown, manifest, gate, engine="fake", provider="none", threads=1)
 
 

@@ -1,0 +1,41 @@
+"""The reference network at its full size: how small its artefacts are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mri_edge.preprocess import Preprocessing
+from PIL import Image
+
+
+@pytest.mark.slow
+def test_sizes_beside_float(tmp_path):
+    import keras
+    from mri_edge.export.calibrate import Calibrator, record
+    from mri_edge.export.device_graph import device_graph
+    from mri_edge.export.formats import format_file, format_names
+    from mri_edge.export.job import Job
+    from mri_edge.export.quiet import quiet
+
+    keras.utils.set_random_seed(0)  # weights do not matter for sizes
+    entry = keras.Input((128, 128, 3))
+    body = keras.applications.VGG16(weights=None, include_top=False, input_shape=(128, 128, 3))(entry)
+    hidden = keras.layers.Dense(256, activation="relu")(keras.layers.Flatten()(body))
+    model = keras.Model(entry, keras.layers.Dense(2, activation="softmax")(hidden))
+    assert model.count_params() == 14_714_688 + 2_097_922
+
+    picture = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(picture)
+    preprocessing = Preprocessing(channel_order="BGR")
+    with quiet():
+        job = Job(
+            device_graph(model, preprocessing),
+            1,
+            Calibrator((picture,), preprocessing, record([picture], "minmax", 0)),
+        )
+        sizes = {name: len(format_file(name).convert(job)[0]) for name in format_names()}
+    for kind in ("onnx", "tflite"):
+        assert sizes[f"{kind}-int8"] <= 0.26 * sizes[kind]
+        assert sizes[f"{kind}-fp16"] <= 0.51 * sizes[kind]
+    assert sizes["tflite-dynamic"] <= 0.26 * sizes["tflite"]
+    assert sizes["onnx-int8"] <= 17.5e6  # what the package may carry
