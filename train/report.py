@@ -94,11 +94,11 @@ def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [one.number for one in history]
-    axes.plot(epochs, [getattr(one, quantity) for one in history], color=_TRAINING, label="training (augmented)")
-    axes.plot(epochs, [getattr(one, f"val_{quantity}") for one in history], color=_OURS, lw=2, label="validation")
+    axes.plot(epochs, [getattr(one, quantity) for one in history], ".-", color=_TRAINING, label="training (augmented)")
+    axes.plot(epochs, [getattr(one, f"val_{quantity}") for one in history], ".-", color=_OURS, lw=2, label="validation")
     if beside:
         published = reference.VALIDATION_ACCURACY
-        axes.plot(range(1, len(published) + 1), published, "--", color=_THEIRS, label="validation, reference")
+        axes.plot(range(1, len(published) + 1), published, ".--", color=_THEIRS, label="validation, reference")
     axes.set(title=quantity, xlabel="epoch", ylabel=quantity)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -146,7 +146,9 @@ def _activation_maps(network: Network, picture: NDArray[np.float32]) -> dict[str
         side = int(np.ceil(np.sqrt(len(channels))))
         low = channels.min(axis=(1, 2), keepdims=True)
         span = np.maximum(channels.max(axis=(1, 2), keepdims=True) - low, 1e-12)
-        framed = np.pad((channels - low) / span, ((0, side * side - len(channels)), (0, 1), (0, 1)), constant_values=1)
+        framed = np.pad(
+            (channels - low) / span, ((0, side * side - len(channels)), (0, 1), (0, 1)), constant_values=np.nan
+        )
         height, width = framed.shape[1:]
         sheet = framed.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, side * width)
         figure = Figure(figsize=(5, 5.3), layout="constrained")

@@ -1,0 +1,19 @@
+"""Trains the small recipe in a process of its own: data, out, weights, epochs, and ``resume`` or nothing."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from mri_edge.preprocess import Preprocessing
+from mri_edge.train.recipe import REFERENCE
+from mri_edge.train.run import train_bundle
+
+data, out, weights, epochs = sys.argv[1:5]
+recipe = dataclasses.replace(
+    REFERENCE,
+    preprocessing=Preprocessing(height=32, width=32, channel_order="BGR"),
+    hidden=16,
+    batch=4,
+    epochs=int(epochs),
+)
+train_bundle(Path(data), Path(out), recipe, backbone_weights=weights, seed=3, resume="resume" in sys.argv)

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from mri_edge.errors import DataError
+from PIL import Image
+
+pytest.importorskip("sklearn", reason="needs the extra 'train'")
+
+from mri_edge.preprocess import Preprocessing
+from mri_edge.train.checks import check_roles, inspect, table
+from mri_edge.train.data import decode, exclude, find_scans, read_groups
+from mri_edge.train.split import choose_test
+
+
+@pytest.fixture
+def flawed(folders):
+    """``folders`` with a copy, a resized copy under the other label, and a picture of its own."""
+    (folders / "no" / "copy.png").write_bytes((folders / "no" / "no03.png").read_bytes())
+    smooth = np.add.outer(np.arange(64) * 2, np.arange(64)).astype(np.uint8)
+    smooth[20:30, 30:50] = 240
+    Image.fromarray(smooth).save(folders / "no" / "smooth.png")
+    Image.fromarray(smooth).resize((50, 50)).save(folders / "yes" / "smooth-again.png")
+    return folders
+
+
+def test_duplicates_near_duplicates_and_contradictions_are_found(flawed, tmp_path):
+    scans, _ = find_scans(flawed)
+    findings = inspect(scans, decode(scans, Preprocessing(height=16, width=16), tmp_path / "p.npy").hashes)
+    assert [(one.kind, one.files) for one in findings] == [
+        ("duplicate", ("no/copy.png", "no/no03.png")),
+        ("near-duplicate", ("no/smooth.png", "yes/smooth-again.png")),
+        ("contradictory", ("no/smooth.png", "yes/smooth-again.png")),
+    ]
+    text = table(scans, findings)
+    assert "duplicate           1 groups, 2 of 33 images" in text
+    assert "no/smooth.png  =  yes/smooth-again.png" in text
+
+
+@pytest.mark.data
+def test_reference_data_leak_as_often_as_is_known(scans, tmp_path):
+    found, _ = find_scans(scans / "navoneel")
+    hashes = decode(found, Preprocessing(), tmp_path / "p.npy").hashes
+    findings = inspect(found, hashes)
+    # The project's recipe: 83 of the 253 images have a near-duplicate, 8 of 128 bits or fewer apart.
+    assert len({file for one in findings for file in one.files}) == pytest.approx(83, abs=3)
+
+
+def test_unreadable_scans_are_all_named(folders, tmp_path):
+    (folders / "no" / "empty.png").touch()
+    (folders / "yes" / "text.jpg").write_text("hello")
+    scans, _ = find_scans(folders)
+    with pytest.raises(DataError, match=r"2 of 32 scans.*no/empty\.png \(.*empty.*yes/text\.jpg \(.*--exclude"):
+        decode(scans, Preprocessing(), tmp_path / "p.npy")
+
+
+def test_palette_and_16_bit_pictures_are_read(folders, tmp_path):
+    pixels = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40)
+    Image.fromarray(pixels * 40).save(folders / "no" / "deep.png")
+    Image.fromarray((pixels % 251).astype(np.uint8)).convert("P").save(folders / "yes" / "palette.png")
+    scans, _ = find_scans(folders)
+    assert len(decode(scans, Preprocessing(), tmp_path / "p.npy").pixels) == 32
+
+
+def test_exclude_takes_patterns_and_lists_and_refuses_what_matches_nothing(folders, tmp_path):
+    scans, _ = find_scans(folders)
+    listing = tmp_path / "leave-out.txt"
+    listing.write_text("no/no00.png\n\nyes/yes1*.png\n")
+    kept, left_out = exclude(scans, [str(listing), "no/no01.png"])
+    assert [scan.file for scan in left_out] == ["no/no00.png", "no/no01.png", *(f"yes/yes1{i}.png" for i in range(6))]
+    assert len(kept) + len(left_out) == len(scans)
+    with pytest.raises(DataError, match=r"no scan matches 'nö/\*'"):
+        exclude(scans, ["nö/*"])
+
+
+def test_groups_must_name_every_scan(folders, tmp_path):
+    scans, _ = find_scans(folders)
+    path = tmp_path / "patients.csv"
+    path.write_text("file,group\n" + "".join(f"{scan.file},p{i // 3}\n" for i, scan in enumerate(scans)))
+    assert read_groups(path, scans)[:4] == ["p0", "p0", "p0", "p1"]
+    path.write_text("file,group\nno/no00.png,a\n")
+    with pytest.raises(DataError, match="no group for 29 scans"):
+        read_groups(path, scans)
+    path.write_text("name,patient\nno/no00.png,a\n")
+    with pytest.raises(DataError, match="file,group"):
+        read_groups(path, scans)
+
+
+def test_grouped_split_divides_no_group_and_stratified_keeps_shares():
+    rng = np.random.default_rng(4)
+    labels = rng.permutation([0] * 40 + [1] * 60)
+    groups = rng.integers(0, 30, 100)
+    test = choose_test("grouped", labels, groups, test_share=0.2, seed=42)
+    assert not set(groups[test]) & set(groups[~test])
+    assert 10 <= test.sum() <= 30
+    stratified = choose_test("stratified", labels, groups, test_share=0.2, seed=42)
+    assert np.bincount(labels[stratified]).tolist() == [8, 12]
+
+
+def test_too_few_images_are_told():
+    with pytest.raises(DataError, match="cannot be split"):
+        choose_test("stratified", [0, 1, 1], [], test_share=0.2, seed=0)
+    with pytest.raises(DataError, match="no image of ill falls into the test part"):
+        check_roles(np.array([0, 0, 1]), np.array([True, False, False]), ("well", "ill"))

@@ -1,0 +1,169 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras", reason="needs the extra 'train'")
+h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
+
+from mri_edge.bundle import Bundle  # noqa: E402
+from mri_edge.errors import DataError, OutputError  # noqa: E402
+from mri_edge.split import Split  # noqa: E402
+from mri_edge.train import run  # noqa: E402
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+
+
+def command(*arguments):
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+def head_weights(bundle, folder):
+    """Arrays of the head in ``model.keras``, read without Keras so that no backend matters."""
+    import zipfile
+
+    with zipfile.ZipFile(bundle / "model.keras") as archive:
+        archive.extract("model.weights.h5", folder)
+    found = {}
+
+    def keep(name, one):
+        if "dense" in name and isinstance(one, h5py.Dataset):
+            found[name] = one[()]
+
+    with h5py.File(folder / "model.weights.h5") as file:
+        file["layers"].visititems(keep)
+    return found
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(folders, weights_file, tmp_path):
+    epochs = 12
+    subprocess.run(command(folders, tmp_path / "whole", weights_file, epochs), check=True, timeout=300)
+
+    checkpoint = tmp_path / ".broken.training" / "checkpoint.npz"
+    process = subprocess.Popen(command(folders, tmp_path / "broken", weights_file, epochs))
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
+    with np.load(checkpoint) as content:
+        assert 1 <= len(json.loads(str(content["history"]))) < epochs
+    subprocess.run(command(folders, tmp_path / "broken", weights_file, epochs, "resume"), check=True, timeout=300)
+
+    whole, resumed = (head_weights(tmp_path / name, tmp_path / f"{name}-h5") for name in ("whole", "broken"))
+    assert len(whole) == 4
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, resumed[name])
+    assert not checkpoint.parent.exists()
+    histories = [json.loads((tmp_path / name / "metrics.json").read_text())["history"] for name in ("whole", "broken")]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_keras_backends_train(backend, folders, weights_file, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    arguments = command(folders, tmp_path / "bundle", weights_file, 6)
+    subprocess.run(arguments, check=True, timeout=300, env=environment)
+    history = json.loads((tmp_path / "bundle" / "metrics.json").read_text())["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.fixture(scope="module")
+def trained(small_recipe, weights_file, tmp_path_factory):
+    """One small training: what it returned, and its bundle."""
+    from conftest import draw_picture
+
+    root = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(9)
+    for name, count in (("no", 12), ("yes", 14)):
+        (root / "data" / name).mkdir(parents=True)
+        for index in range(count):
+            draw_picture(rng, name == "yes").save(root / "data" / name / f"{index}.png")
+    said = []
+    result = run.train_bundle(
+        root / "data",
+        root / "bundle",
+        small_recipe,
+        backbone_weights=str(weights_file),
+        seed=1,
+        excluded=["no/3.png"],
+        split="stratified",
+        say=said.append,
+    )
+    return result, Bundle.open(root / "bundle"), said
+
+
+def test_bundle_is_complete(trained, small_recipe):
+    result, bundle, _ = trained
+    bundle.verify()
+    manifest = bundle.manifest
+    split = Split.from_json((bundle.folder / "split.json").read_text())
+    assert manifest.training.split_fingerprint == split.split_fingerprint
+    assert [image.file for image in split.of("excluded")] == ["no/3.png"]
+    assert (manifest.training.train_images, manifest.training.test_images) == (20, 5)
+    assert manifest.training.split == "stratified"
+    assert manifest.preprocessing == small_recipe.preprocessing
+    assert manifest.labels == ("no tumour", "tumour")
+    assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
+    measured = json.loads((bundle.folder / "metrics.json").read_text())
+    assert len(measured["history"]) == small_recipe.epochs
+    np.testing.assert_array_equal([one["probabilities"] for one in measured["test"]], result.probabilities.tolist())
+
+
+def test_saved_model_gives_the_recorded_probabilities(trained, small_recipe):
+    import keras
+    from mri_edge import images
+
+    result, bundle, _ = trained
+    model = keras.saving.load_model(bundle.path_of(bundle.artefact("model.keras")))
+    scans = [bundle.folder.parent / "data" / image.file for image in result.split.of("test")]
+    pixels = np.stack([small_recipe.preprocessing.fit(images.load(path)) for path in scans])
+    # Another graph over the same float32 weights.
+    np.testing.assert_allclose(
+        model.predict(small_recipe.preprocessing.normalise(pixels), verbose=0), result.probabilities, atol=1e-5
+    )
+
+
+def test_report_holds_all_pictures_and_needs_no_network(trained):
+    _, bundle, _ = trained
+    page = (bundle.folder / "report" / "index.html").read_text()
+    pictures = sorted(path.name for path in (bundle.folder / "report").glob("*.png"))
+    assert sum(name.startswith("activation-") for name in pictures) == 18
+    assert {"confusion-matrix.png", "roc.png", "accuracy.png", "loss.png", "model.png"} <= set(pictures)
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert "http" not in page
+    assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
+
+
+def test_no_space_and_unfinished_work_are_told_first(trained, small_recipe, weights_file, tmp_path, monkeypatch):
+    _, bundle, _ = trained
+    data = bundle.folder.parent / "data"
+    chosen = {"backbone_weights": str(weights_file), "seed": 1}
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):
+        run.train_bundle(data, tmp_path / "out", small_recipe, **chosen)
+    monkeypatch.undo()
+    (tmp_path / ".out.training").mkdir(exist_ok=True)
+    (tmp_path / ".out.training" / "identity").write_text("another")
+    with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
+        run.train_bundle(data, tmp_path / "out", small_recipe, **chosen)
+    with pytest.raises(OutputError, match="another recipe, seed, data or backbone"):
+        run.train_bundle(data, tmp_path / "out", small_recipe, **chosen, resume=True)
+
+
+def test_a_single_class_is_refused(small_recipe, weights_file, folders, tmp_path):
+    for path in (folders / "yes").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="no pictures in yes"):
+        run.train_bundle(folders, tmp_path / "out", small_recipe, backbone_weights=str(weights_file), seed=0)
