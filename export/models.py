@@ -11,6 +11,8 @@ from mri_edge.errors import ConversionError
 from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
 
+from .quiet import first_line
+
 
 def load(path: Path) -> keras.Model:
     """Open a ``.keras`` file in safe mode: no code of the file is run.
@@ -23,13 +25,14 @@ def load(path: Path) -> keras.Model:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises ValueError, TypeError, KeyError, zipfile's and h5py's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "Lambda" in str(error) or "safe_mode" in str(error):
             raise ConversionError(
                 f"{path}: holds a Lambda layer, which is code; safe mode does not run it",
                 "Replace it with Keras layers, and save the model again",
             ) from error
-        raise ConversionError(f"{path}: Keras cannot open it ({reason})", "Save the model with model.save") from error
+        raise ConversionError(
+            f"{path}: Keras cannot open it ({first_line(error)})", "Save the model with model.save"
+        ) from error
     if not isinstance(model, keras.Model):
         raise ConversionError(f"{path}: holds a {type(model).__name__}, not a Keras model")
     return model
@@ -56,8 +59,7 @@ def load_saved_model(folder: Path, height: int, width: int) -> keras.Model:
             raise ConversionError(f"{folder}: its signature {endpoint!r} has {len(outputs)} outputs, one is supported")
         return keras.Model(pixels, outputs[0], name=folder.name)
     raise ConversionError(
-        f"{folder}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) "
-        f"({str(reason).strip().splitlines()[0]})",
+        f"{folder}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) ({first_line(reason)})",
         "Save it with model.export",
     ) from reason
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .device_graph import INPUT, OUTPUT, DeviceGraph
+from .quiet import first_line
 
 # Old enough for what devices run (ONNX Runtime 1.13, OpenVINO 2022.3, TensorRT 8.6), new enough
 # for per-channel QDQ (13). onnx.ai: "ONNX versioning", onnxruntime.ai: "Compatibility".
@@ -40,7 +41,7 @@ def float_model(graph: DeviceGraph) -> ModelProto:
         )
     except Exception as error:  # tf2onnx raises plain ValueError, KeyError and more
         raise ConversionError(
-            f"tf2onnx {tf2onnx.__version__} cannot convert this model: {str(error).splitlines()[0]}",
+            f"tf2onnx {tf2onnx.__version__} cannot convert this model: {first_line(error)}",
             "An operation of the model has no ONNX form; versions that work: pip install 'mri-edge[export]'",
         ) from error
     _rename_ends(model)
@@ -70,7 +71,7 @@ def fuse(model: ModelProto) -> ModelProto:
         try:
             onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises kin of RuntimeError for every cause
-            raise ConversionError(f"onnxruntime cannot optimise the model: {str(error).splitlines()[0]}") from error
+            raise ConversionError(f"onnxruntime cannot optimise the model: {first_line(error)}") from error
         return onnx.load(options.optimized_model_filepath)
 
 
@@ -93,7 +94,7 @@ def finished(model: ModelProto) -> ModelProto:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
-        raise ConversionError(f"the ONNX model is not valid: {str(error).splitlines()[0]}") from error
+        raise ConversionError(f"the ONNX model is not valid: {first_line(error)}") from error
     return model
 
 
@@ -220,22 +221,21 @@ def _fold_flatten_order(model: ModelProto) -> None:
     shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in inferred.graph.value_info}
     values = constants(model)
     for transpose in [node for node in model.graph.node if permutation(node) == _TO_NHWC]:
-        readers = consumers(model, transpose.output[0])
-        if len(readers) != 1 or readers[0].op_type != "Reshape" or len(shapes.get(readers[0].output[0], ())) != 2:
+        reshape = _only_reader(model, transpose, "Reshape")
+        dense = reshape and _only_reader(model, reshape, "MatMul", "Gemm")
+        if not reshape or not dense or any(one.name.startswith("trans") and one.i for one in dense.attribute):
             continue
-        [reshape] = readers
-        dense = consumers(model, reshape.output[0])
         channels, height, width = shapes[transpose.input[0]][1:]
-        if (
-            len(dense) != 1
-            or dense[0].op_type not in ("MatMul", "Gemm")
-            or (dense[0].attribute[:] and any(one.name in ("transA", "transB") and one.i for one in dense[0].attribute))
-        ):
-            continue
-        kernel = values.get(dense[0].input[1])
+        kernel = values.get(dense.input[1])
         if kernel is None or kernel.shape[0] != channels * height * width:
             continue
         rows = kernel.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-        set_constant(model, dense[0].input[1], rows)
+        set_constant(model, dense.input[1], rows)
         reshape.input[0] = transpose.input[0]
         model.graph.node.remove(transpose)
+
+
+def _only_reader(model: ModelProto, node: NodeProto, *kinds: str) -> NodeProto | None:
+    """The one node that reads what ``node`` makes, if there is one only and of these kinds."""
+    readers = consumers(model, node.output[0])
+    return readers[0] if len(readers) == 1 and readers[0].op_type in kinds else None

@@ -47,3 +47,8 @@ def import_tensorflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in one line; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

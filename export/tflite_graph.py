@@ -16,6 +16,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
 from .device_graph import INPUT, OUTPUT, DeviceGraph
+from .quiet import first_line
 
 
 def float_model(graph: DeviceGraph) -> bytes:
@@ -32,7 +33,7 @@ def convert(graph: DeviceGraph, optimizations: Sequence[Any] = (), supported_typ
         return bytes(converter.convert())
     except Exception as error:  # ConverterError, and plain ValueError and RuntimeError
         raise ConversionError(
-            f"TensorFlow {tf.__version__} cannot convert this model to TFLite: {str(error).strip().splitlines()[0]}",
+            f"TensorFlow {tf.__version__} cannot convert this model to TFLite: {first_line(error)}",
             "An operation of the model has no TFLite form",
         ) from error
 

@@ -17,6 +17,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
 
 from .calibrate import Calibrator, Method, Observation, Observe, Range, Recipe
+from .quiet import first_line
 from .rounding import mean_shift
 from .search import best
 from .tflite_graph import constant, float_activations, operator_code, read, set_constant, write
@@ -61,7 +62,7 @@ def quantised(
         result = bytes(mlir_quantize(write(model), denylisted_nodes=[name.encode() for name in keep_float]))
     except Exception as error:  # plain RuntimeError kin of the native quantiser
         raise ConversionError(
-            f"TensorFlow cannot quantise this model: {str(error).strip().splitlines()[0]}",
+            f"TensorFlow cannot quantise this model: {first_line(error)}",
             "Choose other formats with --formats",
         ) from error
     return _feed_pixels_directly(result), {
