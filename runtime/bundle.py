@@ -215,7 +215,11 @@ class BundleWriter:
         self.manifest = replace(self.manifest, **changes)
 
     def finish(self) -> None:
-        """Write the manifest; ``new_bundle`` and ``rewriting`` call this."""
+        """Draw the model card anew if there is one, and write the manifest; ``new_bundle``, ``rewriting`` call this."""
+        from .card import add_card, has_card
+
+        if has_card(self.manifest):
+            add_card(self)
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
 
     def _stamp(self, file: str) -> tuple[int, str]:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import mri_edge
 import numpy as np
 from mri_edge.bundle import new_bundle
+from mri_edge.card import add_card
 from mri_edge.manifest import Artefact, Creation, Manifest, Metric, TensorSpec, Training
-from mri_edge.prediction import NOTICE
+from mri_edge.prediction import NOTICE, decide
 from mri_edge.split import SPLIT, Split
 from numpy.typing import NDArray
 
 from .data import Labels
-from .metrics import details
+from .metrics import by_folder, details
 from .recipe import Recipe
 
 if TYPE_CHECKING:  # Keras is not needed to write down what it made
@@ -104,9 +105,11 @@ def write_bundle(
         },
     )
     truth = np.array([image.label for image in test])
+    right = decide(probabilities, labels.positive, threshold) == truth
     measured = {
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
         **details(truth, probabilities, labels.positive, threshold),
+        "folders": by_folder([image.file.rpartition("/")[0] for image in test], truth, right),
         "test": [
             {"file": image.file, "label": image.label, "probabilities": row.tolist()}
             for image, row in zip(test, probabilities, strict=True)
@@ -122,6 +125,7 @@ def write_bundle(
             writer.add_document(file, content)
         if novelty:
             writer.add_document(novelty.entry.file, novelty.content)
+        add_card(writer)
 
 
 def keras_artefact(recipe: Recipe, classes: int) -> Artefact:

@@ -1,0 +1,133 @@
+"""The model card: the sections of the paper, every figure from the bundle, drawn anew with each change."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.card import MARKDOWN, PAGE, add_card, card, to_html, to_markdown
+from mri_edge.manifest import Manifest, Metric, Parity
+from mri_edge.split import SPLIT, Split, SplitImage
+
+# M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, figure 1
+SECTIONS = [
+    "Model Details",
+    "Intended Use",
+    "Factors",
+    "Metrics",
+    "Evaluation Data",
+    "Training Data",
+    "Quantitative Analyses",
+    "Ethical Considerations",
+    "Caveats and Recommendations",
+]
+MEASURED = {
+    "confusion_matrix": [[3, 1], [0, 2]],
+    "folders": [{"folder": "here/no", "label": 0, "value": 0.75, "low": 0.301, "high": 0.954, "images": 4}],
+    "test": [
+        {"file": "no/fair.png", "label": 0, "probabilities": [0.44, 0.56]},
+        {"file": "no/w|<b>rong.png", "label": 0, "probabilities": [0.123, 0.877]},
+        {"file": "yes/right.png", "label": 1, "probabilities": [0.1, 0.9]},
+    ],
+}
+
+
+@pytest.fixture
+def split() -> Split:
+    roles = ["train", "train", "test", "test", "excluded"]
+    # The first test image has the content of a training image.
+    return Split(tuple(SplitImage(f"no/{i}.png", str(i % 2) * 64, 0, role) for i, role in enumerate(roles)))
+
+
+@pytest.fixture
+def carded(tiny_bundle: Path, split: Split) -> Path:
+    """``tiny_bundle`` with metrics, a split record and a card."""
+    metric = Metric(0.8125, 0.5501, 0.9406, 16, "Wilson score interval (Wilson 1927)")
+    with Bundle.open(tiny_bundle).rewriting() as writer:
+        writer.update(metrics={"specificity": metric}, threshold=0.5678, limits="Only for tests.")
+        writer.add_document("metrics.json", json.dumps(MEASURED))
+        writer.add_document(SPLIT, split.to_json())
+        add_card(writer)
+    return tiny_bundle
+
+
+def test_card_is_listed_and_verified(carded):
+    bundle = Bundle.open(carded)
+    assert {MARKDOWN, PAGE} <= {one.file for one in bundle.manifest.documents}
+    bundle.verify()
+
+
+def test_both_forms_have_the_sections_of_the_paper(carded):
+    assert re.findall(r"^## (.*)$", (carded / MARKDOWN).read_text(), re.MULTILINE) == SECTIONS
+    assert re.findall(r"<h2>(.*?)</h2>", (carded / PAGE).read_text()) == SECTIONS
+
+
+def test_figures_come_from_the_bundle(carded):
+    manifest = Bundle.open(carded).manifest
+    text = (carded / MARKDOWN).read_text()
+    assert "| specificity | 0.812 | 0.550 to 0.941 | 16 |" in text
+    assert "at least 0.5678" in text
+    assert "| here/no | no | 0.750 | 0.301 to 0.954 | 4 |" in text
+    assert "| no | 3 | 1 |" in text
+    assert "16 images allow 0.550 to 0.941" in text
+    assert manifest.training.data_fingerprint in text
+    assert manifest.creation.command in text
+    assert "Only for tests." in text
+    assert "not a medical device" in text
+
+
+def test_copies_between_training_and_test_are_told(carded):
+    assert "2 of the test images are byte for byte among the training images" in (carded / MARKDOWN).read_text()
+
+
+def test_mistakes_are_by_the_manifests_threshold(tiny_manifest, split):
+    """At 0.5678 the probability 0.56 is no mistake, at 0.5 it is."""
+    for threshold, files in ((0.5678, ["no/w|<b>rong.png"]), (0.5, ["no/w|<b>rong.png", "no/fair.png"])):
+        sections = card(replace(tiny_manifest, threshold=threshold), MEASURED, split)
+        analyses = next(one for one in sections if one.title == "Quantitative Analyses")
+        tables = [one for one in analyses.blocks if not isinstance(one, str) and one.heads[0] == "file"]
+        assert [row[0] for row in tables[0].rows] == files
+
+
+def test_names_cannot_break_the_page_or_the_table(carded):
+    page, text = (carded / PAGE).read_text(), (carded / MARKDOWN).read_text()
+    assert "no/w|&lt;b&gt;rong.png" in page
+    assert "<b>" not in page
+    assert "| no/w\\|\\<b>rong.png | no | yes | 0.123 |" in text
+
+
+def test_page_needs_no_network(carded):
+    page = (carded / PAGE).read_text()
+    assert not re.findall(r"(?:src|href)\s*=", page)
+    assert "http" not in page
+
+
+def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
+    bundle = Bundle.open(carded)
+    assert "| model.onnx | float32 |" in (carded / MARKDOWN).read_text()
+    with bundle.rewriting() as writer:
+        artefact = replace(writer.manifest.artefacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
+        writer.add_artefact(artefact)
+    assert "| met | 1.2e-06 | 3 of 51 |" in (carded / MARKDOWN).read_text()
+    kept = [one.file for one in bundle.manifest.documents]
+    with Bundle.open(carded).rewriting(tmp_path / "slim", keep=kept):
+        pass
+    assert "model.onnx" not in (tmp_path / "slim" / MARKDOWN).read_text()
+    Bundle.open(tmp_path / "slim").verify()
+
+
+def test_bundle_without_a_card_gets_none(tiny_bundle):
+    with Bundle.open(tiny_bundle).rewriting() as writer:
+        writer.update(threshold=0.4)
+    assert not (tiny_bundle / MARKDOWN).exists()
+
+
+def test_bare_manifest_has_a_card(tiny_manifest: Manifest):
+    sections = card(tiny_manifest, {}, None)
+    for text in (to_markdown("Model card", sections), to_html("Model card", sections)):
+        assert "No figures are recorded" in text
+        assert "no record of single images" in text
