@@ -188,11 +188,15 @@ def _page(
     beside: bool,
 ) -> str:
     published = {"accuracy": reference.ACCURACY, "auc": reference.AUC} if beside else {}
+    heads = ["figure", "value", "95% interval", "images"]
     rows = [
-        (name, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}", str(one.images), _or_dash(published.get(name)))
-        for name, one in metrics.items()
+        [name, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}", str(one.images)] for name, one in metrics.items()
     ]
-    heads = ("figure", "value", "95% interval", "images", "reference")
+    if beside:
+        heads.append("reference")
+        published = {"accuracy": f"{reference.ACCURACY:.2f}", "auc": f"{reference.AUC:.2f}"}
+        for row in rows:
+            row.append(published.get(row[0], "–"))
     parts = [f"<h1>Training report: recipe {escape(recipe.name)}</h1>", f"<p class=note>{NOTICE}</p>"]
     parts += ["<h2>On the test images</h2>", _table(heads, rows), "<h2>Classification report</h2>"]
     parts.append(_table(("class", "precision", "recall", "F1", "support"), _report_rows(report, beside=beside)))
@@ -227,10 +231,6 @@ def _summary(network: Network) -> str:
     lines: list[str] = []
     network.whole.summary(print_fn=lambda line, **_: lines.append(line))
     return "\n".join(lines)
-
-
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

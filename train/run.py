@@ -92,7 +92,8 @@ def train_bundle(
     _check_space(work, len(scans), recipe)
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     findings = inspect(scans, decoded.hashes)
-    say(table(scans, findings))
+    if findings:
+        say(table(scans, findings))
     chosen = choose_test(
         split,
         truth,

@@ -20,16 +20,26 @@ def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Imag
     return Image.fromarray(pixels)
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
+def draw_folders(data: Path, seed: int = 5) -> Path:
     """A data folder with ``no`` (14 pictures) and ``yes`` (16)."""
-    rng = np.random.default_rng(5)
-    data = tmp_path / "data"
+    rng = np.random.default_rng(seed)
     for name, count in (("no", 14), ("yes", 16)):
         (data / name).mkdir(parents=True)
         for index in range(count):
             draw_picture(rng, name == "yes").save(data / name / f"{name}{index:02}.png")
     return data
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """The drawn data folder, one for each test."""
+    return draw_folders(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_folders(tmp_path_factory) -> Path:
+    """The drawn data folder, for tests that leave it as it is."""
+    return draw_folders(tmp_path_factory.mktemp("shared") / "data")
 
 
 @pytest.fixture(scope="session")

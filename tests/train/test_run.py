@@ -44,7 +44,7 @@ def head_weights(bundle, folder):
 
 @pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(folders, weights_file, tmp_path):
-    epochs = 12
+    epochs = 6
     subprocess.run(command(folders, tmp_path / "whole", weights_file, epochs), check=True, timeout=300)
 
     checkpoint = tmp_path / ".broken.training" / "checkpoint.npz"
@@ -80,24 +80,17 @@ def test_other_keras_backends_train(backend, folders, weights_file, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(small_recipe, weights_file, tmp_path_factory):
-    """One small training: what it returned, and its bundle."""
-    from conftest import draw_picture
-
+def trained(shared_folders, small_recipe, weights_file, tmp_path_factory):
+    """One small training: what it returned, its bundle, and what it said of the data."""
     root = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(9)
-    for name, count in (("no", 12), ("yes", 14)):
-        (root / "data" / name).mkdir(parents=True)
-        for index in range(count):
-            draw_picture(rng, name == "yes").save(root / "data" / name / f"{index}.png")
     said = []
     result = run.train_bundle(
-        root / "data",
+        shared_folders,
         root / "bundle",
         small_recipe,
         backbone_weights=str(weights_file),
         seed=1,
-        excluded=["no/3.png"],
+        excluded=["no/no03.png"],
         split="stratified",
         say=said.append,
     )
@@ -110,8 +103,8 @@ def test_bundle_is_complete(trained, small_recipe):
     manifest = bundle.manifest
     split = Split.from_json((bundle.folder / "split.json").read_text())
     assert manifest.training.split_fingerprint == split.split_fingerprint
-    assert [image.file for image in split.of("excluded")] == ["no/3.png"]
-    assert (manifest.training.train_images, manifest.training.test_images) == (20, 5)
+    assert [image.file for image in split.of("excluded")] == ["no/no03.png"]
+    assert (manifest.training.train_images, manifest.training.test_images) == (23, 6)
     assert manifest.training.split == "stratified"
     assert manifest.preprocessing == small_recipe.preprocessing
     assert manifest.labels == ("no tumour", "tumour")
@@ -121,13 +114,13 @@ def test_bundle_is_complete(trained, small_recipe):
     np.testing.assert_array_equal([one["probabilities"] for one in measured["test"]], result.probabilities.tolist())
 
 
-def test_saved_model_gives_the_recorded_probabilities(trained, small_recipe):
+def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, small_recipe):
     import keras
     from mri_edge import images
 
     result, bundle, _ = trained
     model = keras.saving.load_model(bundle.path_of(bundle.artefact("model.keras")))
-    scans = [bundle.folder.parent / "data" / image.file for image in result.split.of("test")]
+    scans = [shared_folders / image.file for image in result.split.of("test")]
     pixels = np.stack([small_recipe.preprocessing.fit(images.load(path)) for path in scans])
     # Another graph over the same float32 weights.
     np.testing.assert_allclose(
@@ -146,20 +139,18 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
     assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
 
 
-def test_no_space_and_unfinished_work_are_told_first(trained, small_recipe, weights_file, tmp_path, monkeypatch):
-    _, bundle, _ = trained
-    data = bundle.folder.parent / "data"
+def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
     monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):
-        run.train_bundle(data, tmp_path / "out", small_recipe, **chosen)
+        run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     monkeypatch.undo()
     (tmp_path / ".out.training").mkdir(exist_ok=True)
     (tmp_path / ".out.training" / "identity").write_text("another")
     with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
-        run.train_bundle(data, tmp_path / "out", small_recipe, **chosen)
+        run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     with pytest.raises(OutputError, match="another recipe, seed, data or backbone"):
-        run.train_bundle(data, tmp_path / "out", small_recipe, **chosen, resume=True)
+        run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
 
 
 def test_a_single_class_is_refused(small_recipe, weights_file, folders, tmp_path):
