@@ -35,7 +35,7 @@ Examples:
 @click.option(
     "--cv",
     metavar="FOLDS",
-    help="No bundle, but figures at --out of a cross-validation (recipe robust): a number of folds that keep "
+    help="No bundle, but figures at --out of a cross-validation: a number of folds that keep "
     "near-duplicates together, or 'sources' to leave out one source at a time.",
 )
 @click.option(
@@ -96,14 +96,17 @@ def train(
     from .run import train_bundle
 
     chosen = {"backbone_weights": backbone_weights, "seed": seed, "positive": positive}
-    if (cv or resume) and (recipe.name == "robust") != bool(cv):
-        raise UsageError(f"recipe {recipe.name!r} has no {'--cv' if cv else '--resume'} yet")
+    if resume and (cv or recipe.name == "robust"):
+        raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no --resume yet")
     if cv:
         if cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
             raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv}")
         folds = None if cv == "sources" else int(cv)
-        figures = cross_validate_robust(data, out, recipe, folds=folds, **chosen)
-        click.echo(json.dumps({name: figures[name] for name in ("pooled", "stress")}, indent=1))
+        from .reference_crossval import cross_validate_reference
+
+        cross_validate = cross_validate_robust if recipe.name == "robust" else cross_validate_reference
+        figures = cross_validate(data, out, recipe, folds=folds, **chosen)
+        click.echo(json.dumps({name: figures[name] for name in ("pooled", "stress") if name in figures}, indent=1))
         return
     if recipe.name == "robust":
         trained = train_robust_bundle(data, out, recipe, name=name, overwrite=overwrite, **chosen)

@@ -22,6 +22,7 @@ Examples:
   mri-edge evaluate bundle/ --data scans/
   mri-edge evaluate bundle/ --artefact model.int8.tflite --data elsewhere/ --out report/
   mri-edge evaluate --data scans/ --json > evaluation.json
+  mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
 \b
 Which images are scored (compared by SHA-256 with the bundle's split record):
@@ -41,17 +42,32 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
 @click.option("--role", type=click.Choice(["test", "all"]), help="Which images; without it, see below.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.html.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
+@click.option(
+    "--cv",
+    metavar="FOLDS",
+    help="Score a recipe in place of a model, by cross-validation that keeps near-duplicates together "
+    "('sources': leaves out one source at a time); crossval.json goes to --out.",
+)
+@click.option("--recipe", default="reference", show_default=True, help="With --cv: how to train.")
+@click.option("--backbone-weights", default="imagenet", show_default=True, metavar="SOURCE", help="With --cv.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="With --cv.")
 @ARTEFACT
 @ENGINE
 @PROVIDER
 @THREADS
 @VERBOSE
+@click.pass_context
 def evaluate(
+    ctx: click.Context,
     model: str,
     data: Path,
     role: Role | None,
     out: Path | None,
     as_json: bool,
+    cv: str | None,
+    recipe: str,
+    backbone_weights: str,
+    seed: int,
     **where: Any,
 ) -> int:
     """Score a model on labelled scans: figures with intervals, mistakes by file.
@@ -66,6 +82,13 @@ def evaluate(
         raise UsageError(
             f"evaluation needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[train]'"
         )
+    if cv is not None:
+        if out is None:
+            raise UsageError("--cv writes its figures to a folder", "Name it with --out")
+        from .command import train
+
+        ctx.invoke(train, data=data, out=out, recipe_name=recipe, backbone_weights=backbone_weights, seed=seed, cv=cv)
+        return 0
     import json
 
     from mri_edge.progress import track
