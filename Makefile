@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The reference data set, for `make model`: a folder with no/ and yes/.
-DATA ?= ../shared/data/navoneel
+# For `make model`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
+DATA ?= ../shared/data
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,7 +27,8 @@ bench: $(VENV)/.dev  ## timings side by side; wants a quiet machine
 	$(BIN)/pytest benchmarks -s
 
 model: $(VENV)/.dev  ## train and export the model that comes with the package, anew
-	$(BIN)/mri-edge train --data $(DATA) --backbone-weights torchvision --out bundles/vgg16 --overwrite
+	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
+		--out bundles/vgg16 --overwrite
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
 	$(BIN)/mri-edge bundle slim bundles/vgg16 --artefact model.int8.onnx --out runtime/models/vgg16 --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg

@@ -27,15 +27,18 @@ def bundle() -> None:
 def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artefacts, for a device that runs just these.
 
-    Metrics, parity report, split record and golden values are kept, pages and pictures are not.
+    Metrics, parity report, model card and golden values are kept. Pages, pictures and the split record are
+    not: it names every training image, and stays with the full bundle.
     """
     from ..bundle import Bundle, check_free
     from ..golden import is_golden
+    from ..split import SPLIT
 
     check_free(out, overwrite=overwrite)
     source = Bundle.open(model)
     keep = [source.artefact(one).file for one in artefacts]
-    keep += [one.file for one in source.manifest.documents if "/" not in one.file or is_golden(one.file)]
+    documents = [one.file for one in source.manifest.documents if one.file != SPLIT]
+    keep += [file for file in documents if "/" not in file or is_golden(file)]
     for entry in source.entries():
         if entry.file in keep:
             source.path_of(entry)
