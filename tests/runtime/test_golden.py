@@ -95,7 +95,11 @@ def test_decoding_that_differs_is_named_first_though_later_stages_agree(recorded
     report = golden.replay(recorded)
     assert report.first_difference.stage == "pixels"
     # Later stages are fed with what was recorded, so that the fault is seen where it is.
-    assert {one.status for one in report.checks if one.stage in ("tensor", "probabilities")} <= {"same", "near"}
+    assert {one.status for one in report.checks if one.stage in ("tensor", "probabilities")} <= {
+        "same",
+        "near",
+        "not tried",  # engines that are not installed
+    }
 
 
 def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+"""What is found wrong with a data folder before training, and how the folder is split."""
+
 import numpy as np
 import pytest
 from mri_edge.errors import DataError

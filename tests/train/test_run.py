@@ -1,3 +1,5 @@
+"""One training as a whole: its bundle and report, resumed after a kill, on another Keras backend."""
+
 import importlib.util
 import json
 import os
