@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cpu import available_cpus
-from ..errors import EngineError, EngineUnavailable, InputError, UsageError
+from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
 from ..manifest import TensorSpec
 
 Batch = NDArray[np.uint8]
@@ -148,6 +148,14 @@ def open_engine(
             f"engine {chosen.NAME!r} is not usable here: {reason}", f"pip install 'mri-edge[{chosen.EXTRA}]'"
         )
     return chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+
+
+def check_cpu_only(engine: str, provider: str) -> None:
+    """For an engine that knows the CPU alone: raise ProviderUnavailable if another provider was asked for."""
+    if provider not in ("auto", "cpu"):
+        raise ProviderUnavailable(
+            f"engine {engine!r} runs on the CPU only. Received: --provider {provider}", "Use --engine onnxruntime"
+        )
 
 
 def check_model(

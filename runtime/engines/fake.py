@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import EngineError, ProviderUnavailable
+from ..errors import EngineError
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch
+from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only
 
 NAME = "fake"
 SUFFIXES = (".fake",)
@@ -31,8 +31,7 @@ def missing() -> str | None:
 
 def open(path: Path, *, threads: int, provider: str = "auto") -> FakeEngine:
     """Open a ``.fake`` file; see ``engines.open_engine`` for the parameters and errors."""
-    if provider not in ("auto", "cpu"):
-        raise ProviderUnavailable(f"engine 'fake' runs on the CPU only. Received: --provider {provider}")
+    check_cpu_only(NAME, provider)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return FakeEngine(tuple(int(size) for size in content["input"]), int(content["classes"]), threads)

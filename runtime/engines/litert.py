@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
+from ..errors import EngineError, EngineUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
+from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
 NAME = "litert"
 SUFFIXES = (".tflite",)
@@ -39,10 +39,7 @@ class LiteRTEngine:
     provider = "XNNPACK"
 
     def __init__(self, path: Path, threads: int, provider: str) -> None:
-        if provider not in ("auto", "cpu"):
-            raise ProviderUnavailable(
-                f"engine 'litert' runs on the CPU only. Received: --provider {provider}", "Use --engine onnxruntime"
-            )
+        check_cpu_only(NAME, provider)
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
+from ..errors import EngineError, EngineUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
+from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
 NAME = "openvino"
 SUFFIXES = (".onnx",)
@@ -37,11 +37,7 @@ class OpenVINOEngine:
     name = NAME
 
     def __init__(self, path: Path, threads: int, provider: str) -> None:
-        if provider not in ("auto", "cpu"):
-            raise ProviderUnavailable(
-                f"engine 'openvino' is used on the CPU only. Received: --provider {provider}",
-                "Use --engine onnxruntime",
-            )
+        check_cpu_only(NAME, provider)
         try:
             import openvino
         except ImportError as error:
