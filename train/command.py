@@ -90,14 +90,19 @@ def train(
     recipe = find_recipe(recipe_name)
     if epochs:
         recipe = replace(recipe, epochs=epochs)
+    if resume and (cv or recipe.name == "robust"):
+        raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no --resume yet")
+    if cv or recipe.name == "robust":
+        # An image that was to be left out must not be trained on in silence.
+        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
+        for option in (name for name, given in unheard.items() if given):
+            raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no {option} yet")
     load_keras()
     from .metrics import report_text
     from .robust_run import cross_validate_robust, train_robust_bundle
     from .run import train_bundle
 
     chosen = {"backbone_weights": backbone_weights, "seed": seed, "positive": positive}
-    if resume and (cv or recipe.name == "robust"):
-        raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no --resume yet")
     if cv:
         if cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
             raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv}")

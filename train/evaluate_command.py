@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from mri_edge.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
-from mri_edge.errors import OutputError, UsageError
+from mri_edge.errors import UsageError
+from mri_edge.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from .evaluate import Role
@@ -97,12 +98,10 @@ def evaluate(
 
     bundle = Bundle.open(model)
     if out is not None:
-        _make(out)  # before the work, not after it
+        make_folder(out)  # before the work, not after it
     record = score(bundle, data, role=role, track=track, **where)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:
-        from mri_edge.files import write_whole
-
         from .evaluation_report import evaluation_page
 
         write_whole(out / "evaluation.json", text)
@@ -121,10 +120,3 @@ def evaluate(
         console = Console()
         print_evaluation(record, console if console.is_terminal else Console(width=_WIDE))
     return 1 if record["unreadable"] else 0
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot make the folder ({error.strerror})", "Name another output folder") from error

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.errors import DataError, OutputError
-from mri_edge.files import write_whole
+from mri_edge.errors import DataError
+from mri_edge.files import make_folder, write_whole
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -46,12 +46,9 @@ def cross_validate_reference(
     DataError, WeightsError, OutputError
         The data, the backbone weights or the place for the result are unfit; all said before training.
     """
+    make_folder(out)
     scans, labels = find_scans(data, positive)
     weights = load_weights(backbone_weights)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot make the folder ({error.strerror})", "Name another output folder") from error
     truth = np.array([scan.label for scan in scans])
     with tempfile.TemporaryDirectory(dir=out) as work:
         decoded = decode(scans, recipe.preprocessing, Path(work) / "pixels.npy")

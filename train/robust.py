@@ -21,7 +21,7 @@ from mri_edge.errors import DataError, InputError
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import Role, Split, SplitImage
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold
 
 from . import calibration, duplicates, grey_augment
 from .backbone import BackboneWeights, build_backbone
@@ -31,6 +31,7 @@ from .framework import load_keras
 from .lesions import draw_lesion
 from .model import Network, build_network
 from .recipe import REFERENCE, Recipe
+from .split import choose_test
 
 Indices = NDArray[np.intp]
 Report = Callable[[int, int, float], None]
@@ -176,8 +177,14 @@ def _test_images(data: Collection) -> Indices:
         members = np.flatnonzero(data.source == source)
         names = {data.scans[index].folder.rpartition("/")[2].lower() for index in members}
         if names == {"no", "yes"}:
-            _, test = train_test_split(members, test_size=REFERENCE.test_share, random_state=REFERENCE.split_seed)
-            return np.sort(test)
+            test = choose_test(
+                "reference",
+                data.label[members],
+                data.group[members],
+                test_share=REFERENCE.test_share,
+                seed=REFERENCE.split_seed,
+            )
+            return members[test]
     return np.asarray(hold_out(data, np.arange(len(data.scans)), folds=5))
 
 

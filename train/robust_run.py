@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from mri_edge.bundle import check_free
-from mri_edge.files import write_whole
+from mri_edge.files import make_folder, write_whole
 
 from .backbone import load_weights
 from .crossval import cross_validate
@@ -88,11 +88,11 @@ def cross_validate_robust(
 
     ``folds`` of near-duplicate groups, or ``None`` to leave out one source at a time.
     """
+    make_folder(out)
     scans, labels = find_scans(data, positive)
     weights = load_weights(backbone_weights)
     collection = collect(scans, recipe.preprocessing)
     roles = np.array([image.role for image in choose_roles(collection).images])
-    out.mkdir(parents=True, exist_ok=True)
     with step_progress("cross-validation") as report:
         rounds = folds or len(np.unique(collection.source))
 

@@ -49,8 +49,3 @@ def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[
     roles += ["excluded"] * len(excluded)
     everyone = zip([*scans, *excluded], roles, strict=True)
     return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in everyone))
-
-
-def reference_split(scans: Sequence[Scan], *, test_share: float, seed: int) -> Split:
-    """The reference's split of these scans."""
-    return as_split(scans, choose_test("reference", [one.label for one in scans], [], test_share=test_share, seed=seed))

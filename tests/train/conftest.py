@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from mri_edge.preprocess import Preprocessing
+from mri_edge.split import Split
 from PIL import Image
+
+if TYPE_CHECKING:
+    from mri_edge.train.data import Scan
 
 
 def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Image.Image:
@@ -83,3 +89,15 @@ def weights_file(small_weights, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "vgg16.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": layers}))
     return path
+
+
+@pytest.fixture
+def reference_split() -> Callable[[Sequence[Scan]], Split]:
+    """The reference's own split of scans: a fifth tests, by scikit-learn's generator with seed 42."""
+    from mri_edge.train.split import as_split, choose_test
+
+    def split(scans: Sequence[Scan]) -> Split:
+        labels = [one.label for one in scans]
+        return as_split(scans, choose_test("reference", labels, [], test_share=0.2, seed=42))
+
+    return split

@@ -10,7 +10,6 @@ from mri_edge import images
 from mri_edge.errors import DataError
 from mri_edge.preprocess import Preprocessing
 from mri_edge.train.data import decode, find_scans
-from mri_edge.train.split import reference_split
 
 
 def put(path):
@@ -86,9 +85,9 @@ def test_decode_equals_the_runtime_s_own(folders, tmp_path):
 
 
 @pytest.mark.data
-def test_reference_split_of_the_reference_data(scans):
+def test_reference_split_of_the_reference_data(scans, reference_split):
     found, labels = find_scans(scans / "navoneel")
-    split = reference_split(found, test_share=0.2, seed=42)
+    split = reference_split(found)
     assert [scan.file for scan in found[:3]] == ["no/1 no.jpeg", "no/10 no.jpg", "no/11 no.jpg"]
     assert len(split.of("train")) == 202
     assert [image.label for image in split.of("test")].count(0) == 20

@@ -14,14 +14,14 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge import images  # noqa: E402
 from mri_edge.bundle import Bundle  # noqa: E402
-from mri_edge.errors import DataError  # noqa: E402
+from mri_edge.cli import run  # noqa: E402
+from mri_edge.errors import DataError, OutputError  # noqa: E402
 from mri_edge.preprocess import Preprocessing  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
 from mri_edge.train import crossval, duplicates, grey_augment, robust, robust_run, stress  # noqa: E402
 from mri_edge.train.backbone import build_backbone  # noqa: E402
 from mri_edge.train.data import find_scans  # noqa: E402
 from mri_edge.train.recipe import ROBUST, find_recipe  # noqa: E402
-from mri_edge.train.split import reference_split  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,9 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
 
 
 @pytest.mark.slow
-def test_bundle_says_how_it_was_made(two_sources, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch):
+def test_bundle_says_how_it_was_made(
+    two_sources, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch, reference_split
+):
     monkeypatch.setattr(robust_run, "plan_of", lambda recipe: tiny_plan)
     out = tmp_path / "bundle"
     trained = robust_run.train_robust_bundle(two_sources, out, tiny_recipe, backbone_weights=str(weights_file), seed=0)
@@ -199,7 +201,7 @@ def test_bundle_says_how_it_was_made(two_sources, tiny_recipe, tiny_plan, weight
     assert details["precision"] in ("float32", "mixed_bfloat16")
     assert details["target_sensitivity"] == 0.95
     split = Split.from_json((out / "split.json").read_text())
-    expected = reference_split(find_scans(two_sources / "a")[0], test_share=0.2, seed=42)
+    expected = reference_split(find_scans(two_sources / "a")[0])
     assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in expected.of("test")}
     saved = keras.models.load_model(out / "model.keras")
     test = [two_sources / image.file for image in split.of("test")]
@@ -280,10 +282,10 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans):
+def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans, reference_split):
     collection, _ = collection_of(scans, find_recipe("robust"))
     split = robust.choose_roles(collection)
-    of_reference = reference_split(find_scans(scans / "navoneel")[0], test_share=0.2, seed=42)
+    of_reference = reference_split(find_scans(scans / "navoneel")[0])
     assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in of_reference.of("test")}
     roles = np.array([image.role for image in split.images])
     apart = np.count_nonzero(
@@ -298,3 +300,22 @@ def test_preprocessing_is_the_weights_own():
     assert find_recipe("robust").preprocessing == Preprocessing(
         channel_order="RGB", scale=1 / 255, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)
     )
+
+
+@pytest.mark.parametrize("mode", [["--recipe", "robust"], ["--cv", "3"]], ids=["robust", "cv"])
+@pytest.mark.parametrize("option", [["--exclude", "no/*"], ["--split", "grouped"], ["--groups", "patients.csv"]])
+def test_options_that_would_not_be_heard_are_refused(two_sources, tmp_path, monkeypatch, capfd, mode, option):
+    """An image that its owner excludes must not be trained on in silence."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "patients.csv").write_text("file,group\n")
+    assert run(["train", "--data", str(two_sources), "--out", "out", *mode, *option]) == 2
+    assert option[0] in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_that_cannot_be_written_are_told_before_the_work(two_sources, tiny_recipe, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot make the folder"):
+        robust_run.cross_validate_robust(
+            two_sources, tmp_path / "file" / "out", tiny_recipe, folds=2, backbone_weights="nowhere", seed=0
+        )
