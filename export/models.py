@@ -7,11 +7,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from mri_edge.errors import ConversionError
+from mri_edge.errors import ConversionError, first_line
 from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
-
-from .quiet import first_line
 
 
 def load(path: Path) -> keras.Model:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from mri_edge.errors import ConversionError, OutputError
+from mri_edge.errors import ConversionError, OutputError, first_line
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .device_graph import INPUT, OUTPUT, DeviceGraph
-from .quiet import first_line
 
 # Old enough for what devices run (ONNX Runtime 1.13, OpenVINO 2022.3, TensorRT 8.6), new enough
 # for per-channel QDQ (13). onnx.ai: "ONNX versioning", onnxruntime.ai: "Compatibility".

@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
+
+from mri_edge.native import stderr_aside
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what native libraries write to stderr off the screen; errors still arrive as exceptions.
 
-    TensorFlow's C++ part and XNNPACK write to file descriptor 2, past ``sys.stderr``. Progress drawn
-    meanwhile must go to ``screen()``.
+    Progress drawn meanwhile must go to ``screen()``.
     """
-    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+    with stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+        yield
 
 
 def screen() -> IO[str]:
@@ -47,8 +39,3 @@ def import_tensorflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's exception says, in one line; the name of its class if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

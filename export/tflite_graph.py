@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from mri_edge.errors import ConversionError
+from mri_edge.errors import ConversionError, first_line
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
 
 from .device_graph import INPUT, OUTPUT, DeviceGraph
-from .quiet import first_line
 
 
 def float_model(graph: DeviceGraph) -> bytes:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from mri_edge.cpu import available_cpus
-from mri_edge.errors import ConversionError
+from mri_edge.errors import ConversionError, first_line
 from numpy.typing import NDArray
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
 
 from .calibrate import Calibrator, Method, Observation, Observe, Range, Recipe
-from .quiet import first_line
 from .rounding import mean_shift
 from .search import best
 from .tflite_graph import constant, float_activations, operator_code, read, set_constant, write

@@ -47,6 +47,11 @@ class MriEdgeError(Exception):
         return type(self), (self.problem, self.hint)
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in one line; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class UsageError(MriEdgeError):
     """The call is wrong: an unknown option value, or nothing to work on."""
 

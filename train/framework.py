@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 
 from mri_edge.errors import UsageError
+from mri_edge.native import stderr_aside
 
 
 def load_keras() -> ModuleType:
@@ -26,7 +23,7 @@ def load_keras() -> ModuleType:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with _native_stderr_aside():
+    with stderr_aside():
         try:
             import keras
         except ImportError as error:
@@ -40,20 +37,3 @@ def accelerated() -> bool:
     """Whether Keras computes on a GPU or another accelerator."""
     keras = load_keras()
     return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
-
-
-@contextmanager
-def _native_stderr_aside() -> Iterator[None]:
-    """Drop what native code writes to file descriptor 2.
-
-    TensorFlow greets there before its log level is heard. Failures arrive as exceptions all the same.
-    """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

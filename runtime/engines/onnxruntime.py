@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, EngineUnavailable, ProviderUnavailable
+from ..errors import EngineError, EngineUnavailable, ProviderUnavailable, first_line
 from ..manifest import TensorSpec
 from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
 from ._nvidia import NO_GPU, explain, gpu_name
@@ -87,7 +87,7 @@ class OnnxRuntimeEngine:
         try:
             return dict(zip(names, self._session.run(names, {self.input.name: batch}), strict=True))
         except Exception as error:
-            raise EngineError(f"onnxruntime failed on a batch of {len(batch)}: {_first_line(error)}") from error
+            raise EngineError(f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}") from error
 
     def close(self) -> None:
         """Drop the session, and with it its threads and memory."""
@@ -167,9 +167,9 @@ def _session_on(onnxruntime: Any, path: Path, threads: int, provider: str) -> An
     except Exception as error:  # the library raises plain RuntimeError kin for every cause
         if provider == "cpu":
             raise EngineError(
-                f"{path.name}: onnxruntime cannot open it: {_first_line(error)}", "Export the model again"
+                f"{path.name}: onnxruntime cannot open it: {first_line(error)}", "Export the model again"
             ) from error
-        reason, cure = _why_not(onnxruntime, path, provider) or (_first_line(error), _DOCTOR)
+        reason, cure = _why_not(onnxruntime, path, provider) or (first_line(error), _DOCTOR)
         raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure) from error
     found = session.get_providers()[0]
     if found != name:
@@ -217,7 +217,3 @@ def _why_not(onnxruntime: Any, path: Path, provider: str) -> tuple[str, str] | N
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

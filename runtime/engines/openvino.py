@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, EngineUnavailable
+from ..errors import EngineError, EngineUnavailable, first_line
 from ..manifest import TensorSpec
 from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
@@ -54,8 +54,9 @@ class OpenVINOEngine:
             core = openvino.Core()
             self._compiled: Any = core.compile_model(core.read_model(str(path)), "CPU", settings)
         except RuntimeError as error:
-            first = str(error).strip().splitlines()[0]
-            raise EngineError(f"{path.name}: OpenVINO cannot open it: {first}", "Export the model again") from error
+            raise EngineError(
+                f"{path.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
+            ) from error
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
         self.input, self.outputs = check_model(

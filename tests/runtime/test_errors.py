@@ -8,7 +8,7 @@ import re
 
 import pytest
 from mri_edge import errors
-from mri_edge.errors import MriEdgeError
+from mri_edge.errors import MriEdgeError, first_line
 
 CLASSES = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, MriEdgeError)]
 
@@ -38,3 +38,11 @@ def test_errors_travel_between_processes(kind: type[MriEdgeError]) -> None:
     error = pickle.loads(pickle.dumps(kind("problem", "hint")))  # noqa: S301
     assert type(error) is kind
     assert (error.problem, error.hint) == ("problem", "hint")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("one\ntwo"), "one"), (ValueError("\n  late"), "late"), (RuntimeError(), "RuntimeError")],
+)
+def test_what_a_library_says_is_one_line_even_if_it_says_nothing(error, line):
+    assert first_line(error) == line
