@@ -81,7 +81,7 @@ ROBUST = Recipe(
     dropout=0.5,
     learning_rate=0.0001,
     batch=32,
-    epochs=8,
+    epochs=5,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (REFERENCE, ROBUST)}
