@@ -212,30 +212,13 @@ def train_robust(
     classes, positive = len(labels.names), labels.positive
     precision = fast_precision()
     working = _network(weights, recipe, classes, seed, precision)
-    count = (plan.warm_steps + plan.steps) * recipe.batch
-    order = train[balanced_draws(data.label[train], data.source[train], count, np.random.default_rng([seed, 0]))]
-
-    healthy_order = order[data.label[order] != positive]
+    views_of = view_maker(data, train, recipe, plan.warm_steps + plan.steps, labels=labels, seed=seed)
 
     def make_batch(step: int) -> Batch:
-        rng = np.random.default_rng([seed, 1, step])
-        chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
-        targets = np.full((len(chosen), classes), LABEL_SMOOTHING / classes, np.float32)
-        targets[np.arange(len(chosen)), data.label[chosen]] += 1 - LABEL_SMOOTHING
-        views = []
-        for index in chosen:
-            # With more than one kind of tumour a drawn lesion has no label.
-            drawn = classes == 2 and data.label[index] == positive and rng.random() < LESION_SHARE
-            views.append(
-                grey_augment.augment(
-                    rng,
-                    data.slices[rng.choice(healthy_order) if drawn else index],
-                    data.slices[rng.choice(train)].grey,
-                    recipe.preprocessing,
-                    draw_lesion if drawn else None,
-                )
-            )
-        return recipe.preprocessing.normalise(np.stack(views)[..., None].repeat(3, axis=-1)), targets
+        views, label = views_of(step)
+        targets = np.full((len(label), classes), LABEL_SMOOTHING / classes, np.float32)
+        targets[np.arange(len(label)), label] += 1 - LABEL_SMOOTHING
+        return recipe.preprocessing.normalise(views[..., None].repeat(3, axis=-1)), targets
 
     losses = finetune(working.whole, working.backbone, plan, make_batch, report)
     # The same weights in a network that computes in float32: what is kept and exported.
@@ -267,6 +250,42 @@ def train_robust(
             "validation_images": len(validation),
         },
     )
+
+
+def view_maker(
+    data: Collection, train: Indices, recipe: Recipe, steps: int, *, labels: Labels, seed: int
+) -> Callable[[int], tuple[NDArray[np.uint8], Indices]]:
+    """Random views of the images ``train``, classes and sources in balance.
+
+    Returns
+    -------
+    A function of the step, 0 to ``steps`` - 1, that gives ``recipe.batch`` grey views uint8 (N, height, width) and
+    their label indices (N,). It depends on the step and the seed alone.
+    """
+    order = train[
+        balanced_draws(data.label[train], data.source[train], steps * recipe.batch, np.random.default_rng([seed, 0]))
+    ]
+    healthy_order = order[data.label[order] != labels.positive]
+
+    def views_of(step: int) -> tuple[NDArray[np.uint8], Indices]:
+        rng = np.random.default_rng([seed, 1, step])
+        chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
+        views = []
+        for index in chosen:
+            # With more than one kind of tumour a drawn lesion has no label.
+            drawn = len(labels.names) == 2 and data.label[index] == labels.positive and rng.random() < LESION_SHARE
+            views.append(
+                grey_augment.augment(
+                    rng,
+                    data.slices[rng.choice(healthy_order) if drawn else index],
+                    data.slices[rng.choice(train)].grey,
+                    recipe.preprocessing,
+                    draw_lesion if drawn else None,
+                )
+            )
+        return np.stack(views), data.label[chosen]
+
+    return views_of
 
 
 def predict(
