@@ -33,6 +33,11 @@ COMMANDS = {
         "tune",
         "Measure what runs the model fastest on this device, for predict to use.",
     ),
+    "bench": (
+        "mri_edge.commands.bench",
+        "bench",
+        "Measure every artefact in every engine, each alone in its process.",
+    ),
     "warmup": ("mri_edge.commands.warmup", "warmup", "Build and cache what a provider needs before the first scan."),
     "doctor": ("mri_edge.commands.doctor", "doctor", "Say which engines and providers work on this machine."),
     "completion": (

@@ -1,0 +1,162 @@
+"""``mri-edge bench``: latency, throughput, memory and parity of every artefact in every engine, on this device."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from ..bundle import DEFAULT_MODEL, Bundle
+from .options import PROVIDER, VERBOSE, complete_models
+
+if TYPE_CHECKING:
+    from ..benchmark import Report, Row, Spread, Stream
+
+EXAMPLES = """\b
+Examples:
+  mri-edge bench
+  mri-edge bench my-bundle --profile full --json > bench.json
+  mri-edge bench --scans archive/ --engine onnxruntime --threads 1
+  mri-edge bench --artefact model.int8.onnx --server 50
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["smoke", "full"]),
+    default="smoke",
+    show_default=True,
+    help="smoke: seconds for each artefact; full: enough queries for the 99th percentile.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with everything that was measured.")
+@click.option("--scans", multiple=True, metavar="PATH", help="Files or folders to measure with. Default: demo scans.")
+@click.option("--artefact", metavar="FILE", help="This artefact alone.")
+@click.option("--engine", metavar="NAME", help="This engine alone.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
+@click.option(
+    "--server",
+    "server_ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Search the highest rate of random arrivals whose 99th percentile stays under MS.",
+)
+@PROVIDER
+@VERBOSE
+def bench(
+    model: str,
+    profile: str,
+    as_json: bool,
+    scans: tuple[str, ...],
+    artefact: str | None,
+    engine: str | None,
+    threads: int | None,
+    server_ms: float | None,
+    provider: str,
+) -> None:
+    """Measure every artefact in every engine, each alone in its process.
+
+    SingleStream and Offline as the MLPerf inference rules define them, once for the model alone and
+    once from file to answer. A percentile is the bound that holds with 99% confidence, n/a where the
+    queries are too few. Without BUNDLE: the embedded model. Not an MLPerf result.
+    """
+    from ..benchmark import measure, scans_for
+    from ..progress import track
+
+    bundle = Bundle.open(model)
+    report = measure(
+        bundle,
+        scans_for(bundle, scans),
+        profile,
+        artefact=artefact,
+        engine=engine,
+        provider=provider,
+        threads=threads,
+        server_ms=server_ms,
+        track=lambda items, label: track(items, label, len(items)),
+    )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+        return
+    for line in _lines(report):
+        click.echo(line)
+
+
+_COLUMNS = ("artefact", "engine", "MB", "load", "first", "p50", "p90", "p99", "images/s", "MiB", "parity", "provider")
+_TO_ANSWER = ("artefact", "engine", "p50", "p90", "p99", "images/s", "decode", "resize", "infer")
+
+
+def _lines(report: Report) -> list[str]:
+    machine, ran = report.machine, [one for one in report.rows if one.model]
+    lines = [
+        click.style(f"{report.bundle} on {machine.get('board') or machine['cpu']}", bold=True),
+        f"{ran[0].threads} threads, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
+        f"in Offline, load by {report.driver}; times in ms",
+        "",
+        click.style("model only", bold=True),
+        *_table([_COLUMNS, *map(_model_cells, ran)], left=(0, 1, 10, 11)),
+        "",
+        click.style("file to answer", bold=True),
+    ]
+    columns = [*_TO_ANSWER, *([f"queries/s under {report.server_ms:g} ms"] if report.server_ms else [])]
+    lines += _table([columns, *(_file_cells(one, report.server_ms) for one in ran)], left=(0, 1))
+    lines.append("")
+    lines += [
+        click.style(f"{one.artefact} in {one.engine} did not run: {one.problem}", fg="yellow")
+        for one in report.rows
+        if one.problem
+    ]
+    disturbed = [*report.marks, *(f"{one.artefact} in {one.engine}: {mark}" for one in ran for mark in one.marks)]
+    lines += [click.style(f"DISTURBED  {mark}", fg="red") for mark in disturbed]
+    lines.append(
+        click.style(
+            "p50, p90, p99: not exceeded with 99% confidence; n/a: too few queries (11, 64, 662), see --profile full. "
+            "Not an MLPerf result. Research use only: not a medical device.",
+            dim=True,
+        )
+    )
+    return lines
+
+
+def _model_cells(one: Row) -> list[str]:
+    return [
+        one.artefact,
+        one.engine,
+        f"{one.size_bytes / 1e6:.2f}",
+        _figure(one.load_ms),
+        _figure(one.first_ms),
+        *_bounds(one.model),
+        _figure(one.model_rate),
+        _figure(one.peak_mib),
+        one.parity or "not judged",
+        one.provider or "",
+    ]
+
+
+def _file_cells(one: Row, server_ms: float | None) -> list[str]:
+    stages = [f"{one.stages_ms[stage]:.2f}" for stage in ("decode", "resize", "infer")]
+    server = [_figure(one.server_rate) if one.server_rate else "none"] if server_ms else []
+    return [one.artefact, one.engine, *_bounds(one.file), _figure(one.file_rate), *stages, *server]
+
+
+def _bounds(one: Stream | None) -> list[str]:
+    return ["n/a" if value is None else f"{value:.2f}" for value in (one.bounds.values() if one else ())]
+
+
+def _figure(one: Spread | None) -> str:
+    return "n/a" if one is None else f"{one.value:.0f}" if one.value >= 10 else f"{one.value:.2f}"
+
+
+def _table(rows: list[list[str] | tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,151 @@
+"""Was the machine quiet and at full speed while something was measured? What it tells of itself, in words."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+_ROOT = Path("/")
+# Other programs or the hypervisor taking more than these shares of the machine change a median.
+_BUSY = 0.15
+_STOLEN = 0.05
+# A core below this share of its highest clock, straight after work, was held back.
+_SLOW = 0.9
+
+# Raspberry Pi firmware, https://www.raspberrypi.com/documentation/computers/os.html, "get_throttled".
+_PI_FLAGS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
+_PI_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
+_PI_HAS_OCCURRED = 16
+# Counters that grow when the hardware slows itself down: x86 cores; Jetson's over-current alarms.
+_COUNTERS = (
+    "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count",
+    "sys/class/hwmon/hwmon*/oc*_event_cnt",
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Counters at one moment; None or empty where the system does not tell."""
+
+    moment: float
+    own: float
+    busy: float | None
+    stolen: float | None
+    counters: dict[str, int]
+    pi_flags: int | None
+
+
+class Watch:
+    """Looks at the machine when it is made, and again when it is asked for ``marks``."""
+
+    def __init__(self, root: Path = _ROOT) -> None:
+        self._root = root
+        self._before = _look(root)
+
+    def marks(self) -> tuple[str, ...]:
+        """What disturbed the machine since then, in words; empty for a quiet one (or a silent system)."""
+        return tuple(_compare(self._before, _look(self._root), os.cpu_count() or 1)) + tuple(_heat(self._root))
+
+
+def clock(root: Path = _ROOT) -> float | None:
+    """Clock of the fastest core now as a share of the highest it has, or None; ask straight after work."""
+    shares = []
+    for folder in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            shares.append(_number(folder / "scaling_cur_freq") / _number(folder / "cpuinfo_max_freq"))
+    return max(shares, default=None)
+
+
+def slow_clock(shares: list[float]) -> str | None:
+    """Words for clocks taken straight after work, if the median of them shows a core that was held back."""
+    if not shares:
+        return None
+    share = sorted(shares)[len(shares) // 2]
+    return f"the CPU ran at {share:.0%} of its highest clock" if share < _SLOW else None
+
+
+def temperature(root: Path = _ROOT) -> float | None:
+    """The hottest thermal zone in degrees Celsius, or None."""
+    return max((degrees for degrees, _ in _zones(root)), default=None)
+
+
+def _look(root: Path) -> Snapshot:
+    busy, stolen = _cpu_seconds(root / "proc/stat")
+    counters = {}
+    for pattern in _COUNTERS:
+        for path in root.glob(pattern):
+            with suppress(OSError, ValueError):
+                counters[str(path)] = _number(path)
+    flags = None
+    with suppress(OSError, ValueError):
+        flags = int((root / _PI_FILE).read_text().strip(), 16)
+    return Snapshot(perf_counter(), _own_seconds(), busy, stolen, counters, flags)
+
+
+def _compare(before: Snapshot, after: Snapshot, cores: int) -> Iterator[str]:
+    passed = max(after.moment - before.moment, 1e-3)
+    if before.busy is not None and after.busy is not None:
+        others = (after.busy - before.busy - (after.own - before.own)) / passed
+        if others > _BUSY * cores:
+            yield f"other programs kept {others:.1f} of {cores} cores busy"
+    if before.stolen is not None and after.stolen is not None:
+        share = (after.stolen - before.stolen) / passed / cores
+        if share > _STOLEN:
+            yield f"the hypervisor took {share:.0%} of the CPU"
+    grown = [name for name, count in after.counters.items() if count > before.counters.get(name, count)]
+    if grown:
+        yield f"the hardware slowed itself down ({', '.join(sorted({Path(name).name for name in grown}))})"
+    if after.pi_flags:
+        now = [words for bit, words in _PI_FLAGS.items() if after.pi_flags >> bit & 1]
+        # "Has occurred" since the board was switched on: of ours only what was not set before.
+        fresh = (after.pi_flags & ~(before.pi_flags or 0)) >> _PI_HAS_OCCURRED
+        seen = [words for bit, words in _PI_FLAGS.items() if fresh >> bit & 1 and words not in now]
+        if now or seen:
+            yield f"Raspberry Pi firmware: {', '.join([*now, *seen])}"
+
+
+def _heat(root: Path) -> Iterator[str]:
+    for degrees, limit in _zones(root):
+        if limit is not None and degrees >= limit:
+            yield f"{degrees:.0f} °C, where the system slows down from {limit:.0f} °C"
+
+
+def _zones(root: Path) -> Iterator[tuple[float, float | None]]:
+    """Degrees of each thermal zone, and where its passive trip point (slowing down) lies."""
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        limits = []
+        for kind in zone.glob("trip_point_*_type"):
+            with suppress(OSError, ValueError):
+                if kind.read_text().strip() == "passive":
+                    limits.append(_number(kind.with_name(kind.name.replace("_type", "_temp"))) / 1e3)
+        with suppress(OSError, ValueError):
+            yield _number(zone / "temp") / 1e3, min(limits, default=None)
+
+
+def _cpu_seconds(stat: Path) -> tuple[float | None, float | None]:
+    """Seconds that all cores worked, and that the hypervisor took (proc(5), ``/proc/stat``)."""
+    with suppress(OSError, ValueError, IndexError):
+        with open(stat, encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+        tick = os.sysconf("SC_CLK_TCK")
+        return (user + nice + system + irq + softirq) / tick, steal / tick
+    return None, None
+
+
+def _own_seconds() -> float:
+    """CPU seconds of this process and of the children that it waited for."""
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in usages)
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())

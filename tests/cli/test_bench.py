@@ -1,0 +1,164 @@
+"""`mri-edge bench`: every artefact in every engine for real, and the arithmetic of its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mri_edge import benchmark
+from mri_edge.benchmark import Plan, scans_for, spread, stream
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.errors import UsageError
+from mri_edge.manifest import Parity
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCAN = str(EXAMPLES / "phantom-1.jpg")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Two rounds of what is just enough for a median."""
+    monkeypatch.setitem(benchmark.PROFILES, "smoke", Plan(rounds=2, seconds=0.01, queries=6, samples=4))
+
+
+def test_everything_is_measured_for_real(tiny_bundle, capfd):
+    assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--threads", "1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    rows = {one["engine"]: one for one in found["rows"]}
+    row = rows["onnxruntime"]
+    assert row["problem"] is None
+    assert (row["artefact"], row["provider"], row["threads"]) == ("model.onnx", "CPUExecutionProvider", 1)
+    assert row["model"]["queries"] >= 12
+    assert row["model"]["bounds"]["p50"] <= row["model"]["slowest"]
+    assert (row["model"]["bounds"]["p90"] is None) == (row["model"]["queries"] < 64)
+    assert row["file"]["median"]["value"] >= row["stages_ms"]["decode"]
+    assert set(row["stages_ms"]) == {"decode", "resize", "infer"}
+    for figure in ("load_ms", "first_ms", "model_rate", "file_rate"):
+        assert 0 < row[figure]["low"] <= row[figure]["value"] <= row[figure]["high"]
+    assert found["machine"]["cores"] >= 1
+    assert "onnxruntime" in found["libraries"]
+    assert "Not an MLPerf result" in found["notice"]
+    # OpenVINO opens ONNX files: it stands in the table, installed or not.
+    assert rows["openvino"]["problem"] is None or "pip install 'mri-edge[openvino]'" in rows["openvino"]["problem"]
+
+
+def test_table_is_for_people(tiny_bundle, capfd):
+    assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--engine", "onnxruntime"]) == 0
+    out, err = capfd.readouterr()
+    assert "model only" in out
+    assert "file to answer" in out
+    assert "n/a" in out
+    assert "not judged" in out
+    assert "Research use only" in out
+    assert err == ""
+
+
+def test_a_rate_under_a_bound_is_searched(tiny_bundle, capfd):
+    arguments = ["--scans", SCAN, "--engine", "onnxruntime", "--threads", "1", "--server", "500", "--json"]
+    assert run(["bench", str(tiny_bundle), *arguments]) == 0
+    [row] = json.loads(capfd.readouterr().out)["rows"]
+    assert row["server_rate"]["value"] > 0
+
+
+def test_the_verdict_of_the_gate_stands_in_the_row(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    [first] = bundle.manifest.artefacts
+    with bundle.rewriting() as writer:
+        writer.add_artefact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
+    report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
+    assert [one.parity for one in report.rows] == ["undecided"]
+
+
+def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
+    order = []
+
+    def answer(function, request, *, time_limit):
+        order.append(request.engine)
+        return "gone" if request.engine == "openvino" else dict(_READING)
+
+    monkeypatch.setattr(benchmark, "call", answer)
+    monkeypatch.setattr(benchmark, "subjects", _both)
+    report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN])
+    # A B, A B: and what failed once is not tried again.
+    assert order == ["onnxruntime", "openvino", "onnxruntime"]
+    assert [one.problem for one in report.rows] == [None, "gone"]
+    assert report.rows[1].model is None
+
+
+def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch):
+    medians = iter((1.0, 1.4))
+    monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, "model_ms": [next(medians)] * 12})
+    [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
+    assert row.marks == ("model: medians of the rounds are 1.00 to 1.40 ms",)
+
+
+def test_nothing_is_trimmed():
+    found = stream([[1.0] * 40, [1.0] * 39 + [900.0]])
+    assert found.slowest == 900.0
+    assert (found.queries, found.median.value) == (80, 1.0)
+    assert found.bounds == {"p50": 1.0, "p90": 1.0, "p99": None}
+    assert spread([3.0, 1.0, 2.0]) == benchmark.Spread(2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere"], 3, "no such bundle folder"),
+        (["--engine", "abacus"], 2, "unknown engine"),
+        (["--artefact", "model.abacus"], 2, "no artefact"),
+        (["--engine", "litert"], 3, "nothing in it for the engines"),
+        (["--scans", "nowhere-*.jpg"], 2, "no file matches"),
+        (["--scans", str(EXAMPLES / "NOTICE")], 4, "not PNG, JPEG"),
+        (["--provider", "abacus"], 4, "unknown provider"),
+        (["--server", "0"], 2, "--server"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_bundle, arguments, code, words, capfd):
+    arguments = arguments if arguments[0] == "nowhere" else [str(tiny_bundle), *arguments]
+    assert run(["bench", *arguments]) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_changed_file_is_never_measured(tiny_bundle, capfd):
+    with open(tiny_bundle / "model.onnx", "r+b") as file:
+        file.seek(100)
+        file.write(b"\0\1\2")
+    assert run(["bench", str(tiny_bundle)]) == 3
+    assert "SHA-256" in capfd.readouterr().err
+
+
+def test_scans_are_those_named_or_golden(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    assert scans_for(bundle, [str(EXAMPLES)]) == sorted(map(str, EXAMPLES.glob("*.jpg")))
+    # The tiny bundle has none of its own: those of the embedded model serve.
+    assert [Path(one).parent.name for one in scans_for(bundle, [])] == ["golden", "golden"]
+    with pytest.raises(UsageError):
+        scans_for(bundle, ["nowhere/*.png"])
+
+
+_READING = {
+    "driver": "stand-in",
+    "provider": "Stand-in",
+    "threads": 1,
+    "load_ms": 1.0,
+    "first_ms": 1.0,
+    "model_ms": [1.0] * 12,
+    "model_rate": 9.0,
+    "peak_mib": None,
+    "file_ms": [2.0] * 12,
+    "file_rate": 8.0,
+    "stages_ms": {"decode": 1.0, "resize": 1.0, "infer": 1.0},
+    "clock": None,
+    "server_rate": None,
+}
+
+
+def _both(bundle, **_):
+    [artefact] = bundle.manifest.artefacts
+    return [benchmark.Subject(artefact, "onnxruntime"), benchmark.Subject(artefact, "openvino")]

@@ -1,0 +1,135 @@
+"""The scenarios: percentile bounds against the binomial and the load generator, and both drivers side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+import pytest
+from mri_edge.errors import EngineError
+from mri_edge.loadgen import LoadgenDriver, is_installed
+from mri_edge.scenario import OwnDriver, Served, highest_rate, percentile_bound, queries_needed, slow_queries
+
+loadgen = pytest.mark.skipif(not is_installed(), reason="needs mlcommons-loadgen (extra 'bench')")
+DRIVERS = [pytest.param(OwnDriver, id="own"), pytest.param(LoadgenDriver, id="loadgen", marks=loadgen)]
+
+
+def test_queries_needed_are_those_of_the_rules():
+    # inference_rules.adoc, and what the load generator itself says when there are too few.
+    assert (queries_needed(0.9), queries_needed(0.99)) == (64, 662)
+
+
+@pytest.mark.parametrize(("queries", "percentile"), [(64, 0.9), (209, 0.9), (662, 0.99), (5000, 0.99), (11, 0.5)])
+def test_slow_queries_are_the_binomials(queries, percentile):
+    stats = pytest.importorskip("scipy.stats", reason="the peer is SciPy's binomial")
+    allowed = slow_queries(queries, percentile)
+    assert stats.binom.cdf(allowed, queries, 1 - percentile) <= 0.01
+    assert stats.binom.cdf(allowed + 1, queries, 1 - percentile) > 0.01
+
+
+def test_too_few_queries_support_no_percentile():
+    assert percentile_bound([1.0] * 63, 0.9) is None
+    assert percentile_bound([1.0] * 661, 0.99) is None
+    assert percentile_bound([], 0.5) is None
+    # With just enough, one slow query is the bound: it is never trimmed away.
+    assert percentile_bound([1.0] * 63 + [50.0], 0.9) == 50.0
+
+
+def test_the_bound_covers_the_true_percentile_in_99_of_100_runs():
+    rng = np.random.default_rng(0)
+    truth = -np.log(0.1)  # the 90th percentile of the exponential distribution
+    covered = [percentile_bound(rng.exponential(1, 200).tolist(), 0.9) >= truth for _ in range(1000)]
+    assert np.mean(covered) >= 0.985  # 0.99 less three standard errors would be 0.981
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_single_stream_waits_for_each_answer(driver):
+    running, most = 0, 0
+
+    def run(index):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        assert 0 <= index < 7
+        time.sleep(0.001)
+        running -= 1
+
+    latencies = driver().single_stream(run, 7, seconds=0.05, queries=20)
+    assert most == 1
+    assert len(latencies) >= 20
+    assert min(latencies) >= 1.0
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_offline_has_all_samples_at_once(driver):
+    received = []
+
+    def run(indices):
+        received.append(list(indices))
+        time.sleep(0.05)
+
+    rate = driver().offline(run, 5, queries=40)
+    [batch] = received
+    assert len(batch) >= 40
+    assert set(batch) <= set(range(5))
+    assert 0 < rate <= len(batch) / 0.05
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_server_counts_the_time_in_line(driver):
+    """At twice the rate that can be served the line grows, and latencies with it; at a tenth there is none."""
+    jammed = driver().server(lambda index: time.sleep(0.004), 5, rate=500, queries=80).latencies_ms
+    easy = driver().server(lambda index: time.sleep(0.004), 5, rate=25, queries=20).latencies_ms
+    assert (len(jammed), len(easy)) == (80, 20)
+    assert statistics.median(jammed[-20:]) > 3 * statistics.median(jammed[:20])
+    assert max(jammed) > 5 * statistics.median(easy)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("scenario", ["single_stream", "offline", "server"])
+def test_a_failure_under_load_ends_the_run(driver, scenario):
+    def run(index):
+        raise EngineError("the engine is gone")
+
+    settings = {"single_stream": {"seconds": 0.01, "queries": 3}, "offline": {"queries": 3}}
+    with pytest.raises(EngineError, match="the engine is gone"):
+        getattr(driver(), scenario)(run, 3, **settings.get(scenario, {"rate": 100, "queries": 3}))
+
+
+@loadgen
+def test_both_drivers_agree():
+    """The same engine of known speed under both, in turn: medians and rates differ by noise alone."""
+    ours, theirs = OwnDriver(), LoadgenDriver()
+
+    def run(index):
+        time.sleep(0.003)
+
+    def run_many(indices):
+        for _ in indices:
+            time.sleep(0.003)
+
+    streams = {ours: [], theirs: []}
+    rates = {ours: [], theirs: []}
+    for _ in range(4):
+        for driver in (ours, theirs):
+            streams[driver] += driver.single_stream(run, 10, seconds=0.2, queries=10)
+            rates[driver].append(driver.offline(run_many, 10, queries=40))
+    # The lower quartile: what the sleep takes when nobody else has the CPU.
+    first, second = (float(np.quantile(streams[driver], 0.25)) for driver in (ours, theirs))
+    assert 0.9 < second / first < 1.1
+    assert 0.8 < max(rates[theirs]) / max(rates[ours]) < 1.25
+
+
+@pytest.mark.parametrize(("capacity", "first"), [(100.0, 10.0), (100.0, 5000.0), (3.0, 50.0)])
+def test_highest_rate_finds_the_capacity(capacity, first):
+    def serve(rate):
+        return Served(rate, tuple([1.0 if rate <= capacity else 99.0] * 662))
+
+    assert highest_rate(serve, 10.0, first) == pytest.approx(capacity, rel=1 / 16)
+
+
+def test_highest_rate_gives_up_where_no_rate_holds():
+    assert highest_rate(lambda rate: Served(rate, (99.0,) * 662), 10.0, 100.0) is None
+    # Nor does a rate count whose queries are too few to tell.
+    assert highest_rate(lambda rate: Served(rate, (1.0,) * 661), 10.0, 100.0) is None
