@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # them and the light part never imports the rooms `train` and `export`.
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
+    "watch": ("mri_edge.commands.watch", "watch", "Classify each scan that arrives in a folder, as a service does."),
     "info": ("mri_edge.commands.info", "info", "Show what a model bundle is and holds."),
     "bundle": (
         "mri_edge.commands.bundle",

@@ -68,6 +68,55 @@ def write_whole(path: Path, content: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def sync_folder(path: Path) -> None:
+    """See that names made or renamed in a folder outlast a power cut, where the system can."""
+    with suppress(OSError):  # Windows opens no folders, and some network shares do not sync them
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def move_whole(source: Path, target: Path) -> None:
+    """Move a file, to another file system as well: ``target`` is all of it or not there. It replaces a file.
+
+    Between two file systems the copy is complete and on disk before the source is removed.
+
+    Raises
+    ------
+    OutputError
+        The target's folder is missing, read-only or full, or the source's folder lets nothing go.
+    """
+    temporary = _neighbour(target, "new")
+    try:
+        try:
+            os.replace(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.copy2(source, temporary)
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+            source.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{source}: cannot be moved to {target} ({error.strerror})", "Both folders must be writable, with space"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the half-written files that a kill left in a folder which nobody else is writing to."""
+    for path in folder.glob(".*.new-????????"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder for results, and those above it; call it before long work. Raises OutputError."""
     try:

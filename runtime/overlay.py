@@ -51,13 +51,18 @@ def draw_each(
     OutputError
         The folder cannot be written.
     """
+    require_activation(classifier)
+    return _drawn(results, folder)
+
+
+def require_activation(classifier: Classifier) -> None:
+    """Raise UsageError if the artefact gives no activation to draw."""
     if all(one.name != "activation" for one in classifier.engine.outputs):
         others = ", ".join(one.file for one in classifier.bundle.manifest.artefacts if one.format == "onnx")
         raise UsageError(
             f"{classifier.artefact.file}: gives no class activation, so there is no heatmap",
             f"Choose another --artefact: {others or 'none in this bundle has one'}",
         )
-    return _drawn(results, folder)
 
 
 def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Prediction | Failure]:

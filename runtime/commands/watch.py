@@ -1,0 +1,166 @@
+"""``mri-edge watch``: a folder in which scans arrive; a JSON result for each, and the scan moved."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from ..classifier import Classifier
+from ..errors import UsageError
+from ..lock import held
+from ..outbox import Outbox, Record, as_json
+from ..prediction import NOTICE
+from ..systemd import notify
+from ..watch import Watch
+from .options import model_options
+
+EXAMPLES = """\b
+Examples:
+  mri-edge watch incoming/ --out classified/
+  mri-edge watch incoming/ --out classified/ --heatmap --json >> journal.jsonl
+  mri-edge watch incoming/ --out classified/ --once
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("folder", metavar="IN", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of results/, done/, failed/ and heatmaps/; it is made.",
+)
+@click.option("--heatmap", is_flag=True, help="Write DIR/heatmaps/SCAN.png too (Grad-CAM).")
+@click.option("--json", "as_lines", is_flag=True, help="Each result on standard output too, one JSON object a line.")
+@click.option("--once", is_flag=True, help="Take what is there, wait for what is still being written, and end.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often to look into IN.",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A scan is whole when its size and time were the same for so long.",
+)
+@model_options
+def watch(
+    folder: Path,
+    out: Path,
+    heatmap: bool,
+    as_lines: bool,
+    once: bool,
+    every: float,
+    settle: float,
+    model: str,
+    artefact: str | None,
+    engine: str | None,
+    provider: str,
+    threads: int | None,
+    allow_fallback: bool,
+) -> int:
+    """Classify each scan that arrives in a folder, as a service does.
+
+    A scan that is written to its end is classified, its result is written to DIR/results/SCAN.json, and it is
+    moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot or end in .part or
+    .tmp are passed over, so a sender may write under such a name and rename. Subfolders are left alone.
+
+    It may be killed at any moment: no scan is lost and none gets two results. While the disk is full or DIR
+    cannot be written, scans wait in IN. The same scan again gets no second result: for results of another model,
+    name another DIR. A second watch on IN or DIR is refused.
+
+    SIGTERM ends it after the scan at hand with exit code 0, Ctrl-C with 130; --once ends with 1 if a scan failed.
+
+    Research use only: not a medical device.
+    """
+    outbox = Outbox(out)
+    _check(folder, outbox)
+    with ExitStack() as stack:
+        outbox.make()
+        for one in sorted({os.path.realpath(folder), os.path.realpath(out)}):
+            if not stack.enter_context(held(Path(one))):
+                _tell(f"{one}: no locks on this file system; see that no other watch works here")
+        outbox.clear()
+        classifier = stack.enter_context(
+            Classifier.load(
+                model,
+                artefact=artefact,
+                engine=engine,
+                provider=provider,
+                threads=threads,
+                many=False,
+                allow_fallback=allow_fallback,
+            )
+        )
+        watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, tell=_tell)
+        received = stack.enter_context(_stopped_by_signals(watch))
+        manifest = classifier.bundle.manifest
+        _tell(f"watching {folder}, results in {outbox.results}; {manifest.name} {manifest.version}. {NOTICE}")
+        notify("READY=1")
+        for record in watch.records(every_s=every, once=once):
+            click.echo(as_json(record) if as_lines else _line(record))
+        notify("STOPPING=1")
+        if signal.SIGINT in received:
+            raise click.Abort
+        if received:
+            _tell("stopped")
+    return 1 if once and watch.failed else 0
+
+
+def _check(folder: Path, outbox: Outbox) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder", "Name the folder in which scans arrive")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder}: read-only for this user", "Scans are moved out of it when they are done")
+    real = os.path.realpath(folder)
+    for own in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
+        if real == os.path.realpath(own):
+            raise UsageError(f"{folder}: this is where --out {outbox.folder} puts its files", "Name two folders")
+
+
+@contextmanager
+def _stopped_by_signals(watch: Watch) -> Iterator[list[int]]:
+    """The first SIGTERM or Ctrl-C ends the watch in order; a second one ends the program as ever."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        watch.stop()
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _line(record: Record) -> str:
+    if "error" in record:
+        return _plain(f"{record['moved_to']}  {record['error']}")
+    positive = record["positive"]
+    words = f"{record['moved_to']}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
+    return _plain("  ".join([words, *(f"warning: {one}" for one in record["warnings"])]))
+
+
+def _plain(text: str) -> str:
+    """A name may hold line feeds or be no UTF-8: it must neither forge a line nor end the program."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _tell(words: str) -> None:
+    click.echo(f"mri-edge: {_plain(words)}", err=True)

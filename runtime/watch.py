@@ -1,0 +1,230 @@
+"""Watch a folder: each scan that has arrived whole is classified, its result written, and then it is moved.
+
+The order makes it safe to end at any moment: the result is whole and on disk before the scan leaves the
+folder, and a scan that has its result, by the hash of its content, is only moved.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from . import images
+from .arrivals import Arrival, Arrivals, stamp_of
+from .athand import AtHand
+from .classifier import Classifier
+from .errors import InputError, UsageError
+from .files import sha256_of
+from .outbox import Outbox, Record
+from .prediction import Failure, Prediction
+from .systemd import notify
+
+_PATIENCE = 5  # a scan that cannot be read may still be on its way: it is given this many times longer
+_TRIES = 3  # how often a scan may end the program before it is put aside
+_RETRY_S = 30.0  # longest wait for a disk, and for a scan that may not be read
+_REMIND_S = 600.0
+_SLICE_S = 0.2  # a sleep looks this often whether it shall stop
+
+
+class Watch:
+    """One watched folder.
+
+    Parameters
+    ----------
+    folder
+        Where scans arrive; subfolders are left alone.
+    outbox
+        Where results and scans go; prepared, and both folders locked by the caller.
+    settle_s
+        See ``Arrivals``.
+    tell
+        Takes words for people: what waits, and why.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        folder: Path,
+        outbox: Outbox,
+        *,
+        settle_s: float = 2.0,
+        heatmap: bool = False,
+        tell: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        if heatmap:
+            from .overlay import require_activation
+
+            require_activation(classifier)
+        self.failed = 0
+        self._classifier = classifier
+        self._outbox = outbox
+        self._heatmap = heatmap
+        self._tell = tell
+        self._arrivals = Arrivals(folder, settle_s)
+        self._at_hand = AtHand(outbox.folder)
+        self._stopped = False
+        self._told: dict[str, str] = {}
+        self._stuck: set[str] = set()
+        self._trouble = ""
+        self._trouble_told = 0.0
+        self._alive_told = 0.0
+
+    def stop(self) -> None:
+        """End ``records`` after the scan at hand; may be called from a signal handler."""
+        self._stopped = True
+
+    def records(self, *, every_s: float = 1.0, once: bool = False) -> Iterator[Record]:
+        """Yield the result of each scan as it has been written and the scan moved, until ``stop``.
+
+        ``once`` ends when nothing is left that will become whole.
+
+        Raises
+        ------
+        UsageError
+            Only with ``once``: a folder cannot be read or written. Otherwise that is waited out.
+        EngineError
+            The engine failed; this concerns every scan.
+        """
+        delay = 1.0
+        while not self._stopped:
+            try:
+                left = yield from self._pass(once)
+            except UsageError as error:
+                if once:
+                    raise
+                self._tell_trouble(error)
+                self._sleep(delay)
+                delay = min(2 * delay, _RETRY_S)
+                continue
+            delay = 1.0
+            if once and not left:
+                return
+            self._sleep(every_s)
+
+    def _pass(self, once: bool) -> Generator[Record, None, bool]:
+        """Take what is whole now. Returns whether anything is left to wait for."""
+        whole = [one for one in self._arrivals.look() if one.path.name not in self._stuck]
+        left = bool(whole) or self._arrivals.pending > 0
+        self._tell_strangers()
+        for arrival in sorted(whole, key=lambda one: self._at_hand.is_suspect(one.path.name)):
+            if self._stopped:
+                break
+            self._alive()
+            try:
+                record = self._take(arrival)
+            except InputError as error:
+                self._tell_once(arrival.path.name, str(error))
+                if once:
+                    self.failed += 1
+                    self._stuck.add(arrival.path.name)
+                else:
+                    self._arrivals.postpone(arrival, arrival.still_s + _RETRY_S)
+                continue
+            if record is not None:
+                self.failed += "error" in record
+                if self._trouble:
+                    self._tell("going on")
+                    self._trouble = ""
+                yield record
+        return left
+
+    def _take(self, arrival: Arrival) -> Record | None:
+        """Result, then move; None for a scan that changed or went away meanwhile, or is given more time.
+
+        Raises
+        ------
+        InputError
+            This one scan may not be read, or something is in the way of its result.
+        OutputError
+            The disk.
+        """
+        scan = arrival.path
+        if stamp_of(scan) != arrival.stamp:
+            return None
+        try:
+            sha256 = sha256_of(scan)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(
+                f"{scan}: cannot read ({error.strerror})", "It stays where it is and is tried again"
+            ) from error
+        kept, record = self._outbox.place(scan.name, sha256)
+        if record is None or "error" in record:  # what failed may have failed for a reason that is gone
+            record = self._judge(arrival, kept, sha256)
+            if record is None or stamp_of(scan) != arrival.stamp:
+                return None
+            self._outbox.write(kept, record)
+        if stamp_of(scan) != arrival.stamp:
+            return None
+        self._outbox.move(scan, kept, failed="error" in record)
+        return record
+
+    def _judge(self, arrival: Arrival, kept: str, sha256: str) -> Record | None:
+        times = self._at_hand.begin(arrival.path.name, sha256)
+        try:
+            result = self._predict(arrival.path) if times < _TRIES else _put_aside(arrival.path, times)
+            longer = _PATIENCE * self._arrivals.settle_s
+            if isinstance(result, Failure) and arrival.still_s < longer:
+                self._arrivals.postpone(arrival, longer)
+                return None
+            record = result.to_dict() | {"sha256": sha256}
+            record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
+            if self._heatmap and isinstance(result, Prediction) and result.activation is not None:
+                from .overlay import overlay
+
+                picture = overlay(images.load(arrival.path), result.activation, result)
+                self._outbox.write_heatmap(kept, picture)
+                record["heatmap"] = f"heatmaps/{kept}.png"
+            record["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            return record
+        finally:
+            self._at_hand.end()
+
+    def _predict(self, scan: Path) -> Prediction | Failure:
+        try:
+            return replace(self._classifier.predict(scan), file=os.fspath(scan))
+        except InputError as error:
+            return Failure(os.fspath(scan), error)
+
+    def _tell_strangers(self) -> None:
+        self._told = {name: words for name, words in self._told.items() if self._arrivals.has(name)}
+        for name in sorted(self._arrivals.strangers):
+            self._tell_once(name, f"{self._arrivals.folder / name}: left alone, its name is none of a picture's")
+
+    def _tell_once(self, name: str, words: str) -> None:
+        if self._told.get(name) != words:
+            self._told[name] = words
+            self._tell(words)
+
+    def _tell_trouble(self, error: UsageError) -> None:
+        now = time.monotonic()
+        if error.problem != self._trouble or now - self._trouble_told > _REMIND_S:
+            self._tell(f"{error.problem}. Scans stay where they are; tried again until it works")
+            self._trouble, self._trouble_told = error.problem, now
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stopped and (left := end - time.monotonic()) > 0:
+            self._alive()
+            time.sleep(min(left, _SLICE_S))
+
+    def _alive(self) -> None:
+        now = time.monotonic()
+        if now - self._alive_told >= 1:
+            self._alive_told = now
+            notify("WATCHDOG=1")
+
+
+def _put_aside(scan: Path, times: int) -> Failure:
+    return Failure(
+        os.fspath(scan),
+        InputError(
+            f"{scan}: the program ended {times} times in a row while this scan was at hand",
+            "It may crash a decoder or need more memory than there is; see the system's log",
+        ),
+    )

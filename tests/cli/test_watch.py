@@ -1,0 +1,449 @@
+"""`mri-edge watch`: scans arrive in every way, the program is killed, the disk is full; nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.bundle import new_bundle
+from mri_edge.cli import run
+from mri_edge.files import sha256_of
+from mri_edge.manifest import Artefact, Manifest
+from PIL import Image
+
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artefact: Artefact) -> Path:
+    """A bundle for the fake engine: its answer is the mean grey level, and it opens at once."""
+    from dataclasses import replace
+
+    folder = tmp_path_factory.mktemp("fake") / "bundle"
+    with new_bundle(folder, tiny_manifest) as writer:
+        writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')
+        writer.add_artefact(replace(tiny_artefact, file="model.fake", format="fake"))
+    return folder
+
+
+class Places:
+    """The two folders of a watch, and how to run it."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.incoming, self.out, self.model = root / "in", root / "out", model
+        self.incoming.mkdir()
+
+    def scan(self, name: str, level: int = 100, folder: Path | None = None) -> Path:
+        path = (folder or self.incoming) / name
+        Image.fromarray(np.full((40, 40), level, np.uint8)).save(path, "PNG")
+        return path
+
+    def command(self, *arguments: object) -> list[str]:
+        options = ("--out", self.out, "--model", self.model, "--every", "0.05", "--settle", "0.1")
+        return ["watch", *map(str, (self.incoming, *options, *arguments))]
+
+    def once(self, *arguments: object) -> int:
+        return run(self.command("--once", "--settle", "0", *arguments))
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [PROGRAM, *self.command(*arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    def result(self, name: str) -> dict[str, object]:
+        record: dict[str, object] = json.loads((self.out / "results" / f"{name}.json").read_text())
+        return record
+
+    def files(self) -> list[str]:
+        """Every file but the lock, relative to the output folder."""
+        paths = (path for path in self.out.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+        return sorted(path.relative_to(self.out).as_posix() for path in paths)
+
+
+@pytest.fixture
+def places(tmp_path: Path, fake_bundle: Path) -> Places:
+    return Places(tmp_path, fake_bundle)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def started(places: Places) -> Iterator[subprocess.Popen[str]]:
+    """A watch that has made its folders and its lock; killed at the end if the test did not end it."""
+    process = places.start("--json")
+    wait_for(lambda: process.stderr is not None and "watching" in process.stderr.readline())
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, str]:
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+# --- what is taken, and where it goes
+
+
+def test_each_scan_has_its_result_and_is_moved(places, capfd):
+    places.scan("a.png", 51)
+    places.scan("b.png", 204)
+    (places.incoming / "bad.png").write_text("not a picture")
+    digests = {path.name: sha256_of(path) for path in places.incoming.iterdir()}
+    assert places.once("--json") == 1
+    out, err = capfd.readouterr()
+    assert places.files() == [
+        *("done/a.png", "done/b.png", "failed/bad.png"),
+        *("results/a.png.json", "results/b.png.json", "results/bad.png.json"),
+    ]
+    for name, digest in digests.items():
+        assert places.result(name)["sha256"] == digest == sha256_of(places.out / places.result(name)["moved_to"])
+    assert places.result("a.png")["probabilities"]["yes"] == pytest.approx(51 / 255, abs=1e-6)
+    assert places.result("b.png")["label"] == "yes"
+    assert "not a medical device" in places.result("b.png")["notice"]
+    assert "not PNG" in places.result("bad.png")["error"]
+    assert sorted((row["file"] for row in map(json.loads, out.splitlines())), key=os.path.basename) == [
+        str(places.incoming / name) for name in ("a.png", "b.png", "bad.png")
+    ]
+    assert "watching" in err
+    assert places.once() == 0  # nothing left to do
+
+
+def test_what_is_no_scan_is_left_alone(places, capfd):
+    places.scan(".hidden.png")
+    places.scan("a.png.part")
+    places.scan("b.png.tmp")
+    (places.incoming / "letter.pdf").write_text("%PDF")
+    (places.incoming / "sub.png").mkdir()
+    target = places.scan("secret.png", folder=places.incoming.parent)
+    (places.incoming / "link.png").symlink_to(target)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(places.incoming / "pipe.png")  # opening it would wait for ever
+    before = sorted(path.name for path in places.incoming.iterdir())
+    assert places.once() == 0
+    err = capfd.readouterr().err
+    assert sorted(path.name for path in places.incoming.iterdir() if path.name != ".mri-edge.lock") == before
+    assert places.files() == []
+    assert "letter.pdf: left alone" in err
+    assert "link.png: left alone" in err
+    assert ".hidden" not in err
+
+
+def test_a_scan_is_taken_when_it_is_written_to_its_end(places, started):
+    content = places.scan("whole.png", folder=places.incoming.parent).read_bytes()
+    with open(places.incoming / "slow.png", "wb", buffering=0) as file:
+        for place in range(0, len(content), 20):
+            file.write(content[place : place + 20])
+            time.sleep(0.04)  # shorter than --settle, longer than --every
+            assert not (places.out / "results" / "slow.png.json").exists()
+    wait_for((places.out / "done" / "slow.png").exists)
+    assert places.result("slow.png")["label"] == "no"
+
+
+def test_a_scan_that_stalls_half_way_gets_more_time(places, started):
+    """A stall longer than --settle, shorter than five of them: it is no damaged picture yet."""
+    content = places.scan("whole.png", folder=places.incoming.parent).read_bytes()
+    path = places.incoming / "slow.png"
+    path.write_bytes(content[:60])
+    time.sleep(0.25)
+    path.write_bytes(content)
+    wait_for((places.out / "results" / "slow.png.json").exists)
+    assert "label" in places.result("slow.png")
+
+
+def test_heatmaps_are_asked_for(places, tmp_path, capfd):
+    places.scan("a.png")
+    assert places.once("--heatmap") == 2
+    assert "no class activation" in capfd.readouterr().err
+    shutil.copy(CHECKOUT / "examples" / "phantom-1.jpg", places.incoming)
+    (places.incoming / "a.png").unlink()
+    places.model = Path("vgg16")
+    assert places.once("--heatmap") == 0
+    picture = places.out / str(places.result("phantom-1.jpg")["heatmap"])
+    with Image.open(picture) as opened:
+        assert opened.format == "PNG"
+
+
+# --- names
+
+
+def test_another_scan_of_the_same_name_overwrites_nothing(places):
+    places.scan("a.png", 10)
+    assert places.once() == 0
+    first = (places.out / "done" / "a.png").read_bytes()
+    second = sha256_of(places.scan("a.png", 20))
+    assert places.once() == 0
+    name = f"a.{second[:12]}.png"
+    assert places.files() == [
+        *(f"done/{name}", "done/a.png"),
+        *(f"results/{name}.json", "results/a.png.json"),
+    ]
+    assert (places.out / "done" / "a.png").read_bytes() == first
+    assert sha256_of(places.out / "done" / name) == second == places.result(name)["sha256"]
+
+
+def test_the_same_scan_again_gets_no_second_result(places, capfd):
+    for _ in range(2):
+        places.scan("a.png", 10)
+        assert places.once() == 0
+    assert places.files() == ["done/a.png", "results/a.png.json"]
+    assert list(places.incoming.glob("*")) in ([], [places.incoming / ".mri-edge.lock"])
+
+
+def test_a_failed_scan_may_be_tried_again(places):
+    (places.incoming / "a.png").write_text("damaged")
+    assert places.once() == 1
+    (places.out / "failed" / "a.png").rename(places.incoming / "a.png")
+    assert places.once() == 1
+    assert places.files() == ["failed/a.png", "results/a.png.json"]
+    places.scan("a.png", 10)  # sent again, whole
+    assert places.once() == 0
+    assert (places.out / "failed" / "a.png").read_text() == "damaged"
+
+
+def test_files_of_others_in_the_way_are_never_overwritten(places, capfd):
+    assert places.once() == 0
+    digest = sha256_of(places.scan("a.png"))
+    (places.out / "results" / "a.png.json").write_text("my notes")
+    (places.out / "done" / f"a.{digest[:12]}.png").write_text("mine too")
+    assert places.once() == 1
+    assert "in the way" in capfd.readouterr().err
+    assert (places.out / "results" / "a.png.json").read_text() == "my notes"
+    assert (places.incoming / "a.png").exists()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode without control characters")
+@pytest.mark.parametrize("name", ["Schädel.png", "a\ndone b.png", "\udce9.png", "x" * 251 + ".png"])
+def test_odd_names(places, capfd, name):
+    digest = sha256_of(places.scan(name))
+    assert places.once() == 0
+    assert len(capfd.readouterr().out.splitlines()) == 1
+    [record] = [json.loads(path.read_bytes()) for path in (places.out / "results").iterdir()]
+    assert record["sha256"] == digest == sha256_of(places.out / record["moved_to"])
+    assert Path(record["file"]).name == name
+
+
+# --- ends
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGTERM, 0, "stopped"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_it_stops_in_order(places, started, number, code, words):
+    for index in range(300):
+        places.scan(f".{index:03d}.png", index % 256).rename(places.incoming / f"{index:03d}.png")
+    wait_for(lambda: len(list((places.out / "done").iterdir())) > 5)
+    status, out, err = end(started, number)
+    assert status == code
+    assert words in err
+    assert "Traceback" not in err
+    done = {path.name for path in (places.out / "done").iterdir()}
+    assert len(done) < 300, "it was done before it was stopped: the test proved nothing"
+    assert {path.name for path in (places.out / "results").iterdir()} == {f"{name}.json" for name in done}
+    assert len(out.splitlines()) == len(done)
+    assert not (places.out / ".at-hand.json").exists()
+
+
+def test_it_runs_through_kills_with_one_result_a_scan(fake_bundle):
+    """The acceptance run, made smaller; it checks every scan and says what it found."""
+    command = [sys.executable, CHECKOUT / "scripts" / "kill_watch.py", "--scans", "200", "--kills", "5"]
+    done = subprocess.run([*command, "--model", fake_bundle], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "faults: 0" in done.stdout
+
+
+def test_a_scan_that_ends_the_program_each_time_is_put_aside(places):
+    """A decoder that crashes, or too little memory: a service that is started again must not end there for ever."""
+    places.scan("a.png", 10)
+    places.scan("poison.png", 20)
+    deadly = """
+import os, sys
+from mri_edge import cli, images
+load = images.load
+images.load = lambda source: os.abort() if "poison" in str(source) else load(source)
+sys.exit(cli.run(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", deadly, *places.command("--once", "--settle", "0")]
+    codes = [subprocess.run(command, capture_output=True, check=False).returncode for _ in range(4)]
+    assert codes[:3] == [-signal.SIGABRT] * 3
+    assert codes[3] == 1
+    assert "label" in places.result("a.png")
+    assert "the program ended 3 times in a row" in str(places.result("poison.png")["error"])
+    assert places.files() == ["done/a.png", "failed/poison.png", "results/a.png.json", "results/poison.png.json"]
+
+
+def test_a_result_without_its_move_is_not_made_again(places, capfd):
+    """As a kill between the two leaves it."""
+    path = places.scan("a.png", 10)
+    content = path.read_bytes()
+    assert places.once() == 0
+    written = (places.out / "results" / "a.png.json").read_bytes()
+    path.write_bytes(content)
+    (places.out / "done" / "a.png").unlink()
+    (places.out / "done" / ".a.png.new-0123abcd").write_bytes(content[:10])  # a copy that a kill cut short
+    capfd.readouterr()
+    assert places.once() == 0
+    assert "done/a.png" in capfd.readouterr().out
+    assert (places.out / "results" / "a.png.json").read_bytes() == written
+    assert places.files() == ["done/a.png", "results/a.png.json"]
+
+
+# --- disks
+
+
+def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
+    shutil.rmtree(places.out / "results")  # as if its disk had been pulled
+    places.scan("a.png")
+    words = started.stderr.readline()
+    assert "cannot write" in words
+    assert "tried again" in words
+    time.sleep(0.5)
+    assert started.poll() is None
+    assert (places.incoming / "a.png").exists()
+    (places.out / "results").mkdir()
+    wait_for((places.out / "done" / "a.png").exists)
+    assert started.stderr.readline() == "mri-edge: going on\n"  # and nothing was said again meanwhile
+    assert places.files() == ["done/a.png", "results/a.png.json"]
+
+
+def test_it_stops_while_it_waits_for_a_disk(places, started):
+    shutil.rmtree(places.out / "results")
+    places.scan("a.png")
+    started.stderr.readline()
+    assert end(started)[0] == 0
+    assert (places.incoming / "a.png").exists()
+
+
+def test_once_does_not_wait_for_a_disk(places, capfd):
+    assert places.once() == 0
+    places.scan("a.png")
+    shutil.rmtree(places.out / "results")
+    (places.out / "results").write_text("a file")
+    assert places.once() == 2
+    assert (places.incoming / "a.png").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"no small disk can be mounted: {error}")
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
+    """The output is on another, full file system: scans wait; with room they are moved across, each once."""
+    places = Places(tmp_path, fake_bundle)
+    places.out = small_disk / "out"
+    process = places.start("--json")
+    assert process.stderr is not None
+    process.stderr.readline()
+    for index in range(4):
+        places.scan(f"{index}.png", index)
+    wait_for(lambda: len(list((places.out / "done").iterdir())) == 4)
+    filling = small_disk / "filling"
+    with pytest.raises(OSError, match="No space left"), open(filling, "wb", buffering=0) as file:
+        while file.write(b"\0" * 4096):
+            pass
+    for index in range(4, 12):
+        places.scan(f"{index}.png", index)
+    assert "No space left on device" in process.stderr.readline()
+    time.sleep(0.3)
+    assert process.poll() is None
+    assert len(list((places.out / "done").iterdir())) == 4
+    filling.unlink()
+    wait_for(lambda: len(list((places.out / "done").iterdir())) == 12)
+    status, out, err = end(process)
+    assert (status, err) == (0, "mri-edge: going on\nmri-edge: stopped\n")
+    assert sorted(Path(json.loads(line)["file"]).name for line in out.splitlines()) == sorted(
+        f"{index}.png" for index in range(12)
+    )
+    assert places.files() == sorted(f"{one}" for i in range(12) for one in (f"done/{i}.png", f"results/{i}.png.json"))
+
+
+# --- two at once, wrong use, systemd
+
+
+def test_a_second_watch_on_a_folder_is_refused(places, started, tmp_path, capfd):
+    for out in (places.out, tmp_path / "other"):
+        places.out = out
+        assert places.once() == 2
+        err = capfd.readouterr().err
+        assert f"another mri-edge works in this folder (process {started.pid})" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_the_lock_goes_with_the_program(places, started):
+    started.kill()
+    started.wait()
+    assert places.once() == 0
+
+
+def test_wrong_folders(places, tmp_path, capfd):
+    def refused(words: str) -> None:
+        assert places.once() == 2
+        err = capfd.readouterr().err
+        assert words in err
+        assert len(err.splitlines()) == 1
+
+    places.out = tmp_path / "file"
+    places.out.write_text("")
+    refused("cannot make the folder")
+    places.out = tmp_path / "out"
+    places.incoming = tmp_path / "none"
+    refused("no such folder")
+    places.incoming = places.out / "done"
+    places.incoming.mkdir(parents=True)
+    refused("Name two folders")
+
+
+def test_output_may_lie_inside_the_watched_folder(places):
+    places.out = places.incoming
+    places.scan("a.png")
+    assert places.once() == 0
+    assert (places.incoming / "done" / "a.png").exists()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")
+def test_systemd_is_told(places, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end_of_systemd:
+        end_of_systemd.bind(str(tmp_path / "notify"))
+        end_of_systemd.settimeout(30)
+        process = places.start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert end_of_systemd.recv(100) == b"READY=1"
+        assert end_of_systemd.recv(100) == b"WATCHDOG=1"
+        process.terminate()
+        process.communicate(timeout=30)
+        last = b""
+        while last != b"STOPPING=1":
+            last = end_of_systemd.recv(100)
+    assert process.returncode == 0
