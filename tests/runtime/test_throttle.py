@@ -58,7 +58,7 @@ def test_raspberry_pi_flags(tmp_path):
     put(tmp_path, flags, "20000")  # capped at some time before
     watch = Watch(tmp_path)
     assert watch.marks() == ()
-    put(tmp_path, flags, "a0008")  # hot now; throttled and hot meanwhile
+    put(tmp_path, flags, "c0008")  # hot now; throttled and hot meanwhile
     assert watch.marks() == ("Raspberry Pi firmware: soft temperature limit, throttled",)
 
 
