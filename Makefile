@@ -7,10 +7,10 @@ DATA ?= ../shared/data
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench model schema scans clean
+.PHONY: help demo test lint bench bench-smoke model schema scans clean
 
 help:  ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 	$(BIN)/mri-edge predict examples/
@@ -25,6 +25,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## timings side by side; wants a quiet machine
 	$(BIN)/pytest benchmarks -s
+
+bench-smoke: $(VENV)/.dev  ## accuracy and relative latency against the committed record, in a minute
+	$(BIN)/python benchmarks/smoke.py
 
 model: $(VENV)/.dev  ## train and export the model that comes with the package, anew
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \

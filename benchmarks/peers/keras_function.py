@@ -1,0 +1,16 @@
+"""The Keras model behind ``tf.function``: TensorFlow's own advice for many small calls."""
+
+from __future__ import annotations
+
+PACKAGES = ("tensorflow", "keras")
+
+
+def open(model, threads):
+    from peers._keras import load
+
+    network, normalise = load(model, threads)
+    import tensorflow as tf
+
+    shape = (None, *network.input_shape[1:])
+    call = tf.function(lambda x: network(x, training=False), input_signature=[tf.TensorSpec(shape, tf.float32)])
+    return lambda batch: call(normalise(batch)).numpy()

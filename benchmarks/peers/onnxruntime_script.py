@@ -1,0 +1,15 @@
+"""The plain ONNX Runtime script: a session with its defaults, and as many threads as all others."""
+
+from __future__ import annotations
+
+PACKAGES = ("onnxruntime",)
+
+
+def open(model, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})[0]

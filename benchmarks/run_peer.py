@@ -1,0 +1,69 @@
+"""One peer on one model, alone in this process, under the same load as all others: JSON in, JSON out.
+
+``run_peer.py '{"peer": "onnxruntime_script", "model": …, "threads": 2, "tensors": "scans.npy", …}'``
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from time import perf_counter
+
+import numpy as np
+import undisturbed
+from mri_edge.scenario import driver
+from mri_edge.subject import peak_mib
+
+_WARM = 2
+
+
+def measure(request):
+    """Load, first answer, SingleStream, Offline; the probabilities go along, so that speed is never bought with them.
+
+    With ``"runs"``: that many runs on the undisturbed clock, and nothing more.
+    """
+    tensors = np.load(request["tensors"])
+    start = perf_counter()
+    peer = importlib.import_module(f"peers.{request['peer']}")
+    run = peer.open(request["model"], request["threads"], **request.get("options", {}))
+    opened = perf_counter()
+    run(tensors[:1])
+    first = perf_counter()
+    for _ in range(_WARM):
+        run(tensors[:1])
+    if "runs" in request:
+        return {"ms": [_undisturbed_ms(run, tensors[i % len(tensors)][None]) for i in range(request["runs"])]}
+    load, batch = driver(), request["batch"]
+    ms = load.single_stream(
+        lambda index: run(tensors[index : index + 1]),
+        len(tensors),
+        seconds=request["seconds"],
+        queries=request["queries"],
+    )
+    peak = peak_mib()
+    run(tensors[np.zeros(batch, int)])
+
+    def run_all(indices):
+        for begin in range(0, len(indices), batch):
+            run(tensors[indices[begin : begin + batch]])
+
+    return {
+        "driver": load.name,
+        "load_ms": (opened - start) * 1e3,
+        "first_ms": (first - opened) * 1e3,
+        "ms": ms,
+        "rate": load.offline(run_all, len(tensors), queries=request["samples"]),
+        "peak_mib": peak,
+        "probabilities": np.concatenate([run(one[None]) for one in tensors]).astype(float).tolist(),
+    }
+
+
+def _undisturbed_ms(run, batch):
+    start = undisturbed.now()
+    run(batch)
+    return (undisturbed.now() - start) * 1e3
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))

@@ -1,0 +1,140 @@
+"""The benchmark that CI runs: accuracy and relative latency, compared with the committed record.
+
+    python benchmarks/smoke.py                 # about a minute; exit 5 if something got worse, naming the stage
+    python benchmarks/smoke.py --quick         # seconds: the stages that need no process of their own
+    python benchmarks/smoke.py --record        # after a change that is meant: write the record anew
+
+Only ratios are compared, each against a plain ruler in the same run: see ``stages.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import accuracy
+import stages
+from mri_edge.benchmark import machine_facts
+from mri_edge.bundle import embedded_models
+from mri_edge.files import make_folder, write_whole
+from mri_edge.prediction import NOTICE
+from mri_edge.profile import library_versions
+from mri_edge.throttle import Watch
+
+HERE = Path(__file__).parent
+RECORD = HERE / "results" / "smoke.json"
+FRESH = HERE.parent / "build" / "bench-smoke.json"
+SCANS = sorted((HERE.parent / "examples").glob("*.jpg"))
+WORSE = 5  # the exit code of a gate that was not met
+# Twenty runs in a row on a busy machine stayed within a tenth of one another. Another CPU has other ratios.
+_MARGIN_HERE = 1.35
+_MARGIN_ELSEWHERE = 2.0
+
+
+def data_folder() -> Path | None:
+    """Where the real scans are, or None."""
+    folder = Path(os.environ.get("MRI_EDGE_DATA") or HERE.parents[1] / "shared" / "data")
+    return folder if (folder / "navoneel" / "yes").is_dir() else None
+
+
+def run(*, quick: bool = False) -> dict[str, Any]:
+    """Measure everything: the fresh record, as plain objects."""
+    watch, data = Watch(), data_folder()
+    findings, ratios = [], []
+    for model in embedded_models():
+        findings += accuracy.check(model, data)
+        ratios += stages.in_process(model, SCANS)
+        if not quick:
+            ratios += stages.engines(model, SCANS)
+            ratios += stages.starts(model, SCANS[0])
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine_facts(),
+        "libraries": library_versions(),
+        "disturbed": list(watch.marks()),
+        "real_scans": data is not None,
+        "latency": {
+            one.what: {
+                "stage": one.stage,
+                "ratio": round(one.value, 4),
+                "ms": round(one.ms, 4),
+                "ruler_ms": round(one.ruler_ms, 4),
+            }
+            for one in ratios
+        },
+        "accuracy": [vars(one) for one in findings],
+        "notice": NOTICE,
+    }
+
+
+def compare(fresh: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """What got worse, in the order of the pipeline: first accuracy, then latency; empty if nothing did."""
+    wrong = [one for one in fresh["accuracy"] if one["wrong"]]
+    wrong.sort(key=lambda one: accuracy.STAGES.index(one["stage"]))
+    worse = [f"accuracy, {one['stage']}: {one['what']}: {one['detail']}" for one in wrong]
+    slower = [(what, one, limit) for what, one, limit in _limits(fresh, record) if limit and one["ratio"] > limit]
+    slower.sort(key=lambda item: stages.STAGES.index(item[1]["stage"]))
+    return worse + [
+        f"latency, {one['stage']}: {what}: {one['ratio']:.2f} times, was {record['latency'][what]['ratio']:.2f}, "
+        f"limit {limit:.2f}"
+        for what, one, limit in slower
+    ]
+
+
+def _limits(fresh: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, dict[str, Any], float | None]]:
+    """Each fresh ratio with the highest that passes; None for one that the record lacks."""
+    margin = _MARGIN_HERE if fresh["machine"]["cpu"] == record["machine"]["cpu"] else _MARGIN_ELSEWHERE
+    return [
+        (what, one, record["latency"][what]["ratio"] * margin if what in record["latency"] else None)
+        for what, one in fresh["latency"].items()
+    ]
+
+
+def report(fresh: dict[str, Any], record: dict[str, Any] | None) -> list[str]:
+    """For people: every ratio beside the record's, and a line for each stage of accuracy."""
+    lines = [f"{'stage':<8}{'ratio':>8}{'record':>8}{'limit':>8}{'ms':>9}  ours / ruler"]
+    for what, one, limit in _limits(fresh, record or {"machine": {"cpu": None}, "latency": {}}):
+        was = f"{record['latency'][what]['ratio']:.2f}" if record and limit else "new"
+        most = f"{limit:.2f}" if limit else "-"
+        lines.append(f"{one['stage']:<8}{one['ratio']:>8.2f}{was:>8}{most:>8}{one['ms']:>9.3f}  {what}")
+    for stage in accuracy.STAGES:
+        found = [one for one in fresh["accuracy"] if one["stage"] == stage]
+        if found:
+            wrong = sum(one["wrong"] for one in found)
+            lines.append(f"{stage}: {len(found) - wrong} of {len(found)} comparisons right")
+    if not fresh["real_scans"]:
+        lines.append(
+            "the reference's test images are not here (MRI_EDGE_DATA): accuracy was checked on drawn scans alone"
+        )
+    return lines + [f"disturbed: {mark}" for mark in fresh["disturbed"]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, write the fresh record, compare; the exit code is 0 or WORSE."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="leave out what needs processes of its own")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(HERE.parent)} anew")
+    parser.add_argument("--out", type=Path, default=FRESH, help="the fresh record; default: build/bench-smoke.json")
+    chosen = parser.parse_args(arguments)
+    if chosen.record and chosen.quick:
+        parser.error("--record wants everything: leave --quick out")
+    fresh = run(quick=chosen.quick)
+    target = RECORD if chosen.record else chosen.out
+    make_folder(target.parent)
+    write_whole(target, json.dumps(fresh, indent=1, ensure_ascii=False) + "\n")
+    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else None
+    print("\n".join(report(fresh, record)))
+    worse = compare(fresh, record) if record else []
+    for line in worse:
+        print(f"WORSE  {line}")
+    print(f"{'WORSE' if worse else 'ok'}: {target}")
+    return WORSE if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Every stage from file to answer beside a plain ruler of the same work, as ratios that hold on any machine.
+
+One thread and the undisturbed clock (see ``undisturbed.py``): what is compared here is code, not a machine's day. Of
+many runs the lower quartile counts, because this is a guard and not a report of latency.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import undisturbed
+from float_twin import write_float_twin
+from mri_edge import Bundle, Classifier, images
+from mri_edge.engines.fake import FakeEngine
+from paired import program, script
+from PIL import Image
+
+HERE = Path(__file__).parent
+# In the order of the pipeline: the first that got worse explains those after it.
+STAGES = ("decode", "resize", "infer", "rest", "start")
+_REPEATS = 12
+_ROUNDS = 3
+_RUNS = 10
+_STARTS = 5
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A stage beside its ruler: milliseconds of both, and how many times the ruler it takes."""
+
+    stage: str
+    what: str
+    ms: float
+    ruler_ms: float
+
+    @property
+    def value(self) -> float:
+        """Ours divided by the ruler."""
+        return self.ms / self.ruler_ms
+
+
+def in_process(model: str, scans: Sequence[Path]) -> list[Ratio]:
+    """Decode and resize beside Pillow's; all of ``predict`` around a stand-in engine, beside both of those."""
+    bundle = Bundle.open(model)
+    preprocessing = bundle.manifest.preprocessing
+    size = (preprocessing.width, preprocessing.height)
+    stand_in = FakeEngine((preprocessing.height, preprocessing.width, 3), len(bundle.manifest.labels))
+    classifier = Classifier(bundle, bundle.manifest.artefacts[0], stand_in)
+    ours: dict[str, list[float]] = {"decode": [], "resize": [], "rest": []}
+    ruler: dict[str, list[float]] = {"decode": [], "resize": [], "rest": []}
+
+    def pillow(scan: Path) -> None:
+        _decode(scan).resize(size, Image.Resampling.BILINEAR)
+
+    for scan in scans:
+        picture, pixels = _decode(scan), images.load(scan)
+        pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "decode": (partial(images.load, scan), partial(_decode, scan)),
+            "resize": (
+                partial(preprocessing.fit, pixels),
+                partial(picture.resize, size, Image.Resampling.BILINEAR),
+            ),
+            "rest": (partial(classifier.predict, scan), partial(pillow, scan)),
+        }
+        for _ in range(_REPEATS):
+            for stage, (action, plain) in pairs.items():
+                ours[stage].append(_ms(action))
+                ruler[stage].append(_ms(plain))
+    whats = {
+        "decode": "images.load / Pillow's decoding",
+        "resize": "Preprocessing.fit / Pillow's resizing",
+        "rest": "predict around a stand-in engine / Pillow's decoding and resizing",
+    }
+    return [
+        Ratio(stage, f"{model}: {what}", _quartile(ours[stage]), _quartile(ruler[stage]))
+        for stage, what in whats.items()
+    ]
+
+
+def engines(model: str, scans: Sequence[Path]) -> list[Ratio]:
+    """The engine beside the plain ONNX Runtime script, and int8 beside the float twin; each alone, in turn."""
+    bundle = Bundle.open(model)
+    artefact = next(one for one in bundle.manifest.artefacts if one.file == "model.int8.onnx")
+    path = bundle.path_of(artefact)
+    with tempfile.TemporaryDirectory() as folder:
+        tensors, twin = Path(folder) / "tensors.npy", Path(folder) / "twin.onnx"
+        np.save(tensors, np.stack([bundle.manifest.preprocessing.fit(images.load(scan)) for scan in scans]))
+        write_float_twin(path, twin)
+        subjects = {
+            "ours": ("mri_edge_engine", path),
+            "plain": ("onnxruntime_script", path),
+            "float": ("mri_edge_engine", twin),
+        }
+        ms: dict[str, list[float]] = {name: [] for name in subjects}
+        for _ in range(_ROUNDS):
+            for name, (peer, file) in subjects.items():
+                ms[name] += _run_peer(peer, file, tensors)
+    ours, plain, full = (_quartile(ms[name]) for name in subjects)
+    return [
+        Ratio("infer", f"{model}: the engine / a plain ONNX Runtime session", ours, plain),
+        Ratio("infer", f"{model}: int8 / the same network in float32", ours, full),
+    ]
+
+
+def starts(model: str, scan: Path) -> list[Ratio]:
+    """A cold ``mri-edge predict`` beside the barest script, whole processes in turn."""
+    bundle = Bundle.open(model)
+    commands = {
+        "ours": program("predict", scan, "--json", "--model", model, "--threads", 1),
+        "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", scan),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(_STARTS + 1):
+        for name, command in commands.items():
+            seconds[name].append(undisturbed.process_seconds(command) * 1e3)
+    ours, bare = (_quartile(one[1:]) for one in seconds.values())  # the first filled the file cache
+    return [Ratio("start", f"{model}: cold predict / the barest script", ours, bare)]
+
+
+def _decode(scan: Path) -> Image.Image:
+    with Image.open(scan) as picture:
+        picture.load()
+        return picture
+
+
+def _run_peer(peer: str, model: Path, tensors: Path) -> list[float]:
+    request = {"peer": peer, "model": str(model), "threads": 1, "tensors": str(tensors), "runs": _RUNS}
+    command = [sys.executable, str(HERE / "run_peer.py"), json.dumps(request)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])["ms"]
+
+
+def _ms(action: Callable[[], object]) -> float:
+    start = undisturbed.now()
+    action()
+    return (undisturbed.now() - start) * 1e3
+
+
+def _quartile(values: Sequence[float]) -> float:
+    return float(np.quantile(values, 0.25))

@@ -1,0 +1,105 @@
+"""The smoke benchmark catches what it is for: planted faults, each named by its stage, and nothing without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+BENCHMARKS = CHECKOUT / "benchmarks"
+
+# Each is put in before the benchmark imports anything else.
+FAULTS = {
+    "nothing": "",
+    "a sleep in the resizer": """
+import time
+from mri_edge import preprocess
+resize = preprocess.resize_bilinear
+def slow(*arguments):
+    time.sleep(0.002)
+    return resize(*arguments)
+preprocess.resize_bilinear = slow
+""",
+    "a sleep in the decoder": """
+import time
+from mri_edge import images
+load = images.load
+def slow(source):
+    time.sleep(0.002)
+    return load(source)
+images.load = slow
+""",
+    "exchanged channels in the decoder": """
+from mri_edge import images
+load = images.load
+images.load = lambda source: load(source)[:, :, ::-1]
+""",
+    "exchanged channels in the resizer": """
+from mri_edge import preprocess
+resize = preprocess.resize_bilinear
+preprocess.resize_bilinear = lambda pixels, height, width: resize(pixels, height, width)[:, :, ::-1].copy()
+""",
+    "exchanged channels in the engine": """
+from mri_edge.engines.onnxruntime import OnnxRuntimeEngine
+run = OnnxRuntimeEngine.run_all
+OnnxRuntimeEngine.run_all = lambda self, batch: run(self, batch[..., ::-1].copy())
+""",
+}
+PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]){}\nimport smoke\nsys.exit(smoke.main(sys.argv[2:]))"
+
+
+def smoke(fault: str, out: Path) -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.format(FAULTS[fault])
+    command = [sys.executable, "-c", program, str(BENCHMARKS), "--quick", "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_nothing_is_worse_where_nothing_was_changed(tmp_path):
+    done = smoke("nothing", tmp_path / "fresh.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh = json.loads((tmp_path / "fresh.json").read_text(encoding="utf-8"))
+    assert {one["stage"] for one in fresh["latency"].values()} == {"decode", "resize", "rest"}
+    assert not any(one["wrong"] for one in fresh["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage"),
+    [
+        ("a sleep in the resizer", "latency, resize"),
+        ("a sleep in the decoder", "latency, decode"),
+        ("exchanged channels in the decoder", "accuracy, pixels"),
+        ("exchanged channels in the resizer", "accuracy, tensor"),
+        ("exchanged channels in the engine", "accuracy, probabilities"),
+    ],
+)
+def test_a_planted_fault_is_caught_and_its_stage_named_first(fault, stage, tmp_path):
+    done = smoke(fault, tmp_path / "fresh.json")
+    assert done.returncode == 5, done.stdout + done.stderr
+    worse = [line for line in done.stdout.splitlines() if line.startswith("WORSE  ")]
+    assert worse[0].startswith(f"WORSE  {stage}: ")
+
+
+def test_the_float_twin_is_the_same_network(tmp_path):
+    """It gives what the int8 artefact gives, but for the rounding to 8 bits."""
+    pytest.importorskip("onnx", reason="the twin is built with onnx (extra 'dev')")
+    import numpy as np
+    from mri_edge import Bundle, images
+    from mri_edge.engines import open_engine
+
+    program = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from pathlib import Path;"
+        "from float_twin import write_float_twin; write_float_twin(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    bundle = Bundle.open()
+    path, twin = bundle.folder / "model.int8.onnx", tmp_path / "twin.onnx"
+    subprocess.run([sys.executable, "-c", program, str(path), str(twin)], check=True)
+    scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
+    batch = np.stack([bundle.manifest.preprocessing.fit(images.load(one)) for one in scans])
+    quantised, full = (open_engine(one, engine="onnxruntime", provider="cpu").run(batch) for one in (path, twin))
+    # 0.03: what parity allows int8 of single images; see runtime/golden.py.
+    assert np.abs(quantised - full).max() < 0.03
+    assert twin.stat().st_size > 3.5 * path.stat().st_size
