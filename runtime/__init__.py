@@ -44,6 +44,7 @@ _HOMES = {
     "Prediction": "prediction",
     "Preprocessing": "preprocess",
     "ProviderUnavailable": "errors",
+    "SignatureError": "errors",
     "UsageError": "errors",
     "WeightsError": "errors",
 }
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .errors import MriEdgeError as MriEdgeError
     from .errors import OutputError as OutputError
     from .errors import ProviderUnavailable as ProviderUnavailable
+    from .errors import SignatureError as SignatureError
     from .errors import UsageError as UsageError
     from .errors import WeightsError as WeightsError
     from .manifest import Manifest as Manifest

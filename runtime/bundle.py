@@ -15,9 +15,10 @@ from .files import sha256_of, whole_folder
 from .manifest import Artefact, Document, Manifest
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
 EMBEDDED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "vgg16"
-_MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
+MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,16 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, model: str | os.PathLike[str] = DEFAULT_MODEL) -> Bundle:
+    def open(
+        cls, model: str | os.PathLike[str] = DEFAULT_MODEL, *, signed_by: str | os.PathLike[str] | None = None
+    ) -> Bundle:
         """Open a bundle folder, or an embedded model by its name (``"vgg16"``).
+
+        Parameters
+        ----------
+        signed_by
+            File of a public key (PEM, Ed25519): the bundle must be signed by it. Every file is then hashed now,
+            and none may be there that the signed manifest does not list.
 
         Raises
         ------
@@ -44,23 +53,39 @@ class Bundle:
             The manifest is missing, broken or of another schema version.
         IntegrityError
             A listed file is missing or has another size.
+        SignatureError
+            It is not signed by ``signed_by``.
+        UsageError
+            That key cannot be read, or the extra ``sign`` is not installed.
         """
         folder = _find(model)
-        try:
-            with open(folder / MANIFEST, "rb") as file:
-                text = file.read(_MANIFEST_LIMIT + 1)
-        except FileNotFoundError as error:
-            raise ManifestError(
-                f"{folder}: no {MANIFEST} in it", "A bundle is made by 'mri-edge train' and 'mri-edge export'"
-            ) from error
-        except OSError as error:
-            raise BundleError(f"{folder / MANIFEST}: cannot read ({error.strerror})") from error
-        if len(text) > _MANIFEST_LIMIT:
-            raise ManifestError(f"{folder / MANIFEST}: larger than {_MANIFEST_LIMIT >> 20} MiB")
-        bundle = cls(folder, Manifest.from_json(text, origin=str(folder / MANIFEST)))
+        text = _read_manifest(folder)
+        if signed_by is None:
+            return cls.read(folder, text)
+        from .signature import check
+
+        # The bytes that were checked are the bytes that are read: not the file a second time.
+        check(text, _read_signature(folder), Path(signed_by), str(folder))
+        bundle = cls.read(folder, text)
+        bundle.check_complete()
+        bundle.verify()
+        return bundle
+
+    @classmethod
+    def read(cls, folder: Path, manifest: bytes) -> Bundle:
+        """The bundle in ``folder`` by these bytes of its manifest; raises what ``open`` does."""
+        bundle = cls(folder, Manifest.from_json(manifest, origin=str(folder / MANIFEST)))
         for entry in bundle.entries():
             bundle._check_size(entry)
         return bundle
+
+    def manifest_bytes(self) -> bytes:
+        """The manifest as it stands on disk: what a signature is of."""
+        return _read_manifest(self.folder)
+
+    def signature_bytes(self) -> bytes | None:
+        """The signature that stands beside the manifest, unchecked; None if there is none."""
+        return _read_signature(self.folder)
 
     def entries(self) -> tuple[Artefact | Document, ...]:
         """Every listed file: artefacts, then documents."""
@@ -102,6 +127,20 @@ class Bundle:
             known = ", ".join(one.file for one in self.manifest.artefacts) or "none"
             raise UsageError(f"{self.folder}: no artefact {name!r}", f"It has: {known}")
         return found
+
+    def check_complete(self) -> None:
+        """Raise IntegrityError if the folder holds a link, or a file that the manifest does not list.
+
+        A model file may name others beside it, and an engine would open them unchecked.
+        """
+        listed = {MANIFEST, SIGNATURE, *(one.file for one in self.entries())}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_symlink() or not (path.is_dir() or (path.is_file() and name in listed)):
+                raise IntegrityError(
+                    f"{path}: {'a link' if path.is_symlink() else 'no file that the manifest lists'}",
+                    "A signed bundle holds what was signed and nothing else: remove it",
+                )
 
     def _check_size(self, entry: Artefact | Document) -> None:
         path = self.folder / entry.file
@@ -227,6 +266,31 @@ class BundleWriter:
         return path.stat().st_size, sha256_of(path)
 
 
+def _read_manifest(folder: Path) -> bytes:
+    try:
+        with open(folder / MANIFEST, "rb") as file:
+            text = file.read(MANIFEST_LIMIT + 1)
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{folder}: no {MANIFEST} in it", "A bundle is made by 'mri-edge train' and 'mri-edge export'"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{folder / MANIFEST}: cannot read ({error.strerror})") from error
+    if len(text) > MANIFEST_LIMIT:
+        raise ManifestError(f"{folder / MANIFEST}: larger than {MANIFEST_LIMIT >> 20} MiB")
+    return text
+
+
+def _read_signature(folder: Path) -> bytes | None:
+    try:
+        with open(folder / SIGNATURE, "rb") as file:
+            return file.read(1024)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{folder / SIGNATURE}: cannot read ({error.strerror})") from error
+
+
 def _find(model: str | os.PathLike[str]) -> Path:
     folder = Path(model)
     if folder.is_dir():
@@ -236,7 +300,9 @@ def _find(model: str | os.PathLike[str]) -> Path:
         return embedded
     names = ", ".join(embedded_models()) or "none"
     if folder.is_file():
-        raise BundleError(f"{folder}: is a file, a bundle is a folder", f"Embedded models: {names}")
+        raise BundleError(
+            f"{folder}: is a file, a bundle is a folder", "If it is packed: 'mri-edge bundle unpack' first"
+        )
     raise BundleError(f"{model}: no such bundle folder", f"Embedded models: {names}")
 
 

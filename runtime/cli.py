@@ -22,7 +22,7 @@ COMMANDS = {
     "bundle": (
         "mri_edge.commands.bundle",
         "bundle",
-        "Make a bundle ready for a device: cut it down, record golden values.",
+        "Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack.",
     ),
     "verify": (
         "mri_edge.commands.verify",

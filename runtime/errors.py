@@ -10,6 +10,7 @@
     ├── BundleError             a model bundle cannot be used               exit 3
     │   ├── ManifestError       its manifest is missing, broken or newer    exit 3
     │   ├── IntegrityError      a file differs from its recorded hash       exit 3
+    │   ├── SignatureError      a required signature is missing or wrong    exit 3
     │   ├── WeightsError        backbone weights cannot be had or trusted   exit 3
     │   └── ConversionError     a model cannot be converted to a format     exit 3
     ├── EngineError             an engine cannot run the artefact           exit 4
@@ -84,6 +85,10 @@ class ManifestError(BundleError):
 
 class IntegrityError(BundleError):
     """A file of the bundle differs from the size or SHA-256 in its manifest."""
+
+
+class SignatureError(BundleError):
+    """The bundle is not signed, or not by the key that was required."""
 
 
 class WeightsError(BundleError):

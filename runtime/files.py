@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import OutputError
 
@@ -50,14 +51,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
         The folder is missing, read-only or full.
     """
     data = content.encode() if isinstance(content, str) else content
-    path = Path(os.path.realpath(path))
-    temporary = _neighbour(path, "new")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(data)
             return
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file beside ``path`` that takes its place, on disk, when the block ends well.
+
+    If the block raises, ``path`` stays as it was. A link is followed.
+
+    Raises
+    ------
+    OutputError
+        The folder is missing, read-only or full. An OSError of the block counts as that.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = _neighbour(path, "new")
+    try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

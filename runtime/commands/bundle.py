@@ -1,4 +1,4 @@
-"""``mri-edge bundle``: make a device's bundle out of a full one, with values to check it by."""
+"""``mri-edge bundle``: make a device's bundle out of a full one, with values to check it by; ``delivery`` brings it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ from pathlib import Path
 
 import click
 
+from . import delivery
+
 EXAMPLES = """\b
 Examples:
   mri-edge bundle slim full/ --artefact model.int8.onnx --out device/
   mri-edge bundle record device/ examples/*.jpg
+  mri-edge bundle sign device/ --key hospital.pem
+  mri-edge bundle pack device/ --out device.mribundle
+  mri-edge bundle unpack device.mribundle --out device/ --require-signature hospital.pub.pem
 """
 
 
 @click.group(epilog=EXAMPLES)
 def bundle() -> None:
-    """Make a bundle ready for a device: cut it down, record golden values."""
+    """Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack."""
+
+
+for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_signature, delivery.keygen):
+    bundle.add_command(command)
 
 
 @bundle.command(epilog="\b\nExample:\n  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/")

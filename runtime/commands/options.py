@@ -115,6 +115,14 @@ ALLOW_FALLBACK = click.option(
     show_envvar=True,
     help="Run on the CPU when the named provider does not come up, with a warning in every result.",
 )
+REQUIRE_SIGNATURE = click.option(
+    "--require-signature",
+    "signed_by",
+    metavar="KEY",
+    envvar="MRI_EDGE_REQUIRE_SIGNATURE",
+    show_envvar=True,
+    help="Run the bundle only if the owner of this public key (PEM file) signed it and every file is as it was then.",
+)
 VERBOSE = click.option(
     "-v",
     "--verbose",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ..bundle import Bundle
 from ..classifier import Classifier
 from ..errors import UsageError
 from ..inputs import expand
@@ -16,7 +17,7 @@ from ..journal import Journal
 from ..prediction import Failure, Prediction
 from ..progress import track
 from .forms import FORMS
-from .options import model_options
+from .options import REQUIRE_SIGNATURE, model_options
 
 EXAMPLES = """\b
 Examples:
@@ -54,6 +55,7 @@ Examples:
     show_envvar=True,
     help="Scans in a run. Default: as tuned, else 8.",
 )
+@REQUIRE_SIGNATURE
 @model_options
 def predict(
     scans: tuple[str, ...],
@@ -62,6 +64,7 @@ def predict(
     resume: Path | None,
     heatmap: Path | None,
     batch: int | None,
+    signed_by: str | None,
     model: str,
     artefact: str | None,
     engine: str | None,
@@ -82,7 +85,7 @@ def predict(
     with ExitStack() as stack:
         classifier = stack.enter_context(
             Classifier.load(
-                model,
+                Bundle.open(model, signed_by=signed_by),
                 artefact=artefact,
                 engine=engine,
                 provider=provider,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ..bundle import Bundle
 from ..classifier import Classifier
 from ..errors import UsageError
 from ..lock import held
@@ -17,7 +18,7 @@ from ..outbox import Outbox, Record, as_json
 from ..prediction import NOTICE
 from ..systemd import notify
 from ..watch import Watch
-from .options import model_options
+from .options import REQUIRE_SIGNATURE, model_options
 
 EXAMPLES = """\b
 Examples:
@@ -55,6 +56,7 @@ Examples:
     metavar="SECONDS",
     help="A scan is whole when its size and time were the same for so long.",
 )
+@REQUIRE_SIGNATURE
 @model_options
 def watch(
     folder: Path,
@@ -64,6 +66,7 @@ def watch(
     once: bool,
     every: float,
     settle: float,
+    signed_by: str | None,
     model: str,
     artefact: str | None,
     engine: str | None,
@@ -95,7 +98,7 @@ def watch(
         outbox.clear()
         classifier = stack.enter_context(
             Classifier.load(
-                model,
+                Bundle.open(model, signed_by=signed_by),
                 artefact=artefact,
                 engine=engine,
                 provider=provider,

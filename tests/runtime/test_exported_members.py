@@ -30,6 +30,7 @@ PUBLIC = [
     "Prediction",
     "Preprocessing",
     "ProviderUnavailable",
+    "SignatureError",
     "UsageError",
     "WeightsError",
     "__version__",

@@ -1,0 +1,115 @@
+"""``mri-edge bundle pack, unpack, sign, verify-signature, keygen``: a bundle on its way to a device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+_PATH = click.Path(path_type=Path)
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
+
+
+@click.command(epilog="\b\nExample:\n  mri-edge bundle pack device/ --out device.mribundle")
+@click.argument("model", metavar="BUNDLE")
+@click.option("--out", type=_PATH, required=True, metavar="FILE", help="File to write, NAME.mribundle by custom.")
+@_OVERWRITE
+def pack(model: str, out: Path, overwrite: bool) -> None:
+    """Write BUNDLE as one file: the same bytes whenever and wherever it is packed.
+
+    It is a plain tar without compression, with the signature in it if BUNDLE is signed.
+    """
+    from ..bundle import Bundle
+    from ..errors import OutputError
+    from ..files import sha256_of
+    from ..packed import pack
+
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: is there already", "Name another file, or say --overwrite")
+    pack(Bundle.open(model), out)
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(out)}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mri-edge bundle unpack device.mribundle --out device/
+  mri-edge bundle unpack device.mribundle --out device/ --require-signature hospital.pub.pem
+"""
+)
+@click.argument("packed", metavar="FILE", type=_PATH)
+@click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder of the bundle.")
+@click.option(
+    "--require-signature", "key", type=_PATH, metavar="KEY", help="Refuse it unless this public key's owner signed it."
+)
+@_OVERWRITE
+def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
+    """Make a bundle folder of a packed bundle, whole or not at all.
+
+    Every byte is checked against the one form that pack writes: links, paths that lead elsewhere, files that
+    the manifest does not list, other sizes and other hashes are refused.
+    """
+    from ..packed import unpack
+
+    manifest = unpack(packed, out, signed_by=key, overwrite=overwrite)
+    click.echo(f"{out}: {manifest.name} {manifest.version}")
+
+
+@click.command(epilog="\b\nExample:\n  mri-edge bundle sign device/ --key hospital.pem")
+@click.argument("model", metavar="BUNDLE")
+@click.option("--key", type=_PATH, required=True, metavar="KEY", help="Private key: PEM, Ed25519.")
+def sign(model: str, key: Path) -> None:
+    """Check every file of BUNDLE and sign its manifest, which lists them with their hashes.
+
+    The signature is the file manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the
+    bundle drops it.
+    """
+    from ..bundle import Bundle
+    from ..signature import sign
+
+    fingerprint = sign(Bundle.open(model), key, passphrase=lambda: _passphrase(key))
+    click.echo(f"{model}: signed, key {fingerprint}")
+
+
+@click.command(
+    "verify-signature", epilog="\b\nExample:\n  mri-edge bundle verify-signature device/ --key hospital.pub.pem"
+)
+@click.argument("model", metavar="BUNDLE|FILE")
+@click.option("--key", type=_PATH, required=True, metavar="KEY", help="Public key: PEM, Ed25519.")
+def verify_signature(model: str, key: Path) -> None:
+    """Check that KEY's owner signed a bundle, packed or not, and that every file is as it was then.
+
+    The exit code is 3 if not. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
+    """
+    from ..bundle import Bundle
+    from ..packed import check_packed
+    from ..signature import fingerprint
+
+    path = Path(model)
+    manifest = check_packed(path, key) if path.is_file() else Bundle.open(model, signed_by=key).manifest
+    click.echo(f"{model}: {manifest.name} {manifest.version}, signed, every file as it was; key {fingerprint(key)}")
+
+
+@click.command(epilog="\b\nExample:\n  mri-edge bundle keygen hospital")
+@click.argument("name", metavar="NAME", type=_PATH)
+def keygen(name: Path) -> None:
+    """Make a pair of keys: NAME.pem to sign with, which stays with you, and NAME.pub.pem for the devices.
+
+    The private key is not protected by a passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one,
+    and sign will ask for it.
+    """
+    from ..signature import make_keys
+
+    private, public = name.with_name(f"{name.name}.pem"), name.with_name(f"{name.name}.pub.pem")
+    fingerprint = make_keys(private, public)
+    click.echo(f"{private}: private, keep it where you sign\n{public}: public, for the devices; key {fingerprint}")
+
+
+def _passphrase(key: Path) -> str:
+    from ..errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(f"{key}: is protected by a passphrase, and no terminal is here to ask for it", "Sign at one")
+    phrase: str = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
+    return phrase
