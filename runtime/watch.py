@@ -17,7 +17,7 @@ from . import images
 from .arrivals import Arrival, Arrivals, stamp_of
 from .athand import AtHand
 from .classifier import Classifier
-from .errors import InputError, UsageError
+from .errors import InputError, OutputError, UsageError
 from .files import sha256_of
 from .outbox import Outbox, Record
 from .prediction import Failure, Prediction
@@ -26,6 +26,7 @@ from .systemd import notify
 _PATIENCE = 5  # a scan that cannot be read may still be on its way: it is given this many times longer
 _TRIES = 3  # how often a scan may end the program before it is put aside
 _RETRY_S = 30.0  # longest wait for a disk, and for a scan that may not be read
+_REFUSED = 3  # so many scans in a row that cannot be put away are a matter of the disk: leave the rest for later
 _REMIND_S = 600.0
 _SLICE_S = 0.2  # a sleep looks this often whether it shall stop
 
@@ -69,8 +70,8 @@ class Watch:
         self._stopped = False
         self._told: dict[str, str] = {}
         self._stuck: set[str] = set()
-        self._trouble = ""
-        self._trouble_told = 0.0
+        self._refused: set[str] = set()
+        self._trouble: tuple[int | None, float] | None = None
         self._alive_told = 0.0
 
     def stop(self) -> None:
@@ -89,7 +90,6 @@ class Watch:
         EngineError
             The engine failed; this concerns every scan.
         """
-        delay = 1.0
         while not self._stopped:
             try:
                 left = yield from self._pass(once)
@@ -97,10 +97,8 @@ class Watch:
                 if once:
                     raise
                 self._tell_trouble(error)
-                self._sleep(delay)
-                delay = min(2 * delay, _RETRY_S)
+                self._sleep(_RETRY_S / 10)
                 continue
-            delay = 1.0
             if once and not left:
                 return
             self._sleep(every_s)
@@ -110,8 +108,9 @@ class Watch:
         whole = [one for one in self._arrivals.look() if one.path.name not in self._stuck]
         left = bool(whole) or self._arrivals.pending > 0
         self._tell_strangers()
+        refused_in_a_row = 0
         for arrival in sorted(whole, key=lambda one: self._at_hand.is_suspect(one.path.name)):
-            if self._stopped:
+            if self._stopped or refused_in_a_row == _REFUSED:
                 break
             self._alive()
             try:
@@ -122,15 +121,29 @@ class Watch:
                     self.failed += 1
                     self._stuck.add(arrival.path.name)
                 else:
-                    self._arrivals.postpone(arrival, arrival.still_s + _RETRY_S)
+                    self._put_off(arrival)
                 continue
+            except OutputError as error:  # it may be this scan alone: the others shall not wait for it
+                if once:
+                    raise
+                self._tell_trouble(error)
+                self._refused.add(arrival.path.name)
+                self._put_off(arrival)
+                refused_in_a_row += 1
+                continue
+            refused_in_a_row = 0
+            self._refused.discard(arrival.path.name)
             if record is not None:
                 self.failed += "error" in record
-                if self._trouble:
-                    self._tell("going on")
-                    self._trouble = ""
                 yield record
+        if self._trouble is not None and not self._refused:
+            self._tell("going on")
+            self._trouble = None
         return left
+
+    def _put_off(self, arrival: Arrival) -> None:
+        """Try a scan again later, each time twice as late, up to a limit."""
+        self._arrivals.postpone(arrival, arrival.still_s + min(max(1.0, arrival.still_s), _RETRY_S))
 
     def _take(self, arrival: Arrival) -> Record | None:
         """Result, then move; None for a scan that changed or went away meanwhile, or is given more time.
@@ -193,6 +206,7 @@ class Watch:
 
     def _tell_strangers(self) -> None:
         self._told = {name: words for name, words in self._told.items() if self._arrivals.has(name)}
+        self._refused = {name for name in self._refused if self._arrivals.has(name)}
         for name in sorted(self._arrivals.strangers):
             self._tell_once(name, f"{self._arrivals.folder / name}: left alone, its name is none of a picture's")
 
@@ -202,10 +216,11 @@ class Watch:
             self._tell(words)
 
     def _tell_trouble(self, error: UsageError) -> None:
+        reason = getattr(error.__cause__, "errno", None)  # not the words: they name another scan each time
         now = time.monotonic()
-        if error.problem != self._trouble or now - self._trouble_told > _REMIND_S:
+        if self._trouble is None or reason != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
             self._tell(f"{error.problem}. Scans stay where they are; tried again until it works")
-            self._trouble, self._trouble_told = error.problem, now
+            self._trouble = (reason, now)
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -29,7 +29,8 @@ def deliver(folder: Path, count: int, chance: random.Random) -> None:
     for number in range(count):
         path = folder / f"{number:05d}.png"
         temporary = path.with_suffix(".part")
-        Image.fromarray(pixels.integers(0, 256, (48, 48), np.uint8)).save(temporary, "PNG")
+        size = (chance.randrange(20, 120), chance.randrange(20, 120))
+        Image.fromarray(pixels.integers(0, 256, size, np.uint8)).save(temporary, "PNG")
         if number % 2:
             temporary.rename(path)
             continue

@@ -265,9 +265,10 @@ def test_it_stops_in_order(places, started, number, code, words):
     assert not (places.out / ".at-hand.json").exists()
 
 
+@pytest.mark.slow
 def test_it_runs_through_kills_with_one_result_a_scan(fake_bundle):
     """The acceptance run, made smaller; it checks every scan and says what it found."""
-    command = [sys.executable, CHECKOUT / "scripts" / "kill_watch.py", "--scans", "200", "--kills", "5"]
+    command = [sys.executable, CHECKOUT / "scripts" / "kill_watch.py", "--scans", "150", "--kills", "5"]
     done = subprocess.run([*command, "--model", fake_bundle], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "faults: 0" in done.stdout
@@ -333,6 +334,53 @@ def test_it_stops_while_it_waits_for_a_disk(places, started):
     started.stderr.readline()
     assert end(started)[0] == 0
     assert (places.incoming / "a.png").exists()
+
+
+def test_scans_that_cannot_be_moved_do_not_hold_up_the_others(places, capfd):
+    """More of them than are taken as a sign of a full disk, and older than the others."""
+    stuck = [places.scan(f"{index}.png", index) for index in range(5)]
+    flag = ["chattr", "+i", *stuck]
+    if shutil.which("chattr") is None or subprocess.run(flag, capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made immutable here")
+    try:
+        process = places.start()
+        for index in range(5, 20):
+            places.scan(f"{index}.png", index)
+        wait_for(lambda: len(list((places.out / "done").glob("*"))) == 15)
+        code, _, err = end(process)
+    finally:
+        subprocess.run(["chattr", "-i", *stuck], check=True)
+    assert code == 0
+    assert "cannot be moved" in err
+    assert len(err.splitlines()) <= 4, "the same trouble is said once"
+    assert all(path.exists() for path in stuck)
+    capfd.readouterr()
+    assert places.once() == 0
+    assert len(list((places.out / "done").iterdir())) == len(list((places.out / "results").iterdir())) == 20
+
+
+def test_a_scan_that_may_not_be_read_waits(places, capfd):
+    path = places.scan("secret.png")
+    places.scan("a.png")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    assert places.once() == 1
+    assert "Permission denied" in capfd.readouterr().err
+    assert path.exists()
+    assert places.files() == ["done/a.png", "results/a.png.json"]
+
+
+def test_an_engine_that_fails_ends_it_and_the_scan_stays(places, monkeypatch, capfd):
+    from mri_edge.engines.fake import FakeEngine
+    from mri_edge.errors import EngineError
+
+    path = places.scan("a.png")
+    monkeypatch.setattr(FakeEngine, "run", lambda *_: (_ for _ in ()).throw(EngineError("the device is gone")))
+    assert places.once() == 4
+    assert "the device is gone" in capfd.readouterr().err
+    assert path.exists()
+    assert places.files() == []
 
 
 def test_once_does_not_wait_for_a_disk(places, capfd):
@@ -447,3 +495,13 @@ def test_systemd_is_told(places, tmp_path):
         while last != b"STOPPING=1":
             last = end_of_systemd.recv(100)
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_steady(tiny_bundle):
+    """Real ONNX Runtime; the acceptance run is of 10,000 scans."""
+    command = [sys.executable, CHECKOUT / "scripts" / "watch_memory.py", "--scans", "300", "--model", tiny_bundle]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 scans" in done.stdout

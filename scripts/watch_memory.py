@@ -1,0 +1,58 @@
+"""Measure the resident memory of ``mri-edge watch`` while thousands of scans go through it: does it grow?
+
+``python scripts/watch_memory.py --scans 10000`` needs Linux. Exit code 1: more than 5% from the first tenth to the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from kill_watch import PROGRAM, count_of, deliver
+
+_ALLOWED = 1.05  # the allocator's own breathing; a leak of one small picture a scan would be some 100%
+
+
+def resident_mb(process: int) -> float:
+    """Resident memory of a process, in MB (proc(5), VmRSS)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scans", type=int, default=10_000)
+    parser.add_argument("--model", default="vgg16")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        incoming, out = Path(folder, "in"), Path(folder, "out")
+        incoming.mkdir()
+        command = [PROGRAM, "watch", incoming, "--out", out, "--model", options.model, "--threads", "1"]
+        sender = threading.Thread(target=deliver, args=(incoming, options.scans, random.Random(0)))
+        sender.start()
+        start = time.monotonic()
+        seen: list[float] = []
+        with subprocess.Popen([*command, "--settle", "0.2"], stdout=subprocess.DEVNULL) as process:  # noqa: S603
+            for tenth in range(1, 11):
+                while process.poll() is None and count_of(out / "done") < options.scans * tenth // 10:
+                    time.sleep(0.05)
+                if process.poll() is not None:
+                    sender.join()
+                    return 1  # it has said why
+                seen.append(resident_mb(process.pid))
+                print(f"{options.scans * tenth // 10:>6} scans  {seen[-1]:6.1f} MB  {time.monotonic() - start:5.0f} s")
+            process.terminate()
+        sender.join()
+    print(f"end / first tenth: {seen[-1] / seen[0]:.3f}")
+    return int(seen[-1] > _ALLOWED * seen[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
