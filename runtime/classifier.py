@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from time import perf_counter
 from types import TracebackType
 
@@ -35,10 +35,11 @@ class _Ready:
     """A scan as the network takes it, with the milliseconds that it took to get there."""
 
     file: str | None
-    pixels: Pixels
+    fitted: Pixels
     doubts: tuple[str, ...]
     decode_ms: float
     resize_ms: float
+    pixels: Pixels | None
 
 
 class Classifier:
@@ -160,13 +161,19 @@ class Classifier:
         return self._infer([self._prepare(source)])[0]
 
     def predict_batches(
-        self, sources: Iterable[Source | Failure], *, batch_size: int | None = None, workers: int | None = None
+        self,
+        sources: Iterable[Source | Failure],
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        keep_pixels: bool = False,
     ) -> Iterator[Prediction | Failure]:
         """Classify many scans: yields in input order, a Failure in the place of a scan that cannot be read.
 
         A Failure among the sources passes through, so that a listing can report what it did not find.
         Scans are decoded by ``workers`` threads beside inference, at most two batches ahead, so that
         memory stays bounded however long ``sources`` is; it may be a generator without end.
+        With ``keep_pixels`` each prediction holds its scan as it was decoded.
 
         Raises
         ------
@@ -174,22 +181,26 @@ class Classifier:
             The engine failed; unlike a bad file this concerns every scan.
         """
         batch_size = batch_size or self.batch_size
+        workers = workers or available_cpus()
+        # A thread takes its whole share of a batch at once: handing over scan by scan takes longer than resizing.
+        share = -(-batch_size // workers)
         remaining = iter(sources)
-        with ThreadPoolExecutor(workers or available_cpus(), thread_name_prefix="decode") as pool:
-            ahead: deque[Future[_Ready | Failure]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            ahead: deque[list[Future[list[_Ready | Failure]]]] = deque()
 
-            def fill(up_to: int) -> None:
-                for source in islice(remaining, up_to - len(ahead)):
-                    ahead.append(pool.submit(self._try_prepare, source))
+            def fill() -> None:
+                while len(ahead) < 2 and (batch := list(islice(remaining, batch_size))):
+                    shares = [batch[start : start + share] for start in range(0, len(batch), share)]
+                    ahead.append([pool.submit(self._prepare_each, one, keep_pixels) for one in shares])
 
             try:
-                fill(2 * batch_size)
+                fill()
                 while ahead:
-                    batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
-                    fill(2 * batch_size)  # the next ones decode while this batch runs
+                    batch = [one for future in ahead.popleft() for one in future.result()]
+                    fill()  # the next ones decode while this batch runs
                     yield from self._answer(batch)
             finally:
-                for future in ahead:
+                for future in chain.from_iterable(ahead):
                     future.cancel()
 
     def close(self) -> None:
@@ -204,23 +215,33 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _prepare(self, source: Source) -> _Ready:
+    def _prepare(self, source: Source, keep_pixels: bool = False) -> _Ready:
         start = perf_counter()
         pixels = images.load(source)
         decoded = perf_counter()
         fitted = self.bundle.manifest.preprocessing.fit(pixels)
         resized = perf_counter()
         height, width, _ = pixels.shape
-        reasons = doubts(height, width, fitted)
-        return _Ready(name_of(source), fitted, reasons, (decoded - start) * 1e3, (resized - decoded) * 1e3)
+        return _Ready(
+            name_of(source),
+            fitted,
+            doubts(height, width, fitted),
+            (decoded - start) * 1e3,
+            (resized - decoded) * 1e3,
+            pixels if keep_pixels else None,
+        )
 
-    def _try_prepare(self, source: Source | Failure) -> _Ready | Failure:
-        if isinstance(source, Failure):
-            return source
-        try:
-            return self._prepare(source)
-        except InputError as error:
-            return Failure(name_of(source), error)
+    def _prepare_each(self, sources: list[Source | Failure], keep_pixels: bool) -> list[_Ready | Failure]:
+        prepared: list[_Ready | Failure] = []
+        for source in sources:
+            if isinstance(source, Failure):
+                prepared.append(source)
+                continue
+            try:
+                prepared.append(self._prepare(source, keep_pixels))
+            except InputError as error:
+                prepared.append(Failure(name_of(source), error))
+        return prepared
 
     def _answer(self, batch: list[_Ready | Failure]) -> Iterator[Prediction | Failure]:
         ready = [one for one in batch if isinstance(one, _Ready)]
@@ -230,7 +251,7 @@ class Classifier:
 
     def _infer(self, ready: list[_Ready]) -> list[Prediction]:
         manifest = self.bundle.manifest
-        batch = np.stack([one.pixels for one in ready])
+        batch = np.stack([one.fitted for one in ready])
         start = perf_counter()
         outputs = self.engine.run_all(batch)
         infer_ms = (perf_counter() - start) * 1e3 / len(ready)
@@ -239,23 +260,25 @@ class Classifier:
         strange = self._novelty.doubts(features) if self._novelty and features is not None else [()] * len(ready)
         activations = outputs.get("activation", [None] * len(ready))
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
+        labels, model = manifest.labels, f"{manifest.name} {manifest.version}"
         return [
             Prediction(
                 file=one.file,
-                label=manifest.labels[index],
-                probabilities=dict(zip(manifest.labels, row.tolist(), strict=True)),
-                positive=manifest.labels[manifest.positive],
+                label=labels[index],
+                probabilities=dict(zip(labels, row, strict=True)),
+                positive=labels[manifest.positive],
                 threshold=manifest.threshold,
-                model=f"{manifest.name} {manifest.version}",
+                model=model,
                 artefact=self.artefact.file,
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
                 warnings=self._warnings + one.doubts + unlike,
                 activation=activation,
+                pixels=one.pixels,
             )
             for one, row, index, activation, unlike in zip(
-                ready, probabilities, chosen, activations, strange, strict=True
+                ready, probabilities.tolist(), chosen.tolist(), activations, strange, strict=True
             )
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import threading
 import warnings
 from typing import Any, BinaryIO, TypeAlias
 
@@ -57,6 +58,41 @@ _SIGNATURES = (
 )
 
 
+class _Quiet:
+    """Python's warnings off while any thread decodes, for all threads that do.
+
+    Pillow warns of damaged metadata, which are not ours, and of a size below our own limit. Were each thread to
+    save and restore the filters by itself, two that leave in the order they came would leave them off for good.
+    """
+
+    def __init__(self) -> None:
+        self.start()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.start)  # the threads that were inside are not in the child
+
+    def start(self) -> None:
+        """Nobody is inside."""
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._saved.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 def load(source: Source) -> Pixels:
     """Decode to uint8 (H, W, 3) RGB.
 
@@ -96,9 +132,7 @@ def load(source: Source) -> Pixels:
 def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
     if size == 0:
         raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again")
-    with warnings.catch_warnings():
-        # Pillow warns of damaged metadata, which is not ours, and of a size below our own limit.
-        warnings.simplefilter("ignore")
+    with _quiet:
         try:
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError as error:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from . import images
 from .classifier import Classifier
 from .errors import OutputError, UsageError
 from .files import write_whole
@@ -42,7 +41,8 @@ def draw_each(
 ) -> Iterator[Prediction | Failure]:
     """Pass results on, and write an overlay below ``folder`` for each before it goes.
 
-    ``scans/a.jpg`` becomes ``folder/scans/a.jpg.png``: two scans never share a picture.
+    ``scans/a.jpg`` becomes ``folder/scans/a.jpg.png``: two scans never share a picture. The results must
+    have kept their pixels.
 
     Raises
     ------
@@ -67,14 +67,19 @@ def require_activation(classifier: Classifier) -> None:
 
 def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Prediction | Failure]:
     for result in results:
-        if isinstance(result, Prediction) and result.file is not None and result.activation is not None:
+        if (
+            isinstance(result, Prediction)
+            and result.file is not None
+            and result.activation is not None
+            and result.pixels is not None
+        ):
             plain = [part for part in Path(result.file).parts if part not in (Path(result.file).anchor, "..")]
             target = folder.joinpath(*plain[:-1], f"{plain[-1]}.png")
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"{target.parent}: cannot make this folder ({error.strerror})") from error
-            write_whole(target, overlay(images.load(result.file), result.activation, result))
+            write_whole(target, overlay(result.pixels, result.activation, result))
         yield result
 
 

@@ -41,10 +41,12 @@ def _reasons(height: int, width: int, fitted: Pixels) -> Iterator[str]:
     if max(height, width) > _MAX_ASPECT * min(height, width):
         yield f"long and narrow: {width} x {height} pixels"
     sample = fitted[::4, ::4]  # every sixteenth pixel tells as much
-    if ((sample.max(axis=2) - sample.min(axis=2)) > _COLOURFUL).mean() > _MAX_COLOURED:
+    red, green, blue = sample[:, :, 0], sample[:, :, 1], sample[:, :, 2]
+    strongest, weakest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    if np.count_nonzero(strongest - weakest > _COLOURFUL) > _MAX_COLOURED * red.size:
         yield "coloured: scans are grey"
     grey = fitted[:, :, 1]
-    if int(sample[:, :, 1].max()) - int(sample[:, :, 1].min()) < _MIN_RANGE:
+    if int(green.max()) - int(green.min()) < _MIN_RANGE:
         yield "blank, or nearly so"
         return
     border = np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1])).mean()

@@ -71,6 +71,9 @@ class Prediction:
     activation
         Grad-CAM of the positive label, float32 (h, w), at least 0, where the artefact gives it; else ``None``.
         Not part of ``to_dict``.
+    pixels
+        The scan as it was decoded, uint8 (H, W, 3) RGB, where ``predict_batches`` was told to keep it.
+        Not part of ``to_dict``.
     """
 
     file: str | None
@@ -85,6 +88,7 @@ class Prediction:
     latency_ms: Latency
     warnings: tuple[str, ...] = ()
     activation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     @property
     def probability(self) -> float:

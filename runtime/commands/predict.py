@@ -14,6 +14,7 @@ from ..classifier import Classifier
 from ..errors import UsageError
 from ..inputs import expand
 from ..journal import Journal
+from ..native import memory_given_back
 from ..prediction import Failure, Prediction
 from ..progress import track
 from .forms import FORMS
@@ -83,8 +84,8 @@ def predict(
     if resume and form:
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
     with ExitStack() as stack:
-        classifier = stack.enter_context(
-            Classifier.load(
+        with memory_given_back():
+            classifier = Classifier.load(
                 Bundle.open(model, signed_by=signed_by),
                 artefact=artefact,
                 engine=engine,
@@ -93,7 +94,7 @@ def predict(
                 many=len(scans) > 1 or not Path(scans[0]).is_file(),
                 allow_fallback=allow_fallback,
             )
-        )
+        stack.enter_context(classifier)
         sources: Iterable[str | Failure] = expand(scans, recursive=recursive)
         journal = stack.enter_context(Journal(resume)) if resume else None
         if journal:
@@ -102,7 +103,9 @@ def predict(
         if sys.stderr.isatty() and (journal or not sys.stdout.isatty()):
             sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
             total = len(sources)
-        predictions = classifier.predict_batches(sources, batch_size=batch)
+        if heatmap and batch is None:
+            batch = 1  # whole scans are kept until they are drawn, and drawing is what takes the time
+        predictions = classifier.predict_batches(sources, batch_size=batch, keep_pixels=heatmap is not None)
         if heatmap:
             from ..overlay import draw_each
 

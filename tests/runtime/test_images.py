@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,13 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
         warnings.simplefilter("error")  # and nothing is said on stderr of it
         pixels = images.load(marked)
     assert sorted(pixels.shape) == [3, 40, 60]
+
+
+def test_threads_that_decode_leave_the_warning_filters_as_they_were() -> None:
+    jpeg, before = _encoded(COLOUR, "JPEG"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(images.load, [jpeg] * 400))
+    assert warnings.filters == before
 
 
 @pytest.mark.data
