@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import MriEdgeError
+from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -151,8 +152,15 @@ def run(arguments: list[str] | None = None) -> int:
         code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False)
         return int(code or 0)
     except MriEdgeError as error:
-        click.echo(f"mri-edge: error: {error}", err=True)
+        click.echo(f"mri-edge: error: {printable(str(error))}", err=True)
         return error.exit_code
+    except OSError as error:
+        if error.filename is not None or error.errno not in DISK_ERRORS:
+            raise
+        # Standard output: what is written to files says their names. Python would try again on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        click.echo(f"mri-edge: error: cannot write the output ({error.strerror}). Make room and run again", err=True)
+        return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"
         click.echo(f"mri-edge: error: {error.format_message().rstrip('.')}. See '{path} --help'", err=True)

@@ -24,6 +24,11 @@ an exit code. Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
+# How the system says that a disk is full, over quota, read-only or failing.
+DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
 
 class MriEdgeError(Exception):
     """Base of all errors raised on purpose. ``exit_code`` is what the command line returns.
@@ -51,6 +56,11 @@ class MriEdgeError(Exception):
 def first_line(error: BaseException) -> str:
     """What a library's exception says, in one line; the name of its class if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str) -> str:
+    """Text of others, file names for one, for a line on a terminal: what would break or colour it is written out."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 class UsageError(MriEdgeError):

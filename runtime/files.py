@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import OutputError
+from .errors import DISK_ERRORS, OutputError
 
 _CHUNK = 1 << 20
-_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def sha256_of(path: Path) -> str:
@@ -213,7 +212,7 @@ def _exchange(first: Path, second: Path) -> bool:
 def _is_about(error: OSError, folder: Path) -> bool:
     """True if writing in ``folder`` failed: its files are named, or the disk is full or failing (no name then)."""
     named = {str(name) for name in (error.filename, error.filename2) if name is not None}
-    return any(name.startswith(str(folder)) for name in named) or error.errno in _DISK_ERRORS
+    return any(name.startswith(str(folder)) for name in named) or error.errno in DISK_ERRORS
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:

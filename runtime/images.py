@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import stat
 import threading
 import warnings
 from typing import Any, BinaryIO, TypeAlias
@@ -25,6 +26,8 @@ _WANTED = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
 
 # Above this a picture is refused before it is decoded: 64 million pixels are 192 MB as RGB.
 MAX_PIXELS = 64_000_000
+
+_LONGEST_STREAM = 4 * MAX_PIXELS  # bytes
 
 _LIMIT = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
 
@@ -120,7 +123,13 @@ def load(source: Source) -> Pixels:
     path = os.fspath(source)  # named in messages as the caller typed it
     try:
         with open(path, "rb") as file:
-            return _from_file(file, path, os.fstat(file.fileno()).st_size)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):  # a pipe, which has no size and no way back
+                content = file.read(_LONGEST_STREAM + 1)
+                if len(content) > _LONGEST_STREAM:
+                    raise InputError(f"{path}: too large, more than {_LONGEST_STREAM >> 20} MiB")
+                return _from_file(io.BytesIO(content), path, len(content))
+            return _from_file(file, path, status.st_size)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:

@@ -21,8 +21,14 @@ def expand(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str
     """
     for argument in arguments:
         if argument == "-":
-            lines = (line.rstrip("\r\n") for line in sys.stdin)
+            if sys.stdin is None:
+                yield Failure(argument, InputError("-: standard input is closed"))
+                continue
+            # As bytes: a name may be anything but UTF-8.
+            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
             yield from expand((line for line in lines if line and line != "-"), recursive=recursive)
+        elif "\0" in argument:
+            yield argument  # no path, and glob would stumble over it
         elif os.path.isdir(argument):
             yield from _or_failure(_pictures(argument, recursive), argument, "the folder has no pictures in it")
         elif glob.has_magic(argument) and not os.path.lexists(argument):

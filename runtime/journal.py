@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .errors import OutputError
-from .prediction import Failure, Prediction
+from .prediction import Failure, Prediction, as_json
 
 
 class Journal:
@@ -27,6 +27,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is no plain file, so it cannot be read again and gone on with", "Name another")
         try:
             # Unbuffered: a line is handed to the system whole, and is there however the process ends.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
@@ -40,7 +42,7 @@ class Journal:
 
     def write(self, result: Prediction | Failure) -> None:
         """Append one result. Raises OutputError when the disk is full."""
-        line = json.dumps(result.to_dict(), ensure_ascii=False).encode() + b"\n"
+        line = as_json(result.to_dict()).encode() + b"\n"
         try:
             written = self._file.write(line)
         except OSError as error:

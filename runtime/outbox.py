@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import InputError
 from .files import clear_leftovers, make_folder, move_whole, sha256_of, sync_folder, write_whole
+from .prediction import as_json
 
 Record = dict[str, Any]
 
@@ -78,16 +79,6 @@ class Outbox:
         except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
-
-
-def as_json(record: Record, *, indent: int | None = None) -> str:
-    """JSON text that can be written whatever the names in it are: Linux lets them be no UTF-8."""
-    text = json.dumps(record, ensure_ascii=False, indent=indent)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(record, indent=indent)
-    return text
 
 
 def _same_or_absent(path: Path, sha256: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,16 @@ def decide(probabilities: NDArray[np.float32], positive: int, threshold: float |
     chosen = others.argmax(axis=1)
     chosen[probabilities[:, positive] >= threshold] = positive
     return chosen
+
+
+def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
+    """JSON text that can be written whatever the names in it are: Linux lets them be no UTF-8."""
+    text = json.dumps(record, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(record, indent=indent)
+    return text
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 
 
+def at_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody looks at a stream; one that is closed is None."""
+    return stream is not None and stream.isatty()
+
+
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield ``items`` and draw how far they are; ``total`` is needed for the time left."""
-    if not sys.stderr.isatty():
+    if not at_terminal(sys.stderr):
         yield from items
         return
     from rich.console import Console

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 
 import click
 
 from ..classifier import Classifier
-from ..prediction import NOTICE, Failure, Prediction
+from ..errors import printable
+from ..prediction import NOTICE, Failure, Prediction, as_json
 
 Results = Iterable[Prediction | Failure]
 
@@ -18,7 +18,7 @@ Results = Iterable[Prediction | Failure]
 def json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     """One JSON object a line: ``Prediction.to_dict`` or ``Failure.to_dict``."""
     for result in results:
-        yield json.dumps(result.to_dict(), ensure_ascii=False)
+        yield as_json(result.to_dict())
 
 
 def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
@@ -61,12 +61,12 @@ def table(results: Results, classifier: Classifier) -> Iterator[str]:
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
-            yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {result.file} (not classified)"
+            yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(result.file or '')} (not classified)"
             continue
         colour = "red" if result.label == positive else "green"
         label = click.style(f"{result.label:<{wide}}", fg=colour)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
-        yield f"{label}  {figures}  {result.file}"
+        yield f"{label}  {figures}  {printable(result.file or '')}"
         for warning in result.warnings:
             yield click.style(f"{'':<{wide}}  warning: {warning}", fg="yellow")
     yield click.style(NOTICE, dim=True)
@@ -81,5 +81,5 @@ FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
 
 def _csv(cells: Iterable[object]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text).writerow(cells)  # its own line ends are among what it puts in quotes
+    return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace").decode()

@@ -11,12 +11,12 @@ import click
 
 from ..bundle import Bundle
 from ..classifier import Classifier
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from ..inputs import expand
 from ..journal import Journal
 from ..native import memory_given_back
 from ..prediction import Failure, Prediction
-from ..progress import track
+from ..progress import at_terminal, track
 from .forms import FORMS
 from .options import REQUIRE_SIGNATURE, model_options
 
@@ -100,7 +100,7 @@ def predict(
         if journal:
             sources = journal.remaining(sources)
         total = None
-        if sys.stderr.isatty() and (journal or not sys.stdout.isatty()):
+        if at_terminal(sys.stderr) and (journal or not at_terminal(sys.stdout)):
             sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
             total = len(sources)
         if heatmap and batch is None:
@@ -117,7 +117,10 @@ def predict(
                 journal.write(result)
         else:
             for line in FORMS[form or "table"](results, classifier):
-                click.echo(line)
+                if form:
+                    print(line, flush=True)  # as it is: click would take a colour's code out of a name
+                else:
+                    click.echo(line)
     return 1 if report.failed else 0
 
 
@@ -132,6 +135,7 @@ class _Report:
         for result in self._results:
             if isinstance(result, Failure):
                 self.failed += 1
-                sys.stdout.flush()  # so that both streams, on one terminal, stay in order
-                click.echo(f"mri-edge: {result.error}", err=True)
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # so that both streams, on one terminal, stay in order
+                click.echo(f"mri-edge: {printable(str(result.error))}", err=True)
             yield result

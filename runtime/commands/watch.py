@@ -14,8 +14,8 @@ from ..bundle import Bundle
 from ..classifier import Classifier
 from ..errors import UsageError
 from ..lock import held
-from ..outbox import Outbox, Record, as_json
-from ..prediction import NOTICE
+from ..outbox import Outbox, Record
+from ..prediction import NOTICE, as_json
 from ..systemd import notify
 from ..watch import Watch
 from .options import REQUIRE_SIGNATURE, model_options

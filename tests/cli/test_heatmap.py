@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,18 @@ def test_overlays_keep_the_subfolders_of_their_scans(explaining_bundle, tmp_path
     assert page.shape[2] == 3
     assert page.shape[0] > 384, "the scan, and words below it"
     assert np.ptp(page.astype(int), axis=2).max() > 60, "the heat is drawn in colour on the grey scan"
+
+
+def test_scan_that_can_be_read_once_alone_is_drawn_too(explaining_bundle, tmp_path, monkeypatch, capfd):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.jpg")
+    sender = threading.Thread(target=lambda: Path("pipe.jpg").write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes()))
+    sender.start()
+    assert run(["predict", "pipe.jpg", "--heatmap", "why", "--model", str(explaining_bundle)]) == 0
+    sender.join()
+    assert Path("why/pipe.jpg.png").is_file()
 
 
 def test_artefact_without_activation_says_which_one_to_take(tiny_bundle, tmp_path, capfd):

@@ -115,7 +115,8 @@ def test_patterns_recursion_and_lists_on_stdin(predict, folder, monkeypatch):
     assert "d.png" not in predict(folder, "--json")[1]
     assert "d.png" in predict(folder, "--json", "--recursive")[1]
     assert "d.png" in predict(folder / "**" / "*.png", "--json")[1]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder / 'b.jpg'}\n\n{folder / 'c.jpg'}\n"))
+    listed = f"{folder / 'b.jpg'}\n\n{folder / 'c.jpg'}\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
     assert len(predict("-", "--json")[1].splitlines()) == 2
 
 

@@ -61,6 +61,22 @@ def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
         assert result.probability == pytest.approx(classifier.predict(source).probability, abs=SAME)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, batch_size, workers):
+    turned = [picture.rotate(9 * turn) for turn in range(20)]
+    results = classifier.predict_batches(turned, batch_size=batch_size, workers=workers)
+    expected = [classifier.predict(one).probability for one in turned]
+    assert [one.probability for one in results] == pytest.approx(expected, abs=SAME)
+
+
+def test_pixels_are_kept_where_they_are_asked_for(classifier, picture):
+    [kept] = classifier.predict_batches([picture], keep_pixels=True)
+    np.testing.assert_array_equal(kept.pixels, np.asarray(picture))
+    [plain] = classifier.predict_batches([picture])
+    assert plain.pixels is None
+
+
 def test_endless_input_is_read_only_a_little_ahead(classifier, picture):
     taken = itertools.count()
     stream = (next(taken) is not None and picture for _ in itertools.count())

@@ -125,6 +125,13 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
     assert sorted(pixels.shape) == [3, 40, 60]
 
 
+def test_stream_without_end_is_refused() -> None:
+    if not Path("/dev/zero").exists():
+        pytest.skip("this system has no /dev/zero")
+    with pytest.raises(InputError, match="/dev/zero: too large, more than 244 MiB"):
+        images.load("/dev/zero")
+
+
 def test_threads_that_decode_leave_the_warning_filters_as_they_were() -> None:
     jpeg, before = _encoded(COLOUR, "JPEG"), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:

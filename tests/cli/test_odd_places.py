@@ -1,0 +1,108 @@
+"""`mri-edge predict` where names are no text, disks are full and streams are closed: real processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCAN = Path(__file__).parents[2] / "examples" / "phantom-1.jpg"
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+# A line feed, a byte that is no UTF-8, what colours a terminal, a quote and a comma.
+NAMES = (b"new\nline.jpg", b"bad\xff.jpg", b"\x1b[31mred.jpg", b'a,"b.jpg')
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="such names and streams are POSIX")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in NAMES:
+        try:
+            (folder / os.fsdecode(name)).write_bytes(SCAN.read_bytes())
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names alone")
+    return folder
+
+
+def _predict(bundle: Path, *arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+    environment = os.environ | {"LC_ALL": "C.UTF-8"}  # strict: elsewhere Python lets odd bytes through
+    command = [PROGRAM, "predict", "--model", bundle, *arguments]
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
+    return subprocess.run(command, check=False, **settings)
+
+
+def test_table_has_one_line_for_every_name(tiny_bundle, folder):
+    done = _predict(tiny_bundle, folder)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.decode().splitlines()) == 2 + len(NAMES) + 1
+    for shown in ("new\\nline.jpg", "bad\\udcff.jpg", "\\x1b[31mred.jpg"):
+        assert shown in done.stdout.decode()
+
+
+def test_csv_can_be_read_back(tiny_bundle, folder):
+    done = _predict(tiny_bundle, folder, "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode(), newline="")))
+    assert [Path(row["file"]).name for row in rows] == sorted(
+        os.fsdecode(name).replace("\udcff", "\\udcff") for name in NAMES
+    )
+    assert all(row["label"] for row in rows)
+
+
+def test_json_names_can_be_opened_again(tiny_bundle, folder):
+    done = _predict(tiny_bundle, folder, "--json")
+    rows = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert {os.fsencode(Path(row["file"]).name) for row in rows} == set(NAMES)
+    assert all(Path(row["file"]).is_file() for row in rows)
+
+
+def test_resume_knows_odd_names_again(tiny_bundle, folder, tmp_path):
+    journal = tmp_path / "out.jsonl"
+    for _ in range(2):
+        assert _predict(tiny_bundle, folder, "--resume", journal).returncode == 0
+    assert len(journal.read_text().splitlines()) == len(NAMES)
+
+
+def test_list_on_stdin_may_hold_any_bytes(tiny_bundle, folder):
+    names = [os.fsencode(folder / os.fsdecode(name)) for name in NAMES if b"\n" not in name]
+    done = _predict(tiny_bundle, "-", "--json", input=b"\n".join([*names, b"a\0b.jpg"]))
+    assert done.returncode == 1
+    assert [b'"label"' in line for line in done.stdout.splitlines()] == [True, True, True, False]
+    assert len(done.stderr.splitlines()) == 1
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["predict", str(SCAN), "--json"], ["predict", str(SCAN)], ["--help"], ["info"]])
+def test_full_disk_is_said_in_one_line(command):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([PROGRAM, *command], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert b"cannot write the output" in done.stderr
+
+
+def test_journal_that_cannot_be_read_again_is_refused(tiny_bundle):
+    done = _predict(tiny_bundle, SCAN, "--resume", "/dev/full")
+    assert done.returncode == 2
+    assert b"no plain file" in done.stderr
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_closed_stream_is_no_crash(tiny_bundle, tmp_path, closed):
+    scans = ["-"] if closed == 0 else [str(SCAN), str(tmp_path / "missing.jpg")]
+    command = [PROGRAM, "predict", "--model", tiny_bundle, "--json", *scans]
+    shell = ["sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh", *command]
+    done = subprocess.run(shell, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    if closed == 2:
+        assert len(done.stdout.splitlines()) == 2
