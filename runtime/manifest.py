@@ -127,8 +127,8 @@ class Calibration:
 class Novelty:
     """When a picture counts as unlike the training images; see ``novelty.py`` for the distance.
 
-    ``limit`` is the ``quantile`` of the distances of ``held_out_images``; ``file`` holds the plane that was
-    fitted on ``fitted_images``.
+    ``limit`` is the ``quantile`` of the distances of ``held_out_images``, in the source where it is largest;
+    ``file`` holds the plane that was fitted on ``fitted_images``.
     """
 
     file: str

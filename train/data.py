@@ -44,6 +44,11 @@ class Scan:
     label: int
     sha256: str
 
+    @property
+    def source(self) -> str:
+        """The folder above the class folder, relative to the data folder; empty where there is none."""
+        return self.folder.rpartition("/")[0]
+
 
 def find_scans(data: Path, positive: str | None = None, *, trained: Labels | None = None) -> tuple[list[Scan], Labels]:
     """List a folder of class folders, ``data/<class>/`` or ``data/<source>/<class>/``.

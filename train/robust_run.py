@@ -68,7 +68,15 @@ def train_robust_bundle(
         threshold=trained.threshold,
         split_name="test kept apart by near-duplicates, validation by group",
         training_details=trained.details,
-        novelty=fit_novelty(trained.network.backbone, collection.pixels, train, validation, recipe.preprocessing, seed),
+        novelty=fit_novelty(
+            trained.network.backbone,
+            collection.pixels,
+            train,
+            validation,
+            recipe.preprocessing,
+            seed,
+            source=collection.source,
+        ),
     )
     truth = collection.label[test]
     return Trained(trained.network, labels, split, [], truth, probabilities, metrics, trained.threshold)

@@ -138,7 +138,15 @@ def train_bundle(
             "data.json": json.dumps([asdict(finding) for finding in findings], indent=1) + "\n",
             **draw_report(network, parts["test"], probabilities, metrics, history, labels, recipe),
         },
-        novelty=fit_novelty(backbone, decoded.pixels, rows["train"], np.empty(0, np.intp), recipe.preprocessing, seed),
+        novelty=fit_novelty(
+            backbone,
+            decoded.pixels,
+            rows["train"],
+            np.empty(0, np.intp),
+            recipe.preprocessing,
+            seed,
+            source=np.array([scan.source for scan in scans]),
+        ),
         overwrite=overwrite,
     )
     shutil.rmtree(work, ignore_errors=True)

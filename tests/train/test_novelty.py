@@ -11,6 +11,7 @@ keras = pytest.importorskip("keras", reason="needs mri-edge[train]")
 
 from mri_edge.novelty import distances  # noqa: E402
 from mri_edge.preprocess import Preprocessing  # noqa: E402
+from mri_edge.train import novelty  # noqa: E402
 from mri_edge.train.novelty import features, fit_novelty  # noqa: E402
 
 PREPROCESSING = Preprocessing(height=32, width=32)
@@ -21,7 +22,7 @@ def backbone():
     keras.utils.set_random_seed(6)
     entry = keras.Input((32, 32, 3))
     hidden = keras.layers.Conv2D(24, 3, activation="relu", padding="same")(entry)
-    hidden = keras.layers.Conv2D(24, 3, activation="relu", padding="same")(keras.layers.MaxPooling2D()(hidden))
+    hidden = keras.layers.Conv2D(96, 3, activation="relu", padding="same")(keras.layers.MaxPooling2D()(hidden))
     return keras.Model(entry, keras.layers.MaxPooling2D()(hidden))
 
 
@@ -37,21 +38,38 @@ def blobs(count: int, seed: int) -> np.ndarray:
     return np.array(pictures).astype(np.uint8)
 
 
-@pytest.mark.parametrize("separate", [True, False], ids=["validation images", "a fifth held out"])
+def share_outside(backbone, fitted, pictures: np.ndarray) -> float:
+    plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
+    return float((distances(features(backbone, pictures, PREPROCESSING), plane) > fitted.entry.limit).mean())
+
+
+@pytest.mark.parametrize("separate", [True, False], ids=["validation images", "training images alone"])
 def test_plane_keeps_its_own_kind_and_tells_others(backbone, separate):
     pixels = blobs(400, seed=1)
     train, held_out = (np.arange(300), np.arange(300, 400)) if separate else (np.arange(400), np.arange(0))
     fitted = fit_novelty(backbone, pixels, train, held_out, PREPROCESSING, seed=0)
-    plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
-    assert fitted.entry.held_out_images == (100 if separate else 80)
-
-    def share_outside(pictures: np.ndarray) -> float:
-        return float((distances(features(backbone, pictures, PREPROCESSING), plane) > fitted.entry.limit).mean())
-
-    # 1 in 100 is meant; of 200 new ones up to 8 may fall outside with a limit taken from some 100 (binomial, 99.9%).
-    assert share_outside(blobs(200, seed=2)) <= 0.04
+    assert fitted.entry.held_out_images == 400
+    # 1 in 100 is meant; of 1,000 new ones up to 20 may fall outside (binomial, 99.9%, and that of the limit's 400).
+    assert share_outside(backbone, fitted, blobs(1000, seed=2)) < 0.02
     noise = np.random.default_rng(3).integers(0, 256, (50, 32, 32, 3), np.uint8)
-    assert share_outside(noise) == 1
+    assert share_outside(backbone, fitted, noise) == 1
+
+
+def test_limit_is_that_of_the_source_that_lies_furthest_out():
+    rng = np.random.default_rng(5)
+    source = np.array(["large"] * 2000 + ["small"] * 60 + ["tiny"] * 5)
+    distance = np.concatenate([rng.normal(1, 0.1, 2000), rng.normal(2, 0.1, 60), np.full(5, 9)]).astype(np.float32)
+    limit = novelty._limit(distance, source)
+    assert limit == np.quantile(distance[source == "small"], novelty.QUANTILE), "five scans are too few to go by"
+    assert novelty._limit(distance[:2000], source[:2000]) == np.quantile(distance[:2000], novelty.QUANTILE)
+
+
+def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, monkeypatch):
+    monkeypatch.setattr(novelty, "_MOST", 40)
+    source = np.array(["large"] * 90 + ["small"] * 10)
+    chosen = novelty._of_every_source(np.arange(100), source, np.random.default_rng(0))
+    assert np.count_nonzero(source[chosen] == "small") == 10
+    assert len(set(chosen.tolist())) == 40
 
 
 def test_same_seed_same_plane(backbone):
