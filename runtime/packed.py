@@ -135,8 +135,10 @@ class _Reader:
         manifest = self._content(MANIFEST, size)
         self.head = [(MANIFEST, manifest)]
         signature = None
-        if self._file.peek(_BLOCK)[:_BLOCK] == _header(SIGNATURE, SIGNATURE_BYTES):
-            self._file.read(_BLOCK)
+        after = self._file.tell()
+        if self._file.read(_BLOCK) != _header(SIGNATURE, SIGNATURE_BYTES):
+            self._file.seek(after)
+        else:
             signature = self._content(SIGNATURE, SIGNATURE_BYTES)
             self.head.append((SIGNATURE, signature))
         if signed_by is not None:

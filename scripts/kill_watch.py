@@ -23,10 +23,15 @@ from PIL import Image
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 
 
-def deliver(folder: Path, count: int, chance: random.Random) -> None:
-    """Write ``count`` different scans as senders do: in pieces under their name, or whole by a rename."""
+def deliver(folder: Path, count: int, chance: random.Random, *, ahead: int = 1_000_000) -> None:
+    """Write ``count`` different scans as senders do: in pieces under their name, or whole by a rename.
+
+    It waits while more than ``ahead`` of them lie there.
+    """
     pixels = np.random.default_rng(chance.randrange(1 << 32))
     for number in range(count):
+        while number % 100 == 0 and count_of(folder) > ahead:
+            time.sleep(0.1)
         path = folder / f"{number:05d}.png"
         temporary = path.with_suffix(".part")
         size = (chance.randrange(20, 120), chance.randrange(20, 120))

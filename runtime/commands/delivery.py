@@ -16,9 +16,10 @@ _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what stands
 @click.option("--out", type=_PATH, required=True, metavar="FILE", help="File to write, NAME.mribundle by custom.")
 @_OVERWRITE
 def pack(model: str, out: Path, overwrite: bool) -> None:
-    """Write BUNDLE as one file: the same bytes whenever and wherever it is packed.
+    """Write BUNDLE as one file.
 
-    It is a plain tar without compression, with the signature in it if BUNDLE is signed.
+    The same bytes whenever and wherever it is packed: a plain tar without compression, with the signature in it if
+    BUNDLE is signed.
     """
     from ..bundle import Bundle
     from ..errors import OutputError
@@ -45,10 +46,10 @@ Examples:
 )
 @_OVERWRITE
 def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
-    """Make a bundle folder of a packed bundle, whole or not at all.
+    """Make a folder of a packed bundle.
 
-    Every byte is checked against the one form that pack writes: links, paths that lead elsewhere, files that
-    the manifest does not list, other sizes and other hashes are refused.
+    Whole or not at all. Every byte is checked against the one form that pack writes: links, paths that lead
+    elsewhere, files that the manifest does not list, other sizes and other hashes are refused.
     """
     from ..packed import unpack
 
@@ -60,10 +61,10 @@ def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
 @click.argument("model", metavar="BUNDLE")
 @click.option("--key", type=_PATH, required=True, metavar="KEY", help="Private key: PEM, Ed25519.")
 def sign(model: str, key: Path) -> None:
-    """Check every file of BUNDLE and sign its manifest, which lists them with their hashes.
+    """Sign BUNDLE, once its files are checked.
 
-    The signature is the file manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the
-    bundle drops it.
+    What is signed is the manifest, which lists every file with its hash. The signature is the file
+    manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the bundle drops it.
     """
     from ..bundle import Bundle
     from ..signature import sign
@@ -78,9 +79,10 @@ def sign(model: str, key: Path) -> None:
 @click.argument("model", metavar="BUNDLE|FILE")
 @click.option("--key", type=_PATH, required=True, metavar="KEY", help="Public key: PEM, Ed25519.")
 def verify_signature(model: str, key: Path) -> None:
-    """Check that KEY's owner signed a bundle, packed or not, and that every file is as it was then.
+    """Check a signature and all it covers.
 
-    The exit code is 3 if not. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
+    KEY's owner signed this bundle, packed or a folder, and every file is as it was then: else the exit code is
+    3. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
     """
     from ..bundle import Bundle
     from ..packed import check_packed
@@ -94,10 +96,10 @@ def verify_signature(model: str, key: Path) -> None:
 @click.command(epilog="\b\nExample:\n  mri-edge bundle keygen hospital")
 @click.argument("name", metavar="NAME", type=_PATH)
 def keygen(name: Path) -> None:
-    """Make a pair of keys: NAME.pem to sign with, which stays with you, and NAME.pub.pem for the devices.
+    """Make a pair of keys to sign with.
 
-    The private key is not protected by a passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one,
-    and sign will ask for it.
+    NAME.pem signs and stays with you; NAME.pub.pem is for the devices. The private key is not protected by a
+    passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, and sign will ask for it.
     """
     from ..signature import make_keys
 

@@ -38,7 +38,7 @@ Examples:
     help="Folder of results/, done/, failed/ and heatmaps/; it is made.",
 )
 @click.option("--heatmap", is_flag=True, help="Write DIR/heatmaps/SCAN.png too (Grad-CAM).")
-@click.option("--json", "as_lines", is_flag=True, help="Each result on standard output too, one JSON object a line.")
+@click.option("--json", "as_lines", is_flag=True, help="Results on standard output as one JSON object a line.")
 @click.option("--once", is_flag=True, help="Take what is there, wait for what is still being written, and end.")
 @click.option(
     "--every",

@@ -428,12 +428,18 @@ def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
     time.sleep(0.3)
     assert process.poll() is None
     assert len(list((places.out / "done").iterdir())) == 4
+    process.kill()  # as a service it is started again, on a disk that is still full
+    process.communicate()
+    process = places.start("--json")
+    assert process.stderr is not None
+    assert "watching" in process.stderr.readline()
+    assert "No space left on device" in process.stderr.readline()
     filling.unlink()
     wait_for(lambda: len(list((places.out / "done").iterdir())) == 12)
     status, out, err = end(process)
     assert (status, err) == (0, "mri-edge: going on\nmri-edge: stopped\n")
     assert sorted(Path(json.loads(line)["file"]).name for line in out.splitlines()) == sorted(
-        f"{index}.png" for index in range(12)
+        f"{index}.png" for index in range(4, 12)
     )
     assert places.files() == sorted(f"{one}" for i in range(12) for one in (f"done/{i}.png", f"results/{i}.png.json"))
 

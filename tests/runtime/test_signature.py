@@ -6,12 +6,14 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import MANIFEST, SIGNATURE, Bundle
+from mri_edge.bundle import MANIFEST, SIGNATURE, Bundle, new_bundle
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, IntegrityError, OutputError, SignatureError, UsageError
+from mri_edge.manifest import Manifest
 from mri_edge.packed import check_packed, pack, unpack
 
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
@@ -62,6 +64,18 @@ def test_packed_and_unpacked_it_is_signed_all_the_same(signed: Path, public: Pat
     check_packed(tmp_path / "packed", public)
     unpack(tmp_path / "packed", tmp_path / "out", signed_by=public)
     Bundle.open(tmp_path / "out", signed_by=public)
+
+
+@pytest.mark.parametrize("longer", range(0, 8192, 2048))
+def test_the_signature_is_found_behind_a_manifest_of_any_size(
+    tmp_path: Path, tiny_manifest: Manifest, keys: Path, public: Path, longer: int
+) -> None:
+    """Wherever the end of the manifest falls in the buffer of the file."""
+    with new_bundle(tmp_path / "b", replace(tiny_manifest, limits="x" * longer)):
+        pass
+    sign(Bundle.open(tmp_path / "b"), keys / "our.pem", passphrase=no_passphrase)
+    pack(Bundle.open(tmp_path / "b"), tmp_path / "packed")
+    check_packed(tmp_path / "packed", public)
 
 
 def test_not_signed_or_by_another(tiny_bundle: Path, keys: Path, public: Path, tmp_path: Path) -> None:
