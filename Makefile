@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # For `make model`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
 DATA ?= ../shared/data
+# For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
+ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
+BUNDLES ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench bench-smoke model schema scans clean
+.PHONY: help demo test test-arm64 lint bench bench-smoke model schema scans clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -17,6 +20,9 @@ demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 
 test: lint  ## everything that must pass: ruff, mypy, pytest
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-arm64: $(VENV)/.dev  ## run the product on emulated 64-bit ARM (as root, on a Debian), compare with this machine
+	$(BIN)/python tests/arm64/check.py --root $(ARM64) --record tests/arm64/record.json $(BUNDLES)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,6 +55,8 @@ clean:  ## remove what the other targets made, the model and the bundles apart
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else \
 		"mri-edge needs Python 3.10 or newer, this is %s: make PYTHON=/path/to/python3" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.maxsize > 2**32 else \
+		"mri-edge needs a 64-bit Python, this is a 32-bit one: ONNX Runtime has no such wheels")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python

@@ -17,7 +17,7 @@ from typing import Any
 from .alone import call
 from .bundle import Bundle
 from .cpu import available_cpus
-from .engines import engine_files
+from .engines import engine_files, remedy
 from .errors import BundleError, EngineError, UsageError
 from .golden import FOLDER
 from .inputs import expand
@@ -138,7 +138,7 @@ def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None 
     """Every artefact with every engine that opens its kind of file, installed or not; narrowed by what is named."""
     named = (bundle.artefact(artefact),) if artefact else bundle.manifest.artefacts
     found = [
-        Subject(item, one.NAME, f"{reason}. pip install 'mri-edge[{one.EXTRA}]'" if (reason := one.missing()) else None)
+        Subject(item, one.NAME, f"{reason}. {remedy(one)}" if (reason := one.missing()) else None)
         for item in named
         for one in engine_files().values()
         if item.file.endswith(one.SUFFIXES) and engine in (None, one.NAME)

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from .bundle import Bundle
-from .engines import EngineFile, engine_file, engine_files, engine_for
+from .engines import EngineFile, engine_file, engine_files, engine_for, remedy
 from .errors import BundleError, EngineUnavailable, ManifestError
 from .machine import cpu
 from .manifest import Artefact
@@ -112,19 +112,18 @@ def _by_profile(
 
 def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artefact, EngineFile]:
     order = _WITH_DOT_PRODUCTS if cpu().multiplies_int8_fast else _WITHOUT
-    reasons = []
+    absent = []
     for one in [engine] if engine else engine_files().values():
         fitting = [item for item in allowed(bundle) if item.file.endswith(one.SUFFIXES)]
         if not fitting:
             continue
-        if engine is None and (reason := one.missing()):
-            reasons.append(f"{one.NAME}: {reason}")
+        if engine is None and one.missing():
+            absent.append(one)
             continue
         return min(fitting, key=lambda item: order.index(item.precision)), one
-    if reasons:
-        raise EngineUnavailable(
-            f"{bundle.folder}: no engine for it is installed ({'; '.join(reasons)})", "pip install 'mri-edge[litert]'"
-        )
+    if absent:
+        reasons = "; ".join(f"{one.NAME}: {one.missing()}" for one in absent)
+        raise EngineUnavailable(f"{bundle.folder}: no engine for it is installed ({reasons})", remedy(absent[0]))
     held = ", ".join(item.file for item in bundle.manifest.artefacts) or "no model"
     wanted = f"engine {engine.NAME!r}" if engine else "any engine"
     raise BundleError(

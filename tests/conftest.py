@@ -29,8 +29,18 @@ def scans() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny models are made. ``MRI_EDGE_TINY`` keeps them, for a device that has no libraries to make any."""
+    kept = os.environ.get("MRI_EDGE_TINY")
+    return Path(kept) if kept else tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_models: Path) -> Path:
     """A seeded ONNX model of 3 layers: uint8 (N, 128, 128, 3) RGB -> float32 (N, 2), rows that sum to 1."""
+    path = tiny_models / "model.onnx"
+    if path.exists():
+        return path
     onnx = pytest.importorskip("onnx", reason="the tiny model is built with onnx (extra 'dev')")
     from onnx import TensorProto, helper, numpy_helper
 
@@ -62,7 +72,6 @@ def tiny_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Old numbers on purpose: every ONNX Runtime of the supported range opens them.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
-    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return path
 

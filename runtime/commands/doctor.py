@@ -12,7 +12,7 @@ import click
 from .. import __version__
 from ..bundle import Bundle
 from ..cpu import available_cpus
-from ..engines import EngineFile, engine_files
+from ..engines import EngineFile, engine_files, remedy
 from ..errors import MriEdgeError
 from ..machine import board, cpu, installed, is_32_bit_arm, memory
 from ..manifest import Artefact
@@ -101,14 +101,14 @@ def _problems() -> list[str]:
                 "then install the one you want"
             )
     if is_32_bit_arm():
-        problems.append("32-bit ARM: the engines have no wheels for it; use a 64-bit system image")
+        problems.append("no engine has wheels for 32-bit ARM: use a 64-bit system image")
     return problems
 
 
 def _examine(one: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
     version = ", ".join(installed(one.PACKAGES).values())
     if missing := one.missing():
-        return Finding(one.NAME, version, provider, False, f"{missing}. pip install 'mri-edge[{one.EXTRA}]'")
+        return Finding(one.NAME, version, provider, False, f"{missing}. {remedy(one)}")
     artefact = _artefact_for(one, provider, bundle)
     path = str(bundle.folder / artefact.file) if bundle and artefact else None
     works, detail = _judge(attempt(Trial(one.NAME, path, provider), time_limit=_TIME_LIMIT), artefact)

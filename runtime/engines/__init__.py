@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..cpu import available_cpus
 from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
+from ..machine import is_32_bit_arm
 from ..manifest import TensorSpec
 
 Batch = NDArray[np.uint8]
@@ -144,10 +145,15 @@ def open_engine(
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: {threads}")
     if reason := chosen.missing():
-        raise EngineUnavailable(
-            f"engine {chosen.NAME!r} is not usable here: {reason}", f"pip install 'mri-edge[{chosen.EXTRA}]'"
-        )
+        raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
     return chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+
+
+def remedy(file: EngineFile) -> str:
+    """What to do about an engine whose library is missing."""
+    if is_32_bit_arm():
+        return "No engine has wheels for 32-bit ARM: use a 64-bit system image"
+    return f"pip install 'mri-edge[{file.EXTRA}]'" if file.EXTRA else "pip install mri-edge"
 
 
 def check_cpu_only(engine: str, provider: str) -> None:

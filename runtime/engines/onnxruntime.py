@@ -16,7 +16,7 @@ from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
-EXTRA = "gpu"  # the CPU wheel is a plain dependency; only another provider needs an extra
+EXTRA = ""  # a plain dependency; the extra "gpu" is for another provider
 MODULE = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 RANK = 0

@@ -26,6 +26,9 @@ SAME = 1e-5
 @pytest.fixture(scope="session")
 def tiny_tflite(tiny_onnx: Path) -> Path:
     """The weights of ``tiny_onnx`` as TFLite."""
+    path = tiny_onnx.with_name("model.tflite")
+    if path.exists():
+        return path
     if not find_spec("tensorflow"):
         pytest.skip("the tiny TFLite file is made with tensorflow (extra 'export')")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -44,14 +47,13 @@ def tiny_tflite(tiny_onnx: Path) -> Path:
 
     module = tf.Module()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([answer.get_concrete_function()], module)
-    path = tiny_onnx.with_name("model.tflite")
     path.write_bytes(converter.convert())
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_fake(tiny_onnx: Path) -> Path:
-    path = tiny_onnx.with_name("model.fake")
+def tiny_fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fake") / "model.fake"
     path.write_text(json.dumps({"input": [128, 128, 3], "classes": 2}))
     return path
 
@@ -254,25 +256,28 @@ def test_missing_artefact_is_an_engine_error(opened: Callable[..., Engine], tmp_
 
 @pytest.mark.parametrize("dtype", ["FLOAT", "INT8"])
 @pytest.mark.parametrize("engine", [name for name, one in engine_files().items() if ".onnx" in one.SUFFIXES])
-def test_onnx_model_that_takes_something_else_is_refused(engine: str, dtype: str, tmp_path: Path) -> None:
+def test_onnx_model_that_takes_something_else_is_refused(engine: str, dtype: str, tiny_models: Path) -> None:
     if reason := engine_file(engine).missing():
         pytest.skip(reason)
-    path = _flat_onnx(tmp_path, [dtype])
+    path = _flat_onnx(tiny_models, [dtype])
     with pytest.raises(EngineError, match=r"model\.onnx"):
         open_engine(path, engine=engine, provider="cpu", threads=1)
 
 
 @pytest.mark.parametrize("engine", [name for name, one in engine_files().items() if ".onnx" in one.SUFFIXES])
-def test_onnx_model_of_two_inputs_is_refused(engine: str, tmp_path: Path) -> None:
+def test_onnx_model_of_two_inputs_is_refused(engine: str, tiny_models: Path) -> None:
     if reason := engine_file(engine).missing():
         pytest.skip(reason)
-    path = _flat_onnx(tmp_path, ["UINT8", "UINT8"])
+    path = _flat_onnx(tiny_models, ["UINT8", "UINT8"])
     with pytest.raises(EngineError, match=r"model\.onnx"):
         open_engine(path, engine=engine, provider="cpu", threads=1)
 
 
 def _flat_onnx(folder: Path, dtypes: list[str]) -> Path:
     """A model that casts its inputs to float32, adds and flattens them."""
+    path = folder / f"flat-{'-'.join(dtypes)}" / "model.onnx"
+    if path.exists():
+        return path
     pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
@@ -292,7 +297,7 @@ def _flat_onnx(folder: Path, dtypes: list[str]) -> Path:
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
-    path = folder / "model.onnx"
+    path.parent.mkdir()
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -324,6 +329,11 @@ def test_missing_library_is_told_with_its_cure(tiny_onnx: Path, monkeypatch: pyt
     with pytest.raises(EngineUnavailable, match="the package openvino is not installed") as caught:
         open_engine(tiny_onnx, engine="openvino")
     assert caught.value.hint == "pip install 'mri-edge[openvino]'"
+    assert engines.remedy(engine_file("onnxruntime")) == "pip install mri-edge"
+    monkeypatch.setattr(engines, "is_32_bit_arm", lambda: True)
+    with pytest.raises(EngineUnavailable) as caught:
+        open_engine(tiny_onnx, engine="openvino")
+    assert caught.value.hint == "No engine has wheels for 32-bit ARM: use a 64-bit system image"
 
 
 def test_threads_are_those_of_this_process_unless_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Build deploy/Dockerfile with buildah on a bare Debian in the place of the Python image, and run it.
+#
+#   sudo bash tests/deploy/image.sh [DIR]      DIR: where the Debian is kept (/var/tmp/mri-edge-image)
+#
+# For machines without a registry in reach. Needs root on a Debian with the package index in reach; installs buildah.
+set -euo pipefail
+
+folder=${1:-/var/tmp/mri-edge-image} checkout=$(realpath "$(dirname "$0")/../..")
+"$checkout/tests/deploy/debian.sh" "$folder/bare" "$(dpkg --print-architecture)" bookworm
+command -v buildah >/dev/null ||
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends buildah >/dev/null
+# What works in a container too, and leaves the machine's own images alone.
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+buildah() { command buildah --root "$folder/storage" --runroot "$folder/run" "$@"; }
+certificates=/etc/ssl/certs/ca-certificates.crt
+
+base=$(buildah from scratch)
+mounted=$(buildah mount "$base")
+cp -a "$folder/bare/." "$mounted/"
+# pip's index and certificates are this machine's.
+cp "$(realpath $certificates)" "$mounted$certificates"
+[ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$mounted/etc/pip.conf"
+buildah unmount "$base" >/dev/null
+buildah config --env PIP_CERT=$certificates "$base"
+buildah commit --quiet --rm "$base" localhost/bare >/dev/null
+buildah build --pull-never --format docker --build-arg BASE=localhost/bare --file "$checkout/deploy/Dockerfile" \
+    --tag mri-edge "$checkout"
+
+container=$(buildah from --pull-never localhost/mri-edge)
+trap 'buildah rm "$container" >/dev/null; rm -rf --one-file-system -- "$folder/storage" "$folder/run"' EXIT
+buildah run --volume "$checkout/examples:/scans:ro" "$container" -- mri-edge predict /scans
+buildah run "$container" -- mri-edge verify # the health check
+buildah run "$container" -- sh -c 'test "$(id -u)" = 10001 && test ! -e /src && ! command -v pip && touch /data/mine'
+buildah images
+echo "image.sh: all well"

@@ -1,0 +1,45 @@
+"""The pages in deploy/: every command of ours that they name is one that the program takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+from mri_edge.cli import COMMANDS, cli
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PAGES = sorted((CHECKOUT / "deploy").glob("*.md"))
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """Arguments of `mri-edge` in the page's console blocks, container images of that name apart."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        for i, (word, following) in enumerate(pairwise(words)):
+            if re.fullmatch(r"(.*/bin/)?mri-edge(:\w+)?", word) and following in COMMANDS:
+                found.append(words[i + 1 :])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_the_page_are_taken(page: Path) -> None:
+    commands = _commands(page)
+    assert len(commands) >= 2
+    for name, *arguments in commands:
+        cli.get_command(click.Context(cli), name).make_context(name, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_the_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:deploy|tests|examples)/[\w./-]*\w", text)
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    missing = [name for name in named if not (CHECKOUT / name).exists()]
+    assert missing + [name for name in linked if not (page.parent / name).exists()] == []

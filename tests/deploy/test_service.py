@@ -1,0 +1,72 @@
+"""The systemd service: how hardened it is, that systemd understands it, that its command line is one of ours."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from mri_edge.commands.watch import watch
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+UNIT = DEPLOY / "mri-edge-watch.service"
+# systemd's measure, from 0 to 10: "safe" is below 2. What is left of it is said in the unit: it reads /proc/cpuinfo
+# and talks to systemd, its results may be read by its group, and it runs in the machine's own root.
+EXPOSURE = 0.2
+
+
+def _settings(file: Path, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", file.read_text(encoding="utf-8"), re.M)
+
+
+def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd on this machine")
+    version = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.split()[1]) < 250:
+        pytest.skip("this systemd cannot judge a unit file that is not installed: version 250 can")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_service_is_as_closed_as_it_was() -> None:
+    done = _analyze("security", "--offline=true", "--no-pager", str(UNIT))
+    [found] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert float(found) <= EXPOSURE, done.stdout
+
+
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    text = UNIT.read_text(encoding="utf-8")
+    [command] = _settings(UNIT, "ExecStart")
+    here = tmp_path / UNIT.name  # systemd looks whether the program exists
+    here.write_text(text.replace(shlex.split(command)[0], sys.executable), encoding="utf-8")
+    done = _analyze("verify", "--man=no", str(here))
+    assert UNIT.name not in done.stderr, done.stderr
+    here.write_text(text.replace("MemoryMax", "MemoryLots"), encoding="utf-8")
+    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # it would have said so
+
+
+def test_service_starts_a_command_that_there_is() -> None:
+    [command] = _settings(UNIT, "ExecStart")
+    program, name, *arguments = shlex.split(command)
+    assert Path(program).name == "mri-edge"
+    assert name == "watch"
+    context = watch.make_context("watch", arguments)
+    incoming, out = context.params["folder"], context.params["out"]
+    # The folder that others write to is made by tmpfiles.d, as systemd itself would make it the service's alone.
+    made = dict(re.findall(r"^d (\S+)\s+(\d+ \S+ \S+)$", (DEPLOY / "tmpfiles.conf").read_text(), re.M))
+    assert made[str(incoming)] == "2770 mri-edge mri-edge"
+    [state] = _settings(UNIT, "StateDirectory")
+    assert str(out) in [f"/var/lib/{one}" for one in state.split()]
+    with pytest.raises(click.UsageError):
+        watch.make_context("watch", [*arguments, "--no-such-option"])
+
+
+def test_the_user_of_the_service_is_made() -> None:
+    [user] = _settings(UNIT, "User")
+    assert re.search(rf"^u {user} ", (DEPLOY / "sysusers.conf").read_text(), re.M)
+    assert user != "root"
