@@ -113,9 +113,15 @@ def move_whole(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            shutil.copy2(source, temporary)
+            before = source.stat()
+            shutil.copyfile(source, temporary)
+            with suppress(OSError):  # some network shares keep no times
+                shutil.copystat(source, temporary)
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
+            after = source.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise OSError(errno.EBUSY, "it changed while it was copied") from error
             os.replace(temporary, target)
             sync_folder(target.parent)
             source.unlink()

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, OutputError
 from .files import clear_leftovers, make_folder, move_whole, sha256_of, sync_folder, write_whole
 from .prediction import as_json
 
@@ -45,6 +45,8 @@ class Outbox:
         ------
         InputError
             Both names that it could have are taken by other things.
+        OutputError
+            What is there cannot be read now, so that nobody knows whether the scan has its result.
         """
         stem, suffix = Path(name).stem, Path(name).suffix
         hashed = f"{_cut(stem, _LONGEST - 13 - len(os.fsencode(suffix)))}.{sha256[:12]}{suffix}"
@@ -72,11 +74,16 @@ class Outbox:
 
     def _read(self, kept: str) -> Record | None:
         """The result of that name; None if there is none, empty if it is none of ours."""
+        path = self.results / f"{kept}.json"
+        if path.is_dir():
+            return {}
         try:
-            record = json.loads((self.results / f"{kept}.json").read_bytes())
+            record = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError):
+        except OSError as error:
+            raise OutputError(f"{path}: cannot read ({error.strerror})") from error
+        except (ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
 
@@ -86,8 +93,8 @@ def _same_or_absent(path: Path, sha256: str) -> bool:
         return True
     try:
         return path.is_file() and sha256_of(path) == sha256
-    except OSError:
-        return False
+    except OSError as error:
+        raise OutputError(f"{path}: cannot read ({error.strerror})") from error
 
 
 def _cut(text: str, size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -454,6 +455,38 @@ def test_a_second_watch_on_a_folder_is_refused(places, started, tmp_path, capfd)
         err = capfd.readouterr().err
         assert f"another mri-edge works in this folder (process {started.pid})" in err
         assert len(err.splitlines()) == 1
+
+
+def test_a_file_system_without_locks_is_said(places, monkeypatch, capfd):
+    fcntl = pytest.importorskip("fcntl", reason="locks of POSIX")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    places.scan("a.png")
+    assert places.once() == 0
+    assert "no locks on this file system" in capfd.readouterr().err
+
+
+def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, capfd):
+    """A share that fails for a moment: whether the scan has its result is not known, so it waits."""
+    content = places.scan("a.png").read_bytes()
+    assert places.once() == 0
+    (places.incoming / "a.png").write_bytes(content)
+    read = Path.read_bytes
+
+    def fail(path):
+        if path.name == "a.png.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert places.once() == 2
+    assert "cannot read (Input/output error)" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert (places.incoming / "a.png").exists()
+    assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
 def test_the_lock_goes_with_the_program(places, started):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -235,3 +236,47 @@ def test_old_folder_outlives_a_process_that_is_ended_while_it_writes(ended_by: s
     assert (out / "model").read_text() == "old"
     if ended_by == "SIGINT":  # nobody can tidy up after SIGKILL
         assert _names(tmp_path) == ["bundle"]
+
+
+# --- moving
+
+
+@pytest.fixture(params=["rename", "copy"])
+def move(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Within a file system, and as if there were two."""
+    if request.param == "copy":
+        replace = os.replace
+
+        def refuse(source: Path, target: Path) -> None:
+            if Path(source).parent != Path(target).parent:
+                raise OSError(18, "Invalid cross-device link")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", refuse)
+    for name in ("from", "to"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "from" / "scan").write_bytes(b"pixels" * 1000)
+    return str(request.param)
+
+
+def test_move_whole(tmp_path: Path, move: str) -> None:
+    files.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
+    assert (tmp_path / "to" / "scan").read_bytes() == b"pixels" * 1000
+    assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == ([], ["scan"])
+
+
+def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="cannot be moved"):
+        files.move_whole(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
+    if move == "copy":
+        copy = shutil.copyfile
+
+        def grow(source: Path, target: Path) -> None:
+            copy(source, target)
+            with open(source, "ab") as file:
+                file.write(b"more")
+
+        monkeypatch.setattr(shutil, "copyfile", grow)
+        with pytest.raises(OutputError, match="changed while it was copied"):
+            files.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
+    assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == (["scan"], [])
