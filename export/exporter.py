@@ -16,6 +16,7 @@ from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 from mri_edge.manifest import Artefact, Manifest
 from mri_edge.split import SPLIT, Split
+from mri_edge.teacher import TEACHER, TeacherAnswers
 from numpy.typing import NDArray
 
 from . import models
@@ -64,12 +65,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a Keras model, its manifest, which images judge it, and where it came from."""
+    """What is exported: a Keras model, its manifest, which images judge it, where it came from, who taught it."""
 
     model: Any
     manifest: Manifest
     split: Split
     origin: dict[str, str]
+    teacher: TeacherAnswers | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
         bundle.manifest,
         _split_of(bundle),
         {"file": KERAS, "sha256": artefact.sha256},
+        _teacher_of(bundle),
     )
     with bundle.rewriting() as writer:
         return fill(writer, source, settings, step)
@@ -140,6 +143,7 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
         tuple({"file": one.sha256, "tensor": tensor} for one, tensor in zip(judges, tensors, strict=True)),
         np.array([label for _, label in located], np.intp),
         models.answers(source.model, _pieces(pixels), manifest.preprocessing),
+        source.teacher,
     )
     job = Job(device_graph(source.model, manifest.preprocessing), manifest.positive, calibrator)
     results = []
@@ -161,6 +165,11 @@ def _split_of(bundle: Bundle) -> Split:
     if entry is None:
         raise BundleError(f"{bundle.folder}: no {SPLIT} in it, so no image is known to be a test image")
     return Split.from_json(bundle.path_of(entry).read_text(encoding="utf-8"), origin=str(bundle.folder / SPLIT))
+
+
+def _teacher_of(bundle: Bundle) -> TeacherAnswers | None:
+    entry = next((one for one in bundle.manifest.documents if one.file == TEACHER), None)
+    return TeacherAnswers.from_json(bundle.path_of(entry).read_bytes(), str(bundle.folder / TEACHER)) if entry else None
 
 
 def _calibrator(source: Source, settings: Settings) -> Calibrator:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from mri_edge.manifest import Manifest, Parity, Precision
 from mri_edge.prediction import decide
+from mri_edge.teacher import TeacherAnswers
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -51,13 +52,14 @@ class Judges:
     ``stages`` holds SHA-256 of each stage before the model, image by image: ``file`` (its bytes) and
     ``tensor`` (the pixels that the model takes). Another device that finds the same two has the same
     input, so that the first stage that differs can be named. ``labels`` is (N,), ``reference`` the Keras
-    model's probabilities (N, classes).
+    model's probabilities (N, classes); ``teacher`` is there where the model was distilled from one.
     """
 
     files: tuple[str, ...]
     stages: tuple[dict[str, str], ...]
     labels: NDArray[np.intp]
     reference: Probabilities
+    teacher: TeacherAnswers | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ class Change:
 
 
 @dataclass(frozen=True)
+class AgainstTeacher:
+    """A student's artefact beside its teacher; ``changed`` counts labels that differ, ``accuracy`` is the teacher's."""
+
+    teachers: tuple[str, ...]
+    mean_difference: float
+    changed: int
+    accuracy: Interval
+    mcnemar_p: float
+    fewer_right: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One artefact against the Keras model."""
 
@@ -109,6 +123,7 @@ class Comparison:
     specificity: Change
     auc: Change
     probabilities: tuple[float, ...]
+    teacher: AgainstTeacher | None
 
     def summary(self) -> Parity:
         """What the manifest keeps of it."""
@@ -167,6 +182,7 @@ def compare(
         specificity=_change(before[~ill] != positive, after[~ill] != positive),
         auc=_auc_change(ill, images.reference[:, positive], answer[:, positive]),
         probabilities=tuple(float(value) for value in answer[:, positive]),
+        teacher=_against(images.teacher, answer, after, images.labels) if images.teacher else None,
     )
     worse = int(right_after.sum()) < int(right_before.sum())
     verdict, reasons = judge(comparison, worse=worse)
@@ -183,6 +199,9 @@ def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, .
         failed.append(f"mean |Δp| is {comparison.mean_difference:.2g}, the limit is {gate.mean_difference:g}")
     if worse and comparison.mcnemar_p < SIGNIFICANCE:
         failed.append(f"fewer right answers than the Keras model (exact McNemar p = {comparison.mcnemar_p:.2g})")
+    taught = comparison.teacher
+    if taught and taught.fewer_right and taught.mcnemar_p < SIGNIFICANCE:
+        failed.append(f"fewer right answers than the teacher (exact McNemar p = {taught.mcnemar_p:.2g})")
     undecided = []
     if gate.flip_rate is not None:
         least, most = bounds(flips, images)
@@ -196,6 +215,21 @@ def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, .
     if failed:
         return "not met", tuple(failed)
     return ("undecided", tuple(undecided)) if undecided else ("met", ())
+
+
+def _against(
+    teacher: TeacherAnswers, answer: Probabilities, called: NDArray[np.intp], truth: NDArray[np.intp]
+) -> AgainstTeacher:
+    its = np.array(teacher.called, np.intp)
+    right, taught_right = called == truth, its == truth
+    return AgainstTeacher(
+        teachers=teacher.teachers,
+        mean_difference=float(np.abs(answer - np.array(teacher.probabilities)).mean()),
+        changed=int((called != its).sum()),
+        accuracy=proportion(int(taught_right.sum()), len(truth)),
+        mcnemar_p=mcnemar(taught_right, right),
+        fewer_right=int(right.sum()) < int(taught_right.sum()),
+    )
 
 
 def _first_difference(comparison: Comparison) -> str | None:

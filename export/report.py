@@ -79,7 +79,7 @@ def _section(file: str, one: dict[str, Any], parity: dict[str, Any]) -> str:
     return (
         f'<h2>{escape(file)}: {_verdict(one["verdict"])}</h2>{reasons}<p class="quiet">{where}</p>'
         f'<div class="pair">{_scatter(one, parity)}<div><table><tr><th>figure<th>Keras<th>artefact<th>change (95%)</tr>'
-        f"{changes}</table>{_flips(one['flips'])}</div></div>"
+        f"{changes}</table>{_flips(one['flips'])}{_taught(one['teacher'])}</div></div>"
     )
 
 
@@ -100,6 +100,17 @@ def _flips(flips: list[dict[str, Any]]) -> str:
         for one in flips
     )
     return f"<table><tr><th>changed image<th>truth<th>Keras (p)<th>artefact (p)</tr>{rows}</table>"
+
+
+def _taught(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    accuracy = one["accuracy"]
+    return (
+        f"<p>Beside the teacher, {escape(', '.join(one['teachers']))}, accuracy {accuracy['value']:.3f} "
+        f"({accuracy['low']:.2f} to {accuracy['high']:.2f}): mean |Δp| {one['mean_difference']:.3f}, "
+        f"{one['changed']} labels differ, exact McNemar p = {one['mcnemar_p']:.2g}.</p>"
+    )
 
 
 def _scatter(one: dict[str, Any], parity: dict[str, Any]) -> str:

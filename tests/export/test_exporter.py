@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
+from mri_edge.split import Split
+from mri_edge.teacher import TEACHER, TeacherAnswers
 from PIL import Image
 
 
@@ -57,6 +59,19 @@ def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, cap
         assert (bundle / file).is_file()
     assert messages == ""  # no log line of TensorFlow, tf2onnx or XNNPACK
     Bundle.open(bundle).verify()
+
+
+def test_artefacts_of_a_student_are_held_against_its_teacher(bundle, pictures):
+    images = len(Split.from_json((bundle / "split.json").read_bytes()).of("test"))
+    answers = TeacherAnswers(("big (robust, seed 0)",), (1,) * images, ((0.25, 0.75),) * images)
+    with Bundle.open(bundle).rewriting() as writer:
+        writer.add_document(TEACHER, answers.to_json())
+    assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures)]) == 0
+    found = json.loads((bundle / "parity.json").read_text())["artefacts"]["model.onnx"]["teacher"]
+    assert found["teachers"] == ["big (robust, seed 0)"]
+    assert found["accuracy"]["value"] == 0.5  # it calls everything positive
+    assert 0 < found["changed"] < images
+    assert "Beside the teacher, big (robust, seed 0)" in (bundle / "report" / "parity.html").read_text()
 
 
 def test_a_second_export_adds_and_replaces(bundle, pictures):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mri_edge.export.parity import DEFAULT_GATES, Gate, Judges, compare
 from mri_edge.export.statistics import bounds, images_needed, mcnemar, paired_change, proportion
+from mri_edge.teacher import TeacherAnswers
 
 
 def test_wilson_interval_is_its_formula():
@@ -44,7 +45,7 @@ def test_paired_interval_covers_the_truth():
     assert covered / 2000 > 0.93
 
 
-def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0):
+def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0, teacher=None):
     """An artefact that is off by ``shift`` everywhere and flips the first images; those lost were right before."""
     reference = np.tile(np.array([[0.2, 0.8]], np.float32), (images, 1))
     answer = reference + np.array([[shift, -shift]], np.float32)
@@ -52,7 +53,7 @@ def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0)
     labels = np.ones(images, np.intp)
     labels[accuracy_lost:flips] = 0
     files = tuple(f"{index}.png" for index in range(images))
-    shown = Judges(files, ({},) * images, labels, reference)
+    shown = Judges(files, ({},) * images, labels, reference, teacher)
     return compare(answer, shown, manifest, gate, engine="fake", provider="none", threads=1)
 
 
@@ -75,6 +76,24 @@ def test_the_three_answers(tiny_manifest, precision, options, verdict):
     found = comparison(tiny_manifest, DEFAULT_GATES[precision], **options)
     assert found.verdict == verdict
     assert bool(found.reasons) == (verdict != "met")
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(4, "met"), (9, "not met")])
+def test_student_is_held_against_its_teacher_too(tiny_manifest, wrong, verdict):
+    """The artefact is its own Keras model's equal; the teacher called all rightly, the student all but ``wrong``."""
+    every = 400
+    called = [0] * every  # the labels below
+    teacher = TeacherAnswers(("big (robust, seed 0)",), tuple(called), ((0.9, 0.1),) * every)
+    answer = np.tile(np.array([[0.8, 0.2]], np.float32), (every, 1))
+    answer[:wrong] = [[0.3, 0.7]]
+    files = tuple(f"{index}.png" for index in range(every))
+    judges = Judges(files, ({},) * every, np.zeros(every, np.intp), answer, teacher)
+    found = compare(answer, judges, tiny_manifest, DEFAULT_GATES["int8"], engine="fake", provider="none", threads=1)
+    assert found.verdict == verdict
+    assert found.flips == ()
+    assert found.teacher is not None
+    assert (found.teacher.changed, found.teacher.accuracy.value) == (wrong, 1.0)
+    assert any("fewer right answers than the teacher" in reason for reason in found.reasons) == (verdict == "not met")
 
 
 def test_not_a_number_is_never_met(tiny_manifest):
