@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from mri_edge.manifest import Novelty
 from mri_edge.novelty import distances
 from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
+
+FeaturesOf = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 FILE = "novelty.npy"
 # Chosen on the robust recipe's features: of 8, 16 and 32 dimensions, 32 tell inverted scans best at the limit below,
@@ -35,11 +38,10 @@ class FittedNovelty:
 
 
 def fit_novelty(
-    backbone: Any,
+    features: FeaturesOf,
     pixels: NDArray[np.uint8],
     train: NDArray[np.intp],
     held_out: NDArray[np.intp],
-    preprocessing: Preprocessing,
     seed: int,
     *,
     source: NDArray[np.str_] | None = None,
@@ -51,8 +53,8 @@ def fit_novelty(
 
     Parameters
     ----------
-    backbone
-        Keras model whose last convolution gives the feature map.
+    features
+        Means of the last feature map's channels: uint8 (N, height, width, 3) RGB -> float32 (N, channels).
     pixels
         uint8 (M, height, width, 3) RGB.
     train, held_out
@@ -64,13 +66,13 @@ def fit_novelty(
         source = np.zeros(len(pixels), "U1")
     rng = np.random.default_rng([seed, 2])
     chosen, held_out = (_of_every_source(some, source, rng) for some in (train, held_out))
-    roots = np.sqrt(features(backbone, pixels[chosen], preprocessing))
+    roots = np.sqrt(features(pixels[chosen]))
     plane = _plane(roots)
     distance = np.empty(len(chosen), np.float32)
     for fold in np.array_split(rng.permutation(len(chosen)), min(_FOLDS, len(chosen))):
         distance[fold] = distances(roots[fold] ** 2, _plane(np.delete(roots, fold, axis=0)))
     if len(held_out):
-        further = distances(features(backbone, pixels[held_out], preprocessing), plane)
+        further = distances(features(pixels[held_out]), plane)
         distance = np.concatenate([distance, further])
     file = io.BytesIO()
     np.save(file, plane, allow_pickle=False)
@@ -109,14 +111,18 @@ def _limit(distance: NDArray[np.float32], source: NDArray[np.str_]) -> float:
     return float(max(np.quantile(part, QUANTILE) for part in parts))
 
 
-def features(backbone: Any, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Means of the last convolution's channels: uint8 (N, height, width, 3) RGB -> float32 (N, channels)."""
+def keras_features(backbone: Any, preprocessing: Preprocessing) -> FeaturesOf:
+    """What ``fit_novelty`` takes, from a Keras model whose last convolution gives the feature map."""
     import keras
 
     last = next(layer for layer in reversed(backbone.layers) if isinstance(layer, keras.layers.Conv2D))
     network = keras.Model(backbone.inputs, last.output)
-    means = [
-        np.asarray(network.predict_on_batch(preprocessing.normalise(pixels[start : start + 32]))).mean(axis=(1, 2))
-        for start in range(0, len(pixels), 32)
-    ]
-    return np.concatenate(means).astype(np.float32)
+
+    def features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        means = [
+            np.asarray(network.predict_on_batch(preprocessing.normalise(pixels[start : start + 32]))).mean(axis=(1, 2))
+            for start in range(0, len(pixels), 32)
+        ]
+        return np.concatenate(means).astype(np.float32)
+
+    return features

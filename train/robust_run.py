@@ -13,7 +13,7 @@ from .backbone import load_weights
 from .crossval import cross_validate
 from .data import find_scans
 from .metrics import measure
-from .novelty import fit_novelty
+from .novelty import fit_novelty, keras_features
 from .progress import step_progress
 from .recipe import Recipe
 from .record import write_bundle
@@ -69,11 +69,10 @@ def train_robust_bundle(
         split_name="test kept apart by near-duplicates, validation by group",
         training_details=trained.details,
         novelty=fit_novelty(
-            trained.network.backbone,
+            keras_features(trained.network.backbone, recipe.preprocessing),
             collection.pixels,
             train,
             validation,
-            recipe.preprocessing,
             seed,
             source=collection.source,
         ),

@@ -22,7 +22,7 @@ from .data import Labels, decode, exclude, find_scans, read_groups
 from .fit import Epoch, Images, features_of, fit
 from .metrics import measure
 from .model import Network, build_network
-from .novelty import fit_novelty
+from .novelty import fit_novelty, keras_features
 from .progress import training_progress
 from .recipe import Recipe
 from .record import write_bundle
@@ -88,7 +88,7 @@ def train_bundle(
     weights = load_weights(backbone_weights)
     facts = [repr(recipe), seed, split, patients, [scan.file for scan in left_out], weights.sha256]
     facts += [(scan.file, scan.sha256, scan.label) for scan in scans]
-    work = _work_folder(out, fingerprint([json.dumps(facts)]), overwrite=overwrite, resume=resume)
+    work = work_folder(out, fingerprint([json.dumps(facts)]), overwrite=overwrite, resume=resume)
     _check_space(work, len(scans), recipe)
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     findings = inspect(scans, decoded.hashes)
@@ -139,11 +139,10 @@ def train_bundle(
             **draw_report(network, parts["test"], probabilities, metrics, history, labels, recipe),
         },
         novelty=fit_novelty(
-            backbone,
+            keras_features(backbone, recipe.preprocessing),
             decoded.pixels,
             rows["train"],
             np.empty(0, np.intp),
-            recipe.preprocessing,
             seed,
             source=np.array([scan.source for scan in scans]),
         ),
@@ -165,7 +164,7 @@ def _check_space(work: Path, images: int, recipe: Recipe) -> None:
         )
 
 
-def _work_folder(out: Path, identity: str, *, overwrite: bool, resume: bool) -> Path:
+def work_folder(out: Path, identity: str, *, overwrite: bool, resume: bool) -> Path:
     """The folder beside ``out`` that holds the state of an unfinished training.
 
     Raises

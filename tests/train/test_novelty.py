@@ -12,7 +12,7 @@ keras = pytest.importorskip("keras", reason="needs mri-edge[train]")
 from mri_edge.novelty import distances  # noqa: E402
 from mri_edge.preprocess import Preprocessing  # noqa: E402
 from mri_edge.train import novelty  # noqa: E402
-from mri_edge.train.novelty import features, fit_novelty  # noqa: E402
+from mri_edge.train.novelty import fit_novelty, keras_features  # noqa: E402
 
 PREPROCESSING = Preprocessing(height=32, width=32)
 
@@ -40,14 +40,14 @@ def blobs(count: int, seed: int) -> np.ndarray:
 
 def share_outside(backbone, fitted, pictures: np.ndarray) -> float:
     plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
-    return float((distances(features(backbone, pictures, PREPROCESSING), plane) > fitted.entry.limit).mean())
+    return float((distances(keras_features(backbone, PREPROCESSING)(pictures), plane) > fitted.entry.limit).mean())
 
 
 @pytest.mark.parametrize("separate", [True, False], ids=["validation images", "training images alone"])
 def test_plane_keeps_its_own_kind_and_tells_others(backbone, separate):
     pixels = blobs(400, seed=1)
     train, held_out = (np.arange(300), np.arange(300, 400)) if separate else (np.arange(400), np.arange(0))
-    fitted = fit_novelty(backbone, pixels, train, held_out, PREPROCESSING, seed=0)
+    fitted = fit_novelty(keras_features(backbone, PREPROCESSING), pixels, train, held_out, seed=0)
     assert fitted.entry.held_out_images == 400
     # 1 in 100 is meant; of 1,000 new ones up to 20 may fall outside (binomial, 99.9%, and that of the limit's 400).
     assert share_outside(backbone, fitted, blobs(1000, seed=2)) < 0.02
@@ -74,7 +74,6 @@ def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, mo
 
 def test_same_seed_same_plane(backbone):
     pixels = blobs(60, seed=4)
-    first, second = (
-        fit_novelty(backbone, pixels, np.arange(60), np.arange(0), PREPROCESSING, seed=7) for _ in range(2)
-    )
+    features = keras_features(backbone, PREPROCESSING)
+    first, second = (fit_novelty(features, pixels, np.arange(60), np.arange(0), seed=7) for _ in range(2))
     assert first == second
