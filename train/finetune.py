@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from mri_edge import machine
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .framework import load_keras
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+Made = TypeVar("Made")
 
 _AHEAD = 4  # batches made in advance
 
@@ -89,7 +90,7 @@ def finetune(
     keras = load_keras()
     total = plan.warm_steps + plan.steps
     losses: list[float] = []
-    batches = _made_ahead(make_batch, total)
+    batches = made_ahead(make_batch, total)
 
     def run(steps: int, optimiser: Any) -> None:
         network.compile(optimizer=optimiser, loss="categorical_crossentropy")
@@ -125,9 +126,10 @@ def _unfreeze(backbone: Any, frozen_blocks: int) -> None:
         layer.trainable = not layer.name.startswith(frozen)
 
 
-def _made_ahead(make_batch: Callable[[int], Batch], count: int) -> Iterator[Batch]:
+def made_ahead(make_batch: Callable[[int], Made], count: int) -> Iterator[Made]:
+    """What ``make_batch`` gives for 0 to ``count`` - 1, made in a thread of its own while the caller works."""
     with ThreadPoolExecutor(1) as thread:
-        waiting: list[Future[Batch]] = []
+        waiting: list[Future[Made]] = []
         for step in range(count):
             waiting.append(thread.submit(make_batch, step))
             if len(waiting) > _AHEAD:

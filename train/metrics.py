@@ -41,7 +41,7 @@ def auc(positive: Flags, score: Scores) -> Metric:
     score
         float (N,), higher for positive.
     """
-    area = _area(positive, score)
+    area = area_of(positive, score)
     return percentile(area(np.ones((1, len(score))))[0], bootstrap(lambda w: {"": area(w)}, positive)[""], len(score))
 
 
@@ -141,7 +141,7 @@ def _figures(ill: Flags, called: Flags, score: Scores) -> Callable[[Weights], Fi
     """AUC, F1, Brier score and calibration error as functions of how often each image counts."""
     error = score - ill
     distance = _distance(score)
-    area = _area(ill, score) if 0 < np.count_nonzero(ill) < len(ill) else None
+    area = area_of(ill, score) if 0 < np.count_nonzero(ill) < len(ill) else None
 
     def figures(weights: Weights) -> Figures:
         found = {"brier": weights @ error**2 / len(score), "calibration_error": distance(weights * error)}
@@ -166,7 +166,7 @@ def _distance(score: Scores) -> Callable[[NDArray[np.float64]], NDArray[np.float
     return distance
 
 
-def _area(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:
+def area_of(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:
     """Area under the ROC curve as a function of weights (R, N), by ranks: no pair is compared."""
     order = np.argsort(score, kind="stable")
     first_of_tie = np.unique(score[order], return_index=True)[1]

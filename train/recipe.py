@@ -36,10 +36,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train: frozen VGG16 blocks below, a head of one hidden layer above.
+    """One way to train: a backbone below, a head of at most one hidden layer above.
 
     ``test_share`` and ``split_seed`` are scikit-learn's ``test_size`` and ``random_state``;
-    ``hidden`` units with ReLU, then ``dropout``, then softmax; ``batch`` images a step of Adam.
+    ``hidden`` units with ReLU (0: no such layer), then ``dropout``, then softmax; ``batch`` images a step of Adam.
     """
 
     name: str
@@ -81,10 +81,24 @@ ROBUST = Recipe(
     dropout=0.5,
     learning_rate=0.0001,
     batch=32,
-    epochs=5,
+    epochs=8,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (REFERENCE, ROBUST)}
+# The network is that of ``small_network.py``, its steps are ``distil.Plan``: rate and batch here are that plan's.
+SMALL = Recipe(
+    name="small",
+    preprocessing=Preprocessing(),
+    augmentation=Augmentation(),
+    test_share=REFERENCE.test_share,
+    split_seed=REFERENCE.split_seed,
+    hidden=0,
+    dropout=0.2,
+    learning_rate=0.003,
+    batch=64,
+    epochs=30,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (REFERENCE, ROBUST, SMALL)}
 
 
 def find_recipe(name: str) -> Recipe:

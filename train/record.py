@@ -50,6 +50,7 @@ def write_bundle(
     seed: int,
     labels: Labels,
     split: Split,
+    architecture: str = "VGG16",
     weights: BackboneWeights,
     history: Sequence[Epoch],
     probabilities: NDArray[np.float32],
@@ -83,7 +84,7 @@ def write_bundle(
         training=Training(
             recipe=recipe.name,
             seed=seed,
-            backbone="VGG16",
+            backbone=architecture,
             backbone_weights=weights.source,
             backbone_sha256=weights.sha256,
             data_fingerprint=split.data_fingerprint,

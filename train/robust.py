@@ -39,6 +39,7 @@ Report = Callable[[int, int, float], None]
 EPOCH_IMAGES = 2048  # an epoch: draws after which every image has had its share
 LABEL_SMOOTHING = 0.05
 LESION_SHARE = 0.3  # of the tumour views: healthy slices with a drawn lesion
+THRESHOLD_RULE = "best Youden index on validation among those of the target sensitivity"
 VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
 
 
@@ -225,11 +226,7 @@ def train_robust(
     network = _network(None, recipe, classes, seed, "float32")
     network.whole.set_weights(working.whole.get_weights())
 
-    held_out = predict(network.whole, data.pixels[validation], recipe.preprocessing)
-    temperature = calibration.fit_temperature(held_out, data.label[validation])
-    calibration.build_in_temperature(network.whole, temperature)
-    scores = calibration.scale_probabilities(held_out, temperature)[:, positive]
-    threshold = calibration.choose_threshold(scores, (data.label[validation] == positive).astype(int))
+    temperature, threshold = calibrate(network, data, validation, recipe.preprocessing, positive)
     working.whole.set_weights(network.whole.get_weights())
     return Trained(
         network,
@@ -245,11 +242,22 @@ def train_robust(
             "drawn_lesion_share": LESION_SHARE if classes == 2 else 0,
             "loss_by_epoch": _means(losses, EPOCH_IMAGES // recipe.batch),
             "temperature": temperature,
-            "threshold_rule": "best Youden index on validation among those of the target sensitivity",
+            "threshold_rule": THRESHOLD_RULE,
             "target_sensitivity": calibration.TARGET_SENSITIVITY,
             "validation_images": len(validation),
         },
     )
+
+
+def calibrate(
+    network: Network, data: Collection, validation: Indices, preprocessing: Preprocessing, positive: int
+) -> tuple[float, float]:
+    """Build the temperature that fits ``validation`` best into ``network``; it, and the threshold for that."""
+    held_out = predict(network.whole, data.pixels[validation], preprocessing)
+    temperature = calibration.fit_temperature(held_out, data.label[validation])
+    calibration.build_in_temperature(network.whole, temperature)
+    scores = calibration.scale_probabilities(held_out, temperature)[:, positive]
+    return temperature, calibration.choose_threshold(scores, (data.label[validation] == positive).astype(int))
 
 
 def view_maker(

@@ -48,6 +48,18 @@ def shared_folders(tmp_path_factory) -> Path:
     return draw_folders(tmp_path_factory.mktemp("shared") / "data")
 
 
+@pytest.fixture
+def two_sources(tmp_path: Path) -> Path:
+    """``data/a/{no,yes}`` and ``data/b/{notumor,glioma}``: 25 pictures each, noise without or with a bright square."""
+    rng = np.random.default_rng(8)
+    for folder in ("a/no", "a/yes", "b/notumor", "b/glioma"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for index in range(25):
+            bright = folder.endswith(("yes", "glioma"))
+            draw_picture(rng, bright).save(tmp_path / "data" / folder / f"{index:02}.png")
+    return tmp_path / "data"
+
+
 @pytest.fixture(scope="session")
 def small_recipe():
     """The reference recipe for 32 x 32 pictures, 3 epochs of batches of 4."""

@@ -40,21 +40,6 @@ def tiny_plan(tiny_recipe):
     return dataclasses.replace(robust.plan_of(tiny_recipe), warm_steps=2, steps=4, rise=1)
 
 
-@pytest.fixture
-def two_sources(tmp_path):
-    """``data/a/{no,yes}`` and ``data/b/{notumor,glioma}``: 25 pictures each, noise without or with a bright square."""
-    rng = np.random.default_rng(8)
-    for folder in ("a/no", "a/yes", "b/notumor", "b/glioma"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-        for index in range(25):
-            pixels = rng.integers(0, 90, (40, 40), dtype=np.uint8)
-            if folder.endswith(("yes", "glioma")):
-                row, column = rng.integers(0, 28, 2)
-                pixels[row : row + 12, column : column + 12] = 250
-            Image.fromarray(pixels).save(tmp_path / "data" / folder / f"{index:02}.png")
-    return tmp_path / "data"
-
-
 def collection_of(data, recipe):
     scans, labels = find_scans(data)
     return robust.collect(scans, recipe.preprocessing), labels

@@ -1,0 +1,224 @@
+"""The small recipe: the folded network, the pool, what a student learns, the paired figures, bundle and folds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.bundle import Bundle  # noqa: E402
+from mri_edge.cli import run  # noqa: E402
+from mri_edge.errors import DataError, OutputError  # noqa: E402
+from mri_edge.preprocess import Preprocessing  # noqa: E402
+from mri_edge.teacher import TeacherAnswers  # noqa: E402
+from mri_edge.train import distil, robust, robust_run, small, small_crossval, small_network, small_run  # noqa: E402
+from mri_edge.train.model import Network  # noqa: E402
+from mri_edge.train.recipe import ROBUST, SMALL  # noqa: E402
+from sklearn.metrics import roc_curve  # noqa: E402
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return dataclasses.replace(SMALL, preprocessing=Preprocessing(SIZE, SIZE), batch=4, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def robust_recipe():
+    prepared = dataclasses.replace(ROBUST.preprocessing, height=SIZE, width=SIZE)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, hidden=8, batch=4, epochs=1)
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Students of two convolutions: Keras takes long to trace the full stack."""
+    monkeypatch.setattr(small_network, "STACK", small_network.STACK[:2])
+
+
+@pytest.fixture
+def quick(monkeypatch, robust_recipe, shallow):
+    """A pool of 32 views, shallow students, and teachers of 4 steps."""
+    plan = dataclasses.replace(robust.plan_of(robust_recipe), warm_steps=2, steps=4, rise=1)
+    monkeypatch.setattr(robust_run, "plan_of", lambda recipe: plan)
+    monkeypatch.setattr(small_crossval, "plan_of_robust", lambda recipe: plan)
+    monkeypatch.setattr(small_crossval, "ROBUST", robust_recipe)
+    monkeypatch.setattr(small, "POOL_VIEWS", 32)
+    monkeypatch.setattr(small_crossval, "STUDENTS", 1)
+
+
+def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
+    trained = small_network.build_trainable(recipe, 2, seed=1)
+    rng = np.random.default_rng(0)
+    for layer in trained.layers:  # statistics as after training, not 0 and 1
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    shipped = small_network.build_shipped(recipe, 2)
+    small_network.fold(trained, shipped)
+    tinted = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.float32)
+    grey = tinted.mean(axis=-1, keepdims=True) / 255
+    expected = np.asarray(trained.predict_on_batch(grey))
+    found = np.asarray(shipped.whole.predict_on_batch(recipe.preprocessing.normalise(tinted)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums in another order
+    features = shipped.backbone.predict_on_batch(recipe.preprocessing.normalise(tinted))
+    np.testing.assert_allclose(np.asarray(shipped.head.predict_on_batch(features)), found, atol=1e-6)
+
+
+def test_full_network_keeps_its_budget():
+    """At most 150 KB in 8 bits with some 20 KB for everything that is no weight."""
+    assert small_network.build_shipped(SMALL, 2).whole.count_params() < 130_000
+
+
+def test_views_are_moved_and_lit_but_stay_views():
+    views = np.zeros((6, SIZE, SIZE), np.uint8)
+    views[:, 12:20, 12:20] = 200
+    changed = distil.moved_and_lit(np.random.default_rng(0), views)
+    assert changed.shape == (6, SIZE, SIZE, 1)
+    assert changed.dtype == np.float32
+    assert 0 <= changed.min() <= changed.max() <= 1
+    assert len({one.tobytes() for one in changed}) == 6
+    np.testing.assert_array_equal(changed, distil.moved_and_lit(np.random.default_rng(0), views))
+    sizes = {int((one[..., 0] > one.mean() + 0.2).sum()) for one in changed}
+    assert sizes == {64}  # the square is whole wherever it went
+
+
+def test_half_of_the_views_are_blended_with_the_other_half():
+    rng = np.random.default_rng(1)
+    views = rng.integers(0, 256, (7, 4, 4), dtype=np.uint8)
+    blended = distil.mixed(np.random.default_rng(0), views)
+    assert blended.dtype == np.uint8
+    np.testing.assert_array_equal(blended[[0, 1, 2, 6]], views[[0, 1, 2, 6]])
+    low, high = np.minimum(views[:3], views[3:6]), np.maximum(views[:3], views[3:6])
+    assert (blended[3:6] >= low).all()
+    assert (blended[3:6] <= high).all()
+    assert (blended[3:6] != views[3:6]).any()
+
+
+def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_path, recipe, shallow):
+    def views_of(step):
+        rng = np.random.default_rng(step)
+        label = rng.integers(0, 2, 8)
+        views = rng.integers(0, 60, (8, SIZE, SIZE), dtype=np.uint8)
+        views[label == 1, 10:22, 10:22] += 150
+        return views
+
+    asked = []
+
+    def teacher(pixels):
+        asked.append(len(pixels))
+        ill = (pixels[..., 0].max(axis=(1, 2)) > 100).astype(np.float32)
+        return np.stack([0.9 - 0.8 * ill, 0.1 + 0.8 * ill], axis=1)
+
+    assert distil.open_pool(tmp_path) is None
+    pool, opened = distil.make_pool(views_of, 12, teacher, tmp_path), distil.open_pool(tmp_path)
+    assert asked == [8] * 12
+    assert opened is not None
+    np.testing.assert_array_equal(opened.views, pool.views)
+    np.testing.assert_array_equal(opened.answers, pool.answers)
+    plan = dataclasses.replace(small.plan_of(recipe), epochs=6, batch=8, rise=5)
+
+    def student():
+        network = small_network.build_trainable(recipe, 2, seed=4)
+        return network, distil.distil(network, pool, plan, seed=4)
+
+    (first, losses), (again, _) = student(), student()
+    for one, two in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert len(losses) == 72
+    # Cross-entropy cannot fall below the entropy of the softened answers: 0.9 becomes 0.75 at a temperature of 2.
+    floor = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert floor < np.mean(losses[-12:]) < floor + 0.5 * (np.mean(losses[:12]) - floor)
+
+
+def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
+    rng = np.random.default_rng(2)
+    ill = rng.random(300) < 0.6
+    score = np.round(rng.normal(ill, 1), 1)  # with ties
+    false_positive, found, _ = roc_curve(ill, score, drop_intermediate=False)
+    expected = 1 - false_positive[np.argmax(found >= small_crossval.SENSITIVITY)]
+    assert small_crossval.specificity_at(ill, score, np.ones((1, 300)))[0] == pytest.approx(expected)
+    same = small_crossval.paired(ill, score, score)
+    worse = small_crossval.paired(ill, score, rng.normal(size=300))
+    for figure in ("auc", "specificity"):
+        assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
+        assert worse[figure]["high"] < 0
+
+
+@pytest.mark.slow
+def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_test(
+    two_sources, recipe, robust_recipe, weights_file, tmp_path, quick
+):
+    teacher = tmp_path / "teacher"
+    robust_run.train_robust_bundle(two_sources, teacher, robust_recipe, backbone_weights=str(weights_file), seed=0)
+    out = tmp_path / "student"
+    trained = small_run.train_small_bundle(two_sources, out, recipe, teachers=[str(teacher)], seed=2)
+    bundle = Bundle.open(out)
+    bundle.verify()
+    training = bundle.manifest.training
+    assert (training.recipe, training.backbone) == ("small", small_network.ARCHITECTURE)
+    assert training.backbone_weights == "distilled from vgg16 (robust, seed 0)"
+    assert training.split_fingerprint == Bundle.open(teacher).manifest.training.split_fingerprint
+    assert bundle.manifest.novelty is not None
+    answers = TeacherAnswers.from_json((out / "teacher.json").read_bytes())
+    assert len(answers.called) == training.test_images == len(trained.truth)
+    reopened = keras.models.load_model(out / "model.keras")
+    assert len(reopened.inputs[0].shape) == 4
+    # Another picture in the data: another split, in which the teacher may know a test image.
+    extra = two_sources / "b" / "glioma" / "00.png"
+    extra.with_name("more.png").write_bytes(extra.read_bytes())
+    with pytest.raises(DataError, match="another split"):
+        small_run.train_small_bundle(two_sources, tmp_path / "other", recipe, teachers=[str(teacher)], seed=2)
+    assert not (tmp_path / "other").exists()
+    assert not list(tmp_path.glob(".other*"))
+
+
+@pytest.mark.slow
+def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it_was_cut_off(
+    two_sources, recipe, weights_file, tmp_path, quick, monkeypatch
+):
+    out, given = tmp_path / "cv", {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+    calls = []
+
+    def train(*arguments, **options):
+        calls.append("teacher")
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        keras.utils.set_random_seed(len(calls))
+        layers = [keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+        network = Network(None, None, keras.Sequential(layers))
+        return robust.Trained(network, network, temperature=1.0, threshold=0.5, details={})
+
+    monkeypatch.setattr(small_crossval, "train_robust", train)
+    with pytest.raises(KeyboardInterrupt):
+        small_crossval.cross_validate_small(two_sources, out, recipe, **given)
+    result = small_crossval.cross_validate_small(two_sources, out, recipe, **given)
+    assert len(calls) == 4  # the first fold's teacher was kept
+    assert set(result["pooled"]) == {"teacher", "student 0"}
+    assert set(result["student_minus_teacher"]) == {"student 0"}
+    assert {image["fold"] for image in result["images"]} == {1, 2, 3}
+    assert json.loads((out / "crossval.json").read_text()) == result
+    # Another plan for the students: the teachers stay.
+    small_crossval.cross_validate_small(two_sources, out, dataclasses.replace(recipe, epochs=1), **given)
+    assert len(calls) == 4
+    with pytest.raises(OutputError, match="other data"):
+        small_crossval.cross_validate_small(two_sources, out, recipe, **{**given, "seed": 1})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--recipe", "small"], ["--teacher", "vgg16"], ["--recipe", "small", "--cv", "3", "--teacher", "vgg16"]],
+    ids=["no teacher", "wrong recipe", "cv trains its own"],
+)
+def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, arguments):
+    assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert "--teacher BUNDLE goes with --recipe small" in capfd.readouterr().err
+
+
+def test_small_recipe_is_not_cross_validated_by_source(two_sources, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert run(["train", "--data", str(two_sources), "--out", str(out), "--recipe", "small", "--cv", "sources"]) == 2
+    assert "near-duplicates" in capfd.readouterr().err

@@ -1,0 +1,103 @@
+"""The small recipe from a data folder and a teacher to a bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from mri_edge.bundle import Bundle, check_free
+from mri_edge.files import fingerprint
+from mri_edge.teacher import TEACHER
+
+from .data import find_scans
+from .metrics import measure
+from .novelty import fit_novelty, keras_features
+from .progress import step_progress
+from .recipe import Recipe
+from .record import write_bundle
+from .robust import choose_roles, collect, predict
+from .run import Trained, work_folder
+from .small import POOL_VIEWS, BundleTeacher, draw_pool, train_small
+from .small_network import ARCHITECTURE
+
+
+def train_small_bundle(
+    data: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    teachers: Sequence[str],
+    seed: int,
+    name: str = "small",
+    positive: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Trained:
+    """Distil a small network from ``teachers`` on the scans in ``data`` and write a bundle at ``out``.
+
+    Parameters
+    ----------
+    teachers
+        Bundle folders or names of embedded models, trained on the same split of the same data; the student
+        learns their mean answer.
+
+    resume
+        Take up the teachers' answers of a training that was cut off, instead of asking anew.
+
+    Raises
+    ------
+    DataError, BundleError, OutputError
+        The data, a teacher or the place for the result are unfit; all said before training.
+    """
+    check_free(out, overwrite=overwrite)
+    scans, labels = find_scans(data, positive)
+    with closing(BundleTeacher([Bundle.open(one) for one in teachers], labels, recipe.preprocessing)) as teacher:
+        collection = collect(scans, recipe.preprocessing)
+        split = choose_roles(collection)
+        teacher.check_split(split)
+        roles = np.array([image.role for image in split.images])
+        train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
+        # The pool takes longest and does not depend on how the student trains: it is what --resume takes up.
+        facts = [repr(recipe.preprocessing), recipe.batch, POOL_VIEWS, seed, split.split_fingerprint, *teacher.sha256]
+        work = work_folder(out, fingerprint([json.dumps(facts)]), overwrite=overwrite, resume=resume)
+        with step_progress("asking the teacher") as report:
+            pool = draw_pool(collection, train, teacher, recipe, work, labels=labels, seed=seed, report=report)
+        with step_progress("distilling") as report:
+            trained = train_small(collection, validation, pool, recipe, labels=labels, seed=seed, report=report)
+        weights, answers = teacher.origin(), teacher.answers(collection.pixels[test])
+    probabilities = predict(trained.network.whole, collection.pixels[test], recipe.preprocessing)
+    metrics = measure(collection.label[test], probabilities, labels.positive, trained.threshold)
+    write_bundle(
+        out,
+        trained.network,
+        name=name,
+        recipe=recipe,
+        seed=seed,
+        labels=labels,
+        split=split,
+        architecture=ARCHITECTURE,
+        weights=weights,
+        history=[],
+        probabilities=probabilities,
+        metrics=metrics,
+        overwrite=overwrite,
+        threshold=trained.threshold,
+        split_name="test kept apart by near-duplicates, validation by group",
+        training_details=trained.details,
+        documents={TEACHER: answers.to_json()},
+        novelty=fit_novelty(
+            keras_features(trained.network.backbone, recipe.preprocessing),
+            collection.pixels,
+            train,
+            validation,
+            seed,
+            source=collection.source,
+        ),
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    truth = collection.label[test]
+    return Trained(trained.network, labels, split, [], truth, probabilities, metrics, trained.threshold)
