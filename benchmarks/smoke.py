@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,21 +24,15 @@ from mri_edge.files import make_folder, write_whole
 from mri_edge.prediction import NOTICE
 from mri_edge.profile import library_versions
 from mri_edge.throttle import Watch
+from records import CHECKOUT, COMMITTED, data_folder
 
-HERE = Path(__file__).parent
-RECORD = HERE / "results" / "smoke.json"
-FRESH = HERE.parent / "build" / "bench-smoke.json"
-SCANS = sorted((HERE.parent / "examples").glob("*.jpg"))
+RECORD = COMMITTED / "smoke.json"
+FRESH = CHECKOUT / "build" / "bench-smoke.json"
+SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))
 WORSE = 5  # the exit code of a gate that was not met
 # Twenty runs in a row on a busy machine stayed within a tenth of one another. Another CPU has other ratios.
 _MARGIN_HERE = 1.35
 _MARGIN_ELSEWHERE = 2.0
-
-
-def data_folder() -> Path | None:
-    """Where the real scans are, or None."""
-    folder = Path(os.environ.get("MRI_EDGE_DATA") or HERE.parents[1] / "shared" / "data")
-    return folder if (folder / "navoneel" / "yes").is_dir() else None
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
@@ -118,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, write the fresh record, compare; the exit code is 0 or WORSE."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave out what needs processes of its own")
-    parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(HERE.parent)} anew")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(CHECKOUT)} anew")
     parser.add_argument("--out", type=Path, default=FRESH, help="the fresh record; default: build/bench-smoke.json")
     chosen = parser.parse_args(arguments)
     if chosen.record and chosen.quick:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-PACKAGES = ("tensorflow", "keras")
-
 
 def open(model, threads):
     from peers._keras import load

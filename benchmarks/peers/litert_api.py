@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-PACKAGES = ("ai-edge-litert",)
-
 
 def open(model, threads):
     from ai_edge_litert.interpreter import Interpreter

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-PACKAGES = ()
-
 
 def open(model, threads, engine=None):
     from pathlib import Path

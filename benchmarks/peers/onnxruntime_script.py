@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-PACKAGES = ("onnxruntime",)
-
 
 def open(model, threads):
     import onnxruntime

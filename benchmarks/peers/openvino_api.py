@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-PACKAGES = ("openvino",)
-
 
 def open(model, threads):
     import openvino
