@@ -29,7 +29,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## timings side by side; wants a quiet machine
+bench: $(VENV)/.dev  ## every figure of README anew, compared with the record; wants a quiet machine (OLIVE=python)
+	$(BIN)/python benchmarks/compare.py $(if $(OLIVE),--olive $(OLIVE))
+	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python benchmarks/roof.py
+	$(BIN)/python benchmarks/claims.py
 	$(BIN)/pytest benchmarks -s
 
 bench-smoke: $(VENV)/.dev  ## accuracy and relative latency against the committed record, in a minute

@@ -139,12 +139,17 @@ def measure() -> dict[str, Any]:
     }
 
 
+def kind_of(row: dict[str, Any]) -> str:
+    """``int8`` or ``float32``: the arithmetic of a row of ``compare.py``'s record."""
+    return "int8" if any(word in row["artefact"] for word in ("int8", "dynamic")) else "float32"
+
+
 def shares(roof: dict[str, Any], compared: dict[str, Any]) -> dict[str, tuple[str, float]]:
     """Row of ``compare.py``'s record -> kind of arithmetic, share of the roof that it reaches (model only)."""
     found = {}
     for key, row in compared["rows"].items():
         work = compared["multiply_adds"].get(row["bundle"])
-        kind = "int8" if "int8" in row["artefact"] or row["title"].startswith("Olive") else "float32"
+        kind = kind_of(row)
         if work and "model" in row and kind in roof["roof"]:
             found[key] = (kind, work / (row["model"]["median"]["value"] / 1e3) / roof["roof"][kind])
     return found

@@ -65,8 +65,13 @@ def bundles() -> dict[str, Bundle]:
     }
 
 
-def subjects_of(name: str, bundle: Bundle, olive: Path | str) -> list[Subject]:
-    """All rows of one bundle; ``olive`` is the model that Olive made of its ``model.onnx``, or why there is none."""
+def smallest() -> str:
+    """The embedded model of the fewest bytes: for what must run thousands of times."""
+    return min(embedded_models(), key=lambda name: sum(one.size_bytes for one in Bundle.open(name).manifest.artefacts))
+
+
+def subjects_of(name: str, bundle: Bundle, olive: Path | str, recipe: str = "") -> list[Subject]:
+    """All rows of one bundle; ``olive``: the model that Olive made of its ``model.onnx`` by ``recipe``, or why not."""
     found = [
         Subject(
             name,
@@ -86,9 +91,16 @@ def subjects_of(name: str, bundle: Bundle, olive: Path | str) -> list[Subject]:
                 found.append(Subject(name, _TITLES[peer], peer, bundle.folder / file, file, problem=_missing(peer)))
     if "model.onnx" in held:
         made = isinstance(olive, Path)
-        model = olive if isinstance(olive, Path) else bundle.folder / "model.onnx"
-        problem = None if made else f"not available: {olive}"
-        found.append(Subject(name, _TITLES["olive"], "onnxruntime_script", model, "of model.onnx", problem=problem))
+        found.append(
+            Subject(
+                name,
+                _TITLES["olive"],
+                "onnxruntime_script",
+                olive if isinstance(olive, Path) else bundle.folder / "model.onnx",
+                f"model.onnx, {recipe}" if made else "model.onnx",
+                problem=None if made else f"not available: {olive}",
+            )
+        )
     return found
 
 

@@ -1,0 +1,177 @@
+"""README's figures, the whole table and the plots, drawn from the committed records: ``python benchmarks/draw.py``.
+
+``--check`` writes nothing, and fails if README or the table is not what the records say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import records
+import roof
+from mri_edge.files import write_whole
+
+README = records.CHECKOUT / "README.md"
+TABLE = records.COMMITTED / "README.md"
+BEGIN, END = "<!-- benchmarks: drawn by benchmarks/draw.py -->", "<!-- benchmarks: end -->"
+RECORDS = ("compare", "cold_start", "roof")
+_LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
+_HEAD = [
+    "| model | what runs | artefact | MB | ms, one image | p90 | times Keras | of the roof | accuracy (95%) |",
+    "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+]
+
+
+def short(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """What README shows: of each way to run each model the fastest in int8 and in float, and cold start."""
+    best: dict[tuple[str, str, bool], str] = {}
+    for key, row in _by_time(compared):
+        best.setdefault((row["bundle"], row["title"].partition(",")[0], roof.kind_of(row) == "int8"), key)
+    lines = [_circumstances(compared), "", *_HEAD, *_rows(compared, ceiling, set(best.values())), ""]
+    return [*lines, *_absent(compared), *_starts(started), "", *_notes(compared, started, ceiling)]
+
+
+def whole(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """Every row, with the spread: ``benchmarks/results/README.md``."""
+    return [
+        "# All that was measured",
+        "",
+        "Drawn by `python benchmarks/draw.py` from the records beside this file.",
+        "",
+        _circumstances(compared),
+        "",
+        *_HEAD,
+        *_rows(compared, ceiling, set(compared["rows"])),
+        "",
+        *_absent(compared),
+        *_starts(started),
+        "",
+        *_notes(compared, started, ceiling),
+        "",
+        *(f"![{name}]({name}.svg)" for name in ("latency", "size", "cold_start")),
+    ]
+
+
+def between(text: str) -> str:
+    """The generated part of README as it stands. Raises ValueError if its marks are gone."""
+    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    return text[begin:end].strip("\n")
+
+
+def generated() -> tuple[str, str]:
+    """README's part and the whole table, as the committed records make them."""
+    found = {name: records.load(name) for name in RECORDS}
+    if missing := [name for name, one in found.items() if one is None]:
+        raise SystemExit(f"no record of {', '.join(missing)}: run them with --record")
+    return "\n".join(short(*found.values())), "\n".join(whole(*found.values())) + "\n"
+
+
+def _by_time(compared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    ran = [(key, row) for key, row in compared["rows"].items() if "model" in row]
+    return sorted(ran, key=lambda item: item[1]["model"]["median"]["value"])
+
+
+def _rows(compared: dict[str, Any], ceiling: dict[str, Any], wanted: set[str]) -> list[str]:
+    shares = roof.shares(ceiling, compared)
+    lines = []
+    for key, row in _by_time(compared):
+        if key in wanted:
+            share = shares.get(key)
+            cells = [
+                row["bundle"],
+                row["title"],
+                f"`{row['artefact']}`",
+                f"{row['size_bytes'] / 1e6:.2f}",
+                _spread(row["model"]["median"]),
+                _number(row["model"]["bounds"]["p90"]),
+                _spread(row.get("times_faster")),
+                f"{share[1]:.0%}, {share[0]}" if share else "",
+                _accuracy(row),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _circumstances(compared: dict[str, Any]) -> str:
+    machine, libraries = compared["machine"], compared["libraries"]
+    olive = next((said["olive"] for said in compared["olive"].values() if said), None)
+    versions = libraries | ({"olive-ai": olive} if olive else {})
+    told = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
+    images = max(compared["images"].values(), default=0)
+    return (
+        f"{machine['cpu'].partition(' (')[0]}, {compared['threads']} threads; {told}; load by {compared['driver']}. "
+        f"{compared['rounds']} rounds in turn, each subject alone in its process; in brackets the lowest and the "
+        f"highest round. Accuracy on the reference's {images} test images."
+    )
+
+
+def _absent(compared: dict[str, Any]) -> list[str]:
+    rows = [row for row in compared["rows"].values() if row["problem"]]
+    lines = [f"- {row['bundle']}, {row['title']}, `{row['artefact']}`: {row['problem']}" for row in rows]
+    return [*lines, ""] if lines else []
+
+
+def _starts(started: dict[str, Any]) -> list[str]:
+    rows = sorted(started["rows"].items(), key=lambda item: item[1]["seconds"]["value"])
+    return [
+        "| cold start, the whole process | seconds | times the Keras script |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {_spread(row['seconds'])} | {_spread(row.get('times_faster'))} |" for name, row in rows),
+    ]
+
+
+def _notes(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    best = ceiling["multiply_adds_per_second"]
+    rates = " and ".join(
+        f"{max(found.values()) / 1e9:.0f} G multiply-adds a second in {kind} ({max(found, key=found.__getitem__)})"
+        for kind, found in best.items()
+        if found
+    )
+    work = ", ".join(f"{name} {count / 1e9:.3g} G" for name, count in compared["multiply_adds"].items() if count)
+    disturbed = sorted({*compared["disturbed"], *started["disturbed"], *ceiling["disturbed"]})
+    return [
+        f"The roof is the best of plain matrix products here: {rates}. An image takes {work} of them. "
+        "p90 is the bound that holds with 99% confidence; nothing is trimmed. Not an MLPerf result.",
+        *([f"While this was measured, {'; '.join(disturbed)}."] if disturbed else []),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _spread(one: dict[str, float] | None) -> str:
+    if one is None:
+        return ""
+    return f"{_number(one['value'])} ({_number(one['low'])} to {_number(one['high'])})"
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    if "accuracy" not in row:
+        return ""
+    found = row["accuracy"]
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw, or check; 0 if all is well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail if README is not what the records say")
+    chosen = parser.parse_args(arguments)
+    text, (wanted, everything) = README.read_text(encoding="utf-8"), generated()
+    if chosen.check:
+        return int(between(text) != wanted or TABLE.read_text(encoding="utf-8") != everything)
+    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    write_whole(README, f"{text[:begin]}\n\n{wanted}\n\n{text[end:]}")
+    write_whole(TABLE, everything)
+    from plots import draw_all
+
+    draw_all(*(records.load(name) for name in RECORDS[:2]))
+    print(f"drawn: {README.name}, {TABLE.relative_to(records.CHECKOUT)} and its plots")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

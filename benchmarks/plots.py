@@ -1,0 +1,73 @@
+"""The plots, drawn from the committed records: latency and size against accuracy, cold start bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import records
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+
+# Title starts -> colour, and what the legend says of it.
+KINDS = {
+    "mri-edge": ("#1f77b4", "mri-edge"),
+    "keras": ("#d62728", "Keras, tf.function"),
+    "tf.": ("#d62728", "Keras, tf.function"),
+    "Keras": ("#d62728", "Keras, tf.function"),
+    "Olive": ("#2ca02c", "Olive"),
+}
+OTHERS = ("#7f7f7f", "other peers")
+MARKERS = "oD^sv"
+
+
+def draw_all(compared: dict[str, Any], started: dict[str, Any]) -> None:
+    """Three SVG files beside the records; the same records give the same bytes."""
+    mpl.rcParams |= {"svg.hashsalt": "mri-edge", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    rows = [row for row in compared["rows"].values() if "model" in row and "accuracy" in row]
+    _against_accuracy(rows, "latency")
+    # One point for each file, whoever runs it.
+    _against_accuracy(list({(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}.values()), "size")
+    _bars(started)
+
+
+def _kind(title: str) -> tuple[str, str]:
+    return next((kind for start, kind in KINDS.items() if title.startswith(start)), OTHERS)
+
+
+def _against_accuracy(rows: list[dict[str, Any]], against: str) -> None:
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    models = sorted({row["bundle"] for row in rows})
+    handles = {}
+    for row in rows:
+        found, (colour, words) = row["accuracy"], _kind(row["title"])
+        place = row["model"]["median"]["value"] if against == "latency" else row["size_bytes"] / 1e6
+        below, above = found["value"] - found["low"], found["high"] - found["value"]
+        axes.errorbar(place, found["value"], [[below], [above]], color=colour, fmt="none", alpha=0.25, lw=1)
+        marker = MARKERS[models.index(row["bundle"]) % len(MARKERS)]
+        axes.plot(place, found["value"], marker, color=colour, ms=6, alpha=0.8)
+        if against == "latency":  # of size every peer's is the same
+            handles[words] = Line2D([], [], color=colour, marker="s", ls="", label=words)
+        handles[row["bundle"]] = Line2D([], [], color="black", marker=marker, ls="", label=f"model {row['bundle']}")
+    label = "ms for one image, model only (log)" if against == "latency" else "MB on disk (log)"
+    axes.set(xscale="log", xlabel=label, ylabel="accuracy on the test images, 95% interval")
+    axes.grid(alpha=0.2)
+    axes.legend(handles=list(handles.values()), frameon=False, fontsize=8, loc="lower right")
+    _save(figure, against)
+
+
+def _bars(started: dict[str, Any]) -> None:
+    rows = sorted(started["rows"].items(), key=lambda item: -item[1]["seconds"]["value"])
+    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 0.9), layout="constrained")
+    values = [row["seconds"]["value"] for _, row in rows]
+    bars = axes.barh([name for name, _ in rows], values, color=[_kind(name)[0] for name, _ in rows])
+    axes.bar_label(bars, [f"{value:.2f} s" for value in values], padding=4)
+    axes.set(xscale="log", xlabel="seconds, whole process (log)", xlim=(min(values) / 2, max(values) * 3))
+    _save(figure, "cold_start")
+
+
+def _save(figure: Any, name: str) -> None:
+    figure.savefig(records.COMMITTED / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,106 @@
+"""README and the committed table say what the committed records say; peers are run as their file says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+BENCHMARKS = CHECKOUT / "benchmarks"
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The folder of benchmarks on the path: it is no package."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_readme_is_what_the_records_say():
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "draw.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"run python benchmarks/draw.py\n{done.stderr}"
+
+
+def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_path):
+    import draw
+
+    readme = tmp_path / "README.md"
+    text = draw.README.read_text(encoding="utf-8")
+    row = next(line for line in draw.between(text).splitlines() if "keras.Model.predict" in line)
+    readme.write_text(text.replace(row, row.replace("0", "1", 1)), encoding="utf-8")
+    monkeypatch.setattr(draw, "README", readme)
+    assert draw.main(["--check"]) == 1
+
+
+def test_plots_are_there_and_hold_no_picture():
+    for name in ("latency", "size", "cold_start"):
+        text = (BENCHMARKS / "results" / f"{name}.svg").read_text(encoding="utf-8")
+        assert text.startswith("<?xml")
+        assert "<image" not in text
+
+
+def test_claims_are_judged_by_their_spread(programs):
+    import claims
+
+    record = {
+        "baseline": "slow",
+        "rows": {
+            name: {"times_faster": {"value": v, "low": v - 1, "high": v + 1}} for name, v in (("slow", 1), ("fast", 10))
+        },
+    }
+
+    def fresh(value):
+        return {"rows": {"fast": {"times_faster": {"value": value}}}}
+
+    assert [one[-1] for one in claims.judge("x", fresh(10.0), record)] == [True]
+    assert [one[-1] for one in claims.judge("x", fresh(7.0), record)] == [False]
+    assert [one[-1] for one in claims.judge("x", fresh(13.0), record)] == [False]
+    assert claims.judge("x", {"rows": {}}, record) == []
+
+
+@pytest.mark.parametrize("peer", ["mri_edge_engine", "onnxruntime_script", "openvino_api"])
+def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
+    import numpy as np
+
+    if peer == "openvino_api":
+        pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    tensors = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
+    np.save(tmp_path / "tensors.npy", tensors)
+    request = {"peer": peer, "model": str(tiny_onnx), "threads": 1, "tensors": str(tmp_path / "tensors.npy")}
+    request |= {"seconds": 0.01, "queries": 3, "samples": 4, "batch": 2}
+    command = [sys.executable, str(BENCHMARKS / "run_peer.py"), json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["ms"]) >= 3
+    assert found["rate"] > 0
+    from mri_edge.engines import open_engine
+
+    expected = open_engine(tiny_onnx, engine="onnxruntime", provider="cpu").run(tensors)
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+
+
+def test_multiply_adds_are_counted(programs, tiny_bundle):
+    from macs import multiply_adds
+    from mri_edge import Bundle
+
+    # 16 x 16 places, 4 channels, 8 x 8 x 3 each; then 1024 x 2.
+    assert multiply_adds(Bundle.open(tiny_bundle)) == 16 * 16 * 4 * 8 * 8 * 3 + 1024 * 2
+
+
+def test_the_undisturbed_clock_counts_sleep_and_work(programs):
+    import time
+
+    import undisturbed
+
+    start, plain = undisturbed.now(), time.perf_counter()
+    time.sleep(0.05)
+    spent, passed = undisturbed.now() - start, time.perf_counter() - plain
+    assert 0.05 <= spent <= passed + 1e-3
+    assert undisturbed.process_seconds([sys.executable, "-c", "import time; time.sleep(0.2)"]) >= 0.2
+    with pytest.raises(RuntimeError, match="failed"):
+        undisturbed.process_seconds([sys.executable, "-c", "raise SystemExit('no')"])
