@@ -89,8 +89,8 @@ def olive_model(python: str | None, bundle: Bundle, data: Path | None) -> tuple[
     return out, json.loads(answer)
 
 
-def run_subject(one: Subject, tensors: Path, threads: int) -> dict[str, Any] | str:
-    """One round of one subject in a new process: its answer, or the problem."""
+def run_subject(one: Subject, tensors: Path, threads: int, *, answers: bool) -> dict[str, Any] | str:
+    """One round of one subject in a new process, once with its ``answers`` to all images: figures, or the problem."""
     if one.peer == "benchmark_app":
         return _run_app(one, threads, np.load(tensors, mmap_mode="r").shape[1:])
     request = {
@@ -103,6 +103,7 @@ def run_subject(one: Subject, tensors: Path, threads: int) -> dict[str, Any] | s
         "queries": QUERIES,
         "samples": SAMPLES,
         "batch": BATCH,
+        "answers": answers,
     }
     command = [sys.executable, str(HERE / "run_peer.py"), json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -195,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
         for one, tensors in track(turns, "compare", len(turns)):
             if one.key in problems:
                 continue
-            answer = run_subject(one, tensors, threads)
+            answer = run_subject(one, tensors, threads, answers=not readings[one.key])
             if isinstance(answer, str):
                 problems[one.key] = answer
             else:

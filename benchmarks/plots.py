@@ -10,6 +10,7 @@ import records
 mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 # Title starts -> colour, and what the legend says of it.
 KINDS = {
@@ -40,7 +41,7 @@ def _kind(title: str) -> tuple[str, str]:
 def _against_accuracy(rows: list[dict[str, Any]], against: str) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     models = sorted({row["bundle"] for row in rows})
-    handles = {}
+    handles: dict[str, Any] = {}
     for row in rows:
         found, (colour, words) = row["accuracy"], _kind(row["title"])
         place = row["model"]["median"]["value"] if against == "latency" else row["size_bytes"] / 1e6
@@ -54,7 +55,10 @@ def _against_accuracy(rows: list[dict[str, Any]], against: str) -> None:
     label = "ms for one image, model only (log)" if against == "latency" else "MB on disk (log)"
     axes.set(xscale="log", xlabel=label, ylabel="accuracy on the test images, 95% interval")
     axes.grid(alpha=0.2)
-    axes.legend(handles=list(handles.values()), frameon=False, fontsize=8, loc="lower right")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    figure.legend(handles=list(handles.values()), frameon=False, fontsize=8, loc="outside upper center", ncols=6)
     _save(figure, against)
 
 

@@ -140,8 +140,10 @@ def measure() -> dict[str, Any]:
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    """``int8`` or ``float32``: the arithmetic of a row of ``compare.py``'s record."""
-    return "int8" if any(word in row["artefact"] for word in ("int8", "dynamic")) else "float32"
+    """The arithmetic of a row of ``compare.py``'s record; OpenVINO left alone takes bfloat16 where the CPU has it."""
+    if any(word in row["artefact"] for word in ("int8", "dynamic")):
+        return "int8"
+    return "bfloat16" if row["title"].startswith("OpenVINO's") else "float32"
 
 
 def shares(roof: dict[str, Any], compared: dict[str, Any]) -> dict[str, tuple[str, float]]:

@@ -30,8 +30,8 @@ RECORD = COMMITTED / "smoke.json"
 FRESH = CHECKOUT / "build" / "bench-smoke.json"
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))
 WORSE = 5  # the exit code of a gate that was not met
-# Twenty runs in a row on a busy machine stayed within a tenth of one another. Another CPU has other ratios.
-_MARGIN_HERE = 1.35
+# Twenty runs in a row beside other work that wanted ten cores: see README. Another CPU has other ratios.
+_MARGIN_HERE = 1.5
 _MARGIN_ELSEWHERE = 2.0
 
 

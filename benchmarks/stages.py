@@ -1,7 +1,7 @@
 """Every stage from file to answer beside a plain ruler of the same work, as ratios that hold on any machine.
 
 One thread and the undisturbed clock (see ``undisturbed.py``): what is compared here is code, not a machine's day. Of
-many runs the lower quartile counts, because this is a guard and not a report of latency.
+many runs the fastest counts, because this is a guard and not a report of latency.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from PIL import Image
 HERE = Path(__file__).parent
 # In the order of the pipeline: the first that got worse explains those after it.
 STAGES = ("decode", "resize", "infer", "rest", "start")
-_REPEATS = 12
+_REPEATS = 15
 _ROUNDS = 3
 _RUNS = 10
-_STARTS = 5
+_STARTS = 6
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def in_process(model: str, scans: Sequence[Path]) -> list[Ratio]:
     size = (preprocessing.width, preprocessing.height)
     stand_in = FakeEngine((preprocessing.height, preprocessing.width, 3), len(bundle.manifest.labels))
     classifier = Classifier(bundle, bundle.manifest.artefacts[0], stand_in)
-    ours: dict[str, list[float]] = {"decode": [], "resize": [], "rest": []}
-    ruler: dict[str, list[float]] = {"decode": [], "resize": [], "rest": []}
+    ours = dict.fromkeys(("decode", "resize", "rest"), 0.0)
+    ruler = dict(ours)
 
     def pillow(scan: Path) -> None:
         _decode(scan).resize(size, Image.Resampling.BILINEAR)
@@ -70,19 +70,16 @@ def in_process(model: str, scans: Sequence[Path]) -> list[Ratio]:
             ),
             "rest": (partial(classifier.predict, scan), partial(pillow, scan)),
         }
-        for _ in range(_REPEATS):
-            for stage, (action, plain) in pairs.items():
-                ours[stage].append(_ms(action))
-                ruler[stage].append(_ms(plain))
+        times = [[(_ms(action), _ms(plain)) for action, plain in pairs.values()] for _ in range(_REPEATS)]
+        for stage, found in zip(pairs, zip(*times, strict=True), strict=True):
+            ours[stage] += min(one for one, _ in found) / len(scans)
+            ruler[stage] += min(one for _, one in found) / len(scans)
     whats = {
         "decode": "images.load / Pillow's decoding",
         "resize": "Preprocessing.fit / Pillow's resizing",
         "rest": "predict around a stand-in engine / Pillow's decoding and resizing",
     }
-    return [
-        Ratio(stage, f"{model}: {what}", _quartile(ours[stage]), _quartile(ruler[stage]))
-        for stage, what in whats.items()
-    ]
+    return [Ratio(stage, f"{model}: {what}", ours[stage], ruler[stage]) for stage, what in whats.items()]
 
 
 def engines(model: str, scans: Sequence[Path]) -> list[Ratio]:
@@ -103,7 +100,7 @@ def engines(model: str, scans: Sequence[Path]) -> list[Ratio]:
         for _ in range(_ROUNDS):
             for name, (peer, file) in subjects.items():
                 ms[name] += _run_peer(peer, file, tensors)
-    ours, plain, full = (_quartile(ms[name]) for name in subjects)
+    ours, plain, full = (min(ms[name]) for name in subjects)
     return [
         Ratio("infer", f"{model}: the engine / a plain ONNX Runtime session", ours, plain),
         Ratio("infer", f"{model}: int8 / the same network in float32", ours, full),
@@ -111,18 +108,17 @@ def engines(model: str, scans: Sequence[Path]) -> list[Ratio]:
 
 
 def starts(model: str, scan: Path) -> list[Ratio]:
-    """A cold ``mri-edge predict`` beside the barest script, whole processes in turn."""
+    """The CPU time of a cold ``mri-edge predict`` beside the barest script's, whole processes in turn."""
     bundle = Bundle.open(model)
     commands = {
         "ours": program("predict", scan, "--json", "--model", model, "--threads", 1),
         "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", scan),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(_STARTS + 1):
+    ms: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(_STARTS):
         for name, command in commands.items():
-            seconds[name].append(undisturbed.process_seconds(command) * 1e3)
-    ours, bare = (_quartile(one[1:]) for one in seconds.values())  # the first filled the file cache
-    return [Ratio("start", f"{model}: cold predict / the barest script", ours, bare)]
+            ms[name].append(undisturbed.cpu_seconds(command) * 1e3)
+    return [Ratio("start", f"{model}: CPU time of a cold predict / of the barest script", *map(min, ms.values()))]
 
 
 def _decode(scan: Path) -> Image.Image:
@@ -142,7 +138,3 @@ def _ms(action: Callable[[], object]) -> float:
     start = undisturbed.now()
     action()
     return (undisturbed.now() - start) * 1e3
-
-
-def _quartile(values: Sequence[float]) -> float:
-    return float(np.quantile(values, 0.25))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -25,27 +26,20 @@ def now() -> float:
     return time.perf_counter() - waited / 1e9
 
 
-def process_seconds(command: Sequence[str]) -> float:
-    """Seconds that a whole process takes from start to end, less what its main thread waited for a core.
+def cpu_seconds(command: Sequence[object]) -> float:
+    """Seconds of CPU that a whole process takes, all of its threads together: waiting does not count, for anything.
 
     Raises
     ------
     RuntimeError
         The process failed; the message is the last that it said.
     """
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-        waited = 0.0
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and its figures are still there
-            try:
-                with open(f"/proc/{process.pid}/schedstat", encoding="ascii") as file:
-                    waited = int(file.read().split()[1]) / 1e9
-            except (OSError, ValueError, IndexError):
-                pass
-        spent = time.perf_counter() - start - waited
-    if process.returncode:
-        raise RuntimeError(f"{command[0]} failed: {said.decode(errors='replace').strip().splitlines()[-1:]}")
-    return spent
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise RuntimeError(f"{command[0]} failed: {words[-1]}")
+    return usage.ru_utime + usage.ru_stime

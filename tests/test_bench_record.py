@@ -12,6 +12,11 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 BENCHMARKS = CHECKOUT / "benchmarks"
 
+recorded = pytest.mark.skipif(
+    not all((BENCHMARKS / "results" / f"{name}.json").is_file() for name in ("compare", "cold_start", "roof")),
+    reason="no committed record: python benchmarks/compare.py --record, and so on",
+)
+
 
 @pytest.fixture
 def programs(monkeypatch):
@@ -19,6 +24,7 @@ def programs(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@recorded
 def test_readme_is_what_the_records_say():
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "draw.py"), "--check"], capture_output=True, text=True, check=False
@@ -26,6 +32,7 @@ def test_readme_is_what_the_records_say():
     assert done.returncode == 0, f"run python benchmarks/draw.py\n{done.stderr}"
 
 
+@recorded
 def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_path):
     import draw
 
@@ -37,6 +44,7 @@ def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_pa
     assert draw.main(["--check"]) == 1
 
 
+@recorded
 def test_plots_are_there_and_hold_no_picture():
     for name in ("latency", "size", "cold_start"):
         text = (BENCHMARKS / "results" / f"{name}.svg").read_text(encoding="utf-8")
@@ -72,7 +80,7 @@ def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
     tensors = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
     np.save(tmp_path / "tensors.npy", tensors)
     request = {"peer": peer, "model": str(tiny_onnx), "threads": 1, "tensors": str(tmp_path / "tensors.npy")}
-    request |= {"seconds": 0.01, "queries": 3, "samples": 4, "batch": 2}
+    request |= {"seconds": 0.01, "queries": 3, "samples": 4, "batch": 2, "answers": True}
     command = [sys.executable, str(BENCHMARKS / "run_peer.py"), json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -81,7 +89,8 @@ def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
     from mri_edge.engines import open_engine
 
     expected = open_engine(tiny_onnx, engine="onnxruntime", provider="cpu").run(tensors)
-    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    # OpenVINO computes in bfloat16 by itself where the CPU has it: 8 bits of mantissa.
+    np.testing.assert_allclose(found["probabilities"], expected, atol=5e-3 if peer == "openvino_api" else 1e-5)
 
 
 def test_multiply_adds_are_counted(programs, tiny_bundle):
@@ -101,6 +110,7 @@ def test_the_undisturbed_clock_counts_sleep_and_work(programs):
     time.sleep(0.05)
     spent, passed = undisturbed.now() - start, time.perf_counter() - plain
     assert 0.05 <= spent <= passed + 1e-3
-    assert undisturbed.process_seconds([sys.executable, "-c", "import time; time.sleep(0.2)"]) >= 0.2
-    with pytest.raises(RuntimeError, match="failed"):
-        undisturbed.process_seconds([sys.executable, "-c", "raise SystemExit('no')"])
+    assert undisturbed.cpu_seconds([sys.executable, "-c", "import time; time.sleep(0.5)"]) < 0.5
+    assert undisturbed.cpu_seconds([sys.executable, "-c", "sum(range(20_000_000))"]) > 0.1
+    with pytest.raises(RuntimeError, match="no"):
+        undisturbed.cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])

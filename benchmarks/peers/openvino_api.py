@@ -1,4 +1,7 @@
-"""OpenVINO by its own Python interface, tuned for latency as its documentation says."""
+"""OpenVINO by its own Python interface, tuned for latency as its documentation says.
+
+Left alone it computes float32 models in bfloat16 where the CPU can; mri-edge holds it to float32.
+"""
 
 from __future__ import annotations
 
