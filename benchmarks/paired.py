@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "scripts"
+# pip compiles what it installs: a checkout where Python may not keep its compiled files would start slower than that.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def script(name: str, *arguments: object) -> list[str]:
@@ -31,10 +34,20 @@ def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, l
     for number in range(rounds + 1):
         for name, command in commands.items():
             start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def peak_memory(command: Sequence[str]) -> float:
+    """Largest resident set of a process, in MiB. Raises CalledProcessError if the command fails."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def ratio_of_medians(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> float:

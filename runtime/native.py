@@ -27,7 +27,7 @@ def memory_given_back() -> Iterator[None]:
     except (OSError, AttributeError, TypeError):  # another C library, or Windows
         yield
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    mallopt(_M_MMAP_THRESHOLD, 2 << 20)
     try:
         yield
     finally:

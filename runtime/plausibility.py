@@ -49,8 +49,10 @@ def _reasons(height: int, width: int, fitted: Pixels) -> Iterator[str]:
     if int(green.max()) - int(green.min()) < _MIN_RANGE:
         yield "blank, or nearly so"
         return
-    border = np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1])).mean()
-    if border > _MAX_BORDER:
+    border = np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1]))
+    if border.sum() > _MAX_BORDER * border.size:
         yield "bright at the border, where a scan shows air: inverted, or no scan"
-    if np.abs(np.diff(grey[::2].astype(np.int16), axis=1)).mean() > _MAX_STEP:
+    lines = grey[::2].astype(np.int16)
+    steps = np.abs(lines[:, 1:] - lines[:, :-1])
+    if steps.sum() > _MAX_STEP * steps.size:
         yield "as restless as noise"

@@ -93,24 +93,15 @@ def resize_bilinear(pixels: Pixels, height: int, width: int) -> Pixels:
         )
     if pixels.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels)
-    if not _is_grey(pixels):
+    red = np.ascontiguousarray(pixels[:, :, 0])
+    if pixels.strides[2] and not all((pixels[:, :, channel] == red).all() for channel in (1, 2)):
         return _blend(pixels, height, width)
-    grey = _blend(pixels[:, :, :1], height, width)[:, :, 0]
+    # Grey: most scans are, although most are stored in colour.
+    grey = _blend(red[:, :, None], height, width)[:, :, 0]
     fitted = np.empty((height, width, 3), np.uint8)
     for channel in range(3):  # plain strided copies: half the time of np.repeat
         fitted[:, :, channel] = grey
     return fitted
-
-
-def _is_grey(pixels: Pixels) -> bool:
-    """Whether all channels are equal: most scans are, although most are stored in colour."""
-    if pixels.strides[2] == 0:
-        return True
-    red, green, blue = pixels[:, :, 0], pixels[:, :, 1], pixels[:, :, 2]
-    few = (slice(None, None, 16),) * 2  # coloured pictures are known by these
-    return all(np.array_equal(red[few], one[few]) for one in (green, blue)) and all(
-        np.array_equal(red, one) for one in (green, blue)
-    )
 
 
 def _blend(pixels: Pixels, height: int, width: int) -> Pixels:

@@ -194,9 +194,7 @@ def _told(specs: Sequence[TensorSpec]) -> str:
 
 def check_batch(batch: Batch, spec: TensorSpec) -> None:
     """Raise InputError unless ``batch`` is uint8 (N, H, W, 3) as ``spec`` says; N may be 0."""
-    received = f"{getattr(batch, 'dtype', type(batch).__name__)} {getattr(batch, 'shape', '')}"
     if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != spec.shape[1:]:
+        received = f"{getattr(batch, 'dtype', type(batch).__name__)} {getattr(batch, 'shape', '')}"
         shape = ", ".join(str(size) for size in spec.shape[1:])
         raise InputError(f"batch must be uint8 (N, {shape}). Received: {received}")
-    if batch.ndim != len(spec.shape):
-        raise InputError(f"batch must have {len(spec.shape)} dimensions. Received: {received}")

@@ -1,0 +1,41 @@
+"""A warm single scan, file to answer: what comes on top of Pillow's decoding and the engine's run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from mri_edge.bundle import embedded_models
+from paired import ENVIRONMENT, script
+
+SCAN = Path(__file__).parents[1] / "examples" / "mni152-slice-1.jpg"
+ROUNDS = 200
+
+
+def _measure(model: str) -> dict[str, float]:
+    command = script("warm_scan.py", model, SCAN, ROUNDS)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("model", embedded_models())
+def test_our_own_part_is_small(model, record_property):
+    ms = _measure(model)
+    record_property(f"{model}: own part of a warm scan, ms", round(ms["own"], 3))
+    print(
+        f"{model}, warm scan: {ms['whole']:.2f} ms, of it engine {ms['engine']:.2f}, Pillow's decoding "
+        f"{ms['decode']:.2f}, our own part {ms['own']:.3f} ms CPU ({ms['own'] / ms['whole']:.1%})"
+    )
+    assert ms["own"] <= max(0.05 * ms["whole"], 0.5)
+
+
+def test_small_model_costs_little_more_than_decoding_and_resizing(record_property):
+    if "small" not in embedded_models():
+        pytest.skip("the embedded model 'small' is not in this checkout")
+    ms = _measure("small")
+    ratio = ms["whole"] / ms["decode_and_resize"]
+    record_property("small: warm scan / Pillow's decode and resize", round(ratio, 2))
+    print(f"small, warm scan: {ratio:.2f} times Pillow's decoding and resizing of the same file")
+    assert ratio <= 1.25
