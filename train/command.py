@@ -147,6 +147,7 @@ def train(
             name=name or "small",
             positive=positive,
             overwrite=overwrite,
+            resume=resume,
         )
     else:
         trained = train_bundle(
