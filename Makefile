@@ -10,7 +10,7 @@ BUNDLES ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-arm64 lint bench bench-smoke model schema scans clean
+.PHONY: help demo test test-arm64 lint bench bench-smoke model small schema scans clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,13 @@ model: $(VENV)/.dev  ## train and export the model that comes with the package, 
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
 	$(BIN)/mri-edge bundle slim bundles/vgg16 --artefact model.int8.onnx --out runtime/models/vgg16 --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg
+
+small: $(VENV)/.dev  ## distil and export the small model that comes with the package, anew
+	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
+	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
+	$(BIN)/mri-edge bundle slim bundles/small --artefact model.int8.onnx --artefact model.int8.tflite \
+		--artefact model.onnx --out runtime/models/small --overwrite
+	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
 schema: $(VENV)/.dev  ## write runtime/manifest.schema.json after a change of runtime/manifest.py
 	$(BIN)/python scripts/make_schema.py
