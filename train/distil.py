@@ -1,8 +1,7 @@
 """Distillation: random views with a teacher's answers, and a small network that learns to give the same.
 
-G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015; L. Beyer et al., "Knowledge
-distillation: a good teacher is patient and consistent", CVPR 2022, for many epochs on mixed pictures without
-any true label. The teacher looks at each view once; the student sees it many times, each time a little moved and
+G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015; no true label is used beside the
+teacher's answers. The teacher looks at each view once; the student sees it many times, each time a little moved and
 lit anew, which changes no answer.
 """
 
@@ -84,17 +83,6 @@ def open_pool(store: Path) -> Pool | None:
     if not (store / _ANSWERS).is_file():
         return None
     return Pool(np.load(store / _VIEWS, mmap_mode="r"), np.load(store / _ANSWERS))
-
-
-def mixed(rng: np.random.Generator, views: Views) -> Views:
-    """The second half of the views (N, height, width) blended with the first, each pair in a share of its own.
-
-    H. Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018; here the teacher says what the blend is.
-    """
-    half = len(views) // 2
-    share = rng.uniform(0, 1, (half, 1, 1))
-    blended = share * views[:half] + (1 - share) * views[half : 2 * half]
-    return np.concatenate([views[:half], np.rint(blended).astype(np.uint8), views[2 * half :]])
 
 
 def distil(

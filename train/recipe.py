@@ -95,7 +95,7 @@ SMALL = Recipe(
     dropout=0.2,
     learning_rate=0.003,
     batch=64,
-    epochs=30,
+    epochs=20,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (REFERENCE, ROBUST, SMALL)}

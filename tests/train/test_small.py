@@ -86,18 +86,6 @@ def test_views_are_moved_and_lit_but_stay_views():
     assert sizes == {64}  # the square is whole wherever it went
 
 
-def test_half_of_the_views_are_blended_with_the_other_half():
-    rng = np.random.default_rng(1)
-    views = rng.integers(0, 256, (7, 4, 4), dtype=np.uint8)
-    blended = distil.mixed(np.random.default_rng(0), views)
-    assert blended.dtype == np.uint8
-    np.testing.assert_array_equal(blended[[0, 1, 2, 6]], views[[0, 1, 2, 6]])
-    low, high = np.minimum(views[:3], views[3:6]), np.maximum(views[:3], views[3:6])
-    assert (blended[3:6] >= low).all()
-    assert (blended[3:6] <= high).all()
-    assert (blended[3:6] != views[3:6]).any()
-
-
 def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_path, recipe, shallow):
     def views_of(step):
         rng = np.random.default_rng(step)
