@@ -53,7 +53,7 @@ class Tuning:
 
 
 def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int] = BATCHES) -> list[Candidate]:
-    """Every artefact that met its parity gate, in every engine that is here, by threads and batch."""
+    """Every artefact that did not fail its parity gate, in every engine that is here, by threads and batch."""
     engines = [
         one
         for one in engine_files().values()

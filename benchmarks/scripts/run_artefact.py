@@ -1,4 +1,4 @@
-"""Median seconds of one run of an artefact in its engine, alone in this process: PATH BATCH THREADS."""
+"""Median seconds of one run of an artefact in its engine, alone in this process: PATH BATCH THREADS [ENGINE]."""
 
 import statistics
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 from mri_edge.engines import open_engine
 
 path, batch, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-engine = open_engine(path, provider="cpu", threads=threads)
+engine = open_engine(path, engine=next(iter(sys.argv[4:]), None), provider="cpu", threads=threads)
 pixels = np.random.default_rng(0).integers(0, 256, (batch, *engine.input.shape[1:]), np.uint8)
 engine.run(pixels)
 seconds = []

@@ -33,7 +33,7 @@ Examples:
 def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, provider: str) -> None:
     """Measure what runs the model fastest on this device, for predict to use.
 
-    Engines, artefacts that met their parity gate, threads and batch sizes are measured each in a
+    Engines, artefacts that did not fail their parity gate, threads and batch sizes are measured each in a
     process of its own, the leaders three times. The profile holds until the CPU, its share of
     cores, a library or the model changes; predict then says so and goes by its rule.
     """
