@@ -39,7 +39,7 @@ def _neighbour(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.name}.{purpose}-{secrets.token_hex(4)}")
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or stays as it was.
 
     A link is followed. A device or pipe (``/dev/stdout``) is written as it is.

@@ -64,7 +64,7 @@ Examples:
     "--groups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="Patient of each file: columns file,group.",
+    help="Patient of each file: columns file,group. No patient is on both sides of a fold or a grouped split.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was cut off.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out.")
@@ -99,24 +99,36 @@ def train(
     recipe = find_recipe(recipe_name)
     if epochs:
         recipe = replace(recipe, epochs=epochs)
-    if resume and (cv or recipe.name == "robust"):
-        raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no --resume yet")
     if bool(teachers) != (recipe.name == "small" and not cv):
         raise UsageError(
             "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
             "mri-edge train --recipe small --teacher vgg16 --data DIR --out BUNDLE",
         )
-    if cv or recipe.name != "reference":
+    if recipe.name == "small":
         # An image that was to be left out must not be trained on in silence.
         unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
         for option in (name for name, given in unheard.items() if given):
-            raise UsageError(f"{'--cv' if cv else f'recipe {recipe.name!r}'} has no {option} yet")
+            raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
+    if cv and split != "reference":
+        raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
+    if recipe.name == "robust" and split == "stratified":
+        raise UsageError(
+            "recipe 'robust' keeps near-duplicates of test images out of training, as a stratified split does not",
+            "Leave --split out, or take --split grouped",
+        )
     load_keras()
     from .metrics import report_text
     from .robust_run import cross_validate_robust, train_robust_bundle
     from .run import train_bundle
 
     chosen = {"backbone_weights": backbone_weights, "seed": seed, "positive": positive}
+    heard = {
+        "excluded": excluded,
+        "groups": groups,
+        "overwrite": overwrite,
+        "resume": resume,
+        "say": lambda text: click.echo(text, err=True),
+    }
     if cv:
         if cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
             raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv}")
@@ -124,45 +136,22 @@ def train(
         from .reference_crossval import cross_validate_reference
         from .small_crossval import cross_validate_small
 
-        cross_validate = {
-            "reference": cross_validate_reference,
-            "robust": cross_validate_robust,
-            "small": cross_validate_small,
-        }[recipe.name]
-        figures = cross_validate(data, out, recipe, folds=folds, **chosen)
+        if recipe.name == "small":  # it goes on by itself with what lies at --out
+            figures = cross_validate_small(data, out, recipe, folds=folds, **chosen)
+        else:
+            cross_validate = cross_validate_robust if recipe.name == "robust" else cross_validate_reference
+            figures = cross_validate(data, out, recipe, folds=folds, **chosen, **heard)
         shown = ("pooled", "student_minus_teacher", "stress")
         click.echo(json.dumps({name: figures[name] for name in shown if name in figures}, indent=1))
         return
-    if recipe.name == "robust":
-        trained = train_robust_bundle(data, out, recipe, name=name or "vgg16", overwrite=overwrite, **chosen)
-    elif recipe.name == "small":
+    if recipe.name == "small":
         from .small_run import train_small_bundle
 
-        trained = train_small_bundle(
-            data,
-            out,
-            recipe,
-            teachers=teachers,
-            seed=seed,
-            name=name or "small",
-            positive=positive,
-            overwrite=overwrite,
-            resume=resume,
-        )
+        small = {"teachers": teachers, "name": name or "small", "overwrite": overwrite, "resume": resume}
+        trained = train_small_bundle(data, out, recipe, seed=seed, positive=positive, **small)
     else:
-        trained = train_bundle(
-            data,
-            out,
-            recipe,
-            name=name or "vgg16",
-            excluded=excluded,
-            split=split,
-            groups=groups,
-            overwrite=overwrite,
-            resume=resume,
-            say=lambda text: click.echo(text, err=True),
-            **chosen,
-        )
+        train_one = train_robust_bundle if recipe.name == "robust" else train_bundle
+        trained = train_one(data, out, recipe, name=name or "vgg16", split=split, **chosen, **heard)
     called = decide(trained.probabilities, trained.labels.positive, trained.threshold)
     click.echo(report_text(trained.truth, called))
     for key, metric in trained.metrics.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .metrics import auc, share
 from .recipe import Recipe
 from .robust import Collection, Indices, Report, Trained, grouped_folds, hold_out, predict, train_robust
 from .stress import CHANGES
+from .unfinished import kept
 
 
 def cross_validate(
@@ -35,6 +37,7 @@ def cross_validate(
     seed: int,
     sensitivity: float = 0.95,
     report_of: Callable[[int], Report] = lambda fold: lambda done, total, loss: None,
+    store: Path | None = None,
 ) -> dict[str, Any]:
     """Train once for each fold on the others, calibrate within those, score the fold in the training's precision.
 
@@ -46,6 +49,8 @@ def cross_validate(
         bool (N,): False for images that may be scored and never trained on.
     sensitivity
         Where the false positive rate is read off the ROC curve.
+    store
+        Folder that holds each finished fold, and the state of the one at work: what is there is not done again.
 
     Returns
     -------
@@ -59,28 +64,45 @@ def cross_validate(
     stressed: dict[str, list[tuple[bool, float, bool]]] = {}
     held_out = grouped_folds(data, everyone, folds) if folds else _sources(data)
     for fold, held in enumerate(held_out, start=1):
-        learn = everyone[trainable & ~np.isin(data.group, data.group[held])]
-        validation = learn[hold_out(data, learn)]
-        trained = train_robust(
-            data,
-            np.setdiff1d(learn, validation),
-            validation,
-            weights,
-            recipe,
-            plan,
-            labels=labels,
-            seed=seed,
-            report=report_of(fold),
-        )
-        positive[held] = predict(trained.quick.whole, data.pixels[held], recipe.preprocessing)[:, labels.positive]
-        called[held] = positive[held] >= trained.threshold
-        fold_of[held] = fold
-        for change, answers in _under_stress(trained, data, held, recipe, labels, seed).items():
+        checkpoint = store / f"fold-{fold}.npz" if store else None
+
+        def train_and_ask(
+            fold: int = fold, held: Indices = held, checkpoint: Path | None = checkpoint
+        ) -> dict[str, Any]:
+            learn = everyone[trainable & ~np.isin(data.group, data.group[held])]
+            validation = learn[hold_out(data, learn)]
+            trained = train_robust(
+                data,
+                np.setdiff1d(learn, validation),
+                validation,
+                weights,
+                recipe,
+                plan,
+                labels=labels,
+                seed=seed,
+                report=report_of(fold),
+                checkpoint=checkpoint,
+            )
+            answers = predict(trained.quick.whole, data.pixels, recipe.preprocessing, rows=held)
+            scores = answers[:, labels.positive].astype(np.float64)
+            return {
+                "temperature": trained.temperature,
+                "threshold": trained.threshold,
+                "positive": scores.tolist(),
+                "called": (scores >= trained.threshold).tolist(),
+                "stress": _under_stress(trained, data, held, recipe, labels, seed),
+            }
+
+        answer = kept(store / f"fold-{fold}.json" if store else None, train_and_ask)
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)
+        positive[held], called[held], fold_of[held] = answer["positive"], answer["called"], fold
+        for change, answers in answer["stress"].items():
             stressed.setdefault(change, []).extend(answers)
         by_fold.append(
             {
-                "temperature": trained.temperature,
-                "threshold": trained.threshold,
+                "temperature": answer["temperature"],
+                "threshold": answer["threshold"],
                 **figures(data, held, labels.positive, positive, called, sensitivity),
             }
         )

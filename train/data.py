@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +14,7 @@ from mri_edge import images
 from mri_edge.cpu import available_cpus
 from mri_edge.errors import DataError, InputError
 from mri_edge.files import sha256_of
-from mri_edge.preprocess import Preprocessing
+from mri_edge.preprocess import Pixels, Preprocessing
 from mri_edge.progress import track
 from numpy.typing import NDArray
 
@@ -90,8 +90,25 @@ class Decoded:
     hashes: duplicates.Hashes
 
 
-def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> Decoded:
-    """Decode all scans; the pixels are on disk at ``store`` and mapped from there.
+def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
+    """Bytes that ``decode`` writes to its store."""
+    return len(scans) * preprocessing.height * preprocessing.width * 3
+
+
+def decode(
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing,
+    store: Path | None,
+    each: Callable[[int, Pixels], None] = lambda index, picture: None,
+) -> Decoded:
+    """Decode all scans once.
+
+    Parameters
+    ----------
+    store
+        File that will hold the pixels, which are mapped from there; ``None`` holds them in memory.
+    each
+        Called, by several threads at a time, with each scan's position and its picture at its own size.
 
     Raises
     ------
@@ -99,7 +116,9 @@ def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> 
         A scan cannot be read; all such are named.
     """
     shape = (len(scans), preprocessing.height, preprocessing.width, 3)
-    pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+    pixels = np.empty(shape, np.uint8)
+    if store is not None:
+        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
     hashes = np.zeros((len(scans), duplicates.HASH_BITS), bool)
     unreadable: list[str] = []
 
@@ -111,6 +130,7 @@ def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> 
         else:
             pixels[index] = preprocessing.fit(picture)
             hashes[index] = duplicates.difference_hash(picture)
+            each(index, picture)
 
     with ThreadPoolExecutor(available_cpus()) as pool:
         for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
@@ -121,6 +141,37 @@ def decode(scans: Sequence[Scan], preprocessing: Preprocessing, store: Path) -> 
             "Repair them, or leave them out with --exclude",
         )
     return Decoded(pixels, hashes)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a training uses of a data folder: ``patients`` has an entry a scan, or is None where nobody named them."""
+
+    scans: list[Scan]
+    left_out: list[Scan]
+    labels: Labels
+    patients: list[str] | None
+
+    def facts(self) -> list[object]:
+        """What of it decides a training, as JSON can hold it."""
+        chosen = [[scan.file, scan.sha256, scan.label] for scan in self.scans]
+        return [chosen, [scan.file for scan in self.left_out], self.patients, self.labels.positive]
+
+
+def select(data: Path, positive: str | None, excluded: Iterable[str] = (), groups: Path | None = None) -> Selection:
+    """List a data folder and hear its owner: what to leave out (``exclude``), who is whose (``read_groups``).
+
+    Raises
+    ------
+    DataError
+        As ``find_scans``, ``exclude`` and ``read_groups``, and where no scan of a label is left.
+    """
+    everyone, labels = find_scans(data, positive)
+    scans, left_out = exclude(everyone, excluded)
+    for index, name in enumerate(labels.names):
+        if all(scan.label != index for scan in scans):
+            raise DataError(f"--exclude leaves no image of {name}", "Exclude less")
+    return Selection(scans, left_out, labels, read_groups(groups, scans) if groups else None)
 
 
 def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan], list[Scan]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from mri_edge.preprocess import Pixels
 from numpy.typing import NDArray
@@ -40,8 +42,8 @@ def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
     return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.intp)
 
 
-def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS) -> NDArray[np.intp]:
-    """Group number of each picture (N,): pictures joined by a chain of close pairs share one."""
+def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
+    """Group number of each picture (N,): pictures joined by a chain of close pairs, or of one patient, share one."""
     parent = np.arange(len(hashes))
 
     def root(index: int) -> int:
@@ -52,5 +54,8 @@ def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS) -> NDArray[np.intp]:
 
     for first, second in close_pairs(hashes, bits):
         parent[root(first)] = root(second)
+    first_of: dict[str, int] = {}
+    for index, patient in enumerate(patients or ()):
+        parent[root(index)] = root(first_of.setdefault(patient, index))
     roots = [root(index) for index in range(len(hashes))]
     return np.unique(roots, return_inverse=True)[1]

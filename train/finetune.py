@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from mri_edge import machine
 from numpy.typing import NDArray
 
+from . import unfinished
 from .framework import load_keras
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -68,6 +70,9 @@ def finetune(
     plan: Plan,
     make_batch: Callable[[int], Batch],
     report: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    *,
+    checkpoint: Path | None = None,
+    every: int = 64,
 ) -> list[float]:
     """Train in place.
 
@@ -82,6 +87,9 @@ def finetune(
         What it returns may depend on the step alone: that makes a seed's run repeatable.
     report
         Called after each step with steps done, steps in all, and the step's loss.
+    checkpoint
+        File that holds the state after every ``every`` steps; if it is there, training goes on from it, and
+        ends with the same weights as one that was never cut off.
 
     Returns
     -------
@@ -89,17 +97,29 @@ def finetune(
     """
     keras = load_keras()
     total = plan.warm_steps + plan.steps
-    losses: list[float] = []
-    batches = made_ahead(make_batch, total)
+    losses: list[float] = unfinished.facts_in(checkpoint) or []
+    resumed = len(losses)
+    batches = made_ahead(make_batch, total, resumed)
 
-    def run(steps: int, optimiser: Any) -> None:
+    def run(first: int, last: int, optimiser: Any) -> None:
+        """Steps ``first`` to ``last``, or those of them that a checkpoint leaves to do."""
+        if last < resumed:
+            return
         network.compile(optimizer=optimiser, loss="categorical_crossentropy")
-        for _ in range(steps):
+        optimiser.build(network.trainable_variables)
+        # Those of the network hold the state of its dropout too.
+        state = [*network.variables, *optimiser.variables]
+        if checkpoint and resumed > first:
+            unfinished.restore(checkpoint, state)
+        for _ in range(max(first, resumed), last):
+            network.reset_metrics()  # else Keras gives the mean since it was compiled
             losses.append(float(network.train_on_batch(*next(batches), return_dict=True)["loss"]))
+            if checkpoint and len(losses) % every == 0:
+                unfinished.save(checkpoint, state, losses)
             report(len(losses), total, losses[-1])
 
     backbone.trainable = False
-    run(plan.warm_steps, keras.optimizers.Adam(plan.warm_rate))
+    run(0, plan.warm_steps, keras.optimizers.Adam(plan.warm_rate))
     _unfreeze(backbone, plan.frozen_blocks)
     optimiser = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
@@ -114,7 +134,7 @@ def finetune(
         use_ema=True,
         ema_momentum=plan.averaging,
     )
-    run(plan.steps, optimiser)
+    run(plan.warm_steps, total, optimiser)
     optimiser.finalize_variable_values(network.trainable_variables)
     return losses
 
@@ -126,11 +146,11 @@ def _unfreeze(backbone: Any, frozen_blocks: int) -> None:
         layer.trainable = not layer.name.startswith(frozen)
 
 
-def made_ahead(make_batch: Callable[[int], Made], count: int) -> Iterator[Made]:
-    """What ``make_batch`` gives for 0 to ``count`` - 1, made in a thread of its own while the caller works."""
+def made_ahead(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
+    """What ``make_batch`` gives for ``first`` to ``count`` - 1, made in a thread of its own while the caller works."""
     with ThreadPoolExecutor(1) as thread:
         waiting: list[Future[Made]] = []
-        for step in range(count):
+        for step in range(first, count):
             waiting.append(thread.submit(make_batch, step))
             if len(waiting) > _AHEAD:
                 yield waiting.pop(0).result()

@@ -10,8 +10,6 @@ state is carried from one to the next, which is what makes a resumed training en
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.files import write_whole
 from numpy.typing import NDArray
 
-from . import augment
+from . import augment, unfinished
 from .framework import load_keras
 from .model import Network
 from .recipe import Recipe
@@ -81,11 +78,19 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def features_of(images: Images, recipe: Recipe, extract: Extractor) -> Features:
-    """Backbone features (N, h, w, 512) of images as they are."""
-    starts = range(0, len(images), BACKBONE_BATCH)
-    parts = (images.take(slice(start, start + BACKBONE_BATCH)) for start in starts)
-    return np.concatenate([extract(recipe.preprocessing.normalise(part)) for part in parts])
+def features_of(images: Images, recipe: Recipe, extract: Extractor, store: Path | None = None) -> Features:
+    """Backbone features (N, h, w, 512) of images as they are; mapped from the file ``store`` where one is named."""
+
+    def part(start: int) -> Features:
+        return extract(recipe.preprocessing.normalise(images.take(slice(start, start + BACKBONE_BATCH))))
+
+    first = part(0)
+    shape = (len(images), *first.shape[1:])
+    features = np.lib.format.open_memmap(store, "w+", np.float32, shape) if store else np.empty(shape, np.float32)
+    features[: len(first)] = first
+    for start in range(BACKBONE_BATCH, len(images), BACKBONE_BATCH):
+        features[start : start + BACKBONE_BATCH] = part(start)
+    return features
 
 
 def fit(
@@ -104,7 +109,8 @@ def fit(
     Parameters
     ----------
     checkpoint
-        File that holds the state after each whole epoch; if it is there, training goes on from it.
+        File that holds the state after each whole epoch; if it is there, training goes on from it. Its folder
+        takes the features of the validation images too, so that these need not fit into memory.
     trained, epoch_ended
         Told of progress.
     """
@@ -112,9 +118,12 @@ def fit(
     head = network.head
     classes = head.output_shape[-1]
     targets = keras.utils.to_categorical(train.labels, classes)
-    history = _restore(network, checkpoint) if checkpoint and checkpoint.is_file() else []
+    state = [*head.trainable_variables, *head.optimizer.variables]
+    history = [Epoch(**one) for one in unfinished.facts_in(checkpoint) or ()]
+    if history:
+        unfinished.restore(checkpoint, state)
     extract = frozen_features(network.backbone)
-    seen = features_of(validation, recipe, extract)
+    seen = features_of(validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None)
     seen_targets = keras.utils.to_categorical(validation.labels, classes)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         seed_dropout(head, seed, epoch)
@@ -127,20 +136,31 @@ def fit(
                 loss, accuracy = head.train_on_batch(features[batch], targets[indices[batch]])
                 sums += len(features[batch]) * np.array([loss, accuracy], float)
             trained(len(indices))
-        tested = head.evaluate(seen, seen_targets, batch_size=recipe.batch, verbose=0, return_dict=True)
+        val_loss, val_accuracy = _evaluate(head, seen, seen_targets, recipe.batch)
         history.append(
             Epoch(
                 epoch,
                 loss=sums[0] / len(train),
                 accuracy=sums[1] / len(train),
-                val_loss=float(tested["loss"]),
-                val_accuracy=float(tested["accuracy"]),
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
             )
         )
         if checkpoint:
-            _save(network, history, checkpoint)
+            unfinished.save(checkpoint, state, [asdict(one) for one in history])
         epoch_ended(history[-1])
     return history
+
+
+def _evaluate(head: Any, features: Features, targets: NDArray[np.float32], batch: int) -> tuple[float, float]:
+    """Loss and accuracy; Keras' own ``evaluate`` would copy all features into memory."""
+    sums = np.zeros(2)
+    for start in range(0, len(features), batch):
+        part = np.asarray(features[start : start + batch])
+        head.reset_metrics()
+        sums += len(part) * np.array(head.test_on_batch(part, targets[start : start + batch]), float)
+    loss, accuracy = sums / len(features)
+    return float(loss), float(accuracy)
 
 
 def seed_dropout(head: Any, seed: int, epoch: int) -> None:
@@ -164,22 +184,3 @@ def _ahead(
             if number < len(parts):
                 following = pool.submit(augmented, train, parts[number], recipe, seed, epoch)
             yield indices, pictures
-
-
-def _variables(network: Network) -> list[Any]:
-    return [*network.head.trainable_variables, *network.head.optimizer.variables]
-
-
-def _save(network: Network, history: list[Epoch], checkpoint: Path) -> None:
-    keras = load_keras()
-    content = io.BytesIO()
-    arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(_variables(network))}
-    np.savez(content, history=json.dumps([asdict(one) for one in history]), **arrays)
-    write_whole(checkpoint, content.getvalue())
-
-
-def _restore(network: Network, checkpoint: Path) -> list[Epoch]:
-    with np.load(checkpoint, allow_pickle=False) as content:
-        for index, variable in enumerate(_variables(network)):
-            variable.assign(content[f"v{index}"])
-        return [Epoch(**one) for one in json.loads(str(content["history"]))]

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from mri_edge.preprocess import Preprocessing
+from numpy.typing import NDArray
+
 from .framework import load_keras
 from .recipe import Recipe
 
@@ -50,3 +54,23 @@ def build_network(backbone: Any, recipe: Recipe, classes: int, seed: int) -> Net
     for model in (head, whole):
         model.compile(optimizer=optimiser, loss="categorical_crossentropy", metrics=["accuracy"])
     return Network(backbone, head, whole)
+
+
+def predict(
+    model: Any,
+    pixels: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    batch: int = 64,
+    *,
+    rows: NDArray[np.intp] | None = None,
+) -> NDArray[np.float32]:
+    """Probabilities float32 (N, classes) of pictures uint8 (N, height, width, 3) RGB, or of those of them in ``rows``.
+
+    No more than a batch of them is in memory at a time, where ``pixels`` are mapped from disk.
+    """
+    rows = np.arange(len(pixels)) if rows is None else rows
+    parts = [
+        np.asarray(model.predict_on_batch(preprocessing.normalise(pixels[rows[start : start + batch]])))
+        for start in range(0, len(rows), batch)
+    ]
+    return np.concatenate(parts).astype(np.float32)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,18 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from . import duplicates
 from .backbone import BackboneWeights, build_backbone, load_weights
-from .data import decode, find_scans
+from .checks import inspect, table
+from .data import decode, pixel_bytes, select
 from .evaluate import score
-from .fit import Images, features_of, fit
+from .fit import Images, fit
 from .metrics import measure
-from .model import build_network
+from .model import build_network, predict
 from .progress import training_progress
 from .recipe import Recipe
 from .record import creation
+from .unfinished import check_space, kept, work_folder
+
+_CHECKPOINT_BYTES = 50_000_000  # old and new
 
 
 def cross_validate_reference(
@@ -35,11 +41,18 @@ def cross_validate_reference(
     backbone_weights: str,
     seed: int,
     positive: str | None = None,
+    excluded: Sequence[str] = (),
+    groups: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Cross-validate ``recipe`` on the scans in ``data``; the figures go to ``out``/crossval.json and back.
 
-    Every image is scored once, by a model that saw neither it nor a near-duplicate of it; nothing is
-    chosen by the fold that is scored. ``folds`` of near-duplicate groups, or ``None`` for one a source.
+    Every image is scored once, by a model that saw neither it nor a near-duplicate of it, nor another image of
+    its patient; nothing is chosen by the fold that is scored. ``folds`` of such groups, or ``None`` for one a
+    source. ``resume`` keeps the folds that a cross-validation has finished which was cut off; the rest is
+    as for ``train_bundle``.
 
     Raises
     ------
@@ -47,20 +60,27 @@ def cross_validate_reference(
         The data, the backbone weights or the place for the result are unfit; all said before training.
     """
     make_folder(out)
-    scans, labels = find_scans(data, positive)
+    selection = select(data, positive, excluded, groups)
+    scans, labels = selection.scans, selection.labels
     weights = load_weights(backbone_weights)
     truth = np.array([scan.label for scan in scans])
-    with tempfile.TemporaryDirectory(dir=out) as work:
-        decoded = decode(scans, recipe.preprocessing, Path(work) / "pixels.npy")
-        if folds is None:
-            fold_of = _by_source([scan.folder.rpartition("/")[0] for scan in scans])
-        else:
-            fold_of = grouped_folds(truth, duplicates.groups(decoded.hashes), folds, seed)
-        probabilities = np.zeros((len(scans), len(labels.names)), np.float32)
-        for fold in np.unique(fold_of):
-            held, learn = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-            parts = [Images(decoded.pixels, rows, truth[rows]) for rows in (learn, held)]
-            probabilities[held] = _train_and_ask(*parts, weights, recipe, len(labels.names), seed)
+    facts = [repr(recipe), seed, folds, weights.sha256, *selection.facts()]
+    work = work_folder(out, facts, overwrite=overwrite, resume=resume)
+    check_space(work, pixel_bytes(scans, recipe.preprocessing) + _CHECKPOINT_BYTES)
+    decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
+    if findings := inspect(scans, decoded.hashes):
+        say(table(scans, findings))
+    group = duplicates.groups(decoded.hashes, patients=selection.patients)
+    fold_of = _by_source([scan.source for scan in scans]) if folds is None else grouped_folds(truth, group, folds, seed)
+    probabilities = np.zeros((len(scans), len(labels.names)), np.float32)
+    for fold in np.unique(fold_of):
+        held = np.flatnonzero(fold_of == fold)
+        learn = np.flatnonzero(~np.isin(group, group[held]))
+        parts = [Images(decoded.pixels, rows, truth[rows]) for rows in (learn, held)]
+        checkpoint = work / f"fold-{fold}.npz"
+        train_and_ask = partial(_train_and_ask, *parts, weights, recipe, len(labels.names), seed, checkpoint)
+        probabilities[held] = kept(work / f"fold-{fold}.json", train_and_ask)
+        checkpoint.unlink(missing_ok=True)
     scored = score(scans, probabilities, labels.positive, None)
     for one, fold in zip(scored["predictions"], fold_of.tolist(), strict=True):
         one["fold"] = fold
@@ -69,6 +89,8 @@ def cross_validate_reference(
         "seed": seed,
         "folds": folds,
         "grouping": "near-duplicates" if folds else "sources",
+        "patients": groups.name if groups else None,
+        "excluded": [scan.file for scan in selection.left_out],
         "labels": list(labels.names),
         "positive": labels.positive,
         "pooled": scored.pop("metrics"),
@@ -80,6 +102,7 @@ def cross_validate_reference(
         "creation": asdict(creation()),
     }
     write_whole(out / "crossval.json", json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
     return record
 
 
@@ -109,12 +132,20 @@ def _by_source(sources: list[str]) -> NDArray[np.intp]:
 
 
 def _train_and_ask(
-    learn: Images, held: Images, weights: BackboneWeights, recipe: Recipe, classes: int, seed: int
-) -> NDArray[np.float32]:
+    learn: Images, held: Images, weights: BackboneWeights, recipe: Recipe, classes: int, seed: int, checkpoint: Path
+) -> list[list[float]]:
     """Probabilities of ``held`` by a model of ``learn``; ``held`` is watched while it learns, and decides nothing."""
     backbone = build_backbone(weights, recipe.preprocessing.height, recipe.preprocessing.width)
     network = build_network(backbone, recipe, classes, seed)
     with training_progress(len(learn), recipe.epochs) as progress:
-        fit(network, learn, held, recipe, seed=seed, trained=progress.images, epoch_ended=progress.epoch)
-    answer = network.head.predict_on_batch(features_of(held, recipe, backbone.predict_on_batch))
-    return np.asarray(answer, np.float32)
+        fit(
+            network,
+            learn,
+            held,
+            recipe,
+            seed=seed,
+            checkpoint=checkpoint,
+            trained=progress.images,
+            epoch_ended=progress.epoch,
+        )
+    return predict(network.whole, held.pixels, recipe.preprocessing, rows=held.rows).tolist()

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
-from mri_edge import images
-from mri_edge.cpu import available_cpus
-from mri_edge.errors import DataError, InputError
-from mri_edge.preprocess import Preprocessing
+from mri_edge.errors import DataError
+from mri_edge.preprocess import Pixels, Preprocessing
 from mri_edge.split import Role, Split, SplitImage
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from . import calibration, duplicates, grey_augment
 from .backbone import BackboneWeights, build_backbone
-from .data import Labels, Scan
+from .data import Labels, Scan, decode
 from .finetune import Batch, Plan, fast_precision, finetune
 from .framework import load_keras
 from .lesions import draw_lesion
-from .model import Network, build_network
+from .model import Network, build_network, predict
 from .recipe import REFERENCE, Recipe
 from .split import choose_test
 
@@ -90,8 +90,21 @@ def plan_of(recipe: Recipe) -> Plan:
     )
 
 
-def collect(scans: Sequence[Scan], preprocessing: Preprocessing) -> Collection:
+def collect(
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing,
+    *,
+    patients: Sequence[str] | None = None,
+    store: Path | None = None,
+) -> Collection:
     """Decode every scan once.
+
+    Parameters
+    ----------
+    patients
+        Whose each scan is: those of one patient are in one group, beside near-duplicates.
+    store
+        Folder that will hold all pixels, which are mapped from there; ``None`` holds them in memory.
 
     Raises
     ------
@@ -99,42 +112,54 @@ def collect(scans: Sequence[Scan], preprocessing: Preprocessing) -> Collection:
         Scans that cannot be read; all are named.
     """
 
-    def read(scan: Scan) -> Any:
-        try:
-            pixels = images.load(scan.path)
-        except InputError as error:
-            return error.problem
-        return grey_augment.Slice.from_pixels(pixels), preprocessing.fit(pixels), duplicates.difference_hash(pixels)
+    slices: list[Any] = [None] * len(scans)
+    lock = Lock()
+    with nullcontext() if store is None else open(store / "slices", "w+b") as file:
 
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        read_all = list(pool.map(read, scans))
-    if unreadable := [one for one in read_all if isinstance(one, str)]:
-        raise DataError(f"{len(unreadable)} scans cannot be read: {'; '.join(unreadable)}")
-    slices, pixels, hashes = zip(*read_all, strict=True)
+        def each(index: int, picture: Pixels) -> None:
+            one = grey_augment.Slice.from_pixels(picture)
+            if file is None:
+                slices[index] = one
+                return
+            with lock:
+                slices[index] = (file.tell(), one.grey.shape, one.head)
+                file.write(one.grey.tobytes())
+
+        decoded = decode(scans, preprocessing, None if store is None else store / "pixels.npy", each)
+        if file is not None:
+            file.flush()
+            mapped = np.asarray(np.memmap(file, np.uint8, "r"))
+            slices = [_mapped_slice(mapped, *one) for one in slices]
     return Collection(
         scans=scans,
-        slices=list(slices),
-        pixels=np.stack(pixels),
+        slices=slices,
+        pixels=decoded.pixels,
         label=np.array([scan.label for scan in scans]),
-        source=np.array([scan.folder.rpartition("/")[0] for scan in scans]),
-        group=duplicates.groups(np.stack(hashes)),
-        hashes=np.stack(hashes),
+        source=np.array([scan.source for scan in scans]),
+        group=duplicates.groups(decoded.hashes, patients=patients),
+        hashes=decoded.hashes,
     )
 
 
-def choose_roles(data: Collection) -> Split:
+def _mapped_slice(
+    mapped: NDArray[np.uint8], start: int, shape: tuple[int, int], head: tuple[int, int, int, int]
+) -> grey_augment.Slice:
+    return grey_augment.Slice(mapped[start : start + shape[0] * shape[1]].reshape(shape), head)
+
+
+def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
     """Who tests, validates and trains.
 
-    Tests: the reference's own test images where its data set (folders ``no`` and ``yes``) is among the
-    sources, else a fifth of the groups. Slices close to a test image are left out altogether. Of the
-    others one group in eight validates, in every class folder alike.
+    Tests: with ``"reference"`` the reference's own test images where its data set (folders ``no`` and ``yes``) is
+    among the sources; otherwise, and with ``"grouped"``, a fifth of the groups. Slices close to a test image are
+    left out altogether, as is ``left_out``. Of the others one group in eight validates, in every class folder alike.
 
     Raises
     ------
     DataError
         Too few groups of slices in a class folder to hold any out.
     """
-    test = _test_images(data)
+    test = _test_images(data) if split == "reference" else _a_fifth(data)
     kept_apart = near(data, test)
     role: list[Role] = ["train"] * len(data.scans)
     for index in np.flatnonzero(kept_apart):
@@ -144,7 +169,9 @@ def choose_roles(data: Collection) -> Split:
     usable = np.flatnonzero(~kept_apart)
     for index in usable[hold_out(data, usable)]:
         role[index] = "validation"
-    return Split(tuple(SplitImage(s.file, s.sha256, s.label, r) for s, r in zip(data.scans, role, strict=True)))
+    role += ["excluded"] * len(left_out)
+    everyone = zip([*data.scans, *left_out], role, strict=True)
+    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, one) for scan, one in everyone))
 
 
 def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
@@ -186,6 +213,10 @@ def _test_images(data: Collection) -> Indices:
                 seed=REFERENCE.split_seed,
             )
             return members[test]
+    return _a_fifth(data)
+
+
+def _a_fifth(data: Collection) -> Indices:
     return np.asarray(hold_out(data, np.arange(len(data.scans)), folds=5))
 
 
@@ -200,6 +231,7 @@ def train_robust(
     labels: Labels,
     seed: int,
     report: Report = lambda done, total, loss: None,
+    checkpoint: Path | None = None,
 ) -> Trained:
     """Train on ``train``, calibrate on ``validation``; no other image is looked at.
 
@@ -209,6 +241,8 @@ def train_robust(
         Of the backbone; ``None`` draws them, which serves tests alone.
     report
         Called after each step with steps done, steps in all, and the loss.
+    checkpoint
+        File that holds the state of the fine-tuning after each epoch; if it is there, training goes on from it.
     """
     classes, positive = len(labels.names), labels.positive
     precision = fast_precision()
@@ -221,7 +255,15 @@ def train_robust(
         targets[np.arange(len(label)), label] += 1 - LABEL_SMOOTHING
         return recipe.preprocessing.normalise(views[..., None].repeat(3, axis=-1)), targets
 
-    losses = finetune(working.whole, working.backbone, plan, make_batch, report)
+    losses = finetune(
+        working.whole,
+        working.backbone,
+        plan,
+        make_batch,
+        report,
+        checkpoint=checkpoint,
+        every=EPOCH_IMAGES // recipe.batch,
+    )
     # The same weights in a network that computes in float32: what is kept and exported.
     network = _network(None, recipe, classes, seed, "float32")
     network.whole.set_weights(working.whole.get_weights())
@@ -253,7 +295,7 @@ def calibrate(
     network: Network, data: Collection, validation: Indices, preprocessing: Preprocessing, positive: int
 ) -> tuple[float, float]:
     """Build the temperature that fits ``validation`` best into ``network``; it, and the threshold for that."""
-    held_out = predict(network.whole, data.pixels[validation], preprocessing)
+    held_out = predict(network.whole, data.pixels, preprocessing, rows=validation)
     temperature = calibration.fit_temperature(held_out, data.label[validation])
     calibration.build_in_temperature(network.whole, temperature)
     scores = calibration.scale_probabilities(held_out, temperature)[:, positive]
@@ -294,17 +336,6 @@ def view_maker(
         return np.stack(views), data.label[chosen]
 
     return views_of
-
-
-def predict(
-    model: Any, pixels: NDArray[np.uint8], preprocessing: Preprocessing, batch: int = 64
-) -> NDArray[np.float32]:
-    """Probabilities float32 (N, classes) of pictures uint8 (N, height, width, 3) RGB."""
-    parts = [
-        np.asarray(model.predict_on_batch(preprocessing.normalise(pixels[start : start + batch])))
-        for start in range(0, len(pixels), batch)
-    ]
-    return np.concatenate(parts).astype(np.float32)
 
 
 def balanced_draws(label: Indices, source: NDArray[np.str_], count: int, rng: np.random.Generator) -> Indices:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,10 @@ from mri_edge.bundle import check_free
 from mri_edge.files import make_folder, write_whole
 
 from .backbone import load_weights
+from .checks import inspect, table
 from .crossval import cross_validate
-from .data import find_scans
+from .data import pixel_bytes, select
+from .finetune import fast_precision
 from .metrics import measure
 from .novelty import fit_novelty, keras_features
 from .progress import step_progress
@@ -19,6 +24,11 @@ from .recipe import Recipe
 from .record import write_bundle
 from .robust import Report, choose_roles, collect, plan_of, predict, train_robust
 from .run import Trained
+from .unfinished import check_space, work_folder
+
+# The bundle, some 90 MB, and the checkpoint, old and new: weights, both moments of AdamW and the running mean.
+_MODEL_BYTES = 700_000_000
+_OWN_SIZE = 4  # slices at their own size take up to so many times the pixels at the network's, as a rule
 
 
 def train_robust_bundle(
@@ -30,9 +40,26 @@ def train_robust_bundle(
     seed: int,
     name: str = "vgg16",
     positive: str | None = None,
+    excluded: Sequence[str] = (),
+    groups: Path | None = None,
+    split: str = "reference",
     overwrite: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Train by the robust recipe on the scans in ``data`` and write a bundle at ``out``.
+
+    Until it is done, its state lies in a folder beside ``out``, from which ``resume`` goes on.
+
+    Parameters
+    ----------
+    excluded, groups
+        As ``data.exclude`` and ``data.read_groups`` take them; no patient is divided between training,
+        validation and test.
+    split
+        ``"reference"`` or ``"grouped"``, as ``robust.choose_roles`` takes it.
+    say
+        Takes the table of findings in the data, before training.
 
     Raises
     ------
@@ -40,18 +67,35 @@ def train_robust_bundle(
         The data, the backbone weights or the place for the result are unfit; all said before training.
     """
     check_free(out, overwrite=overwrite)
-    scans, labels = find_scans(data, positive)
+    selection = select(data, positive, excluded, groups)
+    scans, labels = selection.scans, selection.labels
     weights = load_weights(backbone_weights)
-    collection = collect(scans, recipe.preprocessing)
-    split = choose_roles(collection)
-    roles = np.array([image.role for image in split.images])
+    facts = [repr(recipe), fast_precision(), seed, split, weights.sha256, *selection.facts()]
+    work = work_folder(out, facts, overwrite=overwrite, resume=resume)
+    check_space(work, _OWN_SIZE * pixel_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
+    findings = inspect(scans, collection.hashes)
+    if findings:
+        say(table(scans, findings))
+    record = choose_roles(collection, split, selection.left_out)
+    roles = np.array([image.role for image in record.images[: len(scans)]])
     train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
     with step_progress("fine-tuning") as report:
         trained = train_robust(
-            collection, train, validation, weights, recipe, plan_of(recipe), labels=labels, seed=seed, report=report
+            collection,
+            train,
+            validation,
+            weights,
+            recipe,
+            plan_of(recipe),
+            labels=labels,
+            seed=seed,
+            report=report,
+            checkpoint=work / "checkpoint.npz",
         )
-    probabilities = predict(trained.network.whole, collection.pixels[test], recipe.preprocessing)
+    probabilities = predict(trained.network.whole, collection.pixels, recipe.preprocessing, rows=test)
     metrics = measure(collection.label[test], probabilities, labels.positive, trained.threshold)
+    kept_apart = "near-duplicates" if groups is None else f"near-duplicates and {groups.name}"
     write_bundle(
         out,
         trained.network,
@@ -59,15 +103,16 @@ def train_robust_bundle(
         recipe=recipe,
         seed=seed,
         labels=labels,
-        split=split,
+        split=record,
         weights=weights,
         history=[],
         probabilities=probabilities,
         metrics=metrics,
         overwrite=overwrite,
         threshold=trained.threshold,
-        split_name="test kept apart by near-duplicates, validation by group",
+        split_name=f"test kept apart by {kept_apart}, validation by group",
         training_details=trained.details,
+        documents={"data.json": json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"},
         novelty=fit_novelty(
             keras_features(trained.network.backbone, recipe.preprocessing),
             collection.pixels,
@@ -77,8 +122,9 @@ def train_robust_bundle(
             source=collection.source,
         ),
     )
+    shutil.rmtree(work, ignore_errors=True)
     truth = collection.label[test]
-    return Trained(trained.network, labels, split, [], truth, probabilities, metrics, trained.threshold)
+    return Trained(trained.network, labels, record, [], truth, probabilities, metrics, trained.threshold)
 
 
 def cross_validate_robust(
@@ -90,15 +136,27 @@ def cross_validate_robust(
     backbone_weights: str,
     seed: int,
     positive: str | None = None,
+    excluded: Sequence[str] = (),
+    groups: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, object]:
     """Cross-validate the robust recipe on the scans in ``data``; the figures go to ``out``/crossval.json and back.
 
-    ``folds`` of near-duplicate groups, or ``None`` to leave out one source at a time.
+    ``folds`` of near-duplicate groups, or ``None`` to leave out one source at a time; ``resume`` keeps the
+    folds that a cross-validation has finished which was cut off. The rest is as for ``train_robust_bundle``.
     """
     make_folder(out)
-    scans, labels = find_scans(data, positive)
+    selection = select(data, positive, excluded, groups)
+    scans, labels = selection.scans, selection.labels
     weights = load_weights(backbone_weights)
-    collection = collect(scans, recipe.preprocessing)
+    facts = [repr(recipe), fast_precision(), seed, folds, weights.sha256, *selection.facts()]
+    work = work_folder(out, facts, overwrite=overwrite, resume=resume)
+    check_space(work, _OWN_SIZE * pixel_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
+    if findings := inspect(scans, collection.hashes):
+        say(table(scans, findings))
     roles = np.array([image.role for image in choose_roles(collection).images])
     with step_progress("cross-validation") as report:
         rounds = folds or len(np.unique(collection.source))
@@ -116,6 +174,9 @@ def cross_validate_robust(
             folds=folds,
             seed=seed,
             report_of=of_fold,
+            store=work,
         )
+    result |= {"patients": groups.name if groups else None, "excluded": [scan.file for scan in selection.left_out]}
     write_whole(out / "crossval.json", json.dumps(result, indent=1) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
     return result

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 from mri_edge.bundle import check_free
-from mri_edge.errors import OutputError
 from mri_edge.manifest import Metric
-from mri_edge.split import Split, fingerprint
+from mri_edge.split import Split
 from numpy.typing import NDArray
 
 from . import duplicates
 from .backbone import build_backbone, load_weights
 from .checks import check_roles, inspect, table
-from .data import Labels, decode, exclude, find_scans, read_groups
-from .fit import Epoch, Images, features_of, fit
+from .data import Labels, decode, pixel_bytes, select
+from .fit import Epoch, Images, fit
 from .metrics import measure
-from .model import Network, build_network
+from .model import Network, build_network, predict
 from .novelty import fit_novelty, keras_features
 from .progress import training_progress
 from .recipe import Recipe
 from .record import write_bundle
 from .report import draw_report
 from .split import as_split, choose_test
+from .unfinished import check_space, work_folder
 
 _MODEL_BYTES = 200_000_000  # the bundle, some 90 MB, and the checkpoint, 25 MB, old and new
 
@@ -81,15 +81,13 @@ def train_bundle(
         The data, the backbone weights or the place for the result are unfit; all said before training.
     """
     check_free(out, overwrite=overwrite)
-    everyone, labels = find_scans(data, positive)
-    scans, left_out = exclude(everyone, excluded)
+    selection = select(data, positive, excluded, groups)
+    scans, labels, patients = selection.scans, selection.labels, selection.patients
     truth = np.array([scan.label for scan in scans])
-    patients = read_groups(groups, scans) if groups else None
     weights = load_weights(backbone_weights)
-    facts = [repr(recipe), seed, split, patients, [scan.file for scan in left_out], weights.sha256]
-    facts += [(scan.file, scan.sha256, scan.label) for scan in scans]
-    work = work_folder(out, fingerprint([json.dumps(facts)]), overwrite=overwrite, resume=resume)
-    _check_space(work, len(scans), recipe)
+    facts = [repr(recipe), seed, split, weights.sha256, *selection.facts()]
+    work = work_folder(out, facts, overwrite=overwrite, resume=resume)
+    check_space(work, pixel_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     findings = inspect(scans, decoded.hashes)
     if findings:
@@ -101,7 +99,7 @@ def train_bundle(
         test_share=recipe.test_share,
         seed=recipe.split_seed,
     )
-    record = as_split(scans, chosen, left_out)
+    record = as_split(scans, chosen, selection.left_out)
     check_roles(truth, chosen, labels.names)
     rows = {"train": np.flatnonzero(~chosen), "test": np.flatnonzero(chosen)}
     parts = {role: Images(decoded.pixels, some, truth[some]) for role, some in rows.items()}
@@ -119,7 +117,7 @@ def train_bundle(
             trained=progress.images,
             epoch_ended=progress.epoch,
         )
-    probabilities = network.head.predict_on_batch(features_of(parts["test"], recipe, backbone.predict_on_batch))
+    probabilities = predict(network.whole, decoded.pixels, recipe.preprocessing, rows=rows["test"])
     metrics = measure(parts["test"].labels, probabilities, labels.positive)
     write_bundle(
         out,
@@ -150,44 +148,3 @@ def train_bundle(
     )
     shutil.rmtree(work, ignore_errors=True)
     return Trained(network, labels, record, history, parts["test"].labels, probabilities, metrics)
-
-
-def _check_space(work: Path, images: int, recipe: Recipe) -> None:
-    """Raise OutputError unless the disk holds the pixels, two checkpoints and the bundle."""
-    size = recipe.preprocessing
-    wanted = images * size.height * size.width * 3 + _MODEL_BYTES
-    free = shutil.disk_usage(work).free
-    if free < wanted:
-        raise OutputError(
-            f"{work.parent}: {free / 1e6:.0f} MB free, this training needs {wanted / 1e6:.0f} MB",
-            "Make room, or name an output folder on another disk",
-        )
-
-
-def work_folder(out: Path, identity: str, *, overwrite: bool, resume: bool) -> Path:
-    """The folder beside ``out`` that holds the state of an unfinished training.
-
-    Raises
-    ------
-    OutputError
-        An unfinished training is there and ``resume`` was not said, or it is another one.
-    """
-    work = out.absolute().with_name(f".{out.name}.training")
-    record = work / "identity"
-    try:
-        if work.exists() and not resume:
-            if not overwrite:
-                raise OutputError(
-                    f"{work}: an unfinished training is there", "--resume goes on with it, --overwrite begins anew"
-                )
-            shutil.rmtree(work)
-        if record.is_file() and record.read_text() != identity:
-            raise OutputError(
-                f"{work}: the unfinished training there has another recipe, seed, data or backbone",
-                "Give it the same options, or begin anew with --overwrite",
-            )
-        work.mkdir(parents=True, exist_ok=True)
-        record.write_text(identity)
-    except OSError as error:
-        raise OutputError(f"{work}: cannot write ({error.strerror})", "Name another output folder") from error
-    return work

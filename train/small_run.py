@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from mri_edge.bundle import Bundle, check_free
-from mri_edge.files import fingerprint
 from mri_edge.teacher import TEACHER
 
 from .data import find_scans
@@ -20,9 +18,10 @@ from .progress import step_progress
 from .recipe import Recipe
 from .record import write_bundle
 from .robust import choose_roles, collect, predict
-from .run import Trained, work_folder
+from .run import Trained
 from .small import POOL_VIEWS, BundleTeacher, draw_pool, train_small
 from .small_network import ARCHITECTURE
+from .unfinished import work_folder
 
 
 def train_small_bundle(
@@ -63,7 +62,7 @@ def train_small_bundle(
         train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
         # The pool takes longest and does not depend on how the student trains: it is what --resume takes up.
         facts = [repr(recipe.preprocessing), recipe.batch, POOL_VIEWS, seed, split.split_fingerprint, *teacher.sha256]
-        work = work_folder(out, fingerprint([json.dumps(facts)]), overwrite=overwrite, resume=resume)
+        work = work_folder(out, facts, overwrite=overwrite, resume=resume)
         with step_progress("asking the teacher") as report:
             pool = draw_pool(collection, train, teacher, recipe, work, labels=labels, seed=seed, report=report)
         with step_progress("distilling") as report:

@@ -54,6 +54,56 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     assert sum(one["accuracy"]["images"] for one in record["by_fold"]) == 30
 
 
+def test_cut_off_and_resumed_keeps_its_folds_and_gives_the_same(
+    folders, small_recipe, weights_file, tmp_path, monkeypatch
+):
+    fitted = []
+    real = reference_crossval.fit
+
+    def fit(*arguments, **options):
+        fitted.append(options["checkpoint"].name)
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(reference_crossval, "fit", fit)
+    chosen = {"folds": 2, "backbone_weights": str(weights_file), "seed": 1}
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate_reference(folders, tmp_path / "cut", small_recipe, **chosen)
+    resumed = cross_validate_reference(folders, tmp_path / "cut", small_recipe, **chosen, resume=True)
+    assert fitted == ["fold-1.npz", "fold-2.npz", "fold-2.npz"]
+    whole = cross_validate_reference(folders, tmp_path / "whole", small_recipe, **chosen)
+    assert {**resumed, "creation": None} == {**whole, "creation": None}
+
+
+def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, tmp_path, monkeypatch):
+    (tmp_path / "patients.csv").write_text(
+        "file,group\n" + "".join(f"{n}/{n}{i:02}.png,{n}{i // 4}\n" for n in ("no", "yes") for i in range(16))
+    )
+    learned = []
+    monkeypatch.setattr(
+        reference_crossval, "_train_and_ask", lambda learn, held, *rest: learned.append((learn, held)) or [[0.5, 0.5]]
+    )
+    record = cross_validate_reference(
+        folders,
+        tmp_path / "figures",
+        small_recipe,
+        folds=3,
+        backbone_weights=str(weights_file),
+        seed=1,
+        excluded=["no/no00.png"],
+        groups=tmp_path / "patients.csv",
+    )
+    assert record["excluded"] == ["no/no00.png"]
+    assert record["patients"] == "patients.csv"
+    files = [one["file"] for one in sorted(record["predictions"], key=lambda one: one["file"])]
+    assert "no/no00.png" not in files
+    patient = [f"{file[:2]}{int(file[-6:-4]) // 4}" for file in files]
+    assert len(learned) == 3
+    for learn, held in learned:
+        assert not {patient[row] for row in learn.rows} & {patient[row] for row in held.rows}
+
+
 def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(recipe.RECIPES, "reference", small_recipe)
     common = ["evaluate", "--data", str(folders), "--cv", "2", "--backbone-weights", str(weights_file)]

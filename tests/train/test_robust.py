@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +23,9 @@ from mri_edge.cli import run  # noqa: E402
 from mri_edge.errors import DataError, OutputError  # noqa: E402
 from mri_edge.preprocess import Preprocessing  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import crossval, duplicates, grey_augment, robust, robust_run, stress  # noqa: E402
+from mri_edge.train import crossval, duplicates, grey_augment, robust, robust_run, stress, unfinished  # noqa: E402
 from mri_edge.train.backbone import build_backbone  # noqa: E402
-from mri_edge.train.data import find_scans  # noqa: E402
+from mri_edge.train.data import find_scans, select  # noqa: E402
 from mri_edge.train.recipe import ROBUST, find_recipe  # noqa: E402
 
 
@@ -287,15 +292,96 @@ def test_preprocessing_is_the_weights_own():
     )
 
 
-@pytest.mark.parametrize("mode", [["--recipe", "robust"], ["--cv", "3"]], ids=["robust", "cv"])
-@pytest.mark.parametrize("option", [["--exclude", "no/*"], ["--split", "grouped"], ["--groups", "patients.csv"]])
-def test_options_that_would_not_be_heard_are_refused(two_sources, tmp_path, monkeypatch, capfd, mode, option):
-    """An image that its owner excludes must not be trained on in silence."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "patients.csv").write_text("file,group\n")
-    assert run(["train", "--data", str(two_sources), "--out", "out", *mode, *option]) == 2
-    assert option[0] in capfd.readouterr().err
+@pytest.mark.parametrize(
+    "options", [["--cv", "3", "--split", "grouped"], ["--recipe", "robust", "--split", "stratified"]]
+)
+def test_splits_without_sense_are_refused(two_sources, tmp_path, capfd, options):
+    assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *options]) == 2
+    assert "--split" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tiny_recipe, tmp_path):
+    """Every third picture of a folder is of the same patient as the third before it, across sources too."""
+    everyone, _ = find_scans(two_sources)
+    csv = tmp_path / "patients.csv"
+    csv.write_text(
+        "file,group\n" + "".join(f"{scan.file},p{index % 25 // 3}{scan.label}\n" for index, scan in enumerate(everyone))
+    )
+    selection = select(two_sources, None, ["a/no/0*.png"], csv)
+    assert len(selection.left_out) == 10
+    collection = robust.collect(selection.scans, tiny_recipe.preprocessing, patients=selection.patients)
+    for split in ("reference", "grouped"):
+        record = robust.choose_roles(collection, split, selection.left_out)
+        roles = np.array([image.role for image in record.images])
+        assert [image.file for image in record.images[90:]] == [scan.file for scan in selection.left_out]
+        assert set(roles[90:]) == {"excluded"}
+        patients = {role: {selection.patients[i] for i in np.flatnonzero(roles[:90] == role)} for role in set(roles)}
+        assert not patients["train"] & patients["validation"]
+        assert not patients["test"] & (patients["train"] | patients["validation"])
+    assert {image.file[0] for image in record.of("test")} == {"a", "b"}, "grouped tests all sources"
+
+
+def test_slices_on_disk_are_those_in_memory(two_sources, tiny_recipe, tmp_path):
+    scans, _ = find_scans(two_sources)
+    held = robust.collect(scans, tiny_recipe.preprocessing)
+    mapped = robust.collect(scans, tiny_recipe.preprocessing, store=tmp_path)
+    np.testing.assert_array_equal(held.pixels, mapped.pixels)
+    for one, other in zip(held.slices, mapped.slices, strict=True):
+        np.testing.assert_array_equal(one.grey, other.grey)
+        assert one.head == other.head
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(two_sources, weights_file, tmp_path):
+    """In the precision that this machine trains in."""
+    script = Path(__file__).with_name("small_robust_run.py")
+    command = [sys.executable, str(script), str(two_sources)]
+    subprocess.run([*command, str(tmp_path / "whole"), str(weights_file)], check=True, timeout=300)
+    checkpoint = tmp_path / ".broken.training" / "checkpoint.npz"
+    process = subprocess.Popen([*command, str(tmp_path / "broken"), str(weights_file)])
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
+    assert 2 <= len(unfinished.facts_in(checkpoint)) < 12
+    subprocess.run([*command, str(tmp_path / "broken"), str(weights_file), "resume"], check=True, timeout=300)
+    whole, broken = (keras.models.load_model(tmp_path / name / "model.keras") for name in ("whole", "broken"))
+    for one, other in zip(whole.get_weights(), broken.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    thresholds = {Bundle.open(tmp_path / name).manifest.threshold for name in ("whole", "broken")}
+    assert len(thresholds) == 1
+    assert not checkpoint.parent.exists()
+
+
+def test_cross_validation_cut_off_keeps_its_finished_folds(
+    two_sources, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch
+):
+    trained = []
+
+    def train(data, train, validation, *arguments, **options):
+        if len(trained) == 1:
+            trained.append(None)
+            raise KeyboardInterrupt
+        trained.append(len(train))
+        network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=answer))
+        return SimpleNamespace(quick=network, temperature=1.0, threshold=0.3)
+
+    def answer(batch):
+        positive = np.asarray(batch).max(axis=(1, 2, 3)) > 2
+        return np.stack([~positive, positive], axis=1).astype(np.float32)
+
+    monkeypatch.setattr(crossval, "train_robust", train)
+    chosen = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+    with pytest.raises(KeyboardInterrupt):
+        robust_run.cross_validate_robust(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
+    with pytest.raises(OutputError, match="--resume goes on"):
+        robust_run.cross_validate_robust(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
+    resumed = robust_run.cross_validate_robust(two_sources, tmp_path / "cut", tiny_recipe, **chosen, resume=True)
+    assert len(trained) == 4
+    assert resumed == robust_run.cross_validate_robust(two_sources, tmp_path / "whole", tiny_recipe, **chosen)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "data", "whole"]
 
 
 def test_figures_that_cannot_be_written_are_told_before_the_work(two_sources, tiny_recipe, tmp_path):

@@ -33,15 +33,29 @@ def make_batch(step):
 
 @pytest.fixture
 def network():
+    return build()
+
+
+def build(precision="float32"):
     keras.utils.set_random_seed(3)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        return layers_of()
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def layers_of():
     layers = [keras.layers.Dense(6, activation="relu", name=f"block{number}_conv1") for number in (1, 3)]
     backbone = keras.Sequential([keras.Input((6,)), *layers])
-    head = keras.layers.Dense(2, activation="softmax", name="head")
-    return keras.Sequential([keras.Input((6,)), backbone, head]), backbone
+    dropout = keras.layers.Dropout(0.3, seed=1)
+    head = keras.layers.Dense(2, activation="softmax", name="head", dtype="float32")
+    return keras.Sequential([keras.Input((6,)), backbone, dropout, head]), backbone
 
 
 def weights_of(model):
-    return {variable.path: keras.ops.convert_to_numpy(variable).copy() for variable in model.variables}
+    return {variable.path: keras.ops.convert_to_numpy(variable).copy() for variable in model.weights}
 
 
 def moved(before, after, part):
@@ -91,3 +105,49 @@ def test_an_error_in_a_batch_reaches_the_caller(network):
 
     with pytest.raises(ValueError, match="no such slice"):
         finetune(*network, PLAN, broken)
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    """Weights and losses of runs that were never cut off, by precision."""
+    plan = dataclasses.replace(PLAN, averaging=0.9, weight_decay=0.01)
+    kept = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        whole, backbone = build(precision)
+        losses = finetune(whole, backbone, plan, make_batch)
+        kept[precision] = (whole.get_weights(), losses)
+    return plan, kept
+
+
+@pytest.mark.parametrize(
+    ("cut", "every", "precision"),
+    [
+        pytest.param(2, 1, "float32", id="in the warm-up"),
+        pytest.param(3, 1, "float32", id="after the warm-up"),
+        pytest.param(11, 4, "float32", id="between checkpoints"),
+        pytest.param(11, 4, "mixed_bfloat16", id="between checkpoints, bfloat16"),
+        pytest.param(15, 1, "float32", id="at the end"),
+    ],
+)
+def test_cut_off_and_resumed_ends_with_the_weights_of_an_unbroken_run(unbroken, tmp_path, cut, every, precision):
+    plan, kept = unbroken
+    expected, losses = kept[precision]
+
+    def stop(done, total, loss):
+        if done == cut:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "checkpoint.npz"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(*build(precision), plan, make_batch, stop, checkpoint=checkpoint, every=every)
+    steps = []
+
+    def watched(step):
+        steps.append(step)
+        return make_batch(step)
+
+    resumed, backbone = build(precision)
+    assert finetune(resumed, backbone, plan, watched, checkpoint=checkpoint, every=every) == losses
+    assert steps == list(range(cut // every * every, 15))
+    for one, other in zip(expected, resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -18,7 +18,7 @@ h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 from mri_edge.bundle import Bundle  # noqa: E402
 from mri_edge.errors import DataError, OutputError  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import run  # noqa: E402
+from mri_edge.train import run, unfinished  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -56,8 +56,7 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(folders, we
     process.kill()
     process.wait()
     assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
-    with np.load(checkpoint) as content:
-        assert 1 <= len(json.loads(str(content["history"]))) < epochs
+    assert 1 <= len(unfinished.facts_in(checkpoint)) < epochs
     subprocess.run(command(folders, tmp_path / "broken", weights_file, epochs, "resume"), check=True, timeout=300)
 
     whole, resumed = (head_weights(tmp_path / name, tmp_path / f"{name}-h5") for name in ("whole", "broken"))
@@ -143,7 +142,7 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
 
 def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):
         run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     monkeypatch.undo()
