@@ -99,23 +99,7 @@ def train(
     recipe = find_recipe(recipe_name)
     if epochs:
         recipe = replace(recipe, epochs=epochs)
-    if bool(teachers) != (recipe.name == "small" and not cv):
-        raise UsageError(
-            "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
-            "mri-edge train --recipe small --teacher vgg16 --data DIR --out BUNDLE",
-        )
-    if recipe.name == "small":
-        # An image that was to be left out must not be trained on in silence.
-        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
-        for option in (name for name, given in unheard.items() if given):
-            raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
-    if cv and split != "reference":
-        raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
-    if recipe.name == "robust" and split == "stratified":
-        raise UsageError(
-            "recipe 'robust' keeps near-duplicates of test images out of training, as a stratified split does not",
-            "Leave --split out, or take --split grouped",
-        )
+    _check_options(recipe.name, teachers=teachers, cv=cv, excluded=excluded, split=split, groups=groups)
     load_keras()
     from .metrics import report_text
     from .robust_run import cross_validate_robust, train_robust_bundle
@@ -157,3 +141,32 @@ def train(
     for key, metric in trained.metrics.items():
         click.echo(f"{key:<12} {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]  of {metric.images}")
     click.echo(f"{out}: written")
+
+
+def _check_options(
+    recipe: str,
+    *,
+    teachers: tuple[str, ...],
+    cv: str | None,
+    excluded: tuple[str, ...],
+    split: str,
+    groups: Path | None,
+) -> None:
+    """Raise UsageError for options that the recipe, or a cross-validation, has no sense for."""
+    if bool(teachers) != (recipe == "small" and not cv):
+        raise UsageError(
+            "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
+            "mri-edge train --recipe small --teacher vgg16 --data DIR --out BUNDLE",
+        )
+    if recipe == "small":
+        # An image that was to be left out must not be trained on in silence.
+        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
+        for option in (name for name, given in unheard.items() if given):
+            raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
+    if cv and split != "reference":
+        raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
+    if recipe == "robust" and split == "stratified":
+        raise UsageError(
+            "recipe 'robust' keeps near-duplicates of test images out of training, as a stratified split does not",
+            "Leave --split out, or take --split grouped",
+        )

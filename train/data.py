@@ -208,7 +208,7 @@ def read_groups(path: Path, scans: Sequence[Scan]) -> list[str]:
         raise DataError(f"{path}: no column {error}", "The first line must be: file,group") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot read ({error})", "Give a CSV file with the columns file,group") from error
-    missing = [scan.file for scan in scans if scan.file not in group_of]
+    missing = [scan.file for scan in scans if not group_of.get(scan.file)]
     if missing:
         raise DataError(f"{path}: no group for {len(missing)} scans, {missing[0]!r} for one", "List every scan")
     return [group_of[scan.file] for scan in scans]

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from mri_edge.errors import DataError
+from mri_edge.errors import DataError, OutputError
 from mri_edge.preprocess import Pixels, Preprocessing
 from mri_edge.split import Role, Split, SplitImage
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from . import calibration, duplicates, grey_augment
 from .backbone import BackboneWeights, build_backbone
-from .data import Labels, Scan, decode
+from .data import Decoded, Labels, Scan, decode
 from .finetune import Batch, Plan, fast_precision, finetune
 from .framework import load_keras
 from .lesions import draw_lesion
@@ -112,27 +111,18 @@ def collect(
         Scans that cannot be read; all are named.
     """
 
-    slices: list[Any] = [None] * len(scans)
-    lock = Lock()
-    with nullcontext() if store is None else open(store / "slices", "w+b") as file:
+    if store is None:
+        slices: dict[int, grey_augment.Slice] = {}
 
-        def each(index: int, picture: Pixels) -> None:
-            one = grey_augment.Slice.from_pixels(picture)
-            if file is None:
-                slices[index] = one
-                return
-            with lock:
-                slices[index] = (file.tell(), one.grey.shape, one.head)
-                file.write(one.grey.tobytes())
+        def keep(index: int, picture: Pixels) -> None:
+            slices[index] = grey_augment.Slice.from_pixels(picture)
 
-        decoded = decode(scans, preprocessing, None if store is None else store / "pixels.npy", each)
-        if file is not None:
-            file.flush()
-            mapped = np.asarray(np.memmap(file, np.uint8, "r"))
-            slices = [_mapped_slice(mapped, *one) for one in slices]
+        decoded = decode(scans, preprocessing, None, keep)
+    else:
+        decoded, slices = _on_disk(scans, preprocessing, store)
     return Collection(
         scans=scans,
-        slices=slices,
+        slices=[slices[index] for index in range(len(scans))],
         pixels=decoded.pixels,
         label=np.array([scan.label for scan in scans]),
         source=np.array([scan.source for scan in scans]),
@@ -141,10 +131,30 @@ def collect(
     )
 
 
-def _mapped_slice(
-    mapped: NDArray[np.uint8], start: int, shape: tuple[int, int], head: tuple[int, int, int, int]
-) -> grey_augment.Slice:
-    return grey_augment.Slice(mapped[start : start + shape[0] * shape[1]].reshape(shape), head)
+def _on_disk(
+    scans: Sequence[Scan], preprocessing: Preprocessing, store: Path
+) -> tuple[Decoded, dict[int, grey_augment.Slice]]:
+    """Decode, and put the slices one behind the other into a file that is mapped afterwards."""
+    places: dict[int, tuple[int, tuple[int, ...], tuple[int, int, int, int]]] = {}
+    lock = Lock()
+    try:
+        with open(store / "slices", "w+b") as file:
+
+            def keep(index: int, picture: Pixels) -> None:
+                one = grey_augment.Slice.from_pixels(picture)
+                with lock:
+                    places[index] = file.tell(), one.grey.shape, one.head
+                    file.write(one.grey.tobytes())
+
+            decoded = decode(scans, preprocessing, store / "pixels.npy", keep)
+            file.flush()
+            mapped = np.asarray(np.memmap(file, np.uint8, "r"))
+    except OSError as error:
+        raise OutputError(f"{store}: cannot write ({error.strerror})", "Make room, or name another folder") from error
+    return decoded, {
+        index: grey_augment.Slice(mapped[start : start + height * width].reshape(height, width), head)
+        for index, (start, (height, width), head) in places.items()
+    }
 
 
 def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:

@@ -81,6 +81,9 @@ def test_groups_must_name_every_scan(folders, tmp_path):
     path.write_text("file,group\nno/no00.png,a\n")
     with pytest.raises(DataError, match="no group for 29 scans"):
         read_groups(path, scans)
+    path.write_text("file,group\n" + "".join(f"{scan.file},\n" for scan in scans))
+    with pytest.raises(DataError, match="no group for 30 scans"):  # not one patient of no name
+        read_groups(path, scans)
     path.write_text("name,patient\nno/no00.png,a\n")
     with pytest.raises(DataError, match="file,group"):
         read_groups(path, scans)
