@@ -15,6 +15,9 @@ from mri_edge.files import fingerprint, write_whole
 
 from .framework import load_keras
 
+# What alone is there when the data or the disk were found unfit: nothing that a resumed training would take up.
+_BEFORE_TRAINING = {"identity", "pixels.npy", "slices"}
+
 
 def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> Path:
     """The folder that holds the state of the training whose result will be ``out``.
@@ -30,6 +33,8 @@ def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> P
     work = out.absolute().with_name(f".{out.name}.training")
     record = work / "identity"
     try:
+        if work.exists() and {file.name for file in work.iterdir()} <= _BEFORE_TRAINING:
+            shutil.rmtree(work)
         if work.exists() and not resume:
             if not overwrite:
                 raise OutputError(

@@ -302,21 +302,25 @@ def test_splits_without_sense_are_refused(two_sources, tmp_path, capfd, options)
 
 
 def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tiny_recipe, tmp_path):
-    """Every third picture of a folder is of the same patient as the third before it, across sources too."""
+    """Eight pictures of each folder are of four patients, and one patient of each label is in both sources."""
     everyone, _ = find_scans(two_sources)
     csv = tmp_path / "patients.csv"
-    csv.write_text(
-        "file,group\n" + "".join(f"{scan.file},p{index % 25 // 3}{scan.label}\n" for index, scan in enumerate(everyone))
-    )
-    selection = select(two_sources, None, ["a/no/0*.png"], csv)
-    assert len(selection.left_out) == 10
+    rows = ["file,group"]
+    for index, scan in enumerate(everyone):
+        number = index % 25
+        patient = f"both-{scan.label}" if number == 24 else f"{scan.folder}-{number // 2 if number < 8 else number}"
+        rows.append(f"{scan.file},{patient}")
+    csv.write_text("\n".join(rows))
+    selection = select(two_sources, None, ["a/no/1[0-2].png"], csv)
+    assert len(selection.left_out) == 3
+    used = len(selection.scans)
     collection = robust.collect(selection.scans, tiny_recipe.preprocessing, patients=selection.patients)
     for split in ("reference", "grouped"):
         record = robust.choose_roles(collection, split, selection.left_out)
         roles = np.array([image.role for image in record.images])
-        assert [image.file for image in record.images[90:]] == [scan.file for scan in selection.left_out]
-        assert set(roles[90:]) == {"excluded"}
-        patients = {role: {selection.patients[i] for i in np.flatnonzero(roles[:90] == role)} for role in set(roles)}
+        assert [image.file for image in record.images[used:]] == [scan.file for scan in selection.left_out]
+        assert set(roles[used:]) == {"excluded"}
+        patients = {role: {selection.patients[i] for i in np.flatnonzero(roles[:used] == role)} for role in set(roles)}
         assert not patients["train"] & patients["validation"]
         assert not patients["test"] & (patients["train"] | patients["validation"])
     assert {image.file[0] for image in record.of("test")} == {"a", "b"}, "grouped tests all sources"

@@ -18,7 +18,7 @@ h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 from mri_edge.bundle import Bundle  # noqa: E402
 from mri_edge.errors import DataError, OutputError  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import run, unfinished  # noqa: E402
+from mri_edge.train import robust_run, run, unfinished  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -148,10 +148,24 @@ def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weig
     monkeypatch.undo()
     (tmp_path / ".out.training").mkdir(exist_ok=True)
     (tmp_path / ".out.training" / "identity").write_text("another")
+    (tmp_path / ".out.training" / "checkpoint.npz").touch()
     with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
         run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     with pytest.raises(OutputError, match="another recipe, seed, data or backbone"):
         run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
+
+
+@pytest.mark.parametrize("train", [run.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
+def test_what_was_mended_is_trained_without_more_ado(train, folders, small_recipe, weights_file, tmp_path, monkeypatch):
+    """Unfit data leave nothing behind that the next try would have to --resume or --overwrite."""
+    (folders / "no" / "broken.png").write_bytes(b"hello")
+    chosen = {"backbone_weights": str(weights_file), "seed": 1}
+    with pytest.raises(DataError, match=r"1 of 31 scans cannot be read: no/broken\.png"):
+        train(folders, tmp_path / "out", small_recipe, **chosen)
+    (folders / "no" / "broken.png").unlink()
+    monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    with pytest.raises(OutputError, match="5 MB free"):
+        train(folders, tmp_path / "out", small_recipe, **chosen)
 
 
 def test_a_single_class_is_refused(small_recipe, weights_file, folders, tmp_path):
