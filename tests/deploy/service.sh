@@ -75,5 +75,5 @@ if ! grep -qx 'ALL WELL' "$root/use.log"; then
     echo "service.sh: NOT well" >&2
     exit 1
 fi
-grep -E 'VmHWM|exposure' "$root/use.log"
+grep -E '^VmHWM|^→' "$root/use.log"
 echo "service.sh: all well"

@@ -1,0 +1,52 @@
+"""`make test-arm64` says no where it should."""
+
+from __future__ import annotations
+
+import math
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from mri_edge.bundle import Bundle
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    """The script, as a module: it is no package's."""
+    spec = spec_from_file_location("arm64_check", HERE / "check.py")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _answers(probability: float, label: str = "yes", name: str = "scan.jpg") -> list[dict[str, Any]]:
+    return [{"file": f"/there/{name}", "label": label, "probabilities": {"no": 1 - probability, "yes": probability}}]
+
+
+@pytest.mark.parametrize(
+    ("there", "agrees"),
+    [
+        (_answers(0.9), True),
+        (_answers(0.9 + 5e-6), True),
+        (_answers(0.9 + 2e-5), False),
+        (_answers(0.9, label="no"), False),
+        (_answers(math.nan), False),
+    ],
+    ids=["same", "near", "far", "label", "nan"],
+)
+def test_difference_and_label_decide(check: ModuleType, tiny_bundle: Path, there: Any, agrees: bool) -> None:
+    found = check.compare(Bundle.open(tiny_bundle), "model.onnx", _answers(0.9), there)
+    assert check.agrees(found) is agrees
+
+
+def test_other_scans_are_no_comparison(check: ModuleType, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    for there in ([], _answers(0.9, name="another.jpg")):
+        with pytest.raises(check.Failed, match="other scans"):
+            check.compare(bundle, "model.onnx", _answers(0.9), there)
