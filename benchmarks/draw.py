@@ -101,10 +101,16 @@ def _circumstances(compared: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
     images = max(compared["images"].values(), default=0)
     return (
-        f"{machine['cpu'].partition(' (')[0]}, {compared['threads']} threads; {told}; load by {compared['driver']}. "
+        f"{machine['cpu'].partition(' (')[0]}, {compared['threads']} threads; {told}; {_clock(compared)}. "
         f"{compared['rounds']} rounds in turn, each subject alone in its process; in brackets the lowest and the "
         f"highest round. Accuracy on the reference's {images} test images."
     )
+
+
+def _clock(compared: dict[str, Any]) -> str:
+    if compared["busy"]:
+        return "on a clock that stands still while a program waits for a core, because the machine had other work"
+    return f"load by {compared['driver']}"
 
 
 def _absent(compared: dict[str, Any]) -> list[str]:
@@ -115,8 +121,9 @@ def _absent(compared: dict[str, Any]) -> list[str]:
 
 def _starts(started: dict[str, Any]) -> list[str]:
     rows = sorted(started["rows"].items(), key=lambda item: item[1]["seconds"]["value"])
+    unit = "CPU seconds" if started["busy"] else "seconds"
     return [
-        "| cold start, the whole process | seconds | times the Keras script |",
+        f"| cold start, the whole process | {unit} | times the Keras script |",
         "| --- | ---: | ---: |",
         *(f"| {name} | {_spread(row['seconds'])} | {_spread(row.get('times_faster'))} |" for name, row in rows),
     ]

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -25,18 +25,26 @@ def program(*arguments: object) -> list[str]:
     return [str(Path(sys.executable).with_name("mri-edge")), *map(str, arguments)]
 
 
-def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-    """Run every command once a round, in turn; wall-clock seconds of each run.
+def wall_seconds(command: Sequence[str]) -> float:
+    """Wall-clock seconds of a whole process. Raises CalledProcessError if it fails."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    return time.perf_counter() - start
 
-    A first round warms the file cache and is not counted. Raises CalledProcessError if a command fails.
+
+def alternate(
+    commands: Mapping[str, Sequence[str]], rounds: int, measure: Callable[[Sequence[str]], float] = wall_seconds
+) -> dict[str, list[float]]:
+    """Run every command once a round, in turn; what ``measure`` says of each run.
+
+    A first round warms the file cache and is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+            spent = measure(command)
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(spent)
     return seconds
 
 

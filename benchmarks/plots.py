@@ -68,7 +68,8 @@ def _bars(started: dict[str, Any]) -> None:
     values = [row["seconds"]["value"] for _, row in rows]
     bars = axes.barh([name for name, _ in rows], values, color=[_kind(name)[0] for name, _ in rows])
     axes.bar_label(bars, [f"{value:.2f} s" for value in values], padding=4)
-    axes.set(xscale="log", xlabel="seconds, whole process (log)", xlim=(min(values) / 2, max(values) * 3))
+    label = f"{'CPU seconds' if started['busy'] else 'seconds'}, whole process (log)"
+    axes.set(xscale="log", xlabel=label, xlim=(min(values) / 2, max(values) * 3))
     _save(figure, "cold_start")
 
 

@@ -20,7 +20,7 @@ import undisturbed
 from float_twin import write_float_twin
 from mri_edge import Bundle, Classifier, images
 from mri_edge.engines.fake import FakeEngine
-from paired import program, script
+from paired import alternate, program, script
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -29,7 +29,7 @@ STAGES = ("decode", "resize", "infer", "rest", "start")
 _REPEATS = 15
 _ROUNDS = 3
 _RUNS = 10
-_STARTS = 6
+_STARTS = 5
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,9 @@ def starts(model: str, scan: Path) -> list[Ratio]:
         "ours": program("predict", scan, "--json", "--model", model, "--threads", 1),
         "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", scan),
     }
-    ms: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(_STARTS):
-        for name, command in commands.items():
-            ms[name].append(undisturbed.cpu_seconds(command) * 1e3)
-    return [Ratio("start", f"{model}: CPU time of a cold predict / of the barest script", *map(min, ms.values()))]
+    seconds = alternate(commands, _STARTS, undisturbed.cpu_seconds)
+    ours, bare = (min(one) * 1e3 for one in seconds.values())
+    return [Ratio("start", f"{model}: CPU time of a cold predict / of the barest script", ours, bare)]
 
 
 def _decode(scan: Path) -> Image.Image:
@@ -129,12 +127,11 @@ def _decode(scan: Path) -> Image.Image:
 
 def _run_peer(peer: str, model: Path, tensors: Path) -> list[float]:
     request = {"peer": peer, "model": str(model), "threads": 1, "tensors": str(tensors), "runs": _RUNS}
+    request |= {"answers": False}
     command = [sys.executable, str(HERE / "run_peer.py"), json.dumps(request)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])["ms"]
 
 
 def _ms(action: Callable[[], object]) -> float:
-    start = undisturbed.now()
-    action()
-    return (undisturbed.now() - start) * 1e3
+    return undisturbed.seconds_of(action) * 1e3

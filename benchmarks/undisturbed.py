@@ -7,23 +7,38 @@ on a machine with other work. Elsewhere it is the plain clock.
 
 from __future__ import annotations
 
+import glob
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _STATISTICS = "/proc/thread-self/schedstat"
 
 
-def now() -> float:
-    """Seconds on that clock; only differences mean something, and only within one thread."""
-    try:
-        with open(_STATISTICS, encoding="ascii") as file:
-            waited = int(file.read().split()[1])
-    except (OSError, ValueError, IndexError):
-        waited = 0
-    return time.perf_counter() - waited / 1e9
+def seconds_of(action: Callable[[], object], *, all_threads: bool = False) -> float:
+    """Seconds that ``action`` takes, less what this thread waited for a core meanwhile.
+
+    ``all_threads``: less what any thread of this process waited, for libraries that work in threads of their own;
+    right where one of them works at a time.
+    """
+    threads = "/proc/self/task/*/schedstat" if all_threads else _STATISTICS
+    waited, start = _waited(threads), time.perf_counter()
+    action()
+    end = time.perf_counter()
+    return end - start - (_waited(threads) - waited)
+
+
+def _waited(threads: str) -> float:
+    total = 0
+    for file in glob.glob(threads):
+        try:
+            with open(file, encoding="ascii") as statistics:
+                total += int(statistics.read().split()[1])
+        except (OSError, ValueError, IndexError):  # it ended meanwhile, or the system does not tell
+            continue
+    return total / 1e9
 
 
 def cpu_seconds(command: Sequence[object]) -> float:
