@@ -43,6 +43,7 @@ HERE = Path(__file__).parent
 BASELINE = "vgg16: keras.Model.predict: model.keras"
 # Together the queries support the 90th percentile.
 ROUNDS, QUERIES, SECONDS, SAMPLES, BATCH = 3, 22, 1.0, 24, 8
+BUSY_ROUNDS, BUSY_QUERIES = 2, 8
 _CALIBRATION = 32  # training images for Olive
 _LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "mlcommons-loadgen")
 DEMO = sorted((CHECKOUT / "examples").glob("*.jpg"))
@@ -106,7 +107,7 @@ def run_subject(one: Subject, tensors: Path, threads: int, *, answers: bool, bus
         "samples": SAMPLES,
         "batch": BATCH,
         "answers": answers,
-        **({"runs": QUERIES} if busy else {}),
+        **({"runs": BUSY_QUERIES} if busy else {}),
     }
     command = [sys.executable, str(HERE / "run_peer.py"), json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -179,8 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="for a machine with other work: one thread each, on a clock that stands still while it waits for a core",
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
     chosen = parser.parse_args(arguments)
+    rounds = BUSY_ROUNDS if chosen.busy else ROUNDS
     data, threads, held = data_folder(), 1 if chosen.busy else available_cpus(), bundles()
     with tempfile.TemporaryDirectory() as work:
         everything: list[tuple[Subject, Path]] = []
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         readings: dict[str, list[dict[str, Any]]] = {one.key: [] for one, _ in everything}
         problems = {one.key: one.problem for one, _ in everything if one.problem}
         watch = Watch()
-        turns = [turn for _ in range(chosen.rounds) for turn in everything]
+        turns = [turn for _ in range(rounds) for turn in everything]
         for one, tensors in track(turns, "compare", len(turns)):
             if one.key in problems:
                 continue
@@ -221,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": machine_facts(),
         "libraries": library_versions() | installed(_LIBRARIES),
         "threads": threads,
-        "rounds": chosen.rounds,
+        "rounds": rounds,
         "busy": chosen.busy,
         "driver": drivers[0] if drivers else None,
         "images": {name: len(many) for name, many in judges.items()},

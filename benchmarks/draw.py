@@ -101,9 +101,9 @@ def _circumstances(compared: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
     images = max(compared["images"].values(), default=0)
     return (
-        f"{machine['cpu'].partition(' (')[0]}, {compared['threads']} threads; {told}; {_clock(compared)}. "
-        f"{compared['rounds']} rounds in turn, each subject alone in its process; in brackets the lowest and the "
-        f"highest round. Accuracy on the reference's {images} test images."
+        f"{machine['cpu'].partition(' (')[0]}, {_count(compared['threads'], 'thread')}; {told}; {_clock(compared)}. "
+        f"{_count(compared['rounds'], 'round')} in turn, each subject alone in its process; in brackets the lowest and "
+        f"the highest round. Accuracy on the reference's {images} test images."
     )
 
 
@@ -143,6 +143,10 @@ def _notes(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str,
         "p90 is the bound that holds with 99% confidence; nothing is trimmed. Not an MLPerf result.",
         *([f"While this was measured, {'; '.join(disturbed)}."] if disturbed else []),
     ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _number(value: float | None) -> str:

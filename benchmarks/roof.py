@@ -29,7 +29,7 @@ from mri_edge.throttle import Watch
 # Square products, and one in the shape of VGG16's middle layers (places x channels of 3 x 3, channels).
 SIZES = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 2304, 256))
 _SECONDS = 0.6
-_ROUNDS = 3
+_ROUNDS, _BUSY_ROUNDS = 3, 1
 
 
 def onnxruntime_product(kind: str, size: tuple[int, int, int], threads: int) -> float:
@@ -121,12 +121,12 @@ def _alone(library: str, kind: str, size: tuple[int, int, int], threads: int) ->
     return float(done.stdout.splitlines()[-1])
 
 
-def measure(threads: int) -> dict[str, Any]:
+def measure(threads: int, rounds: int) -> dict[str, Any]:
     """Every product in every library, each alone, in turn; the best of each kind is the roof."""
     watch = Watch()
     best: dict[str, dict[str, float]] = {"int8": {}, "float32": {}}
     problems: dict[str, str] = {}
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for library, kinds in _KINDS.items():
             for kind in kinds:
                 for size in SIZES:
@@ -140,6 +140,7 @@ def measure(threads: int) -> dict[str, Any]:
         "machine": machine_facts(),
         "libraries": installed(("onnxruntime", "openvino", "numpy")),
         "threads": threads,
+        "rounds": rounds,
         "multiply_adds_per_second": best,
         "roof": {kind: max(found.values()) for kind, found in best.items() if found},
         "problems": problems,
@@ -176,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         library, kind, size, threads = json.loads(chosen.one)
         print(PRODUCTS[library](kind, tuple(size), threads))
         return
-    record = measure(1 if chosen.busy else available_cpus())
+    record = measure(*(1, _BUSY_ROUNDS) if chosen.busy else (available_cpus(), _ROUNDS))
     records.save("roof", record, committed=chosen.record)
     for kind, found in record["multiply_adds_per_second"].items():
         for library, rate in sorted(found.items(), key=lambda item: -item[1]):
