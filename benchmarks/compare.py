@@ -27,6 +27,7 @@ import numpy as np
 from macs import multiply_adds
 from mri_edge import Bundle, images
 from mri_edge.benchmark import machine_facts, spread, stream
+from mri_edge.bundle import EMBEDDED
 from mri_edge.cpu import available_cpus
 from mri_edge.export.statistics import proportion
 from mri_edge.files import make_folder
@@ -163,11 +164,19 @@ def row_of(
 
 
 def ratios(rows: dict[str, dict[str, Any]]) -> None:
-    """Add to each row how many times faster than the baseline it is: of the medians, and round by round."""
-    base = rows.get(BASELINE, {}).get("round_ms")
+    """Add to each row how many times faster than the baseline it is: of the medians, with the spread of the rounds."""
+    base = rows.get(BASELINE, {})
     for row in rows.values():
-        if base and "round_ms" in row:
-            row["times_faster"] = asdict(spread(b / own for b, own in zip(base, row["round_ms"], strict=True)))
+        if "round_ms" in base and "round_ms" in row:
+            by_round = [slow / fast for slow, fast in zip(base["round_ms"], row["round_ms"], strict=True)]
+            value = base["model"]["median"]["value"] / row["model"]["median"]["value"]
+            row["times_faster"] = {"value": value, "low": min(by_round), "high": max(by_round)}
+
+
+def ships(name: str, bundle: Bundle) -> bool:
+    """Whether a bundle is the whole of the embedded model of its name, or another training of the same network."""
+    embedded = {one.sha256 for one in Bundle.open(EMBEDDED / name).manifest.artefacts}
+    return embedded <= {one.sha256 for one in bundle.manifest.artefacts}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -227,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
         "driver": drivers[0] if drivers else None,
         "images": {name: len(many) for name, many in judges.items()},
         "multiply_adds": {name: multiply_adds(bundle) for name, bundle in held.items()},
+        "ships": {name: ships(name, bundle) for name, bundle in held.items()},
         "olive": olive_said,
         "disturbed": list(marks),
         "baseline": BASELINE,

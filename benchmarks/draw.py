@@ -138,7 +138,13 @@ def _notes(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str,
     )
     work = ", ".join(f"{name} {count / 1e9:.3g} G" for name, count in compared["multiply_adds"].items() if count)
     disturbed = sorted({*compared["disturbed"], *started["disturbed"], *ceiling["disturbed"]})
+    others = [name for name, same in compared["ships"].items() if not same]
     return [
+        *(
+            f"The `{name}` measured here is another training of the network than the one that ships, which comes in "
+            "int8 alone: times are alike, accuracy is its own."
+            for name in others
+        ),
         f"The roof is the best of plain matrix products here: {rates}. An image takes {work} of them. "
         "p90 is the bound that holds with 99% confidence; nothing is trimmed. Not an MLPerf result.",
         *([f"While this was measured, {'; '.join(disturbed)}."] if disturbed else []),
