@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+from paired import ENVIRONMENT
+
 _STATISTICS = "/proc/thread-self/schedstat"
 
 
@@ -50,7 +52,7 @@ def cpu_seconds(command: Sequence[object]) -> float:
         The process failed; the message is the last that it said.
     """
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, env=ENVIRONMENT)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
