@@ -62,7 +62,7 @@ class Bundle:
         text = _read_manifest(folder)
         if signed_by is None:
             return cls.read(folder, text)
-        from .signature import check
+        from .delivery.signature import check
 
         # The bytes that were checked are the bytes that are read: not the file a second time.
         check(text, _read_signature(folder), Path(signed_by), str(folder))

@@ -22,9 +22,9 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
     BUNDLE is signed.
     """
     from ..bundle import Bundle
+    from ..delivery.packed import pack
     from ..errors import OutputError
     from ..files import sha256_of
-    from ..packed import pack
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: is there already", "Name another file, or say --overwrite")
@@ -51,7 +51,7 @@ def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
     Whole or not at all. Every byte is checked against the one form that pack writes: links, paths that lead
     elsewhere, files that the manifest does not list, other sizes and other hashes are refused.
     """
-    from ..packed import unpack
+    from ..delivery.packed import unpack
 
     manifest = unpack(packed, out, signed_by=key, overwrite=overwrite)
     click.echo(f"{out}: {manifest.name} {manifest.version}")
@@ -67,7 +67,7 @@ def sign(model: str, key: Path) -> None:
     manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the bundle drops it.
     """
     from ..bundle import Bundle
-    from ..signature import sign
+    from ..delivery.signature import sign
 
     fingerprint = sign(Bundle.open(model), key, passphrase=lambda: _passphrase(key))
     click.echo(f"{model}: signed, key {fingerprint}")
@@ -85,8 +85,8 @@ def verify_signature(model: str, key: Path) -> None:
     3. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
     """
     from ..bundle import Bundle
-    from ..packed import check_packed
-    from ..signature import fingerprint
+    from ..delivery.packed import check_packed
+    from ..delivery.signature import fingerprint
 
     path = Path(model)
     manifest = check_packed(path, key) if path.is_file() else Bundle.open(model, signed_by=key).manifest
@@ -101,7 +101,7 @@ def keygen(name: Path) -> None:
     NAME.pem signs and stays with you; NAME.pub.pem is for the devices. The private key is not protected by a
     passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, and sign will ask for it.
     """
-    from ..signature import make_keys
+    from ..delivery.signature import make_keys
 
     private, public = name.with_name(f"{name.name}.pem"), name.with_name(f"{name.name}.pub.pem")
     fingerprint = make_keys(private, public)

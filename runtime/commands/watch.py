@@ -13,11 +13,11 @@ import click
 from ..bundle import Bundle
 from ..classifier import Classifier
 from ..errors import UsageError
-from ..lock import held
-from ..outbox import Outbox, Record
 from ..prediction import NOTICE, as_json
-from ..systemd import notify
-from ..watch import Watch
+from ..watching.lock import held
+from ..watching.outbox import Outbox, Record
+from ..watching.systemd import notify
+from ..watching.watch import Watch
 from .options import REQUIRE_SIGNATURE, model_options
 
 EXAMPLES = """\b

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from mri_edge.bundle import MANIFEST, SIGNATURE, Bundle, new_bundle
 from mri_edge.cli import run
+from mri_edge.delivery.packed import check_packed, pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, OutputError, SignatureError, UsageError
 from mri_edge.manifest import Manifest
-from mri_edge.packed import check_packed, pack, unpack
 
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
-from mri_edge.signature import fingerprint, make_keys, sign
+from mri_edge.delivery.signature import fingerprint, make_keys, sign
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from .bundle import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle, check_free
-from .errors import BundleError, IntegrityError, OutputError
-from .files import whole_file, whole_folder
-from .manifest import Artefact, Document, Manifest
+from ..bundle import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle, check_free
+from ..errors import BundleError, IntegrityError, OutputError
+from ..files import whole_file, whole_folder
+from ..manifest import Artefact, Document, Manifest
 from .signature import SIGNATURE_BYTES, check
 
 SUFFIX = ".mribundle"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UsageError
-from .images import SUFFIXES
+from ..errors import UsageError
+from ..images import SUFFIXES
 
 # What copying programs call a file while they write it: rsync, browsers, Windows, editors.
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")

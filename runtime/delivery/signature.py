@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import MANIFEST, SIGNATURE, Bundle
-from .errors import OutputError, SignatureError, UsageError, first_line
-from .files import write_whole
+from ..bundle import MANIFEST, SIGNATURE, Bundle
+from ..errors import OutputError, SignatureError, UsageError, first_line
+from ..files import write_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

@@ -13,14 +13,14 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import images
+from .. import images
+from ..classifier import Classifier
+from ..errors import InputError, OutputError, UsageError
+from ..files import sha256_of
+from ..prediction import Failure, Prediction
 from .arrivals import Arrival, Arrivals, stamp_of
 from .athand import AtHand
-from .classifier import Classifier
-from .errors import InputError, OutputError, UsageError
-from .files import sha256_of
 from .outbox import Outbox, Record
-from .prediction import Failure, Prediction
 from .systemd import notify
 
 _PATIENCE = 5  # a scan that cannot be read may still be on its way: it is given this many times longer
@@ -57,7 +57,7 @@ class Watch:
         tell: Callable[[str], None] = lambda words: None,
     ) -> None:
         if heatmap:
-            from .overlay import require_activation
+            from ..overlay import require_activation
 
             require_activation(classifier)
         self.failed = 0
@@ -188,7 +188,7 @@ class Watch:
             record = result.to_dict() | {"sha256": sha256}
             record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
             if self._heatmap and isinstance(result, Prediction) and result.activation is not None:
-                from .overlay import overlay
+                from ..overlay import overlay
 
                 picture = overlay(images.load(arrival.path), result.activation, result)
                 self._outbox.write_heatmap(kept, picture)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import OutputError, UsageError
+from ..errors import OutputError, UsageError
 
 LOCK = ".mri-edge.lock"
 

@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, OutputError
-from .files import clear_leftovers, make_folder, move_whole, sha256_of, sync_folder, write_whole
-from .prediction import as_json
+from ..errors import InputError, OutputError
+from ..files import clear_leftovers, make_folder, move_whole, sha256_of, sync_folder, write_whole
+from ..prediction import as_json
 
 Record = dict[str, Any]
 

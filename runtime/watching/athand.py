@@ -9,7 +9,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from .errors import OutputError
+from ..errors import OutputError
 
 NOTE = ".at-hand.json"
 
