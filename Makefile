@@ -29,7 +29,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# OLIVE=python: one with olive-ai. BUSY=1: for a machine with other work, as the committed record was made.
+# OLIVE=python: one with olive-ai. BUSY=1: for a machine with other work.
 bench: $(VENV)/.dev  ## every figure of README anew, compared with the record (BUSY=1, OLIVE=python)
 	$(BIN)/python benchmarks/compare.py $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/cold_start.py $(if $(BUSY),--busy)

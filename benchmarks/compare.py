@@ -123,10 +123,10 @@ def _run_app(one: Subject, threads: int, shape: Iterable[int]) -> dict[str, Any]
     options |= {"-t": max(1, round(SECONDS)), "-shape": f"[1,{','.join(map(str, shape))}]"}
     command = [sys.executable, "-c", _APP, *(str(part) for pair in options.items() for part in pair)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"Median: +([\d.]+) ms", done.stdout)
+    found = re.search(r"Median: +([\d.]+) (ms|us)", done.stdout)
     if done.returncode or not found:
         return (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"])[-1]
-    return {"ms": [float(found[1])]}
+    return {"ms": [float(found[1]) / (1000 if found[2] == "us" else 1)]}
 
 
 def row_of(
