@@ -224,9 +224,9 @@ def measure(
     rows = tuple(_row(one, readings[one], problems.get(one)) for one in found)
     drivers = [reading.driver for many in readings.values() for reading in many]
     if not drivers:
-        raise EngineError(
-            f"{bundle.folder}: no artefact could run: {next(iter(problems.values()))}", "See 'mri-edge doctor'"
-        )
+        # Why one failed that was tried says more than that another engine is not installed.
+        reason = next((problems[one] for one in found if not one.problem), next(iter(problems.values())))
+        raise EngineError(f"{bundle.folder}: no artefact could run: {reason}", "See 'mri-edge doctor'")
     clocks = [reading.clock for many in readings.values() for reading in many if reading.clock is not None]
     slow = slow_clock(clocks)
     return Report(

@@ -19,7 +19,7 @@ CONFIDENCE = 0.99
 PERCENTILES = (0.5, 0.9, 0.99)
 SERVER_PERCENTILE = 0.99
 # More than this is never asked of the Server search: by then it is the search that is wrong.
-_DOUBLINGS = 24
+_HALVINGS = 7
 _BISECTIONS = 4
 _SEED = 0
 
@@ -141,28 +141,30 @@ def driver() -> Driver:
     return LoadgenDriver() if is_installed() else OwnDriver()
 
 
-def highest_rate(run: Callable[[float], Served], bound_ms: float, first: float) -> float | None:
+def highest_rate(run: Callable[[float], Served], bound_ms: float, most: float) -> float | None:
     """The highest Poisson rate found whose 99th percentile stays under ``bound_ms``; None if none does.
 
-    ``run`` serves at a rate in queries a second; the search doubles or halves from ``first``, then bisects
-    to within a sixteenth.
+    ``run`` serves at a rate in queries a second. ``most`` is what a single stream reaches: beyond it the line
+    grows without end, even if it stays under a generous bound for as long as a run takes. The search
+    begins at half of that, doubles or halves, then bisects to within a sixteenth.
     """
 
     def holds(rate: float) -> bool:
         bound = percentile_bound(run(rate).latencies_ms, SERVER_PERCENTILE)
         return bound is not None and bound <= bound_ms
 
-    good, bad = 0.0, math.inf
-    rate = first
-    for _ in range(_DOUBLINGS):
-        if holds(rate):
-            good, rate = rate, rate * 2
-        else:
+    good, bad, rate = 0.0, most, most / 2
+    if holds(rate):
+        if holds(most):
+            return most
+        good = rate
+    else:
+        while not good:
             bad, rate = rate, rate / 2
-        if good and bad < math.inf:
-            break
-        if not good and rate < first / 2**6:
-            return None
+            if rate < most / 2**_HALVINGS:
+                return None
+            if holds(rate):
+                good = rate
     for _ in range(_BISECTIONS):
         middle = (good + bad) / 2
         good, bad = (middle, bad) if holds(middle) else (good, middle)

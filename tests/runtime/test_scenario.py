@@ -121,12 +121,23 @@ def test_both_drivers_agree():
     assert 0.8 < max(rates[theirs]) / max(rates[ours]) < 1.25
 
 
-@pytest.mark.parametrize(("capacity", "first"), [(100.0, 10.0), (100.0, 5000.0), (3.0, 50.0)])
-def test_highest_rate_finds_the_capacity(capacity, first):
+@pytest.mark.parametrize(("capacity", "most"), [(100.0, 150.0), (100.0, 5000.0), (3.0, 50.0)])
+def test_highest_rate_finds_the_capacity(capacity, most):
     def serve(rate):
         return Served(rate, tuple([1.0 if rate <= capacity else 99.0] * 662))
 
-    assert highest_rate(serve, 10.0, first) == pytest.approx(capacity, rel=1 / 16)
+    assert highest_rate(serve, 10.0, most) == pytest.approx(capacity, rel=1 / 16)
+
+
+def test_highest_rate_is_none_that_a_single_stream_cannot_keep_up_with():
+    asked = []
+
+    def serve(rate):
+        asked.append(rate)
+        return Served(rate, (1.0,) * 662)
+
+    assert highest_rate(serve, 500.0, 80.0) == 80.0
+    assert max(asked) == 80.0
 
 
 def test_highest_rate_gives_up_where_no_rate_holds():
