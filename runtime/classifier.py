@@ -150,15 +150,17 @@ class Classifier:
         )
         return cls(bundle, chosen.artefact, opened, batch_size=chosen.batch, warnings=warnings)
 
-    def predict(self, source: Source) -> Prediction:
+    def predict(self, source: Source, *, keep_pixels: bool = False) -> Prediction:
         """Classify one scan: a path, the bytes of a file, a Pillow image, or an array (see ``images.load``).
+
+        With ``keep_pixels`` the prediction holds the scan as it was decoded.
 
         Raises
         ------
         InputError
             The scan cannot be read; the message says why.
         """
-        return self._infer([self._prepare(source)])[0]
+        return self._infer([self._prepare(source, keep_pixels)])[0]
 
     def predict_batches(
         self,

@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .. import images
 from ..classifier import Classifier
 from ..errors import InputError, OutputError, UsageError
 from ..files import sha256_of
@@ -187,10 +186,10 @@ class Watch:
                 return None
             record = result.to_dict() | {"sha256": sha256}
             record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
-            if self._heatmap and isinstance(result, Prediction) and result.activation is not None:
+            if isinstance(result, Prediction) and result.pixels is not None and result.activation is not None:
                 from ..overlay import overlay
 
-                picture = overlay(images.load(arrival.path), result.activation, result)
+                picture = overlay(result.pixels, result.activation, result)
                 self._outbox.write_heatmap(kept, picture)
                 record["heatmap"] = f"heatmaps/{kept}.png"
             record["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -200,7 +199,7 @@ class Watch:
 
     def _predict(self, scan: Path) -> Prediction | Failure:
         try:
-            return replace(self._classifier.predict(scan), file=os.fspath(scan))
+            return replace(self._classifier.predict(scan, keep_pixels=self._heatmap), file=os.fspath(scan))
         except InputError as error:
             return Failure(os.fspath(scan), error)
 
