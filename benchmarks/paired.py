@@ -50,12 +50,9 @@ def alternate(
 
 def peak_memory(command: Sequence[str]) -> float:
     """Largest resident set of a process, in MiB. Raises CalledProcessError if the command fails."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    measured = script("peak_memory.py", *command)
+    done = subprocess.run(measured, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    return int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def ratio_of_medians(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> float:
