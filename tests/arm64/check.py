@@ -38,10 +38,11 @@ CORES = {"cortex-a72": "Raspberry Pi 4: no dot products", "cortex-a76": "Raspber
 ENGINES = ("onnxruntime", "litert")
 # The emulated system gets this machine's versions, so that a difference is the processor's.
 PACKAGES = ("ai-edge-litert", "click", "flatbuffers", "numpy", "onnxruntime", "pillow", "protobuf", "rich")
-# How far apart a probability may be, by precision. float: other kernels sum in another order, in 24 or 11 bits.
-# int8: sums are integers and exact on both, what is left is the last layer in float, and values on the edge
-# between two steps that round the other way.
-BOUNDS = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.02, "int8": 0.02}
+# How far apart a probability may be, by precision. float32: other kernels sum in another order. float16: what export
+# allows it against Keras; the A76 computes in half precision where x86 widens to float32 (2.4e-3 seen). dynamic: each
+# run measures its ranges anew, and one kernel rounds otherwise than the other (6.6e-4 seen). int8: sums are integers
+# and exact on both, what is left is the last layer in float (1.2e-7 seen).
+BOUNDS = {"float32": 1e-5, "float16": 5e-3, "dynamic": 5e-3, "int8": 1e-5}
 LIMIT = 1800  # seconds for one emulated command; the slowest takes minutes
 
 Record = dict[str, Any]

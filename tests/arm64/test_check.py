@@ -1,7 +1,8 @@
-"""`make test-arm64` says no where it should."""
+"""`make test-arm64` says no where it should, and the committed record is one that it would say yes to."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -50,3 +51,16 @@ def test_other_scans_are_no_comparison(check: ModuleType, tiny_bundle: Path) -> 
     for there in ([], _answers(0.9, name="another.jpg")):
         with pytest.raises(check.Failed, match="other scans"):
             check.compare(bundle, "model.onnx", _answers(0.9), there)
+
+
+def test_record_holds(check: ModuleType) -> None:
+    record = json.loads((HERE / "record.json").read_text(encoding="utf-8"))
+    assert record["problems"] == []
+    assert set(record["cores"]) == set(check.CORES)
+    assert "dotprod" not in record["cores"]["cortex-a72"]["instructions"]
+    assert "dotprod" in record["cores"]["cortex-a76"]["instructions"]
+    for row in record["comparisons"]:
+        assert check.agrees(row), row
+        assert row["bound"] == check.BOUNDS[row["precision"]]
+    engines = {(row["core"], row["engine"]) for row in record["comparisons"]}
+    assert engines == {(core, engine) for core in check.CORES for engine in check.ENGINES}
