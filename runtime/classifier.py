@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,17 +16,16 @@ import numpy as np
 from . import images
 from .bundle import DEFAULT_MODEL, Bundle
 from .cpu import available_cpus
-from .engines import Engine, open_engine
-from .errors import EngineError, InputError, ProviderUnavailable
+from .engines import Engine
+from .errors import EngineError, InputError
 from .images import Source
 from .manifest import Artefact
 from .novelty import NoveltyCheck
+from .opening import Opening
 from .plausibility import doubts
 from .prediction import Failure, Latency, Prediction, decide
 from .preprocess import Pixels
-from .selection import DEFAULT_BATCH, select
-
-_log = logging.getLogger(__name__)
+from .selection import DEFAULT_BATCH
 
 
 @dataclass(frozen=True)
@@ -125,30 +123,25 @@ class Classifier:
             The engine cannot run it.
         """
         bundle = model if isinstance(model, Bundle) else Bundle.open(model)
-        chosen = select(bundle, artefact, engine, provider=provider, threads=threads, many=many)
-        start = perf_counter()
-        path = bundle.path_of(chosen.artefact)
-        verified = perf_counter()
-        warnings: tuple[str, ...] = ()
-        try:
-            opened = open_engine(path, engine=chosen.engine, provider=provider, threads=chosen.threads)
-        except ProviderUnavailable as error:
-            if not allow_fallback:
-                raise
-            opened = open_engine(path, engine=chosen.engine, provider="cpu", threads=chosen.threads)
-            warnings = (f"{error.problem}; {opened.provider} ran in its place",)
-        _log.info(
-            "%s (%s), engine %s, provider %s, threads %d, batch %d; verified in %.0f ms, opened in %.0f ms",
-            path,
-            chosen.reason,
-            opened.name,
-            opened.provider,
-            opened.threads,
-            chosen.batch,
-            (verified - start) * 1e3,
-            (perf_counter() - verified) * 1e3,
+        return cls.opened(
+            Opening(
+                bundle,
+                artefact=artefact,
+                engine=engine,
+                provider=provider,
+                threads=threads,
+                many=many,
+                allow_fallback=allow_fallback,
+            )
         )
-        return cls(bundle, chosen.artefact, opened, batch_size=chosen.batch, warnings=warnings)
+
+    @classmethod
+    def opened(cls, opening: Opening) -> Classifier:
+        """Wait for a model that is being opened. Raises what ``Opening.wait`` does."""
+        opened = opening.wait()
+        return cls(
+            opening.bundle, opened.artefact, opened.engine, batch_size=opened.batch_size, warnings=opened.warnings
+        )
 
     def predict(self, source: Source, *, keep_pixels: bool = False) -> Prediction:
         """Classify one scan: a path, the bytes of a file, a Pillow image, or an array (see ``images.load``).

@@ -44,6 +44,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+Image.preinit()  # the readers of most formats: with this module's import, and not in the time of the first scan
+
 # How the formats above begin, where that is plain enough to tell a damaged picture from another file.
 _OURS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*")
 # What a scan is often mistaken for, by its first bytes.

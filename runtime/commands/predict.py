@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from ..bundle import Bundle
-from ..classifier import Classifier
-from ..errors import UsageError, printable
-from ..inputs import expand
-from ..journal import Journal
+from ..errors import UsageError
 from ..native import memory_given_back
-from ..prediction import Failure, Prediction
-from ..progress import at_terminal, track
-from .forms import FORMS
+from ..opening import Opening
 from .options import REQUIRE_SIGNATURE, model_options
 
 EXAMPLES = """\b
@@ -83,59 +75,20 @@ def predict(
     """
     if resume and form:
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
-    with ExitStack() as stack:
-        with memory_given_back():
-            classifier = Classifier.load(
-                Bundle.open(model, signed_by=signed_by),
-                artefact=artefact,
-                engine=engine,
-                provider=provider,
-                threads=threads,
-                many=len(scans) > 1 or not Path(scans[0]).is_file(),
-                allow_fallback=allow_fallback,
-            )
-        stack.enter_context(classifier)
-        sources: Iterable[str | Failure] = expand(scans, recursive=recursive)
-        journal = stack.enter_context(Journal(resume)) if resume else None
-        if journal:
-            sources = journal.remaining(sources)
-        total = None
-        if at_terminal(sys.stderr) and (journal or not at_terminal(sys.stdout)):
-            sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
-            total = len(sources)
-        if heatmap and batch is None:
-            batch = 1  # whole scans are kept until they are drawn, and drawing is what takes the time
-        predictions = classifier.predict_batches(sources, batch_size=batch, keep_pixels=heatmap is not None)
-        if heatmap:
-            from ..overlay import draw_each
+    with memory_given_back():
+        opening = Opening(
+            Bundle.open(model, signed_by=signed_by),
+            artefact=artefact,
+            engine=engine,
+            provider=provider,
+            threads=threads,
+            many=len(scans) > 1 or not Path(scans[0]).is_file(),
+            allow_fallback=allow_fallback,
+        )
+        # Not at the top: all that classifies is imported while the engine's library reads the model.
+        from ..classifier import Classifier
+        from .classify import classify
 
-            predictions = draw_each(predictions, classifier, heatmap)
-        report = _Report(predictions)
-        results = report if total is None else track(report, "predict", total)
-        if journal:
-            for result in results:
-                journal.write(result)
-        else:
-            for line in FORMS[form or "table"](results, classifier):
-                if form:
-                    print(line, flush=True)  # as it is: click would take a colour's code out of a name
-                else:
-                    click.echo(line)
-    return 1 if report.failed else 0
-
-
-class _Report:
-    """Results on their way through; says each failure on stderr as it comes by, and counts it."""
-
-    def __init__(self, results: Iterable[Prediction | Failure]) -> None:
-        self.failed = 0
-        self._results = results
-
-    def __iter__(self) -> Iterator[Prediction | Failure]:
-        for result in self._results:
-            if isinstance(result, Failure):
-                self.failed += 1
-                if sys.stdout is not None:
-                    sys.stdout.flush()  # so that both streams, on one terminal, stay in order
-                click.echo(f"mri-edge: {printable(str(result.error))}", err=True)
-            yield result
+        classifier = Classifier.opened(opening)
+    with classifier:
+        return classify(classifier, scans, form=form, recursive=recursive, resume=resume, heatmap=heatmap, batch=batch)

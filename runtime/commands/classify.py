@@ -1,0 +1,76 @@
+"""What ``predict`` does once its options are read: scans through a classifier, out as a form, a journal, heatmaps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from ..classifier import Classifier
+from ..errors import printable
+from ..inputs import expand
+from ..journal import Journal
+from ..prediction import Failure, Prediction
+from ..progress import at_terminal, track
+from .forms import FORMS
+
+
+def classify(
+    classifier: Classifier,
+    scans: tuple[str, ...],
+    *,
+    form: str | None,
+    recursive: bool,
+    resume: Path | None,
+    heatmap: Path | None,
+    batch: int | None,
+) -> int:
+    """Write an answer for each scan; returns the exit code. Parameters are the options of ``predict``."""
+    with ExitStack() as stack:
+        sources: Iterable[str | Failure] = expand(scans, recursive=recursive)
+        journal = stack.enter_context(Journal(resume)) if resume else None
+        if journal:
+            sources = journal.remaining(sources)
+        total = None
+        if at_terminal(sys.stderr) and (journal or not at_terminal(sys.stdout)):
+            sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
+            total = len(sources)
+        if heatmap and batch is None:
+            batch = 1  # whole scans are kept until they are drawn, and drawing is what takes the time
+        predictions = classifier.predict_batches(sources, batch_size=batch, keep_pixels=heatmap is not None)
+        if heatmap:
+            from ..overlay import draw_each
+
+            predictions = draw_each(predictions, classifier, heatmap)
+        report = _Report(predictions)
+        results = report if total is None else track(report, "predict", total)
+        if journal:
+            for result in results:
+                journal.write(result)
+        else:
+            for line in FORMS[form or "table"](results, classifier):
+                if form:
+                    print(line, flush=True)  # as it is: click would take a colour's code out of a name
+                else:
+                    click.echo(line)
+    return 1 if report.failed else 0
+
+
+class _Report:
+    """Results on their way through; says each failure on stderr as it comes by, and counts it."""
+
+    def __init__(self, results: Iterable[Prediction | Failure]) -> None:
+        self.failed = 0
+        self._results = results
+
+    def __iter__(self) -> Iterator[Prediction | Failure]:
+        for result in self._results:
+            if isinstance(result, Failure):
+                self.failed += 1
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # so that both streams, on one terminal, stay in order
+                click.echo(f"mri-edge: {printable(str(result.error))}", err=True)
+            yield result

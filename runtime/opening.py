@@ -1,0 +1,109 @@
+"""A model on its way to an open engine: its file is hashed and read in threads while the opener goes on importing."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from time import perf_counter
+
+from .bundle import Bundle
+from .engines import Engine, engine_file, open_engine
+from .errors import ProviderUnavailable
+from .manifest import Artefact
+from .selection import select
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What came up; ``warnings`` belong into every prediction."""
+
+    artefact: Artefact
+    engine: Engine
+    batch_size: int
+    warnings: tuple[str, ...]
+
+
+class Opening:
+    """Begins to open a model; ``wait`` gives it when it is open.
+
+    Hashing a file and reading a model happen outside Python for most of their time. A cold ``predict``
+    imports the engine's library beside the first, and the decoder and its kin beside the second.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        artefact: str | None = None,
+        engine: str | None = None,
+        provider: str = "auto",
+        threads: int | None = None,
+        many: bool = True,
+        allow_fallback: bool = False,
+    ) -> None:
+        """Parameters as for ``Classifier.load``. Raises what ``selection.select`` does."""
+        self.bundle = bundle
+        self._start = perf_counter()
+        self._chosen = select(bundle, artefact, engine, provider=provider, threads=threads, many=many)
+        self._provider = provider
+        self._allow_fallback = allow_fallback
+        pool = ThreadPoolExecutor(2, thread_name_prefix="open")
+        self._hashing = pool.submit(bundle.path_of, self._chosen.artefact)
+        _import_library(self._chosen.engine)
+        self._opening = pool.submit(self._open)
+        pool.shutdown(wait=False)
+
+    def wait(self) -> Opened:
+        """The opened engine.
+
+        Raises
+        ------
+        IntegrityError
+            The file was changed, whatever the engine may say of it.
+        EngineUnavailable, ProviderUnavailable, EngineError
+            As for ``engines.open_engine``.
+        """
+        failed = self._opening.exception()
+        try:
+            path = self._hashing.result()
+        except Exception:
+            if failed is None:
+                self._opening.result().engine.close()
+            raise
+        opened = self._opening.result()
+        _log.info(
+            "%s (%s), engine %s, provider %s, threads %d, batch %d; verified and opened in %.0f ms",
+            path,
+            self._chosen.reason,
+            opened.engine.name,
+            opened.engine.provider,
+            opened.engine.threads,
+            opened.batch_size,
+            (perf_counter() - self._start) * 1e3,
+        )
+        return opened
+
+    def _open(self) -> Opened:
+        chosen = self._chosen
+        warnings: tuple[str, ...] = ()
+        path = self.bundle.folder / chosen.artefact.file
+        try:
+            engine = open_engine(path, engine=chosen.engine, provider=self._provider, threads=chosen.threads)
+        except ProviderUnavailable as error:
+            if not self._allow_fallback:
+                raise
+            engine = open_engine(path, engine=chosen.engine, provider="cpu", threads=chosen.threads)
+            warnings = (f"{error.problem}; {engine.provider} ran in its place",)
+        return Opened(chosen.artefact, engine, chosen.batch, warnings)
+
+
+def _import_library(engine: str) -> None:
+    """Import an engine's library before its thread starts, which would wait for whatever its opener imports."""
+    if module := engine_file(engine).MODULE:
+        with suppress(ImportError):  # the engine's own ``open`` imports it again, and says what is wrong with it
+            import_module(module)
