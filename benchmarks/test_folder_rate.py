@@ -51,7 +51,7 @@ def test_small_model_keeps_pace_with_pillow_on_10000_scans(tmp_path, record_prop
         pytest.skip("the embedded model 'small' is not in this checkout")
     folder = _folder(tmp_path / "scans", MANY)
     ours, theirs = [], []
-    for _ in range(ROUNDS):
+    for _ in range(5):
         start = time.perf_counter()
         done = subprocess.run(
             program("predict", folder, "--model", "small", "--json"), check=True, capture_output=True, env=ENVIRONMENT
@@ -63,5 +63,4 @@ def test_small_model_keeps_pace_with_pillow_on_10000_scans(tmp_path, record_prop
     share = statistics.median(ours) / statistics.median(theirs)
     record_property("small: rate from a folder / Pillow alone", round(share, 3))
     print(f"small, {MANY:,} scans, {available_cpus()} cores: {share:.1%} of Pillow's rate alone")
-    # Measured on a quiet machine: 0.65. 0.85 is wanted: the network alone costs a quarter of what Pillow does.
-    assert share >= 0.55
+    assert share >= 0.85

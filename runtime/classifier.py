@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -27,10 +27,21 @@ from .prediction import Failure, Latency, Prediction, decide
 from .preprocess import Pixels
 from .selection import DEFAULT_BATCH
 
+_MANY_PIXELS = 4 << 20  # bytes of decoded scans that wait in a thread for the next ones, to be resized with them
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A scan as it was decoded, and the milliseconds that it took."""
+
+    file: str | None
+    pixels: Pixels
+    decode_ms: float
+
 
 @dataclass(frozen=True)
 class _Ready:
-    """A scan as the network takes it, with the milliseconds that it took to get there."""
+    """A scan as the network takes it, with the milliseconds that it took to get there; resized among others."""
 
     file: str | None
     fitted: Pixels
@@ -153,7 +164,7 @@ class Classifier:
         InputError
             The scan cannot be read; the message says why.
         """
-        return self._infer([self._prepare(source, keep_pixels)])[0]
+        return self._infer(self._prepare([_decode(source)], keep_pixels))[0]
 
     def predict_batches(
         self,
@@ -210,33 +221,35 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _prepare(self, source: Source, keep_pixels: bool = False) -> _Ready:
+    def _prepare(self, decoded: Sequence[_Decoded], keep_pixels: bool) -> list[_Ready]:
+        """Resize and examine scans together: threads that take many short steps stand in each other's way."""
+        if not decoded:
+            return []
         start = perf_counter()
-        pixels = images.load(source)
-        decoded = perf_counter()
-        fitted = self.bundle.manifest.preprocessing.fit(pixels)
-        resized = perf_counter()
-        height, width, _ = pixels.shape
-        return _Ready(
-            name_of(source),
-            fitted,
-            doubts(height, width, fitted),
-            (decoded - start) * 1e3,
-            (resized - decoded) * 1e3,
-            pixels if keep_pixels else None,
-        )
+        fitted = self.bundle.manifest.preprocessing.fit_each([one.pixels for one in decoded])
+        resize_ms = (perf_counter() - start) * 1e3 / len(decoded)
+        reasons = doubts([one.pixels.shape[:2] for one in decoded], fitted)
+        return [
+            _Ready(one.file, row, doubt, one.decode_ms, resize_ms, one.pixels if keep_pixels else None)
+            for one, row, doubt in zip(decoded, fitted, reasons, strict=True)
+        ]
 
     def _prepare_each(self, sources: list[Source | Failure], keep_pixels: bool) -> list[_Ready | Failure]:
         prepared: list[_Ready | Failure] = []
+        waiting: list[_Decoded | Failure] = []
+        held = 0
         for source in sources:
-            if isinstance(source, Failure):
-                prepared.append(source)
-                continue
-            try:
-                prepared.append(self._prepare(source, keep_pixels))
-            except InputError as error:
-                prepared.append(Failure(name_of(source), error))
-        return prepared
+            one = source if isinstance(source, Failure) else _decode_or_fail(source)
+            waiting.append(one)
+            held += one.pixels.nbytes if isinstance(one, _Decoded) else 0
+            if held > _MANY_PIXELS:
+                prepared += self._prepare_some(waiting, keep_pixels)
+                waiting, held = [], 0
+        return prepared + self._prepare_some(waiting, keep_pixels)
+
+    def _prepare_some(self, decoded: list[_Decoded | Failure], keep_pixels: bool) -> list[_Ready | Failure]:
+        ready = iter(self._prepare([one for one in decoded if isinstance(one, _Decoded)], keep_pixels))
+        return [next(ready) if isinstance(one, _Decoded) else one for one in decoded]
 
     def _answer(self, batch: list[_Ready | Failure]) -> Iterator[Prediction | Failure]:
         ready = [one for one in batch if isinstance(one, _Ready)]
@@ -276,6 +289,19 @@ class Classifier:
                 ready, probabilities.tolist(), chosen.tolist(), activations, strange, strict=True
             )
         ]
+
+
+def _decode(source: Source) -> _Decoded:
+    start = perf_counter()
+    pixels = images.load(source)
+    return _Decoded(name_of(source), pixels, (perf_counter() - start) * 1e3)
+
+
+def _decode_or_fail(source: Source) -> _Decoded | Failure:
+    try:
+        return _decode(source)
+    except InputError as error:
+        return Failure(name_of(source), error)
 
 
 def name_of(source: Source) -> str | None:

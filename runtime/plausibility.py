@@ -7,7 +7,7 @@ see the README): beside each stands the share of those scans that it warns about
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,37 +22,41 @@ _MAX_BORDER = 120  # of 255, mean along the border; air is black: 0.30 %
 _MAX_STEP = 35  # of 255, mean between neighbours; noise has 40 to 84: 0.15 %
 
 
-def doubts(height: int, width: int, fitted: Pixels) -> tuple[str, ...]:
-    """Reasons to doubt that a picture is a brain scan, in words; empty for nearly every scan.
+def doubts(sizes: Sequence[tuple[int, int]], fitted: Pixels) -> list[tuple[str, ...]]:
+    """For each picture the reasons to doubt that it is a brain scan, in words; none for nearly every scan.
 
     Parameters
     ----------
-    height, width
-        Size of the picture as it was decoded, in pixels.
+    sizes
+        Height and width of each picture as it was decoded, in pixels.
     fitted
-        uint8 (h, w, 3) RGB, the picture as the network sees it.
+        uint8 (N, h, w, 3) RGB, the pictures as the network sees them.
     """
-    return tuple(f"may be no brain scan: {reason}" for reason in _reasons(height, width, fitted))
-
-
-def _reasons(height: int, width: int, fitted: Pixels) -> Iterator[str]:
-    if min(height, width) < _MIN_SIDE:
-        yield f"tiny: {width} x {height} pixels"
-    if max(height, width) > _MAX_ASPECT * min(height, width):
-        yield f"long and narrow: {width} x {height} pixels"
-    sample = fitted[::4, ::4]  # every sixteenth pixel tells as much
-    red, green, blue = sample[:, :, 0], sample[:, :, 1], sample[:, :, 2]
+    sample = fitted[:, ::4, ::4]  # every sixteenth pixel tells as much
+    red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]
     strongest, weakest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    if np.count_nonzero(strongest - weakest > _COLOURFUL) > _MAX_COLOURED * red.size:
+    colourful = (strongest - weakest > _COLOURFUL).mean(axis=(1, 2)).tolist()
+    ranges = (green.max(axis=(1, 2)) - green.min(axis=(1, 2))).tolist()
+    grey = fitted[..., 1]
+    border = np.concatenate((grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]), axis=1).mean(axis=1).tolist()
+    lines = grey[:, ::2].astype(np.int16)
+    steps = np.abs(lines[:, :, 1:] - lines[:, :, :-1]).mean(axis=(1, 2)).tolist()
+    figures = zip(sizes, colourful, ranges, border, steps, strict=True)
+    return [tuple(f"may be no brain scan: {reason}" for reason in _reasons(*one)) for one in figures]
+
+
+def _reasons(size: tuple[int, int], colourful: float, spread: int, border: float, step: float) -> Iterator[str]:
+    height, width = size
+    if min(size) < _MIN_SIDE:
+        yield f"tiny: {width} x {height} pixels"
+    if max(size) > _MAX_ASPECT * min(size):
+        yield f"long and narrow: {width} x {height} pixels"
+    if colourful > _MAX_COLOURED:
         yield "coloured: scans are grey"
-    grey = fitted[:, :, 1]
-    if int(green.max()) - int(green.min()) < _MIN_RANGE:
+    if spread < _MIN_RANGE:
         yield "blank, or nearly so"
         return
-    border = np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1]))
-    if border.sum() > _MAX_BORDER * border.size:
+    if border > _MAX_BORDER:
         yield "bright at the border, where a scan shows air: inverted, or no scan"
-    lines = grey[::2].astype(np.int16)
-    steps = np.abs(lines[:, 1:] - lines[:, :-1])
-    if steps.sum() > _MAX_STEP * steps.size:
+    if step > _MAX_STEP:
         yield "as restless as noise"

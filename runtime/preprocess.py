@@ -6,7 +6,9 @@ meets pixels on the device that it did not meet in training.
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -21,7 +23,7 @@ Pixels = NDArray[np.uint8]
 # Weights of a pixel pair are integers that sum to 2**11; OpenCV, imgproc/src/resize.cpp
 # (INTER_RESIZE_COEF_BITS). Using its fixed-point arithmetic makes the result its result.
 _COEFFICIENT_BITS = 11
-_LARGEST_ROOM = 1 << 20  # values; a picture of 128 x 128 in three channels needs a tenth
+_ROOM = 1 << 18  # values in a step: four grey pictures of 256 x 256; a core's own cache holds them
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class Preprocessing:
 
     def fit(self, pixels: Pixels) -> Pixels:
         """Resize one picture: uint8 (H, W, 3) RGB -> uint8 (height, width, 3) RGB."""
-        return resize_bilinear(pixels, self.height, self.width)
+        fitted: Pixels = self.fit_each([pixels])[0]
+        return fitted
+
+    def fit_each(self, pictures: Sequence[Pixels]) -> Pixels:
+        """Resize several pictures: uint8 (H, W, 3) RGB each -> uint8 (N, height, width, 3) RGB."""
+        return resize_bilinear(pictures, self.height, self.width)
 
     def normalise(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """RGB values 0 to 255 (N, height, width, 3), uint8 or float -> float32 network input, same shape."""
@@ -68,77 +75,98 @@ class Preprocessing:
         return scaled
 
 
-def resize_bilinear(pixels: Pixels, height: int, width: int) -> Pixels:
+def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixels:
     """Bilinear resize without antialiasing, as OpenCV's ``INTER_LINEAR`` does for 8-bit pictures.
+
+    Pictures of one size are resized together: threads that resize one by one stand in each other's way,
+    since each of NumPy's many short steps takes and gives back the interpreter.
 
     Parameters
     ----------
-    pixels
-        uint8 (H, W, 3). A grey picture, three equal channels in memory or by ``np.broadcast_to``, is resized once.
+    pictures
+        uint8 (H, W, 3) each. A grey one, three equal channels in memory or by ``np.broadcast_to``, is resized once.
     height, width
         Wanted size in pixels.
 
     Returns
     -------
-    uint8 (height, width, 3), contiguous.
+    uint8 (N, height, width, 3), contiguous.
 
     Raises
     ------
     InputError
-        ``pixels`` has another dtype or shape, or no pixel.
+        A picture has another dtype or shape, or no pixel.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise InputError(
-            f"picture must be uint8 (H, W, 3) with at least one pixel. Received: {pixels.dtype} {pixels.shape}"
-        )
-    if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels)
-    red = np.ascontiguousarray(pixels[:, :, 0])
-    if pixels.strides[2] and not all((pixels[:, :, channel] == red).all() for channel in (1, 2)):
-        return _blend(pixels, height, width)
-    # Grey: most scans are, although most are stored in colour.
-    grey = _blend(red[:, :, None], height, width)[:, :, 0]
-    fitted = np.empty((height, width, 3), np.uint8)
-    for channel in range(3):  # plain strided copies: half the time of np.repeat
-        fitted[:, :, channel] = grey
+    fitted = np.empty((len(pictures), height, width, 3), np.uint8)
+    alike: dict[tuple[int, int, int], list[tuple[int, Pixels]]] = {}
+    for index, pixels in enumerate(pictures):
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+            raise InputError(
+                f"picture must be uint8 (H, W, 3) with at least one pixel. Received: {pixels.dtype} {pixels.shape}"
+            )
+        rows, columns, _ = pixels.shape
+        if (rows, columns) == (height, width):
+            fitted[index] = pixels
+            continue
+        # Grey: most scans are, although most are stored in colour.
+        red = np.ascontiguousarray(pixels[:, :, 0])
+        grey = not pixels.strides[2] or all((pixels[:, :, channel] == red).all() for channel in (1, 2))
+        channels = 1 if grey else 3
+        plane = (red if grey else pixels).reshape(rows, columns * channels)
+        alike.setdefault((rows, columns, channels), []).append((index, plane))
+    for (_, columns, channels), members in alike.items():
+        together = max(1, _ROOM // (2 * height * max(columns, width) * channels))
+        for start in range(0, len(members), together):
+            indices, planes = zip(*members[start : start + together], strict=True)
+            blended = _blend(planes, height, width, channels)
+            for index, picture in zip(indices, blended, strict=True):
+                for channel in range(3):  # plain strided copies: half the time of np.repeat
+                    fitted[index, :, :, channel] = picture[:, :, channel % channels]
     return fitted
 
 
-def _blend(pixels: Pixels, height: int, width: int) -> Pixels:
-    rows, columns, channels = pixels.shape
+def _blend(planes: Sequence[Pixels], height: int, width: int, channels: int) -> Pixels:
+    """uint8 (rows, columns * channels) each, all of one shape -> uint8 (N, height, width, channels)."""
+    count, (rows, values) = len(planes), planes[0].shape
     upper, lower, above, below = _pairs(rows, height, 1)
-    left, right, before, after = _pairs(columns, width, channels)
-    side, across, other = _room.of(2 * height, width * channels)
+    left, right, before, after = _pairs(values // channels, width, channels)
+    lines = _room.of("lines", np.uint8, count, 2 * height, values)
+    side = _room.of("side", np.uint8, count, 2 * height, width * channels)
+    across = _room.of("across", np.int32, count, 2 * height, width * channels)
+    other = _room.of("other", np.int32, count, 2 * height, width * channels)
     # Only the rows that are wanted, upper ones first; then across, then down, as OpenCV does it.
-    lines = pixels.reshape(rows, columns * channels).take(np.concatenate((upper, lower)), axis=0)
+    wanted = np.concatenate((upper, lower))
     # The indices are good: "clip" alone lets take write where it is told.
-    np.multiply(lines.take(left, axis=1, out=side, mode="clip"), before, out=across, dtype=np.int32)
-    np.multiply(lines.take(right, axis=1, out=side, mode="clip"), after, out=other, dtype=np.int32)
+    for plane, room in zip(planes, lines, strict=True):
+        plane.take(wanted, axis=0, out=room, mode="clip")
+    np.multiply(lines.take(left, axis=2, out=side, mode="clip"), before, out=across, dtype=np.int32)
+    np.multiply(lines.take(right, axis=2, out=side, mode="clip"), after, out=other, dtype=np.int32)
     across += other
     across >>= 4
     across *= np.concatenate((above, below))[:, None]
     across >>= 16
-    down = across[:height]
-    down += across[height:]
+    down = across[:, :height]
+    down += across[:, height:]
     down += 2
     down >>= 2
-    return down.astype(np.uint8).reshape(height, width, channels)
+    blended: Pixels = down.astype(np.uint8).reshape(count, height, width, channels)
+    return blended
 
 
 class _Room(threading.local):
     """Each thread's memory for values on their way: filling pages that the system just gave takes twice as long."""
 
-    size = 0
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
 
-    def of(self, rows: int, columns: int) -> tuple[Pixels, NDArray[np.int32], NDArray[np.int32]]:
-        """Three arrays (rows, columns) with anything in them, good until the same thread asks again."""
-        size = rows * columns
-        if size > _LARGEST_ROOM:
-            return np.empty((rows, columns), np.uint8), *np.empty((2, rows, columns), np.int32)
-        if size > self.size:
-            self.size, self.bytes, self.integers = size, np.empty(size, np.uint8), np.empty((2, size), np.int32)
-        first, second = self.integers[:, :size].reshape(2, rows, columns)
-        return self.bytes[:size].reshape(rows, columns), first, second
+    def of(self, name: str, dtype: type, *shape: int) -> NDArray[Any]:
+        """An array with anything in it, good until the same thread asks for this name again."""
+        size = math.prod(shape)
+        if size > _ROOM:
+            return np.empty(shape, dtype)
+        if name not in self.arrays:
+            self.arrays[name] = np.empty(_ROOM, dtype)
+        return self.arrays[name][:size].reshape(shape)
 
 
 _room = _Room()

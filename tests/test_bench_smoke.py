@@ -41,7 +41,7 @@ images.load = lambda source: load(source)[:, :, ::-1]
     "exchanged channels in the resizer": """
 from mri_edge import preprocess
 resize = preprocess.resize_bilinear
-preprocess.resize_bilinear = lambda pixels, height, width: resize(pixels, height, width)[:, :, ::-1].copy()
+preprocess.resize_bilinear = lambda *arguments: resize(*arguments)[..., ::-1].copy()
 """,
     "exchanged channels in the engine": """
 from mri_edge.engines.onnxruntime import OnnxRuntimeEngine

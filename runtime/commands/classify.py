@@ -53,21 +53,24 @@ def classify(
         else:
             for line in FORMS[form or "table"](results, classifier):
                 if form:
-                    print(line, flush=True)  # as it is: click would take a colour's code out of a name
+                    # As it is: click would take a colour's code out of a name. What comes at once is handed on at once.
+                    print(line, flush=report.seen % (batch or classifier.batch_size) == 0)
                 else:
                     click.echo(line)
     return 1 if report.failed else 0
 
 
 class _Report:
-    """Results on their way through; says each failure on stderr as it comes by, and counts it."""
+    """Results on their way through, counted; says each failure on stderr as it comes by."""
 
     def __init__(self, results: Iterable[Prediction | Failure]) -> None:
+        self.seen = 0
         self.failed = 0
         self._results = results
 
     def __iter__(self) -> Iterator[Prediction | Failure]:
         for result in self._results:
+            self.seen += 1
             if isinstance(result, Failure):
                 self.failed += 1
                 if sys.stdout is not None:

@@ -46,7 +46,7 @@ Examples:
     type=click.IntRange(1, 1024),
     envvar="MRI_EDGE_BATCH",
     show_envvar=True,
-    help="Scans in a run. Default: as tuned, else 8.",
+    help="Scans in a run. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
 )
 @REQUIRE_SIGNATURE
 @model_options

@@ -14,6 +14,7 @@ import pytest
 from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Prediction
 from mri_edge.bundle import Bundle
 from mri_edge.engines.fake import FakeEngine
+from mri_edge.preprocess import Preprocessing
 from PIL import Image
 
 # Float32 sums may be ordered otherwise in another batch size; probabilities have 24 bits.
@@ -68,6 +69,20 @@ def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, bat
     results = classifier.predict_batches(turned, batch_size=batch_size, workers=workers)
     expected = [classifier.predict(one).probability for one in turned]
     assert [one.probability for one in results] == pytest.approx(expected, abs=SAME)
+
+
+def test_large_scans_do_not_wait_for_each_other(classifier, picture, monkeypatch):
+    waited = []
+    fit_each = Preprocessing.fit_each
+    monkeypatch.setattr(
+        Preprocessing, "fit_each", lambda self, pictures: waited.append(len(pictures)) or fit_each(self, pictures)
+    )
+    large = np.zeros((1500, 1500, 3), np.uint8)  # 6.4 MiB: one is more than may wait
+    sources = [large, picture, large, large, b"", picture, picture]
+    results = list(classifier.predict_batches(sources, batch_size=7, workers=1))
+    assert [type(one) for one in results] == [Prediction] * 4 + [Failure] + [Prediction] * 2
+    assert waited == [1, 2, 1, 2]
+    assert results[1].probability == pytest.approx(classifier.predict(picture).probability, abs=SAME)
 
 
 def test_pixels_are_kept_where_they_are_asked_for(classifier, picture):

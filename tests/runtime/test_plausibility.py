@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def doubts_about(pixels: Pixels) -> tuple[str, ...]:
-    return doubts(*pixels.shape[:2], resize_bilinear(pixels, 128, 128))
+    return doubts([pixels.shape[:2]], resize_bilinear([pixels], 128, 128))[0]
 
 
 def text_page() -> Pixels:

@@ -18,10 +18,14 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def _resize(pixels: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray[Any, Any]:
+    return resize_bilinear([pixels], height, width)[0]
+
+
 def _apart(pixels: np.ndarray[Any, Any], height: int, width: int) -> int:
     cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that the resizer is compared with (extra 'dev')")
     peer = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
-    ours = resize_bilinear(pixels, height, width)
+    ours = _resize(pixels, height, width)
     assert ours.shape == peer.shape
     assert ours.dtype == np.uint8
     return int(np.abs(ours.astype(np.int16) - peer).max())
@@ -71,26 +75,26 @@ def test_resizer_is_opencvs_on_a_very_long_picture() -> None:
 def test_grey_seen_three_times_gives_what_three_channels_give(size: tuple[int, int], seed: int) -> None:
     grey = _noise(*size, seed)[:, :, :1]
     view = np.broadcast_to(grey, (*size, 3))
-    np.testing.assert_array_equal(resize_bilinear(view, 128, 128), resize_bilinear(np.repeat(grey, 3, 2), 128, 128))
+    np.testing.assert_array_equal(_resize(view, 128, 128), _resize(np.repeat(grey, 3, 2), 128, 128))
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
 def test_one_grey_level_stays_what_it_is(level: int) -> None:
     pixels = np.full((301, 77, 3), level, np.uint8)
-    assert (resize_bilinear(pixels, 128, 128) == level).all()
+    assert (_resize(pixels, 128, 128) == level).all()
 
 
 def test_layout_of_the_source_makes_no_difference() -> None:
     pixels = _noise(200, 150)
-    wanted = resize_bilinear(pixels, 128, 128)
+    wanted = _resize(pixels, 128, 128)
     for view in (np.asfortranarray(pixels), pixels[::-1][::-1], np.dstack([pixels, pixels])[:, :, :3]):
-        np.testing.assert_array_equal(resize_bilinear(view, 128, 128), wanted)
+        np.testing.assert_array_equal(_resize(view, 128, 128), wanted)
 
 
 @pytest.mark.parametrize("size", [(200, 150), (128, 128)], ids=str)
 def test_result_is_contiguous(size: tuple[int, int]) -> None:
     for pixels in (_noise(*size), np.broadcast_to(_noise(*size)[:, :, :1], (*size, 3))):
-        result = resize_bilinear(pixels, 128, 128)
+        result = _resize(pixels, 128, 128)
         assert result.flags.c_contiguous
         assert result.shape == (128, 128, 3)
 
@@ -108,8 +112,22 @@ def test_result_is_contiguous(size: tuple[int, int]) -> None:
 )
 def test_unfit_picture_is_named(wrong: np.ndarray[Any, Any]) -> None:
     with pytest.raises(InputError, match="picture must be uint8") as caught:
-        resize_bilinear(wrong, 128, 128)
+        _resize(wrong, 128, 128)
     assert f"{wrong.dtype} {wrong.shape}" in str(caught.value)
+
+
+def test_pictures_resized_together_are_what_each_is_by_itself() -> None:
+    sizes = [(256, 256), (128, 128), (300, 200), (256, 256), (2000, 1500), (3, 40_000)]
+    colour = [_noise(*size, seed) for seed, size in enumerate(sizes)]
+    grey = [np.broadcast_to(one[:, :, :1], one.shape) for one in colour]
+    pictures = [*colour, *grey, *grey * 2, *colour[:4] * 3]
+    together = resize_bilinear(pictures, 128, 128)
+    for picture, fitted in zip(pictures, together, strict=True):
+        np.testing.assert_array_equal(fitted, _resize(picture, 128, 128))
+
+
+def test_no_pictures_give_none() -> None:
+    assert resize_bilinear([], 128, 96).shape == (0, 128, 96, 3)
 
 
 def test_fit_gives_the_size_of_the_manifest() -> None:

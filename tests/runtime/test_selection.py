@@ -74,7 +74,17 @@ def save(bundle: Bundle, *measurements: Measurement, **changes) -> Profile:
 def test_rule_takes_int8_where_the_cpu_multiplies_it_fast(bundle, monkeypatch, processor, expected):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
     chosen = select(bundle)
-    assert (chosen.artefact.file, chosen.engine, chosen.threads) == (expected, "onnxruntime", None)
+    assert (chosen.artefact.file, chosen.engine) == (expected, "onnxruntime")
+
+
+def test_a_tiny_network_runs_on_one_thread_in_large_batches(bundle):
+    [large] = [replace(one, size_bytes=17 << 20) for one in bundle.manifest.artefacts if one.file == "model.onnx"]
+    for chosen, threads, batch in (
+        (select(bundle), 1, 64),
+        (select(bundle, threads=3), 3, 64),
+        (select(replace(bundle, manifest=replace(bundle.manifest, artefacts=(large,)))), None, 8),
+    ):
+        assert (chosen.threads, chosen.batch) == (threads, batch)
 
 
 def test_rule_passes_over_an_artefact_that_failed_its_gate(bundle, monkeypatch):

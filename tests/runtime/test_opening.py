@@ -1,0 +1,51 @@
+"""A model is opened beside other work: what comes of it, and which of two troubles is told."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mri_edge import Classifier, EngineError, IntegrityError
+from mri_edge.bundle import Bundle
+from mri_edge.opening import Opening
+
+
+def test_opening_gives_what_load_gives(tiny_bundle: Path) -> None:
+    with Classifier.opened(Opening(Bundle.open(tiny_bundle))) as opened, Classifier.load(tiny_bundle) as loaded:
+        assert opened.artefact == loaded.artefact
+        assert opened.engine.provider == loaded.engine.provider
+
+
+def _damage(bundle: Path, content: bytes) -> None:
+    model = bundle / "model.onnx"
+    model.write_bytes(content.ljust(model.stat().st_size, b"\0")[: model.stat().st_size])
+
+
+def test_changed_file_is_named_before_what_the_engine_says_of_it(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    _damage(tiny_bundle, b"no model")
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        Opening(bundle).wait()
+
+
+def test_changed_file_that_opens_is_refused_and_its_engine_closed(tiny_bundle: Path, monkeypatch) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    closed = threading.Event()
+    monkeypatch.setattr("mri_edge.engines.onnxruntime.OnnxRuntimeEngine.close", lambda self: closed.set())
+    other = tuple(replace(one, sha256="0" * 64) for one in bundle.manifest.artefacts)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, artefacts=other))
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        Opening(bundle).wait()
+    assert closed.is_set()
+
+
+def test_engine_that_fails_is_told_by_wait(tiny_bundle: Path, monkeypatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise EngineError("no luck")
+
+    monkeypatch.setattr("mri_edge.opening.open_engine", fail)
+    opening = Opening(Bundle.open(tiny_bundle))
+    with pytest.raises(EngineError, match="no luck"):
+        opening.wait()
