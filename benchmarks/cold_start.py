@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import records
-from mri_edge.benchmark import machine_facts, spread
 from mri_edge.bundle import EMBEDDED, embedded_models
 from mri_edge.machine import installed
+from mri_edge.measuring.benchmark import machine_facts, spread
+from mri_edge.measuring.throttle import Watch
 from mri_edge.profile import library_versions
-from mri_edge.throttle import Watch
 from paired import alternate, program, script, wall_seconds
 from subjects import bundles
 from undisturbed import cpu_seconds

@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 from macs import multiply_adds
 from mri_edge import Bundle, images
-from mri_edge.benchmark import machine_facts, spread, stream
 from mri_edge.bundle import EMBEDDED
 from mri_edge.cpu import available_cpus
 from mri_edge.export.statistics import proportion
 from mri_edge.files import make_folder
 from mri_edge.machine import installed
+from mri_edge.measuring.benchmark import machine_facts, spread, stream
+from mri_edge.measuring.throttle import Watch
 from mri_edge.prediction import NOTICE, decide
 from mri_edge.profile import library_versions
 from mri_edge.progress import track
 from mri_edge.split import SPLIT, Split
-from mri_edge.throttle import Watch
 from records import FRESH, data_folder, save
 from subjects import CHECKOUT, Subject, bundles, subjects_of
 

@@ -13,8 +13,8 @@ from time import perf_counter
 
 import numpy as np
 import undisturbed
-from mri_edge.scenario import driver
-from mri_edge.subject import peak_mib
+from mri_edge.measuring.scenario import driver
+from mri_edge.measuring.subject import peak_mib
 
 _WARM = 2
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import accuracy
 import stages
-from mri_edge.benchmark import machine_facts
 from mri_edge.bundle import embedded_models
 from mri_edge.files import make_folder, write_whole
+from mri_edge.measuring.benchmark import machine_facts
+from mri_edge.measuring.throttle import Watch
 from mri_edge.prediction import NOTICE
 from mri_edge.profile import library_versions
-from mri_edge.throttle import Watch
 from records import CHECKOUT, COMMITTED, data_folder
 
 RECORD = COMMITTED / "smoke.json"

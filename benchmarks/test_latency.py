@@ -12,10 +12,10 @@ from time import perf_counter
 import numpy as np
 import pytest
 from mri_edge import Bundle, Classifier, images
-from mri_edge.benchmark import subjects as runnable
 from mri_edge.cpu import available_cpus
 from mri_edge.engines import open_engine
-from mri_edge.tuning import thread_counts
+from mri_edge.measuring.benchmark import subjects as runnable
+from mri_edge.measuring.tuning import thread_counts
 from subjects import CHECKOUT, bundles
 
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from compare import reference_images
 from mri_edge import images
-from mri_edge.benchmark import subjects as runnable
 from mri_edge.engines import open_engine
 from mri_edge.export.parity import DEFAULT_GATES
+from mri_edge.measuring.benchmark import subjects as runnable
 from mri_edge.prediction import decide
 from records import data_folder
 from subjects import bundles

@@ -11,7 +11,7 @@ from ..bundle import DEFAULT_MODEL, Bundle
 from .options import PROVIDER, VERBOSE, complete_models
 
 if TYPE_CHECKING:
-    from ..benchmark import Report, Row, Spread, Stream
+    from ..measuring.benchmark import Report, Row, Spread, Stream
 
 EXAMPLES = """\b
 Examples:
@@ -64,7 +64,7 @@ def bench(
     once from file to answer. A percentile is the bound that holds with 99% confidence, n/a where the
     queries are too few. Without BUNDLE: the embedded model. Not an MLPerf result.
     """
-    from ..benchmark import measure, scans_for
+    from ..measuring.benchmark import measure, scans_for
     from ..progress import track
 
     bundle = Bundle.open(model)

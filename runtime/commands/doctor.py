@@ -16,8 +16,8 @@ from ..engines import EngineFile, engine_files, remedy
 from ..errors import MriEdgeError
 from ..machine import board, cpu, installed, is_32_bit_arm, memory
 from ..manifest import Artefact
+from ..measuring.trial import Outcome, Trial, attempt
 from ..selection import allowed
-from ..trial import Outcome, Trial, attempt
 from .options import MODEL, VERBOSE
 
 _TIME_LIMIT = 120  # seconds; a first CUDA session takes tens of them

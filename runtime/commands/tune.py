@@ -12,8 +12,8 @@ from ..bundle import Bundle
 from .options import MODEL, PROVIDER, VERBOSE
 
 if TYPE_CHECKING:
+    from ..measuring.tuning import Tuning
     from ..profile import Measurement
-    from ..tuning import Tuning
 
 EXAMPLES = """\b
 Examples:
@@ -37,9 +37,9 @@ def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, pr
     process of its own, the leaders three times. The profile holds until the CPU, its share of
     cores, a library or the model changes; predict then says so and goes by its rule.
     """
+    from ..measuring.tuning import BATCHES
+    from ..measuring.tuning import tune as measure
     from ..progress import track
-    from ..tuning import BATCHES
-    from ..tuning import tune as measure
 
     found = measure(
         Bundle.open(model),

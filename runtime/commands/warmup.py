@@ -40,7 +40,7 @@ def warmup(
     and the first runs take.
     """
     from ..classifier import Classifier
-    from ..trial import noise
+    from ..measuring.trial import noise
 
     with _clock("open"):
         classifier = Classifier.load(

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge import benchmark
-from mri_edge.benchmark import Plan, scans_for, spread, stream
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.errors import UsageError
 from mri_edge.manifest import Parity
+from mri_edge.measuring import benchmark
+from mri_edge.measuring.benchmark import Plan, scans_for, spread, stream
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCAN = str(EXAMPLES / "phantom-1.jpg")

@@ -8,7 +8,7 @@ import sys
 import mri_edge.engines
 import pytest
 from mri_edge.cli import run
-from mri_edge.trial import Trial, attempt
+from mri_edge.measuring.trial import Trial, attempt
 
 PLANTED = '''
 """An engine whose library was built for another CPU."""

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-from mri_edge import tuning
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.cpu import available_cpus
 from mri_edge.errors import EngineError
-from mri_edge.trial import Outcome, Trial, attempt
-from mri_edge.tuning import thread_counts, tune
+from mri_edge.measuring import tuning
+from mri_edge.measuring.trial import Outcome, Trial, attempt
+from mri_edge.measuring.tuning import thread_counts, tune
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mri_edge import throttle
-from mri_edge.throttle import Watch, clock, slow_clock, temperature
+from mri_edge.measuring import throttle
+from mri_edge.measuring.throttle import Watch, clock, slow_clock, temperature
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the files are Linux's")
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from statistics import median
 
-from .bundle import Bundle
-from .cpu import available_cpus
-from .engines import engine_files
-from .errors import BundleError, EngineError
-from .machine import cpu
-from .profile import Measurement, Profile, fingerprint_of, library_versions
-from .selection import allowed
+from ..bundle import Bundle
+from ..cpu import available_cpus
+from ..engines import engine_files
+from ..errors import BundleError, EngineError
+from ..machine import cpu
+from ..profile import Measurement, Profile, fingerprint_of, library_versions
+from ..selection import allowed
 from .trial import Trial, attempt
 
 _log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from time import perf_counter
 
 import numpy as np
 
+from ..engines import Batch, engine_file, open_engine
+from ..manifest import TensorSpec
 from .alone import call
-from .engines import Batch, engine_file, open_engine
-from .manifest import TensorSpec
 
 _LEAST_RUNS = 3  # of a slow machine, however short the time
 
@@ -53,7 +53,7 @@ class Outcome:
 
 def attempt(trial: Trial, *, time_limit: float) -> Outcome:
     """Run a trial in a new process; never raises for what happens in there. ``time_limit`` in seconds."""
-    answer = call("trial:perform", trial, time_limit=time_limit)
+    answer = call("measuring.trial:perform", trial, time_limit=time_limit)
     return Outcome(answer) if isinstance(answer, str) else Outcome(**answer)
 
 

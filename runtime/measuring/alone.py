@@ -12,10 +12,10 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any, get_type_hints
 
-from .errors import MriEdgeError
+from ..errors import MriEdgeError
 
 # Python puts the current folder first in its path, where anything may lie: take it out before any import.
-_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mri_edge.alone import main; main()"
+_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mri_edge.measuring.alone import main; main()"
 # How a process dies of a library, by its exit code: minus the signal's number on POSIX, else NTSTATUS.
 _ILLEGAL = "illegal instruction: the library was built for a newer CPU"
 _CRASHED = "crashed: the library does not fit this system or driver"

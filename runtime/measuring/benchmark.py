@@ -14,19 +14,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..bundle import Bundle
+from ..cpu import available_cpus
+from ..engines import engine_files, remedy
+from ..errors import BundleError, EngineError, UsageError
+from ..golden import FOLDER
+from ..inputs import expand
+from ..machine import board, cpu, memory
+from ..manifest import Artefact
+from ..prediction import NOTICE, Failure
+from ..profile import library_versions
+from ..selection import DEFAULT_BATCH
 from .alone import call
-from .bundle import Bundle
-from .cpu import available_cpus
-from .engines import engine_files, remedy
-from .errors import BundleError, EngineError, UsageError
-from .golden import FOLDER
-from .inputs import expand
-from .machine import board, cpu, memory
-from .manifest import Artefact
-from .prediction import NOTICE, Failure
-from .profile import library_versions
 from .scenario import PERCENTILES, percentile_bound, queries_needed
-from .selection import DEFAULT_BATCH
 from .subject import Reading, Request
 from .throttle import Watch, slow_clock, temperature
 
@@ -201,7 +201,7 @@ def measure(
         if one in problems:
             continue
         answer = call(
-            "subject:measure",
+            "measuring.subject:measure",
             Request(
                 bundle=str(bundle.folder),
                 artefact=one.artefact.file,

@@ -16,8 +16,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .errors import EngineError, first_line
-from .machine import installed
+from ..errors import EngineError, first_line
+from ..machine import installed
 from .scenario import RunMany, RunOne, Served
 
 PACKAGE = "mlcommons-loadgen"

@@ -12,10 +12,10 @@ from time import perf_counter
 
 import numpy as np
 
-from . import images
-from .bundle import Bundle
-from .classifier import Classifier
-from .engines import open_engine
+from .. import images
+from ..bundle import Bundle
+from ..classifier import Classifier
+from ..engines import open_engine
 from .scenario import driver, highest_rate, queries_needed
 from .throttle import clock
 
