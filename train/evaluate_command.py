@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from mri_edge.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
 from mri_edge.errors import UsageError
 from mri_edge.files import make_folder, write_whole
+
+from .options import RECIPE, TRAINING, training_options
 
 if TYPE_CHECKING:
     from .evaluate import Role
@@ -30,6 +33,8 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
   the folder that training used   its test images
   other images                    all but those that were in training
   --role all                      every image, which the report says
+
+How to train (--recipe to --overwrite) goes with --cv.
 """
 
 
@@ -49,9 +54,8 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
     help="Score a recipe in place of a model, by cross-validation that keeps near-duplicates together "
     "('sources': leaves out one source at a time); crossval.json goes to --out.",
 )
-@click.option("--recipe", default="reference", show_default=True, help="With --cv: how to train.")
-@click.option("--backbone-weights", default="imagenet", show_default=True, metavar="SOURCE", help="With --cv.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="With --cv.")
+@RECIPE
+@training_options
 @ARTEFACT
 @ENGINE
 @PROVIDER
@@ -66,10 +70,12 @@ def evaluate(
     out: Path | None,
     as_json: bool,
     cv: str | None,
-    recipe: str,
-    backbone_weights: str,
-    seed: int,
-    **where: Any,
+    recipe_name: str,
+    artefact: str | None,
+    engine: str | None,
+    provider: str,
+    threads: int | None,
+    **training: Any,
 ) -> int:
     """Score a model on labelled scans: figures with intervals, mistakes by file.
 
@@ -88,8 +94,12 @@ def evaluate(
             raise UsageError("--cv writes its figures to a folder", "Name it with --out")
         from .command import train
 
-        ctx.invoke(train, data=data, out=out, recipe_name=recipe, backbone_weights=backbone_weights, seed=seed, cv=cv)
+        ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, **training)
         return 0
+    for name in ("recipe_name", *TRAINING):
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(one.opts[0] for one in ctx.command.params if one.name == name)
+            raise UsageError(f"{option} says how to train, and a model is trained already", "It goes with --cv")
     import json
 
     from mri_edge.progress import track
@@ -99,7 +109,9 @@ def evaluate(
     bundle = Bundle.open(model)
     if out is not None:
         make_folder(out)  # before the work, not after it
-    record = score(bundle, data, role=role, track=track, **where)
+    record = score(
+        bundle, data, role=role, track=track, artefact=artefact, engine=engine, provider=provider, threads=threads
+    )
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:
         from .evaluation_report import evaluation_page

@@ -22,7 +22,7 @@ DIMENSIONS = 32
 # Of the distances of scans that took no part in the fit, in the source where it is largest: a small and varied source
 # lies further out, and a device's own scans are of no source that training knew. Taken over all scans alike, the
 # limit warned of 8 in 51 of the reference's test scans; taken so, of 1, and of 3 in 537 scans of both sources together.
-# Those are counts in int8 features: the change from float moves the far end by less than a hundredth.
+# Those are counts in the features of the int8 artefact, which is what runs on a device.
 QUANTILE = 0.99
 _MOST = 1000  # images to fit on; more change the plane little
 _FOLDS = 5

@@ -112,3 +112,11 @@ def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file,
     assert run([*common, "--out", str(tmp_path / "figures")]) == 0
     printed = json.loads(capfd.readouterr().out)
     assert printed["pooled"]["accuracy"]["images"] == 30
+    assert run([*common, "--out", str(tmp_path / "fewer"), "--exclude", "no/no00.png", "--epochs", "1"]) == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert printed["pooled"]["accuracy"]["images"] == 29
+
+
+def test_evaluate_refuses_to_train_a_trained_model(folders, capfd):
+    assert run(["evaluate", "--data", str(folders), "--exclude", "no/*"]) == 2
+    assert "--exclude says how to train" in capfd.readouterr().err
