@@ -17,12 +17,10 @@ from .checks import inspect, table
 from .crossval import cross_validate
 from .data import pixel_bytes, select
 from .finetune import fast_precision
-from .metrics import measure
-from .novelty import fit_novelty, keras_features
+from .finish import finish, rows_of
 from .progress import step_progress
 from .recipe import Recipe
-from .record import write_bundle
-from .robust import Report, choose_roles, collect, plan_of, predict, train_robust
+from .robust import Report, choose_roles, collect, plan_of, train_robust
 from .run import Trained
 from .unfinished import check_space, work_folder
 
@@ -78,8 +76,7 @@ def train_robust_bundle(
     if findings:
         say(table(scans, findings))
     record = choose_roles(collection, split, selection.left_out)
-    roles = np.array([image.role for image in record.images[: len(scans)]])
-    train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
+    train, validation, _ = rows_of(record, collection)
     with step_progress("fine-tuning") as report:
         trained = train_robust(
             collection,
@@ -93,38 +90,23 @@ def train_robust_bundle(
             report=report,
             checkpoint=work / "checkpoint.npz",
         )
-    probabilities = predict(trained.network.whole, collection.pixels, recipe.preprocessing, rows=test)
-    metrics = measure(collection.label[test], probabilities, labels.positive, trained.threshold)
     kept_apart = "near-duplicates" if groups is None else f"near-duplicates and {groups.name}"
-    write_bundle(
+    finished = finish(
         out,
-        trained.network,
-        name=name,
-        recipe=recipe,
-        seed=seed,
+        trained,
+        collection,
+        record,
         labels=labels,
-        split=record,
+        recipe=recipe,
         weights=weights,
-        history=[],
-        probabilities=probabilities,
-        metrics=metrics,
+        seed=seed,
+        name=name,
         overwrite=overwrite,
-        threshold=trained.threshold,
         split_name=f"test kept apart by {kept_apart}, validation by group",
-        training_details=trained.details,
         documents={"data.json": json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"},
-        novelty=fit_novelty(
-            keras_features(trained.network.backbone, recipe.preprocessing),
-            collection.pixels,
-            train,
-            validation,
-            seed,
-            source=collection.source,
-        ),
     )
     shutil.rmtree(work, ignore_errors=True)
-    truth = collection.label[test]
-    return Trained(trained.network, labels, record, [], truth, probabilities, metrics, trained.threshold)
+    return finished
 
 
 def cross_validate_robust(

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 from mri_edge.bundle import Bundle, check_free
 from mri_edge.teacher import TEACHER
 
 from .data import find_scans
-from .metrics import measure
-from .novelty import fit_novelty, keras_features
+from .finish import finish, rows_of
 from .progress import step_progress
 from .recipe import Recipe
-from .record import write_bundle
-from .robust import choose_roles, collect, predict
+from .robust import choose_roles, collect
 from .run import Trained
 from .small import POOL_VIEWS, BundleTeacher, draw_pool, train_small
 from .small_network import ARCHITECTURE
@@ -58,8 +55,7 @@ def train_small_bundle(
         collection = collect(scans, recipe.preprocessing)
         split = choose_roles(collection)
         teacher.check_split(split)
-        roles = np.array([image.role for image in split.images])
-        train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
+        train, validation, test = rows_of(split, collection)
         # The pool takes longest and does not depend on how the student trains: it is what --resume takes up.
         facts = [repr(recipe.preprocessing), recipe.batch, POOL_VIEWS, seed, split.split_fingerprint, *teacher.sha256]
         work = work_folder(out, facts, overwrite=overwrite, resume=resume)
@@ -68,35 +64,20 @@ def train_small_bundle(
         with step_progress("distilling") as report:
             trained = train_small(collection, validation, pool, recipe, labels=labels, seed=seed, report=report)
         weights, answers = teacher.origin(), teacher.answers(collection.pixels[test])
-    probabilities = predict(trained.network.whole, collection.pixels[test], recipe.preprocessing)
-    metrics = measure(collection.label[test], probabilities, labels.positive, trained.threshold)
-    write_bundle(
+    finished = finish(
         out,
-        trained.network,
-        name=name,
-        recipe=recipe,
-        seed=seed,
+        trained,
+        collection,
+        split,
         labels=labels,
-        split=split,
-        architecture=ARCHITECTURE,
+        recipe=recipe,
         weights=weights,
-        history=[],
-        probabilities=probabilities,
-        metrics=metrics,
+        seed=seed,
+        name=name,
         overwrite=overwrite,
-        threshold=trained.threshold,
+        architecture=ARCHITECTURE,
         split_name="test kept apart by near-duplicates, validation by group",
-        training_details=trained.details,
         documents={TEACHER: answers.to_json()},
-        novelty=fit_novelty(
-            keras_features(trained.network.backbone, recipe.preprocessing),
-            collection.pixels,
-            train,
-            validation,
-            seed,
-            source=collection.source,
-        ),
     )
     shutil.rmtree(work, ignore_errors=True)
-    truth = collection.label[test]
-    return Trained(trained.network, labels, split, [], truth, probabilities, metrics, trained.threshold)
+    return finished
