@@ -13,7 +13,7 @@ from time import perf_counter
 
 import numpy as np
 import undisturbed
-from mri_edge.measuring.scenario import driver
+from mri_edge.measuring.drivers import driver
 from mri_edge.measuring.subject import peak_mib
 
 _WARM = 2

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.bundle import Bundle, BundleWriter
+from mri_edge.bundle import Bundle
 from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 from mri_edge.manifest import Artefact, Manifest
 from mri_edge.split import SPLIT, Split
 from mri_edge.teacher import TEACHER, TeacherAnswers
+from mri_edge.writing import BundleWriter, rewriting
 from numpy.typing import NDArray
 
 from . import models
@@ -121,7 +122,7 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
         {"file": KERAS, "sha256": artefact.sha256},
         _teacher_of(bundle),
     )
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         return fill(writer, source, settings, step)
 
 

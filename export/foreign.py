@@ -14,13 +14,13 @@ from pathlib import Path
 import keras
 import mri_edge
 import numpy as np
-from mri_edge.bundle import check_free, new_bundle
 from mri_edge.errors import ConversionError, DataError
 from mri_edge.files import sha256_of
 from mri_edge.images import SUFFIXES
 from mri_edge.manifest import Artefact, Creation, Manifest, TensorSpec, Training
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import SPLIT, Split, SplitImage, fingerprint
+from mri_edge.writing import check_free, new_bundle
 
 from . import models
 from .calibrate import draw, read_batches

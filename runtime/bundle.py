@@ -1,21 +1,15 @@
-"""A bundle: one folder with a manifest and the files of one model; opened, verified, written whole."""
+"""A bundle: one folder with a manifest and the files of one model; opened and verified. ``writing`` makes them."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
-from .files import sha256_of, whole_folder
-from .manifest import Artefact, Document, Manifest
+from .errors import BundleError, IntegrityError, ManifestError, UsageError
+from .files import sha256_of
+from .manifest import MANIFEST, SIGNATURE, Artefact, Document, Manifest
 
-MANIFEST = "manifest.json"
-SIGNATURE = "manifest.json.sig"
 EMBEDDED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "vgg16"
 MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
@@ -156,115 +150,6 @@ class Bundle:
                 "The file was changed or not copied to its end: copy the bundle again",
             )
 
-    @contextmanager
-    def rewriting(self, out: Path | None = None, *, keep: Sequence[str] | None = None) -> Iterator[BundleWriter]:
-        """Change this bundle, or make a changed copy at ``out``: all of the change or none of it.
-
-        ``keep`` names the files to carry over (default: all). Files are hard-linked where the disk
-        allows, so that a large bundle is not copied to add one artefact.
-
-        Raises
-        ------
-        OutputError
-            ``out`` holds something that is no bundle, or cannot be written. A bundle there is replaced.
-        """
-        if out is not None:
-            check_free(out, overwrite=True)
-        kept = [one for one in self.entries() if keep is None or one.file in keep]
-        manifest = replace(
-            self.manifest,
-            artefacts=tuple(one for one in kept if isinstance(one, Artefact)),
-            documents=tuple(one for one in kept if isinstance(one, Document)),
-        )
-        with whole_folder(out or self.folder) as staging:
-            for entry in kept:
-                _link_or_copy(self.folder / entry.file, staging / entry.file)
-            writer = BundleWriter(staging, manifest)
-            yield writer
-            writer.finish()
-
-
-@contextmanager
-def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[BundleWriter]:
-    """Make a bundle at ``out``: yields a writer; nothing appears at ``out`` unless the block ends well.
-
-    Raises
-    ------
-    OutputError
-        ``out`` holds something that is no bundle, or is a bundle and ``overwrite`` is False.
-    """
-    check_free(out, overwrite=overwrite)
-    with whole_folder(out) as staging:
-        writer = BundleWriter(staging, manifest)
-        yield writer
-        writer.finish()
-
-
-def check_free(out: Path, *, overwrite: bool = False) -> None:
-    """Raise OutputError unless a bundle may be written at ``out``: call it before long work, too."""
-    if out.is_file():
-        raise OutputError(f"{out}: is a file, not a folder", "Name another output folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / MANIFEST).is_file():
-            raise OutputError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
-        if not overwrite:
-            raise OutputError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
-    parent = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-    if not parent.is_dir():
-        raise OutputError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")
-
-
-class BundleWriter:
-    """Collects the files of a bundle in its staging folder, and hashes each as it is added."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-
-    def path(self, file: str) -> Path:
-        """Where to write ``file`` before it is added; its folder is made, an older file is unlinked.
-
-        Unlinking matters: the older file may be a hard link into the bundle that is being replaced.
-        """
-        path = self.folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        return path
-
-    def add_artefact(self, artefact: Artefact) -> Artefact:
-        """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in."""
-        size, digest = self._stamp(artefact.file)
-        stamped = replace(artefact, size_bytes=size, sha256=digest)
-        others = tuple(one for one in self.manifest.artefacts if one.file != artefact.file)
-        self.manifest = replace(self.manifest, artefacts=(*others, stamped))
-        return stamped
-
-    def add_document(self, file: str, content: str | bytes | None = None) -> None:
-        """List a document; with ``content`` it is written first (text as UTF-8)."""
-        if content is not None:
-            self.path(file).write_bytes(content.encode() if isinstance(content, str) else content)
-        stamped = Document(file, *self._stamp(file))
-        others = tuple(one for one in self.manifest.documents if one.file != file)
-        self.manifest = replace(self.manifest, documents=(*others, stamped))
-
-    def update(self, **changes: Any) -> None:
-        """Replace fields of the manifest: ``writer.update(threshold=0.4)``."""
-        self.manifest = replace(self.manifest, **changes)
-
-    def finish(self) -> None:
-        """Draw the model card anew if there is one, and write the manifest; ``new_bundle``, ``rewriting`` call this."""
-        from .card import add_card, has_card
-
-        if has_card(self.manifest):
-            add_card(self)
-        self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
-
-    def _stamp(self, file: str) -> tuple[int, str]:
-        path = self.folder / file
-        return path.stat().st_size, sha256_of(path)
-
 
 def _read_manifest(folder: Path) -> bytes:
     try:
@@ -311,11 +196,3 @@ def embedded_models() -> list[str]:
     if not EMBEDDED.is_dir():
         return []
     return sorted(one.name for one in EMBEDDED.iterdir() if (one / MANIFEST).is_file())
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)

@@ -19,7 +19,7 @@ from .prediction import NOTICE
 from .split import SPLIT, Role, Split
 
 if TYPE_CHECKING:
-    from .bundle import BundleWriter
+    from .writing import BundleWriter
 
 MARKDOWN, PAGE = "MODEL_CARD.md", "MODEL_CARD.html"
 METRICS = "metrics.json"

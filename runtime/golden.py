@@ -27,6 +27,7 @@ from .prediction import decide
 from .preprocess import Pixels
 from .profile import library_versions
 from .records import parse, read
+from .writing import rewriting
 
 RECORD = "golden.json"
 ARRAYS = "golden.npz"
@@ -133,7 +134,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
             arrays[f"probabilities-{artefact.file}"] = _run(bundle, artefact, engine, tensors)
     facts = _Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
     others = [one.file for one in bundle.entries() if not is_golden(one.file)]
-    with bundle.rewriting(keep=others) as writer:
+    with rewriting(bundle, keep=others) as writer:
         for name, content in zip(names, contents, strict=True):
             writer.add_document(name, content)
         writer.add_document(NOTICE, licence)

@@ -15,6 +15,8 @@ from .errors import ManifestError
 from .preprocess import Preprocessing
 from .records import is_plain_relative, parse, read
 
+MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
 SCHEMA_VERSION = 1
 
 Precision = Literal["float32", "float16", "int8", "dynamic"]

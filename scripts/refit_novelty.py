@@ -14,6 +14,7 @@ from mri_edge import Bundle, Classifier
 from mri_edge.train.data import find_scans
 from mri_edge.train.novelty import fit_novelty
 from mri_edge.train.robust import choose_roles, collect
+from mri_edge.writing import rewriting
 
 AT_ONCE = 32
 
@@ -40,7 +41,7 @@ def main() -> None:
             return np.concatenate([classifier.engine.run_all(pixels[at : at + AT_ONCE])["features"] for at in parts])
 
         fitted = fit_novelty(features, data.pixels, train, held_out, training.seed, source=data.source)
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         writer.update(novelty=fitted.entry)
         writer.add_document(fitted.entry.file, fitted.content)
     with Classifier.load(bundle.folder) as classifier:

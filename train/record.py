@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import mri_edge
 import numpy as np
-from mri_edge.bundle import new_bundle
 from mri_edge.card import add_card
 from mri_edge.manifest import Artefact, Creation, Manifest, Metric, TensorSpec, Training
 from mri_edge.prediction import NOTICE, decide
 from mri_edge.split import SPLIT, Split
+from mri_edge.writing import new_bundle
 from numpy.typing import NDArray
 
 from .data import Labels

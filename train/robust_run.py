@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from mri_edge.bundle import check_free
 from mri_edge.files import make_folder, write_whole
+from mri_edge.writing import check_free
 
 from .backbone import load_weights
 from .checks import inspect, table

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from mri_edge.bundle import check_free
 from mri_edge.manifest import Metric
 from mri_edge.split import Split
+from mri_edge.writing import check_free
 from numpy.typing import NDArray
 
 from . import duplicates

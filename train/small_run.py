@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mri_edge.bundle import Bundle, check_free
+from mri_edge.bundle import Bundle
 from mri_edge.teacher import TEACHER
+from mri_edge.writing import check_free
 
 from .data import find_scans
 from .finish import finish, rows_of

@@ -39,9 +39,10 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     Metrics, parity report, model card and golden values are kept. Pages, pictures and the split record are
     not: it names every training image, and stays with the full bundle.
     """
-    from ..bundle import Bundle, check_free
+    from ..bundle import Bundle
     from ..golden import is_golden
     from ..split import SPLIT
+    from ..writing import check_free, rewriting
 
     check_free(out, overwrite=overwrite)
     source = Bundle.open(model)
@@ -51,7 +52,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     for entry in source.entries():
         if entry.file in keep:
             source.path_of(entry)
-    with source.rewriting(out, keep=keep) as writer:
+    with rewriting(source, out, keep=keep) as writer:
         if name:
             writer.update(name=name)
     size = sum(one.stat().st_size for one in out.iterdir())

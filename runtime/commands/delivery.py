@@ -67,7 +67,7 @@ def sign(model: str, key: Path) -> None:
     manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the bundle drops it.
     """
     from ..bundle import Bundle
-    from ..delivery.signature import sign
+    from ..delivery.signing import sign
 
     fingerprint = sign(Bundle.open(model), key, passphrase=lambda: _passphrase(key))
     click.echo(f"{model}: signed, key {fingerprint}")

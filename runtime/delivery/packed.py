@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from ..bundle import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Bundle, check_free
+from ..bundle import MANIFEST_LIMIT, Bundle
 from ..errors import BundleError, IntegrityError, OutputError
 from ..files import whole_file, whole_folder
-from ..manifest import Artefact, Document, Manifest
+from ..manifest import MANIFEST, SIGNATURE, Artefact, Document, Manifest
+from ..writing import check_free
 from .signature import SIGNATURE_BYTES, check
 
 SUFFIX = ".mribundle"

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import MANIFEST, SIGNATURE, Bundle
 from ..errors import OutputError, SignatureError, UsageError, first_line
-from ..files import write_whole
+from ..manifest import MANIFEST
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -50,32 +49,6 @@ def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> N
         ) from error
 
 
-def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
-    """Check every file of a bundle, that there are no others, and sign its manifest; returns the key's fingerprint.
-
-    Parameters
-    ----------
-    key
-        PEM file of an Ed25519 private key.
-    passphrase
-        Asked only if the key is protected by one.
-
-    Raises
-    ------
-    IntegrityError
-        A file differs from the manifest, or is not listed: nothing is signed.
-    UsageError, OutputError
-        The key cannot be used; the folder cannot be written.
-    """
-    private = _private_key(key, passphrase)
-    text = bundle.manifest_bytes()
-    read = Bundle.read(bundle.folder, text)
-    read.check_complete()
-    read.verify()
-    write_whole(bundle.folder / SIGNATURE, private.sign(text))
-    return _fingerprint(private.public_key())
-
-
 def make_keys(private: Path, public: Path) -> str:
     """Write a new pair of keys, the private one for its owner's eyes alone; returns the fingerprint.
 
@@ -100,15 +73,16 @@ def make_keys(private: Path, public: Path) -> str:
             raise OutputError(
                 f"{path}: cannot write ({error.strerror})", "Name a new file: a key is never overwritten"
             ) from error
-    return _fingerprint(key.public_key())
+    return fingerprint_of(key.public_key())
 
 
 def fingerprint(key: Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a public key, to compare by eye. Raises UsageError."""
-    return _fingerprint(_public_key(key))
+    """``fingerprint_of`` the public key in a file. Raises UsageError."""
+    return fingerprint_of(_public_key(key))
 
 
-def _fingerprint(key: Ed25519PublicKey) -> str:
+def fingerprint_of(key: Ed25519PublicKey) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a public key, to compare by eye."""
     serialization = _library()
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return hashlib.sha256(raw).hexdigest()[:16]
@@ -130,7 +104,8 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def _private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
+def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
+    """The private key in a file; ``passphrase`` is asked only if one protects it. Raises UsageError."""
     serialization = _library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

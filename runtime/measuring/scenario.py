@@ -134,13 +134,6 @@ class OwnDriver:
         return Served(rate, tuple(latencies))
 
 
-def driver() -> Driver:
-    """The real load generator where it is installed (extra ``bench``), else our own."""
-    from .loadgen import LoadgenDriver, is_installed
-
-    return LoadgenDriver() if is_installed() else OwnDriver()
-
-
 def highest_rate(run: Callable[[float], Served], bound_ms: float, most: float) -> float | None:
     """The highest Poisson rate found whose 99th percentile stays under ``bound_ms``; None if none does.
 

@@ -16,7 +16,8 @@ from .. import images
 from ..bundle import Bundle
 from ..classifier import Classifier
 from ..engines import open_engine
-from .scenario import driver, highest_rate, queries_needed
+from .drivers import driver
+from .scenario import highest_rate, queries_needed
 from .throttle import clock
 
 # Runs before those that count: caches fill, clocks rise, threads start.

@@ -13,6 +13,7 @@ from mri_edge.errors import UsageError
 from mri_edge.manifest import Parity
 from mri_edge.measuring import benchmark
 from mri_edge.measuring.benchmark import Plan, scans_for, spread, stream
+from mri_edge.writing import rewriting
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCAN = str(EXAMPLES / "phantom-1.jpg")
@@ -66,7 +67,7 @@ def test_a_rate_under_a_bound_is_searched(tiny_bundle, capfd):
 def test_the_verdict_of_the_gate_stands_in_the_row(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         writer.add_artefact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
     assert [one.parity for one in report.rows] == ["undecided"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
+from mri_edge.writing import rewriting
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -23,7 +24,7 @@ def explaining_bundle(tiny_bundle: Path) -> Path:
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts
     model = explanation.explained(onnx.load(tiny_bundle / artefact.file), positive=1)
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         writer.path(artefact.file).write_bytes(model.SerializeToString())
         writer.add_artefact(artefact)
     return tiny_bundle

@@ -14,6 +14,7 @@ from mri_edge.errors import EngineError
 from mri_edge.measuring import tuning
 from mri_edge.measuring.trial import Outcome, Trial, attempt
 from mri_edge.measuring.tuning import thread_counts, tune
+from mri_edge.writing import rewriting
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 
@@ -129,7 +130,7 @@ def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
     worse = replace(first, file="model.int8.onnx", precision="int8", parity=Parity("not met", 51, 0.5, 0.2, 9))
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         writer.path(worse.file).write_bytes((tiny_bundle / "model.onnx").read_bytes())
         writer.add_artefact(worse)
     made = bench(lambda trial, again: 1.0)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import new_bundle
 from mri_edge.cli import run
 from mri_edge.files import sha256_of
 from mri_edge.manifest import Artefact, Manifest
+from mri_edge.writing import new_bundle
 from PIL import Image
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import new_bundle
 from mri_edge.files import sha256_of
 from mri_edge.manifest import Artefact, Manifest, TensorSpec
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import SPLIT, Split, SplitImage
+from mri_edge.writing import new_bundle
 from PIL import Image
 
 # Without the extra 'export' there is nothing to test here, and the modules cannot even be imported.

@@ -17,6 +17,7 @@ from mri_edge.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.split import Split
 from mri_edge.teacher import TEACHER, TeacherAnswers
+from mri_edge.writing import rewriting
 from PIL import Image
 
 
@@ -64,7 +65,7 @@ def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, cap
 def test_artefacts_of_a_student_are_held_against_its_teacher(bundle, pictures):
     images = len(Split.from_json((bundle / "split.json").read_bytes()).of("test"))
     answers = TeacherAnswers(("big (robust, seed 0)",), (1,) * images, ((0.25, 0.75),) * images)
-    with Bundle.open(bundle).rewriting() as writer:
+    with rewriting(Bundle.open(bundle)) as writer:
         writer.add_document(TEACHER, answers.to_json())
     assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures)]) == 0
     found = json.loads((bundle / "parity.json").read_text())["artefacts"]["model.onnx"]["teacher"]

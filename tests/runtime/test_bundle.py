@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import MANIFEST, Bundle, check_free, embedded_models, new_bundle
+from mri_edge.bundle import Bundle, embedded_models
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
 from mri_edge.files import sha256_of
-from mri_edge.manifest import Artefact, Manifest
+from mri_edge.manifest import MANIFEST, Artefact, Manifest
+from mri_edge.writing import check_free, new_bundle, rewriting
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -75,7 +76,7 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path, tiny_bundle: Pat
     (home / "thesis.tex").write_text("years")
     with pytest.raises(OutputError, match="is no bundle"), new_bundle(home, tiny_manifest, overwrite=True):
         pytest.fail("the block must not run")
-    with pytest.raises(OutputError, match="is no bundle"), Bundle.open(tiny_bundle).rewriting(home):
+    with pytest.raises(OutputError, match="is no bundle"), rewriting(Bundle.open(tiny_bundle), home):
         pytest.fail("the block must not run")
     assert (home / "thesis.tex").read_text() == "years"
 
@@ -108,7 +109,7 @@ def test_check_free_sees_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artefact) -> None:
-    with Bundle.open(tiny_bundle).rewriting() as writer:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.int8.onnx").write_bytes(b"smaller")
         stamped = writer.add_artefact(replace(tiny_artefact, file="model.int8.onnx", precision="int8"))
         assert stamped.size_bytes == 7
@@ -119,7 +120,7 @@ def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artefact)
 
 def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artefact: Artefact) -> None:
     before = _contents(tiny_bundle)
-    with Bundle.open(tiny_bundle).rewriting(tmp_path / "copy") as writer:
+    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy") as writer:
         # The copy's files are hard links: writing must not reach the original through them.
         writer.path("model.onnx").write_bytes(b"changed")
         writer.add_artefact(tiny_artefact)
@@ -132,7 +133,7 @@ def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path,
 
 def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact: Artefact) -> None:
     before = _contents(tiny_bundle)
-    with pytest.raises(ZeroDivisionError), Bundle.open(tiny_bundle).rewriting() as writer:
+    with pytest.raises(ZeroDivisionError), rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.onnx").write_bytes(b"half")
         writer.add_artefact(tiny_artefact)
         raise ZeroDivisionError
@@ -141,10 +142,10 @@ def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact
 
 
 def test_rewriting_keeps_what_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Bundle.open(tiny_bundle).rewriting() as writer:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("metrics.json", "{}")
         writer.add_document("report/page.html", "<p>")
-    with Bundle.open(tiny_bundle).rewriting(tmp_path / "slim", keep=["model.onnx"]):
+    with rewriting(Bundle.open(tiny_bundle), tmp_path / "slim", keep=["model.onnx"]):
         pass
     slim = Bundle.open(tmp_path / "slim")
     assert [one.file for one in slim.entries()] == ["model.onnx"]
@@ -158,7 +159,7 @@ def test_rewriting_copies_where_links_cannot_be_made(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    with Bundle.open(tiny_bundle).rewriting(tmp_path / "copy"):
+    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
         pass
     Bundle.open(tmp_path / "copy").verify()
 

@@ -14,6 +14,7 @@ from mri_edge import golden, images
 from mri_edge.bundle import Bundle
 from mri_edge.errors import InputError, ManifestError, UsageError
 from mri_edge.preprocess import Preprocessing
+from mri_edge.writing import rewriting
 
 DEMO = Path(__file__).resolve().parents[2] / "examples"
 NOTICE = DEMO / "NOTICE"
@@ -193,7 +194,7 @@ def test_wrong_scans_are_refused_and_the_bundle_stays_as_it_was(tiny_bundle, tmp
 
 def put(bundle: Bundle, file: str, content: bytes) -> Bundle:
     """Replace a file of the record and list it with its right hash, as a hostile author would."""
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         writer.add_document(file, content)
     return Bundle.open(bundle.folder)
 

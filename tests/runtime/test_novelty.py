@@ -13,6 +13,7 @@ from mri_edge.bundle import Bundle
 from mri_edge.engines.fake import FakeEngine
 from mri_edge.manifest import Novelty, TensorSpec
 from mri_edge.novelty import NoveltyCheck, distances
+from mri_edge.writing import rewriting
 
 ENTRY = Novelty("novelty.npy", "residual", limit=0.5, quantile=0.99, fitted_images=10, held_out_images=10)
 # Roots of typical features are (1, 2, 3); they vary along the first channel alone.
@@ -32,7 +33,7 @@ class FeatureEngine(FakeEngine):
 
 
 def with_plane(folder: Path, content: bytes) -> Bundle:
-    with Bundle.open(folder).rewriting() as writer:
+    with rewriting(Bundle.open(folder)) as writer:
         writer.add_document(ENTRY.file, content)
         writer.update(novelty=ENTRY)
     return Bundle.open(folder)

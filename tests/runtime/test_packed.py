@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import MANIFEST, Bundle, new_bundle
+from mri_edge.bundle import Bundle
 from mri_edge.delivery import packed
 from mri_edge.delivery.packed import check_packed, pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, OutputError
-from mri_edge.manifest import Manifest
+from mri_edge.manifest import MANIFEST, Manifest
+from mri_edge.writing import new_bundle
 
 
 @pytest.fixture

@@ -10,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import MANIFEST, SIGNATURE, Bundle, new_bundle
+from mri_edge.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.delivery.packed import check_packed, pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, OutputError, SignatureError, UsageError
-from mri_edge.manifest import Manifest
+from mri_edge.manifest import MANIFEST, SIGNATURE, Manifest
+from mri_edge.writing import new_bundle, rewriting
 
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
-from mri_edge.delivery.signature import fingerprint, make_keys, sign
+from mri_edge.delivery.signature import fingerprint, make_keys
+from mri_edge.delivery.signing import sign
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 
@@ -43,7 +45,7 @@ def public(keys: Path) -> Path:
 @pytest.fixture
 def signed(tiny_bundle: Path, keys: Path) -> Path:
     """A signed bundle with a document beside its artefact."""
-    with Bundle.open(tiny_bundle).rewriting() as writer:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("report/notes.txt", "words")
     sign(Bundle.open(tiny_bundle), keys / "our.pem", passphrase=no_passphrase)
     return tiny_bundle
@@ -107,7 +109,7 @@ def test_a_change_of_any_file_is_refused_before_anything_runs(signed: Path, publ
 
 
 def test_every_byte_of_a_signed_packed_bundle_counts(signed: Path, public: Path, tmp_path: Path) -> None:
-    with Bundle.open(signed).rewriting(tmp_path / "slim", keep=["report/notes.txt"]):
+    with rewriting(Bundle.open(signed), tmp_path / "slim", keep=["report/notes.txt"]):
         pass
     sign(Bundle.open(tmp_path / "slim"), public.with_name("our.pem"), passphrase=no_passphrase)
     path = tmp_path / "packed"
@@ -134,7 +136,7 @@ def test_what_was_not_signed_may_not_lie_in_the_folder(signed: Path, public: Pat
 
 
 def test_a_changed_bundle_loses_its_signature(signed: Path, public: Path) -> None:
-    with Bundle.open(signed).rewriting() as writer:
+    with rewriting(Bundle.open(signed)) as writer:
         writer.update(version="2")
     with pytest.raises(SignatureError, match="not signed"):
         Bundle.open(signed, signed_by=public)

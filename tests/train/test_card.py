@@ -12,6 +12,7 @@ from mri_edge.bundle import Bundle
 from mri_edge.card import MARKDOWN, PAGE, add_card, card, to_html, to_markdown
 from mri_edge.manifest import Manifest, Metric, Parity
 from mri_edge.split import SPLIT, Split, SplitImage
+from mri_edge.writing import rewriting
 
 # M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, figure 1
 SECTIONS = [
@@ -47,7 +48,7 @@ def split() -> Split:
 def carded(tiny_bundle: Path, split: Split) -> Path:
     """``tiny_bundle`` with metrics, a split record and a card."""
     metric = Metric(0.8125, 0.5501, 0.9406, 16, "Wilson score interval (Wilson 1927)")
-    with Bundle.open(tiny_bundle).rewriting() as writer:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.update(metrics={"specificity": metric}, threshold=0.5678, limits="Only for tests.")
         writer.add_document("metrics.json", json.dumps(MEASURED))
         writer.add_document(SPLIT, split.to_json())
@@ -109,19 +110,19 @@ def test_page_needs_no_network(carded):
 def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
     bundle = Bundle.open(carded)
     assert "| model.onnx | float32 |" in (carded / MARKDOWN).read_text()
-    with bundle.rewriting() as writer:
+    with rewriting(bundle) as writer:
         artefact = replace(writer.manifest.artefacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
         writer.add_artefact(artefact)
     assert "| met | 1.2e-06 | 3 of 51 |" in (carded / MARKDOWN).read_text()
     kept = [one.file for one in bundle.manifest.documents]
-    with Bundle.open(carded).rewriting(tmp_path / "slim", keep=kept):
+    with rewriting(Bundle.open(carded), tmp_path / "slim", keep=kept):
         pass
     assert "model.onnx" not in (tmp_path / "slim" / MARKDOWN).read_text()
     Bundle.open(tmp_path / "slim").verify()
 
 
 def test_bundle_without_a_card_gets_none(tiny_bundle):
-    with Bundle.open(tiny_bundle).rewriting() as writer:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.update(threshold=0.4)
     assert not (tiny_bundle / MARKDOWN).exists()
 

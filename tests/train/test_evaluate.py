@@ -15,6 +15,7 @@ from mri_edge.cli import run
 from mri_edge.errors import DataError, EngineUnavailable, UsageError
 from mri_edge.files import sha256_of
 from mri_edge.split import SPLIT, Split, SplitImage
+from mri_edge.writing import rewriting
 from PIL import Image
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
@@ -51,7 +52,7 @@ def record_split(bundle: Path, data: Path, test: set[str], role: str = "train") 
         )
         for path in sorted(data.rglob("*.png"))
     )
-    with Bundle.open(bundle).rewriting() as writer:
+    with rewriting(Bundle.open(bundle)) as writer:
         writer.add_document(SPLIT, Split(images).to_json())
 
 
@@ -295,7 +296,7 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
             keras.layers.Dense(2, activation="softmax"),
         ]
     )
-    with Bundle.open(tiny_bundle).rewriting() as writer:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
         onnx = writer.manifest.artefacts[0]
         writer.add_artefact(replace(onnx, file="model.keras", format="keras"))

@@ -1,0 +1,37 @@
+"""Sign a bundle: every file is checked first, then its manifest is signed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..files import write_whole
+from ..manifest import SIGNATURE
+from .signature import fingerprint_of, private_key
+
+
+def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
+    """Check every file of a bundle, that there are no others, and sign its manifest; returns the key's fingerprint.
+
+    Parameters
+    ----------
+    key
+        PEM file of an Ed25519 private key.
+    passphrase
+        Asked only if the key is protected by one.
+
+    Raises
+    ------
+    IntegrityError
+        A file differs from the manifest, or is not listed: nothing is signed.
+    UsageError, OutputError
+        The key cannot be used; the folder cannot be written.
+    """
+    private = private_key(key, passphrase)
+    text = bundle.manifest_bytes()
+    read = Bundle.read(bundle.folder, text)
+    read.check_complete()
+    read.verify()
+    write_whole(bundle.folder / SIGNATURE, private.sign(text))
+    return fingerprint_of(private.public_key())
