@@ -12,14 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .manifest import Manifest
 from .prediction import NOTICE
 from .split import SPLIT, Role, Split
-
-if TYPE_CHECKING:
-    from .writing import BundleWriter
 
 MARKDOWN, PAGE = "MODEL_CARD.md", "MODEL_CARD.html"
 METRICS = "metrics.json"
@@ -51,14 +48,13 @@ class Section:
     blocks: list[str | Table]
 
 
-def add_card(writer: BundleWriter) -> None:
-    """Draw the card from the manifest, the metrics and the split record in ``writer``, and list it there."""
-    held = {one.file for one in writer.manifest.documents}
-    metrics = _read_metrics(writer.folder / METRICS) if METRICS in held else {}
-    split = Split.from_json((writer.folder / SPLIT).read_bytes()) if SPLIT in held else None
-    title, sections = f"Model card: {writer.manifest.name}", card(writer.manifest, metrics, split)
-    writer.add_document(MARKDOWN, to_markdown(title, sections))
-    writer.add_document(PAGE, to_html(title, sections))
+def pages(manifest: Manifest, folder: Path) -> dict[str, str]:
+    """The card as Markdown and as HTML, by file name; drawn from the manifest and the records that it lists there."""
+    held = {one.file for one in manifest.documents}
+    metrics = _read_metrics(folder / METRICS) if METRICS in held else {}
+    split = Split.from_json((folder / SPLIT).read_bytes()) if SPLIT in held else None
+    title, sections = f"Model card: {manifest.name}", card(manifest, metrics, split)
+    return {MARKDOWN: to_markdown(title, sections), PAGE: to_html(title, sections)}
 
 
 def has_card(manifest: Manifest) -> bool:

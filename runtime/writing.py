@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle
-from .card import add_card, has_card
+from .card import has_card, pages
 from .errors import OutputError
 from .files import sha256_of, whole_folder
 from .manifest import MANIFEST, Artefact, Document, Manifest
@@ -114,10 +114,15 @@ class BundleWriter:
         """Replace fields of the manifest: ``writer.update(threshold=0.4)``."""
         self.manifest = replace(self.manifest, **changes)
 
+    def add_card(self) -> None:
+        """Draw the model card from what is here so far, and list it."""
+        for file, text in pages(self.manifest, self.folder).items():
+            self.add_document(file, text)
+
     def finish(self) -> None:
         """Draw the model card anew if there is one, and write the manifest; ``new_bundle``, ``rewriting`` call this."""
         if has_card(self.manifest):
-            add_card(self)
+            self.add_card()
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
 
     def _stamp(self, file: str) -> tuple[int, str]:

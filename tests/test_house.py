@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -103,8 +104,27 @@ def test_commands_import_their_libraries_inside_functions(path: Path) -> None:
         assert first in LIGHT | {"mri_edge"}, f"{_id(path)}:{line}: import {module} inside a function"
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside functions neither; only the public list names modules that need it."""
+    modules = {_module(path): path for path in _sources(*ROOMS) if path != CHECKOUT / "runtime" / "__init__.py"}
+
+    def owner(name: str) -> str | None:
+        parts = name.split(".")
+        return next((one for end in range(len(parts), 0, -1) if (one := ".".join(parts[:end])) in modules), None)
+
+    needs = {
+        module: {home for name, _, _ in _imports(path) if (home := owner(name)) is not None} - {module}
+        for module, path in modules.items()
+    }
+    assert "mri_edge.errors" in needs["mri_edge.bundle"]
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import each other: {' -> '.join(error.args[1])}")
+
+
 def test_the_walk_sees_what_it_looks_for(tmp_path: Path) -> None:
-    """The three tests above would also pass if the walk saw nothing."""
+    """The tests above would also pass if the walk saw nothing."""
     names = {(module, relative) for module, _, relative in _imports(CHECKOUT / "runtime" / "bundle.py")}
     assert {("mri_edge.files.sha256_of", True), ("os", False), ("pathlib.Path", False)} <= names
     nested = {module for module, _, _ in _imports(CHECKOUT / "runtime" / "engines" / "litert.py")}

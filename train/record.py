@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import mri_edge
 import numpy as np
-from mri_edge.card import add_card
 from mri_edge.manifest import Artefact, Creation, Manifest, Metric, TensorSpec, Training
 from mri_edge.prediction import NOTICE, decide
 from mri_edge.split import SPLIT, Split
@@ -126,7 +125,7 @@ def write_bundle(
             writer.add_document(file, content)
         if novelty:
             writer.add_document(novelty.entry.file, novelty.content)
-        add_card(writer)
+        writer.add_card()
 
 
 def keras_artefact(recipe: Recipe, classes: int) -> Artefact:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mri_edge.bundle import Bundle
-from mri_edge.card import MARKDOWN, PAGE, add_card, card, to_html, to_markdown
+from mri_edge.card import MARKDOWN, PAGE, card, to_html, to_markdown
 from mri_edge.manifest import Manifest, Metric, Parity
 from mri_edge.split import SPLIT, Split, SplitImage
 from mri_edge.writing import rewriting
@@ -52,7 +52,7 @@ def carded(tiny_bundle: Path, split: Split) -> Path:
         writer.update(metrics={"specificity": metric}, threshold=0.5678, limits="Only for tests.")
         writer.add_document("metrics.json", json.dumps(MEASURED))
         writer.add_document(SPLIT, split.to_json())
-        add_card(writer)
+        writer.add_card()
     return tiny_bundle
 
 
