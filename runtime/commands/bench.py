@@ -87,7 +87,7 @@ def bench(
 
 
 _COLUMNS = ("artefact", "engine", "MB", "load", "first", "p50", "p90", "p99", "images/s", "MiB", "parity", "provider")
-_TO_ANSWER = ("artefact", "engine", "p50", "p90", "p99", "images/s", "decode", "resize", "infer")
+_TO_ANSWER = ("artefact", "engine", "p50", "p90", "p99", "images/s", "bound by", "decode", "resize", "infer")
 
 
 def _lines(report: Report) -> list[str]:
@@ -140,7 +140,7 @@ def _model_cells(one: Row) -> list[str]:
 def _file_cells(one: Row, server_ms: float | None) -> list[str]:
     stages = [f"{one.stages_ms[stage]:.2f}" for stage in ("decode", "resize", "infer")]
     server = [_figure(one.server_rate) if one.server_rate else "none"] if server_ms else []
-    return [one.artefact, one.engine, *_bounds(one.file), _figure(one.file_rate), *stages, *server]
+    return [one.artefact, one.engine, *_bounds(one.file), _figure(one.file_rate), one.bound_by or "", *stages, *server]
 
 
 def _bounds(one: Stream | None) -> list[str]:

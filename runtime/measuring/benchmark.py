@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from ..bundle import Bundle
 from ..cpu import available_cpus
@@ -90,7 +90,11 @@ class Stream:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one subject; the figures are None where it could not run."""
+    """What is known of one subject; the figures are None where it could not run.
+
+    ``bound_by`` says what takes longest in Offline from files: ``decoding``, where decoding and resizing on all
+    threads with nothing beside them would be slower than the engine alone, else the ``engine``.
+    """
 
     artefact: str
     engine: str
@@ -107,6 +111,7 @@ class Row:
     model_rate: Spread | None = None
     file: Stream | None = None
     file_rate: Spread | None = None
+    bound_by: Literal["decoding", "engine"] | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     server_rate: Spread | None = None
     marks: tuple[str, ...] = ()
@@ -293,6 +298,9 @@ def _row(one: Subject, readings: list[Reading], problem: str | None) -> Row:
     model, file = (stream([getattr(one, view) for one in readings]) for view in ("model_ms", "file_ms"))
     peaks = [one.peak_mib for one in readings if one.peak_mib is not None]
     rates = [one.server_rate for one in readings if one.server_rate is not None]
+    model_rate = spread(one.model_rate for one in readings)
+    stages = {stage: median(one.stages_ms[stage] for one in readings) for stage in readings[0].stages_ms}
+    decoding_rate = 1000 * available_cpus() / (stages["decode"] + stages["resize"])
     noisy = [
         f"{name}: medians of the rounds are {found.median.low:.2f} to {found.median.high:.2f} ms"
         for name, found in (("model", model), ("file to answer", file))
@@ -306,10 +314,11 @@ def _row(one: Subject, readings: list[Reading], problem: str | None) -> Row:
         first_ms=spread(one.first_ms for one in readings),
         peak_mib=spread(peaks) if peaks else None,
         model=model,
-        model_rate=spread(one.model_rate for one in readings),
+        model_rate=model_rate,
         file=file,
         file_rate=spread(one.file_rate for one in readings),
-        stages_ms={stage: median(one.stages_ms[stage] for one in readings) for stage in readings[0].stages_ms},
+        bound_by="decoding" if decoding_rate < model_rate.value else "engine",
+        stages_ms=stages,
         server_rate=spread(rates) if rates else None,
         marks=tuple(noisy),
     )

@@ -37,6 +37,7 @@ def test_everything_is_measured_for_real(tiny_bundle, capfd):
     assert (row["model"]["bounds"]["p90"] is None) == (row["model"]["queries"] < 64)
     assert row["file"]["median"]["value"] >= row["stages_ms"]["decode"]
     assert set(row["stages_ms"]) == {"decode", "resize", "infer"}
+    assert row["bound_by"] in ("decoding", "engine")
     for figure in ("load_ms", "first_ms", "model_rate", "file_rate"):
         assert 0 < row[figure]["low"] <= row[figure]["value"] <= row[figure]["high"]
     assert found["machine"]["cores"] >= 1
@@ -94,6 +95,13 @@ def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch):
     monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, "model_ms": [next(medians)] * 12})
     [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
     assert row.marks == ("model: medians of the rounds are 1.00 to 1.40 ms",)
+
+
+@pytest.mark.parametrize(("model_rate", "bound"), [(9.0, "engine"), (1e6, "decoding")])
+def test_what_bounds_the_way_from_files_is_said(tiny_bundle, monkeypatch, model_rate, bound):
+    monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, "model_rate": model_rate})
+    [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
+    assert row.bound_by == bound
 
 
 def test_nothing_is_trimmed():
