@@ -55,9 +55,7 @@ def _against_accuracy(rows: list[dict[str, Any]], against: str) -> None:
     label = "ms for one image, model only (log)" if against == "latency" else "MB on disk (log)"
     axes.set(xscale="log", xlabel=label, ylabel="accuracy on the test images, 95% interval")
     axes.grid(alpha=0.2)
-    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    _plain_numbers(axes)
     figure.legend(handles=list(handles.values()), frameon=False, fontsize=8, loc="outside upper center", ncols=6)
     _save(figure, against)
 
@@ -70,7 +68,14 @@ def _bars(started: dict[str, Any]) -> None:
     axes.bar_label(bars, [f"{value:.2f} s" for value in values], padding=4)
     label = f"{'CPU seconds' if started['busy'] else 'seconds'}, whole process (log)"
     axes.set(xscale="log", xlabel=label, xlim=(min(values) / 2, max(values) * 3))
+    _plain_numbers(axes)
     _save(figure, "cold_start")
+
+
+def _plain_numbers(axes: Any) -> None:
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
 
 
 def _save(figure: Any, name: str) -> None:
