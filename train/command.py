@@ -39,6 +39,14 @@ Examples:
     "near-duplicates together, or 'sources' to leave out one source at a time.",
 )
 @click.option(
+    "--fold",
+    "only",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Recipe 'small' with --cv: train this fold alone, so that several machines can share the work. --out "
+    "holds the answers of each; the figures are of the folds that lie there.",
+)
+@click.option(
     "--split",
     type=click.Choice(("reference", "stratified", "grouped")),
     default="reference",
@@ -57,6 +65,7 @@ def train(
     epochs: int | None,
     name: str | None,
     cv: str | None,
+    only: int | None,
     excluded: tuple[str, ...],
     split: str,
     groups: Path | None,
@@ -77,7 +86,7 @@ def train(
     recipe = find_recipe(recipe_name)
     if epochs:
         recipe = replace(recipe, epochs=epochs)
-    _check_options(recipe.name, teachers=teachers, cv=cv, excluded=excluded, split=split, groups=groups)
+    _check_options(recipe.name, teachers=teachers, cv=cv, only=only, excluded=excluded, split=split, groups=groups)
     load_keras()
     from .metrics import report_text
     from .robust_run import cross_validate_robust, train_robust_bundle
@@ -99,11 +108,11 @@ def train(
         from .small_crossval import cross_validate_small
 
         if recipe.name == "small":  # it goes on by itself with what lies at --out
-            figures = cross_validate_small(data, out, recipe, folds=folds, **chosen)
+            figures = cross_validate_small(data, out, recipe, folds=folds, only=only, **chosen)
         else:
             cross_validate = cross_validate_robust if recipe.name == "robust" else cross_validate_reference
             figures = cross_validate(data, out, recipe, folds=folds, **chosen, **heard)
-        shown = ("pooled", "student_minus_teacher", "stress")
+        shown = ("folds_scored", "pooled", "student_minus_teacher", "stress")
         click.echo(json.dumps({name: figures[name] for name in shown if name in figures}, indent=1))
         return
     if recipe.name == "small":
@@ -126,6 +135,7 @@ def _check_options(
     *,
     teachers: tuple[str, ...],
     cv: str | None,
+    only: int | None,
     excluded: tuple[str, ...],
     split: str,
     groups: Path | None,
@@ -141,6 +151,8 @@ def _check_options(
         unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
         for option in (name for name, given in unheard.items() if given):
             raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
+    if only and not (cv and recipe == "small"):
+        raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")
     if cv and split != "reference":
         raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
     if recipe == "robust" and split == "stratified":

@@ -2,13 +2,14 @@
 
 In each fold a teacher is trained by the robust recipe, and students of several seeds are distilled from it.
 What is finished lies in the folder of the figures: a run that was cut off, or one with another plan for the
-students, goes on from there.
+students, goes on from there. Folds may be done one at a time, on several machines: their answers, a few kilobytes
+each, are put together in one folder.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,19 +59,29 @@ def cross_validate_small(
     backbone_weights: str,
     seed: int,
     positive: str | None = None,
+    only: int | None = None,
 ) -> dict[str, Any]:
     """Cross-validate teacher and students on the scans in ``data``; the figures go to ``out``/crossval.json and back.
 
     Students have the seeds ``seed``, ``seed`` + 1, …; every image is scored once by a teacher and
     once by a student of each seed that saw neither it nor a near-duplicate of it.
 
+    Parameters
+    ----------
+    only
+        Train this fold alone, counted from 1. The figures are those of all folds that lie in ``out`` by then.
+
     Raises
     ------
+    UsageError
+        There is no such fold, or folds are asked for by source.
     DataError, WeightsError, OutputError
         The data, the backbone weights or the place for the result are unfit, or hold another run.
     """
     if folds is None:
         raise UsageError("recipe 'small' is cross-validated by near-duplicates, not by source", "Say --cv 3")
+    if only is not None and not 1 <= only <= folds:
+        raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
     make_folder(out)
     scans, labels = find_scans(data, positive)
     weights = load_weights(backbone_weights)
@@ -80,21 +91,28 @@ def cross_validate_small(
     roles = np.array([image.role for image in choose_roles(collection).images])
     trainable = np.isin(roles, ("train", "validation"))
     everyone = np.arange(len(scans))
-    models = {"teacher": Answers.none(len(scans))}
-    models |= {f"student {number}": Answers.none(len(scans)) for number in range(seed, seed + STUDENTS)}
+    students = {f"student {number}": number for number in range(seed, seed + STUDENTS)}
+    models = {name: Answers.none(len(scans)) for name in ("teacher", *students)}
     fold_of = np.zeros(len(scans), int)
     with step_progress("cross-validation") as report:
         for fold, held in enumerate(grouped_folds(collection, everyone, folds), start=1):
-            fold_of[held] = fold
             learn = everyone[trainable & ~np.isin(collection.group, collection.group[held])]
             validation = learn[hold_out(collection, learn)]
-            one_fold = _Fold(
-                collection, labels, np.setdiff1d(learn, validation), validation, held, out / f"fold-{fold}", report
-            )
+            train = np.setdiff1d(learn, validation)
+            one_fold = _Fold(collection, labels, train, validation, held, out / f"fold-{fold}", students, report)
+            if only not in (None, fold) and one_fold.missing(recipe):
+                continue
+            fold_of[held] = fold
             for name, (scores, called) in one_fold.answers(recipe, weights, seed).items():
                 models[name].positive[held], models[name].called[held] = scores, called
     ill = collection.label == labels.positive
-    teacher = models["teacher"]
+
+    def differences(rows: Indices) -> dict[str, Any]:
+        teacher = models["teacher"].positive[rows]
+        return {name: paired(ill[rows], teacher, models[name].positive[rows]) for name in students}
+
+    scored = np.flatnonzero(fold_of)
+    done = np.unique(fold_of[scored]).tolist()
     result = {
         "recipe": recipe.name,
         "folds": folds,
@@ -102,16 +120,16 @@ def cross_validate_small(
         "grouping": "near-duplicates; test images and their neighbours train nothing",
         "plan": asdict(plan_of(recipe)),
         "teacher": {"recipe": ROBUST.name, "plan": asdict(plan_of_robust(ROBUST)), "seed": seed},
+        "folds_scored": done,
         "pooled": {
             name: {
-                **figures(collection, everyone, labels.positive, one.positive, one.called, SENSITIVITY),
-                "calibration_error": _calibration_error(ill, one.positive),
+                **figures(collection, scored, labels.positive, one.positive, one.called, SENSITIVITY),
+                "calibration_error": _calibration_error(ill[scored], one.positive[scored]),
             }
             for name, one in models.items()
         },
-        "student_minus_teacher": {
-            name: paired(ill, teacher.positive, one.positive) for name, one in models.items() if one is not teacher
-        },
+        "student_minus_teacher": differences(scored),
+        "student_minus_teacher_by_fold": {fold: differences(np.flatnonzero(fold_of == fold)) for fold in done},
         "images": [
             {
                 "file": scan.file,
@@ -120,6 +138,7 @@ def cross_validate_small(
                 **{name: float(one.positive[index]) for name, one in models.items()},
             }
             for index, scan in enumerate(scans)
+            if fold_of[index]
         ],
         "creation": asdict(creation()),
     }
@@ -171,36 +190,39 @@ class _Fold:
     validation: Indices
     held: Indices
     folder: Path
+    students: Mapping[str, int]  # seed of each
     report: Callable[[int, int, float], None]
+
+    def missing(self, recipe: Recipe) -> list[str]:
+        """The models whose answers are not there, or are another recipe's."""
+        made_by = {"teacher": ROBUST.name, **dict.fromkeys(self.students, _identity(recipe))}
+        return [name for name, wanted in made_by.items() if self._made_by(name) != wanted]
 
     def answers(
         self, recipe: Recipe, weights: BackboneWeights, seed: int
     ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-        """Scores and calls of the held images, by model."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found = {}
-        pool = distil.open_pool(self.folder)
-        if pool is None or not (self.folder / "teacher.npz").is_file():
-            pool = self._teach(recipe, weights, seed)
-        found["teacher"] = self._read("teacher")
-        for number in range(seed, seed + STUDENTS):
-            name = f"student {number}"
-            made_by = repr((recipe, plan_of(recipe), STACK))
-            if not (self.folder / f"{name}.npz").is_file() or self._made_by(name) != made_by:
+        """Scores and calls of the held images, by model; what is missing is trained."""
+        missing = self.missing(recipe)
+        if missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            pool = distil.open_pool(self.folder)
+            if pool is None or "teacher" in missing:
+                pool = self._teach(recipe, weights, seed)
+            for name in [one for one in self.students if one in missing]:
                 student = train_small(
                     self.collection,
                     self.validation,
                     pool,
                     recipe,
                     labels=self.labels,
-                    seed=number,
+                    seed=self.students[name],
                     report=self.report,
                 )
-                self._keep(name, student, recipe, made_by)
-            found[name] = self._read(name)
-        return found
+                self._keep(name, student, recipe, _identity(recipe))
+        return {name: self._read(name) for name in ("teacher", *self.students)}
 
     def _teach(self, recipe: Recipe, weights: BackboneWeights, seed: int) -> distil.Pool:
+        checkpoint = self.folder / "teacher-state.npz"
         trained = train_robust(
             self.collection,
             self.train,
@@ -211,13 +233,13 @@ class _Fold:
             labels=self.labels,
             seed=seed,
             report=self.report,
+            checkpoint=checkpoint,
         )
 
         def teacher(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             return predict(trained.quick.whole, pixels, ROBUST.preprocessing)
 
-        self._keep("teacher", trained, ROBUST, ROBUST.name)
-        return draw_pool(
+        pool = draw_pool(
             self.collection,
             self.train,
             teacher,
@@ -227,6 +249,9 @@ class _Fold:
             seed=seed,
             report=self.report,
         )
+        self._keep("teacher", trained, ROBUST, ROBUST.name)
+        checkpoint.unlink(missing_ok=True)
+        return pool
 
     def _keep(self, name: str, trained: Trained, recipe: Recipe, made_by: str) -> None:
         scores = predict(trained.quick.whole, self.collection.pixels[self.held], recipe.preprocessing)
@@ -234,7 +259,9 @@ class _Fold:
         np.savez(partial, positive=scores[:, self.labels.positive], threshold=trained.threshold, made_by=made_by)
         partial.replace(self.folder / f"{name}.npz")
 
-    def _made_by(self, name: str) -> str:
+    def _made_by(self, name: str) -> str | None:
+        if not (self.folder / f"{name}.npz").is_file():
+            return None
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as kept:
             return str(kept["made_by"])
 
@@ -242,6 +269,11 @@ class _Fold:
         with np.load(self.folder / f"{name}.npz", allow_pickle=False) as kept:
             scores = kept["positive"].astype(np.float64)
             return scores, scores >= kept["threshold"]
+
+
+def _identity(recipe: Recipe) -> str:
+    """What decides a student but for its seed and the pool."""
+    return repr((recipe, plan_of(recipe), STACK))
 
 
 def _calibration_error(ill: NDArray[np.bool_], positive: NDArray[np.float64]) -> dict[str, Any]:
