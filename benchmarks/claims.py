@@ -33,7 +33,7 @@ def main() -> int:
     """Print every ratio; 0 if all are reproduced, or none can be judged here."""
     failed = same = 0
     for name in RECORDS:
-        fresh, record = records.load(name, committed=False), records.load(name)
+        fresh, record = records.load_fresh(name), records.load(name)
         if fresh is None or record is None:
             print(f"{name}: no {'fresh' if fresh is None else 'committed'} record")
             continue

@@ -1,7 +1,7 @@
 """Every artefact in every engine beside what people would use instead: the same images, threads and load for all.
 
     python benchmarks/compare.py              # minutes; wants a quiet machine; writes build/bench/compare.json
-    python benchmarks/compare.py --record     # writes the committed record, benchmarks/results/compare.json
+    python benchmarks/compare.py --record     # writes benchmarks/results/KIND/compare.json, KIND of machine
     python benchmarks/compare.py --olive PY   # PY: a Python with olive-ai, whose best model joins in
 
 Each subject is alone in a process of its own, and all run in turn, round by round. The bundles are those of
@@ -38,7 +38,7 @@ from mri_edge.profile import library_versions
 from mri_edge.progress import track
 from mri_edge.split import SPLIT, Split
 from records import FRESH, data_folder, save
-from subjects import CHECKOUT, Subject, bundles, subjects_of
+from subjects import CHECKOUT, SCALED_BACK, Subject, bundles, subjects_of
 
 HERE = Path(__file__).parent
 BASELINE = "vgg16: keras.Model.predict: model.keras"
@@ -175,8 +175,8 @@ def ratios(rows: dict[str, dict[str, Any]]) -> None:
 
 def ships(name: str, bundle: Bundle) -> bool:
     """Whether a bundle is the whole of the embedded model of its name, or another training of the same network."""
-    embedded = {one.sha256 for one in Bundle.open(EMBEDDED / name).manifest.artefacts}
-    return embedded <= {one.sha256 for one in bundle.manifest.artefacts}
+    embedded, training = Bundle.open(EMBEDDED / name).manifest.training, bundle.manifest.training
+    return {**training.details, SCALED_BACK: None} == {**embedded.details, SCALED_BACK: None}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -236,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
         "driver": drivers[0] if drivers else None,
         "images": {name: len(many) for name, many in judges.items()},
         "multiply_adds": {name: multiply_adds(bundle) for name, bundle in held.items()},
+        "scaled_back": {name: SCALED_BACK in bundle.manifest.training.details for name, bundle in held.items()},
         "ships": {name: ships(name, bundle) for name, bundle in held.items()},
         "olive": olive_said,
         "disturbed": list(marks),

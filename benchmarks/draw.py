@@ -1,12 +1,14 @@
-"""README's figures, the whole table and the plots, drawn from the committed records: ``python benchmarks/draw.py``.
+"""README's figures, whole tables and plots, drawn from the committed records: ``python benchmarks/draw.py``.
 
-``--check`` writes nothing, and fails if README or the table is not what the records say.
+``--check`` writes nothing, and fails if README or a table is not what the records say.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import records
@@ -14,7 +16,6 @@ import roof
 from mri_edge.files import write_whole
 
 README = records.CHECKOUT / "README.md"
-TABLE = records.COMMITTED / "README.md"
 BEGIN, END = "<!-- benchmarks: drawn by benchmarks/draw.py -->", "<!-- benchmarks: end -->"
 RECORDS = ("compare", "cold_start", "roof")
 _LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
@@ -33,10 +34,21 @@ def short(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, 
     return [*lines, *_absent(compared), *_starts(started), "", *_notes(compared, started, ceiling)]
 
 
-def whole(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
-    """Every row, with the spread: ``benchmarks/results/README.md``."""
+def brief(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """What README shows of another kind of machine: our fastest of each model in int8 and in float, beside Keras."""
+    best: dict[tuple[str, bool], str] = {}
+    for key, row in _by_time(compared):
+        if row["title"].startswith("mri-edge"):
+            best.setdefault((row["bundle"], roof.kind_of(row) == "int8"), key)
+    lines = [f"On another kind of machine, `{kind}`: {_circumstances(compared)}", "", *_HEAD]
+    lines += [*_rows(compared, ceiling, {*best.values(), compared["baseline"]}), ""]
+    return [*lines, *_starts(started, lambda name: "mri-edge predict" in name or name == started["baseline"]), ""]
+
+
+def whole(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """Every row, with the spread: ``benchmarks/results/KIND/README.md``."""
     return [
-        "# All that was measured",
+        f"# All that was measured on `{kind}`",
         "",
         "Drawn by `python benchmarks/draw.py` from the records beside this file.",
         "",
@@ -60,12 +72,23 @@ def between(text: str) -> str:
     return text[begin:end].strip("\n")
 
 
-def generated() -> tuple[str, str]:
-    """README's part and the whole table, as the committed records make them."""
-    found = {name: records.load(name) for name in RECORDS}
-    if missing := [name for name, one in found.items() if one is None]:
-        raise SystemExit(f"no record of {', '.join(missing)}: run them with --record")
-    return "\n".join(short(*found.values())), "\n".join(whole(*found.values())) + "\n"
+def generated() -> tuple[str, dict[Path, str]]:
+    """README's part, and each kind of machine's whole table by its file, as the committed records make them."""
+    found = {kind: [_record(name, kind) for name in RECORDS] for kind in records.kinds()}
+    others = [kind for kind in found if kind != records.MAIN]
+    links = ", ".join(f"[{kind}](benchmarks/results/{kind}/README.md)" for kind in found)
+    part = [*short(*found[records.MAIN]), ""]
+    for kind in others:
+        part += brief(kind, *found[kind])
+    part.append(f"Every row, by kind of machine: {links}.")
+    tables = {kind: "\n".join(whole(kind, *every)) + "\n" for kind, every in found.items()}
+    return "\n".join(part), {records.COMMITTED / kind / "README.md": text for kind, text in tables.items()}
+
+
+def _record(name: str, kind: str) -> dict[str, Any]:
+    if (found := records.load(name, kind)) is None:
+        raise SystemExit(f"no record of {name} on {kind}: run it with --record")
+    return found
 
 
 def _by_time(compared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -119,8 +142,9 @@ def _absent(compared: dict[str, Any]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _starts(started: dict[str, Any]) -> list[str]:
-    rows = sorted(started["rows"].items(), key=lambda item: item[1]["seconds"]["value"])
+def _starts(started: dict[str, Any], wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+    chosen = [(name, row) for name, row in started["rows"].items() if wanted(name)]
+    rows = sorted(chosen, key=lambda item: item[1]["seconds"]["value"])
     unit = "CPU seconds" if started["busy"] else "seconds"
     return [
         f"| cold start, the whole process | {unit} | times the Keras script |",
@@ -139,11 +163,17 @@ def _notes(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str,
     work = ", ".join(f"{name} {count / 1e9:.3g} G" for name, count in compared["multiply_adds"].items() if count)
     disturbed = sorted({*compared["disturbed"], *started["disturbed"], *ceiling["disturbed"]})
     others = [name for name, same in compared["ships"].items() if not same]
+    scaled = [name for name, found in compared.get("scaled_back", {}).items() if found]
     return [
         *(
             f"The `{name}` measured here is another training of the network than the one that ships, which comes in "
             "int8 alone: times are alike, accuracy is its own."
             for name in others
+        ),
+        *(
+            f"`{name}` ships in int8 alone: Keras and the float files compute with its integers scaled back "
+            "(`benchmarks/whole_bundles.py`)."
+            for name in scaled
         ),
         f"The roof is the best of plain matrix products here: {rates}. An image takes {work} of them. "
         "p90 is the bound that holds with 99% confidence; nothing is trimmed. Not an MLPerf result.",
@@ -177,16 +207,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail if README is not what the records say")
     chosen = parser.parse_args(arguments)
-    text, (wanted, everything) = README.read_text(encoding="utf-8"), generated()
+    text, (wanted, tables) = README.read_text(encoding="utf-8"), generated()
     if chosen.check:
-        return int(between(text) != wanted or TABLE.read_text(encoding="utf-8") != everything)
+        drawn = between(text) == wanted and all(
+            table.is_file() and table.read_text(encoding="utf-8") == content for table, content in tables.items()
+        )
+        return int(not drawn)
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     write_whole(README, f"{text[:begin]}\n\n{wanted}\n\n{text[end:]}")
-    write_whole(TABLE, everything)
     from plots import draw_all
 
-    draw_all(*(records.load(name) for name in RECORDS[:2]))
-    print(f"drawn: {README.name}, {TABLE.relative_to(records.CHECKOUT)} and its plots")
+    for table, content in tables.items():
+        write_whole(table, content)
+        draw_all(table.parent, *(_record(name, table.parent.name) for name in RECORDS[:2]))
+    print(f"drawn: {README.name}, and tables and plots in {records.COMMITTED.relative_to(records.CHECKOUT)}")
     return 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import records
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
@@ -24,21 +25,22 @@ OTHERS = ("#7f7f7f", "other peers")
 MARKERS = "oD^sv"
 
 
-def draw_all(compared: dict[str, Any], started: dict[str, Any]) -> None:
-    """Three SVG files beside the records; the same records give the same bytes."""
+def draw_all(folder: Path, compared: dict[str, Any], started: dict[str, Any]) -> None:
+    """Three SVG files in ``folder``; the same records give the same bytes."""
     mpl.rcParams |= {"svg.hashsalt": "mri-edge", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     rows = [row for row in compared["rows"].values() if "model" in row and "accuracy" in row]
-    _against_accuracy(rows, "latency")
+    _save(_against_accuracy(rows, "latency"), folder / "latency.svg")
     # One point for each file, whoever runs it.
-    _against_accuracy(list({(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}.values()), "size")
-    _bars(started)
+    each = list({(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}.values())
+    _save(_against_accuracy(each, "size"), folder / "size.svg")
+    _save(_bars(started), folder / "cold_start.svg")
 
 
 def _kind(title: str) -> tuple[str, str]:
     return next((kind for start, kind in KINDS.items() if title.startswith(start)), OTHERS)
 
 
-def _against_accuracy(rows: list[dict[str, Any]], against: str) -> None:
+def _against_accuracy(rows: list[dict[str, Any]], against: str) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     models = sorted({row["bundle"] for row in rows})
     handles: dict[str, Any] = {}
@@ -57,10 +59,10 @@ def _against_accuracy(rows: list[dict[str, Any]], against: str) -> None:
     axes.grid(alpha=0.2)
     _plain_numbers(axes)
     figure.legend(handles=list(handles.values()), frameon=False, fontsize=8, loc="outside upper center", ncols=6)
-    _save(figure, against)
+    return figure
 
 
-def _bars(started: dict[str, Any]) -> None:
+def _bars(started: dict[str, Any]) -> Figure:
     rows = sorted(started["rows"].items(), key=lambda item: -item[1]["seconds"]["value"])
     figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 0.9), layout="constrained")
     values = [row["seconds"]["value"] for _, row in rows]
@@ -69,7 +71,7 @@ def _bars(started: dict[str, Any]) -> None:
     label = f"{'CPU seconds' if started['busy'] else 'seconds'}, whole process (log)"
     axes.set(xscale="log", xlabel=label, xlim=(min(values) / 2, max(values) * 3))
     _plain_numbers(axes)
-    _save(figure, "cold_start")
+    return figure
 
 
 def _plain_numbers(axes: Any) -> None:
@@ -78,6 +80,6 @@ def _plain_numbers(axes: Any) -> None:
     axes.xaxis.set_minor_formatter("{x:g}")
 
 
-def _save(figure: Any, name: str) -> None:
-    figure.savefig(records.COMMITTED / f"{name}.svg", metadata={"Date": None})
+def _save(figure: Figure, target: Path) -> None:
+    figure.savefig(target, metadata={"Date": None})
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Where records lie: committed ones in ``benchmarks/results``, fresh ones in ``build/bench``."""
+"""Where records lie: committed ones in ``benchmarks/results``, by kind of machine, fresh ones in ``build/bench``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge.files import make_folder, write_whole
+from mri_edge.measuring.benchmark import machine_facts
 
 CHECKOUT = Path(__file__).parents[1]
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
+MAIN = "x86_64-vnni"  # the kind of machine whose record README shows in full
+# What a kind is named after, the best first: on these instructions the time of int8, and so most ratios, depend.
+_DECISIVE = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
 
 
 def data_folder() -> Path | None:
@@ -20,9 +24,21 @@ def data_folder() -> Path | None:
     return folder if (folder / "navoneel" / "yes").is_dir() else None
 
 
+def kind_of_machine(facts: dict[str, Any]) -> str:
+    """The folder of a machine's records: its architecture and its best instructions for int8."""
+    name, _, instructions = facts["cpu"].rpartition("): ")
+    architecture, has = name.rpartition("(")[2], instructions.split(", ")
+    return "-".join([architecture, *[one for one in _DECISIVE if one in has][:1]])
+
+
+def kinds() -> list[str]:
+    """The kinds of machine with committed records, README's first."""
+    return sorted((one.name for one in COMMITTED.iterdir() if one.is_dir()), key=lambda one: (one != MAIN, one))
+
+
 def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
     """Write a record whole, and say where."""
-    folder = COMMITTED if committed else FRESH
+    folder = COMMITTED / kind_of_machine(record["machine"]) if committed else FRESH
     make_folder(folder)
     path = folder / f"{name}.json"
     write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -30,7 +46,17 @@ def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
     return path
 
 
-def load(name: str, *, committed: bool = True) -> dict[str, Any] | None:
-    """A record, or None."""
-    path = (COMMITTED if committed else FRESH) / f"{name}.json"
+def load(name: str, kind: str | None = None) -> dict[str, Any] | None:
+    """The committed record of a kind of machine; by default of this one, or README's where this one has none."""
+    if kind is None:
+        return load(name, kind_of_machine(machine_facts())) or load(name, MAIN)
+    return _read(COMMITTED / kind / f"{name}.json")
+
+
+def load_fresh(name: str) -> dict[str, Any] | None:
+    """What was measured last without ``--record``, or None."""
+    return _read(FRESH / f"{name}.json")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     for kind, found in record["multiply_adds_per_second"].items():
         for library, rate in sorted(found.items(), key=lambda item: -item[1]):
             print(f"{kind:<8} {library:<12} {rate / 1e9:8.1f} G multiply-adds a second")
-    compared = records.load("compare", committed=chosen.record) or records.load("compare")
+    compared = (None if chosen.record else records.load_fresh("compare")) or records.load("compare")
     if compared:
         print()
         for key, (kind, share) in sorted(shares(record, compared).items(), key=lambda item: -item[1][1]):

@@ -12,6 +12,7 @@ from mri_edge.machine import installed
 from mri_edge.measuring.benchmark import subjects as our_subjects
 
 CHECKOUT = Path(__file__).parents[1]
+SCALED_BACK = "weights_scaled_back_from"  # a training detail of the bundles that whole_bundles.py writes
 
 # peer -> what it opens
 _PEERS = {

@@ -12,10 +12,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 BENCHMARKS = CHECKOUT / "benchmarks"
 
-recorded = pytest.mark.skipif(
-    not all((BENCHMARKS / "results" / f"{name}.json").is_file() for name in ("compare", "cold_start", "roof")),
-    reason="no committed record: python benchmarks/compare.py --record, and so on",
-)
+KINDS = sorted(one.parent for one in (BENCHMARKS / "results").glob("*/compare.json"))
 
 
 @pytest.fixture
@@ -24,7 +21,6 @@ def programs(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-@recorded
 def test_readme_is_what_the_records_say():
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "draw.py"), "--check"], capture_output=True, text=True, check=False
@@ -32,7 +28,6 @@ def test_readme_is_what_the_records_say():
     assert done.returncode == 0, f"run python benchmarks/draw.py\n{done.stderr}"
 
 
-@recorded
 def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_path):
     import draw
 
@@ -44,12 +39,36 @@ def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_pa
     assert draw.main(["--check"]) == 1
 
 
-@recorded
-def test_plots_are_there_and_hold_no_picture():
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_plots_are_there_and_hold_no_picture(kind):
     for name in ("latency", "size", "cold_start"):
-        text = (BENCHMARKS / "results" / f"{name}.svg").read_text(encoding="utf-8")
+        text = (kind / f"{name}.svg").read_text(encoding="utf-8")
         assert text.startswith("<?xml")
         assert "<image" not in text
+
+
+def test_records_lie_by_kind_of_machine(programs):
+    import records
+
+    assert records.kinds()[0] == records.MAIN
+    for kind in records.kinds():
+        facts = records.load("compare", kind)["machine"]
+        assert records.kind_of_machine(facts) == kind
+
+
+@pytest.mark.parametrize(
+    ("cpu", "kind"),
+    [
+        ("AMD EPYC (x86_64): avx2, avx512, bf16, f16c, fma, vnni", "x86_64-vnni"),
+        ("Intel(R) Core(TM) i5-4570 CPU (x86_64): avx2, f16c, fma", "x86_64-avx2"),
+        ("Cortex-A76 (aarch64): dotprod, fp16, neon", "aarch64-dotprod"),
+        ("unknown (riscv64): instructions unknown", "riscv64"),
+    ],
+)
+def test_a_kind_of_machine_is_named_by_what_int8_rests_on(programs, cpu, kind):
+    import records
+
+    assert records.kind_of_machine({"cpu": cpu}) == kind
 
 
 def test_claims_are_judged_by_their_spread(programs):
@@ -114,3 +133,23 @@ def test_the_undisturbed_clock_counts_sleep_and_work(programs):
     assert undisturbed.cpu_seconds([sys.executable, "-c", "sum(range(20_000_000))"]) > 0.1
     with pytest.raises(RuntimeError, match="no"):
         undisturbed.cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])
+
+
+@pytest.mark.parametrize("name", ["small", "vgg16"])
+def test_an_embedded_model_comes_back_in_keras(programs, name):
+    """Its answers are the shipped ones: to rounding where float weights ship, as parity allows where int8 does."""
+    pytest.importorskip("keras", reason="Keras builds the network (extra 'train')")
+    import numpy as np
+    import whole_bundles
+    from mri_edge import Bundle, Classifier, images
+    from mri_edge.train.model import predict
+    from mri_edge.train.recipe import find_recipe
+
+    bundle = Bundle.open(whole_bundles.EMBEDDED / name)
+    preprocessing = bundle.manifest.preprocessing
+    scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
+    pixels = np.stack([preprocessing.fit(images.load(one)) for one in scans])
+    network = whole_bundles.keras_network(bundle, find_recipe(bundle.manifest.training.recipe))
+    with Classifier.load(name) as shipped:
+        apart = np.abs(predict(network.whole, pixels, preprocessing) - shipped.engine.run(pixels)).max()
+    assert apart < (1e-5 if (bundle.folder / whole_bundles.FLOAT).is_file() else 0.03)

@@ -82,6 +82,20 @@ def test_what_was_disturbed_once_is_measured_again(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_on_another_cpu_int8_may_gain_less_but_not_be_slower_than_float(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import smoke
+
+    def measured(cpu, ratio):
+        row = {"stage": "infer", "ratio": ratio, "ms": 1.0, "ruler_ms": 1.0}
+        return {"machine": {"cpu": cpu}, "latency": {"vgg16: int8 / float32": row}, "accuracy": []}
+
+    record = measured("one with dot products", 0.26)
+    assert smoke.compare(measured("one without", 0.9), record) == []
+    assert smoke.compare(measured("one without", 1.1), record) != []
+    assert smoke.compare(measured("one with dot products", 0.5), record) != []
+
+
 @pytest.mark.parametrize(
     ("fault", "stage"),
     [

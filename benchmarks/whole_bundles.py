@@ -1,0 +1,147 @@
+"""The embedded models as whole bundles with Keras' own file, for what is measured beside them: no training.
+
+    python benchmarks/whole_bundles.py --data DIR        # bundles/NAME of each embedded model, then all formats
+    make bench-bundles DATA=DIR                          # the same
+
+A model that ships in int8 alone gets its float weights by scaling the integers back: times are those of any training,
+answers are the shipped ones but for the rounding of activations. DIR is the data that it was trained on: the split is
+drawn anew and must be the recorded one, so that calibration sees no test image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from float_twin import write_float_twin
+from mri_edge import Classifier
+from mri_edge.bundle import EMBEDDED, Bundle, embedded_models
+from mri_edge.preprocess import Preprocessing
+from mri_edge.train.backbone import BackboneWeights, build_backbone
+from mri_edge.train.data import find_scans
+from mri_edge.train.finish import rows_of
+from mri_edge.train.metrics import measure
+from mri_edge.train.model import Network, build_network, predict
+from mri_edge.train.recipe import Recipe, find_recipe
+from mri_edge.train.record import write_bundle
+from mri_edge.train.robust import Collection, choose_roles, collect
+from mri_edge.train.small_network import build_shipped
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from paired import program
+from records import CHECKOUT
+from subjects import SCALED_BACK
+
+Weights = list[NDArray[np.float32]]
+
+FLOAT, INT8 = "model.onnx", "model.int8.onnx"
+AS_SHIPPED = 0.02  # mean difference of probabilities that rounded activations may make: the exporter's own limit
+
+
+def layers_of(model: Path) -> list[Weights]:
+    """Kernel and bias of each convolution and dense layer of an exported model, in order, in Keras' layout."""
+    graph = onnx.load(model).graph
+    values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    bias_after = {node.input[0]: values.get(node.input[1]) for node in graph.node if node.op_type == "Add"}
+    found = []
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in values or "explanation" in node.name:
+            continue
+        kernel = values[node.input[1]]
+        bias = values[node.input[2]] if len(node.input) > 2 else bias_after[node.output[0]]
+        found.append([kernel.transpose(2, 3, 1, 0) if node.op_type == "Conv" else kernel, bias])
+    return found
+
+
+def unfolded(kernel: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """The first kernel for normalised pictures, from the exported one for 8-bit pixels; a channel for the mean goes."""
+    factor = np.asarray(preprocessing.deviation) / preprocessing.scale
+    return np.asarray(kernel[:, :, :3] * factor[:, None], np.float32)
+
+
+def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
+    """The embedded model's network in Keras, with its weights."""
+    manifest = bundle.manifest
+    classes = len(manifest.labels)
+    with tempfile.TemporaryDirectory() as folder:
+        model = bundle.folder / FLOAT
+        if not model.is_file():
+            model = Path(folder) / FLOAT
+            write_float_twin(bundle.folder / INT8, model)
+        weights = layers_of(model)
+    weights[0][0] = unfolded(weights[0][0], manifest.preprocessing)
+    if recipe.name == "small":
+        network = build_shipped(recipe, classes)
+    else:
+        size = manifest.preprocessing
+        network = build_network(build_backbone(None, size.height, size.width), recipe, classes, seed=0)
+        # The exporter flattens channels first, Keras last.
+        height, width, channels = network.backbone.output_shape[1:]
+        head = weights[-2][0].reshape(channels, height, width, -1)
+        weights[-2][0] = head.transpose(1, 2, 0, 3).reshape(weights[-2][0].shape)
+    network.whole.set_weights([array for layer in weights for array in layer])
+    return network
+
+
+def write_whole(name: str, out: Path, collection: Collection, labels: Any, data: Path) -> None:
+    """Write the bundle of one embedded model, with ``model.keras`` alone, at ``out``."""
+    bundle = Bundle.open(EMBEDDED / name)
+    manifest = bundle.manifest
+    training = manifest.training
+    split = choose_roles(collection)
+    if split.split_fingerprint != training.split_fingerprint:
+        sys.exit(f"{data}: not the data that {name} was trained on, or another split of it")
+    recipe = find_recipe(training.recipe)
+    network = keras_network(bundle, recipe)
+    test = rows_of(split, collection)[2]
+    probabilities = predict(network.whole, collection.pixels, recipe.preprocessing, rows=test)
+    with Classifier.load(name) as shipped:
+        apart = float(np.abs(probabilities - shipped.engine.run(collection.pixels[test])).mean())
+    if apart > AS_SHIPPED:
+        sys.exit(f"{name}: in Keras the test images get other answers than in what ships, {apart:.3f} on average")
+    write_bundle(
+        out,
+        network,
+        name=name,
+        recipe=recipe,
+        seed=training.seed,
+        labels=labels,
+        split=split,
+        architecture=training.backbone,
+        weights=BackboneWeights(
+            (), training.backbone_weights, manifest.licences["backbone weights"], training.backbone_sha256
+        ),
+        history=[],
+        probabilities=probabilities,
+        metrics=measure(collection.label[test], probabilities, labels.positive, manifest.threshold),
+        overwrite=True,
+        threshold=manifest.threshold,
+        split_name=training.split,
+        training_details={**training.details, **({} if (bundle.folder / FLOAT).is_file() else {SCALED_BACK: INT8})},
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write ``bundles/NAME`` of each embedded model; the exit code is that of the export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the training data")
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "bundles", help="default: bundles/")
+    chosen = parser.parse_args(arguments)
+    scans, labels = find_scans(chosen.data)
+    collection = collect(scans, Bundle.open(embedded_models()[0]).manifest.preprocessing)
+    codes = []
+    for name in embedded_models():
+        write_whole(name, chosen.out / name, collection, labels, chosen.data)
+        export = program("export", chosen.out / name, "--all", "--data", chosen.data)
+        codes.append(subprocess.run(export, check=False).returncode)
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
