@@ -129,7 +129,7 @@ def cross_validate_small(
             for name, one in models.items()
         },
         "student_minus_teacher": differences(scored),
-        "student_minus_teacher_by_fold": {fold: differences(np.flatnonzero(fold_of == fold)) for fold in done},
+        "student_minus_teacher_by_fold": {str(fold): differences(np.flatnonzero(fold_of == fold)) for fold in done},
         "images": [
             {
                 "file": scan.file,

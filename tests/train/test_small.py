@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -164,23 +165,33 @@ def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_te
     assert not list(tmp_path.glob(".other*"))
 
 
-@pytest.mark.slow
-def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it_was_cut_off(
-    two_sources, recipe, weights_file, tmp_path, quick, monkeypatch
-):
-    out, given = tmp_path / "cv", {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+@pytest.fixture
+def taught(monkeypatch):
+    """Teachers of one layer in no time; each training adds to the list, and the ``cut_off``-th is cut off."""
     calls = []
 
-    def train(*arguments, **options):
-        calls.append("teacher")
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        keras.utils.set_random_seed(len(calls))
-        layers = [keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
-        network = Network(None, None, keras.Sequential(layers))
-        return robust.Trained(network, network, temperature=1.0, threshold=0.5, details={})
+    def set_up(cut_off=None):
+        def train(*arguments, **options):
+            calls.append("teacher")
+            if len(calls) == cut_off:
+                raise KeyboardInterrupt
+            keras.utils.set_random_seed(options["seed"])
+            layers = [keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+            network = Network(None, None, keras.Sequential(layers))
+            return robust.Trained(network, network, temperature=1.0, threshold=0.5, details={})
 
-    monkeypatch.setattr(small_crossval, "train_robust", train)
+        monkeypatch.setattr(small_crossval, "train_robust", train)
+        return calls
+
+    return set_up
+
+
+@pytest.mark.slow
+def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it_was_cut_off(
+    two_sources, recipe, weights_file, tmp_path, quick, taught
+):
+    out, given = tmp_path / "cv", {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+    calls = taught(cut_off=2)
     with pytest.raises(KeyboardInterrupt):
         small_crossval.cross_validate_small(two_sources, out, recipe, **given)
     result = small_crossval.cross_validate_small(two_sources, out, recipe, **given)
@@ -194,6 +205,46 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
     assert len(calls) == 4
     with pytest.raises(OutputError, match="other data"):
         small_crossval.cross_validate_small(two_sources, out, recipe, **{**given, "seed": 1})
+
+
+@pytest.mark.slow
+def test_folds_of_several_machines_make_one_cross_validation(
+    two_sources, recipe, weights_file, tmp_path, quick, taught
+):
+    given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+    calls = taught()
+    whole = small_crossval.cross_validate_small(two_sources, tmp_path / "whole", recipe, **given)
+    for fold in (2, 1, 3):
+        alone = small_crossval.cross_validate_small(two_sources, tmp_path / f"only-{fold}", recipe, **given, only=fold)
+        assert alone["folds_scored"] == [fold]
+        assert {image["fold"] for image in alone["images"]} == {fold}
+    assert len(calls) == 6
+    # Put together: the answers alone, without the views that students learn from.
+    together = tmp_path / "together"
+    for fold in (1, 2, 3):
+        (together / f"fold-{fold}").mkdir(parents=True)
+        for file in (tmp_path / f"only-{fold}" / f"fold-{fold}").glob("*.npz"):
+            shutil.copy(file, together / f"fold-{fold}")
+    shutil.copy(tmp_path / "only-1" / "identity", together)
+    result = small_crossval.cross_validate_small(two_sources, together, recipe, **given)
+    assert len(calls) == 6  # nothing was trained anew
+    for part in ("pooled", "student_minus_teacher", "student_minus_teacher_by_fold", "images"):
+        assert result[part] == whole[part]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--recipe", "small", "--cv", "3", "--fold", "4"], "there are folds 1 to 3. Received: 4"),
+        (["--recipe", "robust", "--cv", "3", "--fold", "1"], "--fold goes with --recipe small --cv"),
+        (["--recipe", "small", "--teacher", "vgg16", "--fold", "1"], "--fold goes with --recipe small --cv"),
+    ],
+    ids=["no such fold", "another recipe", "no cross-validation"],
+)
+def test_a_fold_alone_is_asked_for_rightly(two_sources, tmp_path, capfd, arguments, said):
+    assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
