@@ -27,23 +27,28 @@ def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_predict_costs_little_more_than_the_barest_script(record_property):
-    bundle = Bundle.open()
-    model = bundle.path_of(bundle.artefact("model.int8.onnx"))
-    seconds = alternate(
-        {"mri-edge": program("predict", SCAN, "--json"), "bare": script("bare_onnxruntime.py", model, SCAN)}, ROUNDS
-    )
+# Measured on two cores: 1.27 for vgg16 (1.17 at best), 1.5 for small, whose session is open in no time. What is more is
+# imports, click and the manifest's own; the model's hash and a part of the imports run beside the session's opening. The
+# bare script checks nothing. 1.15 is wanted.
+@pytest.mark.parametrize(("model", "most"), [("vgg16", 1.45), ("small", 1.8)])
+def test_predict_costs_little_more_than_the_barest_script(model, most, record_property):
+    bundle = Bundle.open(model)
+    artefact = bundle.path_of(bundle.artefact("model.int8.onnx"))
+    ours, bare = program("predict", SCAN, "--json", "--model", model), script("bare_onnxruntime.py", artefact, SCAN)
+    seconds = alternate({"mri-edge": ours, "bare": bare}, ROUNDS)
     ratio = ratio_of_medians(seconds, "mri-edge", "bare")
-    record_property("cold start, mri-edge / bare ONNX Runtime script", round(ratio, 3))
-    print(f"cold start: mri-edge {ratio:.2f} times the bare script, medians of {ROUNDS}")
-    # Measured on two cores: 1.27 (1.17 at best). What is more is imports, click and the manifest's own; the model's
-    # hash and a part of the imports run beside the session's opening. The bare script checks nothing. 1.15 is wanted.
-    assert ratio <= 1.45
+    record_property(f"cold start, {model}: mri-edge / bare ONNX Runtime script", round(ratio, 3))
+    print(f"cold start, {model}: mri-edge {ratio:.2f} times the bare script, medians of {ROUNDS}")
+    assert ratio <= most
 
 
 def test_predict_is_many_times_faster_than_keras(keras_file, record_property):
     seconds = alternate(
-        {"mri-edge": program("predict", SCAN, "--json"), "keras": script("keras_predict.py", keras_file, SCAN)}, 3
+        {
+            "mri-edge": program("predict", SCAN, "--json", "--model", "vgg16"),
+            "keras": script("keras_predict.py", keras_file, SCAN),
+        },
+        3,
     )
     ratio = ratio_of_medians(seconds, "keras", "mri-edge")
     record_property("cold start, Keras script / mri-edge", round(ratio, 1))
@@ -62,7 +67,7 @@ def test_help_costs_little_more_than_starting_python(record_property):
 
 @pytest.mark.skipif(not hasattr(os, "EX_SOFTWARE"), reason="this system does not tell a process's peak memory")
 def test_predict_needs_little_memory(record_property):
-    peak = max(peak_memory(program("predict", SCAN, "--json")) for _ in range(5))
+    peak = max(peak_memory(program("predict", SCAN, "--json", "--model", "vgg16")) for _ in range(5))
     record_property("peak memory of a cold predict, MiB", round(peak, 1))
     print(f"peak memory of a cold predict: {peak:.1f} MiB, largest of 5")
     assert peak <= 100
@@ -70,7 +75,7 @@ def test_predict_needs_little_memory(record_property):
 
 @pytest.mark.skipif(not hasattr(os, "EX_SOFTWARE"), reason="this system does not tell a process's peak memory")
 def test_predict_needs_an_eighth_of_the_memory_of_keras(keras_file, record_property):
-    peak = max(peak_memory(program("predict", SCAN, "--json")) for _ in range(3))
+    peak = max(peak_memory(program("predict", SCAN, "--json", "--model", "vgg16")) for _ in range(3))
     keras = peak_memory(script("keras_predict.py", keras_file, SCAN))
     record_property("peak memory, Keras script / mri-edge", round(keras / peak, 1))
     print(f"peak memory: Keras script {keras:.0f} MiB, mri-edge {peak:.1f} MiB: {keras / peak:.1f} times")

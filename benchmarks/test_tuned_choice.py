@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 
@@ -14,6 +13,7 @@ from mri_edge.errors import MriEdgeError
 from mri_edge.profile import load_profile
 from mri_edge.selection import DEFAULT_BATCH, select
 from paired import ENVIRONMENT, program, script
+from subjects import bundles
 
 ROUNDS = 5
 # Two runs of the same choice on the same machine are this far apart.
@@ -22,8 +22,8 @@ NOISE = 1.05
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    """A bundle with artefacts for several engines, named in MRI_EDGE_BUNDLE; else the embedded one."""
-    return Bundle.open(os.environ.get("MRI_EDGE_BUNDLE") or DEFAULT_MODEL)
+    """The default model with artefacts for several engines, if it is here whole."""
+    return bundles()[DEFAULT_MODEL]
 
 
 @pytest.fixture(scope="module")
