@@ -27,9 +27,9 @@ def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# Measured on two cores: 1.27 for vgg16 (1.17 at best), 1.5 for small, whose session is open in no time. What is more is
-# imports, click and the manifest's own; the model's hash and a part of the imports run beside the session's opening. The
-# bare script checks nothing. 1.15 is wanted.
+# Measured on two cores: 1.27 for vgg16 (1.17 at best), 1.5 for small, whose session opens in no time. What is more is
+# imports, click and the manifest's own; the model's hash and a part of the imports run beside the session's opening.
+# The bare script checks nothing. 1.15 is wanted.
 @pytest.mark.parametrize(("model", "most"), [("vgg16", 1.45), ("small", 1.8)])
 def test_predict_costs_little_more_than_the_barest_script(model, most, record_property):
     bundle = Bundle.open(model)
