@@ -41,6 +41,8 @@ _HOMES = {
     "ManifestError": "errors",
     "MriEdgeError": "errors",
     "OutputError": "errors",
+    "PAUSE": "prediction",
+    "Pause": "prediction",
     "Prediction": "prediction",
     "Preprocessing": "preprocess",
     "ProviderUnavailable": "errors",
@@ -70,7 +72,9 @@ if TYPE_CHECKING:
     from .errors import UsageError as UsageError
     from .errors import WeightsError as WeightsError
     from .manifest import Manifest as Manifest
+    from .prediction import PAUSE as PAUSE
     from .prediction import Failure as Failure
+    from .prediction import Pause as Pause
     from .prediction import Prediction as Prediction
     from .preprocess import Preprocessing as Preprocessing
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from time import perf_counter
 from types import TracebackType
 
@@ -23,7 +23,7 @@ from .manifest import Artefact
 from .novelty import NoveltyCheck
 from .opening import Opening
 from .plausibility import doubts
-from .prediction import Failure, Latency, Prediction, decide
+from .prediction import Failure, Latency, Pause, Prediction, decide
 from .preprocess import Pixels
 from .selection import DEFAULT_BATCH
 
@@ -168,7 +168,7 @@ class Classifier:
 
     def predict_batches(
         self,
-        sources: Iterable[Source | Failure],
+        sources: Iterable[Source | Failure | Pause],
         *,
         batch_size: int | None = None,
         workers: int | None = None,
@@ -176,7 +176,8 @@ class Classifier:
     ) -> Iterator[Prediction | Failure]:
         """Classify many scans: yields in input order, a Failure in the place of a scan that cannot be read.
 
-        A Failure among the sources passes through, so that a listing can report what it did not find.
+        A Failure among the sources passes through, so that a listing can report what it did not find. At a Pause
+        all that came before it is answered before the next is asked for, else two batches are gathered first.
         Scans are decoded by ``workers`` threads beside inference, at most two batches ahead, so that
         memory stays bounded however long ``sources`` is; it may be a generator without end.
         With ``keep_pixels`` each prediction holds its scan as it was decoded.
@@ -194,17 +195,35 @@ class Classifier:
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
             ahead: deque[list[Future[list[_Ready | Failure]]]] = deque()
 
+            paused = ended = False
+
             def fill() -> None:
-                while len(ahead) < 2 and (batch := list(islice(remaining, batch_size))):
+                nonlocal paused, ended
+                paused = False
+                while len(ahead) < 2 and not (paused or ended):
+                    batch: list[Source | Failure] = []
+                    for one in remaining:
+                        if isinstance(one, Pause):
+                            paused = True
+                            break
+                        batch.append(one)
+                        if len(batch) == batch_size:
+                            break
+                    else:
+                        ended = True
                     shares = [batch[start : start + share] for start in range(0, len(batch), share)]
-                    ahead.append([pool.submit(self._prepare_each, one, keep_pixels) for one in shares])
+                    if shares:
+                        ahead.append([pool.submit(self._prepare_each, one, keep_pixels) for one in shares])
 
             try:
-                fill()
-                while ahead:
-                    batch = [one for future in ahead.popleft() for one in future.result()]
-                    fill()  # the next ones decode while this batch runs
-                    yield from self._answer(batch)
+                while ahead or not ended:
+                    if not ahead:
+                        fill()
+                        continue
+                    answered = [one for future in ahead.popleft() for one in future.result()]
+                    if not paused:
+                        fill()  # the next ones decode while this batch runs
+                    yield from self._answer(answered)
             finally:
                 for future in chain.from_iterable(ahead):
                     future.cancel()

@@ -6,27 +6,47 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO, overload
 
 from .errors import InputError
 from .images import SUFFIXES
-from .prediction import Failure
+from .prediction import PAUSE, Failure, Pause
 
 
-def expand(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str | Failure]:
+@overload
+def expand(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str | Failure]: ...
+
+
+@overload
+def expand(
+    arguments: Iterable[str], *, recursive: bool = False, patience: float | None
+) -> Iterator[str | Failure | Pause]: ...
+
+
+def expand(
+    arguments: Iterable[str], *, recursive: bool = False, patience: float | None = None
+) -> Iterator[str | Failure | Pause]:
     """Yield the path of every scan that is meant, in order; a Failure where an argument means none.
 
     A folder means the pictures in it (by suffix, sorted by name; with ``recursive`` those of its
     subfolders too), an argument with ``*``, ``?`` or ``[`` that is no file means what it matches
     (``**`` any depth), ``-`` means the paths on standard input, one a line.
+
+    Parameters
+    ----------
+    patience
+        Seconds after which a PAUSE is yielded where the next line on standard input is not there yet.
     """
     for argument in arguments:
         if argument == "-":
             if sys.stdin is None:
                 yield Failure(argument, InputError("-: standard input is closed"))
                 continue
-            # As bytes: a name may be anything but UTF-8.
-            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            yield from expand((line for line in lines if line and line != "-"), recursive=recursive)
+            for line in _lines(sys.stdin.buffer, patience):
+                if isinstance(line, Pause):
+                    yield line
+                elif line and line != "-":
+                    yield from expand([line], recursive=recursive)
         elif "\0" in argument:
             yield argument  # no path, and glob would stumble over it
         elif os.path.isdir(argument):
@@ -36,6 +56,31 @@ def expand(arguments: Iterable[str], *, recursive: bool = False) -> Iterator[str
             yield from _or_failure(iter(found), argument, "no file matches this pattern")
         else:
             yield argument
+
+
+def _lines(stream: BinaryIO, patience: float | None) -> Iterator[str | Pause]:
+    """The lines of ``stream`` without their ends; decoded as file names, which may be anything but UTF-8."""
+    try:
+        # A stream without a file below it never keeps one waiting; on Windows select knows sockets alone.
+        number = stream.fileno() if patience is not None and os.name == "posix" else None
+    except OSError:
+        number = None
+    if number is None:
+        yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in stream)
+        return
+    from select import select
+
+    begun = b""
+    while True:
+        if not select([number], [], [], patience)[0]:
+            yield PAUSE
+        piece = os.read(number, 1 << 16)
+        if not piece:
+            break
+        *whole, begun = (begun + piece).split(b"\n")
+        yield from (os.fsdecode(line.rstrip(b"\r")) for line in whole)
+    if begun:
+        yield os.fsdecode(begun.rstrip(b"\r"))
 
 
 def _pictures(folder: str, recursive: bool) -> Iterator[str]:

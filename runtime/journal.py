@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .errors import OutputError
-from .prediction import Failure, Prediction, as_json
+from .prediction import Failure, Pause, Prediction, as_json
 
 
 class Journal:
@@ -36,7 +36,7 @@ class Journal:
         except OSError as error:
             raise OutputError(f"{path}: cannot write ({error.strerror})", "Name another file") from error
 
-    def remaining(self, sources: Iterable[str | Failure]) -> Iterator[str | Failure]:
+    def remaining(self, sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failure | Pause]:
         """The sources that have no line yet."""
         return (one for one in sources if (one.file if isinstance(one, Failure) else one) not in self.done)
 

@@ -13,9 +13,11 @@ from ..classifier import Classifier
 from ..errors import printable
 from ..inputs import expand
 from ..journal import Journal
-from ..prediction import Failure, Prediction
+from ..prediction import Failure, Pause, Prediction
 from ..progress import at_terminal, track
 from .forms import FORMS
+
+_PATIENCE = 0.05  # seconds that a list on standard input may stand still before what it named is answered
 
 
 def classify(
@@ -30,13 +32,16 @@ def classify(
 ) -> int:
     """Write an answer for each scan; returns the exit code. Parameters are the options of ``predict``."""
     with ExitStack() as stack:
-        sources: Iterable[str | Failure] = expand(scans, recursive=recursive)
+        # A bar needs their number; elsewhere they stay a stream.
+        counted = at_terminal(sys.stderr) and (resume is not None or not at_terminal(sys.stdout))
+        sources: Iterable[str | Failure | Pause]
+        sources = _flushing(expand(scans, recursive=recursive, patience=None if counted else _PATIENCE))
         journal = stack.enter_context(Journal(resume)) if resume else None
         if journal:
             sources = journal.remaining(sources)
         total = None
-        if at_terminal(sys.stderr) and (journal or not at_terminal(sys.stdout)):
-            sources = list(sources)  # a bar needs their number; elsewhere they stay a stream
+        if counted:
+            sources = list(sources)
             total = len(sources)
         if heatmap and batch is None:
             batch = 1  # whole scans are kept until they are drawn, and drawing is what takes the time
@@ -58,6 +63,14 @@ def classify(
                 else:
                     click.echo(line)
     return 1 if report.failed else 0
+
+
+def _flushing(sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failure | Pause]:
+    """The sources; whoever goes on after a Pause has answered all before it, so the answers are handed on."""
+    for one in sources:
+        yield one
+        if isinstance(one, Pause) and sys.stdout is not None:
+            sys.stdout.flush()
 
 
 class _Report:

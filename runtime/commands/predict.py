@@ -67,7 +67,8 @@ def predict(
 ) -> int:
     """Classify scans with an exported model.
 
-    A SCAN is a file, a folder, a pattern, or - for a list of them on standard input.
+    A SCAN is a file, a folder, a pattern, or - for a list of them on standard input, which
+    is answered as it comes.
     Results come in input order. A scan that cannot be read is reported, the others are
     classified all the same, and the exit code is 1.
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,36 @@ def test_list_on_stdin_may_hold_any_bytes(tiny_bundle, folder):
     assert [b'"label"' in line for line in done.stdout.splitlines()] == [True, True, True, False]
     assert len(done.stderr.splitlines()) == 1
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_list_that_comes_slowly_is_answered_as_it_comes(tiny_bundle, tmp_path, form):
+    """However large a batch would be: who names one scan and waits gets its answer."""
+    command = [PROGRAM, "predict", "-", form, "--model", tiny_bundle]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for number in range(3):
+            process.stdin.write(f"{SCAN}\n".encode())
+            process.stdin.flush()
+            if form == "--csv" and number == 0:
+                assert process.stdout.readline().startswith(b"file,")
+            assert SCAN.name.encode() in process.stdout.readline()
+        process.stdin.write(f"{tmp_path / 'missing.jpg'}".encode())  # a last line without its end
+        process.stdin.close()
+        assert b"missing.jpg" in process.stderr.read()
+        assert process.wait() == 1
+
+
+def test_names_in_pieces_are_put_together(tiny_bundle):
+    command = [PROGRAM, "predict", "-", "--json", "--model", tiny_bundle]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for piece in (str(SCAN)[:5], str(SCAN)[5:], f"\r\n{SCAN}\n\n-\n"):
+            process.stdin.write(piece.encode())
+            process.stdin.flush()
+            time.sleep(0.1)  # longer than the program waits for the rest
+        process.stdin.close()
+        answers = [json.loads(line) for line in process.stdout]
+        assert process.wait() == 0
+    assert [one["file"] for one in answers] == [str(SCAN)] * 2
 
 
 @pytest.mark.parametrize("command", [["predict", str(SCAN), "--json"], ["predict", str(SCAN)], ["--help"], ["info"]])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Prediction
+from mri_edge import PAUSE, BundleError, Classifier, EngineError, Failure, InputError, Prediction
 from mri_edge.bundle import Bundle
 from mri_edge.engines.fake import FakeEngine
 from mri_edge.preprocess import Preprocessing
@@ -69,6 +69,23 @@ def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, bat
     results = classifier.predict_batches(turned, batch_size=batch_size, workers=workers)
     expected = [classifier.predict(one).probability for one in turned]
     assert [one.probability for one in results] == pytest.approx(expected, abs=SAME)
+
+
+def test_at_a_pause_all_before_it_is_answered_first(classifier, picture):
+    asked = []
+
+    def sources():
+        for number, one in enumerate([PAUSE, picture, picture, picture, PAUSE, PAUSE, b"", PAUSE, picture]):
+            asked.append(number)
+            yield one
+
+    results = classifier.predict_batches(sources(), batch_size=2)
+    types = []
+    for expected in (4, 4, 4, 7, 8):  # the last of the sources that was asked for when each answer came
+        types.append(type(next(results)))
+        assert asked[-1] == expected
+    assert types == [Prediction] * 3 + [Failure, Prediction]
+    assert next(results, None) is None
 
 
 def test_large_scans_do_not_wait_for_each_other(classifier, picture, monkeypatch):
