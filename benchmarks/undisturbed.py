@@ -13,10 +13,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from paired import ENVIRONMENT
-
-_STATISTICS = "/proc/thread-self/schedstat"
 
 
 def seconds_of(action: Callable[[], object], *, all_threads: bool = False) -> float:
@@ -25,22 +24,35 @@ def seconds_of(action: Callable[[], object], *, all_threads: bool = False) -> fl
     ``all_threads``: less what any thread of this process waited, for libraries that work in threads of their own;
     right where one of them works at a time.
     """
-    threads = "/proc/self/task/*/schedstat" if all_threads else _STATISTICS
-    waited, start = _waited(threads), time.perf_counter()
-    action()
-    end = time.perf_counter()
-    return end - start - (_waited(threads) - waited)
+    with ExitStack() as stack:
+        waited = _of_all_threads if all_threads else _of_this_thread(stack)
+        # The counts are read within the clock's: a wait between the two would be taken off and had never counted.
+        start = time.perf_counter()
+        before = waited()
+        action()
+        after = waited()
+        return time.perf_counter() - start - (after - before) / 1e9
 
 
-def _waited(threads: str) -> float:
+def _of_this_thread(stack: ExitStack) -> Callable[[], int]:
+    """What reads this thread's wait, nanoseconds: from an open file, so that reading takes microseconds."""
+    try:
+        number = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:  # the system does not tell
+        return lambda: 0
+    stack.callback(os.close, number)
+    return lambda: int(os.pread(number, 100, 0).split()[1])
+
+
+def _of_all_threads() -> int:
     total = 0
-    for file in glob.glob(threads):
+    for file in glob.glob("/proc/self/task/*/schedstat"):
         try:
             with open(file, encoding="ascii") as statistics:
                 total += int(statistics.read().split()[1])
-        except (OSError, ValueError, IndexError):  # it ended meanwhile, or the system does not tell
+        except (OSError, ValueError, IndexError):  # it ended meanwhile
             continue
-    return total / 1e9
+    return total
 
 
 def cpu_seconds(command: Sequence[object]) -> float:

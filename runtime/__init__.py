@@ -41,7 +41,6 @@ _HOMES = {
     "ManifestError": "errors",
     "MriEdgeError": "errors",
     "OutputError": "errors",
-    "PAUSE": "prediction",
     "Pause": "prediction",
     "Prediction": "prediction",
     "Preprocessing": "preprocess",
@@ -72,7 +71,6 @@ if TYPE_CHECKING:
     from .errors import UsageError as UsageError
     from .errors import WeightsError as WeightsError
     from .manifest import Manifest as Manifest
-    from .prediction import PAUSE as PAUSE
     from .prediction import Failure as Failure
     from .prediction import Pause as Pause
     from .prediction import Prediction as Prediction

@@ -10,7 +10,7 @@ from typing import BinaryIO, overload
 
 from .errors import InputError
 from .images import SUFFIXES
-from .prediction import PAUSE, Failure, Pause
+from .prediction import Failure, Pause
 
 
 @overload
@@ -35,7 +35,7 @@ def expand(
     Parameters
     ----------
     patience
-        Seconds after which a PAUSE is yielded where the next line on standard input is not there yet.
+        Seconds after which a Pause is yielded where the next line on standard input is not there yet.
     """
     for argument in arguments:
         if argument == "-":
@@ -73,7 +73,7 @@ def _lines(stream: BinaryIO, patience: float | None) -> Iterator[str | Pause]:
     begun = b""
     while True:
         if not select([number], [], [], patience)[0]:
-            yield PAUSE
+            yield Pause()
         piece = os.read(number, 1 << 16)
         if not piece:
             break

@@ -133,9 +133,6 @@ class Pause:
     """Stands among sources where the next may be long in coming: what came before is to be answered now."""
 
 
-PAUSE = Pause()
-
-
 @dataclass(frozen=True)
 class Failure:
     """Stands in the place of a prediction for a scan that could not be read."""

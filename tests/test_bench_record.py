@@ -135,6 +135,22 @@ def test_the_undisturbed_clock_counts_sleep_and_work(programs):
         undisturbed.cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])
 
 
+def test_a_wait_beside_what_is_measured_is_not_taken_off(programs, monkeypatch):
+    """A thread that waits for a core between looking at the clock and at its count must not seem to take no time."""
+    import time
+
+    import undisturbed
+
+    counted = iter((10_000_000, 20_000_000))
+
+    def waits_before_it_counts():
+        time.sleep(0.01)
+        return next(counted)
+
+    monkeypatch.setattr(undisturbed, "_of_this_thread", lambda stack: waits_before_it_counts)
+    assert undisturbed.seconds_of(lambda: None) >= 0
+
+
 @pytest.mark.parametrize("name", ["small", "vgg16"])
 def test_an_embedded_model_comes_back_in_keras(programs, name):
     """Its answers are the shipped ones: to rounding where float weights ship, as parity allows where int8 does."""

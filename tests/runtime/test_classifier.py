@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import PAUSE, BundleError, Classifier, EngineError, Failure, InputError, Prediction
+from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction
 from mri_edge.bundle import Bundle
 from mri_edge.engines.fake import FakeEngine
 from mri_edge.preprocess import Preprocessing
@@ -74,8 +74,10 @@ def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, bat
 def test_at_a_pause_all_before_it_is_answered_first(classifier, picture):
     asked = []
 
+    pause = Pause()
+
     def sources():
-        for number, one in enumerate([PAUSE, picture, picture, picture, PAUSE, PAUSE, b"", PAUSE, picture]):
+        for number, one in enumerate([pause, picture, picture, picture, pause, pause, b"", pause, picture]):
             asked.append(number)
             yield one
 

@@ -27,6 +27,7 @@ PUBLIC = [
     "ManifestError",
     "MriEdgeError",
     "OutputError",
+    "Pause",
     "Prediction",
     "Preprocessing",
     "ProviderUnavailable",
