@@ -29,7 +29,13 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        # Rich would write to stderr what is meant for a file or a pipe.
+        redirect_stdout=at_terminal(sys.stdout),
+    ) as progress:
         task = progress.add_task(label, total=total, rate="")
         for item in items:
             yield item

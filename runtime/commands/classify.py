@@ -32,16 +32,15 @@ def classify(
 ) -> int:
     """Write an answer for each scan; returns the exit code. Parameters are the options of ``predict``."""
     with ExitStack() as stack:
-        # A bar needs their number; elsewhere they stay a stream.
-        counted = at_terminal(sys.stderr) and (resume is not None or not at_terminal(sys.stdout))
         sources: Iterable[str | Failure | Pause]
-        sources = _flushing(expand(scans, recursive=recursive, patience=None if counted else _PATIENCE))
+        sources = _flushing(expand(scans, recursive=recursive, patience=_PATIENCE))
         journal = stack.enter_context(Journal(resume)) if resume else None
         if journal:
             sources = journal.remaining(sources)
+        barred = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
         total = None
-        if counted:
-            sources = list(sources)
+        if barred and "-" not in scans:
+            sources = list(sources)  # for the time left; elsewhere they stay a stream, and so does a list that may grow
             total = len(sources)
         if heatmap and batch is None:
             batch = 1  # whole scans are kept until they are drawn, and drawing is what takes the time
@@ -51,7 +50,7 @@ def classify(
 
             predictions = draw_each(predictions, classifier, heatmap)
         report = _Report(predictions)
-        results = report if total is None else track(report, "predict", total)
+        results = track(report, "predict", total) if barred else report
         if journal:
             for result in results:
                 journal.write(result)

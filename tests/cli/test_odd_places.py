@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,38 @@ def test_list_that_comes_slowly_is_answered_as_it_comes(tiny_bundle, tmp_path, f
         process.stdin.close()
         assert b"missing.jpg" in process.stderr.read()
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize("scans", [["-"], [SCAN, SCAN.parent, "missing.jpg"]], ids=["a slow list", "files"])
+def test_results_go_to_the_pipe_beside_a_progress_bar_on_the_screen(tiny_bundle, scans):
+    screen, end = os.openpty()
+    command = [PROGRAM, "predict", *scans, "--json", "--model", tiny_bundle]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=end) as process:
+        os.close(end)
+        drawn: list[bytes] = []
+        reader = threading.Thread(target=lambda: drawn.extend(_pieces(screen)))
+        reader.start()
+        if scans == ["-"]:
+            process.stdin.write(f"{SCAN}\n".encode())
+            process.stdin.flush()
+        assert json.loads(process.stdout.readline())["file"] == str(SCAN)
+        process.stdin.close()
+        rest = process.stdout.read().splitlines()
+        assert process.wait() == (0 if scans == ["-"] else 1)
+        reader.join()
+    os.close(screen)
+    assert len(rest) == (0 if scans == ["-"] else 1 + len(list(SCAN.parent.glob("*.jpg"))))
+    seen = b"".join(drawn)
+    assert b"predict" in seen
+    assert b'"label"' not in seen
+    assert (b"missing.jpg" in seen) == (scans != ["-"])
+
+
+def _pieces(screen: int) -> Iterator[bytes]:
+    """What is written to a terminal until its last writer has gone, which Linux says by an error."""
+    with contextlib.suppress(OSError):
+        while piece := os.read(screen, 4096):
+            yield piece
 
 
 def test_names_in_pieces_are_put_together(tiny_bundle):
