@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -189,8 +190,13 @@ def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
     demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
     # The plane of novelty.py is 17 rows of channel means: no picture can be had from it.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|novelty\.npy)")
+    # The answers of a cross-validation: one number for each scan, its probability of a tumour.
+    answers = re.compile(r"benchmarks/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
     found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}
-    assert {name for name in found if not golden.fullmatch(name)} == set()
+    assert {name for name in found if not golden.fullmatch(name) and not answers.fullmatch(name)} == set()
+    for name in filter(answers.fullmatch, found):
+        with np.load(CHECKOUT / name, allow_pickle=False) as kept:
+            assert {array: kept[array].ndim for array in kept} == {"positive": 1, "threshold": 0, "made_by": 0}
     assert {
         name for name in found if not name.endswith((".npz", ".npy")) and (CHECKOUT / name).read_bytes() not in demo
     } == set()
