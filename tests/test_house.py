@@ -190,13 +190,18 @@ def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
     demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
     # The plane of novelty.py is 17 rows of channel means: no picture can be had from it.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|novelty\.npy)")
-    # The answers of a cross-validation: one number for each scan, its probability of a tumour.
+    # The answers of a cross-validation: a number for each scan, its probability of a tumour.
     answers = re.compile(r"benchmarks/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
     found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}
     assert {name for name in found if not golden.fullmatch(name) and not answers.fullmatch(name)} == set()
     for name in filter(answers.fullmatch, found):
         with np.load(CHECKOUT / name, allow_pickle=False) as kept:
-            assert {array: kept[array].ndim for array in kept} == {"positive": 1, "threshold": 0, "made_by": 0}
+            assert {array: kept[array].ndim for array in kept} == {
+                "positive": 1,
+                "threshold": 0,
+                "made_by": 0,
+                **({"validation": 1, "validation_ill": 1} if "validation" in kept else {}),
+            }
     assert {
         name for name in found if not name.endswith((".npz", ".npy")) and (CHECKOUT / name).read_bytes() not in demo
     } == set()

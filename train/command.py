@@ -112,7 +112,8 @@ def train(
         else:
             cross_validate = cross_validate_robust if recipe.name == "robust" else cross_validate_reference
             figures = cross_validate(data, out, recipe, folds=folds, **chosen, **heard)
-        shown = ("folds_scored", "pooled", "student_minus_teacher", "stress")
+        compared = ("student_minus_teacher", "threshold", "student_minus_teacher_at_threshold_of_other_folds")
+        shown = ("folds_scored", "pooled", *compared, "stress")
         click.echo(json.dumps({name: figures[name] for name in shown if name in figures}, indent=1))
         return
     if recipe.name == "small":

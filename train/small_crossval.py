@@ -23,8 +23,8 @@ from . import distil
 from .backbone import BackboneWeights, load_weights
 from .crossval import figures
 from .data import Labels, find_scans
-from .intervals import bootstrap, percentile
-from .metrics import area_of, measure
+from .metrics import measure
+from .paired import SENSITIVITY, Answers, called_by_other_folds, student_minus_teacher, threshold_of
 from .progress import step_progress
 from .recipe import ROBUST, Recipe
 from .record import creation
@@ -34,20 +34,6 @@ from .small import POOL_VIEWS, draw_pool, plan_of, train_small
 from .small_network import STACK
 
 STUDENTS = 3  # seeds a fold
-SENSITIVITY = 0.95  # where specificity is compared
-
-
-@dataclass
-class Answers:
-    """One model's answers over all folds: probability of the positive label and what it was called, of each image."""
-
-    positive: NDArray[np.float64]
-    called: NDArray[np.bool_]
-
-    @classmethod
-    def none(cls, images: int) -> Answers:
-        """Before any fold."""
-        return cls(np.zeros(images), np.zeros(images, bool))
 
 
 def cross_validate_small(
@@ -106,13 +92,25 @@ def cross_validate_small(
             for name, (scores, called) in one_fold.answers(recipe, weights, seed).items():
                 models[name].positive[held], models[name].called[held] = scores, called
     ill = collection.label == labels.positive
-
-    def differences(rows: Indices) -> dict[str, Any]:
-        teacher = models["teacher"].positive[rows]
-        return {name: paired(ill[rows], teacher, models[name].positive[rows]) for name in students}
-
     scored = np.flatnonzero(fold_of)
     done = np.unique(fold_of[scored]).tolist()
+    taught = {name: models[name] for name in students}
+    unseen = np.flatnonzero(trainable & (fold_of > 0))
+
+    def differences(rows: Indices, beside: Mapping[str, Answers] = taught) -> dict[str, Any]:
+        teacher = models["teacher"].of(rows)
+        return {name: student_minus_teacher(ill[rows], teacher, one.of(rows)) for name, one in beside.items()}
+
+    def pooled(one: Answers) -> dict[str, Any]:
+        return figures(collection, scored, labels.positive, one.positive, one.called, SENSITIVITY)
+
+    at_others: dict[str, Any] = {}
+    if len(done) > 1:
+        called = called_by_other_folds(ill, taught, fold_of, trainable)
+        at_others = {
+            "pooled_at_threshold_of_other_folds": {name: pooled(one) for name, one in called.items()},
+            "student_minus_teacher_at_threshold_of_other_folds": differences(scored, called),
+        }
     result = {
         "recipe": recipe.name,
         "folds": folds,
@@ -123,12 +121,19 @@ def cross_validate_small(
         "folds_scored": done,
         "pooled": {
             name: {
-                **figures(collection, scored, labels.positive, one.positive, one.called, SENSITIVITY),
+                **pooled(one),
                 "calibration_error": _calibration_error(ill[scored], one.positive[scored]),
             }
             for name, one in models.items()
         },
+        # For a bundle of this recipe: the threshold of its own validation hangs on few healthy images.
+        "threshold": {
+            "value": threshold_of(ill, list(taught.values()), unseen),
+            "rule": f"best Youden index among those of the target sensitivity, on answers of {len(students)} students "
+            f"to {len(unseen)} images out of fold, no test image among them",
+        },
         "student_minus_teacher": differences(scored),
+        **at_others,
         "student_minus_teacher_by_fold": {str(fold): differences(np.flatnonzero(fold_of == fold)) for fold in done},
         "images": [
             {
@@ -144,40 +149,6 @@ def cross_validate_small(
     }
     write_whole(out / "crossval.json", json.dumps(result, indent=1) + "\n")
     return result
-
-
-def paired(
-    ill: NDArray[np.bool_], teacher: NDArray[np.float64], student: NDArray[np.float64]
-) -> dict[str, dict[str, Any]]:
-    """Student's figure minus teacher's on the same images, with the interval of a paired bootstrap; plain types.
-
-    Each resample holds the same images for both, so that what makes an image hard for both cancels out.
-    ``specificity`` is that at a sensitivity of ``SENSITIVITY``, each model at its own threshold.
-    """
-
-    def differences(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        return {
-            "auc": area_of(ill, student)(weights) - area_of(ill, teacher)(weights),
-            "specificity": specificity_at(ill, student, weights) - specificity_at(ill, teacher, weights),
-        }
-
-    found = {name: values[0] for name, values in differences(np.ones((1, len(ill)))).items()}
-    resampled = bootstrap(differences, ill)
-    return {name: asdict(percentile(value, resampled[name], len(ill))) for name, value in found.items()}
-
-
-def specificity_at(
-    ill: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Specificity where the sensitivity first reaches ``SENSITIVITY``, as a function of weights (R, N): (R,)."""
-    order = np.argsort(-score, kind="stable")
-    last_of_tie = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
-    found, cleared = (
-        (weights[:, order] * kind[order]).cumsum(axis=1)[:, last_of_tie] / (weights @ kind)[:, None]
-        for kind in (ill.astype(float), (~ill).astype(float))
-    )
-    first = (found >= SENSITIVITY - 1e-12).argmax(axis=1)
-    return 1 - np.asarray(cleared[np.arange(len(first)), first])
 
 
 @dataclass(frozen=True)
@@ -254,9 +225,15 @@ class _Fold:
         return pool
 
     def _keep(self, name: str, trained: Trained, recipe: Recipe, made_by: str) -> None:
-        scores = predict(trained.quick.whole, self.collection.pixels[self.held], recipe.preprocessing)
+        held, validation = (
+            predict(trained.quick.whole, self.collection.pixels[rows], recipe.preprocessing)[:, self.labels.positive]
+            for rows in (self.held, self.validation)
+        )
         partial = self.folder / f".{name}.npz"
-        np.savez(partial, positive=scores[:, self.labels.positive], threshold=trained.threshold, made_by=made_by)
+        # With the scores of validation another rule for the threshold can be weighed without training again.
+        ill = self.collection.label[self.validation] == self.labels.positive
+        kept = {"positive": held, "threshold": trained.threshold, "validation": validation, "validation_ill": ill}
+        np.savez(partial, **kept, made_by=made_by)
         partial.replace(self.folder / f"{name}.npz")
 
     def _made_by(self, name: str) -> str | None:

@@ -16,7 +16,17 @@ from mri_edge.cli import run  # noqa: E402
 from mri_edge.errors import DataError, OutputError  # noqa: E402
 from mri_edge.preprocess import Preprocessing  # noqa: E402
 from mri_edge.teacher import TeacherAnswers  # noqa: E402
-from mri_edge.train import distil, robust, robust_run, small, small_crossval, small_network, small_run  # noqa: E402
+from mri_edge.train import (  # noqa: E402
+    data,
+    distil,
+    paired,
+    robust,
+    robust_run,
+    small,
+    small_crossval,
+    small_network,
+    small_run,
+)
 from mri_edge.train.model import Network  # noqa: E402
 from mri_edge.train.recipe import ROBUST, SMALL  # noqa: E402
 from sklearn.metrics import roc_curve  # noqa: E402
@@ -128,13 +138,40 @@ def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
     ill = rng.random(300) < 0.6
     score = np.round(rng.normal(ill, 1), 1)  # with ties
     false_positive, found, _ = roc_curve(ill, score, drop_intermediate=False)
-    expected = 1 - false_positive[np.argmax(found >= small_crossval.SENSITIVITY)]
-    assert small_crossval.specificity_at(ill, score, np.ones((1, 300)))[0] == pytest.approx(expected)
-    same = small_crossval.paired(ill, score, score)
-    worse = small_crossval.paired(ill, score, rng.normal(size=300))
-    for figure in ("auc", "specificity"):
+    expected = 1 - false_positive[np.argmax(found >= paired.SENSITIVITY)]
+    assert paired.specificity_at(ill, score, np.ones((1, 300)))[0] == pytest.approx(expected)
+    one, chance = (paired.Answers(its, its > 0.5) for its in (score, rng.normal(size=300)))
+    same = paired.student_minus_teacher(ill, one, one)
+    worse = paired.student_minus_teacher(ill, one, chance)
+    for figure in ("auc", "specificity", "accuracy"):
         assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
         assert worse[figure]["high"] < 0
+    right = [np.mean(its.called == ill) for its in (chance, one)]
+    assert worse["accuracy"]["value"] == pytest.approx(right[0] - right[1])
+
+
+def test_the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_images():
+    rng = np.random.default_rng(3)
+    ill, fold_of = rng.random(600) < 0.6, rng.integers(0, 4, 600)
+    students = {name: paired.Answers(rng.normal(ill, 0.6).clip(0, 1), np.zeros(600, bool)) for name in ("a", "b")}
+    choosable = rng.random(600) < 0.9
+    called = paired.called_by_other_folds(ill, students, fold_of, choosable)
+    for fold in (1, 2, 3):
+        others = np.flatnonzero(np.isin(fold_of, [1, 2, 3]) & (fold_of != fold) & choosable)
+        threshold = paired.threshold_of(ill, list(students.values()), others)
+        for name, one in students.items():
+            np.testing.assert_array_equal(
+                called[name].called[fold_of == fold], one.positive[fold_of == fold] >= threshold
+            )
+    assert not called["a"].called[fold_of == 0].any()
+    # Neither what a fold holds nor a test image moves the fold's own threshold.
+    other = {name: paired.Answers(one.positive.copy(), one.called) for name, one in students.items()}
+    for one in other.values():
+        one.positive[(fold_of == 1) & ill] = 0
+        one.positive[~choosable & (fold_of != 1)] = 0.5
+    again = paired.called_by_other_folds(ill, other, fold_of, choosable)
+    healthy = (fold_of == 1) & ~ill & choosable
+    np.testing.assert_array_equal(again["a"].called[healthy], called["a"].called[healthy])
 
 
 @pytest.mark.slow
@@ -199,6 +236,12 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
     assert set(result["pooled"]) == {"teacher", "student 0"}
     assert set(result["student_minus_teacher"]) == {"student 0"}
     assert {image["fold"] for image in result["images"]} == {1, 2, 3}
+    assert set(result["student_minus_teacher_at_threshold_of_other_folds"]) == {"student 0"}
+    assert 0 <= result["threshold"]["value"] <= 1
+    split = robust.choose_roles(robust.collect(data.find_scans(two_sources)[0], recipe.preprocessing))
+    seen = len(split.of("train")) + len(split.of("validation"))
+    assert split.of("test")
+    assert f"to {seen} images out of fold" in result["threshold"]["rule"]
     assert json.loads((out / "crossval.json").read_text()) == result
     # Another plan for the students: the teachers stay.
     small_crossval.cross_validate_small(two_sources, out, dataclasses.replace(recipe, epochs=1), **given)
@@ -217,6 +260,7 @@ def test_folds_of_several_machines_make_one_cross_validation(
     for fold in (2, 1, 3):
         alone = small_crossval.cross_validate_small(two_sources, tmp_path / f"only-{fold}", recipe, **given, only=fold)
         assert alone["folds_scored"] == [fold]
+        assert "student_minus_teacher_at_threshold_of_other_folds" not in alone
         assert {image["fold"] for image in alone["images"]} == {fold}
     assert len(calls) == 6
     # Put together: the answers alone, without the views that students learn from.
@@ -228,7 +272,7 @@ def test_folds_of_several_machines_make_one_cross_validation(
     shutil.copy(tmp_path / "only-1" / "identity", together)
     result = small_crossval.cross_validate_small(two_sources, together, recipe, **given)
     assert len(calls) == 6  # nothing was trained anew
-    for part in ("pooled", "student_minus_teacher", "student_minus_teacher_by_fold", "images"):
+    for part in ("pooled", "threshold", "student_minus_teacher", "student_minus_teacher_by_fold", "images"):
         assert result[part] == whole[part]
 
 
