@@ -35,12 +35,10 @@ from .calibrate import (
 from .device_graph import device_graph
 from .formats import FormatFile, format_file
 from .job import Job
-from .parity import DEFAULT_GATES, Comparison, Gate, Judges, compare, document
-from .report import page
+from .parity import DEFAULT_GATES, PARITY, Comparison, Gate, Judges, compare, document
+from .report import PAGE, page
 
 KERAS = "model.keras"
-PARITY = "parity.json"
-PAGE = "report/parity.html"
 _LIBRARIES = {"onnx": ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime"), "tflite": ("tensorflow", "keras")}
 UNCHANGED = Gate(None, None, None)
 _RUN = 16  # images at a time through an engine

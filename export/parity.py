@@ -17,6 +17,7 @@ from .statistics import Interval, bounds, images_needed, mcnemar, paired_change,
 Verdict = Literal["met", "not met", "undecided"]
 Probabilities = NDArray[np.float32]
 
+PARITY = "parity.json"
 SIGNIFICANCE = 0.05
 # Log-odds of probabilities nearer to 0 or 1 than this are all rounding.
 _NEAREST = 1e-7

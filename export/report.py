@@ -6,6 +6,7 @@ from html import escape
 from string import Template
 from typing import Any
 
+PAGE = "report/parity.html"
 _SIDE, _MARGIN = 260, 34  # pixels of a scatter plot
 
 _PAGE = Template("""<!doctype html>

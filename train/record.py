@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mri_edge
 import numpy as np
+from mri_edge.card import METRICS
 from mri_edge.manifest import Artefact, Creation, Manifest, Metric, TensorSpec, Training
 from mri_edge.prediction import NOTICE, decide
 from mri_edge.split import SPLIT, Split
@@ -104,28 +105,49 @@ def write_bundle(
             "training data": "as the owner of the data says",
         },
     )
-    truth = np.array([image.label for image in test])
-    right = decide(probabilities, labels.positive, threshold) == truth
-    measured = {
-        "metrics": {key: asdict(metric) for key, metric in metrics.items()},
-        **details(truth, probabilities, labels.positive, threshold),
-        "folders": by_folder([image.file.rpartition("/")[0] for image in test], truth, right),
-        "test": [
-            {"file": image.file, "label": image.label, "probabilities": row.tolist()}
-            for image, row in zip(test, probabilities, strict=True)
-        ],
-        "history": [asdict(epoch) for epoch in history],
-    }
+    measured = metrics_document(
+        [image.file for image in test],
+        np.array([image.label for image in test]),
+        probabilities,
+        labels.positive,
+        threshold,
+        metrics,
+        [asdict(epoch) for epoch in history],
+    )
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
         network.whole.save(writer.path("model.keras"))
         writer.add_artefact(keras_artefact(recipe, len(labels.names)))
-        writer.add_document("metrics.json", json.dumps(measured, indent=1) + "\n")
+        writer.add_document(METRICS, measured)
         writer.add_document(SPLIT, split.to_json())
         for file, content in (documents or {}).items():
             writer.add_document(file, content)
         if novelty:
             writer.add_document(novelty.entry.file, novelty.content)
         writer.add_card()
+
+
+def metrics_document(
+    files: Sequence[str],
+    truth: NDArray[np.intp],
+    probabilities: NDArray[np.float32],
+    positive: int,
+    threshold: float | None,
+    metrics: dict[str, Metric],
+    history: Sequence[dict[str, Any]],
+) -> str:
+    """Content of ``metrics.json``: the figures on the test images (N), and what tables and plots are drawn from."""
+    right = decide(probabilities, positive, threshold) == truth
+    content = {
+        "metrics": {key: asdict(metric) for key, metric in metrics.items()},
+        **details(truth, probabilities, positive, threshold),
+        "folders": by_folder([file.rpartition("/")[0] for file in files], truth, right),
+        "test": [
+            {"file": file, "label": label, "probabilities": row}
+            for file, label, row in zip(files, truth.tolist(), probabilities.tolist(), strict=True)
+        ],
+        "history": list(history),
+    }
+    return json.dumps(content, indent=1) + "\n"
 
 
 def keras_artefact(recipe: Recipe, classes: int) -> Artefact:

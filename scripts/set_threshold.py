@@ -1,0 +1,109 @@
+"""Give a bundle of two labels the threshold of a cross-validation, and every figure that hangs on it anew.
+
+    mri-edge train --recipe small --cv 3 --data DIR --backbone-weights torchvision --out CV
+    python scripts/set_threshold.py BUNDLE CV/crossval.json
+
+Nothing is asked of the model again: its answers on the test images stand in ``metrics.json`` and ``parity.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mri_edge.bundle import Bundle
+from mri_edge.card import METRICS
+from mri_edge.export.parity import PARITY, Comparison, Gate, Judges, compare, document
+from mri_edge.export.report import PAGE, page
+from mri_edge.manifest import Manifest
+from mri_edge.teacher import TEACHER, TeacherAnswers
+from mri_edge.train.metrics import measure
+from mri_edge.train.record import metrics_document
+from mri_edge.writing import BundleWriter, rewriting
+
+
+def set_threshold(bundle: Bundle, threshold: float, rule: str) -> Manifest:
+    """Rewrite the bundle whole; the new manifest."""
+    kept = {one.file: bundle.path_of(one) for one in bundle.manifest.documents}
+    training = bundle.manifest.training
+    with rewriting(bundle) as writer:
+        writer.update(
+            threshold=threshold,
+            training=replace(training, details={**training.details, "threshold_rule": rule}),
+        )
+        _measure_again(writer, json.loads(kept[METRICS].read_bytes()))
+        teacher = TeacherAnswers.from_json(kept[TEACHER].read_bytes()) if TEACHER in kept else None
+        _compare_again(writer, json.loads(kept[PARITY].read_bytes()), teacher)
+        return writer.manifest
+
+
+def _measure_again(writer: BundleWriter, known: dict[str, Any]) -> None:
+    manifest, test = writer.manifest, known["test"]
+    truth = np.array([one["label"] for one in test], np.intp)
+    probabilities = np.array([one["probabilities"] for one in test], np.float32)
+    metrics = measure(truth, probabilities, manifest.positive, manifest.threshold)
+    writer.update(metrics=metrics)
+    files, judged_by = [one["file"] for one in test], (manifest.positive, manifest.threshold)
+    writer.add_document(METRICS, metrics_document(files, truth, probabilities, *judged_by, metrics, known["history"]))
+
+
+def _compare_again(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
+    manifest, images = writer.manifest, known["images"]
+    judges = Judges(
+        tuple(one["file"] for one in images),
+        tuple(one["sha256"] for one in images),
+        np.array([manifest.labels.index(one["label"]) for one in images], np.intp),
+        np.array([one["probabilities"] for one in images], np.float32),
+        teacher,
+    )
+    found = {}
+    for file, one in known["artefacts"].items():
+        positive = np.array(one["probabilities"], np.float32)
+        answer = np.stack([1 - positive, positive] if manifest.positive else [positive, 1 - positive], axis=1)
+        ran = {name: one[name] for name in ("engine", "provider", "threads")}
+        found[file] = _as_far(compare(answer, judges, manifest, Gate(**one["gate"]), **ran), one)
+    refused = [f"{file}: {reason}" for file, one in found.items() if one.verdict == "not met" for reason in one.reasons]
+    if refused:
+        raise SystemExit(f"at this threshold the gate refuses {'; '.join(refused)}")
+    facts = {name: known[name] for name in ("reference", "split_fingerprint")}
+    content = document(judges, manifest, {file: one.to_dict() for file, one in found.items()}, facts)
+    writer.add_document(PARITY, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if any(one.file == PAGE for one in manifest.documents):
+        writer.add_document(PAGE, page(content, {one.file: one.size_bytes for one in manifest.artefacts}))
+    writer.update(
+        artefacts=tuple(
+            replace(one, parity=found[one.file].summary()) if one.file in found else one for one in manifest.artefacts
+        )
+    )
+
+
+def _as_far(compared: Comparison, known: dict[str, Any]) -> Comparison:
+    """With the distances as they were measured: the other label's probability was recorded for none but Keras."""
+    distances = ("max_difference", "mean_difference", "p99_difference", "max_logit_difference")
+    teacher = compared.teacher and replace(compared.teacher, mean_difference=known["teacher"]["mean_difference"])
+    return replace(compared, **{name: known[name] for name in distances}, teacher=teacher)
+
+
+def main() -> None:
+    """Read the threshold, rewrite the bundle, say what became of its figures."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("bundle", type=Path)
+    options.add_argument("crossval", type=Path)
+    chosen = options.parse_args()
+    bundle = Bundle.open(chosen.bundle)
+    if len(bundle.manifest.labels) != 2:
+        raise SystemExit(f"{chosen.bundle}: {len(bundle.manifest.labels)} labels; parity.json records answers of two")
+    found = json.loads(chosen.crossval.read_bytes())["threshold"]
+    manifest = set_threshold(bundle, found["value"], found["rule"])
+    was = bundle.manifest
+    print(f"{chosen.bundle}: threshold {was.threshold} -> {manifest.threshold}")
+    for name, metric in manifest.metrics.items():
+        print(f"{name:<18} {was.metrics[name].value:.3f} -> {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""A bundle gets another threshold: every figure follows from the recorded answers, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.bundle import EMBEDDED, Bundle
+
+pytest.importorskip("sklearn")
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "set_threshold.py"
+RULE = "chosen by a test"
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    shutil.copytree(EMBEDDED / "small", tmp_path / "small")
+    return Bundle.open(tmp_path / "small")
+
+
+@pytest.fixture
+def set_threshold():
+    return runpy.run_path(str(SCRIPT))["set_threshold"]
+
+
+def test_its_own_threshold_gives_the_figures_that_training_and_export_wrote(bundle, set_threshold):
+    before = {one.file: bundle.path_of(one).read_bytes() for one in bundle.entries()}
+    was = bundle.manifest
+    now = set_threshold(bundle, was.threshold, was.training.details["threshold_rule"])
+    assert (now.metrics, now.training, now.artefacts) == (was.metrics, was.training, was.artefacts)
+    again = Bundle.open(bundle.folder)
+    again.verify()
+    assert {one.file: again.path_of(one).read_bytes() for one in again.entries()} == before
+
+
+def test_another_threshold_moves_what_hangs_on_it_and_no_distance(bundle, set_threshold):
+    known = json.loads((bundle.folder / "parity.json").read_bytes())
+    set_threshold(bundle, 0.3, RULE)
+    changed = Bundle.open(bundle.folder)
+    changed.verify()
+    manifest = changed.manifest
+    assert (manifest.threshold, manifest.training.details["threshold_rule"]) == (0.3, RULE)
+    assert f"at least 0.3, else the likeliest other label. The threshold: {RULE}." in (
+        (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    )
+    test = json.loads((bundle.folder / "metrics.json").read_bytes())["test"]
+    right = np.mean([(one["probabilities"][1] >= 0.3) == (one["label"] == 1) for one in test])
+    assert manifest.metrics["accuracy"].value == pytest.approx(right)
+    assert manifest.metrics["auc"] == bundle.manifest.metrics["auc"]
+    parity = json.loads((bundle.folder / "parity.json").read_bytes())
+    assert (parity["threshold"], parity["images"]) == (0.3, known["images"])
+    for file, one in parity["artefacts"].items():
+        assert one["max_logit_difference"] == known["artefacts"][file]["max_logit_difference"]
+        assert one["probabilities"] == known["artefacts"][file]["probabilities"]
+        hits = np.mean(
+            [(p >= 0.3) == (image["label"] == 1) for p, image in zip(one["probabilities"], test, strict=True)]
+        )
+        assert one["accuracy"]["value"] == pytest.approx(hits)
