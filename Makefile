@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# For `make model`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
-DATA ?= ../shared/data
+# For `make model`, `make bench`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
+DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
@@ -29,8 +29,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: export MRI_EDGE_DATA = $(abspath $(DATA))
 # OLIVE=python: one with olive-ai. BUSY=1: for a machine with other work. Without DATA only what ships is measured.
-bench: $(VENV)/.dev $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## every figure of README anew, compared with the record (BUSY=1, OLIVE=python)
+bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## every figure of README anew, compared with the record (BUSY=1, OLIVE=python)
 	$(BIN)/python benchmarks/compare.py $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/cold_start.py $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/roof.py $(if $(BUSY),--busy)
@@ -84,3 +85,7 @@ $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,openvino]'
+	@touch $@

@@ -31,11 +31,11 @@ def judge(name: str, fresh: dict[str, Any], record: dict[str, Any]) -> list[tupl
 
 def main() -> int:
     """Print every ratio; 0 if all are reproduced, or none can be judged here."""
-    failed = same = 0
+    failed = judged = 0
     for name in RECORDS:
         fresh, record = records.load_fresh(name), records.load(name)
         if fresh is None or record is None:
-            print(f"{name}: no {'fresh' if fresh is None else 'committed'} record")
+            print(f"{name}: {'nothing measured here yet: make bench' if fresh is None else 'no committed record'}")
             continue
         if fresh["busy"] != record["busy"]:
             print(
@@ -43,14 +43,16 @@ def main() -> int:
             )
             continue
         same = fresh["machine"]["cpu"] == record["machine"]["cpu"]
+        if not same:
+            print(f"{name}: the record is of {record['machine']['cpu']}: shown, not judged")
         for key, value, low, high, right in judge(name, fresh, record):
             word = "reproduced" if right else "NOT REPRODUCED" if same else "other"
             print(f"{word:<15} {value:>8.3g}  ({low:.3g} to {high:.3g})  {key}")
             failed += same and not right
+            judged += same
         for mark in fresh["disturbed"]:
             print(f"disturbed: {mark}")
-    if not same:
-        print("another CPU than the record's, or measured otherwise: nothing is judged")
+    print(f"{judged - failed} of {judged} ratios reproduced" if judged else "nothing was judged")
     return NOT_REPRODUCED if failed else 0
 
 

@@ -237,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
         "images": {name: len(many) for name, many in judges.items()},
         "multiply_adds": {name: multiply_adds(bundle) for name, bundle in held.items()},
         "scaled_back": {name: SCALED_BACK in bundle.manifest.training.details for name, bundle in held.items()},
+        "thresholds": {name: bundle.manifest.threshold for name, bundle in held.items()},
         "ships": {name: ships(name, bundle) for name, bundle in held.items()},
         "olive": olive_said,
         "disturbed": list(marks),

@@ -13,6 +13,7 @@ from typing import Any
 
 import records
 import roof
+from mri_edge.bundle import EMBEDDED, Bundle
 from mri_edge.files import write_whole
 
 README = records.CHECKOUT / "README.md"
@@ -62,7 +63,7 @@ def whole(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling:
         "",
         *_notes(compared, started, ceiling),
         "",
-        *(f"![{name}]({name}.svg)" for name in ("latency", "size", "cold_start")),
+        *(f"![{name}]({name}.svg)" for name in plots_of(compared)),
     ]
 
 
@@ -72,9 +73,8 @@ def between(text: str) -> str:
     return text[begin:end].strip("\n")
 
 
-def generated() -> tuple[str, dict[Path, str]]:
-    """README's part, and each kind of machine's whole table by its file, as the committed records make them."""
-    found = {kind: [_record(name, kind) for name in RECORDS] for kind in records.kinds()}
+def generated(found: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[Path, str]]:
+    """README's part, and each kind of machine's whole table by its file, as its committed records make them."""
     others = [kind for kind in found if kind != records.MAIN]
     links = ", ".join(f"[{kind}](benchmarks/results/{kind}/README.md)" for kind in found)
     part = [*short(*found[records.MAIN]), ""]
@@ -83,6 +83,27 @@ def generated() -> tuple[str, dict[Path, str]]:
     part.append(f"Every row, by kind of machine: {links}.")
     tables = {kind: "\n".join(whole(kind, *every)) + "\n" for kind, every in found.items()}
     return "\n".join(part), {records.COMMITTED / kind / "README.md": text for kind, text in tables.items()}
+
+
+def plots_of(compared: dict[str, Any]) -> tuple[str, ...]:
+    """The plots that a record can be drawn as: those against accuracy want some."""
+    judged = any("accuracy" in row for row in compared["rows"].values())
+    return ("latency", "size", "cold_start") if judged else ("cold_start",)
+
+
+def committed() -> dict[str, list[dict[str, Any]]]:
+    """The records of each kind of machine, without the accuracy of any model but the one that ships.
+
+    Times stay true when a model is trained anew or gets another threshold; what it answered does not.
+    """
+    found = {kind: [_record(name, kind) for name in RECORDS] for kind in records.kinds()}
+    for compared, *_ in found.values():
+        known = compared.get("thresholds", {})
+        for row in compared["rows"].values():
+            name = row["bundle"]
+            if not compared["ships"][name] or known.get(name) != Bundle.open(EMBEDDED / name).manifest.threshold:
+                row.pop("accuracy", None)
+    return found
 
 
 def _record(name: str, kind: str) -> dict[str, Any]:
@@ -123,10 +144,11 @@ def _circumstances(compared: dict[str, Any]) -> str:
     versions = libraries | ({"olive-ai": olive} if olive else {})
     told = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
     images = max(compared["images"].values(), default=0)
+    judged = f" Accuracy on the reference's {images} test images." if "latency" in plots_of(compared) else ""
     return (
         f"{machine['cpu'].partition(' (')[0]}, {_count(compared['threads'], 'thread')}; {told}; {_clock(compared)}. "
         f"{_count(compared['rounds'], 'round')} in turn, each subject alone in its process; in brackets the lowest and "
-        f"the highest round. Accuracy on the reference's {images} test images."
+        f"the highest round.{judged}"
     )
 
 
@@ -166,8 +188,8 @@ def _notes(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str,
     scaled = [name for name, found in compared.get("scaled_back", {}).items() if found]
     return [
         *(
-            f"The `{name}` measured here is another training of the network than the one that ships, which comes in "
-            "int8 alone: times are alike, accuracy is its own."
+            f"The `{name}` measured here is another training of the network than the one that ships: times are alike, "
+            "accuracy is left out."
             for name in others
         ),
         *(
@@ -207,7 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail if README is not what the records say")
     chosen = parser.parse_args(arguments)
-    text, (wanted, tables) = README.read_text(encoding="utf-8"), generated()
+    found = committed()
+    text, (wanted, tables) = README.read_text(encoding="utf-8"), generated(found)
     if chosen.check:
         drawn = between(text) == wanted and all(
             table.is_file() and table.read_text(encoding="utf-8") == content for table, content in tables.items()
@@ -219,7 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     for table, content in tables.items():
         write_whole(table, content)
-        draw_all(table.parent, *(_record(name, table.parent.name) for name in RECORDS[:2]))
+    for kind, (compared, started, _) in found.items():
+        draw_all(records.COMMITTED / kind, plots_of(compared), compared, started)
     print(f"drawn: {README.name}, and tables and plots in {records.COMMITTED.relative_to(records.CHECKOUT)}")
     return 0
 

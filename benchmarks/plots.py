@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,26 @@ OTHERS = ("#7f7f7f", "other peers")
 MARKERS = "oD^sv"
 
 
-def draw_all(folder: Path, compared: dict[str, Any], started: dict[str, Any]) -> None:
-    """Three SVG files in ``folder``; the same records give the same bytes."""
+def draw_all(folder: Path, wanted: Sequence[str], compared: dict[str, Any], started: dict[str, Any]) -> None:
+    """The ``wanted`` plots, ``latency``, ``size``, ``cold_start``, as SVG files in ``folder``; no other stays there.
+
+    The same records give the same bytes.
+    """
     mpl.rcParams |= {"svg.hashsalt": "mri-edge", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     rows = [row for row in compared["rows"].values() if "model" in row and "accuracy" in row]
-    _save(_against_accuracy(rows, "latency"), folder / "latency.svg")
     # One point for each file, whoever runs it.
     each = list({(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}.values())
-    _save(_against_accuracy(each, "size"), folder / "size.svg")
-    _save(_bars(started), folder / "cold_start.svg")
+    drawings = {
+        "latency": lambda: _against_accuracy(rows, "latency"),
+        "size": lambda: _against_accuracy(each, "size"),
+        "cold_start": lambda: _bars(started),
+    }
+    for name, draw in drawings.items():
+        target = folder / f"{name}.svg"
+        if name in wanted:
+            _save(draw(), target)
+        else:
+            target.unlink(missing_ok=True)
 
 
 def _kind(title: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The embedded models as whole bundles with Keras' own file, for what is measured beside them: no training.
 
     python benchmarks/whole_bundles.py --data DIR        # bundles/NAME of each embedded model, then all formats
-    make bench-bundles DATA=DIR                          # the same
+    make bench DATA=DIR                                  # does so where they are missing
 
 A model that ships in int8 alone gets its float weights by scaling the integers back: times are those of any training,
 answers are the shipped ones but for the rounding of activations. DIR is the data that it was trained on: the split is
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,8 +22,9 @@ from float_twin import write_float_twin
 from mri_edge import Classifier
 from mri_edge.bundle import EMBEDDED, Bundle, embedded_models
 from mri_edge.preprocess import Preprocessing
+from mri_edge.split import Split
 from mri_edge.train.backbone import BackboneWeights, build_backbone
-from mri_edge.train.data import find_scans
+from mri_edge.train.data import Labels, find_scans
 from mri_edge.train.finish import rows_of
 from mri_edge.train.metrics import measure
 from mri_edge.train.model import Network, build_network, predict
@@ -89,14 +89,13 @@ def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
     return network
 
 
-def write_whole(name: str, out: Path, collection: Collection, labels: Any, data: Path) -> None:
+def rebuild(name: str, out: Path, collection: Collection, labels: Labels, split: Split) -> None:
     """Write the bundle of one embedded model, with ``model.keras`` alone, at ``out``."""
     bundle = Bundle.open(EMBEDDED / name)
     manifest = bundle.manifest
     training = manifest.training
-    split = choose_roles(collection)
     if split.split_fingerprint != training.split_fingerprint:
-        sys.exit(f"{data}: not the data that {name} was trained on, or another split of it")
+        sys.exit(f"--data: not the images that {name} was trained on, or another split of them")
     recipe = find_recipe(training.recipe)
     network = keras_network(bundle, recipe)
     test = rows_of(split, collection)[2]
@@ -135,9 +134,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     scans, labels = find_scans(chosen.data)
     collection = collect(scans, Bundle.open(embedded_models()[0]).manifest.preprocessing)
+    split = choose_roles(collection)
     codes = []
     for name in embedded_models():
-        write_whole(name, chosen.out / name, collection, labels, chosen.data)
+        rebuild(name, chosen.out / name, collection, labels, split)
         export = program("export", chosen.out / name, "--all", "--data", chosen.data)
         codes.append(subprocess.run(export, check=False).returncode)
     return max(codes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,10 +42,31 @@ def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_plots_are_there_and_hold_no_picture(kind):
-    for name in ("latency", "size", "cold_start"):
+    shown = re.findall(r"!\[(\w+)\]\(\1\.svg\)", (kind / "README.md").read_text(encoding="utf-8"))
+    assert "cold_start" in shown
+    for name in shown:
         text = (kind / f"{name}.svg").read_text(encoding="utf-8")
         assert text.startswith("<?xml")
         assert "<image" not in text
+
+
+@pytest.mark.parametrize(
+    ("ships", "moved", "shown"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)], ids=str
+)
+def test_accuracy_is_shown_of_the_model_that_ships_alone(programs, monkeypatch, ships, moved, shown):
+    import draw
+    from mri_edge.bundle import EMBEDDED, Bundle
+
+    threshold = Bundle.open(EMBEDDED / "small").manifest.threshold
+
+    def record(name, kind):
+        rows = {"a": {"bundle": "small", "accuracy": {"value": 0.9}}}
+        return {"ships": {"small": ships}, "thresholds": {"small": threshold + moved}, "rows": rows}
+
+    monkeypatch.setattr(draw, "_record", record)
+    for compared, *_ in draw.committed().values():
+        assert ("accuracy" in compared["rows"]["a"]) is shown
+        assert ("latency" in draw.plots_of(compared)) is shown
 
 
 def test_records_lie_by_kind_of_machine(programs):
