@@ -91,26 +91,6 @@ def cross_validate_small(
             fold_of[held] = fold
             for name, (scores, called) in one_fold.answers(recipe, weights, seed).items():
                 models[name].positive[held], models[name].called[held] = scores, called
-    ill = collection.label == labels.positive
-    scored = np.flatnonzero(fold_of)
-    done = np.unique(fold_of[scored]).tolist()
-    taught = {name: models[name] for name in students}
-    unseen = np.flatnonzero(trainable & (fold_of > 0))
-
-    def differences(rows: Indices, beside: Mapping[str, Answers] = taught) -> dict[str, Any]:
-        teacher = models["teacher"].of(rows)
-        return {name: student_minus_teacher(ill[rows], teacher, one.of(rows)) for name, one in beside.items()}
-
-    def pooled(one: Answers) -> dict[str, Any]:
-        return figures(collection, scored, labels.positive, one.positive, one.called, SENSITIVITY)
-
-    at_others: dict[str, Any] = {}
-    if len(done) > 1:
-        called = called_by_other_folds(ill, taught, fold_of, trainable)
-        at_others = {
-            "pooled_at_threshold_of_other_folds": {name: pooled(one) for name, one in called.items()},
-            "student_minus_teacher_at_threshold_of_other_folds": differences(scored, called),
-        }
     result = {
         "recipe": recipe.name,
         "folds": folds,
@@ -118,23 +98,7 @@ def cross_validate_small(
         "grouping": "near-duplicates; test images and their neighbours train nothing",
         "plan": asdict(plan_of(recipe)),
         "teacher": {"recipe": ROBUST.name, "plan": asdict(plan_of_robust(ROBUST)), "seed": seed},
-        "folds_scored": done,
-        "pooled": {
-            name: {
-                **pooled(one),
-                "calibration_error": _calibration_error(ill[scored], one.positive[scored]),
-            }
-            for name, one in models.items()
-        },
-        # For a bundle of this recipe: the threshold of its own validation hangs on few healthy images.
-        "threshold": {
-            "value": threshold_of(ill, list(taught.values()), unseen),
-            "rule": f"best Youden index among those of the target sensitivity, on answers of {len(students)} students "
-            f"to {len(unseen)} images out of fold, no test image among them",
-        },
-        "student_minus_teacher": differences(scored),
-        **at_others,
-        "student_minus_teacher_by_fold": {str(fold): differences(np.flatnonzero(fold_of == fold)) for fold in done},
+        **_compare(collection, labels, models, fold_of, trainable),
         "images": [
             {
                 "file": scan.file,
@@ -149,6 +113,52 @@ def cross_validate_small(
     }
     write_whole(out / "crossval.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _compare(
+    collection: Collection,
+    labels: Labels,
+    models: Mapping[str, Answers],
+    fold_of: Indices,
+    choosable: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """The figures of ``models``, teacher and students, on the images that have a fold; plain types.
+
+    A threshold is chosen on ``choosable`` images (N,) alone.
+    """
+    ill = collection.label == labels.positive
+    scored = np.flatnonzero(fold_of)
+    done = np.unique(fold_of[scored]).tolist()
+    students = {name: one for name, one in models.items() if name != "teacher"}
+    unseen = np.flatnonzero(choosable & (fold_of > 0))
+
+    def pooled(one: Answers) -> dict[str, Any]:
+        return figures(collection, scored, labels.positive, one.positive, one.called, SENSITIVITY)
+
+    def differences(rows: Indices, of: Mapping[str, Answers] = students) -> dict[str, Any]:
+        teacher = models["teacher"].of(rows)
+        return {name: student_minus_teacher(ill[rows], teacher, one.of(rows)) for name, one in of.items()}
+
+    found = {
+        "folds_scored": done,
+        "pooled": {
+            name: {**pooled(one), "calibration_error": _calibration_error(ill[scored], one.positive[scored])}
+            for name, one in models.items()
+        },
+        # For a bundle of this recipe: the threshold of its own validation hangs on few healthy images.
+        "threshold": {
+            "value": threshold_of(ill, list(students.values()), unseen),
+            "rule": f"best Youden index among those of the target sensitivity, on answers of {len(students)} students "
+            f"to {len(unseen)} images out of fold, no test image among them",
+        },
+        "student_minus_teacher": differences(scored),
+        "student_minus_teacher_by_fold": {str(fold): differences(np.flatnonzero(fold_of == fold)) for fold in done},
+    }
+    if len(done) > 1:
+        called = called_by_other_folds(ill, students, fold_of, choosable)
+        found["pooled_at_threshold_of_other_folds"] = {name: pooled(one) for name, one in called.items()}
+        found["student_minus_teacher_at_threshold_of_other_folds"] = differences(scored, called)
+    return found
 
 
 @dataclass(frozen=True)
