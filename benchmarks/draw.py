@@ -99,9 +99,13 @@ def committed() -> dict[str, list[dict[str, Any]]]:
     found = {kind: [_record(name, kind) for name in RECORDS] for kind in records.kinds()}
     for compared, *_ in found.values():
         known = compared.get("thresholds", {})
+        same = {
+            name
+            for name, ships in compared["ships"].items()
+            if ships and known.get(name) == Bundle.open(EMBEDDED / name).manifest.threshold
+        }
         for row in compared["rows"].values():
-            name = row["bundle"]
-            if not compared["ships"][name] or known.get(name) != Bundle.open(EMBEDDED / name).manifest.threshold:
+            if row["bundle"] not in same:
                 row.pop("accuracy", None)
     return found
 

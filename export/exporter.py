@@ -35,7 +35,7 @@ from .calibrate import (
 from .device_graph import device_graph
 from .formats import FormatFile, format_file
 from .job import Job
-from .parity import DEFAULT_GATES, PARITY, Comparison, Gate, Judges, compare, document
+from .parity import DEFAULT_GATES, PARITY, Comparison, Gate, Judges, compare, document, to_json
 from .report import PAGE, page
 
 KERAS = "model.keras"
@@ -246,5 +246,5 @@ def _write_parity(writer: BundleWriter, source: Source, images: Judges, results:
             comparisons = {file: one for file, one in known["artefacts"].items() if file in listed}
     comparisons |= {one.artefact.file: one.comparison.to_dict() for one in results}
     content = document(images, writer.manifest, comparisons, facts)
-    writer.add_document(PARITY, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    writer.add_document(PARITY, to_json(content))
     writer.add_document(PAGE, page(content, {one.file: one.size_bytes for one in writer.manifest.artefacts}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -284,3 +285,8 @@ def document(
         ],
         "artefacts": comparisons,
     }
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """The content of ``parity.json`` as its text."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from mri_edge.bundle import Bundle
 from mri_edge.card import METRICS
-from mri_edge.export.parity import PARITY, Comparison, Gate, Judges, compare, document
+from mri_edge.export.parity import PARITY, Comparison, Gate, Judges, compare, document, to_json
 from mri_edge.export.report import PAGE, page
 from mri_edge.manifest import Manifest
 from mri_edge.teacher import TEACHER, TeacherAnswers
@@ -71,7 +71,7 @@ def _compare_again(writer: BundleWriter, known: dict[str, Any], teacher: Teacher
         raise SystemExit(f"at this threshold the gate refuses {'; '.join(refused)}")
     facts = {name: known[name] for name in ("reference", "split_fingerprint")}
     content = document(judges, manifest, {file: one.to_dict() for file, one in found.items()}, facts)
-    writer.add_document(PARITY, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    writer.add_document(PARITY, to_json(content))
     if any(one.file == PAGE for one in manifest.documents):
         writer.add_document(PAGE, page(content, {one.file: one.size_bytes for one in manifest.artefacts}))
     writer.update(
