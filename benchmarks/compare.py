@@ -164,13 +164,12 @@ def row_of(
 
 
 def ratios(rows: dict[str, dict[str, Any]]) -> None:
-    """Add to each row how many times faster than the baseline it is: of the medians, with the spread of the rounds."""
+    """Add to each row how many times faster than the baseline it is: the median of the rounds, which are pairs."""
     base = rows.get(BASELINE, {})
     for row in rows.values():
         if "round_ms" in base and "round_ms" in row:
-            by_round = [slow / fast for slow, fast in zip(base["round_ms"], row["round_ms"], strict=True)]
-            value = base["model"]["median"]["value"] / row["model"]["median"]["value"]
-            row["times_faster"] = {"value": value, "low": min(by_round), "high": max(by_round)}
+            pairs = zip(base["round_ms"], row["round_ms"], strict=True)
+            row["times_faster"] = asdict(spread(slow / fast for slow, fast in pairs))
 
 
 def ships(name: str, bundle: Bundle) -> bool:

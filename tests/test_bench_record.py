@@ -50,6 +50,15 @@ def test_plots_are_there_and_hold_no_picture(kind):
         assert "<image" not in text
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_figure_lies_between_its_rounds(kind):
+    record = json.loads((kind / "compare.json").read_text(encoding="utf-8"))
+    spreads = [row["times_faster"] for row in record["rows"].values() if "times_faster" in row]
+    spreads += [row["model"]["median"] for row in record["rows"].values() if "model" in row]
+    assert spreads
+    assert all(one["low"] <= one["value"] <= one["high"] for one in spreads)
+
+
 @pytest.mark.parametrize(
     ("ships", "moved", "shown"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)], ids=str
 )
