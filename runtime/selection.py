@@ -21,10 +21,12 @@ _TINY_BATCH = 64
 # Between engines the first that is installed is taken, ONNX Runtime before LiteRT: of the int8 artefacts of the
 # embedded network LiteRT takes 1.03 to 1.06 times the CPU time of ONNX Runtime with VNNI (AMD Zen 4, batch 1 and 8,
 # one thread), which is no reason to prefer the other. What differs on a device, 'mri-edge tune' finds out.
-# Where the CPU sums 8-bit products in one instruction, int8 is the fastest and exact; elsewhere it
-# is slower, and x86 code without VNNI may saturate. float16 and dynamic range save space, not time.
-_WITH_DOT_PRODUCTS = ("int8", "float32", "dynamic", "float16")
-_WITHOUT = ("float32", "dynamic", "float16", "int8")
+# Where the CPU sums 8-bit products in one instruction, int8 is the fastest and exact. On other x86 it is so in ONNX
+# alone: with AVX2 (AMD Zen 3) vgg16 takes 0.52 of float32's time, `small` 0.64 to 0.78, and weights of 7 bits keep the
+# sums in range (export/onnx_quantise.py); in LiteRT int8 takes 0.98 and 1.6 times float32's. float16 and dynamic
+# range save space, not time.
+_INT8_FIRST = ("int8", "float32", "dynamic", "float16")
+_FLOAT_FIRST = ("float32", "dynamic", "float16", "int8")
 
 _log = logging.getLogger(__name__)
 
@@ -123,8 +125,7 @@ def _by_profile(
 
 
 def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artefact, EngineFile]:
-    order = _WITH_DOT_PRODUCTS if cpu().multiplies_int8_fast else _WITHOUT
-    absent = []
+    processor, absent = cpu(), []
     for one in [engine] if engine else engine_files().values():
         fitting = [item for item in allowed(bundle) if item.file.endswith(one.SUFFIXES)]
         if not fitting:
@@ -132,6 +133,8 @@ def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artefact, Engin
         if engine is None and one.missing():
             absent.append(one)
             continue
+        fast = processor.multiplies_int8_fast or (".onnx" in one.SUFFIXES and "avx2" in processor.instructions)
+        order = _INT8_FIRST if fast else _FLOAT_FIRST
         return min(fitting, key=lambda item: order.index(item.precision)), one
     if absent:
         reasons = "; ".join(f"{one.NAME}: {one.missing()}" for one in absent)

@@ -19,7 +19,8 @@ from mri_edge.selection import select
 
 VNNI = Cpu("x86_64", "new", frozenset({"avx2", "vnni"}))
 DOTPROD = Cpu("aarch64", "new", frozenset({"neon", "dotprod"}))
-PLAIN = Cpu("x86_64", "old", frozenset({"avx2"}))
+AVX2 = Cpu("x86_64", "older", frozenset({"avx2"}))
+PLAIN = Cpu("aarch64", "old", frozenset({"neon"}))
 MET = Parity("met", 51, 0.01, 0.001, 0)
 
 
@@ -69,7 +70,14 @@ def save(bundle: Bundle, *measurements: Measurement, **changes) -> Profile:
 
 
 @pytest.mark.parametrize(
-    ("processor", "expected"), [(VNNI, "model.int8.onnx"), (DOTPROD, "model.int8.onnx"), (PLAIN, "model.onnx")]
+    ("processor", "expected"),
+    [
+        (VNNI, "model.int8.onnx"),
+        (DOTPROD, "model.int8.onnx"),
+        (AVX2, "model.int8.onnx"),
+        (PLAIN, "model.onnx"),
+    ],
+    ids=lambda value: getattr(value, "model", value),
 )
 def test_rule_takes_int8_where_the_cpu_multiplies_it_fast(bundle, monkeypatch, processor, expected):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
@@ -96,11 +104,14 @@ def test_a_named_artefact_runs_whatever_the_gate_said(bundle):
     assert select(failing(bundle, "model.int8.onnx"), "int8.onnx").artefact.file == "model.int8.onnx"
 
 
-def test_rule_within_a_named_engine(bundle, monkeypatch):
-    monkeypatch.setattr(selection, "cpu", lambda: PLAIN)
-    assert select(bundle, engine="litert").artefact.file == "model.tflite"
-    monkeypatch.setattr(selection, "cpu", lambda: VNNI)
-    assert select(bundle, engine="litert").artefact.file == "model.int8.tflite"
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [(VNNI, "model.int8.tflite"), (AVX2, "model.tflite"), (PLAIN, "model.tflite")],
+    ids=lambda value: getattr(value, "model", value),
+)
+def test_rule_within_a_named_engine(bundle, monkeypatch, processor, expected):
+    monkeypatch.setattr(selection, "cpu", lambda: processor)
+    assert select(bundle, engine="litert").artefact.file == expected
 
 
 def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
