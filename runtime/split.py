@@ -1,32 +1,47 @@
 """Which image was in training and which in the test: the record that travels in a bundle as ``split.json``.
 
 Training writes it; export (calibration, parity), evaluation and benchmarks read it, so that
-no test image ever calibrates and no training image is ever scored by mistake.
+no test image ever calibrates and no training image is ever scored by mistake. A slim bundle holds it
+condensed, as ``split.npy``: the names of images stay at home, and scoring needs their hashes alone.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+import numpy as np
 
 from .errors import DataError, ManifestError
 from .files import fingerprint, sha256_of
 from .records import is_plain_relative, parse, read
 
 SPLIT = "split.json"
+CONDENSED = "split.npy"
 Role = Literal["train", "validation", "test", "excluded"]
+_ROLES = get_args(Role)
+_DIGITS = 16  # of a SHA-256 that the condensed record keeps: among a million images two alike are one in 10^7
 
 
 @dataclass(frozen=True)
 class SplitImage:
-    """One image: path relative to the data folder with ``/``, SHA-256 of the file, label index, role."""
+    """One image: path relative to the data folder with ``/``, SHA-256 of the file, label index, role.
+
+    In a condensed record ``file`` is empty and ``sha256`` holds the first digits alone: compare ``short(sha256)``.
+    """
 
     file: str
     sha256: str
     label: int
     role: Role
+
+
+def short(sha256: str) -> str:
+    """The digits of a SHA-256 that every record has, condensed or not."""
+    return sha256[:_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,24 @@ class Split:
             if not is_plain_relative(image.file):
                 raise ManifestError(f"{origin}: {image.file!r}: images must lie inside the data folder")
         return split
+
+    def to_condensed(self) -> bytes:
+        """A NumPy file, uint8 (N, 10): of each image role, label and the first 8 bytes of the SHA-256."""
+        rows = [bytes([_ROLES.index(one.role), one.label]) + bytes.fromhex(short(one.sha256)) for one in self.images]
+        file = io.BytesIO()
+        np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), 2 + _DIGITS // 2), allow_pickle=False)
+        return file.getvalue()
+
+    @classmethod
+    def from_condensed(cls, content: bytes, origin: str = CONDENSED) -> Split:
+        """Read what ``to_condensed`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
+        try:
+            rows = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ManifestError(f"{origin}: no NumPy array ({error})") from error
+        if rows.dtype != np.uint8 or rows.shape[1:] != (2 + _DIGITS // 2,) or (rows[:, 0] >= len(_ROLES)).any():
+            raise ManifestError(f"{origin}: no condensed split record. Received: {rows.dtype} {rows.shape}")
+        return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
 
     def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
         """Paths below ``data`` and labels of the images with ``role``, each checked by its hash.

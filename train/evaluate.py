@@ -14,7 +14,7 @@ from mri_edge.classifier import Classifier
 from mri_edge.errors import DataError
 from mri_edge.files import fingerprint
 from mri_edge.prediction import NOTICE, Failure, Prediction, decide
-from mri_edge.split import SPLIT, Split
+from mri_edge.split import CONDENSED, SPLIT, Split, short
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
@@ -144,9 +144,12 @@ def score(
 
 
 def split_of(bundle: Bundle) -> Split | None:
-    """The bundle's split record, checked by its hash; ``None`` if it has none."""
-    entry = next((one for one in bundle.manifest.documents if one.file == SPLIT), None)
-    return Split.from_json(bundle.path_of(entry).read_bytes(), SPLIT) if entry else None
+    """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
+    held = {one.file: one for one in bundle.manifest.documents}
+    for file, read in ((SPLIT, Split.from_json), (CONDENSED, Split.from_condensed)):
+        if file in held:
+            return read(bundle.path_of(held[file]).read_bytes(), file)
+    return None
 
 
 def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:
@@ -163,7 +166,7 @@ def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) 
         unknown = ["The bundle has no split record: whether these images were in its training cannot be told."]
         return Chosen(list(scans), "all images", {}, unknown)
     # Of copies with several roles the one nearest to the training counts.
-    trained = {one.sha256: one.role for its in ("excluded", "validation", "train") for one in split.of(its)}
+    trained = {short(one.sha256): one.role for its in ("excluded", "validation", "train") for one in split.of(its)}
     test = _test_scans(scans, split)
     if role == "all":
         return _everything(scans, trained)
@@ -175,7 +178,7 @@ def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) 
                 "Name with --data the folder that training used",
             )
         return _test_only(scans, test, split, trained)
-    known = [trained.get(scan.sha256) for scan in scans]
+    known = [trained.get(short(scan.sha256)) for scan in scans]
     kept = [scan for scan, its_role in zip(scans, known, strict=True) if its_role is None]
     left_out = Counter(its_role for its_role in known if its_role is not None)
     if not kept:
@@ -215,10 +218,10 @@ def _test_scans(scans: Sequence[Scan], split: Split) -> list[Scan]:
     """
     by_content: dict[str, list[Scan]] = {}
     for scan in scans:
-        by_content.setdefault(scan.sha256, []).append(scan)
+        by_content.setdefault(short(scan.sha256), []).append(scan)
     found = []
     for image in split.of("test"):
-        copies = by_content.get(image.sha256)
+        copies = by_content.get(short(image.sha256))
         if not copies:
             return []
         same_name = [scan for scan in copies if scan.file == image.file]
@@ -228,10 +231,10 @@ def _test_scans(scans: Sequence[Scan], split: Split) -> list[Scan]:
 
 def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: dict[str, str]) -> Chosen:
     scored = {scan.file for scan in test}
-    known = {scan.sha256: "test" for scan in test} | trained
-    left_out = Counter(known.get(scan.sha256, "unknown") for scan in scans if scan.file not in scored)
+    known = {short(scan.sha256): "test" for scan in test} | trained
+    left_out = Counter(known.get(short(scan.sha256), "unknown") for scan in scans if scan.file not in scored)
     warnings = []
-    if leaked := sum(trained.get(scan.sha256) in ("train", "validation") for scan in test):
+    if leaked := sum(trained.get(short(scan.sha256)) in ("train", "validation") for scan in test):
         warnings.append(f"{leaked} of the test images are byte for byte among the training images as well.")
     if strangers := left_out["unknown"]:
         warnings.append(
@@ -244,7 +247,8 @@ def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: d
 
 
 def _everything(scans: Sequence[Scan], trained: dict[str, str]) -> Chosen:
-    seen = Counter(trained[scan.sha256] for scan in scans if trained.get(scan.sha256) in ("train", "validation"))
+    roles = [trained.get(short(scan.sha256)) for scan in scans]
+    seen = Counter(role for role in roles if role in ("train", "validation"))
     warnings = []
     if seen:
         warnings.append(

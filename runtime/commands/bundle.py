@@ -36,23 +36,27 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artefacts, for a device that runs just these.
 
-    Metrics, parity report, model card and golden values are kept. Pages, pictures and the split record are
-    not: it names every training image, and stays with the full bundle.
+    Metrics, parity report, model card and golden values are kept, pages and pictures are not. Of the split
+    record, which names every training image, go the hashes: for 'mri-edge evaluate' to know those images.
     """
     from ..bundle import Bundle
     from ..golden import is_golden
-    from ..split import SPLIT
+    from ..split import CONDENSED, SPLIT, Split
     from ..writing import check_free, rewriting
 
     check_free(out, overwrite=overwrite)
     source = Bundle.open(model)
     keep = [source.artefact(one).file for one in artefacts]
-    documents = [one.file for one in source.manifest.documents if one.file != SPLIT]
+    documents = {one.file: one for one in source.manifest.documents}
+    split = documents.pop(SPLIT, None)
     keep += [file for file in documents if "/" not in file or is_golden(file)]
     for entry in source.entries():
         if entry.file in keep:
             source.path_of(entry)
     with rewriting(source, out, keep=keep) as writer:
+        if split:
+            writer.add_document(CONDENSED, Split.from_json(source.path_of(split).read_bytes()).to_condensed())
+            keep.append(CONDENSED)
         if name:
             writer.update(name=name)
     size = sum(one.stat().st_size for one in out.iterdir())

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mri_edge.errors import DataError, ManifestError
 from mri_edge.files import sha256_of
-from mri_edge.split import Split, SplitImage, fingerprint
+from mri_edge.split import Split, SplitImage, fingerprint, short
+
+
+def _saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -39,6 +47,23 @@ def test_round_trip(split: Split) -> None:
 
 def test_empty_split_goes_round() -> None:
     assert Split.from_json(Split(()).to_json()) == Split(())
+
+
+def test_the_condensed_record_names_no_image(split: Split) -> None:
+    content = split.to_condensed()
+    assert Split.from_condensed(content).images == tuple(
+        SplitImage("", short(one.sha256), one.label, one.role) for one in split.images
+    )
+    assert b".jpg" not in content
+    assert Split.from_condensed(Split(()).to_condensed()) == Split(())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no array", _saved(np.zeros((2, 9), np.uint8)), _saved(np.full((2, 10), 9.0))]
+)
+def test_what_is_no_condensed_record_is_refused(content: bytes) -> None:
+    with pytest.raises(ManifestError, match=r"split\.npy"):
+        Split.from_condensed(content)
 
 
 def test_roles_keep_their_order(split: Split) -> None:

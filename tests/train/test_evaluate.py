@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
+from mri_edge.bundle import Bundle, embedded_models
 from mri_edge.cli import run
 from mri_edge.errors import DataError, EngineUnavailable, UsageError
 from mri_edge.files import sha256_of
@@ -313,20 +313,27 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
         evaluate(bundle, data, artefact="model.keras", engine="litert")
 
 
+def test_a_slim_bundle_knows_its_training_images(tiny_bundle, data, tmp_path, capfd):
+    record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
+    slim = tmp_path / "slim"
+    assert run(["bundle", "slim", str(tiny_bundle), "--artefact", "model.onnx", "--out", str(slim)]) == 0
+    assert not (slim / SPLIT).exists()
+    record = evaluate(Bundle.open(slim), data)
+    assert {one["file"] for one in record["predictions"]} == {"no/0.png", "yes/3.png"}
+    assert record["data"]["left_out"] == {"train": 14}
+
+
 @pytest.mark.data
-def test_embedded_model_is_as_good_as_its_manifest_says(scans, tmp_path):
-    bundle = Bundle.open()
-    # A device's bundle has no split record; its metrics name the test images.
-    for image in json.loads((bundle.folder / "metrics.json").read_text())["test"]:
-        place = tmp_path / Path(image["file"]).parent.name / Path(image["file"]).name
-        place.parent.mkdir(exist_ok=True)
-        place.symlink_to(scans / image["file"])
-    record = evaluate(bundle, tmp_path)
+@pytest.mark.parametrize("name", embedded_models())
+def test_embedded_model_is_as_good_as_its_manifest_says(scans, name):
+    bundle = Bundle.open(name)
+    record = evaluate(bundle, scans)
     assert record["data"]["images"] == bundle.manifest.training.test_images
+    assert record["data"]["left_out"]["train"]
     # Made by the float model; int8 may flip as many labels as parity found, and on another CPU one more.
     parity = bundle.artefact(record["artefact"]).parity
     flips = (parity.flips if parity else 0) + 1
-    for name in ("accuracy", "sensitivity", "specificity"):
-        written, found = bundle.manifest.metrics[name], record["metrics"][name]
+    for figure in ("accuracy", "sensitivity", "specificity"):
+        written, found = bundle.manifest.metrics[figure], record["metrics"][figure]
         assert found["images"] == written.images
-        assert abs(found["value"] - written.value) * written.images <= flips + 1e-9, name
+        assert abs(found["value"] - written.value) * written.images <= flips + 1e-9, figure
