@@ -15,10 +15,11 @@ from mri_edge.errors import DataError
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from .area import auc
 from .backbone import BackboneWeights
 from .data import Labels
 from .finetune import Plan
-from .metrics import auc, share
+from .metrics import share
 from .recipe import Recipe
 from .robust import Collection, Indices, Report, Trained, grouped_folds, hold_out, predict, train_robust
 from .stress import CHANGES
@@ -141,9 +142,9 @@ def figures(
     at = int(np.argmax(true_positive >= sensitivity))
     right = said == ill
     folder = np.array([data.scans[index].folder for index in chosen])
-    source = data.source[chosen]
+    source, group = data.source[chosen], data.group[chosen]
     return {
-        "auc": asdict(auc(ill, score)),
+        "auc": asdict(auc(ill, score, group)),
         "false_positive_rate_at_sensitivity": asdict(
             share(round(false_positive[at] * (~ill).sum()), int((~ill).sum()))
         ),
@@ -155,7 +156,8 @@ def figures(
             for one in np.unique(folder).tolist()
         },
         "auc_by_source": {
-            one: asdict(auc(ill[source == one], score[source == one])) for one in np.unique(source).tolist()
+            one: asdict(auc(ill[source == one], score[source == one], group[source == one]))
+            for one in np.unique(source).tolist()
         },
     }
 

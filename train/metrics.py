@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 from sklearn.metrics import classification_report, confusion_matrix, roc_curve
 
+from .area import auc
 from .intervals import Figures, Weights, basic, bootstrap, draw_outcomes, percentile
 
 WILSON = "Wilson score interval (Wilson 1927)"
+INDIRECT = "Wilson score interval of TP / (TP + FP + FN), as F1 (Lam et al. 2023)"
 BINS = 10  # of the calibration error and the reliability plot
 
 Flags = NDArray[np.bool_]
@@ -31,18 +33,14 @@ def share(hits: int, total: int) -> Metric:
     return Metric(hits / total, float(interval.low), float(interval.high), total, WILSON)
 
 
-def auc(positive: Flags, score: Scores) -> Metric:
-    """Area under the ROC curve: share of (positive, negative) pairs in right order, ties half.
+def f1(hits: int, wrong: int) -> Metric:
+    """Of ``hits`` true positives and ``wrong`` false answers of both kinds: Wilson's interval of their share, as F1.
 
-    Parameters
-    ----------
-    positive
-        bool (N,), at least one of each kind.
-    score
-        float (N,), higher for positive.
+    K. F. Y. Lam, V. Gopal, J. Qian, "Confidence Intervals for the F1 Score", 2023, the indirect method.
     """
-    area = area_of(positive, score)
-    return percentile(area(np.ones((1, len(score))))[0], bootstrap(lambda w: {"": area(w)}, positive)[""], len(score))
+    part = share(hits, hits + wrong)
+    value, low, high = (2 * one / (1 + one) for one in (part.value, part.low, part.high))
+    return replace(part, value=value, low=low, high=high, method=INDIRECT)
 
 
 def bins_of(score: Scores) -> NDArray[np.intp]:
@@ -80,21 +78,21 @@ def measure(
     chosen = decide(probabilities, positive, threshold)
     ill, called = truth == positive, chosen == positive
     score = probabilities[:, positive].astype(np.float64)
-    of_positive = _figures(ill, called, score)
-    values = {name: value[0] for name, value in of_positive(np.ones((1, len(truth)))).items()}
-    resampled = bootstrap(of_positive, ill)
+    figures = _figures(ill, score)
+    values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
+    resampled = bootstrap(figures, ill)
     metrics = {"accuracy": share(np.count_nonzero(chosen == truth), len(truth))}
-    if "auc" in values:
-        metrics["auc"] = percentile(values["auc"], resampled["auc"], len(truth))
+    if 0 < np.count_nonzero(ill) < len(ill):
+        metrics["auc"] = auc(ill, score)
     shares = {
         "sensitivity": (np.count_nonzero(called & ill), np.count_nonzero(ill)),
         "specificity": (np.count_nonzero(~called & ~ill), np.count_nonzero(~ill)),
         "precision": (np.count_nonzero(called & ill), np.count_nonzero(called)),
     }
     metrics.update({name: share(hits, total) for name, (hits, total) in shares.items() if total})
-    for name in ("f1", "brier"):
-        if name in values:
-            metrics[name] = percentile(values[name], resampled[name], len(truth))
+    if ill.any():
+        metrics["f1"] = replace(f1(np.count_nonzero(called & ill), np.count_nonzero(called ^ ill)), images=len(truth))
+    metrics["brier"] = percentile(values["brier"], resampled["brier"], len(truth))
     distance = _distance(score)
     calibrated = draw_outcomes(lambda outcomes: distance(score - outcomes), score)
     metrics["calibration_error"] = basic(
@@ -137,20 +135,13 @@ def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
     return points
 
 
-def _figures(ill: Flags, called: Flags, score: Scores) -> Callable[[Weights], Figures]:
-    """AUC, F1, Brier score and calibration error as functions of how often each image counts."""
+def _figures(ill: Flags, score: Scores) -> Callable[[Weights], Figures]:
+    """Brier score and calibration error as functions of how often each image counts."""
     error = score - ill
     distance = _distance(score)
-    area = area_of(ill, score) if 0 < np.count_nonzero(ill) < len(ill) else None
 
     def figures(weights: Weights) -> Figures:
-        found = {"brier": weights @ error**2 / len(score), "calibration_error": distance(weights * error)}
-        if area:
-            found["auc"] = area(weights)
-        if ill.any():
-            hits, wrong = weights @ (ill & called), weights @ (ill ^ called)
-            found["f1"] = 2 * hits / (2 * hits + wrong)
-        return found
+        return {"brier": weights @ error**2 / len(score), "calibration_error": distance(weights * error)}
 
     return figures
 

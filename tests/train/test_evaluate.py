@@ -17,10 +17,12 @@ from mri_edge.files import sha256_of
 from mri_edge.split import SPLIT, Split, SplitImage
 from mri_edge.writing import rewriting
 from PIL import Image
+from scipy.stats import norm
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
+from mri_edge.train.area import auc  # noqa: E402
 from mri_edge.train.evaluate import evaluate  # noqa: E402
 from mri_edge.train.metrics import bins_of, measure, reliability, share  # noqa: E402
 
@@ -111,17 +113,53 @@ def test_wilson_interval_is_the_published_one():
         assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)  # printed with four digits
 
 
-def test_auc_interval_agrees_with_hanley_and_mcneil():
+def test_auc_interval_is_that_of_delong():
+    """Against the definition of E. R. DeLong et al., Biometrics 44, 1988, pair by pair."""
     rng = np.random.default_rng(3)
-    truth = np.arange(400) % 2
-    score = 1 / (1 + np.exp(-rng.normal(1.5 * truth - 0.75)))
-    found = measure(truth, two_columns(score), 1)["auc"]
-    area, n = found.value, 200
-    # J. A. Hanley, B. J. McNeil, Radiology 143, 1982: standard error of an area.
-    one, two = area / (2 - area), 2 * area**2 / (1 + area)
-    error = np.sqrt((area * (1 - area) + (n - 1) * (one - area**2) + (n - 1) * (two - area**2)) / n**2)
-    # Their formula takes exponential scores; for normal ones it is a few percent off.
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    ill = np.arange(90) % 3 == 0
+    score = rng.normal(1.5 * ill).round(1)  # rounded: ties happen
+    pairs = np.subtract.outer(score[ill], score[~ill])
+    right = (pairs > 0) + (pairs == 0) / 2
+    spread = np.sqrt(right.mean(1).var(ddof=1) / 30 + right.mean(0).var(ddof=1) / 60)
+    found = auc(ill, score)
+    assert found.value == pytest.approx(right.mean())
+    odds = [np.log(one / (1 - one)) for one in (found.low, found.value, found.high)]
+    half = 1.959964 * spread / (found.value * (1 - found.value))
+    assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
+
+
+def test_images_of_one_group_count_as_one():
+    """Twenty copies of each image say no more than one of each (N. A. Obuchowski, 1997)."""
+    rng = np.random.default_rng(4)
+    ill = np.arange(60) % 2 == 0
+    score = rng.normal(1.2 * ill)
+    once, copied = auc(ill, score), auc(ill.repeat(20), score.repeat(20), np.arange(60).repeat(20))
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=1e-12)
+    taken_as_many = auc(ill.repeat(20), score.repeat(20))
+    assert taken_as_many.high - taken_as_many.low < 0.3 * (once.high - once.low)
+
+
+@pytest.mark.parametrize("true_area", [0.9, 0.98])
+@pytest.mark.parametrize(("ill_ones", "well_ones"), [(10, 10), (31, 20), (100, 30)])
+def test_auc_interval_holds_the_truth(true_area, ill_ones, well_ones):
+    rng = np.random.default_rng(5)
+    ill = np.arange(ill_ones + well_ones) < ill_ones
+    shift = np.sqrt(2) * norm.ppf(true_area)
+    found = [auc(ill, rng.normal(shift * ill)) for _ in range(300)]
+    assert np.mean([one.low <= true_area <= one.high for one in found]) >= 0.9  # a percentile bootstrap: 0.74 to 0.92
+
+
+def test_classes_apart_leave_doubt():
+    for ones in (1, 2, 5, 20):
+        ill = np.arange(2 * ones) < ones
+        found = measure(ill.astype(int), two_columns(ill.astype(float)), 1)
+        for name in ("auc", "f1"):
+            assert found[name].low < 1 == found[name].value == found[name].high
+    # R. G. Newcombe's method 5 by hand where the variance is that of a share: (1 - a)^2 = z^2 a (1 - a).
+    assert auc(np.array([True, False]), np.array([1.0, 0.0])).low == pytest.approx(1 / (1 + 1.959964**2), rel=1e-5)
+    nothing = auc(np.array([False, True]), np.array([1.0, 0.0]))
+    assert (nothing.value, nothing.low) == (0, 0)
+    assert nothing.high == pytest.approx(1 - 1 / (1 + 1.959964**2), rel=1e-5)
 
 
 def test_calibration_error_of_a_calibrated_model_may_be_nothing():
