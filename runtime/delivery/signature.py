@@ -55,24 +55,29 @@ def make_keys(private: Path, public: Path) -> str:
     Raises
     ------
     OutputError
-        One of the files is there already, or cannot be written.
+        One of the files is there already, or cannot be written; neither is then left half made.
     """
     serialization = _library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise OutputError(f"{path}: is there already", _NEW)
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     known = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    made: list[Path] = []
     for path, content, mode in ((private, secret, 0o600), (public, known, 0o644)):
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                made.append(path)
                 file.write(content)
         except OSError as error:
-            raise OutputError(
-                f"{path}: cannot write ({error.strerror})", "Name a new file: a key is never overwritten"
-            ) from error
+            for one in made:  # half a pair beside an older key would sign what no device takes
+                one.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot write ({error.strerror})", _NEW) from error
     return fingerprint_of(key.public_key())
 
 
@@ -120,6 +125,7 @@ def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
     return key
 
 
+_NEW = "Name a new file: a key is never overwritten"
 _KEYGEN = "Make a pair with 'mri-edge bundle keygen'"
 _LARGEST_KEY = 64 << 10
 

@@ -218,6 +218,22 @@ def test_openssl_makes_keys_and_checks_signatures(signed: Path, tmp_path: Path) 
 # --- the commands
 
 
+@pytest.mark.parametrize("left", ["k.pem", "k.pub.pem"])
+def test_a_pair_of_keys_is_made_whole_or_not_at_all(tmp_path: Path, left: str) -> None:
+    """A new private key beside an older public one would sign bundles that no device takes."""
+    (tmp_path / left).write_text("older")
+    with pytest.raises(OutputError, match=f"{left}: is there already"):
+        make_keys(tmp_path / "k.pem", tmp_path / "k.pub.pem")
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+    assert (tmp_path / left).read_text() == "older"
+
+
+def test_no_private_key_is_left_when_the_public_one_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        make_keys(tmp_path / "k.pem", tmp_path / "nowhere" / "k.pub.pem")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_from_keys_to_a_device(signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     for line in (
