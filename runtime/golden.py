@@ -74,6 +74,16 @@ class Report:
         """The earliest comparison that failed, or None."""
         return next((one for one in self.checks if one.status == "differs"), None)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether there was a record to compare with, and every hash was right."""
+        return any(one.stage == "pixels" for one in self.checks)
+
+    @property
+    def replayed(self) -> int:
+        """How many artefacts were really run, each engine counted."""
+        return sum(one.stage == "probabilities" and one.status != "not tried" for one in self.checks)
+
 
 @dataclass(frozen=True)
 class _Facts:

@@ -13,7 +13,7 @@ from .. import __version__
 from ..bundle import Bundle
 from ..cpu import available_cpus
 from ..engines import EngineFile, engine_files, remedy
-from ..errors import MriEdgeError
+from ..errors import BundleError, EngineError, MriEdgeError
 from ..machine import board, cpu, installed, is_32_bit_arm, memory
 from ..manifest import Artefact
 from ..measuring.trial import Outcome, Trial, attempt
@@ -44,11 +44,11 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @MODEL
 @VERBOSE
-def doctor(as_json: bool, model: str) -> None:
+def doctor(as_json: bool, model: str) -> int:
     """Say which engines and providers work on this machine.
 
     Each is tried with an artefact of the model, in a process of its own, so that a library
-    that dies is a finding too.
+    that dies is a finding too. The exit code is 3 if the model cannot be used, 4 if no engine runs it.
     """
     facts, problems = _facts(), _problems()
     bundle = None
@@ -66,6 +66,10 @@ def doctor(as_json: bool, model: str) -> None:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         _print(facts, problems, findings)
+    if any(one.works for one in findings):
+        return 0
+    usable = any(_artefact_for(one, "cpu", bundle) for one in engine_files().values() if one.MODULE)
+    return EngineError.exit_code if usable else BundleError.exit_code
 
 
 def _facts() -> dict[str, str]:

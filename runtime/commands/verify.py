@@ -22,6 +22,7 @@ Examples:
   mri-edge verify my-bundle --json
 """
 _DIFFERENT = 3  # the exit code of a bundle that cannot be trusted here
+_NOT_RUN = 4  # of one with golden values, none of whose artefacts an engine here could replay
 _COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": None}
 
 
@@ -35,24 +36,27 @@ def verify(model: str, as_json: bool) -> int:
     """Check a bundle's hashes, and replay its golden values on this device.
 
     Stage by stage: file bytes, decoded pixels, resized tensor, probabilities, label. The first
-    stage that differs is named, and the exit code is then 3. Without BUNDLE: the embedded model.
+    stage that differs is named, and the exit code is then 3; 4 if no engine is here to replay
+    anything. Without BUNDLE: the embedded model.
     """
     from ..golden import replay
 
     bundle = Bundle.open(model)
     report = replay(bundle)
+    first = report.first_difference
+    code = _DIFFERENT if first else _NOT_RUN if report.recorded and not report.replayed else 0
     if as_json:
-        first = report.first_difference
         record = {
             "bundle": str(bundle.folder),
-            "agrees": first is None,
+            "agrees": code == 0,
             "first_difference": asdict(first) if first else None,
+            "replayed": report.replayed,
             "checks": [asdict(one) for one in report.checks],
         }
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         _print(bundle, report)
-    return 0 if report.first_difference is None else _DIFFERENT
+    return code
 
 
 def _print(bundle: Bundle, report: Report) -> None:
@@ -64,8 +68,10 @@ def _print(bundle: Bundle, report: Report) -> None:
     if first:
         where = " in ".join(part for part in (first.subject, first.engine) if part)
         click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {first.detail}", fg="red")
-    elif any(one.stage == "pixels" for one in report.checks):
+    elif report.replayed:
         click.secho("This device gives what was recorded.", fg="green")
+    elif report.recorded:
+        click.secho("NOT REPLAYED  No engine here runs an artefact with golden values. See 'mri-edge doctor'", fg="red")
     else:
         click.echo("Every hash is right. The bundle has no golden values, so nothing was replayed.")
 

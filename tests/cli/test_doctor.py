@@ -42,8 +42,8 @@ def plant(tmp_path, monkeypatch):
     sys.modules.pop("mri_edge.engines.planted", None)
 
 
-def examine(capfd, *arguments: str) -> dict:
-    assert run(["doctor", "--json", *arguments]) == 0
+def examine(capfd, *arguments: str, code: int = 0) -> dict:
+    assert run(["doctor", "--json", *arguments]) == code
     return json.loads(capfd.readouterr().out)
 
 
@@ -110,8 +110,15 @@ def test_a_damaged_model_is_never_given_to_a_library(tiny_bundle, capfd):
     content = bytearray(model.read_bytes())
     content[100] ^= 1
     model.write_bytes(content)
-    found = examine(capfd, "--model", str(tiny_bundle))
+    found = examine(capfd, "--model", str(tiny_bundle), code=3)
     assert "SHA-256" in found["problems"][0]
+    assert not any(one["works"] for one in found["engines"])
+
+
+def test_where_no_engine_is_installed_the_exit_code_says_it(tiny_bundle, capfd, monkeypatch):
+    for one in mri_edge.engines.engine_files().values():
+        monkeypatch.setattr(one, "missing", lambda: "not installed")
+    found = examine(capfd, "--model", str(tiny_bundle), code=4)
     assert not any(one["works"] for one in found["engines"])
 
 

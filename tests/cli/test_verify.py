@@ -33,12 +33,25 @@ def test_json_has_every_comparison(recorded, capfd):
     found = json.loads(capfd.readouterr().out)
     assert found["agrees"] is True
     assert found["first_difference"] is None
+    assert found["replayed"] >= 1
     assert {one["stage"] for one in found["checks"]} == {"hashes", "pixels", "tensor", "probabilities", "label"}
 
 
 def test_a_bundle_without_golden_values_says_so(tiny_bundle, capfd):
     assert run(["verify", str(tiny_bundle)]) == 0
     assert "no golden values" in capfd.readouterr().out
+
+
+def test_where_no_engine_replays_anything_nothing_is_vouched_for(recorded, capfd, monkeypatch):
+    for one in golden.engine_files().values():
+        monkeypatch.setattr(one, "missing", lambda: "not installed")
+    assert run(["verify", str(recorded)]) == 4
+    out = capfd.readouterr().out
+    assert "This device gives" not in out
+    assert "NOT REPLAYED" in out
+    assert run(["verify", str(recorded), "--json"]) == 4
+    found = json.loads(capfd.readouterr().out)
+    assert (found["agrees"], found["first_difference"], found["replayed"]) == (False, None, 0)
 
 
 def test_a_difference_exits_3_and_is_named(recorded, capfd, monkeypatch):
