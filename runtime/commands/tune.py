@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..bundle import Bundle
+from ..errors import OutputError
+from ..files import make_folder
+from ..places import profile_folder
 from .options import MODEL, PROVIDER, VERBOSE
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, pr
     from ..measuring.tuning import tune as measure
     from ..progress import track
 
+    _check(profile_folder())
     found = measure(
         Bundle.open(model),
         provider=provider,
@@ -68,6 +74,18 @@ def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, pr
     click.echo(f"single scan: {_told(_best(found, provider, many=False))}")
     click.echo(f"many scans:  {_told(_best(found, provider, many=True))}")
     click.echo(f"saved in {path}")
+
+
+def _check(folder: Path) -> None:
+    """See that the profile can be written, before it is measured for minutes."""
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot write ({error.strerror})", "Name another folder in MRI_EDGE_PROFILE_DIR"
+        ) from error
 
 
 def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:

@@ -45,7 +45,8 @@ def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | 
     """
     try:
         done = subprocess.run(  # noqa: S603 (our own program, no shell)
-            [sys.executable, "-c", _PROGRAM, function, json.dumps(asdict(request))],
+            [sys.executable, "-c", _PROGRAM, function],
+            input=json.dumps(asdict(request)),  # no argument: the system limits its length, and scans may be many
             capture_output=True,
             text=True,
             errors="replace",
@@ -75,13 +76,13 @@ def _last_words(code: int, errors: str) -> str:
 
 
 def main() -> None:
-    """Entry of the new process: the function's name and the request as JSON in, the answer as the last line out."""
+    """Entry of the new process: the function's name, the request as JSON on stdin, the answer as the last line out."""
     module, _, name = sys.argv[1].partition(":")
     function = getattr(import_module(f"mri_edge.{module}"), name)
     kind = next(iter(get_type_hints(function).values()))
     answer: dict[str, Any]
     try:
-        answer = {"found": asdict(function(kind(**json.loads(sys.argv[2]))))}
+        answer = {"found": asdict(function(kind(**json.load(sys.stdin))))}
     except (MriEdgeError, ImportError) as error:
         answer = {"problem": str(error)}
     print(json.dumps(answer))

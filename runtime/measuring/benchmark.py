@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from .. import images
 from ..bundle import Bundle
 from ..cpu import available_cpus
 from ..engines import engine_files, remedy
-from ..errors import BundleError, EngineError, UsageError
+from ..errors import BundleError, EngineError, InputError, UsageError
 from ..golden import FOLDER
 from ..inputs import expand
 from ..machine import board, cpu, memory
@@ -162,13 +163,17 @@ def scans_for(bundle: Bundle, named: Sequence[str]) -> list[str]:
     Raises
     ------
     UsageError
-        One that was named cannot be found.
+        One that was named cannot be found or read: they are all decoded here once, before anything is measured.
     """
     if named:
         found = []
         for one in expand(named, recursive=True):
-            if isinstance(one, Failure):
-                raise UsageError(one.error.problem, one.error.hint)
+            try:
+                if isinstance(one, Failure):
+                    raise one.error
+                images.load(one)
+            except InputError as error:
+                raise UsageError(error.problem, error.hint) from error
             found.append(one)
         return found
     golden = _golden(bundle) or _golden(Bundle.open())

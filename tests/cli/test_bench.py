@@ -11,7 +11,8 @@ from mri_edge.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.errors import UsageError
 from mri_edge.manifest import Parity
-from mri_edge.measuring import benchmark
+from mri_edge.measuring import benchmark, subject
+from mri_edge.measuring.alone import call
 from mri_edge.measuring.benchmark import Plan, scans_for, spread, stream
 from mri_edge.writing import rewriting
 
@@ -63,6 +64,24 @@ def test_a_rate_under_a_bound_is_searched(tiny_bundle, capfd):
     assert run(["bench", str(tiny_bundle), *arguments]) == 0
     [row] = json.loads(capfd.readouterr().out)["rows"]
     assert row["server_rate"]["value"] > 0
+
+
+def test_scans_may_be_many(tiny_bundle):
+    """More than one argument of a program may hold: 128 KiB on Linux."""
+    request = subject.Request(
+        bundle=str(tiny_bundle),
+        artefact="model.onnx",
+        engine="onnxruntime",
+        provider="cpu",
+        threads=1,
+        scans=[f"{'x' * 100}-{number}.jpg" for number in range(20_000)],
+        seconds=0.01,
+        queries=1,
+        samples=1,
+        batch=1,
+    )
+    answer = call("measuring.subject:measure", request, time_limit=300)
+    assert answer.startswith(f"{request.scans[0]}: no such file")
 
 
 def test_the_verdict_of_the_gate_stands_in_the_row(tiny_bundle):
@@ -121,7 +140,8 @@ def test_nothing_is_trimmed():
         (["--artefact", "model.abacus"], 2, "no artefact"),
         (["--engine", "litert"], 3, "nothing in it for the engines"),
         (["--scans", "nowhere-*.jpg"], 2, "no file matches"),
-        (["--scans", str(EXAMPLES / "NOTICE")], 4, "not PNG, JPEG"),
+        (["--scans", "nope.jpg"], 2, "error: nope.jpg: no such file"),
+        (["--scans", str(EXAMPLES / "NOTICE")], 2, "not PNG, JPEG"),
         (["--provider", "abacus"], 4, "unknown provider"),
         (["--server", "0"], 2, "--server"),
     ],

@@ -166,6 +166,22 @@ def test_tuned_for_real_and_used_by_predict(tiny_bundle, capfd, folder):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("kind", ["a file in its place", "a folder that takes no file"])
+def test_a_profile_that_could_not_be_written_is_said_before_anything_is_measured(
+    tiny_bundle, bench, folder, capfd, monkeypatch, kind
+):
+    made = bench(lambda trial, again: 1.0)
+    if kind == "a file in its place":
+        folder.touch()
+    elif Path("/proc/self/fd").is_dir():
+        monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", "/proc/self")
+    else:
+        pytest.skip("no folder here that takes no file of any user")
+    assert run(["tune", "--model", str(tiny_bundle)]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert made.tried == []
+
+
 def test_predict_warns_of_a_stale_profile_and_goes_on(tiny_bundle, capfd, bench, monkeypatch):
     bench(lambda trial, again: 1.0)
     assert run(["tune", "--model", str(tiny_bundle)]) == 0
