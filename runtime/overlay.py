@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def draw_each(
 ) -> Iterator[Prediction | Failure]:
     """Pass results on, and write an overlay below ``folder`` for each before it goes.
 
-    ``scans/a.jpg`` becomes ``folder/scans/a.jpg.png``: two scans never share a picture. The results must
-    have kept their pixels.
+    ``scans/a.jpg`` becomes ``folder/scans/a.jpg.png``, ``../a.jpg`` ``folder/_up/a.jpg.png`` and ``/a.jpg``
+    ``folder/_root/a.jpg.png``: two scans never share a picture. The results must have kept their pixels.
 
     Raises
     ------
@@ -73,14 +74,24 @@ def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Pr
             and result.activation is not None
             and result.pixels is not None
         ):
-            plain = [part for part in Path(result.file).parts if part not in (Path(result.file).anchor, "..")]
-            target = folder.joinpath(*plain[:-1], f"{plain[-1]}.png")
+            target = folder / _inside(Path(result.file))
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"{target.parent}: cannot make this folder ({error.strerror})") from error
             write_whole(target, overlay(result.pixels, result.activation, result))
         yield result
+
+
+def _inside(scan: Path) -> Path:
+    """The picture's place below its folder; a folder really called ``_up…`` or ``_root…`` gets one more ``_``."""
+    *above, name = scan.parts
+    root = f"_root{''.join(filter(str.isalnum, scan.anchor))}"  # with the drive's letter on Windows
+    plain = [
+        {"..": "_up", scan.anchor: root}.get(part) or (f"_{part}" if re.match("_+(up|root)", part) else part)
+        for part in above
+    ]
+    return Path(*plain, f"{name}.png")
 
 
 def overlay(pixels: Pixels, activation: NDArray[np.float32], prediction: Prediction) -> bytes:

@@ -46,6 +46,25 @@ def test_overlays_keep_the_subfolders_of_their_scans(explaining_bundle, tmp_path
     assert np.ptp(page.astype(int), axis=2).max() > 60, "the heat is drawn in colour on the grey scan"
 
 
+def test_two_scans_never_share_a_picture(explaining_bundle, tmp_path, monkeypatch, capfd):
+    here = tmp_path / "sub"
+    names = ["../x.jpg", "x.jpg", "_up/x.jpg", "__up/x.jpg", str(tmp_path / "x.jpg"), f"_root{tmp_path}/x.jpg"]
+    for name in names:
+        path = here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
+    monkeypatch.chdir(here)
+    assert run(["predict", *names, "--heatmap", "../why", "--model", str(explaining_bundle)]) == 0
+    capfd.readouterr()
+    absolute = tmp_path.relative_to("/").as_posix()
+    assert sorted(path.relative_to("../why").as_posix() for path in Path("../why").rglob("*.png")) == sorted(
+        [
+            *("x.jpg.png", "_up/x.jpg.png", "__up/x.jpg.png", "___up/x.jpg.png"),
+            *(f"{root}/{absolute}/x.jpg.png" for root in ("_root", "__root")),
+        ]
+    )
+
+
 def test_scan_that_can_be_read_once_alone_is_drawn_too(explaining_bundle, tmp_path, monkeypatch, capfd):
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
