@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -147,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Bugs keep their traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is written out, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # None is what click returns for a command without an exit code of its own.
         code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False)

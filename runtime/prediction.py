@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +49,14 @@ def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
     except UnicodeEncodeError:
         return json.dumps(record, indent=indent)
     return text
+
+
+def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
+    """``as_json`` for standard output: in ASCII where that is not UTF-8, which readers of JSON expect."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if codecs.lookup(encoding).name == "utf-8":
+        return as_json(record, indent=indent)
+    return json.dumps(record, indent=indent)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mri_edge.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
 from mri_edge.errors import UsageError
 from mri_edge.files import make_folder, write_whole
+from mri_edge.prediction import stdout_json
 
 from .options import RECIPE, TRAINING, training_options
 
@@ -123,7 +124,7 @@ def evaluate(
     for warning in record["warnings"]:
         click.echo(f"mri-edge: warning: {warning}", err=True)
     if as_json:
-        click.echo(text, nl=False)
+        click.echo(stdout_json(record, indent=1))
     else:
         from rich.console import Console
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from ..bundle import DEFAULT_MODEL, Bundle
+from ..prediction import stdout_json
 from .options import PROVIDER, VERBOSE, complete_models
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def bench(
         track=lambda items, label: track(items, label, len(items)),
     )
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+        click.echo(stdout_json(report.to_dict(), indent=1))
         return
     for line in _lines(report):
         click.echo(line)

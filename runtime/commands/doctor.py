@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import struct
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ..errors import BundleError, EngineError, MriEdgeError
 from ..machine import board, cpu, installed, is_32_bit_arm, memory
 from ..manifest import Artefact
 from ..measuring.trial import Outcome, Trial, attempt
+from ..prediction import stdout_json
 from ..selection import allowed
 from .options import MODEL, VERBOSE
 
@@ -63,7 +63,7 @@ def doctor(as_json: bool, model: str) -> int:
     ]
     if as_json:
         record = {"machine": facts, "problems": problems, "engines": [asdict(one) for one in findings]}
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        click.echo(stdout_json(record, indent=2))
     else:
         _print(facts, problems, findings)
     if any(one.works for one in findings):

@@ -10,7 +10,7 @@ import click
 
 from ..classifier import Classifier
 from ..errors import printable
-from ..prediction import NOTICE, Failure, Prediction, as_json
+from ..prediction import NOTICE, Failure, Prediction, stdout_json
 
 Results = Iterable[Prediction | Failure]
 
@@ -18,7 +18,7 @@ Results = Iterable[Prediction | Failure]
 def json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     """One JSON object a line: ``Prediction.to_dict`` or ``Failure.to_dict``."""
     for result in results:
-        yield as_json(result.to_dict())
+        yield stdout_json(result.to_dict())
 
 
 def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:

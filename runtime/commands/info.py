@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from ..bundle import DEFAULT_MODEL, Bundle
 from ..manifest import Manifest
-from ..prediction import NOTICE
+from ..prediction import NOTICE, stdout_json
 from .options import complete_models
 
 EXAMPLES = """\b
@@ -28,7 +30,7 @@ def info(model: str, as_json: bool) -> None:
     """
     bundle = Bundle.open(model)
     if as_json:
-        click.echo(bundle.manifest.to_json(), nl=False)
+        click.echo(stdout_json(asdict(bundle.manifest), indent=2))
         return
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..bundle import Bundle
 from ..errors import OutputError
 from ..files import make_folder
 from ..places import profile_folder
+from ..prediction import stdout_json
 from .options import MODEL, PROVIDER, VERBOSE
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, pr
             **asdict(found.profile),
             "failed": [{**asdict(one), "problem": problem} for one, problem in found.failed],
         }
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        click.echo(stdout_json(record, indent=2))
         return
     click.secho(f"{'ms a scan':>9}  {'batch':>5}  {'threads':>7}  {'engine':<12}  artefact", bold=True)
     for one in found.profile.measurements:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import groupby
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..bundle import DEFAULT_MODEL, Bundle
+from ..prediction import stdout_json
 from .options import VERBOSE, complete_models
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def verify(model: str, as_json: bool) -> int:
             "replayed": report.replayed,
             "checks": [asdict(one) for one in report.checks],
         }
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        click.echo(stdout_json(record, indent=2))
     else:
         _print(bundle, report)
     return code

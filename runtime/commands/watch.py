@@ -13,7 +13,7 @@ import click
 from ..bundle import Bundle
 from ..classifier import Classifier
 from ..errors import UsageError
-from ..prediction import NOTICE, as_json
+from ..prediction import NOTICE, stdout_json
 from ..watching.lock import held
 from ..watching.outbox import Outbox, Record
 from ..watching.systemd import notify
@@ -113,7 +113,7 @@ def watch(
         _tell(f"watching {folder}, results in {outbox.results}; {manifest.name} {manifest.version}. {NOTICE}")
         notify("READY=1")
         for record in watch.records(every_s=every, once=once):
-            click.echo(as_json(record) if as_lines else _line(record))
+            click.echo(stdout_json(record) if as_lines else _line(record))
         notify("STOPPING=1")
         if signal.SIGINT in received:
             raise click.Abort

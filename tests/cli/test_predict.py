@@ -108,6 +108,20 @@ def test_csv_has_a_row_for_every_scan(predict, folder):
     assert "empty" in rows[3]["error"]
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv", "-v"])
+def test_names_that_stdout_cannot_encode_are_written_out(tiny_bundle, folder, monkeypatch, form):
+    scan = (folder / "a.png").rename(folder / "é中😀.png")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(["predict", "--model", str(tiny_bundle), form, str(scan)]) == 0
+    stream.flush()
+    written = stream.buffer.getvalue()
+    if form == "--json":
+        assert json.loads(written.decode())["file"] == str(scan)  # JSON is read as UTF-8
+    else:
+        assert "é\\u4e2d\\U0001f600.png" in written.decode("latin-1")
+
+
 def test_patterns_recursion_and_lists_on_stdin(predict, folder, monkeypatch):
     (folder / "sub").mkdir()
     (folder / "a.png").rename(folder / "sub" / "d.png")
