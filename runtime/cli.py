@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -160,8 +159,9 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in DISK_ERRORS:
             raise
-        # Standard output: what is written to files says their names. Python would try again on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        from .files import drop_stdout
+
+        drop_stdout()  # what is written to files says their names, so it was this
         click.echo(f"mri-edge: error: cannot write the output ({error.strerror}). Make room and run again", err=True)
         return OutputError.exit_code
     except click.UsageError as error:

@@ -140,6 +140,11 @@ def clear_leftovers(folder: Path) -> None:
             path.unlink()
 
 
+def drop_stdout() -> None:
+    """Let go of what standard output, on a full disk, still holds: Python would try again on its way out, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder for results, and those above it; call it before long work. Raises OutputError."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import click
 
 from ..bundle import Bundle
 from ..classifier import Classifier
-from ..errors import UsageError
+from ..errors import DISK_ERRORS, UsageError
+from ..files import drop_stdout
 from ..prediction import NOTICE, stdout_json
 from ..watching.lock import held
 from ..watching.outbox import Outbox, Record
@@ -109,11 +110,12 @@ def watch(
         )
         watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, tell=_tell)
         received = stack.enter_context(_stopped_by_signals(watch))
+        say = stack.enter_context(_output())
         manifest = classifier.bundle.manifest
         _tell(f"watching {folder}, results in {outbox.results}; {manifest.name} {manifest.version}. {NOTICE}")
         notify("READY=1")
         for record in watch.records(every_s=every, once=once):
-            click.echo(stdout_json(record) if as_lines else _line(record))
+            say(stdout_json(record) if as_lines else _line(record))
         notify("STOPPING=1")
         if signal.SIGINT in received:
             raise click.Abort
@@ -152,6 +154,30 @@ def _stopped_by_signals(watch: Watch) -> Iterator[list[int]]:
             signal.signal(one, handler)
 
 
+@contextmanager
+def _output() -> Iterator[Callable[[str], None]]:
+    """What writes a line on standard output; while its disk is full lines may be lost, for the files count."""
+    full = False
+
+    def say(line: str) -> None:
+        nonlocal full
+        try:
+            click.echo(line)
+            full = False
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            if not full:
+                full = True
+                _tell(f"cannot write the output ({error.strerror}): lines of it may be lost, the results are in files")
+
+    try:
+        yield say
+    finally:
+        if full:
+            drop_stdout()
+
+
 def _line(record: Record) -> str:
     if "error" in record:
         return _plain(f"{record['moved_to']}  {record['error']}")
@@ -166,4 +192,8 @@ def _plain(text: str) -> str:
 
 
 def _tell(words: str) -> None:
-    click.echo(f"mri-edge: {_plain(words)}", err=True)
+    try:
+        click.echo(f"mri-edge: {_plain(words)}", err=True)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:  # a log on a full disk ends no watch
+            raise

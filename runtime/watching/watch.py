@@ -207,7 +207,9 @@ class Watch:
         self._told = {name: words for name, words in self._told.items() if self._arrivals.has(name)}
         self._refused = {name for name in self._refused if self._arrivals.has(name)}
         for name in sorted(self._arrivals.strangers):
-            self._tell_once(name, f"{self._arrivals.folder / name}: left alone, its name is none of a picture's")
+            path = self._arrivals.folder / name
+            reason = "it is a link" if path.is_symlink() else "its name is none of a picture's"
+            self._tell_once(name, f"{path}: left alone, {reason}")
 
     def _tell_once(self, name: str, words: str) -> None:
         if self._told.get(name) != words:

@@ -146,8 +146,8 @@ def test_what_is_no_scan_is_left_alone(places, capfd):
     err = capfd.readouterr().err
     assert sorted(path.name for path in places.incoming.iterdir() if path.name != ".mri-edge.lock") == before
     assert places.files() == []
-    assert "letter.pdf: left alone" in err
-    assert "link.png: left alone" in err
+    assert "letter.pdf: left alone, its name is none of a picture's" in err
+    assert "link.png: left alone, it is a link" in err
     assert ".hidden" not in err
 
 
@@ -443,6 +443,26 @@ def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
         f"{index}.png" for index in range(4, 12)
     )
     assert places.files() == sorted(f"{one}" for i in range(12) for one in (f"done/{i}.png", f"results/{i}.png.json"))
+
+
+@pytest.mark.parametrize("log_too", [False, True])
+def test_a_full_disk_under_standard_output_stops_nothing(places, log_too):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    for index in range(3):
+        places.scan(f"{index}.png", index)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [PROGRAM, *places.command("--once", "--json")],
+            stdout=full,
+            stderr=full if log_too else subprocess.PIPE,
+            check=False,
+        )
+    assert places.files() == sorted(name for i in range(3) for name in (f"done/{i}.png", f"results/{i}.png.json"))
+    if not log_too:
+        assert done.returncode == 0
+        assert done.stderr.count(b"cannot write the output") == 1
+        assert len(done.stderr.splitlines()) == 2  # "watching ...", and that
 
 
 # --- two at once, wrong use, systemd
