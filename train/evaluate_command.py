@@ -130,6 +130,8 @@ def evaluate(
 
         from .evaluation_report import print_evaluation
 
-        console = Console()
-        print_evaluation(record, console if console.is_terminal else Console(width=_WIDE))
+        console = Console(markup=False, emoji=False)  # names of files and folders are text, brackets and all
+        if not console.is_terminal:
+            console.width = _WIDE
+        print_evaluation(record, console)
     return 1 if record["unreadable"] else 0

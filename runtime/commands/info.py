@@ -33,16 +33,17 @@ def info(model: str, as_json: bool) -> None:
         click.echo(stdout_json(asdict(bundle.manifest), indent=2))
         return
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are text, brackets and all
     manifest = bundle.manifest
-    console.print(f"[bold]{manifest.name}[/] {manifest.version}  [dim]{bundle.folder}[/]", markup=True)
+    console.print(Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (str(bundle.folder), "dim")))
     for heading, rows in _facts(manifest):
-        console.print(f"\n[bold]{heading}[/]")
+        console.print(f"\n{heading}", style="bold")
         wide = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
-            console.print(f"  {name:<{wide}}  {value}", markup=False)
-    console.print("\n[bold]artefacts[/]")
+            console.print(f"  {name:<{wide}}  {value}")
+    console.print("\nartefacts", style="bold")
     console.print(_artefacts(manifest))
     console.print(NOTICE, style="dim")
 
