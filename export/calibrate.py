@@ -145,24 +145,28 @@ def pictures_in(folder: Path) -> list[tuple[Path, int]]:
     return [(path, groups[path.parent]) for path in found]
 
 
-def refuse_test_images(files: Iterable[Path], tests: Iterable[Path], preprocessing: Preprocessing) -> None:
-    """Raise DataError if a calibration image is a test image.
+def copies(files: Iterable[Path], tests: Mapping[str, Path], preprocessing: Preprocessing) -> dict[Path, Path]:
+    """Those of ``files`` that are a test image, and which; ``tests`` holds test images by ``digest``.
 
     What the network sees is compared, so that a copy under another name or in another lossless format
-    is found too.
+    is found too. DataError if a picture cannot be read.
     """
-    seen = {_digest(fitted(file, preprocessing)): file for file in tests}
-    for file in files:
-        twin = seen.get(_digest(fitted(file, preprocessing)))
-        if twin is not None:
-            raise DataError(
-                f"{file}: is the test image {twin}; calibration must not see the images that judge it",
-                "Remove it from the calibration folder",
-            )
+    digests = {file: digest(fitted(file, preprocessing)) for file in files}
+    return {file: tests[its] for file, its in digests.items() if its in tests}
 
 
-def _digest(pixels: Pixels) -> bytes:
-    return hashlib.sha256(pixels.tobytes()).digest()
+def refuse_test_images(files: Iterable[Path], tests: Mapping[str, Path], preprocessing: Preprocessing) -> None:
+    """Raise DataError if one of ``files`` is a test image, as ``copies`` finds them."""
+    for file, twin in copies(files, tests, preprocessing).items():
+        raise DataError(
+            f"{file}: is the test image {twin}; calibration must not see the images that judge it",
+            "Remove it from the calibration folder",
+        )
+
+
+def digest(pixels: Pixels) -> str:
+    """SHA-256 of one picture as the network takes it, uint8 (height, width, 3)."""
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _stratified(groups: NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:

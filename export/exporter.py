@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +25,8 @@ from .calibrate import (
     Calibrator,
     Method,
     Recipe,
+    copies,
+    digest,
     draw,
     pictures_in,
     read_batches,
@@ -133,10 +134,11 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
     if not located:
         raise DataError("the split has no test image, so nothing can be compared", "Train or split again")
     pixels = np.concatenate(list(read_batches([path for path, _ in located], manifest.preprocessing)))
-    calibrator = _calibrator(source, settings) if any(one.CALIBRATED for one in formats) else None
+    tensors = [digest(one) for one in pixels]
+    tests = {tensor: path for tensor, (path, _) in zip(tensors, located, strict=True)}
+    calibrator = choose_calibration(source, settings, tests) if any(one.CALIBRATED for one in formats) else None
     step("asking the Keras model")
     judges = source.split.of("test")
-    tensors = (hashlib.sha256(one.tobytes()).hexdigest() for one in pixels)
     images = Judges(
         tuple(one.file for one in judges),
         tuple({"file": one.sha256, "tensor": tensor} for one, tensor in zip(judges, tensors, strict=True)),
@@ -159,6 +161,38 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
     return results
 
 
+def choose_calibration(source: Source, settings: Settings, tests: Mapping[str, Path]) -> Calibrator:
+    """Draw the images that calibrate and, for a search, those that judge; ``tests``: test images by ``digest``.
+
+    No test image is among them, not even where a leaky split has its copy in training.
+
+    Raises
+    ------
+    DataError
+        An image is missing or unreadable, one of the ``--calibration`` folder is a test image, or none is left.
+    """
+    preprocessing, data = source.manifest.preprocessing, settings.data
+    training = _without(source.split, {one.sha256 for one in source.split.of("test")}).locate(data, "train")
+    files, rest = draw(
+        pictures_in(settings.calibration) if settings.calibration else training,
+        settings.calibration_images,
+        settings.seed,
+    )
+    if settings.calibration:
+        refuse_test_images(files, tests, preprocessing)
+        rest = tuple(path for path, _ in training)
+    else:  # the same pixels in other bytes: found once those that were drawn are decoded, and then one fewer calibrates
+        twins = copies(files, tests, preprocessing)
+        files = tuple(one for one in files if one not in twins)
+    if not files:
+        raise DataError("no training image to calibrate with", "Name a folder with --calibration")
+    held_out = rest[:: max(1, len(rest) // HELD_OUT)][:HELD_OUT] if settings.search else ()
+    if settings.search and not held_out:
+        raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
+    method = "search" if settings.search else settings.method
+    return Calibrator(files, preprocessing, record(files, method, settings.seed), Recipe(settings.method), held_out)
+
+
 def _split_of(bundle: Bundle) -> Split:
     entry = next((one for one in bundle.manifest.documents if one.file == SPLIT), None)
     if entry is None:
@@ -171,24 +205,9 @@ def _teacher_of(bundle: Bundle) -> TeacherAnswers | None:
     return TeacherAnswers.from_json(bundle.path_of(entry).read_bytes(), str(bundle.folder / TEACHER)) if entry else None
 
 
-def _calibrator(source: Source, settings: Settings) -> Calibrator:
-    preprocessing, data = source.manifest.preprocessing, settings.data
-    training = source.split.locate(data, "train")
-    files, rest = draw(
-        pictures_in(settings.calibration) if settings.calibration else training,
-        settings.calibration_images,
-        settings.seed,
-    )
-    if not files:
-        raise DataError("no training image to calibrate with", "Name a folder with --calibration")
-    if settings.calibration:
-        refuse_test_images(files, [path for path, _ in source.split.locate(data, "test")], preprocessing)
-        rest = tuple(path for path, _ in training)
-    held_out = rest[:: max(1, len(rest) // HELD_OUT)][:HELD_OUT] if settings.search else ()
-    if settings.search and not held_out:
-        raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
-    method = "search" if settings.search else settings.method
-    return Calibrator(files, preprocessing, record(files, method, settings.seed), Recipe(settings.method), held_out)
+def _without(split: Split, contents: set[str]) -> Split:
+    """The split less the images with one of these SHA-256."""
+    return Split(tuple(one for one in split.images if one.sha256 not in contents))
 
 
 def _add(

@@ -58,7 +58,7 @@ def export_foreign(
     step("opening the model")
     size = (preprocessing.height, preprocessing.width)
     model = models.load_saved_model(path, *size) if path.is_dir() else models.load(path)
-    split = _split(settings.data, labels, settings.seed)
+    split = divide(settings.data, labels, settings.seed)
     _check_answers(model, split, labels, preprocessing, settings.data)
     source = Source(model, _manifest(path, labels, preprocessing, split), split, _origin(path))
     with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
@@ -67,6 +67,35 @@ def export_foreign(
             writer.add_artefact(_keras_artefact(model, preprocessing, len(labels)))
         writer.add_document(SPLIT, split.to_json())
         return fill(writer, source, settings, step)
+
+
+def divide(data: Path, labels: tuple[str, ...], seed: int) -> Split:
+    """Draw a fifth of the pictures as test images; files of the same bytes are all of them tests, or none is.
+
+    Raises
+    ------
+    DataError
+        A label has no folder of pictures.
+    """
+    files: list[tuple[Path, int]] = []
+    for index, label in enumerate(labels):
+        folder = data / label
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        if not found:
+            raise DataError(
+                f"{folder}: no pictures for label {label!r}", "Name the data folder with one folder a label"
+            )
+        files += [(path, index) for path in found]
+    contents = {path: sha256_of(path) for path, _ in files}
+    distinct = list({contents[path]: (path, label) for path, label in files}.values())
+    tests = {contents[path] for path in draw(distinct, max(len(labels), round(TEST_SHARE * len(distinct))), seed)[0]}
+    return Split(
+        tuple(
+            SplitImage(path.relative_to(data).as_posix(), its, label, "test" if its in tests else "train")
+            for path, label in files
+            for its in (contents[path],)
+        )
+    )
 
 
 def _check_answers(
@@ -86,25 +115,6 @@ def _check_answers(
             f"{model.name}: its outputs are no probabilities (they sum to {float(answers[0].sum()):.3g})",
             "Add a softmax layer, and save the model again",
         )
-
-
-def _split(data: Path, labels: tuple[str, ...], seed: int) -> Split:
-    files: list[tuple[Path, int]] = []
-    for index, label in enumerate(labels):
-        folder = data / label
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-        if not found:
-            raise DataError(
-                f"{folder}: no pictures for label {label!r}", "Name the data folder with one folder a label"
-            )
-        files += [(path, index) for path in found]
-    tests = set(draw(files, max(len(labels), round(TEST_SHARE * len(files))), seed)[0])
-    return Split(
-        tuple(
-            SplitImage(path.relative_to(data).as_posix(), sha256_of(path), label, "test" if path in tests else "train")
-            for path, label in files
-        )
-    )
 
 
 def _origin(path: Path) -> dict[str, str]:

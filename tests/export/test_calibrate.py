@@ -11,7 +11,9 @@ import pytest
 from mri_edge.errors import DataError
 from mri_edge.export.calibrate import (
     Calibrator,
+    digest,
     draw,
+    fitted,
     pictures_in,
     read_batches,
     record,
@@ -54,9 +56,10 @@ def test_record_depends_on_contents_not_on_names(pictures, tmp_path):
 
 
 def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_path):
-    tests = [path for path, _ in pictures_in(pictures)][:3]
+    files = [path for path, _ in pictures_in(pictures)][:3]
+    tests = {digest(fitted(path, SMALL)): path for path in files}
     twin = tmp_path / "innocent.bmp"
-    Image.open(tests[1]).save(twin)
+    Image.open(files[1]).save(twin)
     refuse_test_images([path for path, _ in pictures_in(pictures)][3:], tests, SMALL)
     with pytest.raises(DataError, match=r"innocent\.bmp: is the test image .*01\.png"):
         refuse_test_images([twin], tests, SMALL)

@@ -9,16 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
+from mri_edge.export.calibrate import digest, fitted
+from mri_edge.files import sha256_of
+from mri_edge.preprocess import Preprocessing
 from mri_edge.split import Split
 from mri_edge.teacher import TEACHER, TeacherAnswers
 from mri_edge.writing import rewriting
 from PIL import Image
+
+SMALL = Preprocessing(32, 32)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -108,6 +114,34 @@ def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--calibration", str(folder)]
     assert run(["export", str(bundle), *arguments]) == 2
     assert "mine.png: is the test image" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("as_bytes", [True, False], ids=["same bytes", "same pixels"])
+def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tiny_manifest, tmp_path, as_bytes):
+    """The reference's split divides duplicates; the calibration images are drawn without them."""
+    from mri_edge.export.exporter import Settings, Source, choose_calibration
+
+    data = Path(shutil.copytree(pictures, tmp_path / "data"))
+    leaked, tested = data / "no" / "00.png", data / "no" / "59.png"
+    Image.open(tested).save(leaked, compress_level=0)
+    if as_bytes:
+        shutil.copy(tested, leaked)
+    leaky = Split(tuple(replace(one, sha256=sha256_of(data / one.file)) for one in split.images))
+    prepared = replace(tiny_manifest, preprocessing=SMALL)
+    tests = {digest(fitted(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
+    settings = Settings(("onnx-int8",), data, calibration_images=60)
+    found = choose_calibration(Source(None, prepared, leaky, {}), settings, tests)
+    assert leaked not in found.files
+    assert len(found.files) == found.record.images == 59
+
+
+def test_identical_pictures_have_one_role(three_folders):
+    from mri_edge.export.foreign import divide
+
+    split = divide(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
+    roles = {one.sha256: {its.role for its in split.images if its.sha256 == one.sha256} for one in split.images}
+    assert {len(its) for its in roles.values()} == {1}
+    assert len(split.of("test")) < len(split.of("train"))
 
 
 def test_search_takes_the_best_on_the_training_side(bundle, pictures):
