@@ -117,15 +117,14 @@ def fitted(file: Path, preprocessing: Preprocessing) -> Pixels:
         raise DataError(error.problem, "Remove it from the folder, or copy it again") from error
 
 
-def draw(files: list[tuple[Path, int]], count: int, seed: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Divide (file, group) pairs into ``count`` drawn files and the others, each group in its share.
+def draw(files: list[tuple[Path, int]], count: int, seed: int) -> tuple[Path, ...]:
+    """Draw ``count`` files from (file, group) pairs, each group in its share.
 
-    All are drawn if there are fewer. Both parts keep the order of ``files``; the same seed draws the same.
+    All are drawn if there are fewer. They keep the order of ``files``; the same seed draws the same.
     """
     groups = np.array([group for _, group in files], np.int64)
     chosen = set(_stratified(groups, count, np.random.default_rng(seed)))
-    drawn = tuple(file for index, (file, _) in enumerate(files) if index in chosen)
-    return drawn, tuple(file for index, (file, _) in enumerate(files) if index not in chosen)
+    return tuple(file for index, (file, _) in enumerate(files) if index in chosen)
 
 
 def record(files: Iterable[Path], method: str, seed: int) -> Calibration:

@@ -13,6 +13,7 @@ import numpy as np
 from mri_edge.bundle import Bundle
 from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
+from mri_edge.files import sha256_of
 from mri_edge.manifest import Artefact, Manifest
 from mri_edge.split import SPLIT, Split
 from mri_edge.teacher import TEACHER, TeacherAnswers
@@ -172,23 +173,26 @@ def choose_calibration(source: Source, settings: Settings, tests: Mapping[str, P
         An image is missing or unreadable, one of the ``--calibration`` folder is a test image, or none is left.
     """
     preprocessing, data = source.manifest.preprocessing, settings.data
-    training = _without(source.split, {one.sha256 for one in source.split.of("test")}).locate(data, "train")
-    files, rest = draw(
-        pictures_in(settings.calibration) if settings.calibration else training,
-        settings.calibration_images,
-        settings.seed,
-    )
-    if settings.calibration:
-        refuse_test_images(files, tests, preprocessing)
-        rest = tuple(path for path, _ in training)
-    else:  # the same pixels in other bytes: found once those that were drawn are decoded, and then one fewer calibrates
+    training = _without(source.split, {one.sha256 for one in source.split.of("test")})
+
+    def drawn(split: Split, count: int, seed: int) -> tuple[Path, ...]:
+        files = draw(split.locate(data, "train"), count, seed)
+        # A test image in other bytes is found once those that were drawn are decoded; then one fewer is taken.
         twins = copies(files, tests, preprocessing)
-        files = tuple(one for one in files if one not in twins)
+        return tuple(one for one in files if one not in twins)
+
+    if settings.calibration:
+        files = draw(pictures_in(settings.calibration), settings.calibration_images, settings.seed)
+        refuse_test_images(files, tests, preprocessing)
+    else:
+        files = drawn(training, settings.calibration_images, settings.seed)
     if not files:
         raise DataError("no training image to calibrate with", "Name a folder with --calibration")
-    held_out = rest[:: max(1, len(rest) // HELD_OUT)][:HELD_OUT] if settings.search else ()
-    if settings.search and not held_out:
-        raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
+    held_out: tuple[Path, ...] = ()
+    if settings.search:
+        held_out = drawn(_without(training, {sha256_of(one) for one in files}), HELD_OUT, settings.seed + 1)
+        if not held_out:
+            raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
     method = "search" if settings.search else settings.method
     return Calibrator(files, preprocessing, record(files, method, settings.seed), Recipe(settings.method), held_out)
 

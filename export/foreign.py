@@ -88,7 +88,7 @@ def divide(data: Path, labels: tuple[str, ...], seed: int) -> Split:
         files += [(path, index) for path in found]
     contents = {path: sha256_of(path) for path, _ in files}
     distinct = list({contents[path]: (path, label) for path, label in files}.values())
-    tests = {contents[path] for path in draw(distinct, max(len(labels), round(TEST_SHARE * len(distinct))), seed)[0]}
+    tests = {contents[path] for path in draw(distinct, max(len(labels), round(TEST_SHARE * len(distinct))), seed)}
     return Split(
         tuple(
             SplitImage(path.relative_to(data).as_posix(), its, label, "test" if its in tests else "train")

@@ -144,6 +144,23 @@ def test_identical_pictures_have_one_role(three_folders):
     assert len(split.of("test")) < len(split.of("train"))
 
 
+@pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
+def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(
+    split, pictures, tiny_manifest, monkeypatch, folder
+):
+    from mri_edge.export import exporter
+
+    monkeypatch.setattr(exporter, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
+    trained = Split(tuple(one for one in split.images if one.role == "train"))
+    mine = pictures if folder else None
+    settings = exporter.Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
+    source = exporter.Source(None, replace(tiny_manifest, preprocessing=SMALL), trained, {})
+    found = exporter.choose_calibration(source, settings, {})
+    labels = [path.parent.name for path in found.held_out]
+    assert (len(labels), abs(labels.count("no") - labels.count("yes")) <= 2) == (20, True)
+    assert not {sha256_of(one) for one in found.held_out} & {sha256_of(one) for one in found.files}
+
+
 def test_search_takes_the_best_on_the_training_side(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
