@@ -156,7 +156,7 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
         results.append(_add(one, content, facts, writer, pixels, images, _gate(one, settings.gate)))
     if any(one.comparison.verdict == "not met" for one in results):
         raise ExportRefusedError(results)
-    if calibrator:
+    if calibrator and any(one.artefact.precision == "int8" for one in results):
         writer.update(calibration=calibrator.record)
     _write_parity(writer, source, images, results)
     return results

@@ -29,9 +29,10 @@ def best(calibrator: Calibrator, build: Callable[[Recipe], Made], reference: byt
     suffix
         Of both files, for the engine.
     """
+    seen = {"calibration": asdict(calibrator.record)}
     if not calibrator.held_out:
         content, facts = build(calibrator.recipe)
-        return content, {**facts, "recipe": asdict(calibrator.recipe)}
+        return content, {**facts, **seen, "recipe": asdict(calibrator.recipe)}
     batches = list(read_batches(calibrator.held_out, calibrator.preprocessing))
     wanted = _answers(reference, suffix, batches)
     tried = []
@@ -41,7 +42,8 @@ def best(calibrator: Calibrator, build: Callable[[Recipe], Made], reference: byt
         tried.append((difference, recipe, content, facts))
     _, recipe, content, facts = min(tried, key=lambda one: one[0])
     table = [{**asdict(one), "mean_difference": difference} for difference, one, _, _ in tried]
-    return content, {**facts, "recipe": asdict(recipe), "search": {"images": len(calibrator.held_out), "tried": table}}
+    search = {"images": len(calibrator.held_out), "tried": table}
+    return content, {**facts, **seen, "recipe": asdict(recipe), "search": search}
 
 
 def _answers(content: bytes, suffix: str, batches: list[Pixels]) -> NDArray[np.float32]:

@@ -188,9 +188,9 @@ def _data(manifest: Manifest, split: Split | None, roles: Sequence[Role]) -> lis
         blocks.append(f"{copies} of the test images are byte for byte among the training images: figures flatter it.")
     if "excluded" in roles and split.of("excluded"):
         blocks.append("Excluded images neither train nor test: left out by hand, or too like a test image.")
-    if "train" in roles and manifest.calibration:
-        one = manifest.calibration
-        blocks.append(f"Ranges of the 8-bit artefacts: {one.method} over {one.images} images, seed {one.seed}.")
+    if "train" in roles:
+        for one, files in manifest.calibrations().items():
+            blocks.append(f"Ranges of {', '.join(files)}: {one.method} over {one.images} images, seed {one.seed}.")
     return blocks
 
 

@@ -117,7 +117,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which images set the ranges of the quantised artefacts: training images only."""
+    """Which images set the ranges of an int8 artefact, no test image among them.
+
+    An artefact's own lies in its ``made_with``; the bundle's is that of the int8 artefact that was made last.
+    """
 
     method: str
     images: int
@@ -198,6 +201,16 @@ class Manifest:
     def artefact(self, file: str) -> Artefact | None:
         """The artefact with that file name, or None."""
         return next((one for one in self.artefacts if one.file == file), None)
+
+    def calibrations(self) -> dict[Calibration, list[str]]:
+        """What set the ranges of which int8 artefacts: by an artefact's own record, else by the bundle's."""
+        found: dict[Calibration, list[str]] = {}
+        for one in self.artefacts:
+            own = one.made_with.get("calibration")
+            its = read(Calibration, own, f"{one.file}: calibration") if own else self.calibration
+            if one.precision == "int8" and its:
+                found.setdefault(its, []).append(one.file)
+        return found
 
     def _check(self, origin: str) -> None:
         """What types alone do not say."""

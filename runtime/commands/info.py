@@ -84,9 +84,12 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
             for name, one in manifest.metrics.items()
         ]
         facts.append(("metrics", figures))
-    if manifest.calibration:
-        one = manifest.calibration
-        facts.append(("calibration", [("int8", f"{one.method}, {one.images} training images, seed {one.seed}")]))
+    if calibrations := manifest.calibrations():
+        ranges: list[tuple[str, object]] = [
+            (", ".join(files), f"{one.method}, {one.images} training images, seed {one.seed}")
+            for one, files in calibrations.items()
+        ]
+        facts.append(("calibration", ranges))
     words = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]
     facts.append(("use and licences", [(name, text) for name, text in words if text]))
     return facts

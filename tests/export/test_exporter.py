@@ -172,6 +172,11 @@ def test_search_takes_the_best_on_the_training_side(bundle, pictures):
     best = min(tried, key=lambda one: one["mean_difference"])
     assert {name: best[name] for name in made["recipe"]} == made["recipe"]
     assert manifest.calibration.method == "search"
+    assert run(["export", str(bundle), "--formats", "onnx-fp16", "--data", str(pictures)]) == 0  # sets no range
+    assert Bundle.open(bundle).manifest.calibration == manifest.calibration
+    assert run(["export", str(bundle), "--formats", "tflite-int8", "--data", str(pictures)]) == 0
+    told = {files[0]: one.method for one, files in Bundle.open(bundle).manifest.calibrations().items()}
+    assert told == {"model.int8.onnx": "search", "model.int8.tflite": "minmax"}
 
 
 def test_search_without_images_left_is_refused(bundle, pictures, capfd):

@@ -6,15 +6,17 @@ import copy
 import json
 import runpy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mri_edge.card import card
 from mri_edge.errors import ManifestError
 from mri_edge.manifest import Artefact, Calibration, Document, Manifest, Metric, Parity
+from mri_edge.split import Split
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCHEMA = CHECKOUT / "runtime" / "manifest.schema.json"
@@ -48,6 +50,21 @@ def _refused(data: Any) -> str:
     with pytest.raises(ManifestError) as caught:
         Manifest.from_json(json.dumps(data))
     return str(caught.value)
+
+
+# --- calibration
+
+
+def test_an_int8_artefact_tells_what_set_its_own_ranges(full: Manifest, tiny_artefact: Artefact) -> None:
+    """The bundle's record is that of the last one; artefacts of older bundles have no other."""
+    searched = Calibration("search", images=9, seed=1, fingerprint="2" * 64)
+    own = replace(tiny_artefact, file="own.onnx", precision="int8", made_with={"calibration": asdict(searched)})
+    manifest = replace(full, artefacts=(*full.artefacts, own))
+    told = Manifest.from_json(manifest.to_json()).calibrations()
+    assert told == {full.calibration: ["small/model.int8.onnx"], searched: ["own.onnx"]}
+    [training] = [one for one in card(manifest, {}, Split(())) if one.title == "Training Data"]
+    assert "Ranges of small/model.int8.onnx: minmax over 202 images, seed 0." in training.blocks
+    assert "Ranges of own.onnx: search over 9 images, seed 1." in training.blocks
 
 
 # --- round trip
