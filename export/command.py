@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from mri_edge.errors import UsageError
+from mri_edge.labels import KNOWN_FOLDERS
 
 from .formats import QUANTIZE, format_names
 
@@ -82,6 +83,9 @@ and nothing is written.
 )
 @click.option("--labels", metavar="LIST", help="With --from: the model's labels in order, which are folders in --data.")
 @click.option(
+    "--positive", metavar="LABEL", help="With --from: which label is the positive one, where the names do not say."
+)
+@click.option(
     "--preprocessing",
     metavar="JSON",
     help="With --from: object or file with height, width, channel_order, scale, mean, deviation.",
@@ -94,6 +98,7 @@ def export(
     every: bool,
     origin: Path | None,
     labels: str | None,
+    positive: str | None,
     preprocessing: str | None,
     overwrite: bool,
     max_difference: float | None,
@@ -123,11 +128,12 @@ def export(
             return make(opened, chosen, step=step)
     else:
         wanted, prepared = _labels(labels), _preprocessing(preprocessing)
+        index = positive_of(wanted, positive)
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .foreign import export_foreign
 
-            return export_foreign(origin, bundle, wanted, prepared, chosen, overwrite=overwrite, step=step)
+            return export_foreign(origin, bundle, wanted, index, prepared, chosen, overwrite=overwrite, step=step)
 
     _run(run, names, (max_difference, mean_difference, flip_rate), settings)
 
@@ -176,6 +182,24 @@ def _labels(text: str | None) -> tuple[str, ...]:
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UsageError(f"--from needs --labels, at least two, none twice. Received: {text!r}")
     return labels
+
+
+def positive_of(labels: tuple[str, ...], positive: str | None) -> int:
+    """Index of the positive label: the one that is named, else the one that means tumour in the public sets.
+
+    Raises
+    ------
+    UsageError
+        No label of that name; or none is named, and the labels do not tell.
+    """
+    if positive in labels:
+        return labels.index(positive)
+    if positive is not None:
+        raise UsageError(f"no label {positive!r}", f"Labels: {', '.join(labels)}")
+    meanings = [KNOWN_FOLDERS.get(one.lower()) for one in labels]
+    if None in meanings or meanings.count(1) != 1:
+        raise UsageError(f"which label is the positive one? Labels: {', '.join(labels)}", "Say it: --positive LABEL")
+    return meanings.index(1)
 
 
 def _preprocessing(text: str | None) -> Preprocessing:

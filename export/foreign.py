@@ -34,6 +34,7 @@ def export_foreign(
     path: Path,
     out: Path,
     labels: tuple[str, ...],
+    positive: int,
     preprocessing: Preprocessing,
     settings: Settings,
     *,
@@ -43,7 +44,8 @@ def export_foreign(
     """Make a bundle at ``out`` from a ``.keras`` file or a SavedModel folder.
 
     ``settings.data`` holds one folder of pictures for each label, in the order of the model's outputs.
-    A fifth of them, drawn by the seed, judges; the others calibrate.
+    ``positive`` is the index of the positive label. A fifth of the pictures of each label, drawn by the seed,
+    judges; the others calibrate.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def export_foreign(
     model = models.load_saved_model(path, *size) if path.is_dir() else models.load(path)
     split = divide(settings.data, labels, settings.seed)
     _check_answers(model, split, labels, preprocessing, settings.data)
-    source = Source(model, _manifest(path, labels, preprocessing, split), split, _origin(path))
+    source = Source(model, _manifest(path, labels, positive, preprocessing, split), split, _origin(path))
     with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
         if path.is_file():
             shutil.copyfile(path, writer.path(KERAS))
@@ -70,7 +72,7 @@ def export_foreign(
 
 
 def divide(data: Path, labels: tuple[str, ...], seed: int) -> Split:
-    """Draw a fifth of the pictures as test images; files of the same bytes are all of them tests, or none is.
+    """Draw a fifth of each label's pictures as test images, one at least; files of the same bytes have one role.
 
     Raises
     ------
@@ -87,8 +89,11 @@ def divide(data: Path, labels: tuple[str, ...], seed: int) -> Split:
             )
         files += [(path, index) for path in found]
     contents = {path: sha256_of(path) for path, _ in files}
-    distinct = list({contents[path]: (path, label) for path, label in files}.values())
-    tests = {contents[path] for path in draw(distinct, max(len(labels), round(TEST_SHARE * len(distinct))), seed)}
+    tests: set[str] = set()
+    for index in range(len(labels)):
+        distinct = {contents[path]: (path, index) for path, label in files if label == index}
+        count = max(1, round(TEST_SHARE * len(distinct)))
+        tests |= {contents[path] for path in draw(list(distinct.values()), count, seed)}
     return Split(
         tuple(
             SplitImage(path.relative_to(data).as_posix(), its, label, "test" if its in tests else "train")
@@ -136,12 +141,14 @@ def _keras_artefact(model: keras.Model, preprocessing: Preprocessing, classes: i
     )
 
 
-def _manifest(path: Path, labels: tuple[str, ...], preprocessing: Preprocessing, split: Split) -> Manifest:
+def _manifest(
+    path: Path, labels: tuple[str, ...], positive: int, preprocessing: Preprocessing, split: Split
+) -> Manifest:
     return Manifest(
         name=path.stem,
         version="1",
         labels=labels,
-        positive=len(labels) - 1,
+        positive=positive,
         threshold=None,
         preprocessing=preprocessing,
         artefacts=(),

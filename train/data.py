@@ -14,15 +14,12 @@ from mri_edge import images
 from mri_edge.cpu import available_cpus
 from mri_edge.errors import DataError, InputError
 from mri_edge.files import sha256_of
+from mri_edge.labels import KNOWN_FOLDERS, KNOWN_LABELS
 from mri_edge.preprocess import Pixels, Preprocessing
 from mri_edge.progress import track
 from numpy.typing import NDArray
 
 from . import duplicates
-
-# Folder names of the public brain-MRI sets, in lower case -> label index.
-KNOWN_LABELS = ("no tumour", "tumour")
-KNOWN_FOLDERS = {"no": 0, "notumor": 0, "yes": 1, "glioma": 1, "meningioma": 1, "pituitary": 1}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
+from mri_edge.errors import UsageError
 from mri_edge.export.calibrate import digest, fitted
+from mri_edge.export.command import positive_of
 from mri_edge.files import sha256_of
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import Split
@@ -161,6 +163,17 @@ def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(
     assert not {sha256_of(one) for one in found.held_out} & {sha256_of(one) for one in found.files}
 
 
+def test_every_label_has_a_test_image(tmp_path):
+    from mri_edge.export.foreign import divide
+
+    for label, count in (("many", 50), ("few", 2)):
+        (tmp_path / label).mkdir()
+        for index in range(count):
+            (tmp_path / label / f"{index}.png").write_text(f"{label} {index}")
+    tested = [one.label for one in divide(tmp_path, ("many", "few"), 0).of("test")]
+    assert (tested.count(0), tested.count(1)) == (10, 1)
+
+
 def test_search_takes_the_best_on_the_training_side(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
@@ -253,11 +266,21 @@ def test_data_that_is_not_that_of_training(bundle, pictures, tmp_path, capfd, ch
         (["--from", "x.keras"], "--labels"),
         (["--from", "x.keras", "--labels", "a,b"], "--preprocessing"),
         (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "none.json"], "cannot read"),
+        (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "{}"], "which label is the positive one?"),
+        (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "{}", "--positive", "c"], "no label 'c'"),
     ],
 )
 def test_wrong_usage(bundle, pictures, capfd, arguments, words):
     assert run(["export", str(bundle), "--data", str(pictures), *arguments]) == 2
     assert words in capfd.readouterr().err
+
+
+def test_the_positive_label_is_named_or_known():
+    assert positive_of(("no", "yes"), None) == 1
+    assert positive_of(("Glioma", "notumor"), None) == 0
+    assert positive_of(("no", "yes"), "no") == 0
+    with pytest.raises(UsageError, match="which label"):
+        positive_of(("notumor", "glioma", "pituitary"), None)
 
 
 PLAIN = '{"height": 32, "width": 32, "scale": 1}'
@@ -296,10 +319,11 @@ def three_folders(pictures, tmp_path):
 def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
     out = tmp_path / "new"
     arguments = ["--from", str(foreign / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
-    assert run(["export", str(out), *arguments, "--data", str(three_folders), "--flip-rate", "0.5"]) == 0
+    arguments += ["--positive", "b", "--flip-rate", "0.5"]
+    assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 0
     bundle = Bundle.open(out)
     bundle.verify()
-    assert bundle.manifest.labels == ("a", "b", "c")
+    assert (bundle.manifest.labels, bundle.manifest.positive) == (("a", "b", "c"), 1)
     made = [one for one in bundle.manifest.artefacts if one.format != "keras"]
     assert [one.output.shape for one in made] == [(None, 3)] * 4
     assert max(one.parity.max_difference for one in made if one.precision == "float32") < 1e-5
@@ -317,7 +341,7 @@ def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
 )
 def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_path, capfd, name, labels, words):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / name), "--labels", labels, "--preprocessing", PLAIN]
+    arguments = ["--from", str(foreign / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 3
     assert words in capfd.readouterr().err
     assert not out.exists()
