@@ -73,7 +73,11 @@ and nothing is written.
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
 @click.option("--max-difference", type=click.FloatRange(0), help="Gate: largest |Δp| of every artefact.")
 @click.option("--mean-difference", type=click.FloatRange(0), help="Gate: mean |Δp| of every artefact.")
-@click.option("--flip-rate", type=click.FloatRange(0, 1, max_open=True), help="Gate: share of labels that may change.")
+@click.option(
+    "--flip-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Gate: share of labels that may change.",
+)
 @click.option(
     "--from",
     "origin",

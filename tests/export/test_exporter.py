@@ -263,6 +263,7 @@ def test_data_that_is_not_that_of_training(bundle, pictures, tmp_path, capfd, ch
     [
         (["--formats", "onnx,ncnn"], "unknown format 'ncnn'"),
         (["--formats", "onnx", "--all"], "exclude one another"),
+        (["--flip-rate", "0"], "--flip-rate"),  # no number of images would show it
         (["--from", "x.keras"], "--labels"),
         (["--from", "x.keras", "--labels", "a,b"], "--preprocessing"),
         (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "none.json"], "cannot read"),
