@@ -3,29 +3,56 @@
     make bench BUSY=1      # runs everything anew as the record was made, then this
 
 A ratio is reproduced if it lies between the lowest and the highest round of the record, or within 15% beyond.
-Exit 5 if one is not; on another CPU the ratios are shown and not judged.
+Exit 5 if one is not, or was not measured; on another CPU the ratios are shown and not judged, nor is Olive where it
+was not asked for.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import records
+from subjects import OLIVE
 
 RECORDS = ("compare", "cold_start")
 MARGIN = 0.15
 NOT_REPRODUCED = 5
 
 
-def judge(name: str, fresh: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, float, float, float, bool]]:
-    """Each ratio that both have: its name, the fresh value, lowest and highest that pass, whether it does."""
+@dataclass(frozen=True)
+class Claim:
+    """A ratio of the record: lowest and highest that pass, and the fresh one, or why there is none."""
+
+    name: str
+    low: float
+    high: float
+    fresh: float | None
+    problem: str
+    optional: bool
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether it was measured, and lies within."""
+        return self.fresh is not None and self.low <= self.fresh <= self.high
+
+    @property
+    def judged(self) -> bool:
+        """Whether it can fail: what takes an environment of its own need not be there."""
+        return self.fresh is not None or not self.optional
+
+
+def judge(name: str, fresh: dict[str, Any], record: dict[str, Any]) -> list[Claim]:
+    """Each ratio of the record beside the fresh one."""
     found = []
     for key, row in record["rows"].items():
-        claimed, now = row.get("times_faster"), fresh["rows"].get(key, {}).get("times_faster")
-        if claimed and now and key != record["baseline"]:
+        claimed, now = row.get("times_faster"), fresh["rows"].get(key, {})
+        if claimed and key != record["baseline"]:
             low, high = claimed["low"] * (1 - MARGIN), claimed["high"] * (1 + MARGIN)
-            found.append((f"{name}: {key}", now["value"], low, high, low <= now["value"] <= high))
+            value = now["times_faster"]["value"] if "times_faster" in now else None
+            problem = now.get("problem") or ("its baseline was not measured" if now else "not in this run")
+            found.append(Claim(f"{name}: {key}", low, high, value, problem, row.get("title") == OLIVE))
     return found
 
 
@@ -45,11 +72,16 @@ def main() -> int:
         same = fresh["machine"]["cpu"] == record["machine"]["cpu"]
         if not same:
             print(f"{name}: the record is of {record['machine']['cpu']}: shown, not judged")
-        for key, value, low, high, right in judge(name, fresh, record):
-            word = "reproduced" if right else "NOT REPRODUCED" if same else "other"
-            print(f"{word:<15} {value:>8.3g}  ({low:.3g} to {high:.3g})  {key}")
-            failed += same and not right
-            judged += same
+        for one in judge(name, fresh, record):
+            counts = same and one.judged
+            word = "NOT MEASURED" if counts else "not measured"
+            if one.fresh is not None:
+                word = "reproduced" if one.reproduced else "NOT REPRODUCED" if counts else "other"
+            value = "-" if one.fresh is None else f"{one.fresh:.3g}"
+            why = f": {one.problem}" if one.fresh is None else ""
+            print(f"{word:<15} {value:>8}  ({one.low:.3g} to {one.high:.3g})  {one.name}{why}")
+            failed += counts and not one.reproduced
+            judged += counts
         for mark in fresh["disturbed"]:
             print(f"disturbed: {mark}")
     print(f"{judged - failed} of {judged} ratios reproduced" if judged else "nothing was judged")

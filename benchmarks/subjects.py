@@ -30,8 +30,8 @@ _TITLES = {
     "openvino_api": "OpenVINO's own API",
     "benchmark_app": "OpenVINO's benchmark_app",
     "litert_api": "LiteRT's own API",
-    "olive": "Olive's best, in ONNX Runtime",
 }
+OLIVE = "Olive's best, in ONNX Runtime"  # only there where its own environment is named
 # The peers run what a user would give them: float, and int8 where they have it.
 _PEER_FILES = ("model.keras", "model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite")
 
@@ -95,7 +95,7 @@ def subjects_of(name: str, bundle: Bundle, olive: Path | str, recipe: str = "") 
         found.append(
             Subject(
                 name,
-                _TITLES["olive"],
+                OLIVE,
                 "onnxruntime_script",
                 olive if isinstance(olive, Path) else bundle.folder / "model.onnx",
                 f"model.onnx, {recipe}" if made else "model.onnx",

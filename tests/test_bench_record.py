@@ -115,10 +115,32 @@ def test_claims_are_judged_by_their_spread(programs):
     def fresh(value):
         return {"rows": {"fast": {"times_faster": {"value": value}}}}
 
-    assert [one[-1] for one in claims.judge("x", fresh(10.0), record)] == [True]
-    assert [one[-1] for one in claims.judge("x", fresh(7.0), record)] == [False]
-    assert [one[-1] for one in claims.judge("x", fresh(13.0), record)] == [False]
-    assert claims.judge("x", {"rows": {}}, record) == []
+    for value, reproduced in ((10.0, True), (7.0, False), (13.0, False)):
+        [one] = claims.judge("x", fresh(value), record)
+        assert (one.fresh, one.reproduced, one.judged) == (value, reproduced, True)
+
+
+@pytest.mark.parametrize(
+    ("title", "rows", "cpu", "code", "words"),
+    [
+        ("OpenVINO", {"fast": {"problem": "not available: no openvino"}}, "a", 5, "NOT MEASURED .*fast: not available"),
+        ("OpenVINO", {}, "a", 5, "NOT MEASURED .*fast: not in this run"),
+        ("OpenVINO", {"fast": {"problem": None}}, "a", 5, "NOT MEASURED .*fast: its baseline"),
+        ("OpenVINO", {}, "b", 0, "not measured .*fast"),
+        ("Olive's best, in ONNX Runtime", {}, "a", 0, "not measured .*fast"),
+    ],
+    ids=["peer missing", "nothing measured", "no baseline", "another CPU", "Olive is optional"],
+)
+def test_a_claim_that_was_not_measured_is_not_reproduced(programs, monkeypatch, capsys, title, rows, cpu, code, words):
+    import claims
+
+    faster = {"value": 10, "low": 9, "high": 11}
+    record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a"}}
+    record["rows"] = {"slow": {"times_faster": faster}, "fast": {"title": title, "times_faster": faster}}
+    monkeypatch.setattr(claims.records, "load", lambda name: record)
+    monkeypatch.setattr(claims.records, "load_fresh", lambda name: {**record, "machine": {"cpu": cpu}, "rows": rows})
+    assert claims.main() == code
+    assert re.search(words, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("peer", ["mri_edge_engine", "onnxruntime_script", "openvino_api"])
