@@ -166,7 +166,8 @@ def run(arguments: list[str] | None = None) -> int:
         return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"
-        click.echo(f"mri-edge: error: {error.format_message().rstrip('.')}. See '{path} --help'", err=True)
+        words = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"mri-edge: error: {words}{'' if words.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
     except click.Abort:
         click.echo("mri-edge: interrupted", err=True)

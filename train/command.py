@@ -13,7 +13,7 @@ from .options import RECIPE, training_options
 _EPILOG = """\b
 Examples:
   mri-edge train --data scans/ --out bundle/
-  mri-edge train --data scans/ --out bundle/ --backbone-weights torchvision --seed 1
+  mri-edge train --recipe robust --data collections/ --out robust/ --backbone-weights torchvision
   mri-edge train --recipe small --teacher vgg16 --data collections/ --out small/
 """
 

@@ -88,7 +88,8 @@ def evaluate(
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
-            f"evaluation needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[train]'"
+            f"evaluation needs packages that are not installed: {', '.join(missing)}",
+            "pip install 'mri-edge[evaluate]'",
         )
     if cv is not None:
         if out is None:

@@ -10,7 +10,14 @@ import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-RECIPE = click.option("--recipe", "recipe_name", default="reference", show_default=True, help="How to train.")
+RECIPE = click.option(
+    "--recipe",
+    "recipe_name",
+    default="reference",
+    show_default=True,
+    metavar="NAME",
+    help="reference (the notebook's), robust (for scans from elsewhere) or small (distilled from a robust one).",
+)
 TRAINING = {
     "backbone_weights": click.option(
         "--backbone-weights",

@@ -17,13 +17,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of embedded models, then folders."""
+    """Folders, and names of embedded models. Folders come first: Bash drops what it has read when it meets them."""
     from click.shell_completion import CompletionItem
 
     from ..bundle import embedded_models
 
     names = [CompletionItem(name) for name in embedded_models() if name.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="dir")]
+    return [CompletionItem(incomplete, type="dir"), *names]
 
 
 def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -40,9 +40,9 @@ def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: 
 
 
 def _complete_engines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from ..engines import engine_files
+    from ..engines import offered
 
-    return [name for name in engine_files() if name.startswith(incomplete)]
+    return [name for name in offered() if name.startswith(incomplete)]
 
 
 def _complete_providers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -91,11 +91,16 @@ def engine_files() -> dict[str, EngineFile]:
     return {one.NAME: one for one in modules}
 
 
+def offered() -> list[str]:
+    """Names of the engines that have a library: not of the fake one, which is there for tests."""
+    return [name for name, one in engine_files().items() if one.MODULE]
+
+
 def engine_file(name: str) -> EngineFile:
     """One engine by name. Raises UsageError with the known names."""
     files = engine_files()
     if name not in files:
-        raise UsageError(f"unknown engine {name!r}", f"Engines: {', '.join(files)}")
+        raise UsageError(f"unknown engine {name!r}", f"Engines: {', '.join(offered())}")
     return files[name]
 
 
@@ -110,7 +115,7 @@ def engine_for(path: str | Path) -> EngineFile:
     for one in engine_files().values():
         if str(path).endswith(one.SUFFIXES):
             return one
-    raise EngineError(f"{path}: no engine opens such a file", f"Engines: {', '.join(engine_files())}")
+    raise EngineError(f"{path}: no engine opens such a file", f"Engines: {', '.join(offered())}")
 
 
 def open_engine(

@@ -16,7 +16,7 @@ from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
-EXTRA = ""  # a plain dependency; the extra "gpu" is for another provider
+EXTRA = ""  # a plain dependency
 MODULE = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 RANK = 0
@@ -130,7 +130,8 @@ def engine_cache(path: Path) -> Path:
 
 
 _DOCTOR = "See 'mri-edge doctor' for what works here"
-_GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'mri-edge[gpu]' (on a Jetson: NVIDIA's own wheel)"
+# No extra of ours: pip would bring the plain wheel back, whose files overwrite this one's.
+_GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (a Jetson: deploy/jetson.md)"
 _WHEELS = {
     "cuda": _GPU_WHEEL,
     "tensorrt": _GPU_WHEEL,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from .. import images
 from ..bundle import Bundle
 from ..cpu import available_cpus
-from ..engines import engine_files, remedy
+from ..engines import engine_files, offered, remedy
 from ..errors import BundleError, EngineError, InputError, UsageError
 from ..golden import FOLDER
 from ..inputs import expand
@@ -150,7 +150,7 @@ def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None 
         if item.file.endswith(one.SUFFIXES) and engine in (None, one.NAME)
     ]
     if engine and engine not in engine_files():
-        raise UsageError(f"unknown engine {engine!r}", f"Engines: {', '.join(engine_files())}")
+        raise UsageError(f"unknown engine {engine!r}", f"Engines: {', '.join(offered())}")
     if not found:
         held = ", ".join(one.file for one in bundle.manifest.artefacts) or "no model"
         raise BundleError(f"{bundle.folder}: nothing in it for the engines. It has: {held}", "See 'mri-edge export'")

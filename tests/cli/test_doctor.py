@@ -92,7 +92,7 @@ def test_table_is_for_people_and_keeps_reasons_whole(tiny_bundle, capfd):
     assert run(["doctor", "--model", str(tiny_bundle)]) == 0
     out = capfd.readouterr().out
     assert "onnxruntime" in out
-    assert "pip install 'mri-edge[gpu]'" in out or "CUDAExecutionProvider" in out
+    assert "pip install 'onnxruntime-gpu[cuda,cudnn]'" in out or "CUDAExecutionProvider" in out
     assert "instructions" in out
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mri_edge import __version__
+from mri_edge.bundle import embedded_models
 from mri_edge.cli import COMMANDS, run
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
@@ -108,6 +109,7 @@ def test_commands_are_completed():
 
 def test_values_of_options_are_completed(tiny_bundle):
     assert complete("mri-edge predict --engine l") == ["litert"]
+    assert complete("mri-edge predict --engine ") == ["onnxruntime", "litert", "openvino"]
     assert complete("mri-edge predict --provider c") == ["cpu", "cuda", "coreml"]
     assert complete(f"mri-edge predict --model {tiny_bundle} --artefact m") == ["model.onnx"]
     assert complete("mri-edge predict --artefact m", MRI_EDGE_MODEL="/no/such/bundle") == []
@@ -127,3 +129,12 @@ def test_completion_script_is_for_this_program(shell, capfd, monkeypatch):
 def test_completion_script_is_good_bash():
     script = subprocess.run([PROGRAM, "completion", "bash"], capture_output=True, text=True, check=True).stdout
     subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=True)
+    ask = (
+        "\nCOMP_WORDS=(mri-edge predict --model ''); COMP_CWORD=3; _mri_edge_completion mri-edge; echo ${COMPREPLY[@]}"
+    )
+    path = f"{Path(PROGRAM).parent}{os.pathsep}{os.environ['PATH']}"
+    # Outside of a real completion Bash refuses 'compopt', which asks for folders too.
+    done = subprocess.run(
+        ["/bin/bash"], input=script + ask, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == embedded_models(), done.stderr
