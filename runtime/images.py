@@ -31,6 +31,9 @@ _LONGEST_STREAM = 4 * MAX_PIXELS  # bytes
 
 _LIMIT = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
 
+_BLACK_16 = 1 << 13  # highest value of a 16-bit picture below which an eighth of its range, or less, is used
+
+_BITS = 258  # TIFF tag BitsPerSample; TIFF 6.0
 _ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
 # What sets a picture upright, by the tag's value. ImageOps.exif_transpose does the same, but writes
 # the EXIF block anew, which fails on a damaged one.
@@ -105,6 +108,9 @@ def load(source: Source) -> Pixels:
     upper byte, CMYK becomes RGB, of several frames the first is taken: as OpenCV's ``imread`` does
     where it reads such files. A grey picture is a view with one channel seen three times.
 
+    Of 16 bits the upper ones must be used: raw scanner values, 12 bits as they are, would become
+    black. A TIFF that says it has 12 bits is read by them.
+
     Parameters
     ----------
     source
@@ -114,7 +120,8 @@ def load(source: Source) -> Pixels:
     Raises
     ------
     InputError
-        Missing, empty, damaged, too large, or no picture; the message says which and what it was.
+        Missing, empty, damaged, too large, no picture, or one of 16 bits with its upper three unused;
+        the message says which and what it was.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, "array")
@@ -165,10 +172,14 @@ def _from_image(image: Image.Image, name: str) -> Pixels:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InputError(f"{name}: too large, {width} x {height} pixels", _LIMIT)
+    # Of colours Pillow gives the upper byte alone; without such a letter 16 are the bits of a whole pixel.
+    deep = any(bits in str(tile[3]) for tile in getattr(image, "tile", ()) for bits in (";16B", ";16L", ";16N"))
     try:
         values = _decode(image)
     except Exception as error:
         raise _damaged(name, error) from error
+    if deep and values.dtype == np.uint8:
+        _check_depth(int(values.max()) << 8, name)
     return _from_array(values, name)
 
 
@@ -194,29 +205,42 @@ def _deep_pixels(image: Image.Image) -> NDArray[Any]:
     values = np.asarray(image)
     if image.mode == "I" and values.size and values.min() >= 0 and values.max() <= 0xFFFF:
         return values.astype(np.uint16)  # Pillow's older way to hold a 16-bit PNG
-    return values.astype(np.uint16) if image.mode.startswith("I;16") else values
+    if not image.mode.startswith("I;16"):
+        return values
+    values = values.astype(np.uint16)
+    return values << 4 if getattr(image, "tag_v2", {}).get(_BITS) == (12,) else values
+
+
+def _check_depth(highest: int, name: str) -> None:
+    """Refuse 16-bit values of which fewer bits are used: as bytes they would be black, and a tumour with them."""
+    if 0 < highest < _BLACK_16:
+        raise InputError(
+            f"{name}: uses only the lower {highest.bit_length()} of its 16 bits, and would be read as black",
+            "Scale it to the full range, 0 to 65535",
+        )
 
 
 def _from_array(array: NDArray[Any], name: str) -> Pixels:
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
+    deep = array.dtype == np.uint16
     channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+    if (
+        not (deep or array.dtype == np.uint8)
+        or array.ndim not in (2, 3)
+        or channels not in (1, 3, 4)
+        or array.size == 0
+    ):
         raise InputError(
             f"{name}: pixels must be 8 or 16 bits, (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA. "
             f"Received: {array.dtype} {array.shape}"
         )
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
         raise InputError(f"{name}: too large, {array.shape[1]} x {array.shape[0]} pixels")
-    return _three_channels(np.asarray(array, np.uint8))
-
-
-def _three_channels(pixels: Pixels) -> Pixels:
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.shape[2] == 1:
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    return pixels[:, :, :3]
+    pixels = array[:, :, :3] if array.ndim == 3 else array[:, :, None]
+    if deep:
+        _check_depth(int(pixels.max()), name)
+        pixels = pixels >> 8
+    pixels = np.asarray(pixels, np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if channels == 1 else pixels
 
 
 def _guess(head: bytes) -> str:

@@ -103,6 +103,66 @@ def test_odd_pictures_are_read_as_opencv_reads_them(kind: str, tmp_path: Path) -
     assert np.abs(pixels.astype(int) - peer).max() <= 2
 
 
+def _tiff(values: np.ndarray[Any, Any], bits: int, photometric: int = 1) -> bytes:
+    """A TIFF of one strip, grey, little-endian; ``values`` uint16 (H, W), 12 bits are packed as TIFF 6.0 has them."""
+    height, width = values.shape
+    strip = values.astype("<u2").tobytes()
+    if bits == 12:
+        strip = np.packbits(np.unpackbits(values.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 4:]).tobytes()
+    sizes = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: 1, 278: height}
+    places = {273: 8, 279: len(strip)}
+    tags = b"".join(
+        struct.pack("<HHII", tag, 3 if tag in sizes else 4, 1, value) for tag, value in sorted((sizes | places).items())
+    )
+    directory = struct.pack("<H", len(sizes | places)) + tags + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + directory
+
+
+def test_tiff_of_12_bits_is_read_by_them() -> None:
+    # OpenCV's own reader of these depends on its libtiff; the same values in 16 bits are the peer.
+    np.testing.assert_array_equal(images.load(_tiff(GREY16 >> 4, 12)), images.load(GREY16))
+
+
+GREY12, RGB12 = GREY16 >> 4, RGB16 >> 4
+RAW: dict[str, Callable[[], Any]] = {
+    "grey array": lambda: GREY12,
+    "colour array with opaque alpha": lambda: np.dstack([RGB12, np.full_like(GREY16, 65535)]),
+    "png": lambda: _by_opencv(GREY12, ".png"),
+    "png, grey with alpha": lambda: _png_of_16_bits_with_alpha(GREY12),
+    "png, colour": lambda: _by_opencv(RGB12, ".png"),
+    "png, colour with alpha": lambda: _by_opencv(np.dstack([RGB12, np.full_like(GREY16, 65535)]), ".png"),
+    "tiff": lambda: _tiff(GREY12, 16),
+    "tiff, colour": lambda: _by_opencv(RGB12, ".tiff"),
+    "pgm": lambda: b"P5 60 40 65535\n" + GREY12.astype(">u2").tobytes(),
+}
+
+
+def _png_of_16_bits_with_alpha(grey: np.ndarray[Any, Any]) -> bytes:
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 16, 4, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.dstack([grey, np.full_like(grey, 65535)]).astype(">u2"))
+    content = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_12_bits_in_16_are_refused_and_not_read_as_black(kind: str) -> None:
+    with pytest.raises(InputError, match=r"uses only the lower 12 of its 16 bits.* Scale it to the full range"):
+        images.load(RAW[kind]())
+
+
+def test_only_16_bits_that_hold_something_are_refused() -> None:
+    black = np.zeros((40, 60), np.uint16)
+    assert not images.load(black).any()  # blank, as it says: plausibility warns
+    dark = black.copy()
+    dark[0, 0] = 1 << 13
+    assert images.load(dark).max() == 1 << 5
+    assert images.load(RGB >> 4).max() == 15  # 8 bits are never in doubt
+    # 16 are here the bits of a whole pixel: 5 red, 6 green, 5 blue.
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 0, 32, 0, 0, 0, 0)
+    bitmap = b"BM" + struct.pack("<IHHI", 86, 0, 0, 54) + header + struct.pack("<H", 0b0_00001_00001_00001) * 16
+    assert 0 < images.load(bitmap).max() < 32
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_tiff_is_set_upright(orientation: int) -> None:
     # OpenCV refuses TIFFs that lie on their side, so the same turn of a PNG is the peer.
