@@ -29,8 +29,9 @@ def expand(
     """Yield the path of every scan that is meant, in order; a Failure where an argument means none.
 
     A folder means the pictures in it (by suffix, sorted by name; with ``recursive`` those of its
-    subfolders too), an argument with ``*``, ``?`` or ``[`` that is no file means what it matches
-    (``**`` any depth), ``-`` means the paths on standard input, one a line.
+    subfolders too, and a Failure for one that cannot be listed), an argument with ``*``, ``?`` or ``[``
+    that is no file means what it matches (``**`` any depth; with ``recursive`` folders too), ``-`` means
+    the paths on standard input, one a line.
 
     Parameters
     ----------
@@ -52,8 +53,7 @@ def expand(
         elif os.path.isdir(argument):
             yield from _or_failure(_pictures(argument, recursive), argument, "the folder has no pictures in it")
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            found = sorted(path for path in glob.iglob(argument, recursive=True) if not os.path.isdir(path))
-            yield from _or_failure(iter(found), argument, "no file matches this pattern")
+            yield from _or_failure(_matches(argument, recursive), argument, "no file matches this pattern")
         else:
             yield argument
 
@@ -83,26 +83,41 @@ def _lines(stream: BinaryIO, patience: float | None) -> Iterator[str | Pause]:
         yield os.fsdecode(begun.rstrip(b"\r"))
 
 
-def _pictures(folder: str, recursive: bool) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+def _matches(pattern: str, recursive: bool) -> Iterator[str | Failure]:
+    for path in sorted(glob.iglob(pattern, recursive=True)):
+        if not os.path.isdir(path):
+            yield path
+        elif recursive and "**" not in pattern:  # which matches what is in the folders, too
+            yield from _pictures(path, recursive)
+
+
+def _pictures(folder: str, recursive: bool) -> Iterator[str | Failure]:
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        yield Failure(folder, InputError(f"{folder}: cannot list the folder ({error.strerror})"))
+        return
     for entry in ordered:
-        if entry.is_dir():
+        if _is_folder(entry):
             if recursive and not entry.is_symlink():  # a link could lead in circles
                 yield from _pictures(entry.path, recursive)
         elif entry.name.lower().endswith(SUFFIXES):
             yield entry.path
 
 
-def _or_failure(paths: Iterator[str], argument: str, problem: str) -> Iterator[str | Failure]:
-    empty = True
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        for path in paths:
-            empty = False
-            yield path
-    except OSError as error:
-        yield Failure(argument, InputError(f"{argument}: cannot list the folder ({error.strerror})"))
-        return
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where this user may not look: whoever opens it says so
+        return False
+
+
+def _or_failure(paths: Iterator[str | Failure], argument: str, problem: str) -> Iterator[str | Failure]:
+    empty = True
+    for path in paths:
+        empty = False
+        yield path
     if empty:
         hint = f"Pictures end in {', '.join(SUFFIXES)}" if "folder" in problem else ""
         yield Failure(argument, InputError(f"{argument}: {problem}", hint))

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,9 +37,21 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def _predict(bundle: Path, *arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+def _as_user() -> list[str]:
+    """What stands before a command so that a folder of mode 0 bars it: root is let in anywhere."""
+    if os.geteuid():
+        return []
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], check=False).returncode:
+        pytest.skip("root cannot lay down its privileges here")
+    return drop
+
+
+def _predict(
+    bundle: Path, *arguments: object, as_user: bool = False, **options: object
+) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"LC_ALL": "C.UTF-8"}  # strict: elsewhere Python lets odd bytes through
-    command = [PROGRAM, "predict", "--model", bundle, *arguments]
+    command = [*(_as_user() if as_user else []), PROGRAM, "predict", "--model", bundle, *arguments]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
     return subprocess.run(command, check=False, **settings)
 
@@ -81,6 +94,25 @@ def test_list_on_stdin_may_hold_any_bytes(tiny_bundle, folder):
     assert [b'"label"' in line for line in done.stdout.splitlines()] == [True, True, True, False]
     assert len(done.stderr.splitlines()) == 1
     assert b"Traceback" not in done.stderr
+
+
+def test_what_cannot_be_looked_into_costs_no_other_scan(tiny_bundle, tmp_path):
+    for name in ("a/1.jpg", "b/1.jpg", "c/1.jpg"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True)
+        (tmp_path / "all" / name).write_bytes(SCAN.read_bytes())
+    (tmp_path / "all" / "a" / "0.jpg").symlink_to("0.jpg")  # a link to itself
+    (tmp_path / "all" / "b").chmod(0)
+    done = _predict(tiny_bundle, "all", "-r", "--json", cwd=tmp_path, as_user=True)
+    (tmp_path / "all" / "b").chmod(0o700)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert [(row["file"], "label" in row) for row in rows] == [
+        *(("all/a/0.jpg", False), ("all/a/1.jpg", True), ("all/b", False), ("all/c/1.jpg", True))
+    ]
+    words = done.stderr.decode().splitlines()
+    assert [line.split(": ", 1)[1].partition(" (")[0] for line in words] == [
+        *("all/a/0.jpg: cannot read", "all/b: cannot list the folder")
+    ]
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])

@@ -129,6 +129,9 @@ def test_patterns_recursion_and_lists_on_stdin(predict, folder, monkeypatch):
     assert "d.png" not in predict(folder, "--json")[1]
     assert "d.png" in predict(folder, "--json", "--recursive")[1]
     assert "d.png" in predict(folder / "**" / "*.png", "--json")[1]
+    assert "d.png" not in predict(folder / "[s]*", "--json")[1]
+    assert "d.png" in predict(folder / "[s]*", "--json", "--recursive")[1]
+    assert predict(folder / "**", "--json", "--recursive")[1].count("d.png") == 1
     listed = f"{folder / 'b.jpg'}\n\n{folder / 'c.jpg'}\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
     assert len(predict("-", "--json")[1].splitlines()) == 2
