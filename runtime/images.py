@@ -33,7 +33,7 @@ _LIMIT = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
 
 _BLACK_16 = 1 << 13  # highest value of a 16-bit picture below which an eighth of its range, or less, is used
 
-_BITS = 258  # TIFF tag BitsPerSample; TIFF 6.0
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags BitsPerSample, PhotometricInterpretation (0: white is zero); TIFF 6.0
 _ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
 # What sets a picture upright, by the tag's value. ImageOps.exif_transpose does the same, but writes
 # the EXIF block anew, which fails on a damaged one.
@@ -207,8 +207,10 @@ def _deep_pixels(image: Image.Image) -> NDArray[Any]:
         return values.astype(np.uint16)  # Pillow's older way to hold a 16-bit PNG
     if not image.mode.startswith("I;16"):
         return values
-    values = values.astype(np.uint16)
-    return values << 4 if getattr(image, "tag_v2", {}).get(_BITS) == (12,) else values
+    values, tags = values.astype(np.uint16), getattr(image, "tag_v2", {})
+    if tags.get(_BITS) == (12,):
+        values = values << 4
+    return 65535 - values if tags.get(_PHOTOMETRIC) == 0 else values  # of 8 bits Pillow does this itself
 
 
 def _check_depth(highest: int, name: str) -> None:
@@ -221,7 +223,7 @@ def _check_depth(highest: int, name: str) -> None:
 
 
 def _from_array(array: NDArray[Any], name: str) -> Pixels:
-    deep = array.dtype == np.uint16
+    deep = array.dtype.kind == "u" and array.dtype.itemsize == 2  # whatever the order of the two
     channels = array.shape[2] if array.ndim == 3 else 1
     if (
         not (deep or array.dtype == np.uint8)

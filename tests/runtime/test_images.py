@@ -71,6 +71,7 @@ ODD: dict[str, Callable[[], bytes]] = {
     "tiff-1-bit": lambda: _encoded(GREY.convert("1"), "TIFF", compression="group4"),
     "tiff-cmyk": lambda: _encoded(COLOUR.convert("CMYK"), "TIFF"),
     "tiff-16-bit": lambda: _encoded(Image.fromarray(GREY16), "TIFF"),
+    "tiff-16-bit-white-is-zero": lambda: _tiff(65535 - GREY16, 16, photometric=0),
     "tiff-16-bit-rgb": lambda: _by_opencv(RGB16, ".tiff"),
     "tiff-of-two-pages": lambda: _encoded(COLOUR, "TIFF", save_all=True, append_images=[COLOUR.rotate(180)]),
     "pgm-16-bit": lambda: _by_opencv(GREY16, ".pgm"),
@@ -234,7 +235,8 @@ def test_grey_is_one_channel_seen_three_times() -> None:
 
 
 def test_array_of_16_bits_keeps_its_upper_byte() -> None:
-    np.testing.assert_array_equal(images.load(RGB16), (RGB16 >> 8).astype(np.uint8))
+    for array in (RGB16, RGB16.astype(">u2"), RGB16.astype("<u2")):
+        np.testing.assert_array_equal(images.load(array), (RGB16 >> 8).astype(np.uint8))
 
 
 def test_alpha_of_an_array_is_dropped() -> None:
