@@ -15,30 +15,57 @@ from .prediction import Failure, Pause, Prediction, as_json
 class Journal:
     """JSON lines on disk, one a scan.
 
-    Opening drops a last line that a kill cut short and remembers which files have a line. Each
+    Opening drops a last line that a kill cut short and remembers which files have an answer. Each
     result is written by one ``write`` of a whole line, so that at any moment the file ends well
-    or in one partial line, which the next opening drops.
+    or in one partial line, which the next opening drops. One program at a time writes it.
+
+    Attributes
+    ----------
+    skipped
+        How many scans ``remaining`` left out, because they have their line.
 
     Raises
     ------
     OutputError
-        The file cannot be read or written, or holds something that is no journal.
+        The file cannot be read or written, is written by another program, or holds something that is no journal.
     """
 
     def __init__(self, path: Path) -> None:
+        from .watching.lock import lock
+
         self.path = path
-        if path.exists() and not path.is_file():
+        self.skipped = 0
+        if os.path.exists(path) and not os.path.isfile(path):
             raise OutputError(f"{path}: is no plain file, so it cannot be read again and gone on with", "Name another")
         try:
             # Unbuffered: a line is handed to the system whole, and is there however the process ends.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
-            self.done = self._read()
         except OSError as error:
-            raise OutputError(f"{path}: cannot write ({error.strerror})", "Name another file") from error
+            raise _cannot_write(path, error) from error
+        try:
+            lock(self._file)
+            self._done = self._read()
+        except BlockingIOError as error:
+            self.close()
+            raise OutputError(
+                f"{path}: another mri-edge writes it", "Wait for that one, or name another file"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise _cannot_write(path, error) from error
+        except OutputError:
+            self.close()
+            raise
 
     def remaining(self, sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failure | Pause]:
-        """The sources that have no line yet."""
-        return (one for one in sources if (one.file if isinstance(one, Failure) else one) not in self.done)
+        """The sources that have no answer yet, each once."""
+        for one in sources:
+            if isinstance(one, str):
+                if one in self._done:
+                    self.skipped += 1
+                    continue
+                self._done.add(one)
+            yield one
 
     def write(self, result: Prediction | Failure) -> None:
         """Append one result. Raises OutputError when the disk is full."""
@@ -63,19 +90,26 @@ class Journal:
         self.close()
 
     def _read(self) -> set[str]:
+        """The files that have an answer; an error may be gone by now, so it is none."""
         done: set[str] = set()
         whole = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
+                    os.truncate(self.path, whole)
                     break
                 try:
-                    done.add(json.loads(line)["file"])
+                    record = json.loads(line)
+                    if record["file"] and "error" not in record:
+                        done.add(record["file"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise OutputError(
                         f"{self.path}: line {number} is no result of mri-edge",
                         "Name a new file, or the one to go on with",
                     ) from error
                 whole += len(line)
-        os.truncate(self.path, whole)
         return done
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot write ({error.strerror})", "Name another file")

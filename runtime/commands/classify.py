@@ -54,6 +54,8 @@ def classify(
         if journal:
             for result in results:
                 journal.write(result)
+            if journal.skipped:
+                click.echo(f"mri-edge: {journal.skipped} scans have a line already", err=True)
         else:
             for line in FORMS[form or "table"](results, classifier):
                 if form:

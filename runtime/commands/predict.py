@@ -33,7 +33,8 @@ Examples:
     "--resume",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Append JSON lines to FILE; scans that have a line are skipped, so it goes on after a kill.",
+    help="Append JSON lines to FILE; scans that have a result there are skipped, so it goes on after a kill. "
+    "What failed is tried again.",
 )
 @click.option(
     "--heatmap",

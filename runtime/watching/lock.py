@@ -34,7 +34,7 @@ def held(folder: Path) -> Iterator[bool]:
         raise OutputError(f"{path}: cannot write ({error.strerror})", "Name a folder that you may write to") from error
     with file:
         try:
-            locked = _lock(file)
+            locked = lock(file)
         except BlockingIOError as error:
             raise UsageError(
                 f"{folder}: another mri-edge works in this folder{_holder(file)}", "Stop that one, or name another"
@@ -46,8 +46,8 @@ def held(folder: Path) -> Iterator[bool]:
         yield locked
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Take the lock; False where there are none. Raises BlockingIOError when somebody has it."""
+def lock(file: BinaryIO) -> bool:
+    """Take a file's lock until it is closed; False where there are none. Raises BlockingIOError when it is taken."""
     if sys.platform == "win32":
         import msvcrt
 

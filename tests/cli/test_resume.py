@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mri_edge import Failure, InputError
 from mri_edge.cli import run
+from mri_edge.journal import Journal
 from PIL import Image
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -84,6 +86,28 @@ def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, ca
     assert run(["predict", "--model", str(tiny_bundle), "--resume", str(notes), str(many / "0001.png")]) == 2
     assert "is no result" in capfd.readouterr().err
     assert notes.read_text() == "dear diary\n"
+
+
+def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bundle, many, tmp_path, capfd):
+    journal, late = tmp_path / "out.jsonl", tmp_path / "late.png"
+    command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png"), str(late)]
+    assert run([*command, str(late)]) == 1
+    assert ["label" in row for row in lines_of(journal)] == [True, False]
+    late.hardlink_to(many / "0000.png")
+    capfd.readouterr()
+    assert run(command) == 0
+    assert capfd.readouterr().err == "mri-edge: 1 scans have a line already\n"
+    assert [("label" in row, row["file"]) for row in lines_of(journal)][2:] == [(True, str(late))]
+
+
+def test_a_second_run_on_one_file_is_refused_and_takes_nothing_from_it(tiny_bundle, many, tmp_path, capfd):
+    journal = tmp_path / "out.jsonl"
+    with Journal(journal) as first:
+        first.write(Failure("a.png", InputError("gone")))
+        assert run(["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]) == 2
+        assert "another mri-edge writes it" in capfd.readouterr().err
+        first.write(Failure("b.png", InputError("gone")))
+    assert [row["file"] for row in lines_of(journal)] == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("where", ["missing/out.jsonl", "many"])
