@@ -178,13 +178,13 @@ def _read_signature(folder: Path) -> bytes | None:
 
 def _find(model: str | os.PathLike[str]) -> Path:
     folder = Path(model)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return folder
     embedded = EMBEDDED / str(model)
-    if folder.name == str(model) and embedded.is_dir():
+    if folder.name == str(model) and os.path.isdir(embedded):
         return embedded
     names = ", ".join(embedded_models()) or "none"
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise BundleError(
             f"{folder}: is a file, a bundle is a folder", "If it is packed: 'mri-edge bundle unpack' first"
         )

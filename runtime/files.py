@@ -49,12 +49,12 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         The folder is missing, read-only or full.
     """
     data = content.encode() if isinstance(content, str) else content
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        try:
             path.write_bytes(data)
-            return
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        return
     with whole_file(path) as file:
         file.write(data)
 
@@ -168,7 +168,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         the block that are about other things than writing here pass through.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise OutputError(f"{path}: is a file, not a folder", "Name another output folder")
     staging = _neighbour(path, "new")
     try:
@@ -193,7 +193,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(staging: Path, path: Path) -> None:
-    if not path.exists():
+    if not os.path.exists(path):
         os.rename(staging, path)
     elif not _exchange(staging, path):
         old = _neighbour(path, "old")

@@ -6,11 +6,18 @@ import os
 import sys
 from pathlib import Path
 
+from .errors import UsageError
+
 
 def cache_folder() -> Path:
     """The user's cache folder for mri-edge, by the habits of the system; it need not exist yet.
 
     XDG base directory specification on Linux; ``~/Library/Caches``; ``%LOCALAPPDATA%``.
+
+    Raises
+    ------
+    UsageError
+        Nobody knows this user's home: a number without an account, as services and containers run under.
     """
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
@@ -18,10 +25,13 @@ def cache_folder() -> Path:
         root = "~/Library/Caches"
     else:
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "mri-edge"
+    folder = os.path.expanduser(root)
+    if folder.startswith("~"):
+        raise UsageError("this user has no home folder to keep profiles and caches in", "Set HOME to a folder")
+    return Path(folder) / "mri-edge"
 
 
 def profile_folder() -> Path:
-    """Folder of the device profiles: ``MRI_EDGE_PROFILE_DIR``, else within ``cache_folder``."""
+    """Folder of the device profiles: ``MRI_EDGE_PROFILE_DIR``, else within ``cache_folder``, which may raise."""
     named = os.environ.get("MRI_EDGE_PROFILE_DIR")
     return Path(named) if named else cache_folder() / "profiles"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from .bundle import Bundle
 from .engines import EngineFile, engine_file, engine_files, engine_for, remedy
-from .errors import BundleError, EngineUnavailable, ManifestError
+from .errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from .machine import cpu
 from .manifest import Artefact
 from .places import profile_folder
@@ -98,7 +99,10 @@ def allowed(bundle: Bundle) -> list[Artefact]:
 def _by_profile(
     bundle: Bundle, artefact: Artefact | None, engine: EngineFile | None, provider: str, threads: int | None, many: bool
 ) -> Selection | None:
-    if not profile_folder().is_dir():  # the usual case, so it costs no import
+    try:
+        if not os.path.isdir(profile_folder()):  # the usual case, so it costs no import
+            return None
+    except UsageError:  # no home, so no profile
         return None
     from .profile import load_profile
 

@@ -63,15 +63,19 @@ def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Ite
 
 def check_free(out: Path, *, overwrite: bool = False) -> None:
     """Raise OutputError unless a bundle may be written at ``out``: call it before long work, too."""
-    if out.is_file():
+    if os.path.isfile(out):
         raise OutputError(f"{out}: is a file, not a folder", "Name another output folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / MANIFEST).is_file():
+    try:
+        filled = os.path.isdir(out) and any(out.iterdir())
+    except OSError as error:
+        raise OutputError(f"{out}: cannot list the folder ({error.strerror})", "Name another output folder") from error
+    if filled:
+        if not os.path.isfile(out / MANIFEST):
             raise OutputError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
         if not overwrite:
             raise OutputError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
-    parent = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-    if not parent.is_dir():
+    parent = next(one for one in (out.absolute(), *out.absolute().parents) if os.path.exists(one))
+    if not os.path.isdir(parent):
         raise OutputError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")

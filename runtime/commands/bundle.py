@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -82,7 +83,7 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
     from ..golden import record
 
     beside = notice or scans[0].parent / "NOTICE"
-    if not beside.is_file():
+    if not os.path.isfile(beside):
         raise UsageError(
             f"{beside}: no such file; scans that travel need a notice that lets them", "Name one with --notice"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
     from ..errors import OutputError
     from ..files import sha256_of
 
-    if out.exists() and not overwrite:
+    if os.path.exists(out) and not overwrite:
         raise OutputError(f"{out}: is there already", "Name another file, or say --overwrite")
     pack(Bundle.open(model), out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(out)}")
@@ -89,7 +90,7 @@ def verify_signature(model: str, key: Path) -> None:
     from ..delivery.signature import fingerprint
 
     path = Path(model)
-    manifest = check_packed(path, key) if path.is_file() else Bundle.open(model, signed_by=key).manifest
+    manifest = check_packed(path, key) if os.path.isfile(path) else Bundle.open(model, signed_by=key).manifest
     click.echo(f"{model}: {manifest.name} {manifest.version}, signed, every file as it was; key {fingerprint(key)}")
 
 

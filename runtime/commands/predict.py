@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -84,7 +85,7 @@ def predict(
             engine=engine,
             provider=provider,
             threads=threads,
-            many=len(scans) > 1 or not Path(scans[0]).is_file(),
+            many=len(scans) > 1 or not os.path.isfile(scans[0]),
             allow_fallback=allow_fallback,
         )
         # Not at the top: all that classifies is imported while the engine's library reads the model.

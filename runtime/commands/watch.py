@@ -125,7 +125,7 @@ def watch(
 
 
 def _check(folder: Path, outbox: Outbox) -> None:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"{folder}: no such folder", "Name the folder in which scans arrive")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{folder}: read-only for this user", "Scans are moved out of it when they are done")

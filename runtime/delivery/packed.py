@@ -81,7 +81,7 @@ def unpack(packed: Path, out: Path, *, signed_by: Path | None = None, overwrite:
     """
     check_free(out, overwrite=overwrite)
     with _Reader(packed, signed_by) as reader:
-        room = shutil.disk_usage(next(one for one in out.absolute().parents if one.is_dir())).free
+        room = shutil.disk_usage(next(one for one in out.absolute().parents if os.path.isdir(one))).free
         if reader.size > room:
             raise OutputError(f"{out}: unpacked it takes {reader.size} bytes, the disk has {room} free", "Make room")
         with whole_folder(out) as staging:
@@ -110,7 +110,7 @@ class _Reader:
 
     def __init__(self, path: Path, signed_by: Path | None) -> None:
         self._path = path
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BundleError(f"{path}: no such file", "Name a file made by 'mri-edge bundle pack'")
         try:
             self._file = open(path, "rb")  # noqa: SIM115 (closed by __exit__)

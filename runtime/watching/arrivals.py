@@ -86,7 +86,7 @@ class Arrivals:
                 continue
             stamp = stamp_of(path)
             if not name.lower().endswith(SUFFIXES) or stamp is None:
-                if path.is_symlink() or path.is_file():
+                if os.path.islink(path) or os.path.isfile(path):
                     strangers.add(name)
                 continue
             before = self._seen.get(name)

@@ -75,7 +75,7 @@ class Outbox:
     def _read(self, kept: str) -> Record | None:
         """The result of that name; None if there is none, empty if it is none of ours."""
         path = self.results / f"{kept}.json"
-        if path.is_dir():
+        if os.path.isdir(path):
             return {}
         try:
             record = json.loads(path.read_bytes())

@@ -115,6 +115,61 @@ def test_what_cannot_be_looked_into_costs_no_other_scan(tiny_bundle, tmp_path):
     ]
 
 
+LONG = "x" * 300
+BARRED = {
+    "predict": (["predict", "barred/1.jpg"], 1),
+    "predict a long name": (["predict", LONG], 1),
+    "predict --resume": (["predict", SCAN, "--resume", "barred/r.jsonl"], 2),
+    "info": (["info", "barred/bundle"], 3),
+    "info of a long name": (["info", LONG], 3),
+    "watch": (["watch", "barred/in", "--out", "out"], 2),
+    "bundle pack": (["bundle", "pack", "small", "--out", "barred/small.mribundle"], 2),
+    "bundle pack to a long name": (["bundle", "pack", "small", "--out", LONG], 2),
+    "bundle unpack": (["bundle", "unpack", "barred/small.mribundle", "--out", "out"], 3),
+    "bundle unpack into": (["bundle", "unpack", "none.mribundle", "--out", "barred"], 2),
+    "bundle slim": (["bundle", "slim", "small", "--artefact", "int8.onnx", "--out", "barred/device"], 2),
+    "bundle record": (["bundle", "record", "small", "barred/1.jpg"], 2),
+}
+
+
+def test_places_that_bar_this_user_are_said_in_one_line(tmp_path):
+    (tmp_path / "barred").mkdir(mode=0)
+    program = """
+import json, sys
+from mri_edge.cli import run
+for name, (arguments, _) in json.load(sys.stdin).items():
+    print(name, file=sys.stderr)
+    print(json.dumps([name, run(arguments)]), flush=True)
+"""
+    done = subprocess.run(
+        [*_as_user(), sys.executable, "-c", program],
+        cwd=tmp_path,
+        input=json.dumps(BARRED, default=str),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert codes == [[name, code] for name, (_, code) in BARRED.items()], done.stderr
+    assert len([line for line in done.stderr.splitlines() if line not in BARRED]) == len(BARRED)
+
+
+@pytest.mark.parametrize("home", [None, "barred"])
+def test_no_home_is_no_profile(tiny_bundle, tmp_path, home):
+    (tmp_path / "barred").mkdir(mode=0)
+    drop = _as_user()
+    if home is None:  # a number without an account, as containers have it: nobody knows its home
+        program = "import os, pwd, sys; pwd.getpwuid = lambda uid: pwd.getpwnam('no such account')"
+    else:
+        program = "import sys"
+    program += "; from mri_edge.cli import run; sys.exit(run(sys.argv[1:]))"
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    environment |= {} if home is None else {"HOME": str(tmp_path / home)}
+    command = [*drop, sys.executable, "-c", program, "predict", SCAN, "--model", tiny_bundle]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_list_that_comes_slowly_is_answered_as_it_comes(tiny_bundle, tmp_path, form):
     """However large a batch would be: who names one scan and waits gets its answer."""
