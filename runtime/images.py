@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import stat
@@ -147,6 +148,17 @@ def load(source: Source) -> Pixels:
         raise InputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error says something of the system at this moment, its memory or its disks, and nothing of a picture.
+
+    Pillow's own have no number. A damaged picture may lead to a place that no file has, which is EINVAL; a file that
+    is gone (ENOENT) is nothing to wait for.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.EINVAL, errno.ENOENT)
+    return isinstance(error, MemoryError)
+
+
 def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
     if size == 0:
         raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again")
@@ -163,7 +175,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             what = str(error).partition(" exceeds")[0].lower()  # "image size (1600000000 pixels)"
             raise InputError(f"{name}: too large, {what}", _LIMIT) from error
         except Exception as error:
-            raise _damaged(name, error) from error
+            raise _unreadable(name, error) from error
         with image:
             return _from_image(image, name)
 
@@ -177,7 +189,7 @@ def _from_image(image: Image.Image, name: str) -> Pixels:
     try:
         values = _decode(image)
     except Exception as error:
-        raise _damaged(name, error) from error
+        raise _unreadable(name, error) from error
     if deep and values.dtype == np.uint8:
         _check_depth(int(values.max()) << 8, name)
     return _from_array(values, name)
@@ -195,7 +207,10 @@ def _decode(image: Image.Image) -> NDArray[Any]:
     return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
 
 
-def _damaged(name: str, error: Exception) -> InputError:
+def _unreadable(name: str, error: Exception) -> InputError:
+    if may_pass(error):
+        reason = error.strerror if isinstance(error, OSError) else "out of memory"
+        return InputError(f"{name}: cannot read ({reason})", "Try again")
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{name}: damaged picture ({reason})", "Copy it again")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..classifier import Classifier
 from ..errors import InputError, OutputError, UsageError
 from ..files import sha256_of
+from ..images import may_pass
 from ..prediction import Failure, Prediction
 from .arrivals import Arrival, Arrivals, stamp_of
 from .athand import AtHand
@@ -162,9 +163,7 @@ class Watch:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise InputError(
-                f"{scan}: cannot read ({error.strerror})", "It stays where it is and is tried again"
-            ) from error
+            raise _stays(f"{scan}: cannot read ({error.strerror})") from error
         kept, record = self._outbox.place(scan.name, sha256)
         if record is None or "error" in record:  # what failed may have failed for a reason that is gone
             record = self._judge(arrival, kept, sha256)
@@ -201,6 +200,8 @@ class Watch:
         try:
             return replace(self._classifier.predict(scan, keep_pixels=self._heatmap), file=os.fspath(scan))
         except InputError as error:
+            if may_pass(error.__cause__):
+                raise _stays(error.problem) from error
             return Failure(os.fspath(scan), error)
 
     def _tell_strangers(self) -> None:
@@ -234,6 +235,10 @@ class Watch:
         if now - self._alive_told >= 1:
             self._alive_told = now
             notify("WATCHDOG=1")
+
+
+def _stays(problem: str) -> InputError:
+    return InputError(problem, "It stays where it is and is tried again")
 
 
 def _put_aside(scan: Path, times: int) -> Failure:

@@ -20,7 +20,7 @@ from mri_edge.cli import run
 from mri_edge.files import sha256_of
 from mri_edge.manifest import Artefact, Manifest
 from mri_edge.writing import new_bundle
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -293,6 +293,22 @@ sys.exit(cli.run(sys.argv[1:]))
     assert "label" in places.result("a.png")
     assert "the program ended 3 times in a row" in str(places.result("poison.png")["error"])
     assert places.files() == ["done/a.png", "failed/poison.png", "results/a.png.json", "results/poison.png.json"]
+
+
+def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, capfd, monkeypatch):
+    path = places.scan("a.png", 10)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+        assert places.once() == 1
+    assert f"{path}: cannot read (out of memory). It stays where it is" in capfd.readouterr().err
+    assert path.exists()
+    assert places.files() == []
+    assert places.once() == 0
+    assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
 def test_a_result_without_its_move_is_not_made_again(places, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import random
 import struct
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from mri_edge import images
 from mri_edge.errors import InputError
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that decoding is compared with (extra 'dev')")
 
@@ -378,3 +379,22 @@ def test_any_error_of_a_parser_becomes_an_input_error(error: Exception, monkeypa
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(InputError, match="damaged picture"):
         images.load(PNG)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(MemoryError(), "out of memory"), (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle")],
+)
+@pytest.mark.parametrize("step", ["open", "load"])
+def test_what_the_system_lacks_is_no_damage_of_the_picture(
+    error: Exception, reason: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    path = tmp_path / "scan.png"
+    path.write_bytes(PNG)
+    monkeypatch.setattr(Image if step == "open" else PngImagePlugin.PngImageFile, step, fail)
+    with pytest.raises(InputError) as caught:
+        images.load(path)
+    assert caught.value.problem == f"{path}: cannot read ({reason})"
