@@ -17,7 +17,7 @@ from . import images
 from .bundle import DEFAULT_MODEL, Bundle
 from .cpu import available_cpus
 from .engines import Engine
-from .errors import EngineError, InputError
+from .errors import EngineError, InputError, UsageError
 from .images import Source
 from .manifest import Artefact
 from .novelty import NoveltyCheck
@@ -78,6 +78,7 @@ class Classifier:
         self.artefact = artefact
         self.engine = engine
         self.batch_size = batch_size
+        self._closed = False
         self._warnings = warnings
         self._novelty = NoveltyCheck.of(bundle)
         preprocessing = bundle.manifest.preprocessing
@@ -163,6 +164,10 @@ class Classifier:
         ------
         InputError
             The scan cannot be read; the message says why.
+        EngineError
+            The engine failed, or its answer is no number.
+        UsageError
+            The classifier is closed.
         """
         return self._infer(self._prepare([_decode(source)], keep_pixels))[0]
 
@@ -186,9 +191,22 @@ class Classifier:
         ------
         EngineError
             The engine failed; unlike a bad file this concerns every scan.
+        UsageError
+            ``sources`` is one scan, ``batch_size`` or ``workers`` is less than 1.
+
+        What ``sources`` itself raises comes once the scans before it are answered.
         """
-        batch_size = batch_size or self.batch_size
-        workers = workers or available_cpus()
+        if isinstance(sources, str | bytes | os.PathLike):
+            raise UsageError(f"predict_batches takes many scans. Received: {sources!r:.60}", "Say [scan], or predict")
+        batch_size = self.batch_size if batch_size is None else batch_size
+        workers = available_cpus() if workers is None else workers
+        if batch_size < 1 or workers < 1:
+            raise UsageError(f"batch_size and workers must be at least 1. Received: {batch_size} and {workers}")
+        return self._batches(sources, batch_size, workers, keep_pixels)
+
+    def _batches(
+        self, sources: Iterable[Source | Failure | Pause], batch_size: int, workers: int, keep_pixels: bool
+    ) -> Iterator[Prediction | Failure]:
         # A thread takes its whole share of a batch at once: handing over scan by scan takes longer than resizing.
         share = -(-batch_size // workers)
         remaining = iter(sources)
@@ -196,21 +214,25 @@ class Classifier:
             ahead: deque[list[Future[list[_Ready | Failure]]]] = deque()
 
             paused = ended = False
+            broken: Exception | None = None
 
             def fill() -> None:
-                nonlocal paused, ended
+                nonlocal paused, ended, broken
                 paused = False
                 while len(ahead) < 2 and not (paused or ended):
                     batch: list[Source | Failure] = []
-                    for one in remaining:
-                        if isinstance(one, Pause):
-                            paused = True
-                            break
-                        batch.append(one)
-                        if len(batch) == batch_size:
-                            break
-                    else:
-                        ended = True
+                    try:
+                        for one in remaining:
+                            if isinstance(one, Pause):
+                                paused = True
+                                break
+                            batch.append(one)
+                            if len(batch) == batch_size:
+                                break
+                        else:
+                            ended = True
+                    except Exception as error:  # noqa: BLE001 (raised below, when what came before it is answered)
+                        broken, ended = error, True
                     shares = [batch[start : start + share] for start in range(0, len(batch), share)]
                     if shares:
                         ahead.append([pool.submit(self._prepare_each, one, keep_pixels) for one in shares])
@@ -224,12 +246,15 @@ class Classifier:
                     if not paused:
                         fill()  # the next ones decode while this batch runs
                     yield from self._answer(answered)
+                if broken is not None:
+                    raise broken
             finally:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
 
     def close(self) -> None:
-        """Give back the engine's memory and threads."""
+        """Give back the engine's memory and threads. It predicts no more."""
+        self._closed = True
         self.engine.close()
 
     def __enter__(self) -> Classifier:
@@ -277,12 +302,20 @@ class Classifier:
             yield next(predictions) if isinstance(one, _Ready) else one
 
     def _infer(self, ready: list[_Ready]) -> list[Prediction]:
+        if self._closed:
+            raise UsageError("this classifier is closed", "Load it again")
         manifest = self.bundle.manifest
         batch = np.stack([one.fitted for one in ready])
         start = perf_counter()
         outputs = self.engine.run_all(batch)
         infer_ms = (perf_counter() - start) * 1e3 / len(ready)
         probabilities = outputs[self.engine.outputs[0].name]
+        if not np.isfinite(probabilities).all():
+            raise EngineError(
+                f"{self.artefact.file}: gives probabilities that are no numbers in {self.engine.name} "
+                f"({self.engine.provider})",
+                "Take another engine or provider; 'mri-edge verify' replays known scans",
+            )
         features = outputs.get("features")
         strange = self._novelty.doubts(features) if self._novelty and features is not None else [()] * len(ready)
         activations = outputs.get("activation", [None] * len(ready))

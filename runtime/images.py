@@ -121,7 +121,7 @@ def load(source: Source) -> Pixels:
     Raises
     ------
     InputError
-        Missing, empty, damaged, too large, no picture, or one of 16 bits with its upper three unused;
+        Missing, empty, damaged, too large, no picture, no such source, or one of 16 bits with its upper three unused;
         the message says which and what it was.
     """
     if isinstance(source, np.ndarray):
@@ -130,6 +130,11 @@ def load(source: Source) -> Pixels:
         return _from_image(source, "image")
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(source), f"{len(source)} bytes", len(source))
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            "a scan must be a path, the bytes of a file, a Pillow image or a numpy array. "
+            f"Received: {type(source).__name__}"
+        )
     path = os.fspath(source)  # named in messages as the caller typed it
     try:
         with open(path, "rb") as file:

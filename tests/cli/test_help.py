@@ -52,3 +52,9 @@ def test_usage_errors_are_one_line_and_exit_2(arguments, capfd):
     assert out == ""
     assert len(err.splitlines()) == 1
     assert "--help" in err
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "mri_edge", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "mri-edge predict scan.jpg" in done.stdout

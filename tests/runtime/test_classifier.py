@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction
+from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction, UsageError
 from mri_edge.bundle import Bundle
 from mri_edge.engines.fake import FakeEngine
 from mri_edge.preprocess import Preprocessing
@@ -173,6 +173,58 @@ def test_artefact_that_contradicts_the_manifest_is_refused(tiny_bundle, engine):
 def test_unreadable_scan_raises_input_error(classifier):
     with pytest.raises(InputError, match="no such file"):
         classifier.predict("missing.png")
+
+
+@pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x"), ["a.png"]], ids=lambda one: type(one).__name__)
+def test_source_of_another_kind_is_named(classifier, picture, source):
+    words = f"a path, the bytes of a file, a Pillow image or a numpy array. Received: {type(source).__name__}"
+    with pytest.raises(InputError, match=words):
+        classifier.predict(source)
+    assert [type(one) for one in classifier.predict_batches([source, picture])] == [Failure, Prediction]
+
+
+@pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda one: type(one).__name__)
+def test_one_scan_is_not_taken_for_many(classifier, sources):
+    with pytest.raises(UsageError, match=r"takes many scans. Received: .*in"):
+        classifier.predict_batches(sources)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": -1}, {"batch_size": 0}, {"workers": -1}])
+def test_batches_and_workers_are_at_least_one_at_the_call(classifier, picture, options):
+    with pytest.raises(UsageError, match="at least 1"):
+        classifier.predict_batches([picture], **options)
+
+
+@pytest.mark.parametrize("given", [0, 3, 20])
+def test_what_came_before_a_source_broke_is_answered(classifier, picture, given):
+    def sources():
+        yield from [picture] * given
+        raise RuntimeError("the share is gone")
+
+    answers = []
+    with pytest.raises(RuntimeError, match="the share is gone"):
+        for answer in classifier.predict_batches(sources(), batch_size=8):
+            answers.append(answer)
+    assert len(answers) == given
+
+
+def test_closed_classifier_says_so(tiny_bundle, picture):
+    classifier = Classifier.load(tiny_bundle)
+    classifier.close()
+    with pytest.raises(UsageError, match="this classifier is closed"):
+        classifier.predict(picture)
+
+
+class _NoNumber(FakeEngine):
+    def run_all(self, batch):
+        return {"probabilities": np.full((len(batch), 2), np.nan, np.float32)}
+
+
+def test_answer_that_is_no_number_is_an_error_and_no_label(tiny_bundle, picture):
+    bundle = Bundle.open(tiny_bundle)
+    broken = Classifier(bundle, bundle.manifest.artefacts[0], _NoNumber((128, 128, 3)))
+    with pytest.raises(EngineError, match=r"no numbers.*verify"):
+        broken.predict(picture)
 
 
 def test_missing_bundle_names_the_embedded_models():

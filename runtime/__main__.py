@@ -1,0 +1,5 @@
+"""``python -m mri_edge``: the command line."""
+
+from .cli import main
+
+main()
