@@ -49,9 +49,8 @@ Examples:
 @click.option(
     "--split",
     type=click.Choice(("reference", "stratified", "grouped")),
-    default="reference",
-    show_default=True,
-    help="Who tests; grouped divides no patient (--groups), else no near-duplicates.",
+    help="Who tests; grouped divides neither near-duplicates nor a patient (--groups).  "
+    "[default: reference, with --groups grouped]",
 )
 @training_options
 def train(
@@ -67,7 +66,7 @@ def train(
     cv: str | None,
     only: int | None,
     excluded: tuple[str, ...],
-    split: str,
+    split: str | None,
     groups: Path | None,
     resume: bool,
     overwrite: bool,
@@ -138,7 +137,7 @@ def _check_options(
     cv: str | None,
     only: int | None,
     excluded: tuple[str, ...],
-    split: str,
+    split: str | None,
     groups: Path | None,
 ) -> None:
     """Raise UsageError for options that the recipe, or a cross-validation, has no sense for."""
@@ -149,12 +148,12 @@ def _check_options(
         )
     if recipe == "small":
         # An image that was to be left out must not be trained on in silence.
-        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split != "reference"}
+        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
         for option in (name for name, given in unheard.items() if given):
             raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
     if only and not (cv and recipe == "small"):
         raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")
-    if cv and split != "reference":
+    if cv and split:
         raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
     if recipe == "robust" and split == "stratified":
         raise UsageError(

@@ -1,6 +1,7 @@
 """Leak-free cross-validation of the robust recipe: by groups of near-duplicates, or by source.
 
-The reference's test images and their near-duplicates are scored like all others, and train nothing.
+The reference's test images and their near-duplicates, where they are in the data, are scored like all others and
+train nothing.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def cross_validate(
         "recipe": recipe.name,
         "seed": seed,
         "folds": folds,
-        "grouping": ("near-duplicates" if folds else "sources") + "; test images and their neighbours train nothing",
+        "grouping": grouping("near-duplicates" if folds else "sources", trainable),
         "plan": asdict(plan),
         "pooled": figures(data, everyone, labels.positive, positive, called, sensitivity),
         "by_fold": by_fold,
@@ -121,6 +122,11 @@ def cross_validate(
             for index, scan in enumerate(data.scans)
         ],
     }
+
+
+def grouping(by: str, trainable: NDArray[np.bool_]) -> str:
+    """For the record: what no fold divides, and whether images (N,) were kept from training in every fold."""
+    return by if trainable.all() else f"{by}; test images and their neighbours train nothing"
 
 
 def figures(

@@ -44,7 +44,7 @@ TRAINING = {
         "--groups",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="CSV",
-        help="Patient of each file: columns file,group. No patient is on both sides of a fold or a grouped split.",
+        help="Patient of each file: columns file,group. No patient is on both sides of a split or a fold.",
     ),
     "resume": click.option("--resume", is_flag=True, help="Go on with a training that was cut off."),
     "overwrite": click.option(

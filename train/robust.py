@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 from mri_edge.errors import DataError, OutputError
+from mri_edge.files import fingerprint
 from mri_edge.preprocess import Pixels, Preprocessing
 from mri_edge.split import Role, Split, SplitImage
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from . import calibration, duplicates, grey_augment
+from . import calibration, duplicates, grey_augment, reference
 from .backbone import BackboneWeights, build_backbone
 from .data import Decoded, Labels, Scan, decode
 from .finetune import Batch, Plan, fast_precision, finetune
@@ -160,8 +161,8 @@ def _on_disk(
 def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
     """Who tests, validates and trains.
 
-    Tests: with ``"reference"`` the reference's own test images where its data set (folders ``no`` and ``yes``) is
-    among the sources; otherwise, and with ``"grouped"``, a fifth of the groups. Slices close to a test image are
+    Tests: with ``"reference"`` the reference's own test images where its data set, whole and with nothing added, is
+    one of the sources; otherwise, and with ``"grouped"``, a fifth of the groups. Slices close to a test image are
     left out altogether, as is ``left_out``. Of the others one group in eight validates, in every class folder alike.
 
     Raises
@@ -169,7 +170,9 @@ def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[
     DataError
         Too few groups of slices in a class folder to hold any out.
     """
-    test = _test_images(data) if split == "reference" else _a_fifth(data)
+    test = _reference_test(data) if split == "reference" else None
+    if test is None:
+        test = np.asarray(hold_out(data, np.arange(len(data.scans)), folds=5))
     kept_apart = near(data, test)
     role: list[Role] = ["train"] * len(data.scans)
     for index in np.flatnonzero(kept_apart):
@@ -182,6 +185,12 @@ def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[
     role += ["excluded"] * len(left_out)
     everyone = zip([*data.scans, *left_out], role, strict=True)
     return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, one) for scan, one in everyone))
+
+
+def may_train(data: Collection) -> NDArray[np.bool_]:
+    """bool (N,): False for the reference's test images, where they are in the data, and all that is ``near`` them."""
+    test = _reference_test(data)
+    return np.ones(len(data.scans), bool) if test is None else ~near(data, test)
 
 
 def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
@@ -204,17 +213,18 @@ def grouped_folds(data: Collection, among: Indices, folds: int, seed: int = 0) -
     fewest = min(len(np.unique(data.group[among][folder == one])) for one in np.unique(folder))
     if fewest < folds:
         raise DataError(
-            f"a class folder has {fewest} distinct slices: too few for {folds} folds", "Give more images of that class"
+            f"a class folder has {fewest} distinct slices, or patients, left to choose from: too few for {folds} folds",
+            "Give more of that class",
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return (held for _, held in splitter.split(among, folder, data.group[among]))
 
 
-def _test_images(data: Collection) -> Indices:
+def _reference_test(data: Collection) -> Indices | None:
+    """The test images of the source that holds the reference's data set, or None where there is none."""
     for source in np.unique(data.source):
         members = np.flatnonzero(data.source == source)
-        names = {data.scans[index].folder.rpartition("/")[2].lower() for index in members}
-        if names == {"no", "yes"}:
+        if fingerprint(data.scans[index].sha256 for index in members) == reference.DATA:
             test = choose_test(
                 "reference",
                 data.label[members],
@@ -222,12 +232,8 @@ def _test_images(data: Collection) -> Indices:
                 test_share=REFERENCE.test_share,
                 seed=REFERENCE.split_seed,
             )
-            return members[test]
-    return _a_fifth(data)
-
-
-def _a_fifth(data: Collection) -> Indices:
-    return np.asarray(hold_out(data, np.arange(len(data.scans)), folds=5))
+            return np.asarray(members[test])
+    return None
 
 
 def train_robust(

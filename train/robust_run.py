@@ -20,8 +20,9 @@ from .finetune import fast_precision
 from .finish import finish, rows_of
 from .progress import step_progress
 from .recipe import Recipe
-from .robust import Report, choose_roles, collect, plan_of, train_robust
+from .robust import Report, choose_roles, collect, may_train, plan_of, train_robust
 from .run import Trained
+from .split import find_split
 from .unfinished import check_space, work_folder
 
 # The bundle, some 90 MB, and the checkpoint, old and new: weights, both moments of AdamW and the running mean.
@@ -40,7 +41,7 @@ def train_robust_bundle(
     positive: str | None = None,
     excluded: Sequence[str] = (),
     groups: Path | None = None,
-    split: str = "reference",
+    split: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -55,15 +56,16 @@ def train_robust_bundle(
         As ``data.exclude`` and ``data.read_groups`` take them; no patient is divided between training,
         validation and test.
     split
-        ``"reference"`` or ``"grouped"``, as ``robust.choose_roles`` takes it.
+        ``"reference"`` or ``"grouped"``, as ``robust.choose_roles`` takes it, or ``None`` as ``split.find_split`` does.
     say
         Takes the table of findings in the data, before training.
 
     Raises
     ------
-    DataError, WeightsError, OutputError
-        The data, the backbone weights or the place for the result are unfit; all said before training.
+    UsageError, DataError, WeightsError, OutputError
+        The split, the data, the backbone weights or the place for the result are unfit; all said before training.
     """
+    split = find_split(split, patients=groups is not None)
     check_free(out, overwrite=overwrite)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
@@ -139,7 +141,8 @@ def cross_validate_robust(
     collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
     if findings := inspect(scans, collection.hashes):
         say(table(scans, findings))
-    roles = np.array([image.role for image in choose_roles(collection).images])
+    # The reference's split knows no patients: where they are known, no image is kept for it.
+    trainable = may_train(collection) if groups is None else np.ones(len(scans), bool)
     with step_progress("cross-validation") as report:
         rounds = folds or len(np.unique(collection.source))
 
@@ -148,7 +151,7 @@ def cross_validate_robust(
 
         result = cross_validate(
             collection,
-            np.isin(roles, ("train", "validation")),
+            trainable,
             weights,
             recipe,
             plan_of(recipe),

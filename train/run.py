@@ -26,7 +26,7 @@ from .progress import training_progress
 from .recipe import Recipe
 from .record import write_bundle
 from .report import draw_report
-from .split import as_split, choose_test
+from .split import as_split, choose_test, find_split
 from .unfinished import check_space, work_folder
 
 _MODEL_BYTES = 200_000_000  # the bundle, some 90 MB, and the checkpoint, 25 MB, old and new
@@ -57,7 +57,7 @@ def train_bundle(
     positive: str | None = None,
     excluded: Sequence[str] = (),
     groups: Path | None = None,
-    split: str = "reference",
+    split: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -71,18 +71,20 @@ def train_bundle(
     excluded, groups
         As ``data.exclude`` and ``data.read_groups`` take them.
     split
-        One of ``split.SPLITS``; ``"grouped"`` goes by ``groups``, else by near-duplicates.
+        One of ``split.SPLITS``, or ``None`` as ``split.find_split`` takes it; ``"grouped"`` keeps near-duplicates
+        together, and what ``groups`` does.
     say
         Takes the table of findings in the data, before training.
 
     Raises
     ------
-    DataError, WeightsError, OutputError
-        The data, the backbone weights or the place for the result are unfit; all said before training.
+    UsageError, DataError, WeightsError, OutputError
+        The split, the data, the backbone weights or the place for the result are unfit; all said before training.
     """
+    split = find_split(split, patients=groups is not None)
     check_free(out, overwrite=overwrite)
     selection = select(data, positive, excluded, groups)
-    scans, labels, patients = selection.scans, selection.labels, selection.patients
+    scans, labels = selection.scans, selection.labels
     truth = np.array([scan.label for scan in scans])
     weights = load_weights(backbone_weights)
     facts = [repr(recipe), seed, split, weights.sha256, *selection.facts()]
@@ -95,7 +97,7 @@ def train_bundle(
     chosen = choose_test(
         split,
         truth,
-        patients if patients else duplicates.groups(decoded.hashes),
+        duplicates.groups(decoded.hashes, patients=selection.patients),
         test_share=recipe.test_share,
         seed=recipe.split_seed,
     )

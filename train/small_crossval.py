@@ -21,14 +21,25 @@ from numpy.typing import NDArray
 
 from . import distil
 from .backbone import BackboneWeights, load_weights
-from .crossval import figures
+from .crossval import figures, grouping
 from .data import Labels, find_scans
 from .metrics import measure
 from .paired import SENSITIVITY, Answers, called_by_other_folds, student_minus_teacher, threshold_of
 from .progress import step_progress
 from .recipe import ROBUST, Recipe
 from .record import creation
-from .robust import Collection, Indices, Trained, choose_roles, collect, grouped_folds, hold_out, predict, train_robust
+from .robust import (
+    Collection,
+    Indices,
+    Trained,
+    choose_roles,
+    collect,
+    grouped_folds,
+    hold_out,
+    may_train,
+    predict,
+    train_robust,
+)
 from .robust import plan_of as plan_of_robust
 from .small import POOL_VIEWS, draw_pool, plan_of, train_small
 from .small_network import STACK
@@ -75,7 +86,7 @@ def cross_validate_small(
     _claim(out, fingerprint([json.dumps(facts), *(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in scans)]))
     collection = collect(scans, recipe.preprocessing)
     roles = np.array([image.role for image in choose_roles(collection).images])
-    trainable = np.isin(roles, ("train", "validation"))
+    trainable = may_train(collection)
     everyone = np.arange(len(scans))
     students = {f"student {number}": number for number in range(seed, seed + STUDENTS)}
     models = {name: Answers.none(len(scans)) for name in ("teacher", *students)}
@@ -95,10 +106,11 @@ def cross_validate_small(
         "recipe": recipe.name,
         "folds": folds,
         "seed": seed,
-        "grouping": "near-duplicates; test images and their neighbours train nothing",
+        "grouping": grouping("near-duplicates", trainable),
         "plan": asdict(plan_of(recipe)),
         "teacher": {"recipe": ROBUST.name, "plan": asdict(plan_of_robust(ROBUST)), "seed": seed},
-        **_compare(collection, labels, models, fold_of, trainable),
+        # No threshold is chosen on an image that tests the bundle which may get it.
+        **_compare(collection, labels, models, fold_of, np.isin(roles, ("train", "validation"))),
         "images": [
             {
                 "file": scan.file,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from mri_edge.errors import DataError
+from mri_edge.errors import DataError, UsageError
 from mri_edge.split import Role, Split, SplitImage
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
@@ -13,6 +13,22 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from .data import Scan
 
 SPLITS = ("reference", "stratified", "grouped")
+
+
+def find_split(split: str | None, *, patients: bool) -> str:
+    """``split``; where none is asked for ``"grouped"`` if patients are known, else ``"reference"``.
+
+    Raises
+    ------
+    UsageError
+        Patients are known, and the split that is asked for would divide them.
+    """
+    if patients and split not in (None, "grouped"):
+        raise UsageError(
+            f"--groups keeps patients together, and split {split!r} divides them",
+            "Leave --split out, or take --split grouped",
+        )
+    return split or ("grouped" if patients else "reference")
 
 
 def choose_test(

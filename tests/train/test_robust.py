@@ -21,11 +21,21 @@ from mri_edge import images  # noqa: E402
 from mri_edge.bundle import Bundle  # noqa: E402
 from mri_edge.cli import run  # noqa: E402
 from mri_edge.errors import DataError, OutputError  # noqa: E402
+from mri_edge.files import fingerprint  # noqa: E402
 from mri_edge.preprocess import Preprocessing  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import crossval, duplicates, grey_augment, robust, robust_run, stress, unfinished  # noqa: E402
+from mri_edge.train import (  # noqa: E402
+    crossval,
+    duplicates,
+    grey_augment,
+    reference,
+    robust,
+    robust_run,
+    stress,
+    unfinished,
+)
 from mri_edge.train.backbone import build_backbone  # noqa: E402
-from mri_edge.train.data import find_scans, select  # noqa: E402
+from mri_edge.train.data import Scan, find_scans, select  # noqa: E402
 from mri_edge.train.recipe import ROBUST, find_recipe  # noqa: E402
 
 
@@ -48,6 +58,14 @@ def tiny_plan(tiny_recipe):
 def collection_of(data, recipe):
     scans, labels = find_scans(data)
     return robust.collect(scans, recipe.preprocessing), labels
+
+
+@pytest.fixture
+def as_reference(two_sources, monkeypatch):
+    """``two_sources``, its source ``a`` in the place of the reference's data set."""
+    contents = [scan.sha256 for scan in find_scans(two_sources / "a")[0]]
+    monkeypatch.setattr(reference, "DATA", fingerprint(contents))
+    return two_sources
 
 
 def test_hash_knows_a_slice_again_after_resizing_jpeg_and_brightening():
@@ -117,7 +135,8 @@ def test_first_layer_sees_grey_alone_and_grey_as_before(small_weights):
     np.testing.assert_allclose(answer(grey)[inner], before[inner], atol=1e-4)
 
 
-def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(two_sources, tiny_recipe):
+def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(as_reference, tiny_recipe):
+    two_sources = as_reference
     copied = sorted((two_sources / "b" / "notumor").iterdir())[0]
     scans, _ = find_scans(two_sources)
     test = {image.file for image in robust.choose_roles(robust.collect(scans, tiny_recipe.preprocessing)).of("test")}
@@ -134,6 +153,35 @@ def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(two_sources, 
     assert set(collection.group[roles == "train"]).isdisjoint(collection.group[roles == "validation"])
     folder = np.array([scan.folder for scan in collection.scans])
     assert set(folder[roles == "validation"]) == {"a/no", "a/yes", "b/notumor", "b/glioma"}
+    np.testing.assert_array_equal(robust.may_train(collection), np.isin(roles, ("train", "validation")))
+
+
+def slices_of_patients(patients, slices):
+    """A collection of folders ``no`` and ``yes``, half of the patients in each; pictures are not looked at."""
+    whose = np.repeat(np.arange(patients), slices)
+    label = (whose >= patients // 2).astype(int)
+    names = [("no", "yes")[one] for one in label]
+    scans = [
+        Scan(Path(f"{i}.png"), f"{name}/{i}.png", name, one, str(i))
+        for i, (name, one) in enumerate(zip(names, label, strict=True))
+    ]
+    hashes = np.random.default_rng(0).random((len(label), duplicates.HASH_BITS)) < 0.5
+    group = duplicates.groups(hashes, patients=[str(one) for one in whose])
+    return robust.Collection(scans, [], np.zeros((0,), np.uint8), label, np.array([""] * len(label)), group, hashes)
+
+
+def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
+    collection = slices_of_patients(40, 10)
+    split = robust.choose_roles(collection)
+    assert {role: len(split.of(role)) for role in ("train", "validation", "test", "excluded")} == {
+        "train": 280,
+        "validation": 40,
+        "test": 80,
+        "excluded": 0,
+    }
+    roles = np.array([image.role for image in split.images])
+    assert all(len(set(roles[collection.group == one])) == 1 for one in np.unique(collection.group))
+    assert robust.may_train(collection).all(), "a cross-validation trains on all of them in turn"
 
 
 def test_too_few_slices_to_hold_any_out_are_told(folders, tiny_recipe):
@@ -176,8 +224,9 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
 
 @pytest.mark.slow
 def test_bundle_says_how_it_was_made(
-    two_sources, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch, reference_split
+    as_reference, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch, reference_split
 ):
+    two_sources = as_reference
     monkeypatch.setattr(robust_run, "plan_of", lambda recipe: tiny_plan)
     out = tmp_path / "bundle"
     trained = robust_run.train_robust_bundle(two_sources, out, tiny_recipe, backbone_weights=str(weights_file), seed=0)

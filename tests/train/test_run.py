@@ -1,8 +1,10 @@
 """One training as a whole: its bundle and report, resumed after a kill, on another Keras backend."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ pytest.importorskip("keras", reason="needs the extra 'train'")
 h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
 from mri_edge.bundle import Bundle  # noqa: E402
-from mri_edge.errors import DataError, OutputError  # noqa: E402
+from mri_edge.errors import DataError, OutputError, UsageError  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
 from mri_edge.train import robust_run, run, unfinished  # noqa: E402
 
@@ -138,6 +140,31 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
     assert page.count("data:image/png;base64,") == len(pictures)
     assert "http" not in page
     assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
+
+
+def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_file, tmp_path):
+    """Four pictures a patient; two patients share a picture, and so are on one side too."""
+    shutil.copy(folders / "yes" / "yes00.png", folders / "yes" / "yes15.png")
+    files = [f"{name}/{name}{index:02}.png" for name, count in (("no", 14), ("yes", 16)) for index in range(count)]
+    patient = {file: f"{file[:2]}{int(file[-6:-4]) // 4}" for file in files}
+    csv = tmp_path / "patients.csv"
+    csv.write_text("file,group\n" + "".join(f"{file},{one}\n" for file, one in patient.items()))
+    out = tmp_path / "bundle"
+    recipe = dataclasses.replace(small_recipe, epochs=1)
+    chosen = {"backbone_weights": str(weights_file), "seed": 1, "groups": csv}
+    split = run.train_bundle(folders, out, recipe, **chosen).split
+    whose = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
+    assert whose["train"] | whose["test"] == set(patient.values())
+    assert not whose["train"] & whose["test"]
+    assert any({"ye0", "ye3"} <= one for one in whose.values())
+    assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
+
+
+@pytest.mark.parametrize("train", [run.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
+def test_a_split_that_would_divide_named_patients_is_refused(train, folders, small_recipe, tmp_path):
+    chosen = {"backbone_weights": "none", "seed": 1, "groups": tmp_path / "patients.csv", "split": "reference"}
+    with pytest.raises(UsageError, match="--groups keeps patients together, and split 'reference' divides them"):
+        train(folders, tmp_path / "out", small_recipe, **chosen)
 
 
 def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
