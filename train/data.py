@@ -177,16 +177,19 @@ def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan],
     Raises
     ------
     DataError
-        A pattern matches no scan: most likely it is misspelt.
+        A pattern matches no scan: most likely it is misspelt; or a text file cannot be read.
     """
+
+    def matched(pattern: str) -> set[str]:
+        return {scan.file for scan in scans if fnmatchcase(scan.file, pattern)}
+
     left_out: set[str] = set()
     for pattern in patterns:
-        listed = Path(pattern).read_text(encoding="utf-8").splitlines() if Path(pattern).is_file() else [pattern]
-        for one in filter(None, map(str.strip, listed)):
-            matched = {scan.file for scan in scans if fnmatchcase(scan.file, one)}
-            if not matched:
+        # In the data folder itself the name of a scan is also that of a file.
+        for one in [pattern] if matched(pattern) or not Path(pattern).is_file() else _lines(Path(pattern)):
+            if not (found := matched(one)):
                 raise DataError(f"--exclude: no scan matches {one!r}", "Patterns are relative to --data: 'no/*.gif'")
-            left_out |= matched
+            left_out |= found
     return [scan for scan in scans if scan.file not in left_out], [scan for scan in scans if scan.file in left_out]
 
 
@@ -209,6 +212,13 @@ def read_groups(path: Path, scans: Sequence[Scan]) -> list[str]:
     if missing:
         raise DataError(f"{path}: no group for {len(missing)} scans, {missing[0]!r} for one", "List every scan")
     return [group_of[scan.file] for scan in scans]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return list(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read ({error})", "Give a text file with a pattern a line") from error
 
 
 def _hash(path: Path) -> str:

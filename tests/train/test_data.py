@@ -9,7 +9,7 @@ pytest.importorskip("sklearn", reason="needs the extra 'train'")
 from mri_edge import images
 from mri_edge.errors import DataError
 from mri_edge.preprocess import Preprocessing
-from mri_edge.train.data import decode, find_scans
+from mri_edge.train.data import decode, exclude, find_scans
 
 
 def put(path):
@@ -82,6 +82,18 @@ def test_decode_equals_the_runtime_s_own(folders, tmp_path):
     assert pixels.shape == (30, 16, 24, 3)
     for row, scan in zip(pixels, scans, strict=True):
         np.testing.assert_array_equal(row, preprocessing.fit(images.load(scan.path)))
+
+
+def test_exclude_takes_scans_before_lists_even_inside_the_data_folder(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders)
+    scans, _ = find_scans(folders)
+    (tmp_path / "list.txt").write_text("no/no01.png\n\nyes/yes0*.png\n")
+    used, left_out = exclude(scans, ["no/no00.png", str(tmp_path / "list.txt")])
+    assert [scan.file for scan in left_out] == ["no/no00.png", "no/no01.png", *(f"yes/yes0{i}.png" for i in range(10))]
+    assert len(used) == 18
+    (tmp_path / "picture.png").write_bytes((folders / "no" / "no00.png").read_bytes())
+    with pytest.raises(DataError, match=r"picture\.png: cannot read"):
+        exclude(scans, [str(tmp_path / "picture.png")])
 
 
 @pytest.mark.data
