@@ -23,7 +23,7 @@ from mri_edge.split import SPLIT, Split
 from mri_edge.writing import new_bundle
 from numpy.typing import NDArray
 
-from .data import Labels
+from .data import KNOWN_LABELS, Labels
 from .metrics import by_folder, details
 from .recipe import Recipe
 
@@ -34,10 +34,9 @@ if TYPE_CHECKING:  # Keras is not needed to write down what it made
     from .novelty import FittedNovelty
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
-INTENDED_USE = f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
 LIMITS = (
-    "Trained on public slices of unknown scanners and patients. Says nothing of other organs, other "
-    "diseases, tumours outside the slice, or pictures that are no MRI: it gives such a label all the same."
+    "Scanners and patients of the training images are not recorded. Says nothing of other organs, other diseases, what "
+    "lies outside the picture, or pictures of another kind than those: it gives such a label all the same."
 )
 
 
@@ -97,7 +96,7 @@ def write_bundle(
         ),
         metrics=metrics,
         novelty=novelty.entry if novelty else None,
-        intended_use=INTENDED_USE,
+        intended_use=intended_use(labels),
         limits=LIMITS,
         licences={
             "code": "MIT",
@@ -148,6 +147,13 @@ def metrics_document(
         "history": list(history),
     }
     return json.dumps(content, indent=1) + "\n"
+
+
+def intended_use(labels: Labels) -> str:
+    """What the labels say that the model does, and the notice."""
+    if labels.names == KNOWN_LABELS:
+        return f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
+    return f"Sorts pictures of the kind that it was trained on by label: {', '.join(labels.names)}. {NOTICE}"
 
 
 def keras_artefact(recipe: Recipe, classes: int) -> Artefact:

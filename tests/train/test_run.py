@@ -20,7 +20,8 @@ h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 from mri_edge.bundle import Bundle  # noqa: E402
 from mri_edge.errors import DataError, OutputError, UsageError  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import robust_run, run, unfinished  # noqa: E402
+from mri_edge.train import record, robust_run, run, unfinished  # noqa: E402
+from mri_edge.train.data import Labels  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -111,10 +112,18 @@ def test_bundle_is_complete(trained, small_recipe):
     assert manifest.training.split == "stratified"
     assert manifest.preprocessing == small_recipe.preprocessing
     assert manifest.labels == ("no tumour", "tumour")
+    assert "with and without a visible tumour" in manifest.intended_use
+    assert "public" not in (bundle.folder / "MODEL_CARD.md").read_text(), "nobody said so of these data"
     assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
     measured = json.loads((bundle.folder / "metrics.json").read_text())
     assert len(measured["history"]) == small_recipe.epochs
     np.testing.assert_array_equal([one["probabilities"] for one in measured["test"]], result.probabilities.tolist())
+
+
+def test_intended_use_is_what_the_labels_say():
+    assert record.intended_use(Labels(("bleeding", "clear"), 0, {})).startswith(
+        "Sorts pictures of the kind that it was trained on by label: bleeding, clear."
+    )
 
 
 def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, small_recipe):
