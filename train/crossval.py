@@ -112,6 +112,8 @@ def cross_validate(
         "recipe": recipe.name,
         "seed": seed,
         "folds": folds,
+        "labels": list(labels.names),
+        "positive": labels.positive,
         "grouping": grouping("near-duplicates" if folds else "sources", trainable),
         "plan": asdict(plan),
         "pooled": figures(data, everyone, labels.positive, positive, called, sensitivity),
@@ -140,49 +142,67 @@ def figures(
     """AUC, accuracy, sensitivity, specificity at the folds' own thresholds, and per class folder; plain types.
 
     ``false_positive_rate_at_sensitivity`` is the share of healthy slices called tumour where the share of
-    tumours found first reaches ``sensitivity``.
+    tumours found first reaches ``sensitivity``. What images of one kind alone cannot tell is left out. Intervals of
+    AUC hold for groups of near-duplicates, those of shares take images for independent.
     """
     ill = data.label[chosen] == positive_label
-    score, said = positive[chosen], called[chosen]
-    false_positive, true_positive, _ = roc_curve(ill, score, drop_intermediate=False)
-    at = int(np.argmax(true_positive >= sensitivity))
+    score, said, group = positive[chosen], called[chosen], data.group[chosen]
     right = said == ill
     folder = np.array([data.scans[index].folder for index in chosen])
-    source, group = data.source[chosen], data.group[chosen]
-    return {
-        "auc": asdict(auc(ill, score, group)),
-        "false_positive_rate_at_sensitivity": asdict(
+    source = data.source[chosen]
+    found = {}
+    if _both_kinds(ill):
+        false_positive, true_positive, _ = roc_curve(ill, score, drop_intermediate=False)
+        at = int(np.argmax(true_positive >= sensitivity))
+        found["auc"] = asdict(auc(ill, score, group))
+        found["false_positive_rate_at_sensitivity"] = asdict(
             share(round(false_positive[at] * (~ill).sum()), int((~ill).sum()))
-        ),
-        "accuracy": asdict(share(int(right.sum()), len(right))),
-        "sensitivity": asdict(share(int(right[ill].sum()), int(ill.sum()))),
-        "specificity": asdict(share(int(right[~ill].sum()), int((~ill).sum()))),
-        "right_by_folder": {
-            one: asdict(share(int(right[folder == one].sum()), int((folder == one).sum())))
-            for one in np.unique(folder).tolist()
-        },
-        "auc_by_source": {
-            one: asdict(auc(ill[source == one], score[source == one], group[source == one]))
-            for one in np.unique(source).tolist()
-        },
+        )
+    kinds = {"accuracy": np.ones(len(ill), bool), "sensitivity": ill, "specificity": ~ill}
+    found |= {
+        name: asdict(share(int(right[kind].sum()), int(kind.sum()))) for name, kind in kinds.items() if kind.any()
     }
+    found["right_by_folder"] = {
+        one: asdict(share(int(right[folder == one].sum()), int((folder == one).sum())))
+        for one in np.unique(folder).tolist()
+    }
+    parts = {one: source == one for one in np.unique(source).tolist()}
+    found["auc_by_source"] = {
+        one: asdict(auc(ill[part], score[part], group[part])) for one, part in parts.items() if _both_kinds(ill[part])
+    }
+    return found
+
+
+def _both_kinds(ill: NDArray[np.bool_]) -> bool:
+    return 0 < np.count_nonzero(ill) < len(ill)
 
 
 def _sources(data: Collection) -> list[Indices]:
-    """One fold a source. Raises DataError if there is only one."""
+    """One fold a source. Raises DataError if there is only one, or if without one a label has no image."""
     names = np.unique(data.source)
     if len(names) < 2:
         raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
+    for name in names:
+        if len(np.unique(data.label[data.source != name])) < len(np.unique(data.label)):
+            raise DataError(
+                f"source {name!r} cannot be left out: no other has images of one of its labels",
+                "Take --cv 5 in its place",
+            )
     return [np.flatnonzero(data.source == name) for name in names]
 
 
 def _under_stress(
     trained: Trained, data: Collection, held: Indices, recipe: Recipe, labels: Labels, seed: int
 ) -> dict[str, list[tuple[bool, float, bool]]]:
-    """For each change: (is positive, score, called positive) of as many slices of either kind in ``held``."""
+    """For each change: (is positive, score, called positive) of as many slices of either kind in ``held``.
+
+    Empty where ``held`` has slices of one kind alone.
+    """
     rng = np.random.default_rng([seed, 2])
     ill = data.label[held] == labels.positive
     least = min(np.count_nonzero(ill), np.count_nonzero(~ill))
+    if least == 0:
+        return {}
     chosen = np.concatenate([rng.choice(held[kind], least, replace=False) for kind in (ill, ~ill)])
     truth = data.label[chosen] == labels.positive
     # Each meets the greys of one of the other kind.

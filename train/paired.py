@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import choose_threshold
-from .intervals import bootstrap, percentile
+from .intervals import GROUP_BOOTSTRAP, bootstrap, percentile
 from .metrics import area_of
 
 SENSITIVITY = 0.95  # where specificity is compared
@@ -36,10 +36,11 @@ class Answers:
         return Answers(self.positive[rows], self.called[rows])
 
 
-def student_minus_teacher(ill: Flags, teacher: Answers, student: Answers) -> dict[str, dict[str, Any]]:
-    """Student's figure minus teacher's on the same images, with the interval of a paired bootstrap; plain types.
+def student_minus_teacher(ill: Flags, teacher: Answers, student: Answers, group: Indices) -> dict[str, dict[str, Any]]:
+    """Student's figure minus teacher's on the same images (N,), with the interval of a paired bootstrap; plain types.
 
-    Each resample holds the same images for both, so that what makes an image hard for both cancels out.
+    Each resample holds the same images for both, so that what makes an image hard for both cancels out; it is drawn
+    by ``group`` (N,), as ``intervals.bootstrap`` does. AUC and specificity want at least one image of each kind.
     ``specificity`` is that at a sensitivity of ``SENSITIVITY``, each model at a threshold that gives it;
     ``accuracy`` is that of what each model called.
     """
@@ -49,15 +50,20 @@ def student_minus_teacher(ill: Flags, teacher: Answers, student: Answers) -> dic
         return {name: parts[0][name] - parts[1][name] for name in parts[0]}
 
     found = {name: values[0] for name, values in differences(np.ones((1, len(ill)))).items()}
-    resampled = bootstrap(differences, ill)
-    return {name: asdict(percentile(value, resampled[name], len(ill))) for name, value in found.items()}
+    resampled = bootstrap(differences, ill, group)
+    return {
+        name: asdict(percentile(value, resampled[name], len(ill), GROUP_BOOTSTRAP)) for name, value in found.items()
+    }
 
 
 def _figures(ill: Flags, answers: Answers, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    accuracy = weights @ (answers.called == ill) / weights.sum(axis=1)
+    if not 0 < np.count_nonzero(ill) < len(ill):
+        return {"accuracy": accuracy}
     return {
         "auc": area_of(ill, answers.positive)(weights),
         "specificity": specificity_at(ill, answers.positive, weights),
-        "accuracy": weights @ (answers.called == ill) / weights.sum(axis=1),
+        "accuracy": accuracy,
     }
 
 

@@ -101,7 +101,7 @@ def cross_validate_reference(
         **scored,
         "creation": asdict(creation()),
     }
-    write_whole(out / "crossval.json", json.dumps(record, indent=1) + "\n")
+    write_whole(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return record
 

@@ -162,6 +162,6 @@ def cross_validate_robust(
             store=work,
         )
     result |= {"patients": groups.name if groups else None, "excluded": [scan.file for scan in selection.left_out]}
-    write_whole(out / "crossval.json", json.dumps(result, indent=1) + "\n")
+    write_whole(out / "crossval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return result

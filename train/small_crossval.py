@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from . import distil
 from .backbone import BackboneWeights, load_weights
 from .crossval import figures, grouping
-from .data import Labels, find_scans
+from .data import KNOWN_LABELS, Labels, find_scans
 from .metrics import measure
 from .paired import SENSITIVITY, Answers, called_by_other_folds, student_minus_teacher, threshold_of
 from .progress import step_progress
@@ -83,6 +83,8 @@ def cross_validate_small(
     scans, labels = find_scans(data, positive)
     weights = load_weights(backbone_weights)
     facts = [repr(ROBUST), repr(plan_of_robust(ROBUST)), POOL_VIEWS, folds, seed, weights.sha256]
+    if (labels.names, labels.positive) != (KNOWN_LABELS, 1):
+        facts.append(labels.names[labels.positive])  # said by --positive; what goes without saying was never a fact
     _claim(out, fingerprint([json.dumps(facts), *(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in scans)]))
     collection = collect(scans, recipe.preprocessing)
     roles = np.array([image.role for image in choose_roles(collection).images])
@@ -106,6 +108,8 @@ def cross_validate_small(
         "recipe": recipe.name,
         "folds": folds,
         "seed": seed,
+        "labels": list(labels.names),
+        "positive": labels.positive,
         "grouping": grouping("near-duplicates", trainable),
         "plan": asdict(plan_of(recipe)),
         "teacher": {"recipe": ROBUST.name, "plan": asdict(plan_of_robust(ROBUST)), "seed": seed},
@@ -123,7 +127,7 @@ def cross_validate_small(
         ],
         "creation": asdict(creation()),
     }
-    write_whole(out / "crossval.json", json.dumps(result, indent=1) + "\n")
+    write_whole(out / "crossval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -149,7 +153,8 @@ def _compare(
 
     def differences(rows: Indices, of: Mapping[str, Answers] = students) -> dict[str, Any]:
         teacher = models["teacher"].of(rows)
-        return {name: student_minus_teacher(ill[rows], teacher, one.of(rows)) for name, one in of.items()}
+        group = collection.group[rows]
+        return {name: student_minus_teacher(ill[rows], teacher, one.of(rows), group) for name, one in of.items()}
 
     found = {
         "folds_scored": done,
@@ -285,6 +290,7 @@ def _claim(out: Path, identity: str) -> None:
     mark = out / "identity"
     if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise OutputError(
-            f"{out}: holds a cross-validation with other data, recipe, seed or folds", "Name another folder with --out"
+            f"{out}: holds a cross-validation with other data, positive label, recipe, seed or folds",
+            "Name another folder with --out",
         )
     write_whole(mark, identity)

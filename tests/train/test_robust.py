@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ from mri_edge.train import (  # noqa: E402
     unfinished,
 )
 from mri_edge.train.backbone import build_backbone  # noqa: E402
-from mri_edge.train.data import Scan, find_scans, select  # noqa: E402
+from mri_edge.train.data import Labels, Scan, find_scans, select  # noqa: E402
 from mri_edge.train.recipe import ROBUST, find_recipe  # noqa: E402
 
 
@@ -421,10 +422,6 @@ def test_cross_validation_cut_off_keeps_its_finished_folds(
         network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=answer))
         return SimpleNamespace(quick=network, temperature=1.0, threshold=0.3)
 
-    def answer(batch):
-        positive = np.asarray(batch).max(axis=(1, 2, 3)) > 2
-        return np.stack([~positive, positive], axis=1).astype(np.float32)
-
     monkeypatch.setattr(crossval, "train_robust", train)
     chosen = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     with pytest.raises(KeyboardInterrupt):
@@ -435,6 +432,38 @@ def test_cross_validation_cut_off_keeps_its_finished_folds(
     assert len(trained) == 4
     assert resumed == robust_run.cross_validate_robust(two_sources, tmp_path / "whole", tiny_recipe, **chosen)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "data", "whole"]
+
+
+def answer(batch):
+    positive = np.asarray(batch).max(axis=(1, 2, 3)) > 2
+    return np.stack([~positive, positive], axis=1).astype(np.float32)
+
+
+def test_a_source_of_one_kind_is_scored_without_the_figures_that_want_both(
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
+):
+    shutil.copytree(two_sources / "b" / "glioma", two_sources / "c" / "glioma")
+    trained = SimpleNamespace(
+        quick=SimpleNamespace(whole=SimpleNamespace(predict_on_batch=answer)), temperature=1.0, threshold=0.3
+    )
+    monkeypatch.setattr(crossval, "train_robust", lambda *arguments, **options: trained)
+    chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 0}
+    result = robust_run.cross_validate_robust(two_sources, tmp_path / "out", tiny_recipe, **chosen)
+    of_c = result["by_fold"][2]
+    assert of_c["sensitivity"]["images"] == of_c["accuracy"]["images"] == 25
+    assert not {"auc", "specificity", "false_positive_rate_at_sensitivity"} & set(of_c)
+    assert set(result["pooled"]["auc_by_source"]) == {"a", "b"}
+    assert json.loads((tmp_path / "out" / "crossval.json").read_text(), parse_constant=pytest.fail) == result
+    assert {answers["sensitivity"]["images"] for answers in result["stress"].values()} == {50}, "25 each of a and b"
+
+
+def test_a_source_without_which_a_label_has_no_image_is_told_before_training():
+    collection = slices_of_patients(20, 1)
+    alone = dataclasses.replace(collection, source=np.where(collection.label == 0, "a", "b"))
+    with pytest.raises(DataError, match="source 'a' cannot be left out"):
+        crossval.cross_validate(
+            alone, np.ones(20, bool), None, ROBUST, None, labels=Labels(("no", "yes"), 1, {}), folds=None, seed=0
+        )
 
 
 def test_figures_that_cannot_be_written_are_told_before_the_work(two_sources, tiny_recipe, tmp_path):

@@ -133,6 +133,10 @@ def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_
     assert floor < np.mean(losses[-12:]) < floor + 0.5 * (np.mean(losses[:12]) - floor)
 
 
+def twice(answers):
+    return answers.of(np.arange(len(answers.called)).repeat(2))
+
+
 def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
     rng = np.random.default_rng(2)
     ill = rng.random(300) < 0.6
@@ -141,11 +145,16 @@ def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
     expected = 1 - false_positive[np.argmax(found >= paired.SENSITIVITY)]
     assert paired.specificity_at(ill, score, np.ones((1, 300)))[0] == pytest.approx(expected)
     one, chance = (paired.Answers(its, its > 0.5) for its in (score, rng.normal(size=300)))
-    same = paired.student_minus_teacher(ill, one, one)
-    worse = paired.student_minus_teacher(ill, one, chance)
+    group = np.arange(300)
+    same = paired.student_minus_teacher(ill, one, one, group)
+    worse = paired.student_minus_teacher(ill, one, chance, group)
+    twins = paired.student_minus_teacher(ill.repeat(2), twice(one), twice(chance), group.repeat(2))
     for figure in ("auc", "specificity", "accuracy"):
         assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
         assert worse[figure]["high"] < 0
+        for bound in ("value", "low", "high"):
+            assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "a copy of each image adds nothing"
+    assert set(paired.student_minus_teacher(ill[ill], one.of(ill), chance.of(ill), group[ill])) == {"accuracy"}
     right = [np.mean(its.called == ill) for its in (chance, one)]
     assert worse["accuracy"]["value"] == pytest.approx(right[0] - right[1])
 
@@ -243,11 +252,16 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
     assert split.of("test")
     assert f"to {seen} images out of fold" in result["threshold"]["rule"]
     assert json.loads((out / "crossval.json").read_text()) == result
+    assert result["labels"][result["positive"]] == "tumour"
     # Another plan for the students: the teachers stay.
     small_crossval.cross_validate_small(two_sources, out, dataclasses.replace(recipe, epochs=1), **given)
     assert len(calls) == 4
-    with pytest.raises(OutputError, match="other data"):
-        small_crossval.cross_validate_small(two_sources, out, recipe, **{**given, "seed": 1})
+    # What the labels say by themselves may be said; another positive label, as another seed, is another run.
+    small_crossval.cross_validate_small(two_sources, out, recipe, **given, positive="tumour")
+    assert len(calls) == 4
+    for other in ({"seed": 1}, {"positive": "no tumour"}):
+        with pytest.raises(OutputError, match="other data, positive label"):
+            small_crossval.cross_validate_small(two_sources, out, recipe, **{**given, **other})
 
 
 @pytest.mark.slow
