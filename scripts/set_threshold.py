@@ -26,6 +26,23 @@ from mri_edge.train.record import metrics_document
 from mri_edge.writing import BundleWriter, rewriting
 
 
+def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any]:
+    """Value and rule of a cross-validation's threshold. Raises SystemExit if they are not of such a model."""
+    wanted = {
+        "recipe": manifest.training.recipe,
+        "labels": list(manifest.labels),
+        "positive": manifest.positive,
+    }
+    for name, of_model in wanted.items():
+        if crossval.get(name) != of_model:
+            raise SystemExit(
+                f"the cross-validation is of another {name}: {crossval.get(name)}, the model's is {of_model}. "
+                "If it does not say, run its command again: it takes up the finished folds"
+            )
+    threshold: dict[str, Any] = crossval["threshold"]
+    return threshold
+
+
 def set_threshold(bundle: Bundle, threshold: float, rule: str) -> Manifest:
     """Rewrite the bundle whole; the new manifest."""
     kept = {one.file: bundle.path_of(one) for one in bundle.manifest.documents}
@@ -97,7 +114,7 @@ def main() -> None:
     bundle = Bundle.open(chosen.bundle)
     if len(bundle.manifest.labels) != 2:
         raise SystemExit(f"{chosen.bundle}: {len(bundle.manifest.labels)} labels; parity.json records answers of two")
-    found = json.loads(chosen.crossval.read_bytes())["threshold"]
+    found = threshold_for(bundle.manifest, json.loads(chosen.crossval.read_bytes()))
     manifest = set_threshold(bundle, found["value"], found["rule"])
     was = bundle.manifest
     print(f"{chosen.bundle}: threshold {was.threshold} -> {manifest.threshold}")

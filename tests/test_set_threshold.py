@@ -24,8 +24,13 @@ def bundle(tmp_path):
 
 
 @pytest.fixture
-def set_threshold():
-    return runpy.run_path(str(SCRIPT))["set_threshold"]
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture
+def set_threshold(script):
+    return script["set_threshold"]
 
 
 def test_its_own_threshold_gives_the_figures_that_training_and_export_wrote(bundle, set_threshold):
@@ -36,6 +41,15 @@ def test_its_own_threshold_gives_the_figures_that_training_and_export_wrote(bund
     again = Bundle.open(bundle.folder)
     again.verify()
     assert {one.file: again.path_of(one).read_bytes() for one in again.entries()} == before
+
+
+def test_a_threshold_of_another_kind_of_model_is_refused(bundle, script):
+    found = {"value": 0.4, "rule": RULE}
+    crossval = {"recipe": "small", "labels": ["no tumour", "tumour"], "positive": 1, "threshold": found}
+    assert script["threshold_for"](bundle.manifest, crossval) == found
+    for other in ({"recipe": "robust"}, {"positive": 0}, {"labels": ["a", "b"]}, {"positive": None}):
+        with pytest.raises(SystemExit, match=f"of another {next(iter(other))}"):
+            script["threshold_for"](bundle.manifest, crossval | other)
 
 
 def test_another_threshold_moves_what_hangs_on_it_and_no_distance(bundle, set_threshold):
