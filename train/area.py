@@ -14,6 +14,7 @@ from scipy.stats import norm, rankdata
 METHOD = (
     "DeLong's variance on the logit scale (DeLong et al. 1988, Pepe 2003); Newcombe's method 5 (2006) where it is 0"
 )
+GROUPED = f"{METHOD}; of groups by Obuchowski (1997)"
 _Z = float(norm.ppf(0.975))
 
 Flags = NDArray[np.bool_]
@@ -44,7 +45,7 @@ def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.int
         low, high = expit(logit(value) - half), expit(logit(value) + half)
     else:
         low, high = _lowest(value, len(above), len(below)), 1 - _lowest(1 - value, len(above), len(below))
-    return Metric(value, float(low), float(high), len(score), METHOD)
+    return Metric(value, float(low), float(high), len(score), METHOD if group is None else GROUPED)
 
 
 def _placements(score: NDArray[np.floating[Any]], chosen: Flags) -> NDArray[np.float64]:
