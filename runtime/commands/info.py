@@ -18,6 +18,9 @@ Examples:
 """
 
 
+_WIDE = 10_000  # columns
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument(
     "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
@@ -33,16 +36,22 @@ def info(model: str, as_json: bool) -> None:
         click.echo(stdout_json(asdict(bundle.manifest), indent=2))
         return
     from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are text, brackets and all
+    # Names are text, brackets and all. A line is broken for people alone: programs look for it whole.
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDE
     manifest = bundle.manifest
     console.print(Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (str(bundle.folder), "dim")))
     for heading, rows in _facts(manifest):
         console.print(f"\n{heading}", style="bold")
-        wide = max((len(name) for name, _ in rows), default=0)
+        grid = Table.grid(padding=(0, 2))
         for name, value in rows:
-            console.print(f"  {name:<{wide}}  {value}")
+            grid.add_row(name, str(value))
+        console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     console.print("\nartefacts", style="bold")
     console.print(_artefacts(manifest))
     console.print(NOTICE, style="dim")
@@ -50,7 +59,7 @@ def info(model: str, as_json: bool) -> None:
 
 def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
     prepared, training, creation = manifest.preprocessing, manifest.training, manifest.creation
-    threshold = "none: the likeliest label" if manifest.threshold is None else manifest.threshold
+    threshold = "none: the likeliest label" if manifest.threshold is None else f"{manifest.threshold:.4g}"
     facts: list[tuple[str, list[tuple[str, object]]]] = [
         (
             "answers",
@@ -80,10 +89,10 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
     ]
     if manifest.metrics:
         figures: list[tuple[str, object]] = [
-            (name, f"{one.value:.3f}  (95% {one.low:.3f} to {one.high:.3f}, n = {one.images}, {one.method})")
+            (name, f"{one.value:.3f}  (95% {one.low:.3f} to {one.high:.3f}, n = {one.images})")
             for name, one in manifest.metrics.items()
         ]
-        facts.append(("metrics", figures))
+        facts.append(("metrics (methods in the model card)", figures))
     if calibrations := manifest.calibrations():
         ranges: list[tuple[str, object]] = [
             (", ".join(files), f"{one.method}, {one.images} training images, seed {one.seed}")
@@ -105,5 +114,5 @@ def _artefacts(manifest: Manifest) -> object:
     for one in manifest.artefacts:
         parity = one.parity
         figures = (f"{parity.max_difference:.2g}", f"{parity.flips}/{parity.images}", parity.verdict) if parity else ()
-        table.add_row(one.file, one.precision, f"{one.size_bytes / 1e6:.1f}", *(figures or ("", "", "")))
+        table.add_row(one.file, one.precision, f"{one.size_bytes / 1e6:.2f}", *(figures or ("", "", "")))
     return table
