@@ -55,8 +55,9 @@ def _kind(title: str) -> tuple[str, str]:
 def _against_accuracy(rows: list[dict[str, Any]], against: str) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     models = sorted({row["bundle"] for row in rows})
-    handles: dict[str, Any] = {}
-    for row in rows:
+    colours: dict[str, Any] = {}
+    shapes: dict[str, Any] = {}
+    for row in sorted(rows, key=lambda row: row["title"].startswith("mri-edge")):  # ours last: on top
         found, (colour, words) = row["accuracy"], _kind(row["title"])
         place = row["model"]["median"]["value"] if against == "latency" else row["size_bytes"] / 1e6
         below, above = found["value"] - found["low"], found["high"] - found["value"]
@@ -64,13 +65,15 @@ def _against_accuracy(rows: list[dict[str, Any]], against: str) -> Figure:
         marker = MARKERS[models.index(row["bundle"]) % len(MARKERS)]
         axes.plot(place, found["value"], marker, color=colour, ms=6, alpha=0.8)
         if against == "latency":  # of size every peer's is the same
-            handles[words] = Line2D([], [], color=colour, marker="s", ls="", label=words)
-        handles[row["bundle"]] = Line2D([], [], color="black", marker=marker, ls="", label=f"model {row['bundle']}")
+            colours[words] = Line2D([], [], color=colour, marker="s", ls="", label=words)
+        shapes[row["bundle"]] = Line2D([], [], color="black", marker=marker, ls="", label=f"model {row['bundle']}")
     label = "ms for one image, model only (log)" if against == "latency" else "MB on disk (log)"
     axes.set(xscale="log", xlabel=label, ylabel="accuracy on the test images, 95% interval")
     axes.grid(alpha=0.2)
     _plain_numbers(axes)
-    figure.legend(handles=list(handles.values()), frameon=False, fontsize=8, loc="outside upper center", ncols=6)
+    figure.legend(
+        handles=[*colours.values(), *shapes.values()], frameon=False, fontsize=8, loc="outside upper center", ncols=6
+    )
     return figure
 
 

@@ -28,7 +28,7 @@ _STYLE = """
   h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem } p, ul { margin: .4rem 0 }
   table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums }
   th, td { text-align: left; padding: .25rem .8rem; border-bottom: 1px solid #dde2e8; vertical-align: top }
-  th { font-weight: 600; color: #5b6675 } td { overflow-wrap: anywhere } .scroll { overflow-x: auto }
+  th { font-weight: 600; color: #5b6675 } td { overflow-wrap: break-word } .scroll { overflow-x: auto }
 """
 
 
