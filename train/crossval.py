@@ -179,7 +179,7 @@ def _both_kinds(ill: NDArray[np.bool_]) -> bool:
 
 def _sources(data: Collection) -> list[Indices]:
     """One fold a source. Raises DataError if there is only one, or if without one a label has no image."""
-    names = np.unique(data.source)
+    names = np.unique(data.source).tolist()
     if len(names) < 2:
         raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
     for name in names:
