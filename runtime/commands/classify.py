@@ -55,7 +55,8 @@ def classify(
             for result in results:
                 journal.write(result)
             if journal.skipped:
-                click.echo(f"mri-edge: {journal.skipped} scans have a line already", err=True)
+                have = "scan has" if journal.skipped == 1 else "scans have"
+                click.echo(f"mri-edge: {journal.skipped} {have} a line already", err=True)
         else:
             for line in FORMS[form or "table"](results, classifier):
                 if form:
