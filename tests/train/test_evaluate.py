@@ -316,7 +316,8 @@ def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):
     monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None if name == "matplotlib" else object())
     assert run(["evaluate", str(tiny_bundle), "--data", str(data)]) == 2
     assert capfd.readouterr().err == (
-        "mri-edge: error: evaluation needs packages that are not installed: matplotlib. pip install 'mri-edge[evaluate]'\n"
+        "mri-edge: error: evaluation needs packages that are not installed: matplotlib. "
+        "pip install 'mri-edge[evaluate]'\n"
     )
 
 
