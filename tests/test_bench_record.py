@@ -121,24 +121,27 @@ def test_claims_are_judged_by_their_spread(programs):
 
 
 @pytest.mark.parametrize(
-    ("title", "rows", "cpu", "code", "words"),
+    ("title", "rows", "of_run", "code", "words"),
     [
-        ("OpenVINO", {"fast": {"problem": "not available: no openvino"}}, "a", 5, "NOT MEASURED .*fast: not available"),
-        ("OpenVINO", {}, "a", 5, "NOT MEASURED .*fast: not in this run"),
-        ("OpenVINO", {"fast": {"problem": None}}, "a", 5, "NOT MEASURED .*fast: its baseline"),
-        ("OpenVINO", {}, "b", 0, "not measured .*fast"),
-        ("Olive's best, in ONNX Runtime", {}, "a", 0, "not measured .*fast"),
+        ("OpenVINO", {"fast": {"problem": "not available: no openvino"}}, {}, 5, "NOT MEASURED .*fast: not available"),
+        ("OpenVINO", {}, {}, 5, "NOT MEASURED .*fast: not in this run"),
+        ("OpenVINO", {"fast": {"problem": None}}, {}, 5, "NOT MEASURED .*fast: its baseline"),
+        ("OpenVINO", {}, {"machine": {"cpu": "b"}}, 0, "not measured .*fast"),
+        ("OpenVINO", {}, {"images": {"small": 0}}, 0, "not measured .*fast"),
+        ("Olive's best, in ONNX Runtime", {}, {}, 0, "not measured .*fast"),
     ],
-    ids=["peer missing", "nothing measured", "no baseline", "another CPU", "Olive is optional"],
+    ids=["peer missing", "nothing measured", "no baseline", "another CPU", "without the data", "Olive is optional"],
 )
-def test_a_claim_that_was_not_measured_is_not_reproduced(programs, monkeypatch, capsys, title, rows, cpu, code, words):
+def test_a_claim_that_was_not_measured_is_not_reproduced(
+    programs, monkeypatch, capsys, title, rows, of_run, code, words
+):
     import claims
 
     faster = {"value": 10, "low": 9, "high": 11}
-    record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a"}}
+    record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a"}, "images": {"small": 51}}
     record["rows"] = {"slow": {"times_faster": faster}, "fast": {"title": title, "times_faster": faster}}
     monkeypatch.setattr(claims.records, "load", lambda name: record)
-    monkeypatch.setattr(claims.records, "load_fresh", lambda name: {**record, "machine": {"cpu": cpu}, "rows": rows})
+    monkeypatch.setattr(claims.records, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
     assert claims.main() == code
     assert re.search(words, capsys.readouterr().out)
 
