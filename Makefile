@@ -54,7 +54,7 @@ model: $(VENV)/.dev  ## train and export the model that comes with the package, 
 small: $(VENV)/.dev  ## distil and export the small model that comes with the package, anew
 	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
 	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
-	$(BIN)/mri-edge train --recipe small --cv 3 --fold 3 --data $(DATA) --backbone-weights torchvision \
+	$(BIN)/mri-edge train --recipe small --cv 3 --data $(DATA) --backbone-weights torchvision \
 		--out benchmarks/crossval/small
 	$(BIN)/python scripts/set_threshold.py bundles/small benchmarks/crossval/small/crossval.json
 	$(BIN)/mri-edge bundle slim bundles/small --artefact model.int8.onnx --artefact model.int8.tflite \
