@@ -16,7 +16,7 @@ from typing import Any
 
 from .manifest import Manifest
 from .prediction import NOTICE
-from .split import CONDENSED, SPLIT, Role, Split
+from .split import Role, Split
 
 MARKDOWN, PAGE = "MODEL_CARD.md", "MODEL_CARD.html"
 METRICS = "metrics.json"
@@ -52,11 +52,7 @@ def pages(manifest: Manifest, folder: Path) -> dict[str, str]:
     """The card as Markdown and as HTML, by file name; drawn from the manifest and the records that it lists there."""
     held = {one.file for one in manifest.documents}
     metrics = _read_metrics(folder / METRICS) if METRICS in held else {}
-    split = None
-    if SPLIT in held:
-        split = Split.from_json((folder / SPLIT).read_bytes())
-    elif CONDENSED in held:
-        split = Split.from_condensed((folder / CONDENSED).read_bytes())
+    split = Split.held(held, lambda file: (folder / file).read_bytes())
     title, sections = f"Model card: {manifest.name}", card(manifest, metrics, split)
     return {MARKDOWN: to_markdown(title, sections), PAGE: to_html(title, sections)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -95,6 +96,13 @@ class Split:
         if rows.dtype != np.uint8 or rows.shape[1:] != (2 + _DIGITS // 2,) or (rows[:, 0] >= len(_ROLES)).any():
             raise ManifestError(f"{origin}: no condensed split record. Received: {rows.dtype} {rows.shape}")
         return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
+
+    @classmethod
+    def held(cls, files: Container[str], content: Callable[[str], bytes]) -> Split | None:
+        """The record among a bundle's ``files``, whole or condensed, by what ``content`` reads; None without one."""
+        if SPLIT in files:
+            return cls.from_json(content(SPLIT))
+        return cls.from_condensed(content(CONDENSED)) if CONDENSED in files else None
 
     def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
         """Paths below ``data`` and labels of the images with ``role``, each checked by its hash.

@@ -16,7 +16,7 @@ from mri_edge.errors import DataError
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from .area import auc
+from .area import auc, both_kinds
 from .backbone import BackboneWeights
 from .data import Labels
 from .finetune import Plan
@@ -151,7 +151,7 @@ def figures(
     folder = np.array([data.scans[index].folder for index in chosen])
     source = data.source[chosen]
     found = {}
-    if _both_kinds(ill):
+    if both_kinds(ill):
         false_positive, true_positive, _ = roc_curve(ill, score, drop_intermediate=False)
         at = int(np.argmax(true_positive >= sensitivity))
         found["auc"] = asdict(auc(ill, score, group))
@@ -168,13 +168,9 @@ def figures(
     }
     parts = {one: source == one for one in np.unique(source).tolist()}
     found["auc_by_source"] = {
-        one: asdict(auc(ill[part], score[part], group[part])) for one, part in parts.items() if _both_kinds(ill[part])
+        one: asdict(auc(ill[part], score[part], group[part])) for one, part in parts.items() if both_kinds(ill[part])
     }
     return found
-
-
-def _both_kinds(ill: NDArray[np.bool_]) -> bool:
-    return 0 < np.count_nonzero(ill) < len(ill)
 
 
 def _sources(data: Collection) -> list[Indices]:

@@ -14,11 +14,12 @@ from mri_edge.classifier import Classifier
 from mri_edge.errors import DataError
 from mri_edge.files import fingerprint
 from mri_edge.prediction import NOTICE, Failure, Prediction, decide
-from mri_edge.split import CONDENSED, SPLIT, Split, short
+from mri_edge.split import Split, short
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from . import keras_engine
+from .area import both_kinds
 from .data import Labels, Scan, find_scans
 from .metrics import by_folder, measure, reliability, roc
 from .record import creation
@@ -135,7 +136,7 @@ def score(
         "metrics": {name: asdict(one) for name, one in measure(truth, probabilities, positive, threshold).items()},
         "confusion_matrix": confusion_matrix(truth, called, labels=labels).tolist(),  # rows: truth
         "folders": by_folder([scan.folder for scan in scans], truth, called == truth),
-        "roc": roc(ill, probabilities[:, positive]) if 0 < np.count_nonzero(ill) < len(ill) else None,
+        "roc": roc(ill, probabilities[:, positive]) if both_kinds(ill) else None,
         "reliability": reliability(ill, probabilities[:, positive]),
         "mistakes": len(wrong),
         "worst": wrong[:WORST],
@@ -146,10 +147,7 @@ def score(
 def split_of(bundle: Bundle) -> Split | None:
     """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
     held = {one.file: one for one in bundle.manifest.documents}
-    for file, read in ((SPLIT, Split.from_json), (CONDENSED, Split.from_condensed)):
-        if file in held:
-            return read(bundle.path_of(held[file]).read_bytes(), file)
-    return None
+    return Split.held(held, lambda file: bundle.path_of(held[file]).read_bytes())
 
 
 def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, rankdata
 from sklearn.metrics import classification_report, confusion_matrix, roc_curve
 
-from .area import auc
+from .area import auc, both_kinds
 from .intervals import Figures, Weights, basic, bootstrap, draw_outcomes, percentile
 
 WILSON = "Wilson score interval (Wilson 1927)"
@@ -82,7 +82,7 @@ def measure(
     values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
     resampled = bootstrap(figures, ill)
     metrics = {"accuracy": share(np.count_nonzero(chosen == truth), len(truth))}
-    if 0 < np.count_nonzero(ill) < len(ill):
+    if both_kinds(ill):
         metrics["auc"] = auc(ill, score)
     shares = {
         "sensitivity": (np.count_nonzero(called & ill), np.count_nonzero(ill)),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .area import both_kinds
 from .calibration import choose_threshold
 from .intervals import GROUP_BOOTSTRAP, bootstrap, percentile
 from .metrics import area_of
@@ -58,7 +59,7 @@ def student_minus_teacher(ill: Flags, teacher: Answers, student: Answers, group:
 
 def _figures(ill: Flags, answers: Answers, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     accuracy = weights @ (answers.called == ill) / weights.sum(axis=1)
-    if not 0 < np.count_nonzero(ill) < len(ill):
+    if not both_kinds(ill):
         return {"accuracy": accuracy}
     return {
         "auc": area_of(ill, answers.positive)(weights),
