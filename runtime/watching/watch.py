@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..classifier import Classifier
-from ..errors import InputError, OutputError, UsageError
+from ..errors import InputError, MriEdgeError, OutputError, UsageError
 from ..files import sha256_of
 from ..images import may_pass
 from ..prediction import Failure, Prediction
@@ -182,6 +182,7 @@ class Watch:
             longer = _PATIENCE * self._arrivals.settle_s
             if isinstance(result, Failure) and arrival.still_s < longer:
                 self._arrivals.postpone(arrival, longer)
+                self._at_hand.end(sha256)
                 return None
             record = result.to_dict() | {"sha256": sha256}
             record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
@@ -192,9 +193,11 @@ class Watch:
                 self._outbox.write_heatmap(kept, picture)
                 record["heatmap"] = f"heatmaps/{kept}.png"
             record["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            return record
-        finally:
-            self._at_hand.end()
+        except (MriEdgeError, KeyboardInterrupt):  # in order; what else ends the program is counted
+            self._at_hand.end(sha256)
+            raise
+        self._at_hand.end(sha256)
+        return record
 
     def _predict(self, scan: Path) -> Prediction | Failure:
         try:

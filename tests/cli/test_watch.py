@@ -275,24 +275,38 @@ def test_it_runs_through_kills_with_one_result_a_scan(fake_bundle):
     assert "faults: 0" in done.stdout
 
 
-def test_a_scan_that_ends_the_program_each_time_is_put_aside(places):
+@pytest.mark.parametrize(
+    ("death", "code"),
+    [("os.abort()", -signal.SIGABRT), ("(_ for _ in ()).throw(ArithmeticError())", 1)],
+    ids=["a crash", "an error that nobody foresaw"],
+)
+def test_scans_that_end_the_program_each_time_are_put_aside(places, death, code):
     """A decoder that crashes, or too little memory: a service that is started again must not end there for ever."""
-    places.scan("a.png", 10)
-    places.scan("poison.png", 20)
-    deadly = """
+    for index, name in enumerate(("poison-1.png", "a.png", "poison-2.png", "b.png")):
+        os.utime(places.scan(name, 10 * index), (index + 1, index + 1))  # the oldest is taken first
+    deadly = f"""
 import os, sys
-from mri_edge import cli, images
-load = images.load
-images.load = lambda source: os.abort() if "poison" in str(source) else load(source)
+from mri_edge import cli
+from mri_edge.classifier import Classifier
+predict = Classifier.predict
+Classifier.predict = lambda self, scan, **how: {death} if "poison" in str(scan) else predict(self, scan, **how)
 sys.exit(cli.run(sys.argv[1:]))
 """
     command = [sys.executable, "-c", deadly, *places.command("--once", "--settle", "0")]
-    codes = [subprocess.run(command, capture_output=True, check=False).returncode for _ in range(4)]
-    assert codes[:3] == [-signal.SIGABRT] * 3
-    assert codes[3] == 1
-    assert "label" in places.result("a.png")
-    assert "the program ended 3 times in a row" in str(places.result("poison.png")["error"])
-    assert places.files() == ["done/a.png", "failed/poison.png", "results/a.png.json", "results/poison.png.json"]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(7)]
+    assert [one.returncode for one in runs] == [code] * 6 + [1]
+    assert "Traceback" not in runs[6].stderr
+    for name in ("a.png", "b.png"):
+        assert "label" in places.result(name)
+    for name in ("poison-1.png", "poison-2.png"):
+        assert "the program ended 3 times in a row" in str(places.result(name)["error"])
+    assert not (places.out / ".at-hand.json").exists()
+    assert [one for one in places.files() if "results" not in one] == [
+        "done/a.png",
+        "done/b.png",
+        "failed/poison-1.png",
+        "failed/poison-2.png",
+    ]
 
 
 def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, capfd, monkeypatch):
