@@ -19,6 +19,13 @@ class Journal:
     result is written by one ``write`` of a whole line, so that at any moment the file ends well
     or in one partial line, which the next opening drops. One program at a time writes it.
 
+    Parameters
+    ----------
+    path
+        The file, there or not.
+    model
+        Title of the model that answers: another one's answers are not gone on with.
+
     Attributes
     ----------
     skipped
@@ -27,13 +34,15 @@ class Journal:
     Raises
     ------
     OutputError
-        The file cannot be read or written, is written by another program, or holds something that is no journal.
+        The file cannot be read or written, is written by another program, or holds something that is no journal
+        or another model's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: str) -> None:
         from .watching.lock import lock
 
         self.path = path
+        self._model = model
         self.skipped = 0
         if os.path.exists(path) and not os.path.isfile(path):
             raise OutputError(f"{path}: is no plain file, so it cannot be read again and gone on with", "Name another")
@@ -100,13 +109,19 @@ class Journal:
                     break
                 try:
                     record = json.loads(line)
-                    if record["file"] and "error" not in record:
-                        done.add(record["file"])
+                    scan, model = record["file"], None if "error" in record else record["model"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise OutputError(
                         f"{self.path}: line {number} is no result of mri-edge",
                         "Name a new file, or the one to go on with",
                     ) from error
+                if model not in (None, self._model):
+                    raise OutputError(
+                        f"{self.path}: line {number} is an answer of {model!r}, and this is {self._model!r}",
+                        "Name a new file, or the model to go on with",
+                    )
+                if scan and model:
+                    done.add(scan)
                 whole += len(line)
         return done
 

@@ -170,6 +170,11 @@ class Manifest:
     licences: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def title(self) -> str:
+        """Name and version: what every result calls the model."""
+        return f"{self.name} {self.version}"
+
     def to_json(self) -> str:
         """Indented JSON text that ends with a line feed. ManifestError for NaN and infinity: JSON has none."""
         try:

@@ -96,7 +96,7 @@ def evaluate(
     probabilities = np.array([list(one.probabilities.values()) for _, one in read], np.float32)
     answered = [scan for scan, _ in read]
     return {
-        "model": f"{manifest.name} {manifest.version}",
+        "model": manifest.title,
         "recipe": manifest.training.recipe,
         **ran,
         "labels": list(manifest.labels),

@@ -34,7 +34,7 @@ def classify(
     with ExitStack() as stack:
         sources: Iterable[str | Failure | Pause]
         sources = _flushing(expand(scans, recursive=recursive, patience=_PATIENCE))
-        journal = stack.enter_context(Journal(resume)) if resume else None
+        journal = stack.enter_context(Journal(resume, classifier.bundle.manifest.title)) if resume else None
         if journal:
             sources = journal.remaining(sources)
         barred = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
@@ -64,6 +64,7 @@ def classify(
                     print(line, flush=report.seen % (batch or classifier.batch_size) == 0)
                 else:
                     click.echo(line)
+            _hand_on()  # here, where a full disk or a closed pipe still has its words and its exit code
     return 1 if report.failed else 0
 
 
@@ -71,8 +72,13 @@ def _flushing(sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failur
     """The sources; whoever goes on after a Pause has answered all before it, so the answers are handed on."""
     for one in sources:
         yield one
-        if isinstance(one, Pause) and sys.stdout is not None:
-            sys.stdout.flush()
+        if isinstance(one, Pause):
+            _hand_on()
+
+
+def _hand_on() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 class _Report:
@@ -88,7 +94,6 @@ class _Report:
             self.seen += 1
             if isinstance(result, Failure):
                 self.failed += 1
-                if sys.stdout is not None:
-                    sys.stdout.flush()  # so that both streams, on one terminal, stay in order
+                _hand_on()  # so that both streams, on one terminal, stay in order
                 click.echo(f"mri-edge: {printable(str(result.error))}", err=True)
             yield result

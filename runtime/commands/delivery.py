@@ -55,7 +55,7 @@ def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
     from ..delivery.packed import unpack
 
     manifest = unpack(packed, out, signed_by=key, overwrite=overwrite)
-    click.echo(f"{out}: {manifest.name} {manifest.version}")
+    click.echo(f"{out}: {manifest.title}")
 
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle sign device/ --key hospital.pem")
@@ -91,7 +91,7 @@ def verify_signature(model: str, key: Path) -> None:
 
     path = Path(model)
     manifest = check_packed(path, key) if os.path.isfile(path) else Bundle.open(model, signed_by=key).manifest
-    click.echo(f"{model}: {manifest.name} {manifest.version}, signed, every file as it was; key {fingerprint(key)}")
+    click.echo(f"{model}: {manifest.title}, signed, every file as it was; key {fingerprint(key)}")
 
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle keygen hospital")

@@ -53,9 +53,7 @@ def table(results: Results, classifier: Classifier) -> Iterator[str]:
     """For people: what ran, a row a scan with the file last so that rows can stream, and the notice."""
     manifest, engine = classifier.bundle.manifest, classifier.engine
     positive = manifest.labels[manifest.positive]
-    yield click.style(
-        f"{manifest.name} {manifest.version} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True
-    )
+    yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
     wide = max(len("label"), *map(len, manifest.labels))
     heading = f"p({positive})"
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)

@@ -112,7 +112,7 @@ def watch(
         received = stack.enter_context(_stopped_by_signals(watch))
         say = stack.enter_context(_output())
         manifest = classifier.bundle.manifest
-        _tell(f"watching {folder}, results in {outbox.results}; {manifest.name} {manifest.version}. {NOTICE}")
+        _tell(f"watching {folder}, results in {outbox.results}; {manifest.title}. {NOTICE}")
         notify("READY=1")
         for record in watch.records(every_s=every, once=once):
             say(stdout_json(record) if as_lines else _line(record))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mri_edge import Failure, InputError
 from mri_edge.cli import run
+from mri_edge.errors import OutputError
 from mri_edge.journal import Journal
 from PIL import Image
 
@@ -102,12 +103,23 @@ def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bun
 
 def test_a_second_run_on_one_file_is_refused_and_takes_nothing_from_it(tiny_bundle, many, tmp_path, capfd):
     journal = tmp_path / "out.jsonl"
-    with Journal(journal) as first:
+    with Journal(journal, "tiny 1") as first:
         first.write(Failure("a.png", InputError("gone")))
         assert run(["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]) == 2
         assert "another mri-edge writes it" in capfd.readouterr().err
         first.write(Failure("b.png", InputError("gone")))
     assert [row["file"] for row in lines_of(journal)] == ["a.png", "b.png"]
+
+
+def test_answers_of_two_models_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
+    journal = tmp_path / "out.jsonl"
+    with Journal(journal, "other 2") as first:
+        first.write(Failure("a.png", InputError("gone")))
+    command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]
+    assert run(command) == 0  # an error is nobody's answer
+    with pytest.raises(OutputError, match=r"line 2 is an answer of 'tiny 1', and this is 'other 2'"):
+        Journal(journal, "other 2")
+    assert len(lines_of(journal)) == 2
 
 
 @pytest.mark.parametrize("where", ["missing/out.jsonl", "many"])
