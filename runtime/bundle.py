@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from .manifest import MANIFEST, SIGNATURE, Artefact, Document, Manifest
 EMBEDDED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "vgg16"
 MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Bundle:
     def open(
         cls, model: str | os.PathLike[str] = DEFAULT_MODEL, *, signed_by: str | os.PathLike[str] | None = None
     ) -> Bundle:
-        """Open a bundle folder, or an embedded model by its name (``"vgg16"``).
+        """Open an embedded model by its name (``"vgg16"``), or a bundle folder (``"./vgg16"`` for one of such a name).
 
         Parameters
         ----------
@@ -127,14 +131,19 @@ class Bundle:
 
         A model file may name others beside it, and an engine would open them unchecked.
         """
+        for path in self.strangers():
+            raise IntegrityError(
+                f"{path}: {'a link' if path.is_symlink() else 'no file that the manifest lists'}",
+                "A signed bundle holds what was signed and nothing else: remove it",
+            )
+
+    def strangers(self) -> Iterator[Path]:
+        """What lies in the folder and is a link, or no file that the manifest lists."""
         listed = {MANIFEST, SIGNATURE, *(one.file for one in self.entries())}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_symlink() or not (path.is_dir() or (path.is_file() and name in listed)):
-                raise IntegrityError(
-                    f"{path}: {'a link' if path.is_symlink() else 'no file that the manifest lists'}",
-                    "A signed bundle holds what was signed and nothing else: remove it",
-                )
+                yield path
 
     def _check_size(self, entry: Artefact | Document) -> None:
         path = self.folder / entry.file
@@ -178,11 +187,13 @@ def _read_signature(folder: Path) -> bytes | None:
 
 def _find(model: str | os.PathLike[str]) -> Path:
     folder = Path(model)
+    embedded = EMBEDDED / folder.name
+    if folder.name == str(model) and os.path.isdir(embedded):  # whatever lies where the program was started
+        if os.path.isfile(folder / MANIFEST):
+            _log.warning("%s: the model that comes with the package, not the bundle here, which is ./%s", model, model)
+        return embedded
     if os.path.isdir(folder):
         return folder
-    embedded = EMBEDDED / str(model)
-    if folder.name == str(model) and os.path.isdir(embedded):
-        return embedded
     names = ", ".join(embedded_models()) or "none"
     if os.path.isfile(folder):
         raise BundleError(

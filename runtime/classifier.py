@@ -113,7 +113,7 @@ class Classifier:
         Parameters
         ----------
         model
-            A bundle folder, the name of an embedded model, or an opened Bundle.
+            The name of an embedded model, a bundle folder (``"./small"`` for one of such a name), or an opened Bundle.
         artefact
             File of the bundle to run, ``"model.int8.onnx"``; default: the best that an installed engine opens.
         engine
@@ -121,7 +121,8 @@ class Classifier:
         provider
             ``"auto"`` takes the best that comes up; any other name is strict.
         threads
-            Intra-op threads; default: what the device profile says, else the cores that this process may use.
+            Intra-op threads; default: what the device profile says, else 1 for a model below 1 MiB, and for a
+            larger one the cores that this process may use.
         many
             Whether many scans will come at a time, or single ones: a device profile knows what suits which.
         allow_fallback
@@ -314,13 +315,13 @@ class Classifier:
             raise EngineError(
                 f"{self.artefact.file}: gives probabilities that are no numbers in {self.engine.name} "
                 f"({self.engine.provider})",
-                "Take another engine or provider; 'mri-edge verify' replays known scans",
+                "Take another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
             )
         features = outputs.get("features")
         strange = self._novelty.doubts(features) if self._novelty and features is not None else [()] * len(ready)
         activations = outputs.get("activation", [None] * len(ready))
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
-        labels, model = manifest.labels, f"{manifest.name} {manifest.version}"
+        labels, model = manifest.labels, manifest.title
         return [
             Prediction(
                 file=one.file,

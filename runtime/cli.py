@@ -28,7 +28,7 @@ COMMANDS = {
     "verify": (
         "mri_edge.commands.verify",
         "verify",
-        "Check a bundle's hashes, and replay its golden values on this device.",
+        "Check a bundle's hashes, and replay its golden values on this device's CPU.",
     ),
     "tune": (
         "mri_edge.commands.tune",

@@ -158,8 +158,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path`` that takes its place when the block ends well.
 
     If the block raises (Ctrl-C included) the new folder is removed and what stood at
-    ``path`` is untouched. An existing folder is exchanged in one step where the system
-    can (Linux ``renameat2``), so that a reader sees the old one or the new one. A link is followed.
+    ``path`` is untouched. The new one is on disk before it takes the place. An existing folder is
+    exchanged in one step where the system can (Linux ``renameat2``), so that a reader sees the old one
+    or the new one. A link is followed.
 
     Raises
     ------
@@ -184,6 +185,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 raise _cannot_write(path, error) from error
             raise
         try:
+            _sync_all(staging)
             _put_in_place(staging, path)
         except OSError as error:
             raise _cannot_write(path, error) from error
@@ -192,7 +194,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _sync_all(folder: Path) -> None:
+    """See that a folder's files and their names outlast a power cut."""
+    for here, _, names in os.walk(folder):
+        for path in (Path(here, name) for name in names):
+            if path.is_symlink():
+                continue
+            with open(path, "rb" if os.name == "posix" else "r+b") as file:  # Windows syncs what may be written
+                os.fsync(file.fileno())
+        sync_folder(Path(here))
+
+
 def _put_in_place(staging: Path, path: Path) -> None:
+    """Swap two folders: the old one, if there is any, stands at ``staging`` afterwards."""
     if not os.path.exists(path):
         os.rename(staging, path)
     elif not _exchange(staging, path):
@@ -203,7 +217,8 @@ def _put_in_place(staging: Path, path: Path) -> None:
         except BaseException:
             os.rename(old, path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        os.rename(old, staging)
+    sync_folder(path.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:

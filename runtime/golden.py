@@ -159,7 +159,7 @@ def is_golden(file: str) -> bool:
 
 
 def replay(bundle: Bundle) -> Report:
-    """Compare this device with the record: hashes first, then each stage, with every engine that is here.
+    """Compare this device with the record: hashes first, then each stage, on the CPU by every engine that is here.
 
     A bundle without a record has its hashes checked and no more. When a hash differs nothing else is tried.
 

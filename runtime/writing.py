@@ -22,7 +22,8 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
     """Change a bundle, or make a changed copy at ``out``: all of the change or none of it.
 
     ``keep`` names the files to carry over (default: all). Files are hard-linked where the disk
-    allows, so that a large bundle is not copied to add one artefact.
+    allows, so that a large bundle is not copied to add one artefact. In a bundle that is changed, files
+    that its manifest does not list (a user's report, notes) stay; a signature, of what it was, does not.
 
     Raises
     ------
@@ -40,6 +41,9 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
     with whole_folder(out or bundle.folder) as staging:
         for entry in kept:
             _link_or_copy(bundle.folder / entry.file, staging / entry.file)
+        if out is None:
+            for path in bundle.strangers():
+                _carry_over(path, staging / path.relative_to(bundle.folder))
         writer = BundleWriter(staging, manifest)
         yield writer
         writer.finish()
@@ -132,6 +136,16 @@ class BundleWriter:
     def _stamp(self, file: str) -> tuple[int, str]:
         path = self.folder / file
         return path.stat().st_size, sha256_of(path)
+
+
+def _carry_over(stranger: Path, target: Path) -> None:
+    if os.path.lexists(target):  # a listed file that is a link
+        return
+    if stranger.is_symlink():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(stranger.readlink())
+    elif stranger.is_file():
+        _link_or_copy(stranger, target)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -73,7 +73,7 @@ MODEL = click.option(
     envvar="MRI_EDGE_MODEL",
     show_envvar=True,
     shell_complete=complete_models,
-    help="Bundle folder, or name of an embedded model.",
+    help="Name of an embedded model, or a bundle folder (./small for one with such a name).",
 )
 ARTEFACT = click.option(
     "--artefact",
@@ -106,7 +106,7 @@ THREADS = click.option(
     type=click.IntRange(min=1),
     envvar="MRI_EDGE_THREADS",
     show_envvar=True,
-    help="Default: as tuned, else the cores this process may use.",
+    help="Default: as tuned, else 1 for a model below 1 MiB, the cores this process may use for a larger one.",
 )
 ALLOW_FALLBACK = click.option(
     "--allow-fallback",

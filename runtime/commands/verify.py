@@ -33,7 +33,7 @@ _COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": No
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every comparison.")
 @VERBOSE
 def verify(model: str, as_json: bool) -> int:
-    """Check a bundle's hashes, and replay its golden values on this device.
+    """Check a bundle's hashes, and replay its golden values on this device's CPU.
 
     Stage by stage: file bytes, decoded pixels, resized tensor, probabilities, label. The first
     stage that differs is named, and the exit code is then 3; 4 if no engine is here to replay
@@ -60,7 +60,7 @@ def verify(model: str, as_json: bool) -> int:
 
 
 def _print(bundle: Bundle, report: Report) -> None:
-    click.secho(f"{bundle.manifest.name} {bundle.manifest.version}  {bundle.folder}", bold=True)
+    click.secho(f"{bundle.manifest.title}  {bundle.folder}", bold=True)
     for (stage, group), checks in groupby(report.checks, key=_group):
         for line in _lines(stage, group, list(checks)):
             click.echo(line)
@@ -69,7 +69,7 @@ def _print(bundle: Bundle, report: Report) -> None:
         where = " in ".join(part for part in (first.subject, first.engine) if part)
         click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {first.detail}", fg="red")
     elif report.replayed:
-        click.secho("This device gives what was recorded.", fg="green")
+        click.secho("This device's CPU gives what was recorded.", fg="green")
     elif report.recorded:
         click.secho("NOT REPLAYED  No engine here runs an artefact with golden values. See 'mri-edge doctor'", fg="red")
     else:

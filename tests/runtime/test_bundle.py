@@ -12,7 +12,7 @@ import pytest
 from mri_edge.bundle import Bundle, embedded_models
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
 from mri_edge.files import sha256_of
-from mri_edge.manifest import MANIFEST, Artefact, Manifest
+from mri_edge.manifest import MANIFEST, SIGNATURE, Artefact, Manifest
 from mri_edge.writing import check_free, new_bundle, rewriting
 
 
@@ -152,6 +152,22 @@ def test_rewriting_keeps_what_is_named(tiny_bundle: Path, tmp_path: Path) -> Non
     assert sorted(_contents(tmp_path / "slim")) == [MANIFEST, "model.onnx"]
 
 
+def test_rewriting_keeps_what_lies_there_beside_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
+        writer.add_document("metrics.json", "{}")
+    (tiny_bundle / "report").mkdir()
+    (tiny_bundle / "report" / "page.html").write_text("mine")
+    (tiny_bundle / "link").symlink_to("report")
+    (tiny_bundle / SIGNATURE).write_text("of what it was")
+    with rewriting(Bundle.open(tiny_bundle), keep=["model.onnx"]):
+        pass
+    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
+        pass
+    assert sorted(_contents(tiny_bundle)) == [MANIFEST, "model.onnx", "report/page.html"]
+    assert (tiny_bundle / "link").readlink() == Path("report")
+    assert sorted(_contents(tmp_path / "copy")) == [MANIFEST, "model.onnx"]
+
+
 def test_rewriting_copies_where_links_cannot_be_made(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +262,19 @@ def test_unknown_model_lists_what_there_is(tmp_path: Path) -> None:
 def test_embedded_models_are_found_by_plain_names_only(name: str) -> None:
     with pytest.raises(BundleError):
         Bundle.open(name)
+
+
+def test_a_folder_in_the_way_is_not_taken_for_an_embedded_model(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    shutil.move(tiny_bundle, "vgg16")
+    assert Bundle.open("small").manifest.name == "small"
+    assert caplog.text == ""
+    assert Bundle.open().manifest.name == "vgg16"
+    assert "not the bundle here, which is ./vgg16" in caplog.text
+    assert Bundle.open("./vgg16").manifest.name == "tiny"
 
 
 def test_artefact_by_its_long_and_short_name(tiny_bundle: Path) -> None:

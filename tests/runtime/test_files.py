@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -154,6 +155,30 @@ def test_whole_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
         assert (out / "model").read_text() == text
         assert _names(out) == sorted(["model", text])
         assert _names(out.parent) == ["bundle"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads names of open files from /proc")
+def test_whole_folder_is_on_disk_before_the_old_one_goes(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _folder_with(tmp_path / "bundle", "old")
+    synced = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        name = str(Path(f"/proc/self/fd/{handle}").readlink())
+        synced.append("the folder of both" if name == str(tmp_path) else re.sub(r".*\.new-\w+", "new", name))
+        stood = [path for path in tmp_path.rglob("model") if path.read_text() == "old"]
+        assert stood, "the old one was removed already"
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_folder(out) as staging:
+        (staging / "model").write_text("new")
+        (staging / "deep").mkdir()
+        (staging / "deep" / "page").write_text("new")
+    assert synced == ["new/model", "new", "new/deep/page", "new/deep", "the folder of both"]
+    assert _names(tmp_path) == ["bundle"]
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1), FileNotFoundError(2, "no")])
