@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from time import perf_counter
 
@@ -13,7 +14,7 @@ from .bundle import Bundle
 from .engines import Engine, engine_file, open_engine
 from .errors import ProviderUnavailable
 from .manifest import Artefact
-from .selection import select
+from .selection import Selection, select
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +50,16 @@ class Opening:
         """Parameters as for ``Classifier.load``. Raises what ``selection.select`` does."""
         self.bundle = bundle
         self._start = perf_counter()
-        self._chosen = select(bundle, artefact, engine, provider=provider, threads=threads, many=many)
+        self._select = partial(select, bundle, artefact, engine, provider=provider, threads=threads, many=many)
         self._provider = provider
         self._allow_fallback = allow_fallback
+        self._begin(self._select())
+
+    def _begin(self, chosen: Selection) -> None:
+        self._chosen = chosen
         pool = ThreadPoolExecutor(2, thread_name_prefix="open")
-        self._hashing = pool.submit(bundle.path_of, self._chosen.artefact)
-        _import_library(self._chosen.engine)
+        self._hashing = pool.submit(self.bundle.path_of, chosen.artefact)
+        _import_library(chosen.engine)
         self._opening = pool.submit(self._open)
         pool.shutdown(wait=False)
 
@@ -69,6 +74,10 @@ class Opening:
             As for ``engines.open_engine``.
         """
         failed = self._opening.exception()
+        if failed is None and self._is_unlike_the_profile(self._opening.result().engine):
+            self._opening.result().engine.close()
+            self._begin(self._select(tuned=False))
+            failed = self._opening.exception()
         try:
             path = self._hashing.result()
         except Exception:
@@ -87,6 +96,14 @@ class Opening:
             (perf_counter() - self._start) * 1e3,
         )
         return opened
+
+    def _is_unlike_the_profile(self, engine: Engine) -> bool:
+        measured_on = self._chosen.measured_on
+        if measured_on in (None, engine.provider):
+            return False
+        words = "device profile ignored, it was made on %s and %s came up. Run 'mri-edge tune' again"
+        _log.warning(words, measured_on, engine.provider)
+        return True
 
     def _open(self) -> Opened:
         chosen = self._chosen

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import __version__
@@ -97,12 +97,29 @@ class Profile:
         return "; ".join(changed) or None
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write to the profile folder; returns the file. Raises OutputError where that cannot be."""
+        """Write to the profile folder, beside what still holds of other providers; returns the file.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        """
         path = _path(self.bundle, folder)
         with suppress(OSError):  # write_whole says it better
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+        whole = replace(self, measurements=(*self.measurements, *self._others(path)))
+        write_whole(path, json.dumps(asdict(whole), indent=1) + "\n")
         return path
+
+    def _others(self, path: Path) -> list[Measurement]:
+        try:
+            before = _read(path)
+        except ManifestError:  # it is replaced
+            return []
+        if before is None or before.staleness():
+            return []
+        measured = {one.provider for one in self.measurements}
+        return [one for one in before.measurements if one.provider not in measured]
 
 
 def load_profile(bundle: Bundle, folder: Path | None = None) -> Profile | None:
@@ -113,7 +130,10 @@ def load_profile(bundle: Bundle, folder: Path | None = None) -> Profile | None:
     ManifestError
         The file is there but is no profile.
     """
-    path = _path(fingerprint_of(bundle), folder)
+    return _read(_path(fingerprint_of(bundle), folder))
+
+
+def _read(path: Path) -> Profile | None:
     try:
         with open(path, "rb") as file:
             text = file.read(_LIMIT)

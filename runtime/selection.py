@@ -34,13 +34,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run and how; ``threads`` None means the cores that may be used. ``reason`` is for the log."""
+    """What to run and how; ``threads`` None means the cores that may be used. ``reason`` is for the log.
+
+    ``measured_on`` is the provider that a device profile's choice is about, None without a profile.
+    """
 
     artefact: Artefact
     engine: str
     threads: int | None
     batch: int
     reason: str
+    measured_on: str | None = None
 
 
 def select(
@@ -51,6 +55,7 @@ def select(
     provider: str = "auto",
     threads: int | None = None,
     many: bool = True,
+    tuned: bool = True,
 ) -> Selection:
     """Choose by what is given, then by the device profile, then by a rule that fits most machines.
 
@@ -65,6 +70,8 @@ def select(
         As asked for: the profile's measurements with others do not count.
     many
         Whether many scans come at a time, or single ones.
+    tuned
+        False leaves the device profile out.
 
     Raises
     ------
@@ -77,9 +84,8 @@ def select(
     """
     named = bundle.artefact(artefact) if artefact is not None else None
     file = engine_file(engine) if engine is not None else None
-    tuned = _by_profile(bundle, named, file, provider, threads, many)
-    if tuned:
-        return tuned
+    if tuned and (found := _by_profile(bundle, named, file, provider, threads, many)):
+        return found
     if named:
         return _untuned(named, file or engine_for(named.file), threads, "as asked for")
     return _untuned(*_by_rule(bundle, file), threads, "by the rule for this CPU")
@@ -125,7 +131,9 @@ def _by_profile(
     )
     if best is None:
         return None
-    return Selection(bundle.artefact(best.artefact), best.engine, best.threads, best.batch, "by the device profile")
+    return Selection(
+        bundle.artefact(best.artefact), best.engine, best.threads, best.batch, "by the device profile", best.ran
+    )
 
 
 def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artefact, EngineFile]:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from mri_edge import Classifier, EngineError, IntegrityError
 from mri_edge.bundle import Bundle
+from mri_edge.cpu import available_cpus
+from mri_edge.machine import cpu
 from mri_edge.opening import Opening
+from mri_edge.profile import Measurement, Profile, fingerprint_of, library_versions
 
 
 def test_opening_gives_what_load_gives(tiny_bundle: Path) -> None:
@@ -39,6 +42,27 @@ def test_changed_file_that_opens_is_refused_and_its_engine_closed(tiny_bundle: P
     with pytest.raises(IntegrityError, match="SHA-256"):
         Opening(bundle).wait()
     assert closed.is_set()
+
+
+def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """Tuned on a GPU, then started where its driver is gone: what was best there is not what is best here."""
+    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path))
+    bundle = Bundle.open(tiny_bundle)
+    measured = Measurement("model.onnx", "onnxruntime", "auto", "CUDAExecutionProvider", 1, 5, 1.0, 3)
+    profile = Profile(fingerprint_of(bundle), str(cpu()), available_cpus(), library_versions(), "", (measured,))
+    profile.save()
+    opened = Opening(bundle).wait()
+    opened.engine.close()
+    assert opened.batch_size != 5
+    assert "made on CUDAExecutionProvider and CPUExecutionProvider came up" in caplog.text
+    caplog.clear()
+    replace(profile, measurements=(replace(measured, ran="CPUExecutionProvider"),)).save()
+    opened = Opening(bundle).wait()
+    opened.engine.close()
+    assert opened.batch_size == 5
+    assert caplog.text == ""
 
 
 def test_engine_that_fails_is_told_by_wait(tiny_bundle: Path, monkeypatch) -> None:

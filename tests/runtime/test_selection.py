@@ -186,6 +186,21 @@ def test_a_profile_that_holds_is_used_in_silence(bundle, caplog):
     assert caplog.records == []
 
 
+def test_profiles_of_several_providers_stand_side_by_side(bundle):
+    save(bundle, measurement("model.onnx", threads=1, ms=5))
+    save(bundle, measurement("model.int8.onnx", threads=2, ms=6, provider="cpu"))
+    save(bundle, measurement("model.int8.onnx", threads=1, ms=4, provider="cpu"))
+    assert (select(bundle).artefact.file, select(bundle).threads) == ("model.onnx", 1)
+    assert (select(bundle, provider="cpu").artefact.file, select(bundle, provider="cpu").threads) == (
+        "model.int8.onnx",
+        1,
+    )
+    # What no longer holds goes with the first that is measured anew.
+    save(bundle, measurement("model.onnx", ms=5), libraries={})
+    save(bundle, measurement("model.onnx", ms=5, provider="cpu"))
+    assert "rule" in select(bundle).reason
+
+
 def test_profile_of_another_model_is_not_taken(bundle):
     save(bundle, measurement("model.tflite", "litert", ms=1))
     [first, *others] = bundle.manifest.artefacts
