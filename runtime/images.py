@@ -196,7 +196,7 @@ def _from_image(image: Image.Image, name: str) -> Pixels:
     except Exception as error:
         raise _unreadable(name, error) from error
     if deep and values.dtype == np.uint8:
-        _check_depth(int(values.max()) << 8, name)
+        _check_depth(int(values.max()) << 8 | 0xFF, name)  # the lower bytes are lost: the highest it can have been
     return _from_array(values, name)
 
 

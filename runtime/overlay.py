@@ -34,6 +34,7 @@ _ANCHORS = np.array(
     np.float32,
 )
 _SHORT_SIDE = 384  # pixels; smaller scans are enlarged, so that the words can be read
+_LONG_SIDE = 4096  # but not beyond this: a picture of 2 x 20,000 would become one of 4 GB
 _STRENGTH = 0.6  # opacity where the activation is largest
 
 
@@ -111,7 +112,7 @@ def overlay(pixels: Pixels, activation: NDArray[np.float32], prediction: Predict
     The bytes of a PNG file.
     """
     scan = Image.fromarray(np.ascontiguousarray(pixels))
-    factor = max(1.0, _SHORT_SIDE / min(scan.size))
+    factor = max(1.0, min(_SHORT_SIDE / min(scan.size), _LONG_SIDE / max(scan.size)))
     size = (round(scan.width * factor), round(scan.height * factor))
     scan = scan.resize(size, Image.Resampling.BICUBIC)
     peak = float(activation.max())

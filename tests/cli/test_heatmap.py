@@ -46,6 +46,15 @@ def test_overlays_keep_the_subfolders_of_their_scans(explaining_bundle, tmp_path
     assert np.ptp(page.astype(int), axis=2).max() > 60, "the heat is drawn in colour on the grey scan"
 
 
+def test_a_thin_scan_is_not_enlarged_beyond_memory(explaining_bundle, tmp_path, capfd):
+    Image.fromarray(np.full((2, 5000), 90, np.uint8)).save(tmp_path / "thin.png")
+    scan, model = str(tmp_path / "thin.png"), str(explaining_bundle)
+    assert run(["predict", scan, "--heatmap", str(tmp_path), "--model", model]) == 0
+    capfd.readouterr()
+    [picture] = tmp_path.rglob("thin.png.png")
+    assert Image.open(picture).width == 5000
+
+
 def test_two_scans_never_share_a_picture(explaining_bundle, tmp_path, monkeypatch, capfd):
     here = tmp_path / "sub"
     names = ["../x.jpg", "x.jpg", "_up/x.jpg", "__up/x.jpg", str(tmp_path / "x.jpg"), f"_root{tmp_path}/x.jpg"]

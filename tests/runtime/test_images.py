@@ -146,6 +146,12 @@ def _png_of_16_bits_with_alpha(grey: np.ndarray[Any, Any]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + content
 
 
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_8_bits_in_16_of_colour_are_refused_and_not_read_as_black(kind: str) -> None:
+    with pytest.raises(InputError, match=r"uses only the lower 8 of its 16 bits"):
+        images.load(_by_opencv(RGB16 >> 8, kind))
+
+
 @pytest.mark.parametrize("kind", RAW)
 def test_12_bits_in_16_are_refused_and_not_read_as_black(kind: str) -> None:
     with pytest.raises(InputError, match=r"uses only the lower 12 of its 16 bits.* Scale it to the full range"):
