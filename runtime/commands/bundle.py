@@ -19,9 +19,12 @@ Examples:
 """
 
 
-@click.group(epilog=EXAMPLES)
-def bundle() -> None:
+@click.group(epilog=EXAMPLES, invoke_without_command=True)
+@click.pass_context
+def bundle(ctx: click.Context) -> None:
     """Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_signature, delivery.keygen):

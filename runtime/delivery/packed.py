@@ -53,6 +53,11 @@ def pack(bundle: Bundle, out: Path) -> None:
     signature = bundle.signature_bytes()
     if signature is not None and len(signature) != SIGNATURE_BYTES:
         raise BundleError(f"{bundle.folder / SIGNATURE}: no signature, it has {len(signature)} bytes", "Sign it again")
+    sizes = [len(manifest), *([SIGNATURE_BYTES] if signature else []), *(one.size_bytes for one in entries)]
+    if _packed_size(sizes) > LARGEST:
+        raise BundleError(
+            f"{bundle.folder}: packed it would have more than {LARGEST} bytes", "Leave artefacts out: bundle slim"
+        )
     with whole_file(out) as file:
         _write(file, MANIFEST, manifest)
         if signature is not None:
@@ -146,8 +151,7 @@ class _Reader:
             check(manifest, signature, signed_by, str(self._path))
         self.manifest = Manifest.from_json(manifest, origin=f"{self._path}: {MANIFEST}")
         self.entries = _in_order(self.manifest, str(self._path))
-        parts = [len(content) for _, content in self.head] + [one.size_bytes for one in self.entries]
-        wanted = sum(_BLOCK + size + _padding(size) for size in parts) + 2 * _BLOCK
+        wanted = _packed_size([len(content) for _, content in self.head] + [one.size_bytes for one in self.entries])
         if self.size != wanted:
             raise IntegrityError(f"{self._path}: {self.size} bytes, by its manifest it has {wanted}", _AGAIN)
 
@@ -191,6 +195,11 @@ def _header(name: str, size: int) -> bytes:
     )
     header = b"".join(fields)
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+
+
+def _packed_size(parts: Sequence[int]) -> int:
+    """Bytes of a packed bundle of files with these sizes: headers, contents, the two blocks at its end."""
+    return sum(_BLOCK + size + _padding(size) for size in parts) + 2 * _BLOCK
 
 
 def _padding(size: int) -> int:
@@ -240,8 +249,6 @@ def _in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
             reason = "has a negative size"
         if reason:
             raise BundleError(f"{origin}: {entry.file!r} {reason}", "Name it otherwise, and make the bundle again")
-    if sum(one.size_bytes for one in entries) > LARGEST:
-        raise BundleError(f"{origin}: its files have more than {LARGEST} bytes", "Leave artefacts out: bundle slim")
     return entries
 
 

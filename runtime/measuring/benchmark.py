@@ -232,19 +232,18 @@ def measure(
         else:
             readings[one].append(Reading(**answer))
     rows = tuple(_row(one, readings[one], problems.get(one)) for one in found)
-    drivers = [reading.driver for many in readings.values() for reading in many]
-    if not drivers:
+    if all(one in problems for one in found):
         # Why one failed that was tried says more than that another engine is not installed.
         reason = next((problems[one] for one in found if not one.problem), next(iter(problems.values())))
         raise EngineError(f"{bundle.folder}: no artefact could run: {reason}", "See 'mri-edge doctor'")
     clocks = [reading.clock for many in readings.values() for reading in many if reading.clock is not None]
     slow = slow_clock(clocks)
     return Report(
-        bundle=f"{bundle.manifest.name} {bundle.manifest.version}",
+        bundle=bundle.manifest.title,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         profile=profile,
         plan=plan,
-        driver=drivers[0],
+        driver=next(reading.driver for many in readings.values() for reading in many),
         scans=len(scans),
         batch=DEFAULT_BATCH,
         server_ms=server_ms,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
-from mri_edge.errors import UsageError
+from mri_edge.errors import EngineError, UsageError
 from mri_edge.manifest import Parity
 from mri_edge.measuring import benchmark, subject
 from mri_edge.measuring.alone import call
@@ -107,6 +107,13 @@ def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
     assert order == ["onnxruntime", "openvino", "onnxruntime"]
     assert [one.problem for one in report.rows] == [None, "gone"]
     assert report.rows[1].model is None
+
+
+def test_subjects_that_all_fail_in_a_later_round_are_an_error(tiny_bundle, monkeypatch):
+    answers = iter([dict(_READING), "gone"])
+    monkeypatch.setattr(benchmark, "call", lambda *_, **__: next(answers))
+    with pytest.raises(EngineError, match="no artefact could run: gone"):
+        benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
 
 
 def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch):

@@ -96,6 +96,18 @@ def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_may_be_packed_may_be_unpacked(
+    folder: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "LARGEST", good.stat().st_size)
+    pack(Bundle.open(folder), tmp_path / "largest")
+    unpack(tmp_path / "largest", tmp_path / "out")
+    monkeypatch.setattr(packed, "LARGEST", good.stat().st_size - 1)
+    with pytest.raises(BundleError, match="packed it would have more than"):
+        pack(Bundle.open(folder), tmp_path / "larger")
+    assert not (tmp_path / "larger").exists()
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
@@ -287,7 +299,7 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "Z.TXT"}, "twice"),
         ({"size_bytes": 511}, "should come next"),  # the whole has the same number of blocks
         ({"size_bytes": 513}, "by its manifest it has"),
-        ({"size_bytes": 1 << 50}, "more than"),
+        ({"size_bytes": 1 << 50}, "by its manifest it has"),
         ({"size_bytes": -512}, "negative"),
         ({"sha256": "0" * 64}, "SHA-256"),
     ],

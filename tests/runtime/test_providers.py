@@ -167,6 +167,16 @@ def test_tensorrt_engines_are_kept_by_model_gpu_and_version(stand_in, tiny_onnx,
     assert len({first, cache_of(tiny_onnx), cache_of(changed)}) == 3
 
 
+def test_tensorrt_runs_without_its_cache_where_none_can_be_kept(stand_in, tiny_onnx, tmp_path, monkeypatch, caplog):
+    module = stand_in(GPU_WHEEL, [TENSORRT, CPU])
+    monkeypatch.setattr("mri_edge.engines.onnxruntime.gpu_name", lambda: "NVIDIA-Orin-sm87")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert open_engine(tiny_onnx, provider="tensorrt").provider == TENSORRT
+    assert module.settings == {}
+    assert "each start builds it anew" in caplog.text
+
+
 class Driver:
     """A stand-in for libcuda that answers ``code`` to cuInit."""
 
