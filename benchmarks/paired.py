@@ -12,7 +12,11 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "scripts"
 # pip compiles what it installs: a checkout where Python may not keep its compiled files would start slower than that.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+# A profile that `mri-edge tune` left on this machine would choose what is measured: they are looked for where none is.
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+    "MRI_EDGE_PROFILE_DIR": str(Path(__file__).parent / "no-profiles"),
+}
 
 
 def script(name: str, *arguments: object) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,21 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+# Variables of ours that tests read: the real scans, a device's tiny models.
+READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No option that is set here, and no device profile that was made here, changes what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("MRI_EDGE_") and name not in READ_BY_TESTS:
+                patch.delenv(name)
+        patch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path_factory.getbasetemp() / "no-profiles"))
+        # With it set, a program that forgets to flush its output at the end would look right.
+        patch.delenv("PYTHONUNBUFFERED", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -102,6 +102,12 @@ def test_a_kind_of_machine_is_named_by_what_int8_rests_on(programs, cpu, kind):
     assert records.kind_of_machine({"cpu": cpu}) == kind
 
 
+def test_no_profile_of_this_machine_is_measured_with(programs):
+    import paired
+
+    assert not Path(paired.ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]).exists()
+
+
 def test_claims_are_judged_by_their_spread(programs):
     import claims
 

@@ -163,7 +163,8 @@ def test_no_home_is_no_profile(tiny_bundle, tmp_path, home):
     else:
         program = "import sys"
     program += "; from mri_edge.cli import run; sys.exit(run(sys.argv[1:]))"
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    named = {"HOME", "XDG_CACHE_HOME", "MRI_EDGE_PROFILE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in named}
     environment |= {} if home is None else {"HOME": str(tmp_path / home)}
     command = [*drop, sys.executable, "-c", program, "predict", SCAN, "--model", tiny_bundle]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)

@@ -19,11 +19,6 @@ SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 
 
-@pytest.fixture(autouse=True)
-def _no_profile(tmp_path, monkeypatch):
-    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path / "profiles"))
-
-
 def test_version_names_the_engines(capfd):
     assert run(["--version"]) == 0
     lines = capfd.readouterr().out.splitlines()
