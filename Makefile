@@ -30,13 +30,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: export MRI_EDGE_DATA = $(abspath $(DATA))
-# OLIVE=python: one with olive-ai. BUSY=1: for a machine with other work. Without DATA only what ships is measured.
+# OLIVE=python: one with olive-ai. Without DATA only what ships is measured. BUSY=1: for a machine with other work; claims
+# are then not judged, and the suites, whose ratios want both cores free, left out. Claims that fail keep no suite from
+# running: what fails of the two is the exit code.
 bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## every figure of README anew, compared with the record (BUSY=1, OLIVE=python)
 	$(BIN)/python benchmarks/compare.py $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/cold_start.py $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/roof.py $(if $(BUSY),--busy)
-	$(BIN)/python benchmarks/claims.py
-	$(BIN)/pytest benchmarks -s
+	$(BIN)/python benchmarks/claims.py; claims=$$?; \
+		$(if $(BUSY),echo "suites: left out on a busy machine",$(BIN)/pytest benchmarks -s) && exit $$claims
 
 bundles/vgg16/model.keras: | $(VENV)/.dev
 	$(BIN)/python benchmarks/whole_bundles.py --data $(DATA)

@@ -1,10 +1,11 @@
 """Does a fresh run say what README says? Every ratio of the fresh records beside that of the committed ones.
 
-    make bench BUSY=1      # runs everything anew as the record was made, then this
+    make bench      # runs everything anew as the record was made, then this
 
 A ratio is reproduced if it lies between the lowest and the highest round of the record, or within 15% beyond.
-Exit 5 if one is not, or was not measured; on another CPU the ratios are shown and not judged, nor is Olive where it
-was not asked for, nor what a run without the training data cannot make.
+Exit 5 if one is not, or was not measured. Shown and not judged are the ratios of a run with BUSY=1, whose thread and
+clock are not the record's, and those of another CPU or number of cores; not judged either are Olive where it was not
+asked for, and what a run without the training data cannot make.
 """
 
 from __future__ import annotations
@@ -56,6 +57,16 @@ def judge(name: str, fresh: dict[str, Any], record: dict[str, Any], *, whole: bo
     return found
 
 
+def difference(fresh: dict[str, Any], record: dict[str, Any]) -> str | None:
+    """Why two runs cannot be held against each other, or None."""
+    if fresh["busy"] != record["busy"]:
+        return f"the record was made {'with' if record['busy'] else 'without'} --busy, this run was not alike"
+    if not records.same_machine(fresh, record):
+        machine = record["machine"]
+        return f"the record is of {machine['cpu']}, cores: {machine.get('cores', 'not said')}"
+    return None
+
+
 def main() -> int:
     """Print every ratio; 0 if all are reproduced, or none can be judged here."""
     failed = judged = 0
@@ -65,16 +76,11 @@ def main() -> int:
         if fresh is None or record is None:
             print(f"{name}: {'nothing measured here yet: make bench' if fresh is None else 'no committed record'}")
             continue
-        if fresh["busy"] != record["busy"]:
-            print(
-                f"{name}: the record was made {'with' if record['busy'] else 'without'} --busy, this run was not alike"
-            )
-            continue
-        same = fresh["machine"]["cpu"] == record["machine"]["cpu"]
-        if not same:
-            print(f"{name}: the record is of {record['machine']['cpu']}: shown, not judged")
+        unlike = difference(fresh, record)
+        if unlike:
+            print(f"{name}: {unlike}: shown, not judged")
         for one in judge(name, fresh, record, whole=whole):
-            counts = same and one.judged
+            counts = not unlike and one.judged
             word = "NOT MEASURED" if counts else "not measured"
             if one.fresh is not None:
                 word = "reproduced" if one.reproduced else "NOT REPRODUCED" if counts else "other"

@@ -31,6 +31,18 @@ def kind_of_machine(facts: dict[str, Any]) -> str:
     return "-".join([architecture, *[one for one in _DECISIVE if one in has][:1]])
 
 
+def same_machine(fresh: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether both were made on the same CPU with as many cores and threads, as far as they say.
+
+    Under a hypervisor the name of a CPU is little more than its maker's; an older record may lack a number.
+    """
+
+    def where(one: dict[str, Any]) -> tuple[Any, ...]:
+        return one["machine"]["cpu"], one["machine"].get("cores"), one.get("threads")
+
+    return all(ours == its or None in (ours, its) for ours, its in zip(where(fresh), where(record), strict=True))
+
+
 def kinds() -> list[str]:
     """The kinds of machine with committed records, README's first."""
     return sorted((one.name for one in COMMITTED.iterdir() if one.is_dir()), key=lambda one: (one != MAIN, one))

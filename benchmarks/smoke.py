@@ -24,12 +24,13 @@ from mri_edge.measuring.benchmark import machine_facts
 from mri_edge.measuring.throttle import Watch
 from mri_edge.prediction import NOTICE
 from mri_edge.profile import library_versions
-from records import CHECKOUT, data_folder, load, save
+from records import CHECKOUT, data_folder, load, same_machine, save
 
 FRESH = CHECKOUT / "build" / "bench-smoke.json"
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))
 WORSE = 5  # the exit code of a gate that was not met
-# Twenty runs in a row, beside a training that kept both cores busy, gave no false alarm. Another CPU has other ratios.
+# Twenty runs in a row, beside a training that kept both cores busy, gave no false alarm. Another CPU or another number of
+# cores has other ratios.
 _MARGIN_HERE = 1.5
 _MARGIN_ELSEWHERE = 2.0
 _NO_WORSE = 1.0  # elsewhere: as fast as the ruler is never too slow, since int8 gains less where dot products lack
@@ -96,7 +97,7 @@ def compare(fresh: dict[str, Any], record: dict[str, Any]) -> list[str]:
 
 def _limits(fresh: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, dict[str, Any], float | None]]:
     """Each fresh ratio with the highest that passes; None for one that the record lacks."""
-    here = fresh["machine"]["cpu"] == record["machine"]["cpu"]
+    here = same_machine(fresh, record)
 
     def limit(what: str) -> float | None:
         if what not in record["latency"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,11 +133,17 @@ def test_claims_are_judged_by_their_spread(programs):
         ("OpenVINO", {"fast": {"problem": "not available: no openvino"}}, {}, 5, "NOT MEASURED .*fast: not available"),
         ("OpenVINO", {}, {}, 5, "NOT MEASURED .*fast: not in this run"),
         ("OpenVINO", {"fast": {"problem": None}}, {}, 5, "NOT MEASURED .*fast: its baseline"),
-        ("OpenVINO", {}, {"machine": {"cpu": "b"}}, 0, "not measured .*fast"),
+        ("OpenVINO", {}, {"machine": {"cpu": "b", "cores": 2}}, 0, "not measured .*fast"),
+        ("OpenVINO", {}, {"machine": {"cpu": "a", "cores": 8}}, 0, "not measured .*fast"),
+        ("OpenVINO", {}, {"machine": {"cpu": "a"}}, 5, "NOT MEASURED .*fast"),
+        ("OpenVINO", {"fast": {"times_faster": {"value": 3}}}, {"busy": True}, 0, "other +3 .*fast"),
         ("OpenVINO", {}, {"images": {"small": 0}}, 0, "not measured .*fast"),
         ("Olive's best, in ONNX Runtime", {}, {}, 0, "not measured .*fast"),
     ],
-    ids=["peer missing", "nothing measured", "no baseline", "another CPU", "without the data", "Olive is optional"],
+    ids=[
+        *("peer missing", "nothing measured", "no baseline", "another CPU", "other cores", "cores not said"),
+        *("a busy run", "without the data", "Olive is optional"),
+    ],
 )
 def test_a_claim_that_was_not_measured_is_not_reproduced(
     programs, monkeypatch, capsys, title, rows, of_run, code, words
@@ -144,12 +151,36 @@ def test_a_claim_that_was_not_measured_is_not_reproduced(
     import claims
 
     faster = {"value": 10, "low": 9, "high": 11}
-    record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a"}, "images": {"small": 51}}
+    record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a", "cores": 2}}
+    record["images"] = {"small": 51}
     record["rows"] = {"slow": {"times_faster": faster}, "fast": {"title": title, "times_faster": faster}}
     monkeypatch.setattr(claims.records, "load", lambda name: record)
     monkeypatch.setattr(claims.records, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
     assert claims.main() == code
     assert re.search(words, capsys.readouterr().out)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize(
+    ("claims", "suites", "busy", "fails", "ran"),
+    [(0, 0, "", False, True), (5, 0, "", True, True), (0, 1, "", True, True), (5, 0, "1", True, False)],
+    ids=["all well", "a claim fails", "a suite fails", "busy"],
+)
+def test_make_bench_runs_its_suites_whatever_the_claims_say(tmp_path, claims, suites, busy, fails, ran):
+    """Stand-ins for Python and pytest say what they were asked to run."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    for name, code in (("python", f'case "$1" in *claims.py) exit {claims};; esac'), ("pytest", f"exit {suites}")):
+        (venv / "bin" / name).write_text(f'#!/bin/sh\necho "{name} $*"\n{code}\n')
+        (venv / "bin" / name).chmod(0o755)
+    for made in (".dev", ".bench"):
+        (venv / made).touch()
+    command = ["make", "bench", f"VENV={venv}", f"DATA={tmp_path / 'none'}", f"BUSY={busy}"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert bool(done.returncode) is fails, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert ("pytest benchmarks -s" in lines) is ran
+    assert ("python benchmarks/compare.py --busy" in lines) is bool(busy)
 
 
 @pytest.mark.parametrize("peer", ["mri_edge_engine", "onnxruntime_script", "openvino_api"])
