@@ -108,11 +108,11 @@ def engines(model: str, scans: Sequence[Path]) -> list[Ratio]:
 
 
 def starts(model: str, scan: Path) -> list[Ratio]:
-    """The CPU time of a cold ``mri-edge predict`` beside the barest script's, whole processes in turn."""
+    """CPU time of a cold ``mri-edge predict`` beside the barest script's: whole processes in turn, one thread each."""
     bundle = Bundle.open(model)
     commands = {
         "ours": program("predict", scan, "--json", "--model", model, "--threads", 1),
-        "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", scan),
+        "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", scan, 1),
     }
     seconds = alternate(commands, _STARTS, undisturbed.cpu_seconds)
     ours, bare = (min(one) * 1e3 for one in seconds.values())

@@ -1,4 +1,7 @@
-"""The barest script that classifies one scan with ONNX Runtime: what `mri-edge predict` is measured against."""
+"""The barest script that classifies one scan with ONNX Runtime: what `mri-edge predict` is measured against.
+
+MODEL SCAN [THREADS]: as many threads as the library takes by itself, unless told.
+"""
 
 import sys
 
@@ -6,7 +9,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-model, scan = sys.argv[1:]
-session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+model, scan, *threads = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+if threads:
+    options.intra_op_num_threads = int(threads[0])
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 pixels = np.asarray(Image.open(scan).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
 print(session.run(None, {session.get_inputs()[0].name: pixels[None]})[0])
