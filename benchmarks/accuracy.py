@@ -24,6 +24,7 @@ from mri_edge.prediction import decide
 from PIL import Image
 
 STAGES = ("hashes", "pixels", "tensor", "probabilities", "label")
+REAL = "reference images"  # in the name of each comparison that wants the data folder
 # How much further from Keras than in the bundle's own parity record the reference's images may be on another CPU,
 # whose int8 kernels round otherwise: in mean |Δp|, and in labels.
 _MEAN_MARGIN = 0.01
@@ -136,7 +137,7 @@ def _reference_images(model: str, bundle: Bundle, data: Path) -> Iterator[Findin
     if not known:
         return
     changed = [one["file"] for one in known if sha256_of(data / one["file"]) != one["sha256"]["file"]]
-    told = f"{model}: {len(known)} reference images"
+    told = f"{model}: {len(known)} {REAL}"
     yield Finding("hashes", told, f"{len(changed)} files changed", bool(changed))
     tensors = np.stack([bundle.manifest.preprocessing.fit(images.load(data / one["file"])) for one in known])
     wrong = sum(

@@ -82,18 +82,64 @@ def test_what_was_disturbed_once_is_measured_again(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def measured(cpu="one", cores=2, ratio=0.26, **others):
+    """A record as ``smoke.run`` makes it, of one stage each of latency and accuracy."""
+    row = {"stage": "infer", "ratio": ratio, "ms": 1.0, "ruler_ms": 1.0}
+    replayed = {"stage": "label", "what": "vgg16: model.int8.onnx in onnxruntime", "detail": "same", "wrong": False}
+    return {
+        "machine": {"cpu": cpu, "cores": cores},
+        "libraries": {"onnxruntime": "1", "openvino": "1"},
+        "real_scans": True,
+        "latency": {"vgg16: int8 / float32": row},
+        "accuracy": [replayed],
+        **others,
+    }
+
+
 def test_on_another_cpu_int8_may_gain_less_but_not_be_slower_than_float(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import smoke
 
-    def measured(cpu, ratio):
-        row = {"stage": "infer", "ratio": ratio, "ms": 1.0, "ruler_ms": 1.0}
-        return {"machine": {"cpu": cpu}, "latency": {"vgg16: int8 / float32": row}, "accuracy": []}
+    record = measured("one with dot products")
+    assert smoke.compare(measured("one without", ratio=0.9), record) == []
+    assert smoke.compare(measured("one without", ratio=1.1), record) != []
+    assert smoke.compare(measured("one with dot products", ratio=0.5), record) != []
+    assert smoke.compare(measured("one with dot products", cores=8, ratio=0.5), record) == []
+    record["machine"].pop("cores")  # as an older one
+    assert smoke.compare(measured("one with dot products", cores=8, ratio=0.5), record) != []
 
-    record = measured("one with dot products", 0.26)
-    assert smoke.compare(measured("one without", 0.9), record) == []
-    assert smoke.compare(measured("one without", 1.1), record) != []
-    assert smoke.compare(measured("one with dot products", 0.5), record) != []
+
+def test_what_is_not_measured_any_more_got_worse(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import smoke
+
+    record = measured()
+    assert smoke.compare(record, record) == []
+    [line] = smoke.compare(measured(latency={}), record)
+    assert line.startswith("latency, infer: vgg16: int8 / float32: not measured")
+    assert smoke.compare(measured(latency={}), record, quick=True) == []
+    [line] = smoke.compare(measured(accuracy=[]), record)
+    assert line.startswith("accuracy, label: vgg16: model.int8.onnx in onnxruntime: not compared")
+
+
+@pytest.mark.parametrize(
+    ("what", "without", "worse"),
+    [
+        ("small: model.onnx in openvino", {"libraries": {"onnxruntime": "1"}}, False),
+        ("small: model.onnx in openvino", {}, True),
+        ("small: 51 reference images, model.onnx", {"real_scans": False}, False),
+        ("small: 51 reference images, model.onnx", {}, True),
+        ("small: model.int8.tflite in litert", {"libraries": {"onnxruntime": "1"}}, True),
+    ],
+)
+def test_what_cannot_be_compared_here_and_says_so_is_no_worse(monkeypatch, what, without, worse):
+    """OpenVINO is an extra that CI does without, and few have the real scans; LiteRT comes with what the tests need."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import smoke
+
+    more = {"stage": "probabilities", "what": what, "detail": "same", "wrong": False}
+    record = measured(accuracy=[more, *measured()["accuracy"]])
+    assert bool(smoke.compare(measured(**without), record)) is worse
 
 
 @pytest.mark.parametrize(
