@@ -43,7 +43,7 @@ def test_each_artefact_in_each_engine(benchmark, name, one):
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_batches_do_not_cost_more_an_image(name, record_property):
-    """From 1 to 64: the engine takes them all, and the best batch is at least as fast an image as single ones."""
+    """From 1 to 64: the engine takes them all, and in the best batch an image takes no longer than a single one."""
     with Classifier.load(name) as classifier:
         batches = {size: tensors(classifier.bundle, size) for size in BATCHES}
         ms = {size: [] for size in BATCHES}
@@ -54,7 +54,7 @@ def test_batches_do_not_cost_more_an_image(name, record_property):
     for size, value in best.items():
         record_property(f"{name}: ms an image, batch {size}", round(value, 3))
         print(f"{name}: batch {size:>2}: {value:.3f} ms an image")
-    assert min(best.values()) <= 1.05 * best[1]
+    assert min(value for size, value in best.items() if size > 1) <= 1.05 * best[1]
 
 
 @pytest.mark.skipif(available_cpus() < 2, reason="needs two cores")
