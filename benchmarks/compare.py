@@ -29,15 +29,14 @@ from mri_edge import Bundle, images
 from mri_edge.bundle import EMBEDDED
 from mri_edge.cpu import available_cpus
 from mri_edge.export.statistics import proportion
-from mri_edge.files import make_folder
 from mri_edge.machine import installed
 from mri_edge.measuring.benchmark import machine_facts, spread, stream
 from mri_edge.measuring.throttle import Watch
 from mri_edge.prediction import NOTICE, decide
 from mri_edge.profile import library_versions
 from mri_edge.progress import track
-from mri_edge.split import SPLIT, Split
-from records import FRESH, data_folder, save
+from olive_peer import olive_model
+from records import data_folder, save
 from subjects import CHECKOUT, SCALED_BACK, Subject, bundles, subjects_of
 
 HERE = Path(__file__).parent
@@ -45,7 +44,6 @@ BASELINE = "vgg16: keras.Model.predict: model.keras"
 # Together the queries support the 90th percentile.
 ROUNDS, QUERIES, SECONDS, SAMPLES, BATCH = 3, 22, 1.0, 24, 8
 BUSY_ROUNDS, BUSY_QUERIES = 2, 8
-_CALIBRATION = 32  # training images for Olive
 _LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "mlcommons-loadgen")
 DEMO = sorted((CHECKOUT / "examples").glob("*.jpg"))
 _APP = "from openvino.tools.benchmark.main import main; main()"
@@ -57,38 +55,6 @@ def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
     if data is None or entry is None:
         return []
     return [one for one in json.loads(bundle.path_of(entry).read_bytes())["images"] if (data / one["file"]).is_file()]
-
-
-def olive_model(python: str | None, bundle: Bundle, data: Path | None) -> tuple[Path | str, dict[str, Any]]:
-    """Olive's best for a bundle's ``model.onnx`` and what Olive says of it; or the reason why there is none.
-
-    Made once for each model and kept in ``build/bench``: it takes a minute, and is no part of what is timed.
-    """
-    held = {one.file: one.sha256 for one in bundle.entries()}
-    if "model.onnx" not in held:
-        return "no model.onnx to start from", {}
-    out = FRESH / f"olive-{held['model.onnx'][:12]}.onnx"
-    said = out.with_suffix(".json")
-    if out.is_file() and said.is_file():
-        return out, json.loads(said.read_text(encoding="utf-8"))
-    if python is None:
-        return "olive-ai wants an environment of its own: name its Python with --olive", {}
-    if data is None or SPLIT not in held:
-        return "no training images to calibrate with", {}
-    training = Split.from_json((bundle.folder / SPLIT).read_bytes()).of("train")
-    chosen = training[:: max(1, len(training) // _CALIBRATION)][:_CALIBRATION]
-    fit = bundle.manifest.preprocessing.fit
-    make_folder(FRESH)
-    with tempfile.TemporaryDirectory() as folder:
-        calibration = Path(folder) / "calibration.npy"
-        np.save(calibration, np.stack([fit(images.load(data / one.file)) for one in chosen]))
-        command = [python, HERE / "olive_best.py", bundle.folder / "model.onnx", calibration, out, available_cpus()]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=folder)
-    if done.returncode or not out.is_file():
-        return (done.stderr.strip().splitlines() or ["it said nothing"])[-1], {}
-    answer = done.stdout.splitlines()[-1]
-    said.write_text(answer + "\n", encoding="utf-8")
-    return out, json.loads(answer)
 
 
 def run_subject(one: Subject, tensors: Path, threads: int, *, answers: bool, busy: bool) -> dict[str, Any] | str:
@@ -203,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             fit = bundle.manifest.preprocessing.fit
             np.save(folder / "tensors.npy", np.stack([fit(images.load(file)) for file in files]))
-            olive, olive_said[name] = olive_model(chosen.olive, bundle, data)
+            olive, olive_said[name] = olive_model(chosen.olive, bundle, data, threads)
             recipe = olive_said[name].get("chosen", "")
             everything += [(one, folder / "tensors.npy") for one in subjects_of(name, bundle, olive, recipe)]
         readings: dict[str, list[dict[str, Any]]] = {one.key: [] for one, _ in everything}
@@ -239,6 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         "thresholds": {name: bundle.manifest.threshold for name, bundle in held.items()},
         "ships": {name: ships(name, bundle) for name, bundle in held.items()},
         "olive": olive_said,
+        "olive_asked": chosen.olive is not None,
         "disturbed": list(marks),
         "baseline": BASELINE,
         "rows": rows,

@@ -138,11 +138,12 @@ def test_claims_are_judged_by_their_spread(programs):
         ("OpenVINO", {}, {"machine": {"cpu": "a"}}, 5, "NOT MEASURED .*fast"),
         ("OpenVINO", {"fast": {"times_faster": {"value": 3}}}, {"busy": True}, 0, "other +3 .*fast"),
         ("OpenVINO", {}, {"images": {"small": 0}}, 0, "not measured .*fast"),
-        ("Olive's best, in ONNX Runtime", {}, {}, 0, "not measured .*fast"),
+        ("Olive's best, in ONNX Runtime", {}, {}, 0, "not measured .*small: Olive"),
+        ("Olive's best, in ONNX Runtime", {}, {"olive_asked": True}, 5, "NOT MEASURED .*small: Olive"),
     ],
     ids=[
         *("peer missing", "nothing measured", "no baseline", "another CPU", "other cores", "cores not said"),
-        *("a busy run", "without the data", "Olive is optional"),
+        *("a busy run", "without the data", "Olive was not asked for", "Olive was asked for"),
     ],
 )
 def test_a_claim_that_was_not_measured_is_not_reproduced(
@@ -153,11 +154,72 @@ def test_a_claim_that_was_not_measured_is_not_reproduced(
     faster = {"value": 10, "low": 9, "high": 11}
     record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a", "cores": 2}}
     record["images"] = {"small": 51}
-    record["rows"] = {"slow": {"times_faster": faster}, "fast": {"title": title, "times_faster": faster}}
+    fast = {"bundle": "small", "title": title, "times_faster": faster}
+    record["rows"] = {"slow": {"times_faster": faster}, "fast": fast}
     monkeypatch.setattr(claims.records, "load", lambda name: record)
     monkeypatch.setattr(claims.records, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
     assert claims.main() == code
     assert re.search(words, capsys.readouterr().out)
+
+
+def test_another_of_olives_recipes_is_the_same_claim(programs):
+    import claims
+
+    def of(recipe, value):
+        spread = {"value": value, "low": value, "high": value}
+        row = {"bundle": "small", "title": claims.OLIVE, "times_faster": spread}
+        return {"baseline": "slow", "rows": {f"small: {claims.OLIVE}: model.onnx, {recipe}": row}}
+
+    [one] = claims.judge("compare", of("static QDQ", 10.5), of("static QOperator", 10.0))
+    assert one.reproduced
+
+
+def test_olive_is_calibrated_with_our_images_and_made_anew_when_they_change(
+    programs, monkeypatch, tmp_path, tiny_bundle
+):
+    """A stand-in for Olive's Python writes what it was called with."""
+    import numpy as np
+    import olive_peer
+    from mri_edge import Bundle
+    from mri_edge.export.calibrate import draw, record
+    from mri_edge.files import sha256_of
+    from mri_edge.split import SPLIT, Split, SplitImage
+    from mri_edge.writing import rewriting
+    from PIL import Image
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for level in range(12):
+        Image.new("L", (130, 130), level * 20).save(data / f"{level:02}.png")
+    scans = sorted(data.iterdir())
+    roles = ["train"] * 9 + ["test"] * 3
+    pairs = enumerate(zip(scans, roles, strict=True))
+    split = Split(tuple(SplitImage(one.name, sha256_of(one), i % 2, role) for i, (one, role) in pairs))
+
+    def calibrate(seed):
+        drawn = draw(split.locate(data, "train"), 4, seed)
+        with rewriting(Bundle.open(tiny_bundle)) as writer:
+            writer.add_document(SPLIT, split.to_json())
+            writer.update(calibration=record(drawn, "minmax", seed))
+        return drawn
+
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncp "$3" "$4"\necho "{\\"threads\\": $5}"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(olive_peer, "FRESH", tmp_path / "kept")
+
+    drawn = calibrate(seed=0)
+    made, said = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
+    assert said == {"threads": 3}
+    levels = [int(one.stem) * 20 for one in drawn]
+    assert np.load(made).reshape(4, -1).mean(axis=1).tolist() == levels
+    assert olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3) == (made, said)
+    assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=2)[0], str)
+    assert calibrate(seed=1) != drawn
+    assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3)[0], str)
+    scans[int(calibrate(seed=1)[0].stem)].write_bytes(scans[11].read_bytes())
+    told, _ = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
+    assert str(scans[0].parent) in told
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
