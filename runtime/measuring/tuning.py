@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ from ..errors import BundleError, EngineError
 from ..machine import cpu
 from ..profile import Measurement, Profile, fingerprint_of, library_versions
 from ..selection import allowed
+from .throttle import Watch
 from .trial import Trial, attempt
 
 _log = logging.getLogger(__name__)
@@ -74,12 +74,6 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({*(1 << power for power in range(cores.bit_length()) if 1 << power <= cores), cores})
 
 
-def busy() -> float | None:
-    """Cores that other programs kept busy over the last minute, if they are more than half of ours; else None."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return load if load > available_cpus() / 2 else None
-
-
 def tune(
     bundle: Bundle,
     *,
@@ -104,8 +98,7 @@ def tune(
     if not todo:
         held = ", ".join(one.file for one in bundle.manifest.artefacts) or "no model"
         raise BundleError(f"{bundle.folder}: nothing in it for the engines that are here. It has: {held}")
-    if load := busy():
-        _log.warning("other programs keep %.1f cores busy: what is fastest now may not be so on a quiet machine", load)
+    watch = Watch()
     readings: dict[Candidate, list[Measurement]] = {}
     failed: dict[Candidate, str] = {}
 
@@ -133,6 +126,8 @@ def tune(
     if not readings:
         reason = next(iter(failed.values()))
         raise EngineError(f"{bundle.folder}: no candidate could run here: {reason}", "See 'mri-edge doctor'")
+    for mark in watch.marks():
+        _log.warning("%s: what was fastest here may not be so on a quiet machine", mark)
     profile = Profile(
         bundle=fingerprint_of(bundle),
         cpu=str(cpu()),
