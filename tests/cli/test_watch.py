@@ -89,9 +89,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 @pytest.fixture
-def started(places: Places) -> Iterator[subprocess.Popen[str]]:
-    """A watch that has made its folders and its lock; killed at the end if the test did not end it."""
-    process = places.start("--json")
+def started(places: Places, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A watch that has made its folders and its lock; killed at the end if the test did not end it.
+
+    As a parameter it takes more of its options.
+    """
+    process = places.start("--json", *getattr(request, "param", ()))
     wait_for(lambda: process.stderr is not None and "watching" in process.stderr.readline())
     yield process
     process.kill()
@@ -151,23 +154,33 @@ def test_what_is_no_scan_is_left_alone(places, capfd):
     assert ".hidden" not in err
 
 
+# So that no pause of this process on a machine with other work looks like the end of a file.
+patient = pytest.mark.parametrize("started", [("--settle", "1")], ids=["patient"], indirect=True)
+
+
+@patient
 def test_a_scan_is_taken_when_it_is_written_to_its_end(places, started):
     content = places.scan("whole.png", folder=places.incoming.parent).read_bytes()
+    pieces = [content[place : place + 15] for place in range(0, len(content), 15)]
+    pause = 0.3  # shorter than --settle; all pauses together are longer
+    assert len(pieces) * pause > 1
     with open(places.incoming / "slow.png", "wb", buffering=0) as file:
-        for place in range(0, len(content), 20):
-            file.write(content[place : place + 20])
-            time.sleep(0.04)  # shorter than --settle, longer than --every
+        for piece in pieces:
             assert not (places.out / "results" / "slow.png.json").exists()
+            file.write(piece)
+            time.sleep(pause)
     wait_for((places.out / "done" / "slow.png").exists)
     assert places.result("slow.png")["label"] == "no"
 
 
+@patient
 def test_a_scan_that_stalls_half_way_gets_more_time(places, started):
     """A stall longer than --settle, shorter than five of them: it is no damaged picture yet."""
     content = places.scan("whole.png", folder=places.incoming.parent).read_bytes()
     path = places.incoming / "slow.png"
     path.write_bytes(content[:60])
-    time.sleep(0.25)
+    time.sleep(1.5)
+    assert not (places.out / "results" / "slow.png.json").exists()
     path.write_bytes(content)
     wait_for((places.out / "results" / "slow.png.json").exists)
     assert "label" in places.result("slow.png")
