@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from mri_edge.bundle import Bundle
@@ -26,7 +27,9 @@ def short(monkeypatch):
     monkeypatch.setitem(benchmark.PROFILES, "smoke", Plan(rounds=2, seconds=0.01, queries=6, samples=4))
 
 
-def test_everything_is_measured_for_real(tiny_bundle, capfd):
+def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(benchmark, "call", lambda *given, **named: rounds.append(call(*given, **named)) or rounds[-1])
     assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--threads", "1", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     rows = {one["engine"]: one for one in found["rows"]}
@@ -36,7 +39,8 @@ def test_everything_is_measured_for_real(tiny_bundle, capfd):
     assert row["model"]["queries"] >= 12
     assert row["model"]["bounds"]["p50"] <= row["model"]["slowest"]
     assert (row["model"]["bounds"]["p90"] is None) == (row["model"]["queries"] < 64)
-    assert row["file"]["median"]["value"] >= row["stages_ms"]["decode"]
+    # Within a round: between two of them the machine may have become another.
+    assert all(median(one["file_ms"]) >= one["stages_ms"]["decode"] for one in rounds)
     assert set(row["stages_ms"]) == {"decode", "resize", "infer"}
     assert row["bound_by"] in ("decoding", "engine")
     for figure in ("load_ms", "first_ms", "model_rate", "file_rate"):
