@@ -1,4 +1,7 @@
-"""mri-edge itself: the engine as ``predict`` opens it, ``engine`` by its name in ``runtime/engines``."""
+"""mri-edge itself: an engine, by its name in ``runtime/engines``, on as many threads as all others here.
+
+``predict`` opens it alike, but for a network below 1 MiB, which it runs on one thread.
+"""
 
 from __future__ import annotations
 

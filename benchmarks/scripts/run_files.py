@@ -25,8 +25,8 @@ def from_files():
 
 
 def from_memory():
-    for _ in range(0, len(paths), len(batch)):
-        classifier.engine.run(batch)
+    for first in range(0, len(paths), len(batch)):
+        classifier.engine.run(batch[: len(paths) - first])  # as from files: the last batch is what is left
 
 
 def prepare():
