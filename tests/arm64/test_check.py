@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from mri_edge.bundle import Bundle
+from mri_edge.bundle import Bundle, embedded_models
 
 HERE = Path(__file__).resolve().parent
 
@@ -62,5 +62,10 @@ def test_record_holds(check: ModuleType) -> None:
     for row in record["comparisons"]:
         assert check.agrees(row), row
         assert row["bound"] == check.BOUNDS[row["precision"]]
+    rows = [row for row in record["comparisons"] if row["model"] in embedded_models()]
+    shipped = [(bundle, one) for bundle in map(Bundle.open, embedded_models()) for one in bundle.manifest.artefacts]
+    assert {(row["model"], row["artefact"]): row["sha256"] for row in rows} == {
+        (bundle.folder.name, one.file): one.sha256 for bundle, one in shipped
+    }
     engines = {(row["core"], row["engine"]) for row in record["comparisons"]}
     assert engines == {(core, engine) for core in check.CORES for engine in check.ENGINES}
