@@ -42,3 +42,13 @@ def test_a_model_is_chosen_by_name():
     for name in embedded_models():
         with Classifier.load(name) as classifier:
             assert classifier.predict(EXAMPLES / "phantom-1.jpg").model.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tumours"), [("vgg16", ["phantom-1", "phantom-2", "phantom-3"]), ("small", ["phantom-2"])]
+)
+def test_demo_scans_get_the_labels_that_both_readmes_tell(name, tumours):
+    with Classifier.load(name) as classifier:
+        labels = {one.stem: classifier.predict(one).label for one in sorted(EXAMPLES.glob("*.jpg"))}
+    assert len(labels) == 6
+    assert [scan for scan, label in labels.items() if label == "tumour"] == tumours
