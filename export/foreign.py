@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import platform
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
-import mri_edge
 import numpy as np
+from mri_edge.creation import creation
 from mri_edge.errors import ConversionError, DataError
 from mri_edge.files import sha256_of
 from mri_edge.images import SUFFIXES
-from mri_edge.manifest import Artefact, Creation, Manifest, TensorSpec, Training
+from mri_edge.keras_file import KERAS, keras_artefact
+from mri_edge.manifest import Manifest, Training
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import SPLIT, Split, SplitImage, fingerprint
 from mri_edge.writing import check_free, new_bundle
 
 from . import models
 from .calibrate import draw, read_batches
-from .exporter import KERAS, Result, Settings, Source, fill
+from .exporter import Result, Settings, Source, fill
 
 TEST_SHARE = 0.2
 _UNKNOWN = "unknown: the model was made elsewhere"
@@ -62,11 +58,11 @@ def export_foreign(
     model = models.load_saved_model(path, *size) if path.is_dir() else models.load(path)
     split = divide(settings.data, labels, settings.seed)
     _check_answers(model, split, labels, preprocessing, settings.data)
-    source = Source(model, _manifest(path, labels, positive, preprocessing, split), split, _origin(path))
+    source = Source(model, _manifest(path, labels, positive, preprocessing, split, settings.seed), split, _origin(path))
     with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
         if path.is_file():
             shutil.copyfile(path, writer.path(KERAS))
-            writer.add_artefact(_keras_artefact(model, preprocessing, len(labels)))
+            writer.add_artefact(keras_artefact(preprocessing, len(labels)))
         writer.add_document(SPLIT, split.to_json())
         return fill(writer, source, settings, step)
 
@@ -129,20 +125,8 @@ def _origin(path: Path) -> dict[str, str]:
     return {"file": path.name, "sha256": fingerprint(sha256_of(one) for one in files)}
 
 
-def _keras_artefact(model: keras.Model, preprocessing: Preprocessing, classes: int) -> Artefact:
-    return Artefact(
-        file=KERAS,
-        format="keras",
-        precision="float32",
-        size_bytes=0,
-        sha256="",
-        input=TensorSpec("image", "float32", (None, preprocessing.height, preprocessing.width, 3)),
-        output=TensorSpec("probabilities", "float32", (None, classes)),
-    )
-
-
 def _manifest(
-    path: Path, labels: tuple[str, ...], positive: int, preprocessing: Preprocessing, split: Split
+    path: Path, labels: tuple[str, ...], positive: int, preprocessing: Preprocessing, split: Split, seed: int
 ) -> Manifest:
     return Manifest(
         name=path.stem,
@@ -152,17 +136,10 @@ def _manifest(
         threshold=None,
         preprocessing=preprocessing,
         artefacts=(),
-        creation=Creation(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            command=shlex.join(["mri-edge", *sys.argv[1:]]),
-            code_version=mri_edge.__version__,
-            code_commit=None,
-            libraries={"python": platform.python_version(), "keras": version("keras")},
-            platform=f"{platform.system()} {platform.machine()}",
-        ),
+        creation=creation(),
         training=Training(
             recipe=_UNKNOWN,
-            seed=0,
+            seed=seed,  # of the split: what else was drawn by one is not known
             backbone=_UNKNOWN,
             backbone_weights=_UNKNOWN,
             backbone_sha256="0" * 64,

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from mri_edge.errors import ConversionError, first_line
+from mri_edge.keras_file import one_column_a_class
 from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
 
@@ -69,5 +70,5 @@ def answers(
     rows = []
     for batch in batches:
         row = keras.ops.convert_to_numpy(model(preprocessing.normalise(batch), training=False)).astype(np.float32)
-        rows.append(np.hstack([1 - row, row]) if row.shape[1] == 1 else row)
+        rows.append(one_column_a_class(row))
     return np.concatenate(rows)

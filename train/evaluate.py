@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from mri_edge.bundle import Bundle
 from mri_edge.classifier import Classifier
+from mri_edge.creation import creation
 from mri_edge.errors import DataError
 from mri_edge.files import fingerprint
 from mri_edge.prediction import NOTICE, Failure, Prediction, decide
@@ -22,7 +23,6 @@ from . import keras_engine
 from .area import both_kinds
 from .data import Labels, Scan, find_scans
 from .metrics import by_folder, measure, reliability, roc
-from .record import creation
 
 Role = Literal["test", "all"]
 Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]

@@ -9,6 +9,7 @@ import numpy as np
 from mri_edge.cpu import available_cpus
 from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, nothing
 from mri_edge.errors import BundleError, EngineUnavailable, UsageError
+from mri_edge.keras_file import one_column_a_class
 from mri_edge.manifest import Manifest, TensorSpec
 
 from .framework import load_keras
@@ -36,7 +37,7 @@ class KerasEngine:
         if len(batch) == 0:
             return nothing(self.outputs)[self.outputs[0].name]
         answer = np.asarray(self._model.predict_on_batch(self._preprocessing.normalise(batch)), np.float32)
-        return np.hstack([1 - answer, answer]) if answer.shape[1] == 1 else answer
+        return one_column_a_class(answer)
 
     def run_all(self, batch: Batch) -> Outputs:
         """The probabilities by their name."""

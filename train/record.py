@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mri_edge
 import numpy as np
 from mri_edge.card import METRICS
-from mri_edge.manifest import Artefact, Creation, Manifest, Metric, TensorSpec, Training
+from mri_edge.creation import creation
+from mri_edge.keras_file import KERAS, keras_artefact
+from mri_edge.manifest import Manifest, Metric, Training
 from mri_edge.prediction import NOTICE, decide
 from mri_edge.split import SPLIT, Split
 from mri_edge.writing import new_bundle
@@ -33,7 +29,6 @@ if TYPE_CHECKING:  # Keras is not needed to write down what it made
     from .model import Network
     from .novelty import FittedNovelty
 
-LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
 LIMITS = (
     "Scanners and patients of the training images are not recorded. Says nothing of other organs, other diseases, what "
     "lies outside the picture, or pictures of another kind than those: it gives such a label all the same."
@@ -114,8 +109,8 @@ def write_bundle(
         [asdict(epoch) for epoch in history],
     )
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
-        network.whole.save(writer.path("model.keras"))
-        writer.add_artefact(keras_artefact(recipe, len(labels.names)))
+        network.whole.save(writer.path(KERAS))
+        writer.add_artefact(keras_artefact(recipe.preprocessing, len(labels.names)))
         writer.add_document(METRICS, measured)
         writer.add_document(SPLIT, split.to_json())
         for file, content in (documents or {}).items():
@@ -154,56 +149,3 @@ def intended_use(labels: Labels) -> str:
     if labels.names == KNOWN_LABELS:
         return f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
     return f"Sorts pictures of the kind that it was trained on by label: {', '.join(labels.names)}. {NOTICE}"
-
-
-def keras_artefact(recipe: Recipe, classes: int) -> Artefact:
-    """The manifest's entry for ``model.keras``, before its size and hash are known."""
-    size = (recipe.preprocessing.height, recipe.preprocessing.width, 3)
-    return Artefact(
-        file="model.keras",
-        format="keras",
-        precision="float32",
-        size_bytes=0,
-        sha256="",
-        input=TensorSpec("image", "float32", (None, *size)),
-        output=TensorSpec("probabilities", "float32", (None, classes)),
-    )
-
-
-def creation() -> Creation:
-    """Time, command line, versions and commit of this run."""
-    return Creation(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        # A bundle travels: the folders of the machine that made it stay at home.
-        command=shlex.join(["mri-edge", *(Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:])]),
-        code_version=mri_edge.__version__,
-        code_commit=_commit(),
-        libraries={"python": platform.python_version(), **_versions()},
-        platform=f"{platform.system()} {platform.machine()}",
-    )
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, Any] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """Commit of this code, if it runs from a checkout of its own; an installed package has none."""
-    here = Path(__file__).resolve()
-    try:
-        for question in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
-            answer = subprocess.run(  # noqa: S603 (our own arguments, no shell)
-                ["git", "-C", str(here.parent), *question],  # noqa: S607 (git is where PATH says)
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
