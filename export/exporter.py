@@ -14,6 +14,7 @@ from mri_edge.bundle import Bundle
 from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 from mri_edge.files import sha256_of
+from mri_edge.keras_file import KERAS
 from mri_edge.manifest import Artefact, Manifest
 from mri_edge.split import SPLIT, Split
 from mri_edge.teacher import TEACHER, TeacherAnswers
@@ -29,8 +30,8 @@ from .calibrate import (
     copies,
     digest,
     draw,
+    fitted,
     pictures_in,
-    read_batches,
     record,
     refuse_test_images,
 )
@@ -40,7 +41,6 @@ from .job import Job
 from .parity import DEFAULT_GATES, PARITY, Comparison, Gate, Judges, compare, document, to_json
 from .report import PAGE, page
 
-KERAS = "model.keras"
 _LIBRARIES = {"onnx": ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime"), "tflite": ("tensorflow", "keras")}
 UNCHANGED = Gate(None, None, None)
 _RUN = 16  # images at a time through an engine
@@ -134,7 +134,9 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
     located = source.split.locate(settings.data, "test")
     if not located:
         raise DataError("the split has no test image, so nothing can be compared", "Train or split again")
-    pixels = np.concatenate(list(read_batches([path for path, _ in located], manifest.preprocessing)))
+    pixels = np.empty((len(located), manifest.preprocessing.height, manifest.preprocessing.width, 3), np.uint8)
+    for row, (path, _) in zip(pixels, located, strict=True):
+        row[...] = fitted(path, manifest.preprocessing)
     tensors = [digest(one) for one in pixels]
     tests = {tensor: path for tensor, (path, _) in zip(tensors, located, strict=True)}
     calibrator = choose_calibration(source, settings, tests) if any(one.CALIBRATED for one in formats) else None
