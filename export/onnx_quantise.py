@@ -34,15 +34,15 @@ PIXELS: Range = (0.0, 255.0)
 def quantise(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
     """int8 QDQ file from the float model, and facts about how it was made.
 
-    The classifying layer and softmax stay in float: some hundred weights that decide the last digits.
+    The classifying layer and what follows it stay in float: some hundred weights that decide the last digits.
     """
     carrying = _one_channel_for_mean(model)
     observed = calibrator.observe(observer(carrying), channel_axis=1)
 
     def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
         if recipe.first_in_float:  # then it takes the subtraction as it is
-            return quantised(model, observed, recipe.method, (first(model), head(model)))
-        return quantised(carrying, observed, recipe.method, (head(model),))
+            return quantised(model, observed, recipe.method, [first(model), *head(model)])
+        return quantised(carrying, observed, recipe.method, head(model))
 
     return best(calibrator, build, model.SerializeToString(), ".onnx")
 
@@ -66,7 +66,9 @@ def quantised(
     _correct_biases(copy, observed, keep_float, levels=64 if weight_bits == 7 else 127)
     # What only a ReLU reads takes the ReLU's own range: the quantiser then lets saturation do its work.
     clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _explains(node.name)]
-    ranges = {node.input[0]: ranges[node.output[0]] for node in clipped} | ranges
+    for node in reversed(clipped):  # a ReLU may read a ReLU
+        if node.output[0] in ranges:
+            ranges.setdefault(node.input[0], ranges[node.output[0]])
     if cast := _cast_of_pixels(model):
         ranges[cast.output[0]] = PIXELS
     bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
@@ -124,10 +126,14 @@ def first(model: ModelProto) -> str:
     return str(next(node.name for node in model.graph.node if node.op_type in WEIGHTED))
 
 
-def head(model: ModelProto) -> str:
-    """Name of the last node with weights: the classifying layer."""
-    weighted = [node.name for node in model.graph.node if node.op_type in WEIGHTED and not _explains(node.name)]
-    return str(weighted[-1])
+def head(model: ModelProto) -> list[str]:
+    """Names of the last node with weights and of all after it: the classifying layer, and what makes probabilities.
+
+    Of a single sigmoid that ends in a Concat, whose output is the model's own: no range is known of it.
+    """
+    own = [node for node in model.graph.node if not _explains(node.name)]
+    last = max(index for index, node in enumerate(own) if node.op_type in WEIGHTED)
+    return [node.name for node in own[last:]]
 
 
 def _explains(name: str) -> bool:

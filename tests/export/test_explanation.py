@@ -88,7 +88,7 @@ def test_int8_activation_follows_grad_cam(ending):
     seen = {name: Observation(channel_axis=1) for name in activations(float_model)}
     for name, values in observer(float_model)(PIXELS).items():
         seen[name].add(values)
-    int8, _ = quantised(float_model, seen, "minmax", keep_float=(head(float_model),))
+    int8, _ = quantised(float_model, seen, "minmax", keep_float=head(float_model))
     out = run(int8)
     # A ReLU of the head may open on one side and not on the other; such single maps are let off.
     assert np.percentile(correlations(out["activation"], grad_cam(model, 2)), 10) >= 0.95

@@ -300,6 +300,7 @@ def foreign(tmp_path_factory):
     three = keras.Model(entry, layers.Dense(3, activation="softmax")(body))
     three.save(folder / "three.keras")
     three.export(folder / "three", verbose=False)
+    keras.Model(entry, layers.Dense(1, activation="sigmoid")(body)).save(folder / "sigmoid.keras")
     keras.Model(entry, layers.Dense(3)(body)).save(folder / "logits.keras")
     keras.Model(entry, layers.Dense(3, activation="softmax")(layers.Lambda(lambda x: x * 2)(body))).save(
         folder / "code.keras"
@@ -328,6 +329,21 @@ def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
     made = [one for one in bundle.manifest.artefacts if one.format != "keras"]
     assert [one.output.shape for one in made] == [(None, 3)] * 4
     assert max(one.parity.max_difference for one in made if one.precision == "float32") < 1e-5
+
+
+def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "new"
+    arguments = ["--from", str(foreign / "sigmoid.keras"), "--labels", "no,yes", "--preprocessing", PLAIN, "--quantize"]
+    arguments += ["--flip-rate", "0.5", "--seed", "3", "--data", str(pictures)]
+    monkeypatch.setattr(sys, "argv", ["mri-edge", "export", str(out), *arguments])
+    assert run(["export", str(out), *arguments]) == 0
+    manifest = Bundle.open(out).manifest
+    made = [one for one in manifest.artefacts if one.format != "keras"]
+    assert [one.output.shape for one in made] == [(None, 2)] * 4
+    assert manifest.training.seed == 3  # it drew the split
+    assert "--from sigmoid.keras --labels no,yes" in manifest.creation.command
+    assert str(tmp_path) not in manifest.to_json()
+    assert str(pictures) not in manifest.to_json()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_weights_of_the_artefact_fit_seven_bits(trained, pictures):
         seen = Calibrator(files, preprocessing, record(files, "minmax", 0)).observe(observer(model), 1)
     saturated = {}
     for bits in (7, 8):
-        content, _ = quantised(model, seen, "minmax", (head(model),), weight_bits=bits)
+        content, _ = quantised(model, seen, "minmax", head(model), weight_bits=bits)
         kernels = [
             one for one in constants(onnx.load_from_string(content)).values() if one.dtype == np.int8 and one.ndim > 1
         ]
