@@ -148,6 +148,8 @@ def _correct_biases(
     values = constants(model)
     for node in model.graph.node:
         known = len(node.input) == 3 and {node.input[1], node.input[2]} <= values.keys() and node.input[0] in observed
+        # A bias that two nodes share cannot be right for both.
+        known = known and len(consumers(model, node.input[2])) == 1
         if node.name in keep_float or _explains(node.name) or not known:
             continue
         kernel = values[node.input[1]]

@@ -6,6 +6,7 @@ only, and runs operator by operator; ours writes the ranges of any method into t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,9 +119,12 @@ def head(content: bytes) -> list[str]:
 def _correct_biases(model: Any, observed: Mapping[str, Observation], keep_float: Sequence[str]) -> None:
     """Take back from each bias what rounding the kernel shifts on average."""
     [subgraph] = model.subgraphs
+    readers = Counter(int(index) for one in subgraph.operators for index in one.inputs)
     for operator in subgraph.operators:
         output = subgraph.tensors[int(operator.outputs[0])].name.decode()
         if operator_code(model, operator) not in _DENSE or output in keep_float or len(operator.inputs) < 3:
+            continue
+        if readers[int(operator.inputs[2])] > 1:  # a bias that two operators share cannot be right for both
             continue
         entry, kernel, bias = (subgraph.tensors[int(index)] for index in operator.inputs[:3])
         weights, offsets = (constant(model, one) for one in (kernel, bias))
