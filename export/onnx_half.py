@@ -23,8 +23,11 @@ def halved(model: ModelProto, calibrator: Calibrator) -> tuple[ModelProto, list[
 
     observed = calibrator.observe(observer(model), channel_axis=1)
     large = {name for name, one in observed.items() if _reach(one) > _LIMIT}
+    # The largest of nothing is asked for too: a Resize has an empty region of interest.
     large |= {
-        name for name, value in constants(model).items() if value.dtype == np.float32 and np.abs(value).max() > _LIMIT
+        name
+        for name, value in constants(model).items()
+        if value.dtype == np.float32 and np.abs(value).max(initial=0) > _LIMIT
     }
     kept = [node.name for node in model.graph.node if node.op_type == "Softmax" or _touches(node, large)]
     copy = ModelProto()

@@ -1,0 +1,52 @@
+"""Networks unlike the tiny one: what converters and quantisers make of them still answers as Keras does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mri_edge.engines import open_engine
+from mri_edge.export.calibrate import Calibrator, pictures_in, record
+from mri_edge.export.formats import format_file
+from mri_edge.preprocess import Preprocessing
+
+PLAIN = Preprocessing(32, 32)
+LARGEST = {"float16": 5e-3, "int8": 0.1}  # as in the gate, and five times its bound on the mean
+
+
+def network(kind):
+    import keras
+
+    keras.utils.set_random_seed(2)
+    layers = keras.layers
+    entry = keras.Input((32, 32, 3))
+    hidden = layers.Conv2D(8, 3, padding="same")(entry)
+    if kind == "two ReLUs":
+        hidden = layers.ReLU()(layers.Activation("relu")(hidden))
+    elif kind == "resized":
+        hidden = layers.UpSampling2D(interpolation="bilinear")(hidden)
+    elif kind == "shared layer":
+        shared = layers.Conv2D(8, 3, padding="same", activation="relu", bias_initializer="random_normal")
+        hidden = shared(layers.MaxPooling2D()(shared(hidden)))
+    hidden = layers.GlobalAveragePooling2D()(hidden)
+    return keras.Model(entry, layers.Dense(2, activation="softmax")(hidden))
+
+
+@pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
+@pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
+def test_it_answers_as_keras_does(kind, name, pictures, tmp_path):
+    from mri_edge.export.device_graph import device_graph
+    from mri_edge.export.job import Job
+    from mri_edge.export.quiet import quiet
+
+    model, one = network(kind), format_file(name)
+    files = tuple(path for path, _ in pictures_in(pictures))[::4]
+    with quiet():
+        job = Job(device_graph(model, PLAIN), 1, Calibrator(files, PLAIN, record(files, "minmax", 0)))
+        content, _ = one.convert(job)
+    (tmp_path / one.FILE).write_bytes(content)
+    pixels = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3), dtype=np.uint8)
+    engine = open_engine(tmp_path / one.FILE, provider="cpu")
+    answer = engine.run(pixels)
+    engine.close()
+    wanted = np.asarray(model(PLAIN.normalise(pixels), training=False))
+    assert np.abs(answer - wanted).max() <= LARGEST[one.PRECISION]
