@@ -80,7 +80,7 @@ class Flip:
 class Change:
     """A figure of the Keras model, of the artefact, and their difference with a paired interval.
 
-    All None where no image has the label that the figure is about.
+    All None where no image has the label that the figure is about, or an answer is no number.
     """
 
     reference: float | None = None
@@ -255,7 +255,8 @@ def _change(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Change:
 
 
 def _auc_change(ill: NDArray[np.bool_], before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
-    if ill.all() or not ill.any():
+    # An answer that is no number has no rank; the gate refuses it.
+    if ill.all() or not ill.any() or not np.isfinite([before, after]).all():
         return Change()
     first, second = (float(roc_auc_score(ill, one)) for one in (before, after))
     return Change(first, second, second - first)

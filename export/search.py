@@ -39,9 +39,14 @@ def best(calibrator: Calibrator, build: Callable[[Recipe], Made], reference: byt
     for recipe in SEARCHED:
         content, facts = build(recipe)
         difference = float(np.abs(_answers(content, suffix, batches) - wanted).mean())
+        if np.isnan(difference):  # `min` would keep it wherever it comes first
+            difference = np.inf
         tried.append((difference, recipe, content, facts))
     _, recipe, content, facts = min(tried, key=lambda one: one[0])
-    table = [{**asdict(one), "mean_difference": difference} for difference, one, _, _ in tried]
+    table = [
+        {**asdict(one), "mean_difference": difference if np.isfinite(difference) else None}
+        for difference, one, _, _ in tried
+    ]
     search = {"images": len(calibrator.held_out), "tried": table}
     return content, {**facts, **seen, "recipe": asdict(recipe), "search": search}
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mri_edge.errors import DataError
+from mri_edge.export import search
 from mri_edge.export.calibrate import (
+    SEARCHED,
     Calibrator,
     digest,
     draw,
@@ -131,3 +133,17 @@ def test_memory_does_not_grow_with_the_number_of_images(pictures):
     peak(16)  # Pillow's own tables
     # 5,000 pictures are 61 MB as pixels; ten per cent is room for the allocator, not for them.
     assert peak(5000) < 1.1 * peak(50)
+
+
+def test_a_candidate_whose_answers_are_no_numbers_does_not_win_a_search(pictures, monkeypatch):
+    def answers(content, suffix, batches):
+        return np.full((1, 2), {b"first": np.nan, b"reference": 0.5}.get(content, 0.6))
+
+    monkeypatch.setattr(search, "_answers", answers)
+    one = next(path for path, _ in pictures_in(pictures))
+    calibrator = Calibrator((one,), SMALL, record([one], "search", 0), held_out=(one,))
+    content, facts = search.best(
+        calibrator, lambda recipe: (b"first" if recipe == SEARCHED[0] else b"other", {}), b"reference", ".onnx"
+    )
+    assert content == b"other"
+    assert [one["mean_difference"] for one in facts["search"]["tried"]][:2] == [None, pytest.approx(0.1)]

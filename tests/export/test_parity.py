@@ -100,6 +100,17 @@ def test_not_a_number_is_never_met(tiny_manifest):
     assert comparison(tiny_manifest, Gate(1.0, None, None), shift=float("nan")).verdict == "not met"
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_an_answer_that_is_no_number_is_refused_where_both_labels_are_there(tiny_manifest, precision):
+    reference = np.tile(np.array([[0.2, 0.8]], np.float32), (6, 1))
+    answer = reference.copy()
+    answer[4] = np.nan
+    judges = Judges(("x.png",) * 6, ({},) * 6, np.array([0, 1, 0, 1, 0, 1]), reference)
+    found = compare(answer, judges, tiny_manifest, DEFAULT_GATES[precision], engine="fake", provider="none", threads=1)
+    assert found.verdict == "not met"
+    assert found.auc.change is None
+
+
 def test_flips_are_listed_by_file_with_both_probabilities(tiny_manifest):
     found = comparison(tiny_manifest, DEFAULT_GATES["int8"], flips=2, accuracy_lost=2)
     assert [one.file for one in found.flips] == ["0.png", "1.png"]
