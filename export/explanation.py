@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 FEATURES = "features"
 ACTIVATION = "activation"
 PREFIX = "explanation/"  # of every node that is added: quantisation leaves these in float
+_FLATTENING = ("Reshape", "Flatten", "Squeeze")
 
 
 def explained(model: ModelProto, positive: int) -> ModelProto:
@@ -32,7 +33,7 @@ def explained(model: ModelProto, positive: int) -> ModelProto:
     ------
     ConversionError
         Between the last feature map and the softmax stands something else than pooling, flattening,
-        dense layers and ReLU.
+        dense layers and ReLU; or there is no feature map of several places.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -61,32 +62,56 @@ class _Explanation:
             raise _unknown(softmax)
         chosen = np.zeros((1, probabilities.type.tensor_type.shape.dim[1].dim_value), np.float32)
         chosen[0, positive] = 1
-        gradient, node = self._constant(chosen), self._makers[softmax.input[0]]
+        gradient, node = self._constant(chosen), self._before(softmax)
         while node.op_type in ("Gemm", "MatMul", "Add", "Relu"):
-            before = self._makers[node.input[0]]
+            if not self._constants.keys() >= set(node.input[1:]):  # what is added or multiplied is another branch
+                raise _unknown(node)
+            before = self._before(node)
             if node.op_type == "Relu":
                 active = self._add("Greater", node.output[0], self._constant(np.float32(0)))
                 gradient = self._add("Mul", gradient, self._add("Cast", active, to=TensorProto.FLOAT))
             elif node.op_type != "Add":  # adding a bias leaves the gradient as it is
                 gradient = self._add("Gemm", gradient, self._kernel(node, before), transB=1)
             node = before
-        if node.op_type == "Squeeze":
-            node = self._makers[node.input[0]]
+        while node.op_type in (*_FLATTENING, "Transpose") and self._places(node.input[0]) == 1:
+            node = self._before(node)
         if node.op_type not in ("Reshape", "Flatten", "GlobalAveragePool"):
             raise _unknown(node)
         feature_map = node.input[0]
-        if self._makers[feature_map].op_type in ("MaxPool", "AveragePool"):
-            feature_map = self._makers[feature_map].input[0]
+        while (maker := self._makers.get(feature_map)) and maker.op_type in ("MaxPool", "AveragePool"):
+            node, feature_map = maker, maker.input[0]
+        # What a pooling reads has its channels second; what is flattened need not.
+        if self._places(feature_map) < 2 or (node.op_type in _FLATTENING and not self._channels_second(feature_map)):
+            raise _unknown(node)
         self._finish(feature_map, gradient)
+
+    def _before(self, node: NodeProto) -> NodeProto:
+        """The node that makes the first input of another; ConversionError where that is a constant or the pixels."""
+        if node.input[0] not in self._makers:
+            raise _unknown(node)
+        return self._makers[node.input[0]]
+
+    def _places(self, name: str) -> int:
+        """How many places a map (N, channels, h, w) has; 1 where all axes but one are 1, 0 of what is no map."""
+        shape = self._shapes.get(name, [])
+        if len(shape) != 4 or not all(shape[1:]):
+            return 0
+        return 1 if sorted(shape[1:])[1] == 1 else shape[2] * shape[3]
+
+    def _channels_second(self, name: str) -> bool:
+        """Whether a map comes from a convolution or pooling, and nothing that moves axes stands between."""
+        while (maker := self._makers.get(name)) and maker.op_type not in ("Conv", "MaxPool", "AveragePool"):
+            if maker.op_type in (*_FLATTENING, "Transpose", "Unsqueeze"):
+                return False
+            name = maker.input[0]
+        return maker is not None
 
     def _kernel(self, dense: NodeProto, before: NodeProto) -> str:
         """Kernel of a dense layer, (inputs, outputs); of the layer behind a flatten summed over places."""
-        if dense.input[1] not in self._constants:
-            raise _unknown(dense)
         kernel = self._constants[dense.input[1]]
         if any(one.name == "transB" and one.i for one in dense.attribute):
             kernel = kernel.T
-        if before.op_type in ("Reshape", "Flatten") and len(self._shapes[before.input[0]]) == 4:
+        if before.op_type in ("Reshape", "Flatten") and self._places(before.input[0]) > 1:
             channels = self._shapes[before.input[0]][1]
             kernel = kernel.reshape(channels, -1, kernel.shape[1]).sum(axis=1)
         # In half precision: eleven bits are plenty for a picture, and int8 files stay small.

@@ -37,8 +37,19 @@ def network(ending: str) -> keras.Model:
         hidden = layers.Dense(16, activation="relu")(hidden)
     elif ending == "average":
         hidden = layers.GlobalAveragePooling2D(name="head")(hidden)
+    elif ending == "kept axes":
+        hidden = layers.Flatten()(layers.GlobalAveragePooling2D(keepdims=True, name="head")(hidden))
     elif ending == "tanh":
         hidden = layers.Dense(16, activation="tanh")(layers.Flatten(name="head")(hidden))
+    elif ending in ("branches", "biased branches"):
+        hidden = layers.GlobalAveragePooling2D(name="head")(hidden)
+        bias = "ones" if ending == "biased branches" else "zeros"  # without biases the sum goes into a Gemm
+        straight, bent = (layers.Dense(16, activation=one, bias_initializer=bias)(hidden) for one in (None, "relu"))
+        hidden = layers.Add()([straight, bent])
+    elif ending == "pixels":
+        hidden = layers.Flatten(name="head")(entry)
+    elif ending == "dense map":
+        hidden = layers.Flatten(name="head")(layers.Dense(6, activation="relu")(hidden))
     return keras.Model(entry, layers.Dense(3, activation="softmax", name="classes")(hidden))
 
 
@@ -70,7 +81,7 @@ def correlations(first: np.ndarray, second: np.ndarray) -> list[float]:
     return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
 
 
-@pytest.mark.parametrize("ending", ["flatten", "average"])
+@pytest.mark.parametrize("ending", ["flatten", "average", "kept axes"])
 @pytest.mark.parametrize("label", [0, 2])
 def test_float_activation_is_grad_cam(ending, label):
     model = network(ending)
@@ -94,11 +105,21 @@ def test_int8_activation_follows_grad_cam(ending):
     assert np.percentile(correlations(out["activation"], grad_cam(model, 2)), 10) >= 0.95
 
 
-def test_another_head_goes_without_an_explanation():
-    model = network("tanh")
+@pytest.mark.parametrize(
+    ("ending", "stands"),
+    [
+        ("tanh", "Tanh"),
+        ("branches", "Gemm"),
+        ("biased branches", "Add"),
+        ("pixels", "Reshape"),
+        ("dense map", "Reshape"),
+    ],
+)
+def test_another_head_goes_without_an_explanation(ending, stands):
+    model = network(ending)
     job = Job(device_graph(model, PREPROCESSING), 1)
     assert [one.name for one in job.float_onnx.graph.output] == ["probabilities"]
-    with pytest.raises(ConversionError, match="Tanh"):
+    with pytest.raises(ConversionError, match=f"{stands} stands in it"):
         explained(job.float_onnx, 1)
 
 
