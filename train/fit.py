@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
 
 from . import augment, unfinished
@@ -27,6 +28,7 @@ from .winograd import frozen_features
 
 # Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
 BACKBONE_BATCH = 32
+_SHRINKS, _CHANNELS = 32, 512  # of VGG16's last feature map, whose numbers take 4 bytes each
 
 Features = NDArray[np.float32]
 Extractor = Callable[[NDArray[np.float32]], Features]
@@ -91,6 +93,11 @@ def features_of(images: Images, recipe: Recipe, extract: Extractor, store: Path 
     for start in range(BACKBONE_BATCH, len(images), BACKBONE_BATCH):
         features[start : start + BACKBONE_BATCH] = part(start)
     return features
+
+
+def feature_bytes(count: int, preprocessing: Preprocessing) -> int:
+    """Bytes that ``fit`` writes beside its checkpoint, of so many validation images."""
+    return count * (preprocessing.height // _SHRINKS) * (preprocessing.width // _SHRINKS) * _CHANNELS * 4
 
 
 def fit(

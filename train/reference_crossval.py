@@ -21,7 +21,7 @@ from .backbone import BackboneWeights, build_backbone, load_weights
 from .checks import inspect, table
 from .data import decode, pixel_bytes, select
 from .evaluate import score
-from .fit import Images, fit
+from .fit import Images, feature_bytes, fit
 from .metrics import measure
 from .model import build_network, predict
 from .progress import training_progress
@@ -66,7 +66,8 @@ def cross_validate_reference(
     truth = np.array([scan.label for scan in scans])
     facts = [repr(recipe), seed, folds, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
-    check_space(work, pixel_bytes(scans, recipe.preprocessing) + _CHECKPOINT_BYTES)
+    features = feature_bytes(len(scans), recipe.preprocessing)  # were all of them for validation
+    check_space(work, pixel_bytes(scans, recipe.preprocessing) + features + _CHECKPOINT_BYTES)
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     if findings := inspect(scans, decoded.hashes):
         say(table(scans, findings))

@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from . import calibration, duplicates, grey_augment, reference
 from .backbone import BackboneWeights, build_backbone
-from .data import Decoded, Labels, Scan, decode
+from .data import Decoded, Labels, Scan, decode, pixel_bytes
 from .finetune import Batch, Plan, fast_precision, finetune
 from .framework import load_keras
 from .lesions import draw_lesion
@@ -41,6 +41,7 @@ LABEL_SMOOTHING = 0.05
 LESION_SHARE = 0.3  # of the tumour views: healthy slices with a drawn lesion
 THRESHOLD_RULE = "best Youden index on validation among those of the target sensitivity"
 VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
+_LARGEST_SLICE = 512 * 512  # bytes at its own size of the largest that public sets hold many of
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ def collect(
         group=duplicates.groups(decoded.hashes, patients=patients),
         hashes=decoded.hashes,
     )
+
+
+def store_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
+    """Bytes that ``collect`` writes to its store, at most, for scans of the usual sizes."""
+    return pixel_bytes(scans, preprocessing) + len(scans) * _LARGEST_SLICE
 
 
 def _on_disk(

@@ -15,19 +15,18 @@ from mri_edge.writing import check_free
 from .backbone import load_weights
 from .checks import inspect, table
 from .crossval import cross_validate
-from .data import pixel_bytes, select
+from .data import select
 from .finetune import fast_precision
 from .finish import finish, rows_of
 from .progress import step_progress
 from .recipe import Recipe
-from .robust import Report, choose_roles, collect, may_train, plan_of, train_robust
+from .robust import Report, choose_roles, collect, may_train, plan_of, store_bytes, train_robust
 from .run import Trained
 from .split import find_split
 from .unfinished import check_space, work_folder
 
 # The bundle, some 90 MB, and the checkpoint, old and new: weights, both moments of AdamW and the running mean.
 _MODEL_BYTES = 700_000_000
-_OWN_SIZE = 4  # slices at their own size take up to so many times the pixels at the network's, as a rule
 
 
 def train_robust_bundle(
@@ -72,7 +71,7 @@ def train_robust_bundle(
     weights = load_weights(backbone_weights)
     facts = [repr(recipe), fast_precision(), seed, split, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
-    check_space(work, _OWN_SIZE * pixel_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    check_space(work, store_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
     collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
     findings = inspect(scans, collection.hashes)
     if findings:
@@ -137,7 +136,7 @@ def cross_validate_robust(
     weights = load_weights(backbone_weights)
     facts = [repr(recipe), fast_precision(), seed, folds, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
-    check_space(work, _OWN_SIZE * pixel_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    check_space(work, store_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
     collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
     if findings := inspect(scans, collection.hashes):
         say(table(scans, findings))

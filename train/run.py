@@ -18,7 +18,7 @@ from . import duplicates
 from .backbone import build_backbone, load_weights
 from .checks import check_roles, inspect, table
 from .data import Labels, decode, pixel_bytes, select
-from .fit import Epoch, Images, fit
+from .fit import Epoch, Images, feature_bytes, fit
 from .metrics import measure
 from .model import Network, build_network, predict
 from .novelty import fit_novelty, keras_features
@@ -89,7 +89,8 @@ def train_bundle(
     weights = load_weights(backbone_weights)
     facts = [repr(recipe), seed, split, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
-    check_space(work, pixel_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    features = feature_bytes(len(scans), recipe.preprocessing)  # were all of them for validation
+    check_space(work, pixel_bytes(scans, recipe.preprocessing) + features + _MODEL_BYTES)
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     findings = inspect(scans, decoded.hashes)
     if findings:

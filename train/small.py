@@ -43,6 +43,11 @@ def plan_of(recipe: Recipe) -> distil.Plan:
     )
 
 
+def pool_bytes(recipe: Recipe) -> int:
+    """Bytes that ``draw_pool`` writes to its store; the teacher's answers are nothing beside the views."""
+    return POOL_VIEWS * recipe.preprocessing.height * recipe.preprocessing.width
+
+
 def draw_pool(
     data: Collection,
     train: Indices,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mri_edge.creation import creation
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.files import fingerprint, make_folder, write_whole
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from .metrics import measure
 from .paired import SENSITIVITY, Answers, called_by_other_folds, student_minus_teacher, threshold_of
 from .progress import step_progress
 from .recipe import ROBUST, Recipe
-from .record import creation
 from .robust import (
     Collection,
     Indices,
@@ -41,10 +41,12 @@ from .robust import (
     train_robust,
 )
 from .robust import plan_of as plan_of_robust
-from .small import POOL_VIEWS, draw_pool, plan_of, train_small
+from .small import POOL_VIEWS, draw_pool, plan_of, pool_bytes, train_small
 from .small_network import STACK
+from .unfinished import check_space
 
 STUDENTS = 3  # seeds a fold
+_STATE_BYTES = 600_000_000  # of a teacher at work, old and new: weights, both moments of AdamW and the running mean
 
 
 def cross_validate_small(
@@ -94,13 +96,18 @@ def cross_validate_small(
     models = {name: Answers.none(len(scans)) for name in ("teacher", *students)}
     fold_of = np.zeros(len(scans), int)
     with step_progress("cross-validation") as report:
+        parts = {}
         for fold, held in enumerate(grouped_folds(collection, everyone, folds), start=1):
             learn = everyone[trainable & ~np.isin(collection.group, collection.group[held])]
             validation = learn[hold_out(collection, learn)]
             train = np.setdiff1d(learn, validation)
-            one_fold = _Fold(collection, labels, train, validation, held, out / f"fold-{fold}", students, report)
+            parts[fold] = _Fold(collection, labels, train, validation, held, out / f"fold-{fold}", students, report)
+        untaught = sum(one.untaught(recipe) for fold, one in parts.items() if only in (None, fold))
+        check_space(out, untaught * pool_bytes(recipe) + (_STATE_BYTES if untaught else 0))
+        for fold, one_fold in parts.items():
             if only not in (None, fold) and one_fold.missing(recipe):
                 continue
+            held = one_fold.held
             fold_of[held] = fold
             for name, (scores, called) in one_fold.answers(recipe, weights, seed).items():
                 models[name].positive[held], models[name].called[held] = scores, called
@@ -196,6 +203,11 @@ class _Fold:
         made_by = {"teacher": ROBUST.name, **dict.fromkeys(self.students, _identity(recipe))}
         return [name for name, wanted in made_by.items() if self._made_by(name) != wanted]
 
+    def untaught(self, recipe: Recipe) -> bool:
+        """Whether a teacher must be trained before the missing students can learn."""
+        missing = self.missing(recipe)
+        return bool(missing) and ("teacher" in missing or distil.open_pool(self.folder) is None)
+
     def answers(
         self, recipe: Recipe, weights: BackboneWeights, seed: int
     ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
@@ -203,9 +215,7 @@ class _Fold:
         missing = self.missing(recipe)
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
-            pool = distil.open_pool(self.folder)
-            if pool is None or "teacher" in missing:
-                pool = self._teach(recipe, weights, seed)
+            pool = self._teach(recipe, weights, seed) if self.untaught(recipe) else distil.open_pool(self.folder)
             for name in [one for one in self.students if one in missing]:
                 student = train_small(
                     self.collection,

@@ -8,18 +8,22 @@ from contextlib import closing
 from pathlib import Path
 
 from mri_edge.bundle import Bundle
+from mri_edge.errors import DataError
 from mri_edge.teacher import TEACHER
 from mri_edge.writing import check_free
 
-from .data import find_scans
+from .data import select
+from .distil import open_pool
 from .finish import finish, rows_of
 from .progress import step_progress
 from .recipe import Recipe
-from .robust import choose_roles, collect
+from .robust import choose_roles, collect, store_bytes
 from .run import Trained
-from .small import POOL_VIEWS, BundleTeacher, draw_pool, train_small
+from .small import POOL_VIEWS, BundleTeacher, draw_pool, pool_bytes, train_small
 from .small_network import ARCHITECTURE
-from .unfinished import work_folder
+from .unfinished import check_space, work_folder
+
+_BUNDLE_BYTES = 5_000_000  # a student is small
 
 
 def train_small_bundle(
@@ -51,15 +55,22 @@ def train_small_bundle(
         The data, a teacher or the place for the result are unfit; all said before training.
     """
     check_free(out, overwrite=overwrite)
-    scans, labels = find_scans(data, positive)
+    selection = select(data, positive)
+    scans, labels = selection.scans, selection.labels
     with closing(BundleTeacher([Bundle.open(one) for one in teachers], labels, recipe.preprocessing)) as teacher:
-        collection = collect(scans, recipe.preprocessing)
-        split = choose_roles(collection)
-        teacher.check_split(split)
-        train, validation, test = rows_of(split, collection)
         # The pool takes longest and does not depend on how the student trains: it is what --resume takes up.
-        facts = [repr(recipe.preprocessing), recipe.batch, POOL_VIEWS, seed, split.split_fingerprint, *teacher.sha256]
+        facts = [repr(recipe.preprocessing), recipe.batch, POOL_VIEWS, seed, *teacher.sha256, *selection.facts()]
         work = work_folder(out, facts, overwrite=overwrite, resume=resume)
+        pool_wanted = pool_bytes(recipe) if open_pool(work) is None else 0
+        check_space(work, store_bytes(scans, recipe.preprocessing) + pool_wanted + _BUNDLE_BYTES)
+        collection = collect(scans, recipe.preprocessing, store=work)
+        split = choose_roles(collection)
+        try:
+            teacher.check_split(split)
+        except DataError:
+            shutil.rmtree(work, ignore_errors=True)  # nothing that a resumed training would take up
+            raise
+        train, validation, test = rows_of(split, collection)
         with step_progress("asking the teacher") as report:
             pool = draw_pool(collection, train, teacher, recipe, work, labels=labels, seed=seed, report=report)
         with step_progress("distilling") as report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from mri_edge.train import (  # noqa: E402
     small_crossval,
     small_network,
     small_run,
+    unfinished,
 )
 from mri_edge.train.model import Network  # noqa: E402
 from mri_edge.train.recipe import ROBUST, SMALL  # noqa: E402
@@ -313,6 +315,16 @@ def test_a_fold_alone_is_asked_for_rightly(two_sources, tmp_path, capfd, argumen
 def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, arguments):
     assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert "--teacher BUNDLE goes with --recipe small" in capfd.readouterr().err
+
+
+def test_a_disk_without_room_for_the_views_is_told_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    with pytest.raises(OutputError, match="5 MB free, this training needs 439 MB"):
+        small_run.train_small_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)
+    with pytest.raises(OutputError, match="5 MB free, this training needs 675 MB"):
+        small_crossval.cross_validate_small(
+            two_sources, tmp_path / "cv", recipe, folds=3, backbone_weights=str(weights_file), seed=0
+        )
 
 
 def test_small_recipe_is_not_cross_validated_by_source(two_sources, tmp_path, capfd):
