@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.errors import DataError
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
@@ -20,6 +19,7 @@ from .area import auc, both_kinds
 from .backbone import BackboneWeights
 from .data import Labels
 from .finetune import Plan
+from .folds import by_source
 from .metrics import share
 from .recipe import Recipe
 from .robust import Collection, Indices, Report, Trained, grouped_folds, hold_out, predict, train_robust
@@ -64,7 +64,7 @@ def cross_validate(
     fold_of = np.zeros(len(everyone), int)
     by_fold = []
     stressed: dict[str, list[tuple[bool, float, bool]]] = {}
-    held_out = grouped_folds(data, everyone, folds) if folds else _sources(data)
+    held_out = grouped_folds(data, everyone, folds) if folds else by_source(data.source, data.label)
     for fold, held in enumerate(held_out, start=1):
         checkpoint = store / f"fold-{fold}.npz" if store else None
 
@@ -171,20 +171,6 @@ def figures(
         one: asdict(auc(ill[part], score[part], group[part])) for one, part in parts.items() if both_kinds(ill[part])
     }
     return found
-
-
-def _sources(data: Collection) -> list[Indices]:
-    """One fold a source. Raises DataError if there is only one, or if without one a label has no image."""
-    names = np.unique(data.source).tolist()
-    if len(names) < 2:
-        raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
-    for name in names:
-        if len(np.unique(data.label[data.source != name])) < len(np.unique(data.label)):
-            raise DataError(
-                f"source {name!r} cannot be left out: no other has images of one of its labels",
-                "Take --cv 5 in its place",
-            )
-    return [np.flatnonzero(data.source == name) for name in names]
 
 
 def _under_stress(

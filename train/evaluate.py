@@ -119,9 +119,16 @@ def evaluate(
 
 
 def score(
-    scans: Sequence[Scan], probabilities: NDArray[np.float32], positive: int, threshold: float | None
+    scans: Sequence[Scan],
+    probabilities: NDArray[np.float32],
+    positive: int,
+    threshold: float | None,
+    group: NDArray[np.intp] | None = None,
 ) -> dict[str, Any]:
-    """Every figure of the record from the scans and their probabilities float32 (N, classes); plain types."""
+    """Every figure of the record from the scans and their probabilities float32 (N, classes); plain types.
+
+    ``group`` (N,) is as ``metrics.measure`` takes it.
+    """
     truth = np.array([scan.label for scan in scans])
     called = decide(probabilities, positive, threshold)
     ill = truth == positive
@@ -132,8 +139,9 @@ def score(
     ]
     wrong = [one for one in predictions if one["called"] != one["label"]]
     wrong.sort(key=lambda one: one["probabilities"][one["label"]])
+    metrics = measure(truth, probabilities, positive, threshold, group)
     return {
-        "metrics": {name: asdict(one) for name, one in measure(truth, probabilities, positive, threshold).items()},
+        "metrics": {name: asdict(one) for name, one in metrics.items()},
         "confusion_matrix": confusion_matrix(truth, called, labels=labels).tolist(),  # rows: truth
         "folders": by_folder([scan.folder for scan in scans], truth, called == truth),
         "roc": roc(ill, probabilities[:, positive]) if both_kinds(ill) else None,

@@ -49,7 +49,11 @@ def bins_of(score: Scores) -> NDArray[np.intp]:
 
 
 def measure(
-    truth: NDArray[np.intp], probabilities: NDArray[np.float32], positive: int, threshold: float | None = None
+    truth: NDArray[np.intp],
+    probabilities: NDArray[np.float32],
+    positive: int,
+    threshold: float | None = None,
+    group: NDArray[np.intp] | None = None,
 ) -> dict[str, Metric]:
     """Accuracy, AUC, sensitivity, specificity, precision, F1, Brier score, calibration error.
 
@@ -61,6 +65,8 @@ def measure(
         float32 (N, classes).
     positive, threshold
         As in the manifest. All figures but accuracy are about the positive label against the others.
+    group
+        int (N,): images of one number are not independent, which the interval of AUC heeds, as ``area.auc`` does.
 
     Returns
     -------
@@ -83,7 +89,7 @@ def measure(
     resampled = bootstrap(figures, ill)
     metrics = {"accuracy": share(np.count_nonzero(chosen == truth), len(truth))}
     if both_kinds(ill):
-        metrics["auc"] = auc(ill, score)
+        metrics["auc"] = auc(ill, score, group)
     shares = {
         "sensitivity": (np.count_nonzero(called & ill), np.count_nonzero(ill)),
         "specificity": (np.count_nonzero(~called & ~ill), np.count_nonzero(~ill)),

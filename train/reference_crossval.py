@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.errors import DataError
+from mri_edge.creation import creation
 from mri_edge.files import make_folder, write_whole
-from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from . import duplicates
 from .backbone import BackboneWeights, build_backbone, load_weights
@@ -22,11 +20,11 @@ from .checks import inspect, table
 from .data import decode, pixel_bytes, select
 from .evaluate import score
 from .fit import Images, feature_bytes, fit
+from .folds import by_group, by_source
 from .metrics import measure
 from .model import build_network, predict
 from .progress import training_progress
 from .recipe import Recipe
-from .record import creation
 from .unfinished import check_space, kept, work_folder
 
 _CHECKPOINT_BYTES = 50_000_000  # old and new
@@ -72,17 +70,19 @@ def cross_validate_reference(
     if findings := inspect(scans, decoded.hashes):
         say(table(scans, findings))
     group = duplicates.groups(decoded.hashes, patients=selection.patients)
-    fold_of = _by_source([scan.source for scan in scans]) if folds is None else grouped_folds(truth, group, folds, seed)
+    source = np.array([scan.source for scan in scans])
+    held_out = by_group(truth, group, folds, seed) if folds else by_source(source, truth)
+    fold_of = np.zeros(len(scans), int)
     probabilities = np.zeros((len(scans), len(labels.names)), np.float32)
-    for fold in np.unique(fold_of):
-        held = np.flatnonzero(fold_of == fold)
+    for fold, held in enumerate(held_out, start=1):
+        fold_of[held] = fold
         learn = np.flatnonzero(~np.isin(group, group[held]))
         parts = [Images(decoded.pixels, rows, truth[rows]) for rows in (learn, held)]
         checkpoint = work / f"fold-{fold}.npz"
         train_and_ask = partial(_train_and_ask, *parts, weights, recipe, len(labels.names), seed, checkpoint)
         probabilities[held] = kept(work / f"fold-{fold}.json", train_and_ask)
         checkpoint.unlink(missing_ok=True)
-    scored = score(scans, probabilities, labels.positive, None)
+    scored = score(scans, probabilities, labels.positive, None, group)
     for one, fold in zip(scored["predictions"], fold_of.tolist(), strict=True):
         one["fold"] = fold
     record = {
@@ -96,8 +96,11 @@ def cross_validate_reference(
         "positive": labels.positive,
         "pooled": scored.pop("metrics"),
         "by_fold": [
-            {name: asdict(one) for name, one in measure(truth[some], probabilities[some], labels.positive).items()}
-            for some in (np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of))
+            {
+                name: asdict(one)
+                for name, one in measure(truth[held], probabilities[held], labels.positive, group=group[held]).items()
+            }
+            for held in held_out
         ],
         **scored,
         "creation": asdict(creation()),
@@ -105,31 +108,6 @@ def cross_validate_reference(
     write_whole(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return record
-
-
-def grouped_folds(truth: NDArray[np.intp], group: NDArray[np.intp], folds: int, seed: int) -> NDArray[np.intp]:
-    """Fold of each image (N,), from 1: no group is divided, labels in their shares as near as that allows.
-
-    Raises
-    ------
-    DataError
-        A label has fewer groups than there are folds.
-    """
-    fewest = min(len(np.unique(group[truth == label])) for label in np.unique(truth))
-    if fewest < folds:
-        raise DataError(f"a class has {fewest} distinct images: too few for {folds} folds", "Ask for fewer folds")
-    fold_of = np.zeros(len(truth), np.intp)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for fold, (_, held) in enumerate(splitter.split(truth, truth, group), start=1):
-        fold_of[held] = fold
-    return fold_of
-
-
-def _by_source(sources: list[str]) -> NDArray[np.intp]:
-    names, fold_of = np.unique(sources, return_inverse=True)
-    if len(names) < 2:
-        raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
-    return fold_of + 1
 
 
 def _train_and_ask(

@@ -16,14 +16,13 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from mri_edge.errors import DataError, OutputError
+from mri_edge.errors import OutputError
 from mri_edge.files import fingerprint
 from mri_edge.preprocess import Pixels, Preprocessing
 from mri_edge.split import Role, Split, SplitImage
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
-from . import calibration, duplicates, grey_augment, reference
+from . import calibration, duplicates, folds, grey_augment, reference
 from .backbone import BackboneWeights, build_backbone
 from .data import Decoded, Labels, Scan, decode, pixel_bytes
 from .finetune import Batch, Plan, fast_precision, finetune
@@ -178,7 +177,7 @@ def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[
     """
     test = _reference_test(data) if split == "reference" else None
     if test is None:
-        test = np.asarray(hold_out(data, np.arange(len(data.scans)), folds=5))
+        test = np.asarray(hold_out(data, np.arange(len(data.scans)), 5))
     kept_apart = near(data, test)
     role: list[Role] = ["train"] * len(data.scans)
     for index in np.flatnonzero(kept_apart):
@@ -208,22 +207,18 @@ def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
     return mask
 
 
-def hold_out(data: Collection, among: Indices, folds: int = VALIDATION_FOLDS, seed: int = 0) -> Indices:
-    """Positions in ``among`` of one fold of ``folds``: whole groups, every class folder in its share."""
-    return next(grouped_folds(data, among, folds, seed))
+def hold_out(data: Collection, among: Indices, parts: int = VALIDATION_FOLDS) -> Indices:
+    """Positions in ``among`` of one of so many parts, as ``grouped_folds`` makes them."""
+    return grouped_folds(data, among, parts)[0]
 
 
-def grouped_folds(data: Collection, among: Indices, folds: int, seed: int = 0) -> Any:
-    """Yield for each fold the positions in ``among`` that it holds out. Raises DataError if there are too few."""
+def grouped_folds(data: Collection, among: Indices, parts: int) -> list[Indices]:
+    """Positions in ``among`` that each fold holds out: whole groups, every class folder in its share.
+
+    Raises DataError if there are too few groups.
+    """
     folder = np.array([data.scans[index].folder for index in among])
-    fewest = min(len(np.unique(data.group[among][folder == one])) for one in np.unique(folder))
-    if fewest < folds:
-        raise DataError(
-            f"a class folder has {fewest} distinct slices, or patients, left to choose from: too few for {folds} folds",
-            "Give more of that class",
-        )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return (held for _, held in splitter.split(among, folder, data.group[among]))
+    return folds.by_group(folder, data.group[among], parts)
 
 
 def _reference_test(data: Collection) -> Indices | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from mri_edge.errors import DataError
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.cli import run
-from mri_edge.train import recipe, reference_crossval
-from mri_edge.train.reference_crossval import cross_validate_reference, grouped_folds
+from mri_edge.train import area, recipe, reference_crossval
+from mri_edge.train.folds import by_group
+from mri_edge.train.reference_crossval import cross_validate_reference
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -20,14 +22,15 @@ def test_no_group_is_divided_and_every_image_has_a_fold(seed):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 2, 120)
     group = np.where(truth == 1, 100, 0) + rng.integers(0, 30, 120)
-    folds = grouped_folds(truth, group, 5, seed)
-    assert set(folds) == {1, 2, 3, 4, 5}
-    assert all(len(set(folds[group == one])) == 1 for one in np.unique(group))
+    folds = by_group(truth, group, 5, seed)
+    assert sorted(np.concatenate(folds)) == list(range(120))
+    assert len(folds) == 5
+    assert sum(len(set(group[held])) for held in folds) == len(set(group))
 
 
 def test_too_few_groups_are_refused():
-    with pytest.raises(DataError, match="a class has 2 distinct images: too few for 3 folds"):
-        grouped_folds(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4]), 3, 0)
+    with pytest.raises(DataError, match=r"a class has 2 distinct slices.*too few for 3 folds"):
+        by_group(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4]), 3, 0)
 
 
 def test_every_image_is_scored_by_a_model_that_did_not_see_it(
@@ -52,6 +55,17 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     right = sum(one["called"] == one["label"] for one in record["predictions"])
     assert record["pooled"]["accuracy"]["value"] == pytest.approx(right / 30)
     assert sum(one["accuracy"]["images"] for one in record["by_fold"]) == 30
+    assert {one["auc"]["method"] for one in (record["pooled"], *record["by_fold"])} == {area.GROUPED}
+
+
+def test_a_source_without_which_a_label_has_no_image_is_told_before_training(
+    two_sources, small_recipe, weights_file, tmp_path
+):
+    shutil.rmtree(two_sources / "a" / "yes")
+    shutil.rmtree(two_sources / "b" / "notumor")
+    chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 1}
+    with pytest.raises(DataError, match="source 'a' cannot be left out"):
+        cross_validate_reference(two_sources, tmp_path / "figures", small_recipe, **chosen)
 
 
 def test_cut_off_and_resumed_keeps_its_folds_and_gives_the_same(
