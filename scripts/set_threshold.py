@@ -32,11 +32,14 @@ def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any
         "recipe": manifest.training.recipe,
         "labels": list(manifest.labels),
         "positive": manifest.positive,
+        # The same images in the same roles: no test image of the model has chosen its threshold.
+        "split_fingerprint": manifest.training.split_fingerprint,
     }
     for name, of_model in wanted.items():
         if crossval.get(name) != of_model:
             raise SystemExit(
-                f"the cross-validation is of another {name}: {crossval.get(name)}, the model's is {of_model}. "
+                f"the cross-validation is of another {name.replace('_', ' ')}: {crossval.get(name)}, "
+                f"the model's is {of_model}. "
                 "If it does not say, run its command again: it takes up the finished folds"
             )
     threshold: dict[str, Any] = crossval["threshold"]

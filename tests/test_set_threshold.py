@@ -43,12 +43,14 @@ def test_its_own_threshold_gives_the_figures_that_training_and_export_wrote(bund
     assert {one.file: again.path_of(one).read_bytes() for one in again.entries()} == before
 
 
-def test_a_threshold_of_another_kind_of_model_is_refused(bundle, script):
+def test_a_threshold_of_another_kind_of_model_or_of_other_images_is_refused(bundle, script):
     found = {"value": 0.4, "rule": RULE}
     crossval = {"recipe": "small", "labels": ["no tumour", "tumour"], "positive": 1, "threshold": found}
+    crossval["split_fingerprint"] = bundle.manifest.training.split_fingerprint
     assert script["threshold_for"](bundle.manifest, crossval) == found
-    for other in ({"recipe": "robust"}, {"positive": 0}, {"labels": ["a", "b"]}, {"positive": None}):
-        with pytest.raises(SystemExit, match=f"of another {next(iter(other))}"):
+    others = ({"recipe": "robust"}, {"positive": 0}, {"labels": ["a", "b"]}, {"positive": None})
+    for other in (*others, {"split_fingerprint": "0" * 64}, {"split_fingerprint": None}):
+        with pytest.raises(SystemExit, match=f"of another {next(iter(other)).replace('_', ' ')}"):
             script["threshold_for"](bundle.manifest, crossval | other)
 
 

@@ -89,7 +89,8 @@ def cross_validate_small(
         facts.append(labels.names[labels.positive])  # said by --positive; what goes without saying was never a fact
     _claim(out, fingerprint([json.dumps(facts), *(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in scans)]))
     collection = collect(scans, recipe.preprocessing)
-    roles = np.array([image.role for image in choose_roles(collection).images])
+    split = choose_roles(collection)  # of a bundle that is trained on these scans
+    roles = np.array([image.role for image in split.images])
     trainable = may_train(collection)
     everyone = np.arange(len(scans))
     students = {f"student {number}": number for number in range(seed, seed + STUDENTS)}
@@ -117,6 +118,7 @@ def cross_validate_small(
         "seed": seed,
         "labels": list(labels.names),
         "positive": labels.positive,
+        "split_fingerprint": split.split_fingerprint,
         "grouping": grouping("near-duplicates", trainable),
         "plan": asdict(plan_of(recipe)),
         "teacher": {"recipe": ROBUST.name, "plan": asdict(plan_of_robust(ROBUST)), "seed": seed},
