@@ -99,9 +99,7 @@ def train(
         "resume": resume,
         "say": lambda text: click.echo(text, err=True),
     }
-    if cv:
-        if cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
-            raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv}")
+    if cv is not None:
         folds = None if cv == "sources" else int(cv)
         from .reference_crossval import cross_validate_reference
         from .small_crossval import cross_validate_small
@@ -141,7 +139,9 @@ def _check_options(
     groups: Path | None,
 ) -> None:
     """Raise UsageError for options that the recipe, or a cross-validation, has no sense for."""
-    if bool(teachers) != (recipe == "small" and not cv):
+    if cv is not None and cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
+        raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv!r}")
+    if bool(teachers) != (recipe == "small" and cv is None):
         raise UsageError(
             "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
             "mri-edge train --recipe small --teacher vgg16 --data DIR --out BUNDLE",
@@ -151,9 +151,9 @@ def _check_options(
         unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
         for option in (name for name, given in unheard.items() if given):
             raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
-    if only and not (cv and recipe == "small"):
+    if only is not None and not (cv is not None and recipe == "small"):
         raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")
-    if cv and split:
+    if cv is not None and split is not None:
         raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
     if recipe == "robust" and split == "stratified":
         raise UsageError(

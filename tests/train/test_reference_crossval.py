@@ -131,6 +131,15 @@ def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file,
     assert printed["pooled"]["accuracy"]["images"] == 29
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("folds", ["", "1", "all"])
+def test_folds_that_are_no_number_are_refused_and_nothing_is_trained(folders, tmp_path, capfd, command, folds):
+    out = tmp_path / "out"
+    assert run([command, "--data", str(folders), "--out", str(out), "--cv", folds]) == 2
+    assert f"--cv takes a number of folds from 2, or 'sources'. Received: {folds!r}" in capfd.readouterr().err
+    assert not out.exists()
+
+
 def test_evaluate_refuses_to_train_a_trained_model(folders, capfd):
     assert run(["evaluate", "--data", str(folders), "--exclude", "no/*"]) == 2
     assert "--exclude says how to train" in capfd.readouterr().err
