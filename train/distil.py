@@ -7,12 +7,14 @@ lit anew, which changes no answer.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mri_edge.files import write_whole
 from numpy.typing import NDArray
 
 from .calibration import scale_probabilities
@@ -74,8 +76,10 @@ def make_pool(
         answers.append(teacher(drawn[..., None].repeat(3, axis=-1)))
         report(step + 1, steps, 0.0)
     views.flush()
-    np.save(store / _ANSWERS, np.concatenate(answers))  # last: where they are, the pool is whole
-    return Pool(views, np.concatenate(answers))
+    content, asked = io.BytesIO(), np.concatenate(answers)
+    np.save(content, asked)
+    write_whole(store / _ANSWERS, content.getbuffer())  # last: where they are, the pool is whole
+    return Pool(views, asked)
 
 
 def open_pool(store: Path) -> Pool | None:
