@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mri_edge import __version__
 from mri_edge.errors import OutputError
 from mri_edge.files import fingerprint, write_whole
 
@@ -22,14 +23,15 @@ _BEFORE_TRAINING = {"identity", "pixels.npy", "slices"}
 def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> Path:
     """The folder that holds the state of the training whose result will be ``out``.
 
-    ``facts``, as JSON can hold them, are all that decides the result: only a training with the same is resumed.
+    ``facts``, as JSON can hold them, are all that decides the result beside the code: only a training with the same,
+    by the same version, is resumed.
 
     Raises
     ------
     OutputError
         An unfinished training is there and ``resume`` was not said, or it is another one.
     """
-    identity = fingerprint([json.dumps(facts)])
+    identity = fingerprint([__version__, json.dumps(facts)])
     work = out.absolute().with_name(f".{out.name}.training")
     record = work / "identity"
     try:
@@ -43,7 +45,8 @@ def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> P
             shutil.rmtree(work)
         if record.is_file() and record.read_text() != identity:
             raise OutputError(
-                f"{work}: the unfinished training there has another recipe, seed, data or backbone",
+                f"{work}: the unfinished training there has another recipe, seed, data or backbone, or "
+                "another version of mri-edge made it",
                 "Give it the same options, or begin anew with --overwrite",
             )
         work.mkdir(parents=True, exist_ok=True)

@@ -191,6 +191,15 @@ def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weig
         run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
 
 
+def test_what_another_version_left_is_not_taken_up(tmp_path, monkeypatch):
+    work = unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=False)
+    (work / "checkpoint.npz").touch()
+    assert unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True) == work
+    monkeypatch.setattr(unfinished, "__version__", "0.0.1")
+    with pytest.raises(OutputError, match="another version of mri-edge made it"):
+        unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True)
+
+
 @pytest.mark.parametrize("train", [run.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
 def test_what_was_mended_is_trained_without_more_ado(train, folders, small_recipe, weights_file, tmp_path, monkeypatch):
     """Unfit data leave nothing behind that the next try would have to --resume or --overwrite."""
