@@ -15,6 +15,8 @@ STYLE = """
   th { font-weight: 600; color: #5b6675 } th:first-child, td:first-child { text-align: left }
   .warning { background: #fdf1dc; border-left: 4px solid #c77700; padding: .5rem .9rem; margin: .8rem 0 }
   .row { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start } .scroll { overflow-x: auto }
+  .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .5rem }
+  pre { overflow-x: auto; font-size: 13px; line-height: 1.2 }
 """
 
 
@@ -34,6 +36,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{lines}\n</table></div>'
 
 
-def picture(svg: bytes, words: str) -> str:
-    """An SVG file inside the page; ``words`` say what it shows to who cannot see it."""
-    return f'<img alt="{escape(words)}" src="data:image/svg+xml;base64,{b64encode(svg).decode()}">'
+def picture(content: bytes, words: str, kind: str = "svg+xml") -> str:
+    """A picture file inside the page; ``words`` say what it shows to who cannot see it."""
+    return f'<img alt="{escape(words)}" src="data:image/{kind};base64,{b64encode(content).decode()}">'

@@ -1,11 +1,10 @@
 """The training's report: pictures as PNG, and one page that holds them all and opens without a network.
 
-Where the data are the reference's (its recipe, its 51 test images), the reference's own figures stand beside.
+Where recipe, pictures and test images are the reference's, the reference's own figures stand beside.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from html import escape
@@ -22,6 +21,7 @@ from .fit import Epoch, Images
 from .framework import load_keras
 from .metrics import details
 from .model import Network
+from .page import page, picture, table
 from .recipe import Recipe
 
 FOLDER = "report"
@@ -37,15 +37,15 @@ def draw_report(
     history: Sequence[Epoch],
     labels: Labels,
     recipe: Recipe,
+    *,
+    beside: bool,
 ) -> dict[str, bytes | str]:
-    """All files of the report: path in the bundle -> content.
+    """All files of the report: path in the bundle -> content; ``beside`` shows the reference's own figures too.
 
     The activation maps are those of the first positive test image; they show the patient's slice, so a
     bundle that is passed on should leave them out where the scan may not be passed on.
     """
     measured = details(test.labels, probabilities, labels.positive)
-    supports = np.bincount(test.labels, minlength=len(labels.names)).tolist()
-    beside = recipe.name == "reference" and supports == [row[3] for row in reference.REPORT.values()]
     figures = {
         "confusion-matrix.png": _confusion(np.array(measured["confusion_matrix"]), labels, beside=beside),
         "roc.png": _roc(measured["roc"], metrics.get("auc"), beside=beside),
@@ -56,8 +56,8 @@ def draw_report(
     shown = int(np.argmax(test.labels == labels.positive))
     maps = _activation_maps(network, recipe.preprocessing.normalise(test.take(np.array([shown]))))
     pictures = {name: _png(figure) for name, figure in {**figures, **maps}.items()}
-    page = _page(pictures, list(figures), measured["report"], metrics, network, recipe, beside=beside)
-    return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": page}
+    html = _page(pictures, list(figures), measured["report"], metrics, network, recipe, beside=beside)
+    return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": html}
 
 
 def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Figure:
@@ -168,15 +168,6 @@ def _png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd;
-text-align: right; } td:first-child, th:first-child { text-align: left; } img { max-width: 100%; }
-.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .5rem; }
-.note { color: #666; } pre { overflow-x: auto; font-size: 13px; line-height: 1.2; }
-"""
-
-
 def _page(
     pictures: dict[str, bytes],
     main: Sequence[str],
@@ -187,7 +178,6 @@ def _page(
     *,
     beside: bool,
 ) -> str:
-    published = {"accuracy": reference.ACCURACY, "auc": reference.AUC} if beside else {}
     heads = ["figure", "value", "95% interval", "images"]
     rows = [
         [name, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}", str(one.images)] for name, one in metrics.items()
@@ -197,20 +187,17 @@ def _page(
         published = {"accuracy": f"{reference.ACCURACY:.2f}", "auc": f"{reference.AUC:.2f}"}
         for row in rows:
             row.append(published.get(row[0], "–"))
-    parts = [f"<h1>Training report: recipe {escape(recipe.name)}</h1>", f"<p class=note>{NOTICE}</p>"]
-    parts += ["<h2>On the test images</h2>", _table(heads, rows), "<h2>Classification report</h2>"]
-    parts.append(_table(("class", "precision", "recall", "F1", "support"), _report_rows(report, beside=beside)))
-    parts += [_image(name, pictures[name]) for name in main]
+    parts = [f'<p class="quiet">{NOTICE}</p>']
+    parts += ["<h2>On the test images</h2>", table(heads, rows), "<h2>Classification report</h2>"]
+    parts.append(table(("class", "precision", "recall", "F1", "support"), _report_rows(report, beside=beside)))
+    parts += [f"<p>{picture(pictures[name], name, 'png')}</p>" for name in main]
     parts += ["<h2>Model</h2>", f"<pre>{escape(_summary(network))}</pre>"]
     if beside:
         frozen, trainable, optimiser = reference.PARAMETERS
         parts.append(f"<p>Reference: {frozen:,} frozen + {trainable:,} trainable; optimiser {optimiser:,}.</p>")
-    parts.append("<h2>Activation maps of one test image</h2><div class=maps>")
-    parts += [_image(name, content) for name, content in pictures.items() if name not in main]
-    head = f'<meta charset="utf-8"><title>Training report</title><style>{_STYLE}</style>'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "</div></body></html>\n"
-    )
+    maps = [picture(content, name, "png") for name, content in pictures.items() if name not in main]
+    parts += ["<h2>Activation maps of one test image</h2>", f'<div class="tiles">{"".join(maps)}</div>']
+    return page(f"Training report: recipe {recipe.name}", "\n".join(parts))
 
 
 def _report_rows(report: dict[str, dict[str, float]], *, beside: bool) -> list[tuple[str, ...]]:
@@ -231,14 +218,3 @@ def _summary(network: Network) -> str:
     lines: list[str] = []
     network.whole.summary(print_fn=lambda line, **_: lines.append(line))
     return "\n".join(lines)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line(heads, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
-def _image(name: str, content: bytes) -> str:
-    return f'<p><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(content).decode()}"></p>'

@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from mri_edge.files import fingerprint
 from mri_edge.manifest import Metric
 from mri_edge.split import Split
 from mri_edge.writing import check_free
 from numpy.typing import NDArray
 
-from . import duplicates
+from . import duplicates, reference
 from .backbone import build_backbone, load_weights
 from .checks import check_roles, inspect, table
-from .data import Labels, decode, pixel_bytes, select
+from .data import Labels, Scan, decode, pixel_bytes, select
 from .fit import Epoch, Images, feature_bytes, fit
 from .metrics import measure
 from .model import Network, build_network, predict
@@ -137,7 +138,16 @@ def train_bundle(
         metrics=metrics,
         documents={
             "data.json": json.dumps([asdict(finding) for finding in findings], indent=1) + "\n",
-            **draw_report(network, parts["test"], probabilities, metrics, history, labels, recipe),
+            **draw_report(
+                network,
+                parts["test"],
+                probabilities,
+                metrics,
+                history,
+                labels,
+                recipe,
+                beside=repeats_reference(recipe, split, scans),
+            ),
         },
         novelty=fit_novelty(
             keras_features(backbone, recipe.preprocessing),
@@ -151,3 +161,9 @@ def train_bundle(
     )
     shutil.rmtree(work, ignore_errors=True)
     return Trained(network, labels, record, history, parts["test"].labels, probabilities, metrics)
+
+
+def repeats_reference(recipe: Recipe, split: str, scans: Sequence[Scan]) -> bool:
+    """Whether a training is the reference's own: its recipe and split of its pictures, whole and with nothing added."""
+    its_own = (recipe.name, split) == ("reference", "reference")
+    return its_own and fingerprint(scan.sha256 for scan in scans) == reference.DATA

@@ -19,9 +19,10 @@ h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
 from mri_edge.bundle import Bundle  # noqa: E402
 from mri_edge.errors import DataError, OutputError, UsageError  # noqa: E402
+from mri_edge.files import fingerprint  # noqa: E402
 from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import record, robust_run, run, unfinished  # noqa: E402
-from mri_edge.train.data import Labels  # noqa: E402
+from mri_edge.train import record, reference, robust_run, run, unfinished  # noqa: E402
+from mri_edge.train.data import Labels, find_scans  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -149,6 +150,18 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
     assert page.count("data:image/png;base64,") == len(pictures)
     assert "http" not in page
     assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
+
+
+def test_figures_of_the_reference_stand_beside_those_of_its_pictures_and_split_alone(
+    folders, small_recipe, monkeypatch
+):
+    scans, _ = find_scans(folders)
+    assert not run.repeats_reference(small_recipe, "reference", scans)
+    monkeypatch.setattr(reference, "DATA", fingerprint(scan.sha256 for scan in scans))
+    assert run.repeats_reference(small_recipe, "reference", scans)
+    assert not run.repeats_reference(small_recipe, "stratified", scans)
+    assert not run.repeats_reference(small_recipe, "reference", scans[1:])
+    assert not run.repeats_reference(dataclasses.replace(small_recipe, name="robust"), "reference", scans)
 
 
 def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_file, tmp_path):
