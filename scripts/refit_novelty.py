@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from mri_edge import Bundle, Classifier
 from mri_edge.train.data import find_scans
+from mri_edge.train.finish import rows_of
 from mri_edge.train.novelty import fit_novelty
 from mri_edge.train.robust import choose_roles, collect
 from mri_edge.writing import rewriting
@@ -32,8 +33,7 @@ def main() -> None:
     split = choose_roles(data)
     if split.split_fingerprint != training.split_fingerprint:
         raise SystemExit(f"{chosen.data}: not the images, or not the split, that {bundle.folder} was trained on")
-    roles = np.array([image.role for image in split.images])
-    train, held_out, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
+    train, held_out, test = rows_of(split, data)
     with Classifier.load(bundle, engine="onnxruntime") as classifier:
 
         def features(pixels: np.ndarray) -> np.ndarray:

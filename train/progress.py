@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .fit import Epoch
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class TrainingProgress:
@@ -25,12 +29,7 @@ def training_progress(images: int, epochs: int) -> Iterator[TrainingProgress]:
     if not sys.stderr.isatty():
         yield TrainingProgress()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task(f"epoch 1/{epochs}", total=images * epochs)
 
         class Drawn(TrainingProgress):
@@ -56,15 +55,19 @@ def step_progress(description: str) -> Iterator[Callable[[int, int, float], None
     if not sys.stderr.isatty():
         yield lambda done, total, loss: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         task = bar.add_task(description, total=None)
 
         def show(done: int, total: int, loss: float) -> None:
             bar.update(task, completed=done, total=total, description=f"{description}  loss {loss:.3f}")
 
         yield show
+
+
+def _bar() -> Progress:
+    """A bar on stderr with the time left, gone when it ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
