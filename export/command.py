@@ -36,7 +36,8 @@ The gate compares each artefact with the Keras model on the test images:
   float32   largest |Δp| at most 0.0001
   float16   largest |Δp| at most 0.005
   others    mean |Δp| at most 0.02, at most 5% of the labels changed (95% confidence)
-  all       not significantly fewer right answers (exact McNemar, p < 0.05)
+  all       not significantly fewer right answers than the Keras model, nor, where that was
+            distilled, than its teacher (exact McNemar, p < 0.05)
 It answers met, undecided (too few images to tell; the artefact is kept), or not met: exit code 5,
 and nothing is written.
 """

@@ -1,4 +1,4 @@
-"""``--recipe small``: a network of a thousandth of VGG16's weights, distilled from a robust teacher.
+"""``--recipe small``: a network of a 140th of VGG16's weights, distilled from a robust teacher.
 
 The images, the views of them and the roles are those of the robust recipe; what the teacher may not
 see, the student does not see either.

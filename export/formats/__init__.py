@@ -1,8 +1,9 @@
 """Export formats, one file each, found by looking in this folder.
 
 A format file names itself with ``NAME``, its artefact with ``FILE``, ``FORMAT`` and ``PRECISION``, says
-with ``CALIBRATED`` whether it needs calibration images, gives the bounds it must keep by default as
-``GATE``, and makes the file's bytes with ``convert(job)``. Adding a format is adding a file.
+with ``CALIBRATED`` whether it needs calibration images, and makes the file's bytes with ``convert(job)``.
+The bounds that it must keep by default are those of its precision, ``parity.DEFAULT_GATES``. Adding a
+format is adding a file.
 """
 
 from __future__ import annotations
