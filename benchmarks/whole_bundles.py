@@ -5,8 +5,8 @@
 
 What ships is measured as it ships, and every other format is made of the same weights. A model that ships in int8 alone
 gets its float weights by scaling the integers back: times are those of any training, answers are the shipped ones but
-for the rounding of activations. DIR is the data that it was trained on: the split is drawn anew and must be the recorded
-one, so that calibration sees no test image.
+for the rounding of activations. DIR is the data that it was trained on: the split is drawn anew and must be the
+recorded one, so that calibration sees no test image.
 """
 
 from __future__ import annotations
