@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # For `make model`, `make bench`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
+# Two files of tests at a time: half of them wait for programs that they started. PYTEST_ARGS= for one after the other.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=

@@ -10,6 +10,7 @@ from mri_edge.bundle import embedded_models
 from mri_edge.cli import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+README = EXAMPLES.with_name("README.md")
 
 
 @pytest.mark.parametrize("name", embedded_models())
@@ -42,6 +43,22 @@ def test_a_model_is_chosen_by_name():
     for name in embedded_models():
         with Classifier.load(name) as classifier:
             assert classifier.predict(EXAMPLES / "phantom-1.jpg").model.startswith(name)
+
+
+def test_readme_tells_of_each_model_what_its_manifest_holds():
+    readme = README.read_text(encoding="utf-8")
+    for name in embedded_models():
+        manifest = Bundle.open(name).manifest
+        accuracy, auc = (manifest.metrics[one] for one in ("accuracy", "auc"))
+        [row] = [
+            line
+            for line in readme.splitlines()
+            if f"| accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), " in line
+            and f"AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in line
+        ]
+        changed = {one.format: one.parity.flips for one in manifest.artefacts if one.parity and one.precision == "int8"}
+        words = f"int8 changes {changed['onnx']} of {accuracy.images} labels"
+        assert words + (f" in ONNX, {changed['tflite']} in TFLite |" if "tflite" in changed else " |") in row
 
 
 @pytest.mark.parametrize(
