@@ -16,7 +16,7 @@ from .places import profile_folder
 DEFAULT_BATCH = 8
 # A network this small has run before a second thread has woken, and takes less than decoding does, so that other
 # threads decode meanwhile: `small` (0.14 MB) takes 0.13 ms on one thread and 0.14 on two (AMD Zen 4).
-_TINY = 1 << 20  # bytes
+TINY = 1 << 20  # bytes
 _TINY_BATCH = 64
 
 # Between engines the first that is installed is taken, ONNX Runtime before LiteRT: of the int8 artefacts of the
@@ -92,7 +92,7 @@ def select(
 
 
 def _untuned(artefact: Artefact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
-    if artefact.size_bytes <= _TINY:
+    if artefact.size_bytes <= TINY:
         return Selection(artefact, engine.NAME, threads or 1, _TINY_BATCH, reason)
     return Selection(artefact, engine.NAME, threads, DEFAULT_BATCH, reason)
 
