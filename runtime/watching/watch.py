@@ -176,27 +176,31 @@ class Watch:
         return record
 
     def _judge(self, arrival: Arrival, kept: str, sha256: str) -> Record | None:
+        """The record of a scan, noted as at hand meanwhile; None if it is given more time."""
         times = self._at_hand.begin(arrival.path.name, sha256)
         try:
-            result = self._predict(arrival.path) if times < _TRIES else _put_aside(arrival.path, times)
-            longer = _PATIENCE * self._arrivals.settle_s
-            if isinstance(result, Failure) and arrival.still_s < longer:
-                self._arrivals.postpone(arrival, longer)
-                self._at_hand.end(sha256)
-                return None
-            record = result.to_dict() | {"sha256": sha256}
-            record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
-            if isinstance(result, Prediction) and result.pixels is not None and result.activation is not None:
-                from ..overlay import overlay
-
-                picture = overlay(result.pixels, result.activation, result)
-                self._outbox.write_heatmap(kept, picture)
-                record["heatmap"] = f"heatmaps/{kept}.png"
-            record["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            record = self._answer(arrival, kept, sha256, times)
         except (MriEdgeError, KeyboardInterrupt):  # in order; what else ends the program is counted
             self._at_hand.end(sha256)
             raise
         self._at_hand.end(sha256)
+        return record
+
+    def _answer(self, arrival: Arrival, kept: str, sha256: str, times: int) -> Record | None:
+        result = self._predict(arrival.path) if times < _TRIES else _put_aside(arrival.path, times)
+        longer = _PATIENCE * self._arrivals.settle_s
+        if isinstance(result, Failure) and arrival.still_s < longer:
+            self._arrivals.postpone(arrival, longer)
+            return None
+        record = result.to_dict() | {"sha256": sha256}
+        record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
+        if isinstance(result, Prediction) and result.pixels is not None and result.activation is not None:
+            from ..overlay import overlay
+
+            picture = overlay(result.pixels, result.activation, result)
+            self._outbox.write_heatmap(kept, picture)
+            record["heatmap"] = f"heatmaps/{kept}.png"
+        record["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return record
 
     def _predict(self, scan: Path) -> Prediction | Failure:
