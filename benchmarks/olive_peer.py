@@ -68,8 +68,7 @@ def calibration_images(bundle: Bundle, data: Path) -> tuple[Path, ...]:
         An image is not at hand or was changed, or others come out.
     """
     taken, split = bundle.manifest.calibration, Split.from_json((bundle.folder / SPLIT).read_bytes())
-    tests = {one.sha256 for one in split.of("test")}
-    training = Split(tuple(one for one in split.images if one.sha256 not in tests))
+    training = split.without({one.sha256 for one in split.of("test")})
     files = draw(training.locate(data, "train"), taken.images, taken.seed)
     if record(files, taken.method, taken.seed) != taken:
         raise DataError(f"{bundle.folder}: the images that calibrated it cannot be drawn anew")

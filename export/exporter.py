@@ -175,7 +175,7 @@ def choose_calibration(source: Source, settings: Settings, tests: Mapping[str, P
         An image is missing or unreadable, one of the ``--calibration`` folder is a test image, or none is left.
     """
     preprocessing, data = source.manifest.preprocessing, settings.data
-    training = _without(source.split, {one.sha256 for one in source.split.of("test")})
+    training = source.split.without({one.sha256 for one in source.split.of("test")})
 
     def drawn(split: Split, count: int, seed: int) -> tuple[Path, ...]:
         files = draw(split.locate(data, "train"), count, seed)
@@ -192,7 +192,7 @@ def choose_calibration(source: Source, settings: Settings, tests: Mapping[str, P
         raise DataError("no training image to calibrate with", "Name a folder with --calibration")
     held_out: tuple[Path, ...] = ()
     if settings.search:
-        held_out = drawn(_without(training, {sha256_of(one) for one in files}), HELD_OUT, settings.seed + 1)
+        held_out = drawn(training.without({sha256_of(one) for one in files}), HELD_OUT, settings.seed + 1)
         if not held_out:
             raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
     method = "search" if settings.search else settings.method
@@ -209,11 +209,6 @@ def _split_of(bundle: Bundle) -> Split:
 def _teacher_of(bundle: Bundle) -> TeacherAnswers | None:
     entry = next((one for one in bundle.manifest.documents if one.file == TEACHER), None)
     return TeacherAnswers.from_json(bundle.path_of(entry).read_bytes(), str(bundle.folder / TEACHER)) if entry else None
-
-
-def _without(split: Split, contents: set[str]) -> Split:
-    """The split less the images with one of these SHA-256."""
-    return Split(tuple(one for one in split.images if one.sha256 not in contents))
 
 
 def _add(

@@ -55,6 +55,10 @@ class Split:
         """The images with that role, in order."""
         return [image for image in self.images if image.role == role]
 
+    def without(self, contents: Container[str]) -> Split:
+        """The split less the images with one of these SHA-256."""
+        return Split(tuple(image for image in self.images if image.sha256 not in contents))
+
     @property
     def data_fingerprint(self) -> str:
         """SHA-256 over names, contents and labels: changes when any image, name or label does."""
