@@ -68,6 +68,7 @@ Exit codes:
   3  model or bundle
   4  engine or provider
   5  an accuracy gate was not met
+  6  the output cannot be written
 
 Research use only: not a medical device.
 """

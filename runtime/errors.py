@@ -4,8 +4,8 @@
 
     MriEdgeError
     ├── UsageError              the call itself is wrong                    exit 2
-    │   ├── DataError           a training or calibration folder is unfit   exit 2
-    │   └── OutputError         the result cannot be written                exit 2
+    │   └── DataError           a training or calibration folder is unfit   exit 2
+    ├── OutputError             the result cannot be written                exit 6
     ├── InputError              one scan cannot be read; others go on       exit 1
     ├── BundleError             a model bundle cannot be used               exit 3
     │   ├── ManifestError       its manifest is missing, broken or newer    exit 3
@@ -25,6 +25,8 @@ an exit code. Anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import errno
+from functools import partial
+from typing import Any
 
 # How the system says that a disk is full, over quota, read-only or failing.
 DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -48,7 +50,7 @@ class MriEdgeError(Exception):
         self.hint = hint
         super().__init__(f"{problem}. {hint}" if hint else problem)
 
-    def __reduce__(self) -> tuple[type[MriEdgeError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle by their args; ours differ from the constructor's (pools need this).
         return type(self), (self.problem, self.hint)
 
@@ -73,14 +75,41 @@ class DataError(UsageError):
     """A training, test or calibration folder is missing, empty or unfit."""
 
 
-class OutputError(UsageError):
-    """The result cannot be written where it was asked for."""
+class OutputError(MriEdgeError):
+    """The result cannot be written where it was asked for: a full, read-only or missing disk."""
+
+    exit_code = 6
 
 
 class InputError(MriEdgeError):
-    """One scan cannot be read; the other inputs of the same call are not affected."""
+    """One scan cannot be read; the other inputs of the same call are not affected.
+
+    Attributes
+    ----------
+    code
+        What is wrong, as one stable word for programs: ``"missing"``, ``"damaged"``, ``"unsupported"``, …
+    value, limit
+        What was received and the bound it breaks, where there is one.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        problem: str,
+        hint: str = "",
+        *,
+        code: str = "unreadable",
+        value: float | None = None,
+        limit: float | None = None,
+    ) -> None:
+        super().__init__(problem, hint)
+        self.code = code
+        self.value = value
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(InputError, code=self.code, value=self.value, limit=self.limit), (self.problem, self.hint)
 
 
 class BundleError(MriEdgeError):

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, EngineUnavailable, ProviderUnavailable, UsageError, first_line
+from ..errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
 from ..manifest import TensorSpec
 from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
 from ._nvidia import NO_GPU, explain, gpu_name
@@ -185,7 +185,7 @@ def _tensorrt_settings(path: Path) -> dict[str, str]:
         if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
             _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
             cache.mkdir(parents=True, exist_ok=True)
-    except (OSError, UsageError) as error:  # no home, or one that may not be written
+    except (OSError, UsageError, OutputError) as error:  # no home, or one that may not be written
         _log.warning("TensorRT's engine cannot be kept, so each start builds it anew: %s", error)
         return {}
     return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}

@@ -85,7 +85,7 @@ class Watch:
 
         Raises
         ------
-        UsageError
+        UsageError, OutputError
             Only with ``once``: a folder cannot be read or written. Otherwise that is waited out.
         EngineError
             The engine failed; this concerns every scan.
@@ -93,7 +93,7 @@ class Watch:
         while not self._stopped:
             try:
                 left = yield from self._pass(once)
-            except UsageError as error:
+            except (UsageError, OutputError) as error:
                 if once:
                     raise
                 self._tell_trouble(error)
@@ -224,7 +224,7 @@ class Watch:
             self._told[name] = words
             self._tell(words)
 
-    def _tell_trouble(self, error: UsageError) -> None:
+    def _tell_trouble(self, error: MriEdgeError) -> None:
         reason = getattr(error.__cause__, "errno", None)  # not the words: they name another scan each time
         now = time.monotonic()
         if self._trouble is None or reason != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
