@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -33,6 +34,16 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # With it set, a program that forgets to flush its output at the end would look right.
         patch.delenv("PYTHONUNBUFFERED", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """A command that ran inside the test process leaves the log as it was: the next test may read it."""
+    logger = logging.getLogger("mri_edge")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
