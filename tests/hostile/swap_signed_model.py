@@ -15,13 +15,14 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from time import sleep
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from mri_edge import Classifier
 from mri_edge.bundle import Bundle
 from mri_edge.errors import BundleError
+from mri_edge.measuring.trial import noise
 
 STEPS = {"open", "read", "readall", "stat", "fstat", "update", "hexdigest", "openssl_sha256", "InferenceSession"}
 
@@ -35,6 +36,8 @@ class Swap:
         self._lock = threading.Lock()
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_name == "_import_library":
+            sleep(0.02)  # a cold start imports the engine's library here, which takes longer than a hash
         if event in ("c_call", "c_return") and getattr(argument, "__name__", "") in STEPS:
             with self._lock:
                 self.steps += 1
@@ -54,9 +57,7 @@ def load(folder: Path, key: Path, at: int, evil: Path, engine: str) -> tuple[str
     try:
         with Classifier.load(Bundle.open(folder, signed_by=key), engine=engine, threads=1) as classifier:
             sys.setprofile(None)
-            height, width = classifier.engine.input.shape[1:3]
-            answer = classifier.engine.run(np.full((1, height, width, 3), 200, np.uint8))
-            outcome = json.dumps(answer.round(4).tolist())
+            outcome = json.dumps(classifier.engine.run(noise(classifier.engine.input, 1)).round(4).tolist())
     except BundleError:
         outcome = "refused"
     finally:

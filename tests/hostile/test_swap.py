@@ -15,8 +15,9 @@ from mri_edge import Classifier
 from mri_edge.bundle import Bundle
 from mri_edge.delivery.signature import make_keys
 from mri_edge.delivery.signing import sign
-from mri_edge.engines import engine_file
+from mri_edge.engines import engine_file, open_engine
 from mri_edge.errors import BundleError
+from mri_edge.measuring.trial import noise
 
 onnx = pytest.importorskip("onnx", reason="the evil model is made with onnx (extra 'dev')")
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
@@ -36,6 +37,9 @@ def evil(tiny_onnx: Path, tmp_path: Path) -> Path:
     path = tmp_path / "evil.onnx"
     path.write_bytes(model.SerializeToString())
     assert path.stat().st_size == tiny_onnx.stat().st_size
+    engines = [open_engine(one, provider="cpu") for one in (tiny_onnx, path)]
+    good, bad = (engine.run(noise(engine.input, 1)) for engine in engines)
+    assert np.abs(good - bad).max() > 0.1
     return path
 
 
@@ -66,8 +70,8 @@ def test_a_signed_model_that_is_exchanged_all_the_time_never_runs(tiny_bundle: P
     model = tiny_bundle / "model.onnx"
     good, bad, ended = tiny_bundle.with_name("good"), evil, threading.Event()
     good.write_bytes(model.read_bytes())
-    batch = np.full((1, 128, 128, 3), 200, np.uint8)
     with Classifier.load(tiny_bundle, threads=1) as classifier:
+        batch = noise(classifier.engine.input, 1)
         expected = classifier.engine.run(batch)
 
     def exchange() -> None:
