@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cpu import available_cpus
-from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
+from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError, printable
 from ..machine import is_32_bit_arm
 from ..manifest import Artefact, TensorSpec
+from ..onnx_external import outside_part
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -194,7 +195,22 @@ def open_engine(
         raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
     if not isinstance(model, ModelFile):
         model = ModelFile.read(model)
+    if name.endswith(".onnx"):
+        _check_onnx(model)
     return chosen.open(model, threads=threads or available_cpus(), provider=provider, **options)
+
+
+def _check_onnx(model: ModelFile) -> None:
+    """Whatever opens it, an ONNX file is read whole here first: a library would take other files along unchecked."""
+    try:
+        outside = outside_part(model.content)
+    except ValueError as error:
+        raise EngineError(f"{model.name}: {error}", "Export the model again") from error
+    if outside:
+        raise EngineError(
+            f"{model.name}: {printable(outside)} lies in another file, which no hash covers",
+            "Save the model with all of its weights inside (onnx.save without external data)",
+        )
 
 
 def remedy(file: EngineFile) -> str:
