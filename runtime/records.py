@@ -1,4 +1,4 @@
-"""JSON text to frozen dataclasses, strictly: what the manifest and the split record are read with."""
+"""JSON text to frozen dataclasses, checked field by field: how the manifest and the split record are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def parse(text: str | bytes, origin: str) -> Any:
 
 
 def read(kind: type[T], value: Any, origin: str) -> T:
-    """Plain objects to the dataclass ``kind``: no field unknown or missing, no conversion.
+    """Plain objects to the dataclass ``kind``: no field missing, no conversion.
+
+    A field that is not known is ignored: within one schema version a newer release may have added it.
 
     Numbers are JSON's: 1 is a float where one belongs, and 1.0 an integer.
 
@@ -88,14 +90,13 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _unfit(where, "an object", value)
     fields = {one.name: one for one in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - set(fields)):
-        raise ManifestError(f"{where}: unknown field {_shown(unknown[0])}", "It may come from a newer mri-edge")
     for name, one in fields.items():
         required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
     hints = _hints(kind)
-    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+    known = {name: item for name, item in value.items() if name in fields}
+    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in known.items()})
 
 
 @lru_cache(maxsize=32)

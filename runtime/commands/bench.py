@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import DEFAULT_MODEL, Bundle
+from ..bundle import Bundle
 from ..prediction import stdout_json
-from .options import PROVIDER, VERBOSE, complete_models
+from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
     from ..measuring.benchmark import Report, Row, Spread, Stream
@@ -23,9 +23,8 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument(
-    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
-)
+@bundle_argument
+@REQUIRE_SIGNATURE
 @click.option(
     "--profile",
     type=click.Choice(["smoke", "full"]),
@@ -49,6 +48,7 @@ Examples:
 @VERBOSE
 def bench(
     model: str,
+    signed_by: str | None,
     profile: str,
     as_json: bool,
     scans: tuple[str, ...],
@@ -67,7 +67,7 @@ def bench(
     from ..measuring.benchmark import measure, scans_for
     from ..progress import track
 
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, signed_by=signed_by)
     report = measure(
         bundle,
         scans_for(bundle, scans),
@@ -77,6 +77,7 @@ def bench(
         provider=provider,
         threads=threads,
         server_ms=server_ms,
+        signed_by=signed_by,
         track=lambda items, label: track(items, label, len(items)),
     )
     if as_json:

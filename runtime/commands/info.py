@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 
-from ..bundle import DEFAULT_MODEL, Bundle
+from ..bundle import Bundle
 from ..manifest import Manifest
 from ..prediction import NOTICE, stdout_json
-from .options import complete_models
+from .options import REQUIRE_SIGNATURE, bundle_argument
 
 EXAMPLES = """\b
 Examples:
@@ -22,16 +22,15 @@ _WIDE = 10_000  # columns
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument(
-    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
-)
+@bundle_argument
+@REQUIRE_SIGNATURE
 @click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
-def info(model: str, as_json: bool) -> None:
+def info(model: str, signed_by: str | None, as_json: bool) -> None:
     """Show what a model bundle is and holds.
 
     Without BUNDLE: the embedded model.
     """
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, signed_by=signed_by)
     if as_json:
         click.echo(stdout_json(asdict(bundle.manifest), indent=2))
         return

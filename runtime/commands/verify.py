@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import DEFAULT_MODEL, Bundle
+from ..bundle import Bundle
 from ..prediction import stdout_json
-from .options import VERBOSE, complete_models
+from .options import REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
     from ..golden import Check, Report
@@ -27,12 +27,11 @@ _COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": No
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument(
-    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
-)
+@bundle_argument
+@REQUIRE_SIGNATURE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every comparison.")
 @VERBOSE
-def verify(model: str, as_json: bool) -> int:
+def verify(model: str, signed_by: str | None, as_json: bool) -> int:
     """Check a bundle's hashes, and replay its golden values on this device's CPU.
 
     Stage by stage: file bytes, decoded pixels, resized tensor, probabilities, label. The first
@@ -41,7 +40,7 @@ def verify(model: str, as_json: bool) -> int:
     """
     from ..golden import replay
 
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, signed_by=signed_by)
     report = replay(bundle)
     first = report.first_difference
     code = _DIFFERENT if first else _NOT_RUN if report.recorded and not report.replayed else 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, first_line
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
 NAME = "openvino"
 SUFFIXES = (".onnx",)
@@ -27,9 +26,9 @@ def missing() -> str | None:
     return None if find_spec("openvino") else "the package openvino is not installed"
 
 
-def open(path: Path, *, threads: int, provider: str = "auto") -> OpenVINOEngine:
+def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OpenVINOEngine:
     """Open an ONNX file; see ``engines.open_engine`` for the parameters and errors."""
-    return OpenVINOEngine(path, threads, provider)
+    return OpenVINOEngine(model, threads, provider)
 
 
 class OpenVINOEngine:
@@ -37,7 +36,7 @@ class OpenVINOEngine:
 
     name = NAME
 
-    def __init__(self, path: Path, threads: int, provider: str) -> None:
+    def __init__(self, model: ModelFile, threads: int, provider: str) -> None:
         check_cpu_only(NAME, provider)
         try:
             import openvino
@@ -53,17 +52,16 @@ class OpenVINOEngine:
         }
         try:
             core = openvino.Core()
-            self._compiled: Any = core.compile_model(core.read_model(str(path)), "CPU", settings)
-        except RuntimeError as error:
+            self._compiled: Any = core.compile_model(core.read_model(model.content), "CPU", settings)
+            specs = [_spec(port) for port in self._compiled.inputs], [_spec(port) for port in self._compiled.outputs]
+        except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message is no UTF-8
             raise EngineError(
-                f"{path.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
+                f"{model.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
             ) from error
         self._own = threading.local()  # a request costs a tenth of a millisecond: a third of a small network's time
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
-        self.input, self.outputs = check_model(
-            path, [_spec(one) for one in self._compiled.inputs], [_spec(one) for one in self._compiled.outputs]
-        )
+        self.input, self.outputs = check_model(model.name, *specs)
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
@@ -76,8 +74,8 @@ class OpenVINOEngine:
             return nothing(self.outputs)
         try:
             results = self._request().infer([batch])
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {error}") from error
+        except Exception as error:
+            raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {first_line(error)}") from error
         return {one.name: np.array(results[index], np.float32) for index, one in enumerate(self.outputs)}
 
     def close(self) -> None:

@@ -250,11 +250,11 @@ def test_files_outside_the_bundle_are_never_read(tiny_bundle: Path, file: str) -
 
 
 def test_unknown_model_lists_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such bundle folder") as caught:
+    with pytest.raises(BundleError, match="no such bundle") as caught:
         Bundle.open(tmp_path / "none")
     assert str((embedded_models() and ", ".join(embedded_models())) or "none") in caught.value.hint
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match="is a file, a bundle is a folder"):
+    with pytest.raises(BundleError, match="is no packed bundle"):
         Bundle.open(tmp_path / "file")
 
 
