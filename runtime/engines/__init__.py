@@ -4,7 +4,8 @@ An engine file names itself with ``NAME``, the file suffixes it opens with ``SUF
 extra that installs its library with ``EXTRA``, the library itself with ``MODULE``, the packages
 that may bring it (one of them at a time) with ``PACKAGES``, the providers it knows with ``PROVIDERS``, says
 with ``missing()`` why it cannot run here (``None`` if it can), and opens an artefact with
-``open(path, *, threads, provider, ...)``. Its library is imported inside ``open`` alone.
+``open(path, *, threads, provider, ...)``. Its library is imported inside ``open`` alone. With
+``OPENS_AFTER_FORK = False`` it says that its library cannot start in a child of a process that used it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ..cpu import available_cpus
 from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
 from ..machine import is_32_bit_arm
 from ..manifest import TensorSpec
+from ._fork import check_opens_here, guard
+from ._fork import is_inherited as is_inherited
 
 Batch = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -151,7 +154,10 @@ def open_engine(
         raise UsageError(f"threads must be at least 1. Received: {threads}")
     if reason := chosen.missing():
         raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
-    return chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+    check_opens_here(chosen.NAME, opens_after_fork=getattr(chosen, "OPENS_AFTER_FORK", True))
+    opened = chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+    guard(opened)
+    return opened
 
 
 def remedy(file: EngineFile) -> str:
