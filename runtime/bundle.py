@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Bundle:
     """An opened bundle: its folder and its checked manifest.
 
     Opening checks that every listed file is there with the listed size. The SHA-256 of a file is
-    checked when it is asked for by ``path_of``, so that a cold ``predict`` hashes what it runs and
+    checked when it is asked for by ``read``, so that a cold ``predict`` hashes what it runs and
     not the whole folder; ``verify`` hashes everything.
     """
 
@@ -59,18 +60,18 @@ class Bundle:
         folder = _find(model)
         text = _read_manifest(folder)
         if signed_by is None:
-            return cls.read(folder, text)
+            return cls.from_manifest(folder, text)
         from .delivery.signature import check
 
         # The bytes that were checked are the bytes that are read: not the file a second time.
         check(text, _read_signature(folder), Path(signed_by), str(folder))
-        bundle = cls.read(folder, text)
+        bundle = cls.from_manifest(folder, text)
         bundle.check_complete()
         bundle.verify()
         return bundle
 
     @classmethod
-    def read(cls, folder: Path, manifest: bytes) -> Bundle:
+    def from_manifest(cls, folder: Path, manifest: bytes) -> Bundle:
         """The bundle in ``folder`` by these bytes of its manifest; raises what ``open`` does."""
         bundle = cls(folder, Manifest.from_json(manifest, origin=str(folder / MANIFEST)))
         for entry in bundle.entries():
@@ -89,8 +90,30 @@ class Bundle:
         """Every listed file: artefacts, then documents."""
         return (*self.manifest.artefacts, *self.manifest.documents)
 
+    def read(self, entry: Artefact | Document) -> bytes:
+        """Content of a listed file whose SHA-256 is the manifest's.
+
+        The file is read once and these bytes are hashed: use them, for the file may be another by now.
+
+        Raises
+        ------
+        IntegrityError
+            The file was changed or cannot be read.
+        """
+        path = self.folder / entry.file
+        self._check_size(entry)  # before a file that was exchanged for a huge one is read
+        try:
+            with open(path, "rb") as file:
+                content = file.read(entry.size_bytes + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self._check_hash(path, entry, hashlib.sha256(content).hexdigest())
+        return content
+
     def path_of(self, entry: Artefact | Document) -> Path:
         """Path of a listed file, after its SHA-256 was compared with the manifest's.
+
+        The file may be exchanged before the path is opened: use ``read`` wherever bytes will do.
 
         Raises
         ------
@@ -99,12 +122,7 @@ class Bundle:
         """
         self._check_size(entry)
         path = self.folder / entry.file
-        found = sha256_of(path)
-        if found != entry.sha256:
-            raise IntegrityError(
-                f"{path}: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…",
-                "The file was changed or damaged: copy the bundle again",
-            )
+        self._check_hash(path, entry, sha256_of(path))
         return path
 
     def verify(self) -> None:
@@ -150,14 +168,25 @@ class Bundle:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise IntegrityError(
-                f"{path}: listed in the manifest but cannot be read ({error.strerror})", "Copy the bundle again"
-            ) from error
+            raise _unreadable(path, error) from error
         if size != entry.size_bytes:
             raise IntegrityError(
                 f"{path}: {size} bytes, the manifest says {entry.size_bytes}",
                 "The file was changed or not copied to its end: copy the bundle again",
             )
+
+    def _check_hash(self, path: Path, entry: Artefact | Document, found: str) -> None:
+        if found != entry.sha256:
+            raise IntegrityError(
+                f"{path}: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…",
+                "The file was changed or damaged: copy the bundle again",
+            )
+
+
+def _unreadable(path: Path, error: OSError) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: listed in the manifest but cannot be read ({error.strerror})", "Copy the bundle again"
+    )
 
 
 def _read_manifest(folder: Path) -> bytes:

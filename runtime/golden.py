@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import images
 from .bundle import Bundle
-from .engines import Probabilities, engine_files, engine_for, open_engine
+from .engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from .errors import EngineError, InputError, IntegrityError, ManifestError, UsageError
 from .machine import cpu, installed
 from .manifest import Artefact, Document
@@ -191,7 +192,7 @@ def _libraries() -> dict[str, str]:
 def _hashes(bundle: Bundle) -> Iterator[Check]:
     for entry in bundle.entries():
         try:
-            bundle.path_of(entry)
+            bundle.read(entry)
             yield Check("hashes", entry.file, "", "same")
         except IntegrityError as error:
             yield Check("hashes", entry.file, "", "differs", str(error))
@@ -199,7 +200,7 @@ def _hashes(bundle: Bundle) -> Iterator[Check]:
 
 def _decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pixels]:
     try:
-        pixels = images.load(bundle.folder / scan.file)
+        pixels = images.load(bundle.read(scan))
     except InputError as error:
         return Check("pixels", scan.file, "", "differs", str(error)), expected
     tolerance = _LOSSY_TOLERANCE if scan.file.lower().endswith(_LOSSY) else 0
@@ -294,7 +295,7 @@ def _engine_for(artefact: Artefact) -> str | None:
 
 
 def _run(bundle: Bundle, artefact: Artefact, engine: str, tensors: Pixels) -> Probabilities:
-    opened = open_engine(bundle.path_of(artefact), engine=engine, provider="cpu")
+    opened = open_engine(ModelFile.of(bundle, artefact), engine=engine, provider="cpu")
     try:
         return opened.run(tensors)
     finally:
@@ -306,12 +307,12 @@ def _read(bundle: Bundle) -> _Golden | None:
     if RECORD not in listed:
         return None
     origin = bundle.folder / RECORD
-    facts = read(_Facts, parse(bundle.path_of(listed[RECORD]).read_bytes(), str(origin)), str(origin))
+    facts = read(_Facts, parse(bundle.read(listed[RECORD]), str(origin)), str(origin))
     if facts.schema_version != SCHEMA_VERSION:
         raise ManifestError(f"{origin}: schema version must be {SCHEMA_VERSION}. Received: {facts.schema_version}")
     try:
         scans = tuple(listed[name] for name in facts.scans)
-        arrays = _arrays(bundle.path_of(listed[ARRAYS]))
+        arrays = _arrays(bundle.read(listed[ARRAYS]))
         pixels = tuple(_three_channels(arrays[f"pixels-{i}"]) for i in range(len(scans)))
         probabilities = {file: arrays[f"probabilities-{file}"] for file in facts.engines}
         golden = _Golden(scans, pixels, arrays["tensors"], probabilities)
@@ -329,12 +330,12 @@ def _read(bundle: Bundle) -> _Golden | None:
     return golden
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    with zipfile.ZipFile(BytesIO(content)) as archive:
         size = sum(one.file_size for one in archive.infolist())
     if size > _ARRAYS_LIMIT:
-        raise ValueError(f"{path.name} unpacks to {size:,} bytes")
-    with np.load(path, allow_pickle=False) as archive:
+        raise ValueError(f"{ARRAYS} unpacks to {size:,} bytes")
+    with np.load(BytesIO(content), allow_pickle=False) as archive:
         return dict(archive)
 
 

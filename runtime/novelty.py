@@ -7,6 +7,8 @@ its square Q). Square roots are taken first, since means of rectified channels a
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,9 +61,9 @@ class NoveltyCheck:
         document = next((one for one in bundle.manifest.documents if one.file == fitted.file), None)
         if document is None:
             raise IntegrityError(f"{bundle.folder}: the manifest names {fitted.file}, but does not list it")
-        path = bundle.path_of(document)
+        path = bundle.folder / document.file
         try:
-            plane = np.load(path, allow_pickle=False)
+            plane = np.load(BytesIO(bundle.read(document)), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise IntegrityError(f"{path}: no NumPy array ({error})", "Copy the bundle again") from error
         if plane.ndim != 2 or len(plane) < 2 or plane.dtype != np.float32:

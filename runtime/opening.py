@@ -1,9 +1,9 @@
-"""A model on its way to an open engine: its file is hashed and read in threads while the opener goes on importing."""
+"""Open a model in threads: its file is read and hashed, then opened, while the caller goes on importing."""
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from .bundle import Bundle
-from .engines import Engine, engine_file, open_engine
+from .engines import Engine, ModelFile, engine_file, open_engine
 from .errors import ProviderUnavailable
 from .manifest import Artefact
 from .selection import Selection, select
@@ -33,8 +33,9 @@ class Opened:
 class Opening:
     """Begins to open a model; ``wait`` gives it when it is open.
 
-    Hashing a file and reading a model happen outside Python for most of their time. A cold ``predict``
-    imports the engine's library beside the first, and the decoder and its kin beside the second.
+    Hashing a file and opening a model happen outside Python for most of their time. A cold ``predict``
+    imports the engine's library beside the first, and the decoder and the like beside the second. The bytes
+    that were hashed are the bytes that the engine opens.
     """
 
     def __init__(
@@ -67,9 +68,9 @@ class Opening:
     def _begin(self, chosen: Selection) -> None:
         self._chosen = chosen
         pool = ThreadPoolExecutor(2, thread_name_prefix="open")
-        self._hashing = pool.submit(self.bundle.path_of, chosen.artefact)
+        reading = pool.submit(ModelFile.of, self.bundle, chosen.artefact)
         _import_library(chosen.engine)
-        self._opening = pool.submit(self._open)
+        self._opening = pool.submit(self._open, chosen, reading)
         pool.shutdown(wait=False)
 
     def wait(self) -> Opened:
@@ -78,25 +79,18 @@ class Opening:
         Raises
         ------
         IntegrityError
-            The file was changed, whatever the engine may say of it.
+            The file was changed.
         EngineUnavailable, ProviderUnavailable, EngineError
             As for ``engines.open_engine``.
         """
-        failed = self._opening.exception()
-        if failed is None and self._is_unlike_the_profile(self._opening.result().engine):
-            self._opening.result().engine.close()
-            self._begin(self._select(tuned=False))
-            failed = self._opening.exception()
-        try:
-            path = self._hashing.result()
-        except Exception:
-            if failed is None:
-                self._opening.result().engine.close()
-            raise
         opened = self._opening.result()
+        if self._is_unlike_the_profile(opened.engine):
+            opened.engine.close()
+            self._begin(self._select(tuned=False))
+            opened = self._opening.result()
         _log.info(
             "%s (%s), engine %s, provider %s, threads %d, batch %d; verified and opened in %.0f ms",
-            path,
+            self.bundle.folder / opened.artefact.file,
             self._chosen.reason,
             opened.engine.name,
             opened.engine.provider,
@@ -114,16 +108,15 @@ class Opening:
         _log.warning(words, measured_on, engine.provider)
         return True
 
-    def _open(self) -> Opened:
-        chosen = self._chosen
+    def _open(self, chosen: Selection, reading: Future[ModelFile]) -> Opened:
         warnings: tuple[str, ...] = ()
-        path = self.bundle.folder / chosen.artefact.file
+        model = reading.result()
         try:
-            engine = open_engine(path, engine=chosen.engine, provider=self._provider, threads=chosen.threads)
+            engine = open_engine(model, engine=chosen.engine, provider=self._provider, threads=chosen.threads)
         except ProviderUnavailable as error:
             if not self._allow_fallback:
                 raise
-            engine = open_engine(path, engine=chosen.engine, provider="cpu", threads=chosen.threads)
+            engine = open_engine(model, engine=chosen.engine, provider="cpu", threads=chosen.threads)
             warnings = (f"{error.problem}; {engine.provider} ran in its place",)
         return Opened(chosen.artefact, engine, chosen.batch, warnings)
 

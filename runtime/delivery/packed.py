@@ -48,7 +48,7 @@ def pack(bundle: Bundle, out: Path) -> None:
         ``out`` cannot be written.
     """
     manifest = bundle.manifest_bytes()
-    bundle = Bundle.read(bundle.folder, manifest)
+    bundle = Bundle.from_manifest(bundle.folder, manifest)
     entries = _in_order(bundle.manifest, str(bundle.folder))
     signature = bundle.signature_bytes()
     if signature is not None and len(signature) != SIGNATURE_BYTES:

@@ -30,7 +30,7 @@ def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
     """
     private = private_key(key, passphrase)
     text = bundle.manifest_bytes()
-    read = Bundle.read(bundle.folder, text)
+    read = Bundle.from_manifest(bundle.folder, text)
     read.check_complete()
     read.verify()
     write_whole(bundle.folder / SIGNATURE, private.sign(text))

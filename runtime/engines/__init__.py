@@ -4,18 +4,21 @@ An engine file names itself with ``NAME``, the file suffixes it opens with ``SUF
 extra that installs its library with ``EXTRA``, the library itself with ``MODULE``, the packages
 that may bring it (one of them at a time) with ``PACKAGES``, the providers it knows with ``PROVIDERS``, says
 with ``missing()`` why it cannot run here (``None`` if it can), and opens an artefact with
-``open(path, *, threads, provider, ...)``. Its library is imported inside ``open`` alone. With
-``OPENS_AFTER_FORK = False`` it says that its library cannot start in a child of a process that used it.
+``open(model, *, threads, provider, ...)`` from the bytes of a ``ModelFile``. Its library is imported inside
+``open`` alone. With ``OPENS_AFTER_FORK = False`` it says that its library cannot start in a child of a process
+that used it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +26,12 @@ from numpy.typing import NDArray
 from ..cpu import available_cpus
 from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
 from ..machine import is_32_bit_arm
-from ..manifest import TensorSpec
+from ..manifest import Artefact, TensorSpec
 from ._fork import check_opens_here, guard
 from ._fork import is_inherited as is_inherited
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
 
 Batch = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -33,6 +39,33 @@ Outputs = dict[str, NDArray[np.float32]]
 
 # What --provider takes; each engine file maps those it knows to its library's own names.
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file as it was read: an engine opens these bytes, so nobody can exchange the file after it was hashed.
+
+    ``name`` is the file's name, for its suffix and for messages; ``sha256`` is of ``content``. Whoever holds a
+    ModelFile holds all of its bytes: let go of it when the engine is open.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+    sha256: str
+
+    @classmethod
+    def of(cls, bundle: Bundle, artefact: Artefact) -> ModelFile:
+        """Read an artefact of a bundle. Raises IntegrityError if the file was changed."""
+        return cls(artefact.file, bundle.read(artefact), artefact.sha256)
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFile:
+        """Read a file that no manifest vouches for. Raises EngineError if that fails."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"{path}: cannot read the model ({error.strerror})") from error
+        return cls(path.name, content, hashlib.sha256(content).hexdigest())
 
 
 @runtime_checkable
@@ -122,12 +155,19 @@ def engine_for(path: str | Path) -> EngineFile:
 
 
 def open_engine(
-    path: Path, *, engine: str | None = None, provider: str = "auto", threads: int | None = None, **options: Any
+    model: Path | ModelFile,
+    *,
+    engine: str | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+    **options: Any,
 ) -> Engine:
     """Open an artefact.
 
     Parameters
     ----------
+    model
+        The artefact as it was read; a path is read here.
     engine
         Name of an engine; ``None`` takes the preferred one for the suffix.
     provider
@@ -142,10 +182,11 @@ def open_engine(
     EngineUnavailable, ProviderUnavailable, EngineError
         The library is missing, the provider did not come up, the file could not be opened.
     """
-    chosen = engine_file(engine) if engine else engine_for(path)
-    if not str(path).endswith(chosen.SUFFIXES):
+    name = model.name
+    chosen = engine_file(engine) if engine else engine_for(name)
+    if not name.endswith(chosen.SUFFIXES):
         raise UsageError(
-            f"engine {chosen.NAME!r} opens {', '.join(chosen.SUFFIXES)} files. Received: {path.name}",
+            f"engine {chosen.NAME!r} opens {', '.join(chosen.SUFFIXES)} files. Received: {name}",
             "Choose another --engine or --artefact",
         )
     if provider not in PROVIDERS:
@@ -155,7 +196,9 @@ def open_engine(
     if reason := chosen.missing():
         raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
     check_opens_here(chosen.NAME, opens_after_fork=getattr(chosen, "OPENS_AFTER_FORK", True))
-    opened = chosen.open(path, threads=threads or available_cpus(), provider=provider, **options)
+    if not isinstance(model, ModelFile):
+        model = ModelFile.read(model)
+    opened = chosen.open(model, threads=threads or available_cpus(), provider=provider, **options)
     guard(opened)
     return opened
 
@@ -176,7 +219,7 @@ def check_cpu_only(engine: str, provider: str) -> None:
 
 
 def check_model(
-    path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, tuple[TensorSpec, ...]]:
     """What the file declares, as its one input and its outputs, of which the first holds the probabilities.
 
@@ -187,9 +230,9 @@ def check_model(
     """
     hint = "Export the model with 'mri-edge export'"
     if len(inputs) != 1 or inputs[0].dtype != "uint8" or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
-        raise EngineError(f"{path.name}: must take uint8 (N, H, W, 3). It takes: {_told(inputs)}", hint)
+        raise EngineError(f"{name}: must take uint8 (N, H, W, 3). It takes: {_told(inputs)}", hint)
     if not outputs or outputs[0].dtype != "float32" or len(outputs[0].shape) != 2:
-        raise EngineError(f"{path.name}: must give float32 (N, classes). It gives: {_told(outputs)}", hint)
+        raise EngineError(f"{name}: must give float32 (N, classes). It gives: {_told(outputs)}", hint)
     return inputs[0], tuple(outputs)
 
 

@@ -7,13 +7,12 @@ last class is the mean grey level divided by 255; the others share the rest equa
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import EngineError
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only
 
 NAME = "fake"
 SUFFIXES = (".fake",)
@@ -29,14 +28,14 @@ def missing() -> str | None:
     return None
 
 
-def open(path: Path, *, threads: int, provider: str = "auto") -> FakeEngine:
+def open(model: ModelFile, *, threads: int, provider: str = "auto") -> FakeEngine:
     """Open a ``.fake`` file; see ``engines.open_engine`` for the parameters and errors."""
     check_cpu_only(NAME, provider)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(model.content)
         return FakeEngine(tuple(int(size) for size in content["input"]), int(content["classes"]), threads)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{path.name}: not a fake model ({error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{model.name}: not a fake model ({error})") from error
 
 
 class FakeEngine:

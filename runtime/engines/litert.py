@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EngineError, EngineUnavailable
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
 NAME = "litert"
 SUFFIXES = (".tflite",)
@@ -27,9 +26,9 @@ def missing() -> str | None:
     return None if find_spec("ai_edge_litert") else "the package ai-edge-litert is not installed"
 
 
-def open(path: Path, *, threads: int, provider: str = "auto") -> LiteRTEngine:
+def open(model: ModelFile, *, threads: int, provider: str = "auto") -> LiteRTEngine:
     """Open a TFLite file; see ``engines.open_engine`` for the parameters and errors."""
-    return LiteRTEngine(path, threads, provider)
+    return LiteRTEngine(model, threads, provider)
 
 
 class LiteRTEngine:
@@ -38,7 +37,7 @@ class LiteRTEngine:
     name = NAME
     provider = "XNNPACK"
 
-    def __init__(self, path: Path, threads: int, provider: str) -> None:
+    def __init__(self, model: ModelFile, threads: int, provider: str) -> None:
         check_cpu_only(NAME, provider)
         try:
             from ai_edge_litert.interpreter import Interpreter
@@ -47,16 +46,18 @@ class LiteRTEngine:
                 f"ai-edge-litert cannot be imported: {error}", "Install it again: pip install 'mri-edge[litert]'"
             ) from error
         try:
-            # Mapped, not read: XNNPACK packs its own copy of the weights, and the file's pages can be dropped.
-            interpreter = Interpreter(str(path), num_threads=threads)
+            # The interpreter reads its weights from these very bytes and keeps them until it is closed.
+            interpreter = Interpreter(model_content=model.content, num_threads=threads)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise EngineError(f"{path.name}: LiteRT cannot open it: {error}", "Export the model again") from error
+            raise EngineError(f"{model.name}: LiteRT cannot open it: {error}", "Export the model again") from error
         self.threads = threads
         self._interpreter: Any = interpreter
         self._lock = threading.Lock()
         entries, exits = interpreter.get_input_details(), interpreter.get_output_details()
-        self.input, self.outputs = check_model(path, [_spec(one) for one in entries], [_spec(one) for one in exits])
+        self.input, self.outputs = check_model(
+            model.name, [_spec(one) for one in entries], [_spec(one) for one in exits]
+        )
         self._entry, self._exits = entries[0]["index"], [one["index"] for one in exits]
         self._batch = 1
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_model, nothing
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, nothing
 from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
@@ -44,9 +44,9 @@ def missing() -> str | None:
     return None if find_spec("onnxruntime") else "the package onnxruntime is not installed"
 
 
-def open(path: Path, *, threads: int, provider: str = "auto") -> OnnxRuntimeEngine:
+def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OnnxRuntimeEngine:
     """Open an ONNX file; see ``engines.open_engine`` for the parameters and errors."""
-    return OnnxRuntimeEngine(path, threads, provider)
+    return OnnxRuntimeEngine(model, threads, provider)
 
 
 class OnnxRuntimeEngine:
@@ -54,7 +54,7 @@ class OnnxRuntimeEngine:
 
     name = NAME
 
-    def __init__(self, path: Path, threads: int, provider: str) -> None:
+    def __init__(self, model: ModelFile, threads: int, provider: str) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -66,10 +66,10 @@ class OnnxRuntimeEngine:
         onnxruntime.disable_telemetry_events()  # on Windows they go another way than mri_edge/__init__ shuts
         # It would log to stderr what is raised here as errors, and warnings that are for graph authors.
         onnxruntime.set_default_logger_severity(4)
-        self._session = _open_session(onnxruntime, path, threads, provider)
+        self._session = _open_session(onnxruntime, model, threads, provider)
         self.provider = str(self._session.get_providers()[0])
         self.input, self.outputs = check_model(
-            path,
+            model.name,
             [_spec(node) for node in self._session.get_inputs()],
             [_spec(node) for node in self._session.get_outputs()],
         )
@@ -119,14 +119,13 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
     return [wanted]
 
 
-def engine_cache(path: Path) -> Path:
+def engine_cache(model: ModelFile) -> Path:
     """Folder of the TensorRT engines built from a model file: its hash, the GPU and the version name it."""
-    from ..files import sha256_of
     from ..machine import installed
     from ..places import cache_folder
 
     version = "-".join(installed(PACKAGES).values())
-    return cache_folder() / "tensorrt" / f"{sha256_of(path)[:32]}-{gpu_name()}-{version}"
+    return cache_folder() / "tensorrt" / f"{model.sha256[:32]}-{gpu_name()}-{version}"
 
 
 _DOCTOR = "See 'mri-edge doctor' for what works here"
@@ -141,26 +140,26 @@ _WHEELS = {
 }
 
 
-def _open_session(onnxruntime: Any, path: Path, threads: int, provider: str) -> Any:
+def _open_session(onnxruntime: Any, model: ModelFile, threads: int, provider: str) -> Any:
     """The session on the first provider that really comes up, alone."""
     names = choose_providers(provider, onnxruntime.get_available_providers())
     for name in names[:-1]:
         try:
-            return _session_on(onnxruntime, path, threads, name)
+            return _session_on(onnxruntime, model, threads, name)
         except ProviderUnavailable as error:
             _log.info("%s", error)
-    return _session_on(onnxruntime, path, threads, names[-1])
+    return _session_on(onnxruntime, model, threads, names[-1])
 
 
-def _session_on(onnxruntime: Any, path: Path, threads: int, provider: str) -> Any:
+def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str) -> Any:
     name = _PROVIDERS[provider]
-    settings = _tensorrt_settings(path) if provider == "tensorrt" else {}
+    settings = _tensorrt_settings(model) if provider == "tensorrt" else {}
     if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(StringIO()):  # it prints what it does not find; _why_not says it better
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
-            str(path),
+            model.content,
             _options(onnxruntime, threads, strict=provider != "cpu"),
             providers=[(name, settings)],
             enable_fallback=0,  # else it retries on the CPU, and says so on stdout
@@ -168,20 +167,21 @@ def _session_on(onnxruntime: Any, path: Path, threads: int, provider: str) -> An
     except Exception as error:  # the library raises plain RuntimeError kin for every cause
         if provider == "cpu":
             raise EngineError(
-                f"{path.name}: onnxruntime cannot open it: {first_line(error)}", "Export the model again"
+                f"{model.name}: onnxruntime cannot open it: {first_line(error)}", "Export the model again"
             ) from error
-        reason, cure = _why_not(onnxruntime, path, provider) or (first_line(error), _DOCTOR)
+        reason, cure = _why_not(onnxruntime, model, provider) or (first_line(error), _DOCTOR)
         raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure) from error
     found = session.get_providers()[0]
     if found != name:
-        reason, cure = _why_not(onnxruntime, path, provider) or (f"{found} came up", _DOCTOR)
+        reason, cure = _why_not(onnxruntime, model, provider) or (f"{found} came up", _DOCTOR)
         raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure)
+    session._model_bytes = None  # kept for its own fallback, which is off: as much memory as the file is long
     return session
 
 
-def _tensorrt_settings(path: Path) -> dict[str, str]:
+def _tensorrt_settings(model: ModelFile) -> dict[str, str]:
     try:
-        cache = engine_cache(path)
+        cache = engine_cache(model)
         if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
             _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
             cache.mkdir(parents=True, exist_ok=True)
@@ -203,14 +203,14 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
     return options
 
 
-def _why_not(onnxruntime: Any, path: Path, provider: str) -> tuple[str, str] | None:
+def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
     """Reason and cure of a provider that failed strictly, or None where only the library's words are left."""
     libraries = Path(onnxruntime.__file__).parent / "capi"
     if provider in ("cuda", "tensorrt") and (found := explain(provider, libraries)):
         return found
     try:
         lenient = onnxruntime.InferenceSession(
-            str(path), _options(onnxruntime, 1, strict=False), providers=[_PROVIDERS[provider]], enable_fallback=0
+            model.content, _options(onnxruntime, 1, strict=False), providers=[_PROVIDERS[provider]], enable_fallback=0
         )
     except Exception:  # noqa: BLE001 (it fails leniently too: the first error stands)
         return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EngineError, EngineUnavailable, first_line
 from ..manifest import TensorSpec
-from . import Batch, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
 NAME = "openvino"
 SUFFIXES = (".onnx",)
@@ -28,9 +27,9 @@ def missing() -> str | None:
     return None if find_spec("openvino") else "the package openvino is not installed"
 
 
-def open(path: Path, *, threads: int, provider: str = "auto") -> OpenVINOEngine:
+def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OpenVINOEngine:
     """Open an ONNX file; see ``engines.open_engine`` for the parameters and errors."""
-    return OpenVINOEngine(path, threads, provider)
+    return OpenVINOEngine(model, threads, provider)
 
 
 class OpenVINOEngine:
@@ -38,7 +37,7 @@ class OpenVINOEngine:
 
     name = NAME
 
-    def __init__(self, path: Path, threads: int, provider: str) -> None:
+    def __init__(self, model: ModelFile, threads: int, provider: str) -> None:
         check_cpu_only(NAME, provider)
         try:
             import openvino
@@ -54,17 +53,17 @@ class OpenVINOEngine:
         }
         try:
             core = openvino.Core()
-            self._compiled: Any = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            self._compiled: Any = core.compile_model(core.read_model(model.content), "CPU", settings)
         except RuntimeError as error:
             raise EngineError(
-                f"{path.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
+                f"{model.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
             ) from error
         # Requests that nobody uses now: one costs a tenth of a millisecond, a third of a small network's time.
         self._free: list[Any] = []
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
         self.input, self.outputs = check_model(
-            path, [_spec(one) for one in self._compiled.inputs], [_spec(one) for one in self._compiled.outputs]
+            model.name, [_spec(one) for one in self._compiled.inputs], [_spec(one) for one in self._compiled.outputs]
         )
 
     def run(self, batch: Batch) -> Probabilities:

@@ -15,7 +15,7 @@ import numpy as np
 from .. import images
 from ..bundle import Bundle
 from ..classifier import Classifier
-from ..engines import open_engine
+from ..engines import ModelFile, open_engine
 from .drivers import driver
 from .scenario import highest_rate, queries_needed
 from .throttle import clock
@@ -72,13 +72,14 @@ def measure(request: Request) -> Reading:
     """Measure in this process; errors as for ``Classifier.load`` and ``predict``."""
     bundle = Bundle.open(request.bundle)
     artefact = bundle.artefact(request.artefact)
-    path = bundle.path_of(artefact)
+    model = ModelFile.of(bundle, artefact)
     fit = bundle.manifest.preprocessing.fit
     tensors = np.stack([fit(images.load(scan)) for scan in request.scans])
     count = len(tensors)
     start = perf_counter()
-    engine = open_engine(path, engine=request.engine, provider=request.provider, threads=request.threads)
+    engine = open_engine(model, engine=request.engine, provider=request.provider, threads=request.threads)
     opened = perf_counter()
+    del model
     engine.run(tensors[:1])
     first = perf_counter()
     load = driver()

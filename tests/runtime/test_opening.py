@@ -1,8 +1,7 @@
-"""A model is opened beside other work: what comes of it, and which of two troubles is told."""
+"""A model is opened beside other work: what comes of it, and which of two faults is reported."""
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,15 @@ def test_changed_file_is_named_before_what_the_engine_says_of_it(tiny_bundle: Pa
         Opening(bundle).wait()
 
 
-def test_changed_file_that_opens_is_refused_and_its_engine_closed(tiny_bundle: Path, monkeypatch) -> None:
+def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> None:
     bundle = Bundle.open(tiny_bundle)
-    closed = threading.Event()
-    monkeypatch.setattr("mri_edge.engines.onnxruntime.OnnxRuntimeEngine.close", lambda self: closed.set())
+    handed: list[object] = []
+    monkeypatch.setattr("mri_edge.opening.open_engine", lambda model, **options: handed.append(model))
     other = tuple(replace(one, sha256="0" * 64) for one in bundle.manifest.artefacts)
     bundle = replace(bundle, manifest=replace(bundle.manifest, artefacts=other))
     with pytest.raises(IntegrityError, match="SHA-256"):
         Opening(bundle).wait()
-    assert closed.is_set()
+    assert handed == []
 
 
 def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
