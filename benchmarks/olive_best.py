@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
+os.environ |= {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 # The two fastest may be hundredths apart: in each round SECONDS of each model, RUNS at the least.
 ROUNDS, SECONDS, RUNS, WARM = 5, 0.5, 5, 2

@@ -10,6 +10,7 @@ Research use only: not a medical device.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "mri_edge":
@@ -18,10 +19,14 @@ if __name__ != "mri_edge":
 
 __version__ = "0.1.0"
 
-# ONNX Runtime's own wheels write a device identifier into the user's cache and send events to their
-# maker unless this stands before they are imported. Nothing here may use the network: scans are
-# patients' data. Set it to 0 to have it their way.
+# Scans are patients' data, so nothing here may use the network, and two engines' libraries report to their
+# makers. Both are stopped here, because every process of ours imports this package before an engine's library.
+# ONNX Runtime's wheels write a device identifier into the user's cache and send events, unless this variable is
+# set before they are imported. Set it to 0 to allow that.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# `import openvino` posts an event with a client identifier and writes ~/intel. It does neither where it cannot
+# import the package `openvino_telemetry`, and the entry None here makes that import fail.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # The whole public list: name -> the module it lives in. Each is imported when first asked for,
 # so that `import mri_edge` costs nothing.

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from threading import Lock
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from . import images
 from .bundle import DEFAULT_MODEL, Bundle
 from .cpu import available_cpus
-from .engines import Engine
+from .engines import Engine, is_inherited
 from .errors import EngineError, InputError, UsageError
 from .images import Source
 from .manifest import Artefact
@@ -54,6 +56,9 @@ class _Ready:
 class Classifier:
     """Classifies scans. Safe to share between threads.
 
+    In a process that inherits it by ``fork`` it opens its model again at the first prediction, with an engine of
+    its own; ``close`` there leaves the parent's alone. Pickled, it is what ``load`` was given, and opens that again.
+
     >>> from mri_edge import Classifier
     >>> with Classifier.load() as classifier:
     ...     prediction = classifier.predict("examples/mni152-slice-1.jpg")
@@ -80,6 +85,10 @@ class Classifier:
         self.batch_size = batch_size
         self._closed = False
         self._warnings = warnings
+        self._given: str | os.PathLike[str] | Bundle = bundle
+        self._signed_by: str | os.PathLike[str] | None = None
+        self._arguments: dict[str, Any] | None = None  # of the Opening; None where the parts were open already
+        self._locks: dict[int, Lock] = {}  # by process: the parent's may be held by a thread that is not here
         self._novelty = NoveltyCheck.of(bundle)
         if self._novelty:
             self._novelty.check_fits(engine.outputs)
@@ -147,7 +156,7 @@ class Classifier:
         else:
             place = model.folder if isinstance(model, Bundle) else model
             bundle = Bundle.open(place, signed_by=require_signature)
-        return cls.opened(
+        classifier = cls.opened(
             Opening(
                 bundle,
                 artefact=artefact,
@@ -158,14 +167,18 @@ class Classifier:
                 allow_fallback=allow_fallback,
             )
         )
+        classifier._given, classifier._signed_by = model, require_signature
+        return classifier
 
     @classmethod
     def opened(cls, opening: Opening) -> Classifier:
         """Wait for a model that is being opened. Raises what ``Opening.wait`` does."""
         opened = opening.wait()
-        return cls(
+        classifier = cls(
             opening.bundle, opened.artefact, opened.engine, batch_size=opened.batch_size, warnings=opened.warnings
         )
+        classifier._arguments = opening.arguments
+        return classifier
 
     def predict(self, source: Source, *, keep_pixels: bool = False) -> Prediction:
         """Classify one scan: a path, the bytes of a file, a Pillow image, or an array (see ``images.load``).
@@ -222,6 +235,7 @@ class Classifier:
         # A thread takes its whole share of a batch at once: handing over scan by scan takes longer than resizing.
         share = -(-batch_size // workers)
         remaining = iter(sources)
+        process = os.getpid()
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
             ahead: deque[list[Future[list[_Ready | Failure]]]] = deque()
 
@@ -251,6 +265,8 @@ class Classifier:
 
             try:
                 while ahead or not ended:
+                    if os.getpid() != process:
+                        raise UsageError("these results were begun in another process", "Call predict_batches again")
                     if not ahead:
                         fill()
                         continue
@@ -268,6 +284,12 @@ class Classifier:
         """Give back the engine's memory and threads. It predicts no more."""
         self._closed = True
         self.engine.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._closed or self._arguments is None:
+            reason = "it is closed" if self._closed else "it was made of an engine that was open already"
+            raise UsageError(f"this classifier cannot be pickled or copied: {reason}", "Use one of Classifier.load")
+        return _load, (type(self), self._given, self._arguments | {"require_signature": self._signed_by})
 
     def __enter__(self) -> Classifier:
         return self
@@ -316,6 +338,8 @@ class Classifier:
     def _infer(self, ready: list[_Ready]) -> list[Prediction]:
         if self._closed:
             raise UsageError("this classifier is closed", "Load it again")
+        if is_inherited(self.engine) and self._arguments is not None:
+            self._open_again(self._arguments)
         manifest = self.bundle.manifest
         batch = np.stack([one.fitted for one in ready])
         start = perf_counter()
@@ -353,6 +377,28 @@ class Classifier:
                 ready, probabilities.tolist(), chosen.tolist(), activations, strange, strict=True
             )
         ]
+
+    def _open_again(self, arguments: dict[str, Any]) -> None:
+        """In a forked child: open the same artefact in the same engine, which must come up on the same provider."""
+        with self._locks.setdefault(os.getpid(), Lock()):
+            before = self.engine
+            if not is_inherited(before):  # another thread was faster
+                return
+            same = {"artefact": self.artefact.file, "engine": before.name, "threads": before.threads}
+            engine = Opening(self.bundle, **(arguments | same)).wait().engine
+            if engine.provider != before.provider:
+                engine.close()
+                raise EngineError(
+                    f"{self.artefact.file}: the parent process runs it on {before.provider}, and in this one "
+                    f"{engine.provider} came up",
+                    "Load the classifier after the fork",
+                )
+            self.engine = engine
+
+
+def _load(kind: type[Classifier], model: str | os.PathLike[str] | Bundle, arguments: dict[str, Any]) -> Classifier:
+    """What a pickle of a classifier calls."""
+    return kind.load(model, **arguments)
 
 
 def _decode(source: Source) -> _Decoded:

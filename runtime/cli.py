@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +73,40 @@ Exit codes:
   4  engine or provider
   5  an accuracy gate was not met
   6  the output cannot be written
+  130  interrupted (Ctrl-C)
+  141  the reader of the output has left (| head)
 
 Research use only: not a medical device.
 """
 
 
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """End as other programs do when what reads their output has left: without a word, and no input has failed."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        # rich turns the one into the other, with exit code 1.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        from .files import drop_stdout
+
+        drop_stdout()
+        raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as shells say it
+
+
 class CommandTable(click.Group):
     """A group whose commands are imported when they are chosen."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Parse the arguments, which prints what --help and --version ask for."""
+        with _reader_may_leave():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _reader_may_leave():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, in the order of the table."""
@@ -143,11 +174,29 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the program: run a command, turn errors into one line and an exit code."""
+    _fill_closed_streams()
     sys.exit(run(arguments))
+
+
+def _fill_closed_streams() -> None:
+    """Open the null device in the place of standard streams that are closed.
+
+    Else the next file that is opened takes the number of one, and what a library writes to the stream goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (it stays open)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Bugs keep their traceback."""
+    if sys.stdout is None:
+        click.echo("mri-edge: error: standard output is closed. Write it to a file or to /dev/null", err=True)
+        return OutputError.exit_code
     if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is written out, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -158,7 +207,7 @@ def run(arguments: list[str] | None = None) -> int:
         click.echo(f"mri-edge: error: {printable(str(error))}", err=True)
         return error.exit_code
     except OSError as error:
-        if error.filename is not None or error.errno not in DISK_ERRORS:
+        if error.filename is not None or error.errno not in {*DISK_ERRORS, errno.EBADF}:
             raise
         from .files import drop_stdout
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from time import perf_counter
+from typing import Any
 
 from .bundle import Bundle
 from .engines import Engine, ModelFile, engine_file, open_engine
@@ -50,6 +51,14 @@ class Opening:
     ) -> None:
         """Parameters as for ``Classifier.load``. Raises what ``selection.select`` does."""
         self.bundle = bundle
+        self.arguments: dict[str, Any] = {
+            "artefact": artefact,
+            "engine": engine,
+            "provider": provider,
+            "threads": threads,
+            "many": many,
+            "allow_fallback": allow_fallback,
+        }
         self._start = perf_counter()
         self._select = partial(select, bundle, artefact, engine, provider=provider, threads=threads, many=many)
         self._provider = provider

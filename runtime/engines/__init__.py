@@ -5,7 +5,8 @@ extra that installs its library with ``EXTRA``, the library itself with ``MODULE
 that may bring it (one of them at a time) with ``PACKAGES``, the providers it knows with ``PROVIDERS``, says
 with ``missing()`` why it cannot run here (``None`` if it can), and opens an artefact with
 ``open(model, *, threads, provider, ...)`` from the bytes of a ``ModelFile``. Its library is imported inside
-``open`` alone.
+``open`` alone. With ``OPENS_AFTER_FORK = False`` it says that its library cannot start in a child of a process
+that used it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavail
 from ..machine import is_32_bit_arm
 from ..manifest import Artefact, TensorSpec
 from ..onnx_external import outside_part
+from ._fork import check_opens_here, guard
+from ._fork import is_inherited as is_inherited
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -193,11 +196,14 @@ def open_engine(
         raise UsageError(f"threads must be at least 1. Received: {threads}")
     if reason := chosen.missing():
         raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
+    check_opens_here(chosen.NAME, opens_after_fork=getattr(chosen, "OPENS_AFTER_FORK", True))
     if not isinstance(model, ModelFile):
         model = ModelFile.read(model)
     if name.endswith(".onnx"):
         _check_onnx(model)
-    return chosen.open(model, threads=threads or available_cpus(), provider=provider, **options)
+    opened = chosen.open(model, threads=threads or available_cpus(), provider=provider, **options)
+    guard(opened)
+    return opened
 
 
 def _check_onnx(model: ModelFile) -> None:

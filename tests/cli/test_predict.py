@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,24 +196,6 @@ print(json.dumps([status, sorted(heavy), calls]))
         check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [0, [], []]
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace, which sees what libraries do by themselves")
-def test_no_library_of_predict_opens_a_socket_to_the_network(tiny_bundle, folder, tmp_path):
-    """As the kernel sees it, of every thread and process: an engine in C++ would not ask Python's ``socket``."""
-
-    def trace(*command: object) -> str:
-        out = tmp_path / "trace"
-        watched = ["strace", "-f", "-e", "trace=network", "-o", out, *command]
-        done = subprocess.run(watched, capture_output=True, text=True, check=False)
-        if "ptrace" in done.stderr:
-            pytest.skip(f"no process may be traced here: {done.stderr.splitlines()[0]}")
-        assert done.returncode == 0, done.stderr
-        return out.read_text()
-
-    assert "AF_INET" in trace(sys.executable, "-c", "import socket; socket.socket().close()")  # it would be seen
-    program = Path(sys.executable).with_name("mri-edge")
-    assert "AF_INET" not in trace(program, "predict", "--json", "--model", tiny_bundle, folder / "a.png")
 
 
 def test_closed_pipe_is_quiet(tiny_bundle, folder):

@@ -1,0 +1,110 @@
+"""Standard streams that are closed, or whose other end has left: every command says so by its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SCAN = str(EXAMPLES / "phantom-1.jpg")
+PRINTING = [
+    ["predict", SCAN],
+    ["predict", SCAN, "--json"],
+    ["predict", SCAN, "--csv"],
+    ["info"],
+    ["info", "--json"],
+    ["doctor", "--model", "small"],
+    ["verify", "small"],
+    ["completion", "bash"],
+    ["warmup", "--model", "small", "--batch", "1"],
+    ["tune", "--model", "small", "--seconds", "0.01", "--batch", "1"],
+    ["bench", "small", "--engine", "onnxruntime", "--artefact", "model.int8.onnx", "--scans", SCAN],
+    ["--help"],
+    ["predict", "--help"],
+    ["--version"],
+]
+PRINTING = [pytest.param(command, id=" ".join(command).replace(SCAN, "SCAN")) for command in PRINTING]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+
+
+def shell(words: str, *command: object, **options) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of shell in which ``"$@"`` is the command."""
+    arguments = ["sh", "-c", words, "sh", *map(str, command)]
+    return subprocess.run(arguments, capture_output=True, check=False, timeout=120, **options)
+
+
+@posix
+@pytest.mark.parametrize("command", PRINTING)
+def test_closed_stdout_is_an_error_before_the_work(command):
+    done = shell('exec "$@" >&-', PROGRAM, *command)
+    assert done.returncode == 6
+    assert done.stderr.decode().splitlines() == [
+        "mri-edge: error: standard output is closed. Write it to a file or to /dev/null"
+    ]
+
+
+@posix
+def test_stdout_that_can_only_be_read_is_an_error():
+    done = shell('exec "$@" 1</dev/null', PROGRAM, "predict", SCAN, "--json")
+    assert done.returncode == 6
+    assert len(done.stderr.splitlines()) == 1
+    assert b"cannot write the output" in done.stderr
+
+
+@pytest.mark.parametrize("command", PRINTING)
+def test_reader_that_has_left_is_no_failed_input(command, tmp_path):
+    """`mri-edge ... | head -1`: 141 as of `cat`, and nobody is told off."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"MRI_EDGE_PROFILE_DIR": str(tmp_path)}
+    try:
+        done = subprocess.run(
+            [PROGRAM, *command], stdout=writer, stderr=subprocess.PIPE, env=environment, check=False, timeout=120
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 141
+    assert b"error" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@posix
+def test_head_ends_a_long_list():
+    words = f'yes "{SCAN}" | head -5000 | {{ "$@"; echo "code $?" >&2; }} | head -1'
+    done = shell(words, PROGRAM, "predict", "-", "--json", "--model", "small")
+    assert json.loads(done.stdout)["file"] == SCAN
+    assert done.stderr == b"code 141\n"
+
+
+@posix
+def test_closed_stderr_loses_no_result(tmp_path):
+    done = shell('exec "$@" 2>&-', PROGRAM, "predict", "--json", SCAN, tmp_path / "missing.jpg")
+    assert done.returncode == 1
+    assert ["label" in json.loads(line) for line in done.stdout.splitlines()] == [True, False]
+
+
+@posix
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    """What an engine in C++ writes to file descriptor 2 would go into a journal that has this number."""
+    program = "import sys; from mri_edge import cli; cli._fill_closed_streams(); print(open(sys.argv[1], 'w').fileno())"
+    done = shell('exec "$@" <&- 2>&-', sys.executable, "-c", program, tmp_path / "journal.jsonl")
+    assert int(done.stdout) > 2
+
+
+@posix
+@pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-"])
+def test_closed_stdin_names_no_scan(closed):
+    done = shell(f'exec "$@" {closed}', PROGRAM, "predict", "-", "--json")
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+
+
+@posix
+def test_closed_stdin_matters_to_nobody_who_does_not_read_it():
+    assert shell('exec "$@" <&-', PROGRAM, "predict", SCAN).returncode == 0

@@ -1,0 +1,209 @@
+"""Run every command with every engine under strace, and record who is called and which files are written.
+
+``python tests/hostile/network_record.py`` prints a table: command, engine, exit code, addresses other than local
+sockets, files outside the folders that the command was given. ``tests/cli/test_no_network.py`` asserts that both
+columns are empty. strace sees what the kernel sees, of every thread and process: an engine in C++ does not ask
+Python's ``socket``, and a library that starts a process of its own is followed into it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from mri_edge.engines import engine_file, offered
+
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+SCAN = Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg"
+
+# By these openvino_telemetry, ONNX Runtime and others know a build server and keep quiet: a user has none of them.
+BUILD_SERVER = (
+    *("CI", "CI_NAME", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "RUN_ID", "TF_BUILD", "GITHUB_ACTIONS"),
+    *(
+        "GITHUB_RUN_ID",
+        "GITLAB_CI",
+        "JENKINS_URL",
+        "JENKINS_HOME",
+        "TEAMCITY_VERSION",
+        "TRAVIS",
+        "CIRCLECI",
+        "APPVEYOR",
+    ),
+    *("BUILDKITE", "BITBUCKET_BUILD_NUMBER", "CODEBUILD_BUILD_ID", "DRONE", "ORT_DISABLE_TELEMETRY"),
+)
+SYSCALLS = "trace=network,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
+LOOPBACK = re.compile(r'inet_addr\("127\.|"::1"|"::ffff:127\.')
+NAME_SERVER = re.compile(r"htons\((53|5353|853)\)")  # a lookup by way of this machine's own resolver is a lookup
+# Written to by the C library and by Python's own machinery, whoever runs.
+SYSTEM = ("/dev/", "/proc/", "/sys/", "anon_inode:")
+CACHES = (".cache/mri-edge/", ".cache/matplotlib/", ".config/matplotlib/")  # the last is made, and stays empty
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command: its name in the table, the engine it is about (``-``: all that are here), its arguments."""
+
+    name: str
+    engine: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a command did: its exit code, the calls to the network, the files written where none were asked for."""
+
+    code: int
+    calls: tuple[str, ...]
+    files: tuple[str, ...]
+    errors: str
+
+
+def runs(work: Path) -> list[Run]:
+    """Every command once for each installed engine it can be told to use; what it needs is made in ``work``."""
+    incoming, pictures = work / "incoming", work / "pictures"
+    incoming.mkdir()
+    for label in ("no", "yes"):
+        (pictures / label).mkdir(parents=True)
+        shutil.copyfile(SCAN, pictures / label / f"{label}.jpg")
+    scan, notice = str(pictures / "no" / "no.jpg"), str(SCAN.with_name("NOTICE"))
+    found = []
+    for engine in offered():
+        if engine_file(engine).missing():
+            continue
+        shutil.copyfile(SCAN, incoming / f"{engine}.jpg")
+        chosen = ("--model", "small", "--engine", engine)
+        one = ("--engine", engine, "--artefact", f"model.int8{engine_file(engine).SUFFIXES[0]}")
+        watched = ("watch", str(incoming), "--out", str(work / f"out-{engine}"), "--once", "--settle", "0.1")
+        found += [
+            Run("predict", engine, ("predict", scan, *chosen)),
+            Run("watch --once", engine, (*watched, "--every", "0.1", *chosen)),
+            Run("warmup", engine, ("warmup", "--batch", "1", *chosen)),
+            Run("bench", engine, ("bench", "small", *one, "--scans", scan, "--threads", "1")),
+        ]
+        if find_spec("sklearn") and find_spec("matplotlib"):
+            scored = ("evaluate", "small", "--data", str(pictures), "--role", "all", "--engine", engine)
+            found.append(Run("evaluate", engine, (*scored, "--out", str(work / f"evaluation-{engine}"))))
+    bundle, packed, key = str(work / "small"), str(work / "small.mribundle"), str(work / "device")
+    kept = ("--artefact", "model.int8.onnx", "--artefact", "model.int8.tflite")
+    found += [
+        Run("info", "-", ("info", "small")),
+        Run("verify", "-", ("verify", "small")),
+        Run("tune", "-", ("tune", "--model", "small", "--seconds", "0.01", "--batch", "1")),
+        Run("doctor", "-", ("doctor", "--model", "small")),
+        Run("completion", "-", ("completion", "bash")),
+        Run("--version", "-", ("--version",)),
+        Run("bundle slim", "-", ("bundle", "slim", "small", *kept, "--out", bundle)),
+        Run("bundle record", "-", ("bundle", "record", bundle, scan, "--notice", notice)),
+    ]
+    if find_spec("cryptography"):
+        found += [
+            Run("bundle keygen", "-", ("bundle", "keygen", key)),
+            Run("bundle sign", "-", ("bundle", "sign", bundle, "--key", f"{key}.pem")),
+        ]
+    return [
+        *found,
+        Run("bundle pack", "-", ("bundle", "pack", bundle, "--out", packed)),
+        Run("bundle unpack", "-", ("bundle", "unpack", packed, "--out", str(work / "unpacked"))),
+    ]
+
+
+def trace(command: list[str], work: Path) -> Finding:
+    """Run a command as a user with a new home would, watched by strace.
+
+    Raises
+    ------
+    PermissionError
+        No process may be traced here.
+    """
+    home, temporary = work / "home", work / "tmp"
+    for folder in (home, temporary):
+        folder.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name not in BUILD_SERVER}
+    environment = {name: value for name, value in environment.items() if not name.startswith(("MRI_EDGE_", "XDG_"))}
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+    log = work / "trace"
+    done = subprocess.run(
+        ["strace", "-f", "--seccomp-bpf", "-q", "-y", "-s", "200", "-e", SYSCALLS, "-o", str(log), *command],
+        cwd=work,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ptrace" in done.stderr:
+        raise PermissionError(done.stderr.splitlines()[0])
+    lines = list(_joined(log.read_text(errors="replace").splitlines()))
+    files = {path for line in lines for path in _written(line, work) if not _may_write(path, work)}
+    return Finding(done.returncode, tuple(filter(_is_call, lines)), tuple(sorted(files)), done.stderr)
+
+
+def _may_write(path: str, work: Path) -> bool:
+    """Whether a path is in ``work`` but not in the home there, or in the home's cache folder of mri-edge."""
+    if path.startswith(SYSTEM):
+        return True
+    home = f"{work}/home/"
+    if path.startswith(home):
+        return any(cache.startswith(path[len(home) :]) or path[len(home) :].startswith(cache) for cache in CACHES)
+    return path.startswith(f"{work}/")
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """The calls of a trace, each in one line: one that another thread interrupted is written in two."""
+    begun: dict[str, str] = {}
+    for line in lines:
+        process, _, call = line.partition(" ")
+        call = call.strip()
+        if call.endswith("<unfinished ...>"):
+            begun[process] = call.removesuffix("<unfinished ...>")
+        elif call.startswith("<..."):
+            yield begun.pop(process, "") + call.partition("resumed>")[2]
+        else:
+            yield call
+
+
+def _is_call(line: str) -> bool:
+    """Whether a line is a call that leaves this machine, or asks a name server for the way."""
+    if not line.startswith(("connect(", "sendto(", "sendmsg(", "sendmmsg(")) or "AF_INET" not in line:
+        return False
+    return LOOPBACK.search(line) is None or NAME_SERVER.search(line) is not None
+
+
+def _written(line: str, work: Path) -> Iterator[str]:
+    """The paths that a line makes or opens to write, if the call went well."""
+    name, _, rest = line.partition("(")
+    arguments, _, result = rest.rpartition(" = ")
+    if not result or result.startswith(("-1", "?")):
+        return
+    if name in ("open", "openat", "creat"):
+        if name == "creat" or re.search(r"O_(WRONLY|RDWR|CREAT)", arguments):
+            opened = re.search(r"<(.*)>", result)
+            yield opened.group(1).removesuffix(">(deleted)") if opened else result
+    elif name.startswith(("mkdir", "rename", "link", "symlink")):
+        made = re.findall(r'"([^"]*)"', arguments)[-1]
+        yield f"{work / made}{'/' if name.startswith('mkdir') else ''}"
+
+
+def main() -> None:
+    """Print the record."""
+    print("| command | engine | exit | network | files outside its folders |\n| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder).resolve()
+        for run in runs(work):
+            found = trace([str(PROGRAM), *run.arguments], work)
+            called = "; ".join(found.calls) or "none"
+            print(f"| {run.name} | {run.engine} | {found.code} | {called} | {', '.join(found.files) or 'none'} |")
+            if found.code:
+                print(found.errors, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
