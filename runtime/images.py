@@ -244,7 +244,11 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
         if isinstance(file, BoundedFile):
             file.header_is_read()
         with image:
-            return _from_image(image, name, kind)
+            try:
+                return _from_image(image, name, kind)
+            except InputError as error:
+                unknown = unsupported_kind(file, head) if error.code == "damaged" else None
+                raise unsupported(name, unknown) if unknown else error from error.__cause__
 
 
 def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 from .picture_limits import MAX_JPEG_PIXELS, check_size, count, damaged, too_large, unsupported
 
-_MAX_ARITHMETIC_PIXELS = 16_000_000
 _MAX_WEBP_PIXELS = 20_000_000
 _MAX_WEBP_FILE = 64 << 20  # bytes
 # Pillow decodes these in Python, value by value.
@@ -24,7 +23,7 @@ _UPPER_BYTES = {"RGB;16B", "RGB;16L", "RGB;16N", "RGBA;16B", "RGBA;16L", "RGBA;1
 _UPPER_BYTES |= {"RGBX;16B", "RGBX;16L", "RGBX;16N", "LA;16B", "RGBa;16B", "RGBa;16L", "RGBa;16N"}
 _PACKED = {"BGR;15", "BGR;16"}  # the bits of a whole pixel
 
-_SOF_UNSUPPORTED = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless and hierarchical
+_FRAMES_READ = {0xC0, 0xC1, 0xC2}  # the others are lossless, hierarchical or arithmetic-coded
 
 
 def check_before_open(stream: BinaryIO, head: bytes, size: int, name: str) -> None:
@@ -90,10 +89,9 @@ def check_opened(image: Any, name: str) -> int:
 
 def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
     scans = count(image.fp, b"\xff\xda")
-    arithmetic = count(image.fp, b"\xff\xc9") + count(image.fp, b"\xff\xca")
-    if arithmetic and pixels * max(scans, image.layers) > _MAX_ARITHMETIC_PIXELS:
-        what = f"arithmetic-coded JPEG of {pixels} pixels in {scans} scans"
-        raise too_large(name, what, pixels * max(scans, image.layers), _MAX_ARITHMETIC_PIXELS, "Save it as PNG")
+    # Two bytes may stand by chance in a colour profile, so the frame header decides.
+    if (count(image.fp, b"\xff\xc9") or count(image.fp, b"\xff\xca")) and (kind := _unsupported_jpeg(image.fp)):
+        raise unsupported(name, kind)
     if scans < 2 or not (image.info.get("progressive") or _first_scan_is_partial(image)):
         return 0
     if scans * pixels > MAX_JPEG_PIXELS:
@@ -137,7 +135,15 @@ def unsupported_kind(stream: BinaryIO, head: bytes) -> str | None:
 
 
 def _unsupported_jpeg(stream: BinaryIO) -> str | None:
-    """Walk the segments of a JPEG to its frame header."""
+    """Walk the segments of a JPEG to its frame header. The position is kept."""
+    place = stream.tell()
+    try:
+        return _frame_kind(stream)
+    finally:
+        stream.seek(place)
+
+
+def _frame_kind(stream: BinaryIO) -> str | None:
     stream.seek(2)
     for _ in range(1000):
         segment = stream.read(4)
@@ -150,8 +156,8 @@ def _unsupported_jpeg(stream: BinaryIO) -> str | None:
                 return None
             if frame[0] != 8:
                 return f"{frame[0]}-bit JPEG"
-            if marker in _SOF_UNSUPPORTED:
-                return "lossless or hierarchical JPEG"
+            if marker not in _FRAMES_READ:
+                return "lossless, hierarchical or arithmetic-coded JPEG"
             return None if frame[5] in (1, 3, 4) else f"JPEG of {frame[5]} components"
         stream.seek(length - 2, 1)
     return None

@@ -35,8 +35,8 @@ _PHOTOMETRICS = {
     10: "ITULab", 32803: "CFA", 32844: "LogL", 32845: "LogLuv", 34892: "LinearRaw",
 }  # fmt: skip
 _FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 4: "untyped ", 5: "complex ", 6: "complex "}
-_RAW, _FAX, _JPEG, _WEBP = 1, (2, 3, 4, 32771), 7, 50001
-_COMPRESSIONS = {_RAW, *_FAX, 5, _JPEG, 8, 32773, 32946, 34925, 50000, _WEBP}
+_RAW, _FAX, _JPEG = 1, (2, 3, 4, 32771), 7
+_COMPRESSIONS = {_RAW, *_FAX, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _check_blocks(
     if compression == _RAW:
         return 0, turned
     row = (across * (sum(bits) if planes == 1 else max(bits)) + 7) // 8
-    memory = row * down * (3 if compression == _WEBP else 1)
+    memory = row * down
     if compression == _JPEG:
         scans = sum(count(stream, b"\xff\xda", *block) for block in zip(offsets, sizes, strict=False))
         if scans * across * down > MAX_JPEG_PIXELS:
