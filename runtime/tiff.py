@@ -27,6 +27,7 @@ _HEADS = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
 _MAX_ENTRIES = 4096
 _MAX_BLOCKS = 100_000  # strips or tiles; 6000 x 6000 in tiles of 64 x 64 has 8,836
 
+_MAX_OVERLAP = 256 << 20  # bytes that strips or tiles may claim beyond the file
 _MAX_COEFFICIENTS = 100 << 20  # bytes; libtiff itself refuses JPEG streams that need more
 
 _GREYS, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
@@ -107,8 +108,8 @@ def _read_tags(stream: BinaryIO, name: str) -> dict[int, tuple[int, ...]]:
         for tag, kind, values, inline in entry.iter_unpack(table):
             if tag not in _NEEDED or kind not in _TYPES:
                 continue
-            if tag in tags:
-                raise damaged(name, f"tag {tag} stands twice")
+            if tag in tags or not values:
+                raise damaged(name, f"tag {tag} stands twice, or is empty")
             if values > _MAX_BLOCKS:
                 raise too_large(name, f"it has {values} strips or tiles", values, _MAX_BLOCKS)
             layout = f"{order}{values}{_TYPES[kind]}"
@@ -195,7 +196,7 @@ def _check_blocks(
     if not offsets:
         raise damaged(name, "it has no pixels")
     file_size = stream.seek(0, 2)
-    if sum(sizes) > 4 * file_size + (1 << 20):
+    if sum(sizes) > 4 * file_size + _MAX_OVERLAP:
         raise damaged(name, "its strips or tiles are longer than the file")
     turned = _one(tags, ORIENTATION, 1) in range(2, 9)
     if compression == _RAW:

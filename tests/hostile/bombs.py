@@ -179,6 +179,38 @@ def _shared_strips() -> bytes:
     )
 
 
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _interlaced() -> bytes:
+    """Adam7, all passes of zeros: the number of bytes is what counts."""
+    side, passes = 7000, ((8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2))
+    size = sum((1 + 8 * -(-side // across)) * -(-side // down) for across, down in passes)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 1))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(size))) + chunk(b"IEND", b"")
+
+
+def _many_idats() -> bytes:
+    """Pixels in pieces of one byte, and empty pieces between them."""
+    packed = zlib.compress(bytes(9 * 8), 0)
+    pieces = b"".join(chunk(b"IDAT", packed[place : place + 1]) for place in range(len(packed)))
+    whole = png(8, 8, 8, 0, bytes(9))
+    start, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
+    return whole[:start] + chunk(b"IDAT", b"") * 3_000_000 + pieces + whole[end:]
+
+
+def _looping() -> bytes:
+    """A directory whose next one is itself."""
+    whole = bytearray(tiff_of(64, 64, 1, bytes(4096)))
+    (place,) = struct.unpack_from("<I", whole, 4)
+    (entries,) = struct.unpack_from("<H", whole, place)
+    struct.pack_into("<I", whole, place + 2 + 12 * entries, place)
+    return bytes(whole)
+
+
 BOMBS: dict[str, Callable[[], bytes]] = {
     "wide.png": lambda: png(64_000_000, 1, 8, 0, b"\0" + bytes(64_000_000)),
     "flat.png": lambda: png(_SIDE, _SIDE, 8, 2, b"\4" + bytes([7]) * 3 * _SIDE),
@@ -186,13 +218,13 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "grey16.png": lambda: png(_SIDE, _SIDE, 16, 0, b"\4" + bytes([200]) * 2 * _SIDE),
     "palette.png": lambda: png(_SIDE, _SIDE, 8, 3, b"\1" + bytes([3]) * _SIDE, chunk(b"PLTE", bytes(range(255)) * 3)),
     "long-rows.png": lambda: png(65_535, 976, 16, 6, b"\4" + bytes([200]) * 8 * 65_535),
-    "interlaced.png": lambda: _interlaced(),
+    "interlaced.png": _interlaced,
     "noise.png": lambda: _encoded(_colour(), "PNG", compress_level=1),
     "profiles.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20))) * 4000),
     "texts.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20))) * 4000),
     "chunks.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"prVt", b"") * 5_000_000),
     "few-chunks.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"prVt", b"") * 340_000),
-    "idats.png": lambda: _many_idats(),
+    "idats.png": _many_idats,
     "rotated.png": lambda: _encoded(Image.new("RGBA", (_SIDE, _SIDE), (9, 9, 9, 9)), "PNG", exif=_exif(6)),
     "noise.jpg": lambda: _encoded(_colour(), "JPEG", quality=100, subsampling=0),
     "cmyk.jpg": lambda: _encoded(_colour().convert("CMYK"), "JPEG", quality=90, exif=_exif(5)),
@@ -251,40 +283,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "fax3.tif": lambda: tiff_of(60_000, 1000, 3, np.random.default_rng(3).bytes(20_000_000), t258=(3, 1)),
     "scans.tif": lambda: tiff_of(_SIDE, _SIDE, 7, progressive(500)),
     "scans-few.tif": lambda: tiff_of(4000, 4000, 7, progressive(60, 4000)),
-    "loop.tif": lambda: _looping(),
+    "loop.tif": _looping,
 }  # fmt: skip
-
-
-def _exif(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
-def _interlaced() -> bytes:
-    """Adam7, all passes of zeros: the number of bytes is what counts."""
-    side, passes = 7000, ((8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2))
-    size = sum((1 + 8 * -(-side // across)) * -(-side // down) for across, down in passes)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 1))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(size))) + chunk(b"IEND", b"")
-
-
-def _many_idats() -> bytes:
-    """Pixels in pieces of one byte, and empty pieces between them."""
-    packed = zlib.compress(bytes(9 * 8), 0)
-    pieces = b"".join(chunk(b"IDAT", packed[place : place + 1]) for place in range(len(packed)))
-    whole = png(8, 8, 8, 0, bytes(9))
-    start, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
-    return whole[:start] + chunk(b"IDAT", b"") * 3_000_000 + pieces + whole[end:]
-
-
-def _looping() -> bytes:
-    """A directory whose next one is itself."""
-    whole = bytearray(tiff_of(64, 64, 1, bytes(4096)))
-    (place,) = struct.unpack_from("<I", whole, 4)
-    (entries,) = struct.unpack_from("<H", whole, place)
-    struct.pack_into("<I", whole, place + 2 + 12 * entries, place)
-    return bytes(whole)
 
 
 _MEASURE = """
