@@ -194,7 +194,12 @@ class Classifier:
         UsageError
             The classifier is closed.
         """
-        return self._infer(self._prepare([_decode(source)], keep_pixels))[0]
+        scan = _decode(source)
+        try:
+            ready = self._prepare([scan], keep_pixels)
+        except MemoryError as error:
+            raise images.no_memory(scan.file or "scan") from error
+        return self._infer(ready)[0]
 
     def predict_batches(
         self,
@@ -326,8 +331,18 @@ class Classifier:
         return prepared + self._prepare_some(waiting, keep_pixels)
 
     def _prepare_some(self, decoded: list[_Decoded | Failure], keep_pixels: bool) -> list[_Ready | Failure]:
-        ready = iter(self._prepare([one for one in decoded if isinstance(one, _Decoded)], keep_pixels))
-        return [next(ready) if isinstance(one, _Decoded) else one for one in decoded]
+        scans = [scan for scan in decoded if isinstance(scan, _Decoded)]
+        try:
+            ready: Iterator[_Ready | Failure] = iter(self._prepare(scans, keep_pixels))
+        except MemoryError:  # one by one, it is the failure of those that it does not suffice for
+            ready = iter([self._prepare_or_fail(scan, keep_pixels) for scan in scans])
+        return [next(ready) if isinstance(scan, _Decoded) else scan for scan in decoded]
+
+    def _prepare_or_fail(self, scan: _Decoded, keep_pixels: bool) -> _Ready | Failure:
+        try:
+            return self._prepare([scan], keep_pixels)[0]
+        except MemoryError:
+            return Failure(scan.file, images.no_memory(scan.file or "scan"))
 
     def _answer(self, batch: list[_Ready | Failure]) -> Iterator[Prediction | Failure]:
         ready = [one for one in batch if isinstance(one, _Ready)]

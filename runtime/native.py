@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 # malloc.h of glibc, and the limits that its own sliding threshold ends at on 64 bits (malloc.c).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -52,3 +53,22 @@ def stderr_aside() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@lru_cache(maxsize=1)
+def silence_libtiff() -> None:
+    """Drop the messages that Pillow's libtiff prints to file descriptor 2; failures arrive as exceptions all the same.
+
+    Its handler is switched off, since redirecting the descriptor would lose what other threads write meanwhile. Where
+    libtiff is linked in such a way that its functions have no names, as on Windows, the messages stay.
+    """
+    import ctypes
+
+    from PIL import _imaging
+
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetErrorHandlerExt(None)
+    except (OSError, AttributeError):
+        return

@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 Pixels = NDArray[np.uint8]
+# Along one axis: index of the first and of the second neighbour, weight of the first and of the second.
+_Pairs = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]
 
 # Weights of a pixel pair are integers that sum to 2**11; OpenCV, imgproc/src/resize.cpp
 # (INTER_RESIZE_COEF_BITS). Using its fixed-point arithmetic makes the result its result.
 _COEFFICIENT_BITS = 11
+# Of a picture above this, the pixels that are read are picked out one by one: whole rows may be long.
+_LARGE = 1 << 22  # pixels
 _ROOM = 1 << 18  # values in a step: four grey pictures of 256 x 256; a core's own cache holds them
 
 
@@ -108,48 +112,72 @@ def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixe
         if (rows, columns) == (height, width):
             fitted[index] = pixels
             continue
+        if rows * columns > _LARGE:
+            _write(_blend_large(pixels, height, width), fitted[index])
+            continue
         # Grey: most scans are, although most are stored in colour.
         red = np.ascontiguousarray(pixels[:, :, 0])
         grey = not pixels.strides[2] or all((pixels[:, :, channel] == red).all() for channel in (1, 2))
         channels = 1 if grey else 3
         plane = (red if grey else pixels).reshape(rows, columns * channels)
         alike.setdefault((rows, columns, channels), []).append((index, plane))
-    for (_, columns, channels), members in alike.items():
+    for (rows, columns, channels), members in alike.items():
+        down, across = _pairs(rows, height, 1), _pairs(columns, width, channels)
         together = max(1, _ROOM // (2 * height * max(columns, width) * channels))
         for start in range(0, len(members), together):
             indices, planes = zip(*members[start : start + together], strict=True)
-            blended = _blend(planes, height, width, channels)
-            for index, picture in zip(indices, blended, strict=True):
-                for channel in range(3):  # plain strided copies: half the time of np.repeat
-                    fitted[index, :, :, channel] = picture[:, :, channel % channels]
+            for index, picture in zip(indices, _blend(planes, down, across, channels), strict=True):
+                _write(picture, fitted[index])
     return fitted
 
 
-def _blend(planes: Sequence[Pixels], height: int, width: int, channels: int) -> Pixels:
+def _write(picture: Pixels, out: Pixels) -> None:
+    """Write uint8 (height, width, 1 or 3) to (height, width, 3)."""
+    for channel in range(3):  # plain strided copies: half the time of np.repeat
+        out[:, :, channel] = picture[:, :, channel % picture.shape[2]]
+
+
+def _blend_large(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Resize a large picture, uint8 (rows, columns, 3), in memory that depends on the result's size alone."""
+    rows, columns, _ = pixels.shape
+    (upper, lower, *vertical), (left, right, *horizontal) = _pairs(rows, height, 1), _pairs(columns, width, 1)
+    corners = pixels[np.ix_(np.concatenate((upper, lower)), np.concatenate((left, right)))]
+    above, below, before, after = (
+        np.arange(height),
+        np.arange(height, 2 * height),
+        *([3 * np.arange(start, start + width)[:, None] + np.arange(3) for start in (0, width)]),
+    )
+    down = (above, below, vertical[0], vertical[1])
+    across = (before.ravel(), after.ravel(), horizontal[0].repeat(3), horizontal[1].repeat(3))
+    blended: Pixels = _blend([corners.reshape(2 * height, 6 * width)], down, across, 3)[0]
+    return blended
+
+
+def _blend(planes: Sequence[Pixels], down: _Pairs, across: _Pairs, channels: int) -> Pixels:
     """uint8 (rows, columns * channels) each, all of one shape -> uint8 (N, height, width, channels)."""
-    count, (rows, values) = len(planes), planes[0].shape
-    upper, lower, above, below = _pairs(rows, height, 1)
-    left, right, before, after = _pairs(values // channels, width, channels)
+    upper, lower, above, below = down
+    left, right, before, after = across
+    count, height, values = len(planes), len(upper), planes[0].shape[1]
     lines = _room.of("lines", np.uint8, count, 2 * height, values)
-    side = _room.of("side", np.uint8, count, 2 * height, width * channels)
-    across = _room.of("across", np.int32, count, 2 * height, width * channels)
-    other = _room.of("other", np.int32, count, 2 * height, width * channels)
+    side = _room.of("side", np.uint8, count, 2 * height, len(left))
+    blend = _room.of("across", np.int32, count, 2 * height, len(left))
+    other = _room.of("other", np.int32, count, 2 * height, len(left))
     # Only the rows that are wanted, upper ones first; then across, then down, as OpenCV does it.
     wanted = np.concatenate((upper, lower))
     # The indices are good: "clip" alone lets take write where it is told.
     for plane, room in zip(planes, lines, strict=True):
         plane.take(wanted, axis=0, out=room, mode="clip")
-    np.multiply(lines.take(left, axis=2, out=side, mode="clip"), before, out=across, dtype=np.int32)
+    np.multiply(lines.take(left, axis=2, out=side, mode="clip"), before, out=blend, dtype=np.int32)
     np.multiply(lines.take(right, axis=2, out=side, mode="clip"), after, out=other, dtype=np.int32)
-    across += other
-    across >>= 4
-    across *= np.concatenate((above, below))[:, None]
-    across >>= 16
-    down = across[:, :height]
-    down += across[:, height:]
-    down += 2
-    down >>= 2
-    blended: Pixels = down.astype(np.uint8).reshape(count, height, width, channels)
+    blend += other
+    blend >>= 4
+    blend *= np.concatenate((above, below))[:, None]
+    blend >>= 16
+    total = blend[:, :height]
+    total += blend[:, height:]
+    total += 2
+    total >>= 2
+    blended: Pixels = total.astype(np.uint8).reshape(count, height, -1, channels)
     return blended
 
 
@@ -173,9 +201,7 @@ _room = _Room()
 
 
 @lru_cache(maxsize=64)
-def _pairs(
-    source: int, target: int, channels: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
+def _pairs(source: int, target: int, channels: int) -> _Pairs:
     """Neighbours and their weights along one axis, for values that lie ``channels`` to a pixel.
 
     Returns index of the first and of the second neighbour, weight of the first and of the second,
