@@ -120,4 +120,4 @@ def _or_failure(paths: Iterator[str | Failure], argument: str, problem: str) -> 
         yield path
     if empty:
         hint = f"Pictures end in {', '.join(SUFFIXES)}" if "folder" in problem else ""
-        yield Failure(argument, InputError(f"{argument}: {problem}", hint))
+        yield Failure(argument, InputError(f"{argument}: {problem}", hint, code="missing"))

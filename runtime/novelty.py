@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .errors import IntegrityError
+from .prediction import ResultWarning
 
 Features = NDArray[np.float32]
 
@@ -68,11 +69,13 @@ class NoveltyCheck:
             raise IntegrityError(f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype}")
         return cls(plane, fitted.limit)
 
-    def doubts(self, features: Features) -> list[tuple[str, ...]]:
+    def doubts(self, features: Features) -> list[tuple[ResultWarning, ...]]:
         """For each picture the reason to doubt it, or nothing."""
         return [
-            (f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}",)
-            if distance > self.limit
-            else ()
-            for distance in distances(features, self.plane)
+            (self._warning(distance),) if distance > self.limit else ()
+            for distance in distances(features, self.plane).tolist()
         ]
+
+    def _warning(self, distance: float) -> ResultWarning:
+        words = f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}"
+        return ResultWarning("unlike_training", words, round(distance, 3), round(self.limit, 3))

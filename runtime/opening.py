@@ -14,6 +14,7 @@ from .bundle import Bundle
 from .engines import Engine, engine_file, open_engine
 from .errors import ProviderUnavailable
 from .manifest import Artefact
+from .prediction import ResultWarning
 from .selection import Selection, select
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Opened:
     artefact: Artefact
     engine: Engine
     batch_size: int
-    warnings: tuple[str, ...]
+    warnings: tuple[ResultWarning, ...]
 
 
 class Opening:
@@ -107,7 +108,7 @@ class Opening:
 
     def _open(self) -> Opened:
         chosen = self._chosen
-        warnings: tuple[str, ...] = ()
+        warnings: tuple[ResultWarning, ...] = ()
         path = self.bundle.folder / chosen.artefact.file
         try:
             engine = open_engine(path, engine=chosen.engine, provider=self._provider, threads=chosen.threads)
@@ -115,7 +116,8 @@ class Opening:
             if not self._allow_fallback:
                 raise
             engine = open_engine(path, engine=chosen.engine, provider="cpu", threads=chosen.threads)
-            warnings = (f"{error.problem}; {engine.provider} ran in its place",)
+            words = f"{error.problem}; {engine.provider} ran in its place"
+            warnings = (ResultWarning("provider_fallback", words),)
         return Opened(chosen.artefact, engine, chosen.batch, warnings)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,8 @@ def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Pr
             except OSError as error:
                 raise OutputError(f"{target.parent}: cannot make this folder ({error.strerror})") from error
             write_whole(target, overlay(result.pixels, result.activation, result))
+            yield replace(result, heatmap=os.fspath(target))
+            continue
         yield result
 
 

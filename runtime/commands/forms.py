@@ -43,7 +43,7 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
                 result.engine,
                 result.provider,
                 *(f"{part:.3f}" for part in (latency.decode, latency.resize, latency.infer)),
-                "; ".join(result.warnings),
+                "; ".join(map(str, result.warnings)),
                 "",
             ]
         )

@@ -183,7 +183,7 @@ def _line(record: Record) -> str:
         return _plain(f"{record['moved_to']}  {record['error']}")
     positive = record["positive"]
     words = f"{record['moved_to']}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
-    return _plain("  ".join([words, *(f"warning: {one}" for one in record["warnings"])]))
+    return _plain("  ".join([words, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
 
 
 def _plain(text: str) -> str:

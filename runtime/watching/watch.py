@@ -254,5 +254,8 @@ def _put_aside(scan: Path, times: int) -> Failure:
         InputError(
             f"{scan}: the program ended {times} times in a row while this scan was at hand",
             "It may crash a decoder or need more memory than there is; see the system's log",
+            code="crashed",
+            value=times,
+            limit=_TRIES,
         ),
     )
