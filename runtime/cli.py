@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .commands.usage import Group, explain
 from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
+from .progress import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -74,7 +76,7 @@ Research use only: not a medical device.
 """
 
 
-class CommandTable(click.Group):
+class CommandTable(Group):
     """A group whose commands are imported when they are chosen."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -152,7 +154,7 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # None is what click returns for a command without an exit code of its own.
-        code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False)
+        code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False, color=False if plain() else None)
         return int(code or 0)
     except MriEdgeError as error:
         click.echo(f"mri-edge: error: {printable(str(error))}", err=True)
@@ -167,7 +169,7 @@ def run(arguments: list[str] | None = None) -> int:
         return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"
-        words = " ".join(error.format_message().split()).rstrip(".")
+        words = explain(error).rstrip(".")
         click.echo(f"mri-edge: error: {words}{'' if words.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
     except click.Abort:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from . import delivery
+from .usage import Group
 
 EXAMPLES = """\b
 Examples:
@@ -19,7 +20,7 @@ Examples:
 """
 
 
-@click.group(epilog=EXAMPLES, invoke_without_command=True)
+@click.group(cls=Group, epilog=EXAMPLES, invoke_without_command=True)
 @click.pass_context
 def bundle(ctx: click.Context) -> None:
     """Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack."""

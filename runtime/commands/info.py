@@ -9,6 +9,7 @@ import click
 from ..bundle import DEFAULT_MODEL, Bundle
 from ..manifest import Manifest
 from ..prediction import NOTICE, stdout_json
+from ..progress import plain
 from .options import complete_models
 
 EXAMPLES = """\b
@@ -41,7 +42,7 @@ def info(model: str, as_json: bool) -> None:
     from rich.text import Text
 
     # Names are text, brackets and all. A line is broken for people alone: programs look for it whole.
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False, color_system=None if plain() else "auto")
     if not console.is_terminal:
         console.width = _WIDE
     manifest = bundle.manifest
