@@ -34,7 +34,7 @@ def classify(
     with ExitStack() as stack:
         sources: Iterable[str | Failure | Pause]
         sources = _flushing(expand(scans, recursive=recursive, patience=_PATIENCE))
-        journal = stack.enter_context(Journal(resume, classifier.bundle.manifest.title)) if resume else None
+        journal = stack.enter_context(_journal(resume, classifier)) if resume else None
         if journal:
             sources = journal.remaining(sources)
         barred = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
@@ -66,6 +66,10 @@ def classify(
                     click.echo(line)
             _hand_on()  # here, where a full disk or a closed pipe still has its words and its exit code
     return 1 if report.failed else 0
+
+
+def _journal(path: Path, classifier: Classifier) -> Journal:
+    return Journal(path, classifier.bundle.manifest.title, classifier.artefact)
 
 
 def _flushing(sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failure | Pause]:

@@ -98,5 +98,5 @@ def test_artefact_without_activation_says_which_one_to_take(tiny_bundle, tmp_pat
 def test_unwritable_folder_is_said(explaining_bundle, tmp_path, capfd):
     (tmp_path / "file").touch()
     scan = str(EXAMPLES / "phantom-1.jpg")
-    assert run(["predict", scan, "--heatmap", str(tmp_path / "file" / "why"), "--model", str(explaining_bundle)]) == 2
+    assert run(["predict", scan, "--heatmap", str(tmp_path / "file" / "why"), "--model", str(explaining_bundle)]) == 6
     assert "cannot make this folder" in capfd.readouterr().err
