@@ -172,6 +172,6 @@ def run(arguments: list[str] | None = None) -> int:
         words = explain(error).rstrip(".")
         click.echo(f"mri-edge: error: {words}{'' if words.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
-    except click.Abort:
-        click.echo("mri-edge: interrupted", err=True)
+    except click.Abort as error:  # its text, if it has one, says how to go on
+        click.echo(f"mri-edge: interrupted{f'. {error}' if str(error) else ''}", err=True)
         return 130  # 128 + SIGINT, as shells say it

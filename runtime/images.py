@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError
+from .pipes import open_scan
 from .preprocess import Pixels
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]"
@@ -137,7 +138,7 @@ def load(source: Source) -> Pixels:
         )
     path = os.fspath(source)  # named in messages as the caller typed it
     try:
-        with open(path, "rb") as file:
+        with open_scan(path) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):  # a pipe, which has no size and no way back
                 content = file.read(_LONGEST_STREAM + 1)

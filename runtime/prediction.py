@@ -43,13 +43,12 @@ def decide(probabilities: NDArray[np.float32], positive: int, threshold: float |
 
 
 def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """JSON text that can be written whatever the names in it are: Linux lets them be no UTF-8."""
+    """JSON text that can be written and shown whatever the names in it are.
+
+    Linux lets them be no UTF-8, and hold what moves a terminal's cursor or turns the direction of writing.
+    """
     text = json.dumps(record, ensure_ascii=False, indent=indent)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(record, indent=indent)
-    return text
+    return text if text.replace("\n", "").isprintable() else json.dumps(record, indent=indent)
 
 
 def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
