@@ -99,7 +99,7 @@ def test_one_scan_that_fails_is_one_line_in_all(predict, folder, name):
     assert len(err.splitlines()) == 1
     code, out, err = predict(folder / name, folder / "a.png")
     assert code == 1
-    heads, failed, answered, _ = out.splitlines()[1:]
+    heads, failed, answered = out.splitlines()[1:4]
     assert (heads.split()[0], failed.split()[0]) == ("label", "-")
     assert answered.split()[0] in ("no", "yes")
 
