@@ -169,7 +169,7 @@ def run(arguments: list[str] | None = None) -> int:
         return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"
-        words = explain(error).rstrip(".")
+        words = printable(explain(error).rstrip("."))
         click.echo(f"mri-edge: error: {words}{'' if words.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
     except click.Abort as error:  # its text, if it has one, says how to go on

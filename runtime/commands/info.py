@@ -7,6 +7,8 @@ from dataclasses import asdict
 import click
 
 from ..bundle import DEFAULT_MODEL, Bundle
+from ..card import with_interval
+from ..errors import printable
 from ..manifest import Manifest
 from ..prediction import NOTICE, stdout_json
 from ..progress import plain
@@ -46,7 +48,9 @@ def info(model: str, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = _WIDE
     manifest = bundle.manifest
-    console.print(Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (str(bundle.folder), "dim")))
+    console.print(
+        Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (printable(str(bundle.folder)), "dim"))
+    )
     for heading, rows in _facts(manifest):
         console.print(f"\n{heading}", style="bold")
         grid = Table.grid(padding=(0, 2))
@@ -90,10 +94,10 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
     ]
     if manifest.metrics:
         figures: list[tuple[str, object]] = [
-            (name, f"{one.value:.3f}  (95% {one.low:.3f} to {one.high:.3f}, n = {one.images})")
-            for name, one in manifest.metrics.items()
+            (name, f"{with_interval(metric.value, metric.low, metric.high)}, {metric.images} images")
+            for name, metric in manifest.metrics.items()
         ]
-        facts.append(("metrics (methods in the model card)", figures))
+        facts.append(("metrics with 95% intervals (methods in the model card)", figures))
     if calibrations := manifest.calibrations():
         ranges: list[tuple[str, object]] = [
             (", ".join(files), f"{one.method}, {one.images} training images, seed {one.seed}")

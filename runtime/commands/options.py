@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..bundle import DEFAULT_MODEL
+from ..errors import printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -55,7 +56,7 @@ class _Lines(logging.Handler):
     """Log records as lines on stderr, in the words of the program's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"mri-edge: {record.levelname.lower()}: {record.getMessage()}", err=True)
+        click.echo(f"mri-edge: {record.levelname.lower()}: {printable(record.getMessage())}", err=True)
 
 
 def _set_up_logs(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:

@@ -223,6 +223,32 @@ def _pieces(screen: int) -> Iterator[bytes]:
             yield piece
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are POSIX")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "b\x1b[31m"],
+        ["predict", "x.jpg", "-v", "--model", "b\x1b[31m"],
+        ["predict", "--model", "\x1b[31mnone", "x.jpg"],
+        ["predict", "--engine", "\x1b[31m", "x.jpg"],
+        ["predict", "--threads", "\x1b[31m", "x.jpg"],
+        ["\x1b[31m"],
+        ["watch", "i\x1b[31m\nn", "--out", "o\x1b[31m", "--once", "--settle", "0", "--model", "b\x1b[31m"],
+    ],
+    ids=lambda words: words[0].removeprefix("\x1b"),
+)
+def test_no_name_of_a_bundle_or_an_option_does_either(tiny_bundle, tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    tiny_bundle.rename("b\x1b[31m")
+    Path("i\x1b[31m\nn").mkdir()
+    fill(tmp_path, **{"x.jpg": SCAN})
+    fill(tmp_path / "i\x1b[31m\nn", **{"a\x1b[31m.jpg": SCAN, "b\x1b[31m.txt": b""})
+    run(command)
+    out, err = capfd.readouterr()
+    assert out + err
+    assert "\x1b" not in out + err
+
+
 # --- an interrupted run
 
 
