@@ -50,6 +50,7 @@ _HOMES = {
     "Prediction": "prediction",
     "Preprocessing": "preprocess",
     "ProviderUnavailable": "errors",
+    "ResultWarning": "prediction",
     "SignatureError": "errors",
     "UsageError": "errors",
     "WeightsError": "errors",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from .prediction import Failure as Failure
     from .prediction import Pause as Pause
     from .prediction import Prediction as Prediction
+    from .prediction import ResultWarning as ResultWarning
     from .preprocess import Preprocessing as Preprocessing
 
 

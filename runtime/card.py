@@ -202,18 +202,27 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
     blocks: list[str | Table] = []
     if manifest.metrics:
         figures = [
-            (_named(name), f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}", str(one.images))
-            for name, one in manifest.metrics.items()
+            (_named(name), with_interval(metric.value, metric.low, metric.high), str(metric.images))
+            for name, metric in manifest.metrics.items()
         ]
-        blocks += ["The float model on the test images:", Table(("figure", "value", "95% interval", "images"), figures)]
+        heads = ("figure", "value (95% interval)", "images")
+        blocks += ["The float model on the test images:", Table(heads, figures)]
     else:
         blocks.append("No figures are recorded.")
     if matrix := metrics.get("confusion_matrix"):
         counts = [(label, *map(str, row)) for label, row in zip(manifest.labels, matrix, strict=True)]
         blocks.append(Table(("truth", *(f"called {label}" for label in manifest.labels)), counts))
     if folders := metrics.get("folders"):
-        shares = [(one["folder"], manifest.labels[one["label"]], *_share(one), str(one["images"])) for one in folders]
-        blocks.append(Table(("folder", "label", "labelled rightly", "95% interval", "images"), shares))
+        rows = [
+            (
+                folder["folder"],
+                manifest.labels[folder["label"]],
+                with_interval(folder["value"], folder["low"], folder["high"]),
+                str(folder["images"]),
+            )
+            for folder in folders
+        ]
+        blocks.append(Table(("folder", "label", "labelled rightly (95% interval)", "images"), rows))
     if test := metrics.get("test"):
         blocks += _mistakes(manifest, test)
     return [
@@ -269,8 +278,8 @@ def _caveats(manifest: Manifest) -> list[str | Table]:
     if manifest.metrics:
         name, widest = max(manifest.metrics.items(), key=lambda item: item[1].high - item[1].low)
         blocks.append(
-            f"The least certain figure is {_named(name)}: {widest.images} images allow {widest.low:.3f} to "
-            f"{widest.high:.3f}. Pictures from elsewhere may do worse than the test images."
+            f"The least certain figure is {_named(name)}: {with_interval(widest.value, widest.low, widest.high)}, of "
+            f"{widest.images} images. Pictures from elsewhere may do worse than the test images."
         )
     blocks.append("Measure it on your own scans before you rely on it: mri-edge evaluate BUNDLE --data DIR.")
     return blocks
@@ -291,8 +300,9 @@ def _named(name: str) -> str:
     return {"auc": "AUC", "f1": "F1", "brier": "Brier score"}.get(name, name.replace("_", " "))
 
 
-def _share(one: dict[str, Any]) -> tuple[str, str]:
-    return f"{one['value']:.3f}", f"{one['low']:.3f} to {one['high']:.3f}"
+def with_interval(value: float, low: float, high: float) -> str:
+    """The one way to write a figure with its interval: ``0.961 (0.868 to 0.989)``."""
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,7 @@ from .manifest import Artefact
 from .novelty import NoveltyCheck
 from .opening import Opening
 from .plausibility import doubts
-from .prediction import Failure, Latency, Pause, Prediction, decide
+from .prediction import Failure, Latency, Pause, Prediction, ResultWarning, decide
 from .preprocess import Pixels
 from .selection import DEFAULT_BATCH
 
@@ -47,7 +47,7 @@ class _Ready:
 
     file: str | None
     fitted: Pixels
-    doubts: tuple[str, ...]
+    doubts: tuple[ResultWarning, ...]
     decode_ms: float
     resize_ms: float
     pixels: Pixels | None
@@ -73,7 +73,7 @@ class Classifier:
         engine: Engine,
         *,
         batch_size: int = DEFAULT_BATCH,
-        warnings: tuple[str, ...] = (),
+        warnings: tuple[ResultWarning, ...] = (),
     ) -> None:
         """Use ``load``; this takes parts that are open already, a fake engine in tests for instance.
 
@@ -380,6 +380,7 @@ class Classifier:
                 positive=labels[manifest.positive],
                 threshold=manifest.threshold,
                 model=model,
+                model_hash=self.artefact.sha256[:12],
                 artefact=self.artefact.file,
                 engine=self.engine.name,
                 provider=self.engine.provider,

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .commands.usage import Group, explain
 from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
+from .progress import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -95,7 +97,7 @@ def _reader_may_leave() -> Iterator[None]:
         raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as shells say it
 
 
-class CommandTable(click.Group):
+class CommandTable(Group):
     """A group whose commands are imported when they are chosen."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
@@ -201,7 +203,7 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # None is what click returns for a command without an exit code of its own.
-        code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False)
+        code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False, color=False if plain() else None)
         return int(code or 0)
     except MriEdgeError as error:
         click.echo(f"mri-edge: error: {printable(str(error))}", err=True)
@@ -216,9 +218,9 @@ def run(arguments: list[str] | None = None) -> int:
         return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"
-        words = " ".join(error.format_message().split()).rstrip(".")
+        words = printable(explain(error).rstrip("."))
         click.echo(f"mri-edge: error: {words}{'' if words.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
-    except click.Abort:
-        click.echo("mri-edge: interrupted", err=True)
+    except click.Abort as error:  # its text, if it has one, says how to go on
+        click.echo(f"mri-edge: interrupted{f'. {error}' if str(error) else ''}", err=True)
         return 130  # 128 + SIGINT, as shells say it

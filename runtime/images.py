@@ -32,6 +32,7 @@ from .picture_limits import (
     too_large,
     unsupported,
 )
+from .pipes import open_scan
 from .preprocess import Pixels
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]"
@@ -175,7 +176,7 @@ def _load(source: Source) -> Pixels:
         )
     path = os.fspath(source)  # named in messages as the caller typed it
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_scan(path) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):  # a pipe, which has no size and no way back
                 content = io.BufferedReader(file).read(_LONGEST_STREAM + 1)

@@ -16,6 +16,7 @@ from .arrays import read_array
 from .bundle import Bundle
 from .errors import IntegrityError, ManifestError
 from .manifest import TensorSpec
+from .prediction import ResultWarning
 
 Features = NDArray[np.float32]
 FEATURES = "features"  # the name of the output that they come from
@@ -91,11 +92,13 @@ class NoveltyCheck:
                 f"{self._origin}: is for {self.plane.shape[1]} features, the model gives {features.shape}", _AGAIN
             )
 
-    def doubts(self, features: Features) -> list[tuple[str, ...]]:
+    def doubts(self, features: Features) -> list[tuple[ResultWarning, ...]]:
         """For each picture the reason to doubt it, or nothing."""
         return [
-            (f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}",)
-            if distance > self.limit
-            else ()
-            for distance in distances(features, self.plane)
+            (self._warning(distance),) if distance > self.limit else ()
+            for distance in distances(features, self.plane).tolist()
         ]
+
+    def _warning(self, distance: float) -> ResultWarning:
+        words = f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}"
+        return ResultWarning("unlike_training", words, round(distance, 3), round(self.limit, 3))

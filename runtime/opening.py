@@ -15,6 +15,7 @@ from .bundle import Bundle
 from .engines import Engine, ModelFile, engine_file, open_engine
 from .errors import ProviderUnavailable
 from .manifest import Artefact
+from .prediction import ResultWarning
 from .selection import Selection, select
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Opened:
     artefact: Artefact
     engine: Engine
     batch_size: int
-    warnings: tuple[str, ...]
+    warnings: tuple[ResultWarning, ...]
 
 
 class Opening:
@@ -109,7 +110,7 @@ class Opening:
         return True
 
     def _open(self, chosen: Selection, reading: Future[ModelFile]) -> Opened:
-        warnings: tuple[str, ...] = ()
+        warnings: tuple[ResultWarning, ...] = ()
         model = reading.result()
         try:
             engine = open_engine(model, engine=chosen.engine, provider=self._provider, threads=chosen.threads)
@@ -117,7 +118,8 @@ class Opening:
             if not self._allow_fallback:
                 raise
             engine = open_engine(model, engine=chosen.engine, provider="cpu", threads=chosen.threads)
-            warnings = (f"{error.problem}; {engine.provider} ran in its place",)
+            words = f"{error.problem}; {engine.provider} ran in its place"
+            warnings = (ResultWarning("provider_fallback", words),)
         return Opened(chosen.artefact, engine, chosen.batch, warnings)
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import re
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from .classifier import Classifier
-from .errors import OutputError, UsageError
-from .files import write_whole
+from .errors import UsageError, printable
+from .files import make_folder, write_whole
 from .prediction import NOTICE, Failure, Prediction
 from .preprocess import Pixels
+from .watching.outbox import hashed_name, is_too_long
 
 # Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith): dark to bright in even
 # steps of lightness, so that it reads on a grey scan and in print.
@@ -35,16 +39,18 @@ _ANCHORS = np.array(
 )
 _SHORT_SIDE = 384  # pixels; smaller scans are enlarged, so that the words can be read
 _LONG_SIDE = 4096  # but not beyond this: a picture of 2 x 20,000 would become one of 4 GB
+_SCAN = "mri-edge scan"  # keyword of the text in a PNG that says whose picture it is
 _STRENGTH = 0.6  # opacity where the activation is largest
 
 
 def draw_each(
     results: Iterable[Prediction | Failure], classifier: Classifier, folder: Path
 ) -> Iterator[Prediction | Failure]:
-    """Pass results on, and write an overlay below ``folder`` for each before it goes.
+    """Pass results on, and write an overlay into ``folder`` for each before it goes; its path goes with the result.
 
-    ``scans/a.jpg`` becomes ``folder/scans/a.jpg.png``, ``../a.jpg`` ``folder/_up/a.jpg.png`` and ``/a.jpg``
-    ``folder/_root/a.jpg.png``: two scans never share a picture. The results must have kept their pixels.
+    ``scans/a.jpg`` becomes ``folder/a.jpg.png``; where that picture is another scan's, ``folder/a.HASH.jpg.png`` by the
+    scan's absolute path. So two scans never share a picture, in this run or another. The results must have kept their
+    pixels.
 
     Raises
     ------
@@ -75,27 +81,38 @@ def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Pr
             and result.activation is not None
             and result.pixels is not None
         ):
-            target = folder / _inside(Path(result.file))
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{target.parent}: cannot make this folder ({error.strerror})") from error
-            write_whole(target, overlay(result.pixels, result.activation, result))
-        yield result
+            make_folder(folder)
+            scan = hashlib.sha256(os.fsencode(os.path.abspath(result.file))).hexdigest()
+            target = _target(folder, Path(result.file).name, scan)
+            write_whole(target, overlay(result.pixels, result.activation, result, scan=scan))
+            yield replace(result, heatmap=os.fspath(target))
+        else:
+            yield result
 
 
-def _inside(scan: Path) -> Path:
-    """The picture's place below its folder; a folder really called ``_up…`` or ``_root…`` gets one more ``_``."""
-    *above, name = scan.parts
-    root = f"_root{''.join(filter(str.isalnum, scan.anchor))}"  # with the drive's letter on Windows
-    plain = [
-        {"..": "_up", scan.anchor: root}.get(part) or (f"_{part}" if re.match("_+(up|root)", part) else part)
-        for part in above
-    ]
-    return Path(*plain, f"{name}.png")
+def _target(folder: Path, name: str, scan: str) -> Path:
+    """Where the picture of a scan goes: beside those of others, over its own older one."""
+    hashed = folder / f"{hashed_name(name, scan)}.png"
+    if is_too_long(name):
+        return hashed
+    plain = folder / f"{name}.png"
+    return plain if _scan_of(plain) in (None, scan) else hashed
 
 
-def overlay(pixels: Pixels, activation: NDArray[np.float32], prediction: Prediction) -> bytes:
+def _scan_of(picture: Path) -> str | None:
+    """The hash of the scan that a picture is of; None if there is no such file, empty if it is none of ours."""
+    try:
+        with Image.open(picture, formats=("PNG",)) as opened:
+            return str(opened.info.get(_SCAN, ""))
+    except FileNotFoundError:
+        return None
+    except Exception:  # noqa: BLE001 (whatever lies there: it is not ours)
+        return ""
+
+
+def overlay(
+    pixels: Pixels, activation: NDArray[np.float32], prediction: Prediction, *, scan: str | None = None
+) -> bytes:
     """Draw a PNG.
 
     Parameters
@@ -106,21 +123,23 @@ def overlay(pixels: Pixels, activation: NDArray[np.float32], prediction: Predict
         float32 (h, w), at least 0, any scale: Grad-CAM of the positive label on the last feature map.
     prediction
         Label, probability and model stand below the picture, with the notice that it is for research.
+    scan
+        What tells this scan from others; kept in the file as text.
 
     Returns
     -------
     The bytes of a PNG file.
     """
-    scan = Image.fromarray(np.ascontiguousarray(pixels))
-    factor = max(1.0, min(_SHORT_SIDE / min(scan.size), _LONG_SIDE / max(scan.size)))
-    size = (round(scan.width * factor), round(scan.height * factor))
-    scan = scan.resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    factor = max(1.0, min(_SHORT_SIDE / min(picture.size), _LONG_SIDE / max(picture.size)))
+    size = (round(picture.width * factor), round(picture.height * factor))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
     peak = float(activation.max())
     share = Image.fromarray((activation / peak * 255 if peak > 0 else activation).astype(np.uint8))
     share = share.resize(size, Image.Resampling.BICUBIC)
     heat = Image.fromarray(_colours()[np.asarray(share)])
-    scan.paste(heat, mask=share.point([round(level * _STRENGTH) for level in range(256)]))
-    return _with_caption(scan, prediction)
+    picture.paste(heat, mask=share.point([round(level * _STRENGTH) for level in range(256)]))
+    return _with_caption(picture, prediction, scan)
 
 
 def _colours() -> Pixels:
@@ -129,19 +148,22 @@ def _colours() -> Pixels:
     return np.stack(channels, axis=1).astype(np.uint8)
 
 
-def _with_caption(scan: Image.Image, prediction: Prediction) -> bytes:
+def _with_caption(picture: Image.Image, prediction: Prediction, scan: str | None) -> bytes:
     lines = (
         f"{prediction.label}   p({prediction.positive}) = {prediction.probability:.3f}",
         f"{prediction.model}   {prediction.artefact}",
         NOTICE,
     )
     font = ImageFont.load_default(size=14)
-    wide = max(scan.width, *(round(font.getlength(line)) + 16 for line in lines))
-    page = Image.new("RGB", (wide, scan.height + 20 * len(lines) + 12), "white")
-    page.paste(scan, ((wide - scan.width) // 2, 0))
+    wide = max(picture.width, *(round(font.getlength(line)) + 16 for line in lines))
+    page = Image.new("RGB", (wide, picture.height + 20 * len(lines) + 12), "white")
+    page.paste(picture, ((wide - picture.width) // 2, 0))
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
-        draw.text((8, scan.height + 6 + 20 * number), line, fill="black", font=font)
+        draw.text((8, picture.height + 6 + 20 * number), printable(line), fill="black", font=font)
     file = io.BytesIO()
-    page.save(file, "PNG")
+    about = PngInfo()
+    if scan is not None:
+        about.add_text(_SCAN, scan)
+    page.save(file, "PNG", pnginfo=about)
     return file.getvalue()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .prediction import ResultWarning
 from .preprocess import Pixels
 
 _MIN_SIDE = 100  # pixels; the smallest scan has 150: 0.00 %
@@ -22,8 +23,8 @@ _MAX_BORDER = 120  # of 255, mean along the border; air is black: 0.30 %
 _MAX_STEP = 35  # of 255, mean between neighbours; noise has 40 to 84: 0.15 %
 
 
-def doubts(sizes: Sequence[tuple[int, int]], fitted: Pixels) -> list[tuple[str, ...]]:
-    """For each picture the reasons to doubt that it is a brain scan, in words; none for nearly every scan.
+def doubts(sizes: Sequence[tuple[int, int]], fitted: Pixels) -> list[tuple[ResultWarning, ...]]:
+    """For each picture the reasons to doubt that it is a brain scan; none for nearly every scan.
 
     Parameters
     ----------
@@ -42,21 +43,29 @@ def doubts(sizes: Sequence[tuple[int, int]], fitted: Pixels) -> list[tuple[str, 
     lines = grey[:, ::2].astype(np.int16)
     steps = np.abs(lines[:, :, 1:] - lines[:, :, :-1]).mean(axis=(1, 2)).tolist()
     figures = zip(sizes, colourful, ranges, border, steps, strict=True)
-    return [tuple(f"may be no brain scan: {reason}" for reason in _reasons(*one)) for one in figures]
+    return [tuple(_reasons(*picture)) for picture in figures]
 
 
-def _reasons(size: tuple[int, int], colourful: float, spread: int, border: float, step: float) -> Iterator[str]:
+def _reasons(
+    size: tuple[int, int], colourful: float, spread: int, border: float, step: float
+) -> Iterator[ResultWarning]:
     height, width = size
     if min(size) < _MIN_SIDE:
-        yield f"tiny: {width} x {height} pixels"
+        yield _warning("tiny", f"tiny: {width} x {height} pixels", min(size), _MIN_SIDE)
     if max(size) > _MAX_ASPECT * min(size):
-        yield f"long and narrow: {width} x {height} pixels"
+        words = f"long and narrow: {width} x {height} pixels"
+        yield _warning("narrow", words, max(size) / min(size), _MAX_ASPECT)
     if colourful > _MAX_COLOURED:
-        yield "coloured: scans are grey"
+        yield _warning("coloured", "coloured: scans are grey", colourful, _MAX_COLOURED)
     if spread < _MIN_RANGE:
-        yield "blank, or nearly so"
+        yield _warning("blank", "blank, or nearly so", spread, _MIN_RANGE)
         return
     if border > _MAX_BORDER:
-        yield "bright at the border, where a scan shows air: inverted, or no scan"
+        words = "bright at the border, where a scan shows air: inverted, or no scan"
+        yield _warning("bright_border", words, border, _MAX_BORDER)
     if step > _MAX_STEP:
-        yield "as restless as noise"
+        yield _warning("noise", "as restless as noise", step, _MAX_STEP)
+
+
+def _warning(code: str, reason: str, value: float, limit: float) -> ResultWarning:
+    return ResultWarning(code, f"may be no brain scan: {reason}", round(value, 3), limit)

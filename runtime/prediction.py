@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 NOTICE = "Research use only: not a medical device."
+SCHEMA_VERSION = 1  # of results: result.schema.json. Keys may be added within a version; a changed meaning is a new one
 
 
 def decide(probabilities: NDArray[np.float32], positive: int, threshold: float | None) -> NDArray[np.intp]:
@@ -42,13 +43,12 @@ def decide(probabilities: NDArray[np.float32], positive: int, threshold: float |
 
 
 def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """JSON text that can be written whatever the names in it are: Linux lets them be no UTF-8."""
+    """JSON text that can be written and shown whatever the names in it are.
+
+    Linux lets them be no UTF-8, and hold what moves a terminal's cursor or turns the direction of writing.
+    """
     text = json.dumps(record, ensure_ascii=False, indent=indent)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(record, indent=indent)
-    return text
+    return text if text.replace("\n", "").isprintable() else json.dumps(record, indent=indent)
 
 
 def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
@@ -57,6 +57,29 @@ def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
     if codecs.lookup(encoding).name == "utf-8":
         return as_json(record, indent=indent)
     return json.dumps(record, indent=indent)
+
+
+@dataclass(frozen=True)
+class ResultWarning:
+    """A reason to doubt one answer; ``str`` gives the message.
+
+    Attributes
+    ----------
+    code
+        What is doubtful, as one stable word for programs: ``"coloured"``, ``"unlike_training"``, …
+    message
+        The same for people.
+    value, limit
+        What was measured and the bound it breaks, where there is one.
+    """
+
+    code: str
+    message: str
+    value: float | None = None
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)
@@ -85,10 +108,13 @@ class Prediction:
         What ``decide`` says.
     probabilities
         Of each label, in [0, 1], in the manifest's order.
-    model, artefact, engine, provider
-        What ran: model name and version, file in the bundle, engine, execution provider as read back.
+    model, model_hash, artefact, engine, provider
+        What ran: model name and version, the first 12 digits of the artefact's SHA-256, file in the bundle, engine,
+        execution provider as read back.
     warnings
-        Reasons to doubt the answer, in words.
+        Reasons to doubt the answer.
+    heatmap
+        Path of the picture that shows what spoke for the positive label, where one was written.
     activation
         Grad-CAM of the positive label, float32 (h, w), at least 0, where the artefact gives it; else ``None``.
         Not part of ``to_dict``.
@@ -103,11 +129,13 @@ class Prediction:
     positive: str
     threshold: float | None
     model: str
+    model_hash: str
     artefact: str
     engine: str
     provider: str
     latency_ms: Latency
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[ResultWarning, ...] = ()
+    heatmap: str | None = None
     activation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
@@ -117,14 +145,16 @@ class Prediction:
         return self.probabilities[self.positive]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only: what ``mri-edge predict --json`` prints, one object a line."""
+        """Plain types only: what ``mri-edge predict --json`` prints, one object a line; see ``result.schema.json``."""
         return {
+            "schema_version": SCHEMA_VERSION,
             "file": self.file,
             "label": self.label,
             "probabilities": self.probabilities,
             "positive": self.positive,
             "threshold": self.threshold,
             "model": self.model,
+            "model_hash": self.model_hash,
             "artefact": self.artefact,
             "engine": self.engine,
             "provider": self.provider,
@@ -134,7 +164,8 @@ class Prediction:
                 "infer": round(self.latency_ms.infer, 3),
                 "total": round(self.latency_ms.total, 3),
             },
-            "warnings": list(self.warnings),
+            "warnings": [asdict(warning) for warning in self.warnings],
+            **({} if self.heatmap is None else {"heatmap": self.heatmap}),
             "notice": NOTICE,
         }
 
@@ -151,5 +182,13 @@ class Failure:
     error: InputError
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only: file, error and hint."""
-        return {"file": self.file, "error": self.error.problem, "hint": self.error.hint}
+        """Plain types only: what went wrong, for people and for programs; see ``result.schema.json``."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "file": self.file,
+            "error": self.error.problem,
+            "hint": self.error.hint,
+            "code": self.error.code,
+            "value": self.error.value,
+            "limit": self.error.limit,
+        }

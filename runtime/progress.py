@@ -1,7 +1,8 @@
-"""A progress bar on stderr with rate and time left; silent unless stderr is a terminal."""
+"""A progress bar on stderr with rate and time left, silent unless stderr is a terminal; and what that can show."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
@@ -14,9 +15,19 @@ def at_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def plain() -> bool:
+    """Whether output shall hold no colours: ``NO_COLOR`` is set (no-color.org), or the terminal knows none."""
+    return bool(os.environ.get("NO_COLOR")) or dumb()
+
+
+def dumb() -> bool:
+    """Whether the terminal can only print lines: no bar can be drawn on it."""
+    return os.environ.get("TERM") == "dumb"
+
+
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield ``items`` and draw how far they are; ``total`` is needed for the time left."""
-    if not at_terminal(sys.stderr):
+    if not at_terminal(sys.stderr) or dumb():
         yield from items
         return
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import Any
 
 from .bundle import Bundle, check_self_contained
 from .card import has_card, pages
-from .errors import OutputError
+from .errors import OutputError, UsageError
 from .files import sha256_of, whole_folder
 from .manifest import MANIFEST, Artefact, Document, Manifest
 
@@ -28,8 +28,10 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
 
     Raises
     ------
+    UsageError
+        ``out`` holds something that is no bundle. A bundle there is replaced.
     OutputError
-        ``out`` holds something that is no bundle, or cannot be written. A bundle there is replaced.
+        ``out`` cannot be written.
     IntegrityError
         A file that is copied was changed.
     BundleError
@@ -66,8 +68,10 @@ def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Ite
 
     Raises
     ------
-    OutputError
+    UsageError
         ``out`` holds something that is no bundle, or is a bundle and ``overwrite`` is False.
+    OutputError
+        ``out`` cannot be written.
     """
     check_free(out, overwrite=overwrite)
     with whole_folder(out) as staging:
@@ -77,21 +81,29 @@ def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Ite
 
 
 def check_free(out: Path, *, overwrite: bool = False) -> None:
-    """Raise OutputError unless a bundle may be written at ``out``: call it before long work, too."""
+    """See that a bundle may be written at ``out``; call it before long work, too.
+
+    Raises
+    ------
+    UsageError
+        Something is there: a file, a folder that is no bundle, or a bundle and ``overwrite`` is False.
+    OutputError
+        The place cannot be written.
+    """
     if os.path.isfile(out):
-        raise OutputError(f"{out}: is a file, not a folder", "Name another output folder")
+        raise UsageError(f"{out}: is a file, not a folder", "Name another output folder")
     try:
         filled = os.path.isdir(out) and any(out.iterdir())
     except OSError as error:
         raise OutputError(f"{out}: cannot list the folder ({error.strerror})", "Name another output folder") from error
     if filled:
         if not os.path.isfile(out / MANIFEST):
-            raise OutputError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
+            raise UsageError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
         if not overwrite:
-            raise OutputError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
+            raise UsageError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
     parent = next(one for one in (out.absolute(), *out.absolute().parents) if os.path.exists(one))
     if not os.path.isdir(parent):
-        raise OutputError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
+        raise UsageError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")
 

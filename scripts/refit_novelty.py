@@ -45,7 +45,8 @@ def main() -> None:
         writer.update(novelty=fitted.entry)
         writer.add_document(fitted.entry.file, fitted.content)
     with Classifier.load(bundle.folder) as classifier:
-        doubted = sum("unlike" in " ".join(one.warnings) for one in map(classifier.predict, data.pixels[test]))
+        predictions = map(classifier.predict, data.pixels[test])
+        doubted = sum(any(one.code == "unlike_training" for one in prediction.warnings) for prediction in predictions)
     print(f"{bundle.folder.name}: limit {fitted.entry.limit:.3f}; {doubted} of {len(test)} test images are doubted")
 
 

@@ -9,6 +9,7 @@ import click
 
 from . import delivery
 from .options import bundle_and_scans, required_bundle_argument
+from .usage import Group
 
 EXAMPLES = """\b
 Examples:
@@ -20,7 +21,7 @@ Examples:
 """
 
 
-@click.group(epilog=EXAMPLES, invoke_without_command=True)
+@click.group(cls=Group, epilog=EXAMPLES, invoke_without_command=True)
 @click.pass_context
 def bundle(ctx: click.Context) -> None:
     """Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -31,10 +32,27 @@ def classify(
     batch: int | None,
 ) -> int:
     """Write an answer for each scan; returns the exit code. Parameters are the options of ``predict``."""
+    try:
+        return _classify(classifier, scans, form=form, recursive=recursive, resume=resume, heatmap=heatmap, batch=batch)
+    except KeyboardInterrupt as error:
+        advice = "Run the same again to go on" if resume else "With --resume FILE the next run can go on from there"
+        raise click.Abort(advice) from error
+
+
+def _classify(
+    classifier: Classifier,
+    scans: tuple[str, ...],
+    *,
+    form: str | None,
+    recursive: bool,
+    resume: Path | None,
+    heatmap: Path | None,
+    batch: int | None,
+) -> int:
     with ExitStack() as stack:
         sources: Iterable[str | Failure | Pause]
-        sources = _flushing(expand(scans, recursive=recursive, patience=_PATIENCE))
-        journal = stack.enter_context(Journal(resume, classifier.bundle.manifest.title)) if resume else None
+        sources = _flushing(expand(scans, recursive=recursive, patience=_PATIENCE, tell=_tell))
+        journal = stack.enter_context(_journal(resume, classifier)) if resume else None
         if journal:
             sources = journal.remaining(sources)
         barred = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
@@ -56,16 +74,28 @@ def classify(
                 journal.write(result)
             if journal.skipped:
                 have = "scan has" if journal.skipped == 1 else "scans have"
-                click.echo(f"mri-edge: {journal.skipped} {have} a line already", err=True)
+                _tell(f"{journal.skipped} {have} a line already")
         else:
             for line in FORMS[form or "table"](results, classifier):
-                if form:
-                    # As it is: click would take a colour's code out of a name. What comes at once is handed on at once.
-                    print(line, flush=report.seen % (batch or classifier.batch_size) == 0)
-                else:
-                    click.echo(line)
+                _print(line, form, flush=report.seen % (batch or classifier.batch_size) == 0)
             _hand_on()  # here, where a full disk or a closed pipe still has its words and its exit code
+        if heatmap and report.heatmaps:
+            count = f"{report.heatmaps} {'heatmap' if report.heatmaps == 1 else 'heatmaps'}"
+            _tell(f"{count} written to {heatmap}{os.sep}")
     return 1 if report.failed else 0
+
+
+def _print(line: str, form: str | None, *, flush: bool) -> None:
+    if form is None:
+        click.echo(line)
+    elif form == "csv" and at_terminal(sys.stdout):  # in a file names stay as they are; on a screen they could act
+        print(printable(line), flush=True)
+    else:  # as it is: click would take a colour's code out of a name. What comes at once is handed on at once
+        print(line, flush=flush)
+
+
+def _journal(path: Path, classifier: Classifier) -> Journal:
+    return Journal(path, classifier.bundle.manifest.title, classifier.artefact)
 
 
 def _flushing(sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failure | Pause]:
@@ -74,6 +104,11 @@ def _flushing(sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failur
         yield one
         if isinstance(one, Pause):
             _hand_on()
+
+
+def _tell(words: str) -> None:
+    _hand_on()  # so that both streams, on one terminal, stay in order
+    click.echo(f"mri-edge: {printable(words)}", err=True)
 
 
 def _hand_on() -> None:
@@ -87,6 +122,7 @@ class _Report:
     def __init__(self, results: Iterable[Prediction | Failure]) -> None:
         self.seen = 0
         self.failed = 0
+        self.heatmaps = 0
         self._results = results
 
     def __iter__(self) -> Iterator[Prediction | Failure]:
@@ -94,6 +130,7 @@ class _Report:
             self.seen += 1
             if isinstance(result, Failure):
                 self.failed += 1
-                _hand_on()  # so that both streams, on one terminal, stay in order
-                click.echo(f"mri-edge: {printable(str(result.error))}", err=True)
+                _tell(str(result.error))
+            elif result.heatmap is not None:
+                self.heatmaps += 1
             yield result

@@ -26,11 +26,11 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
     """
     from ..bundle import Bundle
     from ..delivery.packed import pack
-    from ..errors import OutputError
+    from ..errors import UsageError
     from ..files import sha256_of
 
     if os.path.exists(out) and not overwrite:
-        raise OutputError(f"{out}: is there already", "Name another file, or say --overwrite")
+        raise UsageError(f"{out}: is there already", "Name another file, or say --overwrite")
     pack(Bundle.open_unsigned(model), out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(out)}")
 

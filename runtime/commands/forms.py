@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 
 import click
 
@@ -22,14 +23,19 @@ def json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
 
 
 def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
-    """CSV (RFC 4180): a header, then one row a scan; a scan that failed has only ``file`` and ``error``."""
+    """CSV (RFC 4180): a header, then a row a scan; one that failed has only ``file``, ``error`` and ``error_code``.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe, and so does one that begins with an
+    apostrophe by itself: whoever takes one away from the beginning has the cell back.
+    """
     labels = classifier.bundle.manifest.labels
     columns = ["file", "label", *(f"probability of {label}" for label in labels), "threshold"]
-    columns += ["model", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms", "warnings", "error"]
+    columns += ["model", "model_hash", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms"]
+    columns += ["warnings", "error", "error_code"]
     yield _csv(columns)
     for result in results:
         if isinstance(result, Failure):
-            yield _csv([result.file, *[""] * (len(columns) - 2), str(result.error)])
+            yield _csv([result.file, *[""] * (len(columns) - 3), str(result.error), result.error.code])
             continue
         latency = result.latency_ms
         yield _csv(
@@ -39,34 +45,51 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
                 *(f"{result.probabilities[label]:.6f}" for label in labels),
                 result.threshold,
                 result.model,
+                result.model_hash,
                 result.artefact,
                 result.engine,
                 result.provider,
                 *(f"{part:.3f}" for part in (latency.decode, latency.resize, latency.infer)),
-                "; ".join(result.warnings),
+                "; ".join(map(str, result.warnings)),
+                "",
                 "",
             ]
         )
 
 
 def table(results: Results, classifier: Classifier) -> Iterator[str]:
-    """For people: what ran, a row a scan with the file last so that rows can stream, and the notice."""
+    """For people: what ran, a row a scan with the file last so that rows can stream, and the notice.
+
+    Of a scan that fails alone there is nothing to show: stderr says why.
+    """
+    results = iter(results)
+    first = list(islice(results, 1))
+    if first and isinstance(first[0], Failure):
+        first += islice(results, 1)
+        if len(first) == 1:
+            return
+    yield from _rows(chain(first, results), classifier)
+
+
+def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
     positive = manifest.labels[manifest.positive]
-    yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
-    wide = max(len("label"), *map(len, manifest.labels))
-    heading = f"p({positive})"
+    model = f"{manifest.title} ({classifier.artefact.sha256[:12]})"
+    ran = f"{model} | {classifier.artefact.file} | {engine.name} | {engine.provider}"
+    yield click.style(printable(ran), dim=True)
+    wide = max(len("label"), *(len(printable(label)) for label in manifest.labels))
+    heading = f"p({printable(positive)})"
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
             yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(result.file or '')} (not classified)"
             continue
         colour = "red" if result.label == positive else "green"
-        label = click.style(f"{result.label:<{wide}}", fg=colour)
+        label = click.style(f"{printable(result.label):<{wide}}", fg=colour)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
         yield f"{label}  {figures}  {printable(result.file or '')}"
         for warning in result.warnings:
-            yield click.style(f"{'':<{wide}}  warning: {warning}", fg="yellow")
+            yield click.style(f"{'':<{wide}}  warning: {printable(str(warning))}", fg="yellow")
     yield click.style(NOTICE, dim=True)
 
 
@@ -77,7 +100,13 @@ FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
 }
 
 
+# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection"), also in the full width of East
+# Asian letters; and the apostrophe itself, so that it is known which one was put there.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+
+
 def _csv(cells: Iterable[object]) -> str:
     text = io.StringIO()
-    csv.writer(text).writerow(cells)  # its own line ends are among what it puts in quotes
+    plain = [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells]
+    csv.writer(text).writerow(plain)  # its own line ends are among what it puts in quotes
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace").decode()

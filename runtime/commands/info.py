@@ -7,8 +7,11 @@ from dataclasses import asdict
 import click
 
 from ..bundle import Bundle
+from ..card import with_interval
+from ..errors import printable
 from ..manifest import Manifest
 from ..prediction import NOTICE, stdout_json
+from ..progress import plain
 from .options import REQUIRE_SIGNATURE, bundle_argument
 
 EXAMPLES = """\b
@@ -40,11 +43,13 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
     from rich.text import Text
 
     # Names are text, brackets and all. A line is broken for people alone: programs look for it whole.
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False, color_system=None if plain() else "auto")
     if not console.is_terminal:
         console.width = _WIDE
     manifest = bundle.manifest
-    console.print(Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (str(bundle.folder), "dim")))
+    console.print(
+        Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (printable(str(bundle.folder)), "dim"))
+    )
     for heading, rows in _facts(manifest):
         console.print(f"\n{heading}", style="bold")
         grid = Table.grid(padding=(0, 2))
@@ -88,10 +93,10 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
     ]
     if manifest.metrics:
         figures: list[tuple[str, object]] = [
-            (name, f"{one.value:.3f}  (95% {one.low:.3f} to {one.high:.3f}, n = {one.images})")
-            for name, one in manifest.metrics.items()
+            (name, f"{with_interval(metric.value, metric.low, metric.high)}, {metric.images} images")
+            for name, metric in manifest.metrics.items()
         ]
-        facts.append(("metrics (methods in the model card)", figures))
+        facts.append(("metrics with 95% intervals (methods in the model card)", figures))
     if calibrations := manifest.calibrations():
         ranges: list[tuple[str, object]] = [
             (", ".join(files), f"{one.method}, {one.images} training images, seed {one.seed}")

@@ -14,8 +14,7 @@ from ..bundle import Bundle
 from ..classifier import Classifier
 from ..errors import DISK_ERRORS, UsageError
 from ..files import drop_stdout
-from ..prediction import NOTICE, stdout_json
-from ..watching.lock import held
+from ..prediction import stdout_json
 from ..watching.outbox import Outbox, Record
 from ..watching.systemd import notify
 from ..watching.watch import Watch
@@ -81,22 +80,17 @@ def watch(
     moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot or end in .part or
     .tmp are passed over, so a sender may write under such a name and rename. Subfolders are left alone.
 
-    It may be killed at any moment: no scan is lost and none gets two results. While the disk is full or DIR
-    cannot be written, scans wait in IN. The same scan again gets no second result: for results of another model,
-    name another DIR. A second watch on IN or DIR is refused.
+    It may be killed at any moment: no scan is lost and none gets two results. While a disk is full, read-only or
+    missing, at its start too, it waits and scans stay in IN; --once ends with 6 then. The same scan again gets no
+    second result: for results of another model, name another DIR. A second watch on IN or DIR is refused.
 
     SIGTERM ends it after the scan at hand with exit code 0, Ctrl-C with 130; --once ends with 1 if a scan failed.
 
     Research use only: not a medical device.
     """
     outbox = Outbox(out)
-    _check(folder, outbox)
+    _check(folder, outbox, once=once)
     with ExitStack() as stack:
-        outbox.make()
-        for one in sorted({os.path.realpath(folder), os.path.realpath(out)}):
-            if not stack.enter_context(held(Path(one))):
-                _tell(f"{one}: no locks on this file system; see that no other watch works here")
-        outbox.clear()
         classifier = stack.enter_context(
             Classifier.load(
                 Bundle.open(model, signed_by=signed_by),
@@ -111,9 +105,8 @@ def watch(
         watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, tell=_tell)
         received = stack.enter_context(_stopped_by_signals(watch))
         say = stack.enter_context(_output())
-        manifest = classifier.bundle.manifest
-        _tell(f"watching {folder}, results in {outbox.results}; {manifest.title}. {NOTICE}")
-        notify("READY=1")
+        watch.check_model()
+        notify("READY=1")  # also where it will wait for a disk: systemd would end a start that takes long
         for record in watch.records(every_s=every, once=once):
             say(stdout_json(record) if as_lines else _line(record))
         notify("STOPPING=1")
@@ -124,11 +117,13 @@ def watch(
     return 1 if once and watch.failed else 0
 
 
-def _check(folder: Path, outbox: Outbox) -> None:
-    if not os.path.isdir(folder):
+def _check(folder: Path, outbox: Outbox, *, once: bool) -> None:
+    """Raise UsageError for what no disk that comes back will mend."""
+    if once and not os.path.isdir(folder):  # else it is waited for: its disk or share may not be there yet
         raise UsageError(f"{folder}: no such folder", "Name the folder in which scans arrive")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{folder}: read-only for this user", "Scans are moved out of it when they are done")
+    for path in (folder, outbox.folder):
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise UsageError(f"{path}: is a file, not a folder", "Name a folder")
     real = os.path.realpath(folder)
     for own in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
         if real == os.path.realpath(own):
@@ -183,7 +178,7 @@ def _line(record: Record) -> str:
         return _plain(f"{record['moved_to']}  {record['error']}")
     positive = record["positive"]
     words = f"{record['moved_to']}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
-    return _plain("  ".join([words, *(f"warning: {one}" for one in record["warnings"])]))
+    return _plain("  ".join([words, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
 
 
 def _plain(text: str) -> str:

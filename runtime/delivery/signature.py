@@ -52,15 +52,17 @@ def make_keys(private: Path, public: Path) -> str:
 
     Raises
     ------
+    UsageError
+        One of the files is there already.
     OutputError
-        One of the files is there already, or cannot be written; neither is then left half made.
+        One of them cannot be written; neither is then left half made.
     """
     serialization = _library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     for path in (private, public):
         if os.path.lexists(path):
-            raise OutputError(f"{path}: is there already", _NEW)
+            raise UsageError(f"{path}: is there already", _NEW)
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import OutputError
 from ..images import SUFFIXES
 
 # What copying programs call a file while they write it: rsync, browsers, Windows, editors.
@@ -67,13 +67,13 @@ class Arrivals:
 
         Raises
         ------
-        UsageError
-            The folder cannot be listed.
+        OutputError
+            The folder cannot be listed: scans cannot be moved out of it.
         """
         try:
             paths = list(self.folder.iterdir())
         except OSError as error:
-            raise UsageError(
+            raise OutputError(
                 f"{self.folder}: cannot list the folder ({error.strerror})", "Is the disk or share there?"
             ) from error
         now = self._clock()
@@ -86,7 +86,7 @@ class Arrivals:
                 continue
             stamp = stamp_of(path)
             if not name.lower().endswith(SUFFIXES) or stamp is None:
-                if os.path.islink(path) or os.path.isfile(path):
+                if not path.is_dir() or path.is_symlink():
                     strangers.add(name)
                 continue
             before = self._seen.get(name)

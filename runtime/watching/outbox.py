@@ -48,9 +48,8 @@ class Outbox:
         OutputError
             What is there cannot be read now, so that nobody knows whether the scan has its result.
         """
-        stem, suffix = Path(name).stem, Path(name).suffix
-        hashed = f"{_cut(stem, _LONGEST - 13 - len(os.fsencode(suffix)))}.{sha256[:12]}{suffix}"
-        for kept in (name, hashed) if len(os.fsencode(name)) <= _LONGEST else (hashed,):
+        hashed = hashed_name(name, sha256)
+        for kept in (hashed,) if is_too_long(name) else (name, hashed):
             record = self._read(kept)
             ours = record is None or record.get("sha256") == sha256
             if ours and all(_same_or_absent(folder / kept, sha256) for folder in (self.done, self.failed)):
@@ -86,6 +85,17 @@ class Outbox:
         except (ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
+
+
+def is_too_long(name: str) -> bool:
+    """Whether a scan's name leaves no room for what is added to it."""
+    return len(os.fsencode(name)) > _LONGEST
+
+
+def hashed_name(name: str, sha256: str) -> str:
+    """A scan's name with the beginning of a hash in it, cut to a length that leaves room: ``a.0123456789ab.png``."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    return f"{_cut(stem, _LONGEST - 13 - len(os.fsencode(suffix)))}.{sha256[:12]}{suffix}"
 
 
 def _same_or_absent(path: Path, sha256: str) -> bool:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+
 from ..classifier import Classifier
-from ..errors import InputError, MriEdgeError, OutputError, UsageError
+from ..errors import EngineError, InputError, MriEdgeError, OutputError, first_line
 from ..files import sha256_of
 from ..images import may_pass
-from ..prediction import Failure, Prediction
+from ..prediction import NOTICE, Failure, Prediction
 from .arrivals import Arrival, Arrivals, stamp_of
 from .athand import AtHand
+from .lock import held
 from .outbox import Outbox, Record
 from .systemd import notify
 
@@ -39,7 +43,7 @@ class Watch:
     folder
         Where scans arrive; subfolders are left alone.
     outbox
-        Where results and scans go; prepared, and both folders locked by the caller.
+        Where results and scans go. It is made, and both folders are locked, when ``records`` begins.
     settle_s
         See ``Arrivals``.
     tell
@@ -66,7 +70,6 @@ class Watch:
         self._heatmap = heatmap
         self._tell = tell
         self._arrivals = Arrivals(folder, settle_s)
-        self._at_hand = AtHand(outbox.folder)
         self._stopped = False
         self._told: dict[str, str] = {}
         self._stuck: set[str] = set()
@@ -85,23 +88,63 @@ class Watch:
 
         Raises
         ------
-        UsageError, OutputError
+        UsageError
+            Another program watches one of the folders.
+        OutputError
             Only with ``once``: a folder cannot be read or written. Otherwise that is waited out.
         EngineError
             The engine failed; this concerns every scan.
         """
-        while not self._stopped:
-            try:
-                left = yield from self._pass(once)
-            except (UsageError, OutputError) as error:
-                if once:
-                    raise
-                self._tell_trouble(error)
-                self._sleep(_RETRY_S / 10)
-                continue
-            if once and not left:
-                return
-            self._sleep(every_s)
+        with ExitStack() as locks:
+            prepared = False
+            while not self._stopped:
+                try:
+                    if not prepared:
+                        self._prepare(locks)
+                        prepared = True
+                    left = yield from self._pass(once)
+                except OutputError as error:
+                    if once:
+                        raise
+                    self._tell_trouble(error)
+                    self._sleep(_RETRY_S / 10)
+                    continue
+                if once and not left:
+                    return
+                self._sleep(every_s)
+
+    def check_model(self) -> None:
+        """Answer a blank picture. Raises EngineError, so that a fault of the model is never taken for a scan's."""
+        preprocessing = self._classifier.bundle.manifest.preprocessing
+        try:
+            self._classifier.predict(np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8))
+        except MriEdgeError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"{self._classifier.bundle.folder}: the model fails at a blank picture ({first_line(error)})",
+                "No scan is at fault: copy or export the bundle again",
+            ) from error
+
+    def _prepare(self, locks: ExitStack) -> None:
+        """Lock both folders and make what is missing of the output; the watched one first, which is never made."""
+        folder, out = self._arrivals.folder, self._outbox.folder
+        with ExitStack() as taken:
+            self._arrivals.look()
+            self._hold(folder, taken)
+            self._outbox.make()
+            if os.path.realpath(out) != os.path.realpath(folder):
+                self._hold(out, taken)
+            self._outbox.clear()
+            self._at_hand = AtHand(out)
+            locks.push(taken.pop_all())
+        self._tell(
+            f"watching {folder}, results in {self._outbox.results}; {self._classifier.bundle.manifest.title}. {NOTICE}"
+        )
+
+    def _hold(self, folder: Path, locks: ExitStack) -> None:
+        if not locks.enter_context(held(Path(os.path.realpath(folder)))):
+            self._tell_once(f"{folder}/", f"{folder}: no locks on this file system; see that no other watch works here")
 
     def _pass(self, once: bool) -> Generator[Record, None, bool]:
         """Take what is whole now. Returns whether anything is left to wait for."""
@@ -216,8 +259,7 @@ class Watch:
         self._refused = {name for name in self._refused if self._arrivals.has(name)}
         for name in sorted(self._arrivals.strangers):
             path = self._arrivals.folder / name
-            reason = "it is a link" if path.is_symlink() else "its name is none of a picture's"
-            self._tell_once(name, f"{path}: left alone, {reason}")
+            self._tell_once(name, f"{path}: left alone, {_why_not(path)}")
 
     def _tell_once(self, name: str, words: str) -> None:
         if self._told.get(name) != words:
@@ -244,6 +286,14 @@ class Watch:
             notify("WATCHDOG=1")
 
 
+def _why_not(path: Path) -> str:
+    if path.is_symlink():
+        return "it is a link"
+    if path.exists() and not path.is_file():
+        return "it is a pipe, a socket or a device"
+    return "its name is none of a picture's"
+
+
 def _stays(problem: str) -> InputError:
     return InputError(problem, "It stays where it is and is tried again")
 
@@ -254,5 +304,8 @@ def _put_aside(scan: Path, times: int) -> Failure:
         InputError(
             f"{scan}: the program ended {times} times in a row while this scan was at hand",
             "It may crash a decoder or need more memory than there is; see the system's log",
+            code="crashed",
+            value=times,
+            limit=_TRIES,
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from mri_edge.cli import run
@@ -24,3 +25,10 @@ def test_json_is_the_manifest_itself(tiny_bundle, capfd):
     out = capfd.readouterr().out
     assert out == (tiny_bundle / "manifest.json").read_text()
     assert json.loads(out)["name"] == "tiny"
+
+
+def test_a_figure_is_written_with_its_interval(capfd):
+    assert run(["info"]) == 0
+    found = re.findall(r"^  (\S.*?)  +(\d\.\d{3} .*images.*)$", capfd.readouterr().out, re.MULTILINE)
+    assert len(found) >= 5
+    assert [figure for _, figure in found if not re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\), \d+ images", figure)] == []

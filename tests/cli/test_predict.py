@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,8 @@ def test_one_bad_file_neither_stops_nor_disturbs_the_others(predict, folder):
     assert code == 1
     assert names == ["a.png", "b.jpg", "c.jpg", "empty.jpg", "text.jpg", "truncated.jpg"]
     assert ["label" in row for row in rows] == [True, True, True, False, False, False]
-    assert len(err.splitlines()) == 3
+    assert len(err.splitlines()) == 4
+    assert f"mri-edge: {folder}: 1 file skipped: .txt (notes.txt)" in err.splitlines()
     alone = json.loads(predict(folder / "c.jpg", "--json")[1])
     # 1e-6: another batch size may order float32 sums otherwise.
     assert alone["probabilities"] == pytest.approx(rows[2]["probabilities"], abs=1e-6)
@@ -85,9 +87,54 @@ def test_bad_input_is_one_clear_line(predict, folder, name, words):
 def test_folder_without_pictures(predict, tmp_path):
     (tmp_path / "nothing").mkdir()
     code, out, err = predict(tmp_path / "nothing")
-    assert code == 1
+    assert (code, out) == (1, "")
     assert "no pictures" in err
-    assert "not classified" in out
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "text.jpg", "*.gif"])
+def test_one_scan_that_fails_is_one_line_in_all(predict, folder, name):
+    code, out, err = predict(folder / name)
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    code, out, err = predict(folder / name, folder / "a.png")
+    assert code == 1
+    heads, failed, answered = out.splitlines()[1:4]
+    assert (heads.split()[0], failed.split()[0]) == ("label", "-")
+    assert answered.split()[0] in ("no", "yes")
+
+
+def test_a_label_is_by_the_threshold_of_the_manifest_in_every_form(tiny_bundle, folder, tmp_path, capfd):
+    """A threshold just above and just below the scan's probability turns the label, far from 0.5 as well."""
+    from mri_edge.bundle import Bundle
+    from mri_edge.writing import rewriting
+
+    scan = str(folder / "a.png")
+    common = ["predict", "--model", str(tiny_bundle), scan]
+    assert run([*common, "--json"]) == 0
+    probability = json.loads(capfd.readouterr().out)["probabilities"]["yes"]
+    for number, (threshold, label) in enumerate(
+        [(probability + 0.02, "no"), (probability - 0.02, "yes"), (0.999, "no"), (0.001, "yes")]
+    ):
+        with rewriting(Bundle.open(tiny_bundle)) as writer:
+            writer.update(threshold=threshold)
+        assert run([*common, "--json"]) == 0
+        record = json.loads(capfd.readouterr().out)
+        assert (record["label"], record["threshold"]) == (label, threshold)
+        assert run([*common, "--csv"]) == 0
+        [row] = csv.DictReader(io.StringIO(capfd.readouterr().out))
+        assert (row["label"], float(row["threshold"])) == (label, threshold)
+        assert run(common) == 0
+        assert capfd.readouterr().out.splitlines()[2].split()[0] == label
+        assert run([*common, "--resume", str(tmp_path / f"{number}.jsonl")]) == 0
+        assert json.loads((tmp_path / f"{number}.jsonl").read_text())["label"] == label
+        incoming, out = tmp_path / f"in-{number}", tmp_path / f"out-{number}"
+        incoming.mkdir()
+        shutil.copy(scan, incoming)
+        capfd.readouterr()
+        assert run(["watch", str(incoming), "--out", str(out), "--once", "--settle", "0", *common[1:3]]) == 0
+        assert capfd.readouterr().out.split()[1] == label
+        assert json.loads((out / "results" / "a.png.json").read_text())["label"] == label
 
 
 def test_pixel_bomb_is_refused_before_it_is_decoded(predict, tmp_path):

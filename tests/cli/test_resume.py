@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mri_edge import Failure, InputError
 from mri_edge.cli import run
-from mri_edge.errors import OutputError
+from mri_edge.errors import UsageError
 from mri_edge.journal import Journal
 from PIL import Image
 
@@ -81,12 +81,85 @@ def test_partial_last_line_is_dropped_and_done_again(tiny_bundle, many, tmp_path
     capfd.readouterr()
 
 
-def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, capfd):
+RECORD = b'{"schema_version": 1, "file": "a.png", "error": "gone", "hint": "", "code": "missing"}\n'
+FOREIGN = {
+    "notes": b"dear diary\n",
+    "notes whose last line has no end": b"dear diary\ntoday I",
+    "one line without an end": b"dear diary",
+    "one letter": b"d",
+    "a brace": b"[",
+    "CSV": b"file,label\r\na.png,yes\r\n",
+    "CSV without a last end": b"file,label\na.png,yes",
+    "binary": bytes(range(256)) * 3,
+    "other JSON lines": b'{"file": "a.png", "model": "x"}\n{"file": "b.png"',
+    "one JSON object": b'{\n  "file": "a.png"\n}\n',
+    "a later version": b'{"schema_version": 2, "file": "a.png", "error": "gone"}\n',
+    "ours, then a note": RECORD + b"look at a.png again",
+    "ours, then a list": RECORD + b"[]\n",
+    "deeply nested": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, capfd, content):
     notes = tmp_path / "notes.txt"
-    notes.write_text("dear diary\n")
+    notes.write_bytes(content)
+    before = notes.stat()
     assert run(["predict", "--model", str(tiny_bundle), "--resume", str(notes), str(many / "0001.png")]) == 2
-    assert "is no result" in capfd.readouterr().err
-    assert notes.read_text() == "dear diary\n"
+    out, err = capfd.readouterr()
+    assert "is no result" in err
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert notes.read_bytes() == content
+    assert notes.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("end", range(1, len(RECORD), 7))
+def test_a_journal_of_one_partial_line_is_gone_on_with(tiny_bundle, many, tmp_path, end):
+    journal = tmp_path / "out.jsonl"
+    journal.write_bytes(RECORD[:end])
+    assert run(["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]) == 0
+    assert [row["file"] for row in lines_of(journal)] == [str(many / "0001.png")]
+
+
+def test_the_same_failure_is_not_written_again(tiny_bundle, many, tmp_path, capfd):
+    journal, bad = tmp_path / "out.jsonl", tmp_path / "bad.png"
+    bad.write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    scans = [str(bad), str(tmp_path / "missing.png"), str(tmp_path / "empty"), str(many / "0001.png")]
+    command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), *scans]
+    for _ in range(3):
+        assert run(command) == 1
+        assert len(capfd.readouterr().err.splitlines()) >= 3, "it is said again, for the run failed again"
+        assert [row["file"] for row in lines_of(journal)] == scans
+    bad.write_bytes(b"")  # another failure of the same scan is news
+    assert run(command) == 1
+    assert [row["file"] for row in lines_of(journal)] == [*scans, str(bad)]
+    bad.unlink()
+    bad.hardlink_to(many / "0000.png")
+    assert run(command) == 1
+    bad.unlink()
+    assert run(command) == 1
+    assert [("label" in row, row["file"]) for row in lines_of(journal)][5:] == [(True, str(bad))]
+
+
+def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
+    """Both are called "tiny 1": the hash of the artefact tells them apart."""
+    from mri_edge.bundle import Bundle
+    from mri_edge.writing import rewriting
+
+    journal = tmp_path / "out.jsonl"
+    command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal)]
+    assert run([*command, str(many / "0001.png")]) == 0
+    bundle = Bundle.open(tiny_bundle)
+    [artefact] = bundle.manifest.artefacts
+    with rewriting(bundle) as writer:
+        content = (tiny_bundle / artefact.file).read_bytes()
+        writer.path(artefact.file).write_bytes(content + b"\x72\x00")  # an empty field of another name at its end
+        writer.add_artefact(artefact)
+    before = journal.read_bytes()
+    assert run([*command, str(many / "0002.png")]) == 2
+    assert "is an answer of 'tiny 1' (" in capfd.readouterr().err
+    assert journal.read_bytes() == before
 
 
 def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bundle, many, tmp_path, capfd):
@@ -117,15 +190,15 @@ def test_answers_of_two_models_are_not_mixed(tiny_bundle, many, tmp_path, capfd)
         first.write(Failure("a.png", InputError("gone")))
     command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]
     assert run(command) == 0  # an error is nobody's answer
-    with pytest.raises(OutputError, match=r"line 2 is an answer of 'tiny 1', and this is 'other 2'"):
+    with pytest.raises(UsageError, match=r"line 2 is an answer of 'tiny 1', and this is 'other 2'"):
         Journal(journal, "other 2")
     assert len(lines_of(journal)) == 2
 
 
-@pytest.mark.parametrize("where", ["missing/out.jsonl", "many"])
-def test_unwritable_journal(tiny_bundle, many, tmp_path, capfd, where):
+@pytest.mark.parametrize(("where", "expected"), [("missing/out.jsonl", 6), ("many", 2)])
+def test_unwritable_journal(tiny_bundle, many, tmp_path, capfd, where, expected):
     code = run(["predict", "--model", str(tiny_bundle), "--resume", str(tmp_path / where), str(many / "0001.png")])
-    assert code == 2
+    assert code == expected
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 

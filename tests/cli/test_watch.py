@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -151,6 +152,7 @@ def test_what_is_no_scan_is_left_alone(places, capfd):
     assert places.files() == []
     assert "letter.pdf: left alone, its name is none of a picture's" in err
     assert "link.png: left alone, it is a link" in err
+    assert ("pipe.png: left alone, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
     assert ".hidden" not in err
 
 
@@ -432,7 +434,7 @@ def test_once_does_not_wait_for_a_disk(places, capfd):
     places.scan("a.png")
     shutil.rmtree(places.out / "results")
     (places.out / "results").write_text("a file")
-    assert places.once() == 2
+    assert places.once() == 6
     assert (places.incoming / "a.png").exists()
 
 
@@ -486,6 +488,141 @@ def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
         f"{index}.png" for index in range(4, 12)
     )
     assert places.files() == sorted(f"{one}" for i in range(12) for one in (f"done/{i}.png", f"results/{i}.png.json"))
+
+
+def _waiting(process: subprocess.Popen[str], words: str) -> None:
+    """It says once what it waits for, in one line, and goes on living."""
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    assert words in said
+    assert "tried again" in said
+    time.sleep(0.5)
+    assert process.poll() is None
+
+
+def test_a_watched_folder_that_is_missing_at_the_start_is_waited_for(places):
+    """A share that is mounted after the service has started: exit code 2 would end the service for good."""
+    share = places.incoming.rename(places.incoming.with_name("share"))
+    places.scan("a.png", folder=share)
+    process = places.start()
+    _waiting(process, "cannot list the folder (No such file or directory)")
+    assert not places.out.exists(), "nothing is made below a folder whose disk may be missing"
+    share.rename(places.incoming)
+    wait_for((places.out / "done" / "a.png").exists)
+    status, _, err = end(process)
+    assert status == 0
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["watching", "going", "stopped"]
+    assert places.files() == ["done/a.png", "results/a.png.json"]
+
+
+def test_a_watched_folder_that_goes_away_is_waited_for(places, started):
+    share = places.incoming.rename(places.incoming.with_name("share"))
+    _waiting(started, "cannot list the folder")
+    places.scan("a.png", folder=share)
+    share.rename(places.incoming)
+    wait_for((places.out / "done" / "a.png").exists)
+
+
+def test_a_full_disk_at_the_start_is_waited_for(tmp_path, fake_bundle, small_disk):
+    """Not even the folders can be made on it."""
+    places = Places(tmp_path, fake_bundle)
+    places.scan("a.png")
+    places.out = small_disk / "out"
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4", small_disk], check=True)
+    for index in range(3):
+        (small_disk / f"{index}").touch()
+    process = places.start()
+    _waiting(process, "No space left on device")
+    assert (places.incoming / "a.png").exists()
+    subprocess.run(["mount", "-o", "remount,nr_inodes=100", small_disk], check=True)
+    wait_for((places.out / "done" / "a.png").exists)
+    assert end(process)[0] == 0
+
+
+@pytest.mark.parametrize("what", ["in", "out"])
+def test_a_read_only_disk_is_waited_for(tmp_path, fake_bundle, small_disk, what):
+    """A file system that the kernel has made read-only after an error: exit code 2 would end the service for good."""
+
+    def remount(mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", small_disk], check=True)
+
+    root = small_disk if what == "in" else tmp_path
+    places = Places(root, fake_bundle)
+    places.out = (tmp_path if what == "in" else small_disk) / "out"
+    places.scan("a.png")
+    remount("ro")
+    assert places.once() == 6
+    process = places.start()
+    _waiting(process, "Read-only file system")
+    remount("rw")
+    wait_for((places.out / "done" / "a.png").exists)
+    assert end(process)[0] == 0
+    assert not any(places.incoming.glob("*.png"))
+
+
+def test_a_watch_that_waits_for_its_start_can_be_stopped_and_tells_systemd(places, tmp_path):
+    if not hasattr(socket, "AF_UNIX"):
+        pytest.skip("systemd is Linux's")
+    places.incoming.rmdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end_of_systemd:
+        end_of_systemd.bind(str(tmp_path / "notify"))
+        end_of_systemd.settimeout(30)
+        process = places.start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        # Else systemd ends it after 90 seconds, and gives up after some starts.
+        assert [end_of_systemd.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+        assert end(process)[0] == 0
+
+
+def test_a_limit_on_file_sizes_is_a_full_disk(places):
+    """RLIMIT_FSIZE: the result cannot be written, and that is no fault of the scan."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    places.scan("a.png")
+    done = subprocess.run(
+        [PROGRAM, *places.command("--once", "--settle", "0")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)),
+    )
+    assert done.returncode == 6
+    assert len(done.stderr.splitlines()) == 2  # "watching ...", and why not
+    assert (places.incoming / "a.png").exists()
+    assert places.files() == []
+
+
+def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, monkeypatch, capfd):
+    """Whatever the model raises, and however often the service is started again: scans stay where they are."""
+    from mri_edge.engines.fake import FakeEngine
+
+    places.scan("a.png")
+    monkeypatch.setattr(FakeEngine, "run", lambda *_: (_ for _ in ()).throw(ValueError("operands of other shapes")))
+    for _ in range(5):
+        assert places.once() == 4
+        err = capfd.readouterr().err
+        assert "the model fails at a blank picture (operands of other shapes)" in err
+        assert len(err.splitlines()) == 1
+    assert (places.incoming / "a.png").exists()
+    assert places.files() == []
+
+
+def test_a_bundle_with_a_foreign_plane_puts_no_scan_aside(places, tmp_path, capfd):
+    """A novelty.npy of another width, listed with its right hash: six good scans were moved to failed/."""
+    from mri_edge.bundle import Bundle
+    from mri_edge.writing import rewriting
+
+    places.model = tmp_path / "vgg16"
+    shutil.copytree(Bundle.open("vgg16").folder, places.model)
+    with rewriting(Bundle.open(places.model)) as writer:
+        plane = io.BytesIO()
+        np.save(plane, np.zeros((3, 7), np.float32))
+        writer.add_document("novelty.npy", plane.getvalue())
+    for index in range(6):
+        places.scan(f"{index}.png", 10 * index)
+    for _ in range(4):
+        assert places.once() in (3, 4)
+        assert "Traceback" not in capfd.readouterr().err
+    assert len(list(places.incoming.glob("*.png"))) == 6
+    assert not [name for name in places.files() if name.startswith(("failed", "results"))]
 
 
 @pytest.mark.parametrize("log_too", [False, True])
@@ -545,7 +682,7 @@ def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, cap
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", fail)
-    assert places.once() == 2
+    assert places.once() == 6
     assert "cannot read (Input/output error)" in capfd.readouterr().err
     monkeypatch.undo()
     assert (places.incoming / "a.png").exists()
@@ -567,7 +704,7 @@ def test_wrong_folders(places, tmp_path, capfd):
 
     places.out = tmp_path / "file"
     places.out.write_text("")
-    refused("cannot make the folder")
+    refused("is a file, not a folder")
     places.out = tmp_path / "out"
     places.incoming = tmp_path / "none"
     refused("no such folder")

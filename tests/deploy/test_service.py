@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from mri_edge.commands.watch import watch
+from mri_edge.errors import BundleError, UsageError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "mri-edge-watch.service"
@@ -64,6 +65,13 @@ def test_service_starts_a_command_that_there_is() -> None:
     assert str(out) in [f"/var/lib/{one}" for one in state.split()]
     with pytest.raises(click.UsageError):
         watch.make_context("watch", [*arguments, "--no-such-option"])
+
+
+def test_only_what_starting_again_cannot_mend_ends_the_service_for_good() -> None:
+    """Wrong usage and no model do; a full or missing disk (exit code 6), an engine or a crash does not."""
+    [final] = _settings(UNIT, "RestartPreventExitStatus")
+    assert {int(code) for code in final.split()} == {UsageError.exit_code, BundleError.exit_code}
+    assert _settings(UNIT, "Restart") == ["on-failure"]
 
 
 def test_the_user_of_the_service_is_made() -> None:

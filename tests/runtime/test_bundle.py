@@ -62,7 +62,7 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written(tmp_path: Path, 
 
 def test_a_bundle_is_overwritten_only_on_request(tiny_bundle: Path, tiny_manifest: Manifest) -> None:
     before = _contents(tiny_bundle)
-    with pytest.raises(OutputError, match="a bundle is there already"), new_bundle(tiny_bundle, tiny_manifest):
+    with pytest.raises(UsageError, match="a bundle is there already"), new_bundle(tiny_bundle, tiny_manifest):
         pytest.fail("the block must not run")
     assert _contents(tiny_bundle) == before
     with new_bundle(tiny_bundle, tiny_manifest, overwrite=True):
@@ -74,9 +74,9 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path, tiny_bundle: Pat
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years")
-    with pytest.raises(OutputError, match="is no bundle"), new_bundle(home, tiny_manifest, overwrite=True):
+    with pytest.raises(UsageError, match="is no bundle"), new_bundle(home, tiny_manifest, overwrite=True):
         pytest.fail("the block must not run")
-    with pytest.raises(OutputError, match="is no bundle"), rewriting(Bundle.open(tiny_bundle), home):
+    with pytest.raises(UsageError, match="is no bundle"), rewriting(Bundle.open(tiny_bundle), home):
         pytest.fail("the block must not run")
     assert (home / "thesis.tex").read_text() == "years"
 
@@ -87,15 +87,15 @@ def test_check_free(tmp_path: Path, tiny_bundle: Path) -> None:
     check_free(tmp_path / "empty")
     check_free(tmp_path / "new" / "deep")
     check_free(tiny_bundle, overwrite=True)
-    with pytest.raises(OutputError, match="is a file"):
+    with pytest.raises(UsageError, match="is a file"):
         check_free(tmp_path / "file")
-    with pytest.raises(OutputError, match="a bundle is there already"):
+    with pytest.raises(UsageError, match="a bundle is there already"):
         check_free(tiny_bundle)
 
 
 def test_check_free_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError):
+    with pytest.raises(UsageError):
         check_free(tmp_path / "file" / "bundle")
 
 

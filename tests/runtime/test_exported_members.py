@@ -31,6 +31,7 @@ PUBLIC = [
     "Prediction",
     "Preprocessing",
     "ProviderUnavailable",
+    "ResultWarning",
     "SignatureError",
     "UsageError",
     "WeightsError",

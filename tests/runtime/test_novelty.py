@@ -13,6 +13,7 @@ from mri_edge.bundle import Bundle
 from mri_edge.engines.fake import FakeEngine
 from mri_edge.manifest import Novelty, TensorSpec
 from mri_edge.novelty import NoveltyCheck, distances
+from mri_edge.prediction import ResultWarning
 from mri_edge.writing import rewriting
 
 ENTRY = Novelty("novelty.npy", "residual", limit=0.5, quantile=0.99, fitted_images=10, held_out_images=10)
@@ -57,8 +58,8 @@ def test_prediction_warns_of_what_is_unlike_the_training_images(tiny_bundle, fea
     picture[30:90, 30:90] = 150
     with Classifier(bundle, bundle.manifest.artefacts[0], FeatureEngine(features)) as classifier:
         warnings = classifier.predict(picture).warnings
-    assert bool(warnings) is doubted
-    assert all("unlike the training images: distance 1.00, limit 0.50" in one for one in warnings)
+    expected = ResultWarning("unlike_training", "unlike the training images: distance 1.00, limit 0.50", 1.0, 0.5)
+    assert warnings == ((expected,) if doubted else ())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.delivery import archive
 from mri_edge.delivery.packed import pack, unpack
-from mri_edge.errors import BundleError, IntegrityError, OutputError
+from mri_edge.errors import BundleError, IntegrityError, OutputError, UsageError
 from mri_edge.manifest import MANIFEST, Manifest
 from mri_edge.writing import new_bundle
 
@@ -144,7 +144,7 @@ def test_names_that_not_every_system_can_hold(
 def test_an_older_bundle_is_replaced_only_on_request(good: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     unpack(good, out)
-    with pytest.raises(OutputError, match="a bundle is there already"):
+    with pytest.raises(UsageError, match="a bundle is there already"):
         unpack(good, out)
     unpack(good, out, overwrite=True)
     assert contents(out) == contents(folder)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from mri_edge import images
 from mri_edge.plausibility import doubts
+from mri_edge.prediction import ResultWarning
 from mri_edge.preprocess import Pixels, resize_bilinear
 from PIL import Image, ImageDraw
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def doubts_about(pixels: Pixels) -> tuple[str, ...]:
+def doubts_about(pixels: Pixels) -> tuple[ResultWarning, ...]:
     return doubts([pixels.shape[:2]], resize_bilinear([pixels], 128, 128))[0]
 
 
@@ -41,21 +42,37 @@ def demo(name: str = "mni152-slice-1.jpg") -> Pixels:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "word"),
+    ("pixels", "code", "word"),
     [
-        (photograph(), "coloured"),
-        (text_page(), "bright at the border"),
-        (255 - demo(), "bright at the border"),
-        (np.zeros((256, 256, 3), np.uint8), "blank"),
-        (np.full((256, 256, 3), 200, np.uint8), "blank"),
-        (np.random.default_rng(0).integers(0, 256, (256, 256, 1), np.uint8).repeat(3, 2), "noise"),
-        (demo()[::4, ::4], "tiny"),
-        (demo()[100:160], "narrow"),
+        (photograph(), "coloured", "coloured"),
+        (text_page(), "bright_border", "bright at the border"),
+        (255 - demo(), "bright_border", "bright at the border"),
+        (np.zeros((256, 256, 3), np.uint8), "blank", "blank"),
+        (np.full((256, 256, 3), 200, np.uint8), "blank", "blank"),
+        (np.random.default_rng(0).integers(0, 256, (256, 256, 1), np.uint8).repeat(3, 2), "noise", "noise"),
+        (demo()[::4, ::4], "tiny", "tiny"),
+        (demo()[100:160], "narrow", "long and narrow"),
     ],
     ids=["photograph", "text page", "inverted scan", "black", "grey", "noise", "thumbnail", "strip"],
 )
-def test_what_is_no_scan_is_doubted(pixels, word):
-    assert any(word in doubt for doubt in doubts_about(pixels))
+def test_what_is_no_scan_is_doubted(pixels, code, word):
+    [doubt] = [doubt for doubt in doubts_about(pixels) if doubt.code == code]
+    assert word in str(doubt) == doubt.message
+    below = code in ("tiny", "blank")
+    assert doubt.value < doubt.limit if below else doubt.value > doubt.limit
+
+
+# Found from both sides, so that each limit is held where the module says it is, and not far from it.
+FRAME = [(110, False), (118, False), (122, True), (130, True), (200, True)]
+
+
+@pytest.mark.parametrize(("level", "doubted"), FRAME, ids=str)
+def test_a_bright_border_is_doubted_from_120_on(level, doubted):
+    """A scan in a frame of one grey level: the mean along the border is that level."""
+    pixels = np.full((160, 160, 3), level, np.uint8)
+    pixels[20:140, 20:140] = 40
+    pixels[60:100, 60:100] = 220
+    assert ("bright_border" in [doubt.code for doubt in doubts_about(pixels)]) is doubted
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.name)

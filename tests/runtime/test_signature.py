@@ -160,7 +160,7 @@ def test_a_key_is_never_overwritten_and_the_private_one_is_private(tmp_path: Pat
     assert make_keys(private, public) == fingerprint(public)
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     before = private.read_bytes()
-    with pytest.raises(OutputError, match="never overwritten"):
+    with pytest.raises(UsageError, match="never overwritten"):
         make_keys(private, public)
     assert private.read_bytes() == before
 
@@ -222,7 +222,7 @@ def test_openssl_makes_keys_and_checks_signatures(signed: Path, tmp_path: Path) 
 def test_a_pair_of_keys_is_made_whole_or_not_at_all(tmp_path: Path, left: str) -> None:
     """A new private key beside an older public one would sign bundles that no device takes."""
     (tmp_path / left).write_text("older")
-    with pytest.raises(OutputError, match=f"{left}: is there already"):
+    with pytest.raises(UsageError, match=f"{left}: is there already"):
         make_keys(tmp_path / "k.pem", tmp_path / "k.pub.pem")
     assert [path.name for path in tmp_path.iterdir()] == [left]
     assert (tmp_path / left).read_text() == "older"

@@ -70,11 +70,11 @@ def test_both_forms_have_the_sections_of_the_paper(carded):
 def test_figures_come_from_the_bundle(carded):
     manifest = Bundle.open(carded).manifest
     text = (carded / MARKDOWN).read_text()
-    assert "| specificity | 0.812 | 0.550 to 0.941 | 16 |" in text
+    assert "| specificity | 0.812 (0.550 to 0.941) | 16 |" in text
     assert "at least 0.5678" in text
-    assert "| here/no | no | 0.750 | 0.301 to 0.954 | 4 |" in text
+    assert "| here/no | no | 0.750 (0.301 to 0.954) | 4 |" in text
     assert "| no | 3 | 1 |" in text
-    assert "16 images allow 0.550 to 0.941" in text
+    assert "specificity: 0.812 (0.550 to 0.941), of 16 images" in text
     assert manifest.training.data_fingerprint in text
     assert manifest.creation.command in text
     assert "Only for tests." in text

@@ -1,0 +1,55 @@
+"""Wrong usage, explained at once: every option that is missing, and the command that was probably meant."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+
+class Group(click.Group):
+    """A group that answers an unknown command with the one that was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` begin with. Raises click.UsageError with a suggestion."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(f"No such command {name!r}.{self._suggestion(ctx, name)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def _suggestion(self, ctx: click.Context, name: str) -> str:
+        from difflib import get_close_matches
+
+        names = self.list_commands(ctx)
+        close = get_close_matches(name.lower(), names) or [known for known in names if known.startswith(name.lower())]
+        if close:
+            return f" Did you mean {' or '.join(map(repr, close))}?"
+        if "predict" in names and os.path.exists(name):
+            return f" Did you mean '{ctx.command_path} predict {name}'?"
+        return ""
+
+
+def explain(error: click.UsageError) -> str:
+    """One line that says what is wrong with the call; of missing parameters it names all, where click names the first.
+
+    When click raises MissingParameter, everything that was given has been processed already: what is required and
+    has no value by now is missing, too.
+    """
+    words = " ".join(error.format_message().split())
+    ctx = error.ctx
+    if not isinstance(error, click.MissingParameter) or ctx is None:
+        return words
+    missing = []
+    for parameter in ctx.command.get_params(ctx):
+        if parameter.required and parameter.name not in ctx.params:
+            try:
+                parameter.handle_parse_result(ctx, {}, [])  # it may come from the environment
+            except click.MissingParameter:
+                missing.append(f"{parameter.param_type_name} {parameter.get_error_hint(ctx)}")
+            except click.UsageError:  # there, but wrong: the next call says so
+                continue
+    if len(missing) < 2:
+        return words
+    return f"Missing {', '.join(missing[:-1])} and {missing[-1]}"

@@ -1,0 +1,274 @@
+"""What is passed over in a folder is said, what could be waited for is never opened, and no cell is a formula."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mri_edge.cli import run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCAN = (EXAMPLES / "phantom-1.jpg").read_bytes()
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+
+posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX")
+
+
+@pytest.fixture
+def predict(tiny_bundle, tmp_path):
+    """Run predict in a process that may take 60 seconds: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object, **options: object) -> tuple[int, str, str]:
+        command = [PROGRAM, "predict", "--model", tiny_bundle, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False, **options)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()  # with the line ends as they are
+
+    return call
+
+
+def fill(folder: Path, **contents: bytes) -> Path:
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_folder_says_what_it_passed_over(predict, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    fill(scans, **{"x.jpg": SCAN, "a.dcm": b"", "b.DCM": b""})
+    code, out, err = predict("scans", "--json")
+    assert code == 0
+    assert [json.loads(line)["file"] for line in out.splitlines()] == ["scans/x.jpg"]
+    assert err == "mri-edge: scans: 2 files skipped: DICOM (a.dcm, b.DCM)\n"
+
+
+def test_every_kind_is_counted_once_for_the_folder(predict, tmp_path):
+    scans = tmp_path / "scans"
+    (scans / "sub").mkdir(parents=True)
+    fill(scans, **{"x.jpg": SCAN, "c.nii.gz": b"", "IM0001": bytes(128) + b"DICM", "notes.txt": b"", ".DS_Store": b""})
+    fill(scans, **{"1.2.840.113619": bytes(128) + b"DICM", "empty": b"", "Thumbs.db": b"", "n\x1b[31m.txt": b""})
+    fill(scans / "sub", **{f"{index}.ima": b"" for index in range(5)})
+    code, _, err = predict("scans")
+    assert code == 0
+    [line] = err.splitlines()
+    for words in (
+        "8 files skipped: ",
+        "2 DICOM (1.2.840.113619, IM0001)",
+        "1 NIfTI (c.nii.gz)",
+        "1 hidden (.DS_Store)",
+        "2 .txt (n\\x1b[31m.txt, notes.txt)",
+        "1 no suffix (empty)",
+        "1 .db (Thumbs.db)",
+        "; 1 subfolder skipped (see --recursive)",
+    ):
+        assert words in line
+    [line] = predict("scans", "--recursive")[2].splitlines()
+    assert "13 files skipped: " in line
+    assert "7 DICOM (1.2.840.113619, IM0001, 0.ima, …)" in line
+    assert "subfolder" not in line
+
+
+def test_a_folder_of_pictures_alone_says_nothing(predict, tmp_path):
+    (tmp_path / "scans").mkdir()
+    fill(tmp_path / "scans", **{"x.jpg": SCAN})
+    assert predict("scans")[::2] == (0, "")
+
+
+def test_a_folder_without_a_picture_says_what_is_in_it(predict, tmp_path):
+    (tmp_path / "scans").mkdir()
+    fill(tmp_path / "scans", **{"a.dcm": b"", "b.dcm": b""})
+    code, out, err = predict("scans")
+    assert (code, out) == (1, "")
+    assert "no pictures in it. 2 files skipped: DICOM (a.dcm, b.dcm). Pictures end in .jpg" in err
+    assert len(err.splitlines()) == 1
+
+
+@posix
+@pytest.mark.parametrize("form", ["scans", "scans/*", "-r"])
+def test_pipes_sockets_and_devices_in_a_folder_are_never_opened(predict, tmp_path, form):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    fill(scans, **{"a.jpg": SCAN, "c.jpg": SCAN})
+    os.mkfifo(scans / "b.jpg")
+    (scans / "zero.png").symlink_to("/dev/zero")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
+        end.bind(str(scans / "s.png"))
+        code, out, err = predict(*(["scans", "-r"] if form == "-r" else [form]), "--json")
+    assert code == 0
+    assert [Path(json.loads(line)["file"]).name for line in out.splitlines()] == ["a.jpg", "c.jpg"]
+    [line] = err.splitlines()
+    assert "3 files skipped: 1 pipe (b.jpg), 1 socket (s.png), 1 device (zero.png)" in line
+
+
+@posix
+def test_a_pipe_that_is_named_is_read_or_given_up(predict, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    sender = threading.Thread(target=lambda: (tmp_path / "pipe.jpg").write_bytes(SCAN))
+    sender.start()
+    code, out, _ = predict("pipe.jpg", "--json")
+    sender.join()
+    assert (code, json.loads(out)["file"]) == (0, "pipe.jpg")
+    fill(tmp_path, **{"a.jpg": SCAN})
+    start = time.monotonic()
+    code, out, _ = predict("pipe.jpg", "a.jpg", "--json")
+    assert time.monotonic() - start < 40
+    failure, answer = map(json.loads, out.splitlines())
+    assert (code, failure["code"]) == (1, "not_a_file")
+    assert "nobody wrote to" in failure["error"]
+    assert "label" in answer
+
+
+@posix
+@pytest.mark.parametrize("place", ["/dev/stdin", "/dev/fd/0", "<(cat a.jpg)"])
+def test_streams_that_the_shell_opened_are_read(tiny_bundle, tmp_path, place):
+    if not Path("/bin/bash").exists():
+        pytest.skip("needs bash")
+    fill(tmp_path, **{"a.jpg": SCAN})
+    program = f'(sleep 1; cat a.jpg) | "{PROGRAM}" predict --model "{tiny_bundle}" --json {place}'
+    done = subprocess.run(["/bin/bash", "-c", program], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"label" in done.stdout
+
+
+@posix
+@pytest.mark.parametrize(("path", "kind"), [("/dev/zero", "device"), ("/dev/full", "device"), ("s.jpg", "socket")])
+def test_devices_and_sockets_are_no_pictures(predict, tmp_path, path, kind):
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
+        end.bind(str(tmp_path / "s.jpg"))
+        code, out, err = predict(path, "--json")
+    assert (code, json.loads(out)["code"]) == (1, "not_a_file")
+    assert err == f"mri-edge: {path}: is a {kind}, not a picture\n"
+
+
+# --- cells
+
+
+FORMULAS = [
+    *("=HYPERLINK(1).jpg", "+1.jpg", "-1.jpg", "@SUM(1).jpg", "\tx.jpg", "\rx.jpg", "\nx.jpg", "＝1.jpg", "＋1.jpg"),
+    *("'=1.jpg", "'plain.jpg", "plain.jpg", "a=b.jpg"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are POSIX")
+def test_no_cell_is_a_formula_and_every_name_comes_back(predict, tmp_path):
+    fill(tmp_path, **dict.fromkeys(FORMULAS, SCAN))
+    (tmp_path / "=bad.jpg").write_text("no picture")
+    code, out, _ = predict("--csv", "--", *FORMULAS, "=bad.jpg", "=missing.jpg")
+    assert code == 1
+    rows = list(csv.reader(io.StringIO(out, newline="")))
+    cells = [cell for row in rows for cell in row]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋"))] == []
+    names = [row[0] for row in rows[1:]]
+    assert [name.removeprefix("'") for name in names] == [*FORMULAS, "=bad.jpg", "=missing.jpg"]
+    assert names[-3] == "a=b.jpg"
+    assert [row[-2][:6] for row in rows[-2:]] == ["'=bad.", "'=miss"], "messages begin with the file's name"
+
+
+def test_labels_are_cells_too(tiny_bundle, tmp_path, capfd):
+    from dataclasses import replace
+
+    from mri_edge.bundle import Bundle
+    from mri_edge.writing import rewriting
+
+    fill(tmp_path, **{"a.jpg": SCAN})
+    bundle = Bundle.open(tiny_bundle)
+    training = replace(bundle.manifest.training, classes={"=1+1": ["no"], "@yes": ["yes"]})
+    with rewriting(bundle) as writer:
+        writer.update(labels=("=1+1", "@yes"), training=training)
+    assert run(["predict", "--model", str(tiny_bundle), "--csv", str(tmp_path / "a.jpg")]) == 0
+    _, row = csv.reader(io.StringIO(capfd.readouterr().out))
+    assert row[1] in ("'=1+1", "'@yes")
+
+
+# --- control characters
+
+
+CONTROL = ["a\x1b[31m.jpg", "b\x9b31m.jpg", "c\x07.jpg", "d\u202egpj.jpg", "e\nmri-edge: all well.jpg", "f\r.jpg"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are POSIX")
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"], ["--resume", "out.jsonl"]], ids=" ".join)
+def test_no_name_reaches_the_terminal_as_a_command(tiny_bundle, tmp_path, form):
+    fill(tmp_path, **dict.fromkeys(CONTROL[::2], SCAN), **dict.fromkeys(CONTROL[1::2], b"no picture"))
+    screen, end = os.openpty()
+    command = [PROGRAM, "predict", "--model", tiny_bundle, *form, ".", "missing\x1b[1m.jpg"]
+    environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=end, stderr=end, env=environment)
+    os.close(end)
+    shown = b"".join(_pieces(screen)).decode()
+    os.close(screen)
+    assert process.wait() == 1
+    assert [letter for letter in shown if not letter.isprintable() and letter not in "\r\n"] == []
+    assert not any(line.startswith("mri-edge: all well") for line in shown.splitlines())
+    if form == ["--json"]:
+        names = {json.loads(line)["file"] for line in shown.splitlines() if line.startswith("{")}
+        assert names == {f"./{name}" for name in CONTROL} | {"missing\x1b[1m.jpg"}
+
+
+def _pieces(screen: int) -> Iterator[bytes]:
+    with contextlib.suppress(OSError):  # Linux says so that the last writer is gone
+        while piece := os.read(screen, 4096):
+            yield piece
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are POSIX")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "b\x1b[31m"],
+        ["predict", "x.jpg", "-v", "--model", "b\x1b[31m"],
+        ["predict", "--model", "\x1b[31mnone", "x.jpg"],
+        ["predict", "--engine", "\x1b[31m", "x.jpg"],
+        ["predict", "--threads", "\x1b[31m", "x.jpg"],
+        ["\x1b[31m"],
+        ["watch", "i\x1b[31m\nn", "--out", "o\x1b[31m", "--once", "--settle", "0", "--model", "b\x1b[31m"],
+    ],
+    ids=lambda words: words[0].removeprefix("\x1b"),
+)
+def test_no_name_of_a_bundle_or_an_option_does_either(tiny_bundle, tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    tiny_bundle.rename("b\x1b[31m")
+    Path("i\x1b[31m\nn").mkdir()
+    fill(tmp_path, **{"x.jpg": SCAN})
+    fill(tmp_path / "i\x1b[31m\nn", **{"a\x1b[31m.jpg": SCAN, "b\x1b[31m.txt": b""})
+    run(command)
+    out, err = capfd.readouterr()
+    assert out + err
+    assert "\x1b" not in out + err
+
+
+# --- an interrupted run
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("resume", [False, True])
+def test_ctrl_c_says_how_to_go_on(tiny_bundle, tmp_path, resume):
+    command = [PROGRAM, "predict", "-", "--json", "--model", tiny_bundle]
+    if resume:
+        command = [PROGRAM, "predict", "-", "--resume", tmp_path / "out.jsonl", "--model", tiny_bundle]
+    fill(tmp_path, **{"a.jpg": SCAN})
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(f"{tmp_path / 'a.jpg'}\n".encode())
+        process.stdin.flush()
+        if resume:
+            while not (tmp_path / "out.jsonl").exists() or not (tmp_path / "out.jsonl").read_bytes():
+                time.sleep(0.01)
+        else:
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read().decode()
+        assert process.wait() == 130
+    assert len(err.splitlines()) == 1
+    assert ("Run the same again to go on" if resume else "With --resume FILE") in err

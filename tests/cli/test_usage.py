@@ -1,0 +1,133 @@
+"""Wrong calls are explained at once, and output holds no colours where none are wanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mri_edge.cli import run
+
+PROGRAM = Path(sys.executable).with_name("mri-edge")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def _said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run([*arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["predcit"], "Did you mean 'predict'?"),
+        (["Predict"], "Did you mean 'predict'?"),
+        (["evalute"], "Did you mean 'evaluate'?"),
+        (["bundle", "pakc"], "Did you mean 'pack' or 'unpack'?"),
+        (["bundle", "verify"], "'verify-signature'"),
+        (["predict", "--heatmp", "x"], "--heatmap"),
+        (["watch", "in", "--setle", "1"], "--settle"),
+        ([str(EXAMPLES)], f"Did you mean 'mri-edge predict {EXAMPLES}'?"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_typo_gets_a_suggestion(arguments, meant, capfd):
+    assert meant in _said(capfd, *arguments)
+
+
+def test_what_resembles_nothing_gets_none(capfd):
+    assert "mean" not in _said(capfd, "zzz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["watch"], ["IN", "--out"]),
+        (["watch", "in"], ["--out"]),
+        (["watch", "--once", "--settle", "0"], ["IN", "--out"]),
+        (["watch", "--out", "out"], ["IN"]),
+        (["bundle", "slim"], ["BUNDLE", "--artefact", "--out"]),
+        (["bundle", "slim", "--artefact", "int8.onnx"], ["BUNDLE", "--out"]),
+        (["bundle", "sign"], ["BUNDLE", "--key"]),
+        (["completion"], ["bash"]),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_all_that_is_missing_is_said_at_once(arguments, missing, capfd):
+    said = _said(capfd, *arguments)
+    assert said.count("Missing") == 1
+    options = [word for word in ("IN", "BUNDLE", "--out", "--artefact", "--key", "bash") if f"'{word}" in said]
+    assert [word for word in missing if word not in said] == []
+    assert set(options) <= set(missing)
+
+
+def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd):
+    import click
+    from mri_edge.commands.usage import explain
+
+    @click.command()
+    @click.option("--first", required=True)
+    @click.option("--second", required=True, envvar="SECOND")
+    @click.option("--third", required=True)
+    def command(first: str, second: str, third: str) -> None:
+        """Wants three options."""
+
+    def words() -> str:
+        with pytest.raises(click.MissingParameter) as caught:
+            command.main([], standalone_mode=False)
+        return explain(caught.value)
+
+    assert words() == "Missing option '--first', option '--second' and option '--third'"
+    monkeypatch.setenv("SECOND", "2")
+    assert words() == "Missing option '--first' and option '--third'"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "command", [["predict", str(EXAMPLES / "phantom-1.jpg")], ["info"], ["verify"]], ids=lambda one: one[0]
+)
+def test_no_colour_where_none_is_wanted(command, environment, coloured):
+    screen = _on_a_terminal(command, environment)
+    assert (b"\x1b[" in screen) is coloured
+    assert b"vgg16" in screen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_dumb_terminal_gets_no_progress_bar():
+    """Whose results go to a file: elsewhere that is when a bar is drawn."""
+    command = ["predict", str(EXAMPLES / "phantom-*.jpg"), "--json"]
+    assert b"predict" in _on_a_terminal(command, {}, out=subprocess.DEVNULL)
+    assert _on_a_terminal(command, {"TERM": "dumb"}, out=subprocess.DEVNULL) == b""
+
+
+def _on_a_terminal(command: list[str], environment: dict[str, str], out: int | None = None) -> bytes:
+    """What a command writes to a terminal: stderr, and stdout too unless ``out`` is given."""
+    screen, end = os.openpty()
+    unset = {"NO_COLOR", "TERM", "FORCE_COLOR"}
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    process = subprocess.Popen(
+        [PROGRAM, *command],
+        stdout=end if out is None else out,
+        stderr=end,
+        env={**inherited, "TERM": "xterm-256color", **environment},
+    )
+    os.close(end)
+    drawn = b""
+    try:
+        while piece := os.read(screen, 4096):
+            drawn += piece
+    except OSError:  # Linux says so that the last writer is gone
+        pass
+    os.close(screen)
+    assert process.wait() == 0, drawn
+    return drawn
