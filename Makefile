@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Two files of tests at a time: half of them wait for programs that they started. PYTEST_ARGS= for one after the other.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# For `make mutants`: how many faults, and which draw of them.
+SAMPLE ?= 200
+SEED ?= 0
 # For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-arm64 lint bench bench-smoke model small schema scans clean
+.PHONY: help demo test mutants test-arm64 lint bench bench-smoke model small schema scans clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -22,6 +25,10 @@ demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 
 test: lint  ## everything that must pass: ruff, mypy, pytest
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+mutants: $(VENV)/.dev  ## plant faults in a copy of the code, say which the tests miss (SAMPLE=200 SEED=0): 20 minutes
+	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)
+	$(BIN)/python scripts/mutants.py --planted
 
 test-arm64: $(VENV)/.dev  ## run the product on emulated 64-bit ARM (as root, on a Debian), compare with this machine
 	$(BIN)/python tests/arm64/check.py --root $(ARM64) --record tests/arm64/record.json $(BUNDLES)
