@@ -17,6 +17,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -55,7 +56,12 @@ LIBRARIES = (
 
 _ROBUST = "tests/train/test_robust.py::test_"
 _SMALL = "tests/train/test_small.py::test_"
-_FIGURES = ("tests/train/test_intervals.py", "tests/train/test_evaluate.py", "tests/train/test_statistics_contract.py")
+_FIGURES = (
+    "tests/train/test_intervals.py",
+    "tests/train/test_evaluate.py",
+    "tests/train/test_figures_contract.py",
+    "tests/train/test_statistics_contract.py",
+)
 _ROLES = tuple(
     _ROBUST + name
     for name in (
@@ -67,7 +73,12 @@ _ROLES = tuple(
         "too_few_slices_to_hold_any_out_are_told",
     )
 )
-_SPLITS = ("tests/train/test_checks.py", *_ROLES, "tests/train/test_split_contract.py")
+_SPLITS = (
+    "tests/train/test_checks.py",
+    *_ROLES,
+    "tests/train/test_split_contract.py",
+    "tests/train/test_roles_contract.py",
+)
 
 # module -> the tests that concern it. Files that are not there are passed over.
 SCOPE: dict[str, tuple[str, ...]] = {
@@ -95,12 +106,20 @@ SCOPE: dict[str, tuple[str, ...]] = {
     "runtime/delivery/packed.py": ("tests/runtime/test_packed.py", "tests/runtime/test_delivery_contract.py"),
     "runtime/delivery/signature.py": ("tests/runtime/test_signature.py", "tests/runtime/test_delivery_contract.py"),
     "runtime/delivery/signing.py": ("tests/runtime/test_signature.py", "tests/runtime/test_delivery_contract.py"),
-    "export/parity.py": ("tests/export/test_parity.py", "tests/test_parity_contract.py"),
-    "export/statistics.py": ("tests/export/test_parity.py", "tests/test_parity_contract.py"),
+    "export/parity.py": (
+        "tests/export/test_parity.py",
+        "tests/test_parity_contract.py",
+        "tests/export/test_parity_contract.py",
+    ),
+    "export/statistics.py": (
+        "tests/export/test_parity.py",
+        "tests/test_parity_contract.py",
+        "tests/export/test_parity_contract.py",
+    ),
     "train/metrics.py": _FIGURES,
     "train/intervals.py": _FIGURES,
     "train/area.py": _FIGURES,
-    "train/evaluate.py": ("tests/train/test_evaluate.py", "tests/train/test_evaluate_contract.py"),
+    "train/evaluate.py": ("tests/train/test_evaluate.py", "tests/train/test_split_contract.py"),
     "train/paired.py": (
         f"{_SMALL}specificity_is_that_of_the_roc_curve_and_a_model_equals_itself",
         f"{_SMALL}the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_images",
@@ -246,7 +265,7 @@ class Trace:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Begin to trace."""
-        self.lines, self.start = defaultdict(set), time.process_time()
+        self.lines, self.start = defaultdict(set), (time.process_time(), time.monotonic())
         threading.settrace(self._call)
         sys.settrace(self._call)
 
@@ -255,7 +274,8 @@ class Trace:
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
         lines = {file: sorted(lines) for file, lines in self.lines.items()}
-        self.tests.setdefault(nodeid, {"cpu_s": time.process_time() - self.start, "lines": lines})
+        cpu_s, wall_s = time.process_time() - self.start[0], time.monotonic() - self.start[1]
+        self.tests.setdefault(nodeid, {"cpu_s": cpu_s, "wall_s": wall_s, "lines": lines})
         for name, module in list(sys.modules.items()):
             if name.startswith("mri_edge"):
                 for value in list(vars(module).values()):
@@ -355,7 +375,7 @@ class Judge:
         """Run the tests of the changed line, the quickest first, until one fails."""
         noted = self._tests(mutant)
         text = mutant.apply(source)
-        key = hashlib.sha256(text + repr(noted).encode()).hexdigest()
+        key = hashlib.sha256(text + self._content(SCOPE[mutant.file])).hexdigest()
         if key not in self._kept:
             self._kept[key] = self._try(mutant.file, source, text, noted)
             self._keep()
@@ -375,21 +395,17 @@ class Judge:
         """CPU seconds of each test that executes the statement; outside functions, of each that executes the module."""
         found = {}
         for argument in SCOPE[mutant.file]:
-            if (CHECKOUT / argument.partition("::")[0]).is_file():
+            if (self._scratch.tree / argument.partition("::")[0]).is_file():
                 for name, one in self._traced(argument).items():
                     lines = one.get("lines", {}).get(mutant.file, [])
                     if one.get("failed"):
                         self.broken.add(name)
                     elif any(line in mutant.lines for line in lines) or (mutant.function is None and lines):
-                        found[name] = one["cpu_s"]
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+                        found[name] = one
+        return {name: one["cpu_s"] for name, one in sorted(found.items(), key=lambda item: item[1]["wall_s"])}
 
     def _traced(self, argument: str) -> dict[str, Any]:
-        names = {*SCOPE, argument.partition("::")[0], "tests/conftest.py"}
-        digest = hashlib.sha256(argument.encode())
-        for name in sorted(names):
-            digest.update((CHECKOUT / name).read_bytes())
-        key = f"trace {digest.hexdigest()}"
+        key = f"trace {argument} {hashlib.sha256(self._content([argument, *SCOPE])).hexdigest()}"
         if key not in self._kept:
             print(f"tracing {argument}", flush=True)
             out = self._scratch.tree.parent / "trace.json"
@@ -399,6 +415,14 @@ class Judge:
             self._kept[key] = json.loads(out.read_bytes())
             self._keep()
         return dict(self._kept[key])
+
+    def _content(self, names: Sequence[str]) -> bytes:
+        """What decides an outcome: the hash of files, of which those of tests may be named with a test."""
+        digest = hashlib.sha256()
+        for name in sorted({name.partition("::")[0] for name in [*names, "tests/conftest.py"]}):
+            if (self._scratch.tree / name).is_file():
+                digest.update((self._scratch.tree / name).read_bytes())
+        return digest.digest()
 
     def _keep(self) -> None:
         KEPT.parent.mkdir(exist_ok=True)
@@ -411,7 +435,7 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
     """Judge a sample of mutants and write the record."""
     from scipy.stats import binomtest
 
-    sources = {file: (CHECKOUT / file).read_bytes() for file in SCOPE}
+    sources = {file: (scratch.tree / file).read_bytes() for file in SCOPE if (scratch.tree / file).is_file()}
     every = [one for file, source in sources.items() for one in mutants_of(file, source, seed)]
     drawn = sorted(every, key=lambda one: one.rank)[:size]
     drawn.sort(key=lambda one: (not one.file.startswith("runtime"), one.file, one.start, one.new))
@@ -447,18 +471,20 @@ def planted(scratch: Scratch, only: str) -> int:
     sound: dict[tuple[str, ...], bool] = {}
     missed = 0
     for fault in faults:
-        file, tests = fault["file"], tuple(fault["tests"])
-        source = (CHECKOUT / file).read_bytes() if (CHECKOUT / file).is_file() else b""
-        if source.count(fault["old"].encode()) != 1:
-            outcome = "STALE: the text to change is not there just once"
-        elif absent := [one for one in tests if not (CHECKOUT / one.partition("::")[0]).exists()]:
-            outcome = f"STALE: no such test, {absent[0]}"
+        file, pattern = fault["file"], fault.get("pattern") or re.escape(fault["old"])
+        tests = tuple(one for one in fault["tests"] if (scratch.tree / one.partition("::")[0]).exists())
+        source = (scratch.tree / file).read_text(encoding="utf-8") if (scratch.tree / file).is_file() else ""
+        changed, times = re.subn(pattern, lambda _, new=fault["new"]: new, source)
+        if times != 1:
+            outcome = f"STALE: the text to change is there {times} times"
+        elif not tests:
+            outcome = f"STALE: none of its tests is there, {', '.join(fault['tests'])}"
         else:
             if tests not in sound:
                 sound[tests] = scratch.run(tests, 1200, slow=True) == "passed"
-            scratch.write(file, source.replace(fault["old"].encode(), fault["new"].encode()))
+            scratch.write(file, changed.encode())
             ended = scratch.run(tests, 1200, slow=True)
-            scratch.write(file, source)
+            scratch.write(file, source.encode())
             outcome = "MISSED" if ended == "passed" else "noticed"
             outcome = outcome if sound[tests] else "BROKEN: its tests fail without the fault"
         missed += outcome != "noticed"

@@ -79,3 +79,24 @@ def test_where_no_engine_is_installed_the_hint_is_about_the_first(tiny_bundle, m
         select(holding(tiny_bundle, "model.onnx", "model.tflite"))
     assert caught.value.hint == engines.remedy(absent[0])
     assert caught.value.hint != engines.remedy(absent[1])
+
+
+def test_a_device_profile_goes_stale_with_every_library_that_an_engine_runs_in(monkeypatch):
+    """Every engine names the distribution that brings its library, so that its new version is seen."""
+    from importlib.metadata import packages_distributions
+
+    from mri_edge.profile import Profile, library_versions
+
+    brought_by = packages_distributions()
+    known = library_versions()
+    checked = 0
+    for one in engines.engine_files().values():
+        if not one.MODULE or one.missing():
+            continue
+        names = brought_by[one.MODULE.split(".", maxsplit=1)[0]]
+        found = [name for name in names if name in known]
+        assert found, f"{one.NAME}: none of {names} is among the libraries of a profile"
+        older = Profile("", str(selection.cpu()), engines.available_cpus(), {**known, found[0]: "0.0.1"}, "", ())
+        assert f"{found[0]} 0.0.1 is now {known[found[0]]}" in (older.staleness() or "")
+        checked += 1
+    assert checked
