@@ -1,8 +1,8 @@
 """Plant small faults in a copy of the code and report which ones the tests miss: ``make mutants``.
 
 A run draws a sample of mutants (a comparison swapped, a limit moved, a statement removed) from the modules in
-``SCOPE``. Each is written into a scratch copy of the checkout, where only the tests that execute the changed line
-are run. Outcomes are kept in ``build/mutants.json`` as they come: a run that was stopped goes on from there.
+``tests/mutants.toml``. Each is written into a scratch copy of the checkout, where only the tests that execute the
+changed line are run. Outcomes are kept in ``build/mutants.json`` as they come: a run that was stopped goes on from there.
 ``--planted`` runs the faults of ``tests/planted_faults.toml`` instead, and demands that each one is noticed.
 
 mutmut and cosmic-ray were not taken: the first does not mutate constants of a module, such as the limits here, and
@@ -34,6 +34,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import tomllib
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 KEPT = CHECKOUT / "build" / "mutants.json"
 RECORD = CHECKOUT / "tests" / "mutants.json"
@@ -54,90 +56,9 @@ LIBRARIES = (
     "sklearn.model_selection",
 )
 
-_ROBUST = "tests/train/test_robust.py::test_"
-_SMALL = "tests/train/test_small.py::test_"
-_FIGURES = (
-    "tests/train/test_intervals.py",
-    "tests/train/test_evaluate.py",
-    "tests/train/test_figures_contract.py",
-    "tests/train/test_statistics_contract.py",
-)
-_ROLES = tuple(
-    _ROBUST + name
-    for name in (
-        "hash_knows_a_slice_again_after_resizing_jpeg_and_brightening",
-        "close_pairs_and_groups_equal_a_search_over_all_pairs",
-        "draws_balance_classes_and_sources_and_show_every_image",
-        "roles_keep_neighbours_of_test_images_out_and_groups_whole",
-        "other_data_in_folders_no_and_yes_are_not_taken_for_the_reference",
-        "too_few_slices_to_hold_any_out_are_told",
-    )
-)
-_SPLITS = (
-    "tests/train/test_checks.py",
-    *_ROLES,
-    "tests/train/test_split_contract.py",
-    "tests/train/test_roles_contract.py",
-)
-
-# module -> the tests that concern it. Files that are not there are passed over.
-SCOPE: dict[str, tuple[str, ...]] = {
-    "runtime/prediction.py": (
-        "tests/runtime/test_decision_contract.py",
-        "tests/runtime/test_classifier.py",
-        "tests/cli/test_predict.py",
-        "tests/cli/test_resume.py",
-    ),
-    "runtime/plausibility.py": ("tests/runtime/test_plausibility.py", "tests/runtime/test_plausibility_contract.py"),
-    "runtime/novelty.py": ("tests/runtime/test_novelty.py", "tests/runtime/test_decision_contract.py"),
-    "runtime/selection.py": ("tests/runtime/test_selection.py", "tests/runtime/test_selection_contract.py"),
-    "runtime/preprocess.py": ("tests/runtime/test_preprocess.py", "tests/runtime/test_preprocess_contract.py"),
-    "runtime/files.py": (
-        "tests/runtime/test_files.py",
-        "tests/runtime/test_storage_contract.py",
-        "tests/runtime/test_durability.py",
-    ),
-    "runtime/journal.py": ("tests/cli/test_resume.py", "tests/runtime/test_storage_contract.py"),
-    "runtime/split.py": ("tests/runtime/test_split.py",),
-    "runtime/watching/arrivals.py": ("tests/cli/test_watch.py", "tests/runtime/test_watching_contract.py"),
-    "runtime/watching/athand.py": ("tests/cli/test_watch.py", "tests/runtime/test_watching_contract.py"),
-    "runtime/watching/outbox.py": ("tests/cli/test_watch.py", "tests/runtime/test_watching_contract.py"),
-    "runtime/watching/lock.py": ("tests/cli/test_watch.py", "tests/runtime/test_watching_contract.py"),
-    "runtime/delivery/packed.py": ("tests/runtime/test_packed.py", "tests/runtime/test_delivery_contract.py"),
-    "runtime/delivery/signature.py": ("tests/runtime/test_signature.py", "tests/runtime/test_delivery_contract.py"),
-    "runtime/delivery/signing.py": ("tests/runtime/test_signature.py", "tests/runtime/test_delivery_contract.py"),
-    "export/parity.py": (
-        "tests/export/test_parity.py",
-        "tests/test_parity_contract.py",
-        "tests/export/test_parity_contract.py",
-    ),
-    "export/statistics.py": (
-        "tests/export/test_parity.py",
-        "tests/test_parity_contract.py",
-        "tests/export/test_parity_contract.py",
-    ),
-    "train/metrics.py": _FIGURES,
-    "train/intervals.py": _FIGURES,
-    "train/area.py": _FIGURES,
-    "train/evaluate.py": ("tests/train/test_evaluate.py", "tests/train/test_split_contract.py"),
-    "train/paired.py": (
-        f"{_SMALL}specificity_is_that_of_the_roc_curve_and_a_model_equals_itself",
-        f"{_SMALL}the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_images",
-        "tests/train/test_threshold_contract.py",
-    ),
-    "train/calibration.py": ("tests/train/test_robust_calibration.py", "tests/train/test_threshold_contract.py"),
-    "train/duplicates.py": _SPLITS,
-    "train/folds.py": _SPLITS,
-    "train/split.py": _SPLITS,
-    "train/robust.py": _SPLITS,
-}
-# Of these modules only the functions that say who trains and who tests.
-PARTS = {
-    "train/robust.py": (
-        *("choose_roles", "may_train", "near", "hold_out", "grouped_folds"),
-        *("_reference_test", "balanced_draws"),
-    )
-}
+_TABLE = tomllib.loads((CHECKOUT / "tests" / "mutants.toml").read_text(encoding="utf-8"))
+SCOPE: dict[str, list[str]] = {file: one["tests"] for one in _TABLE["scope"] for file in one["modules"]}
+PARTS: dict[str, list[str]] = _TABLE["parts"]
 
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -465,8 +386,6 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
 
 def planted(scratch: Scratch, only: str) -> int:
     """Plant each named fault; returns how many were not noticed, or are no longer to be found in the code."""
-    import tomllib
-
     faults = [one for one in tomllib.loads(PLANTED.read_text(encoding="utf-8"))["fault"] if only in one["name"]]
     sound: dict[tuple[str, ...], bool] = {}
     missed = 0

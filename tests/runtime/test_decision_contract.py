@@ -15,7 +15,7 @@ from mri_edge import Classifier, golden
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.manifest import Artefact, Manifest
-from mri_edge.prediction import decide
+from mri_edge.prediction import Latency, Prediction, decide
 from mri_edge.writing import new_bundle, rewriting
 from PIL import Image
 
@@ -209,3 +209,56 @@ def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshol
     content = document(judges, manifest, {}, {})
     right = sum(one == ("no", "yes")[truth] for one, truth in zip(expected, labels, strict=True))
     assert content["reference_accuracy"]["value"] == right / 4
+
+
+# --- what a prediction says of itself
+
+
+def prediction(**changes) -> Prediction:
+    facts = {
+        "file": "a.png",
+        "label": "yes",
+        "probabilities": {"no": 0.25, "yes": 0.75},
+        "positive": "yes",
+        "threshold": 0.3,
+        "model": "tiny 1",
+        "artefact": "model.fake",
+        "engine": "fake",
+        "provider": "FakeExecutionProvider",
+        "latency_ms": Latency(1.23456, 0.1, 2.34564),
+        "warnings": ("may be no brain scan: blank",),
+    }
+    return Prediction(**{**facts, **changes})
+
+
+def test_times_are_told_to_the_microsecond_and_add_up():
+    told = prediction().to_dict()
+    assert told["latency_ms"] == {"decode": 1.235, "resize": 0.1, "infer": 2.346, "total": 3.68}
+    assert (told["label"], told["probabilities"], told["threshold"]) == ("yes", {"no": 0.25, "yes": 0.75}, 0.3)
+    assert told["notice"] == "Research use only: not a medical device."
+    json.dumps(told)
+
+
+def test_pictures_are_no_part_of_what_a_prediction_is_compared_and_shown_by():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    with_pictures = prediction(pixels=picture, activation=np.zeros((2, 2), np.float32))
+    assert with_pictures == prediction()
+    assert repr(with_pictures) == repr(prediction())
+    assert with_pictures.to_dict() == prediction().to_dict()
+
+
+def test_results_are_written_in_utf8_where_they_can_be_and_in_ascii_elsewhere(monkeypatch):
+    import sys
+
+    from mri_edge.prediction import as_json, stdout_json
+
+    assert as_json({"file": "ä.png"}) == '{"file": "ä.png"}'
+    assert as_json({"file": "\udcff.png"}) == '{"file": "\\udcff.png"}'  # a name that is no UTF-8
+    assert as_json({"a": 1}, indent=2) == '{\n  "a": 1\n}'
+    for encoding, text in (
+        ("utf-8", '{"file": "ä.png"}'),
+        ("UTF8", '{"file": "ä.png"}'),
+        ("ascii", '{"file": "\\u00e4.png"}'),
+    ):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+        assert stdout_json({"file": "ä.png"}) == text

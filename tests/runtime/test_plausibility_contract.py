@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from mri_edge.novelty import NoveltyCheck, distances
 from mri_edge.plausibility import doubts
 
 SIDE = 128
@@ -109,3 +110,27 @@ def test_each_picture_of_a_batch_has_its_own_doubts():
     fitted = np.stack([np.repeat(one[..., None], 3, axis=2) for one in (plain(), bright, plain())])
     found = doubts([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
     assert [words(one) for one in found] == [[], ["bright at the border"], ["tiny"]]
+
+
+# --- how far from the training images
+
+PLANE = np.array([[1, 2, 3], [1, 0, 0], [0, 1, 0]], np.float32)  # a mean and two directions; the third is outside
+
+
+@pytest.mark.parametrize(
+    ("features", "distance"),
+    [([1, 4, 9], 0), ([100, 49, 9], 0), ([1, 4, 16], 1), ([1, 4, 1], 2), ([25, 0, 0], 3), ([1, 4, -4], 3)],
+)
+def test_only_what_lies_outside_all_directions_counts(features, distance):
+    """Roots are taken first, of what is below 0 as of 0."""
+    found = distances(np.array([features, [1, 4, 9]], np.float32), PLANE)
+    assert found.tolist() == pytest.approx([distance, 0], abs=2e-3)  # a difference of squares, in float32
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("limit", "doubted"), [(1.0, [False, False, True]), (0.99, [False, True, True])])
+def test_a_distance_at_the_limit_is_not_doubted(limit, doubted):
+    features = np.array([[1, 4, 9], [1, 4, 16], [1, 4, 25]], np.float32)
+    found = NoveltyCheck(PLANE, limit).doubts(features)
+    assert [bool(one) for one in found] == doubted
+    assert found[2] == (f"unlike the training images: distance 2.00, limit {limit:.2f}",)

@@ -198,3 +198,9 @@ def test_errors_about_other_things_pass_through_a_new_folder(tmp_path):
     with pytest.raises(OutputError, match="cannot write"), whole_folder(tmp_path / "out") as staging:
         (staging / "no folder" / "file").write_bytes(b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_folder_is_made_below_folders_that_are_not_there_yet(tmp_path):
+    with whole_folder(tmp_path / "a" / "b" / "out") as staging:
+        (staging / "file").write_text("whole")
+    assert (tmp_path / "a" / "b" / "out" / "file").read_text() == "whole"
