@@ -2,7 +2,8 @@
 
 A run draws a sample of mutants (a comparison swapped, a limit moved, a statement removed) from the modules in
 ``tests/mutants.toml``. Each is written into a scratch copy of the checkout, where only the tests that execute the
-changed line are run. Outcomes are kept in ``build/mutants.json`` as they come: a run that was stopped goes on from there.
+changed line are run. Outcomes are kept in ``build/mutants.json`` as they come: a run that was stopped goes on from
+there. It needs Python 3.11.
 ``--planted`` runs the faults of ``tests/planted_faults.toml`` instead, and demands that each one is noticed.
 
 mutmut and cosmic-ray were not taken: the first does not mutate constants of a module, such as the limits here, and
@@ -66,6 +67,7 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
     **{ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift},
 }
+_BROKEN = 70  # exit code of a fork in which pytest itself failed
 _OPPOSITE = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "any": "all", "all": "any"}
 
 
@@ -250,9 +252,10 @@ class Scratch:
         if done[0] == 0:
             os.waitpid(child, 0)
             return "timed out"
-        if os.WIFSIGNALED(done[1]) and os.WTERMSIG(done[1]) == signal.SIGXCPU:
-            return "timed out"
-        return "passed" if done[1] == 0 else "failed"
+        code = os.waitstatus_to_exitcode(done[1])
+        if code == _BROKEN:
+            raise SystemExit(f"pytest did not run:\n{self.log}")
+        return {0: "passed", -signal.SIGXCPU: "timed out"}.get(code, "failed")
 
     def _run_here(self, tests: Sequence[str], cpu_s: float, slow: bool, trace: Path | None) -> None:
         try:
@@ -276,7 +279,7 @@ class Scratch:
             code = import_module("pytest").main([*options, *([] if trace else ["-x"]), *tests], plugins=plugins)
             os._exit(int(code))
         finally:
-            os._exit(70)
+            os._exit(_BROKEN)
 
     @property
     def log(self) -> str:
