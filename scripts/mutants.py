@@ -232,7 +232,7 @@ class Scratch:
         for name in LIBRARIES:
             import_module(name)
 
-    def write(self, file: str, content: bytes) -> None:
+    def write(self, file: str | Path, content: bytes) -> None:
         """Change a file, with a time that no compiled file has been made for."""
         self._changes += 1
         path = self.tree / file
@@ -393,20 +393,22 @@ def planted(scratch: Scratch, only: str) -> int:
     sound: dict[tuple[str, ...], bool] = {}
     missed = 0
     for fault in faults:
-        file, pattern = fault["file"], fault.get("pattern") or re.escape(fault["old"])
+        pattern = fault.get("pattern") or re.escape(fault["old"])
+        texts = {file: file.read_text(encoding="utf-8") for file in scratch.tree.glob(fault["file"])}
+        places = [file for file, text in texts.items() for _ in re.finditer(pattern, text)]
         tests = tuple(one for one in fault["tests"] if (scratch.tree / one.partition("::")[0]).exists())
-        source = (scratch.tree / file).read_text(encoding="utf-8") if (scratch.tree / file).is_file() else ""
-        changed, times = re.subn(pattern, lambda _, new=fault["new"]: new, source)
-        if times != 1:
-            outcome = f"STALE: the text to change is there {times} times"
+        if len(places) != 1:
+            outcome = f"STALE: the text to change is there {len(places)} times"
         elif not tests:
             outcome = f"STALE: none of its tests is there, {', '.join(fault['tests'])}"
         else:
             if tests not in sound:
                 sound[tests] = scratch.run(tests, 1200, slow=True) == "passed"
-            scratch.write(file, changed.encode())
+            [place] = places
+            changed = re.sub(pattern, lambda _, new=fault["new"]: new, texts[place])
+            scratch.write(place, changed.encode())
             ended = scratch.run(tests, 1200, slow=True)
-            scratch.write(file, source.encode())
+            scratch.write(place, texts[place].encode())
             outcome = "MISSED" if ended == "passed" else "noticed"
             outcome = outcome if sound[tests] else "BROKEN: its tests fail without the fault"
         missed += outcome != "noticed"

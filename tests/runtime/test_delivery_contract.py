@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from mri_edge.bundle import Bundle
-from mri_edge.delivery.packed import LARGEST, check_packed, pack
+from mri_edge.delivery.packed import check_packed, pack
 from mri_edge.errors import BundleError, OutputError, UsageError
 from mri_edge.manifest import MANIFEST, SIGNATURE, Document, Manifest
 
 BLOCK = 512
+LARGEST = 4 << 30
 
 
 def listing(folder: Path, manifest: Manifest, *sizes: int) -> Bundle:
@@ -34,8 +35,8 @@ def listing(folder: Path, manifest: Manifest, *sizes: int) -> Bundle:
 
 def largest_file(folder: Path, manifest: Manifest) -> int:
     """The size of one file with which a packed bundle has just 4 GiB; both sizes below have as many digits."""
-    text = len(listing(folder, manifest, 4 << 30).manifest_bytes())
-    whole = (4 << 30) - 2 * BLOCK  # two blocks of zeros end it
+    text = len(listing(folder, manifest, LARGEST).manifest_bytes())
+    whole = (LARGEST) - 2 * BLOCK  # two blocks of zeros end it
     return whole - BLOCK - (text + -text % BLOCK) - BLOCK
 
 
@@ -45,7 +46,7 @@ def test_a_bundle_of_four_gibibytes_may_be_packed_and_one_of_a_block_more_may_no
     with pytest.raises(OutputError):  # its size is let pass; four gibibytes are not written for a test
         pack(listing(folder, tiny_manifest, size), nowhere)
     for too_large in (size + 1, size + BLOCK):
-        with pytest.raises(BundleError, match=f"more than {4 << 30} bytes"):
+        with pytest.raises(BundleError, match=f"more than {LARGEST} bytes"):
             pack(listing(folder, tiny_manifest, too_large), nowhere)
 
 

@@ -21,7 +21,7 @@ def plain() -> np.ndarray:
 
 def doubts_about(grey: np.ndarray, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[str, ...]:
     fitted = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
-    return doubts([size], fitted[None])[0]
+    return tuple(map(str, doubts([size], fitted[None])[0]))
 
 
 def words(found: tuple[str, ...]) -> list[str]:
@@ -109,7 +109,7 @@ def test_each_picture_of_a_batch_has_its_own_doubts():
     bright[40:80, 40:80] = 0
     fitted = np.stack([np.repeat(one[..., None], 3, axis=2) for one in (plain(), bright, plain())])
     found = doubts([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
-    assert [words(one) for one in found] == [[], ["bright at the border"], ["tiny"]]
+    assert [words(tuple(map(str, one))) for one in found] == [[], ["bright at the border"], ["tiny"]]
 
 
 # --- how far from the training images
@@ -133,4 +133,4 @@ def test_a_distance_at_the_limit_is_not_doubted(limit, doubted):
     features = np.array([[1, 4, 9], [1, 4, 16], [1, 4, 25]], np.float32)
     found = NoveltyCheck(PLANE, limit).doubts(features)
     assert [bool(one) for one in found] == doubted
-    assert found[2] == (f"unlike the training images: distance 2.00, limit {limit:.2f}",)
+    assert [str(one) for one in found[2]] == [f"unlike the training images: distance 2.00, limit {limit:.2f}"]

@@ -5,30 +5,34 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from mri_edge.errors import InputError, OutputError
+from mri_edge import Classifier
+from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.files import clear_leftovers, fingerprint, make_folder, move_whole, sha256_of, whole_folder, write_whole
 from mri_edge.journal import Journal
-from mri_edge.prediction import Failure, Latency, Pause, Prediction
+from mri_edge.prediction import Failure, Pause, Prediction
 
 TITLE = "tiny 1"
 
 
-def answer(file: str | None, model: str = TITLE) -> Prediction:
-    return Prediction(
-        file=file,
-        label="no",
-        probabilities={"no": 0.75, "yes": 0.25},
-        positive="yes",
-        threshold=None,
-        model=model,
-        artefact="model.onnx",
-        engine="fake",
-        provider="none",
-        latency_ms=Latency(1.0, 2.0, 3.0),
-    )
+Answer = Callable[..., Prediction]
+
+
+@pytest.fixture
+def answer(tiny_bundle: Path) -> Answer:
+    """Makes the answer for a scan of this name, by this model."""
+    with Classifier.load(tiny_bundle) as classifier:
+        given = classifier.predict(np.zeros((128, 128), np.uint8))
+
+    def made(file: str | None, model: str = TITLE) -> Prediction:
+        return replace(given, file=file, model=model)
+
+    return made
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 # --- the results file
 
 
-def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path):
+def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path, answer):
     with Journal(path, TITLE) as journal:
         journal.write(answer("a.png"))
         journal.write(Failure("b.png", InputError("b.png: damaged")))
@@ -56,7 +60,7 @@ def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
-def test_a_line_cut_short_is_dropped_and_the_whole_ones_before_it_stay(path, cut):
+def test_a_line_cut_short_is_dropped_and_the_whole_ones_before_it_stay(path, answer, cut):
     with Journal(path, TITLE) as journal:
         for name in ("a.png", "b.png", "c.png"):
             journal.write(answer(name))
@@ -70,31 +74,34 @@ def test_a_line_cut_short_is_dropped_and_the_whole_ones_before_it_stay(path, cut
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        (["not json"], "line 1 is no result"),
-        (["[1]"], "line 1 is no result"),
-        (["null"], "line 1 is no result"),
-        (['{"file": "a.png"}'], "line 1 is no result"),
-        (['{"file": "a.png", "error": "damaged"}', '{"model": "tiny 1"}'], "line 2 is no result"),
-        (['{"file": "a.png", "model": "other 2"}'], "line 1 is an answer of 'other 2', and this is 'tiny 1'"),
-    ],
-)
-def test_another_file_is_refused_and_left_as_it_was(path, lines, words):
-    text = "".join(f"{line}\n" for line in lines)
-    path.write_text(text)
-    with pytest.raises(OutputError, match=words):
+@pytest.mark.parametrize("line", ["not json", "[1]", "null", '{"file": "a.png"}', "{}"])
+def test_another_file_is_refused_and_left_as_it_was(path, answer, line):
+    for number, before in ((1, []), (3, ["a.png", "b.png"])):
+        path.unlink(missing_ok=True)
+        with Journal(path, TITLE) as journal:
+            for name in before:
+                journal.write(answer(name))
+        text = path.read_text() + f"{line}\n"
+        path.write_text(text)
+        with pytest.raises(MriEdgeError, match=f"line {number} is no result"):
+            Journal(path, TITLE)
+        assert path.read_text() == text
+
+
+def test_answers_of_another_model_are_refused_and_left_as_they_were(path, answer):
+    with Journal(path, "other 2") as journal:
+        journal.write(answer("a.png", model="other 2"))
+    text = path.read_text()
+    with pytest.raises(MriEdgeError, match="line 1 is an answer of 'other 2', and this is 'tiny 1'"):
         Journal(path, TITLE)
     assert path.read_text() == text
-    path.unlink()
-    with Journal(path, TITLE) as journal:  # the refused one holds no lock
-        journal.write(answer("a.png"))
+    with Journal(path, "other 2") as journal:  # the refused one holds no lock
+        assert list(journal.remaining(["a.png", "b.png"])) == ["b.png"]
 
 
-def test_one_program_at_a_time_and_the_next_one_after_it(path):
+def test_one_program_at_a_time_and_the_next_one_after_it(path, answer):
     with Journal(path, TITLE) as journal:
-        with pytest.raises(OutputError, match="another mri-edge writes it"):
+        with pytest.raises(MriEdgeError, match="another mri-edge writes it"):
             Journal(path, TITLE)
         journal.write(answer("a.png"))
     with Journal(path, TITLE) as journal:
@@ -102,15 +109,15 @@ def test_one_program_at_a_time_and_the_next_one_after_it(path):
 
 
 def test_what_is_no_plain_file_is_refused(tmp_path):
-    with pytest.raises(OutputError, match="no plain file"):
+    with pytest.raises(MriEdgeError, match="no plain file"):
         Journal(tmp_path, TITLE)
-    with pytest.raises(OutputError, match="no plain file"):
+    with pytest.raises(MriEdgeError, match="no plain file"):
         Journal(Path(os.devnull), TITLE)
     with pytest.raises(OutputError, match="cannot write"):
         Journal(tmp_path / "missing" / "results.jsonl", TITLE)
 
 
-def test_a_line_that_the_disk_takes_only_in_part_is_an_error_and_is_dropped_next_time(path):
+def test_a_line_that_the_disk_takes_only_in_part_is_an_error_and_is_dropped_next_time(path, answer):
     """The limit on the size of files stands for a full disk: the system takes what fits, and says how much that was."""
     with Journal(path, TITLE) as journal:
         journal.write(answer("a.png"))

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from mri_edge.errors import InputError, OutputError, UsageError
+from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
 from mri_edge.files import sha256_of
 from mri_edge.watching.arrivals import TEMPORARY, Arrivals, stamp_of
 from mri_edge.watching.athand import NOTE, AtHand
@@ -142,7 +142,7 @@ def test_a_postponed_scan_comes_again_counted_from_its_first_sight(incoming, clo
 
 
 def test_a_folder_that_cannot_be_listed_is_told(tmp_path, clock):
-    with pytest.raises(UsageError, match="cannot list"):
+    with pytest.raises(MriEdgeError, match="cannot list"):
         Arrivals(tmp_path / "none", 0, clock=clock).look()
 
 
