@@ -270,3 +270,13 @@ def test_a_condensed_record_tells_the_same():
     assert files(choose_scans(scans, condensed, None).scans) == ["d", "c"]
     assert choose_scans(scans[:2] + scans[4:], condensed, None).left_out == {"train": 1, "validation": 1}
     assert len(short(scans[0].sha256)) == 16
+
+
+def test_a_bundle_holds_its_record_whole_or_condensed_or_not_at_all():
+    split = record(train=["a"], test=["b"])
+    contents = {"split.json": split.to_json().encode(), "split.npy": split.to_condensed()}
+    assert Split.held({"split.json", "split.npy"}, contents.__getitem__) == split
+    condensed = Split.held({"split.npy"}, contents.__getitem__)
+    assert condensed is not None
+    assert [(one.file, one.role) for one in condensed.images] == [("", "train"), ("", "test")]
+    assert Split.held({"model.onnx"}, contents.__getitem__) is None
