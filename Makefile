@@ -6,6 +6,9 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Two files of tests at a time: half of them wait for programs that they started. PYTEST_ARGS= for one after the other.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# For `make mutants`: how many faults, and which draw of them.
+SAMPLE ?= 200
+SEED ?= 0
 # For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
@@ -14,7 +17,7 @@ RUNTIME_TESTS := 'hypothesis>=6.100' 'jsonschema>=4.21' 'onnx>=1.17,<2' 'pytest>
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke model small \
+.PHONY: help demo test mutants test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke model small \
 	schema scans clean
 
 help:  ## list what can be made
@@ -34,6 +37,10 @@ test-lowest: $(BIN)/python  ## the same with the oldest versions that pyproject.
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip install --python $(BIN)/python --resolution lowest-direct --editable '.[sign]' $(RUNTIME_TESTS)
 	$(BIN)/python -m pytest tests/runtime
+
+mutants: $(VENV)/.dev  ## plant faults in a copy of the code, say which the tests miss (SAMPLE=200 SEED=0): 20 minutes
+	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)
+	$(BIN)/python scripts/mutants.py --planted
 
 test-arm64: $(VENV)/.dev  ## run the product on emulated 64-bit ARM (as root, on a Debian), compare with this machine
 	$(BIN)/python tests/arm64/check.py --root $(ARM64) --record tests/arm64/record.json $(BUNDLES)

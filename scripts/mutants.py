@@ -1,0 +1,439 @@
+"""Plant small faults in a copy of the code and report which ones the tests miss: ``make mutants``.
+
+A run draws a sample of mutants (a comparison swapped, a limit moved, a statement removed) from the modules in
+``tests/mutants.toml``. Each is written into a scratch copy of the checkout, where only the tests that execute the
+changed line are run. Outcomes are kept in ``build/mutants.json`` as they come: a run that was stopped goes on from
+there. It needs Python 3.11.
+``--planted`` runs the faults of ``tests/planted_faults.toml`` instead, and demands that each one is noticed.
+
+mutmut and cosmic-ray were not taken: the first does not mutate constants of a module, such as the limits here, and
+does not know a package that is installed from a folder of another name; the second changes the checkout itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+KEPT = CHECKOUT / "build" / "mutants.json"
+RECORD = CHECKOUT / "tests" / "mutants.json"
+PLANTED = CHECKOUT / "tests" / "planted_faults.toml"
+
+# What the tests import, loaded once: each mutant runs in a fork. Nothing here may import mri_edge.
+LIBRARIES = (
+    "cryptography.hazmat.primitives.serialization",
+    "hypothesis",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "PIL.Image",
+    "pytest",
+    "scipy.optimize",
+    "scipy.stats",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+)
+
+_TABLE = tomllib.loads((CHECKOUT / "tests" / "mutants.toml").read_text(encoding="utf-8"))
+SCOPE: dict[str, list[str]] = {file: one["tests"] for one in _TABLE["scope"] for file in one["modules"]}
+PARTS: dict[str, list[str]] = _TABLE["parts"]
+
+_SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
+    **{ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift},
+}
+_BROKEN = 70  # exit code of a fork in which pytest itself failed
+_OPPOSITE = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "any": "all", "all": "any"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one module: bytes ``start`` to ``end`` become ``new``. ``lines`` are those of its statement."""
+
+    file: str
+    start: int
+    end: int
+    old: str
+    new: str
+    function: str | None
+    lines: range
+    rank: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.lines[0]}: {' '.join(self.old.split())}  ->  {self.new}"
+
+    def apply(self, source: bytes) -> bytes:
+        """The module with the change in it."""
+        return source[: self.start] + self.new.encode() + source[self.end :]
+
+
+def changes(node: ast.AST) -> Iterator[str]:  # noqa: PLR0912 (a case for each kind of node)
+    """What a node may become, as text."""
+    if isinstance(node, ast.Compare | ast.BoolOp | ast.BinOp | ast.AugAssign):
+        other: Any = copy.deepcopy(node)
+        swapped = _SWAPS.get(type(node.ops[0] if isinstance(node, ast.Compare) else node.op), type(None))()
+        if isinstance(node, ast.Compare):
+            other.ops[0] = swapped
+        else:
+            other.op = swapped
+        if swapped is not None and not any(isinstance(part, ast.JoinedStr) for part in ast.walk(node)):
+            yield ast.unparse(other) if isinstance(node, ast.AugAssign) else f"({ast.unparse(other)})"
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
+        yield f"({ast.unparse(node.operand)})"
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield str(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+        yield from (str(node.value + 1), str(node.value * 2) if node.value > 1 else str(1 - node.value))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+        yield from (str(node.value * 2), "0.0") if node.value else ("1.0",)
+    elif isinstance(node, ast.If | ast.IfExp | ast.While) and not isinstance(node.test, ast.Compare | ast.UnaryOp):
+        yield f"(not ({ast.unparse(node.test)}))"
+    elif isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
+        yield "return None"
+    elif isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+        yield "pass"
+    elif isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        if name in _OPPOSITE:
+            yield ast.unparse(node)[: -len(name)] + _OPPOSITE[name]
+
+
+def mutants_of(file: str, source: bytes, seed: int) -> list[Mutant]:
+    """Every mutant of a module; ``rank`` orders them by chance, and keeps its value when other code changes."""
+    begins = [0]
+    for line in source.splitlines(keepends=True):
+        begins.append(begins[-1] + len(line))
+    found: list[Mutant] = []
+    times: Counter[str] = Counter()
+
+    def add(node: Any, statement: Any, function: str | None) -> None:
+        target = node.test if isinstance(node, ast.If | ast.IfExp | ast.While) else node
+        start = begins[target.lineno - 1] + target.col_offset
+        end = begins[target.end_lineno - 1] + target.end_col_offset
+        header = statement.body[0].lineno - 1 if hasattr(statement, "body") else statement.end_lineno
+        lines = range(statement.lineno, max(header, statement.lineno) + 1)
+        for new in changes(node):
+            old = source[start:end].decode()
+            name = f"{seed} {file} {function} {old} {new}"
+            times[name] += 1
+            rank = hashlib.sha256(f"{name} {times[name]}".encode()).hexdigest()
+            found.append(Mutant(file, start, end, old, new, function, lines, rank))
+
+    def visit(node: ast.AST, statement: ast.AST, function: str | None) -> None:
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.If) and "win32" in ast.unparse(node.test)):
+            return
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        statement = node if isinstance(node, ast.stmt) else statement
+        if hasattr(node, "lineno"):
+            add(node, statement, function)
+        inner = isinstance(node, ast.FunctionDef)
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list"):
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    visit(child, statement, (function or node.name) if inner and name == "body" else function)  # type: ignore[attr-defined]
+
+    tree = ast.parse(source)
+    visit(tree, tree, None)
+    return [one for one in found if file not in PARTS or one.function in PARTS[file]]
+
+
+class Trace:
+    """A pytest plugin that notes which lines of the modules in ``SCOPE`` each test executes, and its CPU time."""
+
+    def __init__(self, package: Path, out: Path) -> None:
+        self.module = {str(package / file.removeprefix("runtime/")): file for file in SCOPE}
+        self.out = out
+        self.tests: dict[str, dict[str, Any]] = {}
+        self.lines: dict[str, set[int]] = defaultdict(set)
+
+    def _call(self, frame: Any, event: str, argument: object) -> Any:
+        file = self.module.get(frame.f_code.co_filename)
+        if file is None:
+            return None
+        self.lines[file].add(frame.f_lineno)
+        return self._call
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Note a test that fails without any fault: no mutant is judged by it."""
+        if report.failed:
+            self.tests[report.nodeid] = {"failed": True}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Begin to trace."""
+        self.lines, self.start = defaultdict(set), (time.process_time(), time.monotonic())
+        threading.settrace(self._call)
+        sys.settrace(self._call)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Note what was seen. Caches are emptied, so that the next test computes what it needs itself."""
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        lines = {file: sorted(lines) for file, lines in self.lines.items()}
+        cpu_s, wall_s = time.process_time() - self.start[0], time.monotonic() - self.start[1]
+        self.tests.setdefault(nodeid, {"cpu_s": cpu_s, "wall_s": wall_s, "lines": lines})
+        for name, module in list(sys.modules.items()):
+            if name.startswith("mri_edge"):
+                for value in list(vars(module).values()):
+                    getattr(value, "cache_clear", lambda: None)()
+
+    def pytest_sessionfinish(self) -> None:
+        """Hand the notes to the parent."""
+        self.out.write_text(json.dumps(self.tests), encoding="utf-8")
+
+
+class Scratch:
+    """A copy of the checkout's files, installed as the package is by a folder of links, in which tests run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree, self.package, self._folder = folder / "tree", folder / "site" / "mri_edge", folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
+            cwd=CHECKOUT,
+            capture_output=True,
+            check=True,
+        )
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if (CHECKOUT / name).is_file():
+                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(CHECKOUT / name, self.tree / name)
+        self.package.mkdir(parents=True)
+        for path in [*(self.tree / "runtime").iterdir(), self.tree / "train", self.tree / "export"]:
+            (self.package / path.name).symlink_to(path)
+        self._changes = 0
+        os.environ["PYTHONPATH"] = str(self.package.parent)
+        for name in LIBRARIES:
+            import_module(name)
+
+    def write(self, file: str | Path, content: bytes) -> None:
+        """Change a file, with a time that no compiled file has been made for."""
+        self._changes += 1
+        path = self.tree / file
+        path.write_bytes(content)
+        os.utime(path, (self._changes, self._changes))
+
+    def run(self, tests: Sequence[str], cpu_s: float, *, slow: bool = False, trace: Path | None = None) -> str:
+        """Run tests in a fork: ``"passed"``, ``"failed"`` or ``"timed out"``, after CPU time or twenty times that."""
+        child = os.fork()
+        if child == 0:
+            self._run_here(tests, cpu_s, slow, trace)
+        end = time.monotonic() + 20 * cpu_s
+        while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+            time.sleep(0.02)
+        with suppress(ProcessLookupError):  # the test, if it still runs, and what it started
+            os.killpg(child, signal.SIGKILL)
+        if done[0] == 0:
+            os.waitpid(child, 0)
+            return "timed out"
+        code = os.waitstatus_to_exitcode(done[1])
+        if code == _BROKEN:
+            raise SystemExit(f"pytest did not run:\n{self.log}")
+        return {0: "passed", -signal.SIGXCPU: "timed out"}.get(code, "failed")
+
+    def _run_here(self, tests: Sequence[str], cpu_s: float, slow: bool, trace: Path | None) -> None:
+        try:
+            os.setsid()
+            os.chdir(self.tree)
+            log = os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            spent = time.process_time()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(spent + cpu_s) + 1, int(spent + cpu_s) + 10))
+            sys.path.insert(0, str(self.package.parent))
+            sys.argv = ["pytest", *tests]
+            options = [
+                "-q",
+                *([] if slow else ["-m", "not slow"]),
+                "-p",
+                "no:cacheprovider",
+                f"--basetemp={self._folder / 'tmp'}",
+            ]
+            plugins = [Trace(self.package, trace)] if trace else []
+            code = import_module("pytest").main([*options, *([] if trace else ["-x"]), *tests], plugins=plugins)
+            os._exit(int(code))
+        finally:
+            os._exit(_BROKEN)
+
+    @property
+    def log(self) -> str:
+        """The end of what the last run printed."""
+        return (self._folder / "log").read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+class Judge:
+    """Finds the outcome of each mutant: ``killed``, ``timed out``, ``survived`` or ``untested``."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._kept: dict[str, Any] = json.loads(KEPT.read_bytes()) if KEPT.is_file() else {}
+        self.broken: set[str] = set()
+
+    def outcome(self, mutant: Mutant, source: bytes) -> str:
+        """Run the tests of the changed line, the quickest first, until one fails."""
+        noted = self._tests(mutant)
+        text = mutant.apply(source)
+        key = hashlib.sha256(text + self._content(SCOPE[mutant.file])).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self._try(mutant.file, source, text, noted)
+            self._keep()
+        return str(self._kept[key])
+
+    def _try(self, file: str, source: bytes, text: bytes, tests: dict[str, float]) -> str:
+        if not tests:
+            return "untested"
+        self._scratch.write(file, text)
+        try:
+            ended = self._scratch.run(list(tests), 10 + 5 * sum(tests.values()))
+        finally:
+            self._scratch.write(file, source)
+        return {"passed": "survived", "failed": "killed"}.get(ended, ended)
+
+    def _tests(self, mutant: Mutant) -> dict[str, float]:
+        """CPU seconds of each test that executes the statement; outside functions, of each that executes the module."""
+        found = {}
+        for argument in SCOPE[mutant.file]:
+            if (self._scratch.tree / argument.partition("::")[0]).is_file():
+                for name, one in self._traced(argument).items():
+                    lines = one.get("lines", {}).get(mutant.file, [])
+                    if one.get("failed"):
+                        self.broken.add(name)
+                    elif any(line in mutant.lines for line in lines) or (mutant.function is None and lines):
+                        found[name] = one
+        return {name: one["cpu_s"] for name, one in sorted(found.items(), key=lambda item: item[1]["wall_s"])}
+
+    def _traced(self, argument: str) -> dict[str, Any]:
+        key = f"trace {argument} {hashlib.sha256(self._content([argument, *SCOPE])).hexdigest()}"
+        if key not in self._kept:
+            print(f"tracing {argument}", flush=True)
+            out = self._scratch.tree.parent / "trace.json"
+            out.unlink(missing_ok=True)
+            if self._scratch.run([argument], 1200, trace=out) == "timed out" or not out.is_file():
+                raise SystemExit(f"{argument} does not run:\n{self._scratch.log}")
+            self._kept[key] = json.loads(out.read_bytes())
+            self._keep()
+        return dict(self._kept[key])
+
+    def _content(self, names: Sequence[str]) -> bytes:
+        """What decides an outcome: the hash of files, of which those of tests may be named with a test."""
+        digest = hashlib.sha256()
+        for name in sorted({name.partition("::")[0] for name in [*names, "tests/conftest.py"]}):
+            if (self._scratch.tree / name).is_file():
+                digest.update((self._scratch.tree / name).read_bytes())
+        return digest.digest()
+
+    def _keep(self) -> None:
+        KEPT.parent.mkdir(exist_ok=True)
+        partial = KEPT.with_suffix(".new")
+        partial.write_text(json.dumps(self._kept), encoding="utf-8")
+        partial.replace(KEPT)
+
+
+def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> None:
+    """Judge a sample of mutants and write the record."""
+    from scipy.stats import binomtest
+
+    sources = {file: (scratch.tree / file).read_bytes() for file in SCOPE if (scratch.tree / file).is_file()}
+    every = [one for file, source in sources.items() for one in mutants_of(file, source, seed)]
+    drawn = sorted(every, key=lambda one: one.rank)[:size]
+    drawn.sort(key=lambda one: (not one.file.startswith("runtime"), one.file, one.start, one.new))
+    judge = Judge(scratch)
+    outcomes: dict[str, Counter[str]] = defaultdict(Counter)
+    missed = []
+    for mutant in (one for one in drawn if only in one.file):
+        if not mutant.file.startswith("runtime"):
+            import_module("keras")  # their tests do, and it takes seconds
+        outcome = judge.outcome(mutant, sources[mutant.file])
+        outcomes[mutant.file][outcome] += 1
+        if outcome in ("survived", "untested"):
+            missed.append(f"{outcome}: {mutant}")
+            print(missed[-1], flush=True)
+    total = sum(outcomes.values(), Counter())
+    found, judged = total["killed"] + total["timed out"], total.total()
+    interval = binomtest(found, judged).proportion_ci(method="wilson")
+    score = {"noticed": found, "of": judged, "low": round(interval.low, 3), "high": round(interval.high, 3)}
+    content = {"seed": seed, "mutants": len(every), "score": score, "modules": outcomes, "missed": missed}
+    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for file, counts in outcomes.items():
+        print(f"{file:<34} {counts['killed'] + counts['timed out']:>3} of {counts.total():>3}  {dict(counts)}")
+    for name in sorted(judge.broken):
+        print(f"left out, fails without any fault: {name}")
+    print(f"{found} of {judged} noticed: {found / judged:.1%} (95% {interval.low:.1%} to {interval.high:.1%})")
+
+
+def planted(scratch: Scratch, only: str) -> int:
+    """Plant each named fault; returns how many were not noticed, or are no longer to be found in the code."""
+    faults = [one for one in tomllib.loads(PLANTED.read_text(encoding="utf-8"))["fault"] if only in one["name"]]
+    sound: dict[tuple[str, ...], bool] = {}
+    missed = 0
+    for fault in faults:
+        pattern = fault.get("pattern") or re.escape(fault["old"])
+        texts = {file: file.read_text(encoding="utf-8") for file in scratch.tree.glob(fault["file"])}
+        places = [file for file, text in texts.items() for _ in re.finditer(pattern, text)]
+        tests = tuple(one for one in fault["tests"] if (scratch.tree / one.partition("::")[0]).exists())
+        if len(places) != 1:
+            outcome = f"STALE: the text to change is there {len(places)} times"
+        elif not tests:
+            outcome = f"STALE: none of its tests is there, {', '.join(fault['tests'])}"
+        else:
+            if tests not in sound:
+                sound[tests] = scratch.run(tests, 1200, slow=True) == "passed"
+            [place] = places
+            changed = re.sub(pattern, lambda _, new=fault["new"]: new, texts[place])
+            scratch.write(place, changed.encode())
+            ended = scratch.run(tests, 1200, slow=True)
+            scratch.write(place, texts[place].encode())
+            outcome = "MISSED" if ended == "passed" else "noticed"
+            outcome = outcome if sound[tests] else "BROKEN: its tests fail without the fault"
+        missed += outcome != "noticed"
+        print(f"{outcome}: {fault['name']}", flush=True)
+    print(f"{len(faults) - missed} of {len(faults)} planted faults noticed")
+    return missed
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=200, help="how many mutants to judge")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws others")
+    parser.add_argument("--only", default="", help="those whose file, or name, has this in it")
+    parser.add_argument("--record", type=Path, default=RECORD, help="where the outcome is written")
+    parser.add_argument("--planted", action="store_true", help="the named faults in place of a sample")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        scratch = Scratch(Path(folder))
+        if arguments.planted:
+            sys.exit(1 if planted(scratch, arguments.only) else 0)
+        sample(scratch, arguments.sample, arguments.seed, arguments.only, arguments.record)
+
+
+if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork keeps no threads
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    main()

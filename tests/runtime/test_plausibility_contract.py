@@ -1,0 +1,136 @@
+"""Each pixel rule on both sides of its limit: what a scan may just be, and what is just no longer like one."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from mri_edge.novelty import NoveltyCheck, distances
+from mri_edge.plausibility import doubts
+
+SIDE = 128
+
+
+def plain() -> np.ndarray:
+    """A dark picture with a bright block: nothing to doubt."""
+    grey = np.zeros((SIDE, SIDE), np.uint8)
+    grey[30:90, 30:90] = 90
+    return grey
+
+
+def doubts_about(grey: np.ndarray, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[str, ...]:
+    fitted = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
+    return tuple(map(str, doubts([size], fitted[None])[0]))
+
+
+def words(found: tuple[str, ...]) -> list[str]:
+    return [one.removeprefix("may be no brain scan: ").split(":")[0].split(",")[0] for one in found]
+
+
+def test_nothing_is_wrong_with_the_picture_that_the_others_start_from():
+    assert doubts_about(plain()) == ()
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [
+        ((100, 100), ()),
+        ((99, 150), ("may be no brain scan: tiny: 150 x 99 pixels",)),
+        ((150, 99), ("may be no brain scan: tiny: 99 x 150 pixels",)),
+        ((100, 200), ()),
+        ((200, 100), ()),
+        ((100, 201), ("may be no brain scan: long and narrow: 201 x 100 pixels",)),
+        ((401, 200), ("may be no brain scan: long and narrow: 200 x 401 pixels",)),
+    ],
+)
+def test_size_and_shape_are_those_of_the_picture_as_it_came(size, found):
+    assert doubts_about(plain(), size) == found
+
+
+@pytest.mark.parametrize(("level", "found"), [(120, []), (121, ["bright at the border"])])
+def test_a_border_up_to_120_may_be_air(level, found):
+    grey = np.full((SIDE, SIDE), 60, np.uint8)
+    grey[[0, -1]] = level
+    grey[:, [0, -1]] = level
+    assert words(doubts_about(grey)) == found
+
+
+SIDES = {"top": np.s_[0, :], "bottom": np.s_[-1, :], "left": np.s_[:, 0], "right": np.s_[:, -1]}
+
+
+@pytest.mark.parametrize("bright", list(itertools.combinations(SIDES, 2)), ids="-".join)
+def test_every_side_of_the_border_counts(bright):
+    """Two white sides of four: a mean of 127 to 130. One white side: 64."""
+    grey = plain()
+    grey[SIDES[bright[0]]] = 255
+    assert words(doubts_about(grey)) == []
+    grey[SIDES[bright[1]]] = 255
+    assert words(doubts_about(grey)) == ["bright at the border"]
+
+
+@pytest.mark.parametrize(("brightest", "found"), [(100, []), (99, ["blank"])])
+def test_fifty_grey_levels_are_enough(brightest, found):
+    grey = np.full((SIDE, SIDE), 50, np.uint8)
+    grey[40:80, 40:80] = brightest
+    assert words(doubts_about(grey)) == found
+
+
+def test_of_a_blank_picture_nothing_more_is_said():
+    assert words(doubts_about(np.full((SIDE, SIDE), 255, np.uint8))) == ["blank"]
+
+
+@pytest.mark.parametrize(("step", "found"), [(35, []), (36, ["as restless as noise"])])
+@pytest.mark.parametrize("down", [False, True])
+def test_neighbours_may_differ_by_35_on_average(step, found, down):
+    """Stripes on a slope: each pixel differs from the next in its row by ``step``."""
+    slope = np.linspace(0, 60, SIDE).astype(np.uint8)[:, None]
+    grey = slope + np.where(np.arange(SIDE) % 2 == down, step, 0).astype(np.uint8)
+    assert words(doubts_about(grey)) == found
+
+
+@pytest.mark.parametrize("tint", [c for c in itertools.product((0, 1), repeat=3) if 0 < sum(c) < 3])
+@pytest.mark.parametrize(
+    ("strength", "pixels", "found"),
+    [(25, 20, []), (25, 21, ["coloured"]), (24, 1024, [])],
+    ids=["too few", "enough", "too weak"],
+)
+def test_colour_counts_where_it_is_strong_and_wide(tint, strength, pixels, found):
+    """Of the 1,024 pixels that are looked at 2% are 20.5."""
+    picture = np.repeat(plain()[..., None], 3, axis=2)
+    looked_at = picture[::4, ::4].reshape(-1, 3).copy()
+    looked_at[:pixels] += (np.array(tint) * strength).astype(np.uint8)
+    picture[::4, ::4] = looked_at.reshape(SIDE // 4, SIDE // 4, 3)
+    assert words(doubts_about(picture)) == found
+
+
+def test_each_picture_of_a_batch_has_its_own_doubts():
+    bright = np.full((SIDE, SIDE), 255, np.uint8)
+    bright[40:80, 40:80] = 0
+    fitted = np.stack([np.repeat(one[..., None], 3, axis=2) for one in (plain(), bright, plain())])
+    found = doubts([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
+    assert [words(tuple(map(str, one))) for one in found] == [[], ["bright at the border"], ["tiny"]]
+
+
+# --- how far from the training images
+
+PLANE = np.array([[1, 2, 3], [1, 0, 0], [0, 1, 0]], np.float32)  # a mean and two directions; the third is outside
+
+
+@pytest.mark.parametrize(
+    ("features", "distance"),
+    [([1, 4, 9], 0), ([100, 49, 9], 0), ([1, 4, 16], 1), ([1, 4, 1], 2), ([25, 0, 0], 3), ([1, 4, -4], 3)],
+)
+def test_only_what_lies_outside_all_directions_counts(features, distance):
+    """Roots are taken first, of what is below 0 as of 0."""
+    found = distances(np.array([features, [1, 4, 9]], np.float32), PLANE)
+    assert found.tolist() == pytest.approx([distance, 0], abs=2e-3)  # a difference of squares, in float32
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("limit", "doubted"), [(1.0, [False, False, True]), (0.99, [False, True, True])])
+def test_a_distance_at_the_limit_is_not_doubted(limit, doubted):
+    features = np.array([[1, 4, 9], [1, 4, 16], [1, 4, 25]], np.float32)
+    found = NoveltyCheck(PLANE, limit).doubts(features)
+    assert [bool(one) for one in found] == doubted
+    assert [str(one) for one in found[2]] == [f"unlike the training images: distance 2.00, limit {limit:.2f}"]

@@ -1,0 +1,67 @@
+"""Which artefact `evaluate` runs, and in what: Keras where it is asked for or all there is, else a device's engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.errors import MriEdgeError
+from mri_edge.writing import rewriting
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+pytest.importorskip("sklearn", reason="needs the extra 'train'")
+
+from mri_edge.train.evaluate import open_classifier  # noqa: E402
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> Bundle:
+    """The tiny bundle with ``model.keras`` beside ``model.onnx``."""
+    layers = [keras.Input((128, 128, 3)), keras.layers.AveragePooling2D(64), keras.layers.Flatten()]
+    model = keras.Sequential([*layers, keras.layers.Dense(2, activation="softmax")])
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
+        model.save(writer.path("model.keras"))
+        writer.add_artefact(replace(writer.manifest.artefacts[0], file="model.keras", format="keras"))
+    return Bundle.open(tiny_bundle)
+
+
+def only(bundle: Bundle, *files: str) -> Bundle:
+    kept = tuple(one for one in bundle.manifest.artefacts if one.file in files)
+    return replace(bundle, manifest=replace(bundle.manifest, artefacts=kept))
+
+
+BOTH = ("model.onnx", "model.keras")
+
+
+@pytest.mark.parametrize(
+    ("held", "artefact", "engine", "ran"),
+    [
+        (BOTH, None, None, ("model.onnx", "onnxruntime")),
+        (BOTH, None, "onnxruntime", ("model.onnx", "onnxruntime")),
+        (BOTH, None, "keras", ("model.keras", "keras")),
+        (BOTH, "model.onnx", None, ("model.onnx", "onnxruntime")),
+        (BOTH, "model.keras", None, ("model.keras", "keras")),
+        (BOTH, "model.keras", "keras", ("model.keras", "keras")),
+        (("model.keras",), None, None, ("model.keras", "keras")),
+        (("model.onnx",), None, None, ("model.onnx", "onnxruntime")),
+    ],
+)
+def test_what_runs_in_what(bundle, held, artefact, engine, ran):
+    with open_classifier(only(bundle, *held), artefact, engine, "auto", None) as classifier:
+        assert (classifier.artefact.file, classifier.engine.name) == ran
+
+
+@pytest.mark.parametrize(
+    ("held", "artefact", "engine"),
+    [
+        (("model.onnx",), None, "keras"),
+        (("model.keras",), None, "onnxruntime"),
+        (BOTH, "model.onnx", "keras"),
+        (BOTH, "model.keras", "onnxruntime"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(bundle, held, artefact, engine):
+    with pytest.raises(MriEdgeError):
+        open_classifier(only(bundle, *held), artefact, engine, "auto", None)

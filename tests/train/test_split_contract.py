@@ -1,0 +1,282 @@
+"""Who trains, who tests and who may be scored: every role by itself, on lists of names without a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.errors import DataError, UsageError
+from mri_edge.split import Role, Split, SplitImage, short
+
+selection_of_sklearn = pytest.importorskip("sklearn.model_selection", reason="needs the extra 'train'")
+
+from mri_edge.train import duplicates, folds  # noqa: E402
+from mri_edge.train.data import Scan  # noqa: E402
+from mri_edge.train.evaluate import choose_scans  # noqa: E402
+from mri_edge.train.split import as_split, choose_test, find_split  # noqa: E402
+
+
+def digest(name: str) -> str:
+    return name.encode().hex().ljust(64, "0")
+
+
+def scan(name: str, label: int = 0, content: str | None = None) -> Scan:
+    return Scan(Path(name), name, name.rpartition("/")[0], label, digest(content or name))
+
+
+def record(**roles: list[str]) -> Split:
+    """A split record: names by role, each name its content."""
+    return Split(tuple(SplitImage(name, digest(name), 0, role) for role, names in roles.items() for name in names))
+
+
+def files(scans: list[Scan]) -> list[str]:
+    return [one.file for one in scans]
+
+
+# --- which split
+
+
+@pytest.mark.parametrize(
+    ("asked", "patients", "found"),
+    [
+        (None, False, "reference"),
+        (None, True, "grouped"),
+        ("grouped", True, "grouped"),
+        ("stratified", False, "stratified"),
+        ("grouped", False, "grouped"),
+        ("reference", False, "reference"),
+    ],
+)
+def test_patients_are_kept_together_and_otherwise_what_is_asked_for_is_taken(asked, patients, found):
+    assert find_split(asked, patients=patients) == found
+
+
+@pytest.mark.parametrize("asked", ["reference", "stratified"])
+def test_a_split_that_would_divide_patients_is_refused(asked):
+    with pytest.raises(UsageError, match="divides them"):
+        find_split(asked, patients=True)
+
+
+LABELS = [0] * 40 + [1] * 60
+
+
+def test_the_references_split_is_scikit_learns_without_regard_to_labels():
+    _, expected = selection_of_sklearn.train_test_split(np.arange(100), test_size=0.2, random_state=42)
+    test = choose_test("reference", LABELS, [], test_share=0.2, seed=42)
+    assert np.flatnonzero(test).tolist() == sorted(expected.tolist())
+    assert choose_test("reference", LABELS[::-1], [], test_share=0.2, seed=42).tolist() == test.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stratified_split_keeps_the_shares_of_labels(seed):
+    test = choose_test("stratified", LABELS, [], test_share=0.2, seed=seed)
+    assert np.bincount(np.array(LABELS)[test]).tolist() == [8, 12]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_grouped_split_divides_no_group(seed):
+    group = np.arange(100) // 4
+    test = choose_test("grouped", LABELS, group, test_share=0.2, seed=seed)
+    assert not set(group[test]) & set(group[~test])
+    assert 12 <= test.sum() <= 28
+
+
+def test_every_image_has_its_role_in_order_and_what_was_left_out_comes_last():
+    split = as_split([scan("a"), scan("b", 1), scan("c")], np.array([False, True, False]), [scan("d", 1)])
+    assert [(one.file, one.sha256, one.label, one.role) for one in split.images] == [
+        ("a", digest("a"), 0, "train"),
+        ("b", digest("b"), 1, "test"),
+        ("c", digest("c"), 0, "train"),
+        ("d", digest("d"), 1, "excluded"),
+    ]
+
+
+# --- near-duplicates
+
+
+def hashes(*differing: range) -> np.ndarray:
+    """Hashes of 128 bits that differ from one of zeros in these bits."""
+    found = np.zeros((len(differing), 128), bool)
+    for row, bits in enumerate(differing):
+        found[row, list(bits)] = True
+    return found
+
+
+@pytest.mark.parametrize("bits", [0, 1, 8, 12])
+def test_pictures_are_close_up_to_just_so_many_bits(bits):
+    found = hashes(range(0), range(bits), range(bits + 1))
+    assert [0, 1] in duplicates.close_pairs(found, bits).tolist()
+    assert [0, 2] not in duplicates.close_pairs(found, bits).tolist()
+
+
+def test_the_same_slice_is_within_8_bits_and_a_test_image_is_kept_apart_by_12():
+    found = hashes(range(0), range(8), range(60, 69), range(80, 112))
+    group = duplicates.groups(found)
+    assert group[0] == group[1]
+    assert len(set(group.tolist())) == 3
+    assert duplicates.SAME_SLICE_BITS == 8
+    assert duplicates.KEEP_APART_BITS == 12
+
+
+def test_close_pairs_are_found_across_the_pieces_that_are_compared_at_a_time():
+    rng = np.random.default_rng(0)
+    found = rng.random((1200, 128)) < 0.5
+    twins = {3: 700, 511: 512, 600: 1199, 1023: 1024}
+    for first, second in twins.items():
+        found[second] = found[first]
+        found[second, :8] ^= True
+    assert sorted(map(tuple, duplicates.close_pairs(found, 8).tolist())) == sorted(twins.items())
+    assert duplicates.close_pairs(found[:0], 8).shape == (0, 2)
+    assert duplicates.close_pairs(found[:1], 8).shape == (0, 2)
+
+
+def test_groups_are_joined_by_chains_and_by_patients():
+    chain = hashes(range(0), range(8), range(16), range(40, 100), range(24), range(100, 128))
+    group = duplicates.groups(chain)
+    assert len({group[0], group[1], group[2], group[4]}) == 1
+    assert len(set(group.tolist())) == 3
+    joined = duplicates.groups(chain, patients=["p", "q", "r", "s", "t", "p"])
+    assert joined[5] == joined[0] != joined[3]
+    assert len(set(joined.tolist())) == 2
+    assert sorted(set(joined.tolist())) == [0, 1]
+
+
+# --- folds
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_folds_hold_out_everyone_once_and_divide_no_group(count):
+    kind = np.array(["no"] * 40 + ["yes"] * 60)
+    group = np.arange(100) // 2
+    held = folds.by_group(kind, group, count)
+    assert len(held) == count
+    assert sorted(np.concatenate(held).tolist()) == list(range(100))
+    for part in held:
+        others = np.setdiff1d(np.arange(100), part)
+        assert not set(group[part]) & set(group[others])
+        assert np.mean(kind[part] == "no") == pytest.approx(0.4, abs=0.1)
+
+
+def test_a_kind_needs_as_many_groups_as_there_are_folds():
+    kind, group = np.array(["a"] * 6 + ["b"] * 6), np.array([0, 0, 1, 1, 2, 2, *range(3, 9)])
+    assert len(folds.by_group(kind, group, 3)) == 3
+    with pytest.raises(DataError, match="has 3 distinct slices"):
+        folds.by_group(kind, group, 4)
+
+
+def test_each_source_is_held_out_by_itself_in_order():
+    source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
+    assert [one.tolist() for one in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
+
+
+def test_sources_without_which_nothing_can_be_learned_are_told():
+    with pytest.raises(DataError, match="one source only"):
+        folds.by_source(np.array(["a", "a"]), np.array([0, 1]))
+    source = np.array(["a", "a", "b", "b"])
+    for label, name in (([0, 1, 1, 1], "a"), ([1, 1, 0, 1], "b")):
+        with pytest.raises(DataError, match=f"'{name}' cannot be left out"):
+            folds.by_source(source, np.array(label))
+
+
+# --- who may be scored
+
+
+@pytest.mark.parametrize("role", ["train", "validation", "excluded"])
+def test_what_training_knew_in_any_role_is_no_unseen_image(role: Role):
+    """A validation image chose the threshold, and an excluded one is close to a test image."""
+    split = record(**{role: ["a"], "test": ["elsewhere"]})
+    chosen = choose_scans([scan("renamed", content="a"), scan("new")], split, None)
+    assert files(chosen.scans) == ["new"]
+    assert chosen.left_out == {role: 1}
+    assert chosen.warnings == ["1 images are known from the bundle's training and left out."]
+    with pytest.raises(DataError, match=rf"all 1 images are known from the bundle's training \({role} 1\)"):
+        choose_scans([scan("a")], split, None)
+
+
+def test_where_all_test_images_are_there_they_alone_are_scored_in_the_order_of_the_record():
+    split = record(train=["a"], validation=["b"], test=["d", "c"])
+    scans = [scan("a"), scan("b"), scan("c"), scan("d"), scan("new")]
+    for role in (None, "test"):
+        chosen = choose_scans(scans, split, role)
+        assert files(chosen.scans) == ["d", "c"]
+        assert chosen.left_out == {"train": 1, "validation": 1, "unknown": 1}
+        assert len(chosen.warnings) == 1
+        assert chosen.warnings[0].startswith("1 images that the bundle's split record does not know")
+
+
+def test_where_a_test_image_is_missing_none_is_scored_as_the_test():
+    split = record(train=["a"], test=["c", "d"])
+    with pytest.raises(DataError, match="not all of the 2 test images"):
+        choose_scans([scan("a"), scan("c")], split, "test")
+    chosen = choose_scans([scan("a"), scan("c")], split, None)
+    assert files(chosen.scans) == ["c"]
+    with pytest.raises(DataError, match="no test images"):
+        choose_scans([scan("a")], record(train=["a"]), "test")
+
+
+def test_of_copies_of_a_test_image_the_one_of_its_name_is_taken():
+    split = record(test=["a"])
+    chosen = choose_scans([scan("copy", content="a"), scan("a")], split, None)
+    assert files(chosen.scans) == ["a"]
+    assert chosen.left_out == {"test": 1}
+    assert files(choose_scans([scan("x", content="a"), scan("y", content="a")], split, None).scans) == ["x"]
+
+
+def test_a_test_image_that_trained_or_validated_as_well_is_told():
+    for role in ("train", "validation"):
+        both = Split((*record(test=["a"]).images, SplitImage("copy", digest("a"), 0, role)))
+        [words] = choose_scans([scan("a")], both, None).warnings
+        assert words == "1 of the test images are byte for byte among the training images as well."
+    excluded = Split((*record(test=["a"]).images, SplitImage("copy", digest("a"), 0, "excluded")))
+    assert choose_scans([scan("a")], excluded, None).warnings == []
+
+
+def test_of_copies_with_several_roles_the_one_nearest_to_training_counts():
+    split = Split(tuple(SplitImage(role, digest("a"), 0, role) for role in ("train", "validation", "excluded")))
+    for images in (split.images, split.images[::-1]):
+        assert choose_scans([scan("a"), scan("new")], Split(images), None).left_out == {"train": 1}
+    later = Split(split.images[1:])
+    assert choose_scans([scan("a"), scan("new")], later, None).left_out == {"validation": 1}
+
+
+def test_a_test_image_in_the_folder_of_another_label_is_told():
+    [words] = choose_scans([scan("a", label=1)], record(test=["a"]), None).warnings
+    assert words == "1 images lie in the folder of another label than in the bundle's record."
+
+
+def test_everything_is_scored_where_it_is_asked_for_and_what_was_seen_is_said_loudly():
+    split = record(train=["a"], validation=["b"], excluded=["c"], test=["d"])
+    chosen = choose_scans([scan(name) for name in "abcde"], split, "all")
+    assert files(chosen.scans) == list("abcde")
+    [words] = chosen.warnings
+    assert "2 OF THESE 5 IMAGES WERE IN TRAINING (train 1, validation 1)" in words
+    assert choose_scans([scan("d"), scan("e")], split, "all").warnings == []
+
+
+def test_without_a_record_nothing_is_known():
+    chosen = choose_scans([scan("a")], None, None)
+    assert files(chosen.scans) == ["a"]
+    assert "no split record" in chosen.warnings[0]
+    assert files(choose_scans([scan("a")], None, "all").scans) == ["a"]
+    with pytest.raises(DataError, match="no split record"):
+        choose_scans([scan("a")], None, "test")
+
+
+def test_a_condensed_record_tells_the_same():
+    split = record(train=["a"], validation=["b"], test=["d", "c"])
+    condensed = Split.from_condensed(split.to_condensed())
+    scans = [scan(name) for name in ("a", "b", "c", "d", "new")]
+    assert files(choose_scans(scans, condensed, None).scans) == ["d", "c"]
+    assert choose_scans(scans[:2] + scans[4:], condensed, None).left_out == {"train": 1, "validation": 1}
+    assert len(short(scans[0].sha256)) == 16
+
+
+def test_a_bundle_holds_its_record_whole_or_condensed_or_not_at_all():
+    split = record(train=["a"], test=["b"])
+    contents = {"split.json": split.to_json().encode(), "split.npy": split.to_condensed()}
+    assert Split.held({"split.json", "split.npy"}, contents.__getitem__) == split
+    condensed = Split.held({"split.npy"}, contents.__getitem__)
+    assert condensed is not None
+    assert [(one.file, one.role) for one in condensed.images] == [("", "train"), ("", "test")]
+    assert Split.held({"model.onnx"}, contents.__getitem__) is None
