@@ -20,9 +20,7 @@ def judged(manifest, precision, reference, answer, labels, teacher=None):
     files = tuple(f"{index}.png" for index in range(len(labels)))
     judges = Judges(files, ({},) * len(labels), np.asarray(labels), np.asarray(reference, np.float32), teacher)
     answer = np.asarray(answer, np.float32)
-    return compare(
-        answer, judges, manifest, DEFAULT_GATES[precision], engine="onnxruntime", provider="cpu", threads=1
-    )
+    return compare(answer, judges, manifest, DEFAULT_GATES[precision], engine="onnxruntime", provider="cpu", threads=1)
 
 
 def turned(rows, count):
@@ -82,7 +80,7 @@ def test_the_level_of_significance_is_5_per_cent(tiny_manifest, lost, verdict):
 )
 def test_differences_are_bounded_just_where_the_gate_says(tiny_manifest, precision, shift, verdict):
     reference = np.tile((0.2, 0.8), (100, 1))
-    found = judged(tiny_manifest, precision, reference, reference + [shift, -shift], np.ones(100, np.intp))
+    found = judged(tiny_manifest, precision, reference, reference + np.array([shift, -shift]), np.ones(100, np.intp))
     assert found.verdict == verdict
 
 
@@ -121,13 +119,14 @@ def test_figures_of_a_comparison_are_those_of_numpy(tiny_manifest):
 def test_the_threshold_of_the_manifest_decides_who_is_right(tiny_manifest):
     reference = np.tile((0.3, 0.7), (300, 1))
     strict = replace(tiny_manifest, threshold=0.695)
-    found = judged(strict, "int8", reference, reference + [0.01, -0.01], np.ones(300, np.intp))
+    found = judged(strict, "int8", reference, reference + np.array([0.01, -0.01]), np.ones(300, np.intp))
     assert len(found.flips) == 300
     assert (found.sensitivity.reference, found.sensitivity.artefact) == (1, 0)
 
 
 @pytest.mark.parametrize(
-    ("both", "lost", "gained", "neither"), [(36, 12, 2, 0), (40, 3, 1, 8), (60, 6, 2, 22), (20, 1, 9, 21), (5, 0, 0, 46)]
+    ("both", "lost", "gained", "neither"),
+    [(36, 12, 2, 0), (40, 3, 1, 8), (60, 6, 2, 22), (20, 1, 9, 21), (5, 0, 0, 46)],
 )
 def test_a_paired_change_has_newcombes_interval(both, lost, gained, neither):
     """R. G. Newcombe, Statistics in Medicine 17, 1998, pages 2635 to 2650, method 10, written out anew."""

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mri_edge.novelty import distances
 from PIL import Image
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train import crossval, duplicates, grey_augment, reference_crossval, robust, robust_run  # noqa: E402
-from mri_edge.train.area import auc  # noqa: E402
-from mri_edge.train.checks import inspect  # noqa: E402
-from mri_edge.train.data import Labels, Scan, find_scans  # noqa: E402
-from mri_edge.train.folds import by_source  # noqa: E402
-from mri_edge.train.metrics import share  # noqa: E402
-from mri_edge.train.recipe import ROBUST  # noqa: E402
-from sklearn.metrics import recall_score, roc_curve  # noqa: E402
+from mri_edge.train import (
+    crossval,
+    duplicates,
+    finish,
+    grey_augment,
+    novelty,
+    reference_crossval,
+    robust,
+    robust_run,
+    small_crossval,
+)
+from mri_edge.train.area import auc
+from mri_edge.train.checks import inspect
+from mri_edge.train.data import Labels, Scan, find_scans
+from mri_edge.train.folds import by_source
+from mri_edge.train.metrics import share
+from mri_edge.train.recipe import ROBUST, SMALL
+from sklearn.metrics import recall_score, roc_curve
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
 PLAN = robust.plan_of(ROBUST)  # by which nobody trains here
@@ -61,7 +73,7 @@ def test_a_pair_is_close_up_to_and_with_the_bits_that_are_asked(bits, pairs):
 
 
 def test_copies_are_found_by_their_bytes_where_their_hashes_say_nothing():
-    """Hashes far apart, as of pictures of noise that were decoded otherwise: equal bytes are duplicates all the same."""
+    """Equal bytes are duplicates even if their hashes lie far apart."""
     scans = [Scan(Path(name), name, "no", label, sha) for name, label, sha in (("a", 0, "1"), ("b", 1, "1"))]
     hashes = np.stack([np.zeros(duplicates.HASH_BITS, bool), np.ones(duplicates.HASH_BITS, bool)])
     assert [(one.kind, one.files) for one in inspect(scans, hashes)] == [
@@ -228,6 +240,82 @@ def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
         parts = [{patient[files[row]] for row in rows} for rows in (train, validation, np.flatnonzero(fold == number))]
         assert not parts[0] & parts[1]
         assert not parts[2] & (parts[0] | parts[1])
+
+
+def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
+):
+    """One source stands for the reference's: its test images, and what is near them, train nothing in any fold."""
+    kept_apart = np.arange(100) % 25 < 5
+    monkeypatch.setattr(small_crossval, "may_train", lambda data: ~kept_apart)
+    seen = []
+
+    def answers(fold, recipe, weights, seed):
+        seen.append(fold)
+        score = brightness_of_labels(fold.collection, fold.held)
+        return dict.fromkeys(("teacher", *fold.students), (score, score >= 0.5))
+
+    monkeypatch.setattr(small_crossval._Fold, "answers", answers)
+    recipe = dataclasses.replace(SMALL, preprocessing=tiny_recipe.preprocessing)
+    given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+    result = small_crossval.cross_validate_small(two_sources, tmp_path / "out", recipe, **given)
+    data = seen[0].collection
+    assert sorted(np.concatenate([one.held for one in seen])) == list(range(100))
+    for one in seen:
+        learned = np.concatenate([one.train, one.validation])
+        assert len(set(one.train) & set(one.validation)) == 0
+        assert not set(data.group[learned]) & set(data.group[one.held])
+        expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[one.held]))
+        np.testing.assert_array_equal(np.sort(learned), expected)
+        assert set(data.label[one.validation]) == {0, 1}
+    assert [image["fold"] for image in result["images"]] == [
+        next(number for number, one in enumerate(seen, 1) if index in one.held) for index in range(100)
+    ]
+
+
+def brightness_of_labels(data, rows):
+    """Scores (N,) that rank by label, with one mistake in ten."""
+    return np.where((rows % 10 == 0) ^ (data.label[rows] == 1), 0.7, 0.2) + rows / 1000
+
+
+class _StopError(Exception):
+    pass
+
+
+def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_validation_images(
+    two_sources, tiny_recipe, tmp_path, monkeypatch
+):
+    data = robust.collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
+    record = robust.choose_roles(data)
+    seen = []
+
+    def stop(features, pixels, train, held_out, seed, *, source):
+        seen.append((train, held_out))
+        raise _StopError
+
+    monkeypatch.setattr(finish, "fit_novelty", stop)
+    monkeypatch.setattr(finish, "keras_features", lambda *arguments: None)
+    network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness), backbone=None)
+    model = robust.Trained(network, network, 1.0, 0.5, {})
+    with pytest.raises(_StopError):
+        finish.finish(tmp_path, model, data, record, labels=TWO, recipe=tiny_recipe, weights=None, seed=0)
+    [rows] = seen
+    for some, role in zip(rows, ("train", "validation"), strict=True):
+        assert {record.images[row].role for row in some} == {role}
+
+
+def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
+    """Thirty images span all of a plane of their own: from it their distance is nothing, and everything new is far."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 200, (330, 4, 8, 3), dtype=np.uint8)
+
+    def features(some):
+        return some.reshape(len(some), -1).astype(np.float32)
+
+    fitted = novelty.fit_novelty(features, pixels, np.arange(30), np.empty(0, np.intp), seed=0)
+    plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
+    outside = distances(features(pixels[30:]), plane) > fitted.entry.limit
+    assert outside.mean() < 0.25
 
 
 def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():

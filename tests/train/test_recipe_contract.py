@@ -155,7 +155,7 @@ def test_three_tumour_views_in_ten_are_healthy_slices_with_a_drawn_lesion(tiny_r
     tumours = np.count_nonzero(label == 1)
     assert tumours == pytest.approx(len(label) / 2, abs=10)
     assert len(lesions_drawn) / tumours == pytest.approx(0.3, abs=0.1)  # 3.5 standard deviations of 240 throws
-    for before, after in lesions_drawn:
+    for before, _ in lesions_drawn:
         assert (before > 40).mean() > 0.15, "the slice is a healthy one"
     assert np.mean([(before != after).any() for before, after in lesions_drawn]) > 0.95
 
@@ -339,7 +339,9 @@ def test_what_ships_is_calibrated_and_its_threshold_is_chosen_on_calibrated_vali
     for network in (trained.network, trained.quick):
         found = predict(network.whole, collection.pixels, tiny_recipe.preprocessing, rows=validation)
         assert calibration.fit_temperature(found, label[validation]) == pytest.approx(1, abs=0.02)
-        assert calibration.choose_threshold(found[:, 1], label[validation]) == pytest.approx(trained.threshold, abs=1e-6)
+        assert calibration.choose_threshold(found[:, 1], label[validation]) == pytest.approx(
+            trained.threshold, abs=1e-6
+        )
 
 
 def test_nothing_of_a_training_depends_on_test_images(two_layers, collection, roles, tiny_recipe):

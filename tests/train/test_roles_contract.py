@@ -19,8 +19,8 @@ from PIL import Image
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
-from mri_edge.train.data import Scan  # noqa: E402
-from mri_edge.train.evaluate import choose_scans, evaluate  # noqa: E402
+from mri_edge.train.data import Scan
+from mri_edge.train.evaluate import choose_scans, evaluate
 
 
 def sha(content: str) -> str:
@@ -95,6 +95,40 @@ def test_of_copies_with_several_roles_the_nearest_to_training_counts(record, ord
     scans = scans_of(("no/copy.png", "one"), ("no/new.png", "new"))
     assert choose_scans(scans, record(*images[::order]), None).left_out == {"train": 1}
     assert choose_scans(scans, record(*images[1:][::order]), None).left_out == {"validation": 1}
+
+
+def test_a_part_of_the_test_images_is_not_taken_for_the_test(record):
+    split = record(("no/t.png", "one", "test"), ("no/u.png", "two", "test"))
+    scans = scans_of(("no/t.png", "one"), ("no/n.png", "new"))
+    with pytest.raises(DataError, match="not all of the 2 test images"):
+        choose_scans(scans, split, "test")
+    assert choose_scans(scans, split, None).what == "images that were not in training (compared by SHA-256)"
+
+
+def test_images_beside_the_test_are_told_by_number(record):
+    split = record(("no/t.png", "one", "test"), ("no/u.png", "two", "train"))
+    scans = scans_of(("no/t.png", "one"), ("no/n.png", "new"), ("no/m.png", "newer"), ("no/u.png", "two"))
+    chosen = choose_scans(scans, split, None)
+    assert [scan.file for scan in chosen.scans] == ["no/t.png"]
+    assert chosen.left_out == {"unknown": 2, "train": 1}
+    [warning] = chosen.warnings
+    assert warning.startswith("2 images that the bundle's split record does not know are not scored")
+
+
+def test_a_test_image_in_the_folder_of_another_label_is_told(record):
+    [scan] = scans_of(("yes/t.png", "one"))
+    moved = Scan(scan.path, scan.file, "yes", 1, scan.sha256)
+    chosen = choose_scans([moved], record(("no/t.png", "one", "test")), None)
+    assert chosen.warnings == ["1 images lie in the folder of another label than in the bundle's record."]
+    assert choose_scans([scan], record(("yes/t.png", "one", "test")), None).warnings == []
+
+
+def test_of_copies_of_a_test_image_the_one_of_its_name_is_scored():
+    split = Split((SplitImage("no/b.png", sha("one"), 0, "test"),))
+    scans = scans_of(("no/a.png", "one"), ("no/b.png", "one"), ("no/c.png", "one"))
+    chosen = choose_scans(scans, split, None)
+    assert [scan.file for scan in chosen.scans] == ["no/b.png"]
+    assert chosen.left_out == {"test": 2}
 
 
 @pytest.mark.parametrize("slim", [False, True], ids=["whole", "slim"])

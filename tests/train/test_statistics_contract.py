@@ -216,9 +216,7 @@ def test_a_record_is_about_the_positive_label_at_the_threshold(positive):
     found = score_scans(scans, both, positive, 0.35, group)
     called = np.where(score >= np.float32(0.35), positive, 1 - positive)
     assert 10 < np.count_nonzero(called == positive) < 80
-    assert found["metrics"] == {
-        name: asdict(one) for name, one in measure(truth, both, positive, 0.35, group).items()
-    }
+    assert found["metrics"] == {name: asdict(one) for name, one in measure(truth, both, positive, 0.35, group).items()}
     assert found["metrics"]["auc"] == asdict(auc(ill, score.astype(float), group))
     assert found["confusion_matrix"] == metrics_of_sklearn.confusion_matrix(truth, called).tolist()
     curve = found["roc"]
