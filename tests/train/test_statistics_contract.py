@@ -101,6 +101,17 @@ def test_the_interval_of_classes_apart_solves_newcombes_equation(positives, nega
     assert reversed_.high == pytest.approx(1 - found.low)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_copies_of_classes_apart_say_no_more_than_one_of_each(turned):
+    """The interval of a group counts groups where no pair is misranked, as it does where some are."""
+    ill = np.arange(30) < 12
+    score = (ill != turned).astype(float)
+    once, copied = auc(ill, score), auc(ill.repeat(20), score.repeat(20), np.arange(30).repeat(20))
+    assert (copied.low, copied.high) == (once.low, once.high)
+    assert copied.images == 600
+    assert once.high - once.low > 0.1
+
+
 def test_weighted_areas_are_those_of_scikit_learn_with_ties():
     rng = np.random.default_rng(2)
     ill = rng.random(80) < 0.4
