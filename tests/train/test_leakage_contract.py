@@ -66,6 +66,15 @@ def test_a_chain_of_look_alikes_is_one_group_however_far_its_ends_are_apart():
     assert len(set(duplicates.groups(np.delete(chain, 4, axis=0)))) == 2  # without the link in the middle
 
 
+@pytest.mark.parametrize("middle", [0, 1, 2])
+def test_two_look_alikes_of_a_third_are_one_group_in_any_order(middle):
+    one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
+    arms = [apart(one, 8), np.roll(apart(np.roll(one, -64), 8), 64)]  # 16 bits from each other
+    arms.insert(middle, one)
+    assert len(set(duplicates.groups(np.stack(arms)))) == 1
+    assert len(set(duplicates.groups(np.delete(np.stack(arms), middle, axis=0)))) == 2
+
+
 @pytest.mark.parametrize(("bits", "pairs"), [(7, 0), (8, 1), (9, 1)])
 def test_a_pair_is_close_up_to_and_with_the_bits_that_are_asked(bits, pairs):
     one = np.random.default_rng(1).random(duplicates.HASH_BITS) < 0.5
