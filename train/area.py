@@ -44,12 +44,15 @@ def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.int
     below = 1 - _placements(score, ~positive)
     value = float(above.mean())
     groups = np.arange(len(score)) if group is None else np.unique(group, return_inverse=True)[1]
-    variance = _variance(above - value, below - value, groups[positive], groups[~positive])
+    of_above, of_below = groups[positive], groups[~positive]
+    variance = _variance(above - value, below - value, of_above, of_below)
     if 0 < value < 1 and variance > 0:
         half = _Z * np.sqrt(variance) / (value * (1 - value))
         low, high = expit(logit(value) - half), expit(logit(value) + half)
     else:
-        low, high = _lowest(value, len(above), len(below)), 1 - _lowest(1 - value, len(above), len(below))
+        # Images of one group count as one here too: copies of images that lie apart are no further evidence.
+        counts = len(np.unique(of_above)), len(np.unique(of_below))
+        low, high = _lowest(value, *counts), 1 - _lowest(1 - value, *counts)
     return Metric(value, float(low), float(high), len(score), METHOD if group is None else GROUPED)
 
 

@@ -1,0 +1,154 @@
+"""What int8 must keep: the mean of every output, and sums that no CPU saturates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mri_edge.engines import open_engine
+from mri_edge.export.calibrate import Calibrator, Observation, record
+from mri_edge.export.rounding import mean_shift
+from mri_edge.preprocess import Preprocessing
+from PIL import Image
+
+SIZE = 16
+PLAIN = Preprocessing(SIZE, SIZE, scale=1 / 255)
+# Below half a step of a kernel whose largest weight is 1, of 64 steps as of 127: rounding makes it 0.
+LOST = 0.0035
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> tuple[Path, ...]:
+    """Twenty pictures of noise about a mean of 128."""
+    folder = tmp_path_factory.mktemp("noise")
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / f"{index:02}.png")
+    return tuple(sorted(folder.iterdir()))
+
+
+@pytest.fixture(scope="module")
+def calibrator(noise) -> Calibrator:
+    return Calibrator(noise, PLAIN, record(noise, "minmax", 0))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """A network whose every kernel holds one large weight and many that rounding loses, all of one sign."""
+    import keras
+    from mri_edge.export.device_graph import device_graph
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    network = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            layers.Conv2D(4, 3, activation="relu", name="convolution"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(8, activation="relu", name="hidden"),
+            layers.Dense(2, activation="softmax", name="head"),
+        ]
+    )
+    kernel = np.full((3, 3, 3, 4), LOST, np.float32)
+    kernel[1, 1, 1] = 1
+    network.get_layer("convolution").set_weights([kernel, np.full(4, 0.1, np.float32)])
+    kernel = np.full((4, 8), LOST, np.float32)
+    kernel[np.arange(8) % 4, np.arange(8)] = 1
+    network.get_layer("hidden").set_weights([kernel, np.full(8, 0.1, np.float32)])
+    # The mean of a channel is 0.1 + 0.5 x (1 + 26 LOST), and that of a hidden unit 0.1 more and 3 LOST of it.
+    mean = 0.1 + (0.1 + 0.5 * (1 + 26 * LOST)) * (1 + 3 * LOST)
+    kernel = np.zeros((8, 2), np.float32)
+    kernel[:, 1] = 5
+    network.get_layer("head").set_weights([kernel, np.array([0, -40 * mean], np.float32)])
+    return device_graph(network, PLAIN)
+
+
+def probabilities(content: bytes, suffix: str, folder: Path, files: tuple[Path, ...]) -> np.ndarray:
+    """That of the second label of each picture, in the artefact's own engine."""
+    path = folder / f"model{suffix}"
+    path.write_bytes(content)
+    engine = open_engine(path, provider="cpu")
+    try:
+        return engine.run(np.stack([np.asarray(Image.open(file)) for file in files]))[:, 1]
+    finally:
+        engine.close()
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    return np.log(probability) - np.log1p(-probability)
+
+
+def shift_of(float_content, int8_content, suffix, folder, files) -> float:
+    """How far quantisation moves the log-odds on average."""
+    plain, quantised = (
+        log_odds(probabilities(one, suffix, folder, files).astype(float)) for one in (float_content, int8_content)
+    )
+    assert np.abs(plain).mean() < 1.5, "the answers are undecided, so that a shift shows"
+    return float((quantised - plain).mean())
+
+
+# What rounding takes from the log-odds: 26 weights of LOST on a mean of a half, eight times and five times over.
+UNCORRECTED = 40 * 26 * LOST / 2
+
+
+def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
+    from mri_edge.export.onnx_graph import float_model
+    from mri_edge.export.onnx_quantise import quantise
+
+    model = float_model(graph)
+    content, facts = quantise(model, calibrator)
+    shift = shift_of(model.SerializeToString(), content, ".onnx", tmp_path, noise)
+    assert abs(shift) < 0.15 * UNCORRECTED, f"without the correction {-UNCORRECTED:.2f}"
+    assert facts["weights"] == "int8 per channel, 7 bits, bias corrected"
+
+
+def test_int8_tflite_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
+    from mri_edge.export.tflite_graph import float_model
+    from mri_edge.export.tflite_quantise import quantise
+
+    model = float_model(graph)
+    content, facts = quantise(model, calibrator)
+    shift = shift_of(model, content, ".tflite", tmp_path, noise)
+    assert abs(shift) < 0.15 * UNCORRECTED, f"without the correction {-UNCORRECTED:.2f}"
+    assert facts["weights"] == "int8 per channel, 8 bits, bias corrected"
+
+
+def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
+    """As ``quantise`` makes it by itself: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
+    import onnx
+    from mri_edge.export.onnx_graph import constants, float_model
+    from mri_edge.export.onnx_quantise import quantise
+
+    content, _ = quantise(float_model(graph), calibrator)
+    kernels = [
+        one for one in constants(onnx.load_from_string(content)).values() if one.dtype == np.int8 and one.ndim > 1
+    ]
+    assert len(kernels) == 2
+    assert {int(np.abs(kernel.astype(int)).max()) for kernel in kernels} == {64}
+
+
+@pytest.mark.parametrize("levels", [64, 127])
+def test_the_mean_shift_is_that_of_rounded_sums_over_inputs_of_these_means(levels):
+    rng = np.random.default_rng(1)
+    kernel = rng.normal(0, 0.2, (3, 5, 4)).astype(np.float32)
+    means = rng.uniform(0.5, 2, 5)
+    inputs = rng.normal(means[:, None, None], 0.3, (5, 4, 20_000))  # (inputs, taps, samples)
+    rounded = kernel.copy()
+    for output in rounded:
+        step = np.abs(output).max() / levels
+        output[...] = np.round(output / step) * step
+    exact, approximate = (np.einsum("oit,its->os", one, inputs).mean(axis=1) for one in (kernel, rounded))
+    assert mean_shift(kernel, means, levels) == pytest.approx(approximate - exact, abs=2e-4)  # of 20,000 samples
+    assert mean_shift(np.zeros_like(kernel), means, levels).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_means_of_channels_are_over_all_else_and_all_batches(axis):
+    values = np.random.default_rng(2).normal(3, 1, (11, 6, 5, 4)).astype(np.float32)
+    seen = Observation(axis)
+    for part in np.array_split(values, [2, 3, 8]):
+        seen.add(part)
+    others = tuple(index for index in range(4) if index != axis % 4)
+    np.testing.assert_allclose(seen.channel_means, values.mean(axis=others), rtol=1e-5)
+    assert seen.range("minmax") == pytest.approx((min(0, values.min()), values.max()))

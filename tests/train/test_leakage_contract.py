@@ -1,0 +1,413 @@
+"""No image, look-alike or patient is on both sides of a split or a fold, whichever recipe and way of folding."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mri_edge.novelty import distances
+from PIL import Image
+
+pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.train import (
+    crossval,
+    duplicates,
+    finish,
+    grey_augment,
+    novelty,
+    reference_crossval,
+    robust,
+    robust_run,
+    small_crossval,
+)
+from mri_edge.train.area import auc
+from mri_edge.train.checks import inspect
+from mri_edge.train.data import Labels, Scan, find_scans
+from mri_edge.train.folds import by_source
+from mri_edge.train.metrics import share
+from mri_edge.train.recipe import ROBUST, SMALL
+from sklearn.metrics import recall_score, roc_curve
+
+TWO = Labels(("no tumour", "tumour"), 1, {})
+PLAN = robust.plan_of(ROBUST)  # by which nobody trains here
+
+
+@pytest.fixture(scope="module")
+def tiny_recipe():
+    prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, hidden=8, batch=8, epochs=1)
+
+
+def apart(hash_, bits):
+    """A hash that differs in ``bits`` places."""
+    return hash_ ^ (np.arange(duplicates.HASH_BITS) < bits)
+
+
+# Look-alikes
+
+
+@pytest.mark.parametrize(("bits", "together"), [(0, True), (8, True), (9, False), (12, False)])
+def test_pictures_of_at_most_8_bits_apart_are_one_group(bits, together):
+    one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
+    group = duplicates.groups(np.stack([one, apart(one, bits)]))
+    assert (group[0] == group[1]) == together
+
+
+def test_a_chain_of_look_alikes_is_one_group_however_far_its_ends_are_apart():
+    one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
+    chain = np.stack([apart(one, bits) for bits in (0, 32, 8, 24, 16)])  # links of 8 bits, in no order
+    assert np.count_nonzero(chain[0] != chain[1]) == 32
+    assert len(set(duplicates.groups(chain))) == 1
+    assert len(set(duplicates.groups(np.delete(chain, 4, axis=0)))) == 2  # without the link in the middle
+
+
+@pytest.mark.parametrize("middle", [0, 1, 2])
+def test_two_look_alikes_of_a_third_are_one_group_in_any_order(middle):
+    one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
+    arms = [apart(one, 8), np.roll(apart(np.roll(one, -64), 8), 64)]  # 16 bits from each other
+    arms.insert(middle, one)
+    assert len(set(duplicates.groups(np.stack(arms)))) == 1
+    assert len(set(duplicates.groups(np.delete(np.stack(arms), middle, axis=0)))) == 2
+
+
+@pytest.mark.parametrize(("bits", "pairs"), [(7, 0), (8, 1), (9, 1)])
+def test_a_pair_is_close_up_to_and_with_the_bits_that_are_asked(bits, pairs):
+    one = np.random.default_rng(1).random(duplicates.HASH_BITS) < 0.5
+    assert len(duplicates.close_pairs(np.stack([one, apart(one, 8)]), bits)) == pairs
+
+
+def test_copies_are_found_by_their_bytes_where_their_hashes_say_nothing():
+    """Equal bytes are duplicates even if their hashes lie far apart."""
+    scans = [Scan(Path(name), name, "no", label, sha) for name, label, sha in (("a", 0, "1"), ("b", 1, "1"))]
+    hashes = np.stack([np.zeros(duplicates.HASH_BITS, bool), np.ones(duplicates.HASH_BITS, bool)])
+    assert [(one.kind, one.files) for one in inspect(scans, hashes)] == [
+        ("duplicate", ("a", "b")),
+        ("contradictory", ("a", "b")),
+    ]
+
+
+def flat_collection(count, groups=None):
+    """``count`` scans of random hashes, the halves of two labels; pictures are not looked at."""
+    label = (np.arange(count) >= count // 2).astype(np.intp)
+    scans = [Scan(Path(f"{i}"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(label)]
+    hashes = np.random.default_rng(0).random((count, duplicates.HASH_BITS)) < 0.5
+    group = duplicates.groups(hashes) if groups is None else groups
+    return robust.Collection(scans, [], np.zeros((count, 1), np.uint8), label, np.array([""] * count), group, hashes)
+
+
+def test_no_image_within_12_bits_of_a_test_image_trains_or_validates():
+    data = flat_collection(200)
+    test = [i for i, image in enumerate(robust.choose_roles(data).images) if image.role == "test"]
+    others = np.setdiff1d(np.arange(200), test)
+    near, far = others[::2][:40], others[1::2][:40]
+    for index, victim in zip(near, test * 2, strict=False):
+        data.hashes[index] = apart(data.hashes[victim], 12)
+    for index, victim in zip(far, test * 2, strict=False):
+        data.hashes[index] = ~apart(~data.hashes[victim], 13)
+    role = [image.role for image in robust.choose_roles(data).images]
+    assert [i for i, one in enumerate(role) if one == "test"] == test
+    assert {role[index] for index in near} == {"excluded"}
+    assert {role[index] for index in far} == {"train", "validation"}
+
+
+def test_what_is_in_one_group_with_a_test_image_trains_nothing_however_unlike_it():
+    data = flat_collection(160, np.arange(160) // 2 * 2)  # pairs, by patient
+    role = np.array([image.role for image in robust.choose_roles(data).images])
+    for one in np.unique(data.group[role == "test"]):
+        assert set(role[data.group == one]) <= {"test", "excluded"}
+    mask = robust.near(data, np.array([10, 40]))
+    assert np.flatnonzero(mask).tolist() == [10, 11, 40, 41]
+
+
+# Folds
+
+
+def watch_training(monkeypatch):
+    """Train nothing; list who would have trained and who validated, in the order of the folds."""
+    seen = []
+
+    def train(data, train, validation, *arguments, **options):
+        seen.append((data, np.asarray(train), np.asarray(validation)))
+        whole = SimpleNamespace(predict_on_batch=brightness)
+        return SimpleNamespace(quick=SimpleNamespace(whole=whole), temperature=1.0, threshold=0.4)
+
+    monkeypatch.setattr(crossval, "train_robust", train)
+    return seen
+
+
+def brightness(batch):
+    """Probabilities (N, 2): that of a tumour is the picture's mean grey, 0 to 1."""
+    mean, deviation = (np.array(values) for values in (ROBUST.preprocessing.mean, ROBUST.preprocessing.deviation))
+    grey = (np.asarray(batch) * deviation + mean).mean(axis=(1, 2, 3))
+    return np.stack([1 - grey, grey], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def copied_between_sources(two_sources):
+    """``two_sources`` where three pictures of each class of ``a`` are in ``b`` too, as another type of file."""
+    for inner, outer in (("no", "notumor"), ("yes", "glioma")):
+        for path in sorted((two_sources / "a" / inner).iterdir())[:3]:
+            Image.open(path).save(two_sources / "b" / outer / f"copy-{path.stem}.bmp")
+    return two_sources
+
+
+def test_leaving_out_a_source_leaves_out_its_look_alikes_in_the_others(
+    copied_between_sources, tiny_recipe, monkeypatch
+):
+    scans, labels = find_scans(copied_between_sources)
+    data = robust.collect(scans, tiny_recipe.preprocessing)
+    seen = watch_training(monkeypatch)
+    everyone = np.ones(len(scans), bool)
+    crossval.cross_validate(data, everyone, None, tiny_recipe, PLAN, labels=labels, folds=None, seed=0)
+    assert len(seen) == 2
+    for (_, train, validation), name in zip(seen, "ab", strict=True):
+        learned = np.concatenate([train, validation])
+        assert set(data.source[learned]) == {"b" if name == "a" else "a"}
+        assert not set(data.group[learned]) & set(data.group[data.source == name])
+        assert len(learned) == 50 - (0 if name == "a" else 6)
+
+
+def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
+    copied_between_sources, small_recipe, weights_file, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        reference_crossval,
+        "_train_and_ask",
+        lambda learn, held, *rest: seen.append((learn.rows, held.rows)) or [[0.5, 0.5]] * len(held.rows),
+    )
+    chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 1}
+    reference_crossval.cross_validate_reference(copied_between_sources, tmp_path / "out", small_recipe, **chosen)
+    scans, _ = find_scans(copied_between_sources)
+    copies = {index for index, scan in enumerate(scans) if "copy-" in scan.file}
+    copied = {index for index, scan in enumerate(scans) if scan.source == "a" and scan.path.stem in ("00", "01", "02")}
+    [(of_b, held_a), (of_a, held_b)] = seen
+    assert {scans[row].source for row in held_a} == {"a"}
+    assert {scans[row].source for row in held_b} == {"b"}
+    assert len(copies) == len(copied) == 6
+    assert not copies & set(of_b)
+    assert not copied & set(of_a)
+    assert (len(of_b), len(of_a)) == (50, 44)
+
+
+@pytest.mark.parametrize("folds", [3, None])
+def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_train(
+    two_sources, tiny_recipe, monkeypatch, folds
+):
+    scans, labels = find_scans(two_sources)
+    data = robust.collect(scans, tiny_recipe.preprocessing)
+    data = dataclasses.replace(data, group=np.arange(100) // 2)
+    trainable = np.arange(100) % 10 != 3
+    seen = watch_training(monkeypatch)
+    result = crossval.cross_validate(data, trainable, None, tiny_recipe, PLAN, labels=labels, folds=folds, seed=0)
+    fold = np.array([image["fold"] for image in result["images"]])
+    for number, (_, train, validation) in enumerate(seen, start=1):
+        assert len(set(train) & set(validation)) == 0
+        assert not set(data.group[train]) & set(data.group[validation])
+        held = data.group[fold == number]
+        learned = np.concatenate([train, validation])
+        assert not set(data.group[learned]) & set(held)
+        expected = np.flatnonzero(trainable & ~np.isin(data.group, held))
+        np.testing.assert_array_equal(np.sort(learned), expected)
+        assert set(data.label[validation]) == {0, 1}
+    assert sum(one["accuracy"]["images"] for one in result["by_fold"]) == 100
+
+
+@pytest.mark.parametrize("folds", [2, None])
+def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch, folds
+):
+    scans, _ = find_scans(two_sources)
+    patient = {scan.file: f"{scan.label}-{index % 25 // 2}" for index, scan in enumerate(scans)}
+    patient |= {scan.file: f"{scan.file}" for scan in scans if int(scan.path.stem) > 7}  # the rest are each their own
+    csv = tmp_path / "patients.csv"
+    csv.write_text("file,group\n" + "".join(f"{file},{one}\n" for file, one in patient.items()))
+    seen = watch_training(monkeypatch)
+    result = robust_run.cross_validate_robust(
+        two_sources,
+        tmp_path / "out",
+        tiny_recipe,
+        folds=folds,
+        backbone_weights=str(weights_file),
+        seed=0,
+        excluded=["b/glioma/0[0-3].png"],
+        groups=csv,
+    )
+    assert result["excluded"] == [f"b/glioma/0{index}.png" for index in range(4)]
+    assert result["patients"] == "patients.csv"
+    files = [image["file"] for image in result["images"]]
+    assert len(files) == 96
+    assert not set(files) & set(result["excluded"])
+    fold = np.array([image["fold"] for image in result["images"]])
+    for number, (data, train, validation) in enumerate(seen, start=1):
+        assert not {scan.file for scan in data.scans} & set(result["excluded"])
+        parts = [{patient[files[row]] for row in rows} for rows in (train, validation, np.flatnonzero(fold == number))]
+        assert not parts[0] & parts[1]
+        assert not parts[2] & (parts[0] | parts[1])
+
+
+def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
+):
+    """One source stands for the reference's: its test images, and what is near them, train nothing in any fold."""
+    kept_apart = np.arange(100) % 25 < 5
+    monkeypatch.setattr(small_crossval, "may_train", lambda data: ~kept_apart)
+    seen = []
+
+    def answers(fold, recipe, weights, seed):
+        seen.append(fold)
+        score = brightness_of_labels(fold.collection, fold.held)
+        return dict.fromkeys(("teacher", *fold.students), (score, score >= 0.5))
+
+    monkeypatch.setattr(small_crossval._Fold, "answers", answers)
+    recipe = dataclasses.replace(SMALL, preprocessing=tiny_recipe.preprocessing)
+    given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
+    result = small_crossval.cross_validate_small(two_sources, tmp_path / "out", recipe, **given)
+    data = seen[0].collection
+    assert sorted(np.concatenate([one.held for one in seen])) == list(range(100))
+    for one in seen:
+        learned = np.concatenate([one.train, one.validation])
+        assert len(set(one.train) & set(one.validation)) == 0
+        assert not set(data.group[learned]) & set(data.group[one.held])
+        expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[one.held]))
+        np.testing.assert_array_equal(np.sort(learned), expected)
+        assert set(data.label[one.validation]) == {0, 1}
+    assert [image["fold"] for image in result["images"]] == [
+        next(number for number, one in enumerate(seen, 1) if index in one.held) for index in range(100)
+    ]
+
+
+def brightness_of_labels(data, rows):
+    """Scores (N,) that rank by label, with one mistake in ten."""
+    return np.where((rows % 10 == 0) ^ (data.label[rows] == 1), 0.7, 0.2) + rows / 1000
+
+
+class _StopError(Exception):
+    pass
+
+
+def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_validation_images(
+    two_sources, tiny_recipe, tmp_path, monkeypatch
+):
+    data = robust.collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
+    record = robust.choose_roles(data)
+    seen = []
+
+    def stop(features, pixels, train, held_out, seed, *, source):
+        seen.append((train, held_out))
+        raise _StopError
+
+    monkeypatch.setattr(finish, "fit_novelty", stop)
+    monkeypatch.setattr(finish, "keras_features", lambda *arguments: None)
+    network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness), backbone=None)
+    model = robust.Trained(network, network, 1.0, 0.5, {})
+    with pytest.raises(_StopError):
+        finish.finish(tmp_path, model, data, record, labels=TWO, recipe=tiny_recipe, weights=None, seed=0)
+    [rows] = seen
+    for some, role in zip(rows, ("train", "validation"), strict=True):
+        assert {record.images[row].role for row in some} == {role}
+
+
+def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
+    """Thirty images span all of a plane of their own: from it their distance is nothing, and everything new is far."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 200, (330, 4, 8, 3), dtype=np.uint8)
+
+    def features(some):
+        return some.reshape(len(some), -1).astype(np.float32)
+
+    fitted = novelty.fit_novelty(features, pixels, np.arange(30), np.empty(0, np.intp), seed=0)
+    plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
+    outside = distances(features(pixels[30:]), plane) > fitted.entry.limit
+    assert outside.mean() < 0.25
+
+
+def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():
+    source = np.array(["b", "a", "c", "a", "b", "c", "a"])
+    label = np.array([0, 0, 1, 1, 1, 0, 0])
+    folds = by_source(source, label)
+    assert [one.tolist() for one in folds] == [[1, 3, 6], [0, 4], [2, 5]]
+
+
+# Figures of a cross-validation
+
+
+def test_figures_of_a_fold_are_those_of_scikit_learn_and_heed_groups():
+    rng = np.random.default_rng(0)
+    data = flat_collection(160, np.arange(160) // 4)
+    data = dataclasses.replace(data, source=np.where(np.arange(160) % 3 == 0, "a", "b"))
+    chosen = rng.permutation(160)[:120]
+    positive = np.clip(rng.normal(0.4 + 0.25 * data.label, 0.2), 0, 1).round(2)
+    called = positive >= 0.55
+    found = crossval.figures(data, chosen, 1, positive, called, 0.95)
+    ill, score, said = data.label[chosen] == 1, positive[chosen], called[chosen]
+    assert found["auc"] == dataclasses.asdict(auc(ill, score, data.group[chosen]))
+    assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(auc(ill, score).high - auc(ill, score).low)
+    assert found["sensitivity"]["value"] == pytest.approx(recall_score(ill, said))
+    assert found["specificity"]["value"] == pytest.approx(recall_score(ill, said, pos_label=False))
+    assert found["sensitivity"]["images"] == ill.sum()
+    assert found["accuracy"] == dataclasses.asdict(share(np.sum(said == ill), 120))
+    false_positive, true_positive, _ = roc_curve(ill, score, drop_intermediate=False)
+    least = min(one for one, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
+    assert found["false_positive_rate_at_sensitivity"]["value"] == pytest.approx(least)
+    for name in ("0", "1"):
+        inside = data.label[chosen] == int(name)
+        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((said == ill)[inside]))
+    part = data.source[chosen] == "a"
+    assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(ill[part], score[part]).value)
+
+
+def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_recipe, monkeypatch):
+    """Tumour slices are bright, healthy ones dark, and the network reads nothing else, at a threshold of 0.4."""
+    rng = np.random.default_rng(1)
+    data = flat_collection(60)
+    greys = [rng.integers(*((150, 211) if one else (40, 81)), (40, 40), dtype=np.uint8) for one in data.label]
+    slices = [grey_augment.Slice(grey, (0, 0, 40, 40)) for grey in greys]
+    pixels = np.stack([grey_augment.fit(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
+    data = dataclasses.replace(data, slices=slices, pixels=pixels)
+    watch_training(monkeypatch)
+    everyone = np.ones(60, bool)
+    result = crossval.cross_validate(data, everyone, None, tiny_recipe, PLAN, labels=TWO, folds=2, seed=0)
+
+    def shares(change):
+        return tuple(result["stress"][change][name]["value"] for name in ("sensitivity", "specificity"))
+
+    assert shares("none") == (1, 1)
+    assert result["stress"]["none"]["auc"]["value"] == 1
+    assert result["stress"]["none"]["sensitivity"]["images"] == 30
+    assert shares("half as bright") == (0, 1)
+    assert shares("gamma 0.6") == (1, 0)  # 60 becomes 107
+    assert shares("black margin of a fifth") == (0, 1)  # half of the picture is black then
+    assert shares("greys of another label's slice") == (0, 0)
+    assert result["stress"]["greys of another label's slice"]["auc"]["value"] == 0
+    for change in ("half the resolution", "JPEG quality 15", "cropped to the head"):
+        assert shares(change) == (1, 1)
+
+
+def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, monkeypatch):
+    """As ``decide`` has it on a device: at least the threshold."""
+    data = flat_collection(40)
+    grey = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
+    slices = [grey_augment.Slice(grey, (0, 0, 40, 40))] * 40
+    data = dataclasses.replace(data, slices=slices, pixels=np.full((40, 32, 32, 3), 102, np.uint8))
+    monkeypatch.setattr(
+        crossval,
+        "train_robust",
+        lambda *arguments, **options: SimpleNamespace(
+            quick=SimpleNamespace(
+                whole=SimpleNamespace(predict_on_batch=lambda batch: np.full((len(batch), 2), 0.5, np.float32))
+            ),
+            temperature=1.0,
+            threshold=0.5,
+        ),
+    )
+    everyone = np.ones(40, bool)
+    result = crossval.cross_validate(data, everyone, None, tiny_recipe, PLAN, labels=TWO, folds=2, seed=0)
+    assert result["pooled"]["sensitivity"]["value"] == 1
+    assert result["pooled"]["specificity"]["value"] == 0
+    assert result["stress"]["none"]["sensitivity"]["value"] == 1

@@ -1,0 +1,410 @@
+"""What the recipes promise: views, lesions, targets, schedule, clipping, calibration, as the shipped models record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.preprocess import Preprocessing
+
+keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.train import calibration, distil, finish, grey_augment, robust, robust_run, small  # noqa: E402
+from mri_edge.train.data import Labels, Scan, find_scans  # noqa: E402
+from mri_edge.train.finetune import Plan, finetune  # noqa: E402
+from mri_edge.train.model import Network, predict  # noqa: E402
+from mri_edge.train.recipe import ROBUST, SMALL  # noqa: E402
+from mri_edge.train.split import as_split  # noqa: E402
+
+TWO = Labels(("no tumour", "tumour"), 1, {})
+PLAN = Plan(
+    frozen_blocks=2,
+    warm_steps=3,
+    warm_rate=0.02,
+    steps=90,
+    rate=0.05,
+    rise=10,
+    weight_decay=0.0,
+    largest_gradient=1.0,
+    averaging=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_recipe():
+    prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, hidden=8, batch=8, epochs=1)
+
+
+# What is recorded
+
+
+def test_the_robust_recipe_is_the_one_that_the_shipped_model_was_trained_by():
+    details = Bundle.open("vgg16").manifest.training.details
+    assert details["plan"] == asdict(robust.plan_of(ROBUST))
+    assert details["batch"] == ROBUST.batch
+    assert details["label_smoothing"] == robust.LABEL_SMOOTHING
+    assert details["drawn_lesion_share"] == robust.LESION_SHARE
+    assert details["target_sensitivity"] == calibration.TARGET_SENSITIVITY
+    assert details["architecture"] == {"hidden": ROBUST.hidden, "dropout": ROBUST.dropout}
+
+
+def test_the_small_recipe_is_the_one_that_the_shipped_model_was_trained_by():
+    details = Bundle.open("small").manifest.training.details
+    assert details["plan"] == asdict(small.plan_of(SMALL))
+    assert details["pool_views"] == small.POOL_VIEWS
+    assert details["architecture"]["dropout"] == SMALL.dropout
+
+
+# Views
+
+
+@pytest.fixture(scope="module")
+def degraded():
+    """What picture quality makes of a flat field, a ramp and a bright line, each by the same 400 random states."""
+    flat = np.full((64, 64), 120, np.float32)
+    ramp = np.broadcast_to(np.arange(64, dtype=np.float32) + 60, (64, 64))
+    line = flat.copy()
+    line[:, 32] = 220
+
+    def change(field, seed):
+        result = grey_augment._degrade(np.random.default_rng(seed), field.copy())
+        return np.abs(np.rint(result) - field)[12:-12, 12:-12]
+
+    changes = [[change(field, seed) for field in (flat, ramp, line)] for seed in range(400)]
+    noisy = np.array([flat.std() > 0.4 for flat, _, _ in changes])
+    # JPEG alone bends a ramp: blurring, sharpening and resizing leave a straight line straight, but for rounding.
+    encoded = np.array([ramp.mean() > 0.2 for _, ramp, _ in changes]) & ~noisy
+    refocused = np.array([line[:, 18:23].max() > 3 for _, _, line in changes]) & ~noisy & ~encoded
+    return noisy, encoded, refocused
+
+
+def test_three_views_in_ten_are_noisy(degraded):
+    assert degraded[0].mean() == pytest.approx(0.3, abs=0.08)  # 3.5 standard deviations of 400 throws
+
+
+def test_three_views_in_ten_are_encoded_as_jpeg(degraded):
+    noisy, encoded, _ = degraded
+    assert encoded.sum() / (~noisy).sum() == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_third_of_the_views_is_blurred_or_sharpened(degraded):
+    noisy, encoded, refocused = degraded
+    assert refocused.sum() / (~noisy & ~encoded).sum() == pytest.approx(0.35, abs=0.1)
+
+
+def test_views_meet_noise_unless_their_grey_levels_stay_as_they_are():
+    """Through the whole of ``augment``: of a flat slice 3 views in 10 are untouched, and 0.7 x 0.3 have noise."""
+    scan = grey_augment.Slice(np.full((160, 160), 120, np.uint8), (0, 0, 160, 160))
+    size = Preprocessing(height=96, width=96)
+    rough = []
+    for seed in range(250):
+        view = grey_augment.augment(np.random.default_rng(seed), scan, scan.grey, size).astype(float)
+        rough.append(np.diff(view[40:56, 40:56], 2, axis=1).std() > 2)
+    assert 0.1 < np.mean(rough) < 0.32
+
+
+def ellipse(level: int) -> np.ndarray:
+    """A head of one grey level on black, uint8 (96, 96)."""
+    down, across = np.mgrid[-1:1:96j, -1:1:96j]
+    return np.where((down / 0.8) ** 2 + (across / 0.65) ** 2 < 1, level, 0).astype(np.uint8)
+
+
+def heads(labels, tumour_level):
+    """Healthy slices are heads of level 110, the others of ``tumour_level``: a collection without pictures on disk."""
+    label = np.array(labels)
+    slices = [
+        grey_augment.Slice(grey, grey_augment.head_box(grey))
+        for grey in (ellipse(110 if one == 0 else tumour_level) for one in labels)
+    ]
+    names = [f"{one}/{index}.png" for index, one in enumerate(labels)]
+    scans = [Scan(None, name, name[0], one, name) for name, one in zip(names, labels, strict=True)]
+    count = len(labels)
+    return robust.Collection(
+        scans, slices, np.zeros((count, 1), np.uint8), label, np.array(["a"] * count), np.arange(count), None
+    )
+
+
+@pytest.fixture
+def lesions_drawn(monkeypatch):
+    """The pictures that lesions were drawn in, and what came of them, while views are made."""
+    drawn = []
+    real = robust.draw_lesion
+
+    def watch(rng, grey):
+        result = real(rng, grey)
+        drawn.append((grey.copy(), result.copy()))
+        return result
+
+    monkeypatch.setattr(robust, "draw_lesion", watch)
+    return drawn
+
+
+def labels_of_views(data, recipe, labels, steps):
+    make = robust.view_maker(data, np.arange(len(data.scans)), recipe, steps, labels=labels, seed=0)
+    return np.concatenate([make(step)[1] for step in range(steps)])
+
+
+def test_three_tumour_views_in_ten_are_healthy_slices_with_a_drawn_lesion(tiny_recipe, lesions_drawn):
+    """Tumour slices are black here, so that a head in a picture is that of a healthy slice."""
+    label = labels_of_views(heads([0, 1] * 8, tumour_level=0), tiny_recipe, TWO, steps=60)
+    tumours = np.count_nonzero(label == 1)
+    assert tumours == pytest.approx(len(label) / 2, abs=10)
+    assert len(lesions_drawn) / tumours == pytest.approx(0.3, abs=0.1)  # 3.5 standard deviations of 240 throws
+    for before, _ in lesions_drawn:
+        assert (before > 40).mean() > 0.15, "the slice is a healthy one"
+    assert np.mean([(before != after).any() for before, after in lesions_drawn]) > 0.95
+
+
+def test_no_lesion_is_drawn_where_it_would_have_no_label(tiny_recipe, lesions_drawn):
+    data = heads([0, 1, 2] * 6, tumour_level=0)
+    label = labels_of_views(data, tiny_recipe, Labels(("none", "glioma", "meningioma"), 1, {}), steps=20)
+    assert set(label) == {0, 1, 2}
+    assert lesions_drawn == []
+
+
+def test_what_is_drawn_in_a_slice_is_seen_in_the_view(tiny_recipe):
+    scan = heads([0], tumour_level=0).slices[0]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        view = grey_augment.augment(
+            rng, scan, scan.grey, tiny_recipe.preprocessing, lambda rng, grey: np.full_like(grey, 200)
+        )
+        # All of the picture is the drawing: the background of the head is gone, but for corners that turning leaves.
+        assert (view[8:24, 8:24] > 30).all()
+
+
+# Fine-tuning
+
+
+def build_small_network():
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(6, activation="relu", name=f"block{number}_conv1") for number in (1, 3)]
+    backbone = keras.Sequential([keras.Input((6,)), *layers])
+    head = keras.layers.Dense(2, activation="softmax", name="head")
+    return keras.Sequential([keras.Input((6,)), backbone, head]), backbone
+
+
+def make_batch(step):
+    rng = np.random.default_rng(step)
+    label = rng.integers(0, 2, 8)
+    pictures = rng.normal(0, 0.3, (8, 6)) + label[:, None]
+    return pictures.astype(np.float32), np.eye(2, dtype=np.float32)[label]
+
+
+def cosine(step, steps, rise, rate, floor):
+    """Learning rate of a step by hand: a linear rise, then half a cosine down to ``floor`` of it."""
+    if step < rise:
+        return rate * step / rise
+    return rate * (floor + (1 - floor) * (1 + np.cos(np.pi * (step - rise) / (steps - rise))) / 2)
+
+
+def test_fine_tuning_rises_and_falls_along_half_a_cosine_to_2_per_cent():
+    whole, backbone = build_small_network()
+    rates = []
+    finetune(whole, backbone, PLAN, make_batch, lambda *_: rates.append(float(whole.optimizer.learning_rate)))
+    assert rates[: PLAN.warm_steps] == pytest.approx([PLAN.warm_rate] * PLAN.warm_steps)
+    expected = [cosine(step, PLAN.steps, PLAN.rise, PLAN.rate, 0.02) for step in range(1, PLAN.steps + 1)]
+    assert rates[PLAN.warm_steps :] == pytest.approx(expected, rel=1e-4)  # the schedule computes in float32
+    assert rates[-1] == pytest.approx(0.02 * PLAN.rate)
+
+
+def test_one_wild_batch_does_not_stop_the_training():
+    """Unclipped, a gradient ten thousand times as large would weigh in Adam's second moment for a thousand steps."""
+
+    def wild(step):
+        pictures, targets = make_batch(step)
+        return (pictures * 1e4, targets[:, ::-1]) if step == PLAN.warm_steps + 4 else (pictures, targets)
+
+    moved = {}
+    for batches in (make_batch, wild):
+        whole, backbone = build_small_network()
+        kept = {}
+
+        def keep(done, total, loss, whole=whole, kept=kept):
+            if done in (62, 82):
+                kept[done] = [weight.copy() for weight in whole.get_weights()[2:]]
+
+        finetune(whole, backbone, PLAN, batches, keep)
+        moved[batches] = max(np.abs(a - b).max() for a, b in zip(kept[62], kept[82], strict=True))
+    assert moved[make_batch] > 0.01
+    assert moved[wild] > 0.1 * moved[make_batch]
+
+
+def test_weights_decay_as_planned():
+    """Without a gradient a step of AdamW leaves 1 - rate x decay of a weight."""
+    plan = dataclasses.replace(PLAN, steps=20, rise=1, weight_decay=0.5)
+    whole, backbone = build_small_network()
+    start = {}
+
+    def still(step):
+        return np.zeros((8, 6), np.float32), np.full((8, 2), 0.5, np.float32)
+
+    def keep(done, total, loss):
+        if done == plan.warm_steps:
+            start["weights"] = whole.get_weights()[2]
+
+    finetune(whole, backbone, plan, still, keep)
+    left = np.prod([1 - 0.5 * cosine(step, plan.steps, plan.rise, plan.rate, 0.02) for step in range(plan.steps)])
+    np.testing.assert_allclose(whole.get_weights()[2], left * start["weights"], rtol=1e-4)
+
+
+def test_distilling_rises_and_falls_along_half_a_cosine_and_learns_softened_answers(tmp_path):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
+    student = keras.Sequential(layers)
+    rng = np.random.default_rng(0)
+    answers = np.tile(np.array([[0.9, 0.1]], np.float32), (32, 1))
+    pool = distil.Pool(rng.integers(0, 255, (32, 8, 8), dtype=np.uint8), answers)
+    plan = distil.Plan(epochs=40, batch=8, rate=0.05, rise=20, weight_decay=0.0, temperature=2.0)
+    rates = []
+    distil.distil(student, pool, plan, 0, lambda *_: rates.append(float(student.optimizer.learning_rate)))
+    expected = [cosine(step, 160, 20, 0.05, 0.0) for step in range(1, 161)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+    found = np.asarray(student.predict_on_batch(pool.views[..., None].astype(np.float32) / 255))
+    # At a temperature of 2 odds of 9 are odds of 3.
+    assert found[:, 0].mean() == pytest.approx(0.75, abs=0.03)
+
+
+# A whole robust training, on a network of two layers in the place of VGG16
+
+
+@pytest.fixture
+def two_layers(monkeypatch):
+    """A network that trains in a second; everything else of the recipe is as it is."""
+
+    def build(weights, recipe, classes, seed, precision):
+        keras.utils.set_random_seed(seed)
+        backbone = keras.Sequential(
+            [
+                keras.Input((recipe.preprocessing.height, recipe.preprocessing.width, 3)),
+                keras.layers.MaxPooling2D(4, name="block1_pool"),
+                keras.layers.Conv2D(4, 3, activation="relu", name="block3_conv1"),
+            ]
+        )
+        head = [keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(classes, activation="softmax")]
+        return Network(backbone, None, keras.Sequential([keras.Input(backbone.input_shape[1:]), backbone, *head]))
+
+    monkeypatch.setattr(robust, "_network", build)
+
+
+@pytest.fixture
+def collection(two_sources, tiny_recipe):
+    return robust.collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
+
+
+@pytest.fixture
+def roles(collection):
+    """Rows that train, validate and test."""
+    return finish.rows_of(robust.choose_roles(collection), collection)
+
+
+def trained_on(collection, roles, recipe, labels=TWO):
+    plan = dataclasses.replace(robust.plan_of(recipe), warm_steps=4, steps=30, rise=2, rate=0.03, averaging=0.5)
+    return robust.train_robust(collection, *roles[:2], None, recipe, plan, labels=labels, seed=0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_targets_are_smoothed_by_a_twentieth(two_layers, collection, roles, tiny_recipe, monkeypatch, classes):
+    batches = []
+    real = robust.finetune
+
+    def watch(network, backbone, plan, make_batch, *arguments, **options):
+        batches.append(make_batch(0))
+        return real(network, backbone, dataclasses.replace(plan, steps=2), make_batch, *arguments, **options)
+
+    monkeypatch.setattr(robust, "finetune", watch)
+    labels = TWO if classes == 2 else Labels(("no tumour", "tumour", "other"), 1, {})
+    trained = trained_on(collection, roles, tiny_recipe, labels)
+    [(pictures, targets)] = batches
+    assert pictures.shape == (tiny_recipe.batch, 32, 32, 3)
+    low, high = 0.05 / classes, 0.95 + 0.05 / classes
+    np.testing.assert_allclose(np.sort(targets, axis=1), [[low] * (classes - 1) + [high]] * len(targets), rtol=1e-6)
+    assert trained.details["label_smoothing"] == 0.05
+
+
+def test_what_ships_is_calibrated_and_its_threshold_is_chosen_on_calibrated_validation_images(
+    two_layers, collection, roles, tiny_recipe
+):
+    validation = roles[1]
+    label = collection.label.copy()
+    label[validation[::5]] = 1 - label[validation[::5]]  # else nothing bounds the certainty that fits best
+    collection = dataclasses.replace(collection, label=label)
+    trained = trained_on(collection, roles, tiny_recipe)
+    assert abs(np.log(trained.temperature)) > 0.1, "the network has to be off for this test to say anything"
+    for network in (trained.network, trained.quick):
+        found = predict(network.whole, collection.pixels, tiny_recipe.preprocessing, rows=validation)
+        assert calibration.fit_temperature(found, label[validation]) == pytest.approx(1, abs=0.02)
+        assert calibration.choose_threshold(found[:, 1], label[validation]) == pytest.approx(
+            trained.threshold, abs=1e-6
+        )
+
+
+def test_nothing_of_a_training_depends_on_test_images(two_layers, collection, roles, tiny_recipe):
+    """Other pixels and labels of the images that neither train nor validate: the same weights, the same threshold."""
+    first = trained_on(collection, roles, tiny_recipe)
+    others = np.setdiff1d(np.arange(len(collection.scans)), np.concatenate(roles[:2]))
+    assert len(others) >= 10
+    pixels, label, slices = collection.pixels.copy(), collection.label.copy(), list(collection.slices)
+    pixels[others] = 255 - pixels[others]
+    label[others] = 1 - label[others]
+    for index in others:
+        slices[index] = dataclasses.replace(slices[index], grey=255 - slices[index].grey)
+    changed = dataclasses.replace(collection, pixels=pixels, label=label, slices=slices)
+    again = trained_on(changed, roles, tiny_recipe)
+    for one, other in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (first.temperature, first.threshold) == (again.temperature, again.threshold)
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("split", ["reference", "grouped"])
+def test_a_bundle_is_trained_by_training_images_and_calibrated_by_validation_images(
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch, split
+):
+    seen = []
+
+    def stop(data, train, validation, *arguments, **options):
+        seen.append((data, train, validation))
+        raise _StopError
+
+    monkeypatch.setattr(robust_run, "train_robust", stop)
+    with pytest.raises(_StopError):
+        robust_run.train_robust_bundle(
+            two_sources,
+            tmp_path / "bundle",
+            tiny_recipe,
+            backbone_weights=str(weights_file),
+            seed=0,
+            split=split,
+            excluded=["a/no/00.png"],
+        )
+    [(data, train, validation)] = seen
+    assert "a/no/00.png" not in [scan.file for scan in data.scans]
+    record = robust.choose_roles(data, split)
+    for rows, role in ((train, "train"), (validation, "validation")):
+        assert {data.scans[row].file for row in rows} == {image.file for image in record.of(role)} != set()
+
+
+def test_rows_of_roles_are_those_of_the_record_without_what_was_left_out(collection):
+    record = robust.choose_roles(collection, left_out=collection.scans[:3])
+    assert len(record.images) == len(collection.scans) + 3
+    for rows, role in zip(finish.rows_of(record, collection), ("train", "validation", "test"), strict=True):
+        assert [record.images[row].role for row in rows] == [role] * len(rows)
+        assert len(rows) == len(record.of(role)) > 0
+        assert rows.max() < len(collection.scans)
+
+
+def test_a_split_says_test_of_those_that_were_chosen_and_excluded_of_those_left_out(collection):
+    test = np.arange(len(collection.scans)) % 5 == 0
+    record = as_split(collection.scans[:-2], test[:-2], collection.scans[-2:])
+    assert [one.role == "test" for one in record.images[:-2]] == test[:-2].tolist()
+    assert [one.role for one in record.images[-2:]] == ["excluded"] * 2
+    assert json.loads(record.to_json())["images"][0]["role"] == "test"

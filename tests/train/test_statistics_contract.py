@@ -1,0 +1,280 @@
+"""What each figure and interval must be, against a second calculation that shares no code with the first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import logit
+
+metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
+
+from mri_edge.train.area import auc  # noqa: E402
+from mri_edge.train.calibration import choose_threshold  # noqa: E402
+from mri_edge.train.data import Scan  # noqa: E402
+from mri_edge.train.evaluate import score as score_scans  # noqa: E402
+from mri_edge.train.intervals import RESAMPLES, basic, draw_outcomes, percentile  # noqa: E402
+from mri_edge.train.metrics import area_of, bins_of, details, measure, reliability  # noqa: E402
+from mri_edge.train.paired import Answers, specificity_at, student_minus_teacher  # noqa: E402
+
+Z = 1.959964
+
+
+def variance_of(found) -> float:
+    """The variance behind an interval of the area that was made on the logit scale."""
+    half = (logit(found.high) - logit(found.low)) / 2
+    return (half / Z * found.value * (1 - found.value)) ** 2
+
+
+def obuchowski(ill, score, group) -> float:
+    """Variance of the area under the curve for clustered data, term by term.
+
+    N. A. Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53, 1997, equations 3 to 6.
+    """
+
+    def beats(x, y):
+        return 1.0 if x > y else 0.5 if x == y else 0.0
+
+    positives, negatives = np.flatnonzero(ill), np.flatnonzero(~ill)
+    m, n = len(positives), len(negatives)
+    v10 = {i: sum(beats(score[i], score[j]) for j in negatives) / n for i in positives}
+    v01 = {j: sum(beats(score[i], score[j]) for i in positives) / m for j in negatives}
+    area = sum(v10.values()) / m
+    clusters = sorted(set(group))
+    of_ill = {c: [i for i in positives if group[i] == c] for c in clusters}
+    of_well = {c: [j for j in negatives if group[j] == c] for c in clusters}
+    excess10 = {c: sum(v10[i] for i in of_ill[c]) - len(of_ill[c]) * area for c in clusters}
+    excess01 = {c: sum(v01[j] for j in of_well[c]) - len(of_well[c]) * area for c in clusters}
+    i10, i01, i = sum(map(bool, of_ill.values())), sum(map(bool, of_well.values())), len(clusters)
+    s10 = i10 / ((i10 - 1) * m) * sum(one**2 for one in excess10.values())
+    s01 = i01 / ((i01 - 1) * n) * sum(one**2 for one in excess01.values())
+    s11 = i / (i - 1) * sum(excess10[c] * excess01[c] for c in clusters)
+    return s10 / m + s01 / n + 2 * s11 / (m * n)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_variance_of_groups_with_both_classes_is_obuchowskis(seed):
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 9, 40)
+    ill = rng.random(40) < 0.5
+    score = rng.normal(ill + rng.normal(0, 1, 9)[group], 1).round(1)  # rounded: ties happen
+    assert any(0 < ill[group == one].mean() < 1 for one in range(9))
+    assert variance_of(auc(ill, score, group)) == pytest.approx(obuchowski(ill, score, group), rel=1e-5)
+
+
+def test_the_variance_of_patients_with_both_classes_is_that_of_repeated_studies():
+    """Each patient has a healthy and an ill slice, and both look brighter in some patients than in others.
+
+    What raises both scores of a patient raises no area, so the classes' covariance must be in the variance: without
+    it, the variance would be twice as large.
+    """
+    rng = np.random.default_rng(1)
+    patients, studies = 60, 800
+    ill, group = np.arange(2 * patients) % 2 == 0, np.arange(2 * patients) // 2
+    found = []
+    for _ in range(studies):
+        patient = rng.normal(0, 1.5, patients).repeat(2)
+        found.append(auc(ill, rng.normal(1.2 * ill + patient, 0.8), group))
+    real = np.var([one.value for one in found])
+    said = np.mean([variance_of(one) for one in found])
+    # The variance of 800 values is known to within 5%, one standard deviation.
+    assert said == pytest.approx(real, rel=0.2)
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(10, 10), (31, 20), (100, 30), (5, 40)])
+def test_the_interval_of_classes_apart_solves_newcombes_equation(positives, negatives):
+    """R. G. Newcombe, Statistics in Medicine 25, 2006, method 5: Hanley and McNeil's variance with N as the mean."""
+
+    def variance(area):
+        mean = (positives + negatives) / 2
+        parts = (mean - 1) * (1 - area) / (2 - area) + (mean - 1) * area / (1 + area)
+        return area * (1 - area) * (1 + parts) / (positives * negatives)
+
+    ill = np.arange(positives + negatives) < positives
+    found = auc(ill, ill.astype(float))
+    assert found.high == 1
+    assert 1 - found.low == pytest.approx(Z * np.sqrt(variance(found.low)), rel=1e-5)
+    reversed_ = auc(ill, (~ill).astype(float))
+    assert reversed_.value == reversed_.low == 0
+    assert reversed_.high == pytest.approx(1 - found.low)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_copies_of_classes_apart_say_no_more_than_one_of_each(turned):
+    """The interval of a group counts groups where no pair is misranked, as it does where some are."""
+    ill = np.arange(30) < 12
+    score = (ill != turned).astype(float)
+    once, copied = auc(ill, score), auc(ill.repeat(20), score.repeat(20), np.arange(30).repeat(20))
+    assert (copied.low, copied.high) == (once.low, once.high)
+    assert copied.images == 600
+    assert once.high - once.low > 0.1
+
+
+def test_weighted_areas_are_those_of_scikit_learn_with_ties():
+    rng = np.random.default_rng(2)
+    ill = rng.random(80) < 0.4
+    score = rng.normal(ill, 1).round(0)  # many ties between the classes
+    weights = rng.integers(0, 4, (5, 80)).astype(float)
+    found = area_of(ill, score)(weights)
+    for row, area in zip(weights, found, strict=True):
+        assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(ill, score, sample_weight=row))
+
+
+def test_a_percentile_interval_is_the_middle_95_per_cent():
+    found = percentile(0.4, np.random.default_rng(0).permutation(np.linspace(0, 1, 10_001)), 7)
+    assert (found.value, found.images) == (0.4, 7)
+    assert (found.low, found.high) == pytest.approx((0.025, 0.975))
+
+
+def test_a_basic_interval_mirrors_the_middle_95_per_cent_at_the_value():
+    resampled = np.random.default_rng(0).permutation(np.linspace(0.2, 0.6, 10_001))
+    found = basic(0.35, resampled, np.zeros(100), 9)
+    assert (found.low, found.high) == pytest.approx((0.7 - 0.59, 0.7 - 0.21))
+
+
+@pytest.mark.parametrize(("value", "reaches_zero"), [(0.96, True), (0.99, False)])
+def test_zero_is_left_out_only_above_97_5_per_cent_of_what_noise_gives(value, reaches_zero):
+    found = basic(value, np.linspace(value, value + 0.01, 1001), np.linspace(0, 1, 10_001), 9)
+    assert (found.low == 0) == reaches_zero
+
+
+def test_outcomes_are_drawn_at_their_probabilities():
+    probability = np.array([0.1, 0.5, 0.9, 0.0, 1.0])
+    for index, one in enumerate(probability):
+        drawn = draw_outcomes(lambda outcomes, index=index: outcomes[:, index].astype(float), probability)
+        assert drawn.shape == (RESAMPLES,)
+        assert drawn.mean() == pytest.approx(one, abs=0.045)  # 4 standard deviations of 2,000 fair throws
+
+
+def test_the_interval_of_the_brier_score_is_that_of_a_mean_within_classes():
+    """Of a mean of many values the bootstrap's interval is the normal one, of the spread within each class."""
+    rng = np.random.default_rng(3)
+    truth = np.arange(400) % 4 == 0
+    score = np.clip(rng.normal(0.2 + 0.5 * truth, 0.15), 0, 1).astype(np.float32)
+    found = measure(truth.astype(np.intp), np.stack([1 - score, score], axis=1), 1)["brier"]
+    squares = (score.astype(float) - truth) ** 2
+    variance = sum(squares[kind].var() * kind.sum() for kind in (truth, ~truth)) / 400**2
+    half = Z * np.sqrt(variance)
+    # 2,000 resamples give the ends of an interval to within some 4% of its half.
+    assert (found.low - found.value, found.high - found.value) == pytest.approx((-half, half), rel=0.12)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.35])
+def test_the_positive_label_may_have_any_index(threshold):
+    rng = np.random.default_rng(4)
+    truth = rng.integers(0, 2, 120)
+    score = np.clip(rng.normal(0.4 + 0.2 * truth, 0.2), 0.01, 0.99).astype(np.float32)
+    both = np.stack([1 - score, score], axis=1)
+    found, mirrored = measure(truth, both, 1, threshold), measure(1 - truth, both[:, ::-1], 0, threshold)
+    assert mirrored == found
+    three = np.stack([1 - score, np.zeros_like(score), score], axis=1)
+    among_three = measure(2 * truth, three, 2, threshold)
+    assert {name: one.value for name, one in among_three.items()} == pytest.approx(
+        {name: one.value for name, one in found.items()}
+    )
+
+
+@pytest.mark.parametrize("images", [10, 30, 97])
+def test_bins_differ_by_one_image_at_most_and_the_least_score_is_in_the_first(images):
+    score = np.random.default_rng(5).permutation(np.linspace(0, 1, images))
+    found = bins_of(score)
+    counts = np.bincount(found, minlength=10)
+    assert len(counts) == 10
+    assert counts.max() - counts.min() <= 1
+    assert found[score.argmin()] == 0
+    assert found[score.argmax()] == 9
+    assert (np.diff(found[np.argsort(score)]) >= 0).all()
+
+
+def test_bins_are_the_same_from_either_end():
+    """An asymmetric rank would fill the first bin more than the last: of 25 scores 3 and 2, not 2 and 3."""
+    ranks = np.arange(25)
+    np.testing.assert_array_equal(bins_of(ranks), (10 * (ranks + 0.5) / 25).astype(int))
+    tied = bins_of(np.array([1, 1, 1, 1, 2, 2, 2, 2, 2, 2]))
+    # The middle rank of a tie decides: 2.5 of 10 and 7.5 of 10.
+    assert tied.tolist() == [2] * 4 + [7] * 6
+
+
+def test_the_reliability_curve_sets_the_mean_probability_beside_the_share_of_positives():
+    score = np.linspace(0.05, 0.95, 10).repeat(20)
+    positive = np.arange(200) % 20 < np.arange(10).repeat(20)  # 0, 1, … 9 of 20 in each bin
+    points = reliability(positive, score)
+    assert [one["probability"] for one in points] == pytest.approx(np.linspace(0.05, 0.95, 10))
+    assert [one["share"] for one in points] == pytest.approx(np.arange(10) / 20)
+    assert [one["images"] for one in points] == [20] * 10
+
+
+def test_details_have_the_truth_in_the_rows():
+    truth = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    score = np.array([0.1, 0.2, 0.9, 0.8, 0.8, 0.8, 0.3, 0.2], np.float32)
+    found = details(truth, np.stack([1 - score, score], axis=1), 1)
+    assert found["confusion_matrix"] == [[2, 1], [2, 3]]
+    assert found["report"]["1"]["recall"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_a_record_is_about_the_positive_label_at_the_threshold(positive):
+    """Every part of ``evaluate.score`` against scikit-learn, with a threshold that calls otherwise than 0.5 does."""
+    rng = np.random.default_rng(8)
+    truth = rng.integers(0, 2, 90)
+    ill = truth == positive
+    score = np.clip(rng.normal(0.3 + 0.15 * ill, 0.15), 0.01, 0.99).astype(np.float32)
+    both = np.stack([score, 1 - score] if positive == 0 else [1 - score, score], axis=1)
+    scans = [Scan(Path(f"{i}.png"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(truth)]
+    group = np.arange(90) // 3
+    found = score_scans(scans, both, positive, 0.35, group)
+    called = np.where(score >= np.float32(0.35), positive, 1 - positive)
+    assert 10 < np.count_nonzero(called == positive) < 80
+    assert found["metrics"] == {name: asdict(one) for name, one in measure(truth, both, positive, 0.35, group).items()}
+    assert found["metrics"]["auc"] == asdict(auc(ill, score.astype(float), group))
+    assert found["confusion_matrix"] == metrics_of_sklearn.confusion_matrix(truth, called).tolist()
+    curve = found["roc"]
+    area = metrics_of_sklearn.auc(curve["false_positive_rate"], curve["true_positive_rate"])
+    assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(ill, score))
+    assert found["reliability"] == reliability(ill, score)
+    assert {one["folder"]: one["value"] for one in found["folders"]} == pytest.approx(
+        {str(one): np.mean(called[truth == one] == one) for one in (0, 1)}
+    )
+    assert [one["label"] for one in found["folders"]] == [0, 1]
+    assert [one["called"] for one in found["predictions"]] == called.tolist()
+
+
+def test_among_equally_good_thresholds_the_widest_gap_decides():
+    ill, well = [0.3, 0.9], [0.1, 0.5]
+    scores, labels = np.array(ill + well), np.array([1, 1, 0, 0])
+    # One of each kind is on the right side in both gaps: 0.1 to 0.3, and 0.5 to 0.9.
+    assert choose_threshold(scores, labels, 0.5) == pytest.approx(0.7)
+    mirrored = choose_threshold(np.array([0.5, 0.95, 0.1, 0.9]), labels, 0.5)
+    assert mirrored == pytest.approx(0.3)
+
+
+def test_a_sensitivity_that_is_just_reached_is_reached():
+    scores = np.array([0.01] + [0.9] * 19 + [0.5] * 4)
+    labels = np.array([1] * 20 + [0] * 4)
+    assert choose_threshold(scores, labels, 19 / 20) == pytest.approx(0.7)
+    assert choose_threshold(scores, labels, 0.951) < 0.01
+
+
+def test_specificity_is_taken_where_the_sensitivity_is_just_reached_and_heeds_weights():
+    ill = np.array([True] * 20 + [False] * 4)
+    score = np.array([0.05] + [0.9] * 19 + [0.95, 0.5, 0.1, 0.02])
+    even = np.ones((1, 24))
+    assert specificity_at(ill, score, even)[0] == pytest.approx(3 / 4)  # 19 of 20 are 95%
+    without_one = even.copy()
+    without_one[0, 5] = 0  # 18 of 19 are less: the last has to be found too
+    assert specificity_at(ill, score, without_one)[0] == pytest.approx(1 / 4)
+
+
+def test_a_paired_interval_is_narrower_than_that_of_two_samples_and_holds_the_difference():
+    rng = np.random.default_rng(7)
+    ill = rng.random(240) < 0.5
+    hard = rng.normal(0, 1, 240)  # what makes an image hard for both
+    teacher = rng.normal(1.5 * ill + hard, 0.2)
+    student = rng.normal(1.5 * ill + hard, 0.2)
+    answers = [Answers(one, one > 0.75) for one in (teacher, student)]
+    found = student_minus_teacher(ill, *answers, np.arange(240))["auc"]
+    assert found["low"] <= found["value"] <= found["high"]
+    alone = auc(ill, student)
+    assert found["high"] - found["low"] < 0.6 * np.sqrt(2) * (alone.high - alone.low)
