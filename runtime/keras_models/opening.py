@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,9 @@ def _description(content: str | bytes) -> str:
 
 
 def _built(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
-    """Build the model, once without memory to see what it takes, and load its arrays."""
-    with keras.StatelessScope():
-        draft = build()
-    _check_size(draft, weights.stat().st_size, keras)
+    """Build the model and load its arrays, once it is known what memory it takes."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_check_draft, build, weights.stat().st_size, keras).result()
     model = build()
     if not model.built:
         raise ValueError("its layers have no shape: it was saved before it saw a picture")
@@ -142,6 +142,15 @@ def _built(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
     return model
+
+
+def _check_draft(build: Callable[[], Any], size: int, keras: Any) -> None:
+    """Build the model without memory for its variables, and check their sum. Call in a thread of its own.
+
+    Keras keeps a list of variables that have no memory yet, for each thread, and fills them when it may.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        _check_size(build(), size, keras)
 
 
 def _layers(model: Any) -> Iterator[Any]:
