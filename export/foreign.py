@@ -13,6 +13,7 @@ from mri_edge.errors import ConversionError, DataError
 from mri_edge.files import sha256_of
 from mri_edge.images import SUFFIXES
 from mri_edge.keras_file import KERAS, keras_artefact
+from mri_edge.keras_models.opening import ARCHIVE, check_kind
 from mri_edge.manifest import Manifest, Training
 from mri_edge.preprocess import Preprocessing
 from mri_edge.split import SPLIT, Split, SplitImage, fingerprint
@@ -37,7 +38,7 @@ def export_foreign(
     overwrite: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Make a bundle at ``out`` from a ``.keras`` file or a SavedModel folder.
+    """Make a bundle at ``out`` from a ``.keras`` or ``.h5`` file or a SavedModel folder.
 
     ``settings.data`` holds one folder of pictures for each label, in the order of the model's outputs.
     ``positive`` is the index of the positive label. A fifth of the pictures of each label, drawn by the seed,
@@ -61,7 +62,10 @@ def export_foreign(
     source = Source(model, _manifest(path, labels, positive, preprocessing, split, settings.seed), split, _origin(path))
     with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
         if path.is_file():
-            shutil.copyfile(path, writer.path(KERAS))
+            if check_kind(path) == ARCHIVE:
+                shutil.copyfile(path, writer.path(KERAS))
+            else:
+                model.save(writer.path(KERAS))
             writer.add_artefact(keras_artefact(preprocessing, len(labels)))
         writer.add_document(SPLIT, split.to_json())
         return fill(writer, source, settings, step)

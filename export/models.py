@@ -9,31 +9,25 @@ import keras
 import numpy as np
 from mri_edge.errors import ConversionError, first_line
 from mri_edge.keras_file import one_column_a_class
+from mri_edge.keras_models.opening import open_model
 from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
 
 
 def load(path: Path) -> keras.Model:
-    """Open a ``.keras`` file in safe mode: no code of the file is run.
+    """Open a ``.keras`` or ``.h5`` file: no code of the file is run.
 
     Raises
     ------
-    ConversionError
-        Not a Keras file, or one with code in it (a Lambda layer) or with layers that Keras does not know.
+    BundleError
+        Not a Keras model, or one with code in it (a Lambda layer), with layers that Keras does not know, or
+        with more weights than its size allows.
     """
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises ValueError, TypeError, KeyError, zipfile's and h5py's errors
-        if "Lambda" in str(error) or "safe_mode" in str(error):
-            raise ConversionError(
-                f"{path}: holds a Lambda layer, which is code; safe mode does not run it",
-                "Replace it with Keras layers, and save the model again",
-            ) from error
+    model = open_model(path, keras)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ConversionError(
-            f"{path}: Keras cannot open it ({first_line(error)})", "Save the model with model.save"
-        ) from error
-    if not isinstance(model, keras.Model):
-        raise ConversionError(f"{path}: holds a {type(model).__name__}, not a Keras model")
+            f"{path}: has {len(model.inputs)} inputs and {len(model.outputs)} outputs, one of each is supported"
+        )
     return model
 
 

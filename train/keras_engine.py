@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from mri_edge.cpu import available_cpus
 from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, nothing
-from mri_edge.errors import BundleError, EngineUnavailable, UsageError
+from mri_edge.errors import EngineUnavailable, UsageError
 from mri_edge.keras_file import one_column_a_class
+from mri_edge.keras_models.opening import open_model
 from mri_edge.manifest import Manifest, TensorSpec
 
 from .framework import load_keras
@@ -49,7 +50,7 @@ class KerasEngine:
 
 
 def open_keras(path: Path, manifest: Manifest, *, provider: str = "auto", threads: int | None = None) -> KerasEngine:
-    """Open a ``.keras`` file in safe mode: no code of the file is run.
+    """Open a ``.keras`` file: no code of the file is run.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def open_keras(path: Path, manifest: Manifest, *, provider: str = "auto", thread
     EngineUnavailable
         Keras or its backend is not installed.
     BundleError
-        Keras cannot open the file.
+        The file holds no Keras model, or one that is not safe to open.
     """
     if provider != "auto" or threads is not None:
         raise UsageError(f"{path.name} runs in Keras, which chooses its device and threads itself", "Leave them open")
@@ -66,9 +67,5 @@ def open_keras(path: Path, manifest: Manifest, *, provider: str = "auto", thread
         keras = load_keras()
     except UsageError as error:
         raise EngineUnavailable(f"{path.name} needs Keras: {error.problem}", error.hint) from error
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises ValueError, TypeError, KeyError, zipfile's and h5py's errors
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BundleError(f"{path}: Keras cannot open it ({reason})", "Train the model again") from error
+    model = open_model(path, keras)
     return KerasEngine(model, manifest, keras.distribution.list_devices()[0].partition(":")[0])

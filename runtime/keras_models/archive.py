@@ -1,0 +1,55 @@
+"""Unpack a ``.keras`` file: its description and its weights, no more bytes than its size allows."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from .bounds import UnsafeModelError, check_unpacked, unpacked_limit
+
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+# What Keras writes of a model without look-up tables.
+_MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
+_LARGEST_CONFIG = 16 << 20  # bytes; that of EfficientNetB7 has 1 MB
+_PIECE = 1 << 20
+
+
+def unpack(path: Path, folder: Path) -> tuple[bytes, Path]:
+    """Unpack into ``folder``; returns the bytes of ``config.json`` and the file of weights.
+
+    Raises
+    ------
+    UnsafeModelError
+        It holds other members, or unpacks to more than its size allows.
+    OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error
+        It is no such archive, or damaged.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names) or not set(names) <= _MEMBERS:
+            others = sorted(set(names) - _MEMBERS) or ["one name twice"]
+            raise UnsafeModelError(f"the archive holds other things than a model: {others[0]!r}")
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+            raise UnsafeModelError("the archive is packed in another way than by deflate")
+        if archive.getinfo(CONFIG).file_size > _LARGEST_CONFIG:
+            raise UnsafeModelError(f"{CONFIG} has more than {_LARGEST_CONFIG:,} bytes")
+        check_unpacked(sum(member.file_size for member in archive.infolist()), size, "archive")
+        with archive.open(CONFIG) as file:
+            config = file.read(_LARGEST_CONFIG)
+        weights = folder / WEIGHTS
+        with archive.open(WEIGHTS) as source, open(weights, "xb") as target:
+            _copy(source, target, size)
+    return config, weights
+
+
+def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
+    """Copy in pieces; what the directory of an archive says of a member's size need not be true."""
+    done = 0
+    while piece := source.read(_PIECE):
+        done += len(piece)
+        if done > unpacked_limit(size):
+            check_unpacked(done, size, "archive")
+        target.write(piece)

@@ -1,0 +1,143 @@
+"""Check an HDF5 file of weights before its arrays are read: they lie in the file, and their sum is bounded.
+
+HDF5 can link to other files, map arrays from them, run filters from shared libraries, link a group into
+itself, and declare arrays of any size in a few bytes. Files of weights need none of this.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .bounds import UnsafeModelError, check_unpacked, unpacked_limit
+
+# Bytes that the list of a model's layers may take, if each name were as long as the longest text in the file:
+# that is the description, 1 MB for the 1,000 layers of NASNetLarge.
+_LARGEST_LIST = 2 << 30
+_DEEPEST = 64  # groups inside groups; Keras nests one a model
+_KINDS = "biuf"  # numbers, by NumPy's letters
+_NAME_LISTS = re.compile(r"(layer_names|weight_names)\d*")
+# A global heap collection, where HDF5 keeps strings of variable length: signature, version 1, three zeros,
+# then its size in 8 bytes (HDF5 File Format Specification 3.0, III.E).
+_HEAP = b"GCOL\x01\0\0\0"
+
+
+def check_hdf5(path: Path) -> int:
+    """Check a file of weights; returns the sum of its arrays in bytes.
+
+    Raises
+    ------
+    UnsafeModelError
+        The file reaches outside itself, holds other things than numbers, or unpacks to too much.
+    OSError, ValueError, KeyError, RuntimeError
+        HDF5 cannot read it.
+    """
+    import h5py
+
+    size = path.stat().st_size
+    longest = _longest_string(path)
+    total = 0
+    with h5py.File(path, "r") as content:
+        for name, item in _items(content):
+            _check_attributes(name, item, longest)
+            if isinstance(item, h5py.Dataset):
+                total += _check_dataset(name, item, unpacked_limit(size))
+            check_unpacked(total, size, "HDF5 file")
+    return total
+
+
+def _longest_string(path: Path) -> int:
+    """Upper bound in bytes for one string of variable length: the largest heap collection in the file."""
+    longest = 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_HEAP)
+        while start >= 0:
+            longest = max(longest, int.from_bytes(content[start + 8 : start + 16], "little"))
+            start = content.find(_HEAP, start + 1)
+    return min(longest, path.stat().st_size)
+
+
+def _items(root: Any) -> Iterator[tuple[str, Any]]:
+    """Each group and dataset once, with its name; links that are not plain, and cycles, are refused."""
+    import h5py
+
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any, int]] = [("/", root, 0)]
+    while waiting:
+        name, item, depth = waiting.pop()
+        address = hash(item.id)  # of the file's number and the object's address
+        if address in seen:
+            raise UnsafeModelError(f"{name}: is linked from two places, or into itself")
+        seen.add(address)
+        if depth > _DEEPEST:
+            raise UnsafeModelError(f"{name[:80]}: groups are nested more than {_DEEPEST} deep")
+        yield name, item
+        if isinstance(item, h5py.Group):
+            for key in item:
+                inner = f"{name.rstrip('/')}/{key}"
+                if not isinstance(item.get(key, getlink=True), h5py.HardLink):
+                    raise UnsafeModelError(f"{inner}: arrays must lie in the file itself, this is a link")
+                waiting.append((inner, item[key], depth + 1))
+        elif not isinstance(item, h5py.Dataset):
+            raise UnsafeModelError(f"{name}: is neither a group nor an array")
+
+
+def _check_dataset(name: str, dataset: Any, limit: int) -> int:
+    """Bytes that an array declares."""
+    if dataset.external or dataset.is_virtual:
+        raise UnsafeModelError(f"{name}: arrays must lie in the file itself")
+    if dataset.shape is None or dataset.dtype.kind not in _KINDS:
+        raise UnsafeModelError(f"{name}: is no array of numbers ({dataset.dtype})")
+    declared = int(dataset.nbytes)
+    if dataset.chunks and declared <= limit:
+        _check_chunks(name, dataset, limit)
+    return declared
+
+
+def _check_chunks(name: str, dataset: Any, limit: int) -> None:
+    """HDF5 inflates a chunk for as long as its stream goes on, whatever its size should be: find out before."""
+    import h5py
+
+    plan = dataset.id.get_create_plist()
+    known = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+    filters = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
+    if len(set(filters)) < len(filters) or not set(filters) <= set(known):
+        raise UnsafeModelError(f"{name}: is packed in another way than by gzip (filters {filters})")
+    whole = dataset.dtype.itemsize * math.prod(dataset.chunks)
+    if whole > limit:
+        raise UnsafeModelError(f"{name}: has chunks of {whole:,} bytes")
+    if h5py.h5z.FILTER_DEFLATE not in filters:
+        return
+    for index in range(dataset.id.get_num_chunks()):
+        chunk = dataset.id.get_chunk_info(index)
+        if chunk.size > limit:
+            raise UnsafeModelError(f"{name}: has a chunk of {chunk.size:,} bytes in the file")
+        skipped, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
+        if skipped >> filters.index(h5py.h5z.FILTER_DEFLATE) & 1:
+            continue
+        if len(zlib.decompressobj().decompress(packed, whole + 5)) > whole + 4:  # a checksum may lie inside
+            raise UnsafeModelError(f"{name}: a chunk of {whole:,} bytes inflates to more")
+
+
+def _check_attributes(name: str, item: Any, longest: int) -> None:
+    """Bound what an object's attributes take; lists of names must name each thing once.
+
+    Keras reads an array as often as it is named, all of a layer at once.
+    """
+    import numpy as np
+
+    for key in item.attrs:
+        attribute = item.attrs.get_id(key)
+        size = attribute.dtype.itemsize + (longest if attribute.dtype.kind == "O" else 0)
+        if math.prod(attribute.shape) * size > _LARGEST_LIST:
+            raise UnsafeModelError(f"{name}: its attribute {key!r} may take more than {_LARGEST_LIST:,} bytes")
+        if _NAME_LISTS.fullmatch(key):
+            listed = [one.decode() if isinstance(one, bytes) else str(one) for one in np.ravel(item.attrs[key])]
+            parts = [part for one in listed for part in one.split("/")]
+            if len(set(listed)) < len(listed) or any(part in ("", ".", "..") for part in parts):
+                raise UnsafeModelError(f"{name}: its {key} names an array twice")
