@@ -42,7 +42,7 @@ def full(tiny_bundle: Path) -> Path:
     """The tiny bundle with the records of a training run that name its images."""
     images = tuple(SplitImage(name, f"{i:x}" * 64, i % 2, "test") for i, name in enumerate(NAMES) if i != 2)
     bundle = Bundle.open(tiny_bundle)
-    command = "mri-edge train --data '/home/anna/my scans' --out=../runs/x --backbone-weights=C:\\weights --seed 0"
+    command = "mri-edge train --data '/srv/anna/my scans' --out=../runs/x '--backbone-weights=C:\\weights' --seed 0"
     with rewriting(bundle) as writer:
         writer.add_document("split.json", Split(images).to_json())
         test = [{"file": name, "label": i % 2, "probabilities": [1 - i % 2, i % 2]} for i, name in enumerate(NAMES)]
@@ -132,8 +132,8 @@ def test_the_bundles_that_ship_name_no_file_of_the_data_set(name: str, scans: Pa
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
-        (["--data", "/home/anna/scans"], "--data PATH"),
-        (["--data=/home/anna/scans"], "--data=PATH"),
+        (["--data", "/srv/anna/scans"], "--data PATH"),
+        (["--data=/srv/anna/scans"], "--data=PATH"),
         (["--data", "../scans"], "--data PATH"),
         (["--data=~/scans"], "--data=PATH"),
         (["--data", "C:\\Users\\anna"], "--data PATH"),
@@ -154,4 +154,4 @@ def test_a_recorded_command_keeps_no_path(words: list[str], kept: str, tmp_path:
 
 
 def test_what_is_no_command_line_is_dropped() -> None:
-    assert without_paths("mri-edge train 'half a quote /home/anna") == ""
+    assert without_paths("mri-edge train 'half a quote /srv/anna") == ""
