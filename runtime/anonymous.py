@@ -45,23 +45,35 @@ def aliases(bundle: Bundle) -> dict[str, str]:
     return known
 
 
-def without_names(text: bytes, known: Mapping[str, str], origin: str) -> str:
-    """JSON text in which every image that is named is known by its alias, or by a number if it has none."""
-    numbers: dict[str, str] = {}
+def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
+    """JSON text in which every image that is named is known by its alias, or by a number if it has none.
+
+    The text is otherwise as it was, for the records are compared byte by byte.
+    """
+    replaced: dict[str, str] = {}
 
     def clean(value: Any) -> Any:
         if isinstance(value, list):
             return [clean(item) for item in value]
         if isinstance(value, dict):
-            return {clean(key): named(item) if key == "file" else clean(item) for key, item in value.items()}
-        return known.get(value, value) if isinstance(value, str) else value
+            return {alias(key): named(item) if key == "file" else clean(item) for key, item in value.items()}
+        return alias(value) if isinstance(value, str) else value
+
+    def alias(value: str) -> str:
+        return replaced.setdefault(value, known[value]) if value in known else value
 
     def named(value: Any) -> Any:
-        if not isinstance(value, str) or value == KERAS or _UNNAMED.fullmatch(value):
+        if not isinstance(value, str) or value in known or value == KERAS or _UNNAMED.fullmatch(value):
             return clean(value)
-        return known.get(value) or numbers.setdefault(value, f"image {len(numbers) + 1}")
+        return replaced.setdefault(value, f"image {sum(one.startswith('image ') for one in replaced.values()) + 1}")
 
-    return json.dumps(clean(parse(text, origin)), indent=1, ensure_ascii=False) + "\n"
+    wanted = clean(parse(content, origin))
+    text = content.decode()
+    for name, short_name in replaced.items():
+        for ascii_only in (True, False):
+            text = text.replace(json.dumps(name, ensure_ascii=ascii_only), json.dumps(short_name))
+    # Where a name is written in another way, with escapes that nobody needs, the text is written anew.
+    return text if parse(text, origin) == wanted else json.dumps(wanted, indent=1) + "\n"
 
 
 def without_paths(command: str | list[str]) -> str:

@@ -314,7 +314,7 @@ def _find(model: str | os.PathLike[str]) -> Path:
     if os.path.isdir(folder) or os.path.isfile(folder):
         return folder
     names = ", ".join(embedded_models()) or "none"
-    raise BundleError(f"{model}: no such bundle", f"Embedded models: {names}")
+    raise BundleError(f"{model}: no such bundle folder", f"Embedded models: {names}")
 
 
 def embedded_models() -> list[str]:

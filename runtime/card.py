@@ -57,12 +57,12 @@ def pages(manifest: Manifest, folder: Path) -> dict[str, str]:
     title = f"Model card: {manifest.name}"
     try:
         sections = card(manifest, metrics, split)
+        return {MARKDOWN: to_markdown(title, sections), PAGE: to_html(title, sections)}
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ManifestError(
             f"{folder / METRICS}: is not what training writes ({type(error).__name__}: {error})",
             "Train the model again",
         ) from error
-    return {MARKDOWN: to_markdown(title, sections), PAGE: to_html(title, sections)}
 
 
 def has_card(manifest: Manifest) -> bool:

@@ -18,7 +18,10 @@ _AGAIN = "Make or copy the bundle again"
 def parse(text: str | bytes, origin: str) -> Any:
     """JSON text to plain objects. Raises ManifestError, which names ``origin``, for anything else, NaN included."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is good JSON, and no text
+        return value
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
 

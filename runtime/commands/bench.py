@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..bundle import Bundle
+from ..errors import printable
 from ..prediction import stdout_json
 from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
@@ -107,7 +108,7 @@ def _lines(report: Report) -> list[str]:
     lines += _table([columns, *(_file_cells(one, report.server_ms) for one in ran)], left=(0, 1))
     lines.append("")
     lines += [
-        click.style(f"{one.artefact} in {one.engine} did not run: {one.problem}", fg="yellow")
+        click.style(f"{one.artefact} in {one.engine} did not run: {printable(one.problem)}", fg="yellow")
         for one in report.rows
         if one.problem
     ]

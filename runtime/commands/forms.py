@@ -29,7 +29,7 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     apostrophe by itself: whoever takes one away from the beginning has the cell back.
     """
     labels = classifier.bundle.manifest.labels
-    columns = ["file", "label", *(f"probability of {label}" for label in labels), "threshold"]
+    columns = ["file", "label", *(f"probability of {printable(label)}" for label in labels), "threshold"]
     columns += ["model", "model_hash", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms"]
     columns += ["warnings", "error", "error_code"]
     yield _csv(columns)
@@ -41,7 +41,7 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
         yield _csv(
             [
                 result.file,
-                result.label,
+                printable(result.label),
                 *(f"{result.probabilities[label]:.6f}" for label in labels),
                 result.threshold,
                 result.model,
@@ -74,18 +74,17 @@ def table(results: Results, classifier: Classifier) -> Iterator[str]:
 def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
     positive = manifest.labels[manifest.positive]
-    model = f"{manifest.title} ({classifier.artefact.sha256[:12]})"
-    ran = f"{model} | {classifier.artefact.file} | {engine.name} | {engine.provider}"
-    yield click.style(printable(ran), dim=True)
-    wide = max(len("label"), *(len(printable(label)) for label in manifest.labels))
-    heading = f"p({printable(positive)})"
+    shown = {label: printable(label) for label in manifest.labels}
+    yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
+    wide = max(len("label"), *map(len, shown.values()))
+    heading = f"p({shown[positive]})"
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
             yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(result.file or '')} (not classified)"
             continue
         colour = "red" if result.label == positive else "green"
-        label = click.style(f"{printable(result.label):<{wide}}", fg=colour)
+        label = click.style(f"{shown[result.label]:<{wide}}", fg=colour)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
         yield f"{label}  {figures}  {printable(result.file or '')}"
         for warning in result.warnings:

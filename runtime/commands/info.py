@@ -47,18 +47,21 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = _WIDE
     manifest = bundle.manifest
-    console.print(
-        Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (printable(str(bundle.folder)), "dim"))
-    )
+    console.print(Text.assemble((manifest.title, "bold"), "  ", (printable(str(bundle.folder)), "dim")))
     for heading, rows in _facts(manifest):
         console.print(f"\n{heading}", style="bold")
         grid = Table.grid(padding=(0, 2))
         for name, value in rows:
-            grid.add_row(name, str(value))
+            grid.add_row(_one_line(name), _one_line(value))
         console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     console.print("\nartefacts", style="bold")
     console.print(_artefacts(manifest))
     console.print(NOTICE, style="dim")
+
+
+def _one_line(value: object) -> str:
+    """Any text of a manifest: its control codes are written out, for they would act on the terminal."""
+    return printable(" ".join(str(value).split()))
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..bundle import Bundle
-from ..errors import OutputError
+from ..errors import OutputError, printable
 from ..files import make_folder
 from ..places import profile_folder
 from ..prediction import stdout_json
@@ -74,7 +74,7 @@ def tune(
         click.echo(f"{one.ms_per_scan:>9.2f}  {one.batch:>5}  {one.threads:>7}  {one.engine:<12}  {one.artefact}")
     for candidate, problem in found.failed:
         click.secho(f"{'failed':>9}  {candidate.batch:>5}  {candidate.threads:>7}  {candidate.engine:<12}  ", nl=False)
-        click.secho(f"{candidate.artefact}: {problem}", fg="yellow")
+        click.secho(f"{candidate.artefact}: {printable(problem)}", fg="yellow")
     click.echo(f"single scan: {_told(_best(found, provider, many=False))}")
     click.echo(f"many scans:  {_told(_best(found, provider, many=True))}")
     click.echo(f"saved in {path}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..bundle import Bundle
+from ..errors import printable
 from ..prediction import stdout_json
 from .options import REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
@@ -59,14 +60,14 @@ def verify(model: str, signed_by: str | None, as_json: bool) -> int:
 
 
 def _print(bundle: Bundle, report: Report) -> None:
-    click.secho(f"{bundle.manifest.title}  {bundle.folder}", bold=True)
+    click.secho(f"{bundle.manifest.title}  {printable(str(bundle.folder))}", bold=True)
     for (stage, group), checks in groupby(report.checks, key=_group):
         for line in _lines(stage, group, list(checks)):
             click.echo(line)
     first = report.first_difference
     if first:
         where = " in ".join(part for part in (first.subject, first.engine) if part)
-        click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {first.detail}", fg="red")
+        click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {printable(first.detail)}", fg="red")
     elif report.replayed:
         click.secho("This device's CPU gives what was recorded.", fg="green")
     elif report.recorded:
@@ -90,4 +91,4 @@ def _lines(stage: str, group: str, checks: list[Check]) -> Iterable[str]:
     yield f"{stage:<13}  {group}  {words}" if group else f"{stage:<13}  {words}"
     for one in checks:
         if one.detail and one.status != "same":
-            yield f"{'':<13}  {one.subject if not group else ''}  {one.detail}".rstrip()
+            yield f"{'':<13}  {one.subject if not group else ''}  {printable(one.detail)}".rstrip()

@@ -211,7 +211,7 @@ def _check_onnx(model: ModelFile) -> None:
     try:
         outside = outside_part(model.content)
     except ValueError as error:
-        raise EngineError(f"{model.name}: {error}", "Export the model again") from error
+        raise EngineError(f"{model.name}: cannot open it: {error}", "Export the model again") from error
     if outside:
         raise EngineError(
             f"{model.name}: {printable(outside)} lies in another file, which no hash covers",

@@ -162,7 +162,7 @@ def test_tensorrt_engines_are_kept_by_model_gpu_and_version(stand_in, tiny_onnx,
     assert cache_of(tiny_onnx) == first
     assert caplog.text == ""
     changed = tmp_path / "changed.onnx"
-    changed.write_bytes(tiny_onnx.read_bytes() + b"\0")
+    changed.write_bytes(tiny_onnx.read_bytes() + b"\x08\x08")  # the IR version once more
     gpu = "NVIDIA-H100-sm90"
     assert len({first, cache_of(tiny_onnx), cache_of(changed)}) == 3
 
