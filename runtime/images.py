@@ -11,6 +11,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -245,7 +246,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             file.header_is_read()
         with image:
             try:
-                return _from_image(image, name, kind)
+                return _from_image(image, name, kind, opened=True)
             except InputError as error:
                 unknown = unsupported_kind(file, head) if error.code == "damaged" else None
                 raise unsupported(name, unknown) if unknown else error from error.__cause__
@@ -260,7 +261,8 @@ def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:
     return InputError(f"{name}: not {_WANTED}. Received: {_guess(head)}", code="unsupported")
 
 
-def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None) -> Pixels:
+def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None, *, opened: bool = False) -> Pixels:
+    """Decode a picture; one that was ``opened`` here, and not by the caller, is closed."""
     check_size(name, *image.size)
     tiles = getattr(image, "tile", ())
     beside = 0
@@ -279,11 +281,10 @@ def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None) ->
     needed = pixels * (stored + given + turned) + beside
     check_memory(name, needed)
     try:
-        if needed < _ALONE:
+        with _decoding.large if needed > _ALONE else nullcontext():
             values, highest = _decode(image, name)
-        else:
-            with _decoding.large:
-                values, highest = _decode(image, name)
+            if opened:
+                image.close()  # before another large one is decoded
     except (InputError, MemoryError):
         raise
     except Exception as error:

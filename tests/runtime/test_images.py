@@ -310,7 +310,10 @@ WRONG = {
     "png without pixels": (_png_of_size(0, 0), "damaged picture"),
     "png bomb": (_png_of_size(40_000, 40_000), "too large, image size (1600000000 pixels)"),
     "png bomb below Pillow's limit": (_png_of_size(12_000, 12_000), "too large, 12000 x 12000 pixels"),
-    "float tiff": (_encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "32-bit floating-point grey TIFF is not supported"),
+    "float tiff": (
+        _encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+        "32-bit floating-point grey TIFF is not supported",
+    ),
 }
 
 
