@@ -21,7 +21,7 @@ from PIL import Image, ImagePalette, UnidentifiedImageError
 from . import tiff
 from .errors import InputError
 from .lfs import HINT, is_lfs_pointer
-from .native import silence_libtiff
+from .native import silence_libtiff, trim_memory
 from .picture_headers import check_before_open, check_opened, unsupported_kind
 from .picture_limits import (
     MAX_PIXELS,
@@ -285,6 +285,8 @@ def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None, *,
             values, highest = _decode(image, name)
             if opened:
                 image.close()  # before another large one is decoded
+            if needed > _ALONE:
+                trim_memory()
     except (InputError, MemoryError):
         raise
     except Exception as error:
