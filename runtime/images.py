@@ -59,7 +59,7 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 # Pixels of a larger picture are fetched from Pillow in strips, since it makes two copies of what it gives.
-_STRIP = 1 << 20  # pixels
+_STRIP = 1 << 22  # pixels
 # Of pictures that take more memory than this, one is decoded at a time, whatever the number of threads.
 _ALONE = 64 << 20  # bytes
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
@@ -185,7 +185,7 @@ def _load(source: Source) -> Pixels:
                     raise too_large(path, what, len(content), _LONGEST_STREAM)
                 return _from_file(io.BytesIO(content), path, len(content))
             if status.st_size <= SMALL_FILE:
-                content = file.readall()
+                content = file.read(status.st_size)
                 return _from_file(io.BytesIO(content), path, len(content))
             return _from_file(BoundedFile(file, path, status.st_size), path, status.st_size)
     except FileNotFoundError as error:
@@ -282,10 +282,9 @@ def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None, *,
     check_memory(name, needed)
     try:
         with _decoding.large if needed > _ALONE else nullcontext():
-            values, highest = _decode(image, name)
-            if opened:
-                image.close()  # before another large one is decoded
-            if needed > _ALONE:
+            values, highest = _decode(image, name, opened)
+            if needed > _ALONE and opened:  # give the memory back before another large one is decoded
+                image.close()
                 trim_memory()
     except (InputError, MemoryError):
         raise
@@ -298,7 +297,7 @@ def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None, *,
     return _from_array(values, name)
 
 
-def _decode(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], int | None]:
+def _decode(image: Image.Image, name: str, opened: bool) -> tuple[NDArray[np.uint8], int | None]:
     """Pixels of 8 bits, (H, W) or (H, W, 3), upright, and the highest value of what had 16 bits."""
     tiles = getattr(image, "tile", ())
     if tiles and tiles[0][0] == "ppm":
@@ -313,6 +312,8 @@ def _decode(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], int | Non
     else:
         parts = (image.crop((0, top, width, min(top + rows, height))) for top in range(0, height, rows))
         values, highest = _joined((_plain(part, name, image) for part in parts), height)
+    if opened and image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return values, highest  # most scans: no need to make an empty Exif
     turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     return turn(values) if turn else values, highest
 
