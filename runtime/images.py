@@ -59,7 +59,8 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 # Pixels of a larger picture are fetched from Pillow in strips, since it makes two copies of what it gives.
-_STRIP = 1 << 22  # pixels
+_WHOLE = 1 << 22  # pixels
+_STRIP = 1 << 20  # pixels
 # Of pictures that take more memory than this, one is decoded at a time, whatever the number of threads.
 _ALONE = 64 << 20  # bytes
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
@@ -307,7 +308,7 @@ def _decode(image: Image.Image, name: str, opened: bool) -> tuple[NDArray[np.uin
     image.load()  # first: a TIFF is turned here, and a PNG may hold its EXIF after the pixels
     width, height = image.size
     rows = max(1, _STRIP // width)
-    if rows >= height:
+    if width * height <= _WHOLE:
         values, highest = _plain(image, name)
     else:
         parts = (image.crop((0, top, width, min(top + rows, height))) for top in range(0, height, rows))

@@ -149,7 +149,7 @@ def test_2000_mutations_stay_within_the_limits() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
 @pytest.mark.parametrize("turn", [1, 6])
 def test_a_large_picture_that_is_fetched_in_strips_is_what_it_is_as_a_whole(mode: str, turn: int) -> None:
-    values = np.random.default_rng(3).integers(0, 256, (1200, 1100, 4), np.uint8)
+    values = np.random.default_rng(3).integers(0, 256, (2300, 1900, 4), np.uint8)
     deep = values[..., 0].astype(np.uint16) << 8
     image = Image.fromarray(values, "RGBA") if mode == "RGBA" else Image.fromarray(values[..., :3]).convert("RGB")
     if mode.startswith("I"):
@@ -159,7 +159,7 @@ def test_a_large_picture_that_is_fetched_in_strips_is_what_it_is_as_a_whole(mode
     elif mode != "RGBA":
         image = image.convert(mode)
     assert image.mode == mode
-    assert image.width * image.height > images._STRIP
+    assert image.width * image.height > images._WHOLE
     image.getexif()[0x0112] = turn
     if mode.startswith("I"):
         wanted = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, 2)
