@@ -11,6 +11,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image, ImagePalette, UnidentifiedImageError
 from . import tiff
 from .errors import InputError
 from .lfs import HINT, is_lfs_pointer
-from .native import silence_libtiff
+from .native import silence_libtiff, trim_memory
 from .picture_headers import check_before_open, check_opened, unsupported_kind
 from .picture_limits import (
     MAX_PIXELS,
@@ -59,6 +60,7 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 # Pixels of a larger picture are fetched from Pillow in strips, since it makes two copies of what it gives.
+_WHOLE = 1 << 22  # pixels
 _STRIP = 1 << 20  # pixels
 # Of pictures that take more memory than this, one is decoded at a time, whatever the number of threads.
 _ALONE = 64 << 20  # bytes
@@ -185,7 +187,7 @@ def _load(source: Source) -> Pixels:
                     raise too_large(path, what, len(content), _LONGEST_STREAM)
                 return _from_file(io.BytesIO(content), path, len(content))
             if status.st_size <= SMALL_FILE:
-                content = file.readall()
+                content = file.read(status.st_size)
                 return _from_file(io.BytesIO(content), path, len(content))
             return _from_file(BoundedFile(file, path, status.st_size), path, status.st_size)
     except FileNotFoundError as error:
@@ -246,7 +248,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             file.header_is_read()
         with image:
             try:
-                return _from_image(image, name, kind)
+                return _from_image(image, name, kind, opened=True)
             except InputError as error:
                 unknown = unsupported_kind(file, head) if error.code == "damaged" else None
                 raise unsupported(name, unknown) if unknown else error from error.__cause__
@@ -261,7 +263,8 @@ def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:
     return InputError(f"{name}: not {_WANTED}. Received: {_guess(head)}", code="unsupported")
 
 
-def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None) -> Pixels:
+def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None, *, opened: bool = False) -> Pixels:
+    """Decode a picture; one that was ``opened`` here, and not by the caller, is closed."""
     check_size(name, *image.size)
     tiles = getattr(image, "tile", ())
     beside = 0
@@ -280,11 +283,11 @@ def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None) ->
     needed = pixels * (stored + given + turned) + beside
     check_memory(name, needed)
     try:
-        if needed < _ALONE:
-            values, highest = _decode(image, name)
-        else:
-            with _decoding.large:
-                values, highest = _decode(image, name)
+        with _decoding.large if needed > _ALONE else nullcontext():
+            values, highest = _decode(image, name, opened)
+            if needed > _ALONE and opened:  # give the memory back before another large one is decoded
+                image.close()
+                trim_memory()
     except (InputError, MemoryError):
         raise
     except Exception as error:
@@ -296,7 +299,7 @@ def _from_image(image: Image.Image, name: str, kind: tiff.Tiff | None = None) ->
     return _from_array(values, name)
 
 
-def _decode(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], int | None]:
+def _decode(image: Image.Image, name: str, opened: bool) -> tuple[NDArray[np.uint8], int | None]:
     """Pixels of 8 bits, (H, W) or (H, W, 3), upright, and the highest value of what had 16 bits."""
     tiles = getattr(image, "tile", ())
     if tiles and tiles[0][0] == "ppm":
@@ -306,11 +309,13 @@ def _decode(image: Image.Image, name: str) -> tuple[NDArray[np.uint8], int | Non
     image.load()  # first: a TIFF is turned here, and a PNG may hold its EXIF after the pixels
     width, height = image.size
     rows = max(1, _STRIP // width)
-    if rows >= height:
+    if width * height <= _WHOLE:
         values, highest = _plain(image, name)
     else:
         parts = (image.crop((0, top, width, min(top + rows, height))) for top in range(0, height, rows))
         values, highest = _joined((_plain(part, name, image) for part in parts), height)
+    if opened and image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return values, highest  # most scans: no need to make an empty Exif
     turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     return turn(values) if turn else values, highest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 
 # malloc.h of glibc, and the limits that its own sliding threshold ends at on 64 bits (malloc.c).
@@ -34,6 +34,14 @@ def memory_given_back() -> Iterator[None]:
     finally:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+
+
+def trim_memory() -> None:
+    """Return to the system what glibc keeps in each thread's arena after a large picture was freed there."""
+    import ctypes
+
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
@@ -66,9 +74,7 @@ def silence_libtiff() -> None:
 
     from PIL import _imaging
 
-    try:
+    with suppress(OSError, AttributeError):
         library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler(None)
         library.TIFFSetErrorHandlerExt(None)
-    except (OSError, AttributeError):
-        return

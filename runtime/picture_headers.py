@@ -88,12 +88,14 @@ def check_opened(image: Any, name: str) -> int:
 
 
 def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
-    scans = count(image.fp, b"\xff\xda")
-    # Two bytes may stand by chance in a colour profile, so the frame header decides.
-    if (count(image.fp, b"\xff\xc9") or count(image.fp, b"\xff\xca")) and (kind := _unsupported_jpeg(image.fp)):
+    header = image.fp.tell()  # Pillow has read to the end of the first scan's header
+    arithmetic = count(image.fp, b"\xff\xc9", 0, header) or count(image.fp, b"\xff\xca", 0, header)
+    # Two bytes may stand in a colour profile by chance, so the frame header decides.
+    if arithmetic and (kind := _unsupported_jpeg(image.fp)):
         raise unsupported(name, kind)
-    if scans < 2 or not (image.info.get("progressive") or _first_scan_is_partial(image)):
+    if not (image.info.get("progressive") or _first_scan_is_partial(image)):
         return 0
+    scans = count(image.fp, b"\xff\xda")
     if scans * pixels > MAX_JPEG_PIXELS:
         what = f"JPEG of {pixels} pixels in {scans} scans"
         raise too_large(name, what, scans * pixels, MAX_JPEG_PIXELS, "Save it with fewer scans, or as PNG")

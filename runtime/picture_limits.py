@@ -70,8 +70,8 @@ def check_memory(name: str, needed: int) -> None:
 
 def count(stream: BinaryIO, pattern: bytes, start: int = 0, size: int | None = None) -> int:
     """How often a pattern occurs in a file, or in ``size`` bytes of it from ``start``; its position is kept."""
-    if size is None and isinstance(stream, io.BytesIO):
-        return stream.getvalue().count(pattern)
+    if isinstance(stream, io.BytesIO):
+        return stream.getvalue().count(pattern, start, None if size is None else start + size)
     place, found, rest = stream.tell(), 0, b""
     left = size if size is not None else stream.seek(0, io.SEEK_END)
     stream.seek(start)

@@ -19,8 +19,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-# Variables of ours that tests read: the real scans, a device's tiny models.
-READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY")
+# Variables of ours that tests read: the real scans, a device's tiny models, public test suites of pictures.
+READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY", "MRI_EDGE_SUITES")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,8 @@ import errno
 import io
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -407,3 +409,122 @@ def test_what_the_system_lacks_is_no_damage_of_the_picture(
     with pytest.raises(InputError) as caught:
         images.load(path)
     assert caught.value.problem == f"{path}: cannot read ({reason})"
+
+
+# --- sound pictures of kinds that are not read, and what each refusal is called
+
+
+def _patched(content: bytes, found: bytes, put: bytes) -> bytes:
+    assert found in content
+    return content.replace(found, put, 1)
+
+
+def _bmp(bits: int, compression: int, body: bytes, palette: bytes = b"", colours: int = 0) -> bytes:
+    """A BMP of 8 x 8 pixels with a header of 40 bytes."""
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, bits, compression, len(body), 0, 0, colours, 0)
+    return (
+        b"BM" + struct.pack("<IHHI", 54 + len(palette) + len(body), 0, 0, 54 + len(palette)) + header + palette + body
+    )
+
+
+_FRAME = JPEG[JPEG.index(b"\xff\xc0") :][:5]
+UNSUPPORTED = {
+    "jpeg of 12 bits": (_patched(JPEG, _FRAME, _FRAME[:4] + b"\x0c"), "12-bit JPEG"),
+    "jpeg, arithmetic-coded": (_patched(JPEG, b"\xff\xc0", b"\xff\xc9"), "arithmetic-coded JPEG"),
+    "jpeg, lossless": (_patched(JPEG, b"\xff\xc0", b"\xff\xc3"), "lossless"),
+    "bmp with masks of its own": (
+        _bmp(32, 3, struct.pack("<III", 0x3FF00000, 0xFFC00, 0x3FF) + bytes(256)),
+        "32-bit BMP",
+    ),
+    "bmp with a jpeg inside": (_bmp(0, 4, JPEG), "0-bit BMP with compression 4"),
+    "bmp of 8 bits with a palette of black and white": (
+        _bmp(8, 0, bytes([0, 1] * 32), bytes(4) + b"\xff\xff\xff\0", 2),
+        "8-bit BMP with a grey palette of another depth",
+    ),
+    "float pixmap": (b"Pf\n2 2\n-1.0\n" + bytes(16), "PPM with pixels of the kind F;32F"),
+    "16-bit colour png that is black": (_by_opencv(RGB16 * 0, ".png"), "uses only the lower 8 of its 16 bits"),
+    "16-bit colour ppm of low values": (b"P6 2 2 65535\n" + b"\0\x11" * 12, "uses only the lower 5 of its 16 bits"),
+    "dicom": (WRONG["dicom"][0], "Received: DICOM"),
+    "git lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 17\n",
+        "this is a Git LFS pointer, not the picture. Run 'git lfs pull'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_kind_that_is_not_read_is_called_unsupported(kind: str) -> None:
+    content, words = UNSUPPORTED[kind]
+    with pytest.raises(InputError) as caught:
+        images.load(content)
+    assert words in str(caught.value)
+    assert caught.value.code == "unsupported"
+
+
+def test_refusals_have_a_code_for_programs(tmp_path: Path) -> None:
+    codes = {}
+    for name, source in {
+        "missing": tmp_path / "none.png",
+        "folder": tmp_path,
+        "empty": b"",
+        "cut off": PNG[: len(PNG) // 2],
+        "large": _png_of_size(8_001, 8_000),
+        "large array": np.broadcast_to(np.uint8(0), (8_001, 8_000)),
+        "float array": np.zeros((4, 4)),
+    }.items():
+        with pytest.raises(InputError) as caught:
+            images.load(source)
+        codes[name] = caught.value.code
+    assert codes == {
+        "missing": "missing",
+        "folder": "not_a_file",
+        "empty": "damaged",
+        "cut off": "damaged",
+        "large": "too_large",
+        "large array": "too_large",
+        "float array": "unsupported",
+    }
+
+
+def test_a_chance_marker_in_a_colour_profile_makes_no_jpeg_unsupported() -> None:
+    profile = b"\xff\xc9\xff\xca\xff\xda" * 40
+    np.testing.assert_array_equal(images.load(_encoded(COLOUR, "JPEG", icc_profile=profile)), images.load(JPEG))
+
+
+@pytest.mark.parametrize("most", [100, 4095, 65534])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_portable_pixmaps_are_scaled_by_their_own_highest_value(most: int, channels: int) -> None:
+    values = np.random.default_rng(7).integers(0, most + 1, (50, 70, channels))
+    values[0, 0] = most
+    head = f"P{5 if channels == 1 else 6} 70 50 {most}\n".encode()
+    body = values.astype(">u2" if most > 255 else "u1").tobytes()
+    wanted = np.rint(values / most * 65535).astype(int) >> 8 if most > 255 else np.rint(values / most * 255)
+    np.testing.assert_array_equal(images.load(head + body), np.broadcast_to(wanted, (50, 70, 3)))
+    with pytest.raises(InputError) as caught:
+        images.load(head + body[:-1])
+    assert caught.value.code == "damaged"
+
+
+def test_libtiff_writes_nothing_to_stderr_from_any_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(_encoded(COLOUR, "TIFF", compression="tiff_lzw"))
+    content[300:5000] = bytes(len(content[300:5000]))
+
+    def code(_: int) -> str:
+        try:
+            images.load(bytes(content))
+        except InputError as error:
+            return error.code
+        return "read"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(code, range(40))) == {"damaged"}
+    assert capfd.readouterr().err == ""
+
+
+def test_libtiff_would_write_to_stderr() -> None:
+    """Without this the test above could not fail."""
+    code = "import io, sys\nfrom PIL import Image\nImage.open(io.BytesIO(sys.stdin.buffer.read())).load()"
+    content = bytearray(_encoded(COLOUR, "TIFF", compression="tiff_lzw"))
+    content[300:5000] = bytes(len(content[300:5000]))
+    done = subprocess.run([sys.executable, "-c", code], input=bytes(content), capture_output=True, check=False)
+    assert b"LZW" in done.stderr
