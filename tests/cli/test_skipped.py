@@ -233,6 +233,7 @@ def _pieces(screen: int) -> Iterator[bytes]:
         ["predict", "--engine", "\x9b31m\x07", "x.jpg"],
         ["predict", "--threads", "\x9b31m\x07", "x.jpg"],
         ["\x9b31m\x07"],
+        ["b\x9b31m\x07"],
         ["watch", "i\x9b31m\x07\nn", "--out", "o\x9b31m\x07", "--once", "--settle", "0", "--model", "b\x9b31m\x07"],
     ],
     ids=lambda words: words[0].strip("\x9b31m\x07") or "no command",
