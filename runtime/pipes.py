@@ -1,4 +1,4 @@
-"""Open a scan without waiting for ever: a device is refused, and a pipe on disk gets seconds for its writer to come."""
+"""Open a scan without waiting for ever: a pipe or device that is named gets seconds for its first byte to come."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def open_scan(path: str) -> FileIO:
     Raises
     ------
     InputError
-        ``"not_a_file"``: a socket, a device, or a pipe that nobody writes to.
+        ``"not_a_file"``: a socket, or a pipe or device that gives nothing.
     OSError
         As ``open`` does.
     """
     kind = None if _DESCRIPTOR.fullmatch(path) else special(path)
     if kind is None:
         return FileIO(path)
-    if kind != "pipe":
-        raise InputError(f"{path}: is a {kind}, not a picture", code="not_a_file")
+    if kind == "socket":
+        raise InputError(f"{path}: is a socket, not a picture", code="not_a_file")
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without that flag it waits for a writer, however long
     try:
-        _await_writer(number, path)
+        _await_data(number, path, kind)
         os.set_blocking(number, True)
         return FileIO(number)
     except BaseException:
@@ -39,14 +39,14 @@ def open_scan(path: str) -> FileIO:
         raise
 
 
-def _await_writer(number: int, path: str) -> None:
+def _await_data(number: int, path: str, kind: str) -> None:
     from select import POLLIN, poll
 
     waiting = poll()
     waiting.register(number, POLLIN)
     if not waiting.poll(_WAIT_S * 1000):
         raise InputError(
-            f"{path}: is a pipe that nobody wrote to within {_WAIT_S:.0f} s",
+            f"{path}: is a {kind} that nobody wrote to within {_WAIT_S:.0f} s",
             "Start its writer first, or pass the scan as /dev/stdin",
             code="not_a_file",
         )

@@ -31,7 +31,7 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     labels = classifier.bundle.manifest.labels
     columns = ["file", "label", *(f"probability of {printable(label)}" for label in labels), "threshold"]
     columns += ["model", "model_hash", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms"]
-    columns += ["warnings", "error", "error_code"]
+    columns += ["warnings", "warning_codes", "error", "error_code"]
     yield _csv(columns)
     for result in results:
         if isinstance(result, Failure):
@@ -51,6 +51,7 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
                 result.provider,
                 *(f"{part:.3f}" for part in (latency.decode, latency.resize, latency.infer)),
                 "; ".join(map(str, result.warnings)),
+                "; ".join(warning.code for warning in result.warnings),
                 "",
                 "",
             ]

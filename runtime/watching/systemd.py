@@ -14,4 +14,5 @@ def notify(state: str) -> None:
     import socket
 
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.setblocking(False)  # where nobody reads, the queue fills up, and a sign of life may be lost
         end.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -55,6 +57,14 @@ def test_predict_json(scans, capfd):
     assert codes["narrow"] == (3, 2)
     assert "error" not in records[0]
     assert all("label" not in record and record["code"] for record in records[2:])
+
+
+def test_predict_csv_names_the_codes_too(scans, capfd):
+    assert run(["predict", "--csv", *map(str, scans)]) == 1
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert rows[0]["warning_codes"] == rows[0]["error_code"] == ""
+    assert {"tiny", "narrow"} <= set(rows[1]["warning_codes"].split("; "))
+    assert all(row["error_code"] and row["error"] and not row["label"] for row in rows[2:])
 
 
 def test_predict_resume(scans, tmp_path, capfd):

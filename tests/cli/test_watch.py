@@ -736,6 +736,15 @@ def test_systemd_is_told(places, tmp_path):
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")
+def test_a_notify_socket_that_nobody_reads_does_not_block(tmp_path):
+    program = "from mri_edge.watching.systemd import notify\nfor _ in range(5000): notify('WATCHDOG=1')"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end_of_systemd:
+        end_of_systemd.bind(str(tmp_path / "notify"))
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        subprocess.run([sys.executable, "-c", program], env=environment, timeout=30, check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_steady(tiny_bundle):
