@@ -7,7 +7,7 @@ DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Two files of tests at a time: half of them wait for programs that they started. PYTEST_ARGS= for one after the other.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 # For `make mutants`: how many faults, and which draw of them.
-SAMPLE ?= 200
+SAMPLE ?= 250
 SEED ?= 0
 # For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
@@ -38,7 +38,7 @@ test-lowest: $(BIN)/python  ## the same with the oldest versions that pyproject.
 	$(BIN)/python -m uv pip install --python $(BIN)/python --resolution lowest-direct --editable '.[sign]' $(RUNTIME_TESTS)
 	$(BIN)/python -m pytest tests/runtime
 
-mutants: $(VENV)/.dev  ## plant faults in a copy of the code, say which the tests miss (SAMPLE=200 SEED=0): 20 minutes
+mutants: $(VENV)/.dev  ## plant faults in a copy of the code, say which the tests miss (SAMPLE=250 SEED=0): 20 minutes
 	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)
 	$(BIN)/python scripts/mutants.py --planted
 

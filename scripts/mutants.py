@@ -420,7 +420,7 @@ def planted(scratch: Scratch, only: str) -> int:
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, default=200, help="how many mutants to judge")
+    parser.add_argument("--sample", type=int, default=250, help="how many mutants to judge")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws others")
     parser.add_argument("--only", default="", help="those whose file, or name, has this in it")
     parser.add_argument("--record", type=Path, default=RECORD, help="where the outcome is written")

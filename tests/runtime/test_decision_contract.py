@@ -218,12 +218,12 @@ def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshol
 def prediction(make) -> Prediction:
     with Classifier.load(make(1, 0.3)) as classifier:
         given = classifier.predict(np.full((128, 128), 204, np.uint8))
-    return replace(given, latency_ms=Latency(1.23456, 0.1, 2.34564))
+    return replace(given, latency_ms=Latency(1.23456, 0.12345, 2.34564))
 
 
 def test_times_are_told_to_the_microsecond_and_add_up(prediction):
     told = prediction.to_dict()
-    assert told["latency_ms"] == {"decode": 1.235, "resize": 0.1, "infer": 2.346, "total": 3.68}
+    assert told["latency_ms"] == {"decode": 1.235, "resize": 0.123, "infer": 2.346, "total": 3.704}
     assert (told["label"], told["positive"], told["threshold"]) == ("yes", "yes", 0.3)
     assert told["probabilities"] == pytest.approx({"no": 0.2, "yes": 0.8})
     assert told["notice"] == "Research use only: not a medical device."
