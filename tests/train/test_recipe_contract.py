@@ -178,6 +178,14 @@ def test_what_is_drawn_in_a_slice_is_seen_in_the_view(tiny_recipe):
         assert (view[8:24, 8:24] > 30).all()
 
 
+def test_classes_are_shown_equally_often_even_where_a_source_has_one_class_alone():
+    label = np.repeat([0, 1, 1], [40, 60, 500])
+    source = np.repeat(["both", "both", "tumours"], [40, 60, 500])
+    drawn = robust.balanced_draws(label, source, 2 * robust.EPOCH_IMAGES, np.random.default_rng(0))
+    assert np.mean(label[drawn] == 0) == pytest.approx(0.5, abs=0.01)
+    assert 0.1 < np.mean(source[drawn][label[drawn] == 1] == "both") < 0.9
+
+
 # Fine-tuning
 
 
@@ -213,26 +221,33 @@ def test_fine_tuning_rises_and_falls_along_half_a_cosine_to_2_per_cent():
     assert rates[-1] == pytest.approx(0.02 * PLAN.rate)
 
 
-def test_one_wild_batch_does_not_stop_the_training():
-    """Unclipped, a gradient ten thousand times as large would weigh in Adam's second moment for a thousand steps."""
+@pytest.mark.parametrize(("limit", "clipped"), [(1.0, True), (1e9, False)])
+def test_one_wild_batch_weighs_no_more_than_the_largest_gradient_that_is_planned(limit, clipped):
+    """Adam's second moments are means of squared gradients, so none may pass the square of the largest."""
 
     def wild(step):
         pictures, targets = make_batch(step)
         return (pictures * 1e4, targets[:, ::-1]) if step == PLAN.warm_steps + 4 else (pictures, targets)
 
-    moved = {}
-    for batches in (make_batch, wild):
-        whole, backbone = build_small_network()
-        kept = {}
+    whole, backbone = build_small_network()
+    finetune(whole, backbone, dataclasses.replace(PLAN, steps=20, largest_gradient=limit), wild)
+    moments = [variable for variable in whole.optimizer.variables if variable.path.endswith("velocity")]
+    assert len(moments) == 4
+    largest = max(float(np.max(keras.ops.convert_to_numpy(one))) for one in moments)
+    assert (largest <= 1) == clipped
 
-        def keep(done, total, loss, whole=whole, kept=kept):
-            if done in (62, 82):
-                kept[done] = [weight.copy() for weight in whole.get_weights()[2:]]
 
-        finetune(whole, backbone, PLAN, batches, keep)
-        moved[batches] = max(np.abs(a - b).max() for a, b in zip(kept[62], kept[82], strict=True))
-    assert moved[make_batch] > 0.01
-    assert moved[wild] > 0.1 * moved[make_batch]
+def test_what_remains_is_the_mean_of_the_weights_of_every_step_by_hand():
+    whole, backbone = build_small_network()
+    kept = []
+    plan = dataclasses.replace(PLAN, steps=25, averaging=0.8)
+    finetune(whole, backbone, plan, make_batch, lambda *_: kept.append([one.copy() for one in whole.get_weights()]))
+    mean = kept[plan.warm_steps]
+    for weights in kept[plan.warm_steps + 1 :]:
+        mean = [0.8 * old + 0.2 * new for old, new in zip(mean, weights, strict=True)]
+    for found, by_hand, last in zip(whole.get_weights()[2:], mean[2:], kept[-1][2:], strict=True):
+        np.testing.assert_allclose(found, by_hand, atol=1e-5)
+        assert np.abs(found - last).max() > 1e-3
 
 
 def test_weights_decay_as_planned():
