@@ -192,7 +192,8 @@ def _read(path: Path) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], 
         return _checked(reader(path))
     # pickle, tarfile and h5py raise whatever they stumble over: AttributeError, TypeError, RuntimeError, zlib.error, …
     except Exception as error:
-        raise _unfit(path, printable(first_line(error))[:300]) from error
+        reason = printable(first_line(error))[:300]
+        raise _unfit(path, f"no {reason} in it" if isinstance(error, KeyError) else reason) from error
 
 
 def _unfit(path: Path, reason: object) -> WeightsError:
