@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import BundleError, IntegrityError, ManifestError, UsageError
-from .files import sha256_of
+from .files import is_lfs_pointer, sha256_of
 from .manifest import MANIFEST, SIGNATURE, Artefact, Document, Manifest
 
 EMBEDDED = Path(__file__).parent / "models"
@@ -154,6 +154,9 @@ class Bundle:
                 f"{path}: listed in the manifest but cannot be read ({error.strerror})", "Copy the bundle again"
             ) from error
         if size != entry.size_bytes:
+            with open(path, "rb") as file:
+                if is_lfs_pointer(file.read(64)):
+                    raise IntegrityError(f"{path}: is a Git LFS pointer, not the file", "Run 'git lfs pull'")
             raise IntegrityError(
                 f"{path}: {size} bytes, the manifest says {entry.size_bytes}",
                 "The file was changed or not copied to its end: copy the bundle again",
