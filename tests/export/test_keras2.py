@@ -69,8 +69,10 @@ def sequential() -> keras.Model:
     """A model with a Normalization inside a Sequential."""
     entry = keras.Input((SIZE, SIZE, 3))
     body = keras.Model(entry, keras.layers.DepthwiseConv2D(3)(keras.layers.Normalization()(entry)))
-    layers = [keras.Input((SIZE, SIZE, 3)), body, keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(2, "softmax")]
-    return drawn(keras.Sequential(layers))
+    layers = keras.layers
+    small = layers.Rescaling(1 / 255)  # so that the softmax tells apart what comes before it
+    pooled = [layers.GlobalAveragePooling2D(), layers.Dense(2, activation="softmax")]
+    return drawn(keras.Sequential([keras.Input((SIZE, SIZE, 3)), small, body, *pooled]))
 
 
 OPERATIONS = {"tf.math.truediv": ("math.truediv", 127.5), "tf.math.subtract": ("math.subtract", 1.0)}
