@@ -84,7 +84,7 @@ and nothing is written.
     "origin",
     type=click.Path(path_type=Path),
     metavar="MODEL",
-    help="A .keras file or SavedModel made elsewhere: BUNDLE is made around it.",
+    help="A .keras or .h5 file or SavedModel made elsewhere: BUNDLE is made around it.",
 )
 @click.option("--labels", metavar="LIST", help="With --from: the model's labels in order, which are folders in --data.")
 @click.option(
@@ -120,6 +120,7 @@ def export(
     from mri_edge.bundle import Bundle
 
     names = _chosen(formats, quantize, every)
+    warnings: list[str] = []
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"
@@ -138,9 +139,14 @@ def export(
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .foreign import export_foreign
 
-            return export_foreign(origin, bundle, wanted, index, prepared, chosen, overwrite=overwrite, step=step)
+            options = {"overwrite": overwrite, "step": step, "warn": warnings.append}
+            return export_foreign(origin, bundle, wanted, index, prepared, chosen, **options)
 
-    _run(run, names, (max_difference, mean_difference, flip_rate), settings)
+    try:
+        _run(run, names, (max_difference, mean_difference, flip_rate), settings)
+    finally:
+        for warning in warnings:
+            click.echo(f"Warning: {warning}", err=True)
 
 
 def _run(

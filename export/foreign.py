@@ -22,6 +22,7 @@ from mri_edge.writing import check_free, new_bundle
 from . import models
 from .calibrate import draw, read_batches
 from .exporter import Result, Settings, Source, fill
+from .preprocessing_check import doubts
 
 TEST_SHARE = 0.2
 _UNKNOWN = "unknown: the model was made elsewhere"
@@ -37,16 +38,17 @@ def export_foreign(
     *,
     overwrite: bool = False,
     step: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
     """Make a bundle at ``out`` from a ``.keras`` or ``.h5`` file or a SavedModel folder.
 
     ``settings.data`` holds one folder of pictures for each label, in the order of the model's outputs.
     ``positive`` is the index of the positive label. A fifth of the pictures of each label, drawn by the seed,
-    judges; the others calibrate.
+    judges; the others calibrate. ``warn`` is told where the preprocessing does not seem to fit the model.
 
     Raises
     ------
-    ConversionError
+    BundleError
         The file is no such model, gives no probabilities, or has another number of classes.
     DataError
         A label has no folder of pictures.
@@ -59,6 +61,10 @@ def export_foreign(
     model = models.load_saved_model(path, *size) if path.is_dir() else models.load(path)
     split = divide(settings.data, labels, settings.seed)
     _check_answers(model, split, labels, preprocessing, settings.data)
+    step("trying the preprocessing")
+    located = [(settings.data / image.file, image.label) for role in ("train", "test") for image in split.of(role)]
+    if doubt := doubts(model, located, preprocessing, settings.seed):
+        warn(doubt)
     source = Source(model, _manifest(path, labels, positive, preprocessing, split, settings.seed), split, _origin(path))
     with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
         if path.is_file():

@@ -13,6 +13,8 @@ from mri_edge.keras_models.opening import open_model
 from mri_edge.preprocess import Preprocessing
 from numpy.typing import NDArray
 
+from .saved_model import check_saved_model
+
 
 def load(path: Path) -> keras.Model:
     """Open a ``.keras`` or ``.h5`` file: no code of the file is run.
@@ -36,9 +38,10 @@ def load_saved_model(folder: Path, height: int, width: int) -> keras.Model:
 
     Raises
     ------
-    ConversionError
-        Not a SavedModel, or one without a signature of one image input and one output.
+    BundleError
+        Not a SavedModel, one that does more than compute, or without a signature of one image input and one output.
     """
+    check_saved_model(folder)
     for endpoint in ("serve", "serving_default"):
         try:
             layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint)

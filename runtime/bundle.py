@@ -13,6 +13,7 @@ from pathlib import Path
 from .delivery.archive import Archive
 from .errors import BundleError, IntegrityError, ManifestError, UsageError, printable
 from .files import sha256_of
+from .lfs import HINT, is_lfs_pointer
 from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
 from .onnx_external import outside_part
 
@@ -233,6 +234,9 @@ class Bundle:
         except OSError as error:
             raise _unreadable(path, error) from error
         if size != entry.size_bytes:
+            with open(path, "rb") as file:
+                if is_lfs_pointer(file.read(64)):
+                    raise IntegrityError(f"{path}: is a Git LFS pointer, not the file", HINT)
             raise IntegrityError(
                 f"{path}: {size} bytes, the manifest says {entry.size_bytes}",
                 "The file was changed or not copied to its end: copy the bundle again",

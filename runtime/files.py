@@ -26,11 +26,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file that begins so is the text that Git LFS leaves in the place of a file it has not fetched."""
-    return start.startswith(b"version https://git-lfs.github.com/spec/")
-
-
 def fingerprint(lines: Iterable[str]) -> str:
     """SHA-256 over lines of text, as 64 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -26,10 +26,11 @@ import h5py
 import numpy as np
 import platformdirs
 from mri_edge.errors import WeightsError, first_line, printable
-from mri_edge.files import is_lfs_pointer, sha256_of
+from mri_edge.files import sha256_of
 from mri_edge.keras_models.archive import unpack
 from mri_edge.keras_models.bounds import check_unpacked
 from mri_edge.keras_models.hdf5 import check_hdf5
+from mri_edge.lfs import is_lfs_pointer
 from numpy.typing import NDArray
 
 from .checkpoint import read_arrays
@@ -192,7 +193,8 @@ def _read(path: Path) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], 
         return _checked(reader(path))
     # pickle, tarfile and h5py raise whatever they stumble over: AttributeError, TypeError, RuntimeError, zlib.error, …
     except Exception as error:
-        raise _unfit(path, printable(first_line(error))[:300]) from error
+        reason = printable(first_line(error))[:300]
+        raise _unfit(path, f"no {reason} in it" if isinstance(error, KeyError) else reason) from error
 
 
 def _unfit(path: Path, reason: object) -> WeightsError:

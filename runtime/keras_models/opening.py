@@ -10,13 +10,14 @@ import json
 import math
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, OutputError, first_line, printable
-from ..files import is_lfs_pointer
+from ..lfs import is_lfs_pointer
 from .archive import unpack
 from .bounds import UnsafeModelError, unpacked_limit
 from .description import check_description
@@ -136,7 +137,10 @@ def _built(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
     model = build()
     if not model.built:
         raise ValueError("its layers have no shape: it was saved before it saw a picture")
-    model.load_weights(weights)
+    with warnings.catch_warnings():
+        # Keras leaves layers that the file has no arrays for as they were drawn, and warns.
+        warnings.simplefilter("error", UserWarning)
+        model.load_weights(weights)
     for layer in _layers(model):
         # Keras sets the arrays of a Normalization inside another model and leaves out what is derived from them.
         if isinstance(layer, keras.layers.Normalization):

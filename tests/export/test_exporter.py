@@ -236,7 +236,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_told_and_leaves_the_old_bundle(trained, small_disk, pictures, capfd):
     bundle = Path(shutil.copytree(trained, small_disk / "bundle"))
     before = contents(bundle)
-    assert run(["export", str(bundle), "--all", "--data", str(pictures)]) == 2
+    assert run(["export", str(bundle), "--all", "--data", str(pictures)]) == 6
     assert "cannot write (No space left on device)" in capfd.readouterr().err
     assert contents(bundle) == before
     assert not staging_of(bundle)
@@ -306,6 +306,7 @@ def foreign(tmp_path_factory):
         folder / "code.keras"
     )
     (folder / "text.keras").write_text("not a model")
+    (folder / "pointer.h5").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
     return folder
 
 
@@ -354,12 +355,30 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
         ("text.keras", "a,b,c", "Keras cannot open it"),
         ("three.keras", "a,b", "gives 3 classes"),
         ("missing.keras", "a,b,c", "missing.keras"),
+        ("pointer.h5", "a,b,c", "Run 'git lfs pull'"),
     ],
 )
 def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_path, capfd, name, labels, words):
     out = tmp_path / "new"
     arguments = ["--from", str(foreign / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 3
-    assert words in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
     assert not out.exists()
     assert not staging_of(out)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another file"])
+def test_a_bundle_with_a_damaged_model_is_refused_in_words(bundle, pictures, capfd, damage):
+    """The manifest's hash is right: the model was damaged before the bundle was made."""
+    path = bundle / "model.keras"
+    path.write_bytes(path.read_bytes()[:3000] if damage == "cut off" else b"PK\x03\x04 and no more")
+    opened = json.loads((bundle / "manifest.json").read_text())
+    entry = next(one for one in opened["artefacts"] if one["file"] == "model.keras")
+    entry.update(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+    (bundle / "manifest.json").write_text(json.dumps(opened))
+    before = contents(bundle)
+    assert run(["export", str(bundle), "--data", str(pictures), "--formats", "onnx"]) == 3
+    assert "Keras cannot open it" in capfd.readouterr().err
+    assert contents(bundle) == before

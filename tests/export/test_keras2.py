@@ -1,0 +1,190 @@
+"""Models as Keras 2 saved them open, answer as before, and export.
+
+The files are made by Keras 3 and their description is rewritten as TF-Keras 2.16 writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.errors import BundleError
+from mri_edge.export import models
+from mri_edge.keras_models.keras2 import modernised
+
+SIZE = 32
+
+
+def drawn(model: keras.Model) -> keras.Model:
+    """The same model, with the running means and variances of a trained one."""
+    rng = np.random.default_rng(1)
+    for variable in model.variables:
+        if "variance" in variable.name:
+            variable.assign(rng.uniform(0.5, 2, variable.shape))
+        elif "mean" in variable.name or variable.name == "beta":
+            variable.assign(rng.normal(0, 0.1, variable.shape))
+    for layer in model.layers:
+        for inner in getattr(layer, "layers", [layer]):
+            if isinstance(inner, keras.layers.Normalization):
+                inner.finalize_state()
+    return model
+
+
+def mobilenet() -> keras.Model:
+    return drawn(keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, classes=2))
+
+
+def efficientnet() -> keras.Model:
+    return drawn(keras.applications.EfficientNetB0(input_shape=(SIZE, SIZE, 3), weights=None, classes=2))
+
+
+def transfer() -> keras.Model:
+    """``preprocess_input`` in the model, and a model in the model: as TensorFlow's tutorial on transfer learning."""
+    body = keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, include_top=False)
+    pixels = keras.Input((SIZE, SIZE, 3))
+    scaled = keras.layers.Rescaling(1 / 127.5, name="tf.math.truediv")(pixels)
+    shifted = keras.layers.Rescaling(1, offset=-1, name="tf.math.subtract")(scaled)
+    hidden = keras.layers.GlobalAveragePooling2D()(body(shifted, training=False))
+    return drawn(keras.Model(pixels, keras.layers.Dense(2, activation="softmax")(hidden)))
+
+
+def half() -> keras.Model:
+    """Layers in float16 that keep their weights in float32."""
+    entry = keras.Input((SIZE, SIZE, 3))
+    hidden = keras.layers.SeparableConv2D(4, 3, activation="swish", dtype="mixed_float16")(entry)
+    hidden = keras.layers.GlobalAveragePooling2D(dtype="mixed_float16")(hidden)
+    return keras.Model(entry, keras.layers.Dense(2, activation="softmax")(hidden))
+
+
+def sequential() -> keras.Model:
+    """A model with a Normalization inside a Sequential."""
+    entry = keras.Input((SIZE, SIZE, 3))
+    body = keras.Model(entry, keras.layers.DepthwiseConv2D(3)(keras.layers.Normalization()(entry)))
+    layers = keras.layers
+    small = layers.Rescaling(1 / 255)  # so that the softmax tells apart what comes before it
+    pooled = [layers.GlobalAveragePooling2D(), layers.Dense(2, activation="softmax")]
+    return drawn(keras.Sequential([keras.Input((SIZE, SIZE, 3)), small, body, *pooled]))
+
+
+OPERATIONS = {"tf.math.truediv": ("math.truediv", 127.5), "tf.math.subtract": ("math.subtract", 1.0)}
+
+
+def as_keras2(item: Any) -> Any:
+    """A description of Keras 3 in the words of Keras 2."""
+    if isinstance(item, list):
+        return [as_keras2(one) for one in item]
+    if not isinstance(item, dict):
+        return item
+    name, inner = item.get("class_name"), item.get("config")
+    if name == "DTypePolicy":
+        policy = {"module": "keras.mixed_precision", "class_name": "Policy", "config": inner, "registered_name": None}
+        return "float32" if inner == {"name": "float32"} else policy
+    item = {key: as_keras2(value) for key, value in item.items()}
+    inner = item.get("config")
+    if name == "InputLayer":
+        inner["batch_input_shape"] = inner.pop("batch_shape")
+        inner.pop("optional", None)
+    elif name in ("DepthwiseConv2D", "SeparableConv2D"):
+        inner["groups"] = 1
+    elif name == "BatchNormalization":
+        inner["axis"] = [inner["axis"]]
+        for key in ("synchronized", "renorm", "renorm_clipping", "renorm_momentum"):
+            inner.pop(key, None)
+    elif name == "Functional":
+        nested = {layer["name"] for layer in inner["layers"] if "layers" in layer["config"]}
+        for layer in inner["layers"]:
+            layer["inbound_nodes"] = [_call(node, nested) for node in layer["inbound_nodes"]]
+            _as_operation(layer)
+        inner["input_layers"], inner["output_layers"] = [inner["input_layers"]], [inner["output_layers"]]
+    return item
+
+
+def _call(node: dict[str, Any], nested: set[str]) -> list[Any]:
+    tensors = node["args"][0] if isinstance(node["args"][0], list) else node["args"]
+    histories = [tensor["config"]["keras_history"] for tensor in tensors]
+    given = {key: value for key, value in node["kwargs"].items() if key == "training"}
+    return [[name, call + (name in nested), index, given] for name, call, index in histories]
+
+
+def _as_operation(layer: dict[str, Any]) -> None:
+    if layer["name"] in OPERATIONS:
+        function, number = OPERATIONS[layer["name"]]
+        [[source]] = layer["inbound_nodes"]
+        layer["inbound_nodes"] = [[*source[:3], {"y": number, "name": None}]]
+        layer["class_name"] = "TFOpLambda"
+        kept = {key: layer["config"][key] for key in ("name", "trainable", "dtype")}
+        layer["config"] = kept | {"function": function}
+
+
+def saved_as_keras2(model: keras.Model, path: Path) -> Path:
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = json.dumps(as_keras2(json.loads(file.attrs["model_config"])))
+        file.attrs["keras_version"] = file["model_weights"].attrs["keras_version"] = "2.16.0"
+    return path
+
+
+@pytest.mark.parametrize("make", [mobilenet, efficientnet, transfer, half, sequential])
+def test_it_answers_as_the_model_that_was_saved(make: Callable[[], keras.Model], tmp_path):
+    model = make()
+    opened = models.load(saved_as_keras2(model, tmp_path / "model.h5"))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.float32)
+    np.testing.assert_allclose(opened(pixels, training=False), model(pixels, training=False), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [mobilenet, sequential])
+def test_keras_alone_does_not_open_it(make, tmp_path):
+    """The test above would also pass if the rewritten file were one of Keras 3."""
+    path = saved_as_keras2(make(), tmp_path / "model.h5")
+    with pytest.raises((TypeError, ValueError)):
+        keras.models.load_model(path, compile=False)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_a_description_of_keras_3_is_left_as_it_is(name, tmp_path):
+    mobilenet().save(tmp_path / name)
+    if name.endswith("keras"):
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            config = json.loads(archive.read("config.json"))
+    else:
+        with h5py.File(tmp_path / name) as file:
+            config = json.loads(file.attrs["model_config"])
+    config.pop("compile_config", None)
+    assert modernised(config) == config
+
+
+@pytest.mark.parametrize("operation", ["math.abs", "io.write_file"])
+def test_an_operation_without_a_layer_of_its_kind_is_refused(operation, tmp_path):
+    path = saved_as_keras2(transfer(), tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace("math.truediv", operation)
+    with pytest.raises(BundleError, match="TFOpLambda"):
+        models.load(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [mobilenet, efficientnet])
+def test_it_exports(make, pictures, tmp_path):
+    path = saved_as_keras2(make(), tmp_path / "model.h5")
+    preprocessing = '{"height": 32, "width": 32, "scale": 1}'
+    if make is mobilenet:
+        preprocessing = '{"height": 32, "width": 32, "scale": 0.00784313725, "mean": [1, 1, 1]}'
+    out = tmp_path / "out"
+    arguments = ["--from", str(path), "--labels", "no,yes", "--preprocessing", preprocessing, "--data", str(pictures)]
+    assert run(["export", str(out), *arguments, "--formats", "onnx,tflite"]) == 0
+    bundle = Bundle.open(out)
+    bundle.verify()
+    made = {artefact.file: artefact for artefact in bundle.manifest.artefacts}
+    assert set(made) == {"model.keras", "model.onnx", "model.tflite"}
+    assert max(made[name].parity.max_difference for name in ("model.onnx", "model.tflite")) < 1e-4
+    # What lies in the bundle is a .keras file that exports again.
+    assert run(["export", str(out), "--data", str(pictures), "--formats", "tflite-fp16"]) == 0

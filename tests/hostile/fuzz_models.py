@@ -1,0 +1,123 @@
+"""Damage model files in many ways and open each: it opens, or it is refused in words.
+
+    python tests/hostile/fuzz_models.py OUT KIND COUNT
+
+Kinds: keras, keras-inside, h5, saved, backbone-h5, backbone-ckpt.
+
+Prints as JSON how many opened and how many were refused; any other error ends it with a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut off, bits turned, a run overwritten, or a piece taken out."""
+    kind = rng.integers(4)
+    start = int(rng.integers(len(content)))
+    if kind == 0:
+        return content[:start]
+    if kind == 1:
+        changed = bytearray(content)
+        for place in rng.integers(len(content), size=int(rng.integers(1, 9))):
+            changed[place] ^= 1 << int(rng.integers(8))
+        return bytes(changed)
+    length = int(rng.integers(1, 64))
+    piece = rng.bytes(length) if kind == 2 else b""
+    return content[:start] + piece + content[start + length :]
+
+
+def damaged_inside(content: bytes, rng: np.random.Generator) -> bytes:
+    """An archive of which one member is damaged, with its check sum made anew."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    victim = ("config.json", "model.weights.h5")[int(rng.integers(2))]
+    changed = io.BytesIO()
+    with zipfile.ZipFile(changed, "w") as archive:
+        for name, inner in members.items():
+            archive.writestr(name, damaged(inner, rng) if name == victim else inner)
+    return changed.getvalue()
+
+
+def head(content: bytes) -> bytes:
+    """Where HDF5 and pickle keep what is not numbers: little of a large file."""
+    return content[:16_384]
+
+
+def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callable[[Path], object]]]:
+    """Each damaged file, and what opens it."""
+    rng = np.random.default_rng(7)
+    if kind.startswith("backbone"):
+        from mri_edge.train.backbone import KERNEL_SHAPES, load_weights
+
+        arrays = [(np.zeros(shape, np.float32), np.zeros(shape[3], np.float32)) for shape in KERNEL_SHAPES]
+        path = folder / "sound"
+        if kind == "backbone-h5":
+            with h5py.File(path, "w") as file:
+                for index, (kernel, bias) in enumerate(arrays):
+                    file[f"conv_{index}/kernel"], file[f"conv_{index}/bias"] = kernel[..., :1], bias
+        else:
+            layers = {f"Conv_{index}": {"kernel": k[..., :1], "bias": b} for index, (k, b) in enumerate(arrays)}
+            path.write_bytes(pickle.dumps({"VGG16_0": layers}))
+
+        def opens(path: Path) -> object:
+            return load_weights(str(path))
+
+    else:
+        import keras
+        from mri_edge.export.models import load, load_saved_model
+
+        entry = keras.Input((32, 32, 3))
+        hidden = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(entry))
+        model = keras.Model(entry, keras.layers.Dense(2, activation="softmax")(hidden))
+        if kind == "saved":
+            model.export(folder / "saved", verbose=False)
+            files = ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+            for _ in range(count):
+                shutil.rmtree(folder / "damaged", ignore_errors=True)
+                shutil.copytree(folder / "saved", folder / "damaged")
+                victim = folder / "damaged" / files[int(rng.integers(3))]
+                victim.write_bytes(damaged(victim.read_bytes(), rng))
+                yield folder / "damaged", lambda path: load_saved_model(path, 32, 32)
+            return
+        path = folder / ("sound.h5" if kind == "h5" else "sound.keras")
+        model.save(path)
+        opens = load
+    content = path.read_bytes()
+    start = head(content)
+    for _ in range(count):
+        changed = (
+            damaged_inside(content, rng) if kind == "keras-inside" else damaged(start, rng) + content[len(start) :]
+        )
+        (folder / "damaged").write_bytes(changed)
+        yield folder / "damaged", opens
+
+
+def main(folder: Path, kind: str, count: int) -> None:
+    from mri_edge.errors import BundleError
+
+    found = {"opened": 0, "refused": 0}
+    for path, opens in subjects(folder, kind, count):
+        try:
+            opens(path)
+            found["opened"] += 1
+        except BundleError as error:
+            found["refused"] += 1
+            if "\n" in str(error):
+                raise AssertionError("the refusal has more than one line") from error
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
