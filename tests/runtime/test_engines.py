@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from mri_edge import engines
-from mri_edge.engines import PROVIDERS, Engine, engine_file, engine_files, engine_for, offered, open_engine
+from mri_edge.cpu import available_cpus
+from mri_edge.engines import (
+    ENGINE_ALIASES,
+    PROVIDERS,
+    Engine,
+    engine_file,
+    engine_files,
+    engine_for,
+    offered,
+    open_engine,
+)
 from mri_edge.errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
 
 # Engines sum in other orders, and one batch size may take another kernel than the next: float32
@@ -92,11 +102,12 @@ def _batch(size: int, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def test_engine_says_what_it_is(opened: Callable[..., Engine]) -> None:
-    engine = opened(threads=2)
+    threads = min(2, available_cpus())
+    engine = opened(threads=threads)
     assert isinstance(engine, Engine)
     assert engine.name == opened.file.NAME
     assert engine.provider
-    assert engine.threads == 2
+    assert engine.threads == threads
     assert (engine.input.dtype, engine.input.shape) == ("uint8", (None, 128, 128, 3))
     assert (engine.outputs[0].dtype, engine.outputs[0].shape) == ("float32", (None, 2))
 
@@ -214,7 +225,7 @@ def test_four_threads_share_one_engine(opened: Callable[..., Engine]) -> None:
 # --- what cannot be had
 
 
-@pytest.mark.parametrize("provider", [one for one in PROVIDERS if one not in ("auto", "cpu")])
+@pytest.mark.parametrize("provider", [one for one in PROVIDERS if one not in ("auto", "cpu", "gpu")])
 def test_explicit_provider_comes_up_or_is_refused(opened: Callable[..., Engine], provider: str) -> None:
     try:
         engine = opened(provider=provider)
@@ -323,6 +334,19 @@ def test_unknown_engine_provider_and_thread_count(tiny_onnx: Path) -> None:
         open_engine(tiny_onnx, threads=0)
     with pytest.raises(UsageError, match=r"opens \.tflite files"):
         open_engine(tiny_onnx, engine="litert")
+
+
+@pytest.mark.parametrize("alias", ENGINE_ALIASES)
+def test_engine_is_known_by_other_names(alias: str) -> None:
+    assert engine_file(alias) is engine_files()[ENGINE_ALIASES[alias]]
+    assert alias not in engine_files()  # an alias that is an engine would hide it
+
+
+def test_more_threads_than_cores_are_refused(opened: Callable[..., Engine]) -> None:
+    cores = available_cpus()
+    with pytest.raises(UsageError, match=f"threads must be at most {cores}, .*Received: {cores + 1}"):
+        opened(threads=cores + 1)
+    assert opened(threads=cores).threads == cores
 
 
 def test_missing_library_is_told_with_its_cure(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,13 @@ FORKING = """
 import gc, json, os, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from mri_edge import Classifier, EngineError
+from mri_edge.cpu import available_cpus
 from mri_edge.engines import engine_file, open_engine
 
 engine, scan = sys.argv[1:]
 parent, opens_after_fork = os.getpid(), getattr(engine_file(engine), "OPENS_AFTER_FORK", True)
-classifier = Classifier.load("small", engine=engine, provider="cpu", threads=2)
-alone = open_engine(classifier.bundle.folder / classifier.artefact.file, engine=engine, provider="cpu", threads=2)
+classifier = Classifier.load("small", engine=engine, provider="cpu", threads=available_cpus())
+alone = open_engine(classifier.bundle.folder / classifier.artefact.file, engine=engine, provider="cpu")
 wanted = classifier.predict(scan).probabilities
 begun = classifier.predict_batches([scan] * 3, batch_size=1)
 next(begun)
@@ -129,6 +130,7 @@ print(json.dumps(ends))
 POOL = """
 import json, multiprocessing, sys
 from mri_edge import Classifier, EngineError
+from mri_edge.cpu import available_cpus
 
 engine, scan = sys.argv[1:]
 
@@ -139,7 +141,7 @@ def predict(path):
         return str(error)
 
 if __name__ == "__main__":
-    classifier = Classifier.load("small", engine=engine, provider="cpu", threads=2)
+    classifier = Classifier.load("small", engine=engine, provider="cpu", threads=available_cpus())
     wanted = classifier.predict(scan).probabilities
     with multiprocessing.get_context("fork").Pool(2) as pool:
         found = pool.map_async(predict, [scan] * 6, chunksize=1).get(timeout=60)
@@ -171,8 +173,9 @@ if __name__ == "__main__":
 APPLICATION = """
 import json, os
 from mri_edge import Classifier, EngineError
+from mri_edge.cpu import available_cpus
 
-classifier = Classifier.load("small", engine=os.environ["TESTED_ENGINE"], provider="cpu", threads=2)
+classifier = Classifier.load("small", engine=os.environ["TESTED_ENGINE"], provider="cpu", threads=available_cpus())
 before = classifier.predict(os.environ["TESTED_SCAN"]).label
 
 def application(environ, start_response):
