@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,32 @@ def test_four_threads_share_one_engine(opened: Callable[..., Engine]) -> None:
         answers = list(pool.map(engine.run, batches * 3))
     for answer, right in zip(answers, wanted * 3, strict=True):
         np.testing.assert_allclose(answer, right, atol=SAME)
+
+
+@pytest.mark.skipif(available_cpus() < 2, reason="one core has no second thread to wait")
+def test_threads_sleep_between_runs(opened: Callable[..., Engine]) -> None:
+    """A small machine has other work. ONNX Runtime's threads, left alone, spin for a third of these pauses."""
+    engine = opened(threads=2)
+    batch = _batch(1)
+    engine.run(batch)
+    pause, burned = 0.02, 0.0
+    for _ in range(25):
+        engine.run(batch)
+        start = time.process_time()  # of all threads
+        time.sleep(pause)
+        burned += time.process_time() - start
+    assert burned < 0.15 * 25 * pause  # OpenVINO's take some hundredths
+
+
+@pytest.mark.parametrize("name", offered())
+def test_engine_names_the_package_that_brings_its_library(name: str) -> None:
+    """By these names a device profile sees that a library was exchanged, and doctor that two are installed."""
+    file = engine_file(name)
+    assert file.PACKAGES
+    if reason := file.missing():
+        pytest.skip(reason)
+    brought_by = {one.lower().replace("_", "-") for one in packages_distributions()[file.MODULE.partition(".")[0]]}
+    assert brought_by & set(file.PACKAGES)
 
 
 # --- what cannot be had
