@@ -15,6 +15,7 @@ from mri_edge import __version__
 from mri_edge.bundle import embedded_models
 from mri_edge.cli import COMMANDS, run
 from mri_edge.cpu import available_cpus
+from mri_edge.engines import offered
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -140,7 +141,7 @@ def test_commands_are_completed():
 
 def test_values_of_options_are_completed(tiny_bundle):
     assert complete("mri-edge predict --engine l") == ["litert"]
-    assert complete("mri-edge predict --engine ") == ["onnxruntime", "litert", "openvino"]
+    assert complete("mri-edge predict --engine ") == offered()
     assert complete("mri-edge predict --provider c") == ["cpu", "cuda", "coreml"]
     assert complete(f"mri-edge predict --model {tiny_bundle} --artefact m") == ["model.onnx"]
     assert complete("mri-edge predict --artefact m", MRI_EDGE_MODEL="/no/such/bundle") == []

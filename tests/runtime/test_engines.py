@@ -153,9 +153,9 @@ def test_batches_of_every_size_give_the_rows_of_single_runs(opened: Callable[...
 def test_engines_of_one_model_agree(tiny_onnx: Path, tiny_tflite: Path) -> None:
     answers = {}
     for file in engine_files().values():
-        if file.missing() or file.NAME == "fake":
+        artefact = {".onnx": tiny_onnx, ".tflite": tiny_tflite}.get(file.SUFFIXES[0])
+        if file.missing() or artefact is None:  # the artefacts of other engines have other weights
             continue
-        artefact = {".onnx": tiny_onnx, ".tflite": tiny_tflite}[file.SUFFIXES[0]]
         engine = open_engine(artefact, engine=file.NAME, provider="cpu", threads=1)
         answers[file.NAME] = engine.run(_batch(5))
         engine.close()
