@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from mri_edge import Bundle, Classifier, images
 from mri_edge.engines import engine_files, open_engine
-from mri_edge.files import sha256_of
 from mri_edge.golden import replay
 from mri_edge.prediction import decide
 from PIL import Image
+from records import reference_images
 
 STAGES = ("hashes", "pixels", "tensor", "probabilities", "label")
 REAL = "reference images"  # in the name of each comparison that wants the data folder
@@ -132,13 +132,13 @@ def _reference_images(model: str, bundle: Bundle, data: Path) -> Iterator[Findin
     entry = next((one for one in bundle.manifest.documents if one.file == "parity.json"), None)
     if entry is None:
         return
-    record = json.loads(bundle.path_of(entry).read_bytes())
-    known = [one for one in record["images"] if (data / one["file"]).is_file()]
+    record = json.loads(bundle.read(entry))
+    known = reference_images(bundle, data)
     if not known:
         return
-    changed = [one["file"] for one in known if sha256_of(data / one["file"]) != one["sha256"]["file"]]
     told = f"{model}: {len(known)} {REAL}"
-    yield Finding("hashes", told, f"{len(changed)} files changed", bool(changed))
+    missing = len(record["images"]) - len(known)
+    yield Finding("hashes", told, f"{missing} files changed or missing", bool(missing))
     tensors = np.stack([bundle.manifest.preprocessing.fit(images.load(data / one["file"])) for one in known])
     wrong = sum(
         hashlib.sha256(tensor.tobytes()).hexdigest() != one["sha256"]["tensor"]

@@ -36,7 +36,7 @@ from mri_edge.prediction import NOTICE, decide
 from mri_edge.profile import library_versions
 from mri_edge.progress import track
 from olive_peer import olive_model
-from records import data_folder, save
+from records import data_folder, reference_images, save
 from subjects import CHECKOUT, SCALED_BACK, Subject, bundles, subjects_of
 
 HERE = Path(__file__).parent
@@ -48,14 +48,6 @@ _LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "mlcommons-loadgen")
 DEMO = sorted((CHECKOUT / "examples").glob("*.jpg"))
 # mri_edge first: it keeps OpenVINO from reporting to its maker.
 _APP = "import mri_edge; from openvino.tools.benchmark.main import main; main()"
-
-
-def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
-    """The reference's test images with their labels and Keras' probabilities, as ``parity.json`` has them; or none."""
-    entry = next((one for one in bundle.manifest.documents if one.file == "parity.json"), None)
-    if data is None or entry is None:
-        return []
-    return [one for one in json.loads(bundle.path_of(entry).read_bytes())["images"] if (data / one["file"]).is_file()]
 
 
 def run_subject(one: Subject, tensors: Path, threads: int, *, answers: bool, busy: bool) -> dict[str, Any] | str:

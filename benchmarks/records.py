@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mri_edge.files import make_folder, write_whole
+from mri_edge import Bundle, images
+from mri_edge.files import make_folder, sha256_of, write_whole
 from mri_edge.measuring.benchmark import machine_facts
 
 CHECKOUT = Path(__file__).parents[1]
@@ -72,3 +73,17 @@ def load_fresh(name: str) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
+    """The reference's test images with their labels and Keras' probabilities, as ``parity.json`` has them; or none.
+
+    A bundle that ships knows images by their hashes alone: ``file`` is where the image lies below ``data``.
+    """
+    entry = next((one for one in bundle.manifest.documents if one.file == "parity.json"), None)
+    if data is None or entry is None:
+        return []
+    known = {image["sha256"]["file"]: image for image in json.loads(bundle.read(entry))["images"]}
+    pictures = (path for path in sorted(data.rglob("*")) if path.name.lower().endswith(images.SUFFIXES))
+    found = {sha256_of(path): path.relative_to(data).as_posix() for path in pictures}
+    return [{**image, "file": found[digest]} for digest, image in known.items() if digest in found]

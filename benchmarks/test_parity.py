@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from compare import reference_images
 from mri_edge import images
 from mri_edge.engines import open_engine
 from mri_edge.export.parity import DEFAULT_GATES
 from mri_edge.measuring.benchmark import subjects as runnable
 from mri_edge.prediction import decide
-from records import data_folder
+from records import data_folder, reference_images
 from subjects import bundles
 
 BUNDLES = bundles()

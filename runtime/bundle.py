@@ -6,48 +6,54 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import BundleError, IntegrityError, ManifestError, UsageError
+from .delivery.archive import Archive
+from .errors import BundleError, IntegrityError, ManifestError, UsageError, printable
 from .files import sha256_of
-from .manifest import MANIFEST, SIGNATURE, Artefact, Document, Manifest
+from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
+from .onnx_external import outside_part
 
 EMBEDDED = Path(__file__).parent / "models"
 DEFAULT_MODEL = "vgg16"
-MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
+REQUIRE_SIGNATURE = "MRI_EDGE_REQUIRE_SIGNATURE"  # names the file of a public key
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its folder and its checked manifest.
+    """An opened bundle: where it lies and its checked manifest.
 
-    Opening checks that every listed file is there with the listed size. The SHA-256 of a file is
-    checked when it is asked for by ``read``, so that a cold ``predict`` hashes what it runs and
-    not the whole folder; ``verify`` hashes everything.
+    ``folder`` is the bundle's folder or, with an ``archive``, the packed file. Opening checks that every listed file is
+    there with the listed size. The SHA-256 of a file is checked when it is asked for by ``read``, so that a cold
+    ``predict`` hashes what it runs and not the whole folder; ``verify`` hashes everything.
     """
 
     folder: Path
     manifest: Manifest
+    archive: Archive | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
         cls, model: str | os.PathLike[str] = DEFAULT_MODEL, *, signed_by: str | os.PathLike[str] | None = None
     ) -> Bundle:
-        """Open an embedded model by its name (``"vgg16"``), or a bundle folder (``"./vgg16"`` for one of such a name).
+        """Open an embedded model by its name (``"vgg16"``), a bundle folder (``"./vgg16"`` for one of such a name), or
+        a packed bundle.
 
         Parameters
         ----------
         signed_by
             File of a public key (PEM, Ed25519): the bundle must be signed by it. Every file is then hashed now,
-            and none may be there that the signed manifest does not list.
+            and none may be there that the signed manifest does not list. Default: what the environment variable
+            ``MRI_EDGE_REQUIRE_SIGNATURE`` names, so that no way of opening a bundle passes it by.
 
         Raises
         ------
         BundleError
-            There is no such folder or embedded model.
+            There is no such bundle or embedded model.
         ManifestError
             The manifest is missing, broken or of another schema version.
         IntegrityError
@@ -55,20 +61,47 @@ class Bundle:
         SignatureError
             It is not signed by ``signed_by``.
         UsageError
-            That key cannot be read, or the extra ``sign`` is not installed.
+            That key cannot be read or its name is empty, or the extra ``sign`` is not installed.
         """
-        folder = _find(model)
-        text = _read_manifest(folder)
+        signed_by = os.environ.get(REQUIRE_SIGNATURE) if signed_by is None else signed_by
         if signed_by is None:
-            return cls.from_manifest(folder, text)
-        from .delivery.signature import check
-
+            return cls.open_unsigned(model)
+        place = _find(model)
+        if os.path.isfile(place):
+            return cls.open_packed(place, signed_by=signed_by)
+        text = _read_manifest(place)
         # The bytes that were checked are the bytes that are read: not the file a second time.
-        check(text, _read_signature(folder), Path(signed_by), str(folder))
-        bundle = cls.from_manifest(folder, text)
+        _check_signature(text, _read_signature(place), signed_by, place)
+        bundle = cls.from_manifest(place, text)
         bundle.check_complete()
         bundle.verify()
         return bundle
+
+    @classmethod
+    def open_unsigned(cls, model: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle whether it is signed or not, for what makes, changes and signs bundles; errors as ``open``."""
+        place = _find(model)
+        if os.path.isfile(place):
+            return cls._from_archive(Archive(place))
+        return cls.from_manifest(place, _read_manifest(place))
+
+    @classmethod
+    def open_packed(cls, file: Path, *, signed_by: str | os.PathLike[str] | None = None) -> Bundle:
+        """Open a packed bundle and check all of it; parameters and errors as for ``open``."""
+        signed_by = os.environ.get(REQUIRE_SIGNATURE) if signed_by is None else signed_by
+        archive = Archive(file)
+        if signed_by is not None:
+            _check_signature(archive.manifest, archive.signature, signed_by, file)
+        bundle = cls._from_archive(archive)
+        bundle.verify()
+        return bundle
+
+    @classmethod
+    def _from_archive(cls, archive: Archive) -> Bundle:
+        manifest = Manifest.from_json(archive.manifest, origin=str(archive.path / MANIFEST))
+        archive.place(manifest)
+        archive.check_end()
+        return cls(archive.path, manifest, archive)
 
     @classmethod
     def from_manifest(cls, folder: Path, manifest: bytes) -> Bundle:
@@ -78,13 +111,19 @@ class Bundle:
             bundle._check_size(entry)
         return bundle
 
+    def require_folder(self) -> Path:
+        """The bundle's folder, for what writes into it. Raises BundleError if the bundle is packed."""
+        if self.archive:
+            raise BundleError(f"{self.folder}: is packed, a folder is needed", "Unpack it: 'mri-edge bundle unpack'")
+        return self.folder
+
     def manifest_bytes(self) -> bytes:
         """The manifest as it stands on disk: what a signature is of."""
-        return _read_manifest(self.folder)
+        return self.archive.manifest if self.archive else _read_manifest(self.folder)
 
     def signature_bytes(self) -> bytes | None:
         """The signature that stands beside the manifest, unchecked; None if there is none."""
-        return _read_signature(self.folder)
+        return self.archive.signature if self.archive else _read_signature(self.folder)
 
     def entries(self) -> tuple[Artefact | Document, ...]:
         """Every listed file: artefacts, then documents."""
@@ -99,16 +138,36 @@ class Bundle:
         ------
         IntegrityError
             The file was changed or cannot be read.
+        BundleError
+            An ONNX file that keeps a part of itself in another file.
         """
         path = self.folder / entry.file
-        self._check_size(entry)  # before a file that was exchanged for a huge one is read
-        try:
-            with open(path, "rb") as file:
-                content = file.read(entry.size_bytes + 1)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        if self.archive:
+            content = self.archive.read(entry)
+        else:
+            self._check_size(entry)  # before a file that was exchanged for a huge one is read
+            try:
+                with open(path, "rb") as file:
+                    content = file.read(entry.size_bytes + 1)
+            except OSError as error:
+                raise _unreadable(path, error) from error
         self._check_hash(path, entry, hashlib.sha256(content).hexdigest())
+        if isinstance(entry, Artefact):
+            check_self_contained(content, path)
         return content
+
+    @contextmanager
+    def private_copy(self, entry: Artefact | Document) -> Iterator[Path]:
+        """Yield the path of a copy that nobody else may change, for a library that only opens paths.
+
+        The copy is removed at the end. Raises what ``read`` does.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="mri-edge-") as folder:  # of mode 700
+            path = Path(folder) / Path(entry.file).name
+            path.write_bytes(self.read(entry))
+            yield path
 
     def path_of(self, entry: Artefact | Document) -> Path:
         """Path of a listed file, after its SHA-256 was compared with the manifest's.
@@ -119,16 +178,18 @@ class Bundle:
         ------
         IntegrityError
             The file was changed.
+        BundleError
+            The bundle is packed.
         """
         self._check_size(entry)
-        path = self.folder / entry.file
+        path = self.require_folder() / entry.file
         self._check_hash(path, entry, sha256_of(path))
         return path
 
     def verify(self) -> None:
         """Hash every listed file. Raises IntegrityError at the first that differs."""
         for entry in self.entries():
-            self.path_of(entry)
+            self.read(entry)
 
     def artefact(self, name: str) -> Artefact:
         """Artefact by file name, with or without the leading ``model.``: ``"int8.onnx"``.
@@ -156,7 +217,9 @@ class Bundle:
             )
 
     def strangers(self) -> Iterator[Path]:
-        """What lies in the folder and is a link, or no file that the manifest lists."""
+        """What lies in the folder and is a link, or no file that the manifest lists; nothing in a packed bundle."""
+        if self.archive:
+            return
         listed = {MANIFEST, SIGNATURE, *(one.file for one in self.entries())}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
@@ -181,6 +244,32 @@ class Bundle:
                 f"{path}: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…",
                 "The file was changed or damaged: copy the bundle again",
             )
+
+
+def check_self_contained(content: bytes, path: Path) -> None:
+    """Raise BundleError for an ONNX file that keeps a part of itself in another file, which no hash would cover."""
+    if not path.name.endswith(".onnx"):
+        return
+    try:
+        outside = outside_part(content)
+    except ValueError:  # whatever it is, no engine opens it: see ``engines.open_engine``
+        return
+    if outside:
+        raise BundleError(
+            f"{path}: {printable(outside)} lies in another file, which the manifest does not list",
+            "Save the model with all of its weights inside (onnx.save without external data), and export it again",
+        )
+
+
+def _check_signature(manifest: bytes, signature: bytes | None, key: str | os.PathLike[str], origin: Path) -> None:
+    if not os.fspath(key):
+        raise UsageError(
+            f"--require-signature and {REQUIRE_SIGNATURE} must name a public key. Received: nothing",
+            "Name the PEM file of the key, or leave both out",
+        )
+    from .delivery.signature import check
+
+    check(manifest, signature, Path(key), str(origin))
 
 
 def _unreadable(path: Path, error: OSError) -> IntegrityError:
@@ -215,20 +304,17 @@ def _read_signature(folder: Path) -> bytes | None:
 
 
 def _find(model: str | os.PathLike[str]) -> Path:
+    """Where a bundle lies: a folder, or a packed file."""
     folder = Path(model)
     embedded = EMBEDDED / folder.name
     if folder.name == str(model) and os.path.isdir(embedded):  # whatever lies where the program was started
         if os.path.isfile(folder / MANIFEST):
             _log.warning("%s: the model that comes with the package, not the bundle here, which is ./%s", model, model)
         return embedded
-    if os.path.isdir(folder):
+    if os.path.isdir(folder) or os.path.isfile(folder):
         return folder
     names = ", ".join(embedded_models()) or "none"
-    if os.path.isfile(folder):
-        raise BundleError(
-            f"{folder}: is a file, a bundle is a folder", "If it is packed: 'mri-edge bundle unpack' first"
-        )
-    raise BundleError(f"{model}: no such bundle folder", f"Embedded models: {names}")
+    raise BundleError(f"{model}: no such bundle", f"Embedded models: {names}")
 
 
 def embedded_models() -> list[str]:

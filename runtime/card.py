@@ -7,15 +7,16 @@ artefacts that are gone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from .errors import ManifestError
 from .manifest import Manifest
 from .prediction import NOTICE
+from .records import parse
 from .split import Role, Split
 
 MARKDOWN, PAGE = "MODEL_CARD.md", "MODEL_CARD.html"
@@ -53,8 +54,15 @@ def pages(manifest: Manifest, folder: Path) -> dict[str, str]:
     held = {one.file for one in manifest.documents}
     metrics = _read_metrics(folder / METRICS) if METRICS in held else {}
     split = Split.held(held, lambda file: (folder / file).read_bytes())
-    title, sections = f"Model card: {manifest.name}", card(manifest, metrics, split)
-    return {MARKDOWN: to_markdown(title, sections), PAGE: to_html(title, sections)}
+    title = f"Model card: {manifest.name}"
+    try:
+        sections = card(manifest, metrics, split)
+        return {MARKDOWN: to_markdown(title, sections), PAGE: to_html(title, sections)}
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ManifestError(
+            f"{folder / METRICS}: is not what training writes ({type(error).__name__}: {error})",
+            "Train the model again",
+        ) from error
 
 
 def has_card(manifest: Manifest) -> bool:
@@ -269,8 +277,10 @@ def _caveats(manifest: Manifest) -> list[str | Table]:
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
+    content = parse(path.read_bytes(), str(path))
+    if not isinstance(content, dict):
+        raise ManifestError(f"{path}: must be an object. Received: {type(content).__name__}")
+    return content
 
 
 def _positive(manifest: Manifest) -> str:

@@ -86,9 +86,12 @@ class Classifier:
         self._closed = False
         self._warnings = warnings
         self._given: str | os.PathLike[str] | Bundle = bundle
+        self._signed_by: str | os.PathLike[str] | None = None
         self._arguments: dict[str, Any] | None = None  # of the Opening; None where the parts were open already
         self._locks: dict[int, Lock] = {}  # by process: the parent's may be held by a thread that is not here
         self._novelty = NoveltyCheck.of(bundle)
+        if self._novelty:
+            self._novelty.check_fits(engine.outputs)
         preprocessing = bundle.manifest.preprocessing
         declared = engine.input.shape[1:]
         if declared != (preprocessing.height, preprocessing.width, 3):
@@ -115,13 +118,15 @@ class Classifier:
         threads: int | None = None,
         many: bool = True,
         allow_fallback: bool = False,
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> Classifier:
         """Open a model. What is left open is chosen by ``selection.select``.
 
         Parameters
         ----------
         model
-            The name of an embedded model, a bundle folder (``"./small"`` for one of such a name), or an opened Bundle.
+            The name of an embedded model, a bundle folder (``"./small"`` for one of such a name), a packed bundle, or
+            an opened Bundle.
         artefact
             File of the bundle to run, ``"model.int8.onnx"``; default: the best that an installed engine opens.
         engine
@@ -136,15 +141,22 @@ class Classifier:
             Whether many scans will come at a time, or single ones: a device profile knows what suits which.
         allow_fallback
             Run on the CPU when ``provider`` does not come up, and say so in the warnings of every prediction.
+        require_signature
+            File of a public key: the owner of that key must have signed the bundle. Default: the key that the
+            variable MRI_EDGE_REQUIRE_SIGNATURE names.
 
         Raises
         ------
-        BundleError, ManifestError, IntegrityError
+        BundleError, ManifestError, IntegrityError, SignatureError
             The bundle cannot be used.
         UsageError, EngineUnavailable, ProviderUnavailable, EngineError
             The engine cannot run it.
         """
-        bundle = model if isinstance(model, Bundle) else Bundle.open(model)
+        if isinstance(model, Bundle) and require_signature is None:
+            bundle = model  # it was opened under the same variable
+        else:
+            place = model.folder if isinstance(model, Bundle) else model
+            bundle = Bundle.open(place, signed_by=require_signature)
         classifier = cls.opened(
             Opening(
                 bundle,
@@ -156,7 +168,7 @@ class Classifier:
                 allow_fallback=allow_fallback,
             )
         )
-        classifier._given = model
+        classifier._given, classifier._signed_by = model, require_signature
         return classifier
 
     @classmethod
@@ -278,7 +290,7 @@ class Classifier:
         if self._closed or self._arguments is None:
             reason = "it is closed" if self._closed else "it was made of an engine that was open already"
             raise UsageError(f"this classifier cannot be pickled or copied: {reason}", "Use one of Classifier.load")
-        return _load, (type(self), self._given, self._arguments)
+        return _load, (type(self), self._given, self._arguments | {"require_signature": self._signed_by})
 
     def __enter__(self) -> Classifier:
         return self

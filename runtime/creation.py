@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -11,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
+from .anonymous import without_paths
 from .manifest import Creation
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
@@ -21,7 +21,7 @@ def creation() -> Creation:
     return Creation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         # A bundle travels: the folders of the machine that made it stay at home.
-        command=shlex.join(["mri-edge", *(Path(one).name if Path(one).is_absolute() else one for one in sys.argv[1:])]),
+        command=without_paths(["mri-edge", *sys.argv[1:]]),
         code_version=__version__,
         code_commit=_commit(),
         libraries={"python": platform.python_version(), **_versions()},

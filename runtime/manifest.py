@@ -7,17 +7,20 @@ same contract as JSON Schema (draft 2020-12); a test holds the two together.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-from .errors import ManifestError
+from .errors import ManifestError, printable
 from .preprocess import Preprocessing
 from .records import is_plain_relative, parse, read
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
 SCHEMA_VERSION = 1
+MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
 
 Precision = Literal["float32", "float16", "int8", "dynamic"]
 
@@ -170,10 +173,25 @@ class Manifest:
     licences: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
-    @property
+    @cached_property
     def title(self) -> str:
-        """Name and version: what every result calls the model."""
-        return f"{self.name} {self.version}"
+        """Name, version and the first digits of ``content_hash``: what every result calls the model."""
+        return f"{printable(self.name)} {printable(self.version)} ({self.content_hash[:8]})"
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over all that decides an answer: artefacts, labels, threshold and preprocessing.
+
+        Two trainings differ in it, a bundle that is packed, unpacked, signed or given another name does not.
+        """
+        facts = [
+            sorted(one.sha256 for one in self.artefacts),
+            self.labels,
+            self.positive,
+            self.threshold,
+            dataclasses.asdict(self.preprocessing),
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Indented JSON text that ends with a line feed. ManifestError for NaN and infinity: JSON has none."""
@@ -189,7 +207,8 @@ class Manifest:
         Raises
         ------
         ManifestError
-            Not JSON, another schema version, or a field that is missing, unknown or of another type.
+            Not JSON, another schema version, or a field that is missing or of another type. Within a schema
+            version a field that is not known is ignored, at every level, and dropped when the bundle is written anew.
             ``origin`` is the name that the message gives to the text.
         """
         data = parse(text, origin)

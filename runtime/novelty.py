@@ -7,15 +7,19 @@ its square Q). Square roots are taken first, since means of rectified channels a
 
 from __future__ import annotations
 
-from io import BytesIO
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import read_array
 from .bundle import Bundle
-from .errors import IntegrityError
+from .errors import IntegrityError, ManifestError
+from .manifest import TensorSpec
 
 Features = NDArray[np.float32]
+FEATURES = "features"  # the name of the output that they come from
+_AGAIN = "Make or copy the bundle again"
 
 
 def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -42,9 +46,10 @@ def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.floa
 class NoveltyCheck:
     """The plane and the limit of one bundle."""
 
-    def __init__(self, plane: NDArray[np.float32], limit: float) -> None:
+    def __init__(self, plane: NDArray[np.float32], limit: float, origin: str = "") -> None:
         self.plane = plane
         self.limit = limit
+        self._origin = origin
 
     @classmethod
     def of(cls, bundle: Bundle) -> NoveltyCheck | None:
@@ -62,13 +67,29 @@ class NoveltyCheck:
         if document is None:
             raise IntegrityError(f"{bundle.folder}: the manifest names {fitted.file}, but does not list it")
         path = bundle.folder / document.file
+        content = bundle.read(document)
         try:
-            plane = np.load(BytesIO(bundle.read(document)), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise IntegrityError(f"{path}: no NumPy array ({error})", "Copy the bundle again") from error
+            plane = read_array(content, str(path))
+        except ManifestError as error:
+            raise IntegrityError(error.problem, error.hint) from error
         if plane.ndim != 2 or len(plane) < 2 or plane.dtype != np.float32:
-            raise IntegrityError(f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype}")
-        return cls(plane, fitted.limit)
+            raise IntegrityError(
+                f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype} {plane.shape}", _AGAIN
+            )
+        if not np.isfinite(plane).all() or fitted.limit <= 0:
+            raise IntegrityError(f"{path}: the plane or its limit, {fitted.limit}, cannot be", _AGAIN)
+        return cls(plane, fitted.limit, str(path))
+
+    def check_fits(self, outputs: Sequence[TensorSpec]) -> None:
+        """Raise IntegrityError unless the model's features are as wide as the plane: else every scan would fail."""
+        features = next((spec for spec in outputs if spec.name == FEATURES), None)
+        if features is None:  # an artefact that gives probabilities alone is not checked for novelty
+            return
+        width = features.shape[-1] if len(features.shape) == 2 else None
+        if width != self.plane.shape[1]:
+            raise IntegrityError(
+                f"{self._origin}: is for {self.plane.shape[1]} features, the model gives {features.shape}", _AGAIN
+            )
 
     def doubts(self, features: Features) -> list[tuple[str, ...]]:
         """For each picture the reason to doubt it, or nothing."""

@@ -51,12 +51,18 @@ def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
     return text
 
 
+_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+
+
 def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """``as_json`` for standard output: in ASCII where that is not UTF-8, which readers of JSON expect."""
+    """``as_json`` for standard output: in ASCII where that is not UTF-8, which readers of JSON expect.
+
+    JSON escapes the control codes below U+0020 alone; those above act on a terminal as well.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if codecs.lookup(encoding).name == "utf-8":
-        return as_json(record, indent=indent)
-    return json.dumps(record, indent=indent)
+        return as_json(record, indent=indent).translate(_CONTROLS)
+    return json.dumps(record, indent=indent).translate(_CONTROLS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""JSON text to frozen dataclasses, strictly: what the manifest and the split record are read with."""
+"""JSON text to frozen dataclasses, checked field by field: how the manifest and the split record are read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ _AGAIN = "Make or copy the bundle again"
 def parse(text: str | bytes, origin: str) -> Any:
     """JSON text to plain objects. Raises ManifestError, which names ``origin``, for anything else, NaN included."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is good JSON, and no text
+        return value
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
 
 
 def read(kind: type[T], value: Any, origin: str) -> T:
-    """Plain objects to the dataclass ``kind``: no field unknown or missing, no conversion.
+    """Plain objects to the dataclass ``kind``: no field missing, no conversion.
+
+    A field that is not known is ignored: within one schema version a newer release may have added it.
 
     Numbers are JSON's: 1 is a float where one belongs, and 1.0 an integer.
 
@@ -88,14 +93,13 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _unfit(where, "an object", value)
     fields = {one.name: one for one in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - set(fields)):
-        raise ManifestError(f"{where}: unknown field {_shown(unknown[0])}", "It may come from a newer mri-edge")
     for name, one in fields.items():
         required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
     hints = _hints(kind)
-    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+    known = {name: item for name, item in value.items() if name in fields}
+    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in known.items()})
 
 
 @lru_cache(maxsize=32)

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .arrays import read_array
 from .errors import DataError, ManifestError
 from .files import fingerprint, sha256_of
 from .records import is_plain_relative, parse, read
@@ -93,11 +94,13 @@ class Split:
     @classmethod
     def from_condensed(cls, content: bytes, origin: str = CONDENSED) -> Split:
         """Read what ``to_condensed`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
-        try:
-            rows = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ManifestError(f"{origin}: no NumPy array ({error})") from error
-        if rows.dtype != np.uint8 or rows.shape[1:] != (2 + _DIGITS // 2,) or (rows[:, 0] >= len(_ROLES)).any():
+        rows = read_array(content, origin)
+        if (
+            rows.dtype != np.uint8
+            or rows.ndim != 2
+            or rows.shape[1:] != (2 + _DIGITS // 2,)
+            or (rows[:, 0] >= len(_ROLES)).any()
+        ):
             raise ManifestError(f"{origin}: no condensed split record. Received: {rows.dtype} {rows.shape}")
         return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle
+from .bundle import Bundle, check_self_contained
 from .card import has_card, pages
 from .errors import OutputError
 from .files import sha256_of, whole_folder
@@ -21,26 +21,37 @@ from .manifest import MANIFEST, Artefact, Document, Manifest
 def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | None = None) -> Iterator[BundleWriter]:
     """Change a bundle, or make a changed copy at ``out``: all of the change or none of it.
 
-    ``keep`` names the files to carry over (default: all). Files are hard-linked where the disk
-    allows, so that a large bundle is not copied to add one artefact. In a bundle that is changed, files
-    that its manifest does not list (a user's report, notes) stay; a signature, of what it was, does not.
+    ``keep`` names the files to carry over (default: all). In a bundle that is changed, files are hard-linked where
+    the disk allows, so that a large bundle is not copied to add one artefact; files that its manifest does not list (a
+    user's report, notes) stay; a signature, of what it was, does not. A copy at ``out`` shares no file with the bundle,
+    and each is hashed on its way. Keys of the manifest that this release does not know are dropped.
 
     Raises
     ------
     OutputError
         ``out`` holds something that is no bundle, or cannot be written. A bundle there is replaced.
+    IntegrityError
+        A file that is copied was changed.
+    BundleError
+        A packed bundle cannot be changed where it is.
     """
     if out is not None:
         check_free(out, overwrite=True)
+    target = out or bundle.require_folder()
     kept = [one for one in bundle.entries() if keep is None or one.file in keep]
     manifest = replace(
         bundle.manifest,
         artefacts=tuple(one for one in kept if isinstance(one, Artefact)),
         documents=tuple(one for one in kept if isinstance(one, Document)),
     )
-    with whole_folder(out or bundle.folder) as staging:
+    with whole_folder(target) as staging:
         for entry in kept:
-            _link_or_copy(bundle.folder / entry.file, staging / entry.file)
+            if out is None:
+                _link_or_copy(bundle.folder / entry.file, staging / entry.file)
+            else:
+                copy = staging / entry.file
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(bundle.read(entry))
         if out is None:
             for path in bundle.strangers():
                 _carry_over(path, staging / path.relative_to(bundle.folder))
@@ -103,7 +114,13 @@ class BundleWriter:
         return path
 
     def add_artefact(self, artefact: Artefact) -> Artefact:
-        """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in."""
+        """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in.
+
+        Raises BundleError for an ONNX file with external data: the manifest would vouch for a part of the model alone.
+        """
+        path = self.folder / artefact.file
+        if path.suffix == ".onnx":
+            check_self_contained(path.read_bytes(), path)
         size, digest = self._stamp(artefact.file)
         stamped = replace(artefact, size_bytes=size, sha256=digest)
         others = tuple(one for one in self.manifest.artefacts if one.file != artefact.file)

@@ -61,7 +61,6 @@ def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "required": [one.name for one in fields if _required(one) or one.name == "schema_version"],
-        "additionalProperties": False,
     }
 
 

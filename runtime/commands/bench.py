@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import DEFAULT_MODEL, Bundle
+from ..bundle import Bundle
+from ..errors import printable
 from ..prediction import stdout_json
-from .options import PROVIDER, VERBOSE, complete_models
+from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
     from ..measuring.benchmark import Report, Row, Spread, Stream
@@ -23,9 +24,8 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument(
-    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
-)
+@bundle_argument
+@REQUIRE_SIGNATURE
 @click.option(
     "--profile",
     type=click.Choice(["smoke", "full"]),
@@ -49,6 +49,7 @@ Examples:
 @VERBOSE
 def bench(
     model: str,
+    signed_by: str | None,
     profile: str,
     as_json: bool,
     scans: tuple[str, ...],
@@ -67,7 +68,7 @@ def bench(
     from ..measuring.benchmark import measure, scans_for
     from ..progress import track
 
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, signed_by=signed_by)
     report = measure(
         bundle,
         scans_for(bundle, scans),
@@ -77,6 +78,7 @@ def bench(
         provider=provider,
         threads=threads,
         server_ms=server_ms,
+        signed_by=signed_by,
         track=lambda items, label: track(items, label, len(items)),
     )
     if as_json:
@@ -106,7 +108,7 @@ def _lines(report: Report) -> list[str]:
     lines += _table([columns, *(_file_cells(one, report.server_ms) for one in ran)], left=(0, 1))
     lines.append("")
     lines += [
-        click.style(f"{one.artefact} in {one.engine} did not run: {one.problem}", fg="yellow")
+        click.style(f"{one.artefact} in {one.engine} did not run: {printable(one.problem)}", fg="yellow")
         for one in report.rows
         if one.problem
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from . import delivery
+from .options import bundle_and_scans, required_bundle_argument
 
 EXAMPLES = """\b
 Examples:
@@ -32,7 +33,7 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 
 
 @bundle.command(epilog="\b\nExample:\n  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/")
-@click.argument("model", metavar="BUNDLE")
+@required_bundle_argument
 @click.option("--artefact", "artefacts", multiple=True, required=True, help="Artefact to keep; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.option("--name", help="Name of the model in the new manifest (default: as it was).")
@@ -40,27 +41,32 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artefacts, for a device that runs just these.
 
-    Metrics, parity report, model card and golden values are kept, pages and pictures are not. Of the split
-    record, which names every training image, go the hashes: for 'mri-edge evaluate' to know those images.
+    Metrics, parity report, model card and golden values are kept, pages and pictures are not. Names of images stay
+    at home: of each go the first digits of its SHA-256, for 'mri-edge evaluate' to know it by. BUNDLE may be packed.
     """
+    from dataclasses import replace
+
+    from ..anonymous import aliases, without_names, without_paths
     from ..bundle import Bundle
     from ..golden import is_golden
     from ..split import CONDENSED, SPLIT, Split
     from ..writing import check_free, rewriting
 
     check_free(out, overwrite=overwrite)
-    source = Bundle.open(model)
+    source = Bundle.open_unsigned(model)
     keep = [source.artefact(one).file for one in artefacts]
     documents = {one.file: one for one in source.manifest.documents}
     split = documents.pop(SPLIT, None)
     keep += [file for file in documents if "/" not in file or is_golden(file)]
-    for entry in source.entries():
-        if entry.file in keep:
-            source.path_of(entry)
+    known, creation = aliases(source), source.manifest.creation
     with rewriting(source, out, keep=keep) as writer:
         if split:
-            writer.add_document(CONDENSED, Split.from_json(source.path_of(split).read_bytes()).to_condensed())
+            writer.add_document(CONDENSED, Split.from_json(source.read(split)).to_condensed())
             keep.append(CONDENSED)
+        for file in ("metrics.json", "parity.json"):
+            if file in documents:
+                writer.add_document(file, without_names(source.read(documents[file]), known, file))
+        writer.update(creation=replace(creation, command=without_paths(creation.command)))
         if name:
             writer.update(name=name)
     size = sum(one.stat().st_size for one in out.iterdir())
@@ -68,8 +74,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
 
 
 @bundle.command(epilog="\b\nExample:\n  mri-edge bundle record my-bundle examples/*.jpg")
-@click.argument("model", metavar="BUNDLE")
-@click.argument("scans", metavar="SCAN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@bundle_and_scans
 @click.option(
     "--notice",
     type=click.Path(path_type=Path),
@@ -90,5 +95,5 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
         raise UsageError(
             f"{beside}: no such file; scans that travel need a notice that lets them", "Name one with --notice"
         )
-    record(Bundle.open(model), scans, beside)
+    record(Bundle.open_unsigned(model), scans, beside)
     click.echo(f"{model}: golden values of {len(scans)} scans recorded")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
+from .options import REQUIRE_SIGNATURE, required_bundle_argument
+
 _PATH = click.Path(path_type=Path)
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
 
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle pack device/ --out device.mribundle")
-@click.argument("model", metavar="BUNDLE")
+@required_bundle_argument
 @click.option("--out", type=_PATH, required=True, metavar="FILE", help="File to write, NAME.mribundle by custom.")
 @_OVERWRITE
 def pack(model: str, out: Path, overwrite: bool) -> None:
@@ -29,7 +31,7 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
 
     if os.path.exists(out) and not overwrite:
         raise OutputError(f"{out}: is there already", "Name another file, or say --overwrite")
-    pack(Bundle.open(model), out)
+    pack(Bundle.open_unsigned(model), out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(out)}")
 
 
@@ -42,11 +44,9 @@ Examples:
 )
 @click.argument("packed", metavar="FILE", type=_PATH)
 @click.option("--out", type=_PATH, required=True, metavar="DIR", help="Folder of the bundle.")
-@click.option(
-    "--require-signature", "key", type=_PATH, metavar="KEY", help="Refuse it unless this public key's owner signed it."
-)
+@REQUIRE_SIGNATURE
 @_OVERWRITE
-def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
+def unpack(packed: Path, out: Path, signed_by: str | None, overwrite: bool) -> None:
     """Make a folder of a packed bundle.
 
     Whole or not at all. Every byte is checked against the one form that pack writes: links, paths that lead
@@ -54,12 +54,12 @@ def unpack(packed: Path, out: Path, key: Path | None, overwrite: bool) -> None:
     """
     from ..delivery.packed import unpack
 
-    manifest = unpack(packed, out, signed_by=key, overwrite=overwrite)
+    manifest = unpack(packed, out, signed_by=signed_by, overwrite=overwrite)
     click.echo(f"{out}: {manifest.title}")
 
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle sign device/ --key hospital.pem")
-@click.argument("model", metavar="BUNDLE")
+@required_bundle_argument
 @click.option("--key", type=_PATH, required=True, metavar="KEY", help="Private key: PEM, Ed25519.")
 def sign(model: str, key: Path) -> None:
     """Sign BUNDLE, once its files are checked.
@@ -70,14 +70,14 @@ def sign(model: str, key: Path) -> None:
     from ..bundle import Bundle
     from ..delivery.signing import sign
 
-    fingerprint = sign(Bundle.open(model), key, passphrase=lambda: _passphrase(key))
+    fingerprint = sign(Bundle.open_unsigned(model), key, passphrase=lambda: _passphrase(key))
     click.echo(f"{model}: signed, key {fingerprint}")
 
 
 @click.command(
     "verify-signature", epilog="\b\nExample:\n  mri-edge bundle verify-signature device/ --key hospital.pub.pem"
 )
-@click.argument("model", metavar="BUNDLE|FILE")
+@required_bundle_argument
 @click.option("--key", type=_PATH, required=True, metavar="KEY", help="Public key: PEM, Ed25519.")
 def verify_signature(model: str, key: Path) -> None:
     """Check a signature and all it covers.
@@ -86,11 +86,9 @@ def verify_signature(model: str, key: Path) -> None:
     3. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
     """
     from ..bundle import Bundle
-    from ..delivery.packed import check_packed
     from ..delivery.signature import fingerprint
 
-    path = Path(model)
-    manifest = check_packed(path, key) if os.path.isfile(path) else Bundle.open(model, signed_by=key).manifest
+    manifest = Bundle.open(model, signed_by=key).manifest
     click.echo(f"{model}: {manifest.title}, signed, every file as it was; key {fingerprint(key)}")
 
 

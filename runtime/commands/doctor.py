@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import click
 
@@ -114,8 +114,10 @@ def _examine(one: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
     if missing := one.missing():
         return Finding(one.NAME, version, provider, False, f"{missing}. {remedy(one)}")
     artefact = _artefact_for(one, provider, bundle)
-    path = str(bundle.folder / artefact.file) if bundle and artefact else None
-    works, detail = _judge(attempt(Trial(one.NAME, path, provider), time_limit=_TIME_LIMIT), artefact)
+    trial = Trial(one.NAME, provider=provider)
+    if bundle and artefact:
+        trial = replace(trial, bundle=str(bundle.folder), artefact=artefact.file)
+    works, detail = _judge(attempt(trial, time_limit=_TIME_LIMIT), artefact)
     return Finding(one.NAME, version, provider, works, detail)
 
 

@@ -24,7 +24,7 @@ def json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
 def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     """CSV (RFC 4180): a header, then one row a scan; a scan that failed has only ``file`` and ``error``."""
     labels = classifier.bundle.manifest.labels
-    columns = ["file", "label", *(f"probability of {label}" for label in labels), "threshold"]
+    columns = ["file", "label", *(f"probability of {printable(label)}" for label in labels), "threshold"]
     columns += ["model", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms", "warnings", "error"]
     yield _csv(columns)
     for result in results:
@@ -35,7 +35,7 @@ def csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
         yield _csv(
             [
                 result.file,
-                result.label,
+                printable(result.label),
                 *(f"{result.probabilities[label]:.6f}" for label in labels),
                 result.threshold,
                 result.model,
@@ -53,16 +53,17 @@ def table(results: Results, classifier: Classifier) -> Iterator[str]:
     """For people: what ran, a row a scan with the file last so that rows can stream, and the notice."""
     manifest, engine = classifier.bundle.manifest, classifier.engine
     positive = manifest.labels[manifest.positive]
+    shown = {label: printable(label) for label in manifest.labels}
     yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
-    wide = max(len("label"), *map(len, manifest.labels))
-    heading = f"p({positive})"
+    wide = max(len("label"), *map(len, shown.values()))
+    heading = f"p({shown[positive]})"
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
             yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(result.file or '')} (not classified)"
             continue
         colour = "red" if result.label == positive else "green"
-        label = click.style(f"{result.label:<{wide}}", fg=colour)
+        label = click.style(f"{shown[result.label]:<{wide}}", fg=colour)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
         yield f"{label}  {figures}  {printable(result.file or '')}"
         for warning in result.warnings:

@@ -6,10 +6,11 @@ from dataclasses import asdict
 
 import click
 
-from ..bundle import DEFAULT_MODEL, Bundle
+from ..bundle import Bundle
+from ..errors import printable
 from ..manifest import Manifest
 from ..prediction import NOTICE, stdout_json
-from .options import complete_models
+from .options import REQUIRE_SIGNATURE, bundle_argument
 
 EXAMPLES = """\b
 Examples:
@@ -22,16 +23,15 @@ _WIDE = 10_000  # columns
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument(
-    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
-)
+@bundle_argument
+@REQUIRE_SIGNATURE
 @click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
-def info(model: str, as_json: bool) -> None:
+def info(model: str, signed_by: str | None, as_json: bool) -> None:
     """Show what a model bundle is and holds.
 
     Without BUNDLE: the embedded model.
     """
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, signed_by=signed_by)
     if as_json:
         click.echo(stdout_json(asdict(bundle.manifest), indent=2))
         return
@@ -45,16 +45,21 @@ def info(model: str, as_json: bool) -> None:
     if not console.is_terminal:
         console.width = _WIDE
     manifest = bundle.manifest
-    console.print(Text.assemble((manifest.name, "bold"), f" {manifest.version}  ", (str(bundle.folder), "dim")))
+    console.print(Text.assemble((manifest.title, "bold"), "  ", (printable(str(bundle.folder)), "dim")))
     for heading, rows in _facts(manifest):
         console.print(f"\n{heading}", style="bold")
         grid = Table.grid(padding=(0, 2))
         for name, value in rows:
-            grid.add_row(name, str(value))
+            grid.add_row(_one_line(name), _one_line(value))
         console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     console.print("\nartefacts", style="bold")
     console.print(_artefacts(manifest))
     console.print(NOTICE, style="dim")
+
+
+def _one_line(value: object) -> str:
+    """Any text of a manifest: its control codes are written out, for they would act on the terminal."""
+    return printable(" ".join(str(value).split()))
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:

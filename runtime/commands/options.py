@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from ..bundle import DEFAULT_MODEL
+from ..bundle import REQUIRE_SIGNATURE as _VARIABLE
+from ..errors import UsageError, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -17,13 +22,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Folders, and names of embedded models. Folders come first: Bash drops what it has read when it meets them."""
+    """Files and folders, then names of embedded models: Bash drops what it has read when it meets a file."""
     from click.shell_completion import CompletionItem
 
     from ..bundle import embedded_models
 
     names = [CompletionItem(name) for name in embedded_models() if name.startswith(incomplete)]
-    return [CompletionItem(incomplete, type="dir"), *names]
+    return [CompletionItem(incomplete, type="file"), *names]
 
 
 def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -33,7 +38,8 @@ def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: 
     from ..errors import MriEdgeError
 
     try:
-        artefacts = Bundle.open(ctx.params.get("model") or DEFAULT_MODEL).manifest.artefacts
+        named = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
+        artefacts = Bundle.open(named).manifest.artefacts
     except MriEdgeError:  # the command itself will say what is wrong with the bundle
         return []
     return [CompletionItem(one.file, help=one.precision) for one in artefacts if one.file.startswith(incomplete)]
@@ -55,7 +61,7 @@ class _Lines(logging.Handler):
     """Log records as lines on stderr, in the words of the program's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"mri-edge: {record.levelname.lower()}: {record.getMessage()}", err=True)
+        click.echo(f"mri-edge: {record.levelname.lower()}: {printable(record.getMessage())}", err=True)
 
 
 def _set_up_logs(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:
@@ -73,7 +79,66 @@ MODEL = click.option(
     envvar="MRI_EDGE_MODEL",
     show_envvar=True,
     shell_complete=complete_models,
-    help="Name of an embedded model, or a bundle folder (./small for one with such a name).",
+    help="Name of an embedded model, a bundle folder (./small for one with such a name), or a packed bundle.",
+)
+
+
+def bundle_argument(function: Function) -> Function:
+    """``[BUNDLE]`` by position or by ``--model``; the command's parameter ``model`` has a value in any case."""
+
+    @click.argument("bundle", metavar="[BUNDLE]", required=False, shell_complete=complete_models)
+    @MODEL
+    @wraps(function)
+    def with_bundle(*arguments: Any, bundle: str | None, model: str, **options: Any) -> Any:
+        if bundle is not None and _is_typed("model"):
+            raise _named_twice(bundle, model)
+        return function(*arguments, model=model if bundle is None else bundle, **options)
+
+    return cast(Function, with_bundle)
+
+
+def required_bundle_argument(function: Function) -> Function:
+    """``BUNDLE`` by position or by ``--model``, for commands that make or change one and so guess none."""
+
+    @click.argument("bundle", metavar="BUNDLE", required=False, shell_complete=complete_models)
+    @_MODEL_TO_CHANGE
+    @wraps(function)
+    def with_bundle(*arguments: Any, bundle: str | None, model: str | None, **options: Any) -> Any:
+        if bundle is not None and model is not None:
+            raise _named_twice(bundle, model)
+        named = model if bundle is None else bundle
+        if named is None:
+            raise click.UsageError("Missing argument 'BUNDLE'")
+        return function(*arguments, model=named, **options)
+
+    return cast(Function, with_bundle)
+
+
+def bundle_and_scans(function: Function) -> Function:
+    """``BUNDLE SCAN...``, or ``--model BUNDLE SCAN...``."""
+
+    @click.argument("words", metavar="BUNDLE SCAN...", nargs=-1)
+    @_MODEL_TO_CHANGE
+    @wraps(function)
+    def with_bundle(*arguments: Any, words: tuple[str, ...], model: str | None, **options: Any) -> Any:
+        named, scans = (words[0] if words else None, words[1:]) if model is None else (model, words)
+        if named is None or not scans:
+            raise click.UsageError("Missing argument 'BUNDLE'" if named is None else "Missing argument 'SCAN...'")
+        return function(*arguments, model=named, scans=tuple(map(Path, scans)), **options)
+
+    return cast(Function, with_bundle)
+
+
+def _is_typed(parameter: str) -> bool:
+    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+
+
+def _named_twice(bundle: str, model: str) -> UsageError:
+    return UsageError(f"the bundle is named twice: {bundle} and --model {model}", "Name it once")
+
+
+_MODEL_TO_CHANGE = click.option(
+    "--model", metavar="BUNDLE", shell_complete=complete_models, help="The same as BUNDLE by position."
 )
 ARTEFACT = click.option(
     "--artefact",
@@ -123,9 +188,9 @@ REQUIRE_SIGNATURE = click.option(
     "--require-signature",
     "signed_by",
     metavar="KEY",
-    envvar="MRI_EDGE_REQUIRE_SIGNATURE",
+    envvar=_VARIABLE,
     show_envvar=True,
-    help="Run the bundle only if the owner of this public key (PEM file) signed it and every file is as it was then.",
+    help="Take the bundle only if the owner of this public key (PEM file) signed it and every file is as it was then.",
 )
 VERBOSE = click.option(
     "-v",
@@ -139,8 +204,13 @@ VERBOSE = click.option(
 )
 
 
-def model_options(function: Function) -> Function:
-    """``--model --artefact --engine --provider --threads --allow-fallback -v``: what runs, and where."""
-    for option in reversed((MODEL, ARTEFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
+def running_options(function: Function) -> Function:
+    """``--artefact --engine --provider --threads --allow-fallback -v``: how the bundle runs."""
+    for option in reversed((ARTEFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
         function = option(function)
     return function
+
+
+def model_options(function: Function) -> Function:
+    """``--model`` and ``running_options``: what runs, and how."""
+    return MODEL(running_options(function))

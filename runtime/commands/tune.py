@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ..bundle import Bundle
-from ..errors import OutputError
+from ..errors import OutputError, printable
 from ..places import profile_folder
 from ..prediction import stdout_json
-from .options import MODEL, PROVIDER, VERBOSE
+from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
     from ..measuring.tuning import Candidate, Tuning
@@ -33,10 +33,13 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every measurement.")
 @click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="For each candidate.")
 @click.option("--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="To try. Default: 1, 4, 8.")
-@MODEL
+@bundle_argument
+@REQUIRE_SIGNATURE
 @PROVIDER
 @VERBOSE
-def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, provider: str) -> None:
+def tune(
+    as_json: bool, seconds: float, batches: tuple[int, ...], model: str, signed_by: str | None, provider: str
+) -> None:
     """Measure what runs the model fastest on this device, for predict to use.
 
     Engines, artefacts that did not fail their parity gate, threads and batch sizes are measured each in a
@@ -48,7 +51,8 @@ def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, pr
 
     _check(profile_folder())
     found = measure(
-        Bundle.open(model),
+        Bundle.open(model, signed_by=signed_by),
+        signed_by=signed_by,
         provider=provider,
         batches=batches or BATCHES,
         seconds=seconds,
@@ -70,7 +74,7 @@ def tune(as_json: bool, seconds: float, batches: tuple[int, ...], model: str, pr
         click.echo(f"{one.ms_per_scan:>9.2f}  {one.batch:>5}  {one.threads:>7}  {one.engine:<12}  {one.artefact}")
     for candidate, problem in found.failed:
         click.secho(f"{'failed':>9}  {candidate.batch:>5}  {candidate.threads:>7}  {candidate.engine:<12}  ", nl=False)
-        click.secho(f"{candidate.artefact}: {problem}", fg="yellow")
+        click.secho(f"{candidate.artefact}: {printable(problem)}", fg="yellow")
     click.echo(f"single scan: {_told(_best(found, provider, many=False))}")
     click.echo(f"many scans:  {_told(_best(found, provider, many=True))}")
     click.echo(f"saved in {path}")

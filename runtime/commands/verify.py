@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import DEFAULT_MODEL, Bundle
+from ..bundle import Bundle
+from ..errors import printable
 from ..prediction import stdout_json
-from .options import VERBOSE, complete_models
+from .options import REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
     from ..golden import Check, Report
@@ -27,12 +28,11 @@ _COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": No
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument(
-    "model", metavar="[BUNDLE]", default=DEFAULT_MODEL, envvar="MRI_EDGE_MODEL", shell_complete=complete_models
-)
+@bundle_argument
+@REQUIRE_SIGNATURE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every comparison.")
 @VERBOSE
-def verify(model: str, as_json: bool) -> int:
+def verify(model: str, signed_by: str | None, as_json: bool) -> int:
     """Check a bundle's hashes, and replay its golden values on this device's CPU.
 
     Stage by stage: file bytes, decoded pixels, resized tensor, probabilities, label. The first
@@ -41,7 +41,7 @@ def verify(model: str, as_json: bool) -> int:
     """
     from ..golden import replay
 
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, signed_by=signed_by)
     report = replay(bundle)
     first = report.first_difference
     code = _DIFFERENT if first else _NOT_RUN if report.recorded and not report.replayed else 0
@@ -60,14 +60,14 @@ def verify(model: str, as_json: bool) -> int:
 
 
 def _print(bundle: Bundle, report: Report) -> None:
-    click.secho(f"{bundle.manifest.title}  {bundle.folder}", bold=True)
+    click.secho(f"{bundle.manifest.title}  {printable(str(bundle.folder))}", bold=True)
     for (stage, group), checks in groupby(report.checks, key=_group):
         for line in _lines(stage, group, list(checks)):
             click.echo(line)
     first = report.first_difference
     if first:
         where = " in ".join(part for part in (first.subject, first.engine) if part)
-        click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {first.detail}", fg="red")
+        click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {printable(first.detail)}", fg="red")
     elif report.replayed:
         click.secho("This device's CPU gives what was recorded.", fg="green")
     elif report.recorded:
@@ -91,4 +91,4 @@ def _lines(stage: str, group: str, checks: list[Check]) -> Iterable[str]:
     yield f"{stage:<13}  {group}  {words}" if group else f"{stage:<13}  {words}"
     for one in checks:
         if one.detail and one.status != "same":
-            yield f"{'':<13}  {one.subject if not group else ''}  {one.detail}".rstrip()
+            yield f"{'':<13}  {one.subject if not group else ''}  {printable(one.detail)}".rstrip()

@@ -10,7 +10,7 @@ from time import perf_counter
 import click
 
 from ..progress import at_terminal
-from .options import model_options
+from .options import REQUIRE_SIGNATURE, bundle_argument, running_options
 
 EXAMPLES = """\b
 Examples:
@@ -23,10 +23,13 @@ Examples:
 @click.option(
     "--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="To run. Default: 1, and as tuned."
 )
-@model_options
+@bundle_argument
+@REQUIRE_SIGNATURE
+@running_options
 def warmup(
     batches: tuple[int, ...],
     model: str,
+    signed_by: str | None,
     artefact: str | None,
     engine: str | None,
     provider: str,
@@ -44,7 +47,13 @@ def warmup(
 
     with _clock("open"):
         classifier = Classifier.load(
-            model, artefact=artefact, engine=engine, provider=provider, threads=threads, allow_fallback=allow_fallback
+            model,
+            artefact=artefact,
+            engine=engine,
+            provider=provider,
+            threads=threads,
+            allow_fallback=allow_fallback,
+            require_signature=signed_by,
         )
     with classifier:
         opened = classifier.engine

@@ -19,8 +19,6 @@ from ..manifest import MANIFEST
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-SIGNATURE_BYTES = 64
-
 
 def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> None:
     """Raise unless ``signature`` is that of ``manifest`` by the owner of the public key in the file ``key``.

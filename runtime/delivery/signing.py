@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..anonymous import check_anonymous
 from ..bundle import Bundle
 from ..files import write_whole
 from ..manifest import SIGNATURE
@@ -25,13 +26,16 @@ def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
     ------
     IntegrityError
         A file differs from the manifest, or is not listed: nothing is signed.
+    BundleError
+        It names scans, or is packed.
     UsageError, OutputError
         The key cannot be used; the folder cannot be written.
     """
     private = private_key(key, passphrase)
-    text = bundle.manifest_bytes()
-    read = Bundle.from_manifest(bundle.folder, text)
-    read.check_complete()
-    read.verify()
-    write_whole(bundle.folder / SIGNATURE, private.sign(text))
+    folder, text = bundle.require_folder(), bundle.manifest_bytes()
+    checked = Bundle.from_manifest(folder, text)
+    checked.check_complete()
+    checked.verify()
+    check_anonymous(checked)
+    write_whole(folder / SIGNATURE, private.sign(text))
     return fingerprint_of(private.public_key())

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cpu import available_cpus
-from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
+from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError, printable
 from ..machine import is_32_bit_arm
 from ..manifest import Artefact, TensorSpec
+from ..onnx_external import outside_part
 from ._fork import check_opens_here, guard
 from ._fork import is_inherited as is_inherited
 
@@ -203,6 +204,8 @@ def open_engine(
     check_opens_here(chosen.NAME, opens_after_fork=getattr(chosen, "OPENS_AFTER_FORK", True))
     if not isinstance(model, ModelFile):
         model = ModelFile.read(model)
+    if name.endswith(".onnx"):
+        _check_onnx(model)
     refused: list[ProviderUnavailable] = []
     for wanted in providers_of(chosen, provider):
         try:
@@ -238,6 +241,19 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(
             f"threads must be at most {cores}, the cores that this process may use. Received: {threads}",
             "Leave --threads out to take what suits the model",
+        )
+
+
+def _check_onnx(model: ModelFile) -> None:
+    """Whatever opens it, an ONNX file is read whole here first: a library would take other files along unchecked."""
+    try:
+        outside = outside_part(model.content)
+    except ValueError as error:
+        raise EngineError(f"{model.name}: {error}", "Export the model again") from error
+    if outside:
+        raise EngineError(
+            f"{model.name}: {printable(outside)} lies in another file, which no hash covers",
+            "Save the model with all of its weights inside (onnx.save without external data)",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, EngineUnavailable
+from ..errors import EngineError, EngineUnavailable, first_line
 from ..manifest import TensorSpec
 from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
@@ -49,12 +49,14 @@ class LiteRTEngine:
             # The interpreter reads its weights from these very bytes and keeps them until it is closed.
             interpreter = Interpreter(model_content=model.content, num_threads=threads)
             interpreter.allocate_tensors()
+            entries, exits = interpreter.get_input_details(), interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
-            raise EngineError(f"{model.name}: LiteRT cannot open it: {error}", "Export the model again") from error
+            raise EngineError(
+                f"{model.name}: LiteRT cannot open it: {first_line(error)}", "Export the model again"
+            ) from error
         self.threads = threads
         self._interpreter: Any = interpreter
         self._lock = threading.Lock()
-        entries, exits = interpreter.get_input_details(), interpreter.get_output_details()
         self.input, self.outputs = check_model(
             model.name, [_spec(one) for one in entries], [_spec(one) for one in exits]
         )

@@ -68,11 +68,13 @@ class OnnxRuntimeEngine:
         onnxruntime.set_default_logger_severity(4)
         self._session = _open_session(onnxruntime, model, threads, provider)
         self.provider = str(self._session.get_providers()[0])
-        self.input, self.outputs = check_model(
-            model.name,
-            [_spec(node) for node in self._session.get_inputs()],
-            [_spec(node) for node in self._session.get_outputs()],
-        )
+        try:
+            specs = [
+                [_spec(node) for node in nodes()] for nodes in (self._session.get_inputs, self._session.get_outputs)
+            ]
+        except UnicodeDecodeError as error:
+            raise EngineError(f"{model.name}: names of its tensors are no UTF-8", "Export the model again") from error
+        self.input, self.outputs = check_model(model.name, *specs)
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""

@@ -54,7 +54,8 @@ class OpenVINOEngine:
         try:
             core = openvino.Core()
             self._compiled: Any = core.compile_model(core.read_model(model.content), "CPU", settings)
-        except RuntimeError as error:
+            specs = [_spec(port) for port in self._compiled.inputs], [_spec(port) for port in self._compiled.outputs]
+        except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message is no UTF-8
             raise EngineError(
                 f"{model.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
             ) from error
@@ -62,9 +63,7 @@ class OpenVINOEngine:
         self._free: list[Any] = []
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
-        self.input, self.outputs = check_model(
-            model.name, [_spec(one) for one in self._compiled.inputs], [_spec(one) for one in self._compiled.outputs]
-        )
+        self.input, self.outputs = check_model(model.name, *specs)
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
@@ -81,8 +80,8 @@ class OpenVINOEngine:
             except IndexError:
                 request = self._compiled.create_infer_request()
             results = request.infer([batch])
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {error}") from error
+        except Exception as error:
+            raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {first_line(error)}") from error
         answer = {one.name: np.array(results[index], np.float32) for index, one in enumerate(self.outputs)}
         self._free.append(request)  # after the copy: the next run overwrites its results
         return answer

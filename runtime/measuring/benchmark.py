@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 from .. import images
-from ..bundle import Bundle
+from ..bundle import DEFAULT_MODEL, Bundle
 from ..cpu import available_cpus
 from ..engines import check_threads, engine_file, engine_files, remedy
 from ..errors import BundleError, EngineError, InputError, UsageError
@@ -175,7 +175,7 @@ def scans_for(bundle: Bundle, named: Sequence[str]) -> list[str]:
                 raise UsageError(error.problem, error.hint) from error
             found.append(one)
         return found
-    golden = _golden(bundle) or _golden(Bundle.open())
+    golden = _golden(bundle) or _golden(Bundle.open_unsigned(DEFAULT_MODEL))
     return [str(path) for path in golden]
 
 
@@ -189,6 +189,7 @@ def measure(
     provider: str = "auto",
     threads: int | None = None,
     server_ms: float | None = None,
+    signed_by: str | None = None,
     track: Track = lambda items, label: items,
 ) -> Report:
     """Measure all subjects, round by round.
@@ -224,6 +225,7 @@ def measure(
                 samples=plan.samples,
                 batch=DEFAULT_BATCH,
                 server_ms=server_ms,
+                signed_by=signed_by,
             ),
             time_limit=_TIME_LIMIT,
         )
@@ -329,5 +331,7 @@ def _row(one: Subject, readings: list[Reading], problem: str | None) -> Row:
 
 
 def _golden(bundle: Bundle) -> list[Path]:
+    if bundle.archive:
+        return []
     pictures = (one.file for one in bundle.manifest.documents if one.file.startswith(FOLDER))
     return [bundle.folder / file for file in pictures if not file.endswith("NOTICE")]

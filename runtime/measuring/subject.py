@@ -43,6 +43,7 @@ class Request:
     samples: int
     batch: int
     server_ms: float | None = None
+    signed_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Reading:
 
 def measure(request: Request) -> Reading:
     """Measure in this process; errors as for ``Classifier.load`` and ``predict``."""
-    bundle = Bundle.open(request.bundle)
+    bundle = Bundle.open(request.bundle, signed_by=request.signed_by)
     artefact = bundle.artefact(request.artefact)
     model = ModelFile.of(bundle, artefact)
     fit = bundle.manifest.preprocessing.fit

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 
-from ..engines import Batch, engine_file, open_engine
+from ..bundle import Bundle
+from ..engines import Batch, ModelFile, engine_file, open_engine
 from ..manifest import TensorSpec
 from .alone import call
 
@@ -23,17 +23,19 @@ _LEAST_RUNS = 3  # of a slow machine, however short the time
 
 @dataclass(frozen=True)
 class Trial:
-    """What to try. Without a ``path`` the engine's library is imported and nothing is opened.
+    """What to try: an ``artefact`` of a ``bundle``. Without one the engine's library is imported and nothing is opened.
 
     ``seconds`` is how long to repeat the run after two that do not count; 0: run once.
     """
 
     engine: str
-    path: str | None = None
+    bundle: str | None = None
+    artefact: str = ""
     provider: str = "auto"
     threads: int | None = None
     batch: int = 1
     seconds: float = 0
+    signed_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,16 @@ def attempt(trial: Trial, *, time_limit: float) -> Outcome:
 
 def perform(trial: Trial) -> Outcome:
     """Run a trial in this process."""
-    if trial.path is None:
+    if trial.bundle is None:
         if module := engine_file(trial.engine).MODULE:
             import_module(module)
         return Outcome()
+    bundle = Bundle.open(trial.bundle, signed_by=trial.signed_by)
     start = perf_counter()
-    engine = open_engine(Path(trial.path), engine=trial.engine, provider=trial.provider, threads=trial.threads)
+    model = ModelFile.of(bundle, bundle.artefact(trial.artefact))
+    engine = open_engine(model, engine=trial.engine, provider=trial.provider, threads=trial.threads)
     open_ms = (perf_counter() - start) * 1e3
+    del model
     batch = noise(engine.input, trial.batch)
     times: list[float] = []
 

@@ -80,6 +80,7 @@ def tune(
     provider: str = "auto",
     batches: Sequence[int] = BATCHES,
     seconds: float = SECONDS,
+    signed_by: str | None = None,
     track: Track = lambda items, label: items,
 ) -> Tuning:
     """Measure all candidates, then the leaders again; returns the profile, which is not yet saved.
@@ -103,7 +104,9 @@ def tune(
     failed: dict[Candidate, str] = {}
 
     def measure(one: Candidate) -> None:
-        trial = Trial(one.engine, str(bundle.folder / one.artefact), provider, one.threads, one.batch, seconds)
+        trial = Trial(
+            one.engine, str(bundle.folder), one.artefact, provider, one.threads, one.batch, seconds, signed_by
+        )
         outcome = attempt(trial, time_limit=_TIME_LIMIT)
         if outcome.problem:
             failed[one] = outcome.problem

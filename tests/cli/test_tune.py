@@ -140,7 +140,7 @@ def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
 
 def test_a_trial_measures_in_a_process_of_its_own(tiny_bundle):
     outcome = attempt(
-        Trial("onnxruntime", str(tiny_bundle / "model.onnx"), threads=1, batch=4, seconds=0.05), time_limit=60
+        Trial("onnxruntime", str(tiny_bundle), "model.onnx", threads=1, batch=4, seconds=0.05), time_limit=60
     )
     assert outcome.problem is None
     assert (outcome.provider, outcome.threads) == ("CPUExecutionProvider", 1)

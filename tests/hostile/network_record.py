@@ -108,6 +108,7 @@ def runs(work: Path) -> list[Run]:
         found += [
             Run("bundle keygen", "-", ("bundle", "keygen", key)),
             Run("bundle sign", "-", ("bundle", "sign", bundle, "--key", f"{key}.pem")),
+            Run("bundle verify-signature", "-", ("bundle", "verify-signature", bundle, "--key", f"{key}.pub.pem")),
         ]
     return [
         *found,

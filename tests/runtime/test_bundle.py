@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mri_edge.bundle import Bundle, embedded_models
+from mri_edge.delivery.packed import pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
 from mri_edge.files import sha256_of
 from mri_edge.manifest import MANIFEST, SIGNATURE, Artefact, Manifest
@@ -250,11 +252,11 @@ def test_files_outside_the_bundle_are_never_read(tiny_bundle: Path, file: str) -
 
 
 def test_unknown_model_lists_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such bundle folder") as caught:
+    with pytest.raises(BundleError, match="no such bundle") as caught:
         Bundle.open(tmp_path / "none")
     assert str((embedded_models() and ", ".join(embedded_models())) or "none") in caught.value.hint
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match="is a file, a bundle is a folder"):
+    with pytest.raises(BundleError, match="is no packed bundle"):
         Bundle.open(tmp_path / "file")
 
 
@@ -288,3 +290,72 @@ def test_artefact_by_its_long_and_short_name(tiny_bundle: Path) -> None:
 def test_a_bundle_may_be_moved(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.move(tiny_bundle, tmp_path / "elsewhere")
     Bundle.open(tmp_path / "elsewhere").verify()
+
+
+def test_a_copy_shares_no_file_with_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The package itself may be what is copied: who changes the copy must not change what is installed."""
+    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
+        pass
+    assert not (tmp_path / "copy" / "model.onnx").samefile(tiny_bundle / "model.onnx")
+    assert (tmp_path / "copy" / "model.onnx").stat().st_nlink == 1
+
+
+def test_a_file_that_was_changed_is_not_copied(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    content = bytearray((tiny_bundle / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (tiny_bundle / "model.onnx").write_bytes(content)
+    with pytest.raises(IntegrityError), rewriting(bundle, tmp_path / "copy"):
+        pass
+    assert not (tmp_path / "copy").exists()
+
+
+def test_keys_of_a_newer_release_are_ignored_at_every_level_and_dropped_when_written(tiny_bundle: Path) -> None:
+    path = tiny_bundle / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["newer"] = manifest["training"]["newer"] = manifest["artefacts"][0]["newer"] = {"a": [1]}
+    manifest["preprocessing"]["newer"] = manifest["artefacts"][0]["input"]["newer"] = 1
+    path.write_text(json.dumps(manifest))
+    bundle = Bundle.open(tiny_bundle)
+    assert bundle.manifest.name == "tiny"
+    with rewriting(bundle):
+        pass
+    assert "newer" not in path.read_text()
+
+
+@pytest.mark.parametrize("version", [0, 2, 99, "1", None, 1.5, True, [1]])
+def test_another_schema_version_is_refused_in_words(tiny_bundle: Path, version: object) -> None:
+    path = tiny_bundle / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
+    with pytest.raises(
+        ManifestError, match=r"schema version must be 1. Received: .*A newer bundle needs a newer mri-edge"
+    ):
+        Bundle.open(tiny_bundle)
+
+
+def test_a_title_tells_two_trainings_apart_and_stays_when_a_bundle_travels(tiny_bundle: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", manifest.title)
+    [artefact] = manifest.artefacts
+    for other in (
+        replace(manifest, artefacts=(replace(artefact, sha256="0" * 64),)),
+        replace(manifest, threshold=0.4),
+        replace(manifest, labels=("yes", "no")),
+        replace(manifest, positive=0),
+    ):
+        assert other.title != manifest.title
+    assert replace(manifest, limits="words").title == manifest.title
+    pack(Bundle.open(tiny_bundle), tmp_path / "packed")
+    assert Bundle.open(tmp_path / "packed").manifest.title == manifest.title
+    assert unpack(tmp_path / "packed", tmp_path / "unpacked").title == manifest.title
+
+
+def test_a_private_copy_holds_what_was_hashed_and_is_removed(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    entry = bundle.artefact("model.onnx")
+    with bundle.private_copy(entry) as path:
+        assert path.name == "model.onnx"
+        assert path.read_bytes() == bundle.read(entry)
+        if os.name == "posix":
+            assert path.parent.stat().st_mode & 0o077 == 0
+    assert not path.parent.exists()

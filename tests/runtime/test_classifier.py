@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import multiprocessing
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_all_kinds_of_source_give_the_same_answer(classifier, picture, tmp_path)
 
 def test_prediction_says_what_ran(classifier, picture):
     prediction = classifier.predict(picture)
-    assert prediction.model == "tiny 1"
+    assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", prediction.model)
     assert (prediction.artefact, prediction.engine, prediction.provider) == (
         "model.onnx",
         "onnxruntime",

@@ -305,3 +305,47 @@ def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monk
         with pytest.raises(OutputError, match="changed while it was copied"):
             files.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == (["scan"], [])
+
+
+# --- what a kill leaves
+
+_STAGES = """
+import sys, time
+from pathlib import Path
+from mri_edge.files import whole_folder
+with whole_folder(Path(sys.argv[1])) as staging:
+    (staging / "half").write_text("half")
+    print(staging, flush=True)
+    time.sleep(60)
+"""
+
+
+def _start_staging(target: Path) -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen([sys.executable, "-c", _STAGES, str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks no folders")
+def test_a_folder_that_a_kill_left_is_cleared_by_the_next_run_and_a_living_one_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "bundle[1]"  # a name that is a pattern as well
+    killed, left = _start_staging(target)
+    living, in_use = _start_staging(target)
+    other = tmp_path / ".other.new-12345678"
+    other.mkdir()
+    try:
+        killed.kill()
+        killed.wait()
+        assert (left / "half").exists()
+        with whole_folder(target) as staging:
+            assert not left.exists()
+            assert (in_use / "half").exists()
+            (staging / "file").write_text("whole")
+    finally:
+        living.kill()
+        living.wait()
+    assert (target / "file").read_text() == "whole"
+    assert other.exists(), "it belongs to another folder"
+    with whole_folder(target):
+        pass
+    assert [path.name for path in tmp_path.iterdir() if ".new-" in path.name] == [other.name]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from mri_edge.bundle import Bundle
-from mri_edge.delivery import packed
-from mri_edge.delivery.packed import check_packed, pack, unpack
+from mri_edge.delivery import archive
+from mri_edge.delivery.packed import pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, OutputError
 from mri_edge.manifest import MANIFEST, Manifest
 from mri_edge.writing import new_bundle
@@ -70,7 +70,7 @@ def test_the_bytes_depend_on_nothing_but_the_contents(folder: Path, good: Path, 
 
 def test_the_header_is_pinned() -> None:
     """A change of this is a change of the format: every packed bundle there is would be refused."""
-    digest = hashlib.sha256(packed._header("report/größe.txt", 123456789)).hexdigest()
+    digest = hashlib.sha256(archive.header("report/größe.txt", 123456789)).hexdigest()
     assert digest == "a6571f3724db00c037dfebbe7f1245b4948d5ddb7bab22c22fa916895e1274f2"
 
 
@@ -99,10 +99,10 @@ def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
 def test_what_may_be_packed_may_be_unpacked(
     folder: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "LARGEST", good.stat().st_size)
+    monkeypatch.setattr(archive, "LARGEST", good.stat().st_size)
     pack(Bundle.open(folder), tmp_path / "largest")
     unpack(tmp_path / "largest", tmp_path / "out")
-    monkeypatch.setattr(packed, "LARGEST", good.stat().st_size - 1)
+    monkeypatch.setattr(archive, "LARGEST", good.stat().st_size - 1)
     with pytest.raises(BundleError, match="packed it would have more than"):
         pack(Bundle.open(folder), tmp_path / "larger")
     assert not (tmp_path / "larger").exists()
@@ -135,7 +135,7 @@ def test_names_that_not_every_system_can_hold(
     empty = hashlib.sha256(b"").hexdigest()
     manifest = replace(tiny_manifest, documents=tuple(Document(file, 0, empty) for file in files))
     with pytest.raises(BundleError, match=words):
-        packed._in_order(manifest, "a bundle")
+        archive.in_order(manifest, "a bundle")
 
 
 # --- unpacking: whole or not at all
@@ -165,7 +165,7 @@ def refused(path: Path, out: Path) -> BundleError:
     with pytest.raises(BundleError) as caught:
         unpack(path, out)
     with pytest.raises(BundleError):
-        check_packed(path, None)
+        Bundle.open_packed(path)
     assert contents(out.parent) == before
     assert not out.exists()
     assert caught.value.exit_code == 3
@@ -240,7 +240,7 @@ def test_hostile_members(good: Path, tmp_path: Path, name: str, form: int) -> No
         for member, content in HOSTILE[name](members):
             archive.addfile(member, io.BytesIO(content))
     content = path.read_bytes().rstrip(b"\0")  # without tarfile's own padding, which alone would be refused
-    path.write_bytes(content + bytes(packed._padding(len(content)) + 1024))
+    path.write_bytes(content + bytes(-len(content) % 512 + 1024))
     refused(path, tmp_path / "out")
 
 
@@ -273,7 +273,7 @@ def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: in
     content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(content)
-    assert "block.bin should come next" in str(refused(path, tmp_path / "out"))
+    assert "block.bin should stand here" in str(refused(path, tmp_path / "out"))
 
 
 def relisted(good: Path, **changes: object) -> bytes:
@@ -283,8 +283,8 @@ def relisted(good: Path, **changes: object) -> bytes:
     manifest = json.loads(content[512 : 512 + size])
     next(one for one in manifest["documents"] if one["file"] == "block.bin").update(changes)
     text = json.dumps(manifest).encode()
-    rest = content[512 + size + packed._padding(size) :]
-    return packed._header(MANIFEST, len(text)) + text + bytes(packed._padding(len(text))) + rest
+    rest = content[512 + archive.padded(size) :]
+    return archive.header(MANIFEST, len(text)) + text + bytes(-len(text) % 512) + rest
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "..\\block.bin"}, "inside the bundle"),
         ({"file": "z.txt"}, "twice"),
         ({"file": "Z.TXT"}, "twice"),
-        ({"size_bytes": 511}, "should come next"),  # the whole has the same number of blocks
+        ({"size_bytes": 511}, "should stand here"),  # the whole has the same number of blocks
         ({"size_bytes": 513}, "by its manifest it has"),
         ({"size_bytes": 1 << 50}, "by its manifest it has"),
         ({"size_bytes": -512}, "negative"),
@@ -315,16 +315,16 @@ def test_lying_manifests(good: Path, tmp_path: Path, changes: dict[str, object],
 
 def test_what_is_no_packed_bundle(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as file:
         file.writestr(MANIFEST, "{}")
-    for other in (b"", b"text", bytes(2048), gzip.compress(content), archive.getvalue()):
+    for other in (b"", b"text", bytes(2048), gzip.compress(content), zipped.getvalue()):
         path = tmp_path / "hostile.mribundle"
         path.write_bytes(other)
         assert "is no packed bundle" in str(refused(path, tmp_path / "out"))
     assert "no such file" in str(refused(tmp_path / "none", tmp_path / "out"))
     assert "no such file" in str(refused(tmp_path, tmp_path / "out"))
-    path.write_bytes(packed._header(MANIFEST, 17 << 20))
+    path.write_bytes(archive.header(MANIFEST, 17 << 20))
     assert "is no packed bundle" in str(refused(path, tmp_path / "out"))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
-from mri_edge.delivery.packed import check_packed, pack, unpack
+from mri_edge.delivery.packed import pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, OutputError, SignatureError, UsageError
 from mri_edge.manifest import MANIFEST, SIGNATURE, Manifest
 from mri_edge.writing import new_bundle, rewriting
@@ -63,7 +63,7 @@ def test_a_signed_bundle_opens_and_predicts(signed: Path, public: Path, capfd: p
 
 def test_packed_and_unpacked_it_is_signed_all_the_same(signed: Path, public: Path, tmp_path: Path) -> None:
     pack(Bundle.open(signed), tmp_path / "packed")
-    check_packed(tmp_path / "packed", public)
+    Bundle.open(tmp_path / "packed", signed_by=public)
     unpack(tmp_path / "packed", tmp_path / "out", signed_by=public)
     Bundle.open(tmp_path / "out", signed_by=public)
 
@@ -77,7 +77,7 @@ def test_the_signature_is_found_behind_a_manifest_of_any_size(
         pass
     sign(Bundle.open(tmp_path / "b"), keys / "our.pem", passphrase=no_passphrase)
     pack(Bundle.open(tmp_path / "b"), tmp_path / "packed")
-    check_packed(tmp_path / "packed", public)
+    Bundle.open(tmp_path / "packed", signed_by=public)
 
 
 def test_not_signed_or_by_another(tiny_bundle: Path, keys: Path, public: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_every_byte_of_a_signed_packed_bundle_counts(signed: Path, public: Path,
     for place in [*range(0, len(content), 13), len(content) - 1]:
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(BundleError):
-            check_packed(path, public)
+            Bundle.open(path, signed_by=public)
 
 
 def test_what_was_not_signed_may_not_lie_in_the_folder(signed: Path, public: Path, keys: Path, tmp_path: Path) -> None:
@@ -245,6 +245,7 @@ def test_from_keys_to_a_device(signed: Path, tmp_path: Path, monkeypatch: pytest
         "bundle verify-signature a.mribundle --key hospital.pub.pem",
         "bundle unpack a.mribundle --out device --require-signature hospital.pub.pem",
         f"predict {SCAN} --model device --require-signature hospital.pub.pem",
+        f"predict {SCAN} --model a.mribundle --require-signature hospital.pub.pem",
     ):
         assert run(line.split()) == 0, line
     assert Path("a.mribundle").read_bytes() == Path("b.mribundle").read_bytes()
@@ -261,9 +262,9 @@ def test_from_keys_to_a_device(signed: Path, tmp_path: Path, monkeypatch: pytest
         (f"predict {SCAN} --model device --require-signature other.pub.pem", 3),
         ("watch in --out out --once --model device --require-signature other.pub.pem", 3),
         (f"predict {SCAN}", 3),  # the variable asks for a signature, and the embedded model has none
-        (f"predict {SCAN} --model a.mribundle", 3),
-        ("bundle pack device --out a.mribundle", 2),
-        ("bundle keygen other", 2),
+        (f"predict {SCAN} --model a.mribundle --require-signature other.pub.pem", 3),
+        ("bundle pack device --out a.mribundle", 6),
+        ("bundle keygen other", 6),
     ):
         assert run(line.split()) == code, line
         out, err = capfd.readouterr()

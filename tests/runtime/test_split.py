@@ -113,7 +113,6 @@ IMAGE = {"file": "no/1.jpg", "sha256": "0" * 64, "label": 0, "role": "train"}
         {"label": 0.5},
         {"role": "holdout"},
         {"sha256": None},
-        {"extra": 1},
         {"file": "../../etc/passwd"},
         {"file": "/etc/passwd"},
     ],

@@ -1,0 +1,116 @@
+"""Keep names of patients' scans at home: take them out of what travels, and find those that are still there.
+
+A full bundle may name the images that it was trained and tested on, for whoever made it. A slim, packed or signed
+bundle travels, so there an image is known by the first digits of its SHA-256, and a command line has no paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from .bundle import Bundle
+from .errors import BundleError, ManifestError
+from .golden import is_golden
+from .images import SUFFIXES
+from .keras_file import KERAS
+from .records import parse
+from .split import SPLIT, Split, short
+
+_TEXTS = (".json", ".md", ".html", ".txt", ".csv")
+_PICTURE = re.compile(
+    r"[^\s\"'<>|/\\]+\.(?:" + "|".join(one[1:] for one in SUFFIXES) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
+)
+_UNNAMED = re.compile(r"[0-9a-f]{16}|image \d+")
+_PATH = "PATH"
+
+
+def aliases(bundle: Bundle) -> dict[str, str]:
+    """By the name of each image that the bundle's records know: the first digits of its SHA-256."""
+    listed = {entry.file: entry for entry in bundle.manifest.documents}
+    known: dict[str, str] = {}
+    if SPLIT in listed:
+        known = {image.file: short(image.sha256) for image in Split.from_json(bundle.read(listed[SPLIT])).images}
+    if "parity.json" in listed:
+        try:
+            images = parse(bundle.read(listed["parity.json"]), "parity.json").get("images", [])
+            known |= {str(image["file"]): short(str(image["sha256"]["file"])) for image in images}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ManifestError(f"{bundle.folder}: parity.json is not what export writes ({error!r})") from error
+    return known
+
+
+def without_names(text: bytes, known: Mapping[str, str], origin: str) -> str:
+    """JSON text in which every image that is named is known by its alias, or by a number if it has none."""
+    numbers: dict[str, str] = {}
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        if isinstance(value, dict):
+            return {clean(key): named(item) if key == "file" else clean(item) for key, item in value.items()}
+        return known.get(value, value) if isinstance(value, str) else value
+
+    def named(value: Any) -> Any:
+        if not isinstance(value, str) or value == KERAS or _UNNAMED.fullmatch(value):
+            return clean(value)
+        return known.get(value) or numbers.setdefault(value, f"image {len(numbers) + 1}")
+
+    return json.dumps(clean(parse(text, origin)), indent=1, ensure_ascii=False) + "\n"
+
+
+def without_paths(command: str | list[str]) -> str:
+    """A command line whose paths are replaced by ``PATH``, also in ``--option=PATH``; program and command stay.
+
+    A list is what this very process was started with: a word that names a file here is then a path without any
+    separator, too.
+    """
+    try:
+        words = shlex.split(command) if isinstance(command, str) else command
+    except ValueError:  # whatever that is, it is no command line
+        return ""
+
+    def is_path(word: str) -> bool:
+        return bool(set(word) & set("/\\~")) or (words is command and os.path.exists(word))
+
+    def clean(word: str) -> str:
+        option, equals, value = word.partition("=")
+        if word.startswith("-") and equals:
+            return f"{option}={_PATH}" if is_path(value) else word
+        return _PATH if is_path(word) else word
+
+    return shlex.join([*words[:2], *map(clean, words[2:])])
+
+
+def check_anonymous(bundle: Bundle) -> None:
+    """Raise BundleError if a bundle that is to travel names scans, other than those of its golden record."""
+    listed = {entry.file for entry in bundle.entries()}
+    own = {PurePosixPath(file).name for file in listed}
+    for entry in bundle.manifest.documents:
+        found = SPLIT if entry.file == SPLIT else None
+        if entry.file.endswith(_TEXTS) and not is_golden(entry.file):
+            text = bundle.read(entry)
+            names = set(_PICTURE.findall(text.decode(errors="replace"))) - own
+            found = found or next(iter(sorted(names)), None)
+            if entry.file in ("metrics.json", "parity.json"):
+                found = found or _named_file(parse(text, entry.file), listed)
+        if found:
+            raise BundleError(
+                f"{bundle.folder}: {entry.file} names scans, and this bundle is to travel",
+                "Make a copy without them: 'mri-edge bundle slim BUNDLE --artefact FILE --out DIR'",
+            )
+
+
+def _named_file(value: Any, listed: set[str]) -> str | None:
+    if isinstance(value, dict):
+        file = value.get("file")
+        if isinstance(file, str) and not (_UNNAMED.fullmatch(file) or file in listed or file == KERAS):
+            return file
+        value = list(value.values())
+    items = value if isinstance(value, list) else []
+    return next((found for item in items if (found := _named_file(item, listed))), None)

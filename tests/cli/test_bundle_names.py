@@ -1,0 +1,162 @@
+"""A bundle is named in one way in every command, packed or not, and one place decides whether it must be signed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mri_edge import Classifier
+from mri_edge.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.delivery.packed import pack
+from mri_edge.engines import engine_file
+from mri_edge.errors import BundleError, SignatureError, UsageError
+
+SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
+VARIABLE = "MRI_EDGE_REQUIRE_SIGNATURE"
+READERS = {
+    "info": ["info", "{}"],
+    "info by option": ["info", "--model", "{}"],
+    "verify": ["verify", "{}"],
+    "verify by option": ["verify", "--model", "{}"],
+    "bench": ["bench", "{}", "--engine", "onnxruntime", "--scans", SCAN],
+    "bench by option": ["bench", "--model", "{}", "--engine", "onnxruntime", "--scans", SCAN],
+    "tune": ["tune", "{}", "--seconds", "0.01", "--batch", "1"],
+    "tune by option": ["tune", "--model", "{}", "--seconds", "0.01", "--batch", "1"],
+    "warmup": ["warmup", "{}"],
+    "warmup by option": ["warmup", "--model", "{}"],
+    "predict": ["predict", SCAN, "--model", "{}"],
+    "watch": ["watch", "in", "--out", "out", "--once", "--model", "{}"],
+    "slim": ["bundle", "slim", "{}", "--artefact", "model.onnx", "--out", "slim"],
+    "slim by option": ["bundle", "slim", "--model", "{}", "--artefact", "model.onnx", "--out", "slim"],
+}
+SLOW = {"bench", "tune"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path / "profiles"))
+
+
+@pytest.fixture
+def packed(tiny_bundle: Path, tmp_path: Path) -> Path:
+    pack(Bundle.open(tiny_bundle), tmp_path / "tiny.mribundle")
+    shutil.rmtree(tiny_bundle)
+    return tmp_path / "tiny.mribundle"
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_packed_bundle_works_wherever_a_bundle_does(command: str, packed: Path, capfd) -> None:
+    assert run([word.format(packed) for word in READERS[command]]) == 0, capfd.readouterr().err
+
+
+def test_a_packed_bundle_answers_as_the_folder_does(tiny_bundle: Path, tmp_path: Path) -> None:
+    pack(Bundle.open(tiny_bundle), tmp_path / "tiny.mribundle")
+    answers = []
+    for place in (tiny_bundle, tmp_path / "tiny.mribundle"):
+        with Classifier.load(place) as classifier:
+            answers.append(classifier.predict(SCAN))
+    assert answers[0].probabilities == answers[1].probabilities
+    assert answers[0].model == answers[1].model
+
+
+def test_a_packed_bundle_is_not_written_into(packed: Path, capfd) -> None:
+    before = packed.read_bytes()
+    for command in (["record", str(packed), SCAN], ["pack", str(packed), "--out", "again"]):
+        assert run(["bundle", *command]) == 3
+        assert "is packed, a folder is needed. Unpack it" in capfd.readouterr().err
+    assert packed.read_bytes() == before
+
+
+def test_record_takes_its_bundle_by_option_too(tiny_bundle: Path, capfd) -> None:
+    assert run(["bundle", "record", "--model", str(tiny_bundle), SCAN]) == 0
+    assert run(["verify", str(tiny_bundle)]) == 0
+    assert "gives what was recorded" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [["info"], ["verify"], ["bench"], ["tune"], ["warmup"], ["bundle", "pack", "--out", "x"]]
+)
+def test_a_bundle_named_twice_is_a_usage_error(command: list[str], tiny_bundle: Path, capfd) -> None:
+    assert run([*command, str(tiny_bundle), "--model", "vgg16"]) == 2
+    assert "named twice" in capfd.readouterr().err
+
+
+def test_a_bundle_that_a_command_needs_is_asked_for(capfd) -> None:
+    assert run(["bundle", "pack", "--out", "x"]) == 2
+    assert "Missing argument 'BUNDLE'" in capfd.readouterr().err
+
+
+# --- signatures
+
+
+@pytest.mark.parametrize("command", [one for one in READERS if "slim" not in one])
+def test_an_empty_requirement_is_an_error(command: str, tiny_bundle: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert run([word.format(tiny_bundle) for word in READERS[command]]) == 2
+    assert "must name a public key. Received: nothing" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [one for one in READERS if "slim" not in one])
+def test_every_command_honours_the_variable(
+    command: str, tiny_bundle: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
+    assert run(["bundle", "keygen", "our"]) == 0
+    monkeypatch.setenv(VARIABLE, "our.pub.pem")
+    words = [word.format(tiny_bundle) for word in READERS[command]]
+    assert run(words) == 3
+    assert "not signed, and a signature by our.pub.pem is required" in capfd.readouterr().err
+    assert run(["bundle", "sign", str(tiny_bundle), "--key", "our.pem"]) == 0
+    assert run(words) == 0, capfd.readouterr().err
+
+
+def test_unpack_and_the_library_honour_the_variable(packed: Path, monkeypatch, capfd) -> None:
+    pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
+    assert run(["bundle", "keygen", "our"]) == 0
+    for value, code, error in (("our.pub.pem", 3, SignatureError), ("", 2, UsageError)):
+        monkeypatch.setenv(VARIABLE, value)
+        assert run(["bundle", "unpack", str(packed), "--out", "new"]) == code
+        assert not Path("new").exists()
+        with pytest.raises(error):
+            Classifier.load(packed)
+        monkeypatch.delenv(VARIABLE)
+        with pytest.raises(error):
+            Classifier.load(packed, require_signature=value)
+        with pytest.raises(error):
+            Classifier.load(Bundle.open(packed), require_signature=value)
+
+
+# --- paths
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", [b"b\xff\xfendel", "bündel".encode()], ids=["no UTF-8", "umlaut"])
+def test_predict_opens_a_bundle_whose_path_is_any_bytes(
+    name: bytes, engine: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    if reason := engine_file(engine).missing():
+        pytest.skip(reason)
+    folder = os.fsencode(tmp_path) + b"/" + name
+    os.rename(os.fsencode(tiny_bundle), folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "mri_edge", "predict", SCAN, "--json", "--engine", engine, "--model", folder],
+        env={**os.environ, "LC_ALL": "C"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b'{"')
+
+
+def test_a_file_that_is_no_bundle_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"nothing of ours")
+    with pytest.raises(BundleError, match=r"is no packed bundle. A bundle is a folder, or a file made by"):
+        Bundle.open(tmp_path / "file")
