@@ -130,12 +130,13 @@ class Classifier:
         artefact
             File of the bundle to run, ``"model.int8.onnx"``; default: the best that an installed engine opens.
         engine
-            ``"onnxruntime"``, ``"litert"``, …; default: the preferred one for the artefact.
+            ``"onnxruntime"`` (or ``"onnx"``, ``"ort"``), ``"litert"`` (or ``"tflite"``), …; default: the preferred
+            one for the artefact.
         provider
-            ``"auto"`` takes the best that comes up; any other name is strict.
+            ``"auto"`` takes the best that comes up; any other name is strict. ``"gpu"``: the best GPU provider.
         threads
-            Intra-op threads; default: what the device profile says, else 1 for a model below 1 MiB, and for a
-            larger one the cores that this process may use.
+            Intra-op threads, at most the cores that this process may use; default: what the device profile says,
+            else 1 for a model below 1 MiB, and for a larger one all those cores.
         many
             Whether many scans will come at a time, or single ones: a device profile knows what suits which.
         allow_fallback
@@ -400,7 +401,8 @@ class Classifier:
             before = self.engine
             if not is_inherited(before):  # another thread was faster
                 return
-            same = {"artefact": self.artefact.file, "engine": before.name, "threads": before.threads}
+            threads = min(before.threads, available_cpus())  # a worker may have been given fewer cores
+            same = {"artefact": self.artefact.file, "engine": before.name, "threads": threads}
             engine = Opening(self.bundle, **(arguments | same)).wait().engine
             if engine.provider != before.provider:
                 engine.close()

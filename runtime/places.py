@@ -27,7 +27,10 @@ def cache_folder() -> Path:
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = os.path.expanduser(root)
     if folder.startswith("~"):
-        raise UsageError("this user has no home folder to keep profiles and caches in", "Set HOME to a folder")
+        raise UsageError(
+            "this user has no home folder to keep profiles and caches in",
+            "Set HOME to a folder, or for the profiles of 'mri-edge tune' alone MRI_EDGE_PROFILE_DIR",
+        )
     return Path(folder) / "mri-edge"
 
 

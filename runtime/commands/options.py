@@ -154,24 +154,28 @@ ENGINE = click.option(
     envvar="MRI_EDGE_ENGINE",
     show_envvar=True,
     shell_complete=_complete_engines,
-    help="onnxruntime, litert, openvino. Default: by the artefact.",
+    help="onnxruntime (or onnx, ort), litert (or tflite), openvino. Default: by the artefact.",
 )
 PROVIDER = click.option(
     "--provider",
+    "--device",
+    "provider",
     default="auto",
     show_default=True,
     metavar="NAME",
     envvar="MRI_EDGE_PROVIDER",
     show_envvar=True,
     shell_complete=_complete_providers,
-    help="auto, cpu, cuda, tensorrt, openvino, coreml, directml. A named one comes up or it is an error.",
+    help="auto, cpu, gpu (the best there is), cuda, tensorrt, openvino, coreml, directml. "
+    "A named one comes up or it is an error.",
 )
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
     envvar="MRI_EDGE_THREADS",
     show_envvar=True,
-    help="Default: as tuned, else 1 for a model below 1 MiB, the cores this process may use for a larger one.",
+    help="At most the cores this process may use. Default: as tuned, else 1 for a model below 1 MiB, all those "
+    "cores for a larger one.",
 )
 ALLOW_FALLBACK = click.option(
     "--allow-fallback",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +13,12 @@ import click
 
 from ..bundle import Bundle
 from ..errors import OutputError, printable
-from ..files import make_folder
 from ..places import profile_folder
 from ..prediction import stdout_json
 from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
-    from ..measuring.tuning import Tuning
+    from ..measuring.tuning import Candidate, Tuning
     from ..profile import Measurement
 
 EXAMPLES = """\b
@@ -47,7 +48,6 @@ def tune(
     """
     from ..measuring.tuning import BATCHES
     from ..measuring.tuning import tune as measure
-    from ..progress import track
 
     _check(profile_folder())
     found = measure(
@@ -56,7 +56,7 @@ def tune(
         provider=provider,
         batches=batches or BATCHES,
         seconds=seconds,
-        track=lambda items, label: track(items, label, len(items)),
+        track=_track,
     )
     path = found.profile.save()
     if as_json:
@@ -82,14 +82,28 @@ def tune(
 
 def _check(folder: Path) -> None:
     """See that the profile can be written, before it is measured for minutes."""
-    make_folder(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot write ({error.strerror})", "Name another folder in MRI_EDGE_PROFILE_DIR"
+            f"{folder}: cannot keep a device profile there ({error.strerror})",
+            "Name another folder in MRI_EDGE_PROFILE_DIR, for 'mri-edge predict' too",
         ) from error
+
+
+def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
+    """A progress bar on a terminal; elsewhere, in a log for one, a line for each candidate."""
+    from ..progress import at_terminal, track
+
+    if at_terminal(sys.stderr):
+        yield from track(candidates, label, len(candidates))
+        return
+    for number, one in enumerate(candidates, 1):
+        how = f"{one.artefact} in {one.engine}, threads {one.threads}, batch {one.batch}"
+        click.echo(f"mri-edge: {label}, {number} of {len(candidates)}: {how}", err=True)
+        yield one
 
 
 def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:

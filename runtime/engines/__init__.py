@@ -39,7 +39,11 @@ Probabilities = NDArray[np.float32]
 Outputs = dict[str, NDArray[np.float32]]
 
 # What --provider takes; each engine file maps those it knows to its library's own names.
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+PROVIDERS = ("auto", "cpu", "gpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+# What "gpu" stands for: the first of these that comes up. TensorRT builds its engine for minutes, so CUDA is before it.
+GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
+# Other names that people know an engine by: its short name, and that of its files.
+ENGINE_ALIASES = {"onnx": "onnxruntime", "ort": "onnxruntime", "tflite": "litert"}
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,9 @@ def offered() -> list[str]:
 
 
 def engine_file(name: str) -> EngineFile:
-    """One engine by name. Raises UsageError with the known names."""
+    """One engine by its name or alias. Raises UsageError with the known names."""
     files = engine_files()
+    name = ENGINE_ALIASES.get(name, name)
     if name not in files:
         raise UsageError(f"unknown engine {name!r}", f"Engines: {', '.join(offered())}")
     return files[name]
@@ -170,11 +175,12 @@ def open_engine(
     model
         The artefact as it was read; a path is read here.
     engine
-        Name of an engine; ``None`` takes the preferred one for the suffix.
+        Name or alias of an engine; ``None`` takes the preferred one for the suffix.
     provider
-        One of ``PROVIDERS``. An explicit one is strict: it comes up or ProviderUnavailable is raised.
+        One of ``PROVIDERS``. An explicit one is strict: it comes up or ProviderUnavailable is raised. ``"gpu"`` is
+        the first of ``GPU_PROVIDERS`` that comes up.
     threads
-        Intra-op threads; ``None`` takes the cores that this process may use.
+        Intra-op threads, at most the cores that this process may use, which ``None`` takes.
 
     Raises
     ------
@@ -192,8 +198,7 @@ def open_engine(
         )
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider {provider!r}", f"Providers: {', '.join(PROVIDERS)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1. Received: {threads}")
+    check_threads(threads)
     if reason := chosen.missing():
         raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
     check_opens_here(chosen.NAME, opens_after_fork=getattr(chosen, "OPENS_AFTER_FORK", True))
@@ -201,9 +206,42 @@ def open_engine(
         model = ModelFile.read(model)
     if name.endswith(".onnx"):
         _check_onnx(model)
-    opened = chosen.open(model, threads=threads or available_cpus(), provider=provider, **options)
-    guard(opened)
-    return opened
+    refused: list[ProviderUnavailable] = []
+    for wanted in providers_of(chosen, provider):
+        try:
+            opened = chosen.open(model, threads=threads or available_cpus(), provider=wanted, **options)
+        except ProviderUnavailable as error:
+            refused.append(error)
+        else:
+            guard(opened)
+            return opened
+    if len(refused) == 1:
+        raise refused[0]
+    raise ProviderUnavailable(
+        f"provider {provider!r}: no GPU came up ({'; '.join(one.problem for one in refused)})", refused[0].hint
+    )
+
+
+def providers_of(file: EngineFile, provider: str) -> list[str]:
+    """The providers to try in turn for one of ``PROVIDERS``; an engine that has no GPU refuses the name itself."""
+    if provider != "gpu":
+        return [provider]
+    return [name for name in GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UsageError for a thread count that this process cannot use.
+
+    More threads than cores wait for one another, and thousands of them exhaust memory. A number above is refused, not
+    lowered: records of what ran would say another than what was asked for.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1. Received: {threads}")
+    if threads is not None and threads > (cores := available_cpus()):
+        raise UsageError(
+            f"threads must be at most {cores}, the cores that this process may use. Received: {threads}",
+            "Leave --threads out to take what suits the model",
+        )
 
 
 def _check_onnx(model: ModelFile) -> None:

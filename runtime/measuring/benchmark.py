@@ -17,7 +17,7 @@ from typing import Any, Literal
 from .. import images
 from ..bundle import DEFAULT_MODEL, Bundle
 from ..cpu import available_cpus
-from ..engines import engine_files, offered, remedy
+from ..engines import check_threads, engine_file, engine_files, remedy
 from ..errors import BundleError, EngineError, InputError, UsageError
 from ..golden import FOLDER
 from ..inputs import expand
@@ -143,14 +143,13 @@ class Report:
 def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None = None) -> list[Subject]:
     """Every artefact with every engine that opens its kind of file, installed or not; narrowed by what is named."""
     named = (bundle.artefact(artefact),) if artefact else bundle.manifest.artefacts
+    files = [engine_file(engine)] if engine else list(engine_files().values())
     found = [
         Subject(item, one.NAME, f"{reason}. {remedy(one)}" if (reason := one.missing()) else None)
         for item in named
-        for one in engine_files().values()
-        if item.file.endswith(one.SUFFIXES) and engine in (None, one.NAME)
+        for one in files
+        if item.file.endswith(one.SUFFIXES)
     ]
-    if engine and engine not in engine_files():
-        raise UsageError(f"unknown engine {engine!r}", f"Engines: {', '.join(offered())}")
     if not found:
         held = ", ".join(one.file for one in bundle.manifest.artefacts) or "no model"
         raise BundleError(f"{bundle.folder}: nothing in it for the engines. It has: {held}", "See 'mri-edge export'")
@@ -202,6 +201,7 @@ def measure(
     EngineError
         No subject could run.
     """
+    check_threads(threads)
     bundle.verify()
     plan = PROFILES[profile]
     found = subjects(bundle, artefact=artefact, engine=engine)

@@ -10,7 +10,7 @@ from statistics import median
 
 from ..bundle import Bundle
 from ..cpu import available_cpus
-from ..engines import engine_files
+from ..engines import engine_files, providers_of
 from ..errors import BundleError, EngineError
 from ..machine import cpu
 from ..profile import Measurement, Profile, fingerprint_of, library_versions
@@ -57,7 +57,7 @@ def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int]
     engines = [
         one
         for one in engine_files().values()
-        if (provider == "auto" or provider in one.PROVIDERS) and not one.missing()
+        if not {*providers_of(one, provider)}.isdisjoint({"auto", *one.PROVIDERS}) and not one.missing()
     ]
     return [
         Candidate(artefact.file, engine.NAME, threads, batch)

@@ -120,11 +120,22 @@ def test_subjects_that_all_fail_in_a_later_round_are_an_error(tiny_bundle, monke
         benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
 
 
-def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch):
-    medians = iter((1.0, 1.4))
-    monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, "model_ms": [next(medians)] * 12})
+@pytest.mark.parametrize(
+    ("second", "marks"),
+    [
+        ({"model_ms": [1.4] * 12}, ["model: medians of the rounds are 1.00 to 1.40 ms"]),
+        ({"file_ms": [2.8] * 12}, ["file to answer: medians of the rounds are 2.00 to 2.80 ms"]),
+        ({"model_ms": [0.7] * 12, "file_ms": [1.4] * 12}, ["model: ", "file to answer: "]),
+        ({"model_ms": [1.2] * 12, "file_ms": [2.4] * 12}, []),
+    ],
+    ids=["model", "file to answer", "both", "quiet"],
+)
+def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch, second, marks):
+    rounds = iter(({}, second))
+    monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, **next(rounds)})
     [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
-    assert row.marks == ("model: medians of the rounds are 1.00 to 1.40 ms",)
+    assert len(row.marks) == len(marks)
+    assert all(mark.startswith(words) for mark, words in zip(row.marks, marks, strict=True))
 
 
 @pytest.mark.parametrize(("model_rate", "bound"), [(9.0, "engine"), (1e6, "decoding")])

@@ -63,7 +63,8 @@ def test_a_call_would_be_seen(trace, program, calls):
 def test_a_file_in_the_home_would_be_seen(trace, tmp_path):
     program = "import os, threading; t = threading.Thread(target=lambda: open(os.environ['HOME'] + '/id', 'w'))"
     found = trace(sys.executable, "-c", f"{program}; t.start(); t.join(); os.mkdir(os.path.expanduser('~/stats'))")
-    assert found.files == (f"{tmp_path}/home/id", f"{tmp_path}/home/stats/")
+    home = tmp_path / "home"
+    assert found.files == (f"{home}/id", f"{home}/stats/")
 
 
 @pytest.mark.parametrize("engine", offered())

@@ -14,6 +14,8 @@ import pytest
 from mri_edge import __version__
 from mri_edge.bundle import embedded_models
 from mri_edge.cli import COMMANDS, run
+from mri_edge.cpu import available_cpus
+from mri_edge.engines import offered
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -45,6 +47,7 @@ sys.exit(str({"onnxruntime", "openvino", "ai_edge_litert"} & set(sys.modules)))
         ("MRI_EDGE_ENGINE", "caffe", "unknown engine 'caffe'"),
         ("MRI_EDGE_PROVIDER", "abacus", "unknown provider 'abacus'"),
         ("MRI_EDGE_THREADS", "0", "--threads"),
+        ("MRI_EDGE_THREADS", "100000", "threads must be at most"),
         ("MRI_EDGE_BATCH", "0", "--batch"),
     ],
 )
@@ -53,6 +56,40 @@ def test_environment_stands_in_for_an_option(tiny_bundle, monkeypatch, capfd, va
     monkeypatch.setenv(variable, value)
     assert run(["predict", SCAN]) != 0
     assert words in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "bench", "warmup", "watch"])
+def test_more_threads_than_cores_are_wrong_usage(tiny_bundle, tmp_path, capfd, command):
+    named = [str(tiny_bundle)] if command == "bench" else ["--model", str(tiny_bundle)]
+    needed = {"predict": [SCAN], "watch": [str(tmp_path), "--out", str(tmp_path / "out"), "--once"]}.get(command, [])
+    assert run([command, *needed, *named, "--threads", "100000"]) == 2
+    err = capfd.readouterr().err
+    assert f"threads must be at most {available_cpus()}, the cores that this process may use. Received: 100000" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("device", ["--device", "--provider"])
+def test_device_is_a_name_of_provider(tiny_bundle, capfd, device):
+    assert run(["predict", SCAN, "--json", "--model", str(tiny_bundle), device, "cpu"]) == 0
+    assert json.loads(capfd.readouterr().out)["provider"] == "CPUExecutionProvider"
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists() or sys.platform != "linux", reason="this machine may have a GPU")
+@pytest.mark.parametrize("command", ["predict", "tune", "bench"])
+def test_gpu_is_asked_for_by_its_name(tiny_bundle, tmp_path, monkeypatch, capfd, command):
+    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path))
+    named = [str(tiny_bundle)] if command == "bench" else ["--model", str(tiny_bundle)]
+    needed = {"tune": ["--batch", "1"], "bench": ["--engine", "onnxruntime"], "predict": [SCAN]}[command]
+    assert run([command, *needed, *named, "--device", "gpu"]) == 4
+    assert "no GPU came up" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("alias", ["onnx", "ort"])
+def test_engine_may_be_called_by_its_short_name(tiny_bundle, capfd, alias):
+    assert run(["predict", SCAN, "--json", "--model", str(tiny_bundle), "--engine", alias]) == 0
+    assert json.loads(capfd.readouterr().out)["engine"] == "onnxruntime"
+    assert run(["bench", str(tiny_bundle), "--engine", alias, "--scans", "nowhere.jpg"]) == 2
+    assert "nowhere.jpg" in capfd.readouterr().err  # the engine was understood
 
 
 def test_an_option_wins_over_the_environment(tiny_bundle, monkeypatch, capfd):
@@ -104,7 +141,7 @@ def test_commands_are_completed():
 
 def test_values_of_options_are_completed(tiny_bundle):
     assert complete("mri-edge predict --engine l") == ["litert"]
-    assert complete("mri-edge predict --engine ") == ["onnxruntime", "litert", "openvino"]
+    assert complete("mri-edge predict --engine ") == offered()
     assert complete("mri-edge predict --provider c") == ["cpu", "cuda", "coreml"]
     assert complete(f"mri-edge predict --model {tiny_bundle} --artefact m") == ["model.onnx"]
     assert complete("mri-edge predict --artefact m", MRI_EDGE_MODEL="/no/such/bundle") == []

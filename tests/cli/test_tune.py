@@ -178,8 +178,38 @@ def test_a_profile_that_could_not_be_written_is_said_before_anything_is_measured
     else:
         pytest.skip("no folder here that takes no file of any user")
     assert run(["tune", "--model", str(tiny_bundle)]) == 6
-    assert len(capfd.readouterr().err.splitlines()) == 1
+    err = capfd.readouterr().err
+    assert "MRI_EDGE_PROFILE_DIR" in err
+    assert len(err.splitlines()) == 1
     assert made.tried == []
+
+
+@pytest.mark.parametrize("home", ["a file", "none"])
+def test_home_that_keeps_no_profile_is_said_with_what_to_do(tiny_bundle, bench, tmp_path, capfd, monkeypatch, home):
+    made = bench(lambda trial, again: 1.0)
+    for variable in ("MRI_EDGE_PROFILE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    if home == "none":  # a number without an account, as containers have it
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    else:
+        (tmp_path / "home").touch()
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run(["tune", "--model", str(tiny_bundle)]) == (2 if home == "none" else 6)
+    err = capfd.readouterr().err
+    assert "MRI_EDGE_PROFILE_DIR" in err
+    assert len(err.splitlines()) == 1
+    assert made.tried == []
+    assert run(["predict", "--model", str(tiny_bundle), SCAN]) == 0  # which needs no profile
+
+
+def test_a_log_says_how_far_it_is(tiny_bundle, bench, capfd):
+    made = bench(lambda trial, again: 1.0)
+    assert run(["tune", "--model", str(tiny_bundle), "--batch", "1"]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if " of " in line and ": model.onnx in " in line]
+    measured = [line for line in lines if ": measure, " in line]
+    first = f"model.onnx in {made.tried[0].engine}, threads 1, batch 1"
+    assert measured[0] == f"mri-edge: measure, 1 of {len(measured)}: {first}"
+    assert len(lines) == len(made.tried)
 
 
 def test_predict_warns_of_a_stale_profile_and_goes_on(tiny_bundle, capfd, bench, monkeypatch):

