@@ -7,11 +7,12 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DISK_ERRORS, OutputError
+from .staging import own_folder
 
 _CHUNK = 4 << 20
 
@@ -158,9 +159,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path`` that takes its place when the block ends well.
 
     If the block raises (Ctrl-C included) the new folder is removed and what stood at
-    ``path`` is untouched. The new one is on disk before it takes the place. An existing folder is
-    exchanged in one step where the system can (Linux ``renameat2``), so that a reader sees the old one
-    or the new one. A link is followed.
+    ``path`` is untouched. What a killed program left of an earlier attempt is removed first. The new one
+    is on disk before it takes the place. An existing folder is exchanged in one step where the system can
+    (Linux ``renameat2``), so that a reader sees the old one or the new one. A link is followed.
 
     Raises
     ------
@@ -171,13 +172,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isdir(path):
         raise OutputError(f"{path}: is a file, not a folder", "Name another output folder")
-    staging = _neighbour(path, "new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What it removes at the end is the half-made folder, or the old one after an exchange.
+            staging = stack.enter_context(own_folder(path.parent, f".{path.name}.new-"))
+        except OSError as error:
+            raise _cannot_write(path, error) from error
         try:
             yield staging
         except OSError as error:
@@ -189,9 +190,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _put_in_place(staging, path)
         except OSError as error:
             raise _cannot_write(path, error) from error
-    finally:
-        # What is left here is the half-made folder, or the old one after an exchange.
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sync_all(folder: Path) -> None:
