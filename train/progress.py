@@ -105,7 +105,7 @@ def step_progress(description: str, *, first: int = 0, every: int = 0) -> Iterat
     def show(done: int, total: int, loss: float) -> None:
         nonlocal pace, last
         if pace is None:
-            pace = Pace(done - 1)
+            pace = Pace(done)  # how long the first step took is not known
         ended = (done - first) % every == 0 if every else done % max(1, total // _LINES) == 0
         if not (ended or done == total or pace.elapsed - last > _SILENCE):
             return
