@@ -81,6 +81,7 @@ class Calibrator:
     record: Calibration
     recipe: Recipe = Recipe()
     held_out: tuple[Path, ...] = ()
+    step: Callable[[str], None] = lambda text: None  # told which candidate is tried
 
     def observe(self, observe: Observe, channel_axis: int) -> dict[str, Observation]:
         """Stream the images through ``observe``; ``channel_axis`` is 1 for NCHW, -1 for NHWC."""

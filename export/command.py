@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from mri_edge.errors import UsageError
+from mri_edge.figures import with_interval
 from mri_edge.labels import KNOWN_FOLDERS
 
 from .formats import QUANTIZE, format_names
 
 if TYPE_CHECKING:
+    from mri_edge.bundle import Bundle
     from mri_edge.preprocess import Preprocessing
 
     from .exporter import Result, Settings
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "sklearn", "scipy")
 _WIDE = 120  # columns where no terminal says how many
+_PAGE = "report/parity.html"  # of report.py, which imports more than --help may
+_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 EPILOG = f"""\b
 Examples:
-  mri-edge export BUNDLE --quantize --data DIR
-  mri-edge export BUNDLE --formats onnx,tflite-int8 --data DIR
+  mri-edge export --quantize
+  mri-edge export bundles/mine --quantize --data scans/
+  mri-edge export bundles/mine --formats onnx,tflite-int8
   mri-edge export NEW --from model.keras --labels no,yes --data DIR --preprocessing '{{"scale": 1}}' --all
 
 \b
@@ -44,8 +51,13 @@ and nothing is written.
 
 
 @click.command(epilog=EPILOG)
-@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The folder that training used.")
+@click.argument("position", metavar="[BUNDLE]", required=False, type=click.Path())
+@click.option("--model", type=click.Path(), metavar="BUNDLE", help="The same as BUNDLE.  [default: the last in runs/]")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="The folder that training used.  [default: the one it recorded on this machine]",
+)
 @click.option("--formats", metavar="LIST", help="Formats to make, separated by commas (default: onnx,tflite).")
 @click.option("--quantize", is_flag=True, help=f"Short for {','.join(QUANTIZE)}.")
 @click.option("--all", "every", is_flag=True, help="Every format.")
@@ -97,7 +109,9 @@ and nothing is written.
 )
 @click.option("--overwrite", is_flag=True, help="With --from: replace a bundle that stands at BUNDLE.")
 def export(
-    bundle: Path,
+    position: str | None,
+    model: str | None,
+    data: Path | None,
     formats: str | None,
     quantize: bool,
     every: bool,
@@ -110,23 +124,29 @@ def export(
     mean_difference: float | None,
     flip_rate: float | None,
     **settings: Any,
-) -> None:
+) -> int:
     """Convert a trained bundle to ONNX and TFLite, and prove each artefact.
 
     Artefacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
-    before it is added to BUNDLE.
+    before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
     """
     from mri_edge.bundle import Bundle
+    from mri_edge.runs import choose_bundle, remember_data
 
     names = _chosen(formats, quantize, every)
+    named = choose_bundle(position, model)
+    if origin is not None:
+        _check_foreign(named, data, labels, preprocessing)
     warnings: list[str] = []
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"
         )
     if origin is None:
-        opened = Bundle.open(bundle)
+        opened = _bundle_to_export(named)
+        folder = opened.folder
+        scans = data or _remembered(opened)
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .exporter import export as make
@@ -135,18 +155,94 @@ def export(
     else:
         wanted, prepared = _labels(labels), _preprocessing(preprocessing)
         index = positive_of(wanted, positive)
+        folder, scans = Path(str(named)), Path(str(data))
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .foreign import export_foreign
 
             options = {"overwrite": overwrite, "step": step, "warn": warnings.append}
-            return export_foreign(origin, bundle, wanted, index, prepared, chosen, **options)
+            return export_foreign(origin, folder, wanted, index, prepared, chosen, **options)
 
     try:
-        _run(run, names, (max_difference, mean_difference, flip_rate), settings)
+        _run(run, names, (max_difference, mean_difference, flip_rate), {"data": scans, **settings})
+    except KeyboardInterrupt:
+        click.echo(err=True)  # below the terminal's ^C
+        _say(f"mri-edge: interrupted; {folder} is as it was before. To export again:")
+        _say(f"  {shlex.join(['mri-edge', *sys.argv[1:]])}")
+        return _INTERRUPTED
     finally:
         for warning in warnings:
             click.echo(f"Warning: {warning}", err=True)
+    remember_data(Bundle.open(folder.absolute()), scans)
+    _say(f"report: {folder / _PAGE}")
+    _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(_as_typed(folder))}")
+    return 0
+
+
+def _bundle_to_export(named: str | None) -> Bundle:
+    """The bundle that was named, or the one in ``runs/`` that was trained last, which is then said.
+
+    Raises
+    ------
+    UsageError
+        There is none, or it holds no Keras model that could be exported.
+    BundleError
+        It cannot be opened.
+    """
+    from mri_edge.bundle import Bundle
+    from mri_edge.keras_file import KERAS
+    from mri_edge.runs import RUNS, last_trained
+
+    if named is None:
+        found = last_trained(lambda bundle: bundle.manifest.artefact(KERAS) is not None)
+        if found is None:
+            raise UsageError(
+                f"no bundle is named, and {RUNS}/ holds none to export", "Train one first: mri-edge train scans/"
+            )
+        _say(f"exporting {found.folder}, trained last ({found.manifest.creation.created})")
+        return found
+    opened = Bundle.open(named)
+    if opened.manifest.artefact(KERAS) is None:
+        held = ", ".join(artefact.file for artefact in opened.manifest.artefacts)
+        raise UsageError(
+            f"{named}: is exported already ({held}) and holds no {KERAS} to export again",
+            f"Use it: mri-edge predict scan.jpg --model {named}. To export a model of your own, train it first: "
+            "mri-edge train scans/",
+        )
+    return opened
+
+
+def _remembered(bundle: Bundle) -> Path:
+    from mri_edge.runs import remembered_data
+
+    scans = remembered_data(bundle)
+    _say(f"with the data of its training, {scans}")
+    return scans
+
+
+def _check_foreign(named: str | None, data: Path | None, labels: str | None, preprocessing: str | None) -> None:
+    """Raise UsageError that names all that ``--from`` still needs."""
+    needed = {
+        "BUNDLE, the folder to be made": named,
+        "--data DIR, pictures to compare and calibrate with": data,
+        "--labels LIST, the model's labels in order": labels,
+        "--preprocessing JSON, what the model expects, which is not written in it": preprocessing,
+    }
+    if missing := [words for words, given in needed.items() if given is None]:
+        raise UsageError(
+            f"--from still needs {'; '.join(missing)}",
+            "For example: mri-edge export mine --from model.keras --data scans/ --labels no,yes "
+            """--preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
+        )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _as_typed(folder: Path) -> str:
+    """A bundle's folder as one types it: ``./small`` where an embedded model might have the name."""
+    return f"./{folder}" if folder.name == str(folder) else str(folder)
 
 
 def _run(
@@ -156,23 +252,37 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     """Import TensorFlow, run with progress on stderr, print the table; a refusal is printed before it is raised."""
-    from rich.console import Console
+    from mri_edge.staging import scratch
 
     from .quiet import import_tensorflow, quiet, screen
 
     refused = None
-    with screen() as stream, quiet(), Console(file=stream).status("starting TensorFlow") as status:
+    with screen() as stream, quiet(), scratch("export"), _steps(stream) as step:
+        step("starting TensorFlow")
         import_tensorflow()
         from .exporter import ExportRefusedError, Settings
         from .parity import Gate
 
         try:
-            results = run(Settings(formats=names, gate=Gate(*bounds), **settings), status.update)
+            results = run(Settings(formats=names, gate=Gate(*bounds), **settings), step)
         except ExportRefusedError as error:
             results, refused = error.results, error
     show(results)
     if refused:
         raise refused
+
+
+@contextmanager
+def _steps(stream: IO[str]) -> Iterator[Callable[[str], None]]:
+    """A function that says what is being done: a spinner on a terminal, a line with the time elsewhere."""
+    from mri_edge.progress import Pace, console, redraws
+
+    if redraws(stream):
+        with console(stream).status("") as status:
+            yield status.update
+        return
+    pace = Pace()
+    yield lambda text: print(f"{pace.clock()}  {text}", file=stream, flush=True)
 
 
 def _chosen(formats: str | None, quantize: bool, every: bool) -> tuple[str, ...]:
@@ -233,7 +343,7 @@ def _preprocessing(text: str | None) -> Preprocessing:
 
 def show(results: list[Result]) -> None:
     """Print the table: artefact, size, accuracy with interval, differences, flips, verdict; then the reasons."""
-    from rich.console import Console
+    from mri_edge.progress import console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -244,13 +354,13 @@ def show(results: list[Result]) -> None:
         table.add_row(
             one.artefact.file,
             f"{one.artefact.size_bytes / 1e6:.1f}",
-            f"{found.accuracy.value:.3f} ({found.accuracy.low:.2f}–{found.accuracy.high:.2f})",
+            with_interval(found.accuracy.value, found.accuracy.low, found.accuracy.high),
             f"{found.max_difference:.1e}",
             f"{found.mean_difference:.1e}",
             f"{len(found.flips)}/{found.images}",
             found.verdict,
         )
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+    console(sys.stdout, width=_WIDE).print(table)
     for one in results:
         for reason in one.comparison.reasons:
             click.echo(f"{one.artefact.file}: {one.comparison.verdict}: {reason}")

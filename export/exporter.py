@@ -13,9 +13,11 @@ import numpy as np
 from mri_edge.bundle import Bundle
 from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
+from mri_edge.figures import with_interval
 from mri_edge.files import sha256_of
 from mri_edge.keras_file import KERAS
 from mri_edge.manifest import Artefact, Manifest
+from mri_edge.progress import Pace
 from mri_edge.split import SPLIT, Split
 from mri_edge.teacher import TEACHER, TeacherAnswers
 from mri_edge.writing import BundleWriter, rewriting
@@ -82,6 +84,14 @@ class Result:
     artefact: Artefact
     comparison: Comparison
 
+    def __str__(self) -> str:
+        found = self.comparison
+        return (
+            f"{self.artefact.file}  {self.artefact.size_bytes / 1e6:.1f} MB  accuracy "
+            f"{with_interval(found.accuracy.value, found.accuracy.low, found.accuracy.high)}  "
+            f"{len(found.flips)} of {found.images} labels changed  {found.verdict}"
+        )
+
 
 class ExportRefusedError(GateError):
     """A gate was not met; ``results`` holds every comparison of the export."""
@@ -139,7 +149,9 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
         row[...] = fitted(path, manifest.preprocessing)
     tensors = [digest(one) for one in pixels]
     tests = {tensor: path for tensor, (path, _) in zip(tensors, located, strict=True)}
-    calibrator = choose_calibration(source, settings, tests) if any(one.CALIBRATED for one in formats) else None
+    calibrator = None
+    if any(one.CALIBRATED for one in formats):
+        calibrator = replace(choose_calibration(source, settings, tests), step=step)
     step("asking the Keras model")
     judges = source.split.of("test")
     images = Judges(
@@ -150,12 +162,14 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
         source.teacher,
     )
     job = Job(device_graph(source.model, manifest.preprocessing), manifest.positive, calibrator)
-    results = []
+    results: list[Result] = []
+    pace = Pace()
     for one in formats:
         step(f"making {one.FILE}")
         content, facts = one.convert(job)
-        step(f"checking {one.FILE}")
+        step(f"checking {one.FILE} on {len(pixels)} test images")
         results.append(_add(one, content, facts, writer, pixels, images, _gate(one, settings.gate)))
+        step(f"{results[-1]}  artefact {len(results)} of {len(formats)}, {pace.words(len(results), len(formats))}")
     if any(one.comparison.verdict == "not met" for one in results):
         raise ExportRefusedError(results)
     if calibrator and any(one.artefact.precision == "int8" for one in results):

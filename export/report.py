@@ -6,6 +6,8 @@ from html import escape
 from string import Template
 from typing import Any
 
+from mri_edge.figures import with_interval
+
 PAGE = "report/parity.html"
 _SIDE, _MARGIN = 260, 34  # pixels of a scatter plot
 
@@ -28,10 +30,10 @@ _PAGE = Template("""<!doctype html>
 </style>
 <h1>Parity report</h1>
 <p>Every artefact beside the Keras model on the same $images test images, each run in its own engine.</p>
-<p class="quiet">Keras model: accuracy $accuracy (95% interval $low to $high). Positive label: $positive.
+<p class="quiet">Keras model: accuracy (95% interval) $accuracy. Positive label: $positive.
 Research use only: not a medical device.</p>
 <div class="scroll"><table>
-<tr><th>artefact<th>MB<th>accuracy<th>largest |Δp|<th>mean |Δp|<th>99% |Δp|<th>flips<th>McNemar p<th>verdict</tr>
+<tr><th>artefact<th>MB<th>accuracy (95%)<th>largest |Δp|<th>mean |Δp|<th>99% |Δp|<th>flips<th>McNemar p<th>verdict</tr>
 $rows
 </table></div>
 $sections
@@ -44,9 +46,7 @@ def page(parity: dict[str, Any], sizes: dict[str, int]) -> str:
     reference = parity["reference_accuracy"]
     return _PAGE.substitute(
         images=len(parity["images"]),
-        accuracy=f"{reference['value']:.3f}",
-        low=f"{reference['low']:.3f}",
-        high=f"{reference['high']:.3f}",
+        accuracy=_with_interval(reference),
         positive=escape(parity["labels"][parity["positive"]]),
         rows="\n".join(_row(file, one, sizes[file]) for file, one in parity["artefacts"].items()),
         sections="\n".join(_section(file, one, parity) for file, one in parity["artefacts"].items()),
@@ -54,11 +54,10 @@ def page(parity: dict[str, Any], sizes: dict[str, int]) -> str:
 
 
 def _row(file: str, one: dict[str, Any], size: int) -> str:
-    accuracy = one["accuracy"]
     cells = (
         escape(file),
         f"{size / 1e6:.1f}",
-        f"{accuracy['value']:.3f} ({accuracy['low']:.2f} to {accuracy['high']:.2f})",
+        _with_interval(one["accuracy"]),
         f"{one['max_difference']:.1e}",
         f"{one['mean_difference']:.1e}",
         f"{one['p99_difference']:.1e}",
@@ -67,6 +66,10 @@ def _row(file: str, one: dict[str, Any], size: int) -> str:
         _verdict(one["verdict"]),
     )
     return "<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
+
+
+def _with_interval(figure: dict[str, float]) -> str:
+    return with_interval(figure["value"], figure["low"], figure["high"])
 
 
 def _verdict(verdict: str) -> str:
@@ -87,8 +90,9 @@ def _section(file: str, one: dict[str, Any], parity: dict[str, Any]) -> str:
 def _change(name: str, one: dict[str, float | None]) -> str:
     if one["change"] is None:
         return f"<tr><td>{name}<td>–<td>–<td>–</tr>"
-    interval = f" ({one['low']:+.3f} to {one['high']:+.3f})" if one["low"] is not None else ""
-    return f"<tr><td>{name}<td>{one['reference']:.3f}<td>{one['artefact']:.3f}<td>{one['change']:+.3f}{interval}</tr>"
+    known = one["low"] is not None
+    change = with_interval(one["change"], one["low"], one["high"], signed=True) if known else f"{one['change']:+.3f}"
+    return f"<tr><td>{name}<td>{one['reference']:.3f}<td>{one['artefact']:.3f}<td>{change}</tr>"
 
 
 def _flips(flips: list[dict[str, Any]]) -> str:
@@ -106,10 +110,9 @@ def _flips(flips: list[dict[str, Any]]) -> str:
 def _taught(one: dict[str, Any] | None) -> str:
     if one is None:
         return ""
-    accuracy = one["accuracy"]
     return (
-        f"<p>Beside the teacher, {escape(', '.join(one['teachers']))}, accuracy {accuracy['value']:.3f} "
-        f"({accuracy['low']:.2f} to {accuracy['high']:.2f}): mean |Δp| {one['mean_difference']:.3f}, "
+        f"<p>Beside the teacher, {escape(', '.join(one['teachers']))}, accuracy "
+        f"{_with_interval(one['accuracy'])}: mean |Δp| {one['mean_difference']:.3f}, "
         f"{one['changed']} labels differ, exact McNemar p = {one['mcnemar_p']:.2g}.</p>"
     )
 

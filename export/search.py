@@ -36,7 +36,9 @@ def best(calibrator: Calibrator, build: Callable[[Recipe], Made], reference: byt
     batches = list(read_batches(calibrator.held_out, calibrator.preprocessing))
     wanted = _answers(reference, suffix, batches)
     tried = []
-    for recipe in SEARCHED:
+    for number, recipe in enumerate(SEARCHED, 1):
+        layer = "float" if recipe.first_in_float else "integers"
+        calibrator.step(f"trying {recipe.method} ranges, first layer in {layer}: {number} of {len(SEARCHED)}")
         content, facts = build(recipe)
         difference = float(np.abs(_answers(content, suffix, batches) - wanted).mean())
         if np.isnan(difference):  # `min` would keep it wherever it comes first

@@ -167,8 +167,8 @@ def cli(ctx: click.Context) -> None:
 
     \b
     mri-edge predict scan.jpg                 classify one scan
-    mri-edge train --data DIR --out BUNDLE    train the model
-    mri-edge export BUNDLE --quantize --data DIR
+    mri-edge train scans/                     train a model of your own
+    mri-edge export --quantize                convert it to ONNX and TFLite
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DISK_ERRORS, OutputError
+from .staging import own_folder
 
 _CHUNK = 4 << 20
 
@@ -158,10 +158,10 @@ def make_folder(path: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path`` that takes its place when the block ends well.
 
-    If the block raises (Ctrl-C included) the new folder is removed and what stood at ``path`` is untouched. The new
-    one is on disk before it takes the place. An existing folder is exchanged in one step where the system can (Linux
-    ``renameat2``), so that a reader sees the old one or the new one. A link is followed. What a kill left of an earlier
-    call for ``path`` is removed first; another process that writes there now is left alone, for it locks its folder.
+    If the block raises (Ctrl-C included) the new folder is removed and what stood at
+    ``path`` is untouched. What a killed program left of an earlier attempt is removed first. The new one
+    is on disk before it takes the place. An existing folder is exchanged in one step where the system can
+    (Linux ``renameat2``), so that a reader sees the old one or the new one. A link is followed.
 
     Raises
     ------
@@ -172,13 +172,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isdir(path):
         raise OutputError(f"{path}: is a file, not a folder", "Name another output folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(path)
-        staging, lock = _locked_folder(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What it removes at the end is the half-made folder, or the old one after an exchange.
+            staging = stack.enter_context(own_folder(path.parent, f".{path.name}.new-"))
+        except OSError as error:
+            raise _cannot_write(path, error) from error
         try:
             yield staging
         except OSError as error:
@@ -190,52 +190,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _put_in_place(staging, path)
         except OSError as error:
             raise _cannot_write(path, error) from error
-    finally:
-        # What is left here is the half-made folder, or the old one after an exchange.
-        shutil.rmtree(staging, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _locked_folder(path: Path) -> tuple[Path, int | None]:
-    """A new folder beside ``path`` and the open file that locks it; None where folders cannot be locked."""
-    while True:
-        folder = _neighbour(path, "new")
-        folder.mkdir()
-        lock = None
-        with suppress(BlockingIOError, FileNotFoundError):  # taken for abandoned before it was locked: make another
-            lock = _lock(folder)
-            if lock is None or os.path.samestat(os.fstat(lock), folder.stat()):
-                return folder, lock
-        if lock is not None:
-            os.close(lock)
-
-
-def _clear_abandoned(path: Path) -> None:
-    """Remove the folders that killed processes left beside ``path``; those of living ones are locked."""
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.new-????????"):
-        with suppress(OSError):  # BlockingIOError: somebody writes there
-            if not folder.is_symlink() and (lock := _lock(folder)) is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """An open file that locks ``folder``; None where there are no locks. Raises BlockingIOError when it is taken."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # some network shares
-        os.close(handle)
-        return None
-    return handle
 
 
 def _sync_all(folder: Path) -> None:

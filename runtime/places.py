@@ -1,4 +1,4 @@
-"""Where mri-edge keeps what it learned on this device: profiles of ``tune``, engines built by ``warmup``."""
+"""Where mri-edge keeps what belongs to this machine: profiles of ``tune``, engines of ``warmup``, notes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,29 @@ def cache_folder() -> Path:
         root = "~/Library/Caches"
     else:
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _of_user(root)
+
+
+def state_folder() -> Path:
+    """The user's folder for what mri-edge notes between runs and cannot make anew; it need not exist yet.
+
+    XDG base directory specification on Linux; ``~/Library/Application Support``; ``%LOCALAPPDATA%``.
+
+    Raises
+    ------
+    UsageError
+        As for ``cache_folder``.
+    """
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        root = "~/Library/Application Support"
+    else:
+        root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return _of_user(root)
+
+
+def _of_user(root: str) -> Path:
     folder = os.path.expanduser(root)
     if folder.startswith("~"):
         raise UsageError(

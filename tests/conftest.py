@@ -31,6 +31,8 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             if name.startswith("MRI_EDGE_") and name not in READ_BY_TESTS:
                 patch.delenv(name)
         patch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path_factory.getbasetemp() / "no-profiles"))
+        # Which folder a bundle was trained from is noted there: not in the home of whoever runs the tests.
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         # With it set, a program that forgets to flush its output at the end would look right.
         patch.delenv("PYTHONUNBUFFERED", raising=False)
         yield

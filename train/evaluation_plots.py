@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from mri_edge.figures import with_interval
 
 _BLUE, _GREY, _RED = "#1f5fa8", "#9aa5b1", "#a51d24"
 _SIZE = (4.2, 4.2)  # inches
@@ -18,7 +19,7 @@ def roc_plot(record: dict[str, Any]) -> bytes:
     points, metrics = record["roc"], record["metrics"]
     area, found, cleared = (metrics[name] for name in ("auc", "sensitivity", "specificity"))
     figure, axes = _square("1 - specificity", "sensitivity")
-    label = f"AUC {area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
+    label = f"AUC {with_interval(area['value'], area['low'], area['high'])}"
     axes.plot(points["false_positive_rate"], points["true_positive_rate"], color=_BLUE, label=label)
     axes.errorbar(
         [1 - cleared["value"]],

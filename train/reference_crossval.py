@@ -60,12 +60,13 @@ def cross_validate_reference(
     make_folder(out)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
-    weights = load_weights(backbone_weights)
+    weights = load_weights(backbone_weights, say)
     truth = np.array([scan.label for scan in scans])
     facts = [repr(recipe), seed, folds, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
     features = feature_bytes(len(scans), recipe.preprocessing)  # were all of them for validation
     check_space(work, pixel_bytes(scans, recipe.preprocessing) + features + _CHECKPOINT_BYTES)
+    say(f"reading {len(scans)} scans")
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     if findings := inspect(scans, decoded.hashes):
         say(table(scans, findings))
@@ -79,7 +80,8 @@ def cross_validate_reference(
         learn = np.flatnonzero(~np.isin(group, group[held]))
         parts = [Images(decoded.pixels, rows, truth[rows]) for rows in (learn, held)]
         checkpoint = work / f"fold-{fold}.npz"
-        train_and_ask = partial(_train_and_ask, *parts, weights, recipe, len(labels.names), seed, checkpoint)
+        label = f"fold {fold}/{len(held_out)}, "
+        train_and_ask = partial(_train_and_ask, *parts, weights, recipe, len(labels.names), seed, checkpoint, label)
         probabilities[held] = kept(work / f"fold-{fold}.json", train_and_ask)
         checkpoint.unlink(missing_ok=True)
     scored = score(scans, probabilities, labels.positive, None, group)
@@ -111,12 +113,19 @@ def cross_validate_reference(
 
 
 def _train_and_ask(
-    learn: Images, held: Images, weights: BackboneWeights, recipe: Recipe, classes: int, seed: int, checkpoint: Path
+    learn: Images,
+    held: Images,
+    weights: BackboneWeights,
+    recipe: Recipe,
+    classes: int,
+    seed: int,
+    checkpoint: Path,
+    label: str,
 ) -> list[list[float]]:
     """Probabilities of ``held`` by a model of ``learn``; ``held`` is watched while it learns, and decides nothing."""
     backbone = build_backbone(weights, recipe.preprocessing.height, recipe.preprocessing.width)
     network = build_network(backbone, recipe, classes, seed)
-    with training_progress(len(learn), recipe.epochs) as progress:
+    with training_progress(len(learn), recipe.epochs, label) as progress:
         fit(
             network,
             learn,
@@ -124,6 +133,8 @@ def _train_and_ask(
             recipe,
             seed=seed,
             checkpoint=checkpoint,
+            say=progress.note,
+            began=progress.started,
             trained=progress.images,
             epoch_ended=progress.epoch,
         )

@@ -11,6 +11,7 @@ from html import escape
 
 import numpy as np
 from matplotlib.figure import Figure
+from mri_edge.figures import HEAD, with_interval
 from mri_edge.manifest import Metric
 from mri_edge.prediction import NOTICE
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Fig
 def _roc(roc: dict[str, list[float]], auc: Metric | None, *, beside: bool) -> Figure:
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes = figure.subplots()
-    label = f"AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]" if auc else None
+    label = f"AUC {with_interval(auc.value, auc.low, auc.high)}" if auc else None
     axes.plot(roc["false_positive_rate"], roc["true_positive_rate"], color=_OURS, lw=2, label=label)
     axes.plot([0, 1], [0, 1], ":", color="grey", label="chance")
     if beside:
@@ -178,9 +179,10 @@ def _page(
     *,
     beside: bool,
 ) -> str:
-    heads = ["figure", "value", "95% interval", "images"]
+    heads = ["figure", HEAD, "images"]
     rows = [
-        [name, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}", str(one.images)] for name, one in metrics.items()
+        [name, with_interval(metric.value, metric.low, metric.high), str(metric.images)]
+        for name, metric in metrics.items()
     ]
     if beside:
         heads.append("reference")

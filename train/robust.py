@@ -90,6 +90,11 @@ def plan_of(recipe: Recipe) -> Plan:
     )
 
 
+def epoch_steps(recipe: Recipe) -> int:
+    """Steps of an epoch."""
+    return EPOCH_IMAGES // recipe.batch
+
+
 def collect(
     scans: Sequence[Scan],
     preprocessing: Preprocessing,
@@ -279,7 +284,7 @@ def train_robust(
         make_batch,
         report,
         checkpoint=checkpoint,
-        every=EPOCH_IMAGES // recipe.batch,
+        every=epoch_steps(recipe),
     )
     # The same weights in a network that computes in float32: what is kept and exported.
     network = _network(None, recipe, classes, seed, "float32")
@@ -299,7 +304,7 @@ def train_robust(
             "batch": recipe.batch,
             "label_smoothing": LABEL_SMOOTHING,
             "drawn_lesion_share": LESION_SHARE if classes == 2 else 0,
-            "loss_by_epoch": _means(losses, EPOCH_IMAGES // recipe.batch),
+            "loss_by_epoch": _means(losses, epoch_steps(recipe)),
             "temperature": temperature,
             "threshold_rule": THRESHOLD_RULE,
             "target_sensitivity": calibration.TARGET_SENSITIVITY,

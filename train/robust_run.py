@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from .finetune import fast_precision
 from .finish import finish, rows_of
 from .progress import step_progress
 from .recipe import Recipe
-from .robust import Report, choose_roles, collect, may_train, plan_of, store_bytes, train_robust
+from .robust import Report, choose_roles, collect, epoch_steps, may_train, plan_of, store_bytes, train_robust
 from .run import Trained
 from .split import find_split
 from .unfinished import check_space, work_folder
@@ -57,7 +58,7 @@ def train_robust_bundle(
     split
         ``"reference"`` or ``"grouped"``, as ``robust.choose_roles`` takes it, or ``None`` as ``split.find_split`` does.
     say
-        Takes the table of findings in the data, before training.
+        Takes the table of findings in the data, before training, and a line for each thing that takes long.
 
     Raises
     ------
@@ -68,29 +69,32 @@ def train_robust_bundle(
     check_free(out, overwrite=overwrite)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
-    weights = load_weights(backbone_weights)
+    weights = load_weights(backbone_weights, say)
     facts = [repr(recipe), fast_precision(), seed, split, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
     check_space(work, store_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    say(f"reading {len(scans)} scans")
     collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
     findings = inspect(scans, collection.hashes)
     if findings:
         say(table(scans, findings))
     record = choose_roles(collection, split, selection.left_out)
     train, validation, _ = rows_of(record, collection)
-    with step_progress("fine-tuning") as report:
+    plan = plan_of(recipe)
+    with step_progress("fine-tuning", first=plan.warm_steps, every=epoch_steps(recipe)) as report:
         trained = train_robust(
             collection,
             train,
             validation,
             weights,
             recipe,
-            plan_of(recipe),
+            plan,
             labels=labels,
             seed=seed,
             report=report,
             checkpoint=work / "checkpoint.npz",
         )
+    say("scoring the test images")
     kept_apart = "near-duplicates" if groups is None else f"near-duplicates and {groups.name}"
     finished = finish(
         out,
@@ -133,27 +137,30 @@ def cross_validate_robust(
     make_folder(out)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
-    weights = load_weights(backbone_weights)
+    weights = load_weights(backbone_weights, say)
     facts = [repr(recipe), fast_precision(), seed, folds, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
     check_space(work, store_bytes(scans, recipe.preprocessing) + _MODEL_BYTES)
+    say(f"reading {len(scans)} scans")
     collection = collect(scans, recipe.preprocessing, patients=selection.patients, store=work)
     if findings := inspect(scans, collection.hashes):
         say(table(scans, findings))
     # The reference's split knows no patients: where they are known, no image is kept for it.
     trainable = may_train(collection) if groups is None else np.ones(len(scans), bool)
-    with step_progress("cross-validation") as report:
-        rounds = folds or len(np.unique(collection.source))
+    plan, rounds = plan_of(recipe), folds or len(np.unique(collection.source))
+    with ExitStack() as bars:
 
         def of_fold(fold: int) -> Report:
-            return lambda done, total, loss: report((fold - 1) * total + done, rounds * total, loss)
+            bars.close()  # that of the fold before
+            label = f"fold {fold}/{rounds}"
+            return bars.enter_context(step_progress(label, first=plan.warm_steps, every=epoch_steps(recipe)))
 
         result = cross_validate(
             collection,
             trainable,
             weights,
             recipe,
-            plan_of(recipe),
+            plan,
             labels=labels,
             folds=folds,
             seed=seed,

@@ -75,7 +75,7 @@ def train_bundle(
         One of ``split.SPLITS``, or ``None`` as ``split.find_split`` takes it; ``"grouped"`` keeps near-duplicates
         together, and what ``groups`` does.
     say
-        Takes the table of findings in the data, before training.
+        Takes the table of findings in the data, before training, and a line for each thing that takes long.
 
     Raises
     ------
@@ -87,11 +87,12 @@ def train_bundle(
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
     truth = np.array([scan.label for scan in scans])
-    weights = load_weights(backbone_weights)
+    weights = load_weights(backbone_weights, say)
     facts = [repr(recipe), seed, split, weights.sha256, *selection.facts()]
     work = work_folder(out, facts, overwrite=overwrite, resume=resume)
     features = feature_bytes(len(scans), recipe.preprocessing)  # were all of them for validation
     check_space(work, pixel_bytes(scans, recipe.preprocessing) + features + _MODEL_BYTES)
+    say(f"reading {len(scans)} scans")
     decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
     findings = inspect(scans, decoded.hashes)
     if findings:
@@ -118,9 +119,12 @@ def train_bundle(
             recipe,
             seed=seed,
             checkpoint=work / "checkpoint.npz",
+            say=progress.note,
+            began=progress.started,
             trained=progress.images,
             epoch_ended=progress.epoch,
         )
+    say(f"scoring {len(parts['test'])} test images, drawing the report")
     probabilities = predict(network.whole, decoded.pixels, recipe.preprocessing, rows=rows["test"])
     metrics = measure(parts["test"].labels, probabilities, labels.positive)
     write_bundle(

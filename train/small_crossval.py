@@ -34,6 +34,7 @@ from .robust import (
     Trained,
     choose_roles,
     collect,
+    epoch_steps,
     grouped_folds,
     hold_out,
     may_train,
@@ -59,6 +60,7 @@ def cross_validate_small(
     seed: int,
     positive: str | None = None,
     only: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Cross-validate teacher and students on the scans in ``data``; the figures go to ``out``/crossval.json and back.
 
@@ -69,6 +71,8 @@ def cross_validate_small(
     ----------
     only
         Train this fold alone, counted from 1. The figures are those of all folds that lie in ``out`` by then.
+    say
+        Takes a line for each thing that takes long.
 
     Raises
     ------
@@ -83,11 +87,12 @@ def cross_validate_small(
         raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
     make_folder(out)
     scans, labels = find_scans(data, positive)
-    weights = load_weights(backbone_weights)
+    weights = load_weights(backbone_weights, say)
     facts = [repr(ROBUST), repr(plan_of_robust(ROBUST)), POOL_VIEWS, folds, seed, weights.sha256]
     if (labels.names, labels.positive) != (KNOWN_LABELS, 1):
         facts.append(labels.names[labels.positive])  # said by --positive; what goes without saying was never a fact
     _claim(out, fingerprint([json.dumps(facts), *(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in scans)]))
+    say(f"reading {len(scans)} scans")
     collection = collect(scans, recipe.preprocessing)
     split = choose_roles(collection)  # of a bundle that is trained on these scans
     roles = np.array([image.role for image in split.images])
@@ -96,22 +101,23 @@ def cross_validate_small(
     students = {f"student {number}": number for number in range(seed, seed + STUDENTS)}
     models = {name: Answers.none(len(scans)) for name in ("teacher", *students)}
     fold_of = np.zeros(len(scans), int)
-    with step_progress("cross-validation") as report:
-        parts = {}
-        for fold, held in enumerate(grouped_folds(collection, everyone, folds), start=1):
-            learn = everyone[trainable & ~np.isin(collection.group, collection.group[held])]
-            validation = learn[hold_out(collection, learn)]
-            train = np.setdiff1d(learn, validation)
-            parts[fold] = _Fold(collection, labels, train, validation, held, out / f"fold-{fold}", students, report)
-        untaught = sum(one.untaught(recipe) for fold, one in parts.items() if only in (None, fold))
-        check_space(out, untaught * pool_bytes(recipe) + (_STATE_BYTES if untaught else 0))
-        for fold, one_fold in parts.items():
-            if only not in (None, fold) and one_fold.missing(recipe):
-                continue
-            held = one_fold.held
-            fold_of[held] = fold
-            for name, (scores, called) in one_fold.answers(recipe, weights, seed).items():
-                models[name].positive[held], models[name].called[held] = scores, called
+    parts = {}
+    for fold, held in enumerate(grouped_folds(collection, everyone, folds), start=1):
+        learn = everyone[trainable & ~np.isin(collection.group, collection.group[held])]
+        validation = learn[hold_out(collection, learn)]
+        train = np.setdiff1d(learn, validation)
+        parts[fold] = _Fold(
+            collection, labels, train, validation, held, out / f"fold-{fold}", students, f"fold {fold}/{folds}"
+        )
+    untaught = sum(one.untaught(recipe) for fold, one in parts.items() if only in (None, fold))
+    check_space(out, untaught * pool_bytes(recipe) + (_STATE_BYTES if untaught else 0))
+    for fold, one_fold in parts.items():
+        if only not in (None, fold) and one_fold.missing(recipe):
+            continue
+        held = one_fold.held
+        fold_of[held] = fold
+        for name, (scores, called) in one_fold.answers(recipe, weights, seed).items():
+            models[name].positive[held], models[name].called[held] = scores, called
     result = {
         "recipe": recipe.name,
         "folds": folds,
@@ -198,7 +204,7 @@ class _Fold:
     held: Indices
     folder: Path
     students: Mapping[str, int]  # seed of each
-    report: Callable[[int, int, float], None]
+    label: str
 
     def missing(self, recipe: Recipe) -> list[str]:
         """The models whose answers are not there, or are another recipe's."""
@@ -219,46 +225,50 @@ class _Fold:
             self.folder.mkdir(parents=True, exist_ok=True)
             pool = self._teach(recipe, weights, seed) if self.untaught(recipe) else distil.open_pool(self.folder)
             for name in [one for one in self.students if one in missing]:
-                student = train_small(
-                    self.collection,
-                    self.validation,
-                    pool,
-                    recipe,
-                    labels=self.labels,
-                    seed=self.students[name],
-                    report=self.report,
-                )
+                with step_progress(f"{self.label}, {name}", every=len(pool.answers) // recipe.batch) as report:
+                    student = train_small(
+                        self.collection,
+                        self.validation,
+                        pool,
+                        recipe,
+                        labels=self.labels,
+                        seed=self.students[name],
+                        report=report,
+                    )
                 self._keep(name, student, recipe, _identity(recipe))
         return {name: self._read(name) for name in ("teacher", *self.students)}
 
     def _teach(self, recipe: Recipe, weights: BackboneWeights, seed: int) -> distil.Pool:
         checkpoint = self.folder / "teacher-state.npz"
-        trained = train_robust(
-            self.collection,
-            self.train,
-            self.validation,
-            weights,
-            ROBUST,
-            plan_of_robust(ROBUST),
-            labels=self.labels,
-            seed=seed,
-            report=self.report,
-            checkpoint=checkpoint,
-        )
+        plan = plan_of_robust(ROBUST)
+        with step_progress(f"{self.label}, teacher", first=plan.warm_steps, every=epoch_steps(ROBUST)) as report:
+            trained = train_robust(
+                self.collection,
+                self.train,
+                self.validation,
+                weights,
+                ROBUST,
+                plan,
+                labels=self.labels,
+                seed=seed,
+                report=report,
+                checkpoint=checkpoint,
+            )
 
         def teacher(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             return predict(trained.quick.whole, pixels, ROBUST.preprocessing)
 
-        pool = draw_pool(
-            self.collection,
-            self.train,
-            teacher,
-            recipe,
-            self.folder,
-            labels=self.labels,
-            seed=seed,
-            report=self.report,
-        )
+        with step_progress(f"{self.label}, asking the teacher") as report:
+            pool = draw_pool(
+                self.collection,
+                self.train,
+                teacher,
+                recipe,
+                self.folder,
+                labels=self.labels,
+                seed=seed,
+                report=report,
+            )
         self._keep("teacher", trained, ROBUST, ROBUST.name)
         checkpoint.unlink(missing_ok=True)
         return pool

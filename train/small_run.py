@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def train_small_bundle(
     positive: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Distil a small network from ``teachers`` on the scans in ``data`` and write a bundle at ``out``.
 
@@ -45,9 +46,10 @@ def train_small_bundle(
     teachers
         Bundle folders or names of embedded models, trained on the same split of the same data; the student
         learns their mean answer.
-
     resume
         Take up the teachers' answers of a training that was cut off, instead of asking anew.
+    say
+        Takes a line for each thing that takes long.
 
     Raises
     ------
@@ -63,6 +65,7 @@ def train_small_bundle(
         work = work_folder(out, facts, overwrite=overwrite, resume=resume)
         pool_wanted = pool_bytes(recipe) if open_pool(work) is None else 0
         check_space(work, store_bytes(scans, recipe.preprocessing) + pool_wanted + _BUNDLE_BYTES)
+        say(f"reading {len(scans)} scans")
         collection = collect(scans, recipe.preprocessing, store=work)
         split = choose_roles(collection)
         try:
@@ -73,8 +76,9 @@ def train_small_bundle(
         train, validation, test = rows_of(split, collection)
         with step_progress("asking the teacher") as report:
             pool = draw_pool(collection, train, teacher, recipe, work, labels=labels, seed=seed, report=report)
-        with step_progress("distilling") as report:
+        with step_progress("distilling", every=len(pool.answers) // recipe.batch) as report:
             trained = train_small(collection, validation, pool, recipe, labels=labels, seed=seed, report=report)
+        say(f"scoring {len(test)} test images")
         weights, answers = teacher.origin(), teacher.answers(collection.pixels[test])
     finished = finish(
         out,

@@ -4,20 +4,130 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mri_edge import __version__
-from mri_edge.errors import OutputError
-from mri_edge.files import fingerprint, write_whole
+from mri_edge.errors import OutputError, UsageError
+from mri_edge.files import clear_leftovers, fingerprint, write_whole
+from mri_edge.runs import RUNS
+from mri_edge.staging import lock_folder
 
 from .framework import load_keras
 
-# What alone is there when the data or the disk were found unfit: nothing that a resumed training would take up.
-_BEFORE_TRAINING = {"identity", "pixels.npy", "slices"}
+# What alone is there when the data or the disk were found unfit, or no epoch has ended: all of it is made anew.
+_BEFORE_TRAINING = {"identity", "pixels.npy", "slices", "validation.npy", "views.npy"}
+
+
+class _TakenError(UsageError):
+    """Another training works on the same result."""
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[Path]:
+    """Hold ``out`` for one training while the block runs, by a lock on its work folder; yields ``out``.
+
+    The system lets go of the lock however the program ends. A work folder that holds nothing to
+    resume is removed, with the folders above it that were made for it.
+
+    Raises
+    ------
+    UsageError
+        Another training works on the same result.
+    OutputError
+        The work folder cannot be made.
+    """
+    work = _work_of(out)
+    new_parents = [folder for folder in work.parents if not os.path.lexists(folder)]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        handle = lock_folder(work)
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise _TakenError(f"{out}: another training is at work on it", "Wait for it, or name another --out") from error
+    except OSError as error:
+        raise _cannot_write(work, error) from error
+    try:
+        yield out
+    finally:
+        if not has_state(out):
+            shutil.rmtree(work, ignore_errors=True)
+            for folder in new_parents:
+                with suppress(OSError):  # the bundle lies in it
+                    folder.rmdir()
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
+    """Hold the next free of ``runs/NAME``, ``runs/NAME-2``, …, or to ``resume`` the one that was cut off last.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to resume.
+    OutputError
+        The folder cannot be made.
+    """
+    if resume:
+        with claimed(_last_cut_off(name)) as out:
+            yield out
+        return
+    for number in count(1):
+        out = RUNS / (name if number == 1 else f"{name}-{number}")
+        with ExitStack() as claim:
+            try:
+                claim.enter_context(claimed(out))
+            except _TakenError:
+                continue
+            # Asked under the lock: until then a training may end there.
+            if os.path.lexists(out) or has_state(out):
+                continue
+            yield out
+            return
+
+
+def has_state(out: Path) -> bool:
+    """Whether there is an unfinished training of ``out`` that can be resumed."""
+    try:
+        return not {path.name for path in _work_of(out).iterdir()} <= _BEFORE_TRAINING
+    except OSError:
+        return False
+
+
+def _last_cut_off(name: str) -> Path:
+    pattern = re.compile(rf"\.({re.escape(name)}(?:-\d+)?)\.training")
+    found = [match for path in RUNS.iterdir() if (match := pattern.fullmatch(path.name))] if RUNS.is_dir() else []
+    outs = [out for match in found if has_state(out := RUNS / match[1])]
+    if not outs:
+        raise UsageError(
+            f"{RUNS}/ holds no training of {name} that was cut off", "Name its --out, or train without --resume"
+        )
+    return max(outs, key=lambda out: _work_of(out).stat().st_mtime_ns)
+
+
+def _work_of(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.absolute().name}.training")
+
+
+def _clear(work: Path) -> None:
+    """Remove what is in a work folder, and not the folder: whoever claimed it holds its lock."""
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _cannot_write(work: Path, error: OSError) -> OutputError:
+    return OutputError(f"{work}: cannot write ({error.strerror})", "Name another output folder")
 
 
 def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> Path:
@@ -32,27 +142,28 @@ def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> P
         An unfinished training is there and ``resume`` was not said, or it is another one.
     """
     identity = fingerprint([__version__, json.dumps(facts)])
-    work = out.absolute().with_name(f".{out.name}.training")
+    work = _work_of(out)
     record = work / "identity"
     try:
-        if work.exists() and {file.name for file in work.iterdir()} <= _BEFORE_TRAINING:
-            shutil.rmtree(work)
-        if work.exists() and not resume:
+        work.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(work)
+        if not has_state(out):
+            _clear(work)
+        elif not resume:
             if not overwrite:
                 raise OutputError(
                     f"{work}: an unfinished training is there", "--resume goes on with it, --overwrite begins anew"
                 )
-            shutil.rmtree(work)
+            _clear(work)
         if record.is_file() and record.read_text() != identity:
             raise OutputError(
                 f"{work}: the unfinished training there has another recipe, seed, data or backbone, or "
                 "another version of mri-edge made it",
                 "Give it the same options, or begin anew with --overwrite",
             )
-        work.mkdir(parents=True, exist_ok=True)
         record.write_text(identity)
     except OSError as error:
-        raise OutputError(f"{work}: cannot write ({error.strerror})", "Name another output folder") from error
+        raise _cannot_write(work, error) from error
     return work
 
 

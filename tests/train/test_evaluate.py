@@ -288,7 +288,8 @@ def test_record_goes_round_and_the_page_needs_no_network(tiny_bundle, data, tmp_
     assert "http" not in re.sub(r"base64,[\w+/=]*", "", page)
     for one in record["worst"]:
         assert one["file"] in page
-    assert f"{record['metrics']['auc']['value']:.4f}" in page
+    auc = record["metrics"]["auc"]
+    assert f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in page
 
 
 def test_worst_mistakes_come_first(tiny_bundle, data):

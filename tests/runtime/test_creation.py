@@ -1,0 +1,51 @@
+"""The command line that a bundle records tells how it was made, and no path of its maker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from mri_edge.creation import without_paths
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("train /data/smith_john --seed 3", "train PATH --seed 3"),
+        ("train --data=/data/smith_john --out=../runs/mine", "train --data=PATH --out=PATH"),
+        ("train scans/ --exclude no/smith*.gif", "train PATH --exclude PATH"),
+        ("train --exclude=smith?", "train --exclude=PATH"),
+        ("train ~/scans --groups patients.csv --recipe robust", "train PATH --groups PATH --recipe robust"),
+        (r"train C:\scans --out D:\mine", "train PATH --out PATH"),
+        ("train here --cv 5 --backbone-weights torchvision", "train PATH --cv 5 --backbone-weights torchvision"),
+        ("bundle record mine smith_john.JPG", "bundle record mine PATH"),
+        (
+            'export --labels no,yes --preprocessing {"scale":1} -v',
+            'export --labels no,yes --preprocessing {"scale":1} -v',
+        ),
+    ],
+)
+def test_paths_stay_at_home(given: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "patients.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert without_paths(given.split()) == kept.split()
+
+
+def test_an_output_that_is_not_there_yet_is_a_path_and_the_command_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()  # a folder of the command's own name
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    @click.command("train")
+    @click.option("--out", type=click.Path(path_type=Path))
+    @click.option("--name")
+    def train(out: Path, name: str) -> None:
+        seen.extend(without_paths(["train", "--out", "smith", "--name", "mine"]))
+
+    group = click.Group("mri-edge", {"train": train})
+    group.main(["train", "--out", "smith", "--name", "mine"], prog_name="mri-edge", standalone_mode=False)
+    assert seen == ["train", "--out", "PATH", "--name", "mine"]

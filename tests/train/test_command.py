@@ -1,0 +1,205 @@
+"""The command ``train``: what it says while it works, where it stops, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.train.fit import Epoch
+from mri_edge.train.progress import step_progress, training_progress
+
+TRAIN = [sys.executable, "-m", "mri_edge", "train"]
+_LEFT = r"\d+:\d\d elapsed, about \d+:\d\d left"
+
+
+def test_an_epoch_is_a_line_where_no_terminal_is(capfd) -> None:
+    with training_progress(100, 3, "fold 2/5, ") as progress:
+        progress.started(1)
+        progress.images(100)
+        for number in (1, 2, 3):
+            progress.epoch(Epoch(number, 0.5, 0.75, 0.25, 1.0))
+    first, _, last = capfd.readouterr().err.splitlines()
+    figures = "loss 0.500  accuracy 0.750  validation loss 0.250  accuracy 1.000"
+    assert re.fullmatch(rf"fold 2/5, epoch   1/3  {figures}  {_LEFT}", first)
+    assert re.fullmatch(rf"fold 2/5, epoch   3/3  {figures}  \d+:\d\d elapsed", last)
+
+
+def test_epochs_that_were_kept_say_nothing_of_the_time_left(monkeypatch, capfd) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with training_progress(100, 20) as progress:
+        progress.started(11)
+        now[0] = 60
+        progress.epoch(Epoch(11, 0.5, 0.75, 0.25, 1.0))
+    assert "1:00 elapsed, about 9:00 left" in capfd.readouterr().err
+
+
+def test_steps_are_a_line_an_epoch_and_never_silent_for_long(monkeypatch, capfd) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with step_progress("fine-tuning", first=60, every=64) as report:
+        for done in range(1, 60 + 2 * 64 + 1):
+            now[0] += 0.5
+            report(done, 60 + 2 * 64, 0.125)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition(" of ")[0] for line in lines] == [
+        "fine-tuning",
+        "fine-tuning  loss 0.125  epoch 0/2  60",
+        "fine-tuning  loss 0.125  epoch 1/2  124",
+        "fine-tuning  loss 0.125  epoch 2/2  188",
+    ]
+    assert "0:30 elapsed, about 1:04 left" in lines[1]
+    with step_progress("asking the teacher") as report:
+        for done in range(1, 9):
+            now[0] += 45
+            report(done, 4000, 0.0)
+    assert len(capfd.readouterr().err.splitlines()) == 1 + 3  # after 3, 5 and 7 steps
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_colours_where_they_are_not_wanted(variable) -> None:
+    """On a real terminal: bold and dim are escape sequences as well."""
+    program = """
+import sys
+from mri_edge.progress import console
+from rich.table import Table
+table = Table(title="How good", title_style="bold")
+table.add_column("value")
+table.add_row("0.5", style="red")
+console(sys.stdout).print(table, style="dim")
+"""
+
+    def on_terminal(environment: dict[str, str]) -> bytes:
+        leader, follower = pty.openpty()
+        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+        subprocess.run([sys.executable, "-c", program], stdout=follower, check=True, env=kept | environment)
+        os.close(follower)
+        text = os.read(leader, 65536)
+        os.close(leader)
+        return text
+
+    assert b"\x1b" in on_terminal({"TERM": "xterm-256color"})
+    assert b"\x1b" not in on_terminal({"TERM": "xterm-256color"} | variable)
+
+
+def test_a_dumb_terminal_gets_lines_in_place_of_bars(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    with training_progress(100, 1) as progress:
+        progress.epoch(Epoch(1, 0.5, 0.75, 0.25, 1.0))
+    assert capfd.readouterr().err.startswith("epoch   1/1  loss")
+
+
+@pytest.mark.slow
+def test_interrupted_says_how_to_go_on_and_a_resumed_training_what_is_next(folders, weights_file, tmp_path) -> None:
+    options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "4"]
+    process = subprocess.Popen(
+        [*TRAIN, *options], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("epoch   1/4"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, lines
+    assert lines[0] == "the bundle goes to runs/vgg16\n"
+    assert lines[-2] == "mri-edge: interrupted; what is done is kept. To go on:\n"
+    again = lines[-1].split()
+    assert again == ["mri-edge", "train", *options, "--out", "runs/vgg16", "--resume"]
+
+    done = subprocess.run([*TRAIN, *again[2:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch   1/4" not in done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        "report: runs/vgg16/report/index.html",
+        "next: mri-edge export runs/vgg16 --quantize",
+    ]
+    assert re.search(r"accuracy +[01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  of 6", done.stdout)
+    manifest = json.loads((tmp_path / "runs/vgg16/manifest.json").read_text())
+    assert manifest["name"] == "vgg16"
+    assert os.listdir(tmp_path / "runs") == ["vgg16"]  # noqa: PTH208
+
+
+def test_interrupted_before_anything_was_kept_leaves_nothing(folders, weights_file, tmp_path) -> None:
+    options = [str(folders), "--backbone-weights", str(weights_file), "--out", "new/mine"]
+    process = subprocess.Popen([*TRAIN, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("reading 30 scans"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, lines
+    assert lines[-2] == "mri-edge: interrupted before anything was kept. To begin anew:\n"
+    assert lines[-1].split() == ["mri-edge", "train", *options]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_killed_training_leaves_nothing_that_the_next_does_not_clear(folders, weights_file, tmp_path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    options = [*TRAIN, str(folders), "--backbone-weights", str(weights_file), "--out", "mine"]
+    process = subprocess.Popen(options, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("computing the features"):
+            process.kill()
+    process.wait()
+    assert (tmp_path / ".mine.training").is_dir()
+    assert list(temporary.iterdir())
+    missing = [*TRAIN, "nowhere", "--out", "mine"]
+    done = subprocess.run(missing, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert not (tmp_path / ".mine.training").exists()
+    assert not list(temporary.iterdir())
+
+
+def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
+    from mri_edge.cli import run
+    from mri_edge.train import recipe
+
+    monkeypatch.setitem(recipe.RECIPES, "reference", small_recipe)
+    monkeypatch.chdir(tmp_path)
+    options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "1"]
+    for more, place, name in (
+        (["--out", "bundles/mine"], "bundles/mine", "mine"),
+        (["--out", "bundles/other", "--name", "better"], "bundles/other", "better"),
+        ([], "runs/vgg16", "vgg16"),
+        ([], "runs/vgg16-2", "vgg16-2"),
+    ):
+        assert run(["train", *options, *more]) == 0
+        assert json.loads((tmp_path / place / "manifest.json").read_text())["name"] == name
+    assert capfd.readouterr().err.splitlines()[-1] == "next: mri-edge export --quantize"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["missing: DIR", "mri-edge train scans/"]),
+        (["--cv", "3"], ["missing: DIR", "--out DIR", "mri-edge train scans/ --cv 3 --out figures/"]),
+        (["--recipe", "small", "data"], ["missing: --teacher", "mri-edge train data --recipe small --teacher vgg16"]),
+        (["one", "--data", "two"], ["two data folders are named: one", "two"]),
+        (["data", "--overwrite"], ["--overwrite replaces what stands at --out"]),
+        (["data", "--resume"], ["runs/ holds no training of vgg16 that was cut off"]),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_everything(arguments, words, tmp_path, monkeypatch, capfd) -> None:
+    from mri_edge.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", *arguments]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
