@@ -158,7 +158,7 @@ def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, ma
         writer.add_artefact(artefact)
     before = journal.read_bytes()
     assert run([*command, str(many / "0002.png")]) == 2
-    assert "is an answer of 'tiny 1' (" in capfd.readouterr().err
+    assert "is an answer of 'tiny 1 (" in capfd.readouterr().err
     assert journal.read_bytes() == before
 
 
