@@ -26,7 +26,7 @@ _TEXTS = (".json", ".md", ".html", ".txt", ".csv")
 _PICTURE = re.compile(
     r"[^\s\"'<>|/\\]+\.(?:" + "|".join(one[1:] for one in SUFFIXES) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
 )
-_UNNAMED = re.compile(r"[0-9a-f]{16}|image \d+")
+_UNNAMED = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, short or whole, or a number
 _PATH = "PATH"
 
 

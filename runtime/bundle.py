@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -234,7 +234,7 @@ class Bundle:
         except OSError as error:
             raise _unreadable(path, error) from error
         if size != entry.size_bytes:
-            with open(path, "rb") as file:
+            with suppress(OSError), open(path, "rb") as file:  # a folder stands there, or nobody may read it
                 if is_lfs_pointer(file.read(64)):
                     raise IntegrityError(f"{path}: is a Git LFS pointer, not the file", HINT)
             raise IntegrityError(

@@ -67,8 +67,13 @@ def _measure_again(writer: BundleWriter, known: dict[str, Any]) -> None:
     probabilities = np.array([one["probabilities"] for one in test], np.float32)
     metrics = measure(truth, probabilities, manifest.positive, manifest.threshold)
     writer.update(metrics=metrics)
-    files, judged_by = [one["file"] for one in test], (manifest.positive, manifest.threshold)
-    writer.add_document(METRICS, metrics_document(files, truth, probabilities, *judged_by, metrics, known["history"]))
+    judged_by = (manifest.positive, manifest.threshold)
+    # A bundle that ships names images by their hashes: each label's folder is then that of the record before.
+    folder = {entry["label"]: entry["folder"] for entry in known["folders"]}
+    files = [one["file"] if "/" in one["file"] else f"{folder[one['label']]}/{one['file']}" for one in test]
+    content = json.loads(metrics_document(files, truth, probabilities, *judged_by, metrics, known["history"]))
+    content["test"] = test
+    writer.add_document(METRICS, json.dumps(content, indent=1) + "\n")
 
 
 def _compare_again(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:

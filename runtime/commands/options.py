@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from ..bundle import DEFAULT_MODEL
 from ..bundle import REQUIRE_SIGNATURE as _VARIABLE
 from ..errors import UsageError, printable
+from .usage import OneOfTwo
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -100,7 +101,7 @@ def bundle_argument(function: Function) -> Function:
 def required_bundle_argument(function: Function) -> Function:
     """``BUNDLE`` by position or by ``--model``, for commands that make or change one and so guess none."""
 
-    @click.argument("bundle", metavar="BUNDLE", required=False, shell_complete=complete_models)
+    @click.argument("bundle", cls=OneOfTwo, metavar="BUNDLE", required=False, shell_complete=complete_models)
     @_MODEL_TO_CHANGE
     @wraps(function)
     def with_bundle(*arguments: Any, bundle: str | None, model: str | None, **options: Any) -> Any:

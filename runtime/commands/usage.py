@@ -31,6 +31,10 @@ class Group(click.Group):
         return ""
 
 
+class OneOfTwo(click.Argument):
+    """An argument that must be given unless the option ``--model`` is."""
+
+
 def explain(error: click.UsageError) -> str:
     """One line that says what is wrong with the call; of missing parameters it names all, where click names the first.
 
@@ -43,7 +47,10 @@ def explain(error: click.UsageError) -> str:
         return words
     missing = []
     for parameter in ctx.command.get_params(ctx):
-        if parameter.required and parameter.name not in ctx.params:
+        if isinstance(parameter, OneOfTwo):
+            if not (ctx.params.get(parameter.name or "") or ctx.params.get("model")):
+                missing.append(f"argument {parameter.get_error_hint(ctx)}")
+        elif parameter.required and parameter.name not in ctx.params:
             try:
                 parameter.handle_parse_result(ctx, {}, [])  # it may come from the environment
             except click.MissingParameter:

@@ -324,7 +324,7 @@ def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):
 
 def test_out_that_is_a_file_is_said_before_the_work(tiny_bundle, data, tmp_path, capfd):
     (tmp_path / "file").write_text("")
-    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--out", str(tmp_path / "file")]) == 2
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--out", str(tmp_path / "file")]) == 6
     assert "file: cannot make the folder" in capfd.readouterr().err
 
 
