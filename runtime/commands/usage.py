@@ -48,7 +48,7 @@ def explain(error: click.UsageError) -> str:
     missing = []
     for parameter in ctx.command.get_params(ctx):
         if isinstance(parameter, OneOfTwo):
-            if not (ctx.params.get(parameter.name or "") or ctx.params.get("model")):
+            if not any(isinstance(ctx.params.get(name), str) for name in (str(parameter.name), "model")):
                 missing.append(f"argument {parameter.get_error_hint(ctx)}")
         elif parameter.required and parameter.name not in ctx.params:
             try:
