@@ -65,7 +65,12 @@ def export_foreign(
     located = [(settings.data / image.file, image.label) for role in ("train", "test") for image in split.of(role)]
     if doubt := doubts(model, located, preprocessing, settings.seed):
         warn(doubt)
-    source = Source(model, _manifest(path, labels, positive, preprocessing, split, settings.seed), split, _origin(path))
+    source = Source(
+        model,
+        _manifest(out.absolute().name, labels, positive, preprocessing, split, settings.seed),
+        split,
+        _origin(path),
+    )
     with new_bundle(out, source.manifest, overwrite=overwrite) as writer:
         if path.is_file():
             if check_kind(path) == ARCHIVE:
@@ -136,10 +141,10 @@ def _origin(path: Path) -> dict[str, str]:
 
 
 def _manifest(
-    path: Path, labels: tuple[str, ...], positive: int, preprocessing: Preprocessing, split: Split, seed: int
+    name: str, labels: tuple[str, ...], positive: int, preprocessing: Preprocessing, split: Split, seed: int
 ) -> Manifest:
     return Manifest(
-        name=path.stem,
+        name=name,
         version="1",
         labels=labels,
         positive=positive,

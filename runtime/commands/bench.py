@@ -71,7 +71,7 @@ def bench(
     bundle = Bundle.open(model, signed_by=signed_by)
     report = measure(
         bundle,
-        scans_for(bundle, scans),
+        scans_for(bundle, scans, lambda words: click.echo(f"mri-edge: {printable(words)}", err=True)),
         profile,
         artefact=artefact,
         engine=engine,

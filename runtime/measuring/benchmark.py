@@ -156,8 +156,10 @@ def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None 
     return found
 
 
-def scans_for(bundle: Bundle, named: Sequence[str]) -> list[str]:
+def scans_for(bundle: Bundle, named: Sequence[str], tell: Callable[[str], None] = lambda words: None) -> list[str]:
     """The scans to measure with: those named (files, folders, patterns), else the bundle's golden scans, else ours.
+
+    ``tell`` takes a line about the files that a folder holds besides pictures.
 
     Raises
     ------
@@ -166,7 +168,7 @@ def scans_for(bundle: Bundle, named: Sequence[str]) -> list[str]:
     """
     if named:
         found = []
-        for one in expand(named, recursive=True):
+        for one in expand(named, recursive=True, tell=tell):
             try:
                 if isinstance(one, Failure):
                     raise one.error

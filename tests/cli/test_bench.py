@@ -189,6 +189,10 @@ def test_scans_are_those_named_or_golden(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     assert scans_for(bundle, [str(EXAMPLES)]) == sorted(map(str, EXAMPLES.glob("*.jpg")))
     # The tiny bundle has none of its own: those of the embedded model serve.
+    said: list[str] = []
+    scans_for(bundle, [str(EXAMPLES)], said.append)
+    assert len(said) == 1
+    assert "NOTICE" in said[0]
     assert [Path(one).parent.name for one in scans_for(bundle, [])] == ["golden", "golden"]
     with pytest.raises(UsageError):
         scans_for(bundle, ["nowhere/*.png"])

@@ -363,6 +363,7 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
     manifest = Bundle.open(out).manifest
     made = [one for one in manifest.artefacts if one.format != "keras"]
     assert [one.output.shape for one in made] == [(None, 2)] * 4
+    assert manifest.name == out.name
     assert manifest.training.seed == 3  # it drew the split
     assert "export PATH --from PATH --labels no,yes" in manifest.creation.command
     assert str(tmp_path) not in manifest.to_json()
