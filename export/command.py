@@ -209,6 +209,7 @@ def _bundle_to_export(named: str | None) -> Bundle:
             f"Use it: mri-edge predict scan.jpg --model {named}. To export a model of your own, train it first: "
             "mri-edge train scans/",
         )
+    opened.require_folder()  # the artefacts are written into it
     return opened
 
 

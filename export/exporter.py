@@ -126,7 +126,7 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
     step("opening the model")
     artefact = bundle.artefact(KERAS)
     source = Source(
-        models.load(bundle.path_of(artefact)),
+        models.load(bundle.folder / artefact.file, bundle.read(artefact)),
         bundle.manifest,
         _split_of(bundle),
         {"file": KERAS, "sha256": artefact.sha256},
@@ -217,12 +217,12 @@ def _split_of(bundle: Bundle) -> Split:
     entry = next((one for one in bundle.manifest.documents if one.file == SPLIT), None)
     if entry is None:
         raise BundleError(f"{bundle.folder}: no {SPLIT} in it, so no image is known to be a test image")
-    return Split.from_json(bundle.path_of(entry).read_text(encoding="utf-8"), origin=str(bundle.folder / SPLIT))
+    return Split.from_json(bundle.read(entry), origin=str(bundle.folder / SPLIT))
 
 
 def _teacher_of(bundle: Bundle) -> TeacherAnswers | None:
     entry = next((one for one in bundle.manifest.documents if one.file == TEACHER), None)
-    return TeacherAnswers.from_json(bundle.path_of(entry).read_bytes(), str(bundle.folder / TEACHER)) if entry else None
+    return TeacherAnswers.from_json(bundle.read(entry), str(bundle.folder / TEACHER)) if entry else None
 
 
 def _add(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from .saved_model import check_saved_model
 
 
-def load(path: Path) -> keras.Model:
-    """Open a ``.keras`` or ``.h5`` file: no code of the file is run.
+def load(path: Path, content: bytes | None = None) -> keras.Model:
+    """Open a ``.keras`` or ``.h5`` file, or its ``content``: no code of the file is run.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def load(path: Path) -> keras.Model:
         Not a Keras model, or one with code in it (a Lambda layer), with layers that Keras does not know, or
         with more weights than its size allows.
     """
-    model = open_model(path, keras)
+    model = open_model(path, keras, content)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ConversionError(
             f"{path}: has {len(model.inputs)} inputs and {len(model.outputs)} outputs, one of each is supported"

@@ -14,7 +14,7 @@ from typing import Any
 
 from mri_edge.errors import BundleError
 from mri_edge.keras_models.bounds import UnsafeModelError, check_unpacked
-from mri_edge.lfs import is_lfs_pointer
+from mri_edge.lfs import HINT, is_lfs_pointer
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.dtypes import as_dtype
 from tensorflow.python.framework import op_def_registry
@@ -52,7 +52,7 @@ def check_saved_model(folder: Path) -> None:
     except OSError as error:
         raise BundleError(f"{path}: cannot read ({error.strerror})", "Copy it again") from error
     if is_lfs_pointer(content[:64]):
-        raise BundleError(f"{path}: is a Git LFS pointer, not the model", "Run 'git lfs pull'")
+        raise BundleError(f"{path}: is a Git LFS pointer, not the model", HINT)
     if len(content) > _LARGEST_GRAPH:
         raise BundleError(f"{path}: refused: more than {_LARGEST_GRAPH:,} bytes", "Save the weights outside the graph")
     try:

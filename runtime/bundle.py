@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,19 +157,6 @@ class Bundle:
             check_self_contained(content, path)
         return content
 
-    @contextmanager
-    def private_copy(self, entry: Artefact | Document) -> Iterator[Path]:
-        """Yield the path of a copy that nobody else may change, for a library that only opens paths.
-
-        The copy is removed at the end. Raises what ``read`` does.
-        """
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="mri-edge-") as folder:  # of mode 700
-            path = Path(folder) / Path(entry.file).name
-            path.write_bytes(self.read(entry))
-            yield path
-
     def path_of(self, entry: Artefact | Document) -> Path:
         """Path of a listed file, after its SHA-256 was compared with the manifest's.
 
@@ -182,8 +169,8 @@ class Bundle:
         BundleError
             The bundle is packed.
         """
-        self._check_size(entry)
         path = self.require_folder() / entry.file
+        self._check_size(entry)
         self._check_hash(path, entry, sha256_of(path))
         return path
 

@@ -35,7 +35,7 @@ from mri_edge.files import sha256_of
 from mri_edge.keras_models.archive import unpack
 from mri_edge.keras_models.bounds import check_unpacked
 from mri_edge.keras_models.hdf5 import check_hdf5
-from mri_edge.lfs import is_lfs_pointer
+from mri_edge.lfs import HINT, is_lfs_pointer
 from mri_edge.staging import own_folder
 from numpy.typing import NDArray
 
@@ -279,7 +279,7 @@ def _read(path: Path) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], 
     except OSError as error:
         raise _unfit(path, error.strerror) from error
     if is_lfs_pointer(head):
-        raise WeightsError(f"{path}: is a Git LFS pointer, not the weights", "Run 'git lfs pull'")
+        raise WeightsError(f"{path}: is a Git LFS pointer, not the weights", HINT)
     reader = next((read for magic, read in _READERS.items() if head.startswith(magic)), None)
     if reader is None:
         raise _unfit(path, "neither .tar.gz, .ckpt, .h5 nor .keras")

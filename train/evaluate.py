@@ -155,7 +155,7 @@ def score(
 def split_of(bundle: Bundle) -> Split | None:
     """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
     held = {one.file: one for one in bundle.manifest.documents}
-    return Split.held(held, lambda file: bundle.path_of(held[file]).read_bytes())
+    return Split.held(held, lambda file: bundle.read(held[file]))
 
 
 def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:
@@ -212,8 +212,13 @@ def open_classifier(
         chosen = in_keras[0] if wanted else None
     if not wanted or chosen is None:
         return Classifier.load(bundle, artefact=artefact, engine=engine, provider=provider, threads=threads)
-    path = bundle.path_of(chosen)
-    opened = keras_engine.open_keras(path, bundle.manifest, provider=provider, threads=threads)
+    opened = keras_engine.open_keras(
+        bundle.folder / chosen.file,
+        bundle.manifest,
+        provider=provider,
+        threads=threads,
+        content=bundle.read(chosen),
+    )
     return Classifier(bundle, chosen, opened)
 
 

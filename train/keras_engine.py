@@ -49,8 +49,15 @@ class KerasEngine:
         self._model = None
 
 
-def open_keras(path: Path, manifest: Manifest, *, provider: str = "auto", threads: int | None = None) -> KerasEngine:
-    """Open a ``.keras`` file: no code of the file is run.
+def open_keras(
+    path: Path,
+    manifest: Manifest,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    content: bytes | None = None,
+) -> KerasEngine:
+    """Open a ``.keras`` file, or its ``content`` where that was read already: no code of the file is run.
 
     Raises
     ------
@@ -67,5 +74,5 @@ def open_keras(path: Path, manifest: Manifest, *, provider: str = "auto", thread
         keras = load_keras()
     except UsageError as error:
         raise EngineUnavailable(f"{path.name} needs Keras: {error.problem}", error.hint) from error
-    model = open_model(path, keras)
+    model = open_model(path, keras, content)
     return KerasEngine(model, manifest, keras.distribution.list_devices()[0].partition(":")[0])

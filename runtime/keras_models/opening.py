@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, OutputError, first_line, printable
-from ..lfs import is_lfs_pointer
+from ..lfs import HINT, is_lfs_pointer
 from .archive import unpack
 from .bounds import UnsafeModelError, unpacked_limit
 from .description import check_description
@@ -27,13 +27,21 @@ from .keras2 import modernised
 ARCHIVE, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 _LARGEST_DESCRIPTION = 16 << 20  # bytes
 _LARGEST_OUTPUT = 1 << 26  # values of one layer's output for one picture: VGG16 gives so many at 1024 x 1024
+_HEAD = 512  # bytes that tell what a file is
 _CONTAINERS = ("Functional", "Model", "Sequential")
 
 
-def open_model(path: Path, keras: Any) -> Any:
+def open_model(path: Path, keras: Any, content: bytes | None = None) -> Any:
     """Open a ``.keras`` or ``.h5`` file, whatever its suffix, as a Keras model that is not compiled.
 
-    ``keras`` is the imported module, of version 3.
+    Parameters
+    ----------
+    path
+        The file; with ``content`` it is for messages alone.
+    keras
+        The imported module, of version 3.
+    content
+        The bytes of the file where they were read already, to be checked by their hash.
 
     Raises
     ------
@@ -42,11 +50,15 @@ def open_model(path: Path, keras: Any) -> Any:
     OutputError
         The temporary folder cannot hold the copy.
     """
-    kind = check_kind(path)
+    kind = check_kind(path) if content is None else _kind_of(content[:_HEAD], path)
     with tempfile.TemporaryDirectory(prefix="mri-edge-model-") as name:
         folder = Path(name)
         try:
-            copy = Path(shutil.copyfile(path, folder / "model"))
+            copy = folder / "model"
+            if content is None:
+                shutil.copyfile(path, copy)
+            else:
+                copy.write_bytes(content)
         except OSError as error:
             raise OutputError(
                 f"{folder}: cannot copy the model there ({error.strerror})", "Name another in TMPDIR"
@@ -78,11 +90,15 @@ def check_kind(path: Path) -> bytes:
         raise BundleError(f"{path}: is not a file", "Name a .keras or .h5 file")
     try:
         with open(path, "rb") as file:
-            head = file.read(512)
+            head = file.read(_HEAD)
     except OSError as error:
         raise BundleError(f"{path}: cannot read ({error.strerror})", "Name a .keras or .h5 file") from error
+    return _kind_of(head, path)
+
+
+def _kind_of(head: bytes, path: Path) -> bytes:
     if is_lfs_pointer(head):
-        raise BundleError(f"{path}: is a Git LFS pointer, not the model", "Run 'git lfs pull'")
+        raise BundleError(f"{path}: is a Git LFS pointer, not the model", HINT)
     for magic in (ARCHIVE, HDF5):
         if head.startswith(magic):
             return magic

@@ -348,14 +348,3 @@ def test_a_title_tells_two_trainings_apart_and_stays_when_a_bundle_travels(tiny_
     pack(Bundle.open(tiny_bundle), tmp_path / "packed")
     assert Bundle.open(tmp_path / "packed").manifest.title == manifest.title
     assert unpack(tmp_path / "packed", tmp_path / "unpacked").title == manifest.title
-
-
-def test_a_private_copy_holds_what_was_hashed_and_is_removed(tiny_bundle: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    entry = bundle.artefact("model.onnx")
-    with bundle.private_copy(entry) as path:
-        assert path.name == "model.onnx"
-        assert path.read_bytes() == bundle.read(entry)
-        if os.name == "posix":
-            assert path.parent.stat().st_mode & 0o077 == 0
-    assert not path.parent.exists()

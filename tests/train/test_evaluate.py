@@ -356,6 +356,38 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
         evaluate(bundle, data, artefact="model.keras", engine="litert")
 
 
+def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, data, monkeypatch):
+    """A file that takes the model's place once it was hashed is not opened."""
+    keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((128, 128, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")]
+    model = keras.Sequential(layers)
+    with rewriting(Bundle.open(tiny_bundle)) as writer:
+        model.save(writer.path("model.keras"))
+        writer.add_artefact(replace(writer.manifest.artefacts[0], file="model.keras", format="keras"))
+    bundle = Bundle.open(tiny_bundle)
+    wanted = evaluate(bundle, data, artefact="model.keras")["predictions"]
+    read = Bundle.read
+
+    def read_and_exchange(self: Bundle, entry):
+        content = read(self, entry)
+        if entry.file == "model.keras":
+            (tiny_bundle / entry.file).write_bytes(b"another file")
+        return content
+
+    monkeypatch.setattr(Bundle, "read", read_and_exchange)
+    assert evaluate(bundle, data, artefact="model.keras")["predictions"] == wanted
+    assert (tiny_bundle / "model.keras").read_bytes() == b"another file"
+
+
+def test_a_packed_bundle_is_scored_as_its_folder_is(tiny_bundle, data, tmp_path):
+    record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
+    slim, packed = str(tmp_path / "slim"), str(tmp_path / "slim.mribundle")
+    assert run(["bundle", "slim", str(tiny_bundle), "--artefact", "model.onnx", "--out", slim]) == 0
+    assert run(["bundle", "pack", slim, "--out", packed]) == 0
+    assert evaluate(Bundle.open(packed), data)["predictions"] == evaluate(Bundle.open(slim), data)["predictions"]
+
+
 def test_a_slim_bundle_knows_its_training_images(tiny_bundle, data, tmp_path, capfd):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     slim = tmp_path / "slim"
