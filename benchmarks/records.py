@@ -80,7 +80,7 @@ def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
 
     A bundle that ships knows images by their hashes alone: ``file`` is where the image lies below ``data``.
     """
-    entry = next((one for one in bundle.manifest.documents if one.file == "parity.json"), None)
+    entry = next((document for document in bundle.manifest.documents if document.file == "parity.json"), None)
     if data is None or entry is None:
         return []
     known = {image["sha256"]["file"]: image for image in json.loads(bundle.read(entry))["images"]}

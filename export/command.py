@@ -132,7 +132,7 @@ def export(
     before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
     """
     from mri_edge.bundle import Bundle
-    from mri_edge.runs import choose_bundle, remember_data
+    from mri_edge.runs import as_typed, choose_bundle, remember_data
 
     names = _chosen(formats, quantize, every)
     named = choose_bundle(position, model)
@@ -175,7 +175,7 @@ def export(
             click.echo(f"Warning: {warning}", err=True)
     remember_data(Bundle.open(folder.absolute()), scans)
     _say(f"report: {folder / _PAGE}")
-    _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(_as_typed(folder))}")
+    _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(as_typed(folder))}")
     return 0
 
 
@@ -239,11 +239,6 @@ def _check_foreign(named: str | None, data: Path | None, labels: str | None, pre
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-def _as_typed(folder: Path) -> str:
-    """A bundle's folder as one types it: ``./small`` where an embedded model might have the name."""
-    return f"./{folder}" if folder.name == str(folder) else str(folder)
 
 
 def _run(

@@ -150,7 +150,7 @@ def fill(writer: BundleWriter, source: Source, settings: Settings, step: Callabl
     tensors = [digest(one) for one in pixels]
     tests = {tensor: path for tensor, (path, _) in zip(tensors, located, strict=True)}
     calibrator = None
-    if any(one.CALIBRATED for one in formats):
+    if any(chosen.CALIBRATED for chosen in formats):
         calibrator = replace(choose_calibration(source, settings, tests), step=step)
     step("asking the Keras model")
     judges = source.split.of("test")

@@ -44,7 +44,7 @@ def export_foreign(
 
     ``settings.data`` holds one folder of pictures for each label, in the order of the model's outputs.
     ``positive`` is the index of the positive label. A fifth of the pictures of each label, drawn by the seed,
-    judges; the others calibrate. ``warn`` is told where the preprocessing does not seem to fit the model.
+    judges; the others calibrate. ``warn`` takes a line where the preprocessing does not seem to fit the model.
 
     Raises
     ------

@@ -46,7 +46,7 @@ def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preproces
         A picture cannot be read.
     """
     classes = sorted({label for _, label in located})
-    each = min(_PICTURES // len(classes), *(sum(label == one for _, label in located) for one in classes))
+    each = min(_PICTURES // len(classes), *(sum(label == wanted for _, label in located) for wanted in classes))
     drawn = [
         (path, label)
         for label in classes
@@ -60,10 +60,12 @@ def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preproces
         return np.asarray(found.argmax(axis=1) == labels)
 
     stated = right(preprocessing)
-    others = [dataclasses.replace(Preprocessing(preprocessing.height, preprocessing.width), **one) for one in _COMMON]
+    others = [
+        dataclasses.replace(Preprocessing(preprocessing.height, preprocessing.width), **fields) for fields in _COMMON
+    ]
     if all((batch == batch[..., :1]).all() for batch in pixels):  # grey: the order of channels changes means alone
-        others = [one for one in others if one.channel_order == "RGB" or any(one.mean)]
-    others = [one for one in others if one != preprocessing]
+        others = [other for other in others if other.channel_order == "RGB" or any(other.mean)]
+    others = [other for other in others if other != preprocessing]
     chance = 1 / len(classes)
     best, flags = preprocessing, stated
     # With fewer mistakes no other one can be significantly better.

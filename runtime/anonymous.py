@@ -7,7 +7,6 @@ bundle travels, so there an image is known by the first digits of its SHA-256, a
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from .split import SPLIT, Split, short
 
 _TEXTS = (".json", ".md", ".html", ".txt", ".csv")
 _PICTURE = re.compile(
-    r"[^\s\"'<>|/\\]+\.(?:" + "|".join(one[1:] for one in SUFFIXES) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
+    r"[^\s\"'<>|/\\]+\.(?:" + "|".join(suffix[1:] for suffix in SUFFIXES) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
 )
 _UNNAMED = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, short or whole, or a number
 _PATH = "PATH"
@@ -65,7 +64,7 @@ def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
     def named(value: Any) -> Any:
         if not isinstance(value, str) or value in known or value == KERAS or _UNNAMED.fullmatch(value):
             return clean(value)
-        return replaced.setdefault(value, f"image {sum(one.startswith('image ') for one in replaced.values()) + 1}")
+        return replaced.setdefault(value, f"image {sum(name.startswith('image ') for name in replaced.values()) + 1}")
 
     wanted = clean(parse(content, origin))
     text = content.decode()
@@ -76,19 +75,18 @@ def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
     return text if parse(text, origin) == wanted else json.dumps(wanted, indent=1) + "\n"
 
 
-def without_paths(command: str | list[str]) -> str:
-    """A command line whose paths are replaced by ``PATH``, also in ``--option=PATH``; program and command stay.
+def without_paths(command: str) -> str:
+    """A recorded command line whose paths are replaced by ``PATH``, also in ``--option=PATH``.
 
-    A list is what this very process was started with: a word that names a file here is then a path without any
-    separator, too.
+    Program and command stay. ``creation`` records no paths any more: this is for bundles that were made before.
     """
     try:
-        words = shlex.split(command) if isinstance(command, str) else command
+        words = shlex.split(command)
     except ValueError:  # whatever that is, it is no command line
         return ""
 
     def is_path(word: str) -> bool:
-        return bool(set(word) & set("/\\~")) or (words is command and os.path.exists(word))
+        return bool(set(word) & set("/\\~"))
 
     def clean(word: str) -> str:
         option, equals, value = word.partition("=")

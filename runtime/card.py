@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ManifestError
+from .figures import with_interval
 from .manifest import Manifest
 from .prediction import NOTICE
 from .records import parse
@@ -298,11 +299,6 @@ def _positive(manifest: Manifest) -> str:
 
 def _named(name: str) -> str:
     return {"auc": "AUC", "f1": "F1", "brier": "Brier score"}.get(name, name.replace("_", " "))
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-    """The one way to write a figure with its interval: ``0.961 (0.868 to 0.989)``."""
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What native libraries do past Python, mended: words on the terminal, memory that is kept though it is free."""
+"""Work around native side effects: messages on stderr, and memory that glibc keeps after it was freed."""
 
 from __future__ import annotations
 

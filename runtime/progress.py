@@ -83,7 +83,7 @@ def _clock(seconds: float) -> str:
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield ``items`` and draw how far they are; ``total`` is needed for the time left."""
-    if not at_terminal(sys.stderr) or dumb():
+    if not redraws(sys.stderr):
         yield from items
         return
     from rich.console import Console

@@ -74,6 +74,11 @@ def remembered_data(bundle: Bundle) -> Path:
     return folder
 
 
+def as_typed(folder: Path) -> str:
+    """A bundle's folder as one types it: ``./small`` where an embedded model might have the name."""
+    return f"./{folder}" if folder.name == str(folder) else str(folder)
+
+
 def _note_of(bundle: Bundle) -> Path:
     return state_folder() / "data" / f"{bundle.manifest.training.data_fingerprint[:32]}.json"
 

@@ -138,7 +138,7 @@ def _say(text: str) -> None:
 def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chosen: dict[str, Any]) -> int:
     """Train a bundle at ``out``, or in ``runs/`` where that is None; print its figures and what to do next."""
     from mri_edge.bundle import Bundle
-    from mri_edge.runs import remember_data
+    from mri_edge.runs import as_typed, remember_data
     from mri_edge.writing import check_free
 
     from .unfinished import claimed, claimed_run
@@ -175,10 +175,10 @@ def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chos
     for key, metric in trained.metrics.items():
         click.echo(f"{key:<17} {with_interval(metric.value, metric.low, metric.high)}  of {metric.images}")
     click.echo(f"{place}: written")
-    bundle = Bundle.open(_as_folder(place))
+    bundle = Bundle.open(as_typed(place))
     remember_data(bundle, scans)
     _say(f"report: {_report_of(place)}")
-    _say(f"next: mri-edge export{'' if out is None else f' {shlex.quote(_as_folder(place))}'} --quantize")
+    _say(f"next: mri-edge export{'' if out is None else f' {shlex.quote(as_typed(place))}'} --quantize")
     return 0
 
 
@@ -245,11 +245,6 @@ def _command_line(*more: str, out: Path | None = None) -> str:
     if out is not None and not any(argument == "--out" or argument.startswith("--out=") for argument in given):
         added = ["--out", str(out), *added]
     return shlex.join(["mri-edge", *given, *added])
-
-
-def _as_folder(place: Path) -> str:
-    """A bundle's folder as it is typed: ``./small`` where an embedded model might have the name."""
-    return str(place) if place.parent != Path() or place.is_absolute() else f"./{place}"
 
 
 def _report_of(place: Path) -> Path:

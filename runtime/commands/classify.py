@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -32,24 +32,7 @@ def classify(
     batch: int | None,
 ) -> int:
     """Write an answer for each scan; returns the exit code. Parameters are the options of ``predict``."""
-    try:
-        return _classify(classifier, scans, form=form, recursive=recursive, resume=resume, heatmap=heatmap, batch=batch)
-    except KeyboardInterrupt as error:
-        advice = "Run the same again to go on" if resume else "With --resume FILE the next run can go on from there"
-        raise click.Abort(advice) from error
-
-
-def _classify(
-    classifier: Classifier,
-    scans: tuple[str, ...],
-    *,
-    form: str | None,
-    recursive: bool,
-    resume: Path | None,
-    heatmap: Path | None,
-    batch: int | None,
-) -> int:
-    with ExitStack() as stack:
+    with _advice_when_interrupted(resume), ExitStack() as stack:
         sources: Iterable[str | Failure | Pause]
         sources = _flushing(expand(scans, recursive=recursive, patience=_PATIENCE, tell=_tell))
         journal = stack.enter_context(_journal(resume, classifier)) if resume else None
@@ -83,6 +66,16 @@ def _classify(
             count = f"{report.heatmaps} {'heatmap' if report.heatmaps == 1 else 'heatmaps'}"
             _tell(f"{count} written to {heatmap}{os.sep}")
     return 1 if report.failed else 0
+
+
+@contextmanager
+def _advice_when_interrupted(resume: Path | None) -> Iterator[None]:
+    """Turn Ctrl-C into an error that says how the next run can go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        advice = "Run the same again to go on" if resume else "With --resume FILE the next run can go on from there"
+        raise click.Abort(advice) from error
 
 
 def _print(line: str, form: str | None, *, flush: bool) -> None:

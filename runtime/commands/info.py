@@ -7,8 +7,8 @@ from dataclasses import asdict
 import click
 
 from ..bundle import Bundle
-from ..card import with_interval
 from ..errors import printable
+from ..figures import with_interval
 from ..manifest import Manifest
 from ..prediction import NOTICE, stdout_json
 from ..progress import plain

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import click
 
-from ..progress import at_terminal, dumb
+from ..progress import redraws
 from .options import REQUIRE_SIGNATURE, bundle_argument, running_options
 
 EXAMPLES = """\b
@@ -69,7 +69,7 @@ def warmup(
 def _clock(name: str) -> Iterator[None]:
     """A running clock on a terminal's stderr while the block works, then its time on stdout."""
     start = perf_counter()
-    if at_terminal(sys.stderr) and not dumb():
+    if redraws(sys.stderr):
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
