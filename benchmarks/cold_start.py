@@ -13,14 +13,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import records
-from mri_edge.bundle import EMBEDDED, embedded_models
-from mri_edge.machine import installed
-from mri_edge.measuring.benchmark import machine_facts, spread
-from mri_edge.measuring.throttle import Watch
-from mri_edge.profile import library_versions
 from paired import alternate, program, script, wall_seconds
 from subjects import bundles
 from undisturbed import cpu_seconds
+
+from mri_edge.benchmarking.benchmark import machine_facts, spread
+from mri_edge.benchmarking.throttle import Watch
+from mri_edge.bundles.bundle import EMBEDDED, embedded_models
+from mri_edge.device.machine import installed
+from mri_edge.inference.tuned_profile import library_versions
 
 ROUNDS, BUSY_ROUNDS = 4, 2
 SCAN = records.CHECKOUT / "examples" / "mni152-slice-1.jpg"

@@ -25,19 +25,21 @@ from typing import Any
 
 import numpy as np
 from macs import multiply_adds
-from mri_edge import Bundle, images
-from mri_edge.bundle import EMBEDDED
-from mri_edge.cpu import available_cpus
-from mri_edge.export.statistics import proportion
-from mri_edge.machine import installed
-from mri_edge.measuring.benchmark import machine_facts, spread, stream
-from mri_edge.measuring.throttle import Watch
-from mri_edge.prediction import NOTICE, decide
-from mri_edge.profile import library_versions
-from mri_edge.progress import track
 from olive_peer import olive_model
 from records import data_folder, reference_images, save
 from subjects import CHECKOUT, SCALED_BACK, Subject, bundles, subjects_of
+
+from mri_edge import Bundle
+from mri_edge.benchmarking.benchmark import machine_facts, spread, stream
+from mri_edge.benchmarking.throttle import Watch
+from mri_edge.bundles.bundle import EMBEDDED
+from mri_edge.commands.progress import track
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import installed
+from mri_edge.export.parity.statistics import proportion
+from mri_edge.inference.prediction import NOTICE, decide
+from mri_edge.inference.tuned_profile import library_versions
+from mri_edge.scans.readers import picture
 
 HERE = Path(__file__).parent
 BASELINE = "vgg16: keras.Model.predict: model.keras"
@@ -161,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
                 (CHECKOUT / "examples").glob("*.jpg")
             )
             fit = bundle.manifest.preprocessing.fit
-            np.save(folder / "tensors.npy", np.stack([fit(images.load(file)) for file in files]))
+            np.save(folder / "tensors.npy", np.stack([fit(picture.load(file)) for file in files]))
             olive, olive_said[name] = olive_model(chosen.olive, bundle, data, threads)
             recipe = olive_said[name].get("chosen", "")
             everything += [(one, folder / "tensors.npy") for one in subjects_of(name, bundle, olive, recipe)]

@@ -13,8 +13,9 @@ from typing import Any
 
 import records
 import roof
-from mri_edge.bundle import EMBEDDED, Bundle
-from mri_edge.files import write_whole
+
+from mri_edge.bundles.bundle import EMBEDDED, Bundle
+from mri_edge.storage.atomic import write_whole
 
 README = records.CHECKOUT / "README.md"
 BEGIN, END = "<!-- benchmarks: drawn by benchmarks/draw.py -->", "<!-- benchmarks: end -->"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mri_edge.bundle import Bundle
+from mri_edge.bundles.bundle import Bundle
 
 _COUNTED = ("Conv", "Gemm", "MatMul")
 

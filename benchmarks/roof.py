@@ -21,10 +21,11 @@ from typing import Any
 
 import records
 import undisturbed
-from mri_edge.cpu import available_cpus
-from mri_edge.machine import installed
-from mri_edge.measuring.benchmark import machine_facts
-from mri_edge.measuring.throttle import Watch
+
+from mri_edge.benchmarking.benchmark import machine_facts
+from mri_edge.benchmarking.throttle import Watch
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import installed
 
 # Square products, and one in the shape of VGG16's middle layers (places x channels of 3 x 3, channels).
 SIZES = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 2304, 256))

@@ -13,8 +13,9 @@ from time import perf_counter
 
 import numpy as np
 import undisturbed
-from mri_edge.measuring.drivers import driver
-from mri_edge.measuring.subject import peak_mib
+
+from mri_edge.benchmarking.drivers import driver
+from mri_edge.benchmarking.workload import peak_mib
 
 _WARM = 2
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import accuracy
 import stages
-from mri_edge.bundle import embedded_models
-from mri_edge.files import make_folder, write_whole
-from mri_edge.measuring.benchmark import machine_facts
-from mri_edge.measuring.throttle import Watch
-from mri_edge.prediction import NOTICE
-from mri_edge.profile import library_versions
 from records import CHECKOUT, data_folder, load, same_machine, save
+
+from mri_edge.benchmarking.benchmark import machine_facts
+from mri_edge.benchmarking.throttle import Watch
+from mri_edge.bundles.bundle import embedded_models
+from mri_edge.inference.prediction import NOTICE
+from mri_edge.inference.tuned_profile import library_versions
+from mri_edge.storage.atomic import make_folder, write_whole
 
 FRESH = CHECKOUT / "build" / "bench-smoke.json"
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))

@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import undisturbed
 from float_twin import write_float_twin
-from mri_edge import Bundle, Classifier, images
-from mri_edge.engines.fake import FakeEngine
-from mri_edge.selection import TINY
 from paired import alternate, program, script
 from PIL import Image
+
+from mri_edge import Bundle, Classifier
+from mri_edge.engines.fake import FakeEngine
+from mri_edge.inference.selection import TINY
+from mri_edge.scans.readers import picture as images
 
 HERE = Path(__file__).parent
 # In the order of the pipeline: the first that got worse explains those after it.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mri_edge.bundle import EMBEDDED, Bundle, embedded_models
-from mri_edge.machine import installed
-from mri_edge.measuring.benchmark import subjects as our_subjects
+from mri_edge.benchmarking.benchmark import subjects as our_subjects
+from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
+from mri_edge.device.machine import installed
 
 CHECKOUT = Path(__file__).parents[1]
 SCALED_BACK = "weights_scaled_back_from"  # a training detail of the bundles that whole_bundles.py writes

@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
-from mri_edge.cpu import available_cpus
-from mri_edge.machine import cpu
 from paired import script
 from subjects import bundles
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import cpu
 
 ROUNDS = 5
 # Where the CPU has no dot products of 8-bit integers, int8 must not be slower; what it gains depends on the library.

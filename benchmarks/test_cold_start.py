@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from mri_edge import Bundle
 from paired import alternate, peak_memory, program, ratio_of_medians, script
+
+from mri_edge import Bundle
 
 SCAN = Path(__file__).parents[1] / "examples" / "mni152-slice-1.jpg"
 ROUNDS = 15
@@ -18,9 +19,9 @@ ROUNDS = 15
 def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference network with random weights: the time does not depend on their values."""
     pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
-    from mri_edge.train.backbone import build_backbone
-    from mri_edge.train.model import build_network
-    from mri_edge.train.recipe import REFERENCE
+    from mri_edge.train.models.vgg16 import build_network
+    from mri_edge.train.models.weights import build_backbone
+    from mri_edge.train.recipes.base import REFERENCE
 
     path = tmp_path_factory.mktemp("keras") / "model.keras"
     build_network(build_backbone(None, 128, 128), REFERENCE, classes=2, seed=0).whole.save(path)

@@ -9,9 +9,10 @@ import sys
 from time import perf_counter
 
 import pytest
-from mri_edge.cli import COMMANDS
 from paired import alternate, program, ratio_of_medians
 from subjects import CHECKOUT, smallest
+
+from mri_edge.cli import COMMANDS
 
 SCAN = CHECKOUT / "examples" / "mni152-slice-1.jpg"
 COUNTS = (10, 100, 1000, 10_000)

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import embedded_models
-from mri_edge.cpu import available_cpus
 from paired import ENVIRONMENT, program, script
+
+from mri_edge.bundles.bundle import embedded_models
+from mri_edge.device.cpu import available_cpus
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 BATCH = 8

@@ -11,12 +11,14 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from mri_edge import Bundle, Classifier, images
-from mri_edge.cpu import available_cpus
-from mri_edge.engines import open_engine
-from mri_edge.measuring.benchmark import subjects as runnable
-from mri_edge.measuring.tuning import thread_counts
 from subjects import CHECKOUT, bundles
+
+from mri_edge import Bundle, Classifier
+from mri_edge.benchmarking.benchmark import subjects as runnable
+from mri_edge.benchmarking.tuning import thread_counts
+from mri_edge.device.cpu import available_cpus
+from mri_edge.engines import open_engine
+from mri_edge.scans.readers import picture
 
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))
 BUNDLES = bundles()
@@ -26,7 +28,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 def tensors(bundle: Bundle, count: int) -> np.ndarray:
     fit = bundle.manifest.preprocessing.fit
-    return np.stack([fit(images.load(SCANS[index % len(SCANS)])) for index in range(count)])
+    return np.stack([fit(picture.load(SCANS[index % len(SCANS)])) for index in range(count)])
 
 
 @pytest.mark.parametrize(("name", "one"), RUNNABLE, ids=lambda item: getattr(item, "engine", item))
@@ -76,12 +78,12 @@ def test_threads_scale(name, record_property):
 
 def test_decoding(benchmark):
     benchmark.group = "file to answer"
-    benchmark(images.load, SCANS[0])
+    benchmark(picture.load, SCANS[0])
 
 
 def test_preprocessing(benchmark):
     benchmark.group = "file to answer"
-    benchmark(Bundle.open().manifest.preprocessing.fit, images.load(SCANS[0]))
+    benchmark(Bundle.open().manifest.preprocessing.fit, picture.load(SCANS[0]))
 
 
 @pytest.mark.parametrize("name", BUNDLES)

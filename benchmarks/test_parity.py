@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mri_edge import images
-from mri_edge.engines import open_engine
-from mri_edge.export.parity import DEFAULT_GATES
-from mri_edge.measuring.benchmark import subjects as runnable
-from mri_edge.prediction import decide
 from records import data_folder, reference_images
 from subjects import bundles
+
+from mri_edge.benchmarking.benchmark import subjects as runnable
+from mri_edge.engines import open_engine
+from mri_edge.export.parity.gate import DEFAULT_GATES
+from mri_edge.inference.prediction import decide
+from mri_edge.scans.readers import picture
 
 BUNDLES = bundles()
 RUNNABLE = [(name, one) for name, bundle in BUNDLES.items() for one in runnable(bundle) if one.problem is None]
@@ -27,7 +28,7 @@ def test_artefact_agrees_with_keras_on_the_reference_split(name, one, record_pro
     if not judges or data is None:
         pytest.skip("no real scans, or a bundle without parity.json: name the data folder in MRI_EDGE_DATA")
     manifest, parity = bundle.manifest, one.artefact.parity
-    batch = np.stack([manifest.preprocessing.fit(images.load(data / image["file"])) for image in judges])
+    batch = np.stack([manifest.preprocessing.fit(picture.load(data / image["file"])) for image in judges])
     engine = open_engine(bundle.path_of(one.artefact), engine=one.engine, provider="cpu")
     found = np.concatenate([engine.run(batch[begin : begin + 8]) for begin in range(0, len(batch), 8)])
     engine.close()

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from mri_edge.cpu import available_cpus
 from paired import script
+
+from mri_edge.device.cpu import available_cpus
 
 SCAN = Path(__file__).parents[1] / "examples" / "mni152-slice-1.jpg"
 _V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")

@@ -12,11 +12,12 @@ import pytest
 
 pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
 
-from mri_edge.train import augment, fit
-from mri_edge.train.backbone import build_backbone
-from mri_edge.train.framework import load_keras
-from mri_edge.train.model import build_network
-from mri_edge.train.recipe import REFERENCE
+from mri_edge.train.loops import head
+from mri_edge.train.loops.keras import load_keras
+from mri_edge.train.models.vgg16 import build_network
+from mri_edge.train.models.weights import build_backbone
+from mri_edge.train.recipes.base import REFERENCE
+from mri_edge.train.transforms import affine
 
 keras = load_keras()
 EPOCHS = 4
@@ -29,7 +30,7 @@ class KerasImages(keras.utils.PyDataset):
     def __init__(self, pixels, targets, epoch):
         super().__init__()
         self.pixels, self.targets, self.epoch = pixels, targets, epoch
-        self.order = fit.epoch_order(TRAIN, 0, epoch)
+        self.order = head.epoch_order(TRAIN, 0, epoch)
 
     def __len__(self):
         return math.ceil(TRAIN / REFERENCE.batch)
@@ -40,7 +41,7 @@ class KerasImages(keras.utils.PyDataset):
         chosen = self.order[REFERENCE.batch * step : REFERENCE.batch * (step + 1)]
         views = []
         for index in chosen:
-            drawn = augment.draw(np.random.default_rng([0, self.epoch, index]), REFERENCE.augmentation, 128, 128)
+            drawn = affine.draw(np.random.default_rng([0, self.epoch, index]), REFERENCE.augmentation, 128, 128)
             view = apply_affine_transform(
                 REFERENCE.preprocessing.normalise(self.pixels[index]),
                 theta=drawn.rotation,
@@ -77,10 +78,10 @@ def test_training_from_features_is_faster_than_keras_fit(record_property):
         mark = time.perf_counter()
         pairs.append((mark - start, spent))
 
-    fit.fit(
+    head.fit(
         ours,
-        fit.Images(pixels, np.arange(TRAIN), labels[:TRAIN]),
-        fit.Images(pixels, np.arange(TRAIN, TRAIN + TEST), labels[TRAIN:]),
+        head.Images(pixels, np.arange(TRAIN), labels[:TRAIN]),
+        head.Images(pixels, np.arange(TRAIN, TRAIN + TEST), labels[TRAIN:]),
         dataclasses.replace(REFERENCE, epochs=EPOCHS),
         seed=0,
         epoch_ended=after_our_epoch,

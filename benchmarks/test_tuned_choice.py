@@ -6,14 +6,15 @@ import statistics
 import subprocess
 
 import pytest
-from mri_edge.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.cpu import available_cpus
-from mri_edge.engines import engine_files
-from mri_edge.errors import MriEdgeError
-from mri_edge.profile import load_profile
-from mri_edge.selection import DEFAULT_BATCH, select
 from paired import ENVIRONMENT, program, script
 from subjects import bundles
+
+from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
+from mri_edge.device.cpu import available_cpus
+from mri_edge.engines import engine_files
+from mri_edge.errors import MriEdgeError
+from mri_edge.inference.selection import DEFAULT_BATCH, select
+from mri_edge.inference.tuned_profile import load_profile
 
 ROUNDS = 5
 # Two runs of the same choice on the same machine are this far apart.

@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import embedded_models
-from mri_edge.machine import cpu
 from paired import ENVIRONMENT, script
+
+from mri_edge.bundles.bundle import embedded_models
+from mri_edge.device.machine import cpu
 
 SCAN = Path(__file__).parents[1] / "examples" / "mni152-slice-1.jpg"
 ROUNDS = 200

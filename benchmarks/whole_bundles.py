@@ -21,25 +21,26 @@ from pathlib import Path
 import numpy as np
 import onnx
 from float_twin import write_float_twin
-from mri_edge import Classifier
-from mri_edge.bundle import EMBEDDED, Bundle, embedded_models
-from mri_edge.preprocess import Preprocessing
-from mri_edge.split import Split
-from mri_edge.train.backbone import BackboneWeights, build_backbone
-from mri_edge.train.data import Labels, find_scans
-from mri_edge.train.finish import rows_of
-from mri_edge.train.metrics import measure
-from mri_edge.train.model import Network, build_network, predict
-from mri_edge.train.recipe import Recipe, find_recipe
-from mri_edge.train.record import write_bundle
-from mri_edge.train.robust import Collection, choose_roles, collect
-from mri_edge.train.small_network import build_shipped
-from mri_edge.writing import rewriting
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from paired import program
 from records import CHECKOUT
 from subjects import SCALED_BACK
+
+from mri_edge import Classifier
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
+from mri_edge.bundles.split import Split
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.bundle import write_bundle
+from mri_edge.train.bundle_finish import rows_of
+from mri_edge.train.data.folder import Labels, find_scans
+from mri_edge.train.evaluation.metrics import measure
+from mri_edge.train.models.small_cnn import build_shipped
+from mri_edge.train.models.vgg16 import Network, build_network, predict
+from mri_edge.train.models.weights import BackboneWeights, build_backbone
+from mri_edge.train.recipes.base import Recipe, find_recipe
+from mri_edge.train.recipes.robust import Collection, choose_roles, collect
 
 Weights = list[NDArray[np.float32]]
 

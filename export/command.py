@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
+
+from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.labels import KNOWN_FOLDERS
 from mri_edge.errors import UsageError
-from mri_edge.figures import with_interval
-from mri_edge.labels import KNOWN_FOLDERS
 
 from .formats import QUANTIZE, format_names
 
 if TYPE_CHECKING:
-    from mri_edge.bundle import Bundle
-    from mri_edge.preprocess import Preprocessing
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.scans.preprocessing import Preprocessing
 
     from .exporter import Result, Settings
 
@@ -131,8 +132,8 @@ def export(
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
     before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
     """
-    from mri_edge.bundle import Bundle
-    from mri_edge.runs import as_typed, choose_bundle, remember_data
+    from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data
+    from mri_edge.bundles.bundle import Bundle
 
     names = _chosen(formats, quantize, every)
     named = choose_bundle(position, model)
@@ -158,7 +159,7 @@ def export(
         folder, scans = Path(str(named)), Path(str(data))
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
-            from .foreign import export_foreign
+            from mri_edge.export.sources.external_model import export_foreign
 
             options = {"overwrite": overwrite, "step": step, "warn": warnings.append}
             return export_foreign(origin, folder, wanted, index, prepared, chosen, **options)
@@ -189,9 +190,9 @@ def _bundle_to_export(named: str | None) -> Bundle:
     BundleError
         It cannot be opened.
     """
-    from mri_edge.bundle import Bundle
-    from mri_edge.keras_file import KERAS
-    from mri_edge.runs import RUNS, last_trained
+    from mri_edge.authoring.keras_file import KERAS
+    from mri_edge.authoring.runs import RUNS, last_trained
+    from mri_edge.bundles.bundle import Bundle
 
     if named is None:
         found = last_trained(lambda bundle: bundle.manifest.artefact(KERAS) is not None)
@@ -214,7 +215,7 @@ def _bundle_to_export(named: str | None) -> Bundle:
 
 
 def _remembered(bundle: Bundle) -> Path:
-    from mri_edge.runs import remembered_data
+    from mri_edge.authoring.runs import remembered_data
 
     scans = remembered_data(bundle)
     _say(f"with the data of its training, {scans}")
@@ -248,7 +249,7 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     """Import TensorFlow, run with progress on stderr, print the table; a refusal is printed before it is raised."""
-    from mri_edge.staging import scratch
+    from mri_edge.storage.staging import scratch
 
     from .quiet import import_tensorflow, quiet, screen
 
@@ -256,8 +257,9 @@ def _run(
     with screen() as stream, quiet(), scratch("export"), _steps(stream) as step:
         step("starting TensorFlow")
         import_tensorflow()
+        from mri_edge.export.parity.gate import Gate
+
         from .exporter import ExportRefusedError, Settings
-        from .parity import Gate
 
         try:
             results = run(Settings(formats=names, gate=Gate(*bounds), **settings), step)
@@ -271,7 +273,7 @@ def _run(
 @contextmanager
 def _steps(stream: IO[str]) -> Iterator[Callable[[str], None]]:
     """A function that says what is being done: a spinner on a terminal, a line with the time elsewhere."""
-    from mri_edge.progress import Pace, console, redraws
+    from mri_edge.commands.progress import Pace, console, redraws
 
     if redraws(stream):
         with console(stream).status("") as status:
@@ -320,8 +322,8 @@ def positive_of(labels: tuple[str, ...], positive: str | None) -> int:
 
 
 def _preprocessing(text: str | None) -> Preprocessing:
-    from mri_edge.preprocess import Preprocessing
-    from mri_edge.records import parse, read
+    from mri_edge.bundles.decode import parse, read
+    from mri_edge.scans.preprocessing import Preprocessing
 
     if text is None:
         raise UsageError(
@@ -339,8 +341,9 @@ def _preprocessing(text: str | None) -> Preprocessing:
 
 def show(results: list[Result]) -> None:
     """Print the table: artefact, size, accuracy with interval, differences, flips, verdict; then the reasons."""
-    from mri_edge.progress import console
     from rich.table import Table
+
+    from mri_edge.commands.progress import console
 
     table = Table(box=None, pad_edge=False)
     for name in ("artefact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict"):

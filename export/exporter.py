@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.bundle import Bundle
-from mri_edge.engines import open_engine
-from mri_edge.errors import BundleError, DataError, GateError
-from mri_edge.figures import with_interval
-from mri_edge.files import sha256_of
-from mri_edge.keras_file import KERAS
-from mri_edge.manifest import Artefact, Manifest
-from mri_edge.progress import Pace
-from mri_edge.split import SPLIT, Split
-from mri_edge.teacher import TEACHER, TeacherAnswers
-from mri_edge.writing import BundleWriter, rewriting
 from numpy.typing import NDArray
 
-from . import models
-from .calibrate import (
+from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.keras_file import KERAS
+from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
+from mri_edge.authoring.writer import BundleWriter, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.bundles.split import SPLIT, Split
+from mri_edge.commands.progress import Pace
+from mri_edge.engines import open_engine
+from mri_edge.errors import BundleError, DataError, GateError
+from mri_edge.export.calibration.calibrate import (
     HELD_OUT,
     Calibrator,
     Method,
@@ -37,11 +35,14 @@ from .calibrate import (
     record,
     refuse_test_images,
 )
-from .device_graph import device_graph
+from mri_edge.export.parity.gate import DEFAULT_GATES, PARITY, Comparison, Gate, Judges, compare, document, to_json
+from mri_edge.export.parity.report import PAGE, page
+from mri_edge.export.sources import models
+from mri_edge.export.sources.device_graph import device_graph
+from mri_edge.storage.atomic import sha256_of
+
 from .formats import FormatFile, format_file
 from .job import Job
-from .parity import DEFAULT_GATES, PARITY, Comparison, Gate, Judges, compare, document, to_json
-from .report import PAGE, page
 
 _LIBRARIES = {"onnx": ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime"), "tflite": ("tensorflow", "keras")}
 UNCHANGED = Gate(None, None, None)

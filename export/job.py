@@ -7,9 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mri_edge.errors import ConversionError, UsageError
-
-from .calibrate import Calibrator
-from .device_graph import DeviceGraph
+from mri_edge.export.calibration.calibrate import Calibrator
+from mri_edge.export.sources.device_graph import DeviceGraph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -26,8 +25,8 @@ class Job:
     @cached_property
     def float_onnx(self) -> ModelProto:
         """The float32 ONNX model, explained where its head allows it; whoever changes it works on a copy."""
-        from .explanation import explained
-        from .onnx_graph import float_model
+        from mri_edge.export.onnx.convert import float_model
+        from mri_edge.export.onnx.explanation import explained
 
         model = float_model(self.graph)
         try:
@@ -44,6 +43,6 @@ class Job:
     @cached_property
     def float_tflite(self) -> bytes:
         """The float32 TFLite file."""
-        from .tflite_graph import float_model
+        from mri_edge.export.tflite.convert import float_model
 
         return float_model(self.graph)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from mri_edge.native import stderr_aside
+from mri_edge.device.native import stderr_aside
 
 
 @contextmanager

@@ -31,26 +31,26 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 # The whole public list: name -> the module it lives in. Each is imported when first asked for,
 # so that `import mri_edge` costs nothing.
 _HOMES = {
-    "Bundle": "bundle",
+    "Bundle": "bundles.bundle",
     "BundleError": "errors",
-    "Classifier": "classifier",
+    "Classifier": "inference.classifier",
     "ConversionError": "errors",
     "DataError": "errors",
     "EngineError": "errors",
     "EngineUnavailable": "errors",
-    "Failure": "prediction",
+    "Failure": "inference.prediction",
     "GateError": "errors",
     "InputError": "errors",
     "IntegrityError": "errors",
-    "Manifest": "manifest",
+    "Manifest": "bundles.manifest",
     "ManifestError": "errors",
     "MriEdgeError": "errors",
     "OutputError": "errors",
-    "Pause": "prediction",
-    "Prediction": "prediction",
-    "Preprocessing": "preprocess",
+    "Pause": "inference.prediction",
+    "Prediction": "inference.prediction",
+    "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
-    "ResultWarning": "prediction",
+    "ResultWarning": "scans.result_warning",
     "SignatureError": "errors",
     "UsageError": "errors",
     "WeightsError": "errors",
@@ -59,8 +59,15 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from .bundle import Bundle as Bundle
-    from .classifier import Classifier as Classifier
+    from mri_edge.bundles.bundle import Bundle as Bundle
+    from mri_edge.bundles.manifest import Manifest as Manifest
+    from mri_edge.inference.classifier import Classifier as Classifier
+    from mri_edge.inference.prediction import Failure as Failure
+    from mri_edge.inference.prediction import Pause as Pause
+    from mri_edge.inference.prediction import Prediction as Prediction
+    from mri_edge.scans.preprocessing import Preprocessing as Preprocessing
+    from mri_edge.scans.result_warning import ResultWarning as ResultWarning
+
     from .errors import BundleError as BundleError
     from .errors import ConversionError as ConversionError
     from .errors import DataError as DataError
@@ -76,12 +83,6 @@ if TYPE_CHECKING:
     from .errors import SignatureError as SignatureError
     from .errors import UsageError as UsageError
     from .errors import WeightsError as WeightsError
-    from .manifest import Manifest as Manifest
-    from .prediction import Failure as Failure
-    from .prediction import Pause as Pause
-    from .prediction import Prediction as Prediction
-    from .prediction import ResultWarning as ResultWarning
-    from .preprocess import Preprocessing as Preprocessing
 
 
 def __getattr__(name: str) -> Any:

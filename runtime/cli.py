@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .commands.usage import Group, explain
+from mri_edge.commands.progress import plain
+from mri_edge.commands.usage import Group, explain
+
 from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
-from .progress import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -53,14 +54,14 @@ COMMANDS = {
         "completion",
         "Print the script that completes commands in a shell.",
     ),
-    "train": ("mri_edge.train.command", "train", "Train a model from a folder of scans and write it as a bundle."),
+    "train": ("mri_edge.train.cli.train", "train", "Train a model from a folder of scans and write it as a bundle."),
     "export": (
         "mri_edge.export.command",
         "export",
         "Convert a trained bundle to ONNX and TFLite, and prove each artefact.",
     ),
     "evaluate": (
-        "mri_edge.train.evaluate_command",
+        "mri_edge.train.cli.evaluate",
         "evaluate",
         "Score a model on labelled scans: figures with intervals, mistakes by file.",
     ),
@@ -91,7 +92,7 @@ def _reader_may_leave() -> Iterator[None]:
         # rich turns the one into the other, with exit code 1.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        from .files import drop_stdout
+        from mri_edge.storage.atomic import drop_stdout
 
         drop_stdout()
         raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as shells say it
@@ -140,7 +141,7 @@ class CommandTable(Group):
 def _show_versions(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    from .profile import library_versions
+    from mri_edge.inference.tuned_profile import library_versions
 
     for name, version in library_versions().items():
         click.echo(f"{name} {version}")
@@ -211,7 +212,7 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in {*DISK_ERRORS, errno.EBADF}:
             raise
-        from .files import drop_stdout
+        from mri_edge.storage.atomic import drop_stdout
 
         drop_stdout()  # what is written to files says their names, so it was this
         click.echo(f"mri-edge: error: cannot write the output ({error.strerror}). Make room and run again", err=True)

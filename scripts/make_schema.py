@@ -1,8 +1,8 @@
-"""Write ``runtime/manifest.schema.json``, the JSON Schema (draft 2020-12) of the manifest's dataclasses.
+"""Write ``runtime/bundles/manifest.schema.json``, the JSON Schema (draft 2020-12) of the manifest's dataclasses.
 
     python scripts/make_schema.py
 
-Run it after every change of ``runtime/manifest.py``; a test compares.
+Run it after every change of ``runtime/bundles/manifest.py``; a test compares.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from mri_edge.manifest import SCHEMA_VERSION, Manifest
+from mri_edge.bundles.manifest import SCHEMA_VERSION, Manifest
 
-SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "manifest.schema.json"
+SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 # No empty part, "." or "..", no back-slash, colon or control character: records.is_plain_relative.

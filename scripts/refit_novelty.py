@@ -1,6 +1,6 @@
 """Fit a bundle's novelty check anew, on the features of the very artefact that the device runs.
 
-For a bundle whose Keras model stayed at home, after a change of ``train/novelty.py``:
+For a bundle whose Keras model stayed at home, after a change of ``train/evaluation/out_of_distribution.py``:
 ``python scripts/refit_novelty.py BUNDLE --data DIR``, with the data that it was trained on.
 """
 
@@ -10,12 +10,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+
 from mri_edge import Bundle, Classifier
-from mri_edge.train.data import find_scans
-from mri_edge.train.finish import rows_of
-from mri_edge.train.novelty import fit_novelty
-from mri_edge.train.robust import choose_roles, collect
-from mri_edge.writing import rewriting
+from mri_edge.authoring.writer import rewriting
+from mri_edge.train.bundle_finish import rows_of
+from mri_edge.train.data.folder import find_scans
+from mri_edge.train.evaluation.out_of_distribution import fit_novelty
+from mri_edge.train.recipes.robust import choose_roles, collect
 
 AT_ONCE = 32
 

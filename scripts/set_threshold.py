@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.bundle import Bundle
-from mri_edge.card import METRICS
-from mri_edge.export.parity import PARITY, Comparison, Gate, Judges, compare, document, to_json
-from mri_edge.export.report import PAGE, page
-from mri_edge.manifest import Manifest
-from mri_edge.teacher import TEACHER, TeacherAnswers
-from mri_edge.train.metrics import measure
-from mri_edge.train.record import metrics_document
-from mri_edge.writing import BundleWriter, rewriting
+
+from mri_edge.authoring.card import METRICS
+from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
+from mri_edge.authoring.writer import BundleWriter, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Manifest
+from mri_edge.export.parity.gate import PARITY, Comparison, Gate, Judges, compare, document, to_json
+from mri_edge.export.parity.report import PAGE, page
+from mri_edge.train.bundle import metrics_document
+from mri_edge.train.evaluation.metrics import measure
 
 
 def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any]:

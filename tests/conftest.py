@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.manifest import Artefact, Creation, Manifest, TensorSpec, Training
-from mri_edge.preprocess import Preprocessing
-from mri_edge.writing import new_bundle
+
+from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles.manifest import Artefact, Creation, Manifest, TensorSpec, Training
+from mri_edge.scans.preprocessing import Preprocessing
 
 # A run that was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -66,7 +66,8 @@ def test_every_figure_lies_between_its_rounds(kind):
 )
 def test_accuracy_is_shown_of_the_model_that_ships_alone(programs, monkeypatch, ships, moved, shown):
     import draw
-    from mri_edge.bundle import EMBEDDED, Bundle
+
+    from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
     threshold = Bundle.open(EMBEDDED / "small").manifest.threshold
 
@@ -181,12 +182,13 @@ def test_olive_is_calibrated_with_our_images_and_made_anew_when_they_change(
     """A stand-in for Olive's Python writes what it was called with."""
     import numpy as np
     import olive_peer
-    from mri_edge import Bundle
-    from mri_edge.export.calibrate import draw, record
-    from mri_edge.files import sha256_of
-    from mri_edge.split import SPLIT, Split, SplitImage
-    from mri_edge.writing import rewriting
     from PIL import Image
+
+    from mri_edge import Bundle
+    from mri_edge.authoring.writer import rewriting
+    from mri_edge.bundles.split import SPLIT, Split, SplitImage
+    from mri_edge.export.calibration.calibrate import draw, record
+    from mri_edge.storage.atomic import sha256_of
 
     data = tmp_path / "data"
     data.mkdir()
@@ -270,6 +272,7 @@ def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
 
 def test_multiply_adds_are_counted(programs, tiny_bundle):
     from macs import multiply_adds
+
     from mri_edge import Bundle
 
     # 16 x 16 places, 4 channels, 8 x 8 x 3 each; then 1024 x 2.
@@ -313,14 +316,16 @@ def test_an_embedded_model_comes_back_in_keras(programs, name):
     pytest.importorskip("keras", reason="Keras builds the network (extra 'train')")
     import numpy as np
     import whole_bundles
-    from mri_edge import Bundle, Classifier, images
-    from mri_edge.train.model import predict
-    from mri_edge.train.recipe import find_recipe
+
+    from mri_edge import Bundle, Classifier
+    from mri_edge.scans.readers import picture
+    from mri_edge.train.models.vgg16 import predict
+    from mri_edge.train.recipes.base import find_recipe
 
     bundle = Bundle.open(whole_bundles.EMBEDDED / name)
     preprocessing = bundle.manifest.preprocessing
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
-    pixels = np.stack([preprocessing.fit(images.load(one)) for one in scans])
+    pixels = np.stack([preprocessing.fit(picture.load(one)) for one in scans])
     network = whole_bundles.keras_network(bundle, find_recipe(bundle.manifest.training.recipe))
     whole = (bundle.folder / whole_bundles.FLOAT).is_file()
     with Classifier.load(name, artefact=whole_bundles.FLOAT if whole else None) as shipped:
@@ -331,8 +336,9 @@ def test_an_embedded_model_comes_back_in_keras(programs, name):
 def test_what_ships_is_measured_as_it_ships(programs, tmp_path):
     """int8 made on another CPU differs in a rounding here and there, and its label in an image of the 51."""
     import whole_bundles
-    from mri_edge.bundle import EMBEDDED, Bundle
-    from mri_edge.writing import rewriting
+
+    from mri_edge.authoring.writer import rewriting
+    from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
     shipped = Bundle.open(EMBEDDED / "small")
     with rewriting(shipped, tmp_path / "whole") as writer:

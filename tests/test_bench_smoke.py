@@ -17,42 +17,42 @@ FAULTS = {
     "nothing": "",
     "a sleep in the resizer": """
 import time
-from mri_edge import preprocess
-resize = preprocess.resize_bilinear
+from mri_edge.scans import preprocessing
+resize = preprocessing.resize_bilinear
 def slow(*arguments):
     time.sleep(0.002)
     return resize(*arguments)
-preprocess.resize_bilinear = slow
+preprocessing.resize_bilinear = slow
 """,
     "a disturbance of the resizer that passes": """
 import time
 from itertools import count
-from mri_edge import preprocess
-resize, calls = preprocess.resize_bilinear, count()
+from mri_edge.scans import preprocessing
+resize, calls = preprocessing.resize_bilinear, count()
 def disturbed(*arguments):
     if next(calls) < 300:
         time.sleep(0.002)
     return resize(*arguments)
-preprocess.resize_bilinear = disturbed
+preprocessing.resize_bilinear = disturbed
 """,
     "a sleep in the decoder": """
 import time
-from mri_edge import images
-load = images.load
+from mri_edge.scans.readers import picture
+load = picture.load
 def slow(source):
     time.sleep(0.002)
     return load(source)
-images.load = slow
+picture.load = slow
 """,
     "exchanged channels in the decoder": """
-from mri_edge import images
-load = images.load
-images.load = lambda source: load(source)[:, :, ::-1]
+from mri_edge.scans.readers import picture
+load = picture.load
+picture.load = lambda source: load(source)[:, :, ::-1]
 """,
     "exchanged channels in the resizer": """
-from mri_edge import preprocess
-resize = preprocess.resize_bilinear
-preprocess.resize_bilinear = lambda *arguments: resize(*arguments)[..., ::-1].copy()
+from mri_edge.scans import preprocessing
+resize = preprocessing.resize_bilinear
+preprocessing.resize_bilinear = lambda *arguments: resize(*arguments)[..., ::-1].copy()
 """,
     "exchanged channels in the engine": """
 from mri_edge.engines.onnxruntime import OnnxRuntimeEngine
@@ -174,8 +174,10 @@ def test_the_float_twin_is_the_same_network(tmp_path):
     """It gives what the int8 artefact gives, but for the rounding to 8 bits."""
     pytest.importorskip("onnx", reason="the twin is built with onnx (extra 'dev')")
     import numpy as np
-    from mri_edge import Bundle, images
+
+    from mri_edge import Bundle
     from mri_edge.engines import open_engine
+    from mri_edge.scans.readers import picture
 
     program = (
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); from pathlib import Path;"
@@ -185,8 +187,8 @@ def test_the_float_twin_is_the_same_network(tmp_path):
     path, twin = bundle.folder / "model.int8.onnx", tmp_path / "twin.onnx"
     subprocess.run([sys.executable, "-c", program, str(path), str(twin)], check=True)
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
-    batch = np.stack([bundle.manifest.preprocessing.fit(images.load(one)) for one in scans])
+    batch = np.stack([bundle.manifest.preprocessing.fit(picture.load(one)) for one in scans])
     quantised, full = (open_engine(one, engine="onnxruntime", provider="cpu").run(batch) for one in (path, twin))
-    # 0.03: what parity allows int8 of single images; see runtime/golden.py.
+    # 0.03: what parity allows int8 of single images; see runtime/inference/replay.py.
     assert np.abs(quantised - full).max() < 0.03
     assert twin.stat().st_size > 3.5 * path.stat().st_size

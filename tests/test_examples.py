@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import images
 from PIL import Image
+
+from mri_edge.scans.readers import picture
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 EXAMPLES = CHECKOUT / "examples"
@@ -31,7 +32,7 @@ def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
 def test_demo_scan_is_an_8_bit_grey_picture_with_a_dark_border(path: Path) -> None:
-    pixels = images.load(path)
+    pixels = picture.load(path)
     assert pixels.shape == (256, 256, 3)
     assert pixels.strides[2] == 0  # grey: read once, resized once
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

@@ -7,14 +7,15 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from mri_edge.manifest import Manifest
-from mri_edge.teacher import TeacherAnswers
+
+from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.bundles.manifest import Manifest
 
 pytest.importorskip("sklearn", reason="needs the extra 'export'")
 stats = pytest.importorskip("scipy.stats", reason="needs the extra 'export'")
 
-from mri_edge.export.parity import DEFAULT_GATES, Comparison, Gate, Judges, compare, document, to_json  # noqa: E402
-from mri_edge.export.statistics import bounds, images_needed, mcnemar, paired_change, proportion  # noqa: E402
+from mri_edge.export.parity.gate import DEFAULT_GATES, Comparison, Gate, Judges, compare, document, to_json
+from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change, proportion
 
 NO_LIMIT = Gate(None, None, None)
 

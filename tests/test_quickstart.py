@@ -15,7 +15,7 @@ from PIL import Image
 for library in ("keras", "tf2onnx", "sklearn"):
     pytest.importorskip(library, reason="needs the extras 'train' and 'export'")
 
-from mri_edge.cli import COMMANDS  # noqa: E402
+from mri_edge.cli import COMMANDS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # For a minute in place of ten, and for machines without a network.
@@ -48,10 +48,10 @@ def place(tmp_path: Path) -> Path:
 def offline(request: pytest.FixtureRequest) -> list[str]:
     """Options of ``train`` where ImageNet's weights are neither here nor reached: random ones from a file."""
     from mri_edge.errors import WeightsError
-    from mri_edge.train import backbone
+    from mri_edge.train.models import weights
 
     try:
-        backbone.load_weights("auto")
+        weights.load_weights("auto")
     except WeightsError:
         rng = np.random.default_rng(6)
         layers = {
@@ -59,7 +59,7 @@ def offline(request: pytest.FixtureRequest) -> list[str]:
                 "kernel": (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32),
                 "bias": np.zeros(shape[3], np.float32),
             }
-            for index, shape in enumerate(backbone.KERNEL_SHAPES)
+            for index, shape in enumerate(weights.KERNEL_SHAPES)
         }
         import pickle
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import EMBEDDED, Bundle
+
+from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
 pytest.importorskip("sklearn")
 

@@ -15,16 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from .area import auc, both_kinds
-from .backbone import BackboneWeights
-from .data import Labels
-from .finetune import Plan
-from .folds import by_source
-from .metrics import share
-from .recipe import Recipe
-from .robust import Collection, Indices, Report, Trained, grouped_folds, hold_out, predict, train_robust
-from .stress import CHANGES
-from .unfinished import kept
+from mri_edge.train.data.folder import Labels
+from mri_edge.train.data.folds import by_source
+from mri_edge.train.evaluation.auc import auc, both_kinds
+from mri_edge.train.evaluation.metrics import share
+from mri_edge.train.loops.checkpoint import kept
+from mri_edge.train.loops.finetune import Plan
+from mri_edge.train.models.weights import BackboneWeights
+from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.robust import (
+    Collection,
+    Indices,
+    Report,
+    Trained,
+    grouped_folds,
+    hold_out,
+    predict,
+    train_robust,
+)
+from mri_edge.train.transforms.shifts import CHANGES
 
 
 def cross_validate(

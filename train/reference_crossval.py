@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.creation import creation
-from mri_edge.files import make_folder, write_whole
 
-from . import duplicates
-from .backbone import BackboneWeights, build_backbone, load_weights
-from .checks import inspect, table
-from .data import decode, pixel_bytes, select
-from .evaluate import score
-from .fit import Images, feature_bytes, fit
-from .folds import by_group, by_source
-from .metrics import measure
-from .model import build_network, predict
-from .progress import training_progress
-from .recipe import Recipe
-from .unfinished import check_space, kept, work_folder
+from mri_edge.authoring.provenance import creation
+from mri_edge.storage.atomic import make_folder, write_whole
+from mri_edge.train.data import duplicates
+from mri_edge.train.data.audit import inspect, table
+from mri_edge.train.data.folder import decode, pixel_bytes, select
+from mri_edge.train.data.folds import by_group, by_source
+from mri_edge.train.evaluation.evaluate import score
+from mri_edge.train.evaluation.metrics import measure
+from mri_edge.train.loops.checkpoint import check_space, kept, work_folder
+from mri_edge.train.loops.head import Images, feature_bytes, fit
+from mri_edge.train.loops.progress import training_progress
+from mri_edge.train.models.vgg16 import build_network, predict
+from mri_edge.train.models.weights import BackboneWeights, build_backbone, load_weights
+from mri_edge.train.recipes.base import Recipe
 
 _CHECKPOINT_BYTES = 50_000_000  # old and new
 

@@ -10,21 +10,31 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from mri_edge.files import make_folder, write_whole
-from mri_edge.writing import check_free
 
-from .backbone import load_weights
-from .checks import inspect, table
+from mri_edge.authoring.writer import check_free
+from mri_edge.storage.atomic import make_folder, write_whole
+from mri_edge.train.data.audit import inspect, table
+from mri_edge.train.data.folder import select
+from mri_edge.train.data.splits import find_split
+from mri_edge.train.loops.checkpoint import check_space, work_folder
+from mri_edge.train.loops.finetune import fast_precision
+from mri_edge.train.loops.progress import step_progress
+from mri_edge.train.models.weights import load_weights
+from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.robust import (
+    Report,
+    choose_roles,
+    collect,
+    epoch_steps,
+    may_train,
+    plan_of,
+    store_bytes,
+    train_robust,
+)
+
+from .bundle_finish import finish, rows_of
 from .crossval import cross_validate
-from .data import select
-from .finetune import fast_precision
-from .finish import finish, rows_of
-from .progress import step_progress
-from .recipe import Recipe
-from .robust import Report, choose_roles, collect, epoch_steps, may_train, plan_of, store_bytes, train_robust
-from .run import Trained
-from .split import find_split
-from .unfinished import check_space, work_folder
+from .pipeline import Trained
 
 # The bundle, some 90 MB, and the checkpoint, old and new: weights, both moments of AdamW and the running mean.
 _MODEL_BYTES = 700_000_000

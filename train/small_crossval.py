@@ -15,20 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge.creation import creation
-from mri_edge.errors import OutputError, UsageError
-from mri_edge.files import fingerprint, make_folder, write_whole
 from numpy.typing import NDArray
 
-from . import distil
-from .backbone import BackboneWeights, load_weights
-from .crossval import figures, grouping
-from .data import KNOWN_LABELS, Labels, find_scans
-from .metrics import measure
-from .paired import SENSITIVITY, Answers, called_by_other_folds, student_minus_teacher, threshold_of
-from .progress import step_progress
-from .recipe import ROBUST, Recipe
-from .robust import (
+from mri_edge.authoring.provenance import creation
+from mri_edge.errors import OutputError, UsageError
+from mri_edge.storage.atomic import fingerprint, make_folder, write_whole
+from mri_edge.train.data.folder import KNOWN_LABELS, Labels, find_scans
+from mri_edge.train.evaluation.metrics import measure
+from mri_edge.train.evaluation.paired import (
+    SENSITIVITY,
+    Answers,
+    called_by_other_folds,
+    student_minus_teacher,
+    threshold_of,
+)
+from mri_edge.train.loops import distil
+from mri_edge.train.loops.checkpoint import check_space
+from mri_edge.train.loops.progress import step_progress
+from mri_edge.train.models.small_cnn import STACK
+from mri_edge.train.models.weights import BackboneWeights, load_weights
+from mri_edge.train.recipes.base import ROBUST, Recipe
+from mri_edge.train.recipes.distilled import POOL_VIEWS, draw_pool, plan_of, pool_bytes, train_small
+from mri_edge.train.recipes.robust import (
     Collection,
     Indices,
     Trained,
@@ -41,10 +49,9 @@ from .robust import (
     predict,
     train_robust,
 )
-from .robust import plan_of as plan_of_robust
-from .small import POOL_VIEWS, draw_pool, plan_of, pool_bytes, train_small
-from .small_network import STACK
-from .unfinished import check_space
+from mri_edge.train.recipes.robust import plan_of as plan_of_robust
+
+from .crossval import figures, grouping
 
 STUDENTS = 3  # seeds a fold
 _STATE_BYTES = 600_000_000  # of a teacher at work, old and new: weights, both moments of AdamW and the running mean

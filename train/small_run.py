@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mri_edge.bundle import Bundle
+from mri_edge.authoring.teacher import TEACHER
+from mri_edge.authoring.writer import check_free
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import DataError
-from mri_edge.teacher import TEACHER
-from mri_edge.writing import check_free
+from mri_edge.train.data.folder import select
+from mri_edge.train.loops.checkpoint import check_space, work_folder
+from mri_edge.train.loops.distil import open_pool
+from mri_edge.train.loops.progress import step_progress
+from mri_edge.train.models.small_cnn import ARCHITECTURE
+from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.distilled import POOL_VIEWS, BundleTeacher, draw_pool, pool_bytes, train_small
+from mri_edge.train.recipes.robust import choose_roles, collect, store_bytes
 
-from .data import select
-from .distil import open_pool
-from .finish import finish, rows_of
-from .progress import step_progress
-from .recipe import Recipe
-from .robust import choose_roles, collect, store_bytes
-from .run import Trained
-from .small import POOL_VIEWS, BundleTeacher, draw_pool, pool_bytes, train_small
-from .small_network import ARCHITECTURE
-from .unfinished import check_space, work_folder
+from .bundle_finish import finish, rows_of
+from .pipeline import Trained
 
 _BUNDLE_BYTES = 5_000_000  # a student is small
 

@@ -14,7 +14,8 @@ def load(model, threads):
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     import keras
-    from mri_edge.bundle import Bundle
+
+    from mri_edge.bundles.bundle import Bundle
 
     network = keras.models.load_model(model, compile=False)
     return network, Bundle.open(Path(model).parent).manifest.preprocessing.normalise

@@ -6,8 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from mri_edge.cpu import available_cpus
 from PIL import Image
+
+from mri_edge.device.cpu import available_cpus
 
 
 def prepare(paths):

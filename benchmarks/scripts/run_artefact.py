@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from mri_edge.engines import open_engine
 
 path, batch, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -10,13 +10,15 @@ import time
 from statistics import median
 
 import numpy as np
-from mri_edge import Classifier, images
+
+from mri_edge import Classifier
+from mri_edge.scans.readers import picture
 
 model, folder, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 paths = sorted(entry.path for entry in os.scandir(folder))
 classifier = Classifier.load(model, provider="cpu")
 fit = classifier.bundle.manifest.preprocessing.fit
-batch = np.stack([fit(images.load(path)) for path in paths[: classifier.batch_size]])
+batch = np.stack([fit(picture.load(path)) for path in paths[: classifier.batch_size]])
 
 
 def from_files():
@@ -31,7 +33,7 @@ def from_memory():
 
 def prepare():
     for path in paths[::10]:
-        fit(images.load(path))
+        fit(picture.load(path))
 
 
 def rate(call, count):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from mri_edge import Classifier
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 
 scan = Path(sys.argv[1]).read_bytes()
 with Classifier.load(provider="cpu") as classifier:

@@ -4,10 +4,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mri_edge.train import robust, robust_run, run
-from mri_edge.train.backbone import BackboneWeights
-from mri_edge.train.framework import load_keras
-from mri_edge.train.recipe import RECIPES
+from mri_edge.train import pipeline, robust_run
+from mri_edge.train.loops.keras import load_keras
+from mri_edge.train.models.weights import BackboneWeights
+from mri_edge.train.recipes import robust
+from mri_edge.train.recipes.base import RECIPES
 
 keras = load_keras()
 name, data, out = sys.argv[1:]
@@ -25,10 +26,10 @@ def build_backbone(weights, height, width):
     return model
 
 
-for module in (run, robust):
+for module in (pipeline, robust):
     module.build_backbone = build_backbone
-for module in (run, robust_run):
+for module in (pipeline, robust_run):
     module.load_weights = lambda source: BackboneWeights((), "none", "none", "0" * 64)
 recipe = dataclasses.replace(RECIPES[name], hidden=16, epochs=1)
-train = robust_run.train_robust_bundle if name == "robust" else run.train_bundle
+train = robust_run.train_robust_bundle if name == "robust" else pipeline.train_bundle
 train(Path(data), Path(out), recipe, backbone_weights="none", seed=0)

@@ -11,8 +11,9 @@ import time
 from statistics import median
 
 import numpy as np
-from mri_edge import Classifier
 from PIL import Image
+
+from mri_edge import Classifier
 
 model, scan, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 classifier = Classifier.load(model, provider="cpu", many=False)

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from mri_edge.bundles.manifest import Precision
 from mri_edge.errors import UsageError
-from mri_edge.manifest import Precision
 
 if TYPE_CHECKING:
-    from ..job import Job
+    from mri_edge.export.job import Job
 
 # The short way, `--quantize`: the float pair that quantised artefacts are judged beside, and the int8 pair.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")

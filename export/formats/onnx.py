@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import Job
-from ..onnx_graph import OPSET
+from mri_edge.export.job import Job
+from mri_edge.export.onnx.convert import OPSET
 
 NAME = "onnx"
 FILE = "model.onnx"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import Job
-from ..onnx_graph import OPSET
+from mri_edge.export.job import Job
+from mri_edge.export.onnx.convert import OPSET
 
 NAME = "onnx-fp16"
 FILE = "model.fp16.onnx"
@@ -16,7 +16,7 @@ CALIBRATED = True  # training images show which tensors overflow
 
 def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
     """Bytes of the ONNX file, and how it was made."""
-    from ..onnx_half import halved
+    from mri_edge.export.onnx.float16 import halved
 
     model, kept = halved(job.float_onnx, job.calibration())
     return model.SerializeToString(), {"opset": OPSET, "weights": "float16", "float_nodes": kept}

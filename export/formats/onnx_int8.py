@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import Job
-from ..onnx_graph import OPSET
-from ..onnx_quantise import quantise
+from mri_edge.export.job import Job
+from mri_edge.export.onnx.convert import OPSET
+from mri_edge.export.onnx.quantize import quantise
 
 NAME = "onnx-int8"
 FILE = "model.int8.onnx"

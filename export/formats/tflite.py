@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import Job
+from mri_edge.export.job import Job
 
 NAME = "tflite"
 FILE = "model.tflite"

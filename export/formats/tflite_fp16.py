@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import Job
+from mri_edge.export.job import Job
 
 NAME = "tflite-fp16"
 FILE = "model.fp16.tflite"
@@ -17,7 +17,7 @@ def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
     """Bytes of the TFLite file, and how it was made."""
     import tensorflow as tf
 
-    from .. import tflite_graph
+    from mri_edge.export.tflite import convert as tflite_graph
 
     settings = {"optimizations": [tf.lite.Optimize.DEFAULT]}
     content = tflite_graph.convert(job.graph, supported_types=[tf.float16], **settings)

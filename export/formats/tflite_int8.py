@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import Job
-from ..tflite_quantise import quantise
+from mri_edge.export.job import Job
+from mri_edge.export.tflite.quantize import quantise
 
 NAME = "tflite-int8"
 FILE = "model.int8.tflite"

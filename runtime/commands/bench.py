@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import Bundle
-from ..errors import printable
-from ..prediction import stdout_json
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import printable
+from mri_edge.inference.prediction import stdout_json
+
 from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
-    from ..measuring.benchmark import Report, Row, Spread, Stream
+    from mri_edge.benchmarking.benchmark import Report, Row, Spread, Stream
 
 EXAMPLES = """\b
 Examples:
@@ -65,8 +66,9 @@ def bench(
     once from file to answer. A percentile is the bound that holds with 99% confidence, n/a where the
     queries are too few. Without BUNDLE: the embedded model. Not an MLPerf result.
     """
-    from ..measuring.benchmark import measure, scans_for
-    from ..progress import track
+    from mri_edge.benchmarking.benchmark import measure, scans_for
+
+    from .progress import track
 
     bundle = Bundle.open(model, signed_by=signed_by)
     report = measure(

@@ -47,11 +47,11 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     """
     from dataclasses import replace
 
-    from ..anonymous import aliases, without_names, without_paths
-    from ..bundle import Bundle
-    from ..golden import is_golden
-    from ..split import CONDENSED, SPLIT, Split
-    from ..writing import check_free, rewriting
+    from mri_edge.authoring.anonymous import aliases, without_names, without_paths
+    from mri_edge.authoring.writer import check_free, rewriting
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.bundles.split import CONDENSED, SPLIT, Split
+    from mri_edge.inference.replay import is_golden
 
     check_free(out, overwrite=overwrite)
     source = Bundle.open_unsigned(model)
@@ -87,9 +87,9 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
 
     The scans travel with the bundle: take demo scans that may be passed on, never a patient's.
     """
-    from ..bundle import Bundle
-    from ..errors import UsageError
-    from ..golden import record
+    from mri_edge.authoring.golden import record
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.errors import UsageError
 
     beside = notice or scans[0].parent / "NOTICE"
     if not os.path.isfile(beside):

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
-from ..classifier import Classifier
-from ..errors import printable
-from ..inputs import expand
-from ..journal import Journal
-from ..prediction import Failure, Pause, Prediction
-from ..progress import at_terminal, track
+from mri_edge.errors import printable
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.journal import Journal
+from mri_edge.inference.prediction import Failure, Pause, Prediction
+from mri_edge.scans.sources import expand
+
 from .forms import FORMS
+from .progress import at_terminal, track
 
 _PATIENCE = 0.05  # seconds that a list on standard input may stand still before what it named is answered
 
@@ -47,7 +48,7 @@ def classify(
             batch = 1  # whole scans are kept until they are drawn, and drawing is what takes the time
         predictions = classifier.predict_batches(sources, batch_size=batch, keep_pixels=heatmap is not None)
         if heatmap:
-            from ..overlay import draw_each
+            from mri_edge.inference.heatmap import draw_each
 
             predictions = draw_each(predictions, classifier, heatmap)
         report = _Report(predictions)

@@ -14,15 +14,14 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes commands in a shell.
 
     Models, artefacts of the model, engines and providers are completed too.
     """
     from click.shell_completion import get_completion_class
 
-    from ..cli import cli
-
     kind = get_completion_class(shell)
     assert kind is not None, "click knows the shells that are offered"  # noqa: S101
-    click.echo(kind(cli, {}, "mri-edge", "_MRI_EDGE_COMPLETE").source())
+    click.echo(kind(ctx.find_root().command, {}, "mri-edge", "_MRI_EDGE_COMPLETE").source())

@@ -24,10 +24,10 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
     The same bytes whenever and wherever it is packed: a plain tar without compression, with the signature in it if
     BUNDLE is signed.
     """
-    from ..bundle import Bundle
-    from ..delivery.packed import pack
-    from ..errors import UsageError
-    from ..files import sha256_of
+    from mri_edge.authoring.packing import pack
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.errors import UsageError
+    from mri_edge.storage.atomic import sha256_of
 
     if os.path.exists(out) and not overwrite:
         raise UsageError(f"{out}: is there already", "Name another file, or say --overwrite")
@@ -52,7 +52,7 @@ def unpack(packed: Path, out: Path, signed_by: str | None, overwrite: bool) -> N
     Whole or not at all. Every byte is checked against the one form that pack writes: links, paths that lead
     elsewhere, files that the manifest does not list, other sizes and other hashes are refused.
     """
-    from ..delivery.packed import unpack
+    from mri_edge.authoring.packing import unpack
 
     manifest = unpack(packed, out, signed_by=signed_by, overwrite=overwrite)
     click.echo(f"{out}: {manifest.title}")
@@ -67,8 +67,8 @@ def sign(model: str, key: Path) -> None:
     What is signed is the manifest, which lists every file with its hash. The signature is the file
     manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the bundle drops it.
     """
-    from ..bundle import Bundle
-    from ..delivery.signing import sign
+    from mri_edge.authoring.signing import sign
+    from mri_edge.bundles.bundle import Bundle
 
     fingerprint = sign(Bundle.open_unsigned(model), key, passphrase=lambda: _passphrase(key))
     click.echo(f"{model}: signed, key {fingerprint}")
@@ -85,8 +85,8 @@ def verify_signature(model: str, key: Path) -> None:
     KEY's owner signed this bundle, packed or a folder, and every file is as it was then: else the exit code is
     3. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
     """
-    from ..bundle import Bundle
-    from ..delivery.signature import fingerprint
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.bundles.signatures import fingerprint
 
     manifest = Bundle.open(model, signed_by=key).manifest
     click.echo(f"{model}: {manifest.title}, signed, every file as it was; key {fingerprint(key)}")
@@ -100,7 +100,7 @@ def keygen(name: Path) -> None:
     NAME.pem signs and stays with you; NAME.pub.pem is for the devices. The private key is not protected by a
     passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, and sign will ask for it.
     """
-    from ..delivery.signature import make_keys
+    from mri_edge.bundles.signatures import make_keys
 
     private, public = name.with_name(f"{name.name}.pem"), name.with_name(f"{name.name}.pub.pem")
     fingerprint = make_keys(private, public)
@@ -108,7 +108,7 @@ def keygen(name: Path) -> None:
 
 
 def _passphrase(key: Path) -> str:
-    from ..errors import UsageError
+    from mri_edge.errors import UsageError
 
     if not sys.stdin.isatty():
         raise UsageError(f"{key}: is protected by a passphrase, and no terminal is here to ask for it", "Sign at one")

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass, replace
 
 import click
 
-from .. import __version__
-from ..bundle import Bundle
-from ..cpu import available_cpus
-from ..engines import EngineFile, engine_files, remedy
-from ..errors import BundleError, EngineError, MriEdgeError
-from ..machine import board, cpu, installed, is_32_bit_arm, memory
-from ..manifest import Artefact
-from ..measuring.trial import Outcome, Trial, attempt
-from ..prediction import stdout_json
-from ..selection import allowed
+from mri_edge import __version__
+from mri_edge.benchmarking.trial import Outcome, Trial, attempt
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artefact
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import board, cpu, installed, is_32_bit_arm, memory
+from mri_edge.engines import EngineFile, engine_files, remedy
+from mri_edge.errors import BundleError, EngineError, MriEdgeError
+from mri_edge.inference.prediction import stdout_json
+from mri_edge.inference.selection import allowed
+
 from .options import MODEL, VERBOSE
 
 _TIME_LIMIT = 120  # seconds; a first CUDA session takes tens of them

@@ -9,9 +9,9 @@ from itertools import chain, islice
 
 import click
 
-from ..classifier import Classifier
-from ..errors import printable
-from ..prediction import NOTICE, Failure, Prediction, stdout_json
+from mri_edge.errors import printable
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction, stdout_json
 
 Results = Iterable[Prediction | Failure]
 

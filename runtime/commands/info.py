@@ -6,13 +6,14 @@ from dataclasses import asdict
 
 import click
 
-from ..bundle import Bundle
-from ..errors import printable
-from ..figures import with_interval
-from ..manifest import Manifest
-from ..prediction import NOTICE, stdout_json
-from ..progress import plain
+from mri_edge.authoring.figures import with_interval
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Manifest
+from mri_edge.errors import printable
+from mri_edge.inference.prediction import NOTICE, stdout_json
+
 from .options import REQUIRE_SIGNATURE, bundle_argument
+from .progress import plain
 
 EXAMPLES = """\b
 Examples:

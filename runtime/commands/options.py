@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
-from ..bundle import DEFAULT_MODEL
-from ..bundle import REQUIRE_SIGNATURE as _VARIABLE
-from ..errors import UsageError, printable
+from mri_edge.bundles.bundle import DEFAULT_MODEL
+from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _VARIABLE
+from mri_edge.errors import UsageError, printable
+
 from .usage import OneOfTwo
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
     """Files and folders, then names of embedded models: Bash drops what it has read when it meets a file."""
     from click.shell_completion import CompletionItem
 
-    from ..bundle import embedded_models
+    from mri_edge.bundles.bundle import embedded_models
 
     names = [CompletionItem(name) for name in embedded_models() if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="file"), *names]
@@ -35,8 +36,8 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
 def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from ..bundle import Bundle
-    from ..errors import MriEdgeError
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.errors import MriEdgeError
 
     try:
         named = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
@@ -47,13 +48,13 @@ def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: 
 
 
 def _complete_engines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from ..engines import offered
+    from mri_edge.engines import offered
 
     return [name for name in offered() if name.startswith(incomplete)]
 
 
 def _complete_providers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from ..engines import PROVIDERS
+    from mri_edge.engines import PROVIDERS
 
     return [name for name in PROVIDERS if name.startswith(incomplete)]
 

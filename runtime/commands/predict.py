@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from ..bundle import Bundle
-from ..errors import UsageError
-from ..native import memory_given_back
-from ..opening import Opening
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.device.native import memory_given_back
+from mri_edge.errors import UsageError
+from mri_edge.inference.loading import Opening
+
 from .options import REQUIRE_SIGNATURE, model_options
 
 EXAMPLES = """\b
@@ -89,7 +90,8 @@ def predict(
             allow_fallback=allow_fallback,
         )
         # Not at the top: all that classifies is imported while the engine's library reads the model.
-        from ..classifier import Classifier
+        from mri_edge.inference.classifier import Classifier
+
         from .classify import classify
 
         classifier = Classifier.opened(opening)

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import Bundle
-from ..errors import OutputError, printable
-from ..places import profile_folder
-from ..prediction import stdout_json
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.device.dirs import profile_folder
+from mri_edge.errors import OutputError, printable
+from mri_edge.inference.prediction import stdout_json
+
 from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
-    from ..measuring.tuning import Candidate, Tuning
-    from ..profile import Measurement
+    from mri_edge.benchmarking.tuning import Candidate, Tuning
+    from mri_edge.inference.tuned_profile import Measurement
 
 EXAMPLES = """\b
 Examples:
@@ -46,8 +47,8 @@ def tune(
     process of its own, the leaders three times. The profile holds until the CPU, its share of
     cores, a library or the model changes; predict then says so and goes by its rule.
     """
-    from ..measuring.tuning import BATCHES
-    from ..measuring.tuning import tune as measure
+    from mri_edge.benchmarking.tuning import BATCHES
+    from mri_edge.benchmarking.tuning import tune as measure
 
     _check(profile_folder())
     found = measure(
@@ -95,7 +96,7 @@ def _check(folder: Path) -> None:
 
 def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
     """A progress bar on a terminal; elsewhere, in a log for one, a line for each candidate."""
-    from ..progress import at_terminal, track
+    from .progress import at_terminal, track
 
     if at_terminal(sys.stderr):
         yield from track(candidates, label, len(candidates))

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..bundle import Bundle
-from ..errors import printable
-from ..prediction import stdout_json
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import printable
+from mri_edge.inference.prediction import stdout_json
+
 from .options import REQUIRE_SIGNATURE, VERBOSE, bundle_argument
 
 if TYPE_CHECKING:
-    from ..golden import Check, Report
+    from mri_edge.inference.replay import Check, Report
 
 EXAMPLES = """\b
 Examples:
@@ -39,7 +40,7 @@ def verify(model: str, signed_by: str | None, as_json: bool) -> int:
     stage that differs is named, and the exit code is then 3; 4 if no engine is here to replay
     anything. Without BUNDLE: the embedded model.
     """
-    from ..golden import replay
+    from mri_edge.inference.replay import replay
 
     bundle = Bundle.open(model, signed_by=signed_by)
     report = replay(bundle)

@@ -9,8 +9,8 @@ from time import perf_counter
 
 import click
 
-from ..progress import redraws
 from .options import REQUIRE_SIGNATURE, bundle_argument, running_options
+from .progress import redraws
 
 EXAMPLES = """\b
 Examples:
@@ -42,8 +42,8 @@ def warmup(
     the library's version, and predict takes it from there. Elsewhere this shows how long opening
     and the first runs take.
     """
-    from ..classifier import Classifier
-    from ..measuring.trial import noise
+    from mri_edge.benchmarking.trial import noise
+    from mri_edge.inference.classifier import Classifier
 
     with _clock("open"):
         classifier = Classifier.load(

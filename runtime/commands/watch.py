@@ -10,14 +10,15 @@ from pathlib import Path
 
 import click
 
-from ..bundle import Bundle
-from ..classifier import Classifier
-from ..errors import DISK_ERRORS, UsageError
-from ..files import drop_stdout
-from ..prediction import stdout_json
-from ..watching.outbox import Outbox, Record
-from ..watching.systemd import notify
-from ..watching.watch import Watch
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import DISK_ERRORS, UsageError
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.prediction import stdout_json
+from mri_edge.services.systemd import notify
+from mri_edge.services.watch.outbox import Outbox, Record
+from mri_edge.services.watch.watch import Watch
+from mri_edge.storage.atomic import drop_stdout
+
 from .options import REQUIRE_SIGNATURE, model_options
 
 EXAMPLES = """\b

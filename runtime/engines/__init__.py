@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cpu import available_cpus
-from ..errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError, printable
-from ..machine import is_32_bit_arm
-from ..manifest import Artefact, TensorSpec
-from ..onnx_external import outside_part
+from mri_edge.bundles.manifest import Artefact, TensorSpec
+from mri_edge.bundles.onnx_external import outside_part
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import is_32_bit_arm
+from mri_edge.errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError, printable
+
 from ._fork import check_opens_here, guard
 from ._fork import is_inherited as is_inherited
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from mri_edge.bundles.bundle import Bundle
 
 Batch = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]

@@ -12,7 +12,7 @@ import os
 import weakref
 from typing import Any, NoReturn
 
-from ..errors import EngineError
+from mri_edge.errors import EngineError
 
 _opened: list[weakref.ref[Any]] = []  # in this process, and still there
 _used: set[str] = set()  # names of the engines that were opened in this process

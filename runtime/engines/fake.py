@@ -10,8 +10,9 @@ import json
 
 import numpy as np
 
-from ..errors import EngineError
-from ..manifest import TensorSpec
+from mri_edge.bundles.manifest import TensorSpec
+from mri_edge.errors import EngineError
+
 from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only
 
 NAME = "fake"

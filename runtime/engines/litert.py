@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, EngineUnavailable, first_line
-from ..manifest import TensorSpec
+from mri_edge.bundles.manifest import TensorSpec
+from mri_edge.errors import EngineError, EngineUnavailable, first_line
+
 from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
 
 NAME = "litert"

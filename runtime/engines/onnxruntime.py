@@ -9,8 +9,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
-from ..manifest import TensorSpec
+from mri_edge.bundles.manifest import TensorSpec
+from mri_edge.errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
+
 from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, nothing
 from ._nvidia import NO_GPU, explain, gpu_name
 
@@ -123,8 +124,8 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
 
 def engine_cache(model: ModelFile) -> Path:
     """Folder of the TensorRT engines built from a model file: its hash, the GPU and the version name it."""
-    from ..machine import installed
-    from ..places import cache_folder
+    from mri_edge.device.dirs import cache_folder
+    from mri_edge.device.machine import installed
 
     version = "-".join(installed(PACKAGES).values())
     return cache_folder() / "tensorrt" / f"{model.sha256[:32]}-{gpu_name()}-{version}"

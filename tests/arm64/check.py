@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge import __version__
-from mri_edge.bundle import Bundle, embedded_models
+from mri_edge.bundles.bundle import Bundle, embedded_models
+from mri_edge.device.machine import cpu
 from mri_edge.engines import engine_files
-from mri_edge.machine import cpu
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]

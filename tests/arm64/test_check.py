@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from mri_edge.bundle import Bundle, embedded_models
+
+from mri_edge.bundles.bundle import Bundle, embedded_models
 
 HERE = Path(__file__).resolve().parent
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring.writer import rewriting
+from mri_edge.benchmarking import benchmark, workload
+from mri_edge.benchmarking.benchmark import Plan, scans_for, spread, stream
+from mri_edge.benchmarking.isolated import call
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Parity
 from mri_edge.cli import run
 from mri_edge.errors import EngineError, UsageError
-from mri_edge.manifest import Parity
-from mri_edge.measuring import benchmark, subject
-from mri_edge.measuring.alone import call
-from mri_edge.measuring.benchmark import Plan, scans_for, spread, stream
-from mri_edge.writing import rewriting
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCAN = str(EXAMPLES / "phantom-1.jpg")
@@ -72,7 +73,7 @@ def test_a_rate_under_a_bound_is_searched(tiny_bundle, capfd):
 
 def test_scans_may_be_many(tiny_bundle):
     """More than one argument of a program may hold: 128 KiB on Linux."""
-    request = subject.Request(
+    request = workload.Request(
         bundle=str(tiny_bundle),
         artefact="model.onnx",
         engine="onnxruntime",
@@ -84,7 +85,7 @@ def test_scans_may_be_many(tiny_bundle):
         samples=1,
         batch=1,
     )
-    answer = call("measuring.subject:measure", request, time_limit=300)
+    answer = call("benchmarking.workload:measure", request, time_limit=300)
     assert answer.startswith(f"{request.scans[0]}: no such file")
 
 

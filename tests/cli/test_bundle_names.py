@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mri_edge import Classifier
-from mri_edge.bundle import Bundle
+from mri_edge.authoring.packing import pack
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
-from mri_edge.delivery.packed import pack
 from mri_edge.engines import engine_file
 from mri_edge.errors import BundleError, SignatureError, UsageError
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
-import mri_edge.engines
 import pytest
+
+import mri_edge.engines
+from mri_edge.benchmarking.trial import Trial, attempt
 from mri_edge.cli import run
-from mri_edge.measuring.trial import Trial, attempt
 
 PLANTED = '''
 """An engine whose library was built for another CPU."""

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
-from mri_edge.cli import run
-from mri_edge.writing import rewriting
 from PIL import Image
+
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.cli import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -23,7 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def explaining_bundle(tiny_bundle: Path) -> Path:
     """The tiny bundle with an artefact that gives the activation too."""
     onnx = pytest.importorskip("onnx", reason="the artefact is built with onnx (extra 'dev')")
-    explanation = pytest.importorskip("mri_edge.export.explanation")
+    explanation = pytest.importorskip("mri_edge.export.onnx.explanation")
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts
     model = explanation.explained(onnx.load(tiny_bundle / artefact.file), positive=1)

@@ -7,6 +7,7 @@ import sys
 
 import click
 import pytest
+
 from mri_edge.cli import COMMANDS, cli, run
 
 

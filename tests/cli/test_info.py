@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+
 from mri_edge.cli import run
 
 

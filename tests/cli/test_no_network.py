@@ -10,6 +10,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+
 from mri_edge.engines import engine_file, offered
 
 RECORD = Path(__file__).resolve().parents[1] / "hostile" / "network_record.py"

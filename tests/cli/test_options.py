@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
 from mri_edge import __version__
-from mri_edge.bundle import embedded_models
+from mri_edge.bundles.bundle import embedded_models
 from mri_edge.cli import COMMANDS, run
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import offered
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")

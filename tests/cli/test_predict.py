@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.cli import run
 from PIL import Image
+
+from mri_edge.cli import run
 
 
 @pytest.fixture
@@ -106,8 +107,8 @@ def test_one_scan_that_fails_is_one_line_in_all(predict, folder, name):
 
 def test_a_label_is_by_the_threshold_of_the_manifest_in_every_form(tiny_bundle, folder, tmp_path, capfd):
     """A threshold just above and just below the scan's probability turns the label, far from 0.5 as well."""
-    from mri_edge.bundle import Bundle
-    from mri_edge.writing import rewriting
+    from mri_edge.authoring.writer import rewriting
+    from mri_edge.bundles.bundle import Bundle
 
     scan = str(folder / "a.png")
     common = ["predict", "--model", str(tiny_bundle), scan]

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mri_edge import Classifier
 from mri_edge.cli import run
-from PIL import Image
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs the extra 'dev'")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCHEMA = json.loads(files("mri_edge").joinpath("result.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads(files("mri_edge").joinpath("inference", "result.schema.json").read_text(encoding="utf-8"))
 
 
 def check(record: dict[str, Any], kind: str) -> None:

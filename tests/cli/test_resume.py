@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mri_edge import Failure, InputError
 from mri_edge.cli import run
 from mri_edge.errors import UsageError
-from mri_edge.journal import Journal
-from PIL import Image
+from mri_edge.inference.journal import Journal
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 
@@ -144,8 +145,8 @@ def test_the_same_failure_is_not_written_again(tiny_bundle, many, tmp_path, capf
 
 def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
     """Both are called "tiny 1": the hash of the artefact tells them apart."""
-    from mri_edge.bundle import Bundle
-    from mri_edge.writing import rewriting
+    from mri_edge.authoring.writer import rewriting
+    from mri_edge.bundles.bundle import Bundle
 
     journal = tmp_path / "out.jsonl"
     command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal)]

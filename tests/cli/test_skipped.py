@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from mri_edge.cli import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -188,8 +189,8 @@ def test_no_cell_is_a_formula_and_every_name_comes_back(predict, tmp_path):
 def test_labels_are_cells_too(tiny_bundle, tmp_path, capfd):
     from dataclasses import replace
 
-    from mri_edge.bundle import Bundle
-    from mri_edge.writing import rewriting
+    from mri_edge.authoring.writer import rewriting
+    from mri_edge.bundles.bundle import Bundle
 
     fill(tmp_path, **{"a.jpg": SCAN})
     bundle = Bundle.open(tiny_bundle)

@@ -7,14 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring.writer import rewriting
+from mri_edge.benchmarking import tuning
+from mri_edge.benchmarking.trial import Outcome, Trial, attempt
+from mri_edge.benchmarking.tuning import thread_counts, tune
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import EngineError
-from mri_edge.measuring import tuning
-from mri_edge.measuring.trial import Outcome, Trial, attempt
-from mri_edge.measuring.tuning import thread_counts, tune
-from mri_edge.writing import rewriting
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 
@@ -125,7 +126,7 @@ def test_nothing_that_runs_is_an_error(tiny_bundle, bench):
 def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
     from dataclasses import replace
 
-    from mri_edge.manifest import Parity
+    from mri_edge.bundles.manifest import Parity
 
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
@@ -218,7 +219,7 @@ def test_predict_warns_of_a_stale_profile_and_goes_on(tiny_bundle, capfd, bench,
     out = capfd.readouterr().out
     assert "single scan: model.onnx in " in out
     # The stand-in said 4 cores; make sure that this machine says otherwise.
-    monkeypatch.setattr("mri_edge.profile.available_cpus", lambda: 3)
+    monkeypatch.setattr("mri_edge.inference.tuned_profile.available_cpus", lambda: 3)
     assert run(["predict", "--json", "--model", str(tiny_bundle), SCAN]) == 0
     out, err = capfd.readouterr()
     assert "warning: device profile ignored, it was made with 4 cores, and 3 may be used now" in err

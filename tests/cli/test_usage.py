@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mri_edge.cli import run
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -68,6 +69,7 @@ def test_all_that_is_missing_is_said_at_once(arguments, missing, capfd):
 
 def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd):
     import click
+
     from mri_edge.commands.usage import explain
 
     @click.command()

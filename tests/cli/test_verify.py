@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from mri_edge import golden
+
 from mri_edge.cli import run
+from mri_edge.inference import replay
 
 DEMO = Path(__file__).resolve().parents[2] / "examples"
 
@@ -43,7 +44,7 @@ def test_a_bundle_without_golden_values_says_so(tiny_bundle, capfd):
 
 
 def test_where_no_engine_replays_anything_nothing_is_vouched_for(recorded, capfd, monkeypatch):
-    for one in golden.engine_files().values():
+    for one in replay.engine_files().values():
         monkeypatch.setattr(one, "missing", lambda: "not installed")
     assert run(["verify", str(recorded)]) == 4
     out = capfd.readouterr().out
@@ -55,8 +56,8 @@ def test_where_no_engine_replays_anything_nothing_is_vouched_for(recorded, capfd
 
 
 def test_a_difference_exits_3_and_is_named(recorded, capfd, monkeypatch):
-    compute = golden._run
-    monkeypatch.setattr(golden, "_run", lambda *arguments: compute(*arguments)[:, ::-1])
+    compute = replay.probabilities_of
+    monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: compute(*arguments)[:, ::-1])
     assert run(["verify", str(recorded)]) == 3
     assert "FIRST DIFFERENCE  probabilities, model.onnx in onnxruntime" in capfd.readouterr().out
     assert run(["verify", str(recorded), "--json"]) == 3

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.cli import run
-from mri_edge.files import sha256_of
-from mri_edge.manifest import Artefact, Manifest
-from mri_edge.writing import new_bundle
 from PIL import Image, PngImagePlugin
+
+from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.cli import run
+from mri_edge.storage.atomic import sha256_of
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -302,7 +303,7 @@ def test_scans_that_end_the_program_each_time_are_put_aside(places, death, code)
     deadly = f"""
 import os, sys
 from mri_edge import cli
-from mri_edge.classifier import Classifier
+from mri_edge.inference.classifier import Classifier
 predict = Classifier.predict
 Classifier.predict = lambda self, scan, **how: {death} if "poison" in str(scan) else predict(self, scan, **how)
 sys.exit(cli.run(sys.argv[1:]))
@@ -607,8 +608,8 @@ def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, 
 
 def test_a_bundle_with_a_foreign_plane_puts_no_scan_aside(places, tmp_path, capfd):
     """A novelty.npy of another width, listed with its right hash: six good scans were moved to failed/."""
-    from mri_edge.bundle import Bundle
-    from mri_edge.writing import rewriting
+    from mri_edge.authoring.writer import rewriting
+    from mri_edge.bundles.bundle import Bundle
 
     places.model = tmp_path / "vgg16"
     shutil.copytree(Bundle.open("vgg16").folder, places.model)
@@ -738,7 +739,7 @@ def test_systemd_is_told(places, tmp_path):
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")
 def test_a_notify_socket_that_nobody_reads_does_not_block(tmp_path):
-    program = "from mri_edge.watching.systemd import notify\nfor _ in range(5000): notify('WATCHDOG=1')"
+    program = "from mri_edge.services.systemd import notify\nfor _ in range(5000): notify('WATCHDOG=1')"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end_of_systemd:
         end_of_systemd.bind(str(tmp_path / "notify"))
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from mri_edge.cli import cli
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from mri_edge.cli import COMMANDS, cli
 
 CHECKOUT = Path(__file__).resolve().parents[2]

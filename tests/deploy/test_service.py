@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from mri_edge.commands.watch import watch
 from mri_edge.errors import BundleError, UsageError
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.files import sha256_of
-from mri_edge.manifest import Artefact, Manifest, TensorSpec
-from mri_edge.preprocess import Preprocessing
-from mri_edge.split import SPLIT, Split, SplitImage
-from mri_edge.writing import new_bundle
 from PIL import Image
+
+from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles.manifest import Artefact, Manifest, TensorSpec
+from mri_edge.bundles.split import SPLIT, Split, SplitImage
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.storage.atomic import sha256_of
 
 # Without the extra 'export' there is nothing to test here, and the modules cannot even be imported.
 collect_ignore_glob = [] if find_spec("tensorflow") and find_spec("tf2onnx") else ["test_*.py"]
@@ -66,7 +67,8 @@ def split(pictures: Path) -> Split:
 def model(pictures: Path, split: Split):
     """Convolutions with padding, pooling, flatten, dense layers; a few epochs on the training pictures."""
     import keras
-    from mri_edge.export.calibrate import read_batches
+
+    from mri_edge.export.calibration.calibrate import read_batches
 
     keras.utils.set_random_seed(3)
     layers = keras.layers

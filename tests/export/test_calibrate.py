@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mri_edge.errors import DataError
-from mri_edge.export import search
-from mri_edge.export.calibrate import (
+from mri_edge.export.calibration import search
+from mri_edge.export.calibration.calibrate import (
     SEARCHED,
     Calibrator,
     digest,
@@ -21,9 +23,8 @@ from mri_edge.export.calibrate import (
     record,
     refuse_test_images,
 )
-from mri_edge.export.histogram import BINS, Histogram
-from mri_edge.preprocess import Preprocessing
-from PIL import Image
+from mri_edge.export.calibration.histogram import BINS, Histogram
+from mri_edge.scans.preprocessing import Preprocessing
 
 SMALL = Preprocessing(16, 16)
 

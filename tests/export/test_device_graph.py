@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mri_edge.errors import ConversionError
-from mri_edge.preprocess import Preprocessing
+from mri_edge.scans.preprocessing import Preprocessing
 
 SIZE = 16
 RECIPES = {
@@ -42,7 +43,8 @@ def pixels():
 
 def run(model, preprocessing, pixels):
     import tensorflow as tf
-    from mri_edge.export.device_graph import device_graph
+
+    from mri_edge.export.sources.device_graph import device_graph
 
     graph = device_graph(model, preprocessing)
     return graph.function(tf.constant(pixels))[0].numpy()
@@ -54,7 +56,8 @@ def expected(model, preprocessing, pixels):
 
 def test_the_first_convolution_is_found_where_it_alone_sees_the_pixels():
     import keras
-    from mri_edge.export.device_graph import first_convolution
+
+    from mri_edge.export.sources.device_graph import first_convolution
 
     shared, body = convolution(filters=3), network_body()
     assert first_convolution(network(plain := convolution())) is plain
@@ -120,7 +123,8 @@ def test_a_single_sigmoid_becomes_two_probabilities(pixels):
 @pytest.mark.parametrize(("size", "layer", "words"), [(8, "flat", "must take one input"), (SIZE, "map", "one output")])
 def test_other_inputs_and_outputs_are_refused(size, layer, words):
     import keras
-    from mri_edge.export.device_graph import device_graph
+
+    from mri_edge.export.sources.device_graph import device_graph
 
     entry = keras.Input((size, size, 3))
     model = keras.Model(entry, keras.layers.Flatten()(entry) if layer == "flat" else convolution()(entry))

@@ -10,15 +10,17 @@ import pytest
 keras = pytest.importorskip("keras", reason="needs mri-edge[export]")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-import tensorflow as tf  # noqa: E402
-from mri_edge import Bundle, images  # noqa: E402
-from mri_edge.errors import ConversionError  # noqa: E402
-from mri_edge.export.calibrate import Observation  # noqa: E402
-from mri_edge.export.device_graph import device_graph  # noqa: E402
-from mri_edge.export.explanation import explained  # noqa: E402
-from mri_edge.export.job import Job  # noqa: E402
-from mri_edge.export.onnx_quantise import activations, head, observer, quantised  # noqa: E402
-from mri_edge.preprocess import Preprocessing  # noqa: E402
+import tensorflow as tf
+
+from mri_edge import Bundle
+from mri_edge.errors import ConversionError
+from mri_edge.export.calibration.calibrate import Observation
+from mri_edge.export.job import Job
+from mri_edge.export.onnx.explanation import explained
+from mri_edge.export.onnx.quantize import activations, head, observer, quantised
+from mri_edge.export.sources.device_graph import device_graph
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.readers import picture
 
 PREPROCESSING = Preprocessing(height=32, width=32, channel_order="BGR")
 PIXELS = np.random.default_rng(4).integers(0, 256, (40, 32, 32, 3), np.uint8)
@@ -129,7 +131,7 @@ def test_embedded_model_explains_itself_on_real_scans(scans):
     artefact = bundle.artefact("model.int8.onnx")
     session = onnxruntime.InferenceSession(str(bundle.path_of(artefact)), providers=["CPUExecutionProvider"])
     paths = sorted(Path(scans, "navoneel", "yes").iterdir())[:8]
-    batch = np.stack([bundle.manifest.preprocessing.fit(images.load(path)) for path in paths])
+    batch = np.stack([bundle.manifest.preprocessing.fit(picture.load(path)) for path in paths])
     probabilities, features, activation = session.run(
         ["probabilities", "features", "activation"], {session.get_inputs()[0].name: batch}
     )

@@ -16,17 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
+from PIL import Image
+
+from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import Split
 from mri_edge.cli import run
 from mri_edge.errors import UsageError
-from mri_edge.export.calibrate import digest, fitted
+from mri_edge.export.calibration.calibrate import digest, fitted
 from mri_edge.export.command import positive_of
-from mri_edge.files import sha256_of
-from mri_edge.preprocess import Preprocessing
-from mri_edge.split import Split
-from mri_edge.teacher import TEACHER, TeacherAnswers
-from mri_edge.writing import rewriting
-from PIL import Image
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.storage.atomic import sha256_of
 
 SMALL = Preprocessing(32, 32)
 
@@ -148,7 +149,7 @@ def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, 
 
 
 def test_identical_pictures_have_one_role(three_folders):
-    from mri_edge.export.foreign import divide
+    from mri_edge.export.sources.external_model import divide
 
     split = divide(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
     roles = {one.sha256: {its.role for its in split.images if its.sha256 == one.sha256} for one in split.images}
@@ -174,7 +175,7 @@ def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(
 
 
 def test_every_label_has_a_test_image(tmp_path):
-    from mri_edge.export.foreign import divide
+    from mri_edge.export.sources.external_model import divide
 
     for label, count in (("many", 50), ("few", 2)):
         (tmp_path / label).mkdir()

@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import jsonschema
-import mri_edge.manifest
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
+
+import mri_edge.bundles.manifest
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import open_engine
 from mri_edge.export.formats import format_file, format_names
 
@@ -34,7 +35,7 @@ def exported(trained, pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(model, exported, split, pictures):
-    from mri_edge.export.calibrate import read_batches
+    from mri_edge.export.calibration.calibrate import read_batches
 
     preprocessing = exported.manifest.preprocessing
     pixels = np.concatenate(list(read_batches([path for path, _ in split.locate(pictures, "test")], preprocessing)))
@@ -55,7 +56,7 @@ def test_artefact_agrees_with_keras_at_any_batch(name, batch, exported, referenc
 
 
 def test_manifest_keeps_to_its_schema_and_lists_every_artefact(exported):
-    schema = json.loads(Path(mri_edge.manifest.__file__).with_name("manifest.schema.json").read_text())
+    schema = json.loads(Path(mri_edge.bundles.manifest.__file__).with_name("manifest.schema.json").read_text())
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
     files = {one.file for one in exported.manifest.artefacts}
@@ -111,8 +112,9 @@ def test_int8_onnx_reads_pixels_as_the_integers_they_are(exported):
 
 
 def test_int8_tflite_is_integers_up_to_the_head(exported):
-    from mri_edge.export.tflite_graph import read
     from tensorflow.lite.python import schema_py_generated as schema
+
+    from mri_edge.export.tflite.convert import read
 
     model = read((exported.folder / "model.int8.tflite").read_bytes())
     [subgraph] = model.subgraphs

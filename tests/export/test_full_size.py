@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mri_edge.preprocess import Preprocessing
 from PIL import Image
+
+from mri_edge.scans.preprocessing import Preprocessing
 
 
 @pytest.mark.slow
 def test_sizes_beside_float(tmp_path):
     import keras
-    from mri_edge.export.calibrate import Calibrator, record
-    from mri_edge.export.device_graph import device_graph
+
+    from mri_edge.export.calibration.calibrate import Calibrator, record
     from mri_edge.export.formats import format_file, format_names
     from mri_edge.export.job import Job
     from mri_edge.export.quiet import quiet
+    from mri_edge.export.sources.device_graph import device_graph
 
     keras.utils.set_random_seed(0)  # weights do not matter for sizes
     entry = keras.Input((128, 128, 3))

@@ -15,11 +15,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring.keras_models.keras2 import modernised
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.errors import BundleError
-from mri_edge.export import models
-from mri_edge.keras_models.keras2 import modernised
+from mri_edge.export.sources import models
 
 SIZE = 32
 

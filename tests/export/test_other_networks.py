@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mri_edge.engines import open_engine
-from mri_edge.export.calibrate import Calibrator, pictures_in, record
+from mri_edge.export.calibration.calibrate import Calibrator, pictures_in, record
 from mri_edge.export.formats import format_file
-from mri_edge.preprocess import Preprocessing
+from mri_edge.scans.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(32, 32)
 LARGEST = {"float16": 5e-3, "int8": 0.1}  # as in the gate, and five times its bound on the mean
@@ -34,9 +35,9 @@ def network(kind):
 @pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
 def test_it_answers_as_keras_does(kind, name, pictures, tmp_path):
-    from mri_edge.export.device_graph import device_graph
     from mri_edge.export.job import Job
     from mri_edge.export.quiet import quiet
+    from mri_edge.export.sources.device_graph import device_graph
 
     model, one = network(kind), format_file(name)
     files = tuple(path for path, _ in pictures_in(pictures))[::4]

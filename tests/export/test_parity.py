@@ -7,9 +7,10 @@ import itertools
 
 import numpy as np
 import pytest
-from mri_edge.export.parity import DEFAULT_GATES, Gate, Judges, compare
-from mri_edge.export.statistics import bounds, images_needed, mcnemar, paired_change, proportion
-from mri_edge.teacher import TeacherAnswers
+
+from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.export.parity.gate import DEFAULT_GATES, Gate, Judges, compare
+from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change, proportion
 
 
 def test_wilson_interval_is_its_formula():

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mri_edge.export.parity import DEFAULT_GATES, Judges, compare
-from mri_edge.export.statistics import paired_change
-from mri_edge.teacher import TeacherAnswers
+
+from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.export.parity.gate import DEFAULT_GATES, Judges, compare
+from mri_edge.export.parity.statistics import paired_change
 
 Z = 1.959964
 UNSURE = (0.55, 0.45)

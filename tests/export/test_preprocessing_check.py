@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from mri_edge.cli import run
-from mri_edge.export.preprocessing_check import doubts
-from mri_edge.preprocess import Preprocessing
+from mri_edge.export.sources.preprocessing_check import doubts
+from mri_edge.scans.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def located(pictures, split):
 @pytest.fixture
 def own(bundle):
     """The preprocessing that the fixture ``model`` was trained with: ImageNet's means and deviations."""
-    from mri_edge.bundle import Bundle
+    from mri_edge.bundles.bundle import Bundle
 
     return Bundle.open(bundle).manifest.preprocessing
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.engines import open_engine
-from mri_edge.export.calibrate import Calibrator, Observation, record
-from mri_edge.export.rounding import mean_shift
-from mri_edge.preprocess import Preprocessing
 from PIL import Image
+
+from mri_edge.engines import open_engine
+from mri_edge.export.calibration.calibrate import Calibrator, Observation, record
+from mri_edge.export.calibration.rounding import mean_shift
+from mri_edge.scans.preprocessing import Preprocessing
 
 SIZE = 16
 PLAIN = Preprocessing(SIZE, SIZE, scale=1 / 255)
@@ -37,7 +38,8 @@ def calibrator(noise) -> Calibrator:
 def graph():
     """A network whose every kernel holds one large weight and many that rounding loses, all of one sign."""
     import keras
-    from mri_edge.export.device_graph import device_graph
+
+    from mri_edge.export.sources.device_graph import device_graph
 
     keras.utils.set_random_seed(0)
     layers = keras.layers
@@ -93,8 +95,8 @@ UNCORRECTED = 40 * 26 * LOST / 2
 
 
 def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
-    from mri_edge.export.onnx_graph import float_model
-    from mri_edge.export.onnx_quantise import quantise
+    from mri_edge.export.onnx.convert import float_model
+    from mri_edge.export.onnx.quantize import quantise
 
     model = float_model(graph)
     content, facts = quantise(model, calibrator)
@@ -104,8 +106,8 @@ def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, n
 
 
 def test_int8_tflite_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
-    from mri_edge.export.tflite_graph import float_model
-    from mri_edge.export.tflite_quantise import quantise
+    from mri_edge.export.tflite.convert import float_model
+    from mri_edge.export.tflite.quantize import quantise
 
     model = float_model(graph)
     content, facts = quantise(model, calibrator)
@@ -117,8 +119,9 @@ def test_int8_tflite_keeps_the_mean_that_rounding_would_shift(graph, calibrator,
 def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
     """As ``quantise`` makes it by itself: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
     import onnx
-    from mri_edge.export.onnx_graph import constants, float_model
-    from mri_edge.export.onnx_quantise import quantise
+
+    from mri_edge.export.onnx.convert import constants, float_model
+    from mri_edge.export.onnx.quantize import quantise
 
     content, _ = quantise(float_model(graph), calibrator)
     kernels = [

@@ -30,13 +30,14 @@ def test_eight_bit_weights_saturate_and_seven_bits_never_do(sign):
 def test_weights_of_the_artefact_fit_seven_bits(trained, pictures):
     """So every CPU computes the same sums, whatever the activations are: here drawn at their worst."""
     import onnx
-    from mri_edge.bundle import Bundle
-    from mri_edge.export import models
-    from mri_edge.export.calibrate import Calibrator, pictures_in, record
-    from mri_edge.export.device_graph import device_graph
-    from mri_edge.export.onnx_graph import constants, float_model
-    from mri_edge.export.onnx_quantise import head, observer, quantised
+
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.export.calibration.calibrate import Calibrator, pictures_in, record
+    from mri_edge.export.onnx.convert import constants, float_model
+    from mri_edge.export.onnx.quantize import head, observer, quantised
     from mri_edge.export.quiet import quiet
+    from mri_edge.export.sources import models
+    from mri_edge.export.sources.device_graph import device_graph
 
     source = Bundle.open(trained)
     preprocessing = source.manifest.preprocessing

@@ -290,16 +290,16 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 _MEASURE = """
 import json, sys, time
 import numpy as np
-from mri_edge import images
+from mri_edge.scans.readers import picture
 from mri_edge.errors import InputError
-from mri_edge.preprocess import resize_bilinear
+from mri_edge.scans.preprocessing import resize_bilinear
 def spent():
     status = open("/proc/self/status").read()  # ru_maxrss of a new process is that of its parent
     return time.process_time(), int(status.partition("VmHWM:")[2].split()[0]) * 1024
-resize_bilinear([images.load(np.zeros((300, 300, 3), np.uint8))], 128, 128)
+resize_bilinear([picture.load(np.zeros((300, 300, 3), np.uint8))], 128, 128)
 cpu, peak = spent()
 try:
-    pixels = images.load(sys.argv[1])
+    pixels = picture.load(sys.argv[1])
     resize_bilinear([pixels], 128, 128)
     answer = "x".join(map(str, pixels.shape[:2]))
 except InputError as error:

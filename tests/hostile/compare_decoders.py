@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mri_edge import images
+
 from mri_edge.errors import InputError
+from mri_edge.scans.readers import picture
 
 JUDGED = Path(__file__).with_name("judged_differences.json")
-SUFFIXES = {*images.SUFFIXES, ".pnm", ".pbm", ".jpe"}
+SUFFIXES = {*picture.SUFFIXES, ".pnm", ".pbm", ".jpe"}
 _CLOSE = 2  # of 255
 _VERSION = re.compile(r"-v?[0-9.]+(?=/)")  # of the folder that an archive unpacks to
 
@@ -78,7 +79,7 @@ def unjudged(results: list[Compared], judged: dict[str, str]) -> list[Compared]:
 def _compare(path: Path, name: str) -> Compared:
     peers = {peer: pixels for peer, read in _PEERS.items() if (pixels := read(path)) is not None}
     try:
-        ours = images.load(path)
+        ours = picture.load(path)
     except InputError as error:
         read_by = f", others read it: {', '.join(peers)}" if peers else ""
         return Compared(name, "refused", f"{error.code}{read_by} ({error.problem.partition(': ')[2][:60]})")
@@ -108,7 +109,7 @@ def _by_opencv(path: Path, *, colour: bool = False) -> Array | None:
     pixels = pixels[:, :, 2::-1] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
     if path.suffix.lower() in (".tif", ".tiff"):  # OpenCV turns these by itself
         return pixels
-    turn = images._TURNS.get(_orientation(path))
+    turn = picture._TURNS.get(_orientation(path))
     return turn(pixels) if turn else pixels
 
 
@@ -158,7 +159,7 @@ def _tiff_rgb(values: Array, page: Any) -> Array | None:
             found = scaled[..., :3]
         else:
             return None
-    turn = images._TURNS.get(int(page.tags.valueof(274, 1)))
+    turn = picture._TURNS.get(int(page.tags.valueof(274, 1)))
     return (turn(found) if turn else found).astype(np.uint8)
 
 

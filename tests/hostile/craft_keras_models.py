@@ -455,8 +455,9 @@ def measure(folder: Path) -> dict[str, float]:
     import resource
 
     import keras
+
+    from mri_edge.authoring.keras_models.loading import open_model
     from mri_edge.errors import BundleError
-    from mri_edge.keras_models.opening import open_model
 
     paths = {}
     for name in sorted(BOMBS):

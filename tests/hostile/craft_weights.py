@@ -149,7 +149,7 @@ def measure(folder: Path) -> dict[str, tuple[float, float, str]]:
     import resource
 
     from mri_edge.errors import WeightsError
-    from mri_edge.train.backbone import load_weights
+    from mri_edge.train.models.weights import load_weights
 
     paths = files(folder)
     for name, content in pickles(folder / "marker").items():

@@ -59,7 +59,7 @@ def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callab
     """Each damaged file, and what opens it."""
     rng = np.random.default_rng(7)
     if kind.startswith("backbone"):
-        from mri_edge.train.backbone import KERNEL_SHAPES, load_weights
+        from mri_edge.train.models.weights import KERNEL_SHAPES, load_weights
 
         arrays = [(np.zeros(shape, np.float32), np.zeros(shape[3], np.float32)) for shape in KERNEL_SHAPES]
         path = folder / "sound"
@@ -76,7 +76,8 @@ def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callab
 
     else:
         import keras
-        from mri_edge.export.models import load, load_saved_model
+
+        from mri_edge.export.sources.models import load, load_saved_model
 
         entry = keras.Input((32, 32, 3))
         hidden = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(entry))

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from mri_edge import images
-from mri_edge.errors import InputError
-from mri_edge.preprocess import resize_bilinear
 from PIL import Image
+
+from mri_edge.errors import InputError
+from mri_edge.scans.preprocessing import resize_bilinear
+from mri_edge.scans.readers import picture
 
 MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
 
@@ -147,7 +148,7 @@ def run(mutations: int, first: int = 0) -> Outcome:
         before, start = _memory("VmRSS"), time.process_time()
         _forget_peak()
         try:
-            pixels = images.load(content)
+            pixels = picture.load(content)
             resize_bilinear([pixels], 128, 128)
             outcome.answers["pixels"] += 1
             assert pixels.dtype == np.uint8

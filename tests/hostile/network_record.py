@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mri_edge.bundle import Bundle
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import engine_file, offered
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")

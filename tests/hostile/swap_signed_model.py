@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any
 
 from mri_edge import Classifier
-from mri_edge.bundle import Bundle
+from mri_edge.benchmarking.trial import noise
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import BundleError
-from mri_edge.measuring.trial import noise
 
 STEPS = {"open", "read", "readall", "stat", "fstat", "update", "hexdigest", "openssl_sha256", "InferenceSession"}
 

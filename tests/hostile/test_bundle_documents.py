@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mri_edge import Classifier
-from mri_edge.bundle import Bundle
+from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest, Novelty
+from mri_edge.bundles.split import CONDENSED, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, IntegrityError, MriEdgeError
-from mri_edge.files import sha256_of
-from mri_edge.golden import record, replay
-from mri_edge.manifest import MANIFEST, Artefact, Document, Manifest, Novelty
-from mri_edge.novelty import NoveltyCheck
-from mri_edge.split import CONDENSED, Split, SplitImage
-from mri_edge.writing import new_bundle, rewriting
+from mri_edge.inference.out_of_distribution import NoveltyCheck
+from mri_edge.inference.replay import record, replay
+from mri_edge.storage.atomic import sha256_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCAN = str(EXAMPLES / "phantom-1.jpg")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mri_edge import Classifier
-from mri_edge.bundle import Bundle
-from mri_edge.delivery.packed import pack
+from mri_edge.authoring.packing import pack
+from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, Artefact, Manifest
+from mri_edge.bundles.onnx_external import outside_part
 from mri_edge.engines import engine_files, open_engine
 from mri_edge.errors import BundleError, EngineError
-from mri_edge.files import sha256_of
-from mri_edge.manifest import MANIFEST, Artefact, Manifest
-from mri_edge.onnx_external import outside_part
-from mri_edge.writing import new_bundle, rewriting
+from mri_edge.storage.atomic import sha256_of
 
 onnx = pytest.importorskip("onnx", reason="the models are made with onnx (extra 'dev')")
 AttributeProto, ModelProto, TensorProto = onnx.AttributeProto, onnx.ModelProto, onnx.TensorProto

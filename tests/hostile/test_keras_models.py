@@ -13,9 +13,9 @@ import pytest
 keras = pytest.importorskip("keras", reason="needs the extra 'export'")
 pytest.importorskip("tf2onnx", reason="needs the extra 'export'")
 
-from mri_edge.cli import run  # noqa: E402
-from mri_edge.errors import BundleError  # noqa: E402
-from mri_edge.keras_models.opening import open_model  # noqa: E402
+from mri_edge.authoring.keras_models.loading import open_model
+from mri_edge.cli import run
+from mri_edge.errors import BundleError
 
 PROGRAM = Path(__file__).with_name("craft_keras_models.py")
 LARGEST_RISE = 300  # MB

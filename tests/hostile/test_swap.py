@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mri_edge import Classifier
-from mri_edge.bundle import Bundle
-from mri_edge.delivery.signature import make_keys
-from mri_edge.delivery.signing import sign
+from mri_edge.authoring.signing import sign
+from mri_edge.benchmarking.trial import noise
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.signatures import make_keys
 from mri_edge.engines import engine_file, open_engine
 from mri_edge.errors import BundleError
-from mri_edge.measuring.trial import noise
 
 onnx = pytest.importorskip("onnx", reason="the evil model is made with onnx (extra 'dev')")
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")

@@ -11,17 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from mri_edge import Bundle
-from mri_edge.anonymous import without_paths
-from mri_edge.bundle import EMBEDDED, embedded_models
+from mri_edge.authoring.anonymous import without_paths
+from mri_edge.authoring.packing import pack
+from mri_edge.authoring.provenance import creation
+from mri_edge.authoring.signing import sign
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import EMBEDDED, embedded_models
+from mri_edge.bundles.manifest import MANIFEST
+from mri_edge.bundles.split import Split, SplitImage
 from mri_edge.cli import run
-from mri_edge.creation import creation
-from mri_edge.delivery.packed import pack
-from mri_edge.delivery.signing import sign
 from mri_edge.errors import BundleError
-from mri_edge.manifest import MANIFEST
-from mri_edge.split import Split, SplitImage
-from mri_edge.writing import rewriting
 
 TEXTS = {".json", ".md", ".html", ".txt", ".csv", ".npy"}
 PATH = re.compile(r"(?<![<\w/.:*])(?:\.\.?/|~/|/)[\w.-]+/|[A-Za-z]:\\")
@@ -81,7 +82,7 @@ def test_a_slim_bundle_names_no_image_and_no_path(full: Path, tmp_path: Path, ca
 
 def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
-    from mri_edge.delivery.signature import make_keys
+    from mri_edge.bundles.signatures import make_keys
 
     make_keys(tmp_path / "our.pem", tmp_path / "our.pub.pem")
 

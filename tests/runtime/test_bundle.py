@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle, embedded_models
-from mri_edge.delivery.packed import pack, unpack
+
+from mri_edge.authoring.packing import pack, unpack
+from mri_edge.authoring.writer import check_free, new_bundle, rewriting
+from mri_edge.bundles.bundle import Bundle, embedded_models
+from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Artefact, Manifest
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
-from mri_edge.files import sha256_of
-from mri_edge.manifest import MANIFEST, SIGNATURE, Artefact, Manifest
-from mri_edge.writing import check_free, new_bundle, rewriting
+from mri_edge.storage.atomic import sha256_of
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

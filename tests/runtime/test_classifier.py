@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction, UsageError
-from mri_edge.bundle import Bundle
-from mri_edge.engines.fake import FakeEngine
-from mri_edge.preprocess import Preprocessing
 from PIL import Image
+
+from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction, UsageError
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.engines.fake import FakeEngine
+from mri_edge.scans.preprocessing import Preprocessing
 
 # Float32 sums may be ordered otherwise in another batch size; probabilities have 24 bits.
 SAME = 1e-6

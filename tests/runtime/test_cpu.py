@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from mri_edge import cpu
-from mri_edge.cpu import available_cpus, cgroup_folders, cgroup_quota
+
+from mri_edge.device import cpu
+from mri_edge.device.cpu import available_cpus, cgroup_folders, cgroup_quota
 
 
 def _version_2(folder: Path, content: str) -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 import pytest
-from mri_edge.creation import without_paths
+
+from mri_edge.authoring.provenance import without_paths
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import Classifier, golden
-from mri_edge.bundle import Bundle
-from mri_edge.cli import run
-from mri_edge.manifest import Artefact, Manifest
-from mri_edge.prediction import Latency, Prediction, decide
-from mri_edge.writing import new_bundle, rewriting
 from PIL import Image
+
+from mri_edge import Classifier
+from mri_edge.authoring import golden
+from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.cli import run
+from mri_edge.inference import replay
+from mri_edge.inference.prediction import Latency, Prediction, decide
 
 # Grey levels whose fake probabilities of "yes", level / 255, lie on both sides of each threshold and of a half.
 LEVELS = (51, 89, 166, 204)  # 0.2, 0.35, 0.65, 0.8
@@ -144,13 +147,13 @@ def test_golden_replay_compares_labels_by_the_threshold(make, scans, tmp_path, t
     notice.write_text("drawn here")
     golden.record(Bundle.open(make(1, threshold)), sorted(scans.iterdir()), notice)
     bundle = Bundle.open(tmp_path / "bundle")
-    with np.load(bundle.folder / golden.ARRAYS) as kept:
+    with np.load(bundle.folder / replay.ARRAYS) as kept:
         arrays = dict(kept)
     arrays["probabilities-model.fake"] += np.array([-shift, shift], np.float32)
-    with rewriting(bundle, keep=[one.file for one in bundle.entries() if one.file != golden.ARRAYS]) as writer:
-        np.savez_compressed(writer.path(golden.ARRAYS), **arrays)
-        writer.add_document(golden.ARRAYS)
-    [label] = [one for one in golden.replay(Bundle.open(bundle.folder)).checks if one.stage == "label"]
+    with rewriting(bundle, keep=[one.file for one in bundle.entries() if one.file != replay.ARRAYS]) as writer:
+        np.savez_compressed(writer.path(replay.ARRAYS), **arrays)
+        writer.add_document(replay.ARRAYS)
+    [label] = [one for one in replay.replay(Bundle.open(bundle.folder)).checks if one.stage == "label"]
     assert label.status == ("differs" if flipped else "same")
     assert [one.split(":")[0].split("/")[-1] for one in label.detail.split("; ") if one] == flipped
 
@@ -171,7 +174,7 @@ def labelled(scans: Path) -> Path:
 @EVERY_CASE
 def test_evaluate(make, labelled, positive, threshold, expected):
     pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
-    from mri_edge.train.evaluate import evaluate
+    from mri_edge.train.evaluation.evaluate import evaluate
 
     record = evaluate(Bundle.open(make(positive, threshold)), labelled)
     called = {one["file"]: ("no", "yes")[one["called"]] for one in record["predictions"]}
@@ -186,7 +189,7 @@ def test_evaluate(make, labelled, positive, threshold, expected):
 @EVERY_CASE
 def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshold, expected):
     pytest.importorskip("sklearn", reason="needs the extra 'export'")
-    from mri_edge.export.parity import DEFAULT_GATES, Judges, compare, document
+    from mri_edge.export.parity.gate import DEFAULT_GATES, Judges, compare, document
 
     manifest = replace(tiny_manifest, positive=positive, threshold=threshold)
     yes = np.array(LEVELS, np.float32) / 255
@@ -241,7 +244,7 @@ def test_pictures_are_no_part_of_what_a_prediction_is_compared_and_shown_by(pred
 def test_results_are_written_in_utf8_where_they_can_be_and_in_ascii_elsewhere(monkeypatch):
     import sys
 
-    from mri_edge.prediction import as_json, stdout_json
+    from mri_edge.inference.prediction import as_json, stdout_json
 
     assert as_json({"file": "ä.png"}) == '{"file": "ä.png"}'
     assert as_json({"file": "\udcff.png"}) == '{"file": "\\udcff.png"}'  # a name that is no UTF-8

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
-from mri_edge.delivery.packed import pack, unpack
+
+from mri_edge.authoring.packing import pack, unpack
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Document, Manifest
 from mri_edge.errors import BundleError, OutputError, UsageError
-from mri_edge.manifest import MANIFEST, SIGNATURE, Document, Manifest
 
 BLOCK = 512
 LARGEST = 4 << 30
@@ -150,7 +151,7 @@ def test_names_that_windows_can_just_hold_and_just_not(tmp_path, tiny_manifest, 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
     pytest.importorskip("cryptography", reason="needs the extra 'sign'")
-    from mri_edge.delivery.signature import make_keys
+    from mri_edge.bundles.signatures import make_keys
 
     private, public = tmp_path / "key.pem", tmp_path / "key.pub.pem"
     make_keys(private, public)
@@ -159,7 +160,8 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_the_fingerprint_is_that_of_the_raw_key(keys):
     from cryptography.hazmat.primitives import serialization
-    from mri_edge.delivery.signature import fingerprint
+
+    from mri_edge.bundles.signatures import fingerprint
 
     key = serialization.load_pem_public_key(keys[1].read_bytes())
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
@@ -174,7 +176,8 @@ def test_the_private_key_is_for_its_owner_alone_and_the_public_one_for_all(keys)
 
 def test_a_passphrase_is_asked_only_of_a_key_that_has_one(keys, tmp_path):
     from cryptography.hazmat.primitives import serialization
-    from mri_edge.delivery.signature import private_key
+
+    from mri_edge.bundles.signatures import private_key
 
     asked = []
     plain = private_key(keys[0], lambda: asked.append("plain") or "")
@@ -196,7 +199,7 @@ def test_a_passphrase_is_asked_only_of_a_key_that_has_one(keys, tmp_path):
 
 def test_of_a_huge_file_that_is_no_key_only_the_beginning_is_read(tmp_path):
     pytest.importorskip("cryptography", reason="needs the extra 'sign'")
-    from mri_edge.delivery.signature import fingerprint
+    from mri_edge.bundles.signatures import fingerprint
 
     huge = tmp_path / "huge.pem"
     huge.touch()

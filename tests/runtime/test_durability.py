@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.cli import run
-from mri_edge.files import move_whole, whole_file, write_whole
-from mri_edge.manifest import Artefact, Manifest
-from mri_edge.watching.outbox import Outbox
-from mri_edge.writing import new_bundle
 from PIL import Image
+
+from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.cli import run
+from mri_edge.services.watch.outbox import Outbox
+from mri_edge.storage.atomic import move_whole, whole_file, write_whole
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows syncs no folders")
 

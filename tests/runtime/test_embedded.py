@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mri_edge import Bundle, Classifier
-from mri_edge.bundle import embedded_models
+from mri_edge.bundles.bundle import embedded_models
 from mri_edge.cli import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

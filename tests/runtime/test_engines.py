@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mri_edge import engines
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import (
     ENGINE_ALIASES,
     PROVIDERS,

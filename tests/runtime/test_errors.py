@@ -7,6 +7,7 @@ import pickle
 import re
 
 import pytest
+
 from mri_edge import errors
 from mri_edge.errors import MriEdgeError, first_line
 

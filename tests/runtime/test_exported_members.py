@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mri_edge
 import pytest
+
+import mri_edge
 
 # A name that is taken away breaks somebody's program: change this list together with CHANGELOG.md.
 PUBLIC = [
@@ -55,12 +56,12 @@ def test_public_name_is_a_documented_class_of_its_module(name: str) -> None:
 def test_type_checkers_see_the_same_list() -> None:
     tree = ast.parse(Path(mri_edge.__file__).read_text(encoding="utf-8"))
     seen = {
-        one.asname: node.module
+        name.asname: (node.module or "").removeprefix("mri_edge.")
         for block in tree.body
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for node in block.body
         if isinstance(node, ast.ImportFrom)
-        for one in node.names
+        for name in node.names
     }
     assert seen == mri_edge._HOMES
 

@@ -13,9 +13,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from mri_edge import files
+
 from mri_edge.errors import OutputError
-from mri_edge.files import sha256_of, whole_folder, write_whole
+from mri_edge.storage import atomic
+from mri_edge.storage.atomic import sha256_of, whole_folder, write_whole
 
 
 def _names(folder: Path) -> list[str]:
@@ -130,20 +131,20 @@ def test_write_whole_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path) 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to put a folder in place: the one step of Linux, and what other systems do."""
     if request.param == "two renames":
-        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     return str(request.param)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
 def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
     first, second = _folder_with(tmp_path / "a", "1"), _folder_with(tmp_path / "b", "2")
-    if not files._exchange(first, second):
+    if not atomic._exchange(first, second):
         pytest.skip("this file system has no RENAME_EXCHANGE")
     assert ((first / "model").read_text(), (second / "model").read_text()) == ("2", "1")
 
 
 def test_exchange_says_when_it_cannot(tmp_path: Path) -> None:
-    assert files._exchange(tmp_path / "none", tmp_path / "neither") is False
+    assert atomic._exchange(tmp_path / "none", tmp_path / "neither") is False
 
 
 def test_whole_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
@@ -212,7 +213,7 @@ def test_whole_folder_puts_the_old_one_back_when_the_last_rename_fails(
             raise PermissionError(13, "Permission denied", str(source), None, str(target))
         real(source, target)
 
-    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OutputError, match="Permission denied"), whole_folder(out) as staging:
         (staging / "model").write_text("new")
@@ -247,7 +248,7 @@ def test_whole_folder_follows_a_link(tmp_path: Path, way: str) -> None:
 def test_old_folder_outlives_a_process_that_is_ended_while_it_writes(ended_by: str, tmp_path: Path) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
     program = (
-        "import sys, time; from pathlib import Path; from mri_edge.files import whole_folder\n"
+        "import sys, time; from pathlib import Path; from mri_edge.storage.atomic import whole_folder\n"
         "with whole_folder(Path(sys.argv[1])) as staging:\n"
         "    (staging / 'model').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )
@@ -285,14 +286,14 @@ def move(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_move_whole(tmp_path: Path, move: str) -> None:
-    files.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
+    atomic.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (tmp_path / "to" / "scan").read_bytes() == b"pixels" * 1000
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == ([], ["scan"])
 
 
 def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match="cannot be moved"):
-        files.move_whole(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
+        atomic.move_whole(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
     if move == "copy":
         copy = shutil.copyfile
 
@@ -303,7 +304,7 @@ def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monk
 
         monkeypatch.setattr(shutil, "copyfile", grow)
         with pytest.raises(OutputError, match="changed while it was copied"):
-            files.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
+            atomic.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == (["scan"], [])
 
 
@@ -312,7 +313,7 @@ def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monk
 _STAGES = """
 import sys, time
 from pathlib import Path
-from mri_edge.files import whole_folder
+from mri_edge.storage.atomic import whole_folder
 with whole_folder(Path(sys.argv[1])) as staging:
     (staging / "half").write_text("half")
     print(staging, flush=True)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import golden, images
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring import golden
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import InputError, ManifestError, UsageError
-from mri_edge.preprocess import Preprocessing
-from mri_edge.writing import rewriting
+from mri_edge.inference import replay
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.readers import picture
 
 DEMO = Path(__file__).resolve().parents[2] / "examples"
 NOTICE = DEMO / "NOTICE"
@@ -28,28 +31,28 @@ def recorded(tiny_bundle) -> Bundle:
 
 
 def shift_pixels(monkeypatch, by: int) -> None:
-    load = images.load
+    load = picture.load
 
     def shifted(source):
         pixels = load(source).copy()
         pixels[0, 0] = np.clip(pixels[0, 0].astype(int) + by, 0, 255)
         return pixels
 
-    monkeypatch.setattr(images, "load", shifted)
+    monkeypatch.setattr(picture, "load", shifted)
 
 
 def shift_answers(monkeypatch, by: float) -> None:
-    run = golden._run
-    monkeypatch.setattr(golden, "_run", lambda *arguments: run(*arguments) + np.float32(by))
+    run = replay.probabilities_of
+    monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: run(*arguments) + np.float32(by))
 
 
 def swap_answers(monkeypatch) -> None:
-    run = golden._run
-    monkeypatch.setattr(golden, "_run", lambda *arguments: run(*arguments)[:, ::-1])
+    run = replay.probabilities_of
+    monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: run(*arguments)[:, ::-1])
 
 
 def test_replay_where_it_was_recorded_agrees(recorded):
-    report = golden.replay(recorded)
+    report = replay.replay(recorded)
     assert report.first_difference is None
     assert {one.stage for one in report.checks} == {"hashes", "pixels", "tensor", "probabilities", "label"}
     [own] = [one for one in report.checks if one.stage == "probabilities" and one.engine == "onnxruntime"]
@@ -60,13 +63,13 @@ def test_replay_where_it_was_recorded_agrees(recorded):
 
 def test_openvino_replays_what_onnxruntime_recorded(recorded):
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
-    checks = [one for one in golden.replay(recorded).checks if one.engine == "openvino"]
+    checks = [one for one in replay.replay(recorded).checks if one.engine == "openvino"]
     assert [one.stage for one in checks] == ["probabilities", "label"]
     assert all(one.status in ("same", "near") for one in checks)
 
 
 def test_without_a_record_hashes_alone_are_checked(tiny_bundle):
-    report = golden.replay(Bundle.open(tiny_bundle))
+    report = replay.replay(Bundle.open(tiny_bundle))
     assert [(one.stage, one.status) for one in report.checks] == [("hashes", "same")]
 
 
@@ -76,7 +79,7 @@ def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(record
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    report = golden.replay(Bundle.open(recorded.folder))
+    report = replay.replay(Bundle.open(recorded.folder))
     assert (report.first_difference.stage, report.first_difference.subject) == ("hashes", file)
     assert {one.stage for one in report.checks} == {"hashes"}
 
@@ -84,7 +87,7 @@ def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(record
 @pytest.mark.parametrize("by", [1, 2])
 def test_another_jpeg_decoder_is_told_but_is_no_difference(recorded, monkeypatch, by):
     shift_pixels(monkeypatch, by)
-    report = golden.replay(recorded)
+    report = replay.replay(recorded)
     pixels = [one for one in report.checks if one.stage == "pixels"]
     assert {one.status for one in pixels} == {"near"}
     assert f"up to {by} of 255 apart, at 3 of" in pixels[0].detail
@@ -93,7 +96,7 @@ def test_another_jpeg_decoder_is_told_but_is_no_difference(recorded, monkeypatch
 
 def test_decoding_that_differs_is_named_first_though_later_stages_agree(recorded, monkeypatch):
     shift_pixels(monkeypatch, 3)
-    report = golden.replay(recorded)
+    report = replay.replay(recorded)
     assert report.first_difference.stage == "pixels"
     # Later stages are fed with what was recorded, so that the fault is seen where it is.
     assert {one.status for one in report.checks if one.stage in ("tensor", "probabilities")} <= {
@@ -108,15 +111,15 @@ def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypa
 
     Image.open(DEMO / "phantom-1.jpg").save(tmp_path / "phantom.png")
     golden.record(Bundle.open(tiny_bundle), [tmp_path / "phantom.png"], NOTICE)
-    assert golden.replay(Bundle.open(tiny_bundle)).first_difference is None
+    assert replay.replay(Bundle.open(tiny_bundle)).first_difference is None
     shift_pixels(monkeypatch, 1)
-    assert golden.replay(Bundle.open(tiny_bundle)).first_difference.stage == "pixels"
+    assert replay.replay(Bundle.open(tiny_bundle)).first_difference.stage == "pixels"
 
 
 def test_resizing_that_differs_by_one_is_named(recorded, monkeypatch):
     fit = Preprocessing.fit
     monkeypatch.setattr(Preprocessing, "fit", lambda self, pixels: fit(self, pixels) ^ 1)
-    assert golden.replay(recorded).first_difference.stage == "tensor"
+    assert replay.replay(recorded).first_difference.stage == "tensor"
 
 
 @pytest.mark.parametrize(
@@ -137,14 +140,14 @@ def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeyp
     [artefact] = recorded.manifest.artefacts
     manifest = replace(recorded.manifest, artefacts=(replace(artefact, precision=precision),))
     shift_answers(monkeypatch, by)
-    report = golden.replay(replace(recorded, manifest=manifest))
+    report = replay.replay(replace(recorded, manifest=manifest))
     found = [one for one in report.checks if one.stage == "probabilities" and one.engine == "onnxruntime"]
     assert [one.status for one in found] == [status]
 
 
 def test_a_label_that_flips_is_named_with_its_scan(recorded, monkeypatch):
     swap_answers(monkeypatch)
-    labels = [one for one in golden.replay(recorded).checks if one.stage == "label"]
+    labels = [one for one in replay.replay(recorded).checks if one.stage == "label"]
     assert all(one.status == "differs" for one in labels)
     assert "golden/phantom-1.jpg: " in labels[0].detail
     assert " in place of " in labels[0].detail
@@ -156,8 +159,8 @@ def test_an_engine_that_fails_is_a_difference(recorded, monkeypatch):
     def fail(*arguments):
         raise EngineError("it broke")
 
-    monkeypatch.setattr(golden, "_run", fail)
-    first = golden.replay(recorded).first_difference
+    monkeypatch.setattr(replay, "probabilities_of", fail)
+    first = replay.replay(recorded).first_difference
     assert (first.stage, first.detail) == ("probabilities", "it broke")
 
 
@@ -167,14 +170,14 @@ def test_recording_again_replaces_the_record(recorded):
     files = [one.file for one in again.manifest.documents if one.file.endswith(".jpg")]
     assert files == ["golden/mni152-slice-1.jpg"]
     assert not (recorded.folder / "golden" / "phantom-1.jpg").exists()
-    assert golden.replay(again).first_difference is None
+    assert replay.replay(again).first_difference is None
 
 
 def test_a_slim_bundle_keeps_its_golden_values(recorded, tmp_path, capfd):
     from mri_edge.cli import run
 
     assert run(["bundle", "slim", str(recorded.folder), "--artefact", "model.onnx", "--out", str(tmp_path / "s")]) == 0
-    report = golden.replay(Bundle.open(tmp_path / "s"))
+    report = replay.replay(Bundle.open(tmp_path / "s"))
     assert report.first_difference is None
     assert "label" in {one.stage for one in report.checks}
 
@@ -218,7 +221,7 @@ def test_pickles_in_the_record_are_never_opened(recorded, tmp_path):
     arrays = arrays_of(recorded)
     arrays["tensors"] = np.array([Bomb()], dtype=object)
     with pytest.raises(ManifestError, match="not a golden record"):
-        golden.replay(put(recorded, "golden.npz", packed(arrays)))
+        replay.replay(put(recorded, "golden.npz", packed(arrays)))
     assert not (tmp_path / "opened").exists()
 
 
@@ -228,7 +231,7 @@ def test_a_record_that_unpacks_without_end_is_refused(recorded):
         for _ in range(300):
             member.write(bytes(1 << 20))
     with pytest.raises(ManifestError, match="unpacks to"):
-        golden.replay(put(recorded, "golden.npz", file.getvalue()))
+        replay.replay(put(recorded, "golden.npz", file.getvalue()))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_a_record_that_unpacks_without_end_is_refused(recorded):
 )
 def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
     with pytest.raises(ManifestError, match="golden"):
-        golden.replay(put(recorded, "golden.npz", packed({**arrays_of(recorded), **change})))
+        replay.replay(put(recorded, "golden.npz", packed({**arrays_of(recorded), **change})))
 
 
 @pytest.mark.parametrize(
@@ -252,4 +255,4 @@ def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
 def test_facts_that_cannot_be_are_refused(recorded, change):
     facts = json.loads((recorded.folder / "golden.json").read_bytes())
     with pytest.raises(ManifestError, match=r"golden\.json"):
-        golden.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))
+        replay.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))

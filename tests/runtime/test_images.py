@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mri_edge import images
-from mri_edge.errors import InputError
 from PIL import Image, PngImagePlugin
+
+from mri_edge.errors import InputError
+from mri_edge.scans.readers import picture
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that decoding is compared with (extra 'dev')")
 
@@ -95,7 +96,7 @@ for _orientation in range(1, 9):
 def test_odd_pictures_are_read_as_opencv_reads_them(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"scan.{kind.split('-', maxsplit=1)[0]}"
     path.write_bytes(ODD[kind]())
-    pixels = images.load(path)
+    pixels = picture.load(path)
     assert pixels.dtype == np.uint8
     if kind.startswith("gif"):  # OpenCV reads GIF only in builds that were given it
         peer = np.asarray(Image.open(path).convert("RGB"))
@@ -124,7 +125,7 @@ def _tiff(values: np.ndarray[Any, Any], bits: int, photometric: int = 1) -> byte
 
 def test_tiff_of_12_bits_is_read_by_them() -> None:
     # OpenCV's own reader of these depends on its libtiff; the same values in 16 bits are the peer.
-    np.testing.assert_array_equal(images.load(_tiff(GREY16 >> 4, 12)), images.load(GREY16))
+    np.testing.assert_array_equal(picture.load(_tiff(GREY16 >> 4, 12)), picture.load(GREY16))
 
 
 GREY12, RGB12 = GREY16 >> 4, RGB16 >> 4
@@ -151,38 +152,38 @@ def _png_of_16_bits_with_alpha(grey: np.ndarray[Any, Any]) -> bytes:
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
 def test_8_bits_in_16_of_colour_are_refused_and_not_read_as_black(kind: str) -> None:
     with pytest.raises(InputError, match=r"uses only the lower 8 of its 16 bits"):
-        images.load(_by_opencv(RGB16 >> 8, kind))
+        picture.load(_by_opencv(RGB16 >> 8, kind))
 
 
 @pytest.mark.parametrize("kind", RAW)
 def test_12_bits_in_16_are_refused_and_not_read_as_black(kind: str) -> None:
     with pytest.raises(InputError, match=r"uses only the lower 12 of its 16 bits.* Scale it to the full range"):
-        images.load(RAW[kind]())
+        picture.load(RAW[kind]())
 
 
 def test_only_16_bits_that_hold_something_are_refused() -> None:
     black = np.zeros((40, 60), np.uint16)
-    assert not images.load(black).any()  # blank, as it says: plausibility warns
+    assert not picture.load(black).any()  # blank, as it says: plausibility warns
     dark = black.copy()
     dark[0, 0] = 1 << 13
-    assert images.load(dark).max() == 1 << 5
-    assert images.load(RGB >> 4).max() == 15  # 8 bits are never in doubt
+    assert picture.load(dark).max() == 1 << 5
+    assert picture.load(RGB >> 4).max() == 15  # 8 bits are never in doubt
     # 16 are here the bits of a whole pixel: 5 red, 6 green, 5 blue.
     header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 0, 32, 0, 0, 0, 0)
     bitmap = b"BM" + struct.pack("<IHHI", 86, 0, 0, 54) + header + struct.pack("<H", 0b0_00001_00001_00001) * 16
-    assert 0 < images.load(bitmap).max() < 32
+    assert 0 < picture.load(bitmap).max() < 32
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_tiff_is_set_upright(orientation: int) -> None:
     # OpenCV refuses TIFFs that lie on their side, so the same turn of a PNG is the peer.
-    turned = images.load(_encoded(COLOUR, "TIFF", tiffinfo={0x0112: orientation}))
-    np.testing.assert_array_equal(turned, images.load(_encoded(COLOUR, "PNG", exif=_exif(orientation))))
+    turned = picture.load(_encoded(COLOUR, "TIFF", tiffinfo={0x0112: orientation}))
+    np.testing.assert_array_equal(turned, picture.load(_encoded(COLOUR, "PNG", exif=_exif(orientation))))
 
 
 @pytest.mark.parametrize("tag", [0, 9, 99])
 def test_orientation_that_is_not_defined_is_passed_over(tag: int) -> None:
-    np.testing.assert_array_equal(images.load(_encoded(COLOUR, "PNG", exif=_exif(tag))), RGB)
+    np.testing.assert_array_equal(picture.load(_encoded(COLOUR, "PNG", exif=_exif(tag))), RGB)
 
 
 def test_damaged_exif_does_not_spoil_the_picture() -> None:
@@ -191,7 +192,7 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
     marked = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # and nothing is said on stderr of it
-        pixels = images.load(marked)
+        pixels = picture.load(marked)
     assert sorted(pixels.shape) == [3, 40, 60]
 
 
@@ -199,13 +200,13 @@ def test_stream_without_end_is_refused() -> None:
     if not Path("/dev/zero").exists():
         pytest.skip("this system has no /dev/zero")
     with pytest.raises(InputError, match="/dev/zero: too large, more than 244 MiB"):
-        images.load("/dev/zero")
+        picture.load("/dev/zero")
 
 
 def test_threads_that_decode_leave_the_warning_filters_as_they_were() -> None:
     jpeg, before = _encoded(COLOUR, "JPEG"), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(images.load, [jpeg] * 400))
+        list(pool.map(picture.load, [jpeg] * 400))
     assert warnings.filters == before
 
 
@@ -216,7 +217,7 @@ def test_real_scans_are_read_as_opencv_reads_them(scans: Path) -> None:
     worst = 0
     for path in files:
         peer = cv2.imread(str(path))[:, :, ::-1]
-        pixels = images.load(path)
+        pixels = picture.load(path)
         assert pixels.shape == peer.shape, path.name
         worst = max(worst, int(np.abs(pixels.astype(np.int16) - peer).max()))
     # Pillow and OpenCV both bundle libjpeg-turbo; their builds may differ in the chroma upsampling
@@ -231,13 +232,13 @@ def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None
     path = tmp_path / "scan.png"
     COLOUR.save(path)
     for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), COLOUR, RGB):
-        np.testing.assert_array_equal(images.load(source), RGB)
+        np.testing.assert_array_equal(picture.load(source), RGB)
 
 
 def test_grey_is_one_channel_seen_three_times() -> None:
     grey = np.asarray(GREY)
     for source in (grey, grey[:, :, None], GREY, _encoded(GREY, "PNG")):
-        pixels = images.load(source)
+        pixels = picture.load(source)
         assert pixels.shape == (40, 60, 3)
         assert pixels.strides[2] == 0
         np.testing.assert_array_equal(pixels[:, :, 2], grey)
@@ -245,11 +246,11 @@ def test_grey_is_one_channel_seen_three_times() -> None:
 
 def test_array_of_16_bits_keeps_its_upper_byte() -> None:
     for array in (RGB16, RGB16.astype(">u2"), RGB16.astype("<u2")):
-        np.testing.assert_array_equal(images.load(array), (RGB16 >> 8).astype(np.uint8))
+        np.testing.assert_array_equal(picture.load(array), (RGB16 >> 8).astype(np.uint8))
 
 
 def test_alpha_of_an_array_is_dropped() -> None:
-    np.testing.assert_array_equal(images.load(np.dstack([RGB, np.zeros((40, 60), np.uint8)])), RGB)
+    np.testing.assert_array_equal(picture.load(np.dstack([RGB, np.zeros((40, 60), np.uint8)])), RGB)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_alpha_of_an_array_is_dropped() -> None:
 )
 def test_unfit_array_is_named(array: np.ndarray[Any, Any]) -> None:
     with pytest.raises(InputError, match=r"pixels must be 8 or 16 bits") as caught:
-        images.load(array)
+        picture.load(array)
     assert f"{array.dtype} {array.shape}" in str(caught.value)
 
 
@@ -325,7 +326,7 @@ def test_wrong_file_is_named_in_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "scan.jpg"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        images.load(path)
+        picture.load(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert words in message
@@ -337,7 +338,7 @@ def test_bomb_is_refused_before_memory_is_taken() -> None:
 
     tracemalloc.start()
     with pytest.raises(InputError):
-        images.load(_png_of_size(8_001, 8_000))
+        picture.load(_png_of_size(8_001, 8_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000  # bytes; the pixels would be 64 million
@@ -345,21 +346,21 @@ def test_bomb_is_refused_before_memory_is_taken() -> None:
 
 def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        images.load(tmp_path / "none.jpg")
+        picture.load(tmp_path / "none.jpg")
     with pytest.raises(InputError, match="is a folder, not a picture"):
-        images.load(tmp_path)
+        picture.load(tmp_path)
 
 
 def test_path_with_a_null_character_is_an_input_error() -> None:
     with pytest.raises(InputError):
-        images.load("scan\0.jpg")
+        picture.load("scan\0.jpg")
 
 
 def test_formats_that_scans_do_not_come_in_reach_no_parser(tmp_path: Path) -> None:
     path = tmp_path / "scan.jpg"
     COLOUR.save(path, "TGA")  # Pillow reads it
     with pytest.raises(InputError, match="not PNG, JPEG"):
-        images.load(path)
+        picture.load(path)
 
 
 def test_damaged_files_raise_nothing_but_input_errors() -> None:
@@ -375,7 +376,7 @@ def test_damaged_files_raise_nothing_but_input_errors() -> None:
             else:
                 damaged[place] = rng.choice((0, 255, rng.randrange(256)))
         try:
-            pixels = images.load(bytes(damaged))
+            pixels = picture.load(bytes(damaged))
         except InputError:
             continue
         assert pixels.dtype == np.uint8
@@ -389,7 +390,7 @@ def test_any_error_of_a_parser_becomes_an_input_error(error: Exception, monkeypa
 
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(InputError, match="damaged picture"):
-        images.load(PNG)
+        picture.load(PNG)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +408,7 @@ def test_what_the_system_lacks_is_no_damage_of_the_picture(
     path.write_bytes(PNG)
     monkeypatch.setattr(Image if step == "open" else PngImagePlugin.PngImageFile, step, fail)
     with pytest.raises(InputError) as caught:
-        images.load(path)
+        picture.load(path)
     assert caught.value.problem == f"{path}: cannot read ({reason})"
 
 
@@ -456,7 +457,7 @@ UNSUPPORTED = {
 def test_a_kind_that_is_not_read_is_called_unsupported(kind: str) -> None:
     content, words = UNSUPPORTED[kind]
     with pytest.raises(InputError) as caught:
-        images.load(content)
+        picture.load(content)
     assert words in str(caught.value)
     assert caught.value.code == "unsupported"
 
@@ -473,7 +474,7 @@ def test_refusals_have_a_code_for_programs(tmp_path: Path) -> None:
         "float array": np.zeros((4, 4)),
     }.items():
         with pytest.raises(InputError) as caught:
-            images.load(source)
+            picture.load(source)
         codes[name] = caught.value.code
     assert codes == {
         "missing": "missing",
@@ -488,7 +489,7 @@ def test_refusals_have_a_code_for_programs(tmp_path: Path) -> None:
 
 def test_a_chance_marker_in_a_colour_profile_makes_no_jpeg_unsupported() -> None:
     profile = b"\xff\xc9\xff\xca\xff\xda" * 40
-    np.testing.assert_array_equal(images.load(_encoded(COLOUR, "JPEG", icc_profile=profile)), images.load(JPEG))
+    np.testing.assert_array_equal(picture.load(_encoded(COLOUR, "JPEG", icc_profile=profile)), picture.load(JPEG))
 
 
 @pytest.mark.parametrize("most", [100, 4095, 65534])
@@ -499,9 +500,9 @@ def test_portable_pixmaps_are_scaled_by_their_own_highest_value(most: int, chann
     head = f"P{5 if channels == 1 else 6} 70 50 {most}\n".encode()
     body = values.astype(">u2" if most > 255 else "u1").tobytes()
     wanted = np.rint(values / most * 65535).astype(int) >> 8 if most > 255 else np.rint(values / most * 255)
-    np.testing.assert_array_equal(images.load(head + body), np.broadcast_to(wanted, (50, 70, 3)))
+    np.testing.assert_array_equal(picture.load(head + body), np.broadcast_to(wanted, (50, 70, 3)))
     with pytest.raises(InputError) as caught:
-        images.load(head + body[:-1])
+        picture.load(head + body[:-1])
     assert caught.value.code == "damaged"
 
 
@@ -511,7 +512,7 @@ def test_libtiff_writes_nothing_to_stderr_from_any_thread(capfd: pytest.CaptureF
 
     def code(_: int) -> str:
         try:
-            images.load(bytes(content))
+            picture.load(bytes(content))
         except InputError as error:
             return error.code
         return "read"

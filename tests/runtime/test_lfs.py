@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from mri_edge.lfs import is_lfs_pointer
+
+from mri_edge.storage.lfs import is_lfs_pointer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 17\n"
 

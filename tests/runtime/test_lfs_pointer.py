@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import IntegrityError
-from mri_edge.lfs import is_lfs_pointer
+from mri_edge.storage.lfs import is_lfs_pointer
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 59000000\n"
 

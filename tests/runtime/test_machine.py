@@ -7,8 +7,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from mri_edge import machine
-from mri_edge.cpu import available_cpus, cgroup_folders
+
+from mri_edge.device import machine
+from mri_edge.device.cpu import available_cpus, cgroup_folders
 
 INTEL = """processor	: 0
 vendor_id	: GenuineIntel
@@ -115,7 +116,7 @@ def test_a_service_is_bound_by_every_group_above_it(tmp_path):
 
 def test_quota_of_a_group_below_the_root_counts(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    monkeypatch.setattr("mri_edge.cpu.cgroup_folders", lambda: [Path("/nowhere"), tmp_path])
+    monkeypatch.setattr("mri_edge.device.cpu.cgroup_folders", lambda: [Path("/nowhere"), tmp_path])
     assert available_cpus() == 1
 
 

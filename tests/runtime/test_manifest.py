@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mri_edge.card import card
+
+from mri_edge.authoring.card import card
+from mri_edge.bundles.manifest import Artefact, Calibration, Document, Manifest, Metric, Parity
+from mri_edge.bundles.split import Split
 from mri_edge.errors import ManifestError
-from mri_edge.manifest import Artefact, Calibration, Document, Manifest, Metric, Parity
-from mri_edge.split import Split
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SCHEMA = CHECKOUT / "runtime" / "manifest.schema.json"
+SCHEMA = CHECKOUT / "runtime" / "bundles" / "manifest.schema.json"
 
 
 @pytest.fixture(scope="session")
@@ -318,4 +319,4 @@ def test_real_manifests_fit_the_schema(tiny_bundle: Path, validator: Any) -> Non
 def test_schema_travels_with_the_package() -> None:
     from importlib.resources import files
 
-    assert (files("mri_edge") / "manifest.schema.json").read_text(encoding="utf-8").startswith("{")
+    assert (files("mri_edge") / "bundles" / "manifest.schema.json").read_text(encoding="utf-8").startswith("{")

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from mri_edge import Classifier, EngineError, IntegrityError
-from mri_edge.bundle import Bundle
-from mri_edge.cpu import available_cpus
-from mri_edge.machine import cpu
-from mri_edge.opening import Opening
-from mri_edge.profile import Measurement, Profile, fingerprint_of, library_versions
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import cpu
+from mri_edge.inference.loading import Opening
+from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions
 
 
 def test_opening_gives_what_load_gives(tiny_bundle: Path) -> None:
@@ -35,7 +36,7 @@ def test_changed_file_is_named_before_what_the_engine_says_of_it(tiny_bundle: Pa
 def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> None:
     bundle = Bundle.open(tiny_bundle)
     handed: list[object] = []
-    monkeypatch.setattr("mri_edge.opening.open_engine", lambda model, **options: handed.append(model))
+    monkeypatch.setattr("mri_edge.inference.loading.open_engine", lambda model, **options: handed.append(model))
     other = tuple(replace(one, sha256="0" * 64) for one in bundle.manifest.artefacts)
     bundle = replace(bundle, manifest=replace(bundle.manifest, artefacts=other))
     with pytest.raises(IntegrityError, match="SHA-256"):
@@ -68,7 +69,7 @@ def test_engine_that_fails_is_told_by_wait(tiny_bundle: Path, monkeypatch) -> No
     def fail(*arguments: object, **options: object) -> None:
         raise EngineError("no luck")
 
-    monkeypatch.setattr("mri_edge.opening.open_engine", fail)
+    monkeypatch.setattr("mri_edge.inference.loading.open_engine", fail)
     opening = Opening(Bundle.open(tiny_bundle))
     with pytest.raises(EngineError, match="no luck"):
         opening.wait()

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
-from mri_edge.delivery import archive
-from mri_edge.delivery.packed import pack, unpack
+
+from mri_edge.authoring.packing import pack, unpack
+from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles import archive
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, Manifest
 from mri_edge.errors import BundleError, IntegrityError, OutputError, UsageError
-from mri_edge.manifest import MANIFEST, Manifest
-from mri_edge.writing import new_bundle
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_names_that_not_every_system_can_hold(
 ) -> None:
     from dataclasses import replace
 
-    from mri_edge.manifest import Document
+    from mri_edge.bundles.manifest import Document
 
     empty = hashlib.sha256(b"").hexdigest()
     manifest = replace(tiny_manifest, documents=tuple(Document(file, 0, empty) for file in files))

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mri_edge import images
-from mri_edge.errors import InputError
-from mri_edge.picture_limits import MAX_MEMORY, SMALL_FILE, BoundedFile
-from mri_edge.preprocess import resize_bilinear
 from PIL import Image
+
+from mri_edge.errors import InputError
+from mri_edge.scans.preprocessing import resize_bilinear
+from mri_edge.scans.readers import picture
+from mri_edge.scans.readers._picture_limits import MAX_MEMORY, SMALL_FILE, BoundedFile
 
 TESTS = Path(__file__).resolve().parents[1]
 UNIT = TESTS.parent / "deploy" / "mri-edge-watch.service"
@@ -78,7 +79,7 @@ def test_what_would_take_too_much_is_refused_with_value_and_limit_before_it_is_s
     content = make()
     tracemalloc.start()
     with pytest.raises(InputError, match="too large") as caught:
-        images.load(content)
+        picture.load(content)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert caught.value.code == "too_large"
@@ -112,8 +113,8 @@ def test_colour_profiles_of_a_png_are_counted() -> None:
 
     profile = bombs.chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20)))
     with pytest.raises(InputError, match="it has 9 colour profiles"):
-        images.load(bombs.png(8, 8, 8, 0, bytes(9), profile * 9))
-    assert images.load(bombs.png(8, 8, 8, 0, bytes(9), profile)).shape == (8, 8, 3)
+        picture.load(bombs.png(8, 8, 8, 0, bytes(9), profile * 9))
+    assert picture.load(bombs.png(8, 8, 8, 0, bytes(9), profile)).shape == (8, 8, 3)
 
 
 @pytest.mark.slow
@@ -159,13 +160,13 @@ def test_a_large_picture_that_is_fetched_in_strips_is_what_it_is_as_a_whole(mode
     elif mode != "RGBA":
         image = image.convert(mode)
     assert image.mode == mode
-    assert image.width * image.height > images._WHOLE
+    assert image.width * image.height > picture._WHOLE
     image.getexif()[0x0112] = turn
     if mode.startswith("I"):
         wanted = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, 2)
     else:
         wanted = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(images.load(image), np.rot90(wanted, -1) if turn == 6 else wanted)
+    np.testing.assert_array_equal(picture.load(image), np.rot90(wanted, -1) if turn == 6 else wanted)
 
 
 @pytest.mark.parametrize("size", [(1, 64_000_000), (64_000_000, 1), (2, 30_000_000), (8000, 8000)])
@@ -197,9 +198,10 @@ def test_large_pictures_are_resized_as_opencv_resizes_them(size: tuple[int, int]
 _SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from mri_edge import Classifier, images
+from mri_edge import Classifier
+from mri_edge.scans.readers import picture
 from mri_edge.errors import InputError
-from mri_edge.prediction import Failure
+from mri_edge.inference.prediction import Failure
 
 small, large = sys.argv[2:]
 with Classifier.load(sys.argv[1]) as classifier:
@@ -211,7 +213,7 @@ with Classifier.load(sys.argv[1]) as classifier:
     try:
         classifier.predict(large)
     except InputError as error:
-        print(error.code, images.may_pass(error.__cause__), error.problem.partition(": ")[2])
+        print(error.code, picture.may_pass(error.__cause__), error.problem.partition(": ")[2])
 """
 
 
@@ -238,8 +240,8 @@ def test_lack_of_memory_as_scans_are_resized_is_the_failure_of_those_it_does_not
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mri_edge import Classifier
-    from mri_edge.prediction import Failure, Prediction
-    from mri_edge.preprocess import Preprocessing
+    from mri_edge.inference.prediction import Failure, Prediction
+    from mri_edge.scans.preprocessing import Preprocessing
 
     real = Preprocessing.fit_each
 
@@ -257,20 +259,20 @@ def test_lack_of_memory_as_scans_are_resized_is_the_failure_of_those_it_does_not
         with pytest.raises(InputError) as caught:
             classifier.predict(large)
     assert caught.value.code == "out_of_memory"
-    assert images.may_pass(caught.value.__cause__)
+    assert picture.may_pass(caught.value.__cause__)
 
 
 _THREADS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from mri_edge import images
+from mri_edge.scans.readers import picture
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1e3
-images.load(sys.argv[1])
+picture.load(sys.argv[1])
 before = peak()
 with ThreadPoolExecutor(4) as pool:
-    list(pool.map(lambda path: images.load(path).shape, [sys.argv[2]] * 4))
+    list(pool.map(lambda path: picture.load(path).shape, [sys.argv[2]] * 4))
 print(peak() - before)
 """
 
@@ -292,14 +294,14 @@ def test_a_child_decodes_whatever_its_parents_threads_were_doing() -> None:
     code = """
 import os, warnings
 import numpy as np
-from mri_edge import images
+from mri_edge.scans.readers import picture
 from PIL import Image
 warnings.simplefilter("ignore")
 large = Image.new("L", (9000, 7000), 90)
-with images._decoding.large, images._decoding:  # as a thread that decodes
+with picture._decoding.large, picture._decoding:  # as a thread that decodes
     child = os.fork()
     if not child:
-        os._exit(images.load(large).shape != (7000, 9000, 3))
+        os._exit(picture.load(large).shape != (7000, 9000, 3))
     print(os.waitpid(child, 0)[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge import images
-from mri_edge.plausibility import doubts
-from mri_edge.prediction import ResultWarning
-from mri_edge.preprocess import Pixels, resize_bilinear
 from PIL import Image, ImageDraw
+
+from mri_edge.scans.checks import doubts
+from mri_edge.scans.preprocessing import Pixels, resize_bilinear
+from mri_edge.scans.readers import picture as images
+from mri_edge.scans.result_warning import ResultWarning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from mri_edge.novelty import NoveltyCheck, distances
-from mri_edge.plausibility import doubts
+
+from mri_edge.inference.out_of_distribution import NoveltyCheck, distances
+from mri_edge.scans.checks import doubts
 
 SIDE = 128
 

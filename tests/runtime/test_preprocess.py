@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mri_edge import images
+
 from mri_edge.errors import InputError
-from mri_edge.preprocess import Preprocessing, resize_bilinear
+from mri_edge.scans.preprocessing import Preprocessing, resize_bilinear
+from mri_edge.scans.readers import picture as images
 
 
 def _noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+
 from mri_edge.errors import InputError
-from mri_edge.preprocess import Preprocessing, resize_bilinear
+from mri_edge.scans.preprocessing import Preprocessing, resize_bilinear
 
 RGB = np.array([[[[10, 100, 200]]]], np.uint8)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mri_edge import Classifier, UsageError
-from mri_edge.bundle import Bundle
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import engine_file, offered
 from mri_edge.engines.fake import FakeEngine
 
@@ -31,7 +32,7 @@ FORKING = """
 import gc, json, os, signal, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from mri_edge import Classifier, EngineError
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import engine_file, open_engine
 
 engine, scan = sys.argv[1:]
@@ -130,7 +131,7 @@ print(json.dumps(ends))
 POOL = """
 import json, multiprocessing, sys
 from mri_edge import Classifier, EngineError
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 
 engine, scan = sys.argv[1:]
 
@@ -173,7 +174,7 @@ if __name__ == "__main__":
 APPLICATION = """
 import json, os
 from mri_edge import Classifier, EngineError
-from mri_edge.cpu import available_cpus
+from mri_edge.device.cpu import available_cpus
 
 classifier = Classifier.load("small", engine=os.environ["TESTED_ENGINE"], provider="cpu", threads=available_cpus())
 before = classifier.predict(os.environ["TESTED_SCAN"]).label

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mri_edge import Classifier, ProviderUnavailable
-from mri_edge.bundle import Bundle
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.engines import PROVIDERS, _nvidia, engine_file, open_engine
 from mri_edge.engines.onnxruntime import choose_providers

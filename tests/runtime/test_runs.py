@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring.runs import choose_bundle, last_trained, remember_data, remembered_data
+from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import UsageError
-from mri_edge.manifest import Manifest
-from mri_edge.runs import choose_bundle, last_trained, remember_data, remembered_data
-from mri_edge.writing import new_bundle, rewriting
 
 
 @pytest.fixture

@@ -7,9 +7,17 @@ import time
 
 import numpy as np
 import pytest
+
+from mri_edge.benchmarking.loadgen import LoadgenDriver, is_installed
+from mri_edge.benchmarking.scenario import (
+    OwnDriver,
+    Served,
+    highest_rate,
+    percentile_bound,
+    queries_needed,
+    slow_queries,
+)
 from mri_edge.errors import EngineError
-from mri_edge.measuring.loadgen import LoadgenDriver, is_installed
-from mri_edge.measuring.scenario import OwnDriver, Served, highest_rate, percentile_bound, queries_needed, slow_queries
 
 loadgen = pytest.mark.skipif(not is_installed(), reason="needs mlcommons-loadgen (extra 'bench')")
 DRIVERS = [pytest.param(OwnDriver, id="own"), pytest.param(LoadgenDriver, id="loadgen", marks=loadgen)]

@@ -9,15 +9,16 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
-from mri_edge import profile, selection
-from mri_edge.bundle import Bundle
-from mri_edge.cpu import available_cpus
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Parity
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import Cpu, cpu
 from mri_edge.engines import engine_file, offered
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
-from mri_edge.machine import Cpu, cpu
-from mri_edge.manifest import Parity
-from mri_edge.profile import Measurement, Profile, fingerprint_of, library_versions, load_profile
-from mri_edge.selection import select
+from mri_edge.inference import selection, tuned_profile
+from mri_edge.inference.selection import select
+from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions, load_profile
 
 VNNI = Cpu("x86_64", "new", frozenset({"avx2", "vnni"}))
 DOTPROD = Cpu("aarch64", "new", frozenset({"neon", "dotprod"}))
@@ -263,12 +264,12 @@ def test_profile_costs_no_metadata_scan():
 
     code = """
 import sys
-import mri_edge.classifier
+import mri_edge.inference.classifier
 before = set(sys.modules)
-import mri_edge.profile
-mri_edge.profile.library_versions()
+import mri_edge.inference.tuned_profile
+mri_edge.inference.tuned_profile.library_versions()
 print(sorted(name for name in set(sys.modules) - before if not name.startswith("mri_edge")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert profile.__name__ == "mri_edge.profile"
+    assert tuned_profile.__name__ == "mri_edge.inference.tuned_profile"

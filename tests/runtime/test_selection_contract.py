@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from mri_edge import engines, selection
-from mri_edge.bundle import Bundle
+
+from mri_edge import engines
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Parity
+from mri_edge.device.machine import Cpu
 from mri_edge.errors import EngineUnavailable
-from mri_edge.machine import Cpu
-from mri_edge.manifest import Parity
-from mri_edge.selection import select
+from mri_edge.inference import selection
+from mri_edge.inference.selection import select
 
 FAST = Cpu("x86_64", "new", frozenset({"avx2", "vnni"}))
 SLOW = Cpu("aarch64", "old", frozenset({"neon"}))
@@ -85,7 +87,7 @@ def test_a_device_profile_goes_stale_with_every_library_that_an_engine_runs_in(m
     """Every engine names the distribution that brings its library, so that its new version is seen."""
     from importlib.metadata import packages_distributions
 
-    from mri_edge.profile import Profile, library_versions
+    from mri_edge.inference.tuned_profile import Profile, library_versions
 
     brought_by = packages_distributions()
     known = library_versions()

@@ -10,16 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring.packing import pack, unpack
+from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Manifest
 from mri_edge.cli import run
-from mri_edge.delivery.packed import pack, unpack
 from mri_edge.errors import BundleError, IntegrityError, OutputError, SignatureError, UsageError
-from mri_edge.manifest import MANIFEST, SIGNATURE, Manifest
-from mri_edge.writing import new_bundle, rewriting
 
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
-from mri_edge.delivery.signature import fingerprint, make_keys
-from mri_edge.delivery.signing import sign
+from mri_edge.authoring.signing import sign
+from mri_edge.bundles.signatures import fingerprint, make_keys
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mri_edge.bundles.split import Split, SplitImage, fingerprint, short
 from mri_edge.errors import DataError, ManifestError
-from mri_edge.files import sha256_of
-from mri_edge.split import Split, SplitImage, fingerprint, short
+from mri_edge.storage.atomic import sha256_of
 
 
 def _saved(array: np.ndarray) -> bytes:

@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from mri_edge.files import whole_folder
-from mri_edge.staging import clear_abandoned, lock_folder, own_folder, scratch
+
+from mri_edge.storage.atomic import whole_folder
+from mri_edge.storage.staging import clear_abandoned, lock_folder, own_folder, scratch
 
 pytest.importorskip("fcntl", reason="folders have no locks on Windows, and nothing is cleared there")
 
@@ -17,7 +18,7 @@ pytest.importorskip("fcntl", reason="folders have no locks on Windows, and nothi
 HOLDER = """
 import sys, tempfile
 from pathlib import Path
-from mri_edge import files, staging
+from mri_edge.storage import atomic, staging
 with eval(sys.argv[1]):
     tempfile.NamedTemporaryFile(delete=False)
     print("held", flush=True)
@@ -49,7 +50,7 @@ def test_a_killed_write_is_cleared_by_the_next_write_of_the_same_folder(tmp_path
     other.mkdir()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    kill(start(f"files.whole_folder(Path({str(path)!r}))", temporary))
+    kill(start(f"atomic.whole_folder(Path({str(path)!r}))", temporary))
     [left] = [one for one in tmp_path.iterdir() if one not in (other, temporary)]
     assert left.name.startswith(f".{name}.new-")
     with whole_folder(path) as staging:

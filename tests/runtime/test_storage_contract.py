@@ -11,11 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mri_edge import Classifier
 from mri_edge.errors import InputError, MriEdgeError, OutputError
-from mri_edge.files import clear_leftovers, fingerprint, make_folder, move_whole, sha256_of, whole_folder, write_whole
-from mri_edge.journal import Journal
-from mri_edge.prediction import Failure, Pause, Prediction
+from mri_edge.inference.journal import Journal
+from mri_edge.inference.prediction import Failure, Pause, Prediction
+from mri_edge.storage.atomic import (
+    clear_leftovers,
+    fingerprint,
+    make_folder,
+    move_whole,
+    sha256_of,
+    whole_folder,
+    write_whole,
+)
 
 TITLE = "tiny 1"
 

@@ -14,7 +14,7 @@ def test_socket_that_nobody_reads_does_not_block(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unread:
         unread.bind(str(tmp_path / "notify"))
         # The kernel holds some ten to some hundred messages before it lets the next one wait.
-        program = "from mri_edge.watching.systemd import notify\nfor _ in range(5000): notify('WATCHDOG=1')"
+        program = "from mri_edge.services.systemd import notify\nfor _ in range(5000): notify('WATCHDOG=1')"
         subprocess.run(
             [sys.executable, "-c", program], env={"NOTIFY_SOCKET": str(tmp_path / "notify")}, check=True, timeout=30
         )

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from mri_edge.measuring import throttle
-from mri_edge.measuring.throttle import Watch, clock, slow_clock, temperature
+
+from mri_edge.benchmarking import throttle
+from mri_edge.benchmarking.throttle import Watch, clock, slow_clock, temperature
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the files are Linux's")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mri_edge import images
+
 from mri_edge.errors import InputError
+from mri_edge.scans.readers import picture
 
 tifffile = pytest.importorskip("tifffile", reason="tifffile writes the kinds that are read (extra 'dev')")
 
@@ -97,11 +98,11 @@ def test_pixels_are_those_that_were_written_or_refused(
         )  # fmt: skip
         kind = (planar, order, compression, predictor, tile)
         if _is_read(bits, photometric, extra, planar, order, compression):
-            np.testing.assert_array_equal(images.load(content), _wanted(samples, photometric), err_msg=str(kind))
+            np.testing.assert_array_equal(picture.load(content), _wanted(samples, photometric), err_msg=str(kind))
             found["read"] += 1
         else:
             with pytest.raises(InputError, match="is not supported") as caught:
-                images.load(content)
+                picture.load(content)
             assert caught.value.code == "unsupported", kind
             assert "magick" in caught.value.hint
             found["refused"] += 1
@@ -116,7 +117,7 @@ def test_other_numbers_are_unsupported_and_never_called_damaged(
     for planar, order in itertools.product(("contig", "separate"), "<>"):
         content = _written(_samples(channels, dtype), photometric, extra, planarconfig=planar, byteorder=order)
         with pytest.raises(InputError) as caught:
-            images.load(content)
+            picture.load(content)
         assert caught.value.code == "unsupported"
         assert {"u": "32-bit", "f": "floating-point", "i": "signed"}[dtype[0]] in caught.value.problem
 
@@ -126,10 +127,10 @@ def test_bigtiff_is_read_or_called_unsupported(order: str) -> None:
     samples = _samples(1, "u1")
     content = _written(samples, "minisblack", None, planarconfig="contig", byteorder=order, bigtiff=True)
     if order == "<":
-        np.testing.assert_array_equal(images.load(content), _wanted(samples, "minisblack"))
+        np.testing.assert_array_equal(picture.load(content), _wanted(samples, "minisblack"))
         return
     with pytest.raises(InputError, match="big-endian BigTIFF is not supported") as caught:
-        images.load(content)
+        picture.load(content)
     assert caught.value.code == "unsupported"
 
 
@@ -147,7 +148,7 @@ def test_colour_maps_of_8_and_of_16_bits(largest: int, bits: int) -> None:
     else:
         content = _palette_of_4_bits(indices, colours)
     wanted = np.moveaxis((colours if largest == 255 else colours >> 8)[:, indices], 0, -1)
-    np.testing.assert_array_equal(images.load(content), wanted)
+    np.testing.assert_array_equal(picture.load(content), wanted)
 
 
 def _palette_of_4_bits(indices: Array, colours: Array) -> bytes:
@@ -167,7 +168,7 @@ def test_colours_under_associated_alpha_are_taken_as_they_are_stored(compression
     samples = _samples(4, "u1")
     samples[..., 3] = 128
     content = _written(samples, "rgb", "assocalpha", planarconfig="contig", compression=compression)
-    np.testing.assert_array_equal(images.load(content), samples[..., :3])
+    np.testing.assert_array_equal(picture.load(content), samples[..., :3])
 
 
 def test_ycbcr_is_read_from_jpeg_and_otherwise_unsupported() -> None:
@@ -175,12 +176,12 @@ def test_ycbcr_is_read_from_jpeg_and_otherwise_unsupported() -> None:
     file = io.BytesIO()
     tifffile.imwrite(file, colour, photometric="ycbcr", compression="jpeg", compressionargs={"level": 95})
     decoded = tifffile.imread(io.BytesIO(file.getvalue()))
-    assert np.abs(images.load(file.getvalue()).astype(int) - decoded).max() <= 4  # rounding of two JPEG decoders
+    assert np.abs(picture.load(file.getvalue()).astype(int) - decoded).max() <= 4  # rounding of two JPEG decoders
     for compression in (None, "lzw"):
         file = io.BytesIO()
         tifffile.imwrite(file, colour, photometric="ycbcr", compression=compression, subsampling=(1, 1))
         with pytest.raises(InputError, match="YCbCr TIFF is not supported") as caught:
-            images.load(file.getvalue())
+            picture.load(file.getvalue())
         assert caught.value.code == "unsupported"
 
 
@@ -191,7 +192,7 @@ def test_other_colours_are_named(photometric: str, words: str) -> None:
     pixels = _samples(channels, "u1")[:, :, 0] if channels == 1 else _samples(3, "u1")
     tifffile.imwrite(file, pixels, photometric=photometric)
     with pytest.raises(InputError, match=f"8-bit {words} TIFF") as caught:
-        images.load(file.getvalue())
+        picture.load(file.getvalue())
     assert caught.value.code == "unsupported"
 
 
@@ -200,8 +201,8 @@ def test_a_pillow_image_that_the_caller_opened_is_held_to_the_same_rules() -> No
 
     content = _written(_samples(3, "u2"), "rgb", None, planarconfig="separate")
     with Image.open(io.BytesIO(content)) as image, pytest.raises(InputError, match="in separate planes"):
-        images.load(image)
+        picture.load(image)
     samples = _samples(1, "u1")
     content = _written(samples, "minisblack", None, planarconfig="contig", compression="lzw")
     with Image.open(io.BytesIO(content)) as image:
-        np.testing.assert_array_equal(images.load(image), _wanted(samples, "minisblack"))
+        np.testing.assert_array_equal(picture.load(image), _wanted(samples, "minisblack"))

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+
 from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
-from mri_edge.files import sha256_of
-from mri_edge.watching.arrivals import TEMPORARY, Arrivals, stamp_of
-from mri_edge.watching.athand import NOTE, AtHand
-from mri_edge.watching.lock import LOCK, held
-from mri_edge.watching.outbox import Outbox
+from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
+from mri_edge.services.watch.in_progress import NOTE, AtHand
+from mri_edge.services.watch.outbox import Outbox
+from mri_edge.storage.atomic import sha256_of
+from mri_edge.storage.lock import LOCK, held
 
 
 class Clock:

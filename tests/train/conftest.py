@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from mri_edge.preprocess import Preprocessing
-from mri_edge.split import Split
 from PIL import Image
 
+from mri_edge.bundles.split import Split
+from mri_edge.scans.preprocessing import Preprocessing
+
 if TYPE_CHECKING:
-    from mri_edge.train.data import Scan
+    from mri_edge.train.data.folder import Scan
 
 
 def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Image.Image:
@@ -64,7 +65,7 @@ def two_sources(tmp_path: Path) -> Path:
 def small_recipe():
     """The reference recipe for 32 x 32 pictures, 3 epochs of batches of 4."""
     pytest.importorskip("keras", reason="needs the extra 'train'")
-    from mri_edge.train.recipe import REFERENCE
+    from mri_edge.train.recipes.base import REFERENCE
 
     return dataclasses.replace(
         REFERENCE,
@@ -79,7 +80,7 @@ def small_recipe():
 def small_weights():
     """Seeded random weights in the shapes of VGG16, scaled so that features keep their size (He et al. 2015)."""
     pytest.importorskip("keras", reason="needs the extra 'train'")
-    from mri_edge.train.backbone import KERNEL_SHAPES, BackboneWeights
+    from mri_edge.train.models.weights import KERNEL_SHAPES, BackboneWeights
 
     rng = np.random.default_rng(6)
     arrays = tuple(
@@ -106,7 +107,7 @@ def weights_file(small_weights, tmp_path_factory) -> Path:
 @pytest.fixture
 def reference_split() -> Callable[[Sequence[Scan]], Split]:
     """The reference's own split of scans: a fifth tests, by scikit-learn's generator with seed 42."""
-    from mri_edge.train.split import as_split, choose_test
+    from mri_edge.train.data.splits import as_split, choose_test
 
     def split(scans: Sequence[Scan]) -> Split:
         labels = [one.label for one in scans]

@@ -4,8 +4,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mri_edge.train import robust, robust_run
-from mri_edge.train.recipe import ROBUST
+from mri_edge.train import robust_run
+from mri_edge.train.recipes import robust
+from mri_edge.train.recipes.base import ROBUST
 
 data, out, weights = sys.argv[1:4]
 recipe = dataclasses.replace(

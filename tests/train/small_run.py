@@ -4,9 +4,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mri_edge.preprocess import Preprocessing
-from mri_edge.train.recipe import REFERENCE
-from mri_edge.train.run import train_bundle
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.pipeline import train_bundle
+from mri_edge.train.recipes.base import REFERENCE
 
 data, out, weights, epochs = sys.argv[1:5]
 recipe = dataclasses.replace(

@@ -5,9 +5,10 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from keras.src.legacy.preprocessing import image as keras_image  # noqa: E402
-from mri_edge.train import augment  # noqa: E402
-from mri_edge.train.recipe import REFERENCE, Augmentation  # noqa: E402
+from keras.src.legacy.preprocessing import image as keras_image
+
+from mri_edge.train.recipes.base import REFERENCE, Augmentation
+from mri_edge.train.transforms import affine
 
 
 def by_keras(pixels, transform):
@@ -33,15 +34,15 @@ def test_apply_equals_keras_affine_transform(size):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     for _ in range(20):
-        transform = augment.draw(rng, REFERENCE.augmentation, *size)
+        transform = affine.draw(rng, REFERENCE.augmentation, *size)
         # Keras blends in double precision, we in single: 24 bits of 255 are 1.5e-5, and three blends add up.
-        np.testing.assert_allclose(augment.apply(pixels, transform), by_keras(pixels, transform), atol=2e-4)
+        np.testing.assert_allclose(affine.apply(pixels, transform), by_keras(pixels, transform), atol=2e-4)
 
 
 def test_draw_stays_within_the_ranges_of_image_data_generator():
     ranges = REFERENCE.augmentation
     rng = np.random.default_rng(2)
-    drawn = [augment.draw(rng, ranges, 100, 200) for _ in range(3000)]
+    drawn = [affine.draw(rng, ranges, 100, 200) for _ in range(3000)]
     # Of 3000 uniform draws the extremes come within 1% of the ends, but for a chance below 1e-12.
     for values, low, high in (
         ([one.rotation for one in drawn], -30, 30),
@@ -59,5 +60,5 @@ def test_draw_stays_within_the_ranges_of_image_data_generator():
 
 def test_no_augmentation_leaves_the_picture_as_it_is():
     pixels = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    transform = augment.draw(np.random.default_rng(3), Augmentation(), 9, 7)
-    np.testing.assert_array_equal(augment.apply(pixels, transform), pixels)
+    transform = affine.draw(np.random.default_rng(3), Augmentation(), 9, 7)
+    np.testing.assert_array_equal(affine.apply(pixels, transform), pixels)

@@ -12,8 +12,8 @@ import pytest
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
-from mri_edge.errors import WeightsError  # noqa: E402
-from mri_edge.train import backbone  # noqa: E402
+from mri_edge.errors import WeightsError
+from mri_edge.train.models import weights as backbone
 
 
 def same(received, expected):

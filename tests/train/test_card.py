@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
-from mri_edge.card import MARKDOWN, PAGE, card, to_html, to_markdown
-from mri_edge.manifest import Manifest, Metric, Parity
-from mri_edge.split import SPLIT, Split, SplitImage
-from mri_edge.writing import rewriting
+
+from mri_edge.authoring.card import MARKDOWN, PAGE, card, to_html, to_markdown
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Manifest, Metric, Parity
+from mri_edge.bundles.split import SPLIT, Split, SplitImage
 
 # M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, figure 1
 SECTIONS = [

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from mri_edge.errors import DataError
 from PIL import Image
+
+from mri_edge.errors import DataError
 
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
-from mri_edge.preprocess import Preprocessing
-from mri_edge.train.checks import check_roles, inspect, table
-from mri_edge.train.data import decode, exclude, find_scans, read_groups
-from mri_edge.train.split import choose_test
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.data.audit import check_roles, inspect, table
+from mri_edge.train.data.folder import decode, exclude, find_scans, read_groups
+from mri_edge.train.data.splits import choose_test
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train.fit import Epoch
-from mri_edge.train.progress import step_progress, training_progress
+from mri_edge.train.loops.head import Epoch
+from mri_edge.train.loops.progress import step_progress, training_progress
 
 TRAIN = [sys.executable, "-m", "mri_edge", "train"]
 _LEFT = r"\d+:\d\d elapsed, about \d+:\d\d left"
@@ -71,7 +71,7 @@ def test_no_colours_where_they_are_not_wanted(variable) -> None:
     """On a real terminal: bold and dim are escape sequences as well."""
     program = """
 import sys
-from mri_edge.progress import console
+from mri_edge.commands.progress import console
 from rich.table import Table
 table = Table(title="How good", title_style="bold")
 table.add_column("value")
@@ -168,9 +168,9 @@ def test_a_killed_training_leaves_nothing_that_the_next_does_not_clear(folders, 
 
 def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
     from mri_edge.cli import run
-    from mri_edge.train import recipe
+    from mri_edge.train.recipes import base
 
-    monkeypatch.setitem(recipe.RECIPES, "reference", small_recipe)
+    monkeypatch.setitem(base.RECIPES, "reference", small_recipe)
     monkeypatch.chdir(tmp_path)
     options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "1"]
     for more, place, name in (

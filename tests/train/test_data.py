@@ -6,10 +6,10 @@ from PIL import Image
 
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
-from mri_edge import images
 from mri_edge.errors import DataError
-from mri_edge.preprocess import Preprocessing
-from mri_edge.train.data import decode, exclude, find_scans
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.readers import picture
+from mri_edge.train.data.folder import decode, exclude, find_scans
 
 
 def put(path):
@@ -81,7 +81,7 @@ def test_decode_equals_the_runtime_s_own(folders, tmp_path):
     pixels = decode(scans, preprocessing, tmp_path / "pixels.npy").pixels
     assert pixels.shape == (30, 16, 24, 3)
     for row, scan in zip(pixels, scans, strict=True):
-        np.testing.assert_array_equal(row, preprocessing.fit(images.load(scan.path)))
+        np.testing.assert_array_equal(row, preprocessing.fit(picture.load(scan.path)))
 
 
 def test_exclude_takes_scans_before_lists_even_inside_the_data_folder(folders, tmp_path, monkeypatch):

@@ -10,21 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle, embedded_models
-from mri_edge.cli import run
-from mri_edge.errors import DataError, EngineUnavailable, UsageError
-from mri_edge.files import sha256_of
-from mri_edge.split import SPLIT, Split, SplitImage
-from mri_edge.writing import rewriting
 from PIL import Image
 from scipy.stats import norm
+
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle, embedded_models
+from mri_edge.bundles.split import SPLIT, Split, SplitImage
+from mri_edge.cli import run
+from mri_edge.errors import DataError, EngineUnavailable, UsageError
+from mri_edge.storage.atomic import sha256_of
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
-from mri_edge.train.area import auc  # noqa: E402
-from mri_edge.train.evaluate import evaluate  # noqa: E402
-from mri_edge.train.metrics import bins_of, measure, reliability, share  # noqa: E402
+from mri_edge.train.evaluation.auc import auc
+from mri_edge.train.evaluation.evaluate import evaluate
+from mri_edge.train.evaluation.metrics import bins_of, measure, reliability, share
 
 
 def two_columns(score: np.ndarray) -> np.ndarray:
@@ -312,7 +313,7 @@ def test_tables_name_every_figure(tiny_bundle, data, capfd):
 
 
 def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):
-    from mri_edge.train import evaluate_command
+    from mri_edge.train.cli import evaluate as evaluate_command
 
     monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None if name == "matplotlib" else object())
     assert run(["evaluate", str(tiny_bundle), "--data", str(data)]) == 2

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mri_edge.bundle import Bundle
+
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import MriEdgeError
-from mri_edge.writing import rewriting
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
-from mri_edge.train.evaluate import open_classifier  # noqa: E402
+from mri_edge.train.evaluation.evaluate import open_classifier
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
-from mri_edge.train import intervals  # noqa: E402
-from mri_edge.train.area import auc, both_kinds  # noqa: E402
-from mri_edge.train.metrics import area_of, bins_of, by_folder, details, f1, measure, reliability, roc, share  # noqa: E402
+from mri_edge.train.evaluation import intervals
+from mri_edge.train.evaluation.auc import auc, both_kinds
+from mri_edge.train.evaluation.metrics import area_of, bins_of, by_folder, details, f1, measure, reliability, roc, share
 
 Z = 1.959964
 

@@ -5,10 +5,10 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train.backbone import build_backbone  # noqa: E402
-from mri_edge.train.fit import Images, augmented, epoch_order, fit, seed_dropout  # noqa: E402
-from mri_edge.train.model import build_network  # noqa: E402
-from mri_edge.train.winograd import frozen_features  # noqa: E402
+from mri_edge.train.loops.head import Images, augmented, epoch_order, fit, seed_dropout
+from mri_edge.train.loops.winograd import frozen_features
+from mri_edge.train.models.vgg16 import build_network
+from mri_edge.train.models.weights import build_backbone
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
-from mri_edge.train.intervals import RESAMPLES, bootstrap
-from mri_edge.train.metrics import area_of
+from mri_edge.train.evaluation.intervals import RESAMPLES, bootstrap
+from mri_edge.train.evaluation.metrics import area_of
 
 
 def weights_of(positive, group=None):

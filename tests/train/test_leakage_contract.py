@@ -9,29 +9,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mri_edge.novelty import distances
 from PIL import Image
+
+from mri_edge.inference.out_of_distribution import distances
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train import (
-    crossval,
-    duplicates,
-    finish,
-    grey_augment,
-    novelty,
-    reference_crossval,
-    robust,
-    robust_run,
-    small_crossval,
-)
-from mri_edge.train.area import auc
-from mri_edge.train.checks import inspect
-from mri_edge.train.data import Labels, Scan, find_scans
-from mri_edge.train.folds import by_source
-from mri_edge.train.metrics import share
-from mri_edge.train.recipe import ROBUST, SMALL
 from sklearn.metrics import recall_score, roc_curve
+
+from mri_edge.train import bundle_finish, crossval, reference_crossval, robust_run, small_crossval
+from mri_edge.train.data import duplicates
+from mri_edge.train.data.audit import inspect
+from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.folds import by_source
+from mri_edge.train.evaluation import out_of_distribution
+from mri_edge.train.evaluation.auc import auc
+from mri_edge.train.evaluation.metrics import share
+from mri_edge.train.recipes import robust
+from mri_edge.train.recipes.base import ROBUST, SMALL
+from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
 PLAN = robust.plan_of(ROBUST)  # by which nobody trains here
@@ -302,12 +298,12 @@ def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_valida
         seen.append((train, held_out))
         raise _StopError
 
-    monkeypatch.setattr(finish, "fit_novelty", stop)
-    monkeypatch.setattr(finish, "keras_features", lambda *arguments: None)
+    monkeypatch.setattr(bundle_finish, "fit_novelty", stop)
+    monkeypatch.setattr(bundle_finish, "keras_features", lambda *arguments: None)
     network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness), backbone=None)
     model = robust.Trained(network, network, 1.0, 0.5, {})
     with pytest.raises(_StopError):
-        finish.finish(tmp_path, model, data, record, labels=TWO, recipe=tiny_recipe, weights=None, seed=0)
+        bundle_finish.finish(tmp_path, model, data, record, labels=TWO, recipe=tiny_recipe, weights=None, seed=0)
     [rows] = seen
     for some, role in zip(rows, ("train", "validation"), strict=True):
         assert {record.images[row].role for row in some} == {role}
@@ -321,7 +317,7 @@ def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
     def features(some):
         return some.reshape(len(some), -1).astype(np.float32)
 
-    fitted = novelty.fit_novelty(features, pixels, np.arange(30), np.empty(0, np.intp), seed=0)
+    fitted = out_of_distribution.fit_novelty(features, pixels, np.arange(30), np.empty(0, np.intp), seed=0)
     plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
     outside = distances(features(pixels[30:]), plane) > fitted.entry.limit
     assert outside.mean() < 0.25
@@ -367,8 +363,8 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
     rng = np.random.default_rng(1)
     data = flat_collection(60)
     greys = [rng.integers(*((150, 211) if one else (40, 81)), (40, 40), dtype=np.uint8) for one in data.label]
-    slices = [grey_augment.Slice(grey, (0, 0, 40, 40)) for grey in greys]
-    pixels = np.stack([grey_augment.fit(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
+    slices = [mri.Slice(grey, (0, 0, 40, 40)) for grey in greys]
+    pixels = np.stack([mri.fit(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
     data = dataclasses.replace(data, slices=slices, pixels=pixels)
     watch_training(monkeypatch)
     everyone = np.ones(60, bool)
@@ -393,7 +389,7 @@ def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, monkeypatch):
     """As ``decide`` has it on a device: at least the threshold."""
     data = flat_collection(40)
     grey = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
-    slices = [grey_augment.Slice(grey, (0, 0, 40, 40))] * 40
+    slices = [mri.Slice(grey, (0, 0, 40, 40))] * 40
     data = dataclasses.replace(data, slices=slices, pixels=np.full((40, 32, 32, 3), 102, np.uint8))
     monkeypatch.setattr(
         crossval,

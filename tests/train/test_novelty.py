@@ -9,10 +9,10 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="needs mri-edge[train]")
 
-from mri_edge.novelty import distances  # noqa: E402
-from mri_edge.preprocess import Preprocessing  # noqa: E402
-from mri_edge.train import novelty  # noqa: E402
-from mri_edge.train.novelty import fit_novelty, keras_features  # noqa: E402
+from mri_edge.inference.out_of_distribution import distances
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.evaluation import out_of_distribution
+from mri_edge.train.evaluation.out_of_distribution import fit_novelty, keras_features
 
 PREPROCESSING = Preprocessing(height=32, width=32)
 
@@ -59,15 +59,19 @@ def test_limit_is_that_of_the_source_that_lies_furthest_out():
     rng = np.random.default_rng(5)
     source = np.array(["large"] * 2000 + ["small"] * 60 + ["tiny"] * 5)
     distance = np.concatenate([rng.normal(1, 0.1, 2000), rng.normal(2, 0.1, 60), np.full(5, 9)]).astype(np.float32)
-    limit = novelty._limit(distance, source)
-    assert limit == np.quantile(distance[source == "small"], novelty.QUANTILE), "five scans are too few to go by"
-    assert novelty._limit(distance[:2000], source[:2000]) == np.quantile(distance[:2000], novelty.QUANTILE)
+    limit = out_of_distribution._limit(distance, source)
+    assert limit == np.quantile(distance[source == "small"], out_of_distribution.QUANTILE), (
+        "five scans are too few to go by"
+    )
+    assert out_of_distribution._limit(distance[:2000], source[:2000]) == np.quantile(
+        distance[:2000], out_of_distribution.QUANTILE
+    )
 
 
 def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, monkeypatch):
-    monkeypatch.setattr(novelty, "_MOST", 40)
+    monkeypatch.setattr(out_of_distribution, "_MOST", 40)
     source = np.array(["large"] * 90 + ["small"] * 10)
-    chosen = novelty._of_every_source(np.arange(100), source, np.random.default_rng(0))
+    chosen = out_of_distribution._of_every_source(np.arange(100), source, np.random.default_rng(0))
     assert np.count_nonzero(source[chosen] == "small") == 10
     assert len(set(chosen.tolist())) == 40
 

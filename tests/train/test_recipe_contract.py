@@ -8,17 +8,22 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
-from mri_edge.preprocess import Preprocessing
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.scans.preprocessing import Preprocessing
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train import calibration, distil, finish, grey_augment, robust, robust_run, small  # noqa: E402
-from mri_edge.train.data import Labels, Scan, find_scans  # noqa: E402
-from mri_edge.train.finetune import Plan, finetune  # noqa: E402
-from mri_edge.train.model import Network, predict  # noqa: E402
-from mri_edge.train.recipe import ROBUST, SMALL  # noqa: E402
-from mri_edge.train.split import as_split  # noqa: E402
+from mri_edge.train import bundle_finish, robust_run
+from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.splits import as_split
+from mri_edge.train.evaluation import calibration
+from mri_edge.train.loops import distil
+from mri_edge.train.loops.finetune import Plan, finetune
+from mri_edge.train.models.vgg16 import Network, predict
+from mri_edge.train.recipes import distilled, robust
+from mri_edge.train.recipes.base import ROBUST, SMALL
+from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
 PLAN = Plan(
@@ -55,8 +60,8 @@ def test_the_robust_recipe_is_the_one_that_the_shipped_model_was_trained_by():
 
 def test_the_small_recipe_is_the_one_that_the_shipped_model_was_trained_by():
     details = Bundle.open("small").manifest.training.details
-    assert details["plan"] == asdict(small.plan_of(SMALL))
-    assert details["pool_views"] == small.POOL_VIEWS
+    assert details["plan"] == asdict(distilled.plan_of(SMALL))
+    assert details["pool_views"] == distilled.POOL_VIEWS
     assert details["architecture"]["dropout"] == SMALL.dropout
 
 
@@ -72,7 +77,7 @@ def degraded():
     line[:, 32] = 220
 
     def change(field, seed):
-        result = grey_augment._degrade(np.random.default_rng(seed), field.copy())
+        result = mri._degrade(np.random.default_rng(seed), field.copy())
         return np.abs(np.rint(result) - field)[12:-12, 12:-12]
 
     changes = [[change(field, seed) for field in (flat, ramp, line)] for seed in range(400)]
@@ -99,11 +104,11 @@ def test_a_third_of_the_views_is_blurred_or_sharpened(degraded):
 
 def test_views_meet_noise_unless_their_grey_levels_stay_as_they_are():
     """Through the whole of ``augment``: of a flat slice 3 views in 10 are untouched, and 0.7 x 0.3 have noise."""
-    scan = grey_augment.Slice(np.full((160, 160), 120, np.uint8), (0, 0, 160, 160))
+    scan = mri.Slice(np.full((160, 160), 120, np.uint8), (0, 0, 160, 160))
     size = Preprocessing(height=96, width=96)
     rough = []
     for seed in range(250):
-        view = grey_augment.augment(np.random.default_rng(seed), scan, scan.grey, size).astype(float)
+        view = mri.augment(np.random.default_rng(seed), scan, scan.grey, size).astype(float)
         rough.append(np.diff(view[40:56, 40:56], 2, axis=1).std() > 2)
     assert 0.1 < np.mean(rough) < 0.32
 
@@ -118,8 +123,7 @@ def heads(labels, tumour_level):
     """Healthy slices are heads of level 110, the others of ``tumour_level``: a collection without pictures on disk."""
     label = np.array(labels)
     slices = [
-        grey_augment.Slice(grey, grey_augment.head_box(grey))
-        for grey in (ellipse(110 if one == 0 else tumour_level) for one in labels)
+        mri.Slice(grey, mri.head_box(grey)) for grey in (ellipse(110 if one == 0 else tumour_level) for one in labels)
     ]
     names = [f"{one}/{index}.png" for index, one in enumerate(labels)]
     scans = [Scan(None, name, name[0], one, name) for name, one in zip(names, labels, strict=True)]
@@ -171,9 +175,7 @@ def test_what_is_drawn_in_a_slice_is_seen_in_the_view(tiny_recipe):
     scan = heads([0], tumour_level=0).slices[0]
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        view = grey_augment.augment(
-            rng, scan, scan.grey, tiny_recipe.preprocessing, lambda rng, grey: np.full_like(grey, 200)
-        )
+        view = mri.augment(rng, scan, scan.grey, tiny_recipe.preprocessing, lambda rng, grey: np.full_like(grey, 200))
         # All of the picture is the drawing: the background of the head is gone, but for corners that turning leaves.
         assert (view[8:24, 8:24] > 30).all()
 
@@ -315,7 +317,7 @@ def collection(two_sources, tiny_recipe):
 @pytest.fixture
 def roles(collection):
     """Rows that train, validate and test."""
-    return finish.rows_of(robust.choose_roles(collection), collection)
+    return bundle_finish.rows_of(robust.choose_roles(collection), collection)
 
 
 def trained_on(collection, roles, recipe, labels=TWO):
@@ -411,7 +413,7 @@ def test_a_bundle_is_trained_by_training_images_and_calibrated_by_validation_ima
 def test_rows_of_roles_are_those_of_the_record_without_what_was_left_out(collection):
     record = robust.choose_roles(collection, left_out=collection.scans[:3])
     assert len(record.images) == len(collection.scans) + 3
-    for rows, role in zip(finish.rows_of(record, collection), ("train", "validation", "test"), strict=True):
+    for rows, role in zip(bundle_finish.rows_of(record, collection), ("train", "validation", "test"), strict=True):
         assert [record.images[row].role for row in rows] == [role] * len(rows)
         assert len(rows) == len(record.of(role)) > 0
         assert rows.max() < len(collection.scans)

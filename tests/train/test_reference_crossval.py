@@ -7,13 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+
 from mri_edge.errors import DataError
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.cli import run
-from mri_edge.train import area, recipe, reference_crossval
-from mri_edge.train.folds import by_group
+from mri_edge.train import reference_crossval
+from mri_edge.train.data.folds import by_group
+from mri_edge.train.evaluation import auc
+from mri_edge.train.recipes import base
 from mri_edge.train.reference_crossval import cross_validate_reference
 
 
@@ -55,7 +58,7 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     right = sum(one["called"] == one["label"] for one in record["predictions"])
     assert record["pooled"]["accuracy"]["value"] == pytest.approx(right / 30)
     assert sum(one["accuracy"]["images"] for one in record["by_fold"]) == 30
-    assert {one["auc"]["method"] for one in (record["pooled"], *record["by_fold"])} == {area.GROUPED}
+    assert {one["auc"]["method"] for one in (record["pooled"], *record["by_fold"])} == {auc.GROUPED}
 
 
 def test_a_source_without_which_a_label_has_no_image_is_told_before_training(
@@ -119,7 +122,7 @@ def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, 
 
 
 def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(recipe.RECIPES, "reference", small_recipe)
+    monkeypatch.setitem(base.RECIPES, "reference", small_recipe)
     common = ["evaluate", "--data", str(folders), "--cv", "2", "--backbone-weights", str(weights_file)]
     assert run(common) == 2
     assert "--out" in capfd.readouterr().err

@@ -18,26 +18,21 @@ from PIL import Image
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge import images  # noqa: E402
-from mri_edge.bundle import Bundle  # noqa: E402
-from mri_edge.cli import run  # noqa: E402
-from mri_edge.errors import DataError, OutputError  # noqa: E402
-from mri_edge.files import fingerprint  # noqa: E402
-from mri_edge.preprocess import Preprocessing  # noqa: E402
-from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import (  # noqa: E402
-    crossval,
-    duplicates,
-    grey_augment,
-    reference,
-    robust,
-    robust_run,
-    stress,
-    unfinished,
-)
-from mri_edge.train.backbone import build_backbone  # noqa: E402
-from mri_edge.train.data import Labels, Scan, find_scans, select  # noqa: E402
-from mri_edge.train.recipe import ROBUST, find_recipe  # noqa: E402
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import Split
+from mri_edge.cli import run
+from mri_edge.errors import DataError, OutputError
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.readers import picture as images
+from mri_edge.storage.atomic import fingerprint
+from mri_edge.train import crossval, robust_run
+from mri_edge.train.data import duplicates
+from mri_edge.train.data.folder import Labels, Scan, find_scans, select
+from mri_edge.train.loops import checkpoint as unfinished
+from mri_edge.train.models.weights import build_backbone
+from mri_edge.train.recipes import published, robust
+from mri_edge.train.recipes.base import ROBUST, find_recipe
+from mri_edge.train.transforms import mri, shifts
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +60,7 @@ def collection_of(data, recipe):
 def as_reference(two_sources, monkeypatch):
     """``two_sources``, its source ``a`` in the place of the reference's data set."""
     contents = [scan.sha256 for scan in find_scans(two_sources / "a")[0]]
-    monkeypatch.setattr(reference, "DATA", fingerprint(contents))
+    monkeypatch.setattr(published, "DATA", fingerprint(contents))
     return two_sources
 
 
@@ -278,7 +273,7 @@ def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
     assert pooled["sensitivity"]["images"] == 50
     (stressed,) = {one["auc"]["images"] for one in result["stress"].values()}
     assert 80 <= stressed <= 100  # as many of either kind as the rarer one has in its fold
-    assert set(result["stress"]) == {"none", *stress.CHANGES}
+    assert set(result["stress"]) == {"none", *shifts.CHANGES}
     json.dumps(result)  # plain types
 
 
@@ -307,10 +302,10 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
     rng = np.random.default_rng(4)
     pixels = np.zeros((90, 70), np.uint8)
     pixels[20:70, 15:55] = rng.integers(60, 200, (50, 40), dtype=np.uint8)
-    scan = grey_augment.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
+    scan = mri.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
     other = rng.integers(0, 255, (50, 50), dtype=np.uint8)
-    plain = grey_augment.fit(scan.grey, tiny_recipe.preprocessing)
-    changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in stress.CHANGES.items()}
+    plain = mri.fit(scan.grey, tiny_recipe.preprocessing)
+    changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in shifts.CHANGES.items()}
     for picture in changed.values():
         assert picture.dtype == np.uint8
         assert picture.shape == plain.shape

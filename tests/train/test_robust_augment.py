@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mri_edge.preprocess import Preprocessing
+
+from mri_edge.scans.preprocessing import Preprocessing
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
-from mri_edge.train import grey_augment, lesions
+from mri_edge.train.transforms import lesions, mri
 
 SIZE = Preprocessing(height=64, width=48)
 
@@ -21,22 +22,22 @@ def head(height: int = 120, width: int = 100, level: int = 100) -> np.ndarray:
 
 def test_head_box_leaves_out_writing_in_a_corner():
     pixels = head()
-    without = grey_augment.Slice.from_pixels(pixels).head
+    without = mri.Slice.from_pixels(pixels).head
     pixels[2:5, 2:30] = 255
     # 3% of 120 rows are 3.6: a line of writing three pixels high is below that in every column.
-    top, left, bottom, right = grey_augment.Slice.from_pixels(pixels).head
+    top, left, bottom, right = mri.Slice.from_pixels(pixels).head
     assert (left, bottom, right) == without[1:]
     assert without == pytest.approx((12, 20, 108, 80), abs=3)
     assert top <= without[0]
 
 
 def test_head_box_of_an_empty_picture_is_the_picture():
-    assert grey_augment.head_box(np.zeros((50, 40), np.uint8)) == (0, 0, 50, 40)
+    assert mri.head_box(np.zeros((50, 40), np.uint8)) == (0, 0, 50, 40)
 
 
 def test_cut_pads_with_black_and_keeps_the_pixels_where_they_were():
     grey = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
-    part = grey_augment.cut(grey, (-3, 2, 8, 15))
+    part = mri.cut(grey, (-3, 2, 8, 15))
     assert part.shape == (11, 13)
     np.testing.assert_array_equal(part[3:, :10], grey[:8, 2:])
     assert not part[:3].any()
@@ -46,7 +47,7 @@ def test_cut_pads_with_black_and_keeps_the_pixels_where_they_were():
 def test_match_histogram_takes_over_the_reference_s_grey_levels():
     rng = np.random.default_rng(0)
     own, wanted = (rng.normal(centre, 20, (128, 128)).clip(0, 255).astype(np.uint8) for centre in (60, 160))
-    matched = grey_augment.match_histogram(own, wanted)
+    matched = mri.match_histogram(own, wanted)
     shares = np.linspace(0.05, 0.95, 19)
     # One level of rounding down, one of interpolating between levels.
     np.testing.assert_allclose(np.quantile(matched, shares), np.quantile(wanted, shares), atol=2)
@@ -55,13 +56,10 @@ def test_match_histogram_takes_over_the_reference_s_grey_levels():
 
 
 def test_the_same_state_gives_the_same_view_and_another_gives_another():
-    scan = grey_augment.Slice.from_pixels(head())
+    scan = mri.Slice.from_pixels(head())
     reference = head(level=180)[..., 0]
     for seed in range(40):  # enough to pass through every branch
-        views = [
-            grey_augment.augment(np.random.default_rng(state), scan, reference, SIZE)
-            for state in (seed, seed, seed + 99)
-        ]
+        views = [mri.augment(np.random.default_rng(state), scan, reference, SIZE) for state in (seed, seed, seed + 99)]
         assert views[0].dtype == np.uint8
         assert views[0].shape == (64, 48)
         assert views[0].flags.c_contiguous
@@ -76,8 +74,8 @@ def test_neither_brightness_nor_framing_survives():
     reference = head(level=110)[..., 0]
 
     def views(pixels: np.ndarray) -> np.ndarray:
-        scan = grey_augment.Slice.from_pixels(pixels)
-        return np.stack([grey_augment.augment(rng, scan, reference, SIZE) for _ in range(150)])
+        scan = mri.Slice.from_pixels(pixels)
+        return np.stack([mri.augment(rng, scan, reference, SIZE) for _ in range(150)])
 
     first, second = views(dark), views(bright)
     for measure in (lambda view: np.percentile(view, 95), lambda view: (view > 12).mean()):
@@ -89,7 +87,7 @@ def test_neither_brightness_nor_framing_survives():
 
 def test_a_drawn_lesion_is_visible_and_stays_in_the_head():
     pixels = head(160, 140)[..., 0]
-    rim = grey_augment.head_box(pixels)
+    rim = mri.head_box(pixels)
     for seed in range(60):
         changed = lesions.draw_lesion(np.random.default_rng(seed), pixels)
         difference = np.abs(changed.astype(int) - pixels)

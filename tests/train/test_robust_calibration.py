@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mri_edge.errors import DataError
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train import calibration  # noqa: E402
+from mri_edge.train.evaluation import calibration
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train.finetune import Plan, finetune  # noqa: E402
+from mri_edge.train.loops.finetune import Plan, finetune
 
 PLAN = Plan(
     frozen_blocks=2,

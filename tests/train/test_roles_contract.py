@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mri_edge.bundle import Bundle
+from PIL import Image
+
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import DataError
-from mri_edge.files import sha256_of
-from mri_edge.split import SPLIT, Split, SplitImage
-from mri_edge.writing import rewriting
-from PIL import Image
+from mri_edge.storage.atomic import sha256_of
 
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
-from mri_edge.train.data import Scan
-from mri_edge.train.evaluate import choose_scans, evaluate
+from mri_edge.train.data.folder import Scan
+from mri_edge.train.evaluation.evaluate import choose_scans, evaluate
 
 
 def sha(content: str) -> str:

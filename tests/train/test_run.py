@@ -17,12 +17,15 @@ import pytest
 pytest.importorskip("keras", reason="needs the extra 'train'")
 h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
-from mri_edge.bundle import Bundle  # noqa: E402
-from mri_edge.errors import DataError, OutputError, UsageError  # noqa: E402
-from mri_edge.files import fingerprint  # noqa: E402
-from mri_edge.split import Split  # noqa: E402
-from mri_edge.train import record, reference, robust_run, run, unfinished  # noqa: E402
-from mri_edge.train.data import Labels, find_scans  # noqa: E402
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import Split
+from mri_edge.errors import DataError, OutputError, UsageError
+from mri_edge.storage.atomic import fingerprint
+from mri_edge.train import bundle as record
+from mri_edge.train import pipeline, robust_run
+from mri_edge.train.data.folder import Labels, find_scans
+from mri_edge.train.loops import checkpoint as unfinished
+from mri_edge.train.recipes import published
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -89,7 +92,7 @@ def trained(shared_folders, small_recipe, weights_file, tmp_path_factory):
     """One small training: what it returned, its bundle, and what it said of the data."""
     root = tmp_path_factory.mktemp("run")
     said = []
-    result = run.train_bundle(
+    result = pipeline.train_bundle(
         shared_folders,
         root / "bundle",
         small_recipe,
@@ -129,12 +132,13 @@ def test_intended_use_is_what_the_labels_say():
 
 def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, small_recipe):
     import keras
-    from mri_edge import images
+
+    from mri_edge.scans.readers import picture
 
     result, bundle, _ = trained
     model = keras.saving.load_model(bundle.path_of(bundle.artefact("model.keras")))
     scans = [shared_folders / image.file for image in result.split.of("test")]
-    pixels = np.stack([small_recipe.preprocessing.fit(images.load(path)) for path in scans])
+    pixels = np.stack([small_recipe.preprocessing.fit(picture.load(path)) for path in scans])
     # Another graph over the same float32 weights.
     np.testing.assert_allclose(
         model.predict(small_recipe.preprocessing.normalise(pixels), verbose=0), result.probabilities, atol=1e-5
@@ -156,12 +160,12 @@ def test_figures_of_the_reference_stand_beside_those_of_its_pictures_and_split_a
     folders, small_recipe, monkeypatch
 ):
     scans, _ = find_scans(folders)
-    assert not run.repeats_reference(small_recipe, "reference", scans)
-    monkeypatch.setattr(reference, "DATA", fingerprint(scan.sha256 for scan in scans))
-    assert run.repeats_reference(small_recipe, "reference", scans)
-    assert not run.repeats_reference(small_recipe, "stratified", scans)
-    assert not run.repeats_reference(small_recipe, "reference", scans[1:])
-    assert not run.repeats_reference(dataclasses.replace(small_recipe, name="robust"), "reference", scans)
+    assert not pipeline.repeats_reference(small_recipe, "reference", scans)
+    monkeypatch.setattr(published, "DATA", fingerprint(scan.sha256 for scan in scans))
+    assert pipeline.repeats_reference(small_recipe, "reference", scans)
+    assert not pipeline.repeats_reference(small_recipe, "stratified", scans)
+    assert not pipeline.repeats_reference(small_recipe, "reference", scans[1:])
+    assert not pipeline.repeats_reference(dataclasses.replace(small_recipe, name="robust"), "reference", scans)
 
 
 def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_file, tmp_path):
@@ -174,7 +178,7 @@ def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_f
     out = tmp_path / "bundle"
     recipe = dataclasses.replace(small_recipe, epochs=1)
     chosen = {"backbone_weights": str(weights_file), "seed": 1, "groups": csv}
-    split = run.train_bundle(folders, out, recipe, **chosen).split
+    split = pipeline.train_bundle(folders, out, recipe, **chosen).split
     whose = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
     assert whose["train"] | whose["test"] == set(patient.values())
     assert not whose["train"] & whose["test"]
@@ -182,7 +186,7 @@ def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_f
     assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
 
 
-@pytest.mark.parametrize("train", [run.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
+@pytest.mark.parametrize("train", [pipeline.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
 def test_a_split_that_would_divide_named_patients_is_refused(train, folders, small_recipe, tmp_path):
     chosen = {"backbone_weights": "none", "seed": 1, "groups": tmp_path / "patients.csv", "split": "reference"}
     with pytest.raises(UsageError, match="--groups keeps patients together, and split 'reference' divides them"):
@@ -193,15 +197,15 @@ def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weig
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
     monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):
-        run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
+        pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     monkeypatch.undo()
     (tmp_path / ".out.training").mkdir(exist_ok=True)
     (tmp_path / ".out.training" / "identity").write_text("another")
     (tmp_path / ".out.training" / "checkpoint.npz").touch()
     with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
-        run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
+        pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     with pytest.raises(OutputError, match="another recipe, seed, data or backbone"):
-        run.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
+        pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
 
 
 def test_what_another_version_left_is_not_taken_up(tmp_path, monkeypatch):
@@ -213,7 +217,7 @@ def test_what_another_version_left_is_not_taken_up(tmp_path, monkeypatch):
         unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True)
 
 
-@pytest.mark.parametrize("train", [run.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
+@pytest.mark.parametrize("train", [pipeline.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
 def test_what_was_mended_is_trained_without_more_ado(train, folders, small_recipe, weights_file, tmp_path, monkeypatch):
     """Unfit data leave nothing behind that the next try would have to --resume or --overwrite."""
     (folders / "no" / "broken.png").write_bytes(b"hello")
@@ -230,4 +234,4 @@ def test_a_single_class_is_refused(small_recipe, weights_file, folders, tmp_path
     for path in (folders / "yes").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="no pictures in yes"):
-        run.train_bundle(folders, tmp_path / "out", small_recipe, backbone_weights=str(weights_file), seed=0)
+        pipeline.train_bundle(folders, tmp_path / "out", small_recipe, backbone_weights=str(weights_file), seed=0)

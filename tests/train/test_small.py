@@ -13,26 +13,21 @@ import pytest
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.bundle import Bundle  # noqa: E402
-from mri_edge.cli import run  # noqa: E402
-from mri_edge.errors import DataError, OutputError  # noqa: E402
-from mri_edge.preprocess import Preprocessing  # noqa: E402
-from mri_edge.teacher import TeacherAnswers  # noqa: E402
-from mri_edge.train import (  # noqa: E402
-    data,
-    distil,
-    paired,
-    robust,
-    robust_run,
-    small,
-    small_crossval,
-    small_network,
-    small_run,
-    unfinished,
-)
-from mri_edge.train.model import Network  # noqa: E402
-from mri_edge.train.recipe import ROBUST, SMALL  # noqa: E402
-from sklearn.metrics import roc_curve  # noqa: E402
+from sklearn.metrics import roc_curve
+
+from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.cli import run
+from mri_edge.errors import DataError, OutputError
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train import robust_run, small_crossval, small_run
+from mri_edge.train.data import folder
+from mri_edge.train.evaluation import paired
+from mri_edge.train.loops import checkpoint, distil
+from mri_edge.train.models import small_cnn
+from mri_edge.train.models.vgg16 import Network
+from mri_edge.train.recipes import distilled, robust
+from mri_edge.train.recipes.base import ROBUST, SMALL
 
 SIZE = 32
 
@@ -51,7 +46,7 @@ def robust_recipe():
 @pytest.fixture
 def shallow(monkeypatch):
     """Students of two convolutions: Keras takes long to trace the full stack."""
-    monkeypatch.setattr(small_network, "STACK", small_network.STACK[:2])
+    monkeypatch.setattr(small_cnn, "STACK", small_cnn.STACK[:2])
 
 
 @pytest.fixture
@@ -61,18 +56,18 @@ def quick(monkeypatch, robust_recipe, shallow):
     monkeypatch.setattr(robust_run, "plan_of", lambda recipe: plan)
     monkeypatch.setattr(small_crossval, "plan_of_robust", lambda recipe: plan)
     monkeypatch.setattr(small_crossval, "ROBUST", robust_recipe)
-    monkeypatch.setattr(small, "POOL_VIEWS", 32)
+    monkeypatch.setattr(distilled, "POOL_VIEWS", 32)
     monkeypatch.setattr(small_crossval, "STUDENTS", 1)
 
 
 def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
-    trained = small_network.build_trainable(recipe, 2, seed=1)
+    trained = small_cnn.build_trainable(recipe, 2, seed=1)
     rng = np.random.default_rng(0)
     for layer in trained.layers:  # statistics as after training, not 0 and 1
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
-    shipped = small_network.build_shipped(recipe, 2)
-    small_network.fold(trained, shipped)
+    shipped = small_cnn.build_shipped(recipe, 2)
+    small_cnn.fold(trained, shipped)
     tinted = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.float32)
     grey = tinted.mean(axis=-1, keepdims=True) / 255
     expected = np.asarray(trained.predict_on_batch(grey))
@@ -84,7 +79,7 @@ def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
 
 def test_full_network_keeps_its_budget():
     """At most 150 KB in 8 bits with some 20 KB for everything that is no weight."""
-    assert small_network.build_shipped(SMALL, 2).whole.count_params() < 130_000
+    assert small_cnn.build_shipped(SMALL, 2).whole.count_params() < 130_000
 
 
 def test_views_are_moved_and_lit_but_stay_views():
@@ -121,10 +116,10 @@ def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_
     assert opened is not None
     np.testing.assert_array_equal(opened.views, pool.views)
     np.testing.assert_array_equal(opened.answers, pool.answers)
-    plan = dataclasses.replace(small.plan_of(recipe), epochs=6, batch=8, rise=5)
+    plan = dataclasses.replace(distilled.plan_of(recipe), epochs=6, batch=8, rise=5)
 
     def student():
-        network = small_network.build_trainable(recipe, 2, seed=4)
+        network = small_cnn.build_trainable(recipe, 2, seed=4)
         return network, distil.distil(network, pool, plan, seed=4)
 
     (first, losses), (again, _) = student(), student()
@@ -197,7 +192,7 @@ def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_te
     bundle = Bundle.open(out)
     bundle.verify()
     training = bundle.manifest.training
-    assert (training.recipe, training.backbone) == ("small", small_network.ARCHITECTURE)
+    assert (training.recipe, training.backbone) == ("small", small_cnn.ARCHITECTURE)
     assert training.backbone_weights == "distilled from vgg16 (robust, seed 0)"
     assert training.split_fingerprint == Bundle.open(teacher).manifest.training.split_fingerprint
     assert bundle.manifest.novelty is not None
@@ -250,7 +245,7 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
     assert {image["fold"] for image in result["images"]} == {1, 2, 3}
     assert set(result["student_minus_teacher_at_threshold_of_other_folds"]) == {"student 0"}
     assert 0 <= result["threshold"]["value"] <= 1
-    split = robust.choose_roles(robust.collect(data.find_scans(two_sources)[0], recipe.preprocessing))
+    split = robust.choose_roles(robust.collect(folder.find_scans(two_sources)[0], recipe.preprocessing))
     seen = len(split.of("train")) + len(split.of("validation"))
     assert split.of("test")
     assert f"to {seen} images out of fold" in result["threshold"]["rule"]
@@ -319,7 +314,7 @@ def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, argume
 
 
 def test_a_disk_without_room_for_the_views_is_told_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 439 MB"):
         small_run.train_small_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)
     with pytest.raises(OutputError, match="5 MB free, this training needs 675 MB"):

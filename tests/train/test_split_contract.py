@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mri_edge.bundles.split import Role, Split, SplitImage, short
 from mri_edge.errors import DataError, UsageError
-from mri_edge.split import Role, Split, SplitImage, short
 
 selection_of_sklearn = pytest.importorskip("sklearn.model_selection", reason="needs the extra 'train'")
 
-from mri_edge.train import duplicates, folds  # noqa: E402
-from mri_edge.train.data import Scan  # noqa: E402
-from mri_edge.train.evaluate import choose_scans  # noqa: E402
-from mri_edge.train.split import as_split, choose_test, find_split  # noqa: E402
+from mri_edge.train.data import duplicates, folds
+from mri_edge.train.data.folder import Scan
+from mri_edge.train.data.splits import as_split, choose_test, find_split
+from mri_edge.train.evaluation.evaluate import choose_scans
 
 
 def digest(name: str) -> str:

@@ -11,13 +11,13 @@ from scipy.special import logit
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
-from mri_edge.train.area import auc  # noqa: E402
-from mri_edge.train.calibration import choose_threshold  # noqa: E402
-from mri_edge.train.data import Scan  # noqa: E402
-from mri_edge.train.evaluate import score as score_scans  # noqa: E402
-from mri_edge.train.intervals import RESAMPLES, basic, draw_outcomes, percentile  # noqa: E402
-from mri_edge.train.metrics import area_of, bins_of, details, measure, reliability  # noqa: E402
-from mri_edge.train.paired import Answers, specificity_at, student_minus_teacher  # noqa: E402
+from mri_edge.train.data.folder import Scan
+from mri_edge.train.evaluation.auc import auc
+from mri_edge.train.evaluation.calibration import choose_threshold
+from mri_edge.train.evaluation.evaluate import score as score_scans
+from mri_edge.train.evaluation.intervals import RESAMPLES, basic, draw_outcomes, percentile
+from mri_edge.train.evaluation.metrics import area_of, bins_of, details, measure, reliability
+from mri_edge.train.evaluation.paired import Answers, specificity_at, student_minus_teacher
 
 Z = 1.959964
 

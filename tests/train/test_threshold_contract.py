@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from mri_edge.errors import DataError
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train.calibration import choose_threshold, fit_temperature, scale_probabilities  # noqa: E402
-from mri_edge.train.paired import (  # noqa: E402
+from mri_edge.train.evaluation.calibration import choose_threshold, fit_temperature, scale_probabilities
+from mri_edge.train.evaluation.paired import (
     Answers,
     called_by_other_folds,
     specificity_at,

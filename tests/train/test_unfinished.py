@@ -13,11 +13,11 @@ pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("fcntl", reason="folders have no locks on Windows")
 
 from mri_edge.errors import UsageError
-from mri_edge.train.unfinished import claimed, claimed_run, has_state, work_folder
+from mri_edge.train.loops.checkpoint import claimed, claimed_run, has_state, work_folder
 
 HOLDER = """
 import sys
-from mri_edge.train.unfinished import claimed_run
+from mri_edge.train.loops.checkpoint import claimed_run
 with claimed_run("vgg16", resume=False) as out:
     print(out, flush=True)
     sys.stdin.read()

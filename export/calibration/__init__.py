@@ -1,0 +1,1 @@
+"""Choosing images and ranges for int8."""

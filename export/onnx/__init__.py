@@ -1,0 +1,1 @@
+"""Conversion to ONNX and its precisions."""

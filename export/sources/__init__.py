@@ -1,0 +1,1 @@
+"""What is exported: the models of a bundle, or a model made elsewhere."""

@@ -1,0 +1,106 @@
+"""Does the preprocessing that was stated fit the model? Its accuracy on labelled pictures tells, beside others'."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.export.calibration.calibrate import draw, read_batches
+from mri_edge.export.parity.statistics import Flags, Interval, mcnemar, proportion
+from mri_edge.scans.preprocessing import Preprocessing
+
+from . import models
+
+_PICTURES = 64  # as many of each label
+_LEVEL = 0.05
+_BGR_MEANS = (103.939, 116.779, 123.68)
+# What Keras' own image classifiers take, each in both orders of the channels.
+_COMMON: tuple[dict[str, Any], ...] = (
+    {"scale": 1.0},
+    {"scale": 1 / 255},
+    {"scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0)},
+    {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)},
+    {"scale": 1.0, "mean": _BGR_MEANS, "channel_order": "BGR"},
+    {"scale": 1.0, "channel_order": "BGR"},
+    {"scale": 1 / 255, "channel_order": "BGR"},
+    {"scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0), "channel_order": "BGR"},
+    {"scale": 1.0, "mean": _BGR_MEANS[::-1]},
+)
+
+
+def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preprocessing, seed: int) -> str | None:
+    """What speaks against ``preprocessing``, in a sentence or two; None if nothing does.
+
+    Parameters
+    ----------
+    located
+        Pictures and the index of their label; as many of each label are drawn by ``seed``, 64 in all.
+
+    Raises
+    ------
+    DataError
+        A picture cannot be read.
+    """
+    classes = sorted({label for _, label in located})
+    each = min(_PICTURES // len(classes), *(sum(label == wanted for _, label in located) for wanted in classes))
+    drawn = [
+        (path, label)
+        for label in classes
+        for path in draw([pair for pair in located if pair[1] == label], max(1, each), seed)
+    ]
+    pixels = list(read_batches([path for path, _ in drawn], preprocessing))
+    labels = np.array([label for _, label in drawn])
+
+    def right(tried: Preprocessing) -> Flags:
+        found: NDArray[np.float32] = models.answers(model, pixels, tried)
+        return np.asarray(found.argmax(axis=1) == labels)
+
+    stated = right(preprocessing)
+    others = [
+        dataclasses.replace(Preprocessing(preprocessing.height, preprocessing.width), **fields) for fields in _COMMON
+    ]
+    if all((batch == batch[..., :1]).all() for batch in pixels):  # grey: the order of channels changes means alone
+        others = [other for other in others if other.channel_order == "RGB" or any(other.mean)]
+    others = [other for other in others if other != preprocessing]
+    chance = 1 / len(classes)
+    best, flags = preprocessing, stated
+    # With fewer mistakes no other one can be significantly better.
+    if np.sum(~stated) > np.log2(2 * len(others) / _LEVEL):
+        for other in others:
+            found = right(other)
+            better = found.sum() > flags.sum() and mcnemar(stated, found) < _LEVEL / len(others)
+            if better and _share(found).low > chance:
+                best, flags = other, found
+    guessed = _share(stated).low <= chance
+    if best is preprocessing and not guessed:
+        return None
+    told = f"with the stated preprocessing the model is right in {_words(stated)} of {len(drawn)} pictures"
+    if guessed:
+        told += f", no better than guessing ({chance:.2f})"
+    if best is preprocessing:
+        return f"{told}, and none of {len(others)} common ones does better. Are --labels in the order of its outputs?"
+    return (
+        f"{told}; with --preprocessing '{_as_option(best)}', the best of {len(others)} common ones, it would be right "
+        f"in {_words(flags)}"
+    )
+
+
+def _share(right: Flags) -> Interval:
+    return proportion(int(right.sum()), len(right))
+
+
+def _words(right: Flags) -> str:
+    share = _share(right)
+    return f"{share.value:.2f} ({share.low:.2f}–{share.high:.2f})"
+
+
+def _as_option(preprocessing: Preprocessing) -> str:
+    """The object for ``--preprocessing``: the size, and what differs from the default."""
+    given, default = dataclasses.asdict(preprocessing), dataclasses.asdict(Preprocessing())
+    kept = {name: value for name, value in given.items() if name in ("height", "width") or value != default[name]}
+    return json.dumps(kept)

@@ -1,0 +1,1 @@
+"""Conversion to TFLite and its precisions."""

@@ -1,0 +1,85 @@
+"""Record golden values: what a bundle's scans give here, for other devices to replay and compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.device.machine import cpu, installed
+from mri_edge.errors import InputError, UsageError
+from mri_edge.inference.replay import (
+    ARRAYS,
+    FOLDER,
+    NOTICE,
+    RECORD,
+    SCHEMA_VERSION,
+    Facts,
+    engine_here,
+    is_golden,
+    probabilities_of,
+)
+from mri_edge.inference.tuned_profile import library_versions
+from mri_edge.scans.readers import picture
+
+from .writer import rewriting
+
+
+def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
+    """Put scans into a bundle with all they give here: pixels, tensors, probabilities of every artefact.
+
+    Parameters
+    ----------
+    scans
+        Pictures that may travel with the bundle: demo scans, never a patient's.
+    notice
+        Text file that says whose they are and under which licence; it travels beside them.
+
+    Raises
+    ------
+    UsageError
+        Two scans of one name, or no scan.
+    InputError, BundleError, EngineError
+        A scan or the notice cannot be read, an artefact cannot be run.
+    """
+    names = [FOLDER + path.name for path in scans]
+    if len(set(names)) < len(names) or not names:
+        raise UsageError(f"scans must be one or more, of different names. Received: {', '.join(names) or 'none'}")
+    try:
+        licence = notice.read_text(encoding="utf-8")
+        contents = [path.read_bytes() for path in scans]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read: {error}") from error
+    pixels = [picture.load(path) for path in scans]
+    tensors = np.stack([bundle.manifest.preprocessing.fit(one) for one in pixels])
+    arrays: dict[str, NDArray[Any]] = {"tensors": tensors}
+    # A grey picture is one channel seen three times: keep the one.
+    arrays |= {f"pixels-{i}": one[:, :, 0] if one.strides[2] == 0 else one for i, one in enumerate(pixels)}
+    engines = {}
+    for artefact in bundle.manifest.artefacts:
+        engine = engine_here(artefact)
+        if engine:
+            engines[artefact.file] = engine
+            arrays[f"probabilities-{artefact.file}"] = probabilities_of(bundle, artefact, engine, tensors)
+    facts = Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
+    others = [one.file for one in bundle.entries() if not is_golden(one.file)]
+    with rewriting(bundle, keep=others) as writer:
+        for name, content in zip(names, contents, strict=True):
+            writer.add_document(name, content)
+        writer.add_document(NOTICE, licence)
+        writer.add_document(RECORD, json.dumps(asdict(facts), indent=2) + "\n")
+        np.savez_compressed(writer.path(ARRAYS), **arrays)  # type: ignore[arg-type]
+        writer.add_document(ARRAYS)
+
+
+def _libraries() -> dict[str, str]:
+    from PIL import features
+
+    decoder = features.version("libjpeg_turbo") or features.version("jpg") or "unknown"
+    return {**library_versions(), **installed(("numpy", "pillow")), "libjpeg": decoder}

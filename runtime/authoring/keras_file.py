@@ -1,0 +1,29 @@
+"""``model.keras``, the model that every artefact is made from: its entry in the manifest, its answers as columns."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.bundles.manifest import Artefact, TensorSpec
+from mri_edge.scans.preprocessing import Preprocessing
+
+KERAS = "model.keras"
+
+
+def keras_artefact(preprocessing: Preprocessing, classes: int) -> Artefact:
+    """The manifest's entry for ``model.keras``, before its size and hash are known."""
+    return Artefact(
+        file=KERAS,
+        format="keras",
+        precision="float32",
+        size_bytes=0,
+        sha256="",
+        input=TensorSpec("image", "float32", (None, preprocessing.height, preprocessing.width, 3)),
+        output=TensorSpec("probabilities", "float32", (None, classes)),
+    )
+
+
+def one_column_a_class(answer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities (N, classes): a model of one sigmoid gives (N, 1), that of the second of two classes."""
+    return np.hstack([1 - answer, answer]) if answer.shape[1] == 1 else answer

@@ -1,0 +1,95 @@
+"""Pack a bundle into one file, ``NAME.mribundle``, and unpack it: ``archive`` describes the format.
+
+The same bytes whenever and wherever it is packed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from mri_edge.bundles import archive
+from mri_edge.bundles.archive import END, SIGNATURE_BYTES, header, in_order, packed_size, padded
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Manifest
+from mri_edge.errors import BundleError, OutputError
+from mri_edge.storage.atomic import whole_file, whole_folder
+
+from .anonymous import check_anonymous
+from .writer import check_free
+
+
+def pack(bundle: Bundle, out: Path) -> None:
+    """Write a bundle as one file, whole or not at all. Each file is read once, and hashed as it was read.
+
+    Raises
+    ------
+    BundleError
+        A name that not every system can unpack, more than ``LARGEST`` bytes, names of scans, or it is packed already.
+    IntegrityError
+        A file differs from the manifest.
+    OutputError
+        ``out`` cannot be written.
+    """
+    manifest = bundle.manifest_bytes()
+    bundle = Bundle.from_manifest(bundle.require_folder(), manifest)
+    check_anonymous(bundle)
+    entries = in_order(bundle.manifest, str(bundle.folder))
+    signature = bundle.signature_bytes()
+    if signature is not None and len(signature) != SIGNATURE_BYTES:
+        raise BundleError(f"{bundle.folder / SIGNATURE}: no signature, it has {len(signature)} bytes", "Sign it again")
+    sizes = [len(manifest), *([SIGNATURE_BYTES] if signature else []), *(entry.size_bytes for entry in entries)]
+    if packed_size(sizes) > archive.LARGEST:
+        raise BundleError(
+            f"{bundle.folder}: packed it would have more than {archive.LARGEST} bytes",
+            "Leave artefacts out: bundle slim",
+        )
+    with whole_file(out) as file:
+
+        def write(name: str, content: bytes) -> None:
+            file.write(header(name, len(content)))
+            file.write(content)
+            file.write(bytes(padded(len(content)) - len(content)))
+
+        write(MANIFEST, manifest)
+        if signature is not None:
+            write(SIGNATURE, signature)
+        for entry in entries:
+            write(entry.file, bundle.read(entry))
+        file.write(END)
+
+
+def unpack(
+    packed: Path, out: Path, *, signed_by: str | os.PathLike[str] | None = None, overwrite: bool = False
+) -> Manifest:
+    """Make a bundle folder of a packed bundle, after all of it was checked: whole or not at all.
+
+    Parameters
+    ----------
+    signed_by
+        As for ``Bundle.open``; the signature is checked before anything is written.
+
+    Raises
+    ------
+    BundleError, ManifestError, IntegrityError, SignatureError
+        The file is not a packed bundle, byte for byte as ``pack`` makes it, or not by that key.
+    OutputError
+        ``out`` is something else, or the disk has too little room.
+    """
+    check_free(out, overwrite=overwrite)
+    bundle = Bundle.open_packed(packed, signed_by=signed_by)
+    source = bundle.archive
+    assert source is not None  # noqa: S101 (for the type checker)
+    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if os.path.isdir(parent))).free
+    if source.size > free:
+        raise OutputError(f"{out}: unpacked it takes {source.size} bytes, the disk has {free} free", "Make room")
+    with whole_folder(out) as staging:
+        for name, content in source.head:
+            (staging / name).write_bytes(content)
+        for entry in bundle.entries():
+            target = staging / entry.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "xb") as file:
+                file.write(bundle.read(entry))
+    return bundle.manifest

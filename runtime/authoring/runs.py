@@ -1,0 +1,96 @@
+"""The folder ``runs/``: training puts bundles there that nobody named, export and evaluation take the newest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST
+from mri_edge.device.dirs import state_folder
+from mri_edge.errors import MriEdgeError, UsageError
+from mri_edge.storage.atomic import write_whole
+
+RUNS = Path("runs")
+
+
+def last_trained(wanted: Callable[[Bundle], bool] = lambda bundle: True, folder: Path = RUNS) -> Bundle | None:
+    """The bundle in ``folder`` that was trained last, among those that open and are ``wanted``; None if there is none.
+
+    The time is the one that training wrote into the manifest: an export or a copy makes no bundle newer.
+    """
+    newest: tuple[tuple[datetime, int], Bundle] | None = None
+    for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
+        if path.name.startswith(".") or not os.path.isdir(path):
+            continue
+        try:
+            bundle = Bundle.open(path)
+            made = datetime.fromisoformat(bundle.manifest.creation.created)
+            # Within the same second the file's own time decides.
+            time = (made if made.tzinfo else made.replace(tzinfo=timezone.utc), (path / MANIFEST).stat().st_mtime_ns)
+        except (MriEdgeError, ValueError, OSError):
+            continue
+        if (newest is None or time > newest[0]) and wanted(bundle):
+            newest = time, bundle
+    return newest[1] if newest else None
+
+
+def remember_data(bundle: Bundle, data: Path) -> None:
+    """Note on this machine in which folder the images of a bundle's training lie.
+
+    The note is a file of this user and never part of a bundle: a bundle travels, and a path tells of its maker.
+    A note that cannot be written is left out; the user then names the folder.
+    """
+    try:
+        path = _note_of(bundle)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, json.dumps({"data": os.path.abspath(data)}) + "\n")
+    except (MriEdgeError, OSError):
+        return
+
+
+def remembered_data(bundle: Bundle) -> Path:
+    """The folder that ``remember_data`` noted. Whoever reads it compares its images with the split record.
+
+    Raises
+    ------
+    UsageError
+        There is no note on this machine, or the folder is gone.
+    """
+    try:
+        folder = Path(json.loads(_note_of(bundle).read_text(encoding="utf-8"))["data"])
+    except (MriEdgeError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{bundle.folder}: this machine has no record of the folder it was trained from", "Name it: --data DIR"
+        ) from error
+    if not os.path.isdir(folder):
+        raise UsageError(
+            f"{bundle.folder}: was trained from {folder}, which is no longer there",
+            "Name the folder where the images are now: --data DIR",
+        )
+    return folder
+
+
+def as_typed(folder: Path) -> str:
+    """A bundle's folder as one types it: ``./small`` where an embedded model might have the name."""
+    return f"./{folder}" if folder.name == str(folder) else str(folder)
+
+
+def _note_of(bundle: Bundle) -> Path:
+    return state_folder() / "data" / f"{bundle.manifest.training.data_fingerprint[:32]}.json"
+
+
+def choose_bundle(position: str | None, option: str | None) -> str | None:
+    """The bundle that was named, by position or with ``--model``; None if neither.
+
+    Raises
+    ------
+    UsageError
+        Both were given, and differ.
+    """
+    if position and option and position != option:
+        raise UsageError(f"two bundles are named: {position}, and with --model {option}", "Name one")
+    return position or option

@@ -1,0 +1,42 @@
+"""Sign a bundle: every file is checked first, then its manifest is signed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import SIGNATURE
+from mri_edge.bundles.signatures import fingerprint_of, private_key
+from mri_edge.storage.atomic import write_whole
+
+from .anonymous import check_anonymous
+
+
+def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
+    """Check every file of a bundle, that there are no others, and sign its manifest; returns the key's fingerprint.
+
+    Parameters
+    ----------
+    key
+        PEM file of an Ed25519 private key.
+    passphrase
+        Asked only if the key is protected by one.
+
+    Raises
+    ------
+    IntegrityError
+        A file differs from the manifest, or is not listed: nothing is signed.
+    BundleError
+        It names scans, or is packed.
+    UsageError, OutputError
+        The key cannot be used; the folder cannot be written.
+    """
+    private = private_key(key, passphrase)
+    folder, text = bundle.require_folder(), bundle.manifest_bytes()
+    checked = Bundle.from_manifest(folder, text)
+    checked.check_complete()
+    checked.verify()
+    check_anonymous(checked)
+    write_whole(folder / SIGNATURE, private.sign(text))
+    return fingerprint_of(private.public_key())

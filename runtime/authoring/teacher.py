@@ -1,0 +1,45 @@
+"""What a distilled model's teacher answers on the test images: the record ``teacher.json`` in the student's bundle.
+
+Training writes it; export holds every artefact of the student against it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from mri_edge.bundles.decode import parse, read
+from mri_edge.errors import ManifestError
+
+TEACHER = "teacher.json"
+
+
+@dataclass(frozen=True)
+class TeacherAnswers:
+    """Answers on the split's test images, in their order.
+
+    Attributes
+    ----------
+    teachers
+        Which models: name, recipe, seed.
+    called
+        Label index of each image, by the teacher's own threshold.
+    probabilities
+        One row an image, one value a label.
+    """
+
+    teachers: tuple[str, ...]
+    called: tuple[int, ...]
+    probabilities: tuple[tuple[float, ...], ...]
+
+    def to_json(self) -> str:
+        """JSON text that ends with a line feed."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str = TEACHER) -> TeacherAnswers:
+        """Read what ``to_json`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
+        answers = read(cls, parse(text, origin), origin)
+        if len(answers.called) != len(answers.probabilities):
+            raise ManifestError(f"{origin}: {len(answers.called)} labels, {len(answers.probabilities)} probabilities")
+        return answers

@@ -1,0 +1,99 @@
+"""One engine, tried in a process of its own: whatever dies there is a finding, not a crash.
+
+``attempt`` starts a new Python, which opens one artefact in one engine and runs it on noise;
+``doctor`` asks whether it works, ``tune`` how fast it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import TensorSpec
+from mri_edge.engines import Batch, ModelFile, engine_file, open_engine
+
+from .isolated import call
+
+_LEAST_RUNS = 3  # of a slow machine, however short the time
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to try: an ``artefact`` of a ``bundle``. Without one the engine's library is imported and nothing is opened.
+
+    ``seconds`` is how long to repeat the run after two that do not count; 0: run once.
+    """
+
+    engine: str
+    bundle: str | None = None
+    artefact: str = ""
+    provider: str = "auto"
+    threads: int | None = None
+    batch: int = 1
+    seconds: float = 0
+    signed_by: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: ``problem`` is None if all went well.
+
+    ``ms`` is the median of ``runs`` runs, ``open_ms`` the time until the engine was open.
+    """
+
+    problem: str | None = None
+    provider: str | None = None
+    threads: int = 0
+    open_ms: float = 0
+    ms: float = 0
+    runs: int = 0
+
+
+def attempt(trial: Trial, *, time_limit: float) -> Outcome:
+    """Run a trial in a new process; never raises for what happens in there. ``time_limit`` in seconds."""
+    answer = call("benchmarking.trial:perform", trial, time_limit=time_limit)
+    return Outcome(answer) if isinstance(answer, str) else Outcome(**answer)
+
+
+def perform(trial: Trial) -> Outcome:
+    """Run a trial in this process."""
+    if trial.bundle is None:
+        if module := engine_file(trial.engine).MODULE:
+            import_module(module)
+        return Outcome()
+    bundle = Bundle.open(trial.bundle, signed_by=trial.signed_by)
+    start = perf_counter()
+    model = ModelFile.of(bundle, bundle.artefact(trial.artefact))
+    engine = open_engine(model, engine=trial.engine, provider=trial.provider, threads=trial.threads)
+    open_ms = (perf_counter() - start) * 1e3
+    del model
+    batch = noise(engine.input, trial.batch)
+    times: list[float] = []
+
+    def run() -> None:
+        begun = perf_counter()
+        engine.run(batch)
+        times.append((perf_counter() - begun) * 1e3)
+
+    if trial.seconds:
+        run()
+        if times[0] < trial.seconds * 250:  # a quarter of the time: a second one to warm up costs little
+            run()
+        times.clear()
+        until = perf_counter() + trial.seconds
+        while perf_counter() < until or len(times) < _LEAST_RUNS:
+            run()
+    else:
+        run()
+    return Outcome(None, engine.provider, engine.threads, open_ms, median(times), len(times))
+
+
+def noise(spec: TensorSpec, batch: int) -> Batch:
+    """Seeded uint8 values in the shape that an engine's input declares, for ``batch`` scans."""
+    shape = (batch, *(size or 1 for size in spec.shape[1:]))
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""The model format, read side: bundle, manifest, split record, archive and signatures."""

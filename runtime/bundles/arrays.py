@@ -1,0 +1,43 @@
+"""Read NumPy files of other people: no pickles, and no more memory than the file itself has bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.errors import ManifestError
+
+
+def read_array(content: bytes, origin: str) -> NDArray[Any]:
+    """The array in a ``.npy`` file. Raises ManifestError, which names ``origin``, for anything else."""
+    try:
+        return parse_array(content)
+    except Exception as error:  # a header is read as Python, so SyntaxError and many others
+        raise ManifestError(
+            f"{origin}: no NumPy array ({str(error).strip() or type(error).__name__})", "Make or copy the bundle again"
+        ) from error
+
+
+def parse_array(content: bytes) -> NDArray[Any]:
+    """The array in a ``.npy`` file; ValueError, or whatever NumPy raises, for anything else.
+
+    Other than by ``numpy.load`` neither a pickle nor an archive is taken, and a shape is held against the length.
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError(f"version {version} of the format")
+    shape, column_major, dtype = reader(file)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"holds {dtype}")
+    count = 1
+    for size in shape:
+        count *= size
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"{dtype} {shape} does not fit its {len(content)} bytes")
+    values = np.frombuffer(content, dtype, count, file.tell())
+    return values.reshape(shape, order="F" if column_major else "C")

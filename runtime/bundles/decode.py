@@ -1,0 +1,130 @@
+"""JSON text to frozen dataclasses, checked field by field: how the manifest and the split record are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from mri_edge.errors import ManifestError
+
+T = TypeVar("T")
+_AGAIN = "Make or copy the bundle again"
+
+
+def parse(text: str | bytes, origin: str) -> Any:
+    """JSON text to plain objects. Raises ManifestError, which names ``origin``, for anything else, NaN included."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is good JSON, and no text
+        return value
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
+
+
+def read(kind: type[T], value: Any, origin: str) -> T:
+    """Plain objects to the dataclass ``kind``: no field missing, no conversion.
+
+    A field that is not known is ignored: within one schema version a newer release may have added it.
+
+    Numbers are JSON's: 1 is a float where one belongs, and 1.0 an integer.
+
+    Fields may be dataclasses, tuples, lists, dicts with text keys, Literal, Optional, Any, or plain types.
+
+    Raises
+    ------
+    ManifestError
+        With the place inside ``origin``, what belongs there, and what was received.
+    """
+    result: T = _read(kind, value, origin)
+    return result
+
+
+def is_plain_relative(file: str) -> bool:
+    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, back-slashes, control characters."""
+    parts = file.split("/")
+    return file.isprintable() and all(part not in ("", ".", "..") for part in parts) and not set(file) & set("\\:")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _read(next(one for one in arguments if one is not type(None)), value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise _unfit(where, f"one of {list(arguments)}", value)
+    if origin in (tuple, list, dict):
+        return _read_container(kind, value, where)
+    if kind is Any:
+        return value
+    if kind is float and type(value) in (int, float):
+        return _finite(value, where)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise _unfit(where, {str: "text"}.get(kind, getattr(kind, "__name__", str(kind))), value)
+
+
+def _read_container(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _unfit(where, "an object", value)
+        return {key: _read(arguments[1], item, f"{where}[{_shown(key)}]") for key, item in value.items()}
+    if not isinstance(value, list):
+        raise _unfit(where, "a list", value)
+    kinds = list(arguments) if origin is tuple and arguments[-1] is not Ellipsis else [arguments[0]] * len(value)
+    if len(kinds) != len(value):
+        raise _unfit(where, f"a list of {len(kinds)}", value)
+    return origin(_read(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _unfit(where, "an object", value)
+    fields = {one.name: one for one in dataclasses.fields(kind)}
+    for name, one in fields.items():
+        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
+    hints = _hints(kind)
+    known = {name: item for name, item in value.items() if name in fields}
+    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in known.items()})
+
+
+@lru_cache(maxsize=32)
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _finite(value: int | float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError as error:  # an integer of more than 308 digits
+        raise _unfit(where, "float", value) from error
+    if number in (float("inf"), float("-inf")):  # 1e999 is good JSON
+        raise _unfit(where, "a finite number", value)
+    return number
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unfit(where: str, wanted: str, received: Any) -> ManifestError:
+    return ManifestError(f"{where}: must be {wanted}. Received: {_shown(received)}", _AGAIN)
+
+
+def _shown(value: Any) -> str:
+    text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 1024 else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,260 @@
+"""The manifest: everything a program must know of a model, as frozen dataclasses and JSON.
+
+``manifest.json`` stands in every bundle. ``manifest.schema.json`` beside this file is the
+same contract as JSON Schema (draft 2020-12); a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from mri_edge.errors import ManifestError, printable
+from mri_edge.scans.preprocessing import Preprocessing
+
+from .decode import is_plain_relative, parse, read
+
+MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
+SCHEMA_VERSION = 1
+MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
+
+Precision = Literal["float32", "float16", "int8", "dynamic"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one tensor; ``None`` in a shape is the batch dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an artefact is from the float Keras model on the same images.
+
+    ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images whose label changed.
+    """
+
+    verdict: Literal["met", "not met", "undecided"]
+    images: int
+    max_difference: float
+    mean_difference: float
+    flips: int
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One model file of the bundle.
+
+    ``file`` is relative to the bundle, ``format`` is ``keras``, ``onnx``, ``tflite`` or what else an
+    engine opens, ``input`` uint8 (N, H, W, 3) RGB for every format but
+    ``keras`` (float32, normalised), ``output`` float32 probabilities (N, classes).
+    """
+
+    file: str
+    format: str
+    precision: Precision
+    size_bytes: int
+    sha256: str
+    input: TensorSpec
+    output: TensorSpec
+    parity: Parity | None = None
+    made_with: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file of the bundle that is not a model: metrics, reports, golden values."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure with its 95% interval, the number of images behind it, and how the interval was made."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Creation:
+    """How the bundle came to be: enough to make it again."""
+
+    created: str
+    command: str
+    code_version: str
+    code_commit: str | None
+    libraries: dict[str, str]
+    platform: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """Facts of the training: recipe, seed, data, split, backbone weights. Fingerprints are SHA-256."""
+
+    recipe: str
+    seed: int
+    backbone: str
+    backbone_weights: str
+    backbone_sha256: str
+    data_fingerprint: str
+    split: str
+    split_fingerprint: str
+    train_images: int
+    test_images: int
+    classes: dict[str, list[str]]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which images set the ranges of an int8 artefact, no test image among them.
+
+    An artefact's own lies in its ``made_with``; the bundle's is that of the int8 artefact that was made last.
+    """
+
+    method: str
+    images: int
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """When a picture counts as unlike the training images; see ``novelty.py`` for the distance.
+
+    ``limit`` is the ``quantile`` of the distances of ``held_out_images``, in the source where it is largest;
+    ``file`` holds the plane that was fitted on ``fitted_images``.
+    """
+
+    file: str
+    method: str
+    limit: float
+    quantile: float
+    fitted_images: int
+    held_out_images: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest.
+
+    ``labels`` are in index order. ``positive`` is the index of the label that sensitivity and
+    ``threshold`` are about; without a threshold the likeliest label is the answer.
+    """
+
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    positive: int
+    threshold: float | None
+    preprocessing: Preprocessing
+    artefacts: tuple[Artefact, ...]
+    creation: Creation
+    training: Training
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    novelty: Novelty | None = None
+    documents: tuple[Document, ...] = ()
+    intended_use: str = ""
+    limits: str = ""
+    licences: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @cached_property
+    def title(self) -> str:
+        """Name, version and the first digits of ``content_hash``: what every result calls the model."""
+        return f"{printable(self.name)} {printable(self.version)} ({self.content_hash[:8]})"
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over all that decides an answer: artefacts, labels, threshold and preprocessing.
+
+        Two trainings differ in it, a bundle that is packed, unpacked, signed or given another name does not.
+        """
+        facts = [
+            sorted(one.sha256 for one in self.artefacts),
+            self.labels,
+            self.positive,
+            self.threshold,
+            dataclasses.asdict(self.preprocessing),
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Indented JSON text that ends with a line feed. ManifestError for NaN and infinity: JSON has none."""
+        try:
+            return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise ManifestError(f"{self.name}: a figure of the manifest is not a finite number") from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str = "manifest.json") -> Manifest:
+        """Read and check a manifest.
+
+        Raises
+        ------
+        ManifestError
+            Not JSON, another schema version, or a field that is missing or of another type. Within a schema
+            version a field that is not known is ignored, at every level, and dropped when the bundle is written anew.
+            ``origin`` is the name that the message gives to the text.
+        """
+        data = parse(text, origin)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ManifestError(
+                f"{origin}: manifest schema version must be {SCHEMA_VERSION}. Received: {version!r}",
+                "A newer bundle needs a newer mri-edge; anything else is no manifest of ours",
+            )
+        manifest = read(cls, data, origin)
+        manifest._check(origin)
+        return manifest
+
+    def artefact(self, file: str) -> Artefact | None:
+        """The artefact with that file name, or None."""
+        return next((one for one in self.artefacts if one.file == file), None)
+
+    def calibrations(self) -> dict[Calibration, list[str]]:
+        """What set the ranges of which int8 artefacts: by an artefact's own record, else by the bundle's."""
+        found: dict[Calibration, list[str]] = {}
+        for one in self.artefacts:
+            own = one.made_with.get("calibration")
+            its = read(Calibration, own, f"{one.file}: calibration") if own else self.calibration
+            if one.precision == "int8" and its:
+                found.setdefault(its, []).append(one.file)
+        return found
+
+    def _check(self, origin: str) -> None:
+        """What types alone do not say."""
+        problems = [
+            (len(self.labels) < 2, f"labels: at least two are needed. Received: {list(self.labels)}"),
+            (len(set(self.labels)) < len(self.labels), f"labels: repeated in {list(self.labels)}"),
+            (not 0 <= self.positive < len(self.labels), f"positive: no label has index {self.positive}"),
+            (
+                self.threshold is not None and not 0 <= self.threshold <= 1,
+                f"threshold: must be in [0, 1]. Received: {self.threshold}",
+            ),
+            (
+                min(self.preprocessing.height, self.preprocessing.width) < 1 or 0 in self.preprocessing.deviation,
+                "preprocessing: size must be positive and deviation not zero",
+            ),
+        ]
+        files = [one.file for one in self.artefacts] + [one.file for one in self.documents]
+        problems.append((len(set(files)) < len(files), "a file is listed twice"))
+        problems += [(not is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
+        for wrong, message in problems:
+            if wrong:
+                raise ManifestError(f"{origin}: {message}", "Make or copy the bundle again")

@@ -1,0 +1,149 @@
+"""Ed25519 signatures of bundles: over the bytes of the manifest, which lists every file with its SHA-256.
+
+The signature is the file ``manifest.json.sig`` beside the manifest: the 64 bytes of RFC 8032 and no more, so that
+``openssl pkeyutl -verify -rawin`` checks it too. Keys are PEM: PKCS #8, and SubjectPublicKeyInfo. The package
+``cryptography`` (extra ``sign``) is imported only here, and only when a signature is made or asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mri_edge.errors import OutputError, SignatureError, UsageError, first_line
+
+from .manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+
+def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> None:
+    """Raise unless ``signature`` is that of ``manifest`` by the owner of the public key in the file ``key``.
+
+    Raises
+    ------
+    SignatureError
+        There is no signature, or it is of another key or other bytes. ``origin`` is the name of the bundle.
+    UsageError
+        The key cannot be read, or the package ``cryptography`` is missing.
+    """
+    public = _public_key(key)
+    if signature is None:
+        raise SignatureError(
+            f"{origin}: not signed, and a signature by {key} is required",
+            "Ask who made it for a signed one; 'mri-edge bundle sign' makes a signature",
+        )
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        public.verify(signature, manifest)
+    except InvalidSignature as error:
+        raise SignatureError(
+            f"{origin}: its signature is not one of {key} over this {MANIFEST}",
+            "It was changed, or signed with another key: do not use it, ask who made it",
+        ) from error
+
+
+def make_keys(private: Path, public: Path) -> str:
+    """Write a new pair of keys, the private one for its owner's eyes alone; returns the fingerprint.
+
+    Raises
+    ------
+    UsageError
+        One of the files is there already.
+    OutputError
+        One of them cannot be written; neither is then left half made.
+    """
+    serialization = _library()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise UsageError(f"{path}: is there already", _NEW)
+    key = Ed25519PrivateKey.generate()
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    known = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    made: list[Path] = []
+    for path, content, mode in ((private, secret, 0o600), (public, known, 0o644)):
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                made.append(path)
+                file.write(content)
+        except OSError as error:
+            for one in made:  # half a pair beside an older key would sign what no device takes
+                one.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot write ({error.strerror})", _NEW) from error
+    return fingerprint_of(key.public_key())
+
+
+def fingerprint(key: Path) -> str:
+    """``fingerprint_of`` the public key in a file. Raises UsageError."""
+    return fingerprint_of(_public_key(key))
+
+
+def fingerprint_of(key: Ed25519PublicKey) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a public key, to compare by eye."""
+    serialization = _library()
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+def _public_key(path: Path) -> Ed25519PublicKey:
+    serialization = _library()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    text = _pem(path)
+    if b"PRIVATE KEY" in text:
+        raise UsageError(f"{path}: is a private key, and the public one is wanted", "Keep that one where you sign")
+    try:
+        key = serialization.load_pem_public_key(text)
+    except Exception as error:
+        raise UsageError(f"{path}: no public key in PEM ({first_line(error)})", _KEYGEN) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(f"{path}: must be an Ed25519 key. Received: {type(key).__name__}", _KEYGEN)
+    return key
+
+
+def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
+    """The private key in a file; ``passphrase`` is asked only if one protects it. Raises UsageError."""
+    serialization = _library()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    text = _pem(path)
+    secret = passphrase().encode() if b"ENCRYPTED" in text else None
+    try:
+        key = serialization.load_pem_private_key(text, secret)
+    except Exception as error:
+        raise UsageError(f"{path}: no private key in PEM that opens ({first_line(error)})", _KEYGEN) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{path}: must be an Ed25519 key. Received: {type(key).__name__}", _KEYGEN)
+    return key
+
+
+_NEW = "Name a new file: a key is never overwritten"
+_KEYGEN = "Make a pair with 'mri-edge bundle keygen'"
+_LARGEST_KEY = 64 << 10
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LARGEST_KEY)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the key ({error.strerror})", _KEYGEN) from error
+
+
+def _library() -> Any:
+    try:
+        from cryptography.hazmat.primitives import serialization
+    except ImportError as error:
+        raise UsageError(
+            f"signatures need the package cryptography ({first_line(error)})", "pip install 'mri-edge[sign]'"
+        ) from error
+    return serialization

@@ -1,0 +1,137 @@
+"""Which image was in training and which in the test: the record that travels in a bundle as ``split.json``.
+
+Training writes it; export (calibration, parity), evaluation and benchmarks read it, so that
+no test image ever calibrates and no training image is ever scored by mistake. A slim bundle holds it
+condensed, as ``split.npy``: the names of images stay at home, and scoring needs their hashes alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Container
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from mri_edge.errors import DataError, ManifestError
+from mri_edge.storage.atomic import fingerprint, sha256_of
+
+from .arrays import read_array
+from .decode import is_plain_relative, parse, read
+
+SPLIT = "split.json"
+CONDENSED = "split.npy"
+Role = Literal["train", "validation", "test", "excluded"]
+_ROLES = get_args(Role)
+_DIGITS = 16  # of a SHA-256 that the condensed record keeps: among a million images two alike are one in 10^7
+
+
+@dataclass(frozen=True)
+class SplitImage:
+    """One image: path relative to the data folder with ``/``, SHA-256 of the file, label index, role.
+
+    In a condensed record ``file`` is empty and ``sha256`` holds the first digits alone: compare ``short(sha256)``.
+    """
+
+    file: str
+    sha256: str
+    label: int
+    role: Role
+
+
+def short(sha256: str) -> str:
+    """The digits of a SHA-256 that every record has, condensed or not."""
+    return sha256[:_DIGITS]
+
+
+@dataclass(frozen=True)
+class Split:
+    """All images of a training run, in the order that the recipe gave them."""
+
+    images: tuple[SplitImage, ...]
+
+    def of(self, role: Role) -> list[SplitImage]:
+        """The images with that role, in order."""
+        return [image for image in self.images if image.role == role]
+
+    def without(self, contents: Container[str]) -> Split:
+        """The split less the images with one of these SHA-256."""
+        return Split(tuple(image for image in self.images if image.sha256 not in contents))
+
+    @property
+    def data_fingerprint(self) -> str:
+        """SHA-256 over names, contents and labels: changes when any image, name or label does."""
+        return fingerprint(f"{one.file}\0{one.sha256}\0{one.label}" for one in self.images)
+
+    @property
+    def split_fingerprint(self) -> str:
+        """SHA-256 over contents and roles."""
+        return fingerprint(f"{one.sha256}\0{one.role}" for one in self.images)
+
+    def to_json(self) -> str:
+        """JSON text, one image a line so that two splits can be compared line by line."""
+        lines = ",\n".join("  " + json.dumps(asdict(one), ensure_ascii=False) for one in self.images)
+        return f'{{"images": [\n{lines}\n]}}\n'
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str = SPLIT) -> Split:
+        """Read what ``to_json`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
+        split = read(cls, parse(text, origin), origin)
+        for image in split.images:
+            if not is_plain_relative(image.file):
+                raise ManifestError(f"{origin}: {image.file!r}: images must lie inside the data folder")
+        return split
+
+    def to_condensed(self) -> bytes:
+        """A NumPy file, uint8 (N, 10): of each image role, label and the first 8 bytes of the SHA-256."""
+        rows = [bytes([_ROLES.index(one.role), one.label]) + bytes.fromhex(short(one.sha256)) for one in self.images]
+        file = io.BytesIO()
+        np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), 2 + _DIGITS // 2), allow_pickle=False)
+        return file.getvalue()
+
+    @classmethod
+    def from_condensed(cls, content: bytes, origin: str = CONDENSED) -> Split:
+        """Read what ``to_condensed`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
+        rows = read_array(content, origin)
+        if (
+            rows.dtype != np.uint8
+            or rows.ndim != 2
+            or rows.shape[1:] != (2 + _DIGITS // 2,)
+            or (rows[:, 0] >= len(_ROLES)).any()
+        ):
+            raise ManifestError(f"{origin}: no condensed split record. Received: {rows.dtype} {rows.shape}")
+        return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
+
+    @classmethod
+    def held(cls, files: Container[str], content: Callable[[str], bytes]) -> Split | None:
+        """The record among a bundle's ``files``, whole or condensed, by what ``content`` reads; None without one."""
+        if SPLIT in files:
+            return cls.from_json(content(SPLIT))
+        return cls.from_condensed(content(CONDENSED)) if CONDENSED in files else None
+
+    def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
+        """Paths below ``data`` and labels of the images with ``role``, each checked by its hash.
+
+        Raises
+        ------
+        DataError
+            An image is missing or differs from the one that the record names.
+        """
+        found = []
+        for image in self.of(role):
+            path = data / image.file
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: the bundle was trained with this image, and it is missing",
+                    "Name with --data the folder that training used",
+                )
+            if sha256_of(path) != image.sha256:
+                raise DataError(
+                    f"{path}: differs from the image of that name in training",
+                    "Name with --data the folder that training used",
+                )
+            found.append((path, image.label))
+        return found

@@ -1,0 +1,1 @@
+"""From scan to prediction: choosing and loading a model, running it, and what goes with its answer."""

@@ -1,0 +1,290 @@
+"""Golden values: what a bundle's scans gave when it was made, to be replayed on any device, stage by stage.
+
+Each stage is fed with what was recorded of the stage before, so that the first one that differs is
+the one at fault: file -> decoded pixels -> resized tensor -> probabilities. Only the label comes
+from the device's own chain, end to end.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.bundles.arrays import parse_array
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import parse, read
+from mri_edge.bundles.manifest import Artefact, Document
+from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
+from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
+from mri_edge.scans.preprocessing import Pixels
+from mri_edge.scans.readers import picture
+
+from .prediction import decide
+
+RECORD = "golden.json"
+ARRAYS = "golden.npz"
+FOLDER = "golden/"
+NOTICE = FOLDER + "NOTICE"
+
+SCHEMA_VERSION = 1
+_ARRAYS_LIMIT = 256 << 20  # bytes when unpacked; six demo scans take some 2 MB
+
+Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
+Status = Literal["same", "near", "differs", "not tried"]
+
+# The JPEG standard leaves the rounding of the inverse transform open. libjpeg-turbo with its accurate
+# transform gives the same everywhere (Pillow, OpenCV and TensorFlow agreed on 257 of 257 scans), other
+# libraries may be 1 or 2 apart. A decoder with the fast transform is 3 apart, and up to 27: that is named.
+_LOSSY = (".jpg", ".jpeg", ".webp")
+_LOSSY_TOLERANCE = 2
+# By the precision of the artefact. float32: kernels sum in different orders (ONNX Runtime, OpenVINO and
+# LiteRT were at most 1.7e-6 apart on 253 scans). float16: 11 bits, and CPUs without it compute in float32.
+# int8, dynamic: a value on the edge between two steps rounds either way in other kernels (ONNX Runtime
+# and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
+_TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. ``near``: not equal, but no more apart than ``detail`` explains."""
+
+    stage: Stage
+    subject: str
+    engine: str
+    status: Status
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All comparisons, in the order of the stages."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def first_difference(self) -> Check | None:
+        """The earliest comparison that failed, or None."""
+        return next((one for one in self.checks if one.status == "differs"), None)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there was a record to compare with, and every hash was right."""
+        return any(one.stage == "pixels" for one in self.checks)
+
+    @property
+    def replayed(self) -> int:
+        """How many artefacts were really run, each engine counted."""
+        return sum(one.stage == "probabilities" and one.status != "not tried" for one in self.checks)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``golden.json``: the scans in order, which engine gave each artefact's values, and where."""
+
+    schema_version: int
+    scans: tuple[str, ...]
+    engines: dict[str, str]
+    machine: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Golden:
+    """The record as read: scans as listed files, their pixels, tensors, and probabilities by artefact."""
+
+    scans: tuple[Document, ...]
+    pixels: tuple[Pixels, ...]
+    tensors: Pixels
+    probabilities: dict[str, Probabilities]
+
+
+def is_golden(file: str) -> bool:
+    """Whether a file of a bundle is a part of the golden record."""
+    return file in (RECORD, ARRAYS) or file.startswith(FOLDER)
+
+
+def replay(bundle: Bundle) -> Report:
+    """Compare this device with the record: hashes first, then each stage, on the CPU by every engine that is here.
+
+    A bundle without a record has its hashes checked and no more. When a hash differs nothing else is tried.
+
+    Raises
+    ------
+    ManifestError
+        The record is not one of ours, although its hash is right.
+    """
+    checks = list(_hashes(bundle))
+    if all(one.status == "same" for one in checks) and (golden := _read(bundle)):
+        own = []
+        for scan, expected in zip(golden.scans, golden.pixels, strict=True):
+            check, pixels = _decode(bundle, scan, expected)
+            checks.append(check)
+            own.append(pixels)
+        checks += _tensors(bundle, golden)
+        checks += _answers(bundle, golden, own)
+    order = ("hashes", "pixels", "tensor", "probabilities", "label")
+    return Report(tuple(sorted(checks, key=lambda one: order.index(one.stage))))
+
+
+def _hashes(bundle: Bundle) -> Iterator[Check]:
+    for entry in bundle.entries():
+        try:
+            bundle.read(entry)
+            yield Check("hashes", entry.file, "", "same")
+        except IntegrityError as error:
+            yield Check("hashes", entry.file, "", "differs", str(error))
+
+
+def _decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pixels]:
+    try:
+        pixels = picture.load(bundle.read(scan))
+    except InputError as error:
+        return Check("pixels", scan.file, "", "differs", str(error)), expected
+    tolerance = _LOSSY_TOLERANCE if scan.file.lower().endswith(_LOSSY) else 0
+    words = f"another build of the JPEG or WebP decoder rounds otherwise; up to {tolerance} is let pass"
+    return _compare_pixels("pixels", scan.file, pixels, expected, tolerance, words), pixels
+
+
+def _tensors(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
+    for scan, pixels, expected in zip(golden.scans, golden.pixels, golden.tensors, strict=True):
+        # Integer arithmetic: no machine may differ.
+        yield _compare_pixels("tensor", scan.file, bundle.manifest.preprocessing.fit(pixels), expected, 0, "")
+
+
+def _answers(bundle: Bundle, golden: _Golden, own: list[Pixels]) -> Iterator[Check]:
+    preprocessing, manifest = bundle.manifest.preprocessing, bundle.manifest
+    tensors = np.stack([preprocessing.fit(one) for one in own])
+    for artefact in manifest.artefacts:
+        if artefact.file not in golden.probabilities:
+            continue
+        expected = golden.probabilities[artefact.file]
+        engines = [one for one in engine_files().values() if artefact.file.endswith(one.SUFFIXES)]
+        for file in engines:
+            if reason := file.missing():
+                yield Check("probabilities", artefact.file, file.NAME, "not tried", reason)
+                continue
+            try:
+                found = probabilities_of(bundle, artefact, file.NAME, golden.tensors)
+                same_input = np.array_equal(tensors, golden.tensors)
+                chain = found if same_input else probabilities_of(bundle, artefact, file.NAME, tensors)
+            except EngineError as error:
+                yield Check("probabilities", artefact.file, file.NAME, "differs", str(error))
+                continue
+            yield _compare_probabilities(artefact, file.NAME, found, expected)
+            yield _compare_labels(bundle, golden.scans, artefact, file.NAME, chain, expected)
+
+
+def _compare_pixels(
+    stage: Literal["pixels", "tensor"], subject: str, found: Pixels, expected: Pixels, tolerance: int, words: str
+) -> Check:
+    if found.shape != expected.shape:
+        return Check(stage, subject, "", "differs", f"{found.shape} in place of {expected.shape}")
+    apart = np.abs(found.astype(np.int16) - expected)
+    largest = int(apart.max(initial=0))
+    if largest == 0:
+        return Check(stage, subject, "", "same")
+    detail = f"up to {largest} of 255 apart, at {np.count_nonzero(apart):,} of {apart.size:,} values"
+    if largest <= tolerance:
+        return Check(stage, subject, "", "near", f"{detail}: {words}")
+    return Check(stage, subject, "", "differs", detail)
+
+
+def _compare_probabilities(artefact: Artefact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
+    apart = float(np.abs(found - expected).max())
+    tolerance = _TOLERANCES[artefact.precision]
+    if apart == 0:
+        return Check("probabilities", artefact.file, engine, "same")
+    detail = f"up to {apart:.2g} apart; {tolerance:g} is expected of {artefact.precision}"
+    # NaN is near nothing.
+    return Check("probabilities", artefact.file, engine, "near" if apart <= tolerance else "differs", detail)
+
+
+def _compare_labels(
+    bundle: Bundle,
+    scans: tuple[Document, ...],
+    artefact: Artefact,
+    engine: str,
+    found: Probabilities,
+    expected: Probabilities,
+) -> Check:
+    manifest = bundle.manifest
+    rows = zip(
+        scans,
+        decide(found, manifest.positive, manifest.threshold),
+        decide(expected, manifest.positive, manifest.threshold),
+        strict=True,
+    )
+    flipped = [
+        f"{scan.file}: {manifest.labels[now]} in place of {manifest.labels[then]}"
+        for scan, now, then in rows
+        if now != then
+    ]
+    return Check("label", artefact.file, engine, "differs" if flipped else "same", "; ".join(flipped))
+
+
+def engine_here(artefact: Artefact) -> str | None:
+    """The preferred engine, if the artefact is one for devices and the engine is installed."""
+    try:
+        file = engine_for(artefact.file)
+    except EngineError:
+        return None
+    return None if file.missing() else file.NAME
+
+
+def probabilities_of(bundle: Bundle, artefact: Artefact, engine: str, tensors: Pixels) -> Probabilities:
+    """Run one artefact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
+    opened = open_engine(ModelFile.of(bundle, artefact), engine=engine, provider="cpu")
+    try:
+        return opened.run(tensors)
+    finally:
+        opened.close()
+
+
+def _read(bundle: Bundle) -> _Golden | None:
+    listed = {one.file: one for one in bundle.manifest.documents}
+    if RECORD not in listed:
+        return None
+    origin = bundle.folder / RECORD
+    facts = read(Facts, parse(bundle.read(listed[RECORD]), str(origin)), str(origin))
+    if facts.schema_version != SCHEMA_VERSION:
+        raise ManifestError(f"{origin}: schema version must be {SCHEMA_VERSION}. Received: {facts.schema_version}")
+    try:
+        scans = tuple(listed[name] for name in facts.scans)
+        arrays = _arrays(bundle.read(listed[ARRAYS]))
+        pixels = tuple(_three_channels(arrays[f"pixels-{i}"]) for i in range(len(scans)))
+        probabilities = {file: arrays[f"probabilities-{file}"] for file in facts.engines}
+        golden = _Golden(scans, pixels, arrays["tensors"], probabilities)
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for damaged files
+        raise ManifestError(f"{origin}: not a golden record ({error!r})", "Record it again") from error
+    size = (len(scans), bundle.manifest.preprocessing.height, bundle.manifest.preprocessing.width, 3)
+    shape = (len(scans), len(bundle.manifest.labels))
+    fits = (
+        golden.tensors.dtype == np.uint8
+        and golden.tensors.shape == size
+        and all(one.dtype == np.float32 and one.shape == shape for one in probabilities.values())
+    )
+    if not scans or not fits:
+        raise ManifestError(f"{origin}: its arrays do not fit the manifest", "Record it again")
+    return golden
+
+
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        if size > _ARRAYS_LIMIT:
+            raise ValueError(f"{ARRAYS} unpacks to {size:,} bytes")
+        # A member never gives more than the size that it declares: zipfile stops there.
+        return {member.filename.removesuffix(".npy"): parse_array(archive.read(member)) for member in members}
+
+
+def _three_channels(pixels: NDArray[Any]) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}")
+    return np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3)) if pixels.ndim == 2 else pixels

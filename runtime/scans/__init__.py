@@ -1,0 +1,1 @@
+"""A scan, from a file to the network's input."""

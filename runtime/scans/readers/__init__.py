@@ -1,0 +1,1 @@
+"""Readers of scan files, one file a format."""

@@ -1,0 +1,1 @@
+"""Classify the scans that arrive in a folder, each once, whatever ends the program."""

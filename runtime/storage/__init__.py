@@ -1,0 +1,1 @@
+"""Files on disk: whole writes, locks, free-space checks."""

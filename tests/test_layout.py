@@ -1,0 +1,121 @@
+"""The layout: which package may import which, what is installed, and what is in the repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGES = {"runtime": "mri_edge", "train": "mri_edge.train", "export": "mri_edge.export"}
+
+
+@pytest.fixture
+def installed_tree(tmp_path: Path) -> Path:
+    """The three folders as they are installed: train and export inside mri_edge."""
+    tree = tmp_path / "mri_edge"
+    tree.mkdir()
+    for path in (*(CHECKOUT / "runtime").iterdir(), CHECKOUT / "train", CHECKOUT / "export"):
+        if path.name != "__pycache__":
+            (tree / path.name).symlink_to(path)
+    return tmp_path
+
+
+def _lint_imports(tree: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), CHECKOUT / ".importlinter", "--no-cache"],
+        cwd=tree,
+        env={"PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_packages_import_only_the_layers_below_them(installed_tree: Path) -> None:
+    done = _lint_imports(installed_tree)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_upward_import_breaks_the_contract(installed_tree: Path) -> None:
+    """The test above would also pass if the linter saw nothing."""
+    device = installed_tree / "mri_edge" / "device"
+    device.unlink()
+    device.mkdir()
+    for path in (CHECKOUT / "runtime" / "device").glob("*.py"):
+        (device / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    (device / "upward.py").write_text("def call() -> None:\n    from mri_edge.inference import classifier\n")
+    done = _lint_imports(installed_tree)
+    assert done.returncode == 1
+    assert "mri_edge.device.upward -> mri_edge.inference.classifier" in done.stdout
+
+
+def test_every_folder_with_code_is_an_installed_package() -> None:
+    """A folder that is missing from the list works when installed editable and is absent from the wheel."""
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
+    tables = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {path.parent for folder in PACKAGES for path in (CHECKOUT / folder).rglob("*.py")}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+    names = []
+    for folder in folders:
+        top, *inner = folder.relative_to(CHECKOUT).parts
+        names.append(".".join([PACKAGES[top], *inner]))
+    assert sorted(tables["packages"]) == sorted(names)
+    assert tables["package-dir"] == {package: folder for folder, package in PACKAGES.items()}
+
+
+def test_no_folder_holds_more_than_a_dozen_modules() -> None:
+    """Someone who has never seen the project must be able to say from the tree where a thing is done."""
+    folders = {path.parent for folder in PACKAGES for path in (CHECKOUT / folder).rglob("*.py")}
+    counts = {
+        folder.relative_to(CHECKOUT).as_posix(): sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        for folder in folders
+    }
+    assert {folder: count for folder, count in counts.items() if count > 16} == {}
+
+
+def test_the_folder_cannot_be_imported_under_its_own_name() -> None:
+    program = "import sys; sys.path.insert(0, ''); import runtime"
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ImportError: this folder is installed as the package 'mri_edge'" in done.stderr
+
+
+def _tracked() -> list[str]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file()]
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    private = re.compile(rb"(?<![\w.~])/(?:root|work|Users/\w+|home/\w+)/")
+    found = [name for name in _tracked() if private.search((CHECKOUT / name).read_bytes())]
+    assert found == []
+
+
+def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
+    """Scans are other people's: they stay in the data folder. Golden values are of the demo scans, byte for byte."""
+    pictures = {".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".nii", ".gz", ".npy", ".npz"}
+    demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
+    # The plane of novelty.py is 17 rows of channel means, split.npy ten bytes an image: neither tells a picture.
+    golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|(novelty|split)\.npy)")
+    # The answers of a cross-validation: a number for each scan, its probability of a tumour.
+    answers = re.compile(r"benchmarks/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
+    found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}
+    assert {name for name in found if not golden.fullmatch(name) and not answers.fullmatch(name)} == set()
+    for name in filter(answers.fullmatch, found):
+        with np.load(CHECKOUT / name, allow_pickle=False) as kept:
+            assert {array: kept[array].ndim for array in kept} == {
+                "positive": 1,
+                "threshold": 0,
+                "made_by": 0,
+                **({"validation": 1, "validation_ill": 1} if "validation" in kept else {}),
+            }
+    assert {
+        name for name in found if not name.endswith((".npz", ".npy")) and (CHECKOUT / name).read_bytes() not in demo
+    } == set()

@@ -1,0 +1,151 @@
+"""A finished training as a bundle: the model, its manifest, its metrics, its split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mri_edge
+from mri_edge.authoring.card import METRICS
+from mri_edge.authoring.keras_file import KERAS, keras_artefact
+from mri_edge.authoring.provenance import creation
+from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles.manifest import Manifest, Metric, Training
+from mri_edge.bundles.split import SPLIT, Split
+from mri_edge.inference.prediction import NOTICE, decide
+from mri_edge.train.data.folder import KNOWN_LABELS, Labels
+from mri_edge.train.evaluation.metrics import by_folder, details
+from mri_edge.train.recipes.base import Recipe
+
+if TYPE_CHECKING:  # Keras is not needed to write down what it made
+    from mri_edge.train.evaluation.out_of_distribution import FittedNovelty
+    from mri_edge.train.loops.head import Epoch
+    from mri_edge.train.models.vgg16 import Network
+    from mri_edge.train.models.weights import BackboneWeights
+
+LIMITS = (
+    "Scanners and patients of the training images are not recorded. Says nothing of other organs, other diseases, what "
+    "lies outside the picture, or pictures of another kind than those: it gives such a label all the same."
+)
+
+
+def write_bundle(
+    out: Path,
+    network: Network,
+    *,
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    labels: Labels,
+    split: Split,
+    architecture: str = "VGG16",
+    weights: BackboneWeights,
+    history: Sequence[Epoch],
+    probabilities: NDArray[np.float32],
+    metrics: dict[str, Metric],
+    overwrite: bool,
+    threshold: float | None = None,
+    split_name: str = "reference",
+    training_details: dict[str, Any] | None = None,
+    novelty: FittedNovelty | None = None,
+    documents: Mapping[str, str | bytes] | None = None,
+) -> None:
+    """Write everything at ``out``, whole or not at all. ``probabilities`` are those of the test images, in order.
+
+    ``training_details`` stand in the manifest in place of the recipe's fields; ``documents`` are further files.
+
+    Raises
+    ------
+    OutputError
+        ``out`` is taken or cannot be written.
+    """
+    test = split.of("test")
+    manifest = Manifest(
+        name=name,
+        version=mri_edge.__version__,
+        labels=labels.names,
+        positive=labels.positive,
+        threshold=threshold,
+        preprocessing=recipe.preprocessing,
+        artefacts=(),
+        creation=creation(),
+        training=Training(
+            recipe=recipe.name,
+            seed=seed,
+            backbone=architecture,
+            backbone_weights=weights.source,
+            backbone_sha256=weights.sha256,
+            data_fingerprint=split.data_fingerprint,
+            split=split_name,
+            split_fingerprint=split.split_fingerprint,
+            train_images=len(split.of("train")),
+            test_images=len(test),
+            classes=labels.folders,
+            details=training_details or asdict(recipe),
+        ),
+        metrics=metrics,
+        novelty=novelty.entry if novelty else None,
+        intended_use=intended_use(labels),
+        limits=LIMITS,
+        licences={
+            "code": "MIT",
+            "backbone weights": weights.licence,
+            "training data": "as the owner of the data says",
+        },
+    )
+    measured = metrics_document(
+        [image.file for image in test],
+        np.array([image.label for image in test]),
+        probabilities,
+        labels.positive,
+        threshold,
+        metrics,
+        [asdict(epoch) for epoch in history],
+    )
+    with new_bundle(out, manifest, overwrite=overwrite) as writer:
+        network.whole.save(writer.path(KERAS))
+        writer.add_artefact(keras_artefact(recipe.preprocessing, len(labels.names)))
+        writer.add_document(METRICS, measured)
+        writer.add_document(SPLIT, split.to_json())
+        for file, content in (documents or {}).items():
+            writer.add_document(file, content)
+        if novelty:
+            writer.add_document(novelty.entry.file, novelty.content)
+        writer.add_card()
+
+
+def metrics_document(
+    files: Sequence[str],
+    truth: NDArray[np.intp],
+    probabilities: NDArray[np.float32],
+    positive: int,
+    threshold: float | None,
+    metrics: dict[str, Metric],
+    history: Sequence[dict[str, Any]],
+) -> str:
+    """Content of ``metrics.json``: the figures on the test images (N), and what tables and plots are drawn from."""
+    right = decide(probabilities, positive, threshold) == truth
+    content = {
+        "metrics": {key: asdict(metric) for key, metric in metrics.items()},
+        **details(truth, probabilities, positive, threshold),
+        "folders": by_folder([file.rpartition("/")[0] for file in files], truth, right),
+        "test": [
+            {"file": file, "label": label, "probabilities": row}
+            for file, label, row in zip(files, truth.tolist(), probabilities.tolist(), strict=True)
+        ],
+        "history": list(history),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def intended_use(labels: Labels) -> str:
+    """What the labels say that the model does, and the notice."""
+    if labels.names == KNOWN_LABELS:
+        return f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
+    return f"Sorts pictures of the kind that it was trained on by label: {', '.join(labels.names)}. {NOTICE}"

@@ -1,0 +1,1 @@
+"""The commands `mri-edge train` and `mri-edge evaluate`."""

@@ -1,0 +1,166 @@
+"""``mri-edge evaluate``: how good a bundle's artefact is on labelled scans."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
+from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
+from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
+from mri_edge.errors import UsageError
+from mri_edge.inference.prediction import stdout_json
+from mri_edge.storage.atomic import clear_leftovers, make_folder, write_whole
+
+from .options import RECIPE, TRAINING, training_options
+
+if TYPE_CHECKING:
+    from mri_edge.train.evaluation.evaluate import Role
+
+_NEEDED = ("sklearn", "scipy", "matplotlib")
+_WIDE = 120  # columns where no terminal says how many
+
+_EPILOG = """\b
+Examples:
+  mri-edge evaluate
+  mri-edge evaluate --data elsewhere/
+  mri-edge evaluate bundles/mine --artefact model.int8.tflite --data elsewhere/ --out report/
+  mri-edge evaluate vgg16 --data scans/ --json > evaluation.json
+  mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
+
+\b
+Without BUNDLE: the one in runs/ that was trained last, else the embedded vgg16.
+Without --data: the folder that the bundle was trained from, where this machine has recorded it.
+
+\b
+Which images are scored (compared by SHA-256 with the bundle's split record):
+  the folder that training used   its test images
+  other images                    all but those that were in training
+  --role all                      every image, which the report says
+
+How to train (--recipe to --overwrite) goes with --cv.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("position", metavar="[BUNDLE]", required=False, shell_complete=complete_models)
+@click.option(
+    "--model",
+    metavar="BUNDLE",
+    envvar="MRI_EDGE_MODEL",
+    show_envvar=True,
+    shell_complete=complete_models,
+    help="The same as BUNDLE.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with one folder of pictures a class.")
+@click.option("--role", type=click.Choice(["test", "all"]), help="Which images; without it, see below.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.html.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
+@click.option(
+    "--cv",
+    metavar="FOLDS",
+    help="Score a recipe in place of a model, by cross-validation that keeps near-duplicates together "
+    "('sources': leaves out one source at a time); crossval.json goes to --out.",
+)
+@RECIPE
+@training_options
+@ARTEFACT
+@ENGINE
+@PROVIDER
+@THREADS
+@VERBOSE
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    position: str | None,
+    model: str | None,
+    data: Path | None,
+    role: Role | None,
+    out: Path | None,
+    as_json: bool,
+    cv: str | None,
+    recipe_name: str,
+    artefact: str | None,
+    engine: str | None,
+    provider: str,
+    threads: int | None,
+    **training: Any,
+) -> int:
+    """Score a model on labelled scans: figures with intervals, mistakes by file.
+
+    At the threshold of its manifest. Any artefact in any engine; model.keras runs in Keras, which
+    the others do not need. A scan that cannot be read is reported, the others are scored, and the
+    exit code is 1.
+
+    Research use only: not a medical device.
+    """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise UsageError(
+            f"evaluation needs packages that are not installed: {', '.join(missing)}",
+            "pip install 'mri-edge[evaluate]'",
+        )
+    if cv is not None:
+        from .train import train
+
+        code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, **training)
+        return code
+    _check_no_training(ctx)
+    import json
+
+    from mri_edge.commands.progress import console, track
+    from mri_edge.train.evaluation.evaluate import evaluate as score
+
+    if position and ctx.get_parameter_source("model") is ParameterSource.ENVIRONMENT:
+        model = None
+    bundle = _bundle_to_score(choose_bundle(position, model))
+    if data is None:
+        data = remembered_data(bundle)
+        click.echo(f"with the data of its training, {data}", err=True)
+    if out is not None:
+        make_folder(out)  # before the work, not after it
+        clear_leftovers(out)
+    record = score(
+        bundle, data, role=role, track=track, artefact=artefact, engine=engine, provider=provider, threads=threads
+    )
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if out is not None:
+        from mri_edge.train.reports.evaluation_report import evaluation_page
+
+        write_whole(out / "evaluation.json", text)
+        write_whole(out / "evaluation.html", evaluation_page(record))
+    for failure in record["unreadable"]:
+        click.echo(f"mri-edge: {failure['error']}", err=True)
+    for warning in record["warnings"]:
+        click.echo(f"mri-edge: warning: {warning}", err=True)
+    if as_json:
+        click.echo(stdout_json(record, indent=1))
+    else:
+        from mri_edge.train.reports.evaluation_report import print_evaluation
+
+        print_evaluation(record, console(sys.stdout, width=_WIDE))
+    if out is not None:
+        click.echo(f"report: {out / 'evaluation.html'}", err=True)
+    return 1 if record["unreadable"] else 0
+
+
+def _check_no_training(ctx: click.Context) -> None:
+    """Raise UsageError if an option was given that says how to train."""
+    for name in ("recipe_name", *TRAINING):
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
+            raise UsageError(f"{option} says how to train, and a model is trained already", "It goes with --cv")
+
+
+def _bundle_to_score(named: str | None) -> Bundle:
+    if named is not None:
+        return Bundle.open(named)
+    found = last_trained()
+    if found is None:
+        return Bundle.open(DEFAULT_MODEL)
+    click.echo(f"scoring {found.folder}, trained last ({found.manifest.creation.created})", err=True)
+    return found

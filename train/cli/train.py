@@ -1,0 +1,319 @@
+"""``mri-edge train``: from a folder of scans to a bundle with a Keras model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mri_edge.authoring.figures import with_interval
+from mri_edge.errors import UsageError
+from mri_edge.inference.prediction import decide
+
+from .options import RECIPE, training_options
+
+if TYPE_CHECKING:
+    from mri_edge.train.pipeline import Trained
+    from mri_edge.train.recipes.base import Recipe
+
+_EPILOG = """\b
+Examples:
+  mri-edge train scans/
+  mri-edge train scans/ --out bundles/mine
+  mri-edge train collections/ --recipe robust
+  mri-edge train collections/ --recipe small --teacher runs/vgg16
+  mri-edge train collections/ --recipe robust --cv 5 --out figures/
+
+\b
+Without --out the bundle goes to runs/vgg16 (runs/small), or the next free number: runs/vgg16-2.
+Then: mri-edge export --quantize
+"""
+_NAMES = {"small": "small"}  # of a recipe's network; all others train VGG16
+_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="The same as DIR: holds one folder of pictures a class.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the new bundle.  [default: runs/vgg16, or the next free]"
+)
+@RECIPE
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="BUNDLE",
+    help="Recipe 'small': whose answers it learns, a bundle or an embedded model. May be repeated: their mean.",
+)
+@click.option("--name", help="Name of the model in the manifest.  [default: that of the bundle's folder]")
+@click.option(
+    "--cv",
+    metavar="FOLDS",
+    help="No bundle, but figures at --out of a cross-validation: a number of folds that keep "
+    "near-duplicates together, or 'sources' to leave out one source at a time.",
+)
+@click.option(
+    "--fold",
+    "only",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Recipe 'small' with --cv: train this fold alone, so that several machines can share the work. --out "
+    "holds the answers of each; the figures are of the folds that lie there.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(("reference", "stratified", "grouped")),
+    help="Who tests; grouped divides neither near-duplicates nor a patient (--groups).  "
+    "[default: reference, with --groups grouped]",
+)
+@training_options
+def train(
+    folder: Path | None,
+    data: Path | None,
+    out: Path | None,
+    recipe_name: str,
+    backbone_weights: str,
+    teachers: tuple[str, ...],
+    positive: str | None,
+    seed: int,
+    epochs: int | None,
+    name: str | None,
+    cv: str | None,
+    only: int | None,
+    excluded: tuple[str, ...],
+    split: str | None,
+    groups: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> int:
+    """Train a model from a folder of scans and write it as a bundle.
+
+    DIR holds one folder a class, or folders of such folders. The classification report is
+    printed; progress goes to stderr, a line an epoch.
+    """
+    from dataclasses import replace
+
+    from mri_edge.train.recipes.base import find_recipe
+
+    recipe = find_recipe(recipe_name)
+    if epochs:
+        recipe = replace(recipe, epochs=epochs)
+    scans = _check_given(recipe.name, folder, data, out, teachers=teachers, cv=cv)
+    _check_options(
+        recipe.name,
+        teachers=teachers,
+        cv=cv,
+        only=only,
+        excluded=excluded,
+        split=split,
+        groups=groups,
+        numbered=out is None,
+        overwrite=overwrite,
+    )
+    chosen = {"seed": seed, "positive": positive, "say": _say}
+    if recipe.name != "small" or cv is not None:
+        chosen["backbone_weights"] = backbone_weights
+    if recipe.name != "small":
+        chosen |= {"excluded": excluded, "groups": groups}
+    if cv is not None:
+        if recipe.name == "small":  # it goes on by itself with what lies at --out
+            chosen["only"] = only
+        else:
+            chosen |= {"overwrite": overwrite, "resume": resume}
+        return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen)
+    chosen |= {"overwrite": overwrite, "resume": resume}
+    chosen |= {"teachers": teachers} if recipe.name == "small" else {"split": split}
+    return _train(scans, out, recipe, name, chosen)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chosen: dict[str, Any]) -> int:
+    """Train a bundle at ``out``, or in ``runs/`` where that is None; print its figures and what to do next."""
+    from mri_edge.authoring.runs import as_typed, remember_data
+    from mri_edge.authoring.writer import check_free
+    from mri_edge.bundles.bundle import Bundle
+    from mri_edge.train.loops.checkpoint import claimed, claimed_run
+
+    claim: AbstractContextManager[Path]
+    if out is None:
+        claim = claimed_run(_NAMES.get(recipe.name, "vgg16"), resume=chosen["resume"])
+    else:
+        check_free(out, overwrite=chosen["overwrite"])
+        claim = claimed(out)
+    with claim as place:
+        if out is None:
+            _say(f"the bundle goes to {place}")
+
+        def run() -> Trained:
+            from mri_edge.train.loops.keras import load_keras
+
+            load_keras()
+            from mri_edge.train.pipeline import train_bundle
+            from mri_edge.train.robust_run import train_robust_bundle
+            from mri_edge.train.small_run import train_small_bundle
+
+            makers = {"robust": train_robust_bundle, "small": train_small_bundle}
+            make: Callable[..., Trained] = makers.get(recipe.name, train_bundle)
+            return make(scans, place, recipe, name=name or place.absolute().name, **chosen)
+
+        trained = _until_interrupted(run, place)
+    if trained is None:
+        return _INTERRUPTED
+    from mri_edge.train.evaluation.metrics import report_text
+
+    called = decide(trained.probabilities, trained.labels.positive, trained.threshold)
+    click.echo(report_text(trained.truth, called))
+    for key, metric in trained.metrics.items():
+        click.echo(f"{key:<17} {with_interval(metric.value, metric.low, metric.high)}  of {metric.images}")
+    click.echo(f"{place}: written")
+    bundle = Bundle.open(as_typed(place))
+    remember_data(bundle, scans)
+    _say(f"report: {_report_of(place)}")
+    _say(f"next: mri-edge export{'' if out is None else f' {shlex.quote(as_typed(place))}'} --quantize")
+    return 0
+
+
+def _cross_validate(scans: Path, out: Path, recipe: Recipe, folds: int | None, chosen: dict[str, Any]) -> int:
+    """Cross-validate a recipe; the figures are printed and lie at ``out``."""
+    import json
+
+    def run() -> dict[str, Any]:
+        from mri_edge.train.loops.keras import load_keras
+
+        load_keras()
+        from mri_edge.train.reference_crossval import cross_validate_reference
+        from mri_edge.train.robust_run import cross_validate_robust
+        from mri_edge.train.small_crossval import cross_validate_small
+
+        makers = {"robust": cross_validate_robust, "small": cross_validate_small}
+        make: Callable[..., dict[str, Any]] = makers.get(recipe.name, cross_validate_reference)
+        return make(scans, out, recipe, folds=folds, **chosen)
+
+    if recipe.name == "small":
+        figures = _until_interrupted(run, None)
+    else:
+        from mri_edge.train.loops.checkpoint import claimed
+
+        with claimed(out):
+            figures = _until_interrupted(run, out)
+    if figures is None:
+        return _INTERRUPTED
+    compared = ("student_minus_teacher", "threshold", "student_minus_teacher_at_threshold_of_other_folds")
+    shown = ("folds_scored", "pooled", *compared, "stress")
+    click.echo(json.dumps({key: figures[key] for key in shown if key in figures}, indent=1))
+    _say(f"report: {out / 'crossval.json'}")
+    _say(f"next, for the model itself: {shlex.join(['mri-edge', 'train', str(scans), '--recipe', recipe.name])}")
+    return 0
+
+
+def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:
+    """What ``run`` returns; None after Ctrl-C, when how to go on has been said.
+
+    ``place``: whose work folder holds the state; None where the same command goes on by itself.
+    """
+    from mri_edge.storage.staging import scratch
+    from mri_edge.train.loops.checkpoint import has_state
+
+    try:
+        with scratch("train"):
+            return run()
+    except KeyboardInterrupt:
+        click.echo(err=True)  # below the terminal's ^C
+        if place is not None and not has_state(place):
+            _say("mri-edge: interrupted before anything was kept. To begin anew:")
+            _say(f"  {_command_line()}")
+        else:
+            _say("mri-edge: interrupted; what is done is kept. To go on:")
+            _say(f"  {_command_line(*(() if place is None else ('--resume',)), out=place)}")
+        return None
+
+
+def _command_line(*more: str, out: Path | None = None) -> str:
+    """The command that runs now, as one would type it, with further options that it lacks."""
+    given = sys.argv[1:]
+    added = [option for option in more if option not in given]
+    if out is not None and not any(argument == "--out" or argument.startswith("--out=") for argument in given):
+        added = ["--out", str(out), *added]
+    return shlex.join(["mri-edge", *given, *added])
+
+
+def _report_of(place: Path) -> Path:
+    from mri_edge.authoring.card import PAGE
+
+    report = place / "report" / "index.html"
+    return report if report.is_file() else place / PAGE
+
+
+def _check_given(
+    recipe: str, folder: Path | None, data: Path | None, out: Path | None, *, teachers: tuple[str, ...], cv: str | None
+) -> Path:
+    """The data folder. Raises UsageError that names everything which is missing, and shows a whole command."""
+    if folder is not None and data is not None and folder != data:
+        raise UsageError(f"two data folders are named: {folder}, and with --data {data}", "Name one")
+    scans = folder or data
+    missing, example = [], ["mri-edge train", str(scans or "scans/")]
+    if scans is None:
+        missing.append("DIR, the folder that holds one folder of pictures a class")
+    if recipe != "reference":
+        example.append(f"--recipe {recipe}")
+    if recipe == "small" and cv is None:
+        if not teachers:
+            missing.append("--teacher BUNDLE, whose answers the small network learns")
+        example.append(f"--teacher {teachers[0] if teachers else 'vgg16'}")
+    if cv is not None:
+        if out is None:
+            missing.append("--out DIR, the folder for the figures of --cv")
+        example.append(f"--cv {cv} --out {out or 'figures/'}")
+    if missing or scans is None:
+        raise UsageError(f"missing: {'; '.join(missing)}", " ".join(["For example:", *example]))
+    return scans
+
+
+def _check_options(
+    recipe: str,
+    *,
+    teachers: tuple[str, ...],
+    cv: str | None,
+    only: int | None,
+    excluded: tuple[str, ...],
+    split: str | None,
+    groups: Path | None,
+    numbered: bool,
+    overwrite: bool,
+) -> None:
+    """Raise UsageError for options that the recipe, or a cross-validation, has no sense for."""
+    if cv is not None and cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
+        raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv!r}")
+    if teachers and (recipe != "small" or cv is not None):
+        raise UsageError(
+            "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
+            "mri-edge train scans/ --recipe small --teacher vgg16",
+        )
+    if recipe == "small":
+        # An image that was to be left out must not be trained on in silence.
+        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
+        for option in (name for name, given in unheard.items() if given):
+            raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
+    if only is not None and not (cv is not None and recipe == "small"):
+        raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")
+    if cv is not None and split is not None:
+        raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
+    if recipe == "robust" and split == "stratified":
+        raise UsageError(
+            "recipe 'robust' keeps near-duplicates of test images out of training, as a stratified split does not",
+            "Leave --split out, or take --split grouped",
+        )
+    if numbered and overwrite:
+        raise UsageError(
+            "--overwrite replaces what stands at --out; without --out a new folder of runs/ is taken",
+            "Name it with --out, or leave --overwrite out",
+        )

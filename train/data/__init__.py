@@ -1,0 +1,1 @@
+"""A folder of labelled scans: reading, auditing, grouping and splitting it."""

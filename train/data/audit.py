@@ -1,0 +1,76 @@
+"""What is wrong with a data folder, found before an hour of training is lost on it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.errors import DataError
+
+from . import duplicates
+from .folder import Scan
+
+_SHOWN = 5  # findings of a kind in the table; all are in the bundle's data.json
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Files that one finding is about: pictures with the same content, or of the same slice."""
+
+    kind: str
+    files: tuple[str, ...]
+
+
+def inspect(scans: Sequence[Scan], hashes: duplicates.Hashes) -> list[Finding]:
+    """Duplicates, near-duplicates and contradictions.
+
+    ``duplicate``: files of the same bytes. ``near-duplicate``: different bytes, perceptual hashes at most
+    ``duplicates.SAME_SLICE_BITS`` of 128 apart. ``contradictory``: either, with two labels.
+    """
+    contents: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        contents[scan.sha256].append(scan)
+    same = [tuple(group) for group in contents.values() if len(group) > 1]
+    near = [
+        (scans[first], scans[second])
+        for first, second in duplicates.close_pairs(hashes, duplicates.SAME_SLICE_BITS)
+        if scans[first].sha256 != scans[second].sha256
+    ]
+    pairs = [pair for group in same for pair in combinations(group, 2)] + near
+    found = {
+        "duplicate": same,
+        "near-duplicate": near,
+        "contradictory": [pair for pair in pairs if pair[0].label != pair[1].label],
+    }
+    return [Finding(kind, tuple(scan.file for scan in group)) for kind, groups in found.items() for group in groups]
+
+
+def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
+    """The findings as lines of text, a few of each kind; empty if there are none."""
+    kinds: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        kinds[finding.kind].append(finding)
+    lines = []
+    for kind, of_kind in kinds.items():
+        images = {file for finding in of_kind for file in finding.files}
+        lines.append(f"{kind:<15} {len(of_kind):>5} groups, {len(images)} of {len(scans)} images")
+        lines += [f"{'':<15}   {'  =  '.join(finding.files)}" for finding in of_kind[:_SHOWN]]
+        if len(of_kind) > _SHOWN:
+            lines.append(f"{'':<15}   … and {len(of_kind) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def check_roles(labels: NDArray[np.intp], test: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Raise DataError unless training and test hold images of every label."""
+    for role, chosen in (("training", ~test), ("test", test)):
+        missing = [name for index, name in enumerate(names) if index not in labels[chosen]]
+        if missing:
+            raise DataError(
+                f"no image of {', '.join(missing)} falls into the {role} part",
+                "Add images of it, or choose another --split",
+            )

@@ -1,0 +1,62 @@
+"""Near-duplicates: perceptual hashes, how far apart they are, and the groups that no split may divide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mri_edge.scans.preprocessing import Pixels
+
+HASH_BITS = 128
+# Two pictures this close or closer (of 128 bits) show the same slice; the reference's leakage is counted so.
+SAME_SLICE_BITS = 8
+# For keeping a test set apart, closeness is taken more widely: a lost training image costs little.
+KEEP_APART_BITS = 12
+
+Hashes = NDArray[np.bool_]
+
+
+def difference_hash(pixels: Pixels) -> Hashes:
+    """Row and column difference hash: uint8 (H, W, 3) -> bool (128,).
+
+    N. Krawetz, "Kind of like that", 2013: whether brightness rises between neighbours of a grid of
+    9 x 8 cells, and of one of 8 x 9.
+    """
+    grey = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
+    across = np.asarray(grey.resize((9, 8), Image.Resampling.LANCZOS))
+    down = np.asarray(grey.resize((8, 9), Image.Resampling.LANCZOS))
+    return np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
+
+
+def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
+    """Index pairs (P, 2), first below second, of pictures ``bits`` or fewer apart; memory grows with P alone."""
+    signs = np.where(hashes, np.float32(1), np.float32(-1))
+    pairs = []
+    for start in range(0, len(hashes), 512):
+        agreement = signs[start : start + 512] @ signs.T
+        first, second = np.nonzero(agreement >= HASH_BITS - 2 * bits)
+        keep = first + start < second
+        pairs.append(np.stack([first[keep] + start, second[keep]], axis=1))
+    return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.intp)
+
+
+def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
+    """Group number of each picture (N,): pictures joined by a chain of close pairs, or of one patient, share one."""
+    parent = np.arange(len(hashes))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for first, second in close_pairs(hashes, bits):
+        parent[root(first)] = root(second)
+    first_of: dict[str, int] = {}
+    for index, patient in enumerate(patients or ()):
+        parent[root(index)] = root(first_of.setdefault(patient, index))
+    roots = [root(index) for index in range(len(hashes))]
+    return np.unique(roots, return_inverse=True)[1]

@@ -1,0 +1,298 @@
+"""A data folder: which scans it holds, which label each has, and their pixels at the network's size."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS
+from mri_edge.commands.progress import track
+from mri_edge.device.cpu import available_cpus
+from mri_edge.errors import DataError, InputError
+from mri_edge.scans.preprocessing import Pixels, Preprocessing
+from mri_edge.scans.readers import picture as images
+from mri_edge.storage.atomic import sha256_of
+
+from . import duplicates
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Label names in index order, index of the positive one, and the folders behind each."""
+
+    names: tuple[str, ...]
+    positive: int
+    folders: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image file: ``file`` is relative to the data folder with ``/``; ``folder`` is its class folder there."""
+
+    path: Path
+    file: str
+    folder: str
+    label: int
+    sha256: str
+
+    @property
+    def source(self) -> str:
+        """The folder above the class folder, relative to the data folder; empty where there is none."""
+        return self.folder.rpartition("/")[0]
+
+
+def find_scans(data: Path, positive: str | None = None, *, trained: Labels | None = None) -> tuple[list[Scan], Labels]:
+    """List a folder of class folders, ``data/<class>/`` or ``data/<source>/<class>/``.
+
+    The order is the reference's: by source, then by label, then by file name without regard to case.
+    Folders named as in ``KNOWN_FOLDERS`` mean "no tumour" and "tumour"; with any other names
+    the names are the labels, in alphabetical order, and ``positive`` says which is the positive one.
+    With ``trained``, the labels of a model that is there already, every folder must mean one of those.
+
+    Raises
+    ------
+    DataError
+        No such folder, fewer than two classes, a class without images, or no known positive label; with
+        ``trained`` a folder that means none of its labels.
+    """
+    classes = _class_folders(data)
+    labels = _as_trained(classes, trained) if trained else _label_folders(classes, positive)
+    index = {folder: labels.names.index(name) for name, folders in labels.folders.items() for folder in folders}
+    found = []
+    for relative, folder in classes.items():
+        source = relative.rpartition("/")[0]
+        for path in _pictures(folder):
+            found.append((source, index[folder.name], folder.name.lower(), path.name.lower(), relative, path))
+    found.sort()
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        hashes = pool.map(_hash, [path for *_, path in found])
+        scans = [
+            Scan(path, f"{relative}/{path.name}", relative, label, digest)
+            for (_, label, _, _, relative, path), digest in zip(found, hashes, strict=True)
+        ]
+    return scans, labels
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
+
+    pixels: NDArray[np.uint8]
+    hashes: duplicates.Hashes
+
+
+def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
+    """Bytes that ``decode`` writes to its store."""
+    return len(scans) * preprocessing.height * preprocessing.width * 3
+
+
+def decode(
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing,
+    store: Path | None,
+    each: Callable[[int, Pixels], None] = lambda index, picture: None,
+) -> Decoded:
+    """Decode all scans once.
+
+    Parameters
+    ----------
+    store
+        File that will hold the pixels, which are mapped from there; ``None`` holds them in memory.
+    each
+        Called, by several threads at a time, with each scan's position and its picture at its own size.
+
+    Raises
+    ------
+    DataError
+        A scan cannot be read; all such are named.
+    """
+    shape = (len(scans), preprocessing.height, preprocessing.width, 3)
+    pixels = np.empty(shape, np.uint8)
+    if store is not None:
+        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+    hashes = np.zeros((len(scans), duplicates.HASH_BITS), bool)
+    unreadable: list[str] = []
+
+    def fill(index: int) -> None:
+        try:
+            picture = images.load(scans[index].path)
+        except InputError as error:
+            unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
+        else:
+            pixels[index] = preprocessing.fit(picture)
+            hashes[index] = duplicates.difference_hash(picture)
+            each(index, picture)
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
+            pass
+    if unreadable:
+        raise DataError(
+            f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
+            "Repair them, or leave them out with --exclude",
+        )
+    return Decoded(pixels, hashes)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a training uses of a data folder: ``patients`` has an entry a scan, or is None where nobody named them."""
+
+    scans: list[Scan]
+    left_out: list[Scan]
+    labels: Labels
+    patients: list[str] | None
+
+    def facts(self) -> list[object]:
+        """What of it decides a training, as JSON can hold it."""
+        chosen = [[scan.file, scan.sha256, scan.label] for scan in self.scans]
+        return [chosen, [scan.file for scan in self.left_out], self.patients, self.labels.positive]
+
+
+def select(data: Path, positive: str | None, excluded: Iterable[str] = (), groups: Path | None = None) -> Selection:
+    """List a data folder and hear its owner: what to leave out (``exclude``), who is whose (``read_groups``).
+
+    Raises
+    ------
+    DataError
+        As ``find_scans``, ``exclude`` and ``read_groups``, and where no scan of a label is left.
+    """
+    everyone, labels = find_scans(data, positive)
+    scans, left_out = exclude(everyone, excluded)
+    for index, name in enumerate(labels.names):
+        if all(scan.label != index for scan in scans):
+            raise DataError(f"--exclude leaves no image of {name}", "Exclude less")
+    return Selection(scans, left_out, labels, read_groups(groups, scans) if groups else None)
+
+
+def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan], list[Scan]]:
+    """The scans to use and those to leave out: ``*`` patterns on ``Scan.file``, or text files with one a line.
+
+    Raises
+    ------
+    DataError
+        A pattern matches no scan: most likely it is misspelt; or a text file cannot be read.
+    """
+
+    def matched(pattern: str) -> set[str]:
+        return {scan.file for scan in scans if fnmatchcase(scan.file, pattern)}
+
+    left_out: set[str] = set()
+    for pattern in patterns:
+        # In the data folder itself the name of a scan is also that of a file.
+        for one in [pattern] if matched(pattern) or not Path(pattern).is_file() else _lines(Path(pattern)):
+            if not (found := matched(one)):
+                raise DataError(f"--exclude: no scan matches {one!r}", "Patterns are relative to --data: 'no/*.gif'")
+            left_out |= found
+    return [scan for scan in scans if scan.file not in left_out], [scan for scan in scans if scan.file in left_out]
+
+
+def read_groups(path: Path, scans: Sequence[Scan]) -> list[str]:
+    """Group of each scan, by a CSV file with the columns ``file`` (relative to the data folder) and ``group``.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, lacks a column, or lacks a scan.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            group_of = {row["file"]: row["group"] for row in csv.DictReader(file)}
+    except KeyError as error:
+        raise DataError(f"{path}: no column {error}", "The first line must be: file,group") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot read ({error})", "Give a CSV file with the columns file,group") from error
+    missing = [scan.file for scan in scans if not group_of.get(scan.file)]
+    if missing:
+        raise DataError(f"{path}: no group for {len(missing)} scans, {missing[0]!r} for one", "List every scan")
+    return [group_of[scan.file] for scan in scans]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return list(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read ({error})", "Give a text file with a pattern a line") from error
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read ({error.strerror})", "Make it readable, or take it away") from error
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.is_file()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+
+
+def _class_folders(data: Path) -> dict[str, Path]:
+    """Class folders by their path relative to ``data``; a folder that holds only folders is a source."""
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder", "Name a folder that holds one folder a class")
+    classes: dict[str, Path] = {}
+    for folder in _folders(data):
+        inner = _folders(folder)
+        for one in inner if inner and not _pictures(folder) else [folder]:
+            classes[one.relative_to(data).as_posix()] = one
+    empty = [relative for relative, folder in classes.items() if not _pictures(folder)]
+    if empty:
+        raise DataError(
+            f"{data}: no pictures in {', '.join(empty)}",
+            f"Fill or remove the folder; pictures end in {', '.join(images.SUFFIXES)}",
+        )
+    return classes
+
+
+def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
+    """Folders under the labels of a model: by the folders of its training, by label, by ``KNOWN_FOLDERS``."""
+    meaning = dict(KNOWN_FOLDERS) if trained.names == KNOWN_LABELS else {}
+    meaning |= {name.lower(): index for index, name in enumerate(trained.names)}
+    for index, name in enumerate(trained.names):
+        meaning |= {folder.lower(): index for folder in trained.folders.get(name, [])}
+    folders: dict[str, list[str]] = {name: [] for name in trained.names}
+    for name in sorted({folder.name for folder in classes.values()}, key=str.lower):
+        if name.lower() not in meaning:
+            raise DataError(
+                f"folder {name!r} means no label of the model. Labels: {', '.join(trained.names)}",
+                f"Give it one of these names: {', '.join(meaning)}",
+            )
+        folders[trained.names[meaning[name.lower()]]].append(name)
+    if not classes:
+        raise DataError("no class folder there", "Name with --data a folder that holds one folder a class")
+    return Labels(trained.names, trained.positive, folders)
+
+
+def _label_folders(classes: dict[str, Path], positive: str | None) -> Labels:
+    names = sorted({folder.name for folder in classes.values()}, key=str.lower)
+    if all(name.lower() in KNOWN_FOLDERS for name in names):
+        labels = KNOWN_LABELS
+        folders = {
+            label: [name for name in names if KNOWN_FOLDERS[name.lower()] == i] for i, label in enumerate(labels)
+        }
+        positive = positive or labels[1]
+    else:
+        labels = tuple(names)
+        folders = {name: [name] for name in names}
+    present = [label for label in labels if folders[label]]
+    if len(present) < 2:
+        raise DataError(
+            f"at least two classes are needed. Received: {', '.join(names) or 'no class folder'}",
+            "Name with --data a folder that holds one folder a class",
+        )
+    if positive is None:
+        raise DataError(f"which label is the positive one? Labels: {', '.join(labels)}", "Say it: --positive LABEL")
+    if positive not in labels:
+        raise DataError(f"no label {positive!r}", f"Labels: {', '.join(labels)}")
+    return Labels(labels, labels.index(positive), folders)

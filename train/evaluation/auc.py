@@ -1,0 +1,96 @@
+"""The area under the ROC curve, with an interval that stays honest where few pairs of images are misranked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import norm, rankdata
+
+from mri_edge.bundles.manifest import Metric
+
+METHOD = (
+    "DeLong's variance on the logit scale (DeLong et al. 1988, Pepe 2003); Newcombe's method 5 (2006) where it is 0"
+)
+GROUPED = f"{METHOD}; of groups by Obuchowski (1997)"
+_Z = float(norm.ppf(0.975))
+
+Flags = NDArray[np.bool_]
+
+
+def both_kinds(positive: Flags) -> bool:
+    """Whether bool (N,) holds an image of each kind, without which there is no area."""
+    return 0 < np.count_nonzero(positive) < len(positive)
+
+
+def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.intp] | None = None) -> Metric:
+    """Area under the ROC curve: share of (positive, negative) pairs in right order, ties half.
+
+    A percentile bootstrap covers too little here: of 20 images of each kind it often sees none in wrong order, and
+    its interval is then a point. For groups the variance is that of N. A. Obuchowski, Biometrics 53, 1997.
+
+    Parameters
+    ----------
+    positive
+        bool (N,), at least one of each kind.
+    score
+        float (N,), higher for positive.
+    group
+        int (N,): images of one number are not independent; None where all are.
+    """
+    above = _placements(score, positive)
+    below = 1 - _placements(score, ~positive)
+    value = float(above.mean())
+    groups = np.arange(len(score)) if group is None else np.unique(group, return_inverse=True)[1]
+    of_above, of_below = groups[positive], groups[~positive]
+    variance = _variance(above - value, below - value, of_above, of_below)
+    if 0 < value < 1 and variance > 0:
+        half = _Z * np.sqrt(variance) / (value * (1 - value))
+        low, high = expit(logit(value) - half), expit(logit(value) + half)
+    else:
+        # Images of one group count as one here too: copies of images that lie apart are no further evidence.
+        counts = len(np.unique(of_above)), len(np.unique(of_below))
+        low, high = _lowest(value, *counts), 1 - _lowest(1 - value, *counts)
+    return Metric(value, float(low), float(high), len(score), METHOD if group is None else GROUPED)
+
+
+def _placements(score: NDArray[np.floating[Any]], chosen: Flags) -> NDArray[np.float64]:
+    """Of each chosen score the share of the others that it beats, ties half, by ranks (X. Sun, W. Xu, 2014)."""
+    others = len(score) - np.count_nonzero(chosen)
+    return np.asarray((rankdata(score)[chosen] - rankdata(score[chosen])) / others)
+
+
+def _variance(
+    above: NDArray[np.float64], below: NDArray[np.float64], of_above: NDArray[np.intp], of_below: NDArray[np.intp]
+) -> float:
+    """Variance of the area from centred placements and their groups; 0 where one group holds all of a kind."""
+    groups = np.union1d(of_above, of_below)
+    sums = [
+        np.bincount(np.searchsorted(groups, of_kind), values, len(groups))
+        for values, of_kind in ((above, of_above), (below, of_below))
+    ]
+    counts = [len(np.unique(of_kind)) for of_kind in (of_above, of_below)]
+    if min(counts) < 2:
+        return 0.0
+    parts = [
+        count / (count - 1) * (total @ total) / len(values) ** 2
+        for count, total, values in zip(counts, sums, (above, below), strict=True)
+    ]
+    shared = len(groups) / (len(groups) - 1) * (sums[0] @ sums[1]) / (len(above) * len(below))
+    return float(sum(parts) + 2 * shared)
+
+
+def _lowest(value: float, ill: int, well: int) -> float:
+    """The lowest area that an observed one does not exclude (R. G. Newcombe, Statistics in Medicine 25, 2006)."""
+    if value <= 0:
+        return 0.0
+    spread = (ill + well) / 2 - 1
+
+    def excess(area: float) -> float:
+        variance = area * (1 - area) * (1 + spread * ((1 - area) / (2 - area) + area / (1 + area))) / (ill * well)
+        return (value - area) ** 2 - _Z**2 * variance
+
+    return float(brentq(excess, 0, min(value, 1 - 1e-12)))

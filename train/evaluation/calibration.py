@@ -1,0 +1,92 @@
+"""Probabilities that mean what they say, and the threshold that turns them into a label."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from mri_edge.errors import DataError
+
+Probabilities = NDArray[np.floating]
+Labels = NDArray[np.integer]
+
+TARGET_SENSITIVITY = 0.95
+
+
+def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
+    """Temperature that makes held-out probabilities fit best (Guo et al. 2017, section 4.2).
+
+    Every class weighs the same, as in training: the answer must not depend on how many tumours the
+    validation set happens to hold.
+
+    Parameters
+    ----------
+    probabilities
+        (N, classes), softmax output; its logarithm is the logits up to a constant.
+    labels
+        (N,) class indices.
+
+    Returns
+    -------
+    Positive float; divide the logits by it. 1.0 leaves them as they are.
+    """
+    logits = np.log(np.clip(np.asarray(probabilities, np.float64), 1e-12, 1))
+    weights = 1 / np.bincount(labels, minlength=logits.shape[1]).clip(1)[labels]
+    weights /= weights.sum()
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        top = scaled.max(axis=1)
+        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+        return float(weights @ (total - scaled[np.arange(len(labels)), labels]))
+
+    # One order of magnitude either way: beyond that the validation set was too easy to say.
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
+
+
+def scale_probabilities(probabilities: Probabilities, temperature: float) -> Probabilities:
+    """Softmax output (N, classes) as it would be with the logits divided by ``temperature``."""
+    powered = np.clip(np.asarray(probabilities, np.float64), 1e-12, 1) ** (1 / temperature)
+    return powered / powered.sum(axis=1, keepdims=True)
+
+
+def build_in_temperature(model: keras.Model, temperature: float) -> None:
+    """Divide the last Dense layer's kernel and bias, so that every artefact made from the model is calibrated."""
+    last = model.layers[-1]
+    last.set_weights([weight / temperature for weight in last.get_weights()])
+
+
+def choose_threshold(positive: Probabilities, labels: Labels, sensitivity: float = TARGET_SENSITIVITY) -> float:
+    """Threshold on the positive probability: sensitivity at least as asked, and among those the best Youden index.
+
+    Parameters
+    ----------
+    positive
+        (N,) probability of the positive class, of images that training did not see.
+    labels
+        (N,) 1 for positive, 0 for the others.
+    sensitivity
+        Least share of positives at or above the threshold, in (0, 1].
+
+    Returns
+    -------
+    float in [0, 1]: the middle between the two scores that it lies between (of the widest gap, if
+    several are equally good), so that it does not sit on one image.
+
+    Raises
+    ------
+    DataError
+        One of the two classes has no image.
+    """
+    if not (labels == 1).any() or not (labels == 0).any():
+        raise DataError("no threshold can be chosen: the validation images are all of one class", "Give more images")
+    scores = np.unique(np.concatenate([[0.0], np.asarray(positive, np.float64), [1.0]]))
+    candidates = (scores[1:] + scores[:-1]) / 2
+    detected = 1 - np.searchsorted(np.sort(positive[labels == 1]), candidates) / (labels == 1).sum()
+    cleared = np.searchsorted(np.sort(positive[labels == 0]), candidates) / (labels == 0).sum()
+    worth = np.where(detected >= sensitivity - 1e-12, detected + cleared, -1.0)
+    best = np.flatnonzero(worth >= worth.max() - 1e-12)
+    widest = best[np.argmax(np.diff(scores)[best])]
+    return float(candidates[widest])

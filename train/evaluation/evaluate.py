@@ -1,0 +1,274 @@
+"""A bundle's artefact on labelled scans: which of them may be scored, how good the answers are, where it errs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
+
+from mri_edge.authoring.provenance import creation
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import Split, short
+from mri_edge.errors import DataError
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction, decide
+from mri_edge.storage.atomic import fingerprint
+from mri_edge.train.data.folder import Labels, Scan, find_scans
+
+from . import keras_engine
+from .auc import both_kinds
+from .metrics import by_folder, measure, reliability, roc
+
+Role = Literal["test", "all"]
+Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
+WORST = 20  # mistakes that a report names
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The scans to score, which ones those are in words, how many others by role, and what to beware of."""
+
+    scans: list[Scan]
+    what: str
+    left_out: dict[str, int]
+    warnings: list[str]
+
+
+def evaluate(
+    bundle: Bundle,
+    data: Path,
+    *,
+    artefact: str | None = None,
+    engine: str | None = None,
+    provider: str = "auto",
+    threads: int | None = None,
+    role: Role | None = None,
+    track: Track = lambda results, label, total: results,
+) -> dict[str, Any]:
+    """Score an artefact on the scans in ``data``, in plain types: what tables, pages and ``--json`` are drawn from.
+
+    Parameters
+    ----------
+    artefact, engine, provider, threads
+        As for ``Classifier.load``; ``model.keras`` runs in Keras, and by itself where it is the only artefact.
+    role
+        ``"test"``: the test images of the bundle's split record. ``"all"``: every image, trained on or
+        not. ``None``: those of the test if all of them are in ``data``, else every image that the record
+        does not know from training.
+    track
+        Wraps the results while they come, to show how far they are: results, label, number.
+
+    Raises
+    ------
+    DataError
+        Nothing may be scored, nothing can be read, or a folder means no label of the model.
+    BundleError, EngineError, UsageError
+        The artefact cannot be run as asked.
+    """
+    manifest = bundle.manifest
+    trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
+    scans, _ = find_scans(data, trained=trained)
+    chosen = choose_scans(scans, split_of(bundle), role)
+    with open_classifier(bundle, artefact, engine, provider, threads) as classifier:
+        answers = classifier.predict_batches([scan.path for scan in chosen.scans])
+        results = list(track(answers, "evaluate", len(chosen.scans)))
+        ran = {
+            "artefact": classifier.artefact.file,
+            "precision": classifier.artefact.precision,
+            "engine": classifier.engine.name,
+            "provider": classifier.engine.provider,
+            "threads": classifier.engine.threads,
+        }
+    pairs = list(zip(chosen.scans, results, strict=True))
+    read = [(scan, one) for scan, one in pairs if isinstance(one, Prediction)]
+    unreadable = [
+        {"file": scan.file, "error": one.error.problem, "hint": one.error.hint}
+        for scan, one in pairs
+        if isinstance(one, Failure)
+    ]
+    if not read:
+        raise DataError(f"{data}: none of {len(unreadable)} images can be read, {unreadable[0]['error']}")
+    probabilities = np.array([list(one.probabilities.values()) for _, one in read], np.float32)
+    answered = [scan for scan, _ in read]
+    return {
+        "model": manifest.title,
+        "recipe": manifest.training.recipe,
+        **ran,
+        "labels": list(manifest.labels),
+        "positive": manifest.positive,
+        "threshold": manifest.threshold,
+        "data": {
+            "folder": str(data),
+            "fingerprint": fingerprint(f"{one.file}\0{one.sha256}\0{one.label}" for one in answered),
+            "images": len(answered),
+            "by_label": [sum(scan.label == index for scan in answered) for index in range(len(manifest.labels))],
+            "what": chosen.what,
+            "left_out": chosen.left_out,
+        },
+        "warnings": chosen.warnings,
+        **score(answered, probabilities, manifest.positive, manifest.threshold),
+        "unreadable": unreadable,
+        "creation": asdict(creation()),
+        "notice": NOTICE,
+    }
+
+
+def score(
+    scans: Sequence[Scan],
+    probabilities: NDArray[np.float32],
+    positive: int,
+    threshold: float | None,
+    group: NDArray[np.intp] | None = None,
+) -> dict[str, Any]:
+    """Every figure of the record from the scans and their probabilities float32 (N, classes); plain types.
+
+    ``group`` (N,) is as ``metrics.measure`` takes it.
+    """
+    truth = np.array([scan.label for scan in scans])
+    called = decide(probabilities, positive, threshold)
+    ill = truth == positive
+    labels = range(probabilities.shape[1])
+    predictions = [
+        {"file": scan.file, "sha256": scan.sha256, "label": scan.label, "called": int(one), "probabilities": row}
+        for scan, one, row in zip(scans, called, probabilities.tolist(), strict=True)
+    ]
+    wrong = [one for one in predictions if one["called"] != one["label"]]
+    wrong.sort(key=lambda one: one["probabilities"][one["label"]])
+    metrics = measure(truth, probabilities, positive, threshold, group)
+    return {
+        "metrics": {name: asdict(one) for name, one in metrics.items()},
+        "confusion_matrix": confusion_matrix(truth, called, labels=labels).tolist(),  # rows: truth
+        "folders": by_folder([scan.folder for scan in scans], truth, called == truth),
+        "roc": roc(ill, probabilities[:, positive]) if both_kinds(ill) else None,
+        "reliability": reliability(ill, probabilities[:, positive]),
+        "mistakes": len(wrong),
+        "worst": wrong[:WORST],
+        "predictions": predictions,
+    }
+
+
+def split_of(bundle: Bundle) -> Split | None:
+    """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
+    held = {one.file: one for one in bundle.manifest.documents}
+    return Split.held(held, lambda file: bundle.read(held[file]))
+
+
+def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:
+    """Which scans may be scored, by the split record that is compared by SHA-256 with what is there.
+
+    Raises
+    ------
+    DataError
+        None may be scored, or ``role`` is ``"test"`` and test images are missing.
+    """
+    if split is None:
+        if role == "test":
+            raise DataError("the bundle has no split record: its test images are not known", "Leave out --role")
+        unknown = ["The bundle has no split record: whether these images were in its training cannot be told."]
+        return Chosen(list(scans), "all images", {}, unknown)
+    # Of copies with several roles the one nearest to the training counts.
+    trained = {short(one.sha256): one.role for its in ("excluded", "validation", "train") for one in split.of(its)}
+    test = _test_scans(scans, split)
+    if role == "all":
+        return _everything(scans, trained)
+    if role == "test" or test:
+        if not test:
+            expected = len(split.of("test"))
+            raise DataError(
+                f"not all of the {expected} test images of the bundle are there" if expected else "no test images",
+                "Name with --data the folder that training used",
+            )
+        return _test_only(scans, test, split, trained)
+    known = [trained.get(short(scan.sha256)) for scan in scans]
+    kept = [scan for scan, its_role in zip(scans, known, strict=True) if its_role is None]
+    left_out = Counter(its_role for its_role in known if its_role is not None)
+    if not kept:
+        raise DataError(
+            f"all {len(scans)} images are known from the bundle's training ({_counted(left_out)}): none may be scored",
+            "Name other images, or say --role all to see how well it remembers",
+        )
+    warnings = []
+    if left_out:
+        warnings.append(f"{left_out.total()} images are known from the bundle's training and left out.")
+    return Chosen(kept, "images that were not in training (compared by SHA-256)", dict(left_out), warnings)
+
+
+def open_classifier(
+    bundle: Bundle, artefact: str | None, engine: str | None, provider: str, threads: int | None
+) -> Classifier:
+    """As ``Classifier.load``, and ``model.keras`` in Keras; errors as there and as for ``open_keras``."""
+    held = bundle.manifest.artefacts
+    in_keras = [one for one in held if one.file.endswith(keras_engine.SUFFIX)]
+    if artefact is not None:
+        chosen = bundle.artefact(artefact)
+        wanted = chosen in in_keras and engine in (None, keras_engine.NAME)
+    else:
+        wanted = bool(in_keras) and (engine == keras_engine.NAME or (engine is None and len(in_keras) == len(held)))
+        chosen = in_keras[0] if wanted else None
+    if not wanted or chosen is None:
+        return Classifier.load(bundle, artefact=artefact, engine=engine, provider=provider, threads=threads)
+    opened = keras_engine.open_keras(
+        bundle.folder / chosen.file,
+        bundle.manifest,
+        provider=provider,
+        threads=threads,
+        content=bundle.read(chosen),
+    )
+    return Classifier(bundle, chosen, opened)
+
+
+def _test_scans(scans: Sequence[Scan], split: Split) -> list[Scan]:
+    """The test images among ``scans``, in the record's order, or none unless all of them are there.
+
+    They may lie under other names; of copies, the one of the record's name is preferred.
+    """
+    by_content: dict[str, list[Scan]] = {}
+    for scan in scans:
+        by_content.setdefault(short(scan.sha256), []).append(scan)
+    found = []
+    for image in split.of("test"):
+        copies = by_content.get(short(image.sha256))
+        if not copies:
+            return []
+        same_name = [scan for scan in copies if scan.file == image.file]
+        found.append((same_name or copies)[0])
+    return found
+
+
+def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: dict[str, str]) -> Chosen:
+    scored = {scan.file for scan in test}
+    known = {short(scan.sha256): "test" for scan in test} | trained
+    left_out = Counter(known.get(short(scan.sha256), "unknown") for scan in scans if scan.file not in scored)
+    warnings = []
+    if leaked := sum(trained.get(short(scan.sha256)) in ("train", "validation") for scan in test):
+        warnings.append(f"{leaked} of the test images are byte for byte among the training images as well.")
+    if strangers := left_out["unknown"]:
+        warnings.append(
+            f"{strangers} images that the bundle's split record does not know are not scored: "
+            "name their folder alone to score them."
+        )
+    if relabelled := sum(scan.label != one.label for scan, one in zip(test, split.of("test"), strict=True)):
+        warnings.append(f"{relabelled} images lie in the folder of another label than in the bundle's record.")
+    return Chosen(test, "test images of the bundle's split record", dict(left_out), warnings)
+
+
+def _everything(scans: Sequence[Scan], trained: dict[str, str]) -> Chosen:
+    roles = [trained.get(short(scan.sha256)) for scan in scans]
+    seen = Counter(role for role in roles if role in ("train", "validation"))
+    warnings = []
+    if seen:
+        warnings.append(
+            f"{seen.total()} OF THESE {len(scans)} IMAGES WERE IN TRAINING ({_counted(seen)}): the figures say how "
+            "well the model remembers, not how good it is."
+        )
+    return Chosen(list(scans), "all images, trained on or not", {}, warnings)
+
+
+def _counted(roles: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(roles.items()))

@@ -1,0 +1,208 @@
+"""How good a model is on labelled scans, each figure with its 95% interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, rankdata
+from sklearn.metrics import classification_report, confusion_matrix, roc_curve
+
+from mri_edge.bundles.manifest import Metric
+from mri_edge.inference.prediction import decide
+
+from .auc import auc, both_kinds
+from .intervals import Figures, Weights, basic, bootstrap, draw_outcomes, percentile
+
+WILSON = "Wilson score interval (Wilson 1927)"
+INDIRECT = "Wilson score interval of TP / (TP + FP + FN), as F1 (Lam et al. 2023)"
+BINS = 10  # of the calibration error and the reliability plot
+
+Flags = NDArray[np.bool_]
+Scores = NDArray[np.floating[Any]]
+
+
+def share(hits: int, total: int) -> Metric:
+    """``hits`` of ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); of none, 0 with [0, 1]."""
+    hits, total = int(hits), int(total)
+    if total == 0:
+        return Metric(0.0, 0.0, 1.0, 0, WILSON)
+    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return Metric(hits / total, float(interval.low), float(interval.high), total, WILSON)
+
+
+def f1(hits: int, wrong: int) -> Metric:
+    """Of ``hits`` true positives and ``wrong`` false answers of both kinds: Wilson's interval of their share, as F1.
+
+    K. F. Y. Lam, V. Gopal, J. Qian, "Confidence Intervals for the F1 Score", 2023, the indirect method.
+    """
+    part = share(hits, hits + wrong)
+    value, low, high = (2 * one / (1 + one) for one in (part.value, part.low, part.high))
+    return replace(part, value=value, low=low, high=high, method=INDIRECT)
+
+
+def bins_of(score: Scores) -> NDArray[np.intp]:
+    """Bin, 0 to ``BINS`` - 1, of each score (N,): as many images in each, but equal scores share one."""
+    return (BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
+
+
+def measure(
+    truth: NDArray[np.intp],
+    probabilities: NDArray[np.float32],
+    positive: int,
+    threshold: float | None = None,
+    group: NDArray[np.intp] | None = None,
+) -> dict[str, Metric]:
+    """Accuracy, AUC, sensitivity, specificity, precision, F1, Brier score, calibration error.
+
+    Parameters
+    ----------
+    truth
+        int (N,), label indices; N at least 1.
+    probabilities
+        float32 (N, classes).
+    positive, threshold
+        As in the manifest. All figures but accuracy are about the positive label against the others.
+    group
+        int (N,): images of one number are not independent, which the interval of AUC heeds, as ``area.auc`` does.
+
+    Returns
+    -------
+    Figures by name. Those that the images cannot tell are left out: AUC where all are of one kind,
+    sensitivity and F1 without a positive one, specificity without another, precision where none was
+    called positive.
+
+    Notes
+    -----
+    ``brier`` is the mean squared difference of probability and outcome, 0 or 1 (G. W. Brier, Monthly
+    Weather Review 78, 1950). ``calibration_error`` is the expected calibration error (M. P. Naeini et al.,
+    AAAI 2015): the mean distance between probability and share of positives over ``BINS`` bins, here of
+    equal count (K. Nguyen, B. O'Connor, EMNLP 2015).
+    """
+    chosen = decide(probabilities, positive, threshold)
+    ill, called = truth == positive, chosen == positive
+    score = probabilities[:, positive].astype(np.float64)
+    figures = _figures(ill, score)
+    values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
+    resampled = bootstrap(figures, ill)
+    metrics = {"accuracy": share(np.count_nonzero(chosen == truth), len(truth))}
+    if both_kinds(ill):
+        metrics["auc"] = auc(ill, score, group)
+    shares = {
+        "sensitivity": (np.count_nonzero(called & ill), np.count_nonzero(ill)),
+        "specificity": (np.count_nonzero(~called & ~ill), np.count_nonzero(~ill)),
+        "precision": (np.count_nonzero(called & ill), np.count_nonzero(called)),
+    }
+    metrics.update({name: share(hits, total) for name, (hits, total) in shares.items() if total})
+    if ill.any():
+        metrics["f1"] = replace(f1(np.count_nonzero(called & ill), np.count_nonzero(called ^ ill)), images=len(truth))
+    metrics["brier"] = percentile(values["brier"], resampled["brier"], len(truth))
+    distance = _distance(score)
+    calibrated = draw_outcomes(lambda outcomes: distance(score - outcomes), score)
+    metrics["calibration_error"] = basic(
+        values["calibration_error"], resampled["calibration_error"], calibrated, len(truth)
+    )
+    return metrics
+
+
+def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> list[dict[str, Any]]:
+    """Of each class folder, in alphabetical order: label index and the share of images that were labelled rightly.
+
+    That share is the sensitivity in a folder of the positive label and the specificity in one of the other
+    of two. Plain types, with Wilson's interval.
+    """
+    names = np.asarray(folders)
+    found = []
+    for name in np.unique(names).tolist():
+        inside = names == name
+        part = share(np.count_nonzero(right[inside]), np.count_nonzero(inside))
+        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(part)})
+    return found
+
+
+def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
+    """Of each bin that holds images: mean probability, share of positives with Wilson's interval, images."""
+    found = bins_of(score)
+    points = []
+    for one in np.unique(found):
+        inside = found == one
+        part = share(np.count_nonzero(positive[inside]), np.count_nonzero(inside))
+        points.append(
+            {
+                "probability": float(score[inside].mean()),
+                "share": part.value,
+                "low": part.low,
+                "high": part.high,
+                "images": part.images,
+            }
+        )
+    return points
+
+
+def _figures(ill: Flags, score: Scores) -> Callable[[Weights], Figures]:
+    """Brier score and calibration error as functions of how often each image counts."""
+    error = score - ill
+    distance = _distance(score)
+
+    def figures(weights: Weights) -> Figures:
+        return {"brier": weights @ error**2 / len(score), "calibration_error": distance(weights * error)}
+
+    return figures
+
+
+def _distance(score: Scores) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Expected calibration error as a function of weighted errors (R, N): the sums over each bin, without signs."""
+    order = np.argsort(score, kind="stable")
+    first_of_bin = np.unique(bins_of(score)[order], return_index=True)[1]
+
+    def distance(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.abs(np.add.reduceat(errors[:, order], first_of_bin, axis=1)).sum(axis=1) / len(score))
+
+    return distance
+
+
+def area_of(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:
+    """Area under the ROC curve as a function of weights (R, N), by ranks: no pair is compared."""
+    order = np.argsort(score, kind="stable")
+    first_of_tie = np.unique(score[order], return_index=True)[1]
+
+    def area(weights: Weights) -> NDArray[np.float64]:
+        above, below = (
+            np.add.reduceat((weights * kind)[:, order], first_of_tie, axis=1) for kind in (positive, ~positive)
+        )
+        beaten = below.cumsum(axis=1) - below / 2
+        return np.asarray((above * beaten).sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1)))
+
+    return area
+
+
+def report_text(truth: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
+    """scikit-learn's classification report, rows named by label index as in the reference."""
+    text: str = classification_report(truth, chosen, zero_division=0)
+    return text
+
+
+def details(
+    truth: NDArray[np.intp], probabilities: NDArray[np.float32], positive: int, threshold: float | None = None
+) -> dict[str, Any]:
+    """What tables and plots are drawn from: report, confusion matrix (rows: truth), ROC points. Plain types."""
+    chosen = decide(probabilities, positive, threshold)
+    return {
+        "report": classification_report(truth, chosen, zero_division=0, output_dict=True),
+        "confusion_matrix": confusion_matrix(truth, chosen, labels=range(probabilities.shape[1])).tolist(),
+        "roc": roc(truth == positive, probabilities[:, positive]),
+    }
+
+
+def roc(positive: Flags, score: Scores) -> dict[str, list[Any]]:
+    """Points of the ROC curve, for at least one image of each kind; plain types."""
+    false_positive, true_positive, thresholds = roc_curve(positive, score)
+    return {
+        "false_positive_rate": false_positive.tolist(),
+        "true_positive_rate": true_positive.tolist(),
+        # scikit-learn begins at infinity, which JSON does not know.
+        "threshold": [None, *thresholds[1:].tolist()],
+    }

@@ -1,0 +1,212 @@
+"""The state of an unfinished training: a folder beside its result, from which ``--resume`` goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mri_edge import __version__
+from mri_edge.authoring.runs import RUNS
+from mri_edge.errors import OutputError, UsageError
+from mri_edge.storage.atomic import clear_leftovers, fingerprint, write_whole
+from mri_edge.storage.staging import lock_folder
+
+from .keras import load_keras
+
+# What alone is there when the data or the disk were found unfit, or no epoch has ended: all of it is made anew.
+_BEFORE_TRAINING = {"identity", "pixels.npy", "slices", "validation.npy", "views.npy"}
+
+
+class _TakenError(UsageError):
+    """Another training works on the same result."""
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[Path]:
+    """Hold ``out`` for one training while the block runs, by a lock on its work folder; yields ``out``.
+
+    The system lets go of the lock however the program ends. A work folder that holds nothing to
+    resume is removed, with the folders above it that were made for it.
+
+    Raises
+    ------
+    UsageError
+        Another training works on the same result.
+    OutputError
+        The work folder cannot be made.
+    """
+    work = _work_of(out)
+    new_parents = [folder for folder in work.parents if not os.path.lexists(folder)]
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        handle = lock_folder(work)
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise _TakenError(f"{out}: another training is at work on it", "Wait for it, or name another --out") from error
+    except OSError as error:
+        raise _cannot_write(work, error) from error
+    try:
+        yield out
+    finally:
+        if not has_state(out):
+            shutil.rmtree(work, ignore_errors=True)
+            for folder in new_parents:
+                with suppress(OSError):  # the bundle lies in it
+                    folder.rmdir()
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
+    """Hold the next free of ``runs/NAME``, ``runs/NAME-2``, …, or to ``resume`` the one that was cut off last.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to resume.
+    OutputError
+        The folder cannot be made.
+    """
+    if resume:
+        with claimed(_last_cut_off(name)) as out:
+            yield out
+        return
+    for number in count(1):
+        out = RUNS / (name if number == 1 else f"{name}-{number}")
+        with ExitStack() as claim:
+            try:
+                claim.enter_context(claimed(out))
+            except _TakenError:
+                continue
+            # Asked under the lock: until then a training may end there.
+            if os.path.lexists(out) or has_state(out):
+                continue
+            yield out
+            return
+
+
+def has_state(out: Path) -> bool:
+    """Whether there is an unfinished training of ``out`` that can be resumed."""
+    try:
+        return not {path.name for path in _work_of(out).iterdir()} <= _BEFORE_TRAINING
+    except OSError:
+        return False
+
+
+def _last_cut_off(name: str) -> Path:
+    pattern = re.compile(rf"\.({re.escape(name)}(?:-\d+)?)\.training")
+    found = [match for path in RUNS.iterdir() if (match := pattern.fullmatch(path.name))] if RUNS.is_dir() else []
+    outs = [out for match in found if has_state(out := RUNS / match[1])]
+    if not outs:
+        raise UsageError(
+            f"{RUNS}/ holds no training of {name} that was cut off", "Name its --out, or train without --resume"
+        )
+    return max(outs, key=lambda out: _work_of(out).stat().st_mtime_ns)
+
+
+def _work_of(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.absolute().name}.training")
+
+
+def _clear(work: Path) -> None:
+    """Remove what is in a work folder, and not the folder: whoever claimed it holds its lock."""
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _cannot_write(work: Path, error: OSError) -> OutputError:
+    return OutputError(f"{work}: cannot write ({error.strerror})", "Name another output folder")
+
+
+def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> Path:
+    """The folder that holds the state of the training whose result will be ``out``.
+
+    ``facts``, as JSON can hold them, are all that decides the result beside the code: only a training with the same,
+    by the same version, is resumed.
+
+    Raises
+    ------
+    OutputError
+        An unfinished training is there and ``resume`` was not said, or it is another one.
+    """
+    identity = fingerprint([__version__, json.dumps(facts)])
+    work = _work_of(out)
+    record = work / "identity"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(work)
+        if not has_state(out):
+            _clear(work)
+        elif not resume:
+            if not overwrite:
+                raise OutputError(
+                    f"{work}: an unfinished training is there", "--resume goes on with it, --overwrite begins anew"
+                )
+            _clear(work)
+        if record.is_file() and record.read_text() != identity:
+            raise OutputError(
+                f"{work}: the unfinished training there has another recipe, seed, data or backbone, or "
+                "another version of mri-edge made it",
+                "Give it the same options, or begin anew with --overwrite",
+            )
+        record.write_text(identity)
+    except OSError as error:
+        raise _cannot_write(work, error) from error
+    return work
+
+
+def check_space(work: Path, wanted: int) -> None:
+    """Raise OutputError unless the disk has ``wanted`` bytes free."""
+    free = shutil.disk_usage(work).free
+    if free < wanted:
+        raise OutputError(
+            f"{work.parent}: {free / 1e6:.0f} MB free, this training needs {wanted / 1e6:.0f} MB",
+            "Make room, or name an output folder on another disk",
+        )
+
+
+def save(path: Path, variables: Sequence[Any], facts: object) -> None:
+    """Write Keras variables, and facts as JSON can hold them, whole."""
+    keras = load_keras()
+    content = io.BytesIO()
+    arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
+    np.savez(content, facts=json.dumps(facts), **arrays)
+    write_whole(path, content.getbuffer())
+
+
+def restore(path: Path, variables: Sequence[Any]) -> None:
+    """Give variables the values that ``save`` wrote of them."""
+    with np.load(path, allow_pickle=False) as content:
+        for index, variable in enumerate(variables):
+            variable.assign(content[f"v{index}"])
+
+
+def facts_in(path: Path | None) -> Any:
+    """The facts that ``save`` wrote, or None where there is no file."""
+    if path is None or not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as content:
+        return json.loads(str(content["facts"]))
+
+
+def kept(path: Path | None, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, as JSON can hold it: kept at ``path``, and made only where it is not there yet."""
+    if path is not None and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    made = make()
+    if path is not None:
+        write_whole(path, json.dumps(made))
+    return made

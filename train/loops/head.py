@@ -1,0 +1,199 @@
+"""Training of the head on a frozen backbone: each augmented image costs one forward pass, and no more.
+
+The backbone does not change, so an image's features do not either: those of the validation images are
+computed once, and the head, a hundredth of the work, learns from features. The mathematics is
+that of Keras' ``fit`` on the whole network.
+
+An epoch is a function of the weights, the optimiser's state, the seed and its number alone: no random
+state is carried from one to the next, which is what makes a resumed training end as an unbroken one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.models.vgg16 import Network
+from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.transforms import affine
+
+from . import checkpoint as unfinished
+from .keras import load_keras
+from .winograd import frozen_features
+
+# Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
+BACKBONE_BATCH = 32
+_SHRINKS, _CHANNELS = 32, 512  # of VGG16's last feature map, whose numbers take 4 bytes each
+
+Features = NDArray[np.float32]
+Extractor = Callable[[NDArray[np.float32]], Features]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over one epoch. ``number`` counts from 1; the training figures are with augmentation and dropout."""
+
+    number: int
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some of the pictures of a data set.
+
+    ``pixels`` are those of the whole set, uint8 (M, H, W, 3) RGB, mapped from disk so that it need not fit
+    into memory; ``rows`` (N,) say which, ``labels`` (N,) are the label indices of these.
+    """
+
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.intp]
+    labels: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
+        """Pixels of these images: uint8 (len(indices), H, W, 3)."""
+        return self.pixels[self.rows[indices]]
+
+
+def augmented(images: Images, indices: NDArray[np.intp], recipe: Recipe, seed: int, epoch: int) -> NDArray[np.float32]:
+    """Network input float32 (len(indices), H, W, 3) of these images, each with the transform of its epoch."""
+    pixels = images.take(indices)
+    batch = np.empty(pixels.shape, np.float32)
+    for row, index in enumerate(indices):
+        rng = np.random.default_rng([seed, epoch, index])
+        batch[row] = affine.apply(pixels[row], affine.draw(rng, recipe.augmentation, *pixels.shape[1:3]))
+    return recipe.preprocessing.normalise(batch)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
+    """The order in which an epoch takes its images."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def features_of(images: Images, recipe: Recipe, extract: Extractor, store: Path | None = None) -> Features:
+    """Backbone features (N, h, w, 512) of images as they are; mapped from the file ``store`` where one is named."""
+
+    def part(start: int) -> Features:
+        return extract(recipe.preprocessing.normalise(images.take(slice(start, start + BACKBONE_BATCH))))
+
+    first = part(0)
+    shape = (len(images), *first.shape[1:])
+    features = np.lib.format.open_memmap(store, "w+", np.float32, shape) if store else np.empty(shape, np.float32)
+    features[: len(first)] = first
+    for start in range(BACKBONE_BATCH, len(images), BACKBONE_BATCH):
+        features[start : start + BACKBONE_BATCH] = part(start)
+    return features
+
+
+def feature_bytes(count: int, preprocessing: Preprocessing) -> int:
+    """Bytes that ``fit`` writes beside its checkpoint, of so many validation images."""
+    return count * (preprocessing.height // _SHRINKS) * (preprocessing.width // _SHRINKS) * _CHANNELS * 4
+
+
+def fit(
+    network: Network,
+    train: Images,
+    validation: Images,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    began: Callable[[int], None] = lambda epoch: None,
+    trained: Callable[[int], None] = lambda images: None,
+    epoch_ended: Callable[[Epoch], None] = lambda epoch: None,
+) -> list[Epoch]:
+    """Train ``network.head`` for ``recipe.epochs`` epochs; returns the history.
+
+    Parameters
+    ----------
+    checkpoint
+        File that holds the state after each whole epoch; if it is there, training goes on from it. Its folder
+        takes the features of the validation images too, so that these need not fit into memory.
+    say, began, trained, epoch_ended
+        Told of progress: what is done before the first epoch, its number, images that were trained on, each epoch.
+    """
+    keras = load_keras()
+    head = network.head
+    classes = head.output_shape[-1]
+    targets = keras.utils.to_categorical(train.labels, classes)
+    state = [*head.trainable_variables, *head.optimizer.variables]
+    history = [Epoch(**one) for one in unfinished.facts_in(checkpoint) or ()]
+    if history:
+        unfinished.restore(checkpoint, state)
+    extract = frozen_features(network.backbone)
+    say(f"computing the features of {len(validation)} validation images")
+    seen = features_of(validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None)
+    seen_targets = keras.utils.to_categorical(validation.labels, classes)
+    began(len(history) + 1)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        seed_dropout(head, seed, epoch)
+        sums = np.zeros(2)
+        for indices, pictures in _ahead(train, recipe, seed, epoch):
+            features = extract(pictures)
+            for start in range(0, len(indices), recipe.batch):
+                batch = slice(start, start + recipe.batch)
+                head.reset_metrics()
+                loss, accuracy = head.train_on_batch(features[batch], targets[indices[batch]])
+                sums += len(features[batch]) * np.array([loss, accuracy], float)
+            trained(len(indices))
+        val_loss, val_accuracy = _evaluate(head, seen, seen_targets, recipe.batch)
+        history.append(
+            Epoch(
+                epoch,
+                loss=sums[0] / len(train),
+                accuracy=sums[1] / len(train),
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+            )
+        )
+        if checkpoint:
+            unfinished.save(checkpoint, state, [asdict(one) for one in history])
+        epoch_ended(history[-1])
+    return history
+
+
+def _evaluate(head: Any, features: Features, targets: NDArray[np.float32], batch: int) -> tuple[float, float]:
+    """Loss and accuracy; Keras' own ``evaluate`` would copy all features into memory."""
+    sums = np.zeros(2)
+    for start in range(0, len(features), batch):
+        part = np.asarray(features[start : start + batch])
+        head.reset_metrics()
+        sums += len(part) * np.array(head.test_on_batch(part, targets[start : start + batch]), float)
+    loss, accuracy = sums / len(features)
+    return float(loss), float(accuracy)
+
+
+def seed_dropout(head: Any, seed: int, epoch: int) -> None:
+    """Start the dropout masks of an epoch from its number."""
+    for layer in head.layers:
+        if generator := getattr(layer, "seed_generator", None):
+            generator.state.assign([seed, epoch])
+
+
+def _ahead(
+    train: Images, recipe: Recipe, seed: int, epoch: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Batches for the backbone, each augmented by a thread while the one before is worked on."""
+    order = epoch_order(len(train), seed, epoch)
+    count = max(1, BACKBONE_BATCH // recipe.batch) * recipe.batch  # whole batches of the head
+    parts = [order[start : start + count] for start in range(0, len(order), count)]
+    with ThreadPoolExecutor(1, thread_name_prefix="augment") as pool:
+        following = pool.submit(augmented, train, parts[0], recipe, seed, epoch)
+        for number, indices in enumerate(parts, 1):
+            pictures = following.result()
+            if number < len(parts):
+                following = pool.submit(augmented, train, parts[number], recipe, seed, epoch)
+            yield indices, pictures

@@ -1,0 +1,1 @@
+"""Recipes: each decides everything that a training does."""

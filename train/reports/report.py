@@ -1,0 +1,223 @@
+"""The training's report: pictures as PNG, and one page that holds them all and opens without a network.
+
+Where recipe, pictures and test images are the reference's, the reference's own figures stand beside.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.bundles.manifest import Metric
+from mri_edge.inference.prediction import NOTICE
+from mri_edge.train.data.folder import Labels
+from mri_edge.train.evaluation.metrics import details
+from mri_edge.train.loops.head import Epoch, Images
+from mri_edge.train.loops.keras import load_keras
+from mri_edge.train.models.vgg16 import Network
+from mri_edge.train.recipes import published as reference
+from mri_edge.train.recipes.base import Recipe
+
+from .page import page, picture, table
+
+FOLDER = "report"
+_MAPS = 64  # channels shown of a layer
+_OURS, _THEIRS, _TRAINING = "#1f5fa8", "#d9822b", "#8aa4c0"
+
+
+def draw_report(
+    network: Network,
+    test: Images,
+    probabilities: NDArray[np.float32],
+    metrics: dict[str, Metric],
+    history: Sequence[Epoch],
+    labels: Labels,
+    recipe: Recipe,
+    *,
+    beside: bool,
+) -> dict[str, bytes | str]:
+    """All files of the report: path in the bundle -> content; ``beside`` shows the reference's own figures too.
+
+    The activation maps are those of the first positive test image; they show the patient's slice, so a
+    bundle that is passed on should leave them out where the scan may not be passed on.
+    """
+    measured = details(test.labels, probabilities, labels.positive)
+    figures = {
+        "confusion-matrix.png": _confusion(np.array(measured["confusion_matrix"]), labels, beside=beside),
+        "roc.png": _roc(measured["roc"], metrics.get("auc"), beside=beside),
+        "accuracy.png": _curve(history, "accuracy", beside=beside),
+        "loss.png": _curve(history, "loss", beside=False),
+        "model.png": _diagram(network),
+    }
+    shown = int(np.argmax(test.labels == labels.positive))
+    maps = _activation_maps(network, recipe.preprocessing.normalise(test.take(np.array([shown]))))
+    pictures = {name: _png(figure) for name, figure in {**figures, **maps}.items()}
+    html = _page(pictures, list(figures), measured["report"], metrics, network, recipe, beside=beside)
+    return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": html}
+
+
+def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Figure:
+    panels = [("this model", matrix)]
+    if beside:
+        panels.append(("reference (from its recall)", np.array(reference.CONFUSION)))
+    figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
+    for axes, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        axes.imshow(values, cmap="Blues", vmin=0)
+        for (row, column), count in np.ndenumerate(values):
+            colour = "white" if count > values.max() / 2 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=16)
+        axes.set(title=title, xlabel="predicted", ylabel="true")
+        ticks = [f"{index}: {name}" for index, name in enumerate(labels.names)]
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_yticks(range(len(ticks)), ticks, rotation=90, va="center")
+    return figure
+
+
+def _roc(roc: dict[str, list[float]], auc: Metric | None, *, beside: bool) -> Figure:
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    label = f"AUC {with_interval(auc.value, auc.low, auc.high)}" if auc else None
+    axes.plot(roc["false_positive_rate"], roc["true_positive_rate"], color=_OURS, lw=2, label=label)
+    axes.plot([0, 1], [0, 1], ":", color="grey", label="chance")
+    if beside:
+        axes.plot([], [], " ", label=f"reference: AUC {reference.AUC:.2f}")
+    axes.set(title="ROC curve", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [one.number for one in history]
+    axes.plot(epochs, [getattr(one, quantity) for one in history], ".-", color=_TRAINING, label="training (augmented)")
+    axes.plot(epochs, [getattr(one, f"val_{quantity}") for one in history], ".-", color=_OURS, lw=2, label="validation")
+    if beside:
+        published = reference.VALIDATION_ACCURACY
+        axes.plot(range(1, len(published) + 1), published, ".--", color=_THEIRS, label="validation, reference")
+    axes.set(title=quantity, xlabel="epoch", ylabel=quantity)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _diagram(network: Network) -> Figure:
+    """Boxes from input to output: each layer with its kind, its output's shape and its parameters."""
+    keras = load_keras()
+    inner = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
+    columns = [inner[:10], inner[10:], network.head.layers[1:]]
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 3), ylim=(-10.2, 0.9))
+    axes.axis("off")
+    axes.text(0.5, 0.5, f"input {network.whole.input_shape[1:]}", ha="center", va="center", weight="bold")
+    for column, layers in enumerate(columns):
+        colour = "#e8eef6" if column < 2 else "#fdeedd"
+        for row, layer in enumerate(layers):
+            shape = tuple(layer.output.shape[1:])
+            text = f"{layer.name}  ({type(layer).__name__})\n{shape}  {layer.count_params():,} parameters"
+            box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#777777"}
+            axes.text(column + 0.5, -row - 0.4, text, ha="center", va="center", fontsize=8.5, bbox=box)
+            above = (column + 0.5, -row + 0.25) if row or not column else None
+            if above:
+                arrow = {"arrowstyle": "->", "color": "#777777"}
+                axes.annotate("", (column + 0.5, -row - 0.12), above, arrowprops=arrow)
+        if column < 2:
+            target = (column + 1.12, -0.4)
+            start = (column + 0.92, -len(layers) + 0.6)
+            axes.annotate("", target, start, arrowprops={"arrowstyle": "->", "color": "#777777"})
+    axes.text(1, -10.1, "VGG16, frozen", ha="center", color="#555555")
+    axes.text(2.5, -10.1, "head, trained", ha="center", color="#555555")
+    return figure
+
+
+def _activation_maps(network: Network, picture: NDArray[np.float32]) -> dict[str, Figure]:
+    """The first channels of each convolution and pooling layer, each scaled to its own range."""
+    keras = load_keras()
+    layers = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
+    maps = keras.Model(network.backbone.input, [layer.output for layer in layers]).predict_on_batch(picture)
+    figures = {}
+    for number, (layer, values) in enumerate(zip(layers, maps, strict=True), 1):
+        channels = np.moveaxis(values[0], -1, 0)[:_MAPS]
+        side = int(np.ceil(np.sqrt(len(channels))))
+        low = channels.min(axis=(1, 2), keepdims=True)
+        span = np.maximum(channels.max(axis=(1, 2), keepdims=True) - low, 1e-12)
+        framed = np.pad(
+            (channels - low) / span, ((0, side * side - len(channels)), (0, 1), (0, 1)), constant_values=np.nan
+        )
+        height, width = framed.shape[1:]
+        sheet = framed.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, side * width)
+        figure = Figure(figsize=(5, 5.3), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(sheet, cmap="viridis", interpolation="nearest")
+        axes.set_title(
+            f"{layer.name}: {len(channels)} of {values.shape[-1]} channels, {values.shape[1]} x {values.shape[2]}"
+        )
+        axes.axis("off")
+        figures[f"activation-{number:02}-{layer.name}.png"] = figure
+    return figures
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
+
+
+def _page(
+    pictures: dict[str, bytes],
+    main: Sequence[str],
+    report: dict[str, dict[str, float]],
+    metrics: dict[str, Metric],
+    network: Network,
+    recipe: Recipe,
+    *,
+    beside: bool,
+) -> str:
+    heads = ["figure", HEAD, "images"]
+    rows = [
+        [name, with_interval(metric.value, metric.low, metric.high), str(metric.images)]
+        for name, metric in metrics.items()
+    ]
+    if beside:
+        heads.append("reference")
+        published = {"accuracy": f"{reference.ACCURACY:.2f}", "auc": f"{reference.AUC:.2f}"}
+        for row in rows:
+            row.append(published.get(row[0], "–"))
+    parts = [f'<p class="quiet">{NOTICE}</p>']
+    parts += ["<h2>On the test images</h2>", table(heads, rows), "<h2>Classification report</h2>"]
+    parts.append(table(("class", "precision", "recall", "F1", "support"), _report_rows(report, beside=beside)))
+    parts += [f"<p>{picture(pictures[name], name, 'png')}</p>" for name in main]
+    parts += ["<h2>Model</h2>", f"<pre>{escape(_summary(network))}</pre>"]
+    if beside:
+        frozen, trainable, optimiser = reference.PARAMETERS
+        parts.append(f"<p>Reference: {frozen:,} frozen + {trainable:,} trainable; optimiser {optimiser:,}.</p>")
+    maps = [picture(content, name, "png") for name, content in pictures.items() if name not in main]
+    parts += ["<h2>Activation maps of one test image</h2>", f'<div class="tiles">{"".join(maps)}</div>']
+    return page(f"Training report: recipe {recipe.name}", "\n".join(parts))
+
+
+def _report_rows(report: dict[str, dict[str, float]], *, beside: bool) -> list[tuple[str, ...]]:
+    rows = []
+    for name, row in report.items():
+        if not isinstance(row, dict):  # accuracy, which stands in the table above
+            continue
+        figures = (f"{row[key]:.2f}" for key in ("precision", "recall", "f1-score"))
+        rows.append((name, *figures, f"{row['support']:.0f}"))
+        for run, published in (("reference", reference.REPORT), ("reference, other run", reference.OTHER_RUN)):
+            if beside and name in published:
+                *values, support = published[name]
+                rows.append((f"{name} ({run})", *(f"{value:.2f}" for value in values), str(support)))
+    return rows
+
+
+def _summary(network: Network) -> str:
+    lines: list[str] = []
+    network.whole.summary(print_fn=lambda line, **_: lines.append(line))
+    return "\n".join(lines)

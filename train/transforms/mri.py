@@ -1,0 +1,227 @@
+"""Augmentation that takes framing, grey levels and picture quality out of what a network can lean on.
+
+Healthy and tumour slices of public collections come from different scanners, windows, crops and
+JPEG encoders. A network that reads those instead of the brain is right at home and wrong
+elsewhere, so each of them is drawn anew for every picture, without looking at its label.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from mri_edge.scans.preprocessing import Pixels, Preprocessing
+
+Grey = NDArray[np.uint8]
+_Field = NDArray[np.float32]
+_Box = tuple[int, int, int, int]
+
+ROTATION_DEGREES = 25.0
+# Views whose grey levels stay as the file has them: most scans that a device meets are like that.
+UNTOUCHED_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice at its own size: grey uint8 (H, W), and the box (top, left, bottom, right) of the head in it."""
+
+    grey: Grey
+    head: _Box
+
+    @classmethod
+    def from_pixels(cls, pixels: Pixels) -> Slice:
+        """From uint8 (H, W, 3) RGB, as ``mri_edge.scans.readers.picture.load`` gives it."""
+        grey = to_grey(pixels)
+        return cls(grey, head_box(grey))
+
+
+def to_grey(pixels: Pixels) -> Grey:
+    """Mean of the channels: uint8 (..., 3) -> uint8 (...), contiguous."""
+    if pixels.strides[-1] == 0:  # grey seen as three channels
+        return np.ascontiguousarray(pixels[..., 0])
+    return np.rint(pixels.mean(axis=-1, dtype=np.float32)).astype(np.uint8)
+
+
+def head_box(grey: Grey) -> _Box:
+    """Box (top, left, bottom, right) of what is brighter than background; the whole picture if that is tiny.
+
+    A row or column counts as soon as 3% of it are above 12% of the picture's bright end: writing in
+    a corner does not.
+    """
+    bright = grey > background_level(grey)
+    rows = np.flatnonzero(bright.mean(axis=1) > 0.03)
+    columns = np.flatnonzero(bright.mean(axis=0) > 0.03)
+    if min(len(rows), len(columns)) < 8:
+        return (0, 0, *grey.shape)
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def background_level(grey: Grey) -> float:
+    """Grey level up to which a pixel counts as background: 12% of the picture's bright end."""
+    return max(12.0, 0.12 * float(np.percentile(grey, 99)))
+
+
+def cut(grey: Grey, box: _Box) -> Grey:
+    """The pixels in ``box``, which may reach beyond the picture: black there. At least 8 x 8."""
+    top, left, bottom, right = box
+    bottom, right = max(bottom, top + 8), max(right, left + 8)
+    height, width = grey.shape
+    out = np.zeros((bottom - top, right - left), np.uint8)
+    first_row, last_row = max(top, 0), min(bottom, height)
+    first_column, last_column = max(left, 0), min(right, width)
+    out[first_row - top : last_row - top, first_column - left : last_column - left] = grey[
+        first_row:last_row, first_column:last_column
+    ]
+    return out
+
+
+def fit(grey: Grey, preprocessing: Preprocessing) -> Grey:
+    """Resize as the device does: uint8 (H, W) -> uint8 (height, width) of ``preprocessing``."""
+    return preprocessing.fit(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))[:, :, 0]
+
+
+def match_histogram(grey: Grey, reference: Grey) -> Grey:
+    """Map grey levels so that their distribution becomes the reference's (Gonzalez & Woods, section 3.3)."""
+    own = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+    wanted = np.cumsum(np.bincount(reference.ravel(), minlength=256)) / reference.size
+    return np.interp(own, wanted, np.arange(256)).astype(np.uint8)[grey]
+
+
+def augment(
+    rng: np.random.Generator,
+    scan: Slice,
+    reference: Grey,
+    preprocessing: Preprocessing,
+    change: Callable[[np.random.Generator, Grey], Grey] | None = None,
+) -> Grey:
+    """One random view of a slice.
+
+    Parameters
+    ----------
+    rng
+        Source of all randomness: the same state gives the same view.
+    scan
+        The slice at its own size.
+    reference
+        A slice of any label, uint8, whose grey-level distribution may be taken over.
+    preprocessing
+        Its size and kernel make the view's.
+    change
+        Applied to the reframed slice before everything else, such as ``lesions.draw_lesion``.
+
+    Returns
+    -------
+    uint8 (height, width), contiguous.
+    """
+    view = fit(_reframe(rng, scan), preprocessing)
+    if change is not None:
+        view = change(rng, view)
+    if rng.random() < 0.5:
+        view = view[:, ::-1]
+    if rng.random() < 0.6:
+        angle = rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES)
+        view = np.asarray(_picture(view).rotate(angle, Image.Resampling.BILINEAR))
+    if rng.random() < UNTOUCHED_SHARE:
+        return np.ascontiguousarray(view)
+    if rng.random() < 0.35:
+        view = match_histogram(view, reference)
+    field = view.astype(np.float32)
+    if rng.random() < 0.3:
+        field = _uneven_coil(rng, field)
+    if rng.random() < 0.8:
+        field = _window(rng, field)
+    field = _degrade(rng, field)
+    if rng.random() < 0.15:
+        field = _write_at_edges(rng, field)
+    return _eight_bits(field)
+
+
+def _reframe(rng: np.random.Generator, scan: Slice) -> Grey:
+    """A crop or a padding, about the head or about the picture; changes place, size and aspect ratio."""
+    if rng.random() < 0.5:
+        (top, left, bottom, right), least, most = scan.head, -0.04, 0.30
+    else:
+        (top, left, bottom, right), least, most = (0, 0, *scan.grey.shape), -0.15, 0.15
+    height, width = bottom - top, right - left
+    margin = rng.uniform(least, most, 4)
+    return cut(
+        scan.grey,
+        (
+            int(top - margin[0] * height),
+            int(left - margin[1] * width),
+            int(bottom + margin[2] * height),
+            int(right + margin[3] * width),
+        ),
+    )
+
+
+def _window(rng: np.random.Generator, field: _Field) -> _Field:
+    """Window, gamma, contrast and brightness, as another console or viewer would have set them."""
+    bright = float(np.percentile(field, 99.5)) + 1
+    black = rng.uniform(-0.02, 0.08) * bright
+    white = rng.uniform(0.75, 1.25) * bright
+    windowed = (field - black) / (white - black) if rng.random() < 0.7 else field / 255
+    toned = np.clip(windowed, 0, 1) ** np.exp(rng.uniform(-0.5, 0.5)) * rng.uniform(0.45, 1.05)
+    if rng.random() < 0.3:
+        toned += rng.uniform(0, 0.12)
+    return np.asarray(np.clip(toned * 255, 0, 255), np.float32)
+
+
+def _uneven_coil(rng: np.random.Generator, field: _Field) -> _Field:
+    """A smooth factor of up to 1.35 either way: the bias field of a receive coil, second order."""
+    down, across = np.meshgrid(*(np.linspace(-1, 1, size) for size in field.shape), indexing="ij")
+    terms = np.stack([across, down, across * down, across**2 - 1 / 3, down**2 - 1 / 3])
+    bias = np.tensordot(rng.normal(size=len(terms)), terms, 1)
+    bias *= rng.uniform(0.05, 0.3) / (np.abs(bias).max() + 1e-6)
+    return np.asarray(np.clip(field * np.exp(bias), 0, 255), np.float32)
+
+
+def _degrade(rng: np.random.Generator, field: _Field) -> _Field:
+    """Blur, lost resolution or sharpening; noise; JPEG at a quality of 25 to 89."""
+    if rng.random() < 0.35:
+        field = np.asarray(_refocus(rng, _picture(_eight_bits(field))), np.float32)
+    if rng.random() < 0.3:
+        field = field + rng.normal(0, rng.uniform(1, 8), field.shape).astype(np.float32)
+    if rng.random() < 0.3:
+        encoded = io.BytesIO()
+        _picture(_eight_bits(field)).save(encoded, "JPEG", quality=int(rng.integers(25, 90)))
+        field = np.asarray(Image.open(encoded), np.float32)
+    return field
+
+
+def _refocus(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
+    kind = rng.random()
+    if kind < 0.6:
+        return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+    if kind < 0.8:
+        share = rng.uniform(0.44, 0.88)
+        small = (max(8, int(picture.width * share)), max(8, int(picture.height * share)))
+        return picture.resize(small, Image.Resampling.BILINEAR).resize(picture.size, Image.Resampling.BILINEAR)
+    return picture.filter(ImageFilter.UnsharpMask(radius=1, percent=int(rng.integers(40, 160)), threshold=0))
+
+
+def _write_at_edges(rng: np.random.Generator, field: _Field) -> _Field:
+    """One to four bright strokes near an edge, where consoles print names and scales."""
+    field = field.copy()
+    for _ in range(int(rng.integers(1, 5))):
+        thick, long, depth = int(rng.integers(1, 4)), int(rng.integers(2, 24)), int(rng.integers(0, 8))
+        # A side of the square is an edge of one of its four quarter turns, which are views.
+        turned = np.rot90(field, int(rng.integers(4)))
+        start = int(rng.integers(0, turned.shape[1]))
+        if rng.random() < 0.5:
+            thick, long = long, thick
+        turned[depth : depth + thick, start : start + long] = rng.uniform(100, 255)
+    return field
+
+
+def _picture(grey: Grey) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(grey))
+
+
+def _eight_bits(field: _Field) -> Grey:
+    return np.clip(np.rint(field), 0, 255).astype(np.uint8)
