@@ -249,12 +249,12 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     """Import TensorFlow, run with progress on stderr, print the table; a refusal is printed before it is raised."""
-    from mri_edge.storage.staging import scratch
+    from mri_edge.storage.staging import use_temporary_folder
 
     from .quiet import import_tensorflow, quiet, screen
 
     refused = None
-    with screen() as stream, quiet(), scratch("export"), _steps(stream) as step:
+    with screen() as stream, quiet(), use_temporary_folder("export"), _steps(stream) as step:
         step("starting TensorFlow")
         import_tensorflow()
         from mri_edge.export.parity.gate import Gate

@@ -15,7 +15,7 @@ from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
-from mri_edge.storage.atomic import clear_leftovers, make_folder, write_whole
+from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
 
 from .options import RECIPE, TRAINING, training_options
 
@@ -131,8 +131,8 @@ def evaluate(
     if out is not None:
         from mri_edge.train.reports.evaluation_report import evaluation_page
 
-        write_whole(out / "evaluation.json", text)
-        write_whole(out / "evaluation.html", evaluation_page(record))
+        atomic_write(out / "evaluation.json", text)
+        atomic_write(out / "evaluation.html", evaluation_page(record))
     for failure in record["unreadable"]:
         click.echo(f"mri-edge: {failure['error']}", err=True)
     for warning in record["warnings"]:
