@@ -37,7 +37,7 @@ def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Itera
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove folders that ``locked_temp_folder`` made with ``prefix`` in ``parent`` and that no living program holds."""
+    """Remove folders of ``locked_temp_folder`` with ``prefix`` in ``parent`` that no running program has locked."""
     # Names are compared as text, not as a pattern: a bundle may be called "model[1]".
     pattern = re.compile(re.escape(prefix) + "[0-9a-f]{8}")
     try:

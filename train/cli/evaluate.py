@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
 
 _NEEDED = ("sklearn", "scipy", "matplotlib")
-_WIDE = 120  # columns where no terminal says how many
 
 _EPILOG = """\b
 Examples:
@@ -112,7 +110,7 @@ def evaluate(
     _check_no_training(ctx)
     import json
 
-    from mri_edge.commands.progress import console, track
+    from mri_edge.commands.progress import track
     from mri_edge.train.evaluation.evaluate import evaluate as score
 
     if position and ctx.get_parameter_source("model") is ParameterSource.ENVIRONMENT:
@@ -142,7 +140,7 @@ def evaluate(
     else:
         from mri_edge.train.reports.evaluation_report import print_evaluation
 
-        print_evaluation(record, console(sys.stdout, width=_WIDE))
+        print_evaluation(record)
     if out is not None:
         click.echo(f"report: {out / 'evaluation.html'}", err=True)
     return 1 if record["unreadable"] else 0
