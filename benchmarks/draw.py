@@ -15,7 +15,7 @@ import records
 import roof
 
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
-from mri_edge.storage.atomic import write_whole
+from mri_edge.storage.atomic import atomic_write
 
 README = records.CHECKOUT / "README.md"
 BEGIN, END = "<!-- benchmarks: drawn by benchmarks/draw.py -->", "<!-- benchmarks: end -->"
@@ -259,11 +259,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return int(not drawn)
     begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    write_whole(README, f"{text[:begin]}\n\n{wanted}\n\n{text[end:]}")
+    atomic_write(README, f"{text[:begin]}\n\n{wanted}\n\n{text[end:]}")
     from plots import draw_all
 
     for table, content in tables.items():
-        write_whole(table, content)
+        atomic_write(table, content)
     for kind, (compared, started, _) in found.items():
         draw_all(records.COMMITTED / kind, plots_of(compared), compared, started)
     print(f"drawn: {README.name}, and tables and plots in {records.COMMITTED.relative_to(records.CHECKOUT)}")

@@ -10,7 +10,7 @@ from typing import Any
 from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import machine_facts
 from mri_edge.scans.readers import picture
-from mri_edge.storage.atomic import make_folder, sha256_of, write_whole
+from mri_edge.storage.atomic import atomic_write, make_folder, sha256_of
 
 CHECKOUT = Path(__file__).parents[1]
 COMMITTED = CHECKOUT / "benchmarks" / "results"
@@ -55,7 +55,7 @@ def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
     folder = COMMITTED / kind_of_machine(record["machine"]) if committed else FRESH
     make_folder(folder)
     path = folder / f"{name}.json"
-    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {path.relative_to(CHECKOUT)}")
     return path
 

@@ -26,7 +26,7 @@ from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import embedded_models
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.tuned_profile import library_versions
-from mri_edge.storage.atomic import make_folder, write_whole
+from mri_edge.storage.atomic import atomic_write, make_folder
 
 FRESH = CHECKOUT / "build" / "bench-smoke.json"
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         target = chosen.out
         make_folder(target.parent)
-        write_whole(target, json.dumps(fresh, indent=1, ensure_ascii=False) + "\n")
+        atomic_write(target, json.dumps(fresh, indent=1, ensure_ascii=False) + "\n")
     print("\n".join(report(fresh, record)))
     worse = compare(fresh, record, quick=chosen.quick) if record else []
     for line in worse:

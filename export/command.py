@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .exporter import Result, Settings
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "sklearn", "scipy")
-_WIDE = 120  # columns where no terminal says how many
 _PAGE = "report/parity.html"  # of report.py, which imports more than --help may
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -249,12 +248,12 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     """Import TensorFlow, run with progress on stderr, print the table; a refusal is printed before it is raised."""
-    from mri_edge.storage.staging import scratch
+    from mri_edge.storage.staging import use_temporary_folder
 
     from .quiet import import_tensorflow, quiet, screen
 
     refused = None
-    with screen() as stream, quiet(), scratch("export"), _steps(stream) as step:
+    with screen() as stream, quiet(), use_temporary_folder("export"), _steps(stream) as step:
         step("starting TensorFlow")
         import_tensorflow()
         from mri_edge.export.parity.gate import Gate
@@ -272,12 +271,12 @@ def _run(
 
 @contextmanager
 def _steps(stream: IO[str]) -> Iterator[Callable[[str], None]]:
-    """A function that says what is being done: a spinner on a terminal, a line with the time elsewhere."""
-    from mri_edge.commands.progress import Pace, console, redraws
+    """A function that says what is being done: one line drawn over on a terminal, a line with the time elsewhere."""
+    from mri_edge.commands.progress import Bar, Pace, redraws
 
     if redraws(stream):
-        with console(stream).status("") as status:
-            yield status.update
+        with Bar("", stream=stream) as bar:
+            yield lambda text: bar.update(0, label=text)
         return
     pace = Pace()
     yield lambda text: print(f"{pace.clock()}  {text}", file=stream, flush=True)
@@ -341,25 +340,24 @@ def _preprocessing(text: str | None) -> Preprocessing:
 
 def show(results: list[Result]) -> None:
     """Print the table: artefact, size, accuracy with interval, differences, flips, verdict; then the reasons."""
-    from rich.table import Table
+    from mri_edge.commands.output import table
 
-    from mri_edge.commands.progress import console
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("artefact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict"):
-        table.add_column(name, justify="left" if name in ("artefact", "verdict") else "right", no_wrap=True)
+    rows = [("artefact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")]
     for one in results:
         found = one.comparison
-        table.add_row(
-            one.artefact.file,
-            f"{one.artefact.size_bytes / 1e6:.1f}",
-            with_interval(found.accuracy.value, found.accuracy.low, found.accuracy.high),
-            f"{found.max_difference:.1e}",
-            f"{found.mean_difference:.1e}",
-            f"{len(found.flips)}/{found.images}",
-            found.verdict,
+        rows.append(
+            (
+                one.artefact.file,
+                f"{one.artefact.size_bytes / 1e6:.1f}",
+                with_interval(found.accuracy.value, found.accuracy.low, found.accuracy.high),
+                f"{found.max_difference:.1e}",
+                f"{found.mean_difference:.1e}",
+                f"{len(found.flips)}/{found.images}",
+                found.verdict,
+            )
         )
-    console(sys.stdout, width=_WIDE).print(table)
+    for line in table(rows, right=range(1, 6)):
+        click.echo(line)
     for one in results:
         for reason in one.comparison.reasons:
             click.echo(f"{one.artefact.file}: {one.comparison.verdict}: {reason}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from mri_edge.device.native import stderr_aside
+from mri_edge.device.native import silence_stderr
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def quiet() -> Iterator[None]:
 
     Progress drawn meanwhile must go to ``screen()``.
     """
-    with stderr_aside(), warnings.catch_warnings():
+    with silence_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

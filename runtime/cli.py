@@ -92,9 +92,9 @@ def _reader_may_leave() -> Iterator[None]:
         # rich turns the one into the other, with exit code 1.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        from mri_edge.storage.atomic import drop_stdout
+        from mri_edge.storage.atomic import discard_stdout
 
-        drop_stdout()
+        discard_stdout()
         raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as shells say it
 
 
@@ -212,9 +212,9 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in {*DISK_ERRORS, errno.EBADF}:
             raise
-        from mri_edge.storage.atomic import drop_stdout
+        from mri_edge.storage.atomic import discard_stdout
 
-        drop_stdout()  # what is written to files says their names, so it was this
+        discard_stdout()  # what is written to files says their names, so it was this
         click.echo(f"mri-edge: error: cannot write the output ({error.strerror}). Make room and run again", err=True)
         return OutputError.exit_code
     except click.UsageError as error:

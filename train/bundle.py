@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import mri_edge
 from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.keras_file import KERAS, keras_artefact
-from mri_edge.authoring.provenance import creation
+from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Training
 from mri_edge.bundles.split import SPLIT, Split
@@ -74,7 +74,7 @@ def write_bundle(
         threshold=threshold,
         preprocessing=recipe.preprocessing,
         artefacts=(),
-        creation=creation(),
+        creation=current_provenance(),
         training=Training(
             recipe=recipe.name,
             seed=seed,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.writer import check_free
+from mri_edge.authoring.writer import check_target
 from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
 from mri_edge.storage.atomic import fingerprint
@@ -85,7 +85,7 @@ def train_bundle(
         The split, the data, the backbone weights or the place for the result are unfit; all said before training.
     """
     split = find_split(split, patients=groups is not None)
-    check_free(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
     truth = np.array([scan.label for scan in scans])

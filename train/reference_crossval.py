@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mri_edge.authoring.provenance import creation
-from mri_edge.storage.atomic import make_folder, write_whole
+from mri_edge.authoring.provenance import current_provenance
+from mri_edge.storage.atomic import atomic_write, make_folder
 from mri_edge.train.data import duplicates
 from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.folder import decode, pixel_bytes, select
@@ -105,9 +105,9 @@ def cross_validate_reference(
             for held in held_out
         ],
         **scored,
-        "creation": asdict(creation()),
+        "creation": asdict(current_provenance()),
     }
-    write_whole(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    atomic_write(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return record
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mri_edge.authoring.writer import check_free
-from mri_edge.storage.atomic import make_folder, write_whole
+from mri_edge.authoring.writer import check_target
+from mri_edge.storage.atomic import atomic_write, make_folder
 from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.folder import select
 from mri_edge.train.data.splits import find_split
@@ -76,7 +76,7 @@ def train_robust_bundle(
         The split, the data, the backbone weights or the place for the result are unfit; all said before training.
     """
     split = find_split(split, patients=groups is not None)
-    check_free(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
     weights = load_weights(backbone_weights, say)
@@ -178,6 +178,6 @@ def cross_validate_robust(
             store=work,
         )
     result |= {"patients": groups.name if groups else None, "excluded": [scan.file for scan in selection.left_out]}
-    write_whole(out / "crossval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    atomic_write(out / "crossval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return result

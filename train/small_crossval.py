@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.provenance import creation
+from mri_edge.authoring.provenance import current_provenance
 from mri_edge.errors import OutputError, UsageError
-from mri_edge.storage.atomic import fingerprint, make_folder, write_whole
+from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
 from mri_edge.train.data.folder import KNOWN_LABELS, Labels, find_scans
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.paired import (
@@ -147,9 +147,9 @@ def cross_validate_small(
             for index, scan in enumerate(scans)
             if fold_of[index]
         ],
-        "creation": asdict(creation()),
+        "creation": asdict(current_provenance()),
     }
-    write_whole(out / "crossval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    atomic_write(out / "crossval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -322,4 +322,4 @@ def _claim(out: Path, identity: str) -> None:
             f"{out}: holds a cross-validation with other data, positive label, recipe, seed or folds",
             "Name another folder with --out",
         )
-    write_whole(mark, identity)
+    atomic_write(mark, identity)

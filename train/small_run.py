@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mri_edge.authoring.teacher import TEACHER
-from mri_edge.authoring.writer import check_free
+from mri_edge.authoring.writer import check_target
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import DataError
 from mri_edge.train.data.folder import select
@@ -56,7 +56,7 @@ def train_small_bundle(
     DataError, BundleError, OutputError
         The data, a teacher or the place for the result are unfit; all said before training.
     """
-    check_free(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     selection = select(data, positive)
     scans, labels = selection.scans, selection.labels
     with closing(BundleTeacher([Bundle.open(one) for one in teachers], labels, recipe.preprocessing)) as teacher:

@@ -11,8 +11,8 @@ import numpy as np
 
 from mri_edge.authoring.keras_file import KERAS, keras_artefact
 from mri_edge.authoring.keras_models.loading import ARCHIVE, check_kind
-from mri_edge.authoring.provenance import creation
-from mri_edge.authoring.writer import check_free, new_bundle
+from mri_edge.authoring.provenance import current_provenance
+from mri_edge.authoring.writer import check_target, new_bundle
 from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage, fingerprint
 from mri_edge.errors import ConversionError, DataError
@@ -56,7 +56,7 @@ def export_foreign(
     OutputError, ExportRefusedError
         As for ``exporter.export``.
     """
-    check_free(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     step("opening the model")
     size = (preprocessing.height, preprocessing.width)
     model = models.load_saved_model(path, *size) if path.is_dir() else models.load(path)
@@ -152,7 +152,7 @@ def _manifest(
         threshold=None,
         preprocessing=preprocessing,
         artefacts=(),
-        creation=creation(),
+        creation=current_provenance(),
         training=Training(
             recipe=_UNKNOWN,
             seed=seed,  # of the split: what else was drawn by one is not known

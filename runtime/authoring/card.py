@@ -55,7 +55,7 @@ def pages(manifest: Manifest, folder: Path) -> dict[str, str]:
     """The card as Markdown and as HTML, by file name; drawn from the manifest and the records that it lists there."""
     held = {one.file for one in manifest.documents}
     metrics = _read_metrics(folder / METRICS) if METRICS in held else {}
-    split = Split.held(held, lambda file: (folder / file).read_bytes())
+    split = Split.find(held, lambda file: (folder / file).read_bytes())
     title = f"Model card: {manifest.name}"
     try:
         sections = card(manifest, metrics, split)

@@ -14,10 +14,10 @@ from mri_edge.bundles.archive import END, SIGNATURE_BYTES, header, in_order, pac
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Manifest
 from mri_edge.errors import BundleError, OutputError
-from mri_edge.storage.atomic import whole_file, whole_folder
+from mri_edge.storage.atomic import atomic_file, atomic_folder
 
 from .anonymous import check_anonymous
-from .writer import check_free
+from .writer import check_target
 
 
 def pack(bundle: Bundle, out: Path) -> None:
@@ -45,7 +45,7 @@ def pack(bundle: Bundle, out: Path) -> None:
             f"{bundle.folder}: packed it would have more than {archive.LARGEST} bytes",
             "Leave artefacts out: bundle slim",
         )
-    with whole_file(out) as file:
+    with atomic_file(out) as file:
 
         def write(name: str, content: bytes) -> None:
             file.write(header(name, len(content)))
@@ -77,14 +77,14 @@ def unpack(
     OutputError
         ``out`` is something else, or the disk has too little room.
     """
-    check_free(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     bundle = Bundle.open_packed(packed, signed_by=signed_by)
     source = bundle.archive
     assert source is not None  # noqa: S101 (for the type checker)
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if os.path.isdir(parent))).free
     if source.size > free:
         raise OutputError(f"{out}: unpacked it takes {source.size} bytes, the disk has {free} free", "Make room")
-    with whole_folder(out) as staging:
+    with atomic_folder(out) as staging:
         for name, content in source.head:
             (staging / name).write_bytes(content)
         for entry in bundle.entries():

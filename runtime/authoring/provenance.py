@@ -22,7 +22,7 @@ from mri_edge.scans.readers.picture import SUFFIXES
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
 
 
-def creation() -> Creation:
+def current_provenance() -> Creation:
     """The manifest's entry for what is made by this very process."""
     return Creation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -12,7 +12,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST
 from mri_edge.device.dirs import state_folder
 from mri_edge.errors import MriEdgeError, UsageError
-from mri_edge.storage.atomic import write_whole
+from mri_edge.storage.atomic import atomic_write
 
 RUNS = Path("runs")
 
@@ -47,7 +47,7 @@ def remember_data(bundle: Bundle, data: Path) -> None:
     try:
         path = _note_of(bundle)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"data": os.path.abspath(data)}) + "\n")
+        atomic_write(path, json.dumps({"data": os.path.abspath(data)}) + "\n")
     except (MriEdgeError, OSError):
         return
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import SIGNATURE
 from mri_edge.bundles.signatures import fingerprint_of, private_key
-from mri_edge.storage.atomic import write_whole
+from mri_edge.storage.atomic import atomic_write
 
 from .anonymous import check_anonymous
 
@@ -38,5 +38,5 @@ def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
     checked.check_complete()
     checked.verify()
     check_anonymous(checked)
-    write_whole(folder / SIGNATURE, private.sign(text))
+    atomic_write(folder / SIGNATURE, private.sign(text))
     return fingerprint_of(private.public_key())

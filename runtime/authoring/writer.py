@@ -13,7 +13,7 @@ from typing import Any
 from mri_edge.bundles.bundle import Bundle, check_self_contained
 from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest
 from mri_edge.errors import OutputError, UsageError
-from mri_edge.storage.atomic import sha256_of, whole_folder
+from mri_edge.storage.atomic import atomic_folder, sha256_of
 
 from .card import has_card, pages
 
@@ -39,7 +39,7 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
         A packed bundle cannot be changed where it is.
     """
     if out is not None:
-        check_free(out, overwrite=True)
+        check_target(out, overwrite=True)
     target = out or bundle.require_folder()
     kept = [one for one in bundle.entries() if keep is None or one.file in keep]
     manifest = replace(
@@ -47,7 +47,7 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
         artefacts=tuple(one for one in kept if isinstance(one, Artefact)),
         documents=tuple(one for one in kept if isinstance(one, Document)),
     )
-    with whole_folder(target) as staging:
+    with atomic_folder(target) as staging:
         for entry in kept:
             if out is None:
                 _link_or_copy(bundle.folder / entry.file, staging / entry.file)
@@ -56,7 +56,7 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(bundle.read(entry))
         if out is None:
-            for path in bundle.strangers():
+            for path in bundle.unlisted_paths():
                 _carry_over(path, staging / path.relative_to(bundle.folder))
         writer = BundleWriter(staging, manifest)
         yield writer
@@ -74,14 +74,14 @@ def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Ite
     OutputError
         ``out`` cannot be written.
     """
-    check_free(out, overwrite=overwrite)
-    with whole_folder(out) as staging:
+    check_target(out, overwrite=overwrite)
+    with atomic_folder(out) as staging:
         writer = BundleWriter(staging, manifest)
         yield writer
         writer.finish()
 
 
-def check_free(out: Path, *, overwrite: bool = False) -> None:
+def check_target(out: Path, *, overwrite: bool = False) -> None:
     """See that a bundle may be written at ``out``; call it before long work, too.
 
     Raises

@@ -199,13 +199,13 @@ class Bundle:
 
         A model file may name others beside it, and an engine would open them unchecked.
         """
-        for path in self.strangers():
+        for path in self.unlisted_paths():
             raise IntegrityError(
                 f"{path}: {'a link' if path.is_symlink() else 'no file that the manifest lists'}",
                 "A signed bundle holds what was signed and nothing else: remove it",
             )
 
-    def strangers(self) -> Iterator[Path]:
+    def unlisted_paths(self) -> Iterator[Path]:
         """What lies in the folder and is a link, or no file that the manifest lists; nothing in a packed bundle."""
         if self.archive:
             return

@@ -106,7 +106,7 @@ class Split:
         return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
 
     @classmethod
-    def held(cls, files: Container[str], content: Callable[[str], bytes]) -> Split | None:
+    def find(cls, files: Container[str], content: Callable[[str], bytes]) -> Split | None:
         """The record among a bundle's ``files``, whole or condensed, by what ``content`` reads; None without one."""
         if SPLIT in files:
             return cls.from_json(content(SPLIT))

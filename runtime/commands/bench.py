@@ -11,6 +11,7 @@ from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
 
 from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .output import table
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.benchmark import Report, Row, Spread, Stream
@@ -102,12 +103,13 @@ def _lines(report: Report) -> list[str]:
         f"in Offline, load by {report.driver}; times in ms",
         "",
         click.style("model only", bold=True),
-        *_table([_COLUMNS, *map(_model_cells, ran)], left=(0, 1, 10, 11)),
+        *table([_COLUMNS, *map(_model_cells, ran)], right=range(2, 10)),
         "",
         click.style("file to answer", bold=True),
     ]
     columns = [*_TO_ANSWER, *([f"queries/s under {report.server_ms:g} ms"] if report.server_ms else [])]
-    lines += _table([columns, *(_file_cells(one, report.server_ms) for one in ran)], left=(0, 1))
+    rows = [columns, *(_file_cells(row, report.server_ms) for row in ran)]
+    lines += table(rows, right=[i for i in range(len(columns)) if i not in (0, 1)])
     lines.append("")
     lines += [
         click.style(f"{one.artefact} in {one.engine} did not run: {printable(one.problem)}", fg="yellow")
@@ -153,14 +155,3 @@ def _bounds(one: Stream | None) -> list[str]:
 
 def _figure(one: Spread | None) -> str:
     return "n/a" if one is None else f"{one.value:.0f}" if one.value >= 10 else f"{one.value:.2f}"
-
-
-def _table(rows: list[list[str] | tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if column in left else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

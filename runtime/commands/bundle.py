@@ -48,12 +48,12 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     from dataclasses import replace
 
     from mri_edge.authoring.anonymous import aliases, without_names, without_paths
-    from mri_edge.authoring.writer import check_free, rewriting
+    from mri_edge.authoring.writer import check_target, rewriting
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.split import CONDENSED, SPLIT, Split
     from mri_edge.inference.replay import is_golden
 
-    check_free(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite)
     source = Bundle.open_unsigned(model)
     keep = [source.artefact(one).file for one in artefacts]
     documents = {one.file: one for one in source.manifest.documents}

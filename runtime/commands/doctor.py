@@ -20,6 +20,7 @@ from mri_edge.inference.prediction import stdout_json
 from mri_edge.inference.selection import allowed
 
 from .options import MODEL, VERBOSE
+from .output import table
 
 _TIME_LIMIT = 120  # seconds; a first CUDA session takes tens of them
 
@@ -145,21 +146,15 @@ def _judge(outcome: Outcome, artefact: Artefact | None) -> tuple[bool | None, st
 
 def _print(facts: dict[str, str], problems: list[str], findings: list[Finding]) -> None:
     """Plain columns, the longest last: reasons stay whole, to be read, searched and copied."""
-    wide = max(map(len, facts))
-    for name, value in facts.items():
-        click.echo(f"{name:<{wide}}  {value}")
+    for line in table(list(facts.items()), heading=False):
+        click.echo(line)
     words = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "white")}
-    rows = [("engine", "version", "provider"), *((one.engine, one.version, one.provider) for one in findings)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: tuple[str, ...], works: str, detail: str) -> str:
-        padded = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        return f"{padded}  {works}  {detail}"
-
+    rows: list[tuple[str, ...]] = [("engine", "version", "provider", "works", "detail")]
+    for finding in findings:
+        word, color = words[finding.works]
+        rows.append((finding.engine, finding.version, finding.provider, click.style(word, fg=color), finding.detail))
     click.echo()
-    click.secho(line(rows[0], "works", "detail"), bold=True)
-    for cells, one in zip(rows[1:], findings, strict=True):
-        word, colour = words[one.works]
-        click.echo(line(cells, click.style(f"{word:<5}", fg=colour), one.detail))
+    for line in table(rows):
+        click.echo(line)
     for problem in problems:
         click.secho(f"\nPROBLEM  {problem}", fg="red")

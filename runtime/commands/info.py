@@ -13,16 +13,13 @@ from mri_edge.errors import printable
 from mri_edge.inference.prediction import NOTICE, stdout_json
 
 from .options import REQUIRE_SIGNATURE, bundle_argument
-from .progress import plain
+from .output import table
 
 EXAMPLES = """\b
 Examples:
   mri-edge info
   mri-edge info my-bundle --json | jq .training
 """
-
-
-_WIDE = 10_000  # columns
 
 
 @click.command(epilog=EXAMPLES)
@@ -38,26 +35,16 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(stdout_json(asdict(bundle.manifest), indent=2))
         return
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    # Names are text, brackets and all. A line is broken for people alone: programs look for it whole.
-    console = Console(highlight=False, markup=False, emoji=False, color_system=None if plain() else "auto")
-    if not console.is_terminal:
-        console.width = _WIDE
     manifest = bundle.manifest
-    console.print(Text.assemble((manifest.title, "bold"), "  ", (printable(str(bundle.folder)), "dim")))
+    click.echo(f"{click.style(manifest.title, bold=True)}  {click.style(printable(str(bundle.folder)), dim=True)}")
     for heading, rows in _facts(manifest):
-        console.print(f"\n{heading}", style="bold")
-        grid = Table.grid(padding=(0, 2))
-        for name, value in rows:
-            grid.add_row(_one_line(name), _one_line(value))
-        console.print(Padding(grid, (0, 0, 0, 2), expand=False))
-    console.print("\nartefacts", style="bold")
-    console.print(_artefacts(manifest))
-    console.print(NOTICE, style="dim")
+        click.secho(f"\n{heading}", bold=True)
+        for line in table([(_one_line(name), _one_line(value)) for name, value in rows], heading=False):
+            click.echo(f"  {line}")
+    click.secho("\nartefacts", bold=True)
+    for line in table(_artefacts(manifest), right=(2, 3, 4)):
+        click.echo(f"  {line}")
+    click.secho(f"\n{NOTICE}", dim=True)
 
 
 def _one_line(value: object) -> str:
@@ -112,15 +99,11 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
     return facts
 
 
-def _artefacts(manifest: Manifest) -> object:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("file", "precision", "MB", "max |Δp|", "flips", "parity"):
-        table.add_column(heading, justify="left" if heading in ("file", "precision", "parity") else "right")
-    for one in manifest.artefacts:
-        parity = one.parity
+def _artefacts(manifest: Manifest) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("file", "precision", "MB", "max |Δp|", "flips", "parity")]
+    for artefact in manifest.artefacts:
+        parity = artefact.parity
         figures = (f"{parity.max_difference:.2g}", f"{parity.flips}/{parity.images}", parity.verdict) if parity else ()
-        table.add_row(one.file, one.precision, f"{one.size_bytes / 1e6:.2f}", *(figures or ("", "", "")))
-    return table
+        size = f"{artefact.size_bytes / 1e6:.2f}"
+        rows.append((printable(artefact.file), artefact.precision, size, *(figures or ("", "", ""))))
+    return rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.device.native import memory_given_back
+from mri_edge.device.native import return_freed_memory
 from mri_edge.errors import UsageError
 from mri_edge.inference.loading import Opening
 
@@ -79,7 +79,7 @@ def predict(
     """
     if resume and form:
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
-    with memory_given_back():
+    with return_freed_memory():
         opening = Opening(
             Bundle.open(model, signed_by=signed_by),
             artefact=artefact,

@@ -1,4 +1,4 @@
-"""A progress bar on stderr with rate and time left, silent unless stderr is a terminal; and what that can show."""
+"""Show progress on stderr: a bar on a terminal, nothing or lines where there is none."""
 
 from __future__ import annotations
 
@@ -6,60 +6,43 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TextIO, TypeVar
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from contextlib import suppress
+from typing import Any, TextIO, TypeVar
 
 Item = TypeVar("Item")
 
+_WIDTH = 30  # characters of the bar itself
+_REDRAW_SECONDS = 0.1
+
 
 def at_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody looks at a stream; one that is closed is None."""
+    """Whether a stream is a terminal. A closed standard stream is None."""
     return stream is not None and stream.isatty()
 
 
 def plain() -> bool:
-    """Whether output shall hold no colours: ``NO_COLOR`` is set (no-color.org), or the terminal knows none."""
-    return bool(os.environ.get("NO_COLOR")) or dumb()
-
-
-def dumb() -> bool:
-    """Whether the terminal can only print lines: no bar can be drawn on it."""
-    return os.environ.get("TERM") == "dumb"
+    """Whether output must have no colors: ``NO_COLOR`` is set (no-color.org), or the terminal has none."""
+    return bool(os.environ.get("NO_COLOR")) or _is_dumb()
 
 
 def redraws(stream: TextIO | None) -> bool:
-    """Whether bars can be drawn over on a stream."""
-    return at_terminal(stream) and not dumb()
+    """Whether a stream is a terminal on which a line can be drawn over."""
+    return at_terminal(stream) and not _is_dumb()
 
 
-def console(stream: TextIO, *, width: int | None = None) -> Console:
-    """A Rich console on a stream, without escape sequences where ``plain``; Rich itself keeps bold under NO_COLOR.
-
-    ``width``: columns where no terminal says how many.
-    """
-    from rich.console import Console
-
-    return Console(
-        file=stream,
-        color_system=None if plain() else "auto",
-        markup=False,
-        emoji=False,
-        highlight=False,
-        width=None if at_terminal(stream) else width,
-    )
+def _is_dumb() -> bool:
+    return os.environ.get("TERM") == "dumb"
 
 
 class Pace:
-    """How long work has taken, and how long the rest will take at the same rate."""
+    """Measure how long work has taken and estimate how long the rest takes at the same rate."""
 
     def __init__(self, done: int = 0) -> None:
-        """``done``: units that were finished before, by a run that was cut off; they say nothing of the rate."""
+        """``done`` counts the units that an earlier, interrupted run finished; they do not count for the rate."""
         self._start, self._done = time.monotonic(), done
 
     def clock(self) -> str:
-        """The time that it has taken: ``1:02``."""
+        """Time since the work began: ``1:02``."""
         return _clock(self.elapsed)
 
     @property
@@ -81,30 +64,96 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Bar:
+    """A progress bar on the last line of a terminal, erased when its ``with`` block ends.
+
+    Within the block, text written to ``sys.stderr``, and to ``sys.stdout`` where that is a terminal too, appears above
+    the bar.
+    """
+
+    def __init__(self, label: str, total: int | None = None, *, done: int = 0, stream: TextIO | None = None) -> None:
+        """``total`` None: the count is shown without a bar. ``done``: units finished before, as for ``Pace``."""
+        self._label, self._total, self._done = label, total, done
+        self._stream: TextIO = stream or sys.stderr
+        self._pace = Pace(done)
+        self._shown = ""
+        self._next = 0.0
+
+    def __enter__(self) -> Bar:
+        self._streams = sys.stdout, sys.stderr
+        proxy: Any = _AboveBar
+        sys.stderr = proxy(sys.stderr, self)
+        if at_terminal(sys.stdout):
+            sys.stdout = proxy(sys.stdout, self)
+        self.draw()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout, sys.stderr = self._streams
+        self.clear()
+
+    def update(self, done: int, *, total: int | None = None, label: str | None = None) -> None:
+        """Set what is done; unless the label changes, the line is drawn at most ten times a second."""
+        is_due = label not in (None, self._label) or time.monotonic() >= self._next
+        self._done = done
+        self._total = total or self._total
+        self._label = label or self._label
+        if is_due:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the line now."""
+        self._next = time.monotonic() + _REDRAW_SECONDS
+        self.clear()
+        self._shown = self._line()[: _columns(self._stream) - 1]
+        self._stream.write(self._shown)
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Erase the line. Spaces do it on every terminal, where an escape sequence would be stripped by some."""
+        if self._shown:
+            self._stream.write(f"\r{' ' * len(self._shown)}\r")
+            self._stream.flush()
+            self._shown = ""
+
+    def _line(self) -> str:
+        if self._total is None:
+            return f"{self._label}  {self._done or ''}  {self._pace.clock()} elapsed"
+        filled = round(_WIDTH * min(1, self._done / max(1, self._total)))
+        bar = "#" * filled + "-" * (_WIDTH - filled)
+        return f"{self._label}  [{bar}]  {self._done}/{self._total}  {self._pace.words(self._done, self._total)}"
+
+
+class _AboveBar:
+    """A standard stream that erases the bar before it writes and draws it again after a whole line."""
+
+    def __init__(self, stream: TextIO, bar: Bar) -> None:
+        self._stream, self._bar = stream, bar
+
+    def write(self, text: str) -> int:
+        self._bar.clear()
+        count = self._stream.write(text)
+        if text.endswith("\n"):
+            self._stream.flush()
+            self._bar.draw()
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _columns(stream: TextIO) -> int:
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
+
+
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield ``items`` and draw how far they are; ``total`` is needed for the time left."""
+    """Yield ``items`` and show on a terminal's stderr how many are done; ``total`` is needed for the time left."""
     if not redraws(sys.stderr):
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        # Rich would write to stderr what is meant for a file or a pipe.
-        redirect_stdout=at_terminal(sys.stdout),
-    ) as progress:
-        task = progress.add_task(label, total=total, rate="")
-        for item in items:
+    with Bar(label, total) as bar:
+        for done, item in enumerate(items, 1):
             yield item
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=1, rate=f"{speed:.0f}/s" if speed else "")
+            bar.update(done)

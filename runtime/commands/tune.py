@@ -17,6 +17,7 @@ from mri_edge.errors import OutputError, printable
 from mri_edge.inference.prediction import stdout_json
 
 from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .output import table
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.tuning import Candidate, Tuning
@@ -70,12 +71,14 @@ def tune(
         }
         click.echo(stdout_json(record, indent=2))
         return
-    click.secho(f"{'ms a scan':>9}  {'batch':>5}  {'threads':>7}  {'engine':<12}  artefact", bold=True)
+    rows = [("ms per scan", "batch", "threads", "engine", "artefact")]
     for one in found.profile.measurements:
-        click.echo(f"{one.ms_per_scan:>9.2f}  {one.batch:>5}  {one.threads:>7}  {one.engine:<12}  {one.artefact}")
+        rows.append((f"{one.ms_per_scan:.2f}", str(one.batch), str(one.threads), one.engine, one.artefact))
     for candidate, problem in found.failed:
-        click.secho(f"{'failed':>9}  {candidate.batch:>5}  {candidate.threads:>7}  {candidate.engine:<12}  ", nl=False)
-        click.secho(f"{candidate.artefact}: {printable(problem)}", fg="yellow")
+        why = click.style(f"{candidate.artefact}: {printable(problem)}", fg="yellow")
+        rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
+    for line in table(rows, right=(0, 1, 2)):
+        click.echo(line)
     click.echo(f"single scan: {_told(_best(found, provider, many=False))}")
     click.echo(f"many scans:  {_told(_best(found, provider, many=True))}")
     click.echo(f"saved in {path}")

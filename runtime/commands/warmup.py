@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 
 import click
 
 from .options import REQUIRE_SIGNATURE, bundle_argument, running_options
-from .progress import redraws
+from .progress import Bar, redraws
 
 EXAMPLES = """\b
 Examples:
@@ -67,16 +67,8 @@ def warmup(
 
 @contextmanager
 def _clock(name: str) -> Iterator[None]:
-    """A running clock on a terminal's stderr while the block works, then its time on stdout."""
+    """Name the step on a terminal's stderr while the block runs, then print its time on stdout."""
     start = perf_counter()
-    if redraws(sys.stderr):
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            progress.add_task(name, total=None)
-            yield
-    else:
+    with Bar(name) if redraws(sys.stderr) else nullcontext():
         yield
     click.echo(f"{name:<20}  {(perf_counter() - start) * 1e3:>10.1f} ms")

@@ -17,7 +17,7 @@ from mri_edge.inference.prediction import stdout_json
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
-from mri_edge.storage.atomic import drop_stdout
+from mri_edge.storage.atomic import discard_stdout
 
 from .options import REQUIRE_SIGNATURE, model_options
 
@@ -171,7 +171,7 @@ def _output() -> Iterator[Callable[[str], None]]:
         yield say
     finally:
         if full:
-            drop_stdout()
+            discard_stdout()
 
 
 def _line(record: Record) -> str:

@@ -14,7 +14,7 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 @contextmanager
-def memory_given_back() -> Iterator[None]:
+def return_freed_memory() -> Iterator[None]:
     """Within the block what is freed goes back to the system, under glibc; for this process, so for programs alone.
 
     An engine that opens a model frees as much as it keeps, piece by piece: glibc soon holds such pieces
@@ -45,7 +45,7 @@ def trim_memory() -> None:
 
 
 @contextmanager
-def stderr_aside() -> Iterator[None]:
+def silence_stderr() -> Iterator[None]:
     """Drop what native code writes to file descriptor 2; failures arrive as exceptions all the same.
 
     TensorFlow's C++ part and XNNPACK write there, past ``sys.stderr`` and before any log level is heard.

@@ -291,7 +291,7 @@ def check_model(
     return inputs[0], tuple(outputs)
 
 
-def nothing(outputs: Sequence[TensorSpec]) -> Outputs:
+def empty_outputs(outputs: Sequence[TensorSpec]) -> Outputs:
     """The answer to an empty batch: float32 (0, …) for every output. Some engines refuse such batches."""
     return {one.name: np.empty((0, *(size or 0 for size in one.shape[1:])), np.float32) for one in outputs}
 

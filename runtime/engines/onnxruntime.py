@@ -12,7 +12,7 @@ from typing import Any
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, nothing
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, empty_outputs
 from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
@@ -85,7 +85,7 @@ class OnnxRuntimeEngine:
         """Every output by its name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return nothing(self.outputs)
+            return empty_outputs(self.outputs)
         names = [one.name for one in self.outputs]
         try:
             return dict(zip(names, self._session.run(names, {self.input.name: batch}), strict=True))

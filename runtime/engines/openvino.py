@@ -10,7 +10,7 @@ import numpy as np
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, first_line
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, nothing
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, empty_outputs
 
 NAME = "openvino"
 SUFFIXES = (".onnx",)
@@ -74,7 +74,7 @@ class OpenVINOEngine:
         """Every output by its name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return nothing(self.outputs)
+            return empty_outputs(self.outputs)
         try:
             try:
                 request = self._free.pop()  # one step, so no other thread takes the same

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mri_edge.errors import UsageError, printable
 from mri_edge.scans.preprocessing import Pixels
-from mri_edge.storage.atomic import make_folder, write_whole
+from mri_edge.storage.atomic import atomic_write, make_folder
 from mri_edge.storage.names import hashed_name, is_too_long
 
 from .classifier import Classifier
@@ -85,7 +85,7 @@ def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Pr
             make_folder(folder)
             scan = hashlib.sha256(os.fsencode(os.path.abspath(result.file))).hexdigest()
             target = _target(folder, Path(result.file).name, scan)
-            write_whole(target, overlay(result.pixels, result.activation, result, scan=scan))
+            atomic_write(target, overlay(result.pixels, result.activation, result, scan=scan))
             yield replace(result, heatmap=os.fspath(target))
         else:
             yield result

@@ -20,7 +20,7 @@ from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu, installed
 from mri_edge.engines import engine_files
 from mri_edge.errors import ManifestError
-from mri_edge.storage.atomic import fingerprint, write_whole
+from mri_edge.storage.atomic import atomic_write, fingerprint
 
 _LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
 
@@ -105,10 +105,10 @@ class Profile:
             It cannot be written.
         """
         path = _path(self.bundle, folder)
-        with suppress(OSError):  # write_whole says it better
+        with suppress(OSError):  # atomic_write says it better
             path.parent.mkdir(parents=True, exist_ok=True)
         whole = replace(self, measurements=(*self.measurements, *self._others(path)))
-        write_whole(path, json.dumps(asdict(whole), indent=1) + "\n")
+        atomic_write(path, json.dumps(asdict(whole), indent=1) + "\n")
         return path
 
     def _others(self, path: Path) -> list[Measurement]:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from mri_edge.errors import DISK_ERRORS, OutputError
 
-from .staging import own_folder
+from .staging import locked_temp_folder
 
 _CHUNK = 4 << 20
 
@@ -40,7 +40,7 @@ def _neighbour(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.name}.{purpose}-{os.urandom(4).hex()}")
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
     """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or stays as it was.
 
     A link is followed. A device or pipe (``/dev/stdout``) is written as it is.
@@ -57,12 +57,12 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
         except OSError as error:
             raise _cannot_write(path, error) from error
         return
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(data)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file beside ``path`` that takes its place, on disk, when the block ends well.
 
     If the block raises, ``path`` stays as it was. A link is followed.
@@ -97,7 +97,7 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def move_whole(source: Path, target: Path) -> None:
+def atomic_move(source: Path, target: Path) -> None:
     """Move a file, to another file system as well: ``target`` is all of it or not there. It replaces a file.
 
     Between two file systems the copy is complete and on disk before the source is removed.
@@ -142,7 +142,7 @@ def clear_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def drop_stdout() -> None:
+def discard_stdout() -> None:
     """Let go of what standard output, on a full disk, still holds: Python would try again on its way out, and fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -156,7 +156,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path`` that takes its place when the block ends well.
 
     If the block raises (Ctrl-C included) the new folder is removed and what stood at
@@ -177,7 +177,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # What it removes at the end is the half-made folder, or the old one after an exchange.
-            staging = stack.enter_context(own_folder(path.parent, f".{path.name}.new-"))
+            staging = stack.enter_context(locked_temp_folder(path.parent, f".{path.name}.new-"))
         except OSError as error:
             raise _cannot_write(path, error) from error
         try:

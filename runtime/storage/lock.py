@@ -15,7 +15,7 @@ LOCK = ".mri-edge.lock"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Hold a folder's lock while the block runs; yields False where its file system has no locks.
 
     The file stays behind: removing it would let two programs hold two files of one name.
@@ -34,16 +34,16 @@ def held(folder: Path) -> Iterator[bool]:
         raise OutputError(f"{path}: cannot write ({error.strerror})", "Name a folder that you may write to") from error
     with file:
         try:
-            locked = lock(file)
+            is_locked = lock(file)
         except BlockingIOError as error:
             raise UsageError(
                 f"{folder}: another mri-edge works in this folder{_holder(file)}", "Stop that one, or name another"
             ) from error
-        if locked:
+        if is_locked:
             with suppress(OSError):  # a full disk: the number is for people alone
                 file.truncate(0)
                 file.write(b"%d\n" % os.getpid())
-        yield locked
+        yield is_locked
 
 
 def lock(file: BinaryIO) -> bool:

@@ -15,7 +15,7 @@ from mri_edge.errors import OutputError
 
 
 @contextmanager
-def own_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
+def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
     """Make the folder ``prefix`` and 8 random digits in ``parent``; it is locked, and removed when the block ends.
 
     Folders of the same prefix whose program was killed are removed first. A folder that a living program holds
@@ -26,7 +26,7 @@ def own_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path
     OSError
         The folder cannot be made.
     """
-    clear_abandoned(parent, prefix)
+    remove_abandoned(parent, prefix)
     folder, handle = _make(parent, prefix, mode)
     try:
         yield folder
@@ -36,8 +36,8 @@ def own_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path
             os.close(handle)
 
 
-def clear_abandoned(parent: Path, prefix: str) -> None:
-    """Remove folders that ``own_folder`` made with ``prefix`` in ``parent`` and that no living program holds."""
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove folders of ``locked_temp_folder`` with ``prefix`` in ``parent`` that no running program has locked."""
     # Names are compared as text, not as a pattern: a bundle may be called "model[1]".
     pattern = re.compile(re.escape(prefix) + "[0-9a-f]{8}")
     try:
@@ -90,7 +90,7 @@ def lock_folder(folder: Path) -> int | None:
 
 
 @contextmanager
-def scratch(purpose: str) -> Iterator[None]:
+def use_temporary_folder(purpose: str) -> Iterator[None]:
     """Send the temporary files of this program, and of the libraries it uses, to a folder that goes when it ends.
 
     What a killed program of the same purpose left among the temporary files is removed.
@@ -105,7 +105,7 @@ def scratch(purpose: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             parent = Path(tempfile.gettempdir())
-            folder = stack.enter_context(own_folder(parent, f"mri-edge-{purpose}-", mode=0o700))
+            folder = stack.enter_context(locked_temp_folder(parent, f"mri-edge-{purpose}-", mode=0o700))
         except OSError as error:
             raise OutputError(
                 f"no temporary folder can be made ({error.strerror})", "Set TMPDIR to a folder that you may write to"

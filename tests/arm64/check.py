@@ -37,7 +37,7 @@ VENV = "/opt/mri-edge"  # inside; enter.sh has its bin first in PATH
 CORES = {"cortex-a72": "Raspberry Pi 4: no dot products", "cortex-a76": "Raspberry Pi 5: dot products"}
 ENGINES = ("onnxruntime", "litert")
 # The emulated system gets this machine's versions, so that a difference is the processor's.
-PACKAGES = ("ai-edge-litert", "click", "flatbuffers", "numpy", "onnxruntime", "pillow", "protobuf", "rich")
+PACKAGES = ("ai-edge-litert", "click", "flatbuffers", "numpy", "onnxruntime", "pillow", "protobuf")
 # How far apart a probability may be, by precision. float32: other kernels sum in another order. float16: what export
 # allows it against Keras; the A76 computes in half precision where x86 widens to float32 (2.4e-3 seen). dynamic: each
 # run measures its ranges anew, and one kernel rounds otherwise than the other (6.6e-4 seen). int8: sums are integers

@@ -97,7 +97,7 @@ def read_all(folder: Path) -> None:
 
 def _split(bundle: Bundle) -> None:
     held = {one.file: one for one in bundle.manifest.documents}
-    Split.held(held, lambda file: bundle.read(held[file]))
+    Split.find(held, lambda file: bundle.read(held[file]))
 
 
 def _rewrite(bundle: Bundle, out: Path) -> None:

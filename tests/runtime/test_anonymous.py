@@ -15,7 +15,7 @@ import pytest
 from mri_edge import Bundle
 from mri_edge.authoring.anonymous import without_paths
 from mri_edge.authoring.packing import pack
-from mri_edge.authoring.provenance import creation
+from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.signing import sign
 from mri_edge.authoring.writer import rewriting
 from mri_edge.bundles.bundle import EMBEDDED, embedded_models
@@ -148,7 +148,7 @@ def test_a_recorded_command_keeps_no_path(words: list[str], kept: str, tmp_path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     monkeypatch.setattr(sys, "argv", ["mri-edge", "train", *words])
-    made = creation()
+    made = current_provenance()
     assert made.command == f"mri-edge train {kept}"
     assert platform.node() not in str(made).split()
     assert getpass.getuser() not in str(made).split()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.authoring.packing import pack, unpack
-from mri_edge.authoring.writer import check_free, new_bundle, rewriting
+from mri_edge.authoring.writer import check_target, new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle, embedded_models
 from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Artefact, Manifest
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
@@ -87,25 +87,25 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path, tiny_bundle: Pat
 def test_check_free(tmp_path: Path, tiny_bundle: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    check_free(tmp_path / "empty")
-    check_free(tmp_path / "new" / "deep")
-    check_free(tiny_bundle, overwrite=True)
+    check_target(tmp_path / "empty")
+    check_target(tmp_path / "new" / "deep")
+    check_target(tiny_bundle, overwrite=True)
     with pytest.raises(UsageError, match="is a file"):
-        check_free(tmp_path / "file")
+        check_target(tmp_path / "file")
     with pytest.raises(UsageError, match="a bundle is there already"):
-        check_free(tiny_bundle)
+        check_target(tiny_bundle)
 
 
 def test_check_free_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError):
-        check_free(tmp_path / "file" / "bundle")
+        check_target(tmp_path / "file" / "bundle")
 
 
 def test_check_free_sees_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(OutputError, match="read-only"):
-        check_free(tmp_path / "bundle")
+        check_target(tmp_path / "bundle")
 
 
 # --- changing

@@ -15,7 +15,7 @@ from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Artefact, Manifest
 from mri_edge.cli import run
 from mri_edge.services.watch.outbox import Outbox
-from mri_edge.storage.atomic import move_whole, whole_file, write_whole
+from mri_edge.storage.atomic import atomic_file, atomic_move, atomic_write
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows syncs no folders")
 
@@ -103,8 +103,8 @@ def other_disk(tmp_path: Path, storage: Storage) -> Iterator[Path]:
 
 @pytest.mark.parametrize("content", [b"short", b"long " * 100_000], ids=["in one buffer", "in many"])
 def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, storage, content):
-    write_whole(tmp_path / "a", content)
-    with whole_file(tmp_path / "b") as file:
+    atomic_write(tmp_path / "a", content)
+    with atomic_file(tmp_path / "b") as file:
         file.write(content[:3])
         file.write(content[3:])
     for name in ("a", "b"):
@@ -126,7 +126,7 @@ def test_a_scan_that_moves_to_another_disk_is_there_before_it_goes_here(tmp_path
     content = bytes(range(256)) * 1000
     source, target = tmp_path / "scan", other_disk / "scan"
     source.write_bytes(content)
-    move_whole(source, target)
+    atomic_move(source, target)
     assert target.read_bytes() == content
     renamed, removed = storage.place("rename", target), storage.place("remove", source)
     assert storage.synced_before(renamed, content), "the copy was not on disk when it took its name"

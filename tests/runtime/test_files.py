@@ -16,7 +16,7 @@ import pytest
 
 from mri_edge.errors import OutputError
 from mri_edge.storage import atomic
-from mri_edge.storage.atomic import sha256_of, whole_folder, write_whole
+from mri_edge.storage.atomic import atomic_folder, atomic_write, sha256_of
 
 
 def _names(folder: Path) -> list[str]:
@@ -66,10 +66,10 @@ def test_sha256_of_more_than_one_piece(tmp_path: Path) -> None:
 
 def test_write_whole_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    write_whole(path, "old")
-    write_whole(path, "Größe\n")
+    atomic_write(path, "old")
+    atomic_write(path, "Größe\n")
     assert path.read_bytes() == "Größe\n".encode()
-    write_whole(path, b"\x00\xff")
+    atomic_write(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
     assert _names(tmp_path) == ["report.json"]
 
@@ -83,22 +83,22 @@ def test_write_whole_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        write_whole(path, "new")
+        atomic_write(path, "new")
     assert path.read_text() == "old"
     assert _names(tmp_path) == ["report.json"]
 
 
 def test_write_whole_into_a_missing_or_read_only_folder(tmp_path: Path, read_only: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        write_whole(tmp_path / "none" / "report.json", "")
+        atomic_write(tmp_path / "none" / "report.json", "")
     with pytest.raises(OutputError, match="cannot write"):
-        write_whole(read_only / "report.json", "")
+        atomic_write(read_only / "report.json", "")
 
 
 def test_write_whole_over_a_folder(tmp_path: Path) -> None:
     folder = _folder_with(tmp_path / "report.json", "old")
     with pytest.raises(OutputError):
-        write_whole(folder, "new")
+        atomic_write(folder, "new")
     assert (folder / "model").read_text() == "old"
     assert _names(tmp_path) == ["report.json"]
 
@@ -106,7 +106,7 @@ def test_write_whole_over_a_folder(tmp_path: Path) -> None:
 def test_write_whole_follows_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
-    write_whole(tmp_path / "link", "new")
+    atomic_write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
 
@@ -118,7 +118,7 @@ def test_write_whole_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path) 
     received: list[bytes] = []
     reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
     reader.start()
-    write_whole(pipe, "through")
+    atomic_write(pipe, "through")
     reader.join(timeout=10)
     assert received == [b"through"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
@@ -150,7 +150,7 @@ def test_exchange_says_when_it_cannot(tmp_path: Path) -> None:
 def test_whole_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
     out = tmp_path / "deep" / "bundle"
     for text in ("one", "two"):
-        with whole_folder(out) as staging:
+        with atomic_folder(out) as staging:
             (staging / "model").write_text(text)
             (staging / text).mkdir()
         assert (out / "model").read_text() == text
@@ -174,7 +174,7 @@ def test_whole_folder_is_on_disk_before_the_old_one_goes(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with whole_folder(out) as staging:
+    with atomic_folder(out) as staging:
         (staging / "model").write_text("new")
         (staging / "deep").mkdir()
         (staging / "deep" / "page").write_text("new")
@@ -185,7 +185,7 @@ def test_whole_folder_is_on_disk_before_the_old_one_goes(
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1), FileNotFoundError(2, "no")])
 def test_whole_folder_leaves_the_old_one_when_the_block_raises(error: BaseException, tmp_path: Path, way: str) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
-    with pytest.raises(type(error)) as caught, whole_folder(out) as staging:
+    with pytest.raises(type(error)) as caught, atomic_folder(out) as staging:
         (staging / "model").write_text("half")
         raise error
     assert caught.value is error  # as it was: a missing scan is no output error
@@ -195,9 +195,9 @@ def test_whole_folder_leaves_the_old_one_when_the_block_raises(error: BaseExcept
 
 def test_whole_folder_names_the_disk_when_writing_in_it_fails(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    with pytest.raises(OutputError, match=r"bundle: cannot write \(No space"), whole_folder(out):
+    with pytest.raises(OutputError, match=r"bundle: cannot write \(No space"), atomic_folder(out):
         raise OSError(28, "No space left on device")
-    with pytest.raises(OutputError, match=r"bundle: cannot write \(No such file"), whole_folder(out) as staging:
+    with pytest.raises(OutputError, match=r"bundle: cannot write \(No such file"), atomic_folder(out) as staging:
         (staging / "none" / "model").write_text("")
     assert _names(tmp_path) == []
 
@@ -215,20 +215,20 @@ def test_whole_folder_puts_the_old_one_back_when_the_last_rename_fails(
 
     monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OutputError, match="Permission denied"), whole_folder(out) as staging:
+    with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out) as staging:
         (staging / "model").write_text("new")
     assert (out / "model").read_text() == "old"
     assert _names(tmp_path) == ["bundle"]
 
 
 def test_whole_folder_in_a_read_only_folder(read_only: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write"), whole_folder(read_only / "bundle"):
+    with pytest.raises(OutputError, match="cannot write"), atomic_folder(read_only / "bundle"):
         pytest.fail("the block must not run")
 
 
 def test_whole_folder_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "bundle").write_text("mine")
-    with pytest.raises(OutputError, match="is a file"), whole_folder(tmp_path / "bundle"):
+    with pytest.raises(OutputError, match="is a file"), atomic_folder(tmp_path / "bundle"):
         pytest.fail("the block must not run")
     assert (tmp_path / "bundle").read_text() == "mine"
 
@@ -236,7 +236,7 @@ def test_whole_folder_over_a_file(tmp_path: Path) -> None:
 def test_whole_folder_follows_a_link(tmp_path: Path, way: str) -> None:
     _folder_with(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to("real")
-    with whole_folder(tmp_path / "link") as staging:
+    with atomic_folder(tmp_path / "link") as staging:
         (staging / "model").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "model").read_text() == "new"
@@ -248,8 +248,8 @@ def test_whole_folder_follows_a_link(tmp_path: Path, way: str) -> None:
 def test_old_folder_outlives_a_process_that_is_ended_while_it_writes(ended_by: str, tmp_path: Path) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
     program = (
-        "import sys, time; from pathlib import Path; from mri_edge.storage.atomic import whole_folder\n"
-        "with whole_folder(Path(sys.argv[1])) as staging:\n"
+        "import sys, time; from pathlib import Path; from mri_edge.storage.atomic import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as staging:\n"
         "    (staging / 'model').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen(
@@ -286,14 +286,14 @@ def move(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_move_whole(tmp_path: Path, move: str) -> None:
-    atomic.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
+    atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (tmp_path / "to" / "scan").read_bytes() == b"pixels" * 1000
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == ([], ["scan"])
 
 
 def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match="cannot be moved"):
-        atomic.move_whole(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
+        atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
     if move == "copy":
         copy = shutil.copyfile
 
@@ -304,7 +304,7 @@ def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monk
 
         monkeypatch.setattr(shutil, "copyfile", grow)
         with pytest.raises(OutputError, match="changed while it was copied"):
-            atomic.move_whole(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
+            atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == (["scan"], [])
 
 
@@ -313,8 +313,8 @@ def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monk
 _STAGES = """
 import sys, time
 from pathlib import Path
-from mri_edge.storage.atomic import whole_folder
-with whole_folder(Path(sys.argv[1])) as staging:
+from mri_edge.storage.atomic import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as staging:
     (staging / "half").write_text("half")
     print(staging, flush=True)
     time.sleep(60)
@@ -338,7 +338,7 @@ def test_a_folder_that_a_kill_left_is_cleared_by_the_next_run_and_a_living_one_i
         killed.kill()
         killed.wait()
         assert (left / "half").exists()
-        with whole_folder(target) as staging:
+        with atomic_folder(target) as staging:
             assert not left.exists()
             assert (in_use / "half").exists()
             (staging / "file").write_text("whole")
@@ -347,6 +347,6 @@ def test_a_folder_that_a_kill_left_is_cleared_by_the_next_run_and_a_living_one_i
         living.wait()
     assert (target / "file").read_text() == "whole"
     assert other.exists(), "it belongs to another folder"
-    with whole_folder(target):
+    with atomic_folder(target):
         pass
     assert [path.name for path in tmp_path.iterdir() if ".new-" in path.name] == [other.name]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mri_edge.storage.atomic import whole_folder
-from mri_edge.storage.staging import clear_abandoned, lock_folder, own_folder, scratch
+from mri_edge.storage.atomic import atomic_folder
+from mri_edge.storage.staging import lock_folder, locked_temp_folder, remove_abandoned, use_temporary_folder
 
 pytest.importorskip("fcntl", reason="folders have no locks on Windows, and nothing is cleared there")
 
@@ -50,10 +50,10 @@ def test_a_killed_write_is_cleared_by_the_next_write_of_the_same_folder(tmp_path
     other.mkdir()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    kill(start(f"atomic.whole_folder(Path({str(path)!r}))", temporary))
+    kill(start(f"atomic.atomic_folder(Path({str(path)!r}))", temporary))
     [left] = [one for one in tmp_path.iterdir() if one not in (other, temporary)]
     assert left.name.startswith(f".{name}.new-")
-    with whole_folder(path) as staging:
+    with atomic_folder(path) as staging:
         (staging / "file").write_text("new")
     assert sorted(tmp_path.iterdir()) == sorted([path, other, temporary])
     assert (path / "file").read_text() == "new"
@@ -61,9 +61,9 @@ def test_a_killed_write_is_cleared_by_the_next_write_of_the_same_folder(tmp_path
 
 def test_a_write_at_work_loses_nothing_to_another(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
-    with whole_folder(path) as first:
+    with atomic_folder(path) as first:
         (first / "file").write_text("first")
-        with whole_folder(path) as second:
+        with atomic_folder(path) as second:
             (second / "file").write_text("second")
         assert (first / "file").read_text() == "first"
     assert (path / "file").read_text() == "first"
@@ -74,26 +74,26 @@ def test_links_are_not_followed_when_clearing(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.mkdir()
     (tmp_path / "work-0123abcd").symlink_to(target)
-    clear_abandoned(tmp_path, "work-")
+    remove_abandoned(tmp_path, "work-")
     assert target.is_dir()
 
 
 def test_a_folder_is_locked_once_and_gone_afterwards(tmp_path: Path) -> None:
-    with own_folder(tmp_path, "work-") as folder:
+    with locked_temp_folder(tmp_path, "work-") as folder:
         with pytest.raises(BlockingIOError):
             lock_folder(folder)
-        clear_abandoned(tmp_path, "work-")
+        remove_abandoned(tmp_path, "work-")
         assert folder.is_dir()
     assert not list(tmp_path.iterdir())
 
 
 def test_temporary_files_of_a_killed_program_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    living = start("staging.scratch('export')", tmp_path)
-    kill(start("staging.scratch('export')", tmp_path))
-    kill(start("staging.scratch('train')", tmp_path))  # another command's: not ours to clear
+    living = start("staging.use_temporary_folder('export')", tmp_path)
+    kill(start("staging.use_temporary_folder('export')", tmp_path))
+    kill(start("staging.use_temporary_folder('train')", tmp_path))  # another command's: not ours to clear
     assert len(list(tmp_path.iterdir())) == 3
-    with scratch("export"):
+    with use_temporary_folder("export"):
         with tempfile.NamedTemporaryFile() as file:
             assert Path(file.name).parent.parent == tmp_path
         assert len(list(tmp_path.iterdir())) == 3

@@ -17,13 +17,13 @@ from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.journal import Journal
 from mri_edge.inference.prediction import Failure, Pause, Prediction
 from mri_edge.storage.atomic import (
+    atomic_folder,
+    atomic_move,
+    atomic_write,
     clear_leftovers,
     fingerprint,
     make_folder,
-    move_whole,
     sha256_of,
-    whole_folder,
-    write_whole,
 )
 
 TITLE = "tiny 1"
@@ -171,9 +171,9 @@ def test_leftovers_of_a_kill_are_cleared_and_nothing_else(tmp_path):
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path):
-    write_whole(tmp_path / "text", "größe\n")
-    write_whole(tmp_path / "bytes", b"\xff\r\n")
-    write_whole(tmp_path / "view", memoryview(b"seen"))
+    atomic_write(tmp_path / "text", "größe\n")
+    atomic_write(tmp_path / "bytes", b"\xff\r\n")
+    atomic_write(tmp_path / "view", memoryview(b"seen"))
     assert [(tmp_path / name).read_bytes() for name in ("text", "bytes", "view")] == [
         "größe\n".encode(),
         b"\xff\r\n",
@@ -195,28 +195,28 @@ def test_a_move_replaces_a_file_and_a_missing_source_changes_nothing(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_text("new")
     target.write_text("old")
-    move_whole(source, target)
+    atomic_move(source, target)
     assert (source.exists(), target.read_text()) == (False, "new")
     with pytest.raises(OutputError, match="cannot be moved"):
-        move_whole(source, target)
+        atomic_move(source, target)
     assert target.read_text() == "new"
     assert [one.name for one in tmp_path.iterdir()] == ["target"]
 
 
 def test_errors_about_other_things_pass_through_a_new_folder(tmp_path):
     def fail(error: OSError) -> None:
-        with whole_folder(tmp_path / "out") as staging:
+        with atomic_folder(tmp_path / "out") as staging:
             (staging / "half").touch()
             raise error
 
     with pytest.raises(FileNotFoundError):
         fail(FileNotFoundError(2, "No such file", str(tmp_path / "input")))
-    with pytest.raises(OutputError, match="cannot write"), whole_folder(tmp_path / "out") as staging:
+    with pytest.raises(OutputError, match="cannot write"), atomic_folder(tmp_path / "out") as staging:
         (staging / "no folder" / "file").write_bytes(b"")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_folder_is_made_below_folders_that_are_not_there_yet(tmp_path):
-    with whole_folder(tmp_path / "a" / "b" / "out") as staging:
+    with atomic_folder(tmp_path / "a" / "b" / "out") as staging:
         (staging / "file").write_text("whole")
     assert (tmp_path / "a" / "b" / "out" / "file").read_text() == "whole"

@@ -13,7 +13,7 @@ from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
 from mri_edge.services.watch.in_progress import NOTE, AtHand
 from mri_edge.services.watch.outbox import Outbox
 from mri_edge.storage.atomic import sha256_of
-from mri_edge.storage.lock import LOCK, held
+from mri_edge.storage.lock import LOCK, locked
 
 
 class Clock:
@@ -291,18 +291,18 @@ def test_only_leftovers_are_cleared(outbox):
 
 
 def test_a_folder_is_held_by_one_program_that_the_next_one_names(tmp_path):
-    with held(tmp_path) as first:
+    with locked(tmp_path) as first:
         assert first is True
         taken = rf"another mri-edge works in this folder \(process {os.getpid()}\)"
-        with pytest.raises(UsageError, match=taken), held(tmp_path):
+        with pytest.raises(UsageError, match=taken), locked(tmp_path):
             pass
     assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
     (tmp_path / LOCK).write_text("1234567890\n")  # of a program with a longer number
-    with held(tmp_path) as again:
+    with locked(tmp_path) as again:
         assert again is True
         assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
 
 
 def test_a_lock_that_cannot_be_made_is_told(tmp_path):
-    with pytest.raises(OutputError, match="cannot write"), held(tmp_path / "none"):
+    with pytest.raises(OutputError, match="cannot write"), locked(tmp_path / "none"):
         pass

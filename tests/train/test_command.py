@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -64,32 +63,6 @@ def test_steps_are_a_line_an_epoch_and_never_silent_for_long(monkeypatch, capfd)
             now[0] += 45
             report(done, 4000, 0.0)
     assert len(capfd.readouterr().err.splitlines()) == 1 + 3  # after 3, 5 and 7 steps
-
-
-@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_no_colours_where_they_are_not_wanted(variable) -> None:
-    """On a real terminal: bold and dim are escape sequences as well."""
-    program = """
-import sys
-from mri_edge.commands.progress import console
-from rich.table import Table
-table = Table(title="How good", title_style="bold")
-table.add_column("value")
-table.add_row("0.5", style="red")
-console(sys.stdout).print(table, style="dim")
-"""
-
-    def on_terminal(environment: dict[str, str]) -> bytes:
-        leader, follower = pty.openpty()
-        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
-        subprocess.run([sys.executable, "-c", program], stdout=follower, check=True, env=kept | environment)
-        os.close(follower)
-        text = os.read(leader, 65536)
-        os.close(leader)
-        return text
-
-    assert b"\x1b" in on_terminal({"TERM": "xterm-256color"})
-    assert b"\x1b" not in on_terminal({"TERM": "xterm-256color"} | variable)
 
 
 def test_a_dumb_terminal_gets_lines_in_place_of_bars(monkeypatch, capfd) -> None:

@@ -276,8 +276,8 @@ def test_a_condensed_record_tells_the_same():
 def test_a_bundle_holds_its_record_whole_or_condensed_or_not_at_all():
     split = record(train=["a"], test=["b"])
     contents = {"split.json": split.to_json().encode(), "split.npy": split.to_condensed()}
-    assert Split.held({"split.json", "split.npy"}, contents.__getitem__) == split
-    condensed = Split.held({"split.npy"}, contents.__getitem__)
+    assert Split.find({"split.json", "split.npy"}, contents.__getitem__) == split
+    condensed = Split.find({"split.npy"}, contents.__getitem__)
     assert condensed is not None
     assert [(one.file, one.role) for one in condensed.images] == [("", "train"), ("", "test")]
-    assert Split.held({"model.onnx"}, contents.__getitem__) is None
+    assert Split.find({"model.onnx"}, contents.__getitem__) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
-from mri_edge.storage.atomic import clear_leftovers, make_folder, write_whole
+from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
 
 from .options import RECIPE, TRAINING, training_options
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
 
 _NEEDED = ("sklearn", "scipy", "matplotlib")
-_WIDE = 120  # columns where no terminal says how many
 
 _EPILOG = """\b
 Examples:
@@ -112,7 +110,7 @@ def evaluate(
     _check_no_training(ctx)
     import json
 
-    from mri_edge.commands.progress import console, track
+    from mri_edge.commands.progress import track
     from mri_edge.train.evaluation.evaluate import evaluate as score
 
     if position and ctx.get_parameter_source("model") is ParameterSource.ENVIRONMENT:
@@ -131,8 +129,8 @@ def evaluate(
     if out is not None:
         from mri_edge.train.reports.evaluation_report import evaluation_page
 
-        write_whole(out / "evaluation.json", text)
-        write_whole(out / "evaluation.html", evaluation_page(record))
+        atomic_write(out / "evaluation.json", text)
+        atomic_write(out / "evaluation.html", evaluation_page(record))
     for failure in record["unreadable"]:
         click.echo(f"mri-edge: {failure['error']}", err=True)
     for warning in record["warnings"]:
@@ -142,7 +140,7 @@ def evaluate(
     else:
         from mri_edge.train.reports.evaluation_report import print_evaluation
 
-        print_evaluation(record, console(sys.stdout, width=_WIDE))
+        print_evaluation(record)
     if out is not None:
         click.echo(f"report: {out / 'evaluation.html'}", err=True)
     return 1 if record["unreadable"] else 0

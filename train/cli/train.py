@@ -139,7 +139,7 @@ def _say(text: str) -> None:
 def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chosen: dict[str, Any]) -> int:
     """Train a bundle at ``out``, or in ``runs/`` where that is None; print its figures and what to do next."""
     from mri_edge.authoring.runs import as_typed, remember_data
-    from mri_edge.authoring.writer import check_free
+    from mri_edge.authoring.writer import check_target
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.train.loops.checkpoint import claimed, claimed_run
 
@@ -147,7 +147,7 @@ def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chos
     if out is None:
         claim = claimed_run(_NAMES.get(recipe.name, "vgg16"), resume=chosen["resume"])
     else:
-        check_free(out, overwrite=chosen["overwrite"])
+        check_target(out, overwrite=chosen["overwrite"])
         claim = claimed(out)
     with claim as place:
         if out is None:
@@ -220,11 +220,11 @@ def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:
 
     ``place``: whose work folder holds the state; None where the same command goes on by itself.
     """
-    from mri_edge.storage.staging import scratch
+    from mri_edge.storage.staging import use_temporary_folder
     from mri_edge.train.loops.checkpoint import has_state
 
     try:
-        with scratch("train"):
+        with use_temporary_folder("train"):
             return run()
     except KeyboardInterrupt:
         click.echo(err=True)  # below the terminal's ^C

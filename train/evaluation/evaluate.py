@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
-from mri_edge.authoring.provenance import creation
+from mri_edge.authoring.provenance import current_provenance
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
@@ -114,7 +114,7 @@ def evaluate(
         "warnings": chosen.warnings,
         **score(answered, probabilities, manifest.positive, manifest.threshold),
         "unreadable": unreadable,
-        "creation": asdict(creation()),
+        "creation": asdict(current_provenance()),
         "notice": NOTICE,
     }
 
@@ -156,7 +156,7 @@ def score(
 def split_of(bundle: Bundle) -> Split | None:
     """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
     held = {one.file: one for one in bundle.manifest.documents}
-    return Split.held(held, lambda file: bundle.read(held[file]))
+    return Split.find(held, lambda file: bundle.read(held[file]))
 
 
 def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:

@@ -11,7 +11,7 @@ from mri_edge.authoring.keras_file import one_column_a_class
 from mri_edge.authoring.keras_models.loading import open_model
 from mri_edge.bundles.manifest import Manifest, TensorSpec
 from mri_edge.device.cpu import available_cpus
-from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, nothing
+from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, empty_outputs
 from mri_edge.errors import EngineUnavailable, UsageError
 from mri_edge.train.loops.keras import load_keras
 
@@ -36,7 +36,7 @@ class KerasEngine:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); a model of one sigmoid gives two columns."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return nothing(self.outputs)[self.outputs[0].name]
+            return empty_outputs(self.outputs)[self.outputs[0].name]
         answer = np.asarray(self._model.predict_on_batch(self._preprocessing.normalise(batch)), np.float32)
         return one_column_a_class(answer)
 

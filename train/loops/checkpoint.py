@@ -18,7 +18,7 @@ import numpy as np
 from mri_edge import __version__
 from mri_edge.authoring.runs import RUNS
 from mri_edge.errors import OutputError, UsageError
-from mri_edge.storage.atomic import clear_leftovers, fingerprint, write_whole
+from mri_edge.storage.atomic import atomic_write, clear_leftovers, fingerprint
 from mri_edge.storage.staging import lock_folder
 
 from .keras import load_keras
@@ -184,7 +184,7 @@ def save(path: Path, variables: Sequence[Any], facts: object) -> None:
     content = io.BytesIO()
     arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
     np.savez(content, facts=json.dumps(facts), **arrays)
-    write_whole(path, content.getbuffer())
+    atomic_write(path, content.getbuffer())
 
 
 def restore(path: Path, variables: Sequence[Any]) -> None:
@@ -208,5 +208,5 @@ def kept(path: Path | None, make: Callable[[], Any]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     made = make()
     if path is not None:
-        write_whole(path, json.dumps(made))
+        atomic_write(path, json.dumps(made))
     return made

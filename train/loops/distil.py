@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.storage.atomic import write_whole
+from mri_edge.storage.atomic import atomic_write
 from mri_edge.train.evaluation.calibration import scale_probabilities
 
 from .finetune import made_ahead
@@ -79,7 +79,7 @@ def make_pool(
     views.flush()
     content, asked = io.BytesIO(), np.concatenate(answers)
     np.save(content, asked)
-    write_whole(store / _ANSWERS, content.getbuffer())  # last: where they are, the pool is whole
+    atomic_write(store / _ANSWERS, content.getbuffer())  # last: where they are, the pool is whole
     return Pool(views, asked)
 
 

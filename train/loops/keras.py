@@ -9,7 +9,7 @@ import logging
 import os
 from types import ModuleType
 
-from mri_edge.device.native import stderr_aside
+from mri_edge.device.native import silence_stderr
 from mri_edge.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def load_keras() -> ModuleType:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with stderr_aside():
+    with silence_stderr():
         try:
             import keras
         except ImportError as error:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
-from mri_edge.commands.progress import Pace, console, redraws
+from mri_edge.commands.progress import Bar, Pace, redraws
 
 from .head import Epoch
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 _LINES = 20  # of work that has no epochs
 _SILENCE = 60  # seconds without a line after which one comes in the middle of an epoch
@@ -44,31 +40,26 @@ class TrainingProgress:
         self.note(f"{_words(epoch, self._epochs)}{pace}")
 
 
-class _Bar(TrainingProgress):
-    """The same beside a bar over all images of all epochs."""
+class _BarProgress(TrainingProgress):
+    """The same lines above a bar over all images of all epochs."""
 
-    def __init__(self, bar: Progress, images: int, epochs: int, label: str) -> None:
+    def __init__(self, bar: Bar, images: int, epochs: int, label: str) -> None:
         super().__init__(epochs, label)
-        self._bar, self._images = bar, images
-        self._task = bar.add_task(f"{label}epoch 1/{epochs}", total=images * epochs)
-
-    def note(self, text: str) -> None:
-        self._bar.console.print(f"{self._label}{text}")
+        self._bar, self._images, self._done = bar, images, 0
 
     def started(self, epoch: int) -> None:
-        self._bar.update(self._task, completed=(epoch - 1) * self._images)
+        self._done = (epoch - 1) * self._images
+        self._bar.update(self._done)
 
     def images(self, count: int) -> None:
-        self._bar.advance(self._task, count)
+        self._done += count
+        self._bar.update(self._done)
 
     def epoch(self, epoch: Epoch) -> None:
         super().epoch(epoch)
+        self._done = epoch.number * self._images
         following = min(epoch.number + 1, self._epochs)
-        self._bar.update(
-            self._task,
-            completed=epoch.number * self._images,
-            description=f"{self._label}epoch {following}/{self._epochs}",
-        )
+        self._bar.update(self._done, label=f"{self._label}epoch {following}/{self._epochs}")
 
 
 @contextmanager
@@ -77,8 +68,8 @@ def training_progress(images: int, epochs: int, label: str = "") -> Iterator[Tra
     if not redraws(sys.stderr):
         yield TrainingProgress(epochs, label)
         return
-    with _bar() as bar:
-        yield _Bar(bar, images, epochs, label)
+    with Bar(f"{label}epoch 1/{epochs}", images * epochs) as bar:
+        yield _BarProgress(bar, images, epochs, label)
 
 
 @contextmanager
@@ -91,13 +82,8 @@ def step_progress(description: str, *, first: int = 0, every: int = 0) -> Iterat
         Steps before the first epoch, and steps of an epoch, where the work has epochs.
     """
     if redraws(sys.stderr):
-        with _bar() as bar:
-            task = bar.add_task(description, total=None)
-
-            def draw(done: int, total: int, loss: float) -> None:
-                bar.update(task, completed=done, total=total, description=_described(description, loss))
-
-            yield draw
+        with Bar(description) as bar:
+            yield lambda done, total, loss: bar.update(done, total=total, label=_described(description, loss))
         return
     click.echo(description, err=True)
     pace: Pace | None = None
@@ -128,11 +114,3 @@ def _words(epoch: Epoch, epochs: int) -> str:
 
 def _described(description: str, loss: float) -> str:
     return f"{description}  loss {loss:.3f}" if loss else description  # work without a loss reports 0
-
-
-def _bar() -> Progress:
-    """A bar on stderr with the time left, gone when it ends."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
-    return Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr), transient=True)

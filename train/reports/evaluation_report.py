@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import click
 
 from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.commands.output import table as text_table
 
 from .page import page, picture, table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 NAMES = {
     "accuracy": "accuracy",
@@ -54,24 +54,20 @@ def evaluation_page(record: dict[str, Any]) -> str:
     return page(f"Evaluation of {record['model']}: {record['artefact']}", "\n".join(sections))
 
 
-def print_evaluation(record: dict[str, Any], console: Console) -> None:
-    """Draw the record as tables."""
-    from rich.table import Table
+def print_evaluation(record: dict[str, Any]) -> None:
+    """Print the record as tables on stdout."""
 
     def draw(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for index, head in enumerate(heads):
-            drawn.add_column(head, justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            drawn.add_row(*row)
-        console.print(drawn)
-        console.print()
+        click.secho(title, bold=True)
+        for line in text_table([heads, *rows], right=range(1, len(heads)), heading=False):
+            click.echo(line)
+        click.echo()
 
     for line in _facts(record):
-        console.print(line, markup=False, highlight=False)
-    for one in _warnings(record):
-        console.print(one, style="bold yellow", markup=False, highlight=False)
-    console.print()
+        click.echo(line)
+    for warning in _warnings(record):
+        click.secho(warning, fg="yellow", bold=True)
+    click.echo()
     draw("How good", ("figure", HEAD, "images"), _metrics(record))
     draw("Confusion matrix", *_confusion(record))
     draw("By folder", ("folder", "label", "right", "share (95% interval)"), _folders(record))
@@ -81,7 +77,7 @@ def print_evaluation(record: dict[str, Any], console: Console) -> None:
             ("file", "truth", "called", "p of truth"),
             _worst(record, _ON_TERMINAL),
         )
-    console.print(record["notice"], markup=False)
+    click.echo(record["notice"])
 
 
 def _warnings(record: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mri_edge.errors import InputError, OutputError
 from mri_edge.inference.prediction import as_json
-from mri_edge.storage.atomic import clear_leftovers, make_folder, move_whole, sha256_of, sync_folder, write_whole
+from mri_edge.storage.atomic import atomic_move, atomic_write, clear_leftovers, make_folder, sha256_of, sync_folder
 from mri_edge.storage.names import hashed_name, is_too_long
 
 Record = dict[str, Any]
@@ -60,16 +60,16 @@ class Outbox:
 
     def write(self, kept: str, record: Record) -> None:
         """Write a result, whole and on disk when this returns. Raises OutputError."""
-        write_whole(self.results / f"{kept}.json", as_json(record, indent=2) + "\n")
+        atomic_write(self.results / f"{kept}.json", as_json(record, indent=2) + "\n")
         sync_folder(self.results)
 
     def write_heatmap(self, kept: str, picture: bytes) -> None:
         """Write a heatmap. Raises OutputError."""
-        write_whole(self.heatmaps / f"{kept}.png", picture)
+        atomic_write(self.heatmaps / f"{kept}.png", picture)
 
     def move(self, scan: Path, kept: str, *, failed: bool) -> None:
         """Move a scan whose result is written to ``done/`` or ``failed/``. Raises OutputError."""
-        move_whole(scan, (self.failed if failed else self.done) / kept)
+        atomic_move(scan, (self.failed if failed else self.done) / kept)
 
     def _read(self, kept: str) -> Record | None:
         """The result of that name; None if there is none, empty if it is none of ours."""

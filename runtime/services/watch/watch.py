@@ -22,7 +22,7 @@ from mri_edge.inference.prediction import NOTICE, Failure, Prediction
 from mri_edge.scans.readers.picture import may_pass
 from mri_edge.services.systemd import notify
 from mri_edge.storage.atomic import sha256_of
-from mri_edge.storage.lock import held
+from mri_edge.storage.lock import locked
 
 from .arrivals import Arrival, Arrivals, stamp_of
 from .in_progress import AtHand
@@ -144,7 +144,7 @@ class Watch:
         )
 
     def _hold(self, folder: Path, locks: ExitStack) -> None:
-        if not locks.enter_context(held(Path(os.path.realpath(folder)))):
+        if not locks.enter_context(locked(Path(os.path.realpath(folder)))):
             self._tell_once(f"{folder}/", f"{folder}: no locks on this file system; see that no other watch works here")
 
     def _pass(self, once: bool) -> Generator[Record, None, bool]:
