@@ -28,7 +28,7 @@ from mri_edge.scans.readers import picture
 from mri_edge.scans.sources import expand
 
 from .isolated import call
-from .scenario import PERCENTILES, percentile_bound, queries_needed
+from .scenarios import PERCENTILES, percentile_bound, queries_needed
 from .throttle import Watch, slow_clock, temperature
 from .workload import Reading, Request
 
@@ -248,7 +248,7 @@ def measure(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         profile=profile,
         plan=plan,
-        driver=next(reading.driver for many in readings.values() for reading in many),
+        driver="own",
         scans=len(scans),
         batch=DEFAULT_BATCH,
         server_ms=server_ms,

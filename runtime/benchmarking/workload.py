@@ -17,8 +17,7 @@ from mri_edge.engines import ModelFile, open_engine
 from mri_edge.inference.classifier import Classifier
 from mri_edge.scans.readers import picture
 
-from .drivers import driver
-from .scenario import highest_rate, queries_needed
+from .scenarios import highest_rate, offline, queries_needed, server, single_stream
 from .throttle import clock
 
 # Runs before those that count: caches fill, clocks rise, threads start.
@@ -55,7 +54,6 @@ class Reading:
     the model-only SingleStream run. ``stages_ms``: medians of decode, resize and infer, from file to answer.
     """
 
-    driver: str
     provider: str
     threads: int
     load_ms: float
@@ -84,7 +82,6 @@ def measure(request: Request) -> Reading:
     del model
     engine.run(tensors[:1])
     first = perf_counter()
-    load = driver()
 
     def run(index: int) -> None:
         engine.run(tensors[index : index + 1])
@@ -95,11 +92,11 @@ def measure(request: Request) -> Reading:
 
     for _ in range(_WARM):
         run(0)
-    model_ms = load.single_stream(run, count, seconds=request.seconds, queries=request.queries)
+    model_ms = single_stream(run, count, seconds=request.seconds, queries=request.queries)
     speed = clock()
     peak = peak_mib()
     run_all([0] * request.batch)  # an engine may prepare itself for a new batch size
-    model_rate = load.offline(run_all, count, queries=request.samples)
+    model_rate = offline(run_all, count, queries=request.samples)
 
     classifier = Classifier(bundle, artefact, engine, batch_size=request.batch)
     latencies = []
@@ -114,18 +111,17 @@ def measure(request: Request) -> Reading:
     for _ in range(_WARM):
         predict(0)
     latencies.clear()
-    file_ms = load.single_stream(predict, count, seconds=request.seconds, queries=request.queries)
+    file_ms = single_stream(predict, count, seconds=request.seconds, queries=request.queries)
     stages = {stage: median(getattr(one, stage) for one in latencies) for stage in ("decode", "resize", "infer")}
     server_rate = None
     if request.server_ms is not None:
         enough = queries_needed(0.99)
         server_rate = highest_rate(
-            lambda rate: load.server(predict, count, rate=rate, queries=enough),
+            lambda rate: server(predict, count, rate=rate, queries=enough),
             request.server_ms,
             1000 / fmean(file_ms),
         )
     return Reading(
-        driver=load.name,
         provider=engine.provider,
         threads=engine.threads,
         load_ms=(opened - start) * 1e3,
@@ -134,7 +130,7 @@ def measure(request: Request) -> Reading:
         model_rate=model_rate,
         peak_mib=peak,
         file_ms=file_ms,
-        file_rate=load.offline(predict_all, count, queries=request.samples),
+        file_rate=offline(predict_all, count, queries=request.samples),
         stages_ms=stages,
         clock=speed,
         server_rate=server_rate,

@@ -100,7 +100,7 @@ def _lines(report: Report) -> list[str]:
     lines = [
         click.style(f"{report.bundle} on {machine.get('board') or machine['cpu']}", bold=True),
         f"{ran[0].threads} threads, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
-        f"in Offline, load by {report.driver}; times in ms",
+        f"in Offline; times in ms",
         "",
         click.style("model only", bold=True),
         *table([_COLUMNS, *map(_model_cells, ran)], right=range(2, 10)),

@@ -200,7 +200,6 @@ def test_scans_are_those_named_or_golden(tiny_bundle):
 
 
 _READING = {
-    "driver": "stand-in",
     "provider": "Stand-in",
     "threads": 1,
     "load_ms": 1.0,
