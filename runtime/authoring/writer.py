@@ -15,7 +15,7 @@ from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_folder, sha256_of
 
-from .card import has_card, pages
+from .card import CARD, has_card, render_card
 
 
 @contextmanager
@@ -153,15 +153,19 @@ class BundleWriter:
         self.manifest = replace(self.manifest, **changes)
 
     def add_card(self) -> None:
-        """Draw the model card from what is here so far, and list it."""
-        for file, text in pages(self.manifest, self.folder).items():
-            self.add_document(file, text)
+        """Write the model card from the records added so far, and list it."""
+        self._drop_document("MODEL_CARD.html")  # earlier releases wrote a second copy, which would go stale
+        self.add_document(CARD, render_card(self.manifest, self.folder))
 
     def finish(self) -> None:
         """Draw the model card anew if there is one, and write the manifest; ``new_bundle``, ``rewriting`` call this."""
         if has_card(self.manifest):
             self.add_card()
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
+
+    def _drop_document(self, file: str) -> None:
+        (self.folder / file).unlink(missing_ok=True)
+        self.manifest = replace(self.manifest, documents=tuple(d for d in self.manifest.documents if d.file != file))
 
     def _stamp(self, file: str) -> tuple[int, str]:
         path = self.folder / file
