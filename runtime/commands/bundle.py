@@ -47,7 +47,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     """
     from dataclasses import replace
 
-    from mri_edge.authoring.anonymous import aliases, without_names, without_paths
+    from mri_edge.authoring.anonymous import aliases, anonymous_command, without_names
     from mri_edge.authoring.writer import check_target, rewriting
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.split import CONDENSED, SPLIT, Split
@@ -67,7 +67,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
         for file in ("metrics.json", "parity.json"):
             if file in documents:
                 writer.add_document(file, without_names(source.read(documents[file]), known, file))
-        writer.update(creation=replace(creation, command=without_paths(creation.command)))
+        writer.update(creation=replace(creation, command=anonymous_command(creation.command)))
         if name:
             writer.update(name=name)
     size = sum(one.stat().st_size for one in out.iterdir())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge import Bundle
-from mri_edge.authoring.anonymous import without_paths
+from mri_edge.authoring.anonymous import anonymous_command
 from mri_edge.authoring.packing import pack
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.signing import sign
@@ -153,4 +153,4 @@ def test_a_recorded_command_keeps_no_path(words: list[str], kept: str, tmp_path:
 
 
 def test_what_is_no_command_line_is_dropped() -> None:
-    assert without_paths("mri-edge train 'half a quote /srv/anna") == ""
+    assert anonymous_command("mri-edge train 'half a quote /srv/anna") == ""
