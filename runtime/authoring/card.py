@@ -231,7 +231,7 @@ def _mistakes(manifest: Manifest, test: list[dict[str, Any]]) -> list[str | Tabl
 
     from mri_edge.inference.prediction import decide
 
-    probabilities = np.array([one["probabilities"] for one in test], np.float32)
+    probabilities = np.array([image["probabilities"] for image in test], np.float32)
     called = decide(probabilities, manifest.positive, manifest.threshold).tolist()
     wrong = [
         (image, manifest.labels[label]) for image, label in zip(test, called, strict=True) if label != image["label"]

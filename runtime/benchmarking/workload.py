@@ -1,4 +1,4 @@
-"""One artefact in one engine under the scenarios, in a process of its own: what ``mri-edge bench`` measures."""
+"""Measure one artefact in one engine in all scenarios; ``mri-edge bench`` runs this in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mri_edge.scans.readers import picture
 from .scenarios import highest_rate, offline, queries_needed, server, single_stream
 from .throttle import clock
 
-# Runs before those that count: caches fill, clocks rise, threads start.
-_WARM = 2
+# Uncounted runs first, while caches fill, clocks rise and threads start.
+_WARMUP = 2
 
 
 @dataclass(frozen=True)
 class Request:
     """What to measure.
 
-    ``scans`` are files, read in turn; ``seconds`` and ``queries`` the least of one SingleStream run, ``samples``
-    how many Offline has, in batches of ``batch``. ``server_ms``: search the rate whose p99 stays under it.
+    ``scans`` are files, used in turn. ``seconds`` and ``queries`` are the minimum of a SingleStream run, ``samples``
+    the number for Offline in batches of ``batch``. With ``server_ms``, search the highest rate whose p99 is below it.
     """
 
     bundle: str
@@ -48,10 +48,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of it, in milliseconds, samples a second and MiB; ``clock`` as a share of the highest.
+    """Results in milliseconds, samples per second and MiB; ``clock`` as a fraction of the highest clock.
 
-    ``load_ms``: from the library's import to the open engine. ``peak_mib``: of the whole process, up to the end of
-    the model-only SingleStream run. ``stages_ms``: medians of decode, resize and infer, from file to answer.
+    ``load_ms`` includes the import of the library. ``peak_mib`` is the peak of the process up to the end of the
+    model-only SingleStream run. ``stages_ms`` are medians of decode, resize and infer from file to answer.
     """
 
     provider: str
@@ -69,7 +69,7 @@ class Reading:
 
 
 def measure(request: Request) -> Reading:
-    """Measure in this process; errors as for ``Classifier.load`` and ``predict``."""
+    """Measure in this process. Raises what ``Classifier.load`` and ``predict`` do."""
     bundle = Bundle.open(request.bundle, signed_by=request.signed_by)
     artefact = bundle.artefact(request.artefact)
     model = ModelFile.of(bundle, artefact)
@@ -90,12 +90,12 @@ def measure(request: Request) -> Reading:
         for begin in range(0, len(indices), request.batch):
             engine.run(tensors[indices[begin : begin + request.batch]])
 
-    for _ in range(_WARM):
+    for _ in range(_WARMUP):
         run(0)
     model_ms = single_stream(run, count, seconds=request.seconds, queries=request.queries)
     speed = clock()
     peak = peak_mib()
-    run_all([0] * request.batch)  # an engine may prepare itself for a new batch size
+    run_all([0] * request.batch)  # an engine may prepare for a new batch size
     model_rate = offline(run_all, count, queries=request.samples)
 
     classifier = Classifier(bundle, artefact, engine, batch_size=request.batch)
@@ -108,11 +108,13 @@ def measure(request: Request) -> Reading:
         for _ in classifier.predict_batches(request.scans[index] for index in indices):
             pass
 
-    for _ in range(_WARM):
+    for _ in range(_WARMUP):
         predict(0)
     latencies.clear()
     file_ms = single_stream(predict, count, seconds=request.seconds, queries=request.queries)
-    stages = {stage: median(getattr(one, stage) for one in latencies) for stage in ("decode", "resize", "infer")}
+    stages = {
+        stage: median(getattr(latency, stage) for latency in latencies) for stage in ("decode", "resize", "infer")
+    }
     server_rate = None
     if request.server_ms is not None:
         enough = queries_needed(0.99)
@@ -138,8 +140,8 @@ def measure(request: Request) -> Reading:
 
 
 def peak_mib() -> float | None:
-    """The most memory that this process ever held, in MiB; None on a system that does not tell."""
-    with suppress(OSError, ValueError):  # Linux; getrusage there counts what the parent held when it forked
+    """Peak memory of this process in MiB; None where the system does not report it."""
+    with suppress(OSError, ValueError):  # Linux, where getrusage includes memory of the parent at the fork
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024

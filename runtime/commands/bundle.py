@@ -55,8 +55,8 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
 
     check_target(out, overwrite=overwrite)
     source = Bundle.open_unsigned(model)
-    keep = [source.artefact(one).file for one in artefacts]
-    documents = {one.file: one for one in source.manifest.documents}
+    keep = [source.artefact(artefact).file for artefact in artefacts]
+    documents = {document.file: document for document in source.manifest.documents}
     split = documents.pop(SPLIT, None)
     keep += [file for file in documents if "/" not in file or is_golden(file)]
     known, creation = aliases(source), source.manifest.creation
@@ -70,7 +70,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
         writer.update(creation=replace(creation, command=anonymous_command(creation.command)))
         if name:
             writer.update(name=name)
-    size = sum(one.stat().st_size for one in out.iterdir())
+    size = sum(path.stat().st_size for path in out.iterdir())
     click.echo(f"{out}: {', '.join(keep)} ({size / 1e6:.1f} MB)")
 
 

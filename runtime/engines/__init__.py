@@ -229,7 +229,7 @@ def open_engine(
     if len(refused) == 1:
         raise refused[0]
     raise ProviderUnavailable(
-        f"provider {provider!r}: no GPU came up ({'; '.join(error.problem for error in refused)})", refused[0].hint
+        f"provider {provider!r}: no GPU started ({'; '.join(error.problem for error in refused)})", refused[0].hint
     )
 
 
