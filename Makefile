@@ -138,7 +138,7 @@ ifdef LOCKED
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 else
-	$(BIN)/python -m pip install --quiet --editable '.[train,export,bench,sign]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 

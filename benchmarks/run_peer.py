@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 import undisturbed
 
-from mri_edge.benchmarking.drivers import driver
+from mri_edge.benchmarking.scenarios import offline, single_stream
 from mri_edge.benchmarking.workload import peak_mib
 
 _WARM = 2
@@ -42,8 +42,8 @@ def measure(request):
         ]
         found = {"ms": [one * 1e3 for one in seconds]}
         return found | (_answers(run, tensors, request["batch"]) if request["answers"] else {})
-    load, batch = driver(), request["batch"]
-    ms = load.single_stream(
+    batch = request["batch"]
+    ms = single_stream(
         lambda index: run(tensors[index : index + 1]),
         len(tensors),
         seconds=request["seconds"],
@@ -57,11 +57,11 @@ def measure(request):
             run(tensors[indices[begin : begin + batch]])
 
     found = {
-        "driver": load.name,
+        "driver": "own",
         "load_ms": (opened - start) * 1e3,
         "first_ms": (first - opened) * 1e3,
         "ms": ms,
-        "rate": load.offline(run_all, len(tensors), queries=request["samples"]),
+        "rate": offline(run_all, len(tensors), queries=request["samples"]),
         "peak_mib": peak,
     }
     return found | (_answers(run, tensors, batch) if request["answers"] else {})

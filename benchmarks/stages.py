@@ -22,9 +22,9 @@ from paired import alternate, program, script
 from PIL import Image
 
 from mri_edge import Bundle, Classifier
-from mri_edge.engines.fake import FakeEngine
 from mri_edge.inference.selection import TINY
 from mri_edge.scans.readers import picture as images
+from mri_edge.testing import FakeEngine
 
 HERE = Path(__file__).parent
 # In the order of the pipeline: the first that got worse explains those after it.

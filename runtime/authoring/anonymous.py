@@ -1,7 +1,7 @@
-"""Keep names of patients' scans at home: take them out of what travels, and find those that are still there.
+"""Remove names of patients' scans from bundles that are passed on, and refuse bundles that still contain some.
 
-A full bundle may name the images that it was trained and tested on, for whoever made it. A slim, packed or signed
-bundle travels, so there an image is known by the first digits of its SHA-256, and a command line has no paths.
+A full bundle may name the images that it was trained and tested on. A slim, packed or signed bundle is passed on, so
+its records identify an image by the first digits of its SHA-256, and its command line contains no paths.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mri_edge.inference.replay import is_golden
 from mri_edge.scans.readers.picture import SUFFIXES
 
 from .keras_file import KERAS
+from .provenance import replace_paths
 
-_TEXTS = (".json", ".md", ".html", ".txt", ".csv")
-_PICTURE = re.compile(
+_TEXT_SUFFIXES = (".json", ".md", ".html", ".txt", ".csv")
+_IMAGE_NAME = re.compile(
     r"[^\s\"'<>|/\\]+\.(?:" + "|".join(suffix[1:] for suffix in SUFFIXES) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
 )
-_UNNAMED = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, short or whole, or a number
-_PATH = "PATH"
+_ALIAS = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, short or whole, or a number
 
 
 def aliases(bundle: Bundle) -> dict[str, str]:
-    """By the name of each image that the bundle's records know: the first digits of its SHA-256."""
+    """Map the name of each image in the bundle's records to the first digits of its SHA-256."""
     listed = {entry.file: entry for entry in bundle.manifest.documents}
     known: dict[str, str] = {}
     if SPLIT in listed:
@@ -46,9 +46,9 @@ def aliases(bundle: Bundle) -> dict[str, str]:
 
 
 def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
-    """JSON text in which every image that is named is known by its alias, or by a number if it has none.
+    """Replace every image name in JSON text by its alias, or by a number if it has none.
 
-    The text is otherwise as it was, for the records are compared byte by byte.
+    The rest of the text stays unchanged, because records are compared byte by byte.
     """
     replaced: dict[str, str] = {}
 
@@ -63,7 +63,7 @@ def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
         return replaced.setdefault(value, known[value]) if value in known else value
 
     def named(value: Any) -> Any:
-        if not isinstance(value, str) or value in known or value == KERAS or _UNNAMED.fullmatch(value):
+        if not isinstance(value, str) or value in known or value == KERAS or _ALIAS.fullmatch(value):
             return clean(value)
         return replaced.setdefault(value, f"image {sum(name.startswith('image ') for name in replaced.values()) + 1}")
 
@@ -72,41 +72,31 @@ def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
     for name, short_name in replaced.items():
         for ascii_only in (True, False):
             text = text.replace(json.dumps(name, ensure_ascii=ascii_only), json.dumps(short_name))
-    # Where a name is written in another way, with escapes that nobody needs, the text is written anew.
+    # A name may be written with unusual escapes. Then serialize the whole text again.
     return text if parse(text, origin) == wanted else json.dumps(wanted, indent=1) + "\n"
 
 
-def without_paths(command: str) -> str:
-    """A recorded command line whose paths are replaced by ``PATH``, also in ``--option=PATH``.
+def anonymous_command(command: str) -> str:
+    """A recorded command line without paths; empty if it is no command line.
 
-    Program and command stay. ``creation`` records no paths any more: this is for bundles that were made before.
+    Earlier releases recorded paths; now ``provenance`` replaces them when it records a command.
     """
     try:
         words = shlex.split(command)
-    except ValueError:  # whatever that is, it is no command line
+    except ValueError:
         return ""
-
-    def is_path(word: str) -> bool:
-        return bool(set(word) & set("/\\~"))
-
-    def clean(word: str) -> str:
-        option, equals, value = word.partition("=")
-        if word.startswith("-") and equals:
-            return f"{option}={_PATH}" if is_path(value) else word
-        return _PATH if is_path(word) else word
-
-    return shlex.join([*words[:2], *map(clean, words[2:])])
+    return shlex.join([*words[:1], *replace_paths(words[1:], command=words[1:2])])
 
 
 def check_anonymous(bundle: Bundle) -> None:
-    """Raise BundleError if a bundle that is to travel names scans, other than those of its golden record."""
+    """Raise BundleError if a bundle names scans other than those of its golden record."""
     listed = {entry.file for entry in bundle.entries()}
     own = {PurePosixPath(file).name for file in listed}
     for entry in bundle.manifest.documents:
         found = SPLIT if entry.file == SPLIT else None
-        if entry.file.endswith(_TEXTS) and not is_golden(entry.file):
+        if entry.file.endswith(_TEXT_SUFFIXES) and not is_golden(entry.file):
             text = bundle.read(entry)
-            names = set(_PICTURE.findall(text.decode(errors="replace"))) - own
+            names = set(_IMAGE_NAME.findall(text.decode(errors="replace"))) - own
             found = found or next(iter(sorted(names)), None)
             if entry.file in ("metrics.json", "parity.json"):
                 found = found or _named_file(parse(text, entry.file), listed)
@@ -120,7 +110,7 @@ def check_anonymous(bundle: Bundle) -> None:
 def _named_file(value: Any, listed: set[str]) -> str | None:
     if isinstance(value, dict):
         file = value.get("file")
-        if isinstance(file, str) and not (_UNNAMED.fullmatch(file) or file in listed or file == KERAS):
+        if isinstance(file, str) and not (_ALIAS.fullmatch(file) or file in listed or file == KERAS):
             return file
         value = list(value.values())
     items = value if isinstance(value, list) else []

@@ -57,10 +57,12 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}") from error
     pixels = [picture.load(path) for path in scans]
-    tensors = np.stack([bundle.manifest.preprocessing.fit(one) for one in pixels])
+    tensors = np.stack([bundle.manifest.preprocessing.fit(picture) for picture in pixels])
     arrays: dict[str, NDArray[Any]] = {"tensors": tensors}
     # A grey picture is one channel seen three times: keep the one.
-    arrays |= {f"pixels-{i}": one[:, :, 0] if one.strides[2] == 0 else one for i, one in enumerate(pixels)}
+    arrays |= {
+        f"pixels-{i}": picture[:, :, 0] if picture.strides[2] == 0 else picture for i, picture in enumerate(pixels)
+    }
     engines = {}
     for artefact in bundle.manifest.artefacts:
         engine = engine_here(artefact)
@@ -68,7 +70,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
             engines[artefact.file] = engine
             arrays[f"probabilities-{artefact.file}"] = probabilities_of(bundle, artefact, engine, tensors)
     facts = Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
-    others = [one.file for one in bundle.entries() if not is_golden(one.file)]
+    others = [entry.file for entry in bundle.entries() if not is_golden(entry.file)]
     with rewriting(bundle, keep=others) as writer:
         for name, content in zip(names, contents, strict=True):
             writer.add_document(name, content)

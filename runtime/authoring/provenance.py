@@ -1,4 +1,4 @@
-"""How a bundle or a record came to be: time, command line, versions and commit of this run."""
+"""Record how a bundle or a report was made: time, command line, versions and commit of this run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -23,10 +23,10 @@ LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-l
 
 
 def current_provenance() -> Creation:
-    """The manifest's entry for what is made by this very process."""
+    """The provenance of a bundle that this process makes."""
     return Creation(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["mri-edge", *without_paths(sys.argv[1:])]),
+        command=shlex.join(["mri-edge", *_recorded_arguments(sys.argv[1:])]),
         code_version=__version__,
         code_commit=_commit(),
         libraries={"python": platform.python_version(), **_versions()},
@@ -34,39 +34,52 @@ def current_provenance() -> Creation:
     )
 
 
-def without_paths(arguments: Iterable[str]) -> list[str]:
-    """A command line with ``PATH`` for everything in it that may name a file or a folder, ``--option=PATH`` too.
+def replace_paths(arguments: Sequence[str], *, command: Sequence[str] = (), paths: Collection[str] = ()) -> list[str]:
+    """Replace whatever may be a path in a command line by ``PATH``, also in ``--option=PATH``.
 
-    A bundle travels, and the folders of its maker are named after patients, users and projects. So what is no path
-    for certain, a name that lies in the current folder for one, counts as a path as well.
+    A bundle travels, and folders are named after patients, users and projects.
+
+    Parameters
+    ----------
+    command
+        Names of the command and its subcommand, which are kept where the arguments begin with them.
+    paths
+        Arguments that are paths although they do not look like one.
     """
-    context = click.get_current_context(silent=True)
-    words = context.command_path.split()[1:] if context else []
-    named = _paths_given_to(context) if context else set()
-    kept: list[str] = []
-    for argument in arguments:
-        if words[len(kept) : len(kept) + 1] == [argument]:  # the command, whatever folder has its name
-            kept.append(argument)
-            continue
+
+    def replace(argument: str) -> str:
         option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
         if argument.startswith("-") and not equals:
-            kept.append(argument)
-        else:
-            kept.append(f"{option}{equals}PATH" if value in named or _may_be_path(value) else argument)
-    return kept
+            return argument
+        return f"{option}{equals}PATH" if value in paths or _looks_like_path(value) else argument
+
+    kept = 0
+    while kept < len(arguments) and list(arguments[kept : kept + 1]) == list(command[kept : kept + 1]):
+        kept += 1
+    return [*arguments[:kept], *map(replace, arguments[kept:])]
 
 
-def _paths_given_to(context: click.Context) -> set[str]:
-    """The values that click takes for paths in the command at work, which need not exist: ``--out`` for one."""
-    typed = [parameter.name for parameter in context.command.params if isinstance(parameter.type, click.Path)]
-    values = (context.params.get(name) for name in typed if name)
+def _recorded_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of the running command without paths. A name that exists as a file counts as a path."""
+    context = click.get_current_context(silent=True)
+    values = [argument.partition("=")[2] if argument.startswith("-") else argument for argument in arguments]
+    paths = {value for value in values if value and os.path.lexists(value)}
+    if context is None:
+        return replace_paths(arguments, paths=paths)
+    return replace_paths(arguments, command=context.command_path.split()[1:], paths=paths | _path_parameters(context))
+
+
+def _path_parameters(context: click.Context) -> set[str]:
+    """Values of the running command's path parameters. They need not exist: ``--out``."""
+    names = [parameter.name for parameter in context.command.params if isinstance(parameter.type, click.Path)]
+    values = (context.params.get(name) for name in names if name)
     return {os.fspath(value) for value in values if isinstance(value, str | os.PathLike)}
 
 
-def _may_be_path(value: str) -> bool:
+def _looks_like_path(value: str) -> bool:
     if value.startswith("{"):  # the JSON of --preprocessing
         return False
-    return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or value.lower().endswith(SUFFIXES) or os.path.lexists(value)
+    return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or value.lower().endswith(SUFFIXES)
 
 
 def _versions() -> dict[str, str]:
@@ -80,12 +93,12 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Commit of this code, if it runs from a checkout of its own; an installed package has none."""
-    here = Path(__file__).resolve()
+    """Commit of this code if it runs from a checkout. An installed package has none."""
+    file = Path(__file__).resolve()
     try:
-        for question in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+        for question in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]):
             answer = subprocess.run(  # noqa: S603 (our own arguments, no shell)
-                ["git", "-C", str(here.parent), *question],  # noqa: S607 (git is where PATH says)
+                ["git", "-C", str(file.parent), *question],  # noqa: S607 (git is where PATH says)
                 capture_output=True,
                 text=True,
                 check=True,

@@ -15,7 +15,7 @@ from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_folder, sha256_of
 
-from .card import has_card, pages
+from .card import CARD, has_card, render_card
 
 
 @contextmanager
@@ -41,11 +41,11 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
     if out is not None:
         check_target(out, overwrite=True)
     target = out or bundle.require_folder()
-    kept = [one for one in bundle.entries() if keep is None or one.file in keep]
+    kept = [entry for entry in bundle.entries() if keep is None or entry.file in keep]
     manifest = replace(
         bundle.manifest,
-        artefacts=tuple(one for one in kept if isinstance(one, Artefact)),
-        documents=tuple(one for one in kept if isinstance(one, Document)),
+        artefacts=tuple(entry for entry in kept if isinstance(entry, Artefact)),
+        documents=tuple(entry for entry in kept if isinstance(entry, Document)),
     )
     with atomic_folder(target) as staging:
         for entry in kept:
@@ -102,7 +102,7 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
             raise UsageError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
         if not overwrite:
             raise UsageError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
-    parent = next(one for one in (out.absolute(), *out.absolute().parents) if os.path.exists(one))
+    parent = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
     if not os.path.isdir(parent):
         raise UsageError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
     if not os.access(parent, os.W_OK):
@@ -136,7 +136,7 @@ class BundleWriter:
             check_self_contained(path.read_bytes(), path)
         size, digest = self._stamp(artefact.file)
         stamped = replace(artefact, size_bytes=size, sha256=digest)
-        others = tuple(one for one in self.manifest.artefacts if one.file != artefact.file)
+        others = tuple(item for item in self.manifest.artefacts if item.file != artefact.file)
         self.manifest = replace(self.manifest, artefacts=(*others, stamped))
         return stamped
 
@@ -145,7 +145,7 @@ class BundleWriter:
         if content is not None:
             self.path(file).write_bytes(content.encode() if isinstance(content, str) else content)
         stamped = Document(file, *self._stamp(file))
-        others = tuple(one for one in self.manifest.documents if one.file != file)
+        others = tuple(document for document in self.manifest.documents if document.file != file)
         self.manifest = replace(self.manifest, documents=(*others, stamped))
 
     def update(self, **changes: Any) -> None:
@@ -153,15 +153,19 @@ class BundleWriter:
         self.manifest = replace(self.manifest, **changes)
 
     def add_card(self) -> None:
-        """Draw the model card from what is here so far, and list it."""
-        for file, text in pages(self.manifest, self.folder).items():
-            self.add_document(file, text)
+        """Write the model card from the records added so far, and list it."""
+        self._drop_document("MODEL_CARD.html")  # earlier releases wrote a second copy, which would go stale
+        self.add_document(CARD, render_card(self.manifest, self.folder))
 
     def finish(self) -> None:
         """Draw the model card anew if there is one, and write the manifest; ``new_bundle``, ``rewriting`` call this."""
         if has_card(self.manifest):
             self.add_card()
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
+
+    def _drop_document(self, file: str) -> None:
+        (self.folder / file).unlink(missing_ok=True)
+        self.manifest = replace(self.manifest, documents=tuple(d for d in self.manifest.documents if d.file != file))
 
     def _stamp(self, file: str) -> tuple[int, str]:
         path = self.folder / file

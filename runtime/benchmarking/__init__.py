@@ -1,1 +1,1 @@
-"""Measuring on the device: artifacts in engines, each in a process of its own, by scenarios with stated rules."""
+"""Measure artefacts in engines on this device: scenarios, isolated processes, tuning."""

@@ -1,7 +1,7 @@
-"""Every artefact of a bundle in every engine, in turn and each alone: what ``mri-edge bench`` reports.
+"""Measure every artefact of a bundle in every engine for ``mri-edge bench``.
 
-All subjects run once a round (A B C, A B C, …), each in a new process, so that a disturbance of the
-machine meets all of them alike. Every latency counts: nothing is trimmed.
+Each subject runs once per round (A B C, A B C, …) in a new process, so that a disturbance of the machine affects all of
+them alike. No latency is left out.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from mri_edge.scans.readers import picture
 from mri_edge.scans.sources import expand
 
 from .isolated import call
-from .scenario import PERCENTILES, percentile_bound, queries_needed
+from .scenarios import PERCENTILES, percentile_bound, queries_needed
 from .throttle import Watch, slow_clock, temperature
 from .workload import Reading, Request
 
-# Medians of the rounds further apart than this: somebody else was at work, or the clock moved.
+# Ratio of the highest to the lowest median of the rounds above which a result is marked as disturbed.
 _NOISY = 1.25
 _TIME_LIMIT = 3600  # seconds for one subject in one round
 
-# Passes subjects through while it draws how far they are: (subjects, label).
+# Yields the subjects and shows progress: (subjects, label).
 Track = Callable[[Sequence[tuple[int, "Subject"]], str], Iterable[tuple[int, "Subject"]]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds, then the least of each SingleStream run and the samples of each Offline run."""
+    """How much to measure: rounds, minimum seconds and queries of a SingleStream run, samples of an Offline run."""
 
     rounds: int
     seconds: float
@@ -51,16 +51,16 @@ class Plan:
 
 
 PROFILES = {
-    # Half of what the 90th percentile needs, twice.
+    # Two rounds with half of the queries that the 90th percentile needs.
     "smoke": Plan(rounds=2, seconds=0.3, queries=queries_needed(0.9) // 2, samples=16),
-    # A third of what the 99th percentile needs, three times.
+    # Three rounds with a third of the queries that the 99th percentile needs.
     "full": Plan(rounds=3, seconds=2.0, queries=-(-queries_needed(0.99) // 3), samples=64),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One artefact in one engine; ``problem``: why it cannot run here, known before it is tried."""
+    """One artefact in one engine. ``problem`` is a reason, known beforehand, why it cannot run on this machine."""
 
     artefact: Artefact
     engine: str
@@ -69,7 +69,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure in every round: the median of the rounds, the lowest and the highest."""
+    """Median, lowest and highest value of a figure over the rounds."""
 
     value: float
     low: float
@@ -80,8 +80,8 @@ class Spread:
 class Stream:
     """SingleStream over all rounds, in milliseconds.
 
-    ``bounds`` holds p50, p90 and p99 as the conservative bound at 99% confidence, None where ``queries`` are
-    too few; ``median`` is what was observed, with the medians of the rounds.
+    ``bounds`` are upper bounds of p50, p90 and p99 at 99% confidence, None where ``queries`` are too few. ``median`` is
+    the observed median of all queries, with the lowest and highest median of a round.
     """
 
     queries: int
@@ -92,10 +92,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one subject; the figures are None where it could not run.
+    """Results of one subject. Figures are None if it could not run.
 
-    ``bound_by`` says what takes longest in Offline from files: ``decoding``, where decoding and resizing on all
-    threads with nothing beside them would be slower than the engine alone, else the ``engine``.
+    ``bound_by`` is what limits Offline from files: ``decoding`` if decoding and resizing on all threads alone would be
+    slower than the engine alone, else ``engine``.
     """
 
     artefact: str
@@ -121,7 +121,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, and what they hold for: machine, versions, plan. ``marks``: what disturbed the machine meanwhile."""
+    """All results with machine, versions and plan. ``marks`` are disturbances of the machine during the measurement."""
 
     bundle: str
     created: str
@@ -137,46 +137,48 @@ class Report:
     marks: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types: what ``mri-edge bench --json`` prints."""
+        """Plain types, as ``mri-edge bench --json`` prints them."""
         return {**asdict(self), "notice": f"{NOTICE} Not an MLPerf result."}
 
 
 def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None = None) -> list[Subject]:
-    """Every artefact with every engine that opens its kind of file, installed or not; narrowed by what is named."""
+    """All pairs of an artefact and an engine that opens its file, installed or not, or only those that are named."""
     named = (bundle.artefact(artefact),) if artefact else bundle.manifest.artefacts
     files = [engine_file(engine)] if engine else list(engine_files().values())
     found = [
-        Subject(item, one.NAME, f"{reason}. {remedy(one)}" if (reason := one.missing()) else None)
-        for item in named
-        for one in files
-        if item.file.endswith(one.SUFFIXES)
+        Subject(chosen, file.NAME, f"{reason}. {remedy(file)}" if (reason := file.missing()) else None)
+        for chosen in named
+        for file in files
+        if chosen.file.endswith(file.SUFFIXES)
     ]
     if not found:
-        held = ", ".join(one.file for one in bundle.manifest.artefacts) or "no model"
-        raise BundleError(f"{bundle.folder}: nothing in it for the engines. It has: {held}", "See 'mri-edge export'")
+        available = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
+        raise BundleError(
+            f"{bundle.folder}: no artefact that an engine opens. It has: {available}", "See 'mri-edge export'"
+        )
     return found
 
 
 def scans_for(bundle: Bundle, named: Sequence[str], tell: Callable[[str], None] = lambda words: None) -> list[str]:
     """The scans to measure with: those named (files, folders, patterns), else the bundle's golden scans, else ours.
 
-    ``tell`` takes a line about the files that a folder holds besides pictures.
+    ``tell`` receives a message about files in a folder that are no scans.
 
     Raises
     ------
     UsageError
-        One that was named cannot be found or read: they are all decoded here once, before anything is measured.
+        A named scan cannot be found or read. All are decoded once before the measurement.
     """
     if named:
         found = []
-        for one in expand(named, recursive=True, tell=tell):
+        for item in expand(named, recursive=True, tell=tell):
             try:
-                if isinstance(one, Failure):
-                    raise one.error
-                picture.load(one)
+                if isinstance(item, Failure):
+                    raise item.error
+                picture.load(item)
             except InputError as error:
                 raise UsageError(error.problem, error.hint) from error
-            found.append(one)
+            found.append(item)
         return found
     golden = _golden(bundle) or _golden(Bundle.open_unsigned(DEFAULT_MODEL))
     return [str(path) for path in golden]
@@ -200,7 +202,7 @@ def measure(
     Raises
     ------
     IntegrityError, BundleError, UsageError
-        The bundle was changed, holds nothing for the engines, or something named is not known.
+        The bundle was changed, has no artefact for the engines, or a name is unknown.
     EngineError
         No subject could run.
     """
@@ -208,18 +210,18 @@ def measure(
     bundle.verify()
     plan = PROFILES[profile]
     found = subjects(bundle, artefact=artefact, engine=engine)
-    readings: dict[Subject, list[Reading]] = {one: [] for one in found}
-    problems = {one: one.problem for one in found if one.problem}
+    readings: dict[Subject, list[Reading]] = {subject: [] for subject in found}
+    problems = {subject: subject.problem for subject in found if subject.problem}
     watch = Watch()
-    for _, one in track([(number, one) for number in range(plan.rounds) for one in found], "measure"):
-        if one in problems:
+    for _, subject in track([(number, subject) for number in range(plan.rounds) for subject in found], "measure"):
+        if subject in problems:
             continue
         answer = call(
             "benchmarking.workload:measure",
             Request(
                 bundle=str(bundle.folder),
-                artefact=one.artefact.file,
-                engine=one.engine,
+                artefact=subject.artefact.file,
+                engine=subject.engine,
                 provider=provider,
                 threads=threads or available_cpus(),
                 scans=scans,
@@ -233,22 +235,22 @@ def measure(
             time_limit=_TIME_LIMIT,
         )
         if isinstance(answer, str):
-            problems[one] = answer
+            problems[subject] = answer
         else:
-            readings[one].append(Reading(**answer))
-    rows = tuple(_row(one, readings[one], problems.get(one)) for one in found)
-    if all(one in problems for one in found):
-        # Why one failed that was tried says more than that another engine is not installed.
-        reason = next((problems[one] for one in found if not one.problem), next(iter(problems.values())))
+            readings[subject].append(Reading(**answer))
+    rows = tuple(_row(subject, readings[subject], problems.get(subject)) for subject in found)
+    if all(subject in problems for subject in found):
+        # Prefer the failure of an installed engine to the message that another is not installed.
+        reason = next((problems[subject] for subject in found if not subject.problem), next(iter(problems.values())))
         raise EngineError(f"{bundle.folder}: no artefact could run: {reason}", "See 'mri-edge doctor'")
-    clocks = [reading.clock for many in readings.values() for reading in many if reading.clock is not None]
+    clocks = [reading.clock for runs in readings.values() for reading in runs if reading.clock is not None]
     slow = slow_clock(clocks)
     return Report(
         bundle=bundle.manifest.title,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         profile=profile,
         plan=plan,
-        driver=next(reading.driver for many in readings.values() for reading in many),
+        driver="own",
         scans=len(scans),
         batch=DEFAULT_BATCH,
         server_ms=server_ms,
@@ -260,13 +262,13 @@ def measure(
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a figure was measured on: CPU, cores that may be used, memory, system, temperature at the end."""
-    room = memory()
+    """The machine: CPU, cores that this process may use, memory, system, temperature at the end."""
+    ram = memory()
     facts = {
         "board": board(),
         "cpu": str(cpu()),
         "cores": available_cpus(),
-        "memory_gib": round(room.usable / 2**30, 1) if room else None,
+        "memory_gib": round(ram.usable / 2**30, 1) if ram else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "temperature": temperature(),
@@ -275,15 +277,15 @@ def machine_facts() -> dict[str, Any]:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """The median of at least one value, the lowest and the highest."""
+    """Median, lowest and highest of at least one value."""
     ordered = sorted(values)
     return Spread(median(ordered), ordered[0], ordered[-1])
 
 
 def stream(rounds: Sequence[Sequence[float]]) -> Stream:
-    """SingleStream latencies, round by round, as one figure."""
-    pooled = [value for one in rounds for value in one]
-    by_round = [median(one) for one in rounds]
+    """Summarize the SingleStream latencies of all rounds."""
+    pooled = [value for latencies in rounds for value in latencies]
+    by_round = [median(latencies) for latencies in rounds]
     return Stream(
         queries=len(pooled),
         median=Spread(median(pooled), min(by_round), max(by_round)),
@@ -292,23 +294,23 @@ def stream(rounds: Sequence[Sequence[float]]) -> Stream:
     )
 
 
-def _row(one: Subject, readings: list[Reading], problem: str | None) -> Row:
-    parity = one.artefact.parity
+def _row(subject: Subject, readings: list[Reading], problem: str | None) -> Row:
+    parity = subject.artefact.parity
     row: dict[str, Any] = {
-        "artefact": one.artefact.file,
-        "engine": one.engine,
-        "precision": one.artefact.precision,
-        "size_bytes": one.artefact.size_bytes,
+        "artefact": subject.artefact.file,
+        "engine": subject.engine,
+        "precision": subject.artefact.precision,
+        "size_bytes": subject.artefact.size_bytes,
         "parity": parity.verdict if parity else None,
         "problem": problem,
     }
     if problem or not readings:
         return Row(**row)
-    model, file = (stream([getattr(one, view) for one in readings]) for view in ("model_ms", "file_ms"))
-    peaks = [one.peak_mib for one in readings if one.peak_mib is not None]
-    rates = [one.server_rate for one in readings if one.server_rate is not None]
-    model_rate = spread(one.model_rate for one in readings)
-    stages = {stage: median(one.stages_ms[stage] for one in readings) for stage in readings[0].stages_ms}
+    model, file = (stream([getattr(reading, view) for reading in readings]) for view in ("model_ms", "file_ms"))
+    peaks = [reading.peak_mib for reading in readings if reading.peak_mib is not None]
+    rates = [reading.server_rate for reading in readings if reading.server_rate is not None]
+    model_rate = spread(reading.model_rate for reading in readings)
+    stages = {stage: median(reading.stages_ms[stage] for reading in readings) for stage in readings[0].stages_ms}
     decoding_rate = 1000 * available_cpus() / (stages["decode"] + stages["resize"])
     noisy = [
         f"{name}: medians of the rounds are {found.median.low:.2f} to {found.median.high:.2f} ms"
@@ -319,13 +321,13 @@ def _row(one: Subject, readings: list[Reading], problem: str | None) -> Row:
         **row,
         provider=readings[0].provider,
         threads=readings[0].threads,
-        load_ms=spread(one.load_ms for one in readings),
-        first_ms=spread(one.first_ms for one in readings),
+        load_ms=spread(reading.load_ms for reading in readings),
+        first_ms=spread(reading.first_ms for reading in readings),
         peak_mib=spread(peaks) if peaks else None,
         model=model,
         model_rate=model_rate,
         file=file,
-        file_rate=spread(one.file_rate for one in readings),
+        file_rate=spread(reading.file_rate for reading in readings),
         bound_by="decoding" if decoding_rate < model_rate.value else "engine",
         stages_ms=stages,
         server_rate=spread(rates) if rates else None,
@@ -336,5 +338,5 @@ def _row(one: Subject, readings: list[Reading], problem: str | None) -> Row:
 def _golden(bundle: Bundle) -> list[Path]:
     if bundle.archive:
         return []
-    pictures = (one.file for one in bundle.manifest.documents if one.file.startswith(FOLDER))
+    pictures = (document.file for document in bundle.manifest.documents if document.file.startswith(FOLDER))
     return [bundle.folder / file for file in pictures if not file.endswith("NOTICE")]

@@ -1,6 +1,6 @@
-"""A function of ours in a process of its own: whatever dies there is a finding, not a crash.
+"""Call a function of this package in a process of its own, so that a crash of a library is a result.
 
-The function takes one dataclass and returns another, both of plain types, for they travel as JSON.
+The function takes one dataclass and returns another. Both have plain types, because they are passed as JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, get_type_hints
 
 from mri_edge.errors import MriEdgeError
 
-# Python puts the current folder first in its path, where anything may lie: take it out before any import.
+# Remove the current folder, which may contain anything, from the module path before any import.
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from mri_edge.benchmarking.isolated import main; main()"
-# How a process dies of a library, by its exit code: minus the signal's number on POSIX, else NTSTATUS.
+# Exit codes of crashes: minus the signal's number on POSIX, NTSTATUS on Windows.
 _ILLEGAL = "illegal instruction: the library was built for a newer CPU"
 _CRASHED = "crashed: the library does not fit this system or driver"
-_DEATHS = {
+_CRASH_CODES = {
     -4: f"{_ILLEGAL} (SIGILL)",
     -6: f"{_CRASHED} (SIGABRT)",
     -9: "killed, most likely for want of memory (SIGKILL)",
@@ -30,7 +30,7 @@ _DEATHS = {
 
 
 def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | str:
-    """Call ``"module:function"`` of this package in a new process; never raises for what happens in there.
+    """Call ``"module:function"`` of this package in a new process. Failures there are returned, not raised.
 
     Parameters
     ----------
@@ -41,12 +41,12 @@ def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | 
 
     Returns
     -------
-    The fields of the dataclass that came back, or the problem in words.
+    The fields of the returned dataclass, or a description of the problem.
     """
     try:
         done = subprocess.run(  # noqa: S603 (our own program, no shell)
             [sys.executable, "-c", _PROGRAM, function],
-            input=json.dumps(asdict(request)),  # no argument: the system limits its length, and scans may be many
+            input=json.dumps(asdict(request)),  # not an argument, whose length is limited: there may be many scans
             capture_output=True,
             text=True,
             errors="replace",
@@ -56,7 +56,7 @@ def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | 
     except subprocess.TimeoutExpired:
         return f"no answer within {time_limit:.0f} s"
     if done.returncode:
-        return _last_words(done.returncode, done.stderr)
+        return _describe_failure(done.returncode, done.stderr)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
         if problem := answer.get("problem"):
@@ -67,16 +67,16 @@ def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | 
         return f"its answer cannot be read: {done.stdout[-80:]!r}"
 
 
-def _last_words(code: int, errors: str) -> str:
-    if code in _DEATHS:
-        return _DEATHS[code]
+def _describe_failure(code: int, errors: str) -> str:
+    if code in _CRASH_CODES:
+        return _CRASH_CODES[code]
     if code < 0:
         return f"killed by signal {-code}"
     return (errors.strip().splitlines() or [f"failed without a word, exit code {code}"])[-1]
 
 
 def main() -> None:
-    """Entry of the new process: the function's name, the request as JSON on stdin, the answer as the last line out."""
+    """Run in the new process: function name as argument, request as JSON on stdin, answer as last line of stdout."""
     module, _, name = sys.argv[1].partition(":")
     function = getattr(import_module(f"mri_edge.{module}"), name)
     kind = next(iter(get_type_hints(function).values()))

@@ -1,4 +1,4 @@
-"""Was the machine quiet and at full speed while something was measured? What it tells of itself, in words."""
+"""Detect whether other programs, the hypervisor, heat or power limits disturbed a measurement."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from time import perf_counter
 
 _ROOT = Path("/")
-# Other programs or the hypervisor taking more than these shares of the machine change a median.
+# Fractions of the machine's time, taken by other programs or by the hypervisor, above which medians change.
 _BUSY = 0.15
 _STOLEN = 0.05
-# A core below this share of its highest clock, straight after work, was held back.
+# A core below this fraction of its highest clock, right after work, was throttled.
 _SLOW = 0.9
 
 # Raspberry Pi firmware, https://www.raspberrypi.com/documentation/computers/os.html, "get_throttled".
 _PI_FLAGS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 _PI_HAS_OCCURRED = 16
-# Counters that grow when the hardware slows itself down: x86 cores; Jetson's over-current alarms.
+# Counters of throttling: x86 cores, over-current alarms of Jetson boards.
 _COUNTERS = (
     "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count",
     "sys/class/hwmon/hwmon*/oc*_event_cnt",
@@ -30,7 +30,7 @@ _COUNTERS = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Counters at one moment; None or empty where the system does not tell."""
+    """Counters at one moment; None or empty where the system does not report them."""
 
     moment: float
     own: float
@@ -41,32 +41,32 @@ class Snapshot:
 
 
 class Watch:
-    """Looks at the machine when it is made, and again when it is asked for ``marks``."""
+    """Compare the state of the machine at creation with its state when ``marks`` is called."""
 
     def __init__(self, root: Path = _ROOT) -> None:
         self._root = root
         self._before = _look(root)
 
     def marks(self) -> tuple[str, ...]:
-        """What disturbed the machine since then, in words; empty for a quiet one (or a silent system)."""
+        """Descriptions of disturbances since creation; empty if there were none, or the system reports none."""
         return tuple(_compare(self._before, _look(self._root), os.cpu_count() or 1)) + tuple(_heat(self._root))
 
 
 def clock(root: Path = _ROOT) -> float | None:
-    """Clock of the fastest core now as a share of the highest it has, or None; ask straight after work."""
-    shares = []
+    """Current clock of the fastest core as a fraction of its highest, or None. Call it right after work."""
+    fractions = []
     for folder in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
         with suppress(OSError, ValueError, ZeroDivisionError):
-            shares.append(_number(folder / "scaling_cur_freq") / _number(folder / "cpuinfo_max_freq"))
-    return max(shares, default=None)
+            fractions.append(_number(folder / "scaling_cur_freq") / _number(folder / "cpuinfo_max_freq"))
+    return max(fractions, default=None)
 
 
-def slow_clock(shares: list[float]) -> str | None:
-    """Words for clocks taken straight after work, if the median of them shows a core that was held back."""
-    if not shares:
+def slow_clock(fractions: list[float]) -> str | None:
+    """Describe throttling if the median of the clocks, measured right after work, is low; else None."""
+    if not fractions:
         return None
-    share = sorted(shares)[len(shares) // 2]
-    return f"the CPU ran at {share:.0%} of its highest clock" if share < _SLOW else None
+    fraction = sorted(fractions)[len(fractions) // 2]
+    return f"the CPU ran at {fraction:.0%} of its highest clock" if fraction < _SLOW else None
 
 
 def temperature(root: Path = _ROOT) -> float | None:
@@ -94,15 +94,15 @@ def _compare(before: Snapshot, after: Snapshot, cores: int) -> Iterator[str]:
         if others > _BUSY * cores:
             yield f"other programs kept {others:.1f} of {cores} cores busy"
     if before.stolen is not None and after.stolen is not None:
-        share = (after.stolen - before.stolen) / passed / cores
-        if share > _STOLEN:
-            yield f"the hypervisor took {share:.0%} of the CPU"
+        fraction = (after.stolen - before.stolen) / passed / cores
+        if fraction > _STOLEN:
+            yield f"the hypervisor took {fraction:.0%} of the CPU"
     grown = [name for name, count in after.counters.items() if count > before.counters.get(name, count)]
     if grown:
         yield f"the hardware slowed itself down ({', '.join(sorted({Path(name).name for name in grown}))})"
     if after.pi_flags:
         now = [words for bit, words in _PI_FLAGS.items() if after.pi_flags >> bit & 1]
-        # "Has occurred" since the board was switched on: of ours only what was not set before.
+        # The "has occurred" flags count since the board was switched on: report only new ones.
         fresh = (after.pi_flags & ~(before.pi_flags or 0)) >> _PI_HAS_OCCURRED
         seen = [words for bit, words in _PI_FLAGS.items() if fresh >> bit & 1 and words not in now]
         if now or seen:
@@ -116,7 +116,7 @@ def _heat(root: Path) -> Iterator[str]:
 
 
 def _zones(root: Path) -> Iterator[tuple[float, float | None]]:
-    """Degrees of each thermal zone, and where its passive trip point (slowing down) lies."""
+    """Temperature of each thermal zone in degrees Celsius, and its passive trip point, where the system slows down."""
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         limits = []
         for kind in zone.glob("trip_point_*_type"):
@@ -128,7 +128,7 @@ def _zones(root: Path) -> Iterator[tuple[float, float | None]]:
 
 
 def _cpu_seconds(stat: Path) -> tuple[float | None, float | None]:
-    """Seconds that all cores worked, and that the hypervisor took (proc(5), ``/proc/stat``)."""
+    """Seconds that all cores worked, and that the hypervisor took; see proc(5), ``/proc/stat``."""
     with suppress(OSError, ValueError, IndexError):
         with open(stat, encoding="ascii") as file:
             user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
@@ -138,13 +138,13 @@ def _cpu_seconds(stat: Path) -> tuple[float | None, float | None]:
 
 
 def _own_seconds() -> float:
-    """CPU seconds of this process and of the children that it waited for."""
+    """CPU seconds of this process and of its finished children."""
     if sys.platform == "win32":
         return 0.0
     import resource
 
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in usages)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _number(path: Path) -> int:

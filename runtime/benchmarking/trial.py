@@ -1,7 +1,7 @@
-"""One engine, tried in a process of its own: whatever dies there is a finding, not a crash.
+"""Try one engine in a process of its own, so that a crash of its library is a result.
 
-``attempt`` starts a new Python, which opens one artefact in one engine and runs it on noise;
-``doctor`` asks whether it works, ``tune`` how fast it is.
+``attempt`` opens one artefact in one engine in a new process and runs it on noise: ``doctor`` reports whether that
+works, ``tune`` how fast it is.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mri_edge.engines import Batch, ModelFile, engine_file, open_engine
 
 from .isolated import call
 
-_LEAST_RUNS = 3  # of a slow machine, however short the time
+_MIN_RUNS = 3  # on slow machines, even if they exceed the time
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What to try: an ``artefact`` of a ``bundle``. Without one the engine's library is imported and nothing is opened.
+    """What to try: an ``artefact`` of a ``bundle``. Without a bundle, only the engine's library is imported.
 
-    ``seconds`` is how long to repeat the run after two that do not count; 0: run once.
+    ``seconds`` is how long to repeat the run, after two runs that do not count; 0 runs once.
     """
 
     engine: str
@@ -41,9 +41,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: ``problem`` is None if all went well.
+    """The result of a trial. ``problem`` is None on success.
 
-    ``ms`` is the median of ``runs`` runs, ``open_ms`` the time until the engine was open.
+    ``ms`` is the median of ``runs`` runs, ``open_ms`` the time to open the engine.
     """
 
     problem: str | None = None
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def attempt(trial: Trial, *, time_limit: float) -> Outcome:
-    """Run a trial in a new process; never raises for what happens in there. ``time_limit`` in seconds."""
+    """Run a trial in a new process. Failures there are returned, not raised. ``time_limit`` is in seconds."""
     answer = call("benchmarking.trial:perform", trial, time_limit=time_limit)
     return Outcome(answer) if isinstance(answer, str) else Outcome(**answer)
 
@@ -76,17 +76,17 @@ def perform(trial: Trial) -> Outcome:
     times: list[float] = []
 
     def run() -> None:
-        begun = perf_counter()
+        begin = perf_counter()
         engine.run(batch)
-        times.append((perf_counter() - begun) * 1e3)
+        times.append((perf_counter() - begin) * 1e3)
 
     if trial.seconds:
         run()
-        if times[0] < trial.seconds * 250:  # a quarter of the time: a second one to warm up costs little
+        if times[0] < trial.seconds * 250:  # less than a quarter of the time: warm up with a second run
             run()
         times.clear()
-        until = perf_counter() + trial.seconds
-        while perf_counter() < until or len(times) < _LEAST_RUNS:
+        end = perf_counter() + trial.seconds
+        while perf_counter() < end or len(times) < _MIN_RUNS:
             run()
     else:
         run()
@@ -94,6 +94,6 @@ def perform(trial: Trial) -> Outcome:
 
 
 def noise(spec: TensorSpec, batch: int) -> Batch:
-    """Seeded uint8 values in the shape that an engine's input declares, for ``batch`` scans."""
+    """Random uint8 input with a fixed seed, in the shape that an engine declares, for ``batch`` scans."""
     shape = (batch, *(size or 1 for size in spec.shape[1:]))
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Measure on this device which engine, artefact, threads and batch are the fastest, each in a process of its own."""
+"""Find the fastest engine, artefact, thread count and batch size on this device, each measured in its own process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 BATCHES = (1, 4, 8)
 SECONDS = 1.0
 
-# What is this much slower than the best on a single scan is not tried on many: batches save less.
+# A candidate this many times slower than the best on a single scan is not tried on batches, which save less.
 _HOPELESS = 3.0
-# The leaders run again, in turn, so that a disturbance of a second does not choose for months.
+# The leaders are measured again in turn, so that one short disturbance does not decide.
 _FINALISTS = 3
 _FINAL_ROUNDS = 2
 _TIME_LIMIT = 300  # seconds for one candidate
 
-# Passes candidates through while it draws how far they are: (candidates, label).
+# Yields the candidates and shows progress: (candidates, label).
 Track = Callable[[Sequence["Candidate"], str], Iterable["Candidate"]]
 
 
@@ -47,18 +47,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The profile, and the candidates that could not run with the reason of each."""
+    """The profile, and the candidates that could not run, each with the reason."""
 
     profile: Profile
     failed: tuple[tuple[Candidate, str], ...]
 
 
+Readings = dict[Candidate, list[Measurement]]
+
+
 def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int] = BATCHES) -> list[Candidate]:
-    """Every artefact that did not fail its parity gate, in every engine that is here, by threads and batch."""
+    """All combinations of artefacts that did not fail their parity gate, installed engines, threads and batch sizes."""
     engines = [
-        one
-        for one in engine_files().values()
-        if not {*providers_of(one, provider)}.isdisjoint({"auto", *one.PROVIDERS}) and not one.missing()
+        file
+        for file in engine_files().values()
+        if not {*providers_of(file, provider)}.isdisjoint({"auto", *file.PROVIDERS}) and not file.missing()
     ]
     return [
         Candidate(artefact.file, engine.NAME, threads, batch)
@@ -71,7 +74,7 @@ def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int]
 
 
 def thread_counts(cores: int) -> list[int]:
-    """Powers of two up to the cores, and all cores: ``6 -> [1, 2, 4, 6]``."""
+    """Powers of two below the number of cores, and all cores: ``6 -> [1, 2, 4, 6]``."""
     return sorted({*(1 << power for power in range(cores.bit_length()) if 1 << power <= cores), cores})
 
 
@@ -84,49 +87,55 @@ def tune(
     signed_by: str | None = None,
     track: Track = lambda items, label: items,
 ) -> Tuning:
-    """Measure all candidates, then the leaders again; returns the profile, which is not yet saved.
+    """Measure all candidates, then the leaders again. Returns the profile without saving it.
 
     Raises
     ------
     IntegrityError
         A file of the bundle was changed.
     BundleError
-        Nothing in the bundle can run here.
+        No artefact of the bundle can run on this machine.
     EngineError
         Every candidate failed.
     """
     bundle.verify()
-    todo = candidates(bundle, provider=provider, batches=batches)
-    if not todo:
-        held = ", ".join(one.file for one in bundle.manifest.artefacts) or "no model"
-        raise BundleError(f"{bundle.folder}: nothing in it for the engines that are here. It has: {held}")
+    to_measure = candidates(bundle, provider=provider, batches=batches)
+    if not to_measure:
+        available = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
+        raise BundleError(f"{bundle.folder}: no artefact for the engines that are here. It has: {available}")
     watch = Watch()
-    readings: dict[Candidate, list[Measurement]] = {}
+    readings: Readings = {}
     failed: dict[Candidate, str] = {}
 
-    def measure(one: Candidate) -> None:
+    def measure(candidate: Candidate) -> None:
         trial = Trial(
-            one.engine, str(bundle.folder), one.artefact, provider, one.threads, one.batch, seconds, signed_by
+            engine=candidate.engine,
+            bundle=str(bundle.folder),
+            artefact=candidate.artefact,
+            provider=provider,
+            threads=candidate.threads,
+            batch=candidate.batch,
+            seconds=seconds,
+            signed_by=signed_by,
         )
         outcome = attempt(trial, time_limit=_TIME_LIMIT)
         if outcome.problem:
-            failed[one] = outcome.problem
-            readings.pop(one, None)
+            failed[candidate] = outcome.problem
+            readings.pop(candidate, None)
             return
-        found = Measurement(
-            one.artefact, one.engine, provider, outcome.provider or "", one.threads, one.batch, outcome.ms, outcome.runs
-        )
-        readings.setdefault(one, []).append(found)
+        where = candidate.artefact, candidate.engine, provider, outcome.provider or ""
+        measurement = Measurement(*where, candidate.threads, candidate.batch, outcome.ms, outcome.runs)
+        readings.setdefault(candidate, []).append(measurement)
 
-    for one in track(todo, "measure"):
-        if _is_worth_it(one, readings, failed):
-            measure(one)
-    for one in track(_leaders(readings, _FINALISTS) * _FINAL_ROUNDS, "leaders again"):
-        measure(one)
-    # Whoever leads now may be one that was measured once, by luck on a quiet second.
-    while unsure := [one for one in _leaders(readings, 1) if len(readings[one]) <= _FINAL_ROUNDS]:
-        for one in unsure:
-            measure(one)
+    for candidate in track(to_measure, "measure"):
+        if _is_worth_it(candidate, readings, failed):
+            measure(candidate)
+    for candidate in track(_leaders(readings, _FINALISTS) * _FINAL_ROUNDS, "leaders again"):
+        measure(candidate)
+    # The leader may have been measured only once, in a quiet second: repeat until it was measured as often as others.
+    while unsure := [leader for leader in _leaders(readings, 1) if len(readings[leader]) <= _FINAL_ROUNDS]:
+        for candidate in unsure:
+            measure(candidate)
     if not readings:
         reason = next(iter(failed.values()))
         raise EngineError(f"{bundle.folder}: no candidate could run here: {reason}", "See 'mri-edge doctor'")
@@ -138,14 +147,15 @@ def tune(
         cores=available_cpus(),
         libraries=library_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        measurements=tuple(sorted(map(_merged, readings.values()), key=lambda one: one.ms_per_scan)),
+        measurements=tuple(sorted(map(_merged, readings.values()), key=lambda reading: reading.ms_per_scan)),
     )
     return Tuning(profile, tuple(failed.items()))
 
 
-def _is_worth_it(one: Candidate, readings: dict[Candidate, list[Measurement]], failed: dict[Candidate, str]) -> bool:
-    single = replace(one, batch=1)
-    if one == single:
+def _is_worth_it(candidate: Candidate, readings: Readings, failed: dict[Candidate, str]) -> bool:
+    """Whether a candidate's single scan is fast enough to try it on batches."""
+    single = replace(candidate, batch=1)
+    if candidate == single:
         return True
     if single in failed:
         return False
@@ -153,12 +163,13 @@ def _is_worth_it(one: Candidate, readings: dict[Candidate, list[Measurement]], f
     return _merged(readings[single]).ms <= _HOPELESS * best
 
 
-def _leaders(readings: dict[Candidate, list[Measurement]], count: int) -> list[Candidate]:
-    """The fastest on a single scan and the fastest by time a scan, ``count`` of each."""
-    ordered = sorted(readings, key=lambda one: _merged(readings[one]).ms_per_scan)
-    single = [one for one in ordered if one.batch == 1]
+def _leaders(readings: Readings, count: int) -> list[Candidate]:
+    """The ``count`` fastest on a single scan and the ``count`` fastest per scan in batches."""
+    ordered = sorted(readings, key=lambda candidate: _merged(readings[candidate]).ms_per_scan)
+    single = [candidate for candidate in ordered if candidate.batch == 1]
     return list(dict.fromkeys([*single[:count], *ordered[:count]]))
 
 
 def _merged(readings: list[Measurement]) -> Measurement:
-    return replace(readings[0], ms=median(one.ms for one in readings), runs=sum(one.runs for one in readings))
+    ms = median(reading.ms for reading in readings)
+    return replace(readings[0], ms=ms, runs=sum(reading.runs for reading in readings))

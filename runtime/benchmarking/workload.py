@@ -1,4 +1,4 @@
-"""One artefact in one engine under the scenarios, in a process of its own: what ``mri-edge bench`` measures."""
+"""Measure one artefact in one engine in all scenarios; ``mri-edge bench`` runs this in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from mri_edge.engines import ModelFile, open_engine
 from mri_edge.inference.classifier import Classifier
 from mri_edge.scans.readers import picture
 
-from .drivers import driver
-from .scenario import highest_rate, queries_needed
+from .scenarios import highest_rate, offline, queries_needed, server, single_stream
 from .throttle import clock
 
-# Runs before those that count: caches fill, clocks rise, threads start.
-_WARM = 2
+# Uncounted runs first, while caches fill, clocks rise and threads start.
+_WARMUP = 2
 
 
 @dataclass(frozen=True)
 class Request:
     """What to measure.
 
-    ``scans`` are files, read in turn; ``seconds`` and ``queries`` the least of one SingleStream run, ``samples``
-    how many Offline has, in batches of ``batch``. ``server_ms``: search the rate whose p99 stays under it.
+    ``scans`` are files, used in turn. ``seconds`` and ``queries`` are the minimum of a SingleStream run, ``samples``
+    the number for Offline in batches of ``batch``. With ``server_ms``, search the highest rate whose p99 is below it.
     """
 
     bundle: str
@@ -49,13 +48,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Reading:
-    """What came of it, in milliseconds, samples a second and MiB; ``clock`` as a share of the highest.
+    """Results in milliseconds, samples per second and MiB; ``clock`` as a fraction of the highest clock.
 
-    ``load_ms``: from the library's import to the open engine. ``peak_mib``: of the whole process, up to the end of
-    the model-only SingleStream run. ``stages_ms``: medians of decode, resize and infer, from file to answer.
+    ``load_ms`` includes the import of the library. ``peak_mib`` is the peak of the process up to the end of the
+    model-only SingleStream run. ``stages_ms`` are medians of decode, resize and infer from file to answer.
     """
 
-    driver: str
     provider: str
     threads: int
     load_ms: float
@@ -71,7 +69,7 @@ class Reading:
 
 
 def measure(request: Request) -> Reading:
-    """Measure in this process; errors as for ``Classifier.load`` and ``predict``."""
+    """Measure in this process. Raises what ``Classifier.load`` and ``predict`` do."""
     bundle = Bundle.open(request.bundle, signed_by=request.signed_by)
     artefact = bundle.artefact(request.artefact)
     model = ModelFile.of(bundle, artefact)
@@ -84,7 +82,6 @@ def measure(request: Request) -> Reading:
     del model
     engine.run(tensors[:1])
     first = perf_counter()
-    load = driver()
 
     def run(index: int) -> None:
         engine.run(tensors[index : index + 1])
@@ -93,13 +90,13 @@ def measure(request: Request) -> Reading:
         for begin in range(0, len(indices), request.batch):
             engine.run(tensors[indices[begin : begin + request.batch]])
 
-    for _ in range(_WARM):
+    for _ in range(_WARMUP):
         run(0)
-    model_ms = load.single_stream(run, count, seconds=request.seconds, queries=request.queries)
+    model_ms = single_stream(run, count, seconds=request.seconds, queries=request.queries)
     speed = clock()
     peak = peak_mib()
-    run_all([0] * request.batch)  # an engine may prepare itself for a new batch size
-    model_rate = load.offline(run_all, count, queries=request.samples)
+    run_all([0] * request.batch)  # an engine may prepare for a new batch size
+    model_rate = offline(run_all, count, queries=request.samples)
 
     classifier = Classifier(bundle, artefact, engine, batch_size=request.batch)
     latencies = []
@@ -111,21 +108,22 @@ def measure(request: Request) -> Reading:
         for _ in classifier.predict_batches(request.scans[index] for index in indices):
             pass
 
-    for _ in range(_WARM):
+    for _ in range(_WARMUP):
         predict(0)
     latencies.clear()
-    file_ms = load.single_stream(predict, count, seconds=request.seconds, queries=request.queries)
-    stages = {stage: median(getattr(one, stage) for one in latencies) for stage in ("decode", "resize", "infer")}
+    file_ms = single_stream(predict, count, seconds=request.seconds, queries=request.queries)
+    stages = {
+        stage: median(getattr(latency, stage) for latency in latencies) for stage in ("decode", "resize", "infer")
+    }
     server_rate = None
     if request.server_ms is not None:
         enough = queries_needed(0.99)
         server_rate = highest_rate(
-            lambda rate: load.server(predict, count, rate=rate, queries=enough),
+            lambda rate: server(predict, count, rate=rate, queries=enough),
             request.server_ms,
             1000 / fmean(file_ms),
         )
     return Reading(
-        driver=load.name,
         provider=engine.provider,
         threads=engine.threads,
         load_ms=(opened - start) * 1e3,
@@ -134,7 +132,7 @@ def measure(request: Request) -> Reading:
         model_rate=model_rate,
         peak_mib=peak,
         file_ms=file_ms,
-        file_rate=load.offline(predict_all, count, queries=request.samples),
+        file_rate=offline(predict_all, count, queries=request.samples),
         stages_ms=stages,
         clock=speed,
         server_rate=server_rate,
@@ -142,8 +140,8 @@ def measure(request: Request) -> Reading:
 
 
 def peak_mib() -> float | None:
-    """The most memory that this process ever held, in MiB; None on a system that does not tell."""
-    with suppress(OSError, ValueError):  # Linux; getrusage there counts what the parent held when it forked
+    """Peak memory of this process in MiB; None where the system does not report it."""
+    with suppress(OSError, ValueError):  # Linux, where getrusage includes memory of the parent at the fork
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024

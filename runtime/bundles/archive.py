@@ -148,7 +148,7 @@ def padded(size: int) -> int:
 def in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
     """The listed files by name, after it was seen that every system can hold them beside one another."""
     listed: list[Artefact | Document] = [*manifest.artefacts, *manifest.documents]
-    entries = sorted(listed, key=lambda one: one.file.encode())
+    entries = sorted(listed, key=lambda entry: entry.file.encode())
     taken = {_folded(MANIFEST), _folded(SIGNATURE)}
     folders: set[str] = set()
     for entry in entries:

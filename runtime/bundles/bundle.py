@@ -1,4 +1,4 @@
-"""A bundle: one folder with a manifest and the files of one model; opened and verified. ``writing`` makes them."""
+"""Open and verify a bundle: a folder with a manifest and the files of one model. ``authoring.writer`` makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from .archive import Archive
 from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
-from .onnx_external import outside_part
+from .onnx_external import find_external_data
 
 EMBEDDED = Path(__file__).parents[1] / "models"
 DEFAULT_MODEL = "vgg16"
@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: where it lies and its checked manifest.
+    """An opened bundle: its location and its checked manifest.
 
-    ``folder`` is the bundle's folder or, with an ``archive``, the packed file. Opening checks that every listed file is
-    there with the listed size. The SHA-256 of a file is checked when it is asked for by ``read``, so that a cold
-    ``predict`` hashes what it runs and not the whole folder; ``verify`` hashes everything.
+    ``folder`` is the bundle's folder or, with an ``archive``, the packed file. Opening checks that every listed file
+    exists with the listed size. ``read`` checks the SHA-256 of one file, so that ``predict`` hashes only the model that
+    it runs; ``verify`` hashes every file.
     """
 
     folder: Path
@@ -42,15 +42,16 @@ class Bundle:
     def open(
         cls, model: str | os.PathLike[str] = DEFAULT_MODEL, *, signed_by: str | os.PathLike[str] | None = None
     ) -> Bundle:
-        """Open an embedded model by its name (``"vgg16"``), a bundle folder (``"./vgg16"`` for one of such a name), or
-        a packed bundle.
+        """Open an embedded model by name, a bundle folder, or a packed bundle.
+
+        ``"vgg16"`` is the embedded model; ``"./vgg16"`` is a folder of that name.
 
         Parameters
         ----------
         signed_by
-            File of a public key (PEM, Ed25519): the bundle must be signed by it. Every file is then hashed now,
-            and none may be there that the signed manifest does not list. Default: what the environment variable
-            ``MRI_EDGE_REQUIRE_SIGNATURE`` names, so that no way of opening a bundle passes it by.
+            Public key file (PEM, Ed25519) that must have signed the bundle. Every file is then hashed, and a file that
+            the signed manifest does not list is an error. Default: the environment variable
+            ``MRI_EDGE_REQUIRE_SIGNATURE``, so that it applies however a bundle is opened.
 
         Raises
         ------
@@ -61,39 +62,39 @@ class Bundle:
         IntegrityError
             A listed file is missing or has another size.
         SignatureError
-            It is not signed by ``signed_by``.
+            The bundle is not signed with that key.
         UsageError
-            That key cannot be read or its name is empty, or the extra ``sign`` is not installed.
+            The key cannot be read or its name is empty, or the extra ``sign`` is not installed.
         """
-        signed_by = os.environ.get(REQUIRE_SIGNATURE) if signed_by is None else signed_by
-        if signed_by is None:
+        key = _required_key(signed_by)
+        if key is None:
             return cls.open_unsigned(model)
-        place = _find(model)
-        if os.path.isfile(place):
-            return cls.open_packed(place, signed_by=signed_by)
-        text = _read_manifest(place)
-        # The bytes that were checked are the bytes that are read: not the file a second time.
-        _check_signature(text, _read_signature(place), signed_by, place)
-        bundle = cls.from_manifest(place, text)
+        path = _find(model)
+        if os.path.isfile(path):
+            return cls.open_packed(path, signed_by=key)
+        text = _read_manifest(path)
+        # The bytes that were checked are parsed; the file is not read again.
+        _check_signature(text, _read_signature(path), key, path)
+        bundle = cls.from_manifest(path, text)
         bundle.check_complete()
         bundle.verify()
         return bundle
 
     @classmethod
     def open_unsigned(cls, model: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle whether it is signed or not, for what makes, changes and signs bundles; errors as ``open``."""
-        place = _find(model)
-        if os.path.isfile(place):
-            return cls._from_archive(Archive(place))
-        return cls.from_manifest(place, _read_manifest(place))
+        """Open a bundle without checking a signature, to make, change or sign it. Raises what ``open`` does."""
+        path = _find(model)
+        if os.path.isfile(path):
+            return cls._from_archive(Archive(path))
+        return cls.from_manifest(path, _read_manifest(path))
 
     @classmethod
     def open_packed(cls, file: Path, *, signed_by: str | os.PathLike[str] | None = None) -> Bundle:
-        """Open a packed bundle and check all of it; parameters and errors as for ``open``."""
-        signed_by = os.environ.get(REQUIRE_SIGNATURE) if signed_by is None else signed_by
+        """Open a packed bundle and hash every file of it; parameters and errors as for ``open``."""
+        key = _required_key(signed_by)
         archive = Archive(file)
-        if signed_by is not None:
-            _check_signature(archive.manifest, archive.signature, signed_by, file)
+        if key is not None:
+            _check_signature(archive.manifest, archive.signature, key, file)
         bundle = cls._from_archive(archive)
         bundle.verify()
         return bundle
@@ -107,61 +108,66 @@ class Bundle:
 
     @classmethod
     def from_manifest(cls, folder: Path, manifest: bytes) -> Bundle:
-        """The bundle in ``folder`` by these bytes of its manifest; raises what ``open`` does."""
+        """Open the bundle in ``folder`` with these bytes as its manifest. Raises what ``open`` does."""
         bundle = cls(folder, Manifest.from_json(manifest, origin=str(folder / MANIFEST)))
         for entry in bundle.entries():
             bundle._check_size(entry)
         return bundle
 
     def require_folder(self) -> Path:
-        """The bundle's folder, for what writes into it. Raises BundleError if the bundle is packed."""
+        """The bundle's folder. Raises BundleError if the bundle is packed."""
         if self.archive:
             raise BundleError(f"{self.folder}: is packed, a folder is needed", "Unpack it: 'mri-edge bundle unpack'")
         return self.folder
 
     def manifest_bytes(self) -> bytes:
-        """The manifest as it stands on disk: what a signature is of."""
+        """The manifest's bytes, which a signature signs."""
         return self.archive.manifest if self.archive else _read_manifest(self.folder)
 
     def signature_bytes(self) -> bytes | None:
-        """The signature that stands beside the manifest, unchecked; None if there is none."""
+        """The bundle's signature, unchecked; None if it is not signed."""
         return self.archive.signature if self.archive else _read_signature(self.folder)
 
     def entries(self) -> tuple[Artefact | Document, ...]:
-        """Every listed file: artefacts, then documents."""
+        """All listed files: artefacts, then documents."""
         return (*self.manifest.artefacts, *self.manifest.documents)
 
     def read(self, entry: Artefact | Document) -> bytes:
-        """Content of a listed file whose SHA-256 is the manifest's.
+        """Read a listed file and compare its SHA-256 with the manifest.
 
-        The file is read once and these bytes are hashed: use them, for the file may be another by now.
+        Use the returned bytes, not the file: it may be replaced at any time.
 
         Raises
         ------
         IntegrityError
             The file was changed or cannot be read.
         BundleError
-            An ONNX file that keeps a part of itself in another file.
+            An ONNX file that stores a part of the model in another file.
         """
+        content = self.read_hashed(entry)
+        if isinstance(entry, Artefact):
+            check_self_contained(content, self.folder / entry.file)
+        return content
+
+    def read_hashed(self, entry: Artefact | Document) -> bytes:
+        """As ``read``, without looking for data in other files: whoever opens the model does that."""
         path = self.folder / entry.file
         if self.archive:
             content = self.archive.read(entry)
         else:
-            self._check_size(entry)  # before a file that was exchanged for a huge one is read
+            self._check_size(entry)  # before reading a file that was replaced by a huge one
             try:
                 with open(path, "rb") as file:
                     content = file.read(entry.size_bytes + 1)
             except OSError as error:
                 raise _unreadable(path, error) from error
         self._check_hash(path, entry, hashlib.sha256(content).hexdigest())
-        if isinstance(entry, Artefact):
-            check_self_contained(content, path)
         return content
 
     def path_of(self, entry: Artefact | Document) -> Path:
-        """Path of a listed file, after its SHA-256 was compared with the manifest's.
+        """Compare a listed file's SHA-256 with the manifest and return its path.
 
-        The file may be exchanged before the path is opened: use ``read`` wherever bytes will do.
+        The file may be replaced before the path is opened: prefer ``read``.
 
         Raises
         ------
@@ -176,28 +182,28 @@ class Bundle:
         return path
 
     def verify(self) -> None:
-        """Hash every listed file. Raises IntegrityError at the first that differs."""
+        """Hash every listed file. Raises IntegrityError at the first difference."""
         for entry in self.entries():
             self.read(entry)
 
     def artefact(self, name: str) -> Artefact:
-        """Artefact by file name, with or without the leading ``model.``: ``"int8.onnx"``.
+        """Find an artefact by its file name, with or without the leading ``model.``: ``"int8.onnx"``.
 
         Raises
         ------
         UsageError
-            The bundle has none of that name; the message lists those it has.
+            The bundle has no such artefact; the message lists those it has.
         """
         found = self.manifest.artefact(name) or self.manifest.artefact(f"model.{name}")
         if found is None:
-            known = ", ".join(one.file for one in self.manifest.artefacts) or "none"
+            known = ", ".join(artefact.file for artefact in self.manifest.artefacts) or "none"
             raise UsageError(f"{self.folder}: no artefact {name!r}", f"It has: {known}")
         return found
 
     def check_complete(self) -> None:
-        """Raise IntegrityError if the folder holds a link, or a file that the manifest does not list.
+        """Raise IntegrityError if the folder contains a link, or a file that the manifest does not list.
 
-        A model file may name others beside it, and an engine would open them unchecked.
+        A model file may refer to other files, which an engine would open unchecked.
         """
         for path in self.unlisted_paths():
             raise IntegrityError(
@@ -206,10 +212,10 @@ class Bundle:
             )
 
     def unlisted_paths(self) -> Iterator[Path]:
-        """What lies in the folder and is a link, or no file that the manifest lists; nothing in a packed bundle."""
+        """Links, and files that the manifest does not list. A packed bundle has none."""
         if self.archive:
             return
-        listed = {MANIFEST, SIGNATURE, *(one.file for one in self.entries())}
+        listed = {MANIFEST, SIGNATURE, *(entry.file for entry in self.entries())}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_symlink() or not (path.is_dir() or (path.is_file() and name in listed)):
@@ -222,7 +228,7 @@ class Bundle:
         except OSError as error:
             raise _unreadable(path, error) from error
         if size != entry.size_bytes:
-            with suppress(OSError), open(path, "rb") as file:  # a folder stands there, or nobody may read it
+            with suppress(OSError), open(path, "rb") as file:  # a folder, or not readable
                 if is_lfs_pointer(file.read(64)):
                     raise IntegrityError(f"{path}: is a Git LFS pointer, not the file", HINT)
             raise IntegrityError(
@@ -238,19 +244,33 @@ class Bundle:
             )
 
 
-def check_self_contained(content: bytes, path: Path) -> None:
-    """Raise BundleError for an ONNX file that keeps a part of itself in another file, which no hash would cover."""
+def check_self_contained(content: bytes, path: Path) -> bool:
+    """Check that an ONNX model stores no data in other files, which no hash would cover.
+
+    Returns whether the content is an ONNX model; ``engines.open_engine`` refuses ``.onnx`` files that are not.
+
+    Raises
+    ------
+    BundleError
+        A part of the model is in another file.
+    """
     if not path.name.endswith(".onnx"):
-        return
+        return False
     try:
-        outside = outside_part(content)
-    except ValueError:  # whatever it is, no engine opens it: see ``engines.open_engine``
-        return
-    if outside:
+        part = find_external_data(content)
+    except ValueError:
+        return False
+    if part:
         raise BundleError(
-            f"{path}: {printable(outside)} lies in another file, which the manifest does not list",
+            f"{path}: {printable(part)} lies in another file, which the manifest does not list",
             "Save the model with all of its weights inside (onnx.save without external data), and export it again",
         )
+    return True
+
+
+def _required_key(signed_by: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
+    """The public key file that must have signed a bundle: the argument, else the environment variable's, else None."""
+    return os.environ.get(REQUIRE_SIGNATURE) if signed_by is None else signed_by
 
 
 def _check_signature(manifest: bytes, signature: bytes | None, key: str | os.PathLike[str], origin: Path) -> None:
@@ -296,10 +316,10 @@ def _read_signature(folder: Path) -> bytes | None:
 
 
 def _find(model: str | os.PathLike[str]) -> Path:
-    """Where a bundle lies: a folder, or a packed file."""
+    """Find a bundle: its folder, or its packed file."""
     folder = Path(model)
     embedded = EMBEDDED / folder.name
-    if folder.name == str(model) and os.path.isdir(embedded):  # whatever lies where the program was started
+    if folder.name == str(model) and os.path.isdir(embedded):  # whatever the current folder contains
         if os.path.isfile(folder / MANIFEST):
             _log.warning("%s: the model that comes with the package, not the bundle here, which is ./%s", model, model)
         return embedded
@@ -310,7 +330,7 @@ def _find(model: str | os.PathLike[str]) -> Path:
 
 
 def embedded_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the models in the package."""
     if not EMBEDDED.is_dir():
         return []
-    return sorted(one.name for one in EMBEDDED.iterdir() if (one / MANIFEST).is_file())
+    return sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / MANIFEST).is_file())

@@ -57,7 +57,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _read(next(one for one in arguments if one is not type(None)), value, where)
+        return _read(next(item for item in arguments if item is not type(None)), value, where)
     if origin is Literal:
         if value in arguments:
             return value
@@ -86,15 +86,15 @@ def _read_container(kind: Any, value: Any, where: str) -> Any:
     kinds = list(arguments) if origin is tuple and arguments[-1] is not Ellipsis else [arguments[0]] * len(value)
     if len(kinds) != len(value):
         raise _unfit(where, f"a list of {len(kinds)}", value)
-    return origin(_read(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True)))
+    return origin(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _unfit(where, "an object", value)
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    for name, one in fields.items():
-        required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
     hints = _hints(kind)

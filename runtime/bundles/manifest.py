@@ -186,7 +186,7 @@ class Manifest:
         Two trainings differ in it, a bundle that is packed, unpacked, signed or given another name does not.
         """
         facts = [
-            sorted(one.sha256 for one in self.artefacts),
+            sorted(artefact.sha256 for artefact in self.artefacts),
             self.labels,
             self.positive,
             self.threshold,
@@ -225,16 +225,16 @@ class Manifest:
 
     def artefact(self, file: str) -> Artefact | None:
         """The artefact with that file name, or None."""
-        return next((one for one in self.artefacts if one.file == file), None)
+        return next((artefact for artefact in self.artefacts if artefact.file == file), None)
 
     def calibrations(self) -> dict[Calibration, list[str]]:
         """What set the ranges of which int8 artefacts: by an artefact's own record, else by the bundle's."""
         found: dict[Calibration, list[str]] = {}
-        for one in self.artefacts:
-            own = one.made_with.get("calibration")
-            its = read(Calibration, own, f"{one.file}: calibration") if own else self.calibration
-            if one.precision == "int8" and its:
-                found.setdefault(its, []).append(one.file)
+        for artefact in self.artefacts:
+            own = artefact.made_with.get("calibration")
+            its = read(Calibration, own, f"{artefact.file}: calibration") if own else self.calibration
+            if artefact.precision == "int8" and its:
+                found.setdefault(its, []).append(artefact.file)
         return found
 
     def _check(self, origin: str) -> None:
@@ -252,7 +252,7 @@ class Manifest:
                 "preprocessing: size must be positive and deviation not zero",
             ),
         ]
-        files = [one.file for one in self.artefacts] + [one.file for one in self.documents]
+        files = [artefact.file for artefact in self.artefacts] + [document.file for document in self.documents]
         problems.append((len(set(files)) < len(files), "a file is listed twice"))
         problems += [(not is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
         for wrong, message in problems:

@@ -76,8 +76,8 @@ def make_keys(private: Path, public: Path) -> str:
                 made.append(path)
                 file.write(content)
         except OSError as error:
-            for one in made:  # half a pair beside an older key would sign what no device takes
-                one.unlink(missing_ok=True)
+            for item in made:  # half a pair beside an older key would sign what no device takes
+                item.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot write ({error.strerror})", _NEW) from error
     return fingerprint_of(key.public_key())
 

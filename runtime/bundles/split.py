@@ -64,16 +64,16 @@ class Split:
     @property
     def data_fingerprint(self) -> str:
         """SHA-256 over names, contents and labels: changes when any image, name or label does."""
-        return fingerprint(f"{one.file}\0{one.sha256}\0{one.label}" for one in self.images)
+        return fingerprint(f"{image.file}\0{image.sha256}\0{image.label}" for image in self.images)
 
     @property
     def split_fingerprint(self) -> str:
         """SHA-256 over contents and roles."""
-        return fingerprint(f"{one.sha256}\0{one.role}" for one in self.images)
+        return fingerprint(f"{image.sha256}\0{image.role}" for image in self.images)
 
     def to_json(self) -> str:
         """JSON text, one image a line so that two splits can be compared line by line."""
-        lines = ",\n".join("  " + json.dumps(asdict(one), ensure_ascii=False) for one in self.images)
+        lines = ",\n".join("  " + json.dumps(asdict(image), ensure_ascii=False) for image in self.images)
         return f'{{"images": [\n{lines}\n]}}\n'
 
     @classmethod
@@ -87,7 +87,9 @@ class Split:
 
     def to_condensed(self) -> bytes:
         """A NumPy file, uint8 (N, 10): of each image role, label and the first 8 bytes of the SHA-256."""
-        rows = [bytes([_ROLES.index(one.role), one.label]) + bytes.fromhex(short(one.sha256)) for one in self.images]
+        rows = [
+            bytes([_ROLES.index(image.role), image.label]) + bytes.fromhex(short(image.sha256)) for image in self.images
+        ]
         file = io.BytesIO()
         np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), 2 + _DIGITS // 2), allow_pickle=False)
         return file.getvalue()

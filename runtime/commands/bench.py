@@ -96,11 +96,11 @@ _TO_ANSWER = ("artefact", "engine", "p50", "p90", "p99", "images/s", "bound by",
 
 
 def _lines(report: Report) -> list[str]:
-    machine, ran = report.machine, [one for one in report.rows if one.model]
+    machine, ran = report.machine, [row for row in report.rows if row.model]
     lines = [
         click.style(f"{report.bundle} on {machine.get('board') or machine['cpu']}", bold=True),
         f"{ran[0].threads} threads, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
-        f"in Offline, load by {report.driver}; times in ms",
+        f"in Offline; times in ms",
         "",
         click.style("model only", bold=True),
         *table([_COLUMNS, *map(_model_cells, ran)], right=range(2, 10)),
@@ -112,11 +112,11 @@ def _lines(report: Report) -> list[str]:
     lines += table(rows, right=[i for i in range(len(columns)) if i not in (0, 1)])
     lines.append("")
     lines += [
-        click.style(f"{one.artefact} in {one.engine} did not run: {printable(one.problem)}", fg="yellow")
-        for one in report.rows
-        if one.problem
+        click.style(f"{row.artefact} in {row.engine} did not run: {printable(row.problem)}", fg="yellow")
+        for row in report.rows
+        if row.problem
     ]
-    disturbed = [*report.marks, *(f"{one.artefact} in {one.engine}: {mark}" for one in ran for mark in one.marks)]
+    disturbed = [*report.marks, *(f"{row.artefact} in {row.engine}: {mark}" for row in ran for mark in row.marks)]
     lines += [click.style(f"DISTURBED  {mark}", fg="red") for mark in disturbed]
     lines.append(
         click.style(
@@ -128,30 +128,30 @@ def _lines(report: Report) -> list[str]:
     return lines
 
 
-def _model_cells(one: Row) -> list[str]:
+def _model_cells(row: Row) -> list[str]:
     return [
-        one.artefact,
-        one.engine,
-        f"{one.size_bytes / 1e6:.2f}",
-        _figure(one.load_ms),
-        _figure(one.first_ms),
-        *_bounds(one.model),
-        _figure(one.model_rate),
-        _figure(one.peak_mib),
-        one.parity or "not judged",
-        one.provider or "",
+        row.artefact,
+        row.engine,
+        f"{row.size_bytes / 1e6:.2f}",
+        _figure(row.load_ms),
+        _figure(row.first_ms),
+        *_bounds(row.model),
+        _figure(row.model_rate),
+        _figure(row.peak_mib),
+        row.parity or "not judged",
+        row.provider or "",
     ]
 
 
-def _file_cells(one: Row, server_ms: float | None) -> list[str]:
-    stages = [f"{one.stages_ms[stage]:.2f}" for stage in ("decode", "resize", "infer")]
-    server = [_figure(one.server_rate) if one.server_rate else "none"] if server_ms else []
-    return [one.artefact, one.engine, *_bounds(one.file), _figure(one.file_rate), one.bound_by or "", *stages, *server]
+def _file_cells(row: Row, server_ms: float | None) -> list[str]:
+    stages = [f"{row.stages_ms[stage]:.2f}" for stage in ("decode", "resize", "infer")]
+    server = [_figure(row.server_rate) if row.server_rate else "none"] if server_ms else []
+    return [row.artefact, row.engine, *_bounds(row.file), _figure(row.file_rate), row.bound_by or "", *stages, *server]
 
 
-def _bounds(one: Stream | None) -> list[str]:
-    return ["n/a" if value is None else f"{value:.2f}" for value in (one.bounds.values() if one else ())]
+def _bounds(stream_: Stream | None) -> list[str]:
+    return ["n/a" if value is None else f"{value:.2f}" for value in (stream_.bounds.values() if stream_ else ())]
 
 
-def _figure(one: Spread | None) -> str:
-    return "n/a" if one is None else f"{one.value:.0f}" if one.value >= 10 else f"{one.value:.2f}"
+def _figure(spread_: Spread | None) -> str:
+    return "n/a" if spread_ is None else f"{spread_.value:.0f}" if spread_.value >= 10 else f"{spread_.value:.2f}"

@@ -47,7 +47,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     """
     from dataclasses import replace
 
-    from mri_edge.authoring.anonymous import aliases, without_names, without_paths
+    from mri_edge.authoring.anonymous import aliases, anonymous_command, without_names
     from mri_edge.authoring.writer import check_target, rewriting
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.split import CONDENSED, SPLIT, Split
@@ -55,8 +55,8 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
 
     check_target(out, overwrite=overwrite)
     source = Bundle.open_unsigned(model)
-    keep = [source.artefact(one).file for one in artefacts]
-    documents = {one.file: one for one in source.manifest.documents}
+    keep = [source.artefact(artefact).file for artefact in artefacts]
+    documents = {document.file: document for document in source.manifest.documents}
     split = documents.pop(SPLIT, None)
     keep += [file for file in documents if "/" not in file or is_golden(file)]
     known, creation = aliases(source), source.manifest.creation
@@ -67,10 +67,10 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
         for file in ("metrics.json", "parity.json"):
             if file in documents:
                 writer.add_document(file, without_names(source.read(documents[file]), known, file))
-        writer.update(creation=replace(creation, command=without_paths(creation.command)))
+        writer.update(creation=replace(creation, command=anonymous_command(creation.command)))
         if name:
             writer.update(name=name)
-    size = sum(one.stat().st_size for one in out.iterdir())
+    size = sum(path.stat().st_size for path in out.iterdir())
     click.echo(f"{out}: {', '.join(keep)} ({size / 1e6:.1f} MB)")
 
 

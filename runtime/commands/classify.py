@@ -16,7 +16,7 @@ from mri_edge.inference.journal import Journal
 from mri_edge.inference.prediction import Failure, Pause, Prediction
 from mri_edge.scans.sources import expand
 
-from .forms import FORMS
+from .output import FORMS
 from .progress import at_terminal, track
 
 _PATIENCE = 0.05  # seconds that a list on standard input may stand still before what it named is answered

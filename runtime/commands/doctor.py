@@ -61,16 +61,19 @@ def doctor(as_json: bool, model: str) -> int:
         problems.append(f"no model to try the engines with: {error}")
         bundle = None
     findings = [
-        _examine(one, provider, bundle) for one in engine_files().values() if one.MODULE for provider in one.PROVIDERS
+        _examine(file, provider, bundle)
+        for file in engine_files().values()
+        if file.MODULE
+        for provider in file.PROVIDERS
     ]
     if as_json:
-        record = {"machine": facts, "problems": problems, "engines": [asdict(one) for one in findings]}
+        record = {"machine": facts, "problems": problems, "engines": [asdict(finding) for finding in findings]}
         click.echo(stdout_json(record, indent=2))
     else:
         _print(facts, problems, findings)
-    if any(one.works for one in findings):
+    if any(finding.works for finding in findings):
         return 0
-    usable = any(_artefact_for(one, "cpu", bundle) for one in engine_files().values() if one.MODULE)
+    usable = any(_artefact_for(file, "cpu", bundle) for file in engine_files().values() if file.MODULE)
     return EngineError.exit_code if usable else BundleError.exit_code
 
 
@@ -98,8 +101,8 @@ def _memory(usable: int, available: int, *, limited: bool) -> str:
 
 def _problems() -> list[str]:
     problems = []
-    for one in engine_files().values():
-        found = installed(one.PACKAGES)
+    for file in engine_files().values():
+        found = installed(file.PACKAGES)
         if len(found) > 1:
             names = " and ".join(f"{name} {version}" for name, version in found.items())
             problems.append(
@@ -111,21 +114,21 @@ def _problems() -> list[str]:
     return problems
 
 
-def _examine(one: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
-    version = ", ".join(installed(one.PACKAGES).values())
-    if missing := one.missing():
-        return Finding(one.NAME, version, provider, False, f"{missing}. {remedy(one)}")
-    artefact = _artefact_for(one, provider, bundle)
-    trial = Trial(one.NAME, provider=provider)
+def _examine(file: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
+    version = ", ".join(installed(file.PACKAGES).values())
+    if missing := file.missing():
+        return Finding(file.NAME, version, provider, False, f"{missing}. {remedy(file)}")
+    artefact = _artefact_for(file, provider, bundle)
+    trial = Trial(file.NAME, provider=provider)
     if bundle and artefact:
         trial = replace(trial, bundle=str(bundle.folder), artefact=artefact.file)
     works, detail = _judge(attempt(trial, time_limit=_TIME_LIMIT), artefact)
-    return Finding(one.NAME, version, provider, works, detail)
+    return Finding(file.NAME, version, provider, works, detail)
 
 
-def _artefact_for(one: EngineFile, provider: str, bundle: Bundle | None) -> Artefact | None:
-    """The smallest that the engine opens; off the CPU a float32 one, since few accelerators run all of int8."""
-    fitting = [item for item in allowed(bundle) if item.file.endswith(one.SUFFIXES)] if bundle else []
+def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artefact | None:
+    """The smallest that the engine opens; off the CPU a float32 file, since few accelerators run all of int8."""
+    fitting = [item for item in allowed(bundle) if item.file.endswith(file.SUFFIXES)] if bundle else []
     return min(
         fitting,
         key=lambda item: (provider != "cpu" and item.precision != "float32", item.size_bytes),

@@ -90,8 +90,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
         facts.append(("metrics with 95% intervals (methods in the model card)", figures))
     if calibrations := manifest.calibrations():
         ranges: list[tuple[str, object]] = [
-            (", ".join(files), f"{one.method}, {one.images} training images, seed {one.seed}")
-            for one, files in calibrations.items()
+            (", ".join(files), f"{item.method}, {item.images} training images, seed {item.seed}")
+            for item, files in calibrations.items()
         ]
         facts.append(("calibration", ranges))
     words = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]

@@ -1,10 +1,19 @@
-"""Draw aligned text tables for the terminal."""
+"""Format output as lines of text: aligned tables, and the results of ``predict`` as a table, JSON or CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import csv
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 import click
+
+from mri_edge.errors import printable
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction, stdout_json
+
+Results = Iterable[Prediction | Failure]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading: bool = True) -> list[str]:
@@ -31,3 +40,98 @@ def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading
 def _pad(cell: str, width: int, *, right: bool) -> str:
     padding = " " * (width - len(click.unstyle(cell)))
     return padding + cell if right else cell + padding
+
+
+def _json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
+    """One JSON object per line: ``Prediction.to_dict`` or ``Failure.to_dict``."""
+    for result in results:
+        yield stdout_json(result.to_dict())
+
+
+def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
+    """CSV (RFC 4180): a header, then one row per scan. A failed scan has only ``file``, ``error`` and ``error_code``.
+
+    A cell that a spreadsheet would read as a formula gets a leading apostrophe. So does a cell that begins with an
+    apostrophe, so that removing one leading apostrophe always restores the cell.
+    """
+    labels = classifier.bundle.manifest.labels
+    columns = ["file", "label", *(f"probability of {printable(label)}" for label in labels), "threshold"]
+    columns += ["model", "model_hash", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms"]
+    columns += ["warnings", "warning_codes", "error", "error_code"]
+    yield _csv(columns)
+    for result in results:
+        if isinstance(result, Failure):
+            yield _csv([result.file, *[""] * (len(columns) - 3), str(result.error), result.error.code])
+            continue
+        latency = result.latency_ms
+        yield _csv(
+            [
+                result.file,
+                printable(result.label),
+                *(f"{result.probabilities[label]:.6f}" for label in labels),
+                result.threshold,
+                result.model,
+                result.model_hash,
+                result.artefact,
+                result.engine,
+                result.provider,
+                *(f"{part:.3f}" for part in (latency.decode, latency.resize, latency.infer)),
+                "; ".join(map(str, result.warnings)),
+                "; ".join(warning.code for warning in result.warnings),
+                "",
+                "",
+            ]
+        )
+
+
+def _result_table(results: Results, classifier: Classifier) -> Iterator[str]:
+    """A table for the terminal: what ran, one row per scan, and the notice. The file is last so that rows can stream.
+
+    If the only scan fails there is no table; stderr gives the reason.
+    """
+    results = iter(results)
+    first = list(islice(results, 1))
+    if first and isinstance(first[0], Failure):
+        first += islice(results, 1)
+        if len(first) == 1:
+            return
+    yield from _rows(chain(first, results), classifier)
+
+
+def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
+    manifest, engine = classifier.bundle.manifest, classifier.engine
+    positive = manifest.labels[manifest.positive]
+    shown = {label: printable(label) for label in manifest.labels}
+    yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
+    wide = max(len("label"), *map(len, shown.values()))
+    heading = f"p({shown[positive]})"
+    yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
+    for result in results:
+        if isinstance(result, Failure):
+            yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(result.file or '')} (not classified)"
+            continue
+        color = "red" if result.label == positive else "green"
+        label = click.style(f"{shown[result.label]:<{wide}}", fg=color)
+        figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
+        yield f"{label}  {figures}  {printable(result.file or '')}"
+        for warning in result.warnings:
+            yield click.style(f"{'':<{wide}}  warning: {printable(str(warning))}", fg="yellow")
+    yield click.style(NOTICE, dim=True)
+
+
+FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
+    "table": _result_table,
+    "json": _json_lines,
+    "csv": _csv_lines,
+}
+
+
+# Characters that start a formula in a spreadsheet (OWASP, "CSV Injection"), their full-width forms, and the apostrophe.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+
+
+def _csv(cells: Iterable[object]) -> str:
+    text = io.StringIO()
+    plain = [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells]
+    csv.writer(text).writerow(plain)  # the default line ending makes it quote cells that contain one
+    return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace").decode()

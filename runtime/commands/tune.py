@@ -67,13 +67,21 @@ def tune(
             "single": asdict(_best(found, provider, many=False)),
             "many": asdict(_best(found, provider, many=True)),
             **asdict(found.profile),
-            "failed": [{**asdict(one), "problem": problem} for one, problem in found.failed],
+            "failed": [{**asdict(subject), "problem": problem} for subject, problem in found.failed],
         }
         click.echo(stdout_json(record, indent=2))
         return
     rows = [("ms per scan", "batch", "threads", "engine", "artefact")]
-    for one in found.profile.measurements:
-        rows.append((f"{one.ms_per_scan:.2f}", str(one.batch), str(one.threads), one.engine, one.artefact))
+    for measurement in found.profile.measurements:
+        rows.append(
+            (
+                f"{measurement.ms_per_scan:.2f}",
+                str(measurement.batch),
+                str(measurement.threads),
+                measurement.engine,
+                measurement.artefact,
+            )
+        )
     for candidate, problem in found.failed:
         why = click.style(f"{candidate.artefact}: {printable(problem)}", fg="yellow")
         rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
@@ -104,10 +112,10 @@ def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
     if at_terminal(sys.stderr):
         yield from track(candidates, label, len(candidates))
         return
-    for number, one in enumerate(candidates, 1):
-        how = f"{one.artefact} in {one.engine}, threads {one.threads}, batch {one.batch}"
+    for number, candidate in enumerate(candidates, 1):
+        how = f"{candidate.artefact} in {candidate.engine}, threads {candidate.threads}, batch {candidate.batch}"
         click.echo(f"mri-edge: {label}, {number} of {len(candidates)}: {how}", err=True)
-        yield one
+        yield candidate
 
 
 def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
@@ -116,6 +124,6 @@ def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
     return best
 
 
-def _told(one: Measurement) -> str:
-    where = f"{one.artefact} in {one.engine} on {one.ran}"
-    return f"{where}, threads {one.threads}, batch {one.batch}: {one.ms_per_scan:.2f} ms a scan"
+def _told(measurement: Measurement) -> str:
+    where = f"{measurement.artefact} in {measurement.engine} on {measurement.ran}"
+    return f"{where}, threads {measurement.threads}, batch {measurement.batch}: {measurement.ms_per_scan:.2f} ms a scan"

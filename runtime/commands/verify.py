@@ -52,7 +52,7 @@ def verify(model: str, signed_by: str | None, as_json: bool) -> int:
             "agrees": code == 0,
             "first_difference": asdict(first) if first else None,
             "replayed": report.replayed,
-            "checks": [asdict(one) for one in report.checks],
+            "checks": [asdict(check) for check in report.checks],
         }
         click.echo(stdout_json(record, indent=2))
     else:
@@ -83,13 +83,13 @@ def _group(check: Check) -> tuple[str, str]:
 
 
 def _lines(stage: str, group: str, checks: list[Check]) -> Iterable[str]:
-    tally = {status: sum(one.status == status for one in checks) for status in _COLOURS}
+    tally = {status: sum(check.status == status for check in checks) for status in _COLOURS}
     words = ", ".join(
         click.style(status if group else f"{count} {status}", fg=colour)
         for (status, colour), count in zip(_COLOURS.items(), tally.values(), strict=True)
         if count
     )
     yield f"{stage:<13}  {group}  {words}" if group else f"{stage:<13}  {words}"
-    for one in checks:
-        if one.detail and one.status != "same":
-            yield f"{'':<13}  {one.subject if not group else ''}  {printable(one.detail)}".rstrip()
+    for check in checks:
+        if check.detail and check.status != "same":
+            yield f"{'':<13}  {check.subject if not group else ''}  {printable(check.detail)}".rstrip()

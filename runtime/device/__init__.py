@@ -1,1 +1,1 @@
-"""The machine that this runs on: processor, cores, folders, and side effects of native libraries."""
+"""The machine: processor, cores, folders, and side effects of native libraries."""

@@ -1,4 +1,4 @@
-"""How many CPU cores this process may really use: affinity and the container's quota, not the machine's count."""
+"""Count the CPU cores that this process may use: limited by affinity and by the container's quota."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
-    """Cores this process may use, at least 1: the smallest of affinity mask and cgroup CPU quota."""
+    """Cores that this process may use, at least 1: the smaller of affinity mask and cgroup CPU quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:  # macOS, Windows
@@ -21,10 +21,10 @@ def available_cpus() -> int:
 
 
 def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list[Path]:
-    """Folders whose limits hold for this process: ``root``, and each group below it down to its own.
+    """Cgroup folders whose limits apply to this process: ``root``, and every group from there down to its own.
 
-    In a container its own group is usually ``root``; in a systemd service or scope it lies below.
-    Version 1 has a tree for each controller, of which ``cpu`` and ``memory`` count here.
+    In a container the process's group is usually ``root``; in a systemd service or scope it is below. Version 1 has one
+    tree for each controller; ``cpu`` and ``memory`` are used here.
     """
     folders = [root]
     try:
@@ -34,11 +34,11 @@ def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list
     for line in lines:
         _, _, tail = line.partition(":")
         controllers, _, path = tail.partition(":")
-        named = controllers.split(",")  # in version 2, which has one tree, the empty name
-        for tree in (one for one in ("", "cpu", "memory") if one in named):
+        named = controllers.split(",")  # empty in version 2, which has one tree
+        for tree in (controller for controller in ("", "cpu", "memory") if controller in named):
             folder = root / tree
             for name in path.strip("/").split("/"):
-                if name in ("", ".."):  # ours is the root, or lies outside of what we see
+                if name in ("", ".."):  # the group is the root, or outside of the visible tree
                     break
                 folder /= name
                 folders.append(folder)
@@ -48,7 +48,7 @@ def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list
 def cgroup_quota(folder: Path) -> float | None:
     """CPU quota in cores from cgroup version 2 (``cpu.max``) or 1 (``cpu.cfs_*``) files; None without one.
 
-    ``folder`` is a group, or the root of version 1, where the files lie below ``cpu``.
+    ``folder`` is a group, or the root of version 1, where the files are below ``cpu``.
     """
     try:
         limit, period = (folder / "cpu.max").read_text().split()

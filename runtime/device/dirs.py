@@ -1,4 +1,4 @@
-"""Where mri-edge keeps what belongs to this machine: profiles of ``tune``, engines of ``warmup``, notes."""
+"""Folders of this user for mri-edge: cache (profiles of ``tune``, engines of ``warmup``) and state."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mri_edge.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for mri-edge, by the habits of the system; it need not exist yet.
+    """The user's cache folder for mri-edge by the conventions of the system. It need not exist.
 
     XDG base directory specification on Linux; ``~/Library/Caches``; ``%LOCALAPPDATA%``.
 
     Raises
     ------
     UsageError
-        Nobody knows this user's home: a number without an account, as services and containers run under.
+        This user has no home folder, as some users of services and containers.
     """
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
@@ -25,11 +25,11 @@ def cache_folder() -> Path:
         root = "~/Library/Caches"
     else:
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return _of_user(root)
+    return _expand(root)
 
 
 def state_folder() -> Path:
-    """The user's folder for what mri-edge notes between runs and cannot make anew; it need not exist yet.
+    """The user's folder for what mri-edge remembers between runs and cannot compute again. It need not exist.
 
     XDG base directory specification on Linux; ``~/Library/Application Support``; ``%LOCALAPPDATA%``.
 
@@ -44,10 +44,10 @@ def state_folder() -> Path:
         root = "~/Library/Application Support"
     else:
         root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return _of_user(root)
+    return _expand(root)
 
 
-def _of_user(root: str) -> Path:
+def _expand(root: str) -> Path:
     folder = os.path.expanduser(root)
     if folder.startswith("~"):
         raise UsageError(
@@ -58,6 +58,6 @@ def _of_user(root: str) -> Path:
 
 
 def profile_folder() -> Path:
-    """Folder of the device profiles: ``MRI_EDGE_PROFILE_DIR``, else within ``cache_folder``, which may raise."""
+    """Folder of device profiles: ``MRI_EDGE_PROFILE_DIR``, else in ``cache_folder``, which may raise UsageError."""
     named = os.environ.get("MRI_EDGE_PROFILE_DIR")
     return Path(named) if named else cache_folder() / "profiles"

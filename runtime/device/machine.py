@@ -1,4 +1,4 @@
-"""What this machine is: CPU and its instructions, cores, memory, board, installed packages."""
+"""Describe this machine: CPU and its instructions, memory, board, installed packages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .cpu import cgroup_folders
 
-# Kernel names of the instructions that inference libraries choose their code by -> ours, which are
-# those of the CPU makers. Linux arch/x86/include/asm/cpufeatures.h, arch/arm64/include/uapi/asm/hwcap.h.
+# Instructions by which inference libraries choose their code: name in the kernel -> name of the CPU maker.
+# Linux arch/x86/include/asm/cpufeatures.h, arch/arm64/include/uapi/asm/hwcap.h.
 _INSTRUCTIONS = {
     "avx2": "avx2",
     "fma": "fma",
@@ -32,18 +32,18 @@ _INSTRUCTIONS = {
     "bf16": "bf16",
     "sve": "sve",
 }
-# With one of these, 8-bit products are summed in 32 bits in one step: int8 is fast, and exact.
+# These sum 8-bit products in 32 bits in one step, which makes int8 fast and exact.
 DOT_PRODUCTS = frozenset({"vnni", "dotprod", "amx-int8", "i8mm"})
 
 _CPUINFO = Path("/proc/cpuinfo")
-_FIRST_CORE = 16 << 10  # bytes: cpuinfo of one core is some 3 kB, of a server's 256 nearly a megabyte
+_FIRST_CORE = 16 << 10  # bytes; cpuinfo of one core has 3 kB, of 256 cores nearly 1 MB
 _BOARD_FILES = (Path("/proc/device-tree/model"), Path("/sys/firmware/devicetree/base/model"))
 _MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """Architecture, the maker's name of the CPU, and which of the instructions above it has."""
+    """Architecture, model name, and the instructions above that the CPU has."""
 
     architecture: str
     model: str
@@ -60,7 +60,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of memory: in the machine, free to use now, and the container's limit if it has one."""
+    """Memory in bytes: of the machine, available now, and the container's limit if there is one."""
 
     total: int
     available: int
@@ -68,24 +68,24 @@ class Memory:
 
     @property
     def usable(self) -> int:
-        """What this process may fill: the smaller of the machine and the limit."""
+        """Memory that this process may use: the smaller of the machine's and the limit."""
         return self.total if self.limit is None else min(self.total, self.limit)
 
 
 def cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
-    """Read the CPU's name and instructions; those stay empty on a system that does not tell."""
+    """Read the CPU's name and instructions. Instructions are empty where the system does not report them."""
     architecture = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "unknown")
     try:
         with open(cpuinfo, encoding="utf-8", errors="replace") as file:
             return read_cpuinfo(file.read(_FIRST_CORE), architecture)
     except OSError:
-        if sys.platform == "darwin" and architecture == "arm64":  # every Apple M has these
+        if sys.platform == "darwin" and architecture == "arm64":  # all Apple M CPUs have these
             return Cpu(architecture, "Apple silicon", frozenset({"neon", "fp16", "dotprod"}))
         return Cpu(architecture, os.environ.get("PROCESSOR_IDENTIFIER", "unknown"), frozenset())
 
 
 def read_cpuinfo(text: str, architecture: str) -> Cpu:
-    """Facts of the first core in the text of ``/proc/cpuinfo`` (x86 and ARM write it differently)."""
+    """Parse the first core in the text of ``/proc/cpuinfo``, whose keys differ between x86 and ARM."""
     facts: dict[str, str] = {}
     for line in text.split("\n\n", 1)[0].splitlines():
         name, colon, value = line.partition(":")
@@ -100,7 +100,7 @@ def read_cpuinfo(text: str, architecture: str) -> Cpu:
 
 
 def memory(meminfo: Path = _MEMINFO) -> Memory | None:
-    """Memory of the machine and of the container; None on a system that does not tell in these files."""
+    """Memory of the machine and of the container; None where the system does not report it."""
     try:
         text = meminfo.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -111,7 +111,7 @@ def memory(meminfo: Path = _MEMINFO) -> Memory | None:
     limits = [limit for folder in cgroup_folders() if (limit := memory_limit(folder)) is not None]
     limit = min(limits, default=None)
     total = values["MemTotal"]
-    # Version 1 writes a huge number where there is no limit.
+    # Version 1 reports a huge number if there is no limit.
     return Memory(total, values.get("MemAvailable", total), limit if limit is not None and limit < total else None)
 
 
@@ -120,7 +120,7 @@ def memory_limit(cgroup: Path) -> int | None:
     for file in ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes"):
         try:
             return int((cgroup / file).read_text())
-        except (OSError, ValueError):  # "max" is no number
+        except (OSError, ValueError):  # "max" is not a number
             continue
     return None
 
@@ -142,9 +142,9 @@ def is_32_bit_arm() -> bool:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Version of each package that is installed, read from the names of the ``.dist-info`` folders.
+    """Versions of those packages that are installed, from the names of ``.dist-info`` folders.
 
-    ``importlib.metadata`` says the same and takes 30 times as long to import and scan.
+    ``importlib.metadata`` gives the same in 30 times the time.
     """
     wanted = {name.replace("-", "_"): name for name in packages}
     found: dict[str, str] = {}

@@ -1,4 +1,8 @@
-"""Work around native side effects: messages on stderr, and memory that glibc keeps after it was freed."""
+"""Work around native side effects: messages on stderr, and memory that glibc keeps after ``free``.
+
+This is the only module that calls glibc's malloc (tested with 2.36) and Pillow's libtiff (10.3 to 13) through ctypes.
+Where a function does not exist, the side effect remains.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 
-# malloc.h of glibc, and the limits that its own sliding threshold ends at on 64 bits (malloc.c).
+# Constants of glibc: malloc.h, and the upper limit of its dynamic threshold on 64 bits (malloc.c).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Within the block what is freed goes back to the system, under glibc; for this process, so for programs alone.
+    """Make glibc return freed memory to the system within the block. It affects the whole process.
 
-    An engine that opens a model frees as much as it keeps, piece by piece: glibc soon holds such pieces
-    for the next that asks, and nobody does. A fifth of the peak memory of one prediction goes by that.
-    Afterwards large pieces are held again, so that arrays are not made of new pages each time.
+    An engine frees about as much memory as it keeps while it opens a model, and glibc would keep the freed pieces for
+    later. Returning them lowers the peak of one prediction by a fifth. Afterwards large pieces are kept again, so that
+    arrays do not need new pages each time.
     """
     import ctypes
 
@@ -37,7 +41,7 @@ def return_freed_memory() -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Return to the system what glibc keeps in each thread's arena after a large picture was freed there."""
+    """Return memory to the system that glibc keeps in each thread's arena after a large picture was freed."""
     import ctypes
 
     with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
@@ -46,9 +50,9 @@ def trim_memory() -> None:
 
 @contextmanager
 def silence_stderr() -> Iterator[None]:
-    """Drop what native code writes to file descriptor 2; failures arrive as exceptions all the same.
+    """Discard what native code writes to file descriptor 2. Failures are still raised as exceptions.
 
-    TensorFlow's C++ part and XNNPACK write there, past ``sys.stderr`` and before any log level is heard.
+    TensorFlow's C++ code and XNNPACK write there directly, before log levels apply.
     """
     import tempfile
 
@@ -65,10 +69,10 @@ def silence_stderr() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def silence_libtiff() -> None:
-    """Drop the messages that Pillow's libtiff prints to file descriptor 2; failures arrive as exceptions all the same.
+    """Discard messages that Pillow's libtiff prints to file descriptor 2. Failures are still raised as exceptions.
 
-    Its handler is switched off, since redirecting the descriptor would lose what other threads write meanwhile. Where
-    libtiff is linked in such a way that its functions have no names, as on Windows, the messages stay.
+    This removes libtiff's error handler, because redirecting the descriptor would also lose what other threads write.
+    Where libtiff's functions are not exported, as on Windows, the messages remain.
     """
     import ctypes
 

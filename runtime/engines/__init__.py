@@ -1,12 +1,13 @@
-"""Inference engines, one file each, found by looking in this folder.
+"""Inference engines: the protocol, and a registry of the files in this folder, one per engine.
 
-An engine file names itself with ``NAME``, the file suffixes it opens with ``SUFFIXES``, the
-extra that installs its library with ``EXTRA``, the library itself with ``MODULE``, the packages
-that may bring it (one of them at a time) with ``PACKAGES``, the providers it knows with ``PROVIDERS``, says
-with ``missing()`` why it cannot run here (``None`` if it can), and opens an artefact with
-``open(model, *, threads, provider, ...)`` from the bytes of a ``ModelFile``. Its library is imported inside
-``open`` alone. With ``OPENS_AFTER_FORK = False`` it says that its library cannot start in a child of a process
-that used it.
+An engine file defines
+
+- ``NAME``, ``SUFFIXES`` of the files that it opens, and ``PROVIDERS``,
+- ``MODULE``, its library; ``PACKAGES``, which contain it (one is installed at a time); ``EXTRA``, which installs it,
+- ``RANK``, its place in the order of preference,
+- ``missing()``: the reason why it cannot run on this machine, or None,
+- ``open(model, *, threads, provider)``: opens the bytes of a ``ModelFile``. Only this imports the library,
+- ``OPENS_AFTER_FORK = False`` if its library cannot start in a forked child of a process that used it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.bundles.bundle import Bundle, check_self_contained
 from mri_edge.bundles.manifest import Artefact, TensorSpec
-from mri_edge.bundles.onnx_external import outside_part
+from mri_edge.bundles.onnx_external import find_external_data
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import is_32_bit_arm
 from mri_edge.errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError, printable
@@ -32,41 +34,50 @@ from mri_edge.errors import EngineError, EngineUnavailable, InputError, Provider
 from ._fork import check_opens_here, guard
 from ._fork import is_inherited as is_inherited
 
-if TYPE_CHECKING:
-    from mri_edge.bundles.bundle import Bundle
-
 Batch = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Outputs = dict[str, NDArray[np.float32]]
 
-# What --provider takes; each engine file maps those it knows to its library's own names.
+# Values of --provider. Each engine file maps those that it supports to the names in its library.
 PROVIDERS = ("auto", "cpu", "gpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
-# What "gpu" stands for: the first of these that comes up. TensorRT builds its engine for minutes, so CUDA is before it.
+# "gpu" is the first of these that starts. CUDA precedes TensorRT, which builds its engine for minutes.
 GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
-# Other names that people know an engine by: its short name, and that of its files.
+# Other names of engines: a short name, and the name of the file format.
 ENGINE_ALIASES = {"onnx": "onnxruntime", "ort": "onnxruntime", "tflite": "litert"}
+_FAKE_ENGINE = "mri_edge.testing"  # opens .fake files, in other processes too
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file as it was read: an engine opens these bytes, so nobody can exchange the file after it was hashed.
+    """The bytes of a model file. Engines open these, so that replacing the file after it was hashed has no effect.
 
-    ``name`` is the file's name, for its suffix and for messages; ``sha256`` is of ``content``. Whoever holds a
-    ModelFile holds all of its bytes: let go of it when the engine is open.
+    ``name`` is the file's name, ``sha256`` the hash of ``content``. ``is_self_contained`` says that the content was
+    checked for data in other files. Delete a ModelFile when the engine is open, because it keeps all bytes in memory.
     """
 
     name: str
     content: bytes = field(repr=False)
     sha256: str
+    is_self_contained: bool = False
 
     @classmethod
     def of(cls, bundle: Bundle, artefact: Artefact) -> ModelFile:
-        """Read an artefact of a bundle. Raises IntegrityError if the file was changed."""
-        return cls(artefact.file, bundle.read(artefact), artefact.sha256)
+        """Read an artefact of a bundle.
+
+        Raises
+        ------
+        IntegrityError
+            The file was changed.
+        BundleError
+            An ONNX file that stores a part of the model in another file.
+        """
+        content = bundle.read_hashed(artefact)
+        is_self_contained = check_self_contained(content, bundle.folder / artefact.file)
+        return cls(artefact.file, content, artefact.sha256, is_self_contained)
 
     @classmethod
     def read(cls, path: Path) -> ModelFile:
-        """Read a file that no manifest vouches for. Raises EngineError if that fails."""
+        """Read a file that is not part of a bundle. Raises EngineError if it cannot be read."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -78,10 +89,9 @@ class ModelFile:
 class Engine(Protocol):
     """An opened artefact.
 
-    ``provider`` is the execution provider that really runs, read back after opening; ``threads``
-    the number of intra-op threads; ``input`` and ``outputs`` what the file declares. The first of
-    ``outputs`` are the probabilities; an artefact that can explain itself gives ``features`` and
-    ``activation`` after them.
+    ``provider`` is the execution provider in use, read back after opening. ``threads`` is the number of intra-op
+    threads. ``input`` and ``outputs`` are the tensors that the file declares: the first output is the probabilities;
+    artefacts that support heatmaps also have ``features`` and ``activation``.
     """
 
     name: str
@@ -98,21 +108,21 @@ class Engine(Protocol):
         InputError
             The batch has another dtype or shape.
         EngineError
-            The engine failed while it ran.
+            The engine failed.
         """
         ...
 
     def run_all(self, batch: Batch) -> Outputs:
-        """Every output by its name, float32 (N, …) each; errors as for ``run``."""
+        """All outputs by name, each float32 (N, …); errors as for ``run``."""
         ...
 
     def close(self) -> None:
-        """Give back memory and threads; the engine is not used after this. A second call does nothing."""
+        """Release memory and threads. The engine must not be used afterwards; a second call has no effect."""
         ...
 
 
 class EngineFile(Protocol):
-    """The face of one file in this folder."""
+    """What an engine file defines; see the docstring of this package."""
 
     NAME: str
     SUFFIXES: tuple[str, ...]
@@ -126,20 +136,20 @@ class EngineFile(Protocol):
 
 @lru_cache(maxsize=1)
 def engine_files() -> dict[str, EngineFile]:
-    """All engines by name, usable here or not, in the order in which they are preferred."""
-    names = sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
-    modules = [cast(EngineFile, importlib.import_module(f"{__name__}.{name}")) for name in names]
-    modules.sort(key=lambda one: (getattr(one, "RANK", 100), one.NAME))
-    return {one.NAME: one for one in modules}
+    """All engines by name, installed or not, in order of preference; last the fake engine, which no user is offered."""
+    names = [f"{__name__}.{file.name}" for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")]
+    modules = [cast(EngineFile, importlib.import_module(name)) for name in [*names, _FAKE_ENGINE]]
+    modules.sort(key=lambda module: (getattr(module, "RANK", 100), module.NAME))
+    return {module.NAME: module for module in modules}
 
 
 def offered() -> list[str]:
-    """Names of the engines that have a library: not of the fake one, which is there for tests."""
-    return [name for name, one in engine_files().items() if one.MODULE]
+    """Names of the engines that users can choose: all but the fake one, which has no library."""
+    return [name for name, file in engine_files().items() if file.MODULE]
 
 
 def engine_file(name: str) -> EngineFile:
-    """One engine by its name or alias. Raises UsageError with the known names."""
+    """Find an engine by name or alias. Raises UsageError, which lists the known names."""
     files = engine_files()
     name = ENGINE_ALIASES.get(name, name)
     if name not in files:
@@ -153,11 +163,11 @@ def engine_for(path: str | Path) -> EngineFile:
     Raises
     ------
     EngineError
-        No engine opens such files.
+        No engine opens files with this suffix.
     """
-    for one in engine_files().values():
-        if str(path).endswith(one.SUFFIXES):
-            return one
+    for file in engine_files().values():
+        if str(path).endswith(file.SUFFIXES):
+            return file
     raise EngineError(f"{path}: no engine opens such a file", f"Engines: {', '.join(offered())}")
 
 
@@ -174,21 +184,21 @@ def open_engine(
     Parameters
     ----------
     model
-        The artefact as it was read; a path is read here.
+        The artefact's content, or a path to read it from.
     engine
         Name or alias of an engine; ``None`` takes the preferred one for the suffix.
     provider
-        One of ``PROVIDERS``. An explicit one is strict: it comes up or ProviderUnavailable is raised. ``"gpu"`` is
-        the first of ``GPU_PROVIDERS`` that comes up.
+        One of ``PROVIDERS``. ``"auto"`` takes the best that starts; any other starts or raises ProviderUnavailable.
+        ``"gpu"`` is the first of ``GPU_PROVIDERS`` that starts.
     threads
-        Intra-op threads, at most the cores that this process may use, which ``None`` takes.
+        Intra-op threads, at most the cores that this process may use. ``None``: all of these cores.
 
     Raises
     ------
     UsageError
         Unknown engine, provider or thread count.
     EngineUnavailable, ProviderUnavailable, EngineError
-        The library is missing, the provider did not come up, the file could not be opened.
+        The library is not installed, the provider did not start, or the file cannot be opened.
     """
     name = model.name
     chosen = engine_file(engine) if engine else engine_for(name)
@@ -205,7 +215,7 @@ def open_engine(
     check_opens_here(chosen.NAME, opens_after_fork=getattr(chosen, "OPENS_AFTER_FORK", True))
     if not isinstance(model, ModelFile):
         model = ModelFile.read(model)
-    if name.endswith(".onnx"):
+    if name.endswith(".onnx") and not model.is_self_contained:
         _check_onnx(model)
     refused: list[ProviderUnavailable] = []
     for wanted in providers_of(chosen, provider):
@@ -219,12 +229,12 @@ def open_engine(
     if len(refused) == 1:
         raise refused[0]
     raise ProviderUnavailable(
-        f"provider {provider!r}: no GPU came up ({'; '.join(error.problem for error in refused)})", refused[0].hint
+        f"provider {provider!r}: no GPU started ({'; '.join(error.problem for error in refused)})", refused[0].hint
     )
 
 
 def providers_of(file: EngineFile, provider: str) -> list[str]:
-    """The providers to try in turn for one of ``PROVIDERS``; an engine that has no GPU refuses the name itself."""
+    """Providers to try in turn for one of ``PROVIDERS``. An engine without GPU support refuses ``"gpu"`` itself."""
     if provider != "gpu":
         return [provider]
     return [name for name in GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
@@ -233,8 +243,8 @@ def providers_of(file: EngineFile, provider: str) -> list[str]:
 def check_threads(threads: int | None) -> None:
     """Raise UsageError for a thread count that this process cannot use.
 
-    More threads than cores wait for one another, and thousands of them exhaust memory. A number above is refused, not
-    lowered: records of what ran would say another than what was asked for.
+    More threads than cores only wait for one another, and thousands exhaust memory. Lowering the number silently would
+    make the records differ from the request.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: {threads}")
@@ -246,27 +256,27 @@ def check_threads(threads: int | None) -> None:
 
 
 def _check_onnx(model: ModelFile) -> None:
-    """Whatever opens it, an ONNX file is read whole here first: a library would take other files along unchecked."""
+    """Refuse an ONNX file that refers to other files: a library would open those unchecked."""
     try:
-        outside = outside_part(model.content)
+        part = find_external_data(model.content)
     except ValueError as error:
         raise EngineError(f"{model.name}: cannot open it: {error}", "Export the model again") from error
-    if outside:
+    if part:
         raise EngineError(
-            f"{model.name}: {printable(outside)} lies in another file, which no hash covers",
+            f"{model.name}: {printable(part)} lies in another file, which no hash covers",
             "Save the model with all of its weights inside (onnx.save without external data)",
         )
 
 
 def remedy(file: EngineFile) -> str:
-    """What to do about an engine whose library is missing."""
+    """How to install an engine's library."""
     if is_32_bit_arm():
         return "No engine has wheels for 32-bit ARM: use a 64-bit system image"
     return f"pip install 'mri-edge[{file.EXTRA}]'" if file.EXTRA else "pip install mri-edge"
 
 
 def check_cpu_only(engine: str, provider: str) -> None:
-    """For an engine that knows the CPU alone: raise ProviderUnavailable if another provider was asked for."""
+    """Raise ProviderUnavailable for any provider but the CPU; for engines that run only there."""
     if provider not in ("auto", "cpu"):
         raise ProviderUnavailable(
             f"engine {engine!r} runs on the CPU only. Received: --provider {provider}", "Use --engine onnxruntime"
@@ -276,7 +286,7 @@ def check_cpu_only(engine: str, provider: str) -> None:
 def check_model(
     name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, tuple[TensorSpec, ...]]:
-    """What the file declares, as its one input and its outputs, of which the first holds the probabilities.
+    """Check the declared tensors and return the input and the outputs, of which the first is the probabilities.
 
     Raises
     ------
@@ -285,24 +295,24 @@ def check_model(
     """
     hint = "Export the model with 'mri-edge export'"
     if len(inputs) != 1 or inputs[0].dtype != "uint8" or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
-        raise EngineError(f"{name}: must take uint8 (N, H, W, 3). It takes: {_told(inputs)}", hint)
+        raise EngineError(f"{name}: must take uint8 (N, H, W, 3). It takes: {_describe(inputs)}", hint)
     if not outputs or outputs[0].dtype != "float32" or len(outputs[0].shape) != 2:
-        raise EngineError(f"{name}: must give float32 (N, classes). It gives: {_told(outputs)}", hint)
+        raise EngineError(f"{name}: must give float32 (N, classes). It gives: {_describe(outputs)}", hint)
     return inputs[0], tuple(outputs)
 
 
 def empty_outputs(outputs: Sequence[TensorSpec]) -> Outputs:
-    """The answer to an empty batch: float32 (0, …) for every output. Some engines refuse such batches."""
-    return {one.name: np.empty((0, *(size or 0 for size in one.shape[1:])), np.float32) for one in outputs}
+    """Outputs for an empty batch: float32 (0, …) each. Some engines refuse such batches."""
+    return {spec.name: np.empty((0, *(size or 0 for size in spec.shape[1:])), np.float32) for spec in outputs}
 
 
-def _told(specs: Sequence[TensorSpec]) -> str:
-    sizes = (", ".join("N" if size is None else str(size) for size in one.shape) for one in specs)
-    return "; ".join(f"{one.name} {one.dtype} ({size})" for one, size in zip(specs, sizes, strict=True)) or "nothing"
+def _describe(specs: Sequence[TensorSpec]) -> str:
+    sizes = (", ".join("N" if size is None else str(size) for size in spec.shape) for spec in specs)
+    return "; ".join(f"{spec.name} {spec.dtype} ({size})" for spec, size in zip(specs, sizes, strict=True)) or "nothing"
 
 
 def check_batch(batch: Batch, spec: TensorSpec) -> None:
-    """Raise InputError unless ``batch`` is uint8 (N, H, W, 3) as ``spec`` says; N may be 0."""
+    """Raise InputError unless ``batch`` is uint8 (N, H, W, 3) as in ``spec``. N may be 0."""
     if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.shape[1:] != spec.shape[1:]:
         received = f"{getattr(batch, 'dtype', type(batch).__name__)} {getattr(batch, 'shape', '')}"
         shape = ", ".join(str(size) for size in spec.shape[1:])

@@ -1,8 +1,8 @@
-"""Keep engines that a process inherits by ``fork`` from hanging or crashing it.
+"""Disable engines in a forked child, where they would hang or crash.
 
-A forked child has its parent's memory but none of its threads. The native part of an inherited engine waits for
-threads that are not there when it runs, and again when it is destroyed. So in the child it is never run and never
-destroyed: its memory is shared with the parent, and goes when the child ends.
+A forked child has its parent's memory but not its threads. The native part of an inherited engine waits for threads
+that do not exist, when it runs and when it is destroyed. So the child never runs or destroys it; its memory is shared
+with the parent and released when the child ends. Uses ``ctypes.pythonapi`` of CPython (3.10 to 3.13).
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any, NoReturn
 
 from mri_edge.errors import EngineError
 
-_opened: list[weakref.ref[Any]] = []  # in this process, and still there
-_used: set[str] = set()  # names of the engines that were opened in this process
-_inherited: set[str] = set()  # and of those that a parent of it had opened before it was forked
+_opened: list[weakref.ref[Any]] = []  # engines of this process that still exist
+_used: set[str] = set()  # names of engines opened in this process
+_inherited: set[str] = set()  # names of engines that a parent opened before the fork
 
 
 def guard(engine: Any) -> None:
-    """In every child that this process forks, ``engine`` refuses to run, and its ``close`` does nothing."""
-    _opened[:] = [one for one in _opened if one() is not None]
+    """Disable ``engine`` in every child that this process forks: it refuses to run, and ``close`` has no effect."""
+    _opened[:] = [item for item in _opened if item() is not None]
     _opened.append(weakref.ref(engine))
     _used.add(engine.name)
 
 
 def is_inherited(engine: Any) -> bool:
-    """Whether an engine was opened before this process was forked, so that it does not run here."""
+    """Whether an engine was opened before this process was forked, so that it cannot run here."""
     return getattr(engine, "run_all", None) is _refuse
 
 
 def check_opens_here(name: str, *, opens_after_fork: bool) -> None:
-    """Raise EngineError if a parent of this process opened such an engine, and its library bears no second start."""
+    """Raise EngineError if a parent of this process used this engine and its library cannot start again in a child."""
     if name in _inherited and not opens_after_fork:
         raise EngineError(
             f"engine {name!r} was in use before this process was forked, and its library cannot start in the child",
@@ -47,13 +47,13 @@ def _refuse(batch: object) -> NoReturn:
 
 
 def _close_nothing() -> None:
-    """There is nothing to give back: threads and memory are the parent's."""
+    """Threads and memory belong to the parent."""
 
 
 def _disarm() -> None:
     for reference in _opened:
         if (engine := reference()) is not None:
-            # One reference that nobody counts back: no destructor runs, not even when the interpreter ends.
+            # Leak one reference, so that no destructor runs, not even at exit.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
             engine.run = engine.run_all = _refuse
             engine.close = _close_nothing

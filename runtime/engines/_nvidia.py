@@ -1,7 +1,7 @@
-"""Why an NVIDIA provider does not come up, and which GPU there is: asked of the driver itself.
+"""Ask the NVIDIA driver why a provider does not start, and which GPU the machine has.
 
-ONNX Runtime says the reason in its log alone and goes on without the provider, so the same
-libraries are loaded here, in the same order, until one refuses.
+ONNX Runtime only logs the reason and continues without the provider. So this module loads the same libraries in the
+same order until one fails. It uses the CUDA driver API through ctypes, whose functions have been stable since CUDA 2.0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Load = Callable[..., Any]
 
 NO_GPU = "no-gpu"
 
-# CUDA driver API, cuda.h, enum CUresult: those that a user can do something about.
+# CUDA driver API, cuda.h, enum CUresult: errors that a user can fix.
 _INIT_ERRORS = {
     3: "the driver could not be initialised",
     35: "the driver is older than this CUDA",
@@ -35,7 +35,7 @@ _INSTALL_LIBRARIES = (
 
 
 def explain(provider: str, libraries: Path, load: Load = ctypes.CDLL) -> tuple[str, str] | None:
-    """Reason and cure of a ``"cuda"`` or ``"tensorrt"`` provider that stays away; None if neither is found.
+    """Find why a ``"cuda"`` or ``"tensorrt"`` provider does not start: reason and fix, or None.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def explain(provider: str, libraries: Path, load: Load = ctypes.CDLL) -> tuple[s
 
 
 def gpu_name(load: Load = ctypes.CDLL) -> str:
-    """Name of the first GPU and its compute capability, fit for a file: ``"NVIDIA-Orin-sm87"``; or ``NO_GPU``."""
+    """Name and compute capability of the first GPU as part of a file name, ``"NVIDIA-Orin-sm87"``; or ``NO_GPU``."""
     try:
         driver = load(_DRIVER)
     except OSError:

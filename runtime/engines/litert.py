@@ -23,7 +23,7 @@ PROVIDERS = ("cpu",)
 
 
 def missing() -> str | None:
-    """Why this engine cannot run here, or None."""
+    """The reason why this engine cannot run on this machine, or None."""
     return None if find_spec("ai_edge_litert") else "the package ai-edge-litert is not installed"
 
 
@@ -33,7 +33,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> LiteRTEng
 
 
 class LiteRTEngine:
-    """One interpreter, resized to the batch at hand. It holds state, so a lock guards ``run``."""
+    """One interpreter, resized to each batch. It has state, so a lock guards ``run``."""
 
     name = NAME
     provider = "XNNPACK"
@@ -47,10 +47,10 @@ class LiteRTEngine:
                 f"ai-edge-litert cannot be imported: {error}", "Install it again: pip install 'mri-edge[litert]'"
             ) from error
         try:
-            # The interpreter reads its weights from these very bytes and keeps them until it is closed.
+            # The interpreter uses the weights in these bytes and keeps them until it is closed.
             interpreter = Interpreter(model_content=model.content, num_threads=threads)
             interpreter.allocate_tensors()
-            entries, exits = interpreter.get_input_details(), interpreter.get_output_details()
+            inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise EngineError(
                 f"{model.name}: LiteRT cannot open it: {first_line(error)}", "Export the model again"
@@ -59,9 +59,9 @@ class LiteRTEngine:
         self._interpreter: Any = interpreter
         self._lock = threading.Lock()
         self.input, self.outputs = check_model(
-            model.name, [_spec(one) for one in entries], [_spec(one) for one in exits]
+            model.name, [_spec(entry) for entry in inputs], [_spec(details) for details in outputs]
         )
-        self._entry, self._exits = entries[0]["index"], [one["index"] for one in exits]
+        self._input_index, self._outputs = inputs[0]["index"], [spec["index"] for spec in outputs]
         self._batch = 1
 
     def run(self, batch: Batch) -> Probabilities:
@@ -69,30 +69,30 @@ class LiteRTEngine:
         return self.run_all(batch)[self.outputs[0].name]
 
     def run_all(self, batch: Batch) -> Outputs:
-        """Every output by its name; see ``Engine.run_all``."""
+        """All outputs by name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)
         with self._lock:
             try:
                 if len(batch) != self._batch:
-                    self._interpreter.resize_tensor_input(self._entry, batch.shape)
+                    self._interpreter.resize_tensor_input(self._input_index, batch.shape)
                     self._interpreter.allocate_tensors()
                     self._batch = len(batch)
-                self._interpreter.set_tensor(self._entry, np.ascontiguousarray(batch))
+                self._interpreter.set_tensor(self._input_index, np.ascontiguousarray(batch))
                 self._interpreter.invoke()
-                results = [np.array(self._interpreter.get_tensor(one), np.float32) for one in self._exits]
+                results = [np.array(self._interpreter.get_tensor(spec), np.float32) for spec in self._outputs]
             except (ValueError, RuntimeError) as error:
                 self._batch = 0  # the interpreter may be half resized: allocate again next time
                 raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error
-        return {one.name: result for one, result in zip(self.outputs, results, strict=True)}
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
     def close(self) -> None:
-        """Drop the interpreter, and with it its threads and memory."""
+        """Release the interpreter with its threads and memory."""
         self._interpreter = None
 
 
 def _spec(details: dict[str, Any]) -> TensorSpec:
-    # The file is made for one image; the first dimension is resized at will.
+    # The file declares a batch of one; the first dimension can be resized.
     shape = (None, *(int(size) for size in details["shape"][1:]))
     return TensorSpec(str(details["name"]), np.dtype(details["dtype"]).name, shape)

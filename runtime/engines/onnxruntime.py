@@ -31,17 +31,17 @@ _PROVIDERS = {
     "directml": "DmlExecutionProvider",
 }
 PROVIDERS = tuple(_PROVIDERS)
-# TensorRT is left out: it builds an engine for minutes, so it must be asked for.
+# Without TensorRT, which builds an engine for minutes and so must be requested.
 _AUTO = ("cuda", "coreml", "directml", "openvino", "cpu")
 
 _log = logging.getLogger(__name__)
 
-# ONNX type names; onnxruntime names the same types in its own way.
+# Type names of onnxruntime and of NumPy.
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 def missing() -> str | None:
-    """Why this engine cannot run here, or None."""
+    """The reason why this engine cannot run on this machine, or None."""
     return None if find_spec("onnxruntime") else "the package onnxruntime is not installed"
 
 
@@ -64,8 +64,8 @@ class OnnxRuntimeEngine:
                 "Install it again: pip install --force-reinstall onnxruntime",
             ) from error
         self.threads = threads
-        onnxruntime.disable_telemetry_events()  # on Windows they go another way than mri_edge/__init__ shuts
-        # It would log to stderr what is raised here as errors, and warnings that are for graph authors.
+        onnxruntime.disable_telemetry_events()  # on Windows, mri_edge/__init__ cannot disable it
+        # Errors are raised here; do not log them to stderr too, nor warnings for authors of graphs.
         onnxruntime.set_default_logger_severity(4)
         self._session = _open_session(onnxruntime, model, threads, provider)
         self.provider = str(self._session.get_providers()[0])
@@ -74,7 +74,7 @@ class OnnxRuntimeEngine:
                 [_spec(node) for node in nodes()] for nodes in (self._session.get_inputs, self._session.get_outputs)
             ]
         except UnicodeDecodeError as error:
-            raise EngineError(f"{model.name}: names of its tensors are no UTF-8", "Export the model again") from error
+            raise EngineError(f"{model.name}: names of its tensors are not UTF-8", "Export the model again") from error
         self.input, self.outputs = check_model(model.name, *specs)
 
     def run(self, batch: Batch) -> Probabilities:
@@ -82,35 +82,35 @@ class OnnxRuntimeEngine:
         return self.run_all(batch)[self.outputs[0].name]
 
     def run_all(self, batch: Batch) -> Outputs:
-        """Every output by its name; see ``Engine.run_all``."""
+        """All outputs by name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)
-        names = [one.name for one in self.outputs]
+        names = [spec.name for spec in self.outputs]
         try:
             return dict(zip(names, self._session.run(names, {self.input.name: batch}), strict=True))
         except Exception as error:
             raise EngineError(f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}") from error
 
     def close(self) -> None:
-        """Drop the session, and with it its threads and memory."""
+        """Release the session with its threads and memory."""
         self._session = None
 
 
 def choose_providers(wanted: str, installed: list[str]) -> list[str]:
-    """Our names of the providers to try, one after the other, best first.
+    """Choose the providers to try in turn, best first.
 
     Parameters
     ----------
     wanted
         ``"auto"`` or one of ``PROVIDERS``.
     installed
-        ONNX Runtime's names of those that its wheel was built with.
+        ONNX Runtime's names of the providers in the installed wheel.
 
     Raises
     ------
     ProviderUnavailable
-        An explicit provider that the installed wheel does not contain.
+        The installed wheel does not contain the requested provider.
     """
     if wanted == "auto":
         return [name for name in _AUTO if _PROVIDERS[name] in installed]
@@ -123,7 +123,7 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
 
 
 def engine_cache(model: ModelFile) -> Path:
-    """Folder of the TensorRT engines built from a model file: its hash, the GPU and the version name it."""
+    """Folder of TensorRT engines for a model file, named after its hash, the GPU and the version of ONNX Runtime."""
     from mri_edge.device.dirs import cache_folder
     from mri_edge.device.machine import installed
 
@@ -132,7 +132,7 @@ def engine_cache(model: ModelFile) -> Path:
 
 
 _DOCTOR = "See 'mri-edge doctor' for what works here"
-# No extra of ours: pip would bring the plain wheel back, whose files overwrite this one's.
+# Not an extra of this package: pip would also install the CPU wheel, whose files overwrite those of this one.
 _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (a Jetson: deploy/jetson.md)"
 _WHEELS = {
     "cuda": _GPU_WHEEL,
@@ -144,7 +144,7 @@ _WHEELS = {
 
 
 def _open_session(onnxruntime: Any, model: ModelFile, threads: int, provider: str) -> Any:
-    """The session on the first provider that really comes up, alone."""
+    """Open the session on the first provider that starts."""
     names = choose_providers(provider, onnxruntime.get_available_providers())
     for name in names[:-1]:
         try:
@@ -158,27 +158,28 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
     name = _PROVIDERS[provider]
     settings = _tensorrt_settings(model) if provider == "tensorrt" else {}
     if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # it prints what it does not find; _why_not says it better
+        with redirect_stdout(StringIO()):  # it prints missing libraries; _why_not reports them
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
             model.content,
             _options(onnxruntime, threads, strict=provider != "cpu"),
             providers=[(name, settings)],
-            enable_fallback=0,  # else it retries on the CPU, and says so on stdout
+            enable_fallback=0,  # otherwise it retries on the CPU and prints that on stdout
         )
-    except Exception as error:  # the library raises plain RuntimeError kin for every cause
+    except Exception as error:  # the library raises RuntimeError and its subclasses for every cause
         if provider == "cpu":
             raise EngineError(
                 f"{model.name}: onnxruntime cannot open it: {first_line(error)}", "Export the model again"
             ) from error
         reason, cure = _why_not(onnxruntime, model, provider) or (first_line(error), _DOCTOR)
-        raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure) from error
+        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", cure) from error
     found = session.get_providers()[0]
     if found != name:
-        reason, cure = _why_not(onnxruntime, model, provider) or (f"{found} came up", _DOCTOR)
-        raise ProviderUnavailable(f"provider {provider!r} did not come up: {reason}", cure)
-    session._model_bytes = None  # kept for its own fallback, which is off: as much memory as the file is long
+        reason, cure = _why_not(onnxruntime, model, provider) or (f"{found} started", _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", cure)
+    # A private attribute, read only by the fallback that is off (onnxruntime 1.20 to 1.32). It keeps the whole file.
+    session._model_bytes = None
     return session
 
 
@@ -188,7 +189,7 @@ def _tensorrt_settings(model: ModelFile) -> dict[str, str]:
         if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
             _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
             cache.mkdir(parents=True, exist_ok=True)
-    except (OSError, UsageError, OutputError) as error:  # no home, or one that may not be written
+    except (OSError, UsageError, OutputError) as error:  # no home folder, or a read-only one
         _log.warning("TensorRT's engine cannot be kept, so each start builds it anew: %s", error)
         return {}
     return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
@@ -199,7 +200,7 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Threads that spin between runs burn a small machine's cores and disturb its other work.
+    # Threads that spin between runs take CPU time from other programs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if strict:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -207,7 +208,7 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
 
 
 def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
-    """Reason and cure of a provider that failed strictly, or None where only the library's words are left."""
+    """Find why a provider did not start: reason and fix, or None if only the library's message is known."""
     libraries = Path(onnxruntime.__file__).parent / "capi"
     if provider in ("cuda", "tensorrt") and (found := explain(provider, libraries)):
         return found
@@ -215,7 +216,7 @@ def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, st
         lenient = onnxruntime.InferenceSession(
             model.content, _options(onnxruntime, 1, strict=False), providers=[_PROVIDERS[provider]], enable_fallback=0
         )
-    except Exception:  # noqa: BLE001 (it fails leniently too: the first error stands)
+    except Exception:  # noqa: BLE001 (fails without strictness too: report the first error)
         return None
     if lenient.get_providers()[0] == _PROVIDERS[provider]:
         return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, float32 for one"

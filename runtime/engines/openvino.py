@@ -1,4 +1,4 @@
-"""OpenVINO: ``.onnx`` files on Intel CPUs and on whatever its CPU plugin knows."""
+"""OpenVINO: ``.onnx`` files on the CPUs that its plugin supports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MODULE = "openvino"
 PACKAGES = ("openvino",)
 RANK = 2
 PROVIDERS = ("cpu",)
-# Its scheduler, TBB, waits in a forked child for the parent's threads: opening hangs there, by chance.
+# In a forked child its scheduler, TBB, waits for threads of the parent: opening sometimes hangs.
 OPENS_AFTER_FORK = False
 
 
 def missing() -> str | None:
-    """Why this engine cannot run here, or None."""
+    """The reason why this engine cannot run on this machine, or None."""
     return None if find_spec("openvino") else "the package openvino is not installed"
 
 
@@ -34,7 +34,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OpenVINOE
 
 
 class OpenVINOEngine:
-    """One compiled model; each run takes a request of its own, so several threads may call it."""
+    """One compiled model. Each run uses its own request, so that several threads may call it."""
 
     name = NAME
 
@@ -49,18 +49,18 @@ class OpenVINOEngine:
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
-            # Left alone, OpenVINO runs float32 in bfloat16 where the CPU can: not what parity was proven for.
+            # By default OpenVINO computes float32 in bfloat16 if the CPU can, which parity was not tested with.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
             core = openvino.Core()
             self._compiled: Any = core.compile_model(core.read_model(model.content), "CPU", settings)
             specs = [_spec(port) for port in self._compiled.inputs], [_spec(port) for port in self._compiled.outputs]
-        except Exception as error:  # RuntimeError, or UnicodeDecodeError where its message is no UTF-8
+        except Exception as error:  # RuntimeError, or UnicodeDecodeError if its message is not UTF-8
             raise EngineError(
                 f"{model.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
             ) from error
-        # Requests that nobody uses now: one costs a tenth of a millisecond, a third of a small network's time.
+        # Reuse idle requests: creating one takes 0.1 ms, a third of a small network's time.
         self._free: list[Any] = []
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
@@ -71,27 +71,27 @@ class OpenVINOEngine:
         return self.run_all(batch)[self.outputs[0].name]
 
     def run_all(self, batch: Batch) -> Outputs:
-        """Every output by its name; see ``Engine.run_all``."""
+        """All outputs by name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)
         try:
             try:
-                request = self._free.pop()  # one step, so no other thread takes the same
+                request = self._free.pop()  # atomic, so that no other thread takes the same
             except IndexError:
                 request = self._compiled.create_infer_request()
             results = request.infer([batch])
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {first_line(error)}") from error
-        answer = {one.name: np.array(results[index], np.float32) for index, one in enumerate(self.outputs)}
-        self._free.append(request)  # after the copy: the next run overwrites its results
+        answer = {spec.name: np.array(results[index], np.float32) for index, spec in enumerate(self.outputs)}
+        self._free.append(request)  # after the copy, because the next run overwrites its results
         return answer
 
     def close(self) -> None:
-        """Drop the compiled model and its requests, and with them their threads and memory."""
+        """Release the compiled model and its requests with their threads and memory."""
         self._compiled, self._free = None, []
 
 
 def _spec(port: Any) -> TensorSpec:
-    shape = tuple(one.get_length() if one.is_static else None for one in port.get_partial_shape())
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
     return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()).name, shape)

@@ -1,1 +1,1 @@
-"""Files on disk: whole writes, locks, free-space checks."""
+"""Files on disk: atomic writes, locks and temporary folders."""

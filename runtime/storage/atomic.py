@@ -1,4 +1,4 @@
-"""Files written whole or not at all: a temporary neighbour, then one rename."""
+"""Write files and folders atomically: into a temporary neighbor, which is then renamed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import BinaryIO
 
 from mri_edge.errors import DISK_ERRORS, OutputError
 
+from ._exchange import exchange
 from .staging import locked_temp_folder
 
 _CHUNK = 4 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits, read in pieces of 4 MiB."""
+    """SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
@@ -36,19 +37,19 @@ def fingerprint(lines: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _neighbour(path: Path, purpose: str) -> Path:
+def _temporary_neighbor(path: Path, purpose: str) -> Path:
     return path.with_name(f".{path.name}.{purpose}-{os.urandom(4).hex()}")
 
 
 def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
-    """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or stays as it was.
+    """Write ``content`` (text as UTF-8) to ``path``, or leave ``path`` unchanged if that fails.
 
-    A link is followed. A device or pipe (``/dev/stdout``) is written as it is.
+    Links are followed. Devices and pipes (``/dev/stdout``) are written directly.
 
     Raises
     ------
     OutputError
-        The folder is missing, read-only or full.
+        The folder does not exist, is read-only or full.
     """
     data = content.encode() if isinstance(content, str) else content
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
@@ -63,17 +64,17 @@ def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file beside ``path`` that takes its place, on disk, when the block ends well.
+    """Yield a new binary file that replaces ``path`` when the block ends without an error.
 
-    If the block raises, ``path`` stays as it was. A link is followed.
+    The new file is synced to disk first. If the block raises, ``path`` stays unchanged. Links are followed.
 
     Raises
     ------
     OutputError
-        The folder is missing, read-only or full. An OSError of the block counts as that.
+        The folder does not exist, is read-only or full. An OSError in the block is reported in the same way.
     """
     path = Path(os.path.realpath(path))
-    temporary = _neighbour(path, "new")
+    temporary = _temporary_neighbor(path, "new")
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -88,8 +89,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(path: Path) -> None:
-    """See that names made or renamed in a folder outlast a power cut, where the system can."""
-    with suppress(OSError):  # Windows opens no folders, and some network shares do not sync them
+    """Sync a folder, so that names created or renamed in it survive a power cut where the system supports that."""
+    with suppress(OSError):  # Windows cannot open folders, and some network shares cannot sync them
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -98,16 +99,16 @@ def sync_folder(path: Path) -> None:
 
 
 def atomic_move(source: Path, target: Path) -> None:
-    """Move a file, to another file system as well: ``target`` is all of it or not there. It replaces a file.
+    """Move a file, also to another file system. ``target`` is replaced by the complete file or stays unchanged.
 
-    Between two file systems the copy is complete and on disk before the source is removed.
+    Between file systems, the copy is synced to disk before the source is removed.
 
     Raises
     ------
     OutputError
-        The target's folder is missing, read-only or full, or the source's folder lets nothing go.
+        The target's folder does not exist, is read-only or full, or the source's folder is read-only.
     """
-    temporary = _neighbour(target, "new")
+    temporary = _temporary_neighbor(target, "new")
     try:
         try:
             os.replace(source, target)
@@ -116,7 +117,7 @@ def atomic_move(source: Path, target: Path) -> None:
                 raise
             before = source.stat()
             shutil.copyfile(source, temporary)
-            with suppress(OSError):  # some network shares keep no times
+            with suppress(OSError):  # some network shares do not store times
                 shutil.copystat(source, temporary)
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
@@ -136,19 +137,19 @@ def atomic_move(source: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove the half-written files that a kill left in a folder which nobody else is writing to."""
+    """Remove files that a killed program left half-written. Call it only where no other program writes."""
     for path in folder.glob(".*.new-????????"):
         with suppress(OSError):
             path.unlink()
 
 
 def discard_stdout() -> None:
-    """Let go of what standard output, on a full disk, still holds: Python would try again on its way out, and fail."""
+    """Discard buffered standard output. On a full disk, Python would try to write it at exit and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, and those above it; call it before long work. Raises OutputError."""
+    """Make a folder for results and its parents. Call it before long work. Raises OutputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -157,18 +158,17 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path`` that takes its place when the block ends well.
+    """Yield a new folder that replaces ``path`` when the block ends without an error.
 
-    If the block raises (Ctrl-C included) the new folder is removed and what stood at
-    ``path`` is untouched. What a killed program left of an earlier attempt is removed first. The new one
-    is on disk before it takes the place. An existing folder is exchanged in one step where the system can
-    (Linux ``renameat2``), so that a reader sees the old one or the new one. A link is followed.
+    If the block raises (Ctrl-C included), the new folder is removed and ``path`` stays unchanged. Leftovers of killed
+    programs are removed first. The new folder is synced to disk before it replaces the old one. On Linux the two are
+    exchanged in one step, so that a reader sees either the old or the new one. Links are followed.
 
     Raises
     ------
     OutputError
-        The folder beside ``path`` cannot be created or written, or ``path`` is a file. Errors of
-        the block that are about other things than writing here pass through.
+        The new folder cannot be created or written, or ``path`` is a file. Errors in the block that do not concern
+        the new folder are raised unchanged.
     """
     path = Path(os.path.realpath(path))
     if os.path.exists(path) and not os.path.isdir(path):
@@ -176,14 +176,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # What it removes at the end is the half-made folder, or the old one after an exchange.
+            # On exit this removes the unfinished folder or, after the exchange, the old one.
             staging = stack.enter_context(locked_temp_folder(path.parent, f".{path.name}.new-"))
         except OSError as error:
             raise _cannot_write(path, error) from error
         try:
             yield staging
         except OSError as error:
-            if _is_about(error, staging):
+            if _concerns(error, staging):
                 raise _cannot_write(path, error) from error
             raise
         try:
@@ -194,22 +194,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync_all(folder: Path) -> None:
-    """See that a folder's files and their names outlast a power cut."""
-    for here, _, names in os.walk(folder):
-        for path in (Path(here, name) for name in names):
+    """Sync all files and names in a folder, so that they survive a power cut."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
             if path.is_symlink():
                 continue
-            with open(path, "rb" if os.name == "posix" else "r+b") as file:  # Windows syncs what may be written
+            with open(path, "rb" if os.name == "posix" else "r+b") as file:  # Windows only syncs writable files
                 os.fsync(file.fileno())
-        sync_folder(Path(here))
+        sync_folder(Path(parent))
 
 
 def _put_in_place(staging: Path, path: Path) -> None:
-    """Swap two folders: the old one, if there is any, stands at ``staging`` afterwards."""
+    """Rename ``staging`` to ``path``. A folder that was at ``path`` is at ``staging`` afterwards."""
     if not os.path.exists(path):
         os.rename(staging, path)
-    elif not _exchange(staging, path):
-        old = _neighbour(path, "old")
+    elif not exchange(staging, path):
+        old = _temporary_neighbor(path, "old")
         os.rename(path, old)
         try:
             os.rename(staging, path)
@@ -220,21 +220,8 @@ def _put_in_place(staging: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step; False where the system or the file system cannot."""
-    import ctypes
-
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
-    done: int = renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), ctypes.c_uint(rename_exchange))
-    return done == 0
-
-
-def _is_about(error: OSError, folder: Path) -> bool:
-    """True if writing in ``folder`` failed: its files are named, or the disk is full or failing (no name then)."""
+def _concerns(error: OSError, folder: Path) -> bool:
+    """Whether an error concerns ``folder``: it names a file there, or the disk is full or failing (names no file)."""
     named = {str(name) for name in (error.filename, error.filename2) if name is not None}
     return any(name.startswith(str(folder)) for name in named) or error.errno in DISK_ERRORS
 

@@ -1,4 +1,4 @@
-"""Git LFS pointers: the small text files that stand in for models and scans in a clone without ``git lfs pull``."""
+"""Detect Git LFS pointers: small text files in place of models and scans in a clone without ``git lfs pull``."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _BEGINNINGS = (b"version https://git-lfs.", b"version https://hawser.")
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Whether a file that begins with ``head``, its first 32 bytes or more, is a Git LFS pointer."""
+    """Whether a file is a Git LFS pointer, from ``head``, its first 32 bytes or more."""
     return head.startswith(_BEGINNINGS)

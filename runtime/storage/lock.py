@@ -1,4 +1,4 @@
-"""One program at a time in a folder: a lock that the system lets go of, however the program ends."""
+"""Lock files and folders. The system releases a lock when its program ends, however it ends."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LOCK = ".mri-edge.lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock while the block runs; yields False where its file system has no locks.
+    """Lock a folder for one program while the block runs. Yields False if its file system has no locks.
 
-    The file stays behind: removing it would let two programs hold two files of one name.
+    The lock file is not removed afterwards: otherwise two programs could each lock a file of this name.
 
     Raises
     ------
     UsageError
-        Another program holds it.
+        Another program has locked the folder.
     OutputError
-        The lock file cannot be made.
+        The lock file cannot be created.
     """
     path = folder / LOCK
     try:
@@ -37,21 +37,25 @@ def locked(folder: Path) -> Iterator[bool]:
             is_locked = lock(file)
         except BlockingIOError as error:
             raise UsageError(
-                f"{folder}: another mri-edge works in this folder{_holder(file)}", "Stop that one, or name another"
+                f"{folder}: another mri-edge works in this folder{_owner(file)}", "Stop that one, or name another"
             ) from error
         if is_locked:
-            with suppress(OSError):  # a full disk: the number is for people alone
+            with suppress(OSError):  # full disk: the process number only informs users
                 file.truncate(0)
                 file.write(b"%d\n" % os.getpid())
         yield is_locked
 
 
-def lock(file: BinaryIO) -> bool:
-    """Take a file's lock until it is closed; False where there are none. Raises BlockingIOError when it is taken."""
+def lock(file: BinaryIO | int) -> bool:
+    """Lock an open file, or on POSIX the descriptor of a folder, until it is closed.
+
+    Returns False if the file system has no locks. Raises BlockingIOError if another program has locked it.
+    """
     if sys.platform == "win32":
         import msvcrt
 
-        # A byte far behind the text: a locked byte cannot be read by others.
+        assert not isinstance(file, int)  # noqa: S101 (Windows cannot open folders)
+        # Lock a byte far behind the text, because other programs cannot read a locked byte.
         file.seek(1 << 30)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -71,7 +75,7 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
-def _holder(file: BinaryIO) -> str:
+def _owner(file: BinaryIO) -> str:
     try:
         file.seek(0)
         number = file.read(20).split()

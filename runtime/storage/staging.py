@@ -1,4 +1,4 @@
-"""Folders of one running program: locked while it lives, so that the next run can tell and clear what a kill left."""
+"""Temporary folders, locked while their program runs, so that a later run can remove those of killed programs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from pathlib import Path
 
 from mri_edge.errors import OutputError
 
+from .lock import lock
+
 
 @contextmanager
 def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
-    """Make the folder ``prefix`` and 8 random digits in ``parent``; it is locked, and removed when the block ends.
+    """Make and lock the folder ``prefix`` plus 8 random digits in ``parent``; remove it when the block ends.
 
-    Folders of the same prefix whose program was killed are removed first. A folder that a living program holds
-    stays, and on systems that cannot lock folders nothing is removed.
+    Folders with the same prefix whose program was killed are removed first. On systems that cannot lock folders,
+    nothing is removed.
 
     Raises
     ------
@@ -38,7 +40,7 @@ def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Itera
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
     """Remove folders of ``locked_temp_folder`` with ``prefix`` in ``parent`` that no running program has locked."""
-    # Names are compared as text, not as a pattern: a bundle may be called "model[1]".
+    # Compare names as text, because a bundle may be called "model[1]".
     pattern = re.compile(re.escape(prefix) + "[0-9a-f]{8}")
     try:
         names = [name for name in os.listdir(parent) if pattern.fullmatch(name)]  # noqa: PTH208 (names alone)
@@ -46,10 +48,10 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
         return
     for folder in (parent / name for name in names):
         try:
-            if folder.lstat().st_uid != os.geteuid():  # the folder for temporary files is everybody's
+            if folder.lstat().st_uid != os.geteuid():  # all users share the folder for temporary files
                 continue
             handle = lock_folder(folder)
-        except (OSError, AttributeError):  # a living program holds it, it is a link or gone; or this is Windows
+        except (OSError, AttributeError):  # locked, a link, or gone; or Windows
             continue
         if handle is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -57,43 +59,35 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Lock a folder until the returned handle is closed or the program ends; ``None`` where folders have no locks.
+    """Lock a folder until the returned descriptor is closed or the program ends; None if folders have no locks.
 
     Raises
     ------
     BlockingIOError
-        A living program holds it.
+        A running program has locked it.
     OSError
-        It is not there, no longer there, or no folder.
+        It does not exist, was removed meanwhile, or is not a folder.
     """
     if sys.platform == "win32":
         return None
-    import fcntl
-
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # some network shares
-        os.close(handle)
-        return None
-    try:
-        if os.path.samestat(os.fstat(handle), folder.lstat()):
-            return handle
+        if not lock(handle):
+            os.close(handle)
+            return None
+        if not os.path.samestat(os.fstat(handle), folder.lstat()):
+            raise FileNotFoundError(errno.ENOENT, "removed while it was locked", str(folder))
     except OSError:
         os.close(handle)
         raise
-    os.close(handle)
-    raise FileNotFoundError(errno.ENOENT, "removed while it was locked", str(folder))
+    return handle
 
 
 @contextmanager
 def use_temporary_folder(purpose: str) -> Iterator[None]:
-    """Send the temporary files of this program, and of the libraries it uses, to a folder that goes when it ends.
+    """Put temporary files of this program and of its libraries into one folder that is removed at the end.
 
-    What a killed program of the same purpose left among the temporary files is removed.
+    Such folders of killed programs with the same purpose are removed first.
 
     Raises
     ------
@@ -129,5 +123,5 @@ def _make(parent: Path, prefix: str, mode: int) -> tuple[Path, int | None]:
         try:
             return folder, lock_folder(folder)
         except (BlockingIOError, FileNotFoundError):
-            # Between the two steps another program took it for abandoned and removed it.
+            # Before it was locked, another program took it for abandoned and removed it.
             continue

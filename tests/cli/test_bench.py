@@ -161,7 +161,7 @@ def test_nothing_is_trimmed():
         (["nowhere"], 3, "no such bundle folder"),
         (["--engine", "abacus"], 2, "unknown engine"),
         (["--artefact", "model.abacus"], 2, "no artefact"),
-        (["--engine", "litert"], 3, "nothing in it for the engines"),
+        (["--engine", "litert"], 3, "no artefact that an engine opens"),
         (["--scans", "nowhere-*.jpg"], 2, "no file matches"),
         (["--scans", "nope.jpg"], 2, "error: nope.jpg: no such file"),
         (["--scans", str(EXAMPLES / "NOTICE")], 2, "not PNG, JPEG"),
@@ -200,7 +200,6 @@ def test_scans_are_those_named_or_golden(tiny_bundle):
 
 
 _READING = {
-    "driver": "stand-in",
     "provider": "Stand-in",
     "threads": 1,
     "load_ms": 1.0,

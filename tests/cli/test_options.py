@@ -82,7 +82,7 @@ def test_gpu_is_asked_for_by_its_name(tiny_bundle, tmp_path, monkeypatch, capfd,
     named = [str(tiny_bundle)] if command == "bench" else ["--model", str(tiny_bundle)]
     needed = {"tune": ["--batch", "1"], "bench": ["--engine", "onnxruntime"], "predict": [SCAN]}[command]
     assert run([command, *needed, *named, "--device", "gpu"]) == 4
-    assert "no GPU came up" in capfd.readouterr().err
+    assert "no GPU started" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("alias", ["onnx", "ort"])

@@ -238,6 +238,6 @@ def test_warmup_of_a_provider_that_is_not_there_is_an_error(tiny_bundle, capfd):
     import onnxruntime
 
     if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has TensorRT, which may come up")
+        pytest.skip("this onnxruntime has TensorRT, which may start")
     assert run(["warmup", "--model", str(tiny_bundle), "--provider", "tensorrt"]) == 4
     assert "TensorrtExecutionProvider" in capfd.readouterr().err

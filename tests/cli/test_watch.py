@@ -419,8 +419,8 @@ def test_a_scan_that_may_not_be_read_waits(places, capfd):
 
 
 def test_an_engine_that_fails_ends_it_and_the_scan_stays(places, monkeypatch, capfd):
-    from mri_edge.engines.fake import FakeEngine
     from mri_edge.errors import EngineError
+    from mri_edge.testing import FakeEngine
 
     path = places.scan("a.png")
     monkeypatch.setattr(FakeEngine, "run", lambda *_: (_ for _ in ()).throw(EngineError("the device is gone")))
@@ -593,7 +593,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(places):
 
 def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, monkeypatch, capfd):
     """Whatever the model raises, and however often the service is started again: scans stay where they are."""
-    from mri_edge.engines.fake import FakeEngine
+    from mri_edge.testing import FakeEngine
 
     places.scan("a.png")
     monkeypatch.setattr(FakeEngine, "run", lambda *_: (_ for _ in ()).throw(ValueError("operands of other shapes")))

@@ -11,7 +11,7 @@ from mri_edge.authoring.packing import pack
 from mri_edge.authoring.writer import new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artefact, Manifest
-from mri_edge.bundles.onnx_external import outside_part
+from mri_edge.bundles.onnx_external import find_external_data
 from mri_edge.engines import engine_files, open_engine
 from mri_edge.errors import BundleError, EngineError
 from mri_edge.storage.atomic import sha256_of
@@ -134,14 +134,14 @@ def test_every_engine_refuses_a_part_outside(place, tiny_onnx: Path, tmp_path: P
 
 
 def test_a_model_without_such_a_part_is_taken(tiny_onnx: Path) -> None:
-    assert outside_part(tiny_onnx.read_bytes()) is None
+    assert find_external_data(tiny_onnx.read_bytes()) is None
 
 
 def test_two_halves_of_a_message_are_one(tiny_onnx: Path) -> None:
     """Protobuf merges a message that comes twice: a graph may follow the graph."""
     more = ModelProto()
     more.graph.initializer.append(outside())
-    assert outside_part(tiny_onnx.read_bytes() + more.SerializeToString()) == "tensor 'stray'"
+    assert find_external_data(tiny_onnx.read_bytes() + more.SerializeToString()) == "tensor 'stray'"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from PIL import Image
 
 from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction, UsageError
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.engines.fake import FakeEngine
 from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.testing import FakeEngine
 
 # Float32 sums may be ordered otherwise in another batch size; probabilities have 24 bits.
 SAME = 1e-6

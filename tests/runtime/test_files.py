@@ -16,6 +16,7 @@ import pytest
 
 from mri_edge.errors import OutputError
 from mri_edge.storage import atomic
+from mri_edge.storage._exchange import exchange
 from mri_edge.storage.atomic import atomic_folder, atomic_write, sha256_of
 
 
@@ -131,23 +132,23 @@ def test_write_whole_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path) 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to put a folder in place: the one step of Linux, and what other systems do."""
     if request.param == "two renames":
-        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     return str(request.param)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
 def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
     first, second = _folder_with(tmp_path / "a", "1"), _folder_with(tmp_path / "b", "2")
-    if not atomic._exchange(first, second):
+    if not exchange(first, second):
         pytest.skip("this file system has no RENAME_EXCHANGE")
     assert ((first / "model").read_text(), (second / "model").read_text()) == ("2", "1")
 
 
 def test_exchange_says_when_it_cannot(tmp_path: Path) -> None:
-    assert atomic._exchange(tmp_path / "none", tmp_path / "neither") is False
+    assert exchange(tmp_path / "none", tmp_path / "neither") is False
 
 
-def test_whole_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
+def test_atomic_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
     out = tmp_path / "deep" / "bundle"
     for text in ("one", "two"):
         with atomic_folder(out) as staging:
@@ -159,7 +160,7 @@ def test_whole_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads names of open files from /proc")
-def test_whole_folder_is_on_disk_before_the_old_one_goes(
+def test_atomic_folder_is_on_disk_before_the_old_one_goes(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
@@ -183,7 +184,7 @@ def test_whole_folder_is_on_disk_before_the_old_one_goes(
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1), FileNotFoundError(2, "no")])
-def test_whole_folder_leaves_the_old_one_when_the_block_raises(error: BaseException, tmp_path: Path, way: str) -> None:
+def test_atomic_folder_leaves_the_old_one_when_the_block_raises(error: BaseException, tmp_path: Path, way: str) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
     with pytest.raises(type(error)) as caught, atomic_folder(out) as staging:
         (staging / "model").write_text("half")
@@ -193,7 +194,7 @@ def test_whole_folder_leaves_the_old_one_when_the_block_raises(error: BaseExcept
     assert _names(tmp_path) == ["bundle"]
 
 
-def test_whole_folder_names_the_disk_when_writing_in_it_fails(tmp_path: Path) -> None:
+def test_atomic_folder_names_the_disk_when_writing_in_it_fails(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     with pytest.raises(OutputError, match=r"bundle: cannot write \(No space"), atomic_folder(out):
         raise OSError(28, "No space left on device")
@@ -202,7 +203,7 @@ def test_whole_folder_names_the_disk_when_writing_in_it_fails(tmp_path: Path) ->
     assert _names(tmp_path) == []
 
 
-def test_whole_folder_puts_the_old_one_back_when_the_last_rename_fails(
+def test_atomic_folder_puts_the_old_one_back_when_the_last_rename_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
@@ -213,7 +214,7 @@ def test_whole_folder_puts_the_old_one_back_when_the_last_rename_fails(
             raise PermissionError(13, "Permission denied", str(source), None, str(target))
         real(source, target)
 
-    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OutputError, match="Permission denied"), atomic_folder(out) as staging:
         (staging / "model").write_text("new")
@@ -221,19 +222,19 @@ def test_whole_folder_puts_the_old_one_back_when_the_last_rename_fails(
     assert _names(tmp_path) == ["bundle"]
 
 
-def test_whole_folder_in_a_read_only_folder(read_only: Path) -> None:
+def test_atomic_folder_in_a_read_only_folder(read_only: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"), atomic_folder(read_only / "bundle"):
         pytest.fail("the block must not run")
 
 
-def test_whole_folder_over_a_file(tmp_path: Path) -> None:
+def test_atomic_folder_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "bundle").write_text("mine")
     with pytest.raises(OutputError, match="is a file"), atomic_folder(tmp_path / "bundle"):
         pytest.fail("the block must not run")
     assert (tmp_path / "bundle").read_text() == "mine"
 
 
-def test_whole_folder_follows_a_link(tmp_path: Path, way: str) -> None:
+def test_atomic_folder_follows_a_link(tmp_path: Path, way: str) -> None:
     _folder_with(tmp_path / "real", "old")
     (tmp_path / "link").symlink_to("real")
     with atomic_folder(tmp_path / "link") as staging:

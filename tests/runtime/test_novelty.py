@@ -13,9 +13,9 @@ from mri_edge import Classifier, IntegrityError
 from mri_edge.authoring.writer import rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Novelty, TensorSpec
-from mri_edge.engines.fake import FakeEngine
 from mri_edge.inference.out_of_distribution import NoveltyCheck, distances
 from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.testing import FakeEngine
 
 ENTRY = Novelty("novelty.npy", "residual", limit=0.5, quantile=0.99, fitted_images=10, held_out_images=10)
 # Roots of typical features are (1, 2, 3); they vary along the first channel alone.

@@ -20,7 +20,7 @@ import pytest
 from mri_edge import Classifier, UsageError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import engine_file, offered
-from mri_edge.engines.fake import FakeEngine
+from mri_edge.testing import FakeEngine
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

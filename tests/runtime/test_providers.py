@@ -115,7 +115,7 @@ def test_auto_takes_the_best_that_really_comes_up(stand_in, tiny_onnx):
 
 def test_an_explicit_provider_that_stays_away_is_an_error(stand_in, tiny_onnx):
     stand_in(GPU_WHEEL, [CPU])
-    with pytest.raises(ProviderUnavailable, match="'cuda' did not come up"):
+    with pytest.raises(ProviderUnavailable, match="'cuda' did not start"):
         open_engine(tiny_onnx, provider="cuda")
 
 
@@ -138,7 +138,7 @@ def test_gpu_is_the_best_that_comes_up(stand_in, tiny_onnx):
 @pytest.mark.parametrize("wheel", [[CPU], GPU_WHEEL])
 def test_gpu_is_never_the_cpu(stand_in, tiny_onnx, wheel):
     stand_in(wheel, [CPU])
-    with pytest.raises(ProviderUnavailable, match=r"no GPU came up.*'cuda'.*'tensorrt'.*'coreml'") as caught:
+    with pytest.raises(ProviderUnavailable, match=r"no GPU started.*'cuda'.*'tensorrt'.*'coreml'") as caught:
         open_engine(tiny_onnx, provider="gpu")
     assert caught.value.hint
 
@@ -153,7 +153,7 @@ def test_engine_without_a_gpu_says_so(engine, tiny_onnx, tmp_path):
         open_engine(path, engine=engine, provider="gpu")
 
 
-REMEDIES = {  # what makes each provider come up: no two are the same, but of those that one wheel has
+REMEDIES = {  # how to make each provider start: all differ, but for those in the same wheel
     "cuda": "onnxruntime-gpu[cuda,cudnn]",
     "tensorrt": "onnxruntime-gpu[cuda,cudnn]",
     "openvino": "--engine openvino",
@@ -259,7 +259,7 @@ def test_strict_provider_exits_4_and_fallback_is_stamped_on_every_result(tiny_bu
     Image.new("L", (40, 40), 99).save(tmp_path / "scan.png")
     arguments = ["predict", "--json", "--model", str(tiny_bundle), "--provider", "tensorrt", str(tmp_path / "scan.png")]
     if TENSORRT in __import__("onnxruntime").get_available_providers():
-        pytest.skip("this onnxruntime has TensorRT, which may come up")
+        pytest.skip("this onnxruntime has TensorRT, which may start")
     assert run(arguments) == 4
     out, err = capfd.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""The scenarios: percentile bounds against the binomial and the load generator, and both drivers side by side."""
+"""Load scenarios: percentile bounds against the binomial, and what each scenario issues and measures."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import time
 import numpy as np
 import pytest
 
-from mri_edge.benchmarking.loadgen import LoadgenDriver, is_installed
-from mri_edge.benchmarking.scenario import (
-    OwnDriver,
+from mri_edge.benchmarking.scenarios import (
     Served,
     highest_rate,
+    offline,
     percentile_bound,
     queries_needed,
+    server,
+    single_stream,
     slow_queries,
 )
 from mri_edge.errors import EngineError
-
-loadgen = pytest.mark.skipif(not is_installed(), reason="needs mlcommons-loadgen (extra 'bench')")
-DRIVERS = [pytest.param(OwnDriver, id="own"), pytest.param(LoadgenDriver, id="loadgen", marks=loadgen)]
 
 
 def test_queries_needed_are_those_of_the_rules():
@@ -51,8 +49,7 @@ def test_the_bound_covers_the_true_percentile_in_99_of_100_runs():
     assert np.mean(covered) >= 0.985  # 0.99 less three standard errors would be 0.981
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_single_stream_waits_for_each_answer(driver):
+def test_single_stream_waits_for_each_answer():
     running, most = 0, 0
 
     def run(index):
@@ -63,29 +60,27 @@ def test_single_stream_waits_for_each_answer(driver):
         time.sleep(0.001)
         running -= 1
 
-    latencies = driver().single_stream(run, 7, seconds=0.05, queries=20)
+    latencies = single_stream(run, 7, seconds=0.05, queries=20)
     assert most == 1
     assert len(latencies) >= 20
     assert min(latencies) >= 1.0
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_offline_has_all_samples_at_once(driver):
+def test_offline_has_all_samples_at_once():
     received = []
 
     def run(indices):
         received.append(list(indices))
         time.sleep(0.05)
 
-    rate = driver().offline(run, 5, queries=40)
+    rate = offline(run, 5, queries=40)
     [batch] = received
     assert len(batch) >= 40
     assert set(batch) <= set(range(5))
     assert 0 < rate <= len(batch) / 0.05
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_server_counts_the_time_in_line(driver):
+def test_server_counts_the_time_in_line():
     """At twice the rate that can be served the line grows by all that comes too soon; at a tenth there is none."""
 
     def serve(rate, queries):
@@ -96,7 +91,7 @@ def test_server_counts_the_time_in_line(driver):
             time.sleep(0.004)
             served.append((start * 1e3, time.perf_counter() * 1e3))
 
-        latencies = driver().server(run, 5, rate=rate, queries=queries).latencies_ms
+        latencies = server(run, 5, rate=rate, queries=queries).latencies_ms
         assert len(latencies) == len(served) == queries
         return latencies, served
 
@@ -111,39 +106,20 @@ def test_server_counts_the_time_in_line(driver):
     assert statistics.median(waited) < statistics.median(spent)
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-@pytest.mark.parametrize("scenario", ["single_stream", "offline", "server"])
-def test_a_failure_under_load_ends_the_run(driver, scenario):
+@pytest.mark.parametrize(
+    ("scenario", "settings"),
+    [
+        (single_stream, {"seconds": 0.01, "queries": 3}),
+        (offline, {"queries": 3}),
+        (server, {"rate": 100, "queries": 3}),
+    ],
+)
+def test_a_failure_under_load_ends_the_run(scenario, settings):
     def run(index):
         raise EngineError("the engine is gone")
 
-    settings = {"single_stream": {"seconds": 0.01, "queries": 3}, "offline": {"queries": 3}}
     with pytest.raises(EngineError, match="the engine is gone"):
-        getattr(driver(), scenario)(run, 3, **settings.get(scenario, {"rate": 100, "queries": 3}))
-
-
-@loadgen
-def test_both_drivers_agree():
-    """The same engine of known speed under both, in turn: medians and rates differ by noise alone."""
-    ours, theirs = OwnDriver(), LoadgenDriver()
-
-    def run(index):
-        time.sleep(0.003)
-
-    def run_many(indices):
-        for _ in indices:
-            time.sleep(0.003)
-
-    streams = {ours: [], theirs: []}
-    rates = {ours: [], theirs: []}
-    for _ in range(4):
-        for driver in (ours, theirs):
-            streams[driver] += driver.single_stream(run, 10, seconds=0.2, queries=10)
-            rates[driver].append(driver.offline(run_many, 10, queries=40))
-    # The lower quartile: what the sleep takes when nobody else has the CPU.
-    first, second = (float(np.quantile(streams[driver], 0.25)) for driver in (ours, theirs))
-    assert 0.9 < second / first < 1.1
-    assert 0.8 < max(rates[theirs]) / max(rates[ours]) < 1.25
+        scenario(run, 3, **settings)
 
 
 @pytest.mark.parametrize(("capacity", "most"), [(100.0, 150.0), (100.0, 5000.0), (3.0, 50.0)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mri_edge.authoring.card import MARKDOWN, PAGE, card, to_html, to_markdown
+from mri_edge.authoring.card import CARD, card, to_markdown
 from mri_edge.authoring.writer import rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Parity
@@ -59,18 +59,17 @@ def carded(tiny_bundle: Path, split: Split) -> Path:
 
 def test_card_is_listed_and_verified(carded):
     bundle = Bundle.open(carded)
-    assert {MARKDOWN, PAGE} <= {one.file for one in bundle.manifest.documents}
+    assert CARD in {document.file for document in bundle.manifest.documents}
     bundle.verify()
 
 
-def test_both_forms_have_the_sections_of_the_paper(carded):
-    assert re.findall(r"^## (.*)$", (carded / MARKDOWN).read_text(), re.MULTILINE) == SECTIONS
-    assert re.findall(r"<h2>(.*?)</h2>", (carded / PAGE).read_text()) == SECTIONS
+def test_sections_are_those_of_the_paper(carded):
+    assert re.findall(r"^## (.*)$", (carded / CARD).read_text(), re.MULTILINE) == SECTIONS
 
 
 def test_figures_come_from_the_bundle(carded):
     manifest = Bundle.open(carded).manifest
-    text = (carded / MARKDOWN).read_text()
+    text = (carded / CARD).read_text()
     assert "| specificity | 0.812 (0.550 to 0.941) | 16 |" in text
     assert "at least 0.5678" in text
     assert "| here/no | no | 0.750 (0.301 to 0.954) | 4 |" in text
@@ -83,7 +82,7 @@ def test_figures_come_from_the_bundle(carded):
 
 
 def test_copies_between_training_and_test_are_told(carded):
-    assert "2 of the test images are byte for byte among the training images" in (carded / MARKDOWN).read_text()
+    assert "2 of the test images are byte for byte among the training images" in (carded / CARD).read_text()
 
 
 def test_mistakes_are_by_the_manifests_threshold(tiny_manifest, split):
@@ -95,41 +94,40 @@ def test_mistakes_are_by_the_manifests_threshold(tiny_manifest, split):
         assert [row[0] for row in tables[0].rows] == files
 
 
-def test_names_cannot_break_the_page_or_the_table(carded):
-    page, text = (carded / PAGE).read_text(), (carded / MARKDOWN).read_text()
-    assert "no/w|&lt;b&gt;rong.png" in page
-    assert "<b>" not in page
+def test_names_cannot_break_the_table(carded):
+    text = (carded / CARD).read_text()
     assert "| no/w\\|\\<b>rong.png | no | yes | 0.123 |" in text
 
 
-def test_page_needs_no_network(carded):
-    page = (carded / PAGE).read_text()
-    assert not re.findall(r"(?:src|href)\s*=", page)
-    assert "http" not in page
+def test_html_copy_of_earlier_releases_is_dropped(carded):
+    with rewriting(Bundle.open(carded)) as writer:
+        writer.add_document("MODEL_CARD.html", "<p>of an earlier release")
+    assert not (carded / "MODEL_CARD.html").exists()
+    assert [d.file for d in Bundle.open(carded).manifest.documents if d.file.endswith(".html")] == []
 
 
 def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
     bundle = Bundle.open(carded)
-    assert "| model.onnx | float32 |" in (carded / MARKDOWN).read_text()
+    assert "| model.onnx | float32 |" in (carded / CARD).read_text()
     with rewriting(bundle) as writer:
         artefact = replace(writer.manifest.artefacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
         writer.add_artefact(artefact)
-    assert "| met | 1.2e-06 | 3 of 51 |" in (carded / MARKDOWN).read_text()
+    assert "| met | 1.2e-06 | 3 of 51 |" in (carded / CARD).read_text()
     kept = [one.file for one in bundle.manifest.documents]
     with rewriting(Bundle.open(carded), tmp_path / "slim", keep=kept):
         pass
-    assert "model.onnx" not in (tmp_path / "slim" / MARKDOWN).read_text()
+    assert "model.onnx" not in (tmp_path / "slim" / CARD).read_text()
     Bundle.open(tmp_path / "slim").verify()
 
 
 def test_bundle_without_a_card_gets_none(tiny_bundle):
     with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.update(threshold=0.4)
-    assert not (tiny_bundle / MARKDOWN).exists()
+    assert not (tiny_bundle / CARD).exists()
 
 
 def test_bare_manifest_has_a_card(tiny_manifest: Manifest):
     sections = card(tiny_manifest, {}, None)
-    for text in (to_markdown("Model card", sections), to_html("Model card", sections)):
-        assert "No figures are recorded" in text
-        assert "no record of single images" in text
+    text = to_markdown("Model card", sections)
+    assert "No figures are recorded" in text
+    assert "no record of single images" in text

@@ -247,10 +247,10 @@ def _command_line(*more: str, out: Path | None = None) -> str:
 
 
 def _report_of(place: Path) -> Path:
-    from mri_edge.authoring.card import PAGE
+    from mri_edge.authoring.card import CARD
 
     report = place / "report" / "index.html"
-    return report if report.is_file() else place / PAGE
+    return report if report.is_file() else place / CARD
 
 
 def _check_given(

@@ -137,7 +137,7 @@ def _check_attributes(name: str, item: Any, longest: int) -> None:
         if math.prod(attribute.shape) * size > _LARGEST_LIST:
             raise UnsafeModelError(f"{name}: its attribute {key!r} may take more than {_LARGEST_LIST:,} bytes")
         if _NAME_LISTS.fullmatch(key):
-            listed = [one.decode() if isinstance(one, bytes) else str(one) for one in np.ravel(item.attrs[key])]
-            parts = [part for one in listed for part in one.split("/")]
+            listed = [item.decode() if isinstance(item, bytes) else str(item) for item in np.ravel(item.attrs[key])]
+            parts = [part for entry in listed for part in entry.split("/")]
             if len(set(listed)) < len(listed) or any(part in ("", ".", "..") for part in parts):
                 raise UnsafeModelError(f"{name}: its {key} names an array twice")

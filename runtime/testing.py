@@ -1,7 +1,7 @@
-"""A fake engine for other people's tests: real contract, no library, an answer that anyone can compute.
+"""A fake engine for your tests: it follows the engine protocol, needs no library, and its answer is easy to compute.
 
-It opens ``.fake`` files (JSON: ``{"input": [H, W, 3], "classes": n}``). The probability of the
-last class is the mean grey level divided by 255; the others share the rest equally.
+It opens ``.fake`` files (JSON: ``{"input": [H, W, 3], "classes": n}``). The probability of the last class is the mean
+gray level divided by 255; the other classes have equal probabilities.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import json
 import numpy as np
 
 from mri_edge.bundles.manifest import TensorSpec
+from mri_edge.engines import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only
 from mri_edge.errors import EngineError
-
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only
 
 NAME = "fake"
 SUFFIXES = (".fake",)
@@ -25,7 +24,7 @@ PROVIDERS = ("cpu",)
 
 
 def missing() -> str | None:
-    """Why this engine cannot run here: it always can."""
+    """The reason why this engine cannot run on this machine: none."""
     return None
 
 
@@ -40,7 +39,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> FakeEngin
 
 
 class FakeEngine:
-    """Answers from the mean grey level. May be made directly: ``FakeEngine((128, 128, 3))``."""
+    """Answers from the mean gray level. Tests may construct it directly: ``FakeEngine((128, 128, 3))``."""
 
     name = NAME
     provider = "FakeExecutionProvider"
@@ -54,14 +53,14 @@ class FakeEngine:
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
         check_batch(batch, self.input)
-        bright = batch.reshape(len(batch), -1).mean(axis=1, dtype=np.float64) / 255 if len(batch) else np.empty(0)
-        result = np.repeat(((1 - bright) / (self._classes - 1))[:, None], self._classes, axis=1)
-        result[:, -1] = bright
+        brightness = batch.reshape(len(batch), -1).mean(axis=1, dtype=np.float64) / 255 if len(batch) else np.empty(0)
+        result = np.repeat(((1 - brightness) / (self._classes - 1))[:, None], self._classes, axis=1)
+        result[:, -1] = brightness
         return result.astype(np.float32)
 
     def run_all(self, batch: Batch) -> Outputs:
-        """Every output by its name; see ``Engine.run_all``."""
+        """All outputs by name; see ``Engine.run_all``."""
         return {"probabilities": self.run(batch)}
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""

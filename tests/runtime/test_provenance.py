@@ -1,4 +1,4 @@
-"""The command line that a bundle records tells how it was made, and no path of its maker."""
+"""The command line that a bundle records contains no paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from mri_edge.authoring.provenance import without_paths
+from mri_edge.authoring.provenance import _recorded_arguments
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,14 @@ from mri_edge.authoring.provenance import without_paths
         ),
     ],
 )
-def test_paths_stay_at_home(given: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_replaced(given: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "patients.csv").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert without_paths(given.split()) == kept.split()
+    assert _recorded_arguments(given.split()) == kept.split()
 
 
-def test_an_output_that_is_not_there_yet_is_a_path_and_the_command_is_none(
+def test_an_output_that_does_not_exist_is_a_path_and_the_command_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "train").mkdir()  # a folder of the command's own name
@@ -45,7 +45,7 @@ def test_an_output_that_is_not_there_yet_is_a_path_and_the_command_is_none(
     @click.option("--out", type=click.Path(path_type=Path))
     @click.option("--name")
     def train(out: Path, name: str) -> None:
-        seen.extend(without_paths(["train", "--out", "smith", "--name", "mine"]))
+        seen.extend(_recorded_arguments(["train", "--out", "smith", "--name", "mine"]))
 
     group = click.Group("mri-edge", {"train": train})
     group.main(["train", "--out", "smith", "--name", "mine"], prog_name="mri-edge", standalone_mode=False)
