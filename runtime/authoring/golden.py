@@ -57,7 +57,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}") from error
     pixels = [picture.load(path) for path in scans]
-    tensors = np.stack([bundle.manifest.preprocessing.fit(one) for one in pixels])
+    tensors = np.stack([bundle.manifest.preprocessing.resize_picture(one) for one in pixels])
     arrays: dict[str, NDArray[Any]] = {"tensors": tensors}
     # A grey picture is one channel seen three times: keep the one.
     arrays |= {f"pixels-{i}": one[:, :, 0] if one.strides[2] == 0 else one for i, one in enumerate(pixels)}

@@ -17,7 +17,7 @@ import click
 
 from mri_edge import __version__
 from mri_edge.bundles.manifest import Creation
-from mri_edge.scans.readers.picture import SUFFIXES
+from mri_edge.scans.readers import has_known_suffix
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
 
@@ -66,7 +66,7 @@ def _paths_given_to(context: click.Context) -> set[str]:
 def _may_be_path(value: str) -> bool:
     if value.startswith("{"):  # the JSON of --preprocessing
         return False
-    return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or value.lower().endswith(SUFFIXES) or os.path.lexists(value)
+    return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or has_known_suffix(value) or os.path.lexists(value)
 
 
 def _versions() -> dict[str, str]:
