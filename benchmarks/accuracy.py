@@ -88,7 +88,7 @@ def _card(model: str, bundle: Bundle) -> Iterator[Finding]:
 
     preprocessing = bundle.manifest.preprocessing
     plain = resize_plainly(drawn, preprocessing.height, preprocessing.width)
-    apart = int(np.abs(preprocessing.fit(drawn).astype(int) - plain).max())
+    apart = int(np.abs(preprocessing.resize_picture(drawn).astype(int) - plain).max())
     yield Finding("tensor", f"{model}: coloured card", f"up to {apart} of 255 apart", apart > 1)
 
     means = plain.mean(axis=(0, 1)) / 255
@@ -141,7 +141,7 @@ def _reference_images(model: str, bundle: Bundle, data: Path) -> Iterator[Findin
     told = f"{model}: {len(known)} {REAL}"
     missing = len(record["images"]) - len(known)
     yield Finding("hashes", told, f"{missing} files changed or missing", bool(missing))
-    tensors = np.stack([bundle.manifest.preprocessing.fit(images.load(data / one["file"])) for one in known])
+    tensors = np.stack([bundle.manifest.preprocessing.resize_picture(images.load(data / one["file"])) for one in known])
     wrong = sum(
         hashlib.sha256(tensor.tobytes()).hexdigest() != one["sha256"]["tensor"]
         for tensor, one in zip(tensors, known, strict=True)

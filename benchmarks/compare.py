@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
             files = [data / one["file"] for one in judges[name] if data] or sorted(
                 (CHECKOUT / "examples").glob("*.jpg")
             )
-            fit = bundle.manifest.preprocessing.fit
+            fit = bundle.manifest.preprocessing.resize_picture
             np.save(folder / "tensors.npy", np.stack([fit(picture.load(file)) for file in files]))
             olive, olive_said[name] = olive_model(chosen.olive, bundle, data, threads)
             recipe = olive_said[name].get("chosen", "")

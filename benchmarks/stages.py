@@ -71,7 +71,7 @@ def in_process(model: str, scans: Sequence[Path]) -> list[Ratio]:
         pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "decode": (partial(images.load, scan), partial(_decode, scan)),
             "resize": (
-                partial(preprocessing.fit, pixels),
+                partial(preprocessing.resize_picture, pixels),
                 partial(picture.resize, size, Image.Resampling.BILINEAR),
             ),
             "rest": (partial(classifier.predict, scan), partial(pillow, scan)),
@@ -82,7 +82,7 @@ def in_process(model: str, scans: Sequence[Path]) -> list[Ratio]:
             ruler[stage] += min(one for _, one in found) / len(scans)
     whats = {
         "decode": "images.load / Pillow's decoding",
-        "resize": "Preprocessing.fit / Pillow's resizing",
+        "resize": "Preprocessing.resize_picture / Pillow's resizing",
         "rest": "predict around a stand-in engine / Pillow's decoding and resizing",
     }
     return [Ratio(stage, f"{model}: {what}", ours[stage], ruler[stage]) for stage, what in whats.items()]
@@ -95,7 +95,7 @@ def engines(model: str, scans: Sequence[Path]) -> list[Ratio]:
     path = bundle.path_of(artefact)
     with tempfile.TemporaryDirectory() as folder:
         tensors, twin = Path(folder) / "tensors.npy", Path(folder) / "twin.onnx"
-        np.save(tensors, np.stack([bundle.manifest.preprocessing.fit(images.load(scan)) for scan in scans]))
+        np.save(tensors, np.stack([bundle.manifest.preprocessing.resize_picture(images.load(scan)) for scan in scans]))
         write_float_twin(path, twin)
         subjects = {
             "ours": ("mri_edge_engine", path),

@@ -27,7 +27,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def tensors(bundle: Bundle, count: int) -> np.ndarray:
-    fit = bundle.manifest.preprocessing.fit
+    fit = bundle.manifest.preprocessing.resize_picture
     return np.stack([fit(picture.load(SCANS[index % len(SCANS)])) for index in range(count)])
 
 
@@ -83,13 +83,13 @@ def test_decoding(benchmark):
 
 def test_preprocessing(benchmark):
     benchmark.group = "file to answer"
-    benchmark(Bundle.open().manifest.preprocessing.fit, picture.load(SCANS[0]))
+    benchmark(Bundle.open().manifest.preprocessing.resize_picture, picture.load(SCANS[0]))
 
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_file_to_answer(benchmark, name):
     benchmark.group = "file to answer"
-    with Classifier.load(name, many=False) as classifier:
+    with Classifier.load(name, workload="single") as classifier:
         assert benchmark(classifier.predict, SCANS[0]).file == os.fspath(SCANS[0])
 
 

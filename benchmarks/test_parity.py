@@ -28,7 +28,7 @@ def test_artefact_agrees_with_keras_on_the_reference_split(name, one, record_pro
     if not judges or data is None:
         pytest.skip("no real scans, or a bundle without parity.json: name the data folder in MRI_EDGE_DATA")
     manifest, parity = bundle.manifest, one.artefact.parity
-    batch = np.stack([manifest.preprocessing.fit(picture.load(data / image["file"])) for image in judges])
+    batch = np.stack([manifest.preprocessing.resize_picture(picture.load(data / image["file"])) for image in judges])
     engine = open_engine(bundle.path_of(one.artefact), engine=one.engine, provider="cpu")
     found = np.concatenate([engine.run(batch[begin : begin + 8]) for begin in range(0, len(batch), 8)])
     engine.close()

@@ -13,6 +13,7 @@ from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import engine_files
 from mri_edge.errors import MriEdgeError
+from mri_edge.inference.run_options import RunOptions
 from mri_edge.inference.selection import DEFAULT_BATCH, select
 from mri_edge.inference.tuned_profile import load_profile
 
@@ -45,7 +46,7 @@ def test_tuned_choice_is_no_slower_than_any_engine_used_naively(bundle, profiles
         if not one.MODULE or one.missing():
             continue
         try:
-            ways[name] = (select(bundle, engine=name).artefact.file, name, available_cpus(), batch)
+            ways[name] = (select(bundle, RunOptions(engine=name)).artefact.file, name, available_cpus(), batch)
         except MriEdgeError:  # the bundle has nothing for it
             continue
     best = load_profile(bundle, profiles).best(many=many)

@@ -20,60 +20,63 @@ if __name__ != "mri_edge":
 __version__ = "0.1.0"
 
 # Scans are patients' data, so nothing here may use the network, and two engines' libraries report to their
-# makers. Both are stopped here, because every process of ours imports this package before an engine's library.
-# ONNX Runtime's wheels write a device identifier into the user's cache and send events, unless this variable is
+# makers. Both are stopped here, because each of our processes imports this package before an engine's library.
+# ONNX Runtime's wheels write a device identifier into the user's cache and send events unless this variable is
 # set before they are imported. Set it to 0 to allow that.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # `import openvino` posts an event with a client identifier and writes ~/intel. It does neither where it cannot
 # import the package `openvino_telemetry`, and the entry None here makes that import fail.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-# The whole public list: name -> the module it lives in. Each is imported when first asked for,
-# so that `import mri_edge` costs nothing.
+# All public names and the modules they live in. Each is imported when it is first used, so that `import mri_edge`
+# costs nothing. Errors that only training and export raise are in `mri_edge.errors`.
 _HOMES = {
+    "Artefact": "bundles.manifest",
     "Bundle": "bundles.bundle",
     "BundleError": "errors",
     "Classifier": "inference.classifier",
-    "ConversionError": "errors",
-    "DataError": "errors",
+    "Engine": "engines",
     "EngineError": "errors",
     "EngineUnavailable": "errors",
     "Failure": "inference.prediction",
-    "GateError": "errors",
+    "Frame": "scans.frame",
     "InputError": "errors",
     "IntegrityError": "errors",
+    "Latency": "inference.prediction",
     "Manifest": "bundles.manifest",
     "ManifestError": "errors",
     "MriEdgeError": "errors",
     "OutputError": "errors",
-    "Pause": "inference.prediction",
     "Prediction": "inference.prediction",
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
     "ResultWarning": "scans.result_warning",
+    "RunOptions": "inference.run_options",
     "SignatureError": "errors",
+    "Source": "scans.frame",
     "UsageError": "errors",
-    "WeightsError": "errors",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle as Bundle
+    from mri_edge.bundles.manifest import Artefact as Artefact
     from mri_edge.bundles.manifest import Manifest as Manifest
+    from mri_edge.engines import Engine as Engine
     from mri_edge.inference.classifier import Classifier as Classifier
     from mri_edge.inference.prediction import Failure as Failure
-    from mri_edge.inference.prediction import Pause as Pause
+    from mri_edge.inference.prediction import Latency as Latency
     from mri_edge.inference.prediction import Prediction as Prediction
+    from mri_edge.inference.run_options import RunOptions as RunOptions
+    from mri_edge.scans.frame import Frame as Frame
+    from mri_edge.scans.frame import Source as Source
     from mri_edge.scans.preprocessing import Preprocessing as Preprocessing
     from mri_edge.scans.result_warning import ResultWarning as ResultWarning
 
     from .errors import BundleError as BundleError
-    from .errors import ConversionError as ConversionError
-    from .errors import DataError as DataError
     from .errors import EngineError as EngineError
     from .errors import EngineUnavailable as EngineUnavailable
-    from .errors import GateError as GateError
     from .errors import InputError as InputError
     from .errors import IntegrityError as IntegrityError
     from .errors import ManifestError as ManifestError
@@ -82,7 +85,6 @@ if TYPE_CHECKING:
     from .errors import ProviderUnavailable as ProviderUnavailable
     from .errors import SignatureError as SignatureError
     from .errors import UsageError as UsageError
-    from .errors import WeightsError as WeightsError
 
 
 def __getattr__(name: str) -> Any:

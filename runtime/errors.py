@@ -1,17 +1,17 @@
-"""Every error that mri-edge raises on purpose, as one tree.
+"""Every error that mri-edge raises deliberately, as one tree.
 
 ::
 
     MriEdgeError
     ├── UsageError              the call itself is wrong                    exit 2
-    │   └── DataError           a training or calibration folder is unfit   exit 2
+    │   └── DataError           a training or calibration folder is unusable exit 2
     ├── OutputError             the result cannot be written                exit 6
     ├── InputError              one scan cannot be read; others go on       exit 1
     ├── BundleError             a model bundle cannot be used               exit 3
     │   ├── ManifestError       its manifest is missing, broken or newer    exit 3
     │   ├── IntegrityError      a file differs from its recorded hash       exit 3
     │   ├── SignatureError      a required signature is missing or wrong    exit 3
-    │   ├── WeightsError        backbone weights cannot be had or trusted   exit 3
+    │   ├── WeightsError        backbone weights are missing or untrusted   exit 3
     │   └── ConversionError     a model cannot be converted to a format     exit 3
     ├── EngineError             an engine cannot run the artefact           exit 4
     │   ├── EngineUnavailable   the engine's library is not installed       exit 4
@@ -28,17 +28,17 @@ import errno
 from functools import partial
 from typing import Any
 
-# How the system says that a disk is full, over quota, read-only or failing.
+# Error numbers for a disk that is full, over quota, read-only or failing.
 DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class MriEdgeError(Exception):
-    """Base of all errors raised on purpose. ``exit_code`` is what the command line returns.
+    """Base of all errors raised deliberately. ``exit_code`` is what the command line returns.
 
     Attributes
     ----------
     problem
-        What is wrong and what was received, without a full stop.
+        What is wrong and what was received, without a period.
     hint
         What to do next; may be empty.
     """
@@ -51,17 +51,17 @@ class MriEdgeError(Exception):
         super().__init__(f"{problem}. {hint}" if hint else problem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions pickle by their args; ours differ from the constructor's (pools need this).
+        # Exceptions pickle by their args, which differ from our constructor's. Process pools pickle them.
         return type(self), (self.problem, self.hint)
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's exception says, in one line; the name of its class if it says nothing."""
+    """Return the first line of a library's exception, or the name of its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def printable(text: str) -> str:
-    """Text of others, file names for one, for a line on a terminal: what would break or colour it is written out."""
+    """Escape line breaks, color codes and the like in foreign text, such as a file name, for one line on a terminal."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -72,7 +72,7 @@ class UsageError(MriEdgeError):
 
 
 class DataError(UsageError):
-    """A training, test or calibration folder is missing, empty or unfit."""
+    """A training, test or calibration folder is missing, empty or unusable."""
 
 
 class OutputError(MriEdgeError):
@@ -90,6 +90,8 @@ class InputError(MriEdgeError):
         What is wrong, as one stable word for programs: ``"missing"``, ``"damaged"``, ``"unsupported"``, …
     value, limit
         What was received and the bound it breaks, where there is one.
+    source
+        The argument that is wrong, where the error stands for it in a list of scans; see ``scans.sources.expand``.
     """
 
     exit_code = 1
@@ -102,14 +104,17 @@ class InputError(MriEdgeError):
         code: str = "unreadable",
         value: float | None = None,
         limit: float | None = None,
+        source: str | None = None,
     ) -> None:
         super().__init__(problem, hint)
         self.code = code
         self.value = value
         self.limit = limit
+        self.source = source
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(InputError, code=self.code, value=self.value, limit=self.limit), (self.problem, self.hint)
+        keywords = partial(InputError, code=self.code, value=self.value, limit=self.limit, source=self.source)
+        return keywords, (self.problem, self.hint)
 
 
 class BundleError(MriEdgeError):

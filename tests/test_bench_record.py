@@ -325,7 +325,7 @@ def test_an_embedded_model_comes_back_in_keras(programs, name):
     bundle = Bundle.open(whole_bundles.EMBEDDED / name)
     preprocessing = bundle.manifest.preprocessing
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
-    pixels = np.stack([preprocessing.fit(picture.load(one)) for one in scans])
+    pixels = np.stack([preprocessing.resize_picture(picture.load(one)) for one in scans])
     network = whole_bundles.keras_network(bundle, find_recipe(bundle.manifest.training.recipe))
     whole = (bundle.folder / whole_bundles.FLOAT).is_file()
     with Classifier.load(name, artefact=whole_bundles.FLOAT if whole else None) as shipped:

@@ -187,7 +187,7 @@ def test_the_float_twin_is_the_same_network(tmp_path):
     path, twin = bundle.folder / "model.int8.onnx", tmp_path / "twin.onnx"
     subprocess.run([sys.executable, "-c", program, str(path), str(twin)], check=True)
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
-    batch = np.stack([bundle.manifest.preprocessing.fit(picture.load(one)) for one in scans])
+    batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(one)) for one in scans])
     quantised, full = (open_engine(one, engine="onnxruntime", provider="cpu").run(batch) for one in (path, twin))
     # 0.03: what parity allows int8 of single images; see runtime/inference/replay.py.
     assert np.abs(quantised - full).max() < 0.03

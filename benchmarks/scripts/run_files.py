@@ -17,7 +17,7 @@ from mri_edge.scans.readers import picture
 model, folder, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 paths = sorted(entry.path for entry in os.scandir(folder))
 classifier = Classifier.load(model, provider="cpu")
-fit = classifier.bundle.manifest.preprocessing.fit
+fit = classifier.bundle.manifest.preprocessing.resize_picture
 batch = np.stack([fit(picture.load(path)) for path in paths[: classifier.batch_size]])
 
 

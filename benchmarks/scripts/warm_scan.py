@@ -16,7 +16,7 @@ from PIL import Image
 from mri_edge import Classifier
 
 model, scan, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-classifier = Classifier.load(model, provider="cpu", many=False)
+classifier = Classifier.load(model, provider="cpu", workload="single")
 size = (classifier.engine.input.shape[2], classifier.engine.input.shape[1])
 run_all = classifier.engine.run_all
 inside = [0.0, 0.0]

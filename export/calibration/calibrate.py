@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from mri_edge.bundles.manifest import Calibration
 from mri_edge.bundles.split import fingerprint
 from mri_edge.errors import DataError, InputError
+from mri_edge.scans import readers
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.scans.readers import picture
 from mri_edge.storage.atomic import sha256_of
 
 from .histogram import Histogram
@@ -114,7 +114,7 @@ def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int 
 def fitted(file: Path, preprocessing: Preprocessing) -> Pixels:
     """One picture as the network takes it, uint8 (height, width, 3). DataError if it cannot be read."""
     try:
-        return preprocessing.fit(picture.load(file))
+        return preprocessing.resize_picture(readers.load(file))
     except InputError as error:
         raise DataError(error.problem, "Remove it from the folder, or copy it again") from error
 
@@ -139,9 +139,9 @@ def pictures_in(folder: Path) -> list[tuple[Path, int]]:
     """Pictures below ``folder`` and the number of the subfolder they lie in, by name. DataError if there is none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder", "Name a folder of pictures with --calibration")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in picture.SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and readers.recognizes(path))
     if not found:
-        raise DataError(f"{folder}: no picture in it", f"Suffixes: {', '.join(picture.SUFFIXES)}")
+        raise DataError(f"{folder}: no picture in it", f"Suffixes: {', '.join(readers.suffixes())}")
     groups = {parent: index for index, parent in enumerate(sorted({path.parent for path in found}))}
     return [(path, groups[path.parent]) for path in found]
 

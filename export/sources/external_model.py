@@ -19,7 +19,7 @@ from mri_edge.errors import ConversionError, DataError
 from mri_edge.export.calibration.calibrate import draw, read_batches
 from mri_edge.export.exporter import Result, Settings, Source, fill
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.scans.readers.picture import SUFFIXES
+from mri_edge.scans.readers import recognizes
 from mri_edge.storage.atomic import sha256_of
 
 from . import models
@@ -94,7 +94,7 @@ def divide(data: Path, labels: tuple[str, ...], seed: int) -> Split:
     files: list[tuple[Path, int]] = []
     for index, label in enumerate(labels):
         folder = data / label
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        found = sorted(filter(recognizes, folder.rglob("*"))) if folder.is_dir() else []
         if not found:
             raise DataError(
                 f"{folder}: no pictures for label {label!r}", "Name the data folder with one folder a label"

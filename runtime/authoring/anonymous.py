@@ -18,14 +18,14 @@ from mri_edge.bundles.decode import parse
 from mri_edge.bundles.split import SPLIT, Split, short
 from mri_edge.errors import BundleError, ManifestError
 from mri_edge.inference.replay import is_golden
-from mri_edge.scans.readers.picture import SUFFIXES
+from mri_edge.scans.readers import suffixes
 
 from .keras_file import KERAS
 from .provenance import replace_paths
 
 _TEXT_SUFFIXES = (".json", ".md", ".html", ".txt", ".csv")
 _IMAGE_NAME = re.compile(
-    r"[^\s\"'<>|/\\]+\.(?:" + "|".join(suffix[1:] for suffix in SUFFIXES) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
+    r"[^\s\"'<>|/\\]+\.(?:" + "|".join(suffix[1:] for suffix in suffixes()) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
 )
 _ALIAS = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, short or whole, or a number
 

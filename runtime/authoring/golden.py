@@ -57,7 +57,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}") from error
     pixels = [picture.load(path) for path in scans]
-    tensors = np.stack([bundle.manifest.preprocessing.fit(picture) for picture in pixels])
+    tensors = np.stack([bundle.manifest.preprocessing.resize_picture(picture) for picture in pixels])
     arrays: dict[str, NDArray[Any]] = {"tensors": tensors}
     # A grey picture is one channel seen three times: keep the one.
     arrays |= {

@@ -17,7 +17,7 @@ import click
 
 from mri_edge import __version__
 from mri_edge.bundles.manifest import Creation
-from mri_edge.scans.readers.picture import SUFFIXES
+from mri_edge.scans.readers import has_known_suffix
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
 
@@ -79,7 +79,7 @@ def _path_parameters(context: click.Context) -> set[str]:
 def _looks_like_path(value: str) -> bool:
     if value.startswith("{"):  # the JSON of --preprocessing
         return False
-    return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or value.lower().endswith(SUFFIXES)
+    return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or has_known_suffix(value)
 
 
 def _versions() -> dict[str, str]:

@@ -20,11 +20,11 @@ from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, memory
 from mri_edge.engines import check_threads, engine_file, engine_files, remedy
 from mri_edge.errors import BundleError, EngineError, InputError, UsageError
-from mri_edge.inference.prediction import NOTICE, Failure
+from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.replay import FOLDER
 from mri_edge.inference.selection import DEFAULT_BATCH
 from mri_edge.inference.tuned_profile import library_versions
-from mri_edge.scans.readers import picture
+from mri_edge.scans import readers
 from mri_edge.scans.sources import expand
 
 from .isolated import call
@@ -171,11 +171,11 @@ def scans_for(bundle: Bundle, named: Sequence[str], tell: Callable[[str], None] 
     """
     if named:
         found = []
-        for item in expand(named, recursive=True, tell=tell):
+        for item in expand(named, recursive=True, notify=tell):
             try:
-                if isinstance(item, Failure):
-                    raise item.error
-                picture.load(item)
+                if isinstance(item, InputError):
+                    raise item
+                readers.load(item)
             except InputError as error:
                 raise UsageError(error.problem, error.hint) from error
             found.append(item)

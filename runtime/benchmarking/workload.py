@@ -73,7 +73,7 @@ def measure(request: Request) -> Reading:
     bundle = Bundle.open(request.bundle, signed_by=request.signed_by)
     artefact = bundle.artefact(request.artefact)
     model = ModelFile.of(bundle, artefact)
-    fit = bundle.manifest.preprocessing.fit
+    fit = bundle.manifest.preprocessing.resize_picture
     tensors = np.stack([fit(picture.load(scan)) for scan in request.scans])
     count = len(tensors)
     start = perf_counter()

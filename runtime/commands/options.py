@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and behave the same everywhere."""
+"""Options that several commands share, so that they look and behave the same everywhere."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _VARIABLE
 from mri_edge.errors import UsageError, printable
+from mri_edge.inference.run_options import RunOptions
 
 from .usage import OneOfTwo
 
@@ -24,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Files and folders, then names of embedded models: Bash drops what it has read when it meets a file."""
+    """Complete files and folders first, then embedded models: Bash drops earlier items when it reads the file item."""
     from click.shell_completion import CompletionItem
 
     from mri_edge.bundles.bundle import embedded_models
@@ -40,11 +41,15 @@ def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: 
     from mri_edge.errors import MriEdgeError
 
     try:
-        named = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
-        artefacts = Bundle.open(named).manifest.artefacts
-    except MriEdgeError:  # the command itself will say what is wrong with the bundle
+        model = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
+        artefacts = Bundle.open(model).manifest.artefacts
+    except MriEdgeError:  # the command itself will report what is wrong with the bundle
         return []
-    return [CompletionItem(one.file, help=one.precision) for one in artefacts if one.file.startswith(incomplete)]
+    return [
+        CompletionItem(artefact.file, help=artefact.precision)
+        for artefact in artefacts
+        if artefact.file.startswith(incomplete)
+    ]
 
 
 def _complete_engines(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -59,8 +64,8 @@ def _complete_providers(ctx: click.Context, param: click.Parameter, incomplete: 
     return [name for name in PROVIDERS if name.startswith(incomplete)]
 
 
-class _Lines(logging.Handler):
-    """Log records as lines on stderr, in the words of the program's other messages."""
+class _StderrHandler(logging.Handler):
+    """Writes log records to stderr in the form of the program's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(f"mri-edge: {record.levelname.lower()}: {printable(record.getMessage())}", err=True)
@@ -68,7 +73,7 @@ class _Lines(logging.Handler):
 
 def _set_up_logs(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:
     logger = logging.getLogger("mri_edge")
-    logger.handlers = [_Lines()]
+    logger.handlers = [_StderrHandler()]
     logger.propagate = False
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
@@ -86,7 +91,7 @@ MODEL = click.option(
 
 
 def bundle_argument(function: Function) -> Function:
-    """``[BUNDLE]`` by position or by ``--model``; the command's parameter ``model`` has a value in any case."""
+    """Add ``[BUNDLE]`` and ``--model``. The command gets one of them, or the default, as ``model``."""
 
     @click.argument("bundle", metavar="[BUNDLE]", required=False, shell_complete=complete_models)
     @MODEL
@@ -100,7 +105,7 @@ def bundle_argument(function: Function) -> Function:
 
 
 def required_bundle_argument(function: Function) -> Function:
-    """``BUNDLE`` by position or by ``--model``, for commands that make or change one and so guess none."""
+    """Add ``BUNDLE`` and ``--model``, one of which is required, for commands that create or change a bundle."""
 
     @click.argument("bundle", cls=OneOfTwo, metavar="BUNDLE", required=False, shell_complete=complete_models)
     @_MODEL_TO_CHANGE
@@ -108,25 +113,25 @@ def required_bundle_argument(function: Function) -> Function:
     def with_bundle(*arguments: Any, bundle: str | None, model: str | None, **options: Any) -> Any:
         if bundle is not None and model is not None:
             raise _named_twice(bundle, model)
-        named = model if bundle is None else bundle
-        if named is None:
+        chosen = model if bundle is None else bundle
+        if chosen is None:
             raise click.UsageError("Missing argument 'BUNDLE'")
-        return function(*arguments, model=named, **options)
+        return function(*arguments, model=chosen, **options)
 
     return cast(Function, with_bundle)
 
 
 def bundle_and_scans(function: Function) -> Function:
-    """``BUNDLE SCAN...``, or ``--model BUNDLE SCAN...``."""
+    """Add ``BUNDLE SCAN...`` and ``--model BUNDLE SCAN...``, one of which is required."""
 
     @click.argument("words", metavar="BUNDLE SCAN...", nargs=-1)
     @_MODEL_TO_CHANGE
     @wraps(function)
     def with_bundle(*arguments: Any, words: tuple[str, ...], model: str | None, **options: Any) -> Any:
-        named, scans = (words[0] if words else None, words[1:]) if model is None else (model, words)
-        if named is None or not scans:
-            raise click.UsageError("Missing argument 'BUNDLE'" if named is None else "Missing argument 'SCAN...'")
-        return function(*arguments, model=named, scans=tuple(map(Path, scans)), **options)
+        chosen, scans = (words[0] if words else None, words[1:]) if model is None else (model, words)
+        if chosen is None or not scans:
+            raise click.UsageError("Missing argument 'BUNDLE'" if chosen is None else "Missing argument 'SCAN...'")
+        return function(*arguments, model=chosen, scans=tuple(map(Path, scans)), **options)
 
     return cast(Function, with_bundle)
 
@@ -206,13 +211,28 @@ VERBOSE = click.option(
 )
 
 
-def running_options(function: Function) -> Function:
-    """``--artefact --engine --provider --threads --allow-fallback -v``: how the bundle runs."""
+def run_options(function: Function) -> Function:
+    """Add ``--artefact --engine --provider --threads --allow-fallback -v``; the command gets them as ``run``."""
+
+    @wraps(function)
+    def with_run(
+        *arguments: Any,
+        artefact: str | None,
+        engine: str | None,
+        provider: str,
+        threads: int | None,
+        allow_fallback: bool,
+        **options: Any,
+    ) -> Any:
+        run = RunOptions(artefact, engine, provider, threads, allow_fallback=allow_fallback)
+        return function(*arguments, run=run, **options)
+
+    decorated = cast(Function, with_run)
     for option in reversed((ARTEFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated
 
 
 def model_options(function: Function) -> Function:
-    """``--model`` and ``running_options``: what runs, and how."""
-    return MODEL(running_options(function))
+    """Add ``--model`` and ``run_options``: what runs, and how."""
+    return MODEL(run_options(function))

@@ -11,7 +11,7 @@ import click
 
 from mri_edge.errors import printable
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.prediction import NOTICE, Failure, Prediction, stdout_json
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name, stdout_json
 
 Results = Iterable[Prediction | Failure]
 
@@ -61,12 +61,12 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     yield _csv(columns)
     for result in results:
         if isinstance(result, Failure):
-            yield _csv([result.file, *[""] * (len(columns) - 3), str(result.error), result.error.code])
+            yield _csv([_name(result), *[""] * (len(columns) - 3), str(result.error), result.error.code])
             continue
         latency = result.latency_ms
         yield _csv(
             [
-                result.file,
+                _name(result),
                 printable(result.label),
                 *(f"{result.probabilities[label]:.6f}" for label in labels),
                 result.threshold,
@@ -108,15 +108,20 @@ def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
-            yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(result.file or '')} (not classified)"
+            yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(_name(result))} (not classified)"
             continue
         color = "red" if result.label == positive else "green"
         label = click.style(f"{shown[result.label]:<{wide}}", fg=color)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
-        yield f"{label}  {figures}  {printable(result.file or '')}"
+        yield f"{label}  {figures}  {printable(_name(result))}"
         for warning in result.warnings:
             yield click.style(f"{'':<{wide}}  warning: {printable(str(warning))}", fg="yellow")
     yield click.style(NOTICE, dim=True)
+
+
+def _name(result: Prediction | Failure) -> str:
+    """Return the path of a scan, with the index of the frame if it has several."""
+    return frame_name(result.source or "", result.index, result.frames)
 
 
 FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {

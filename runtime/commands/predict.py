@@ -1,8 +1,9 @@
-"""``mri-edge predict``: scans in; a table, JSON lines or CSV out."""
+"""``mri-edge predict``: classify scans and print a table, JSON lines or CSV."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,7 +11,8 @@ import click
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.device.native import return_freed_memory
 from mri_edge.errors import UsageError
-from mri_edge.inference.loading import Opening
+from mri_edge.inference.loading import PendingModel
+from mri_edge.inference.run_options import RunOptions
 
 from .options import REQUIRE_SIGNATURE, model_options
 
@@ -62,11 +64,7 @@ def predict(
     batch: int | None,
     signed_by: str | None,
     model: str,
-    artefact: str | None,
-    engine: str | None,
-    provider: str,
-    threads: int | None,
-    allow_fallback: bool,
+    run: RunOptions,
 ) -> int:
     """Classify scans with an exported model.
 
@@ -80,20 +78,14 @@ def predict(
     if resume and form:
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
     with return_freed_memory():
-        opening = Opening(
-            Bundle.open(model, signed_by=signed_by),
-            artefact=artefact,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            many=len(scans) > 1 or not os.path.isfile(scans[0]),
-            allow_fallback=allow_fallback,
-        )
-        # Not at the top: all that classifies is imported while the engine's library reads the model.
+        single = len(scans) == 1 and os.path.isfile(scans[0])
+        run = replace(run, workload="single" if single else "many")
+        pending = PendingModel(Bundle.open(model, signed_by=signed_by), run)
+        # Imported here and not above, because the engine's library reads the model meanwhile.
         from mri_edge.inference.classifier import Classifier
 
         from .classify import classify
 
-        classifier = Classifier.opened(opening)
+        classifier = Classifier.from_pending(pending)
     with classifier:
         return classify(classifier, scans, form=form, recursive=recursive, resume=resume, heatmap=heatmap, batch=batch)

@@ -9,7 +9,9 @@ from time import perf_counter
 
 import click
 
-from .options import REQUIRE_SIGNATURE, bundle_argument, running_options
+from mri_edge.inference.run_options import RunOptions
+
+from .options import REQUIRE_SIGNATURE, bundle_argument, run_options
 from .progress import Bar, redraws
 
 EXAMPLES = """\b
@@ -25,16 +27,12 @@ Examples:
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
-@running_options
+@run_options
 def warmup(
     batches: tuple[int, ...],
     model: str,
     signed_by: str | None,
-    artefact: str | None,
-    engine: str | None,
-    provider: str,
-    threads: int | None,
-    allow_fallback: bool,
+    run: RunOptions,
 ) -> None:
     """Build and cache what a provider needs before the first scan.
 
@@ -46,15 +44,7 @@ def warmup(
     from mri_edge.inference.classifier import Classifier
 
     with _clock("open"):
-        classifier = Classifier.load(
-            model,
-            artefact=artefact,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            allow_fallback=allow_fallback,
-            require_signature=signed_by,
-        )
+        classifier = Classifier.load_with(run, model, require_signature=signed_by)
     with classifier:
         opened = classifier.engine
         click.echo(f"{classifier.artefact.file} in {opened.name} on {opened.provider}", err=True)

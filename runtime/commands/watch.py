@@ -1,4 +1,4 @@
-"""``mri-edge watch``: a folder in which scans arrive; a JSON result for each, and the scan moved."""
+"""``mri-edge watch``: classify the scans that arrive in a folder, write a JSON result for each and move the scan."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,7 +14,8 @@ import click
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.prediction import stdout_json
+from mri_edge.inference.prediction import frame_name, stdout_json
+from mri_edge.inference.run_options import RunOptions
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
@@ -69,11 +71,7 @@ def watch(
     settle: float,
     signed_by: str | None,
     model: str,
-    artefact: str | None,
-    engine: str | None,
-    provider: str,
-    threads: int | None,
-    allow_fallback: bool,
+    run: RunOptions,
 ) -> int:
     """Classify each scan that arrives in a folder, as a service does.
 
@@ -92,35 +90,26 @@ def watch(
     outbox = Outbox(out)
     _check(folder, outbox, once=once)
     with ExitStack() as stack:
-        classifier = stack.enter_context(
-            Classifier.load(
-                Bundle.open(model, signed_by=signed_by),
-                artefact=artefact,
-                engine=engine,
-                provider=provider,
-                threads=threads,
-                many=False,
-                allow_fallback=allow_fallback,
-            )
-        )
-        watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, tell=_tell)
+        bundle = Bundle.open(model, signed_by=signed_by)
+        classifier = stack.enter_context(Classifier.load_with(replace(run, workload="single"), bundle))
+        watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, report=_report)
         received = stack.enter_context(_stopped_by_signals(watch))
-        say = stack.enter_context(_output())
+        write_line = stack.enter_context(_output())
         watch.check_model()
-        notify("READY=1")  # also where it will wait for a disk: systemd would end a start that takes long
+        notify("READY=1")  # even if it will wait for a disk: systemd would end a start that takes long
         for record in watch.records(every_s=every, once=once):
-            say(stdout_json(record) if as_lines else _line(record))
+            write_line(stdout_json(record) if as_lines else _line(record))
         notify("STOPPING=1")
         if signal.SIGINT in received:
             raise click.Abort
         if received:
-            _tell("stopped")
+            _report("stopped")
     return 1 if once and watch.failed else 0
 
 
 def _check(folder: Path, outbox: Outbox, *, once: bool) -> None:
-    """Raise UsageError for what no disk that comes back will mend."""
-    if once and not os.path.isdir(folder):  # else it is waited for: its disk or share may not be there yet
+    """Raise UsageError for problems that waiting for a disk cannot solve."""
+    if once and not os.path.isdir(folder):  # without --once watch waits: the disk or share may not be mounted yet
         raise UsageError(f"{folder}: no such folder", "Name the folder in which scans arrive")
     for path in (folder, outbox.folder):
         if os.path.exists(path) and not os.path.isdir(path):
@@ -133,29 +122,31 @@ def _check(folder: Path, outbox: Outbox, *, once: bool) -> None:
 
 @contextmanager
 def _stopped_by_signals(watch: Watch) -> Iterator[list[int]]:
-    """The first SIGTERM or Ctrl-C ends the watch in order; a second one ends the program as ever."""
+    """End the watch after its current scan at the first SIGTERM or Ctrl-C. A second one ends the program at once."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
         watch.stop()
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        restore()
 
-    before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        restore()
 
 
 @contextmanager
 def _output() -> Iterator[Callable[[str], None]]:
-    """What writes a line on standard output; while its disk is full lines may be lost, for the files count."""
+    """Give a function that writes a line to standard output. Lines are lost while its disk is full: the files count."""
     full = False
 
-    def say(line: str) -> None:
+    def write_line(line: str) -> None:
         nonlocal full
         try:
             click.echo(line)
@@ -165,10 +156,12 @@ def _output() -> Iterator[Callable[[str], None]]:
                 raise
             if not full:
                 full = True
-                _tell(f"cannot write the output ({error.strerror}): lines of it may be lost, the results are in files")
+                _report(
+                    f"cannot write the output ({error.strerror}): lines of it may be lost, the results are in files"
+                )
 
     try:
-        yield say
+        yield write_line
     finally:
         if full:
             discard_stdout()
@@ -178,18 +171,19 @@ def _line(record: Record) -> str:
     if "error" in record:
         return _plain(f"{record['moved_to']}  {record['error']}")
     positive = record["positive"]
-    words = f"{record['moved_to']}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
-    return _plain("  ".join([words, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
+    name = frame_name(record["moved_to"], record.get("index", 0), record.get("frames", 1))
+    answer = f"{name}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
+    return _plain("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
 
 
 def _plain(text: str) -> str:
-    """A name may hold line feeds or be no UTF-8: it must neither forge a line nor end the program."""
+    """Escape a text with a file name: line feeds could forge a line, and invalid UTF-8 could end the program."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _tell(words: str) -> None:
+def _report(message: str) -> None:
     try:
-        click.echo(f"mri-edge: {_plain(words)}", err=True)
+        click.echo(f"mri-edge: {_plain(message)}", err=True)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:  # a log on a full disk ends no watch
+        if error.errno not in DISK_ERRORS:  # a full disk under the log must not end the watch
             raise

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from threading import Lock
 from time import perf_counter
@@ -20,46 +20,25 @@ from mri_edge.bundles.manifest import Artefact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Engine, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
-from mri_edge.scans.checks import doubts
-from mri_edge.scans.preprocessing import Pixels
-from mri_edge.scans.readers import picture
-from mri_edge.scans.readers.picture import Source
+from mri_edge.scans.frame import Source, source_name
+from mri_edge.scans.read_errors import out_of_memory
 from mri_edge.scans.result_warning import ResultWarning
 
-from .loading import Opening
-from .out_of_distribution import NoveltyCheck
-from .prediction import Failure, Latency, Pause, Prediction, decide
+from .batching import batched
+from .loading import PendingModel
+from .out_of_distribution import OutOfDistributionCheck
+from .prediction import Failure, Latency, Prediction, decide
+from .preparing import Prepared, decode, prepare, prepare_sources
+from .run_options import RunOptions, Workload
 from .selection import DEFAULT_BATCH
-
-_MANY_PIXELS = 4 << 20  # bytes of decoded scans that wait in a thread for the next ones, to be resized with them
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A scan as it was decoded, and the milliseconds that it took."""
-
-    file: str | None
-    pixels: Pixels
-    decode_ms: float
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A scan as the network takes it, with the milliseconds that it took to get there; resized among others."""
-
-    file: str | None
-    fitted: Pixels
-    doubts: tuple[ResultWarning, ...]
-    decode_ms: float
-    resize_ms: float
-    pixels: Pixels | None
 
 
 class Classifier:
     """Classifies scans. Safe to share between threads.
 
-    In a process that inherits it by ``fork`` it opens its model again at the first prediction, with an engine of
-    its own; ``close`` there leaves the parent's alone. Pickled, it is what ``load`` was given, and opens that again.
+    After a ``fork`` the child opens the model again in an engine of its own, at its first prediction; ``close`` in the
+    child does not close the parent's. A pickled classifier holds the arguments of ``load`` and is opened again from
+    these.
 
     >>> from mri_edge import Classifier
     >>> with Classifier.load() as classifier:
@@ -77,9 +56,9 @@ class Classifier:
         batch_size: int = DEFAULT_BATCH,
         warnings: tuple[ResultWarning, ...] = (),
     ) -> None:
-        """Use ``load``; this takes parts that are open already, a fake engine in tests for instance.
+        """Take parts that are open already, such as a fake engine in tests. Otherwise use ``load``.
 
-        ``batch_size`` is what ``predict_batches`` uses by itself; ``warnings`` go into every prediction.
+        ``batch_size`` is the default of ``predict_batches``; ``warnings`` go into every prediction.
         """
         self.bundle = bundle
         self.artefact = artefact
@@ -87,13 +66,14 @@ class Classifier:
         self.batch_size = batch_size
         self._closed = False
         self._warnings = warnings
-        self._given: str | os.PathLike[str] | Bundle = bundle
-        self._signed_by: str | os.PathLike[str] | None = None
-        self._arguments: dict[str, Any] | None = None  # of the Opening; None where the parts were open already
-        self._locks: dict[int, Lock] = {}  # by process: the parent's may be held by a thread that is not here
-        self._novelty = NoveltyCheck.of(bundle)
-        if self._novelty:
-            self._novelty.check_fits(engine.outputs)
+        self._model: str | os.PathLike[str] | Bundle = bundle
+        self._require_signature: str | os.PathLike[str] | None = None
+        self._run: RunOptions | None = None  # None if the parts were open already
+        # One lock for each process: after a fork the parent's may be held by a thread that the child does not have.
+        self._locks: dict[int, Lock] = {}
+        self._distribution_check = OutOfDistributionCheck.of(bundle)
+        if self._distribution_check:
+            self._distribution_check.check_fits(engine.outputs)
         preprocessing = bundle.manifest.preprocessing
         declared = engine.input.shape[1:]
         if declared != (preprocessing.height, preprocessing.width, 3):
@@ -118,31 +98,19 @@ class Classifier:
         engine: str | None = None,
         provider: str = "auto",
         threads: int | None = None,
-        many: bool = True,
+        workload: Workload = "many",
         allow_fallback: bool = False,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Classifier:
-        """Open a model. What is left open is chosen by ``selection.select``.
+        """Open a model.
 
         Parameters
         ----------
         model
             The name of an embedded model, a bundle folder (``"./small"`` for one of such a name), a packed bundle, or
             an opened Bundle.
-        artefact
-            File of the bundle to run, ``"model.int8.onnx"``; default: the best that an installed engine opens.
-        engine
-            ``"onnxruntime"`` (or ``"onnx"``, ``"ort"``), ``"litert"`` (or ``"tflite"``), …; default: the preferred
-            one for the artefact.
-        provider
-            ``"auto"`` takes the best that comes up; any other name is strict. ``"gpu"``: the best GPU provider.
-        threads
-            Intra-op threads, at most the cores that this process may use; default: what the device profile says,
-            else 1 for a model below 1 MiB, and for a larger one all those cores.
-        many
-            Whether many scans will come at a time, or single ones: a device profile knows what suits which.
-        allow_fallback
-            Run on the CPU when ``provider`` does not come up, and say so in the warnings of every prediction.
+        artefact, engine, provider, threads, workload, allow_fallback
+            How to run it; see ``RunOptions``. What is left out is chosen by ``selection.select``.
         require_signature
             File of a public key: the owner of that key must have signed the bundle. Default: the key that the
             variable MRI_EDGE_REQUIRE_SIGNATURE names.
@@ -154,80 +122,106 @@ class Classifier:
         UsageError, EngineUnavailable, ProviderUnavailable, EngineError
             The engine cannot run it.
         """
+        run = RunOptions(artefact, engine, provider, threads, workload, allow_fallback)
+        return cls.load_with(run, model, require_signature=require_signature)
+
+    @classmethod
+    def load_with(
+        cls,
+        run: RunOptions,
+        model: str | os.PathLike[str] | Bundle = DEFAULT_MODEL,
+        *,
+        require_signature: str | os.PathLike[str] | None = None,
+    ) -> Classifier:
+        """Open a model as ``load`` does, with the options in one object."""
         if isinstance(model, Bundle) and require_signature is None:
-            bundle = model  # it was opened under the same variable
+            bundle = model  # it was opened with the same variable
         else:
-            place = model.folder if isinstance(model, Bundle) else model
-            bundle = Bundle.open(place, signed_by=require_signature)
-        classifier = cls.opened(
-            Opening(
-                bundle,
-                artefact=artefact,
-                engine=engine,
-                provider=provider,
-                threads=threads,
-                many=many,
-                allow_fallback=allow_fallback,
-            )
-        )
-        classifier._given, classifier._signed_by = model, require_signature
+            path = model.folder if isinstance(model, Bundle) else model
+            bundle = Bundle.open(path, signed_by=require_signature)
+        classifier = cls.from_pending(PendingModel(bundle, run))
+        classifier._model, classifier._require_signature = model, require_signature
         return classifier
 
     @classmethod
-    def opened(cls, opening: Opening) -> Classifier:
-        """Wait for a model that is being opened. Raises what ``Opening.wait`` does."""
-        opened = opening.wait()
+    def from_pending(cls, pending: PendingModel) -> Classifier:
+        """Wait for a model that is being opened. Raises what ``PendingModel.wait`` does."""
+        loaded = pending.wait()
         classifier = cls(
-            opening.bundle, opened.artefact, opened.engine, batch_size=opened.batch_size, warnings=opened.warnings
+            pending.bundle, loaded.artefact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
         )
-        classifier._arguments = opening.arguments
+        classifier._run = pending.run
         return classifier
 
     def predict(self, source: Source, *, keep_pixels: bool = False) -> Prediction:
-        """Classify one scan: a path, the bytes of a file, a Pillow image, or an array (see ``images.load``).
+        """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, or an array.
 
-        With ``keep_pixels`` the prediction holds the scan as it was decoded.
+        With ``keep_pixels`` the prediction holds the frame as it was decoded.
 
         Raises
         ------
         InputError
-            The scan cannot be read; the message says why.
+            The scan cannot be read, or holds several frames.
         EngineError
-            The engine failed, or its answer is no number.
+            The engine failed, or gave probabilities that are not finite.
         UsageError
             The classifier is closed.
         """
-        scan = _decode(source)
-        try:
-            ready = self._prepare([scan], keep_pixels)
-        except MemoryError as error:
-            raise picture.no_memory(scan.file or "scan") from error
-        return self._infer(ready)[0]
+        predictions = self.predict_frames(source, keep_pixels=keep_pixels)
+        prediction = next(predictions, None)
+        if prediction is None or prediction.frames != 1:
+            frames = prediction.frames if prediction else 0
+            raise InputError(
+                f"{source_name(source)}: holds {frames} frames, one is needed",
+                "Use predict_frames",
+                code="unsupported",
+            )
+        return prediction
+
+    def predict_frames(self, source: Source, *, keep_pixels: bool = False) -> Iterator[Prediction]:
+        """Classify the frames of one scan, one after the other. Parameters and errors as for ``predict``."""
+        for decoded in decode(source):
+            try:
+                prepared = prepare([decoded], self.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
+            except MemoryError as error:
+                raise out_of_memory(decoded.frame.source or "scan") from error
+            yield self._infer(prepared)[0]
 
     def predict_batches(
         self,
-        sources: Iterable[Source | Failure | Pause],
+        sources: Iterable[Source | InputError],
         *,
         batch_size: int | None = None,
         workers: int | None = None,
         keep_pixels: bool = False,
+        max_wait: float | None = None,
     ) -> Iterator[Prediction | Failure]:
-        """Classify many scans: yields in input order, a Failure in the place of a scan that cannot be read.
+        """Classify many scans: yields in input order, with a Failure in place of a scan that cannot be read.
 
-        A Failure among the sources passes through, so that a listing can report what it did not find. At a Pause
-        all that came before it is answered before the next is asked for, else two batches are gathered first.
-        Scans are decoded by ``workers`` threads beside inference, at most two batches ahead, so that
-        memory stays bounded however long ``sources`` is; it may be a generator without end.
-        With ``keep_pixels`` each prediction holds its scan as it was decoded.
+        An InputError among the sources becomes a Failure, so that a listing can report what it did not find.
+        ``workers`` threads decode scans during inference, at most two batches ahead, so that memory stays bounded
+        however long ``sources`` is; it may be a generator without end.
+
+        Parameters
+        ----------
+        batch_size
+            Scans that are answered together. Default: as tuned, else 8, or 64 for a model below 1 MiB.
+        workers
+            Threads that decode. Default: one for each core that this process may use.
+        keep_pixels
+            Whether each prediction holds its frame as it was decoded.
+        max_wait
+            Seconds that a scan waits for others to complete its batch, for a source that may be slow. ``sources`` is
+            then read in a thread of its own. Default: batches are always completed.
 
         Raises
         ------
         EngineError
-            The engine failed; unlike a bad file this concerns every scan.
+            The engine failed; unlike an unreadable file this concerns every scan.
         UsageError
-            ``sources`` is one scan, ``batch_size`` or ``workers`` is less than 1.
+            ``sources`` is one scan, or ``batch_size`` or ``workers`` is less than 1.
 
-        What ``sources`` itself raises comes once the scans before it are answered.
+        What ``sources`` itself raises is raised once the scans before it are answered.
         """
         if isinstance(sources, str | bytes | os.PathLike):
             raise UsageError(f"predict_batches takes many scans. Received: {sources!r:.60}", "Say [scan], or predict")
@@ -235,69 +229,48 @@ class Classifier:
         workers = available_cpus() if workers is None else workers
         if batch_size < 1 or workers < 1:
             raise UsageError(f"batch_size and workers must be at least 1. Received: {batch_size} and {workers}")
-        return self._batches(sources, batch_size, workers, keep_pixels)
+        batches = batched(sources, batch_size, max_wait)
+        return self._predict_batches(batches, batch_size, workers, keep_pixels)
 
-    def _batches(
-        self, sources: Iterable[Source | Failure | Pause], batch_size: int, workers: int, keep_pixels: bool
+    def _predict_batches(
+        self, batches: Iterator[list[Source | InputError]], batch_size: int, workers: int, keep_pixels: bool
     ) -> Iterator[Prediction | Failure]:
-        # A thread takes its whole share of a batch at once: handing over scan by scan takes longer than resizing.
-        share = -(-batch_size // workers)
-        remaining = iter(sources)
+        # A thread takes its part of a batch at once: handing over scan by scan takes longer than resizing them.
+        part = -(-batch_size // workers)
         process = os.getpid()
+        preprocessing = self.bundle.manifest.preprocessing
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-            ahead: deque[list[Future[list[_Ready | Failure]]]] = deque()
-
-            paused = ended = False
-            broken: Exception | None = None
-
-            def fill() -> None:
-                nonlocal paused, ended, broken
-                paused = False
-                while len(ahead) < 2 and not (paused or ended):
-                    batch: list[Source | Failure] = []
-                    try:
-                        for one in remaining:
-                            if isinstance(one, Pause):
-                                paused = True
-                                break
-                            batch.append(one)
-                            if len(batch) == batch_size:
-                                break
-                        else:
-                            ended = True
-                    except Exception as error:  # noqa: BLE001 (raised below, when what came before it is answered)
-                        broken, ended = error, True
-                    shares = [batch[start : start + share] for start in range(0, len(batch), share)]
-                    if shares:
-                        ahead.append([pool.submit(self._prepare_each, one, keep_pixels) for one in shares])
-
+            ahead: deque[list[Future[list[Prepared | Failure]]]] = deque()
             try:
-                while ahead or not ended:
-                    if os.getpid() != process:
-                        raise UsageError("these results were begun in another process", "Call predict_batches again")
-                    if not ahead:
-                        fill()
-                        continue
-                    answered = [one for future in ahead.popleft() for one in future.result()]
-                    if not paused:
-                        fill()  # the next ones decode while this batch runs
-                    yield from self._answer(answered)
-                if broken is not None:
-                    raise broken
+                for batch in batches:
+                    if batch:
+                        parts = [batch[start : start + part] for start in range(0, len(batch), part)]
+                        ahead.append(
+                            [pool.submit(prepare_sources, one, preprocessing, keep_pixels=keep_pixels) for one in parts]
+                        )
+                    # While a batch is answered the next two are decoded. A short one means that no scan is waiting.
+                    while ahead and (len(ahead) > 2 or len(batch) < batch_size):
+                        prepared = [result for future in ahead.popleft() for result in future.result()]
+                        for result in self._answer(prepared, batch_size):
+                            yield result
+                            if os.getpid() != process:
+                                raise UsageError(
+                                    "these results were begun in another process", "Call predict_batches again"
+                                )
             finally:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
 
     def close(self) -> None:
-        """Give back the engine's memory and threads. It predicts no more."""
+        """Free the engine's memory and threads. The classifier cannot be used afterwards."""
         self._closed = True
         self.engine.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._closed or self._arguments is None:
+        if self._closed or self._run is None:
             reason = "it is closed" if self._closed else "it was made of an engine that was open already"
             raise UsageError(f"this classifier cannot be pickled or copied: {reason}", "Use one of Classifier.load")
-        return _load, (type(self), self._given, self._arguments | {"require_signature": self._signed_by})
+        return _unpickle, (type(self), self._run, self._model, self._require_signature)
 
     def __enter__(self) -> Classifier:
         return self
@@ -307,62 +280,24 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _prepare(self, decoded: Sequence[_Decoded], keep_pixels: bool) -> list[_Ready]:
-        """Resize and examine scans together: threads that take many short steps stand in each other's way."""
-        if not decoded:
-            return []
-        start = perf_counter()
-        fitted = self.bundle.manifest.preprocessing.fit_each([one.pixels for one in decoded])
-        resize_ms = (perf_counter() - start) * 1e3 / len(decoded)
-        reasons = doubts([one.pixels.shape[:2] for one in decoded], fitted)
-        return [
-            _Ready(one.file, row, doubt, one.decode_ms, resize_ms, one.pixels if keep_pixels else None)
-            for one, row, doubt in zip(decoded, fitted, reasons, strict=True)
-        ]
+    def _answer(self, prepared: list[Prepared | Failure], batch_size: int) -> Iterator[Prediction | Failure]:
+        ready = [result for result in prepared if isinstance(result, Prepared)]
+        # A scan may hold many frames, so there may be more than a batch of them.
+        runs = (ready[start : start + batch_size] for start in range(0, len(ready), batch_size))
+        predictions = chain.from_iterable(map(self._infer, runs))
+        for result in prepared:
+            yield next(predictions) if isinstance(result, Prepared) else result
 
-    def _prepare_each(self, sources: list[Source | Failure], keep_pixels: bool) -> list[_Ready | Failure]:
-        prepared: list[_Ready | Failure] = []
-        waiting: list[_Decoded | Failure] = []
-        held = 0
-        for source in sources:
-            one = source if isinstance(source, Failure) else _decode_or_fail(source)
-            waiting.append(one)
-            held += one.pixels.nbytes if isinstance(one, _Decoded) else 0
-            if held > _MANY_PIXELS:
-                prepared += self._prepare_some(waiting, keep_pixels)
-                waiting, held = [], 0
-        return prepared + self._prepare_some(waiting, keep_pixels)
-
-    def _prepare_some(self, decoded: list[_Decoded | Failure], keep_pixels: bool) -> list[_Ready | Failure]:
-        scans = [scan for scan in decoded if isinstance(scan, _Decoded)]
-        try:
-            ready: Iterator[_Ready | Failure] = iter(self._prepare(scans, keep_pixels))
-        except MemoryError:  # one by one, it is the failure of those that it does not suffice for
-            ready = iter([self._prepare_or_fail(scan, keep_pixels) for scan in scans])
-        return [next(ready) if isinstance(scan, _Decoded) else scan for scan in decoded]
-
-    def _prepare_or_fail(self, scan: _Decoded, keep_pixels: bool) -> _Ready | Failure:
-        try:
-            return self._prepare([scan], keep_pixels)[0]
-        except MemoryError:
-            return Failure(scan.file, picture.no_memory(scan.file or "scan"))
-
-    def _answer(self, batch: list[_Ready | Failure]) -> Iterator[Prediction | Failure]:
-        ready = [one for one in batch if isinstance(one, _Ready)]
-        predictions = iter(self._infer(ready) if ready else ())
-        for one in batch:
-            yield next(predictions) if isinstance(one, _Ready) else one
-
-    def _infer(self, ready: list[_Ready]) -> list[Prediction]:
+    def _infer(self, prepared: Sequence[Prepared]) -> list[Prediction]:
         if self._closed:
             raise UsageError("this classifier is closed", "Load it again")
-        if is_inherited(self.engine) and self._arguments is not None:
-            self._open_again(self._arguments)
+        if is_inherited(self.engine) and self._run is not None:
+            self._open_again(self._run)
         manifest = self.bundle.manifest
-        batch = np.stack([one.fitted for one in ready])
+        batch = np.stack([one.frame.pixels for one in prepared])
         start = perf_counter()
         outputs = self.engine.run_all(batch)
-        infer_ms = (perf_counter() - start) * 1e3 / len(ready)
+        infer_ms = (perf_counter() - start) * 1e3 / len(prepared)
         probabilities = outputs[self.engine.outputs[0].name]
         if not np.isfinite(probabilities).all():
             raise EngineError(
@@ -370,15 +305,17 @@ class Classifier:
                 f"({self.engine.provider})",
                 "Take another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
             )
-        features = outputs.get("features")
-        strange = self._novelty.doubts(features) if self._novelty and features is not None else [()] * len(ready)
-        activations = outputs.get("activation", [None] * len(ready))
+        features, check = outputs.get("features"), self._distribution_check
+        unlike_training = [()] * len(prepared) if check is None or features is None else check.warnings_for(features)
+        activations = outputs.get("activation", [None] * len(prepared))
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         labels, model = manifest.labels, manifest.title
         return [
             Prediction(
-                file=one.file,
-                label=labels[index],
+                source=one.frame.source,
+                index=one.frame.index,
+                frames=one.frame.count,
+                label=labels[label_index],
                 probabilities=dict(zip(labels, row, strict=True)),
                 positive=labels[manifest.positive],
                 threshold=manifest.threshold,
@@ -388,52 +325,38 @@ class Classifier:
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
-                warnings=self._warnings + one.doubts + unlike,
+                warnings=self._warnings + one.warnings + unlike,
                 activation=activation,
-                pixels=one.pixels,
+                pixels=one.original,
             )
-            for one, row, index, activation, unlike in zip(
-                ready, probabilities.tolist(), chosen.tolist(), activations, strange, strict=True
+            for one, row, label_index, activation, unlike in zip(
+                prepared, probabilities.tolist(), chosen.tolist(), activations, unlike_training, strict=True
             )
         ]
 
-    def _open_again(self, arguments: dict[str, Any]) -> None:
-        """In a forked child: open the same artefact in the same engine, which must come up on the same provider."""
+    def _open_again(self, run: RunOptions) -> None:
+        """In a forked child, open the same artefact in the same engine. The same provider must come up."""
         with self._locks.setdefault(os.getpid(), Lock()):
-            before = self.engine
-            if not is_inherited(before):  # another thread was faster
+            inherited = self.engine
+            if not is_inherited(inherited):  # another thread has opened it meanwhile
                 return
-            threads = min(before.threads, available_cpus())  # a worker may have been given fewer cores
-            same = {"artefact": self.artefact.file, "engine": before.name, "threads": threads}
-            engine = Opening(self.bundle, **(arguments | same)).wait().engine
-            if engine.provider != before.provider:
+            threads = min(inherited.threads, available_cpus())  # a worker may have been given fewer cores
+            same = replace(run, artifact=self.artefact.file, engine=inherited.name, threads=threads)
+            engine = PendingModel(self.bundle, same).wait().engine
+            if engine.provider != inherited.provider:
                 engine.close()
                 raise EngineError(
-                    f"{self.artefact.file}: the parent process runs it on {before.provider}, and in this one "
+                    f"{self.artefact.file}: the parent process runs it on {inherited.provider}, and in this one "
                     f"{engine.provider} came up",
                     "Load the classifier after the fork",
                 )
             self.engine = engine
 
 
-def _load(kind: type[Classifier], model: str | os.PathLike[str] | Bundle, arguments: dict[str, Any]) -> Classifier:
-    """What a pickle of a classifier calls."""
-    return kind.load(model, **arguments)
-
-
-def _decode(source: Source) -> _Decoded:
-    start = perf_counter()
-    pixels = picture.load(source)
-    return _Decoded(name_of(source), pixels, (perf_counter() - start) * 1e3)
-
-
-def _decode_or_fail(source: Source) -> _Decoded | Failure:
-    try:
-        return _decode(source)
-    except InputError as error:
-        return Failure(name_of(source), error)
-
-
-def name_of(source: Source) -> str | None:
-    """The path as it was given, or None for a picture without one."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+def _unpickle(
+    kind: type[Classifier],
+    run: RunOptions,
+    model: str | os.PathLike[str] | Bundle,
+    require_signature: str | os.PathLike[str] | None,
+) -> Classifier:
+    return kind.load_with(run, model, require_signature=require_signature)

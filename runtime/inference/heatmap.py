@@ -1,4 +1,4 @@
-"""The picture that says why: a scan with its class activation laid over it, and what it is worth in words."""
+"""Draw heatmaps: a scan with its class activation laid over it, and the answer below."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from mri_edge.errors import UsageError, printable
-from mri_edge.scans.preprocessing import Pixels
+from mri_edge.scans.frame import Pixels
 from mri_edge.storage.atomic import atomic_write, make_folder
 from mri_edge.storage.names import hashed_name, is_too_long
 
 from .classifier import Classifier
-from .prediction import NOTICE, Failure, Prediction
+from .prediction import NOTICE, Failure, Prediction, frame_name
 
-# Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith): dark to bright in even
-# steps of lightness, so that it reads on a grey scan and in print.
+# Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith), from dark to bright in even steps of
+# lightness, so that it can be read on a grey scan and in print.
 _ANCHORS = np.array(
     [
         (0, 0, 4),
@@ -38,20 +38,20 @@ _ANCHORS = np.array(
     ],
     np.float32,
 )
-_SHORT_SIDE = 384  # pixels; smaller scans are enlarged, so that the words can be read
-_LONG_SIDE = 4096  # but not beyond this: a picture of 2 x 20,000 would become one of 4 GB
-_SCAN = "mri-edge scan"  # keyword of the text in a PNG that says whose picture it is
-_STRENGTH = 0.6  # opacity where the activation is largest
+_SHORT_SIDE = 384  # pixels; smaller scans are enlarged, so that the caption fits
+_LONG_SIDE = 4096  # pixels; limit of that enlargement: a picture of 2 x 20,000 would become one of 4 GB
+_SCAN = "mri-edge scan"  # keyword of the PNG text that identifies the scan
+_OPACITY = 0.6  # opacity where the activation is largest
 
 
 def draw_each(
     results: Iterable[Prediction | Failure], classifier: Classifier, folder: Path
 ) -> Iterator[Prediction | Failure]:
-    """Pass results on, and write an overlay into ``folder`` for each before it goes; its path goes with the result.
+    """Yield the results, after writing a heatmap into ``folder`` for each; the result then holds its path.
 
-    ``scans/a.jpg`` becomes ``folder/a.jpg.png``; where that picture is another scan's, ``folder/a.HASH.jpg.png`` by the
-    scan's absolute path. So two scans never share a picture, in this run or another. The results must have kept their
-    pixels.
+    ``scans/a.jpg`` gets ``folder/a.jpg.png``. If another scan has that picture already, it gets
+    ``folder/a.HASH.jpg.png``, with a hash of its absolute path. So no two scans ever share a picture, in this run or
+    another. Frame 3 of a scan with several is named ``a.nii-3``. The predictions must have kept their pixels.
 
     Raises
     ------
@@ -61,30 +61,33 @@ def draw_each(
         The folder cannot be written.
     """
     require_activation(classifier)
-    return _drawn(results, folder)
+    return _draw_each(results, folder)
 
 
 def require_activation(classifier: Classifier) -> None:
     """Raise UsageError if the artefact gives no activation to draw."""
-    if all(one.name != "activation" for one in classifier.engine.outputs):
-        others = ", ".join(one.file for one in classifier.bundle.manifest.artefacts if one.format == "onnx")
+    if all(output.name != "activation" for output in classifier.engine.outputs):
+        artefacts = classifier.bundle.manifest.artefacts
+        others = ", ".join(artefact.file for artefact in artefacts if artefact.format == "onnx")
         raise UsageError(
             f"{classifier.artefact.file}: gives no class activation, so there is no heatmap",
             f"Choose another --artefact: {others or 'none in this bundle has one'}",
         )
 
 
-def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Prediction | Failure]:
+def _draw_each(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Prediction | Failure]:
     for result in results:
         if (
             isinstance(result, Prediction)
-            and result.file is not None
+            and result.source is not None
             and result.activation is not None
             and result.pixels is not None
         ):
             make_folder(folder)
-            scan = hashlib.sha256(os.fsencode(os.path.abspath(result.file))).hexdigest()
-            target = _target(folder, Path(result.file).name, scan)
+            name = frame_name(Path(result.source).name, result.index, result.frames)
+            path = frame_name(os.path.abspath(result.source), result.index, result.frames)
+            scan = hashlib.sha256(os.fsencode(path)).hexdigest()
+            target = _target(folder, name, scan)
             atomic_write(target, overlay(result.pixels, result.activation, result, scan=scan))
             yield replace(result, heatmap=os.fspath(target))
         else:
@@ -92,7 +95,7 @@ def _drawn(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Pr
 
 
 def _target(folder: Path, name: str, scan: str) -> Path:
-    """Where the picture of a scan goes: beside those of others, over its own older one."""
+    """Return where the heatmap of a scan is written: never over another scan's, but over its own older one."""
     hashed = folder / f"{hashed_name(name, scan)}.png"
     if is_too_long(name):
         return hashed
@@ -101,13 +104,13 @@ def _target(folder: Path, name: str, scan: str) -> Path:
 
 
 def _scan_of(picture: Path) -> str | None:
-    """The hash of the scan that a picture is of; None if there is no such file, empty if it is none of ours."""
+    """Return the hash of the scan that a heatmap is of; None if there is no file, empty if it is not ours."""
     try:
         with Image.open(picture, formats=("PNG",)) as opened:
             return str(opened.info.get(_SCAN, ""))
     except FileNotFoundError:
         return None
-    except Exception:  # noqa: BLE001 (whatever lies there: it is not ours)
+    except Exception:  # noqa: BLE001 (whatever this file is: it is not ours)
         return ""
 
 
@@ -119,13 +122,13 @@ def overlay(
     Parameters
     ----------
     pixels
-        uint8 (H, W, 3) RGB, the scan as it was decoded.
+        uint8 (H, W, 3) RGB, the frame as it was decoded.
     activation
         float32 (h, w), at least 0, any scale: Grad-CAM of the positive label on the last feature map.
     prediction
-        Label, probability and model stand below the picture, with the notice that it is for research.
+        Its label, probability and model are written below the picture, with the notice that it is for research.
     scan
-        What tells this scan from others; kept in the file as text.
+        Identifies the scan; stored in the file as text.
 
     Returns
     -------
@@ -136,14 +139,14 @@ def overlay(
     size = (round(picture.width * factor), round(picture.height * factor))
     picture = picture.resize(size, Image.Resampling.BICUBIC)
     peak = float(activation.max())
-    share = Image.fromarray((activation / peak * 255 if peak > 0 else activation).astype(np.uint8))
-    share = share.resize(size, Image.Resampling.BICUBIC)
-    heat = Image.fromarray(_colours()[np.asarray(share)])
-    picture.paste(heat, mask=share.point([round(level * _STRENGTH) for level in range(256)]))
+    strength = Image.fromarray((activation / peak * 255 if peak > 0 else activation).astype(np.uint8))
+    strength = strength.resize(size, Image.Resampling.BICUBIC)
+    heat = Image.fromarray(_color_table()[np.asarray(strength)])
+    picture.paste(heat, mask=strength.point([round(level * _OPACITY) for level in range(256)]))
     return _with_caption(picture, prediction, scan)
 
 
-def _colours() -> Pixels:
+def _color_table() -> Pixels:
     steps = np.linspace(0, len(_ANCHORS) - 1, 256)
     channels = [np.interp(steps, np.arange(len(_ANCHORS)), _ANCHORS[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A results file that survives a kill: whole lines are appended, and a second run goes on where it ended."""
+"""A results file that survives a kill: whole lines are appended, and the next run continues where it ended."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from types import TracebackType
 from typing import Any
 
 from mri_edge.bundles.manifest import Artefact
-from mri_edge.errors import OutputError, UsageError
+from mri_edge.errors import InputError, OutputError, UsageError
 
-from .prediction import SCHEMA_VERSION, Failure, Pause, Prediction, as_json
+from .prediction import SCHEMA_VERSION, Failure, Prediction, as_json
 
 _BEGINNING = f'{{"schema_version": {SCHEMA_VERSION}, "file": '.encode()  # of every line that ``write`` appends
 
 
 class Journal:
-    """JSON lines on disk, one a scan.
+    """JSON lines on disk, one for each frame of each scan.
 
-    Opening reads which files have an answer, and drops a last line that a kill cut short. Each result is written by
-    one ``write`` of a whole line, so that at any moment the file ends well or in one partial line, which the next
-    opening drops. A file that holds anything else is refused as it is. One program at a time writes it.
+    Opening the file reads which scans have an answer and removes a last line that a kill cut short. Each result is
+    written as a whole line by one ``write``, so that the file always ends in a whole line or in one partial line. A
+    file that holds anything else is refused and not changed. Only one program at a time may write it.
 
     Parameters
     ----------
     path
-        The file, there or not.
+        The file; it need not exist.
     model
-        Title of the model that answers: another one's answers are not gone on with.
+        Title of the model. A file with answers of another model is refused.
     artefact
-        What runs: nor are the answers of another file of the same name, as a model that was trained again has it.
+        What runs. A file with answers of an artefact of the same name but another hash is refused too: the model was
+        trained again.
 
     Attributes
     ----------
     skipped
-        How many scans ``remaining`` left out, because they have their line.
+        Number of scans that ``remaining`` left out because they have an answer.
 
     Raises
     ------
     UsageError
-        The file is written by another program, or holds something that is no journal or another model's.
+        Another program writes the file, or it holds answers of another model or anything that is no journal.
     OutputError
         The file cannot be read or written.
     """
@@ -52,13 +53,14 @@ class Journal:
         self.path = path
         self._model = model
         self._artefact = artefact
-        self._done: set[str] = set()
-        self._failures: dict[str, dict[str, Any]] = {}
+        self._done: set[str] = set()  # scans that are complete, or that were given out by ``remaining``
+        self._frames: dict[str, set[int]] = {}  # which frames have an answer, of scans that have several
+        self._failures: dict[tuple[str, int], dict[str, Any]] = {}
         self.skipped = 0
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{path}: is no plain file, so it cannot be read again and gone on with", "Name another")
+            raise UsageError(f"{path}: is no plain file, so it cannot be read again and continued", "Name another")
         try:
-            # Unbuffered: a line is handed to the system whole, and is there however the process ends.
+            # Unbuffered: the system gets each line as a whole, and keeps it however the process ends.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise _cannot_write(path, error) from error
@@ -77,8 +79,8 @@ class Journal:
             self.close()
             raise
 
-    def remaining(self, sources: Iterable[str | Failure | Pause]) -> Iterator[str | Failure | Pause]:
-        """The sources that have no answer yet, each once."""
+    def remaining(self, sources: Iterable[str | InputError]) -> Iterator[str | InputError]:
+        """Yield the sources that have no complete answer yet, each once."""
         for source in sources:
             if isinstance(source, str):
                 if source in self._done:
@@ -88,22 +90,27 @@ class Journal:
             yield source
 
     def write(self, result: Prediction | Failure) -> None:
-        """Append one result, unless it is the failure that the file ends with for this scan.
+        """Append one result, unless the frame has an answer or this same failure already.
 
         Raises OutputError when the disk is full.
         """
         record = result.to_dict()
-        if isinstance(result, Failure) and result.file is not None:
-            if self._failures.get(result.file) == record:
+        if isinstance(result, Failure) and result.source is not None:
+            key = result.source, result.index
+            if self._failures.get(key) == record:
                 return
-            self._failures[result.file] = record
+            self._failures[key] = record
+        elif result.index in self._frames.get(result.source or "", ()):
+            return
         line = as_json(record).encode() + b"\n"
         try:
             written = self._file.write(line)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot write ({error.strerror})", "Make room and run again") from error
+            raise OutputError(
+                f"{self.path}: cannot write ({error.strerror})", "Free some space and run again"
+            ) from error
         if written != len(line):
-            raise OutputError(f"{self.path}: the disk is full", "Make room and run again: it goes on from here")
+            raise OutputError(f"{self.path}: the disk is full", "Free some space and run again: it continues from here")
 
     def close(self) -> None:
         """Close the file."""
@@ -118,32 +125,33 @@ class Journal:
         self.close()
 
     def _read(self) -> None:
-        """Note what has an answer and what failed: an error may be gone by now, so the scan is tried again."""
-        whole = 0
+        """Read which scans have an answer and which failed. The latter are tried again: the cause may be gone."""
+        whole = 0  # bytes of whole lines
         cut_short = False
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    # A kill leaves the beginning of one of our lines, or a piece of it; anything else is not ours.
+                    # A kill leaves a line that begins like ours, or a part of that beginning. Anything else is foreign.
                     if line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
                         raise self._foreign(number)
                     cut_short = True
                     break
                 try:
                     record = json.loads(line)
-                    self._note(record, number)
+                    self._add(record, number)
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise self._foreign(number) from error
                 whole += len(line)
-        if cut_short:  # only now, when every line before it is known to be ours
+        if cut_short:  # not before every other line has been checked
             os.truncate(self.path, whole)
 
-    def _note(self, record: dict[str, Any], number: int) -> None:
+    def _add(self, record: dict[str, Any], number: int) -> None:
+        """Take in one line. Raises KeyError if it is no result of ours, UsageError if it is another model's."""
         if record["schema_version"] != SCHEMA_VERSION:
             raise KeyError("schema_version")
-        scan = record["file"]
+        scan, index, frames = record["file"], record.get("index", 0), record.get("frames", 1)
         if "error" in record:
-            self._failures[scan] = record
+            self._failures[scan, index] = record
             return
         model, artefact, digest = record["model"], record["artefact"], record["model_hash"]
         ours = self._artefact
@@ -152,19 +160,25 @@ class Journal:
         elif ours is not None and artefact == ours.file and digest != ours.sha256[:12]:
             found, wanted = f"{model!r} ({digest})", f"{self._model!r} ({ours.sha256[:12]})"
         else:
-            if scan:
-                self._done.add(scan)
-                self._failures.pop(scan, None)
+            if not scan:
+                return
+            self._failures.pop((scan, index), None)
+            if frames > 1:
+                answered = self._frames.setdefault(scan, set())
+                answered.add(index)
+                if len(answered) < frames:
+                    return
+            self._done.add(scan)
             return
         raise UsageError(
             f"{self.path}: line {number} is an answer of {found}, and this is {wanted}",
-            "Name a new file, or the model to go on with",
+            "Name a new file, or the model of this one",
         )
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(
             f"{self.path}: line {number} is no result of mri-edge, so nothing is written to this file",
-            "Name a new file, or the one to go on with",
+            "Name a new file, or the one to continue",
         )
 
 

@@ -1,8 +1,8 @@
-"""How far a picture is from the training images, by the means of the network's last feature map.
+"""Warn about pictures that are unlike the training images, judged by the means of the network's last feature map.
 
-Training images lie near a plane of few dimensions: the distance is what a picture has outside that
-plane (the residual of a principal-component analysis; Jackson and Mudholkar, Technometrics 1979, call
-its square Q). Square roots are taken first, since means of rectified channels are skewed.
+The features of training images lie near a plane of few dimensions. The distance of a picture is the length of its
+component outside that plane: the residual of a principal-component analysis, whose square Jackson and Mudholkar
+(Technometrics 1979) call Q. Square roots are taken first, because means of rectified channels are skewed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mri_edge.errors import IntegrityError, ManifestError
 from mri_edge.scans.result_warning import ResultWarning
 
 Features = NDArray[np.float32]
-FEATURES = "features"  # the name of the output that they come from
+FEATURES = "features"  # name of the model's output
 _AGAIN = "Make or copy the bundle again"
 
 
 def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Distance of each picture from the plane of the training images.
+    """Return the distance of each picture from the plane of the training images.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.floa
     return result
 
 
-class NoveltyCheck:
-    """The plane and the limit of one bundle."""
+class OutOfDistributionCheck:
+    """The plane of one bundle's training images, and the largest distance that is not warned about."""
 
     def __init__(self, plane: NDArray[np.float32], limit: float, origin: str = "") -> None:
         self.plane = plane
@@ -53,20 +53,20 @@ class NoveltyCheck:
         self._origin = origin
 
     @classmethod
-    def of(cls, bundle: Bundle) -> NoveltyCheck | None:
-        """The check that training fitted, or None for a bundle without one.
+    def of(cls, bundle: Bundle) -> OutOfDistributionCheck | None:
+        """Return the check that training stored in the bundle, or None for a bundle without one.
 
         Raises
         ------
         IntegrityError
             The plane is damaged.
         """
-        fitted = bundle.manifest.novelty
-        if fitted is None:
+        stored = bundle.manifest.novelty
+        if stored is None:
             return None
-        document = next((one for one in bundle.manifest.documents if one.file == fitted.file), None)
+        document = next((document for document in bundle.manifest.documents if document.file == stored.file), None)
         if document is None:
-            raise IntegrityError(f"{bundle.folder}: the manifest names {fitted.file}, but does not list it")
+            raise IntegrityError(f"{bundle.folder}: the manifest names {stored.file}, but does not list it")
         path = bundle.folder / document.file
         content = bundle.read(document)
         try:
@@ -77,14 +77,14 @@ class NoveltyCheck:
             raise IntegrityError(
                 f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype} {plane.shape}", _AGAIN
             )
-        if not np.isfinite(plane).all() or fitted.limit <= 0:
-            raise IntegrityError(f"{path}: the plane or its limit, {fitted.limit}, cannot be", _AGAIN)
-        return cls(plane, fitted.limit, str(path))
+        if not np.isfinite(plane).all() or stored.limit <= 0:
+            raise IntegrityError(f"{path}: the plane or its limit, {stored.limit}, is impossible", _AGAIN)
+        return cls(plane, stored.limit, str(path))
 
     def check_fits(self, outputs: Sequence[TensorSpec]) -> None:
-        """Raise IntegrityError unless the model's features are as wide as the plane: else every scan would fail."""
+        """Raise IntegrityError unless the model gives as many features as the plane has; every scan would fail."""
         features = next((spec for spec in outputs if spec.name == FEATURES), None)
-        if features is None:  # an artefact that gives probabilities alone is not checked for novelty
+        if features is None:  # the artefact gives probabilities only, so this check is left out
             return
         width = features.shape[-1] if len(features.shape) == 2 else None
         if width != self.plane.shape[1]:
@@ -92,13 +92,13 @@ class NoveltyCheck:
                 f"{self._origin}: is for {self.plane.shape[1]} features, the model gives {features.shape}", _AGAIN
             )
 
-    def doubts(self, features: Features) -> list[tuple[ResultWarning, ...]]:
-        """For each picture the reason to doubt it, or nothing."""
+    def warnings_for(self, features: Features) -> list[tuple[ResultWarning, ...]]:
+        """Return for each picture the warning that it is unlike the training images, or nothing."""
         return [
             (self._warning(distance),) if distance > self.limit else ()
             for distance in distances(features, self.plane).tolist()
         ]
 
     def _warning(self, distance: float) -> ResultWarning:
-        words = f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}"
-        return ResultWarning("unlike_training", words, round(distance, 3), round(self.limit, 3))
+        message = f"unlike the training images: distance {distance:.2f}, limit {self.limit:.2f}"
+        return ResultWarning("unlike_training", message, round(distance, 3), round(self.limit, 3))

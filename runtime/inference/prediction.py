@@ -1,4 +1,4 @@
-"""What a prediction says: label, probabilities, what ran, how long each part took."""
+"""The result for one frame: a prediction or a failure, the rule that chooses its label, and its JSON."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SCHEMA_VERSION = 1  # of results: result.schema.json. Keys may be added within a
 
 
 def decide(probabilities: NDArray[np.float32], positive: int, threshold: float | None) -> NDArray[np.intp]:
-    """Label index of each row: the one rule for prediction, parity and evaluation.
+    """Return the label index of each row. Prediction, parity and evaluation all use this rule.
 
     Parameters
     ----------
     probabilities
         float32 (N, classes).
     positive, threshold
-        As in the manifest. A row is positive if its probability of ``positive`` is at least
-        ``threshold``, else it gets the likeliest other label; ``None``: the likeliest of all.
+        As in the manifest. A row is positive if its probability of ``positive`` is at least ``threshold``, otherwise it
+        gets the likeliest other label. Without a threshold it gets the likeliest label of all.
 
     Returns
     -------
@@ -44,9 +44,9 @@ def decide(probabilities: NDArray[np.float32], positive: int, threshold: float |
 
 
 def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """JSON text that can be written and shown whatever the names in it are.
+    """Return JSON that can be written and displayed whatever file names it contains.
 
-    Linux lets them be no UTF-8, and hold what moves a terminal's cursor or turns the direction of writing.
+    On Linux a name may be invalid UTF-8, and may contain codes that move the cursor or reverse the text direction.
     """
     text = json.dumps(record, ensure_ascii=False, indent=indent)
     return text if text.replace("\n", "").isprintable() else json.dumps(record, indent=indent)
@@ -56,9 +56,9 @@ _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """``as_json`` for standard output: in ASCII where that is not UTF-8, which readers of JSON expect.
+    """Return ``as_json`` for standard output: ASCII unless that is UTF-8, which readers of JSON expect.
 
-    JSON escapes the control codes below U+0020 alone; those above act on a terminal as well.
+    JSON escapes only the control codes below U+0020. Those from U+007F on act on a terminal too, so they are escaped.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if codecs.lookup(encoding).name == "utf-8":
@@ -68,7 +68,7 @@ def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds for one scan. ``infer`` is the batch's time divided by its size."""
+    """Milliseconds for one frame. ``infer`` is the time of the batch divided by its size."""
 
     decode: float
     resize: float
@@ -82,32 +82,33 @@ class Latency:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one scan.
+    """The answer for one frame of a scan; most scans have one.
 
     Attributes
     ----------
-    file
-        The path as it was given, or ``None`` for a picture that came as bytes or an array.
+    source
+        The path as it was given, or ``None`` for a scan that came as bytes, an image or an array.
+    index, frames
+        Position of the frame in its source, from 0, and how many frames the source holds.
     label
-        What ``decide`` says.
+        The label that ``decide`` chose.
     probabilities
-        Of each label, in [0, 1], in the manifest's order.
+        Probability of each label, in [0, 1], in the manifest's order.
     model, model_hash, artefact, engine, provider
         What ran: model name and version, the first 12 digits of the artefact's SHA-256, file in the bundle, engine,
-        execution provider as read back.
+        execution provider as read back from the engine.
     warnings
-        Reasons to doubt the answer.
+        Reasons to distrust the answer.
     heatmap
-        Path of the picture that shows what spoke for the positive label, where one was written.
+        Path of the picture that shows which region spoke for the positive label, where one was written.
     activation
-        Grad-CAM of the positive label, float32 (h, w), at least 0, where the artefact gives it; else ``None``.
+        Grad-CAM of the positive label, float32 (h, w), at least 0, if the artefact gives it, otherwise ``None``.
         Not part of ``to_dict``.
     pixels
-        The scan as it was decoded, uint8 (H, W, 3) RGB, where ``predict_batches`` was told to keep it.
-        Not part of ``to_dict``.
+        The frame as it was decoded, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
     """
 
-    file: str | None
+    source: str | None
     label: str
     probabilities: dict[str, float]
     positive: str
@@ -120,6 +121,8 @@ class Prediction:
     latency_ms: Latency
     warnings: tuple[ResultWarning, ...] = ()
     heatmap: str | None = None
+    index: int = 0
+    frames: int = 1
     activation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
@@ -129,10 +132,10 @@ class Prediction:
         return self.probabilities[self.positive]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only: what ``mri-edge predict --json`` prints, one object a line; see ``result.schema.json``."""
+        """Return plain types: what ``mri-edge predict --json`` prints on one line; see ``result.schema.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "file": self.file,
+            **_key(self.source, self.index, self.frames),
             "label": self.label,
             "probabilities": self.probabilities,
             "positive": self.positive,
@@ -154,25 +157,33 @@ class Prediction:
         }
 
 
-class Pause:
-    """Stands among sources where the next may be long in coming: what came before is to be answered now."""
-
-
 @dataclass(frozen=True)
 class Failure:
-    """Stands in the place of a prediction for a scan that could not be read."""
+    """Takes the place of a prediction for a scan, or a frame of it, that could not be read."""
 
-    file: str | None
+    source: str | None
     error: InputError
+    index: int = 0
+    frames: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only: what went wrong, for people and for programs; see ``result.schema.json``."""
+        """Return plain types: what went wrong, for people and for programs; see ``result.schema.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "file": self.file,
+            **_key(self.source, self.index, self.frames),
             "error": self.error.problem,
             "hint": self.error.hint,
             "code": self.error.code,
             "value": self.error.value,
             "limit": self.error.limit,
         }
+
+
+def frame_name(name: str, index: int, frames: int) -> str:
+    """Return the name for the files of one frame: that of the scan, and ``-INDEX`` if the scan has several frames."""
+    return name if frames == 1 else f"{name}-{index}"
+
+
+def _key(source: str | None, index: int, frames: int) -> dict[str, Any]:
+    """Return what identifies a frame in JSON. A scan of one frame is identified by its path alone."""
+    return {"file": source} if frames == 1 else {"file": source, "index": index, "frames": frames}

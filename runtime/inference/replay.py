@@ -22,7 +22,7 @@ from mri_edge.bundles.decode import parse, read
 from mri_edge.bundles.manifest import Artefact, Document
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
-from mri_edge.scans.preprocessing import Pixels
+from mri_edge.scans.frame import Pixels
 from mri_edge.scans.readers import picture
 
 from .prediction import decide
@@ -154,12 +154,14 @@ def _decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pi
 def _tensors(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
     for scan, pixels, expected in zip(golden.scans, golden.pixels, golden.tensors, strict=True):
         # Integer arithmetic: no machine may differ.
-        yield _compare_pixels("tensor", scan.file, bundle.manifest.preprocessing.fit(pixels), expected, 0, "")
+        yield _compare_pixels(
+            "tensor", scan.file, bundle.manifest.preprocessing.resize_picture(pixels), expected, 0, ""
+        )
 
 
 def _answers(bundle: Bundle, golden: _Golden, own: list[Pixels]) -> Iterator[Check]:
     preprocessing, manifest = bundle.manifest.preprocessing, bundle.manifest
-    tensors = np.stack([preprocessing.fit(one) for one in own])
+    tensors = np.stack([preprocessing.resize_picture(one) for one in own])
     for artefact in manifest.artefacts:
         if artefact.file not in golden.probabilities:
             continue

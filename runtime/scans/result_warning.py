@@ -1,4 +1,4 @@
-"""A reason to doubt one answer, as results carry it."""
+"""A warning about one result: a reason to distrust the answer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason to doubt one answer; ``str`` gives the message.
+    """A reason to distrust one answer; ``str`` gives the message.
 
     Attributes
     ----------
     code
-        What is doubtful, as one stable word for programs: ``"coloured"``, ``"unlike_training"``, …
+        The reason as one stable word for programs: ``"coloured"``, ``"unlike_training"``, …
     message
-        The same for people.
+        The reason for people.
     value, limit
         What was measured and the bound it breaks, where there is one.
     """

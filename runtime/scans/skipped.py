@@ -1,4 +1,4 @@
-"""What lies in a folder and is no picture, counted by kind, so that nothing is passed over without a word."""
+"""Count the files of a folder that are not scans, by kind, so that none is skipped silently."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mri_edge.errors import printable
 
-_NAMED = 3  # files of a kind that are named; the others are counted
-_SUFFIXES = {
+_NAMED = 3  # files of each kind that are named; the others are only counted
+_KINDS = {
     ".dcm": "DICOM",
     ".dicom": "DICOM",
     ".ima": "DICOM",
@@ -18,7 +18,7 @@ _SUFFIXES = {
 
 
 def special(path: str) -> str | None:
-    """What is no file and no folder but may be opened as one: a pipe, a socket, a device. None for all else."""
+    """Return "pipe", "socket" or "device" for what may be opened but is neither a file nor a folder, else None."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
@@ -30,8 +30,8 @@ def special(path: str) -> str | None:
     return "device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else None
 
 
-class Skipped:
-    """The files below one folder that are passed over."""
+class SkippedFiles:
+    """The files and subfolders of one folder that were skipped."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
@@ -39,7 +39,7 @@ class Skipped:
         self._folders = 0
 
     def add(self, path: str, kind: str | None = None) -> None:
-        """Count a file, of the kind that its name and its first bytes say."""
+        """Count a file. Without ``kind`` its name and first bytes decide which kind it is."""
         kind = kind or _kind(path)
         names = self._names.setdefault(kind, [])
         self._counts[kind] = self._counts.get(kind, 0) + 1
@@ -47,17 +47,18 @@ class Skipped:
             names.append(Path(path).name)
 
     def add_folder(self) -> None:
-        """Count a subfolder that is not looked into."""
+        """Count a subfolder that was not listed."""
         self._folders += 1
 
     def __str__(self) -> str:
-        """``"3 files skipped: 2 DICOM (a.dcm, b.dcm), 1 .txt (notes.txt)"``; empty if nothing was passed over."""
+        """``"3 files skipped: 2 DICOM (a.dcm, b.dcm), 1 .txt (notes.txt)"``; empty if nothing was skipped."""
         total = sum(self._counts.values())
         parts = []
         if total:
-            alone = len(self._counts) == 1
+            only_kind = len(self._counts) == 1
             kinds = [
-                f"{kind if alone else f'{self._counts[kind]} {kind}'} ({self._named(kind)})" for kind in self._counts
+                f"{kind if only_kind else f'{count} {kind}'} ({self._names_of(kind)})"
+                for kind, count in self._counts.items()
             ]
             parts.append(f"{total} {'file' if total == 1 else 'files'} skipped: {', '.join(kinds)}")
         if self._folders:
@@ -66,16 +67,16 @@ class Skipped:
             )
         return "; ".join(parts)
 
-    def _named(self, kind: str) -> str:
+    def _names_of(self, kind: str) -> str:
         names = ", ".join(map(printable, self._names[kind]))
         return f"{names}, …" if self._counts[kind] > _NAMED else names
 
 
 def _kind(path: str) -> str:
     name = Path(path).name
-    if found := special(path):
-        return found
-    for suffix, kind in _SUFFIXES.items():
+    if kind := special(path):
+        return kind
+    for suffix, kind in _KINDS.items():
         if name.lower().endswith(suffix):
             return kind
     if _is_dicom(path):
@@ -86,7 +87,7 @@ def _kind(path: str) -> str:
 
 
 def _is_dicom(path: str) -> bool:
-    """Whether a file says so: scanners write names without a suffix (DICOM part 10, section 7.1)."""
+    """Whether the file begins as DICOM does (part 10, section 7.1); scanners write names without a suffix."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"

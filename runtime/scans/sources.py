@@ -1,4 +1,4 @@
-"""Which files a command line means: files, folders, patterns, or a list on standard input."""
+"""List the scans that a command line names: files, folders, patterns, or paths on standard input."""
 
 from __future__ import annotations
 
@@ -6,127 +6,94 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, overload
+from typing import BinaryIO
 
 from mri_edge.errors import InputError
-from mri_edge.inference.prediction import Failure, Pause
-from mri_edge.scans.readers.picture import SUFFIXES
 
-from .skipped import Skipped, special
-
-
-def _say_nothing(words: str) -> None:
-    pass
-
-
-@overload
-def expand(
-    arguments: Iterable[str], *, recursive: bool = False, tell: Callable[[str], None] = _say_nothing
-) -> Iterator[str | Failure]: ...
-
-
-@overload
-def expand(
-    arguments: Iterable[str],
-    *,
-    recursive: bool = False,
-    patience: float | None,
-    tell: Callable[[str], None] = _say_nothing,
-) -> Iterator[str | Failure | Pause]: ...
+from . import readers
+from .skipped import SkippedFiles, special
 
 
 def expand(
-    arguments: Iterable[str],
-    *,
-    recursive: bool = False,
-    patience: float | None = None,
-    tell: Callable[[str], None] = _say_nothing,
-) -> Iterator[str | Failure | Pause]:
-    """Yield the path of every scan that is meant, in order; a Failure where an argument means none.
+    arguments: Iterable[str], *, recursive: bool = False, notify: Callable[[str], None] = lambda message: None
+) -> Iterator[str | InputError]:
+    """Yield the path of every scan that is named, in order, and an InputError where an argument names none.
 
-    A folder means the pictures in it (by suffix, sorted by name; with ``recursive`` those of its
-    subfolders too, and a Failure for one that cannot be listed), an argument with ``*``, ``?`` or ``[``
-    that is no file means what it matches (``**`` any depth; with ``recursive`` folders too), ``-`` means
-    the paths on standard input, one a line. Pipes, sockets and devices that a folder holds or a pattern matches are
-    passed over; one that is named directly is meant.
+    - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``. With ``recursive``
+      those of its subfolders too, and an InputError for a subfolder that cannot be listed.
+    - An argument with ``*``, ``?`` or ``[`` that is no file stands for the files that it matches (``**`` at any
+      depth; with ``recursive`` also for the scans in folders that it matches).
+    - ``-`` stands for the paths on standard input, one a line.
+
+    Pipes, sockets and devices in a folder or behind a pattern are skipped. One that is named directly is yielded.
 
     Parameters
     ----------
-    patience
-        Seconds after which a Pause is yielded where the next line on standard input is not there yet.
-    tell
-        Takes a line for people about each folder or pattern of which something was passed over.
+    notify
+        Is called with one line about each folder or pattern of which files were skipped.
     """
     for argument in arguments:
         if argument == "-":
             if sys.stdin is None:
-                yield Failure(argument, InputError("-: standard input is closed"))
+                yield InputError("-: standard input is closed", source=argument)
                 continue
-            for line in _lines(sys.stdin.buffer, patience):
-                if isinstance(line, Pause):
-                    yield line
-                elif line and line != "-":
-                    yield from expand([line], recursive=recursive, tell=tell)
+            listed = (line for line in _lines(sys.stdin.buffer) if line and line != "-")
+            yield from expand(listed, recursive=recursive, notify=notify)
         elif "\0" in argument:
-            yield argument  # no path, and glob would stumble over it
+            yield argument  # not a path, and glob would fail on it
         elif os.path.isdir(argument):
-            skipped = Skipped()
-            pictures = _pictures(argument, recursive, skipped)
-            yield from _or_failure(pictures, argument, "the folder has no pictures in it", skipped, tell)
+            skipped = SkippedFiles()
+            scans = _scans_in(argument, recursive, skipped)
+            hint = f"Pictures end in {', '.join(readers.suffixes())}"
+            yield from _or_error(scans, argument, "the folder has no pictures in it", hint, skipped, notify)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            skipped = Skipped()
+            skipped = SkippedFiles()
             matches = _matches(argument, recursive, skipped)
-            yield from _or_failure(matches, argument, "no file matches this pattern", skipped, tell)
+            yield from _or_error(matches, argument, "no file matches this pattern", "", skipped, notify)
         else:
             yield argument
 
 
-def _lines(stream: BinaryIO, patience: float | None) -> Iterator[str | Pause]:
-    """The lines of ``stream`` without their ends; decoded as file names, which may be anything but UTF-8."""
+def _lines(stream: BinaryIO) -> Iterator[str]:
+    """Yield the lines of ``stream`` as they come, without line ends, decoded as file names (not always UTF-8).
+
+    The file descriptor is read directly. A thread that waits inside the stream's own ``read`` holds its lock, and
+    Python aborts when it finds that lock taken at exit.
+    """
     try:
-        # A stream without a file below it never keeps one waiting; on Windows select knows sockets alone.
-        number = stream.fileno() if patience is not None and os.name == "posix" else None
-    except OSError:
-        number = None
-    if number is None:
+        number = stream.fileno()
+    except OSError:  # a stream in memory
         yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in stream)
         return
-    from select import select
-
-    begun = b""
-    while True:
-        if not select([number], [], [], patience)[0]:
-            yield Pause()
-        piece = os.read(number, 1 << 16)
-        if not piece:
-            break
-        *whole, begun = (begun + piece).split(b"\n")
-        yield from (os.fsdecode(line.rstrip(b"\r")) for line in whole)
-    if begun:
-        yield os.fsdecode(begun.rstrip(b"\r"))
+    rest = b""
+    while piece := os.read(number, 1 << 16):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (os.fsdecode(line.rstrip(b"\r")) for line in lines)
+    if rest:
+        yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _matches(pattern: str, recursive: bool, skipped: Skipped) -> Iterator[str | Failure]:
+def _matches(pattern: str, recursive: bool, skipped: SkippedFiles) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
             if special(path):
                 skipped.add(path)
             else:
                 yield path
-        elif "**" in pattern:  # which matches what is in the folders, too
+        elif "**" in pattern:  # the files in this folder match as well
             continue
         elif recursive:
-            yield from _pictures(path, recursive, skipped)
+            yield from _scans_in(path, recursive, skipped)
         else:
             skipped.add_folder()
 
 
-def _pictures(folder: str, recursive: bool, skipped: Skipped) -> Iterator[str | Failure]:
+def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles) -> Iterator[str | InputError]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        yield Failure(folder, InputError(f"{folder}: cannot list the folder ({error.strerror})"))
+        yield InputError(f"{folder}: cannot list the folder ({error.strerror})", source=folder)
         return
     for entry in ordered:
         if _is_folder(entry):
@@ -135,39 +102,43 @@ def _pictures(folder: str, recursive: bool, skipped: Skipped) -> Iterator[str | 
             elif entry.is_symlink():  # it could lead in circles
                 skipped.add(entry.path, "link to a folder")
             else:
-                yield from _pictures(entry.path, recursive, skipped)
-        elif not entry.name.lower().endswith(SUFFIXES) or (not _is_file(entry) and special(entry.path)):
-            skipped.add(entry.path)
-        else:
+                yield from _scans_in(entry.path, recursive, skipped)
+        elif (_is_file(entry) or not special(entry.path)) and readers.recognizes(entry.path):
             yield entry.path
+        else:
+            skipped.add(entry.path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to where this user may not look: whoever opens it says so
+    except OSError:  # a link to itself, or into a folder that may not be read: opening it will report that
         return False
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Without a question to the disk for what is no link."""
+    """Whether the entry is a file; costs a system call for links only."""
     try:
         return entry.is_file()
-    except OSError:  # as above
+    except OSError:  # as in _is_folder
         return False
 
 
-def _or_failure(
-    paths: Iterator[str | Failure], argument: str, problem: str, skipped: Skipped, tell: Callable[[str], None]
-) -> Iterator[str | Failure]:
+def _or_error(
+    paths: Iterator[str | InputError],
+    argument: str,
+    problem: str,
+    hint: str,
+    skipped: SkippedFiles,
+    notify: Callable[[str], None],
+) -> Iterator[str | InputError]:
+    """Yield ``paths``, or an InputError if there are none; then report what was skipped."""
     empty = True
     for path in paths:
         empty = False
         yield path
-    words = str(skipped)
     if empty:
-        suffixes = f"Pictures end in {', '.join(SUFFIXES)}" if "folder" in problem else ""
-        hint = ". ".join(filter(None, (words, suffixes)))
-        yield Failure(argument, InputError(f"{argument}: {problem}", hint, code="missing"))
-    elif words:
-        tell(f"{argument}: {words}")
+        full_hint = ". ".join(filter(None, (str(skipped), hint)))
+        yield InputError(f"{argument}: {problem}", full_hint, code="missing", source=argument)
+    elif str(skipped):
+        notify(f"{argument}: {skipped}")

@@ -1,4 +1,4 @@
-"""Tells systemd that the service is ready, alive or stopping (``sd_notify``); silent where nobody listens."""
+"""Tell systemd that the service is ready, alive or stopping (``sd_notify``). Does nothing without systemd."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import suppress
 
 
 def notify(state: str) -> None:
-    """Send ``READY=1``, ``WATCHDOG=1``, ``STOPPING=1`` to the socket that systemd names; see sd_notify(3).
+    """Send ``READY=1``, ``WATCHDOG=1`` or ``STOPPING=1`` to the socket that systemd names; see sd_notify(3).
 
-    A message to a socket whose queue is full, since nobody reads it, is dropped: scans are not kept waiting for it.
+    A message is dropped if the socket's queue is full because nobody reads it: scans must not wait for that.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     import socket
 
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        end.setblocking(False)
-        end.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        client.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)

@@ -151,7 +151,7 @@ def test_what_is_no_scan_is_left_alone(places, capfd):
     err = capfd.readouterr().err
     assert sorted(path.name for path in places.incoming.iterdir() if path.name != ".mri-edge.lock") == before
     assert places.files() == []
-    assert "letter.pdf: left alone, its name is none of a picture's" in err
+    assert "letter.pdf: left alone, no reader recognizes it" in err
     assert "link.png: left alone, it is a link" in err
     assert ("pipe.png: left alone, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
     assert ".hidden" not in err

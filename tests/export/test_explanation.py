@@ -131,7 +131,7 @@ def test_embedded_model_explains_itself_on_real_scans(scans):
     artefact = bundle.artefact("model.int8.onnx")
     session = onnxruntime.InferenceSession(str(bundle.path_of(artefact)), providers=["CPUExecutionProvider"])
     paths = sorted(Path(scans, "navoneel", "yes").iterdir())[:8]
-    batch = np.stack([bundle.manifest.preprocessing.fit(picture.load(path)) for path in paths])
+    batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(path)) for path in paths])
     probabilities, features, activation = session.run(
         ["probabilities", "features", "activation"], {session.get_inputs()[0].name: batch}
     )

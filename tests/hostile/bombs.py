@@ -292,7 +292,7 @@ import json, sys, time
 import numpy as np
 from mri_edge.scans.readers import picture
 from mri_edge.errors import InputError
-from mri_edge.scans.preprocessing import resize_bilinear
+from mri_edge.scans.resize import resize_bilinear
 def spent():
     status = open("/proc/self/status").read()  # ru_maxrss of a new process is that of its parent
     return time.process_time(), int(status.partition("VmHWM:")[2].split()[0]) * 1024

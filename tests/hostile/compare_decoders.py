@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from mri_edge.errors import InputError
-from mri_edge.scans.readers import picture
+from mri_edge.scans.readers import _picture_pixels, picture
 
 JUDGED = Path(__file__).with_name("judged_differences.json")
 SUFFIXES = {*picture.SUFFIXES, ".pnm", ".pbm", ".jpe"}
@@ -109,7 +109,7 @@ def _by_opencv(path: Path, *, colour: bool = False) -> Array | None:
     pixels = pixels[:, :, 2::-1] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
     if path.suffix.lower() in (".tif", ".tiff"):  # OpenCV turns these by itself
         return pixels
-    turn = picture._TURNS.get(_orientation(path))
+    turn = _picture_pixels._TURNS.get(_orientation(path))
     return turn(pixels) if turn else pixels
 
 
@@ -159,7 +159,7 @@ def _tiff_rgb(values: Array, page: Any) -> Array | None:
             found = scaled[..., :3]
         else:
             return None
-    turn = picture._TURNS.get(int(page.tags.valueof(274, 1)))
+    turn = _picture_pixels._TURNS.get(int(page.tags.valueof(274, 1)))
     return (turn(found) if turn else found).astype(np.uint8)
 
 

@@ -25,8 +25,8 @@ import tifffile
 from PIL import Image
 
 from mri_edge.errors import InputError
-from mri_edge.scans.preprocessing import resize_bilinear
 from mri_edge.scans.readers import picture
+from mri_edge.scans.resize import resize_bilinear
 
 MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
 

@@ -22,7 +22,7 @@ from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest, No
 from mri_edge.bundles.split import CONDENSED, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, IntegrityError, MriEdgeError
-from mri_edge.inference.out_of_distribution import NoveltyCheck
+from mri_edge.inference.out_of_distribution import OutOfDistributionCheck
 from mri_edge.inference.replay import record, replay
 from mri_edge.storage.atomic import sha256_of
 
@@ -187,7 +187,7 @@ def test_hostile_arrays_end_in_words(full: Path, file: str, content: bytes) -> N
     put(full, file, content)
     bundle = Bundle.open(full)
     with pytest.raises(BundleError):
-        NoveltyCheck.of(bundle) if file == "novelty.npy" else _split(bundle)
+        OutOfDistributionCheck.of(bundle) if file == "novelty.npy" else _split(bundle)
     read_all(full)
 
 

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Pause, Prediction, UsageError
+from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Prediction, UsageError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.testing import FakeEngine
@@ -40,7 +41,7 @@ def test_all_kinds_of_source_give_the_same_answer(classifier, picture, tmp_path)
     sources = [str(path), path, path.read_bytes(), picture, np.asarray(picture), np.asarray(picture.convert("RGBA"))]
     predictions = [classifier.predict(one) for one in sources]
     assert len({one.probability for one in predictions}) == 1
-    assert [one.file for one in predictions] == [str(path), str(path), None, None, None, None]
+    assert [one.source for one in predictions] == [str(path), str(path), None, None, None, None]
 
 
 def test_prediction_says_what_ran(classifier, picture):
@@ -59,7 +60,7 @@ def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
     sources = [picture, b"", picture.rotate(90), "missing.png", np.asarray(picture)]
     results = list(classifier.predict_batches(sources, batch_size=2))
     assert [type(one) for one in results] == [Prediction, Failure, Prediction, Failure, Prediction]
-    assert results[3].file == "missing.png"
+    assert results[3].source == "missing.png"
     for result, source in ((results[0], picture), (results[2], sources[2])):
         assert result.probability == pytest.approx(classifier.predict(source).probability, abs=SAME)
 
@@ -73,30 +74,55 @@ def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, bat
     assert [one.probability for one in results] == pytest.approx(expected, abs=SAME)
 
 
-def test_at_a_pause_all_before_it_is_answered_first(classifier, picture):
-    asked = []
+def test_an_input_error_among_the_sources_becomes_a_failure_in_its_place(classifier, picture):
+    error = InputError("in: the folder is empty", source="in")
+    results = list(classifier.predict_batches([picture, error, picture]))
+    assert [type(result) for result in results] == [Prediction, Failure, Prediction]
+    assert results[1] == Failure("in", error)
 
-    pause = Pause()
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_with_max_wait_scans_are_answered_before_a_slow_source_gives_the_next(classifier, picture, batch_size):
+    """Each scan is given only when the one before it has been answered: whoever waits for a batch waits for ever."""
+    answered = threading.Semaphore(1)
 
     def sources():
-        for number, one in enumerate([pause, picture, picture, picture, pause, pause, b"", pause, picture]):
-            asked.append(number)
-            yield one
+        for source in [picture, b"", picture, picture, b""]:
+            assert answered.acquire(timeout=30)
+            yield source
 
-    results = classifier.predict_batches(sources(), batch_size=2)
     types = []
-    for expected in (4, 4, 4, 7, 8):  # the last of the sources that was asked for when each answer came
-        types.append(type(next(results)))
-        assert asked[-1] == expected
-    assert types == [Prediction] * 3 + [Failure, Prediction]
-    assert next(results, None) is None
+    for result in classifier.predict_batches(sources(), batch_size=batch_size, max_wait=0.01):
+        types.append(type(result))
+        answered.release()
+    assert types == [Prediction, Failure, Prediction, Prediction, Failure]
+
+
+def test_with_max_wait_a_fast_source_still_fills_batches(classifier, picture, monkeypatch):
+    batches = []
+    run_all = classifier.engine.run_all
+    monkeypatch.setattr(classifier.engine, "run_all", lambda batch: batches.append(len(batch)) or run_all(batch))
+    assert len(list(classifier.predict_batches([picture] * 10, batch_size=4, max_wait=10))) == 10
+    assert batches == [4, 4, 2]
+
+
+def test_results_that_nobody_wants_any_more_stop_the_reader(classifier, picture):
+    results = classifier.predict_batches(itertools.repeat(picture), batch_size=2, max_wait=0.01)
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "read sources" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_large_scans_do_not_wait_for_each_other(classifier, picture, monkeypatch):
     waited = []
-    fit_each = Preprocessing.fit_each
+    resize_pictures = Preprocessing.resize_pictures
     monkeypatch.setattr(
-        Preprocessing, "fit_each", lambda self, pictures: waited.append(len(pictures)) or fit_each(self, pictures)
+        Preprocessing,
+        "resize_pictures",
+        lambda self, pictures: waited.append(len(pictures)) or resize_pictures(self, pictures),
     )
     large = np.zeros((1500, 1500, 3), np.uint8)  # 6.4 MiB: one is more than may wait
     sources = [large, picture, large, large, b"", picture, picture]
@@ -197,15 +223,16 @@ def test_batches_and_workers_are_at_least_one_at_the_call(classifier, picture, o
         classifier.predict_batches([picture], **options)
 
 
-@pytest.mark.parametrize("given", [0, 3, 20])
-def test_what_came_before_a_source_broke_is_answered(classifier, picture, given):
+@pytest.mark.parametrize("given", [0, 3, 8, 20])
+@pytest.mark.parametrize("max_wait", [None, 0.05])
+def test_what_came_before_a_source_broke_is_answered(classifier, picture, given, max_wait):
     def sources():
         yield from [picture] * given
         raise RuntimeError("the share is gone")
 
     answers = []
     with pytest.raises(RuntimeError, match="the share is gone"):
-        for answer in classifier.predict_batches(sources(), batch_size=8):
+        for answer in classifier.predict_batches(sources(), batch_size=8, max_wait=max_wait):
             answers.append(answer)
     assert len(answers) == given
 

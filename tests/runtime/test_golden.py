@@ -117,8 +117,8 @@ def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypa
 
 
 def test_resizing_that_differs_by_one_is_named(recorded, monkeypatch):
-    fit = Preprocessing.fit
-    monkeypatch.setattr(Preprocessing, "fit", lambda self, pixels: fit(self, pixels) ^ 1)
+    resize = Preprocessing.resize_picture
+    monkeypatch.setattr(Preprocessing, "resize_picture", lambda self, pixels: resize(self, pixels) ^ 1)
     assert replay.replay(recorded).first_difference.stage == "tensor"
 
 

@@ -13,7 +13,7 @@ from mri_edge import Classifier, IntegrityError
 from mri_edge.authoring.writer import rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Novelty, TensorSpec
-from mri_edge.inference.out_of_distribution import NoveltyCheck, distances
+from mri_edge.inference.out_of_distribution import OutOfDistributionCheck, distances
 from mri_edge.scans.result_warning import ResultWarning
 from mri_edge.testing import FakeEngine
 
@@ -70,15 +70,15 @@ def test_prediction_warns_of_what_is_unlike_the_training_images(tiny_bundle, fea
 )
 def test_damaged_plane_is_refused(tiny_bundle, content):
     with pytest.raises(IntegrityError, match=r"novelty\.npy"):
-        NoveltyCheck.of(with_plane(tiny_bundle, content))
+        OutOfDistributionCheck.of(with_plane(tiny_bundle, content))
 
 
 def test_bundle_without_a_plane_warns_of_nothing(tiny_bundle):
-    assert NoveltyCheck.of(Bundle.open(tiny_bundle)) is None
+    assert OutOfDistributionCheck.of(Bundle.open(tiny_bundle)) is None
 
 
 def test_manifest_that_names_an_unlisted_file_is_refused(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     broken = replace(bundle, manifest=replace(bundle.manifest, novelty=ENTRY))
     with pytest.raises(IntegrityError, match="does not list it"):
-        NoveltyCheck.of(broken)
+        OutOfDistributionCheck.of(broken)

@@ -11,12 +11,15 @@ from mri_edge import Classifier, EngineError, IntegrityError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import cpu
-from mri_edge.inference.loading import Opening
+from mri_edge.inference.loading import PendingModel
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions
 
 
 def test_opening_gives_what_load_gives(tiny_bundle: Path) -> None:
-    with Classifier.opened(Opening(Bundle.open(tiny_bundle))) as opened, Classifier.load(tiny_bundle) as loaded:
+    with (
+        Classifier.from_pending(PendingModel(Bundle.open(tiny_bundle))) as opened,
+        Classifier.load(tiny_bundle) as loaded,
+    ):
         assert opened.artefact == loaded.artefact
         assert opened.engine.provider == loaded.engine.provider
 
@@ -30,7 +33,7 @@ def test_changed_file_is_named_before_what_the_engine_says_of_it(tiny_bundle: Pa
     bundle = Bundle.open(tiny_bundle)
     _damage(tiny_bundle, b"no model")
     with pytest.raises(IntegrityError, match="SHA-256"):
-        Opening(bundle).wait()
+        PendingModel(bundle).wait()
 
 
 def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> None:
@@ -40,7 +43,7 @@ def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> 
     other = tuple(replace(one, sha256="0" * 64) for one in bundle.manifest.artefacts)
     bundle = replace(bundle, manifest=replace(bundle.manifest, artefacts=other))
     with pytest.raises(IntegrityError, match="SHA-256"):
-        Opening(bundle).wait()
+        PendingModel(bundle).wait()
     assert handed == []
 
 
@@ -53,13 +56,13 @@ def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
     measured = Measurement("model.onnx", "onnxruntime", "auto", "CUDAExecutionProvider", 1, 5, 1.0, 3)
     profile = Profile(fingerprint_of(bundle), str(cpu()), available_cpus(), library_versions(), "", (measured,))
     profile.save()
-    opened = Opening(bundle).wait()
+    opened = PendingModel(bundle).wait()
     opened.engine.close()
     assert opened.batch_size != 5
     assert "made on CUDAExecutionProvider and CPUExecutionProvider came up" in caplog.text
     caplog.clear()
     replace(profile, measurements=(replace(measured, ran="CPUExecutionProvider"),)).save()
-    opened = Opening(bundle).wait()
+    opened = PendingModel(bundle).wait()
     opened.engine.close()
     assert opened.batch_size == 5
     assert caplog.text == ""
@@ -70,6 +73,6 @@ def test_engine_that_fails_is_told_by_wait(tiny_bundle: Path, monkeypatch) -> No
         raise EngineError("no luck")
 
     monkeypatch.setattr("mri_edge.inference.loading.open_engine", fail)
-    opening = Opening(Bundle.open(tiny_bundle))
+    opening = PendingModel(Bundle.open(tiny_bundle))
     with pytest.raises(EngineError, match="no luck"):
         opening.wait()

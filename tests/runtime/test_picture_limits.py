@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from mri_edge.errors import InputError
-from mri_edge.scans.preprocessing import resize_bilinear
-from mri_edge.scans.readers import picture
+from mri_edge.scans.read_errors import is_transient
+from mri_edge.scans.readers import _picture_pixels, picture
 from mri_edge.scans.readers._picture_limits import MAX_MEMORY, SMALL_FILE, BoundedFile
+from mri_edge.scans.resize import resize_bilinear
 
 TESTS = Path(__file__).resolve().parents[1]
 UNIT = TESTS.parent / "deploy" / "mri-edge-watch.service"
@@ -112,7 +113,7 @@ def test_colour_profiles_of_a_png_are_counted() -> None:
     import zlib
 
     profile = bombs.chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20)))
-    with pytest.raises(InputError, match="it has 9 colour profiles"):
+    with pytest.raises(InputError, match="it has 9 color profiles"):
         picture.load(bombs.png(8, 8, 8, 0, bytes(9), profile * 9))
     assert picture.load(bombs.png(8, 8, 8, 0, bytes(9), profile)).shape == (8, 8, 3)
 
@@ -160,7 +161,7 @@ def test_a_large_picture_that_is_fetched_in_strips_is_what_it_is_as_a_whole(mode
     elif mode != "RGBA":
         image = image.convert(mode)
     assert image.mode == mode
-    assert image.width * image.height > picture._WHOLE
+    assert image.width * image.height > _picture_pixels._WHOLE_PIXELS
     image.getexif()[0x0112] = turn
     if mode.startswith("I"):
         wanted = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, 2)
@@ -199,7 +200,7 @@ _SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from mri_edge import Classifier
-from mri_edge.scans.readers import picture
+from mri_edge.scans.read_errors import is_transient
 from mri_edge.errors import InputError
 from mri_edge.inference.prediction import Failure
 
@@ -213,7 +214,7 @@ with Classifier.load(sys.argv[1]) as classifier:
     try:
         classifier.predict(large)
     except InputError as error:
-        print(error.code, picture.may_pass(error.__cause__), error.problem.partition(": ")[2])
+        print(error.code, is_transient(error.__cause__), error.problem.partition(": ")[2])
 """
 
 
@@ -243,14 +244,14 @@ def test_lack_of_memory_as_scans_are_resized_is_the_failure_of_those_it_does_not
     from mri_edge.inference.prediction import Failure, Prediction
     from mri_edge.scans.preprocessing import Preprocessing
 
-    real = Preprocessing.fit_each
+    real = Preprocessing.resize_pictures
 
     def short_of_memory(self: Preprocessing, pictures: list[Any]) -> Any:
         if any(picture.shape[0] > 300 for picture in pictures):
             raise MemoryError
         return real(self, pictures)
 
-    monkeypatch.setattr(Preprocessing, "fit_each", short_of_memory)
+    monkeypatch.setattr(Preprocessing, "resize_pictures", short_of_memory)
     small, large = np.full((200, 200), 90, np.uint8), np.full((400, 200), 90, np.uint8)
     with Classifier.load(tiny_bundle) as classifier:
         answers = list(classifier.predict_batches([small, large, small], batch_size=3, workers=1))
@@ -259,7 +260,7 @@ def test_lack_of_memory_as_scans_are_resized_is_the_failure_of_those_it_does_not
         with pytest.raises(InputError) as caught:
             classifier.predict(large)
     assert caught.value.code == "out_of_memory"
-    assert picture.may_pass(caught.value.__cause__)
+    assert is_transient(caught.value.__cause__)
 
 
 _THREADS = """
@@ -295,10 +296,11 @@ def test_a_child_decodes_whatever_its_parents_threads_were_doing() -> None:
 import os, warnings
 import numpy as np
 from mri_edge.scans.readers import picture
+from mri_edge.scans.readers._quiet_decoding import decoding
 from PIL import Image
 warnings.simplefilter("ignore")
 large = Image.new("L", (9000, 7000), 90)
-with picture._decoding.large, picture._decoding:  # as a thread that decodes
+with decoding.large, decoding:  # as a thread that decodes
     child = os.fork()
     if not child:
         os._exit(picture.load(large).shape != (7000, 9000, 3))

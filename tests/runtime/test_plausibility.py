@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mri_edge.scans.checks import doubts
-from mri_edge.scans.preprocessing import Pixels, resize_bilinear
+from mri_edge.scans.checks import warnings_for
+from mri_edge.scans.frame import Pixels
 from mri_edge.scans.readers import picture as images
+from mri_edge.scans.resize import resize_bilinear
 from mri_edge.scans.result_warning import ResultWarning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def doubts_about(pixels: Pixels) -> tuple[ResultWarning, ...]:
-    return doubts([pixels.shape[:2]], resize_bilinear([pixels], 128, 128))[0]
+    return warnings_for([pixels.shape[:2]], resize_bilinear([pixels], 128, 128))[0]
 
 
 def text_page() -> Pixels:

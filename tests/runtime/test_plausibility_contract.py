@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mri_edge.inference.out_of_distribution import NoveltyCheck, distances
-from mri_edge.scans.checks import doubts
+from mri_edge.inference.out_of_distribution import OutOfDistributionCheck, distances
+from mri_edge.scans.checks import warnings_for
 
 SIDE = 128
 
@@ -22,7 +22,7 @@ def plain() -> np.ndarray:
 
 def doubts_about(grey: np.ndarray, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[str, ...]:
     fitted = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
-    return tuple(map(str, doubts([size], fitted[None])[0]))
+    return tuple(map(str, warnings_for([size], fitted[None])[0]))
 
 
 def words(found: tuple[str, ...]) -> list[str]:
@@ -109,7 +109,7 @@ def test_each_picture_of_a_batch_has_its_own_doubts():
     bright = np.full((SIDE, SIDE), 255, np.uint8)
     bright[40:80, 40:80] = 0
     fitted = np.stack([np.repeat(one[..., None], 3, axis=2) for one in (plain(), bright, plain())])
-    found = doubts([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
+    found = warnings_for([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
     assert [words(tuple(map(str, one))) for one in found] == [[], ["bright at the border"], ["tiny"]]
 
 
@@ -132,6 +132,6 @@ def test_only_what_lies_outside_all_directions_counts(features, distance):
 @pytest.mark.parametrize(("limit", "doubted"), [(1.0, [False, False, True]), (0.99, [False, True, True])])
 def test_a_distance_at_the_limit_is_not_doubted(limit, doubted):
     features = np.array([[1, 4, 9], [1, 4, 16], [1, 4, 25]], np.float32)
-    found = NoveltyCheck(PLANE, limit).doubts(features)
+    found = OutOfDistributionCheck(PLANE, limit).warnings_for(features)
     assert [bool(one) for one in found] == doubted
     assert [str(one) for one in found[2]] == [f"unlike the training images: distance 2.00, limit {limit:.2f}"]

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_edge.errors import InputError
-from mri_edge.scans.preprocessing import Preprocessing, resize_bilinear
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture as images
+from mri_edge.scans.resize import resize_bilinear
 
 
 def _noise(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -132,7 +133,7 @@ def test_no_pictures_give_none() -> None:
 
 
 def test_fit_gives_the_size_of_the_manifest() -> None:
-    assert Preprocessing(height=96, width=112).fit(_noise(20, 30)).shape == (96, 112, 3)
+    assert Preprocessing(height=96, width=112).resize_picture(_noise(20, 30)).shape == (96, 112, 3)
 
 
 # --- normalisation

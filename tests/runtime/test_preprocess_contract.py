@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mri_edge.errors import InputError
-from mri_edge.scans.preprocessing import Preprocessing, resize_bilinear
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.resize import resize_bilinear
 
 RGB = np.array([[[[10, 100, 200]]]], np.uint8)
 
@@ -37,7 +38,7 @@ def test_normalisation_by_hand(order, scale, mean, deviation, expected):
 
 
 def test_left_alone_it_is_128_by_128_from_0_to_1():
-    fitted = Preprocessing().fit(np.full((40, 60, 3), 255, np.uint8))
+    fitted = Preprocessing().resize_picture(np.full((40, 60, 3), 255, np.uint8))
     assert fitted.shape == (128, 128, 3)
     assert Preprocessing().normalise(fitted[None]).max() == 1
     assert Preprocessing().normalise(RGB)[0, 0, 0].tolist() == pytest.approx([10 / 255, 100 / 255, 200 / 255])

@@ -17,6 +17,7 @@ from mri_edge.device.machine import Cpu, cpu
 from mri_edge.engines import engine_file, offered
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from mri_edge.inference import selection, tuned_profile
+from mri_edge.inference.run_options import RunOptions
 from mri_edge.inference.selection import select
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions, load_profile
 
@@ -104,7 +105,7 @@ def test_a_tiny_network_runs_on_one_thread_in_large_batches(bundle):
     [large] = [replace(one, size_bytes=17 << 20) for one in bundle.manifest.artefacts if one.file == "model.onnx"]
     for chosen, threads, batch in (
         (select(bundle), 1, 64),
-        (select(bundle, threads=3), 3, 64),
+        (select(bundle, RunOptions(threads=3)), 3, 64),
         (select(replace(bundle, manifest=replace(bundle.manifest, artefacts=(large,)))), None, 8),
     ):
         assert (chosen.threads, chosen.batch) == (threads, batch)
@@ -116,7 +117,7 @@ def test_rule_passes_over_an_artefact_that_failed_its_gate(bundle, monkeypatch):
 
 
 def test_a_named_artefact_runs_whatever_the_gate_said(bundle):
-    assert select(failing(bundle, "model.int8.onnx"), "int8.onnx").artefact.file == "model.int8.onnx"
+    assert select(failing(bundle, "model.int8.onnx"), RunOptions("int8.onnx")).artefact.file == "model.int8.onnx"
 
 
 @pytest.mark.parametrize(
@@ -126,19 +127,19 @@ def test_a_named_artefact_runs_whatever_the_gate_said(bundle):
 )
 def test_rule_within_a_named_engine(bundle, monkeypatch, processor, expected):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
-    assert select(bundle, engine="litert").artefact.file == expected
+    assert select(bundle, RunOptions(engine="litert")).artefact.file == expected
 
 
 def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
     with pytest.raises(UsageError, match="unknown engine"):
-        select(bundle, engine="caffe")
+        select(bundle, RunOptions(engine="caffe"))
     with pytest.raises(UsageError, match="It has: "):
-        select(bundle, "model.int4.onnx")
+        select(bundle, RunOptions("model.int4.onnx"))
     empty = replace(bundle, manifest=replace(bundle.manifest, artefacts=()))
     with pytest.raises(BundleError, match="no model"):
         select(empty)
     with pytest.raises(BundleError, match="fake"):
-        select(bundle, engine="fake")
+        select(bundle, RunOptions(engine="fake"))
 
 
 def test_no_engine_installed_lists_every_reason(bundle, monkeypatch):
@@ -155,7 +156,7 @@ def test_profile_decides_and_knows_single_scans_from_many(bundle):
         measurement("model.int8.onnx", "onnxruntime", threads=1, batch=1, ms=6),
         measurement("model.int8.onnx", "onnxruntime", threads=2, batch=8, ms=24),
     )
-    single, many = select(bundle, many=False), select(bundle, many=True)
+    single, many = select(bundle, RunOptions(workload="single")), select(bundle, RunOptions(workload="many"))
     assert (single.artefact.file, single.engine, single.threads, single.batch) == ("model.tflite", "litert", 2, 1)
     assert (many.artefact.file, many.engine, many.threads, many.batch) == ("model.int8.onnx", "onnxruntime", 2, 8)
 
@@ -167,12 +168,12 @@ def test_profile_answers_within_what_is_named(bundle):
         measurement("model.onnx", "onnxruntime", threads=1, ms=9),
         measurement("model.int8.onnx", "onnxruntime", threads=2, ms=7),
     )
-    assert select(bundle, engine="onnxruntime").artefact.file == "model.int8.onnx"
-    assert select(bundle, "model.onnx").threads == 1
-    assert select(bundle, threads=1).artefact.file == "model.onnx"
+    assert select(bundle, RunOptions(engine="onnxruntime")).artefact.file == "model.int8.onnx"
+    assert select(bundle, RunOptions("model.onnx")).threads == 1
+    assert select(bundle, RunOptions(threads=1)).artefact.file == "model.onnx"
     # Nothing was measured with 7 threads or on CUDA: the rule decides, and keeps what was asked for.
-    assert select(bundle, threads=7).threads == 7
-    assert "rule" in select(bundle, provider="cuda").reason
+    assert select(bundle, RunOptions(threads=7)).threads == 7
+    assert "rule" in select(bundle, RunOptions(provider="cuda")).reason
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,10 @@ def test_profiles_of_several_providers_stand_side_by_side(bundle):
     save(bundle, measurement("model.int8.onnx", threads=2, ms=6, provider="cpu"))
     save(bundle, measurement("model.int8.onnx", threads=1, ms=4, provider="cpu"))
     assert (select(bundle).artefact.file, select(bundle).threads) == ("model.onnx", 1)
-    assert (select(bundle, provider="cpu").artefact.file, select(bundle, provider="cpu").threads) == (
+    assert (
+        select(bundle, RunOptions(provider="cpu")).artefact.file,
+        select(bundle, RunOptions(provider="cpu")).threads,
+    ) == (
         "model.int8.onnx",
         1,
     )

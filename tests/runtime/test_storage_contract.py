@@ -15,7 +15,7 @@ import pytest
 from mri_edge import Classifier
 from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.journal import Journal
-from mri_edge.inference.prediction import Failure, Pause, Prediction
+from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.storage.atomic import (
     atomic_folder,
     atomic_move,
@@ -39,7 +39,7 @@ def answer(tiny_bundle: Path) -> Answer:
         given = classifier.predict(np.zeros((128, 128), np.uint8))
 
     def made(file: str | None, model: str = TITLE) -> Prediction:
-        return replace(given, file=file, model=model)
+        return replace(given, source=file, model=model)
 
     return made
 
@@ -57,13 +57,12 @@ def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path, answe
         journal.write(answer("a.png"))
         journal.write(Failure("b.png", InputError("b.png: damaged")))
         journal.write(answer(None))
-    pause, failure = Pause(), Failure("d.png", InputError("d.png: is gone"))
+    error = InputError("d.png: is gone", source="d.png")
     with Journal(path, TITLE) as journal:
-        assert list(journal.remaining(["a.png", pause, "b.png", "c.png", failure, "c.png"])) == [
-            pause,
+        assert list(journal.remaining(["a.png", "b.png", "c.png", error, "c.png"])) == [
             "b.png",
             "c.png",
-            failure,
+            error,
         ]
         assert journal.skipped == 2
 

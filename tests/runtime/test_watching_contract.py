@@ -10,7 +10,7 @@ import pytest
 
 from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
 from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
-from mri_edge.services.watch.in_progress import NOTE, AtHand
+from mri_edge.services.watch.in_progress import RECORD, InProgress
 from mri_edge.services.watch.outbox import Outbox
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import LOCK, locked
@@ -59,7 +59,7 @@ def test_a_scan_is_whole_when_it_was_still_just_long_enough(incoming, clock):
     assert names(arrivals) == []
     clock.now += 0.25
     [found] = arrivals.look()
-    assert (found.path, found.still_s, found.stamp) == (incoming / "a.png", 2.0, stamp_of(incoming / "a.png"))
+    assert (found.path, found.unchanged_s, found.stamp) == (incoming / "a.png", 2.0, stamp_of(incoming / "a.png"))
     assert arrivals.pending == 0
     assert names(arrivals) == ["a.png"]  # until it is moved
 
@@ -67,7 +67,7 @@ def test_a_scan_is_whole_when_it_was_still_just_long_enough(incoming, clock):
 def test_without_a_settling_time_a_scan_is_whole_at_first_sight(incoming, clock):
     write(incoming / "a.png")
     arrivals = Arrivals(incoming, 0, clock=clock)
-    assert [(one.path.name, one.still_s) for one in arrivals.look()] == [("a.png", 0)]
+    assert [(one.path.name, one.unchanged_s) for one in arrivals.look()] == [("a.png", 0)]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "inode"])
@@ -106,8 +106,8 @@ def test_what_is_being_written_is_passed_over_and_strangers_are_named(incoming, 
     os.mkfifo(incoming / "g.png")
     arrivals = Arrivals(incoming, 0, clock=clock)
     assert sorted(names(arrivals)) == ["D.PNG", "e.jpeg"]
-    assert arrivals.strangers >= {"notes.txt", "f.png"}
-    assert not arrivals.strangers & {*hidden, "folder.png", "D.PNG", "e.jpeg"}
+    assert arrivals.unrecognized >= {"notes.txt", "f.png"}
+    assert not arrivals.unrecognized & {*hidden, "folder.png", "D.PNG", "e.jpeg"}
     assert arrivals.pending == 0
     assert all(arrivals.has(name) for name in ("D.PNG", "e.jpeg", "notes.txt", "f.png"))
     assert not arrivals.has(".a.png")
@@ -160,47 +160,47 @@ def test_a_stamp_is_of_plain_files_alone(tmp_path):
 
 def test_each_scan_at_hand_keeps_its_own_count(tmp_path):
     """A new object each time: the program ended with the scan that was begun last."""
-    assert AtHand(tmp_path).begin("a.png", "aa") == 0
-    assert AtHand(tmp_path).begin("b.png", "bb") == 0
-    third = AtHand(tmp_path)
+    assert InProgress(tmp_path).begin("a.png", "aa") == 0
+    assert InProgress(tmp_path).begin("b.png", "bb") == 0
+    third = InProgress(tmp_path)
     assert third.begin("a.png", "aa") == 1
     third.end("aa")
     assert third.begin("b.png", "bb") == 1
-    fourth = AtHand(tmp_path)
+    fourth = InProgress(tmp_path)
     assert fourth.begin("b.png", "bb") == 2
     fourth.end("bb")
-    assert AtHand(tmp_path).begin("b.png", "bb") == 0
+    assert InProgress(tmp_path).begin("b.png", "bb") == 0
 
 
 def test_a_suspect_is_known_by_its_name_until_it_ends_in_order(tmp_path):
-    AtHand(tmp_path).begin("a.png", "aa")
-    later = AtHand(tmp_path)
+    InProgress(tmp_path).begin("a.png", "aa")
+    later = InProgress(tmp_path)
     assert [later.is_suspect(name) for name in ("a.png", "aa", "b.png")] == [True, False, False]
     later.end("aa")
     assert not later.is_suspect("a.png")
-    assert not (tmp_path / NOTE).exists()
+    assert not (tmp_path / RECORD).exists()
     later.end("never begun")
 
 
 def test_of_two_suspects_the_other_stays_noted(tmp_path):
-    first = AtHand(tmp_path)
+    first = InProgress(tmp_path)
     first.begin("a.png", "aa")
-    AtHand(tmp_path).begin("b.png", "bb")
-    last = AtHand(tmp_path)
+    InProgress(tmp_path).begin("b.png", "bb")
+    last = InProgress(tmp_path)
     last.end("bb")
-    assert AtHand(tmp_path).is_suspect("a.png")
-    assert not AtHand(tmp_path).is_suspect("b.png")
+    assert InProgress(tmp_path).is_suspect("a.png")
+    assert not InProgress(tmp_path).is_suspect("b.png")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"aa": 1}', '{"aa": ["a.png"]}', '{"aa": ["a.png", "x"]}'])
 def test_a_note_that_is_none_counts_for_nothing(tmp_path, text):
-    (tmp_path / NOTE).write_text(text)
-    assert AtHand(tmp_path).begin("a.png", "aa") == 0
+    (tmp_path / RECORD).write_text(text)
+    assert InProgress(tmp_path).begin("a.png", "aa") == 0
 
 
 def test_a_note_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
-        AtHand(tmp_path / "none").begin("a.png", "aa")
+        InProgress(tmp_path / "none").begin("a.png", "aa")
 
 
 # --- where results go

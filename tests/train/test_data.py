@@ -81,7 +81,7 @@ def test_decode_equals_the_runtime_s_own(folders, tmp_path):
     pixels = decode(scans, preprocessing, tmp_path / "pixels.npy").pixels
     assert pixels.shape == (30, 16, 24, 3)
     for row, scan in zip(pixels, scans, strict=True):
-        np.testing.assert_array_equal(row, preprocessing.fit(picture.load(scan.path)))
+        np.testing.assert_array_equal(row, preprocessing.resize_picture(picture.load(scan.path)))
 
 
 def test_exclude_takes_scans_before_lists_even_inside_the_data_folder(folders, tmp_path, monkeypatch):

@@ -347,7 +347,9 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
     bundle = Bundle.open(tiny_bundle)
     record = evaluate(bundle, data, artefact="model.keras")
     assert (record["engine"], record["artefact"]) == ("keras", "model.keras")
-    pixels = bundle.manifest.preprocessing.fit(np.asarray(Image.open(data / record["predictions"][0]["file"])))
+    pixels = bundle.manifest.preprocessing.resize_picture(
+        np.asarray(Image.open(data / record["predictions"][0]["file"]))
+    )
     expected = model.predict_on_batch(bundle.manifest.preprocessing.normalise(pixels[None]))[0]
     # A batch of one and a batch of eight sum in another order.
     np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)

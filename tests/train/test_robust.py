@@ -241,7 +241,7 @@ def test_bundle_says_how_it_was_made(
     saved = keras.models.load_model(out / "model.keras")
     test = [two_sources / image.file for image in split.of("test")]
     preprocessing = manifest.preprocessing
-    batch = preprocessing.normalise(np.stack([preprocessing.fit(images.load(path)) for path in test]))
+    batch = preprocessing.normalise(np.stack([preprocessing.resize_picture(images.load(path)) for path in test]))
     # float32 sums in another batch size may be ordered otherwise
     np.testing.assert_allclose(np.asarray(saved.predict_on_batch(batch)), trained.probabilities, atol=1e-5)
 

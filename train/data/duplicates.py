@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mri_edge.scans.preprocessing import Pixels
+from mri_edge.scans.frame import Pixels
 
 HASH_BITS = 128
 # Two pictures this close or closer (of 128 bits) show the same slice; the reference's leakage is counted so.

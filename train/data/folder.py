@@ -16,8 +16,9 @@ from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS
 from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import DataError, InputError
-from mri_edge.scans.preprocessing import Pixels, Preprocessing
-from mri_edge.scans.readers import picture as images
+from mri_edge.scans import readers
+from mri_edge.scans.frame import Pixels
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
 from . import duplicates
@@ -122,11 +123,11 @@ def decode(
 
     def fill(index: int) -> None:
         try:
-            picture = images.load(scans[index].path)
+            picture = readers.load(scans[index].path)
         except InputError as error:
             unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
         else:
-            pixels[index] = preprocessing.fit(picture)
+            pixels[index] = preprocessing.resize_picture(picture)
             hashes[index] = duplicates.difference_hash(picture)
             each(index, picture)
 
@@ -230,7 +231,7 @@ def _hash(path: Path) -> str:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.is_file()]
+    return [path for path in folder.iterdir() if path.is_file() and readers.recognizes(path)]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -250,7 +251,7 @@ def _class_folders(data: Path) -> dict[str, Path]:
     if empty:
         raise DataError(
             f"{data}: no pictures in {', '.join(empty)}",
-            f"Fill or remove the folder; pictures end in {', '.join(images.SUFFIXES)}",
+            f"Fill or remove the folder; pictures end in {', '.join(readers.suffixes())}",
         )
     return classes
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from mri_edge.bundles.split import Role, Split, SplitImage
 from mri_edge.errors import OutputError
-from mri_edge.scans.preprocessing import Pixels, Preprocessing
+from mri_edge.scans.frame import Pixels
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data import duplicates, folds
 from mri_edge.train.data.folder import Decoded, Labels, Scan, decode, pixel_bytes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.scans.preprocessing import Pixels
+from mri_edge.scans.frame import Pixels
 from mri_edge.train.recipes.base import Augmentation
 
 

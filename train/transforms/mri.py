@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mri_edge.scans.preprocessing import Pixels, Preprocessing
+from mri_edge.scans.frame import Pixels
+from mri_edge.scans.preprocessing import Preprocessing
 
 Grey = NDArray[np.uint8]
 _Field = NDArray[np.float32]
@@ -82,7 +83,7 @@ def cut(grey: Grey, box: _Box) -> Grey:
 
 def fit(grey: Grey, preprocessing: Preprocessing) -> Grey:
     """Resize as the device does: uint8 (H, W) -> uint8 (height, width) of ``preprocessing``."""
-    return preprocessing.fit(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))[:, :, 0]
+    return preprocessing.resize_picture(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))[:, :, 0]
 
 
 def match_histogram(grey: Grey, reference: Grey) -> Grey:

@@ -1,1 +1,127 @@
-"""Readers of scan files, one file a format."""
+"""Readers of scan files: one file a format, found by looking in this folder.
+
+A reader file says its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have, whether it
+``recognizes(head, path)`` a file by its first bytes, and gives its frames with ``read(source)``. It imports the
+format's library inside ``read``, because another reader's file may be tried first.
+
+Two rules decide which reader takes a file. A known suffix is enough, so that listing a folder of 10,000 pictures
+opens none of them. Otherwise the first ``HEAD_BYTES`` bytes of the file decide: scanners write names without a suffix.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, cast
+
+from mri_edge.errors import InputError
+from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+
+HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header of NIfTI-1 (348 bytes)
+TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
+"""Endings that copying programs (rsync, browsers, Windows, editors) give to a file while they write it."""
+
+_DEFAULT = "picture"  # tried first, and it reads whatever no reader recognizes: it says best what is wrong with it
+
+
+class Reader(Protocol):
+    """What one file in this folder offers."""
+
+    NAME: str
+    SUFFIXES: tuple[str, ...]
+    recognizes: Callable[[bytes, str], bool]
+    read: Callable[[Source], Iterable[Frame]]
+
+
+@lru_cache(maxsize=1)
+def _names() -> list[str]:
+    found = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    return [_DEFAULT, *sorted(found - {_DEFAULT})]
+
+
+def _reader(name: str) -> Reader:
+    return cast(Reader, importlib.import_module(f"{__name__}.{name}"))
+
+
+def readers() -> Iterator[Reader]:
+    """Yield every reader, the one for pictures first. Each is imported when its turn comes."""
+    return map(_reader, _names())
+
+
+def suffixes() -> tuple[str, ...]:
+    """Return the suffixes of all formats, in lower case with the dot."""
+    return tuple(suffix for reader in readers() for suffix in reader.SUFFIXES)
+
+
+def has_known_suffix(path: str | os.PathLike[str]) -> bool:
+    """Whether a name ends as scan files of some format do. The file is not opened."""
+    return _by_suffix(os.fspath(path)) is not None
+
+
+def recognizes(path: str | os.PathLike[str]) -> bool:
+    """Whether a file in a folder is a scan that some reader takes.
+
+    A file with a known suffix is not opened. Of others the head is read, unless they are no plain files, hidden
+    or temporary.
+    """
+    path = os.fspath(path)
+    return (_by_suffix(path) or _by_content(_head(path), path)) is not None
+
+
+def read(source: Source) -> Iterable[Frame]:
+    """Read the frames of a scan: a path, the bytes of a file, a Pillow image or an array.
+
+    Raises
+    ------
+    InputError
+        The scan cannot be read; for a reader that gives its frames one by one this may come between two of them.
+    """
+    path = source_name(source)
+    if path is not None:
+        reader = _by_suffix(path) or _by_content(_head(path), path)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        reader = _by_content(bytes(source[:HEAD_BYTES]), "")
+    else:
+        reader = None
+    return (reader or _reader(_DEFAULT)).read(source)
+
+
+def load(source: Source) -> Pixels:
+    """Read a scan that holds one frame: uint8 (H, W, 3) RGB.
+
+    Raises
+    ------
+    InputError
+        The scan cannot be read, or holds several frames.
+    """
+    frames = list(read(source))
+    if len(frames) != 1:
+        raise InputError(f"{source_name(source)}: holds {len(frames)} frames, one is needed", code="unsupported")
+    return frames[0].pixels
+
+
+def _by_suffix(path: str) -> Reader | None:
+    lowered = path.lower()
+    return next((reader for reader in readers() if lowered.endswith(reader.SUFFIXES)), None)
+
+
+def _by_content(head: bytes, path: str) -> Reader | None:
+    return next((reader for reader in readers() if reader.recognizes(head, path)), None) if head else None
+
+
+def _head(path: str) -> bytes:
+    """The first bytes of a plain file; empty where there are none, or where they should not be looked at."""
+    file = Path(path)
+    if file.name.startswith(".") or file.name.lower().endswith(TEMPORARY):
+        return b""
+    try:
+        if not file.is_file():  # opening a pipe or a device could wait for ever
+            return b""
+        with file.open("rb", buffering=0) as stream:
+            return stream.read(HEAD_BYTES)
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return b""

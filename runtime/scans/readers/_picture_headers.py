@@ -1,6 +1,6 @@
-"""What decoding a picture takes, and whether it is of a kind that is read, judged from its header.
+"""Decide from a picture's header whether its kind is supported, and how much memory decoding takes.
 
-TIFF has rules of its own: see ``tiff``.
+TIFF has its own rules: see ``_tiff``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MAX_WEBP_FILE = 64 << 20  # bytes
 # Pillow decodes these in Python, value by value.
 _MAX_RLE_PIXELS = 8_000_000
 _MAX_PLAIN_VALUES = 4_000_000
-_MAX_PROFILES = 4  # a PNG may have one colour profile; each may unpack to 1 MB
+_MAX_PROFILES = 4  # a PNG may have one color profile; each may unpack to 1 MB
 
-# Raw modes of more than 8 bits a channel of which all that is needed arrives. The others lose bits.
+# Raw modes of more than 8 bits a channel from which Pillow keeps at least the upper 8. Others lose bits.
 _DEEP = {"I;16", "I;16B", "I;16L", "I;16N", "I;16R", "I;12"}
 _UPPER_BYTES = {"RGB;16B", "RGB;16L", "RGB;16N", "RGBA;16B", "RGBA;16L", "RGBA;16N"}
 _UPPER_BYTES |= {"RGBX;16B", "RGBX;16L", "RGBX;16N", "LA;16B", "RGBa;16B", "RGBa;16L", "RGBa;16N"}
@@ -27,7 +27,7 @@ _FRAMES_READ = {0xC0, 0xC1, 0xC2}  # the others are lossless, hierarchical or ar
 
 
 def check_before_open(stream: BinaryIO, head: bytes, size: int, name: str) -> None:
-    """Refuse what would take too much while Pillow reads the header alone. Raises InputError."""
+    """Raise InputError if even reading the header with Pillow would take too much time or memory."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         if size > _MAX_WEBP_FILE:
             raise too_large(name, f"WebP of {size} bytes", size, _MAX_WEBP_FILE)
@@ -39,11 +39,11 @@ def check_before_open(stream: BinaryIO, head: bytes, size: int, name: str) -> No
     elif head[:4] == b"\x89PNG":
         profiles = count(stream, b"iCCP")
         if profiles > _MAX_PROFILES:
-            raise damaged(name, f"it has {profiles} colour profiles")
+            raise damaged(name, f"it has {profiles} color profiles")
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Width and height of the canvas; RFC 9649, 2.5 to 2.7. Zeros where the header is cut off."""
+    """Return width and height of the canvas (RFC 9649, 2.5 to 2.7), or zeros if the header is cut off."""
     kind, body = head[12:16], head[20:30]
     if len(body) < 10:
         return 0, 0
@@ -57,9 +57,9 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def check_opened(image: Any, name: str) -> int:
-    """Refuse a picture that Pillow opened, and would misread or decode at length.
+    """Raise InputError for a picture that Pillow opened but would misread or decode for too long.
 
-    Returns the bytes that the decoder holds beside the picture itself. Raises InputError.
+    Returns the number of bytes that the decoder holds in addition to the picture itself.
     """
     if not image.tile:
         return 0
@@ -90,7 +90,7 @@ def check_opened(image: Any, name: str) -> int:
 def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
     header = image.fp.tell()  # Pillow has read to the end of the first scan's header
     arithmetic = count(image.fp, b"\xff\xc9", 0, header) or count(image.fp, b"\xff\xca", 0, header)
-    # Two bytes may stand in a colour profile by chance, so the frame header decides.
+    # The two bytes may occur in a color profile by chance, so the frame header decides.
     if arithmetic and (kind := _unsupported_jpeg(image.fp)):
         raise unsupported(name, kind)
     if not (image.info.get("progressive") or _first_scan_is_partial(image)):
@@ -103,21 +103,21 @@ def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
 
 
 def _first_scan_is_partial(image: Any) -> bool:
-    """Whether the first scan, whose header Pillow has just read, lacks components: the others follow in their own."""
+    """Whether the first scan, whose header Pillow has just read, lacks components that follow in later scans."""
     length = 6 + 2 * image.layers
-    place = image.fp.tell()
-    image.fp.seek(max(0, place - length))
+    position = image.fp.tell()
+    image.fp.seek(max(0, position - length))
     header = image.fp.read(length)
-    image.fp.seek(place)
+    image.fp.seek(position)
     return bool(header[:3] != bytes((0, length, image.layers)))
 
 
 def _check_bmp(image: Any, raw_mode: str, name: str) -> None:
-    """Pillow takes a grey palette for the depth of the pixels, whatever that is."""
-    place = image.fp.tell()
+    """Refuse a BMP with a grey palette of another depth: Pillow takes the palette's depth for that of the pixels."""
+    position = image.fp.tell()
     image.fp.seek(14)
     header = image.fp.read(16)
-    image.fp.seek(place)
+    image.fp.seek(position)
     core = header[:4] == b"\x0c\0\0\0"
     (bits,) = struct.unpack_from("<H", header, 10 if core else 14)
     if raw_mode in ("1", "L") and bits != (1 if raw_mode == "1" else 8):
@@ -125,24 +125,24 @@ def _check_bmp(image: Any, raw_mode: str, name: str) -> None:
 
 
 def unsupported_kind(stream: BinaryIO, head: bytes) -> str | None:
-    """What kind a file is that Pillow could not open, if its header is sound all the same."""
+    """Return the kind of a file that Pillow could not open although its header is valid, or None."""
     if head[:2] == b"\xff\xd8":
         return _unsupported_jpeg(stream)
     if head[:2] == b"BM" and len(head) >= 34:
         size, width, height, planes, bits, compression = struct.unpack_from("<IiiHHI", head, 14)
-        sound = size >= 40 and width > 0 and height and planes == 1 and compression <= 6
-        if sound and bits in (0, 1, 2, 4, 8, 16, 24, 32, 64) and (compression > 2 or bits in (0, 2, 64)):
+        valid = size >= 40 and width > 0 and height and planes == 1 and compression <= 6
+        if valid and bits in (0, 1, 2, 4, 8, 16, 24, 32, 64) and (compression > 2 or bits in (0, 2, 64)):
             return f"{bits}-bit BMP with compression {compression}"
     return None
 
 
 def _unsupported_jpeg(stream: BinaryIO) -> str | None:
-    """Walk the segments of a JPEG to its frame header. The position is kept."""
-    place = stream.tell()
+    """Find the frame header of a JPEG and return its kind if it is not supported. The file's position is kept."""
+    position = stream.tell()
     try:
         return _frame_kind(stream)
     finally:
-        stream.seek(place)
+        stream.seek(position)
 
 
 def _frame_kind(stream: BinaryIO) -> str | None:

@@ -1,7 +1,7 @@
-"""How large a picture may be, and how a picture is refused.
+"""Limits on the size of a picture, and the errors that refuse one.
 
-The limits keep any one picture below 5 seconds of processor time and 500 MB of memory. Real scans stay far
-below them: a radiograph of 6000 x 6000 pixels of 16 bits takes 108 MB.
+The limits keep every picture below 5 seconds of processor time and 500 MB of memory. Real scans stay far below them:
+a radiograph of 6000 x 6000 pixels of 16 bits takes 108 MB.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from mri_edge.errors import InputError
 MAX_PIXELS = 64_000_000
 MAX_SIDE = 65_535  # pixels; JPEG and GIF cannot have more
 
-# Bytes that decoding one picture may hold at a time: Pillow's image, the pixels that are returned, and what the
-# decoder keeps beside them.
+# Bytes that decoding one picture may hold at a time: Pillow's image, the returned pixels and the decoder's buffers.
 MAX_MEMORY = 450_000_000
 
-# Scans of a JPEG times its pixels. A progressive JPEG usually has 10 scans, each a pass over the whole picture.
+# Number of scans of a JPEG times its pixels. A progressive JPEG usually has 10 scans, each a pass over all pixels.
 MAX_JPEG_PIXELS = 16 * MAX_PIXELS
 
-# A file below this cannot keep a parser busy for long, so its reads are not counted.
+# The reads of a smaller file are not counted: it cannot keep a parser busy for long.
 SMALL_FILE = 4 << 20  # bytes
 _MAX_READS = 1_500_000
 _MAX_HEADER = 16 << 20  # bytes
@@ -37,12 +36,12 @@ def too_large(name: str, what: str, value: float, limit: float, hint: str = "Mak
 
 
 def unsupported(name: str, kind: str) -> InputError:
-    """Refuse a sound picture of a kind that is not read."""
+    """Refuse a valid picture of a kind that is not read."""
     return InputError(f"{name}: {kind} is not supported", _CONVERT, code="unsupported")
 
 
 def damaged(name: str, reason: str) -> InputError:
-    """Refuse a picture that breaks the rules of its own format."""
+    """Refuse a picture that violates its own format."""
     return InputError(f"{name}: damaged picture ({reason})", "Copy it again", code="damaged")
 
 
@@ -59,7 +58,7 @@ def check_size(name: str, width: int, height: int) -> None:
 def check_memory(name: str, needed: int) -> None:
     """Raise InputError if decoding needs too many bytes, MemoryError if the system does not have them now.
 
-    The memory is asked for here, and given back, since decoders that get none call the picture damaged.
+    The memory is allocated here and freed again, because a decoder that runs out of memory reports a damaged picture.
     """
     if needed > MAX_MEMORY:
         hint = f"The limit is {MAX_MEMORY / 1e6:.0f} MB: make it smaller, or save it uncompressed"
@@ -69,27 +68,27 @@ def check_memory(name: str, needed: int) -> None:
 
 
 def count(stream: BinaryIO, pattern: bytes, start: int = 0, size: int | None = None) -> int:
-    """How often a pattern occurs in a file, or in ``size`` bytes of it from ``start``; its position is kept."""
+    """Count a pattern in a file, or in ``size`` bytes of it from ``start``. The file's position is kept."""
     if isinstance(stream, io.BytesIO):
         return stream.getvalue().count(pattern, start, None if size is None else start + size)
-    place, found, rest = stream.tell(), 0, b""
+    position, found, rest = stream.tell(), 0, b""
     left = size if size is not None else stream.seek(0, io.SEEK_END)
     stream.seek(start)
-    # read1 is not counted by BoundedFile: this pass over the file is quick.
+    # BoundedFile does not count read1. That is fine: this pass over the file is quick.
     while left > 0 and (piece := stream.read1(min(left, SMALL_FILE))):  # type: ignore[attr-defined]
         left -= len(piece)
         piece = rest + piece
         found += piece.count(pattern)
         rest = piece[1 - len(pattern) :]
-    stream.seek(place)
+    stream.seek(position)
     return found
 
 
 class BoundedFile(io.BufferedReader):
-    """A file that refuses to be read more often, or further, than decoding a real picture needs.
+    """A file that raises InputError when it is read more often, or further, than decoding a real picture needs.
 
-    Pillow's parsers loop in Python over chunks, blocks, comments and stray bytes: a file of a few megabytes
-    can hold millions of them.
+    Pillow's parsers loop in Python over chunks, blocks, comments and stray bytes, and a file of a few megabytes
+    can hold millions of these.
     """
 
     def __init__(self, raw: Any, name: str, size: int) -> None:
@@ -99,11 +98,11 @@ class BoundedFile(io.BufferedReader):
         self.most_bytes = _MAX_HEADER
 
     def header_is_read(self) -> None:
-        """Allow as many bytes as the file has, from now on."""
+        """From now on allow as many bytes as the file has."""
         self.most_bytes = self._size + 4 * _MAX_HEADER
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as usual; raises InputError beyond the limits."""
+        """Read as usual. Raises InputError beyond the limits."""
         content = super().read(size)
         self._reads += 1
         self._taken += len(content)

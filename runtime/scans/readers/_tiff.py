@@ -1,4 +1,4 @@
-"""The first directory of a TIFF: refuse what Pillow would misread, and bound what decoding takes."""
+"""Check the first directory of a TIFF: refuse what Pillow would misread, and limit the memory that decoding takes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ._picture_limits import MAX_JPEG_PIXELS, check_size, count, damaged, too_la
 # Tags of TIFF 6.0 and its technical note 2.
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
-COLOUR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 320, 322, 323, 324, 325
+COLOR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES = 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT, ORIENTATION = 338, 339, 274
 _NEEDED = {
     *(WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP),
     *(STRIP_BYTES, PLANAR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES, EXTRA_SAMPLES, SAMPLE_FORMAT),
     ORIENTATION,
-    COLOUR_MAP,
+    COLOR_MAP,
 }
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG, LONG8
 
@@ -42,16 +42,16 @@ _COMPRESSIONS = {_RAW, *_FAX, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
 
 @dataclass(frozen=True)
 class Tiff:
-    """What decoding the first picture of a TIFF takes.
+    """What the check of a TIFF found out about its first picture.
 
     Attributes
     ----------
     name
-        What kind it is, for messages.
+        Kind of the picture, for messages.
     memory
-        Bytes that the decoder holds beside the picture itself.
+        Bytes that the decoder holds in addition to the picture itself.
     turned
-        Whether Pillow turns the picture upright, by a copy.
+        Whether Pillow turns the picture upright, which takes a copy.
     """
 
     name: str
@@ -60,24 +60,24 @@ class Tiff:
 
 
 def is_tiff(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` says that it is a TIFF or a BigTIFF."""
+    """Whether a file that begins with ``head`` is a TIFF or a BigTIFF."""
     return head[:4] in _HEADS
 
 
 def check(stream: BinaryIO, name: str) -> Tiff:
-    """Examine the first picture of a TIFF, before anything of it is decoded.
+    """Check the first picture of a TIFF before it is decoded.
 
     Raises
     ------
     InputError
-        "unsupported": a sound kind that Pillow cannot read, or reads wrongly; "too_large"; "damaged".
+        "unsupported": a valid kind that Pillow cannot read, or misreads; "too_large"; "damaged".
     """
     tags = _read_tags(stream, name)
     width, length = _one(tags, WIDTH, 0), _one(tags, LENGTH, 0)
     if not width or not length:
         raise damaged(name, "it has no size")
-    if _one(tags, PHOTOMETRIC, 0) == _PALETTE and COLOUR_MAP not in tags:
-        raise damaged(name, "it has no colour map")
+    if _one(tags, PHOTOMETRIC, 0) == _PALETTE and COLOR_MAP not in tags:
+        raise damaged(name, "it has no color map")
     check_size(name, width, length)
     samples = _one(tags, SAMPLES, 1)
     bits = tags.get(BITS, (1,))
@@ -89,7 +89,7 @@ def check(stream: BinaryIO, name: str) -> Tiff:
 
 
 def _read_tags(stream: BinaryIO, name: str) -> dict[int, tuple[int, ...]]:
-    """The values of the tags that are needed here; other tags are left to Pillow."""
+    """Return the values of the tags that are needed here; Pillow reads the others."""
     stream.seek(0)
     head = stream.read(16)
     order = _HEADS[head[:4]]
@@ -97,8 +97,8 @@ def _read_tags(stream: BinaryIO, name: str) -> dict[int, tuple[int, ...]]:
     if big and order == ">":
         raise unsupported(name, "big-endian BigTIFF")
     try:
-        (place,) = struct.unpack_from("<Q" if big else f"{order}I", head, 8 if big else 4)
-        stream.seek(place)
+        (position,) = struct.unpack_from("<Q" if big else f"{order}I", head, 8 if big else 4)
+        stream.seek(position)
         (entries,) = struct.unpack("<Q" if big else f"{order}H", stream.read(8 if big else 2))
         if entries > _MAX_ENTRIES:
             raise too_large(name, f"its first directory has {entries} entries", entries, _MAX_ENTRIES)
@@ -109,7 +109,7 @@ def _read_tags(stream: BinaryIO, name: str) -> dict[int, tuple[int, ...]]:
             if tag not in _NEEDED or kind not in _TYPES:
                 continue
             if tag in tags or not values:
-                raise damaged(name, f"tag {tag} stands twice, or is empty")
+                raise damaged(name, f"tag {tag} occurs twice or is empty")
             if values > _MAX_BLOCKS:
                 raise too_large(name, f"it has {values} strips or tiles", values, _MAX_BLOCKS)
             layout = f"{order}{values}{_TYPES[kind]}"
@@ -129,15 +129,15 @@ def _one(tags: dict[int, tuple[int, ...]], tag: int, default: int) -> int:
 
 
 def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str) -> str:
-    """Refuse what Pillow cannot read or misreads; what is left is compared with tifffile in the tests.
+    """Refuse what Pillow cannot read or misreads. The tests compare all that is accepted with tifffile.
 
-    Returns what kind it is, in words.
+    Returns the name of the kind, for messages.
     """
     photometric, compression = _one(tags, PHOTOMETRIC, 0), _one(tags, COMPRESSION, _RAW)
     extras, planar = tags.get(EXTRA_SAMPLES, ()), _one(tags, PLANAR, 1)
     formats = set(tags.get(SAMPLE_FORMAT, (1,)))
-    colour = _PHOTOMETRICS.get(photometric, f"photometric {photometric}")
-    kind = f"{max(bits)}-bit {_FORMATS.get(max(formats), '')}{colour} TIFF"
+    color = _PHOTOMETRICS.get(photometric, f"photometric {photometric}")
+    kind = f"{max(bits)}-bit {_FORMATS.get(max(formats), '')}{color} TIFF"
     if photometric == 0 and max(bits) > 8:
         kind += " in which white is zero"
     if extras:
@@ -147,22 +147,24 @@ def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
     if compression not in _COMPRESSIONS:
         raise unsupported(name, f"TIFF with compression {compression}")
     depth = bits[0]
-    grey, plain = photometric in _GREYS, len(bits) - len(extras)
+    grey, channels = photometric in _GREYS, len(bits) - len(extras)
     readable = formats == {1} and len(set(bits)) == 1
     if grey or photometric == _PALETTE:
         deep = {12, 16} if grey else set()
-        readable = readable and plain == 1 and depth in {1, 2, 4, 8} | deep and (not extras or depth == 8)
+        readable = readable and channels == 1 and depth in {1, 2, 4, 8} | deep and (not extras or depth == 8)
     elif photometric == _RGB:
-        readable = readable and plain in (3, 4) and depth in (8, 16)
+        readable = readable and channels in (3, 4) and depth in (8, 16)
     elif photometric == _CMYK:
-        readable = readable and plain == 4 and depth == 8
-    else:  # The chroma of YCbCr is subsampled, and Pillow does not ask; libjpeg does.
+        readable = readable and channels == 4 and depth == 8
+    else:  # Pillow ignores that the chroma of YCbCr is subsampled; with JPEG compression libjpeg handles it.
         readable = readable and photometric == _YCBCR and compression == _JPEG and planar == 1 and bits == (8, 8, 8)
     if not readable:
         raise unsupported(name, kind)
     if planar == 2:
-        # Pillow takes uncompressed planes for plain 8-bit samples, and divides by associated alpha.
-        misread = depth != 8 or extras or (grey and len(bits) > 1) if compression == _RAW else 1 in extras and plain > 1
+        # Pillow reads uncompressed planes as plain 8-bit samples, and divides by associated alpha.
+        misread = (
+            depth != 8 or extras or (grey and len(bits) > 1) if compression == _RAW else 1 in extras and channels > 1
+        )
         if misread or (photometric == 0 and compression == _RAW):
             raise unsupported(name, f"{kind} in separate planes")
     if compression in _FAX and depth != 1:
@@ -173,7 +175,7 @@ def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
 def _check_blocks(
     stream: BinaryIO, tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
 ) -> tuple[int, bool]:
-    """Bound what strips or tiles may unpack to. Returns ``Tiff.memory`` and ``Tiff.turned``."""
+    """Limit the size to which strips or tiles may unpack. Returns ``Tiff.memory`` and ``Tiff.turned``."""
     width, length = tags[WIDTH][0], tags[LENGTH][0]
     compression = _one(tags, COMPRESSION, _RAW)
     planes = len(bits) if _one(tags, PLANAR, 1) == 2 else 1

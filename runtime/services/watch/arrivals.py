@@ -1,4 +1,4 @@
-"""Which scans of a folder have arrived whole: those that have not changed between two looks."""
+"""Find the scans of a folder that have arrived completely: those that have not changed for some seconds."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mri_edge.errors import OutputError
-from mri_edge.scans.readers.picture import SUFFIXES
-
-# What copying programs call a file while they write it: rsync, browsers, Windows, editors.
-TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
+from mri_edge.scans import readers
+from mri_edge.scans.readers import TEMPORARY
 
 Stamp = tuple[int, int, int]  # bytes, nanoseconds of the last change, inode
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes when a file does; None if it is gone or is no plain file."""
+    """Return a value that changes when the file does; None if it is gone or is not a plain file."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -29,41 +27,51 @@ def stamp_of(path: Path) -> Stamp | None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A scan that has been still for ``still_s`` seconds, as of the look that found it."""
+    """A scan that had not changed for ``unchanged_s`` seconds when it was found."""
 
     path: Path
     stamp: Stamp
-    still_s: float
+    unchanged_s: float
 
 
 @dataclass
 class _Seen:
+    """A file as it was first seen in its present state, and whether a reader recognizes it."""
+
     stamp: Stamp
+    is_scan: bool
     since: float
     wait_s: float
 
 
 class Arrivals:
-    """Looks into a folder, not into its subfolders. Remembers only what is there, so memory stays bounded.
+    """Looks for scans in a folder, but not in its subfolders. Remembers only files that are there, to bound memory.
 
     Parameters
     ----------
     settle_s
-        A scan counts as whole when size, time and inode were the same for this long. 0: at first sight.
+        A scan counts as complete if its size, time and inode have not changed for this long. 0: at first sight.
+
+    Attributes
+    ----------
+    pending
+        Number of scans that the last look found incomplete.
+    unrecognized
+        Names of the files that the last look found and that are not scans.
     """
 
     def __init__(self, folder: Path, settle_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
         self.settle_s = settle_s
         self.pending = 0
-        self.strangers: set[str] = set()
+        self.unrecognized: set[str] = set()
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
 
     def look(self) -> list[Arrival]:
-        """The scans that are whole, oldest first; ``pending`` then counts the others, ``strangers`` names no-scans.
+        """Return the scans that are complete, oldest first, and update ``pending`` and ``unrecognized``.
 
-        Names that begin with a dot or end like a temporary one are passed over.
+        Hidden files and those with a temporary name are ignored.
 
         Raises
         ------
@@ -78,33 +86,35 @@ class Arrivals:
             ) from error
         now = self._clock()
         seen: dict[str, _Seen] = {}
-        strangers = set()
-        whole = []
+        unrecognized = set()
+        complete = []
         for path in paths:
             name = path.name
             if name.startswith(".") or name.lower().endswith(TEMPORARY):
                 continue
             stamp = stamp_of(path)
-            if not name.lower().endswith(SUFFIXES) or stamp is None:
+            if stamp is None:
                 if not path.is_dir() or path.is_symlink():
-                    strangers.add(name)
+                    unrecognized.add(name)
                 continue
-            before = self._seen.get(name)
-            seen[name] = one = (
-                before if before and before.stamp == stamp else _Seen(stamp, since=now, wait_s=self.settle_s)
-            )
-            if now - one.since >= one.wait_s:
-                whole.append(Arrival(path, stamp, now - one.since))
+            file = self._seen.get(name)
+            if file is None or file.stamp != stamp:
+                file = _Seen(stamp, readers.recognizes(path), since=now, wait_s=self.settle_s)
+            seen[name] = file
+            if not file.is_scan:
+                unrecognized.add(name)
+            elif now - file.since >= file.wait_s:
+                complete.append(Arrival(path, stamp, now - file.since))
         self._seen = seen
-        self.strangers = strangers
-        self.pending = len(seen) - len(whole)
-        return sorted(whole, key=lambda one: (one.stamp[1], one.path.name))
+        self.unrecognized = unrecognized
+        self.pending = sum(file.is_scan for file in seen.values()) - len(complete)
+        return sorted(complete, key=lambda arrival: (arrival.stamp[1], arrival.path.name))
 
     def has(self, name: str) -> bool:
         """Whether the last look found a file of that name."""
-        return name in self._seen or name in self.strangers
+        return name in self._seen or name in self.unrecognized
 
     def postpone(self, arrival: Arrival, wait_s: float) -> None:
-        """Offer a scan again when it has been still for ``wait_s`` seconds, counted from its first sight."""
+        """Return a scan again only when it has not changed for ``wait_s`` seconds, counted from its first sight."""
         self._seen[arrival.path.name].wait_s = wait_s
         self.pending += 1

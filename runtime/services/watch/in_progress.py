@@ -1,7 +1,7 @@
-"""Which scan is at hand, noted on disk: so one that ends the program each time is found out, and not tried for ever.
+"""Record on disk which scan is being classified, so that a scan that crashes the program is not tried for ever.
 
-A kill, a crash inside a decoder or too little memory leave the scan noted; an answer or an orderly end takes it out.
-There may be several such scans: each keeps its own count while the others are tried.
+After a kill, a crash inside a decoder or an out-of-memory kill the record of the scan remains. A result or an orderly
+end removes it. Several scans may be recorded: each has its own count while the others are tried.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ from pathlib import Path
 
 from mri_edge.errors import OutputError
 
-NOTE = ".at-hand.json"
+RECORD = ".at-hand.json"
 
 
-class AtHand:
-    """The note in an output folder. Not synced: it need not outlast the machine, only the program."""
+class InProgress:
+    """The record in an output folder. It is not synced: it must survive the program, not the machine."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / NOTE
-        self._ends = self._read()  # by hash: the scan's name, and how often the program ended with it
+        self._path = folder / RECORD
+        self._crashes = self._read()  # by hash: the scan's name, and how often the program ended during it
 
     def is_suspect(self, name: str) -> bool:
-        """Whether the program ended while a scan of this name was at hand: take the others first."""
-        return any(name == one for one, _ in self._ends.values())
+        """Whether the program ended during a scan of this name. Others should be taken first."""
+        return any(name == suspect for suspect, _ in self._crashes.values())
 
     def begin(self, name: str, sha256: str) -> int:
-        """Note a scan; returns how often in a row the program ended while it was at hand. Raises OutputError."""
-        _, before = self._ends.get(sha256, (name, 0))
+        """Record a scan. Returns how often in a row the program ended during it. Raises OutputError."""
+        _, crashes = self._crashes.get(sha256, (name, 0))
         try:
-            self._write(self._ends | {sha256: (name, before + 1)})
+            self._write(self._crashes | {sha256: (name, crashes + 1)})
         except OSError as error:
-            raise OutputError(f"{self._path}: cannot write ({error.strerror})", "Make room") from error
-        return before
+            raise OutputError(f"{self._path}: cannot write ({error.strerror})", "Free some space") from error
+        return crashes
 
     def end(self, sha256: str) -> None:
-        """This scan did not end the program."""
-        self._ends.pop(sha256, None)
+        """Remove a scan: it did not end the program."""
+        self._crashes.pop(sha256, None)
         with suppress(OSError):
-            if self._ends:
-                self._write(self._ends)
+            if self._crashes:
+                self._write(self._crashes)
             else:
                 self._path.unlink(missing_ok=True)
 
-    def _write(self, ends: dict[str, tuple[str, int]]) -> None:
-        self._path.write_text(json.dumps(ends), encoding="utf-8")
+    def _write(self, crashes: dict[str, tuple[str, int]]) -> None:
+        self._path.write_text(json.dumps(crashes), encoding="utf-8")
 
     def _read(self) -> dict[str, tuple[str, int]]:
         try:
-            noted = json.loads(self._path.read_bytes())
-            return {sha256: (str(name), int(times)) for sha256, (name, times) in noted.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # none, or one that was cut short
+            record = json.loads(self._path.read_bytes())
+            return {sha256: (str(name), int(crashes)) for sha256, (name, crashes) in record.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # there is none, or it was cut short
             return {}

@@ -1,7 +1,7 @@
-"""Where a watched folder's scans and results go: ``results/``, ``heatmaps/``, ``done/``, ``failed/``.
+"""The output folder of a watch: ``results/``, ``heatmaps/``, ``done/`` and ``failed/``.
 
-Nothing there is ever written over by something else: a scan whose name is taken by another content is
-kept, with its result, under a name that holds its hash.
+Nothing in it is overwritten by another scan: if a scan's name is taken by a file with other content, the scan and its
+result are kept under a name that contains its hash.
 """
 
 from __future__ import annotations
@@ -22,44 +22,49 @@ _FOLDERS = ("results", "heatmaps", "done", "failed")
 
 
 class Outbox:
-    """The output folder of a watch; for one program at a time (see ``lock``)."""
+    """The output folder of a watch. Only one program at a time may use it (see ``storage.lock``)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.results, self.heatmaps, self.done, self.failed = (folder / name for name in _FOLDERS)
 
     def make(self) -> None:
-        """Make the folders. Raises OutputError."""
+        """Create the folders. Raises OutputError."""
         for name in _FOLDERS:
             make_folder(self.folder / name)
 
     def clear(self) -> None:
-        """Remove what a kill left half-written; only while nobody else works here."""
+        """Remove files that a kill left half-written. Only while no other program uses the folder."""
         for name in _FOLDERS:
             clear_leftovers(self.folder / name)
 
     def place(self, name: str, sha256: str) -> tuple[str, Record | None]:
-        """The name that a scan and its result are kept under, and the result if it is there already.
+        """Return the name under which a scan and its result are kept, and the result if there is one already.
 
         Raises
         ------
         InputError
-            Both names that it could have are taken by other things.
+            Both possible names are taken by other files.
         OutputError
-            What is there cannot be read now, so that nobody knows whether the scan has its result.
+            A file there cannot be read now, so it is unknown whether the scan has its result.
         """
-        hashed = hashed_name(name, sha256)
-        for kept in (hashed,) if is_too_long(name) else (name, hashed):
+        for kept in _names(name, sha256):
             record = self._read(kept)
             ours = record is None or record.get("sha256") == sha256
             if ours and all(_same_or_absent(folder / kept, sha256) for folder in (self.done, self.failed)):
                 return kept, record
-        raise InputError(
-            f"{name}: {self.results / hashed}.json or its scan is in the way", "Put that file elsewhere; this one waits"
-        )
+        raise self._blocked(name, sha256)
+
+    def place_result(self, name: str, sha256: str) -> str:
+        """Return the name under which the result of one frame is kept. Errors as for ``place``."""
+        for kept in _names(name, sha256):
+            record = self._read(kept)
+            if record is None or record.get("sha256") == sha256:
+                return kept
+        raise self._blocked(name, sha256)
 
     def write(self, kept: str, record: Record) -> None:
-        """Write a result, whole and on disk when this returns. Raises OutputError."""
+        """Write a result atomically; it is on disk when this returns. Raises OutputError."""
         atomic_write(self.results / f"{kept}.json", as_json(record, indent=2) + "\n")
         sync_folder(self.results)
 
@@ -68,11 +73,11 @@ class Outbox:
         atomic_write(self.heatmaps / f"{kept}.png", picture)
 
     def move(self, scan: Path, kept: str, *, failed: bool) -> None:
-        """Move a scan whose result is written to ``done/`` or ``failed/``. Raises OutputError."""
+        """Move a scan that has its result to ``done/`` or ``failed/``. Raises OutputError."""
         atomic_move(scan, (self.failed if failed else self.done) / kept)
 
     def _read(self, kept: str) -> Record | None:
-        """The result of that name; None if there is none, empty if it is none of ours."""
+        """Return the result of that name; None if there is none, empty if the file is not one of ours."""
         path = self.results / f"{kept}.json"
         if os.path.isdir(path):
             return {}
@@ -85,6 +90,17 @@ class Outbox:
         except (ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
+
+    def _blocked(self, name: str, sha256: str) -> InputError:
+        return InputError(
+            f"{name}: {self.results / hashed_name(name, sha256)}.json or its scan is in the way",
+            "Put that file elsewhere; this one waits",
+        )
+
+
+def _names(name: str, sha256: str) -> tuple[str, ...]:
+    hashed = hashed_name(name, sha256)
+    return (hashed,) if is_too_long(name) else (name, hashed)
 
 
 def _same_or_absent(path: Path, sha256: str) -> bool:

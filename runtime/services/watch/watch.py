@@ -1,7 +1,7 @@
-"""Watch a folder: each scan that has arrived whole is classified, its result written, and then it is moved.
+"""Watch a folder: classify each scan that has arrived completely, write its result, then move the scan away.
 
-The order makes it safe to end at any moment: the result is whole and on disk before the scan leaves the
-folder, and a scan that has its result, by the hash of its content, is only moved.
+This order makes it safe to end at any moment. The result is on disk before the scan leaves the folder, and a scan that
+has its result already, by the hash of its content, is only moved.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import numpy as np
 
 from mri_edge.errors import EngineError, InputError, MriEdgeError, OutputError, first_line
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.prediction import NOTICE, Failure, Prediction
-from mri_edge.scans.readers.picture import may_pass
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name
+from mri_edge.scans.read_errors import is_transient
 from mri_edge.services.systemd import notify
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
 
 from .arrivals import Arrival, Arrivals, stamp_of
-from .in_progress import AtHand
+from .in_progress import InProgress
 from .outbox import Outbox, Record
 
-_PATIENCE = 5  # a scan that cannot be read may still be on its way: it is given this many times longer
-_TRIES = 3  # how often a scan may end the program before it is put aside
-_RETRY_S = 30.0  # longest wait for a disk, and for a scan that may not be read
-_REFUSED = 3  # so many scans in a row that cannot be put away are a matter of the disk: leave the rest for later
-_REMIND_S = 600.0
-_SLICE_S = 0.2  # a sleep looks this often whether it shall stop
+_PATIENCE = 5  # a scan that cannot be read may still be arriving: it gets this many times the settling time
+_MAX_CRASHES = 3  # how often the program may end during a scan before the scan is put aside
+_RETRY_S = 30.0  # longest time between attempts: for a disk, and for a scan that may not be read
+_REFUSED_IN_A_ROW = 3  # after this many scans that cannot be moved the disk is at fault, and the others have to wait
+_REMIND_S = 600.0  # how often the same problem is reported again
+_SLEEP_S = 0.2  # longest sleep before checking whether to stop
 
 
 class Watch:
@@ -42,13 +42,13 @@ class Watch:
     Parameters
     ----------
     folder
-        Where scans arrive; subfolders are left alone.
+        Where scans arrive; its subfolders are ignored.
     outbox
-        Where results and scans go. It is made, and both folders are locked, when ``records`` begins.
+        Where results and scans go. It is created, and both folders are locked, when ``records`` starts.
     settle_s
         See ``Arrivals``.
-    tell
-        Takes words for people: what waits, and why.
+    report
+        Is called with one line for people about what is waiting, and why.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Watch:
         *,
         settle_s: float = 2.0,
         heatmap: bool = False,
-        tell: Callable[[str], None] = lambda words: None,
+        report: Callable[[str], None] = lambda message: None,
     ) -> None:
         if heatmap:
             from mri_edge.inference.heatmap import require_activation
@@ -69,30 +69,30 @@ class Watch:
         self._classifier = classifier
         self._outbox = outbox
         self._heatmap = heatmap
-        self._tell = tell
+        self._report = report
         self._arrivals = Arrivals(folder, settle_s)
         self._stopped = False
-        self._told: dict[str, str] = {}
-        self._stuck: set[str] = set()
-        self._refused: set[str] = set()
-        self._trouble: tuple[int | None, float] | None = None
-        self._alive_told = 0.0
+        self._reported: dict[str, str] = {}  # the last message about each file
+        self._stuck: set[str] = set()  # scans that ``once`` does not try again
+        self._refused: set[str] = set()  # scans that could not be moved
+        self._trouble: tuple[int | None, float] | None = None  # error number and time of the last report
+        self._last_heartbeat = 0.0
 
     def stop(self) -> None:
-        """End ``records`` after the scan at hand; may be called from a signal handler."""
+        """End ``records`` after the current scan. May be called from a signal handler."""
         self._stopped = True
 
     def records(self, *, every_s: float = 1.0, once: bool = False) -> Iterator[Record]:
-        """Yield the result of each scan as it has been written and the scan moved, until ``stop``.
+        """Yield the result of each frame after it was written and its scan moved, until ``stop``.
 
-        ``once`` ends when nothing is left that will become whole.
+        With ``once`` it ends when no scan is left that may become complete.
 
         Raises
         ------
         UsageError
             Another program watches one of the folders.
         OutputError
-            Only with ``once``: a folder cannot be read or written. Otherwise that is waited out.
+            Only with ``once``: a folder cannot be read or written. Otherwise this is retried.
         EngineError
             The engine failed; this concerns every scan.
         """
@@ -103,19 +103,19 @@ class Watch:
                     if not prepared:
                         self._prepare(locks)
                         prepared = True
-                    left = yield from self._pass(once)
+                    scans_left = yield from self._process_arrivals(once)
                 except OutputError as error:
                     if once:
                         raise
-                    self._tell_trouble(error)
+                    self._report_trouble(error)
                     self._sleep(_RETRY_S / 10)
                     continue
-                if once and not left:
+                if once and not scans_left:
                     return
                 self._sleep(every_s)
 
     def check_model(self) -> None:
-        """Answer a blank picture. Raises EngineError, so that a fault of the model is never taken for a scan's."""
+        """Classify a blank picture. Raises EngineError, so that a fault of the model is never blamed on a scan."""
         preprocessing = self._classifier.bundle.manifest.preprocessing
         try:
             self._classifier.predict(np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8))
@@ -128,185 +128,202 @@ class Watch:
             ) from error
 
     def _prepare(self, locks: ExitStack) -> None:
-        """Lock both folders and make what is missing of the output; the watched one first, which is never made."""
+        """Lock both folders and create the output folder; first the watched one, which is never created."""
         folder, out = self._arrivals.folder, self._outbox.folder
         with ExitStack() as taken:
             self._arrivals.look()
-            self._hold(folder, taken)
+            self._lock(folder, taken)
             self._outbox.make()
             if os.path.realpath(out) != os.path.realpath(folder):
-                self._hold(out, taken)
+                self._lock(out, taken)
             self._outbox.clear()
-            self._at_hand = AtHand(out)
+            self._in_progress = InProgress(out)
             locks.push(taken.pop_all())
-        self._tell(
-            f"watching {folder}, results in {self._outbox.results}; {self._classifier.bundle.manifest.title}. {NOTICE}"
-        )
+        title = self._classifier.bundle.manifest.title
+        self._report(f"watching {folder}, results in {self._outbox.results}; {title}. {NOTICE}")
 
-    def _hold(self, folder: Path, locks: ExitStack) -> None:
+    def _lock(self, folder: Path, locks: ExitStack) -> None:
         if not locks.enter_context(locked(Path(os.path.realpath(folder)))):
-            self._tell_once(f"{folder}/", f"{folder}: no locks on this file system; see that no other watch works here")
+            message = f"{folder}: no locks on this file system; see that no other watch works here"
+            self._report_once(f"{folder}/", message)
 
-    def _pass(self, once: bool) -> Generator[Record, None, bool]:
-        """Take what is whole now. Returns whether anything is left to wait for."""
-        whole = [one for one in self._arrivals.look() if one.path.name not in self._stuck]
-        left = bool(whole) or self._arrivals.pending > 0
-        self._tell_strangers()
+    def _process_arrivals(self, once: bool) -> Generator[Record, None, bool]:
+        """Process the scans that are complete now. Returns whether any scan is left to wait for."""
+        arrivals = [arrival for arrival in self._arrivals.look() if arrival.path.name not in self._stuck]
+        scans_left = bool(arrivals) or self._arrivals.pending > 0
+        self._report_unrecognized()
         refused_in_a_row = 0
-        for arrival in sorted(whole, key=lambda one: self._at_hand.is_suspect(one.path.name)):
-            if self._stopped or refused_in_a_row == _REFUSED:
+        for arrival in sorted(arrivals, key=lambda arrival: self._in_progress.is_suspect(arrival.path.name)):
+            if self._stopped or refused_in_a_row == _REFUSED_IN_A_ROW:
                 break
-            self._alive()
+            self._heartbeat()
             try:
-                record = self._take(arrival)
+                records = self._process(arrival)
             except InputError as error:
-                self._tell_once(arrival.path.name, str(error))
+                self._report_once(arrival.path.name, str(error))
                 if once:
                     self.failed += 1
                     self._stuck.add(arrival.path.name)
                 else:
-                    self._put_off(arrival)
+                    self._postpone(arrival)
                 continue
-            except OutputError as error:  # it may be this scan alone: the others shall not wait for it
+            except OutputError as error:  # it may concern this scan only: the others should not wait for it
                 if once:
                     raise
-                self._tell_trouble(error)
+                self._report_trouble(error)
                 self._refused.add(arrival.path.name)
-                self._put_off(arrival)
+                self._postpone(arrival)
                 refused_in_a_row += 1
                 continue
             refused_in_a_row = 0
             self._refused.discard(arrival.path.name)
-            if record is not None:
-                self.failed += "error" in record
-                yield record
+            self.failed += any("error" in record for record in records)
+            yield from records
         if self._trouble is not None and not self._refused:
-            self._tell("going on")
+            self._report("going on")
             self._trouble = None
-        return left
+        return scans_left
 
-    def _put_off(self, arrival: Arrival) -> None:
-        """Try a scan again later, each time twice as late, up to a limit."""
-        self._arrivals.postpone(arrival, arrival.still_s + min(max(1.0, arrival.still_s), _RETRY_S))
+    def _postpone(self, arrival: Arrival) -> None:
+        """Try a scan again later; the time between attempts doubles up to a limit."""
+        self._arrivals.postpone(arrival, arrival.unchanged_s + min(max(1.0, arrival.unchanged_s), _RETRY_S))
 
-    def _take(self, arrival: Arrival) -> Record | None:
-        """Result, then move; None for a scan that changed or went away meanwhile, or is given more time.
+    def _process(self, arrival: Arrival) -> list[Record]:
+        """Write the results of a scan, then move it. Returns no record if it changed, is gone or gets more time.
 
         Raises
         ------
         InputError
-            This one scan may not be read, or something is in the way of its result.
+            This scan may not be read, or another file is in the way of its result.
         OutputError
-            The disk.
+            The disk is full, or something else is wrong with it.
         """
         scan = arrival.path
         if stamp_of(scan) != arrival.stamp:
-            return None
+            return []
         try:
             sha256 = sha256_of(scan)
         except FileNotFoundError:
-            return None
+            return []
         except OSError as error:
-            raise _stays(f"{scan}: cannot read ({error.strerror})") from error
+            raise _retried(f"{scan}: cannot read ({error.strerror})") from error
         kept, record = self._outbox.place(scan.name, sha256)
-        if record is None or "error" in record:  # what failed may have failed for a reason that is gone
-            record = self._judge(arrival, kept, sha256)
-            if record is None or stamp_of(scan) != arrival.stamp:
-                return None
-            self._outbox.write(kept, record)
+        records = [record] if record is not None else []
+        if record is None or "error" in record:  # the cause of an error may be gone
+            records = self._classify(arrival, kept, sha256)
+            if not records or stamp_of(scan) != arrival.stamp:
+                return []
+            for record in records:
+                self._outbox.write(_result_name(self._outbox, kept, record), record)
         if stamp_of(scan) != arrival.stamp:
-            return None
-        self._outbox.move(scan, kept, failed="error" in record)
-        return record
+            return []
+        self._outbox.move(scan, kept, failed=any("error" in record for record in records))
+        return records
 
-    def _judge(self, arrival: Arrival, kept: str, sha256: str) -> Record | None:
-        """The record of a scan, noted as at hand meanwhile; None if it is given more time."""
-        times = self._at_hand.begin(arrival.path.name, sha256)
+    def _classify(self, arrival: Arrival, kept: str, sha256: str) -> list[Record]:
+        """Return the records of a scan, which is recorded as in progress meanwhile; none if it gets more time."""
+        crashes = self._in_progress.begin(arrival.path.name, sha256)
         try:
-            record = self._answer(arrival, kept, sha256, times)
-        except (MriEdgeError, KeyboardInterrupt):  # in order; what else ends the program is counted
-            self._at_hand.end(sha256)
+            records = self._records_of(arrival, kept, sha256, crashes)
+        except (MriEdgeError, KeyboardInterrupt):  # an orderly end; any other end of the program counts as a crash
+            self._in_progress.end(sha256)
             raise
-        self._at_hand.end(sha256)
-        return record
+        self._in_progress.end(sha256)
+        return records
 
-    def _answer(self, arrival: Arrival, kept: str, sha256: str, times: int) -> Record | None:
-        result = self._predict(arrival.path) if times < _TRIES else _put_aside(arrival.path, times)
-        longer = _PATIENCE * self._arrivals.settle_s
-        if isinstance(result, Failure) and arrival.still_s < longer:
-            self._arrivals.postpone(arrival, longer)
-            return None
-        record = result.to_dict() | {"sha256": sha256}
-        record["moved_to"] = f"{'failed' if isinstance(result, Failure) else 'done'}/{kept}"
-        if isinstance(result, Prediction) and result.pixels is not None and result.activation is not None:
-            from mri_edge.inference.heatmap import overlay
+    def _records_of(self, arrival: Arrival, kept: str, sha256: str, crashes: int) -> list[Record]:
+        results = self._predict(arrival.path) if crashes < _MAX_CRASHES else iter([_crashed(arrival.path, crashes)])
+        records, failed = [], False
+        for result in results:
+            failed = failed or isinstance(result, Failure)
+            records.append(
+                result.to_dict() | {"sha256": sha256, "moved_to": ""} | self._heatmap_of(result, kept, sha256)
+            )
+        patience = _PATIENCE * self._arrivals.settle_s
+        if failed and arrival.unchanged_s < patience:
+            self._arrivals.postpone(arrival, patience)
+            return []
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return [record | {"moved_to": f"{'failed' if failed else 'done'}/{kept}", "time": now} for record in records]
 
-            picture = overlay(result.pixels, result.activation, result)
-            self._outbox.write_heatmap(kept, picture)
-            record["heatmap"] = f"heatmaps/{kept}.png"
-        record["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return record
+    def _heatmap_of(self, result: Prediction | Failure, kept: str, sha256: str) -> Record:
+        """Write the heatmap of a frame, if there is one, and return the key that names it."""
+        if not isinstance(result, Prediction) or result.pixels is None or result.activation is None:
+            return {}
+        from mri_edge.inference.heatmap import overlay
 
-    def _predict(self, scan: Path) -> Prediction | Failure:
+        name = _result_name(self._outbox, kept, result.to_dict() | {"sha256": sha256})
+        self._outbox.write_heatmap(name, overlay(result.pixels, result.activation, result))
+        return {"heatmap": f"heatmaps/{name}.png"}
+
+    def _predict(self, scan: Path) -> Iterator[Prediction | Failure]:
+        index, frames = 0, 1
         try:
-            return replace(self._classifier.predict(scan, keep_pixels=self._heatmap), file=os.fspath(scan))
+            for prediction in self._classifier.predict_frames(scan, keep_pixels=self._heatmap):
+                yield replace(prediction, source=os.fspath(scan))
+                index, frames = prediction.index + 1, prediction.frames
         except InputError as error:
-            if may_pass(error.__cause__):
-                raise _stays(error.problem) from error
-            return Failure(os.fspath(scan), error)
+            if is_transient(error.__cause__):
+                raise _retried(error.problem) from error
+            yield Failure(os.fspath(scan), error, index, frames)
 
-    def _tell_strangers(self) -> None:
-        self._told = {name: words for name, words in self._told.items() if self._arrivals.has(name)}
+    def _report_unrecognized(self) -> None:
+        self._reported = {name: message for name, message in self._reported.items() if self._arrivals.has(name)}
         self._refused = {name for name in self._refused if self._arrivals.has(name)}
-        for name in sorted(self._arrivals.strangers):
+        for name in sorted(self._arrivals.unrecognized):
             path = self._arrivals.folder / name
-            self._tell_once(name, f"{path}: left alone, {_why_not(path)}")
+            self._report_once(name, f"{path}: left alone, {_why_left_alone(path)}")
 
-    def _tell_once(self, name: str, words: str) -> None:
-        if self._told.get(name) != words:
-            self._told[name] = words
-            self._tell(words)
+    def _report_once(self, name: str, message: str) -> None:
+        if self._reported.get(name) != message:
+            self._reported[name] = message
+            self._report(message)
 
-    def _tell_trouble(self, error: MriEdgeError) -> None:
-        reason = getattr(error.__cause__, "errno", None)  # not the words: they name another scan each time
+    def _report_trouble(self, error: MriEdgeError) -> None:
+        number = getattr(error.__cause__, "errno", None)  # messages differ, because each names another scan
         now = time.monotonic()
-        if self._trouble is None or reason != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
-            self._tell(f"{error.problem}. Scans stay where they are; tried again until it works")
-            self._trouble = (reason, now)
+        if self._trouble is None or number != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
+            self._report(f"{error.problem}. Scans stay where they are; tried again until it works")
+            self._trouble = (number, now)
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
-            self._alive()
-            time.sleep(min(left, _SLICE_S))
+            self._heartbeat()
+            time.sleep(min(left, _SLEEP_S))
 
-    def _alive(self) -> None:
+    def _heartbeat(self) -> None:
+        """Tell systemd that the service is alive, at most once a second."""
         now = time.monotonic()
-        if now - self._alive_told >= 1:
-            self._alive_told = now
+        if now - self._last_heartbeat >= 1:
+            self._last_heartbeat = now
             notify("WATCHDOG=1")
 
 
-def _why_not(path: Path) -> str:
+def _result_name(outbox: Outbox, kept: str, record: Record) -> str:
+    """Return the name of a result: that of its scan, or for one of several frames a free one with the frame's index."""
+    frames = record.get("frames", 1)
+    return kept if frames == 1 else outbox.place_result(frame_name(kept, record["index"], frames), record["sha256"])
+
+
+def _why_left_alone(path: Path) -> str:
     if path.is_symlink():
         return "it is a link"
     if path.exists() and not path.is_file():
         return "it is a pipe, a socket or a device"
-    return "its name is none of a picture's"
+    return "no reader recognizes it"
 
 
-def _stays(problem: str) -> InputError:
+def _retried(problem: str) -> InputError:
     return InputError(problem, "It stays where it is and is tried again")
 
 
-def _put_aside(scan: Path, times: int) -> Failure:
-    return Failure(
-        os.fspath(scan),
-        InputError(
-            f"{scan}: the program ended {times} times in a row while this scan was at hand",
-            "It may crash a decoder or need more memory than there is; see the system's log",
-            code="crashed",
-            value=times,
-            limit=_TRIES,
-        ),
+def _crashed(scan: Path, crashes: int) -> Failure:
+    error = InputError(
+        f"{scan}: the program ended {crashes} times in a row while this scan was in progress",
+        "It may crash a decoder or need more memory than there is; see the system's log",
+        code="crashed",
+        value=crashes,
+        limit=_MAX_CRASHES,
     )
+    return Failure(os.fspath(scan), error)

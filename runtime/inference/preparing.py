@@ -1,0 +1,122 @@
+"""Read scans and resize their frames: everything that happens before the network sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from mri_edge.errors import InputError
+from mri_edge.scans import checks, readers
+from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.read_errors import out_of_memory
+from mri_edge.scans.result_warning import ResultWarning
+
+from .prediction import Failure
+
+_MAX_WAITING_BYTES = 4 << 20  # of decoded frames that wait in a thread for the next ones, to be resized together
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A frame and the milliseconds that reading it took."""
+
+    frame: Frame
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A frame whose pixels were resized to the network's input, uint8 (h, w, 3), and what is known of it so far.
+
+    ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` are the
+    pixels before that, where they are to be kept.
+    """
+
+    frame: Frame
+    warnings: tuple[ResultWarning, ...]
+    decode_ms: float
+    resize_ms: float
+    original: Pixels | None
+
+
+def decode(source: Source) -> Iterator[Decoded]:
+    """Read the frames of one scan. Raises InputError."""
+    start = perf_counter()
+    for frame in readers.read(source):
+        yield Decoded(frame, (perf_counter() - start) * 1e3)
+        start = perf_counter()
+
+
+def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pixels: bool) -> list[Prepared]:
+    """Resize and check frames together: threads that take many short NumPy steps slow each other down."""
+    if not frames:
+        return []
+    start = perf_counter()
+    resized = preprocessing.resize_pictures([decoded.frame.pixels for decoded in frames])
+    resize_ms = (perf_counter() - start) * 1e3 / len(frames)
+    warnings = checks.warnings_for([decoded.frame.pixels.shape[:2] for decoded in frames], resized)
+    return [
+        Prepared(
+            replace(decoded.frame, pixels=row),
+            found,
+            decoded.decode_ms,
+            resize_ms,
+            decoded.frame.pixels if keep_pixels else None,
+        )
+        for decoded, row, found in zip(frames, resized, warnings, strict=True)
+    ]
+
+
+def prepare_sources(
+    sources: Sequence[Source | InputError], preprocessing: Preprocessing, *, keep_pixels: bool
+) -> list[Prepared | Failure]:
+    """Read and prepare every frame of some scans, in order, with a Failure in place of what cannot be read."""
+    prepared: list[Prepared | Failure] = []
+    waiting: list[Decoded | Failure] = []
+    waiting_bytes = 0
+    for source in sources:
+        for result in _decode_or_fail(source):
+            waiting.append(result)
+            waiting_bytes += result.frame.pixels.nbytes if isinstance(result, Decoded) else 0
+            if waiting_bytes > _MAX_WAITING_BYTES:
+                prepared += _prepare_waiting(waiting, preprocessing, keep_pixels)
+                waiting, waiting_bytes = [], 0
+    return prepared + _prepare_waiting(waiting, preprocessing, keep_pixels)
+
+
+def _decode_or_fail(source: Source | InputError) -> Iterator[Decoded | Failure]:
+    if isinstance(source, InputError):
+        yield Failure(source.source, source)
+        return
+    index, count = 0, 1
+    try:
+        for decoded in decode(source):
+            yield decoded
+            index, count = decoded.frame.index + 1, decoded.frame.count
+    except InputError as error:
+        yield Failure(source_name(source), error, index, count)
+
+
+def _prepare_waiting(
+    waiting: list[Decoded | Failure], preprocessing: Preprocessing, keep_pixels: bool
+) -> list[Prepared | Failure]:
+    frames = [decoded for decoded in waiting if isinstance(decoded, Decoded)]
+    results: list[Prepared | Failure]
+    try:
+        results = [*prepare(frames, preprocessing, keep_pixels=keep_pixels)]
+    except MemoryError:  # prepare them one by one, so that only those fail for which memory is missing
+        results = [_prepare_or_fail(decoded, preprocessing, keep_pixels) for decoded in frames]
+    in_order = iter(results)
+    return [next(in_order) if isinstance(decoded, Decoded) else decoded for decoded in waiting]
+
+
+def _prepare_or_fail(decoded: Decoded, preprocessing: Preprocessing, keep_pixels: bool) -> Prepared | Failure:
+    try:
+        return prepare([decoded], preprocessing, keep_pixels=keep_pixels)[0]
+    except MemoryError as error:
+        frame = decoded.frame
+        failure = out_of_memory(frame.source or "scan")
+        failure.__cause__ = error
+        return Failure(frame.source, failure, frame.index, frame.count)

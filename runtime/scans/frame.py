@@ -1,0 +1,46 @@
+"""One picture of a scan, as a reader gives it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What a caller may give as a scan.
+Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, "Image.Image", NDArray[Any]]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a scan; a file may hold several.
+
+    Attributes
+    ----------
+    pixels
+        uint8 (H, W, 3) RGB. Windowing has been applied.
+    source
+        The path as it was given, or None for bytes, an image or an array.
+    index, count
+        Position of this frame in its source, from 0, and how many frames the source holds.
+    metadata
+        What the format says about the frame and a later step needs. Nothing that identifies a patient.
+    """
+
+    pixels: Pixels = field(repr=False, compare=False)
+    source: str | None = None
+    index: int = 0
+    count: int = 1
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+def source_name(source: Source) -> str | None:
+    """Return the path as it was given, or None for a scan that did not come as a path."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
