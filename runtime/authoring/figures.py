@@ -1,8 +1,8 @@
-"""A figure with its interval as text: the one way in which the program writes it."""
+"""Format a figure with its confidence interval."""
 
 from __future__ import annotations
 
-HEAD = "value (95% interval)"  # over a column of these
+HEAD = "value (95% interval)"  # heading of a column of such figures
 
 
 def with_interval(value: float, low: float, high: float, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Record golden values: what a bundle's scans give here, for other devices to replay and compare."""
+"""Record golden values: results for a few scans on this machine, for other devices to replay and compare."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from .writer import rewriting
 
 
 def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
-    """Put scans into a bundle with all they give here: pixels, tensors, probabilities of every artefact.
+    """Add scans to a bundle with their results on this machine: pixels, tensors, probabilities of every artefact.
 
     Parameters
     ----------
     scans
-        Pictures that may travel with the bundle: demo scans, never a patient's.
+        Pictures that may be passed on with the bundle: demo scans, never a patient's.
     notice
-        Text file that says whose they are and under which licence; it travels beside them.
+        Text file with the owner and licence of the scans, which is passed on with them.
 
     Raises
     ------
     UsageError
-        Two scans of one name, or no scan.
+        Two scans have the same name, or there is no scan.
     InputError, BundleError, EngineError
         A scan or the notice cannot be read, an artefact cannot be run.
     """
@@ -57,12 +57,10 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}") from error
     pixels = [picture.load(path) for path in scans]
-    tensors = np.stack([bundle.manifest.preprocessing.resize_picture(picture) for picture in pixels])
+    tensors = np.stack([bundle.manifest.preprocessing.resize_picture(rgb) for rgb in pixels])
     arrays: dict[str, NDArray[Any]] = {"tensors": tensors}
-    # A grey picture is one channel seen three times: keep the one.
-    arrays |= {
-        f"pixels-{i}": picture[:, :, 0] if picture.strides[2] == 0 else picture for i, picture in enumerate(pixels)
-    }
+    # In a gray picture all three channels share memory: keep one.
+    arrays |= {f"pixels-{i}": rgb[:, :, 0] if rgb.strides[2] == 0 else rgb for i, rgb in enumerate(pixels)}
     engines = {}
     for artefact in bundle.manifest.artefacts:
         engine = engine_here(artefact)

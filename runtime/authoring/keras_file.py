@@ -1,4 +1,4 @@
-"""``model.keras``, the model that every artefact is made from: its entry in the manifest, its answers as columns."""
+"""``model.keras``, from which every artefact is made: its manifest entry, and its output as one column per class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KERAS = "model.keras"
 
 
 def keras_artefact(preprocessing: Preprocessing, classes: int) -> Artefact:
-    """The manifest's entry for ``model.keras``, before its size and hash are known."""
+    """The manifest entry of ``model.keras``, before size and hash are known."""
     return Artefact(
         file=KERAS,
         format="keras",
@@ -25,5 +25,5 @@ def keras_artefact(preprocessing: Preprocessing, classes: int) -> Artefact:
 
 
 def one_column_a_class(answer: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities (N, classes): a model of one sigmoid gives (N, 1), that of the second of two classes."""
+    """Probabilities (N, classes). A model with one sigmoid gives (N, 1), the probability of the second class."""
     return np.hstack([1 - answer, answer]) if answer.shape[1] == 1 else answer

@@ -1,4 +1,4 @@
-"""What the class folders of the public brain-MRI sets mean."""
+"""Labels for the class folders of the public brain-MRI data sets."""
 
 KNOWN_LABELS = ("no tumour", "tumour")
 # Folder names in lower case -> index in KNOWN_LABELS; 1 is the positive one.

@@ -1,6 +1,6 @@
-"""Pack a bundle into one file, ``NAME.mribundle``, and unpack it: ``archive`` describes the format.
+"""Pack a bundle into one file, ``NAME.mribundle``, and unpack it. ``bundles.archive`` describes the format.
 
-The same bytes whenever and wherever it is packed.
+The bytes of a packed bundle do not depend on the time or the machine.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .writer import check_target
 
 
 def pack(bundle: Bundle, out: Path) -> None:
-    """Write a bundle as one file, whole or not at all. Each file is read once, and hashed as it was read.
+    """Write a bundle as one file, atomically. Each file is read once, and the bytes that were read are hashed.
 
     Raises
     ------
     BundleError
-        A name that not every system can unpack, more than ``LARGEST`` bytes, names of scans, or it is packed already.
+        A file name is not valid on every system, the bundle is larger than ``LARGEST``, names scans, or is packed.
     IntegrityError
         A file differs from the manifest.
     OutputError
@@ -63,19 +63,19 @@ def pack(bundle: Bundle, out: Path) -> None:
 def unpack(
     packed: Path, out: Path, *, signed_by: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> Manifest:
-    """Make a bundle folder of a packed bundle, after all of it was checked: whole or not at all.
+    """Make a bundle folder from a packed bundle, atomically, after checking all of it.
 
     Parameters
     ----------
     signed_by
-        As for ``Bundle.open``; the signature is checked before anything is written.
+        As for ``Bundle.open``. The signature is checked before anything is written.
 
     Raises
     ------
     BundleError, ManifestError, IntegrityError, SignatureError
-        The file is not a packed bundle, byte for byte as ``pack`` makes it, or not by that key.
+        The file is not exactly what ``pack`` writes, or not signed with that key.
     OutputError
-        ``out`` is something else, or the disk has too little room.
+        ``out`` cannot be written, or the disk has too little space.
     """
     check_target(out, overwrite=overwrite)
     bundle = Bundle.open_packed(packed, signed_by=signed_by)
@@ -83,7 +83,7 @@ def unpack(
     assert source is not None  # noqa: S101 (for the type checker)
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if os.path.isdir(parent))).free
     if source.size > free:
-        raise OutputError(f"{out}: unpacked it takes {source.size} bytes, the disk has {free} free", "Make room")
+        raise OutputError(f"{out}: unpacked it takes {source.size} bytes, the disk has {free} free", "Free some space")
     with atomic_folder(out) as staging:
         for name, content in source.head:
             (staging / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""The folder ``runs/``: training puts bundles there that nobody named, export and evaluation take the newest."""
+"""The folder ``runs/``: default output of training, from which export and evaluation take the newest bundle."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RUNS = Path("runs")
 
 
 def last_trained(wanted: Callable[[Bundle], bool] = lambda bundle: True, folder: Path = RUNS) -> Bundle | None:
-    """The bundle in ``folder`` that was trained last, among those that open and are ``wanted``; None if there is none.
+    """The bundle in ``folder`` that was trained last, of those that open and are ``wanted``; None if there is none.
 
-    The time is the one that training wrote into the manifest: an export or a copy makes no bundle newer.
+    Compares the training times in the manifests, which an export or a copy does not change.
     """
     newest: tuple[tuple[datetime, int], Bundle] | None = None
     for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
@@ -29,7 +29,7 @@ def last_trained(wanted: Callable[[Bundle], bool] = lambda bundle: True, folder:
         try:
             bundle = Bundle.open(path)
             made = datetime.fromisoformat(bundle.manifest.creation.created)
-            # Within the same second the file's own time decides.
+            # Within the same second, compare the times of the files.
             time = (made if made.tzinfo else made.replace(tzinfo=timezone.utc), (path / MANIFEST).stat().st_mtime_ns)
         except (MriEdgeError, ValueError, OSError):
             continue
@@ -39,13 +39,13 @@ def last_trained(wanted: Callable[[Bundle], bool] = lambda bundle: True, folder:
 
 
 def remember_data(bundle: Bundle, data: Path) -> None:
-    """Note on this machine in which folder the images of a bundle's training lie.
+    """Remember on this machine which folder contains the training images of a bundle.
 
-    The note is a file of this user and never part of a bundle: a bundle travels, and a path tells of its maker.
-    A note that cannot be written is left out; the user then names the folder.
+    The note is a file of this user, not of the bundle, because a bundle is passed on and must not contain paths. If the
+    note cannot be written, the user has to name the folder later.
     """
     try:
-        path = _note_of(bundle)
+        path = _note_path(bundle)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"data": os.path.abspath(data)}) + "\n")
     except (MriEdgeError, OSError):
@@ -53,15 +53,15 @@ def remember_data(bundle: Bundle, data: Path) -> None:
 
 
 def remembered_data(bundle: Bundle) -> Path:
-    """The folder that ``remember_data`` noted. Whoever reads it compares its images with the split record.
+    """The folder that ``remember_data`` noted. Callers compare its images with the split record.
 
     Raises
     ------
     UsageError
-        There is no note on this machine, or the folder is gone.
+        There is no note on this machine, or the folder no longer exists.
     """
     try:
-        folder = Path(json.loads(_note_of(bundle).read_text(encoding="utf-8"))["data"])
+        folder = Path(json.loads(_note_path(bundle).read_text(encoding="utf-8"))["data"])
     except (MriEdgeError, OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{bundle.folder}: this machine has no record of the folder it was trained from", "Name it: --data DIR"
@@ -75,21 +75,21 @@ def remembered_data(bundle: Bundle) -> Path:
 
 
 def as_typed(folder: Path) -> str:
-    """A bundle's folder as one types it: ``./small`` where an embedded model might have the name."""
+    """A bundle's folder as a command-line argument: ``./small``, because ``small`` may be an embedded model."""
     return f"./{folder}" if folder.name == str(folder) else str(folder)
 
 
-def _note_of(bundle: Bundle) -> Path:
+def _note_path(bundle: Bundle) -> Path:
     return state_folder() / "data" / f"{bundle.manifest.training.data_fingerprint[:32]}.json"
 
 
 def choose_bundle(position: str | None, option: str | None) -> str | None:
-    """The bundle that was named, by position or with ``--model``; None if neither.
+    """The bundle that was named, by position or with ``--model``; None if neither was given.
 
     Raises
     ------
     UsageError
-        Both were given, and differ.
+        Both were given and differ.
     """
     if position and option and position != option:
         raise UsageError(f"two bundles are named: {position}, and with --model {option}", "Name one")

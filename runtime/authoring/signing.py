@@ -1,4 +1,4 @@
-"""Sign a bundle: every file is checked first, then its manifest is signed."""
+"""Sign a bundle after checking every file of it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .anonymous import check_anonymous
 
 
 def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
-    """Check every file of a bundle, that there are no others, and sign its manifest; returns the key's fingerprint.
+    """Check that a bundle contains exactly the listed files, and sign its manifest. Returns the key's fingerprint.
 
     Parameters
     ----------
     key
         PEM file of an Ed25519 private key.
     passphrase
-        Asked only if the key is protected by one.
+        Called only if the key is protected by one.
 
     Raises
     ------
     IntegrityError
-        A file differs from the manifest, or is not listed: nothing is signed.
+        A file differs from the manifest, or is not listed. Nothing is signed.
     BundleError
-        It names scans, or is packed.
+        The bundle names scans, or is packed.
     UsageError, OutputError
-        The key cannot be used; the folder cannot be written.
+        The key cannot be used, or the folder cannot be written.
     """
     private = private_key(key, passphrase)
     folder, text = bundle.require_folder(), bundle.manifest_bytes()

@@ -1,6 +1,6 @@
-"""What a distilled model's teacher answers on the test images: the record ``teacher.json`` in the student's bundle.
+"""The record ``teacher.json`` in a distilled model's bundle: answers of its teacher on the test images.
 
-Training writes it; export holds every artefact of the student against it.
+Training writes it; export compares every artefact of the student with it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ TEACHER = "teacher.json"
 
 @dataclass(frozen=True)
 class TeacherAnswers:
-    """Answers on the split's test images, in their order.
+    """Answers on the test images of the split, in the same order.
 
     Attributes
     ----------
     teachers
-        Which models: name, recipe, seed.
+        Name, recipe and seed of each teacher.
     called
-        Label index of each image, by the teacher's own threshold.
+        Label index of each image by the teacher's own threshold.
     probabilities
-        One row an image, one value a label.
+        One row per image, one value per label.
     """
 
     teachers: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Bundles written whole or not at all: new ones, and changed ones."""
+"""Write bundles atomically: make new ones and change existing ones."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from .card import CARD, has_card, render_card
 
 @contextmanager
 def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | None = None) -> Iterator[BundleWriter]:
-    """Change a bundle, or make a changed copy at ``out``: all of the change or none of it.
+    """Change a bundle, or make a changed copy at ``out``, atomically.
 
-    ``keep`` names the files to carry over (default: all). In a bundle that is changed, files are hard-linked where
-    the disk allows, so that a large bundle is not copied to add one artefact; files that its manifest does not list (a
-    user's report, notes) stay; a signature, of what it was, does not. A copy at ``out`` shares no file with the bundle,
-    and each is hashed on its way. Keys of the manifest that this release does not know are dropped.
+    ``keep`` names the files to keep (default: all). When a bundle is changed, its files are hard-linked where possible,
+    so that adding an artefact does not copy a large bundle. Files that the manifest does not list (a user's notes)
+    stay; a signature is dropped. A copy at ``out`` shares no file with the bundle, and each copied file is hashed.
+    Fields of the manifest that this release does not know are dropped.
 
     Raises
     ------
     UsageError
-        ``out`` holds something that is no bundle. A bundle there is replaced.
+        ``out`` is not a bundle. An existing bundle is replaced.
     OutputError
         ``out`` cannot be written.
     IntegrityError
-        A file that is copied was changed.
+        A copied file was changed.
     BundleError
-        A packed bundle cannot be changed where it is.
+        A packed bundle can only be copied.
     """
     if out is not None:
         check_target(out, overwrite=True)
@@ -65,12 +65,12 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
 
 @contextmanager
 def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Iterator[BundleWriter]:
-    """Make a bundle at ``out``: yields a writer; nothing appears at ``out`` unless the block ends well.
+    """Make a bundle at ``out``. Yields a writer; ``out`` is written when the block ends without an error.
 
     Raises
     ------
     UsageError
-        ``out`` holds something that is no bundle, or is a bundle and ``overwrite`` is False.
+        ``out`` is not a bundle, or is one and ``overwrite`` is False.
     OutputError
         ``out`` cannot be written.
     """
@@ -82,22 +82,22 @@ def new_bundle(out: Path, manifest: Manifest, *, overwrite: bool = False) -> Ite
 
 
 def check_target(out: Path, *, overwrite: bool = False) -> None:
-    """See that a bundle may be written at ``out``; call it before long work, too.
+    """Check that a bundle can be written at ``out``. Call it before long work.
 
     Raises
     ------
     UsageError
-        Something is there: a file, a folder that is no bundle, or a bundle and ``overwrite`` is False.
+        ``out`` is a file, a folder that is not a bundle, or a bundle and ``overwrite`` is False.
     OutputError
-        The place cannot be written.
+        The parent folder cannot be written.
     """
     if os.path.isfile(out):
         raise UsageError(f"{out}: is a file, not a folder", "Name another output folder")
     try:
-        filled = os.path.isdir(out) and any(out.iterdir())
+        is_filled = os.path.isdir(out) and any(out.iterdir())
     except OSError as error:
         raise OutputError(f"{out}: cannot list the folder ({error.strerror})", "Name another output folder") from error
-    if filled:
+    if is_filled:
         if not os.path.isfile(out / MANIFEST):
             raise UsageError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
         if not overwrite:
@@ -110,16 +110,16 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
 
 
 class BundleWriter:
-    """Collects the files of a bundle in its staging folder, and hashes each as it is added."""
+    """Collect the files of a bundle in a staging folder, hashing each when it is added."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
 
     def path(self, file: str) -> Path:
-        """Where to write ``file`` before it is added; its folder is made, an older file is unlinked.
+        """Path at which to write ``file`` before adding it. Makes its folder and unlinks an existing file.
 
-        Unlinking matters: the older file may be a hard link into the bundle that is being replaced.
+        The existing file may be a hard link into the bundle that is being replaced, so it must not be overwritten.
         """
         path = self.folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,26 +127,26 @@ class BundleWriter:
         return path
 
     def add_artefact(self, artefact: Artefact) -> Artefact:
-        """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in.
+        """List a model file that was written at ``path(artefact.file)``. Returns it with size and hash.
 
-        Raises BundleError for an ONNX file with external data: the manifest would vouch for a part of the model alone.
+        Raises BundleError for an ONNX file with external data, because the manifest would not cover all of the model.
         """
         path = self.folder / artefact.file
         if path.suffix == ".onnx":
             check_self_contained(path.read_bytes(), path)
-        size, digest = self._stamp(artefact.file)
-        stamped = replace(artefact, size_bytes=size, sha256=digest)
-        others = tuple(item for item in self.manifest.artefacts if item.file != artefact.file)
-        self.manifest = replace(self.manifest, artefacts=(*others, stamped))
-        return stamped
+        size, digest = self._size_and_hash(artefact.file)
+        listed = replace(artefact, size_bytes=size, sha256=digest)
+        others = tuple(other for other in self.manifest.artefacts if other.file != artefact.file)
+        self.manifest = replace(self.manifest, artefacts=(*others, listed))
+        return listed
 
     def add_document(self, file: str, content: str | bytes | None = None) -> None:
-        """List a document; with ``content`` it is written first (text as UTF-8)."""
+        """List a document. With ``content``, write it first (text as UTF-8)."""
         if content is not None:
             self.path(file).write_bytes(content.encode() if isinstance(content, str) else content)
-        stamped = Document(file, *self._stamp(file))
+        listed = Document(file, *self._size_and_hash(file))
         others = tuple(document for document in self.manifest.documents if document.file != file)
-        self.manifest = replace(self.manifest, documents=(*others, stamped))
+        self.manifest = replace(self.manifest, documents=(*others, listed))
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the manifest: ``writer.update(threshold=0.4)``."""
@@ -158,7 +158,7 @@ class BundleWriter:
         self.add_document(CARD, render_card(self.manifest, self.folder))
 
     def finish(self) -> None:
-        """Draw the model card anew if there is one, and write the manifest; ``new_bundle``, ``rewriting`` call this."""
+        """Write the model card again if there is one, then the manifest. ``new_bundle`` and ``rewriting`` call this."""
         if has_card(self.manifest):
             self.add_card()
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
@@ -167,24 +167,24 @@ class BundleWriter:
         (self.folder / file).unlink(missing_ok=True)
         self.manifest = replace(self.manifest, documents=tuple(d for d in self.manifest.documents if d.file != file))
 
-    def _stamp(self, file: str) -> tuple[int, str]:
+    def _size_and_hash(self, file: str) -> tuple[int, str]:
         path = self.folder / file
         return path.stat().st_size, sha256_of(path)
 
 
-def _carry_over(stranger: Path, target: Path) -> None:
+def _carry_over(source: Path, target: Path) -> None:
     if os.path.lexists(target):  # a listed file that is a link
         return
-    if stranger.is_symlink():
+    if source.is_symlink():
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(stranger.readlink())
-    elif stranger.is_file():
-        _link_or_copy(stranger, target)
+        target.symlink_to(source.readlink())
+    elif source.is_file():
+        _link_or_copy(source, target)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)

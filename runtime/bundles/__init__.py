@@ -1,1 +1,1 @@
-"""The model format, read side: bundle, manifest, split record, archive and signatures."""
+"""Read the model format: bundle, manifest, split record, archive and signatures."""

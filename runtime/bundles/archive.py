@@ -1,11 +1,11 @@
-"""The format of a packed bundle, ``NAME.mribundle``, and how one is read.
+"""Read packed bundles, ``NAME.mribundle``, and define their format.
 
-The format: a POSIX tar (ustar) without compression, so that no version of a compressor changes its bytes, no
-small file grows large, and ``tar -tf`` lists it. ``manifest.json`` comes first, then ``manifest.json.sig`` if the
-bundle is signed, then what the manifest lists, by name, and two blocks of zeros. Each header is the one that
-``header`` makes of name and size: plain files of mode 644, owner 0, time 0. A reader needs no tar library: what
-differs from the one right header by a byte is refused, links, devices and odd paths with it. Size and place of every
-file follow from the manifest, so any one of them can be read alone.
+A packed bundle is a POSIX tar (ustar) without compression: its bytes do not depend on a compressor's version, a small
+file cannot expand to a large one, and ``tar -tf`` lists it. It contains ``manifest.json``, then ``manifest.json.sig``
+if the bundle is signed, then the files in the manifest sorted by name, and two blocks of zeros. ``header`` makes the
+only valid header for a name and size: a regular file of mode 644, owner 0, time 0. The reader needs no tar library. It
+refuses any other header, and with it links, devices and unusual paths. Size and offset of every file follow from the
+manifest, so that each can be read alone.
 """
 
 from __future__ import annotations
@@ -20,21 +20,27 @@ from mri_edge.errors import BundleError, IntegrityError
 
 from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
 
-LARGEST = 4 << 30  # bytes, of a whole packed bundle
+LARGEST = 4 << 30  # bytes of a packed bundle
 SIGNATURE_BYTES = 64
 END = bytes(1024)
 _BLOCK = 512
-_LONGEST_NAME = 100  # bytes; what a ustar header holds
+_MAX_NAME_BYTES = 100  # the size of the field in a ustar header
 AGAIN = "Copy it again, or ask who made it"
-# Names that Windows keeps for devices, whatever their suffix.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10))}
+# Names that Windows reserves for devices, with any suffix.
+_WINDOWS_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10)),
+}
 
 
 class Archive:
-    """A packed bundle. Opening it reads manifest and signature; each listed file is read when it is asked for."""
+    """An opened packed bundle. Opening reads manifest and signature; ``read`` reads a listed file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BundleError or IntegrityError for a file that is no packed bundle."""
+        """Raises BundleError or IntegrityError if the file is not a packed bundle."""
         self.path = path
         with self._open() as file:
             self.size = os.fstat(file.fileno()).st_size
@@ -42,43 +48,43 @@ class Archive:
                 raise BundleError(f"{path}: {self.size} bytes, a packed bundle has at most {LARGEST}", AGAIN)
             self.manifest, self.signature = self._read_head(file)
             self._start = file.tell()
-        self._places: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
 
     @property
     def head(self) -> list[tuple[str, bytes]]:
-        """The files that no manifest lists: the manifest itself, and the signature if there is one."""
+        """The files that the manifest does not list: the manifest itself, and the signature if there is one."""
         signature = [(SIGNATURE, self.signature)] if self.signature is not None else []
         return [(MANIFEST, self.manifest), *signature]
 
     def place(self, manifest: Manifest) -> Sequence[Artefact | Document]:
-        """Find where each listed file lies; returns them in their order.
+        """Compute the offset of each listed file; returns the files in their order.
 
         Raises
         ------
         BundleError
-            A name that not every system can hold.
+            A file name that is not valid on every system.
         IntegrityError
-            The packed bundle is shorter or longer than the manifest says.
+            The size of the packed bundle does not match the manifest.
         """
         entries = in_order(manifest, str(self.path))
-        place = self._start
+        offset = self._start
         for entry in entries:
-            self._places[entry.file] = place
-            place += _BLOCK + padded(entry.size_bytes)
-        if self.size != place + len(END):
-            raise IntegrityError(f"{self.path}: {self.size} bytes, by its manifest it has {place + len(END)}", AGAIN)
+            self._offsets[entry.file] = offset
+            offset += _BLOCK + padded(entry.size_bytes)
+        if self.size != offset + len(END):
+            raise IntegrityError(f"{self.path}: {self.size} bytes, by its manifest it has {offset + len(END)}", AGAIN)
         return entries
 
     def read(self, entry: Artefact | Document) -> bytes:
-        """Content of a listed file as it stands there; its hash is for the caller to compare. Raises IntegrityError."""
+        """Read a listed file. The caller compares its hash. Raises IntegrityError."""
         with self._open() as file:
-            file.seek(self._places[entry.file])
+            file.seek(self._offsets[entry.file])
             if file.read(_BLOCK) != header(entry.file, entry.size_bytes):
                 raise IntegrityError(f"{self.path}: {entry.file} should stand here, as a plain file of its size", AGAIN)
             return self._content(file, entry.file, entry.size_bytes)
 
     def check_end(self) -> None:
-        """Raise IntegrityError unless the file ends as a packed bundle does."""
+        """Raise IntegrityError unless the file ends with two blocks of zeros."""
         with self._open() as file:
             file.seek(self.size - len(END))
             if file.read() != END:
@@ -118,14 +124,14 @@ class Archive:
 
 
 def header(name: str, size: int) -> bytes:
-    """The one right ustar header of a plain file (POSIX.1-2017, pax, "ustar Interchange Format")."""
+    """The only valid ustar header of a regular file (POSIX.1-2017, pax, "ustar Interchange Format")."""
     fields = (
         name.encode().ljust(100, b"\0"),
         b"0000644\0" + b"0000000\0" * 2,  # mode, owner, group
         b"%011o\0" % size,
         b"00000000000\0",  # time
-        b" " * 8,  # the checksum, as it counts in itself
-        b"0" + bytes(100),  # a plain file, no link
+        b" " * 8,  # the checksum field counts as spaces in the checksum
+        b"0" + bytes(100),  # a regular file, not a link
         b"ustar\00000",
         bytes(64),  # names of owner and group
         b"0000000\0" * 2,  # device numbers
@@ -136,17 +142,17 @@ def header(name: str, size: int) -> bytes:
 
 
 def packed_size(parts: Sequence[int]) -> int:
-    """Bytes of a packed bundle of files with these sizes: headers, contents, the two blocks at its end."""
+    """Size in bytes of a packed bundle with files of these sizes, including headers and end."""
     return sum(_BLOCK + padded(size) for size in parts) + len(END)
 
 
 def padded(size: int) -> int:
-    """Bytes that a file of this size takes, filled up to whole blocks."""
+    """Size of a file's content padded to whole blocks."""
     return size + -size % _BLOCK
 
 
 def in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
-    """The listed files by name, after it was seen that every system can hold them beside one another."""
+    """The listed files sorted by name. Raises BundleError for names that are not valid together on every system."""
     listed: list[Artefact | Document] = [*manifest.artefacts, *manifest.documents]
     entries = sorted(listed, key=lambda entry: entry.file.encode())
     taken = {_folded(MANIFEST), _folded(SIGNATURE)}
@@ -155,9 +161,9 @@ def in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
         reason = _unportable(entry.file)
         name = _folded(entry.file)
         if name in taken:
-            reason = "is there twice, or would be on systems that tell no capitals"
-        above = {"/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)}
-        folders |= above
+            reason = "is there twice, or would be on systems that ignore case"
+        parents = {"/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)}
+        folders |= parents
         taken.add(name)
         if folders & taken:
             reason = "is a file and a folder"
@@ -169,11 +175,15 @@ def in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
 
 
 def _unportable(file: str) -> str:
-    """Why not every system can hold a file of that name; empty if all can."""
-    if len(file.encode()) > _LONGEST_NAME:
-        return f"is longer than {_LONGEST_NAME} bytes"
+    """The reason why a file name is not valid on every system; empty if it is."""
+    if len(file.encode()) > _MAX_NAME_BYTES:
+        return f"is longer than {_MAX_NAME_BYTES} bytes"
     for part in file.split("/"):
-        if part.endswith((" ", ".")) or set(part) & set('<>"|?*') or part.split(".")[0].rstrip().lower() in _DEVICES:
+        if (
+            part.endswith((" ", "."))
+            or set(part) & set('<>"|?*')
+            or part.split(".")[0].rstrip().lower() in _WINDOWS_DEVICES
+        ):
             return "is no name on Windows"
     return ""
 

@@ -1,4 +1,4 @@
-"""Read NumPy files of other people: no pickles, and no more memory than the file itself has bytes."""
+"""Read untrusted NumPy files: without pickles, and with no more memory than the file's size."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mri_edge.errors import ManifestError
 
 
 def read_array(content: bytes, origin: str) -> NDArray[Any]:
-    """The array in a ``.npy`` file. Raises ManifestError, which names ``origin``, for anything else."""
+    """Read the array in a ``.npy`` file. Raises ManifestError, which names ``origin``, for anything else."""
     try:
         return parse_array(content)
-    except Exception as error:  # a header is read as Python, so SyntaxError and many others
+    except Exception as error:  # NumPy parses a header as Python, so SyntaxError and many others
         raise ManifestError(
             f"{origin}: no NumPy array ({str(error).strip() or type(error).__name__})", "Make or copy the bundle again"
         ) from error
 
 
 def parse_array(content: bytes) -> NDArray[Any]:
-    """The array in a ``.npy`` file; ValueError, or whatever NumPy raises, for anything else.
+    """Read the array in a ``.npy`` file. Raises ValueError, or what NumPy raises, for anything else.
 
-    Other than by ``numpy.load`` neither a pickle nor an archive is taken, and a shape is held against the length.
+    Unlike ``numpy.load`` it refuses pickles and archives, and compares the shape with the length of the content.
     """
     file = io.BytesIO(content)
     version = np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""JSON text to frozen dataclasses, checked field by field: how the manifest and the split record are read."""
+"""Convert JSON to frozen dataclasses, checking every field. The manifest and other records are read with it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ _AGAIN = "Make or copy the bundle again"
 
 
 def parse(text: str | bytes, origin: str) -> Any:
-    """JSON text to plain objects. Raises ManifestError, which names ``origin``, for anything else, NaN included."""
+    """Parse JSON. Raises ManifestError, which names ``origin``, for anything else, including NaN."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is good JSON, and no text
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON but not valid text
         return value
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
 
 
 def read(kind: type[T], value: Any, origin: str) -> T:
-    """Plain objects to the dataclass ``kind``: no field missing, no conversion.
+    """Convert plain objects to the dataclass ``kind``. Every required field must exist; values are not converted.
 
-    A field that is not known is ignored: within one schema version a newer release may have added it.
-
-    Numbers are JSON's: 1 is a float where one belongs, and 1.0 an integer.
+    Unknown fields are ignored, because a newer release may have added them within the schema version. JSON does not
+    distinguish 1 and 1.0: either is accepted for an int or a float field.
 
     Fields may be dataclasses, tuples, lists, dicts with text keys, Literal, Optional, Any, or plain types.
 
     Raises
     ------
     ManifestError
-        With the place inside ``origin``, what belongs there, and what was received.
+        Names the position in ``origin``, what is expected, and what was received.
     """
     result: T = _read(kind, value, origin)
     return result
@@ -57,11 +56,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _read(next(item for item in arguments if item is not type(None)), value, where)
+        return _read(next(argument for argument in arguments if argument is not type(None)), value, where)
     if origin is Literal:
         if value in arguments:
             return value
-        raise _unfit(where, f"one of {list(arguments)}", value)
+        raise _invalid(where, f"one of {list(arguments)}", value)
     if origin in (tuple, list, dict):
         return _read_container(kind, value, where)
     if kind is Any:
@@ -72,29 +71,29 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return int(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    raise _unfit(where, {str: "text"}.get(kind, getattr(kind, "__name__", str(kind))), value)
+    raise _invalid(where, {str: "text"}.get(kind, getattr(kind, "__name__", str(kind))), value)
 
 
 def _read_container(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:
         if not isinstance(value, dict):
-            raise _unfit(where, "an object", value)
-        return {key: _read(arguments[1], item, f"{where}[{_shown(key)}]") for key, item in value.items()}
+            raise _invalid(where, "an object", value)
+        return {key: _read(arguments[1], item, f"{where}[{_abbreviate(key)}]") for key, item in value.items()}
     if not isinstance(value, list):
-        raise _unfit(where, "a list", value)
+        raise _invalid(where, "a list", value)
     kinds = list(arguments) if origin is tuple and arguments[-1] is not Ellipsis else [arguments[0]] * len(value)
     if len(kinds) != len(value):
-        raise _unfit(where, f"a list of {len(kinds)}", value)
+        raise _invalid(where, f"a list of {len(kinds)}", value)
     return origin(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise _unfit(where, "an object", value)
+        raise _invalid(where, "an object", value)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name, item in fields.items():
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
     hints = _hints(kind)
@@ -111,9 +110,9 @@ def _finite(value: int | float, where: str) -> float:
     try:
         number = float(value)
     except OverflowError as error:  # an integer of more than 308 digits
-        raise _unfit(where, "float", value) from error
-    if number in (float("inf"), float("-inf")):  # 1e999 is good JSON
-        raise _unfit(where, "a finite number", value)
+        raise _invalid(where, "float", value) from error
+    if number in (float("inf"), float("-inf")):  # 1e999 is valid JSON
+        raise _invalid(where, "a finite number", value)
     return number
 
 
@@ -121,10 +120,10 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _unfit(where: str, wanted: str, received: Any) -> ManifestError:
-    return ManifestError(f"{where}: must be {wanted}. Received: {_shown(received)}", _AGAIN)
+def _invalid(where: str, wanted: str, received: Any) -> ManifestError:
+    return ManifestError(f"{where}: must be {wanted}. Received: {_abbreviate(received)}", _AGAIN)
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 1024 else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
-"""The manifest: everything a program must know of a model, as frozen dataclasses and JSON.
+"""The manifest: everything that a program must know about a model, as frozen dataclasses and JSON.
 
-``manifest.json`` stands in every bundle. ``manifest.schema.json`` beside this file is the
-same contract as JSON Schema (draft 2020-12); a test holds the two together.
+Every bundle contains a ``manifest.json``. ``manifest.schema.json`` beside this file is the same contract as JSON Schema
+(draft 2020-12); a test checks that they agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .decode import is_plain_relative, parse, read
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
 SCHEMA_VERSION = 1
-MANIFEST_LIMIT = 16 << 20  # bytes; ours are some 10 kB
+MANIFEST_LIMIT = 16 << 20  # bytes; typical manifests have 10 kB
 
 Precision = Literal["float32", "float16", "int8", "dynamic"]
 
@@ -37,7 +37,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an artefact is from the float Keras model on the same images.
+    """Difference between an artefact and the float Keras model on the same images.
 
     ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images whose label changed.
     """
@@ -53,9 +53,9 @@ class Parity:
 class Artefact:
     """One model file of the bundle.
 
-    ``file`` is relative to the bundle, ``format`` is ``keras``, ``onnx``, ``tflite`` or what else an
-    engine opens, ``input`` uint8 (N, H, W, 3) RGB for every format but
-    ``keras`` (float32, normalised), ``output`` float32 probabilities (N, classes).
+    ``file`` is relative to the bundle. ``format`` is ``keras``, ``onnx``, ``tflite`` or another that an engine opens.
+    ``input`` is uint8 (N, H, W, 3) RGB, for ``keras`` float32 and normalized. ``output`` is float32 probabilities
+    (N, classes).
     """
 
     file: str
@@ -71,7 +71,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Document:
-    """A file of the bundle that is not a model: metrics, reports, golden values."""
+    """A file of the bundle that is not a model: metrics, a report, golden values."""
 
     file: str
     size_bytes: int
@@ -80,7 +80,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure with its 95% interval, the number of images behind it, and how the interval was made."""
+    """A figure with its 95% interval, the number of images, and the method of the interval."""
 
     value: float
     low: float
@@ -91,7 +91,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Creation:
-    """How the bundle came to be: enough to make it again."""
+    """How the bundle was made, in enough detail to make it again."""
 
     created: str
     command: str
@@ -103,7 +103,7 @@ class Creation:
 
 @dataclass(frozen=True)
 class Training:
-    """Facts of the training: recipe, seed, data, split, backbone weights. Fingerprints are SHA-256."""
+    """How the model was trained: recipe, seed, data, split, backbone weights. Fingerprints are SHA-256."""
 
     recipe: str
     seed: int
@@ -121,9 +121,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which images set the ranges of an int8 artefact, no test image among them.
+    """The images that set the ranges of an int8 artefact. Test images are never among them.
 
-    An artefact's own lies in its ``made_with``; the bundle's is that of the int8 artefact that was made last.
+    Each artefact records its own in ``made_with``; the bundle's is that of the int8 artefact that was made last.
     """
 
     method: str
@@ -134,10 +134,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Novelty:
-    """When a picture counts as unlike the training images; see ``novelty.py`` for the distance.
+    """When a picture counts as unlike the training images; ``inference.out_of_distribution`` defines the distance.
 
-    ``limit`` is the ``quantile`` of the distances of ``held_out_images``, in the source where it is largest;
-    ``file`` holds the plane that was fitted on ``fitted_images``.
+    ``limit`` is the ``quantile`` of the distances of ``held_out_images``, in the source where it is largest. ``file``
+    contains the plane that was fitted to ``fitted_images``.
     """
 
     file: str
@@ -152,8 +152,8 @@ class Novelty:
 class Manifest:
     """The whole manifest.
 
-    ``labels`` are in index order. ``positive`` is the index of the label that sensitivity and
-    ``threshold`` are about; without a threshold the likeliest label is the answer.
+    ``labels`` are in index order. ``positive`` is the index of the label to which sensitivity and ``threshold`` refer.
+    Without a threshold the answer is the most probable label.
     """
 
     name: str
@@ -176,14 +176,14 @@ class Manifest:
 
     @cached_property
     def title(self) -> str:
-        """Name, version and the first digits of ``content_hash``: what every result calls the model."""
+        """Name, version and the first digits of ``content_hash``. Every result names the model by it."""
         return f"{printable(self.name)} {printable(self.version)} ({self.content_hash[:8]})"
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over all that decides an answer: artefacts, labels, threshold and preprocessing.
+        """SHA-256 over everything that determines an answer: artefacts, labels, threshold and preprocessing.
 
-        Two trainings differ in it, a bundle that is packed, unpacked, signed or given another name does not.
+        It differs between trainings. Packing, unpacking, signing or renaming a bundle does not change it.
         """
         facts = [
             sorted(artefact.sha256 for artefact in self.artefacts),
@@ -195,7 +195,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Indented JSON text that ends with a line feed. ManifestError for NaN and infinity: JSON has none."""
+        """Indented JSON text that ends with a line feed. Raises ManifestError for NaN and infinity."""
         try:
             return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
@@ -208,9 +208,9 @@ class Manifest:
         Raises
         ------
         ManifestError
-            Not JSON, another schema version, or a field that is missing or of another type. Within a schema
-            version a field that is not known is ignored, at every level, and dropped when the bundle is written anew.
-            ``origin`` is the name that the message gives to the text.
+            Not JSON, another schema version, or a field is missing or has another type. Unknown fields are ignored
+            within a schema version, and dropped when the bundle is written again. ``origin`` names the text in the
+            message.
         """
         data = parse(text, origin)
         version = data.get("schema_version") if isinstance(data, dict) else None
@@ -228,17 +228,17 @@ class Manifest:
         return next((artefact for artefact in self.artefacts if artefact.file == file), None)
 
     def calibrations(self) -> dict[Calibration, list[str]]:
-        """What set the ranges of which int8 artefacts: by an artefact's own record, else by the bundle's."""
+        """The calibrations of the int8 artefacts with the files they apply to: an artefact's own, else the bundle's."""
         found: dict[Calibration, list[str]] = {}
         for artefact in self.artefacts:
             own = artefact.made_with.get("calibration")
-            its = read(Calibration, own, f"{artefact.file}: calibration") if own else self.calibration
-            if artefact.precision == "int8" and its:
-                found.setdefault(its, []).append(artefact.file)
+            calibration = read(Calibration, own, f"{artefact.file}: calibration") if own else self.calibration
+            if artefact.precision == "int8" and calibration:
+                found.setdefault(calibration, []).append(artefact.file)
         return found
 
     def _check(self, origin: str) -> None:
-        """What types alone do not say."""
+        """Check what the types do not express."""
         problems = [
             (len(self.labels) < 2, f"labels: at least two are needed. Received: {list(self.labels)}"),
             (len(set(self.labels)) < len(self.labels), f"labels: repeated in {list(self.labels)}"),

@@ -1,8 +1,8 @@
-"""Ed25519 signatures of bundles: over the bytes of the manifest, which lists every file with its SHA-256.
+"""Check and make Ed25519 signatures of bundles. They sign the manifest, which lists every file with its SHA-256.
 
-The signature is the file ``manifest.json.sig`` beside the manifest: the 64 bytes of RFC 8032 and no more, so that
-``openssl pkeyutl -verify -rawin`` checks it too. Keys are PEM: PKCS #8, and SubjectPublicKeyInfo. The package
-``cryptography`` (extra ``sign``) is imported only here, and only when a signature is made or asked for.
+The signature is the file ``manifest.json.sig``: the 64 bytes of RFC 8032 and nothing else, so that
+``openssl pkeyutl -verify -rawin`` can check it too. Keys are PEM: PKCS #8 and SubjectPublicKeyInfo. Only this module
+imports the package ``cryptography`` (extra ``sign``), and only to make or check a signature.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> None:
-    """Raise unless ``signature`` is that of ``manifest`` by the owner of the public key in the file ``key``.
+    """Raise unless ``signature`` signs ``manifest`` with the private key that belongs to the public key file ``key``.
 
     Raises
     ------
     SignatureError
-        There is no signature, or it is of another key or other bytes. ``origin`` is the name of the bundle.
+        There is no signature, or it belongs to another key or other bytes. ``origin`` names the bundle.
     UsageError
-        The key cannot be read, or the package ``cryptography`` is missing.
+        The key cannot be read, or the package ``cryptography`` is not installed.
     """
     public = _public_key(key)
     if signature is None:
@@ -49,14 +49,14 @@ def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> N
 
 
 def make_keys(private: Path, public: Path) -> str:
-    """Write a new pair of keys, the private one for its owner's eyes alone; returns the fingerprint.
+    """Write a new key pair, the private one readable only for its owner. Returns the fingerprint.
 
     Raises
     ------
     UsageError
-        One of the files is there already.
+        One of the files exists.
     OutputError
-        One of them cannot be written; neither is then left half made.
+        One of them cannot be written. Then neither file is left behind.
     """
     serialization = _library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -76,8 +76,8 @@ def make_keys(private: Path, public: Path) -> str:
                 made.append(path)
                 file.write(content)
         except OSError as error:
-            for item in made:  # half a pair beside an older key would sign what no device takes
-                item.unlink(missing_ok=True)
+            for written in made:  # a private key without its public key would make useless signatures
+                written.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot write ({error.strerror})", _NEW) from error
     return fingerprint_of(key.public_key())
 
@@ -88,7 +88,7 @@ def fingerprint(key: Path) -> str:
 
 
 def fingerprint_of(key: Ed25519PublicKey) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a public key, to compare by eye."""
+    """First 16 hexadecimal digits of the SHA-256 of a public key, for people to compare."""
     serialization = _library()
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return hashlib.sha256(raw).hexdigest()[:16]
@@ -111,7 +111,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
 
 
 def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
-    """The private key in a file; ``passphrase`` is asked only if one protects it. Raises UsageError."""
+    """Read a private key. ``passphrase`` is called only if the key is protected by one. Raises UsageError."""
     serialization = _library()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

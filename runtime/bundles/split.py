@@ -1,8 +1,8 @@
-"""Which image was in training and which in the test: the record that travels in a bundle as ``split.json``.
+"""The split record ``split.json``: which images were used for training, validation and test.
 
-Training writes it; export (calibration, parity), evaluation and benchmarks read it, so that
-no test image ever calibrates and no training image is ever scored by mistake. A slim bundle holds it
-condensed, as ``split.npy``: the names of images stay at home, and scoring needs their hashes alone.
+Training writes it. Export (calibration, parity), evaluation and benchmarks read it, so that test images never calibrate
+and training images are never scored. A slim bundle contains it condensed as ``split.npy``, without names of images:
+scoring needs only their hashes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SPLIT = "split.json"
 CONDENSED = "split.npy"
 Role = Literal["train", "validation", "test", "excluded"]
 _ROLES = get_args(Role)
-_DIGITS = 16  # of a SHA-256 that the condensed record keeps: among a million images two alike are one in 10^7
+_DIGITS = 16  # of the SHA-256 in a condensed record: for a million images the chance of a collision is 10^-7
 
 
 @dataclass(frozen=True)
 class SplitImage:
     """One image: path relative to the data folder with ``/``, SHA-256 of the file, label index, role.
 
-    In a condensed record ``file`` is empty and ``sha256`` holds the first digits alone: compare ``short(sha256)``.
+    In a condensed record ``file`` is empty and ``sha256`` only has the first digits: compare ``short(sha256)``.
     """
 
     file: str
@@ -43,13 +43,13 @@ class SplitImage:
 
 
 def short(sha256: str) -> str:
-    """The digits of a SHA-256 that every record has, condensed or not."""
+    """The first digits of a SHA-256, which condensed and full records have."""
     return sha256[:_DIGITS]
 
 
 @dataclass(frozen=True)
 class Split:
-    """All images of a training run, in the order that the recipe gave them."""
+    """All images of a training run, in the order of the recipe."""
 
     images: tuple[SplitImage, ...]
 
@@ -58,12 +58,12 @@ class Split:
         return [image for image in self.images if image.role == role]
 
     def without(self, contents: Container[str]) -> Split:
-        """The split less the images with one of these SHA-256."""
+        """The split without the images that have one of these SHA-256."""
         return Split(tuple(image for image in self.images if image.sha256 not in contents))
 
     @property
     def data_fingerprint(self) -> str:
-        """SHA-256 over names, contents and labels: changes when any image, name or label does."""
+        """SHA-256 over names, contents and labels of all images."""
         return fingerprint(f"{image.file}\0{image.sha256}\0{image.label}" for image in self.images)
 
     @property
@@ -72,7 +72,7 @@ class Split:
         return fingerprint(f"{image.sha256}\0{image.role}" for image in self.images)
 
     def to_json(self) -> str:
-        """JSON text, one image a line so that two splits can be compared line by line."""
+        """JSON text with one image per line, so that two splits can be compared line by line."""
         lines = ",\n".join("  " + json.dumps(asdict(image), ensure_ascii=False) for image in self.images)
         return f'{{"images": [\n{lines}\n]}}\n'
 
@@ -86,7 +86,7 @@ class Split:
         return split
 
     def to_condensed(self) -> bytes:
-        """A NumPy file, uint8 (N, 10): of each image role, label and the first 8 bytes of the SHA-256."""
+        """A NumPy file, uint8 (N, 10): role, label and the first 8 bytes of the SHA-256 of each image."""
         rows = [
             bytes([_ROLES.index(image.role), image.label]) + bytes.fromhex(short(image.sha256)) for image in self.images
         ]
@@ -109,18 +109,18 @@ class Split:
 
     @classmethod
     def find(cls, files: Container[str], content: Callable[[str], bytes]) -> Split | None:
-        """The record among a bundle's ``files``, whole or condensed, by what ``content`` reads; None without one."""
+        """Read the record, full or condensed, from a bundle's ``files`` with ``content``; None if there is none."""
         if SPLIT in files:
             return cls.from_json(content(SPLIT))
         return cls.from_condensed(content(CONDENSED)) if CONDENSED in files else None
 
     def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
-        """Paths below ``data`` and labels of the images with ``role``, each checked by its hash.
+        """Paths below ``data`` and labels of the images with ``role``. Each image's hash is checked.
 
         Raises
         ------
         DataError
-            An image is missing or differs from the one that the record names.
+            An image is missing or differs from the recorded one.
         """
         found = []
         for image in self.of(role):

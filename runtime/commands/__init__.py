@@ -1,1 +1,1 @@
-"""One file a command; ``mri_edge.cli`` holds the table and imports each only when it is chosen."""
+"""The commands, one file each. ``mri_edge.cli`` lists them and imports only the one that runs."""

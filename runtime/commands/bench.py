@@ -1,4 +1,4 @@
-"""``mri-edge bench``: latency, throughput, memory and parity of every artefact in every engine, on this device."""
+"""``mri-edge bench``: measure latency, throughput and memory of every artefact in every engine on this device."""
 
 from __future__ import annotations
 
@@ -91,8 +91,21 @@ def bench(
         click.echo(line)
 
 
-_COLUMNS = ("artefact", "engine", "MB", "load", "first", "p50", "p90", "p99", "images/s", "MiB", "parity", "provider")
-_TO_ANSWER = ("artefact", "engine", "p50", "p90", "p99", "images/s", "bound by", "decode", "resize", "infer")
+_MODEL_COLUMNS = (
+    "artefact",
+    "engine",
+    "MB",
+    "load",
+    "first",
+    "p50",
+    "p90",
+    "p99",
+    "images/s",
+    "MiB",
+    "parity",
+    "provider",
+)
+_FILE_COLUMNS = ("artefact", "engine", "p50", "p90", "p99", "images/s", "bound by", "decode", "resize", "infer")
 
 
 def _lines(report: Report) -> list[str]:
@@ -103,11 +116,11 @@ def _lines(report: Report) -> list[str]:
         f"in Offline; times in ms",
         "",
         click.style("model only", bold=True),
-        *table([_COLUMNS, *map(_model_cells, ran)], right=range(2, 10)),
+        *table([_MODEL_COLUMNS, *map(_model_cells, ran)], right=range(2, 10)),
         "",
         click.style("file to answer", bold=True),
     ]
-    columns = [*_TO_ANSWER, *([f"queries/s under {report.server_ms:g} ms"] if report.server_ms else [])]
+    columns = [*_FILE_COLUMNS, *([f"queries/s under {report.server_ms:g} ms"] if report.server_ms else [])]
     rows = [columns, *(_file_cells(row, report.server_ms) for row in ran)]
     lines += table(rows, right=[i for i in range(len(columns)) if i not in (0, 1)])
     lines.append("")
@@ -149,9 +162,9 @@ def _file_cells(row: Row, server_ms: float | None) -> list[str]:
     return [row.artefact, row.engine, *_bounds(row.file), _figure(row.file_rate), row.bound_by or "", *stages, *server]
 
 
-def _bounds(stream_: Stream | None) -> list[str]:
-    return ["n/a" if value is None else f"{value:.2f}" for value in (stream_.bounds.values() if stream_ else ())]
+def _bounds(stream: Stream | None) -> list[str]:
+    return ["n/a" if value is None else f"{value:.2f}" for value in (stream.bounds.values() if stream else ())]
 
 
-def _figure(spread_: Spread | None) -> str:
-    return "n/a" if spread_ is None else f"{spread_.value:.0f}" if spread_.value >= 10 else f"{spread_.value:.2f}"
+def _figure(spread: Spread | None) -> str:
+    return "n/a" if spread is None else f"{spread.value:.0f}" if spread.value >= 10 else f"{spread.value:.2f}"

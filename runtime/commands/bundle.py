@@ -1,4 +1,4 @@
-"""``mri-edge bundle``: make a device's bundle out of a full one, with values to check it by; ``delivery`` brings it."""
+"""``mri-edge bundle``: make a small bundle for a device, and record golden values to verify it there."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 @required_bundle_argument
 @click.option("--artefact", "artefacts", multiple=True, required=True, help="Artefact to keep; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
-@click.option("--name", help="Name of the model in the new manifest (default: as it was).")
-@click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --out.")
+@click.option("--name", help="Name of the model in the new manifest (default: unchanged).")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
 def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artefacts, for a device that runs just these.
 
-    Metrics, parity report, model card and golden values are kept, pages and pictures are not. Names of images stay
-    at home: of each go the first digits of its SHA-256, for 'mri-edge evaluate' to know it by. BUNDLE may be packed.
+    Metrics, parity report, model card and golden values are kept; pages and pictures are not. Names of images
+    are replaced by the first digits of their SHA-256, by which 'mri-edge evaluate' finds them. BUNDLE may be packed.
     """
     from dataclasses import replace
 
@@ -80,12 +80,12 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     "--notice",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Whose the scans are, and their licence. Default: the file NOTICE beside the first.",
+    help="Text file with owner and licence of the scans. Default: the file NOTICE beside the first.",
 )
 def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
-    """Put SCANs into BUNDLE with all they give here, for 'mri-edge verify' to replay on a device.
+    """Add SCANs to BUNDLE with their results on this machine, for 'mri-edge verify' to replay on a device.
 
-    The scans travel with the bundle: take demo scans that may be passed on, never a patient's.
+    The scans are passed on with the bundle: use demo scans that permit this, never a patient's.
     """
     from mri_edge.authoring.golden import record
     from mri_edge.bundles.bundle import Bundle
@@ -94,7 +94,7 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
     beside = notice or scans[0].parent / "NOTICE"
     if not os.path.isfile(beside):
         raise UsageError(
-            f"{beside}: no such file; scans that travel need a notice that lets them", "Name one with --notice"
+            f"{beside}: no such file; scans that are passed on need a notice that permits it", "Name one with --notice"
         )
     record(Bundle.open_unsigned(model), scans, beside)
     click.echo(f"{model}: golden values of {len(scans)} scans recorded")

@@ -1,4 +1,4 @@
-"""``mri-edge completion``: the script by which a shell completes commands, options and their values."""
+"""``mri-edge completion``: print the script that makes a shell complete commands, options and values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Examples:
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes commands in a shell.
 
-    Models, artefacts of the model, engines and providers are completed too.
+    It also completes models, artefacts, engines and providers.
     """
     from click.shell_completion import get_completion_class
 
-    kind = get_completion_class(shell)
-    assert kind is not None, "click knows the shells that are offered"  # noqa: S101
-    click.echo(kind(ctx.find_root().command, {}, "mri-edge", "_MRI_EDGE_COMPLETE").source())
+    script_class = get_completion_class(shell)
+    assert script_class is not None, "click supports all offered shells"  # noqa: S101
+    click.echo(script_class(ctx.find_root().command, {}, "mri-edge", "_MRI_EDGE_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""``mri-edge bundle pack, unpack, sign, verify-signature, keygen``: a bundle on its way to a device."""
+"""``mri-edge bundle pack, unpack, sign, verify-signature, keygen``: deliver a bundle to a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from .options import REQUIRE_SIGNATURE, required_bundle_argument
 
 _PATH = click.Path(path_type=Path)
-_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle pack device/ --out device.mribundle")
@@ -21,8 +21,8 @@ _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what stands
 def pack(model: str, out: Path, overwrite: bool) -> None:
     """Write BUNDLE as one file.
 
-    The same bytes whenever and wherever it is packed: a plain tar without compression, with the signature in it if
-    BUNDLE is signed.
+    The bytes do not depend on time or machine: a plain tar without compression, with the signature if BUNDLE is
+    signed.
     """
     from mri_edge.authoring.packing import pack
     from mri_edge.bundles.bundle import Bundle
@@ -47,10 +47,10 @@ Examples:
 @REQUIRE_SIGNATURE
 @_OVERWRITE
 def unpack(packed: Path, out: Path, signed_by: str | None, overwrite: bool) -> None:
-    """Make a folder of a packed bundle.
+    """Make a folder from a packed bundle.
 
-    Whole or not at all. Every byte is checked against the one form that pack writes: links, paths that lead
-    elsewhere, files that the manifest does not list, other sizes and other hashes are refused.
+    Nothing is written unless every byte is what pack writes: links, paths outside the folder, files that the manifest
+    does not list, other sizes and other hashes are refused.
     """
     from mri_edge.authoring.packing import unpack
 
@@ -62,10 +62,10 @@ def unpack(packed: Path, out: Path, signed_by: str | None, overwrite: bool) -> N
 @required_bundle_argument
 @click.option("--key", type=_PATH, required=True, metavar="KEY", help="Private key: PEM, Ed25519.")
 def sign(model: str, key: Path) -> None:
-    """Sign BUNDLE, once its files are checked.
+    """Sign BUNDLE after checking its files.
 
-    What is signed is the manifest, which lists every file with its hash. The signature is the file
-    manifest.json.sig in BUNDLE; pack takes it along. Sign last: a change of the bundle drops it.
+    The signature is of the manifest, which lists every file with its hash. It is the file manifest.json.sig in
+    BUNDLE; pack includes it. Sign last: a change of the bundle removes the signature.
     """
     from mri_edge.authoring.signing import sign
     from mri_edge.bundles.bundle import Bundle
@@ -82,20 +82,20 @@ def sign(model: str, key: Path) -> None:
 def verify_signature(model: str, key: Path) -> None:
     """Check a signature and all it covers.
 
-    KEY's owner signed this bundle, packed or a folder, and every file is as it was then: else the exit code is
-    3. 'predict' and 'watch' do the same by themselves with --require-signature KEY.
+    The exit code is 3 unless KEY's owner signed this bundle, packed or a folder, and no file has changed since.
+    'predict' and 'watch' check the same with --require-signature KEY.
     """
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.signatures import fingerprint
 
     manifest = Bundle.open(model, signed_by=key).manifest
-    click.echo(f"{model}: {manifest.title}, signed, every file as it was; key {fingerprint(key)}")
+    click.echo(f"{model}: {manifest.title}, signed, no file changed; key {fingerprint(key)}")
 
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle keygen hospital")
 @click.argument("name", metavar="NAME", type=_PATH)
 def keygen(name: Path) -> None:
-    """Make a pair of keys to sign with.
+    """Make a key pair for signing.
 
     NAME.pem signs and stays with you; NAME.pub.pem is for the devices. The private key is not protected by a
     passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, and sign will ask for it.
@@ -111,6 +111,8 @@ def _passphrase(key: Path) -> str:
     from mri_edge.errors import UsageError
 
     if not sys.stdin.isatty():
-        raise UsageError(f"{key}: is protected by a passphrase, and no terminal is here to ask for it", "Sign at one")
+        raise UsageError(
+            f"{key}: is protected by a passphrase, and there is no terminal to ask for it", "Sign at a terminal"
+        )
     phrase: str = click.prompt(f"Passphrase of {key}", hide_input=True, err=True)
     return phrase

@@ -1,4 +1,4 @@
-"""``mri-edge doctor``: what this machine is, and which engines and providers really work on it."""
+"""``mri-edge doctor``: describe this machine and try which engines and providers work on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Examples:
 
 @dataclass(frozen=True)
 class Finding:
-    """One engine on one provider: ``works`` is None where it could not be tried."""
+    """One engine on one provider. ``works`` is None if it could not be tried."""
 
     engine: str
     version: str
@@ -49,8 +49,8 @@ class Finding:
 def doctor(as_json: bool, model: str) -> int:
     """Say which engines and providers work on this machine.
 
-    Each is tried with an artefact of the model, in a process of its own, so that a library
-    that dies is a finding too. The exit code is 3 if the model cannot be used, 4 if no engine runs it.
+    Each runs an artefact of the model in a process of its own, so that a crash of its library is
+    reported too. The exit code is 3 if the model cannot be used, 4 if no engine runs it.
     """
     facts, problems = _facts(), _problems()
     bundle = None
@@ -78,7 +78,7 @@ def doctor(as_json: bool, model: str) -> int:
 
 
 def _facts() -> dict[str, str]:
-    room = memory()
+    ram = memory()
     processor = cpu()
     facts = {
         "mri-edge": __version__,
@@ -89,7 +89,7 @@ def _facts() -> dict[str, str]:
         "instructions": ", ".join(sorted(processor.instructions)) or "unknown on this system",
         "int8": "fast: dot products of 8-bit integers" if processor.multiplies_int8_fast else "no dot products known",
         "cores": f"{available_cpus()} may be used",
-        "memory": _memory(room.usable, room.available, limited=room.limit is not None) if room else "",
+        "memory": _memory(ram.usable, ram.available, limited=ram.limit is not None) if ram else "",
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -127,11 +127,11 @@ def _examine(file: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
 
 
 def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artefact | None:
-    """The smallest that the engine opens; off the CPU a float32 file, since few accelerators run all of int8."""
-    fitting = [item for item in allowed(bundle) if item.file.endswith(file.SUFFIXES)] if bundle else []
+    """The smallest artefact that the engine opens; float32 on accelerators, few of which run all of int8."""
+    fitting = [artefact for artefact in allowed(bundle) if artefact.file.endswith(file.SUFFIXES)] if bundle else []
     return min(
         fitting,
-        key=lambda item: (provider != "cpu" and item.precision != "float32", item.size_bytes),
+        key=lambda artefact: (provider != "cpu" and artefact.precision != "float32", artefact.size_bytes),
         default=None,
     )
 
@@ -148,7 +148,7 @@ def _judge(outcome: Outcome, artefact: Artefact | None) -> tuple[bool | None, st
 
 
 def _print(facts: dict[str, str], problems: list[str], findings: list[Finding]) -> None:
-    """Plain columns, the longest last: reasons stay whole, to be read, searched and copied."""
+    """Print tables with the longest column last, so that reasons can be searched and copied."""
     for line in table(list(facts.items()), heading=False):
         click.echo(line)
     words = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "white")}

@@ -1,4 +1,4 @@
-"""``mri-edge info``: a bundle's manifest, as a person would read it."""
+"""``mri-edge info``: show a bundle's manifest in readable form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
 
 
 def _one_line(value: object) -> str:
-    """Any text of a manifest: its control codes are written out, for they would act on the terminal."""
+    """Text of a manifest on one line. Control codes are escaped, because they would act on the terminal."""
     return printable(" ".join(str(value).split()))
 
 
@@ -89,11 +89,11 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
         ]
         facts.append(("metrics with 95% intervals (methods in the model card)", figures))
     if calibrations := manifest.calibrations():
-        ranges: list[tuple[str, object]] = [
-            (", ".join(files), f"{item.method}, {item.images} training images, seed {item.seed}")
-            for item, files in calibrations.items()
+        rows: list[tuple[str, object]] = [
+            (", ".join(files), f"{ranges.method}, {ranges.images} training images, seed {ranges.seed}")
+            for ranges, files in calibrations.items()
         ]
-        facts.append(("calibration", ranges))
+        facts.append(("calibration", rows))
     words = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]
     facts.append(("use and licences", [(name, text) for name, text in words if text]))
     return facts

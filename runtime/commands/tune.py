@@ -1,4 +1,4 @@
-"""``mri-edge tune``: find by measuring what runs a model fastest on this device, for ``predict`` to use."""
+"""``mri-edge tune``: measure what runs a model fastest on this device, for ``predict`` to use."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every measurement.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="For each candidate.")
-@click.option("--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="To try. Default: 1, 4, 8.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Time for each candidate.")
+@click.option(
+    "--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="Batch size to try. Default: 1, 4, 8."
+)
 @bundle_argument
 @REQUIRE_SIGNATURE
 @PROVIDER
@@ -44,9 +46,9 @@ def tune(
 ) -> None:
     """Measure what runs the model fastest on this device, for predict to use.
 
-    Engines, artefacts that did not fail their parity gate, threads and batch sizes are measured each in a
-    process of its own, the leaders three times. The profile holds until the CPU, its share of
-    cores, a library or the model changes; predict then says so and goes by its rule.
+    All combinations of engines, artefacts that did not fail their parity gate, threads and batch sizes run in
+    processes of their own, the fastest three times. The profile is valid until the CPU, the number of cores, a
+    library or the model changes; then predict says so and uses its default rule.
     """
     from mri_edge.benchmarking.tuning import BATCHES
     from mri_edge.benchmarking.tuning import tune as measure
@@ -87,13 +89,13 @@ def tune(
         rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
     for line in table(rows, right=(0, 1, 2)):
         click.echo(line)
-    click.echo(f"single scan: {_told(_best(found, provider, many=False))}")
-    click.echo(f"many scans:  {_told(_best(found, provider, many=True))}")
+    click.echo(f"single scan: {_describe(_best(found, provider, many=False))}")
+    click.echo(f"many scans:  {_describe(_best(found, provider, many=True))}")
     click.echo(f"saved in {path}")
 
 
 def _check(folder: Path) -> None:
-    """See that the profile can be written, before it is measured for minutes."""
+    """Check that the profile can be written, before measuring for minutes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -106,7 +108,7 @@ def _check(folder: Path) -> None:
 
 
 def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
-    """A progress bar on a terminal; elsewhere, in a log for one, a line for each candidate."""
+    """Show a progress bar on a terminal, and one line per candidate elsewhere."""
     from .progress import at_terminal, track
 
     if at_terminal(sys.stderr):
@@ -120,10 +122,10 @@ def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
 
 def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
     best = found.profile.best(provider=provider, many=many)
-    assert best is not None, "a profile is made of at least one measurement of a single scan"  # noqa: S101
+    assert best is not None, "a profile has at least one measurement of a single scan"  # noqa: S101
     return best
 
 
-def _told(measurement: Measurement) -> str:
+def _describe(measurement: Measurement) -> str:
     where = f"{measurement.artefact} in {measurement.engine} on {measurement.ran}"
     return f"{where}, threads {measurement.threads}, batch {measurement.batch}: {measurement.ms_per_scan:.2f} ms a scan"

@@ -1,4 +1,4 @@
-"""Wrong usage, explained at once: every option that is missing, and the command that was probably meant."""
+"""Explain wrong usage: name all missing options, and suggest the command that was probably meant."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import click
 
 
 class Group(click.Group):
-    """A group that answers an unknown command with the one that was probably meant."""
+    """A command group that suggests a command when it does not know the given one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that ``args`` begin with. Raises click.UsageError with a suggestion."""
+        """Find the command that ``args`` begin with. Raises click.UsageError with a suggestion."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
             raise click.UsageError(f"No such command {name!r}.{self._suggestion(ctx, name)}", ctx)
@@ -32,14 +32,14 @@ class Group(click.Group):
 
 
 class OneOfTwo(click.Argument):
-    """An argument that must be given unless the option ``--model`` is."""
+    """An argument that is required unless the option ``--model`` is given."""
 
 
 def explain(error: click.UsageError) -> str:
-    """One line that says what is wrong with the call; of missing parameters it names all, where click names the first.
+    """Describe a usage error in one line. It names all missing parameters, where click names only the first.
 
-    When click raises MissingParameter, everything that was given has been processed already: what is required and
-    has no value by now is missing, too.
+    When click raises MissingParameter, it has processed everything that was given. So any other required parameter
+    without a value is missing too.
     """
     words = " ".join(error.format_message().split())
     ctx = error.ctx
@@ -52,10 +52,10 @@ def explain(error: click.UsageError) -> str:
                 missing.append(f"argument {parameter.get_error_hint(ctx)}")
         elif parameter.required and parameter.name not in ctx.params:
             try:
-                parameter.handle_parse_result(ctx, {}, [])  # it may come from the environment
+                parameter.handle_parse_result(ctx, {}, [])  # it may be set in the environment
             except click.MissingParameter:
                 missing.append(f"{parameter.param_type_name} {parameter.get_error_hint(ctx)}")
-            except click.UsageError:  # there, but wrong: the next call says so
+            except click.UsageError:  # given but invalid: the next call reports it
                 continue
     if len(missing) < 2:
         return words

@@ -1,4 +1,4 @@
-"""``mri-edge verify``: is this the bundle that was made, and does this device give what it gave there?"""
+"""``mri-edge verify``: check that a bundle is unchanged and that this device reproduces its recorded results."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Examples:
   mri-edge verify
   mri-edge verify my-bundle --json
 """
-_DIFFERENT = 3  # the exit code of a bundle that cannot be trusted here
-_NOT_RUN = 4  # of one with golden values, none of whose artefacts an engine here could replay
-_COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": None}
+_DIFFERENT = 3  # exit code if a result differs
+_NOT_RUN = 4  # exit code if no engine could replay any golden value
+_COLORS = {"same": "green", "near": "yellow", "differs": "red", "not tried": None}
 
 
 @click.command(epilog=EXAMPLES)
@@ -36,9 +36,9 @@ _COLOURS = {"same": "green", "near": "yellow", "differs": "red", "not tried": No
 def verify(model: str, signed_by: str | None, as_json: bool) -> int:
     """Check a bundle's hashes, and replay its golden values on this device's CPU.
 
-    Stage by stage: file bytes, decoded pixels, resized tensor, probabilities, label. The first
-    stage that differs is named, and the exit code is then 3; 4 if no engine is here to replay
-    anything. Without BUNDLE: the embedded model.
+    Compares file bytes, decoded pixels, resized tensor, probabilities and label. The exit code is 3
+    if a stage differs, and the first is named; 4 if no installed engine can replay anything.
+    Without BUNDLE: the embedded model.
     """
     from mri_edge.inference.replay import replay
 
@@ -78,15 +78,15 @@ def _print(bundle: Bundle, report: Report) -> None:
 
 
 def _group(check: Check) -> tuple[str, str]:
-    """Scans and files are counted together, each artefact in each engine stands alone."""
+    """Group checks of scans and files by stage, and others by artefact and engine."""
     return check.stage, f"{check.subject}  {check.engine}" if check.engine else ""
 
 
 def _lines(stage: str, group: str, checks: list[Check]) -> Iterable[str]:
-    tally = {status: sum(check.status == status for check in checks) for status in _COLOURS}
+    tally = {status: sum(check.status == status for check in checks) for status in _COLORS}
     words = ", ".join(
-        click.style(status if group else f"{count} {status}", fg=colour)
-        for (status, colour), count in zip(_COLOURS.items(), tally.values(), strict=True)
+        click.style(status if group else f"{count} {status}", fg=color)
+        for (status, color), count in zip(_COLORS.items(), tally.values(), strict=True)
         if count
     )
     yield f"{stage:<13}  {group}  {words}" if group else f"{stage:<13}  {words}"

@@ -1,4 +1,4 @@
-"""``mri-edge warmup``: open a model and run it ahead of the first scan, so that slow building is done and seen."""
+"""``mri-edge warmup``: open and run a model before the first scan, so that slow preparations are done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option(
-    "--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="To run. Default: 1, and as tuned."
+    "--batch",
+    "batches",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    help="Batch size to run. Default: 1, and as tuned.",
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
@@ -36,9 +40,9 @@ def warmup(
 ) -> None:
     """Build and cache what a provider needs before the first scan.
 
-    TensorRT compiles a model for minutes; what it built is kept by the model's hash, the GPU and
-    the library's version, and predict takes it from there. Elsewhere this shows how long opening
-    and the first runs take.
+    TensorRT compiles a model for minutes. The result is cached by the model's hash, the GPU and the
+    library's version, and predict uses it. With other providers this shows how long opening and the
+    first runs take.
     """
     from mri_edge.benchmarking.trial import noise
     from mri_edge.inference.classifier import Classifier

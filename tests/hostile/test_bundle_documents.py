@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mri_edge import Classifier
+from mri_edge.authoring.golden import record
 from mri_edge.authoring.writer import new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest, Novelty
@@ -23,7 +24,7 @@ from mri_edge.bundles.split import CONDENSED, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, IntegrityError, MriEdgeError
 from mri_edge.inference.out_of_distribution import OutOfDistributionCheck
-from mri_edge.inference.replay import record, replay
+from mri_edge.inference.replay import replay
 from mri_edge.storage.atomic import sha256_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
