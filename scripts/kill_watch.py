@@ -91,7 +91,7 @@ def main() -> int:
         # The moments: random numbers of results, and then up to 30 ms into what follows.
         for wanted in sorted(chance.sample(range(1, options.scans), options.kills)):
             wanted = max(wanted, count_of(results) + 1)  # noqa: PLW2901
-            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
                 while process.poll() is None and count_of(results) < wanted:
                     time.sleep(0.003)
                 time.sleep(chance.uniform(0, 0.03))
@@ -100,7 +100,7 @@ def main() -> int:
             idle += not any(path.suffix == ".png" for path in incoming.iterdir())
             between += count_of(results) > count_of(done)  # the result was written, the scan not yet moved
         sender.join()
-        last = subprocess.run([*command, "--once"], stdout=subprocess.PIPE, check=False)  # noqa: S603
+        last = subprocess.run([*command, "--once"], stdout=subprocess.PIPE, check=False)
         found = faults(incoming, out, options.scans)
         print(f"{options.scans} scans, {kills} of {options.kills} runs killed:")
         print(f"{between} between a result and its move, {idle} with nothing left to do")

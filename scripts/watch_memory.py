@@ -42,7 +42,7 @@ def main() -> int:
         sender.start()
         start = time.monotonic()
         seen: list[float] = []
-        with subprocess.Popen([*command, "--settle", "0.2"], stdout=subprocess.DEVNULL) as process:  # noqa: S603
+        with subprocess.Popen([*command, "--settle", "0.2"], stdout=subprocess.DEVNULL) as process:
             for tenth in range(1, 11):
                 while process.poll() is None and count_of(out / "done") < options.scans * tenth // 10:
                     time.sleep(0.05)

@@ -54,16 +54,16 @@ def main() -> None:
 
 
 def _measure(folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
     begun = time.monotonic()
     pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", str(CHECKOUT)]
-    subprocess.run(pip, check=True)  # noqa: S603
+    subprocess.run(pip, check=True)
     seconds = time.monotonic() - begun
     [site] = folder.glob("lib/python3.*/site-packages")
     sizes = weigh(site)
     predict = [python, "-c", _PREDICT, str(CHECKOUT / "examples")]
-    done = subprocess.run(predict, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(predict, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     if answer["code"]:
         sys.exit(f"predict failed: {done.stderr}")

@@ -1,12 +1,12 @@
-"""The embedded models as whole bundles with Keras' own file, for what is measured beside them: no training.
+"""Make whole bundles of the embedded models, with Keras' file and all formats, for the benchmarks; without training.
 
-    python benchmarks/whole_bundles.py --data DIR        # bundles/NAME of each embedded model, then all formats
-    make bench DATA=DIR                                  # does so where they are missing
+    python -m scripts.whole_bundles --data DIR       # writes bundles/NAME for each embedded model
+    make bench DATA=DIR                              # runs it if they are missing
 
-What ships is measured as it ships, and every other format is made of the same weights. A model that ships in int8 alone
-gets its float weights by scaling the integers back: times are those of any training, answers are the shipped ones but
-for the rounding of activations. DIR is the data that it was trained on: the split is drawn anew and must be the
-recorded one, so that calibration sees no test image.
+Shipped files are used as they are, and all other formats are made from the same weights. A model that ships only in
+int8 gets float weights by scaling the integers back: its speed is that of any training, its answers differ from the
+shipped ones by the rounding of activations. DIR is the data that it was trained on. The split is drawn again and must
+be the recorded one, so that calibration sees no test image.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from float_twin import write_float_twin
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from paired import program
-from records import CHECKOUT
-from subjects import SCALED_BACK
 
+from benchmarks.compare.subjects import SCALED_BACK
+from benchmarks.guard.float_twin import write_float_twin
+from benchmarks.processes import CHECKOUT, program
 from mri_edge import Classifier
 from mri_edge.authoring.writer import rewriting
 from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
@@ -45,13 +44,13 @@ from mri_edge.train.recipes.robust import Collection, choose_roles, collect
 Weights = list[NDArray[np.float32]]
 
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
-AS_SHIPPED = 0.02  # mean difference of probabilities that rounded activations may make: the exporter's own limit
+AS_SHIPPED = 0.02  # largest mean difference of probabilities by rounded activations: the exporter's limit
 
 
 def layers_of(model: Path) -> list[Weights]:
-    """Kernel and bias of each convolution and dense layer of an exported model, in order, in Keras' layout."""
+    """Return kernel and bias of each convolution and dense layer of an exported model, in Keras' layout."""
     graph = onnx.load(model).graph
-    values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     bias_after = {node.input[0]: values.get(node.input[1]) for node in graph.node if node.op_type == "Add"}
     found = []
     for node in graph.node:
@@ -63,14 +62,14 @@ def layers_of(model: Path) -> list[Weights]:
     return found
 
 
-def unfolded(kernel: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """The first kernel for normalised pictures, from the exported one for 8-bit pixels; a channel for the mean goes."""
+def unfold(kernel: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the first kernel for normalized input, from the exported one for 8-bit pixels with its mean channel."""
     factor = np.asarray(preprocessing.deviation) / preprocessing.scale
     return np.asarray(kernel[:, :, :3] * factor[:, None], np.float32)
 
 
 def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
-    """The embedded model's network in Keras, with its weights."""
+    """Return the embedded model's network in Keras, with its weights."""
     manifest = bundle.manifest
     classes = len(manifest.labels)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,13 +78,13 @@ def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
             model = Path(folder) / FLOAT
             write_float_twin(bundle.folder / INT8, model)
         weights = layers_of(model)
-    weights[0][0] = unfolded(weights[0][0], manifest.preprocessing)
+    weights[0][0] = unfold(weights[0][0], manifest.preprocessing)
     if recipe.name == "small":
         network = build_shipped(recipe, classes)
     else:
         size = manifest.preprocessing
         network = build_network(build_backbone(None, size.height, size.width), recipe, classes, seed=0)
-        # The exporter flattens channels first, Keras last.
+        # The exporter flattens channels first, Keras flattens them last.
         height, width, channels = network.backbone.output_shape[1:]
         head = weights[-2][0].reshape(channels, height, width, -1)
         weights[-2][0] = head.transpose(1, 2, 0, 3).reshape(weights[-2][0].shape)
@@ -93,21 +92,21 @@ def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
     return network
 
 
-def rebuild(name: str, out: Path, collection: Collection, labels: Labels, split: Split) -> None:
-    """Write the bundle of one embedded model, with ``model.keras`` alone, at ``out``."""
+def write_keras_bundle(name: str, out: Path, collection: Collection, labels: Labels, split: Split) -> None:
+    """Write the bundle of an embedded model to ``out``, with ``model.keras`` as its only model file."""
     bundle = Bundle.open(EMBEDDED / name)
     manifest = bundle.manifest
     training = manifest.training
     if split.split_fingerprint != training.split_fingerprint:
-        sys.exit(f"--data: not the images that {name} was trained on, or another split of them")
+        sys.exit(f"--data: not the images, or not the split, that {name} was trained on")
     recipe = find_recipe(training.recipe)
     network = keras_network(bundle, recipe)
     test = rows_of(split, collection)[2]
     probabilities = predict(network.whole, collection.pixels, recipe.preprocessing, rows=test)
     with Classifier.load(name) as shipped:
-        apart = float(np.abs(probabilities - shipped.engine.run(collection.pixels[test])).mean())
-    if apart > AS_SHIPPED:
-        sys.exit(f"{name}: in Keras the test images get other answers than in what ships, {apart:.3f} on average")
+        difference = float(np.abs(probabilities - shipped.engine.run(collection.pixels[test])).mean())
+    if difference > AS_SHIPPED:
+        sys.exit(f"{name}: Keras' answers differ from the shipped ones by {difference:.3f} on average")
     write_bundle(
         out,
         network,
@@ -130,8 +129,8 @@ def rebuild(name: str, out: Path, collection: Collection, labels: Labels, split:
     )
 
 
-def put_shipped(name: str, out: Path) -> None:
-    """Put the very files that ship in place of those made here: another CPU sums, and so rounds, a little otherwise."""
+def restore_shipped(name: str, out: Path) -> None:
+    """Replace files made here by the shipped ones: another CPU sums in another order, and so rounds differently."""
     shipped = Bundle.open(EMBEDDED / name)
     with rewriting(Bundle.open(out)) as writer:
         for artefact in shipped.manifest.artefacts:
@@ -140,20 +139,20 @@ def put_shipped(name: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write ``bundles/NAME`` of each embedded model; the exit code is that of the export."""
+    """Write ``bundles/NAME`` for each embedded model; return the exit code of the export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the training data")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "bundles", help="default: bundles/")
-    chosen = parser.parse_args(arguments)
-    scans, labels = find_scans(chosen.data)
+    options = parser.parse_args(arguments)
+    scans, labels = find_scans(options.data)
     collection = collect(scans, Bundle.open(embedded_models()[0]).manifest.preprocessing)
     split = choose_roles(collection)
     codes = []
     for name in embedded_models():
-        rebuild(name, chosen.out / name, collection, labels, split)
-        export = program("export", chosen.out / name, "--all", "--data", chosen.data)
+        write_keras_bundle(name, options.out / name, collection, labels, split)
+        export = program("export", options.out / name, "--all", "--data", options.data)
         codes.append(subprocess.run(export, check=False).returncode)
-        put_shipped(name, chosen.out / name)
+        restore_shipped(name, options.out / name)
     return max(codes)
 
 

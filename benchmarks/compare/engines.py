@@ -1,36 +1,34 @@
-"""Every artefact in every engine beside what people would use instead: the same images, threads and load for all.
+"""Measure every artefact in every engine beside what people would use instead, with the same images, threads and load.
 
-    python benchmarks/compare.py              # minutes; wants a quiet machine; writes build/bench/compare.json
-    python benchmarks/compare.py --record     # writes benchmarks/results/KIND/compare.json, KIND of machine
-    python benchmarks/compare.py --olive PY   # PY: a Python with olive-ai, whose best model joins in
+    python -m benchmarks.compare.engines              # minutes; needs a quiet machine; writes build/bench/compare.json
+    python -m benchmarks.compare.engines --record     # writes benchmarks/results/KIND/compare.json
+    python -m benchmarks.compare.engines --olive PY   # PY: a Python with olive-ai, whose best model takes part
 
-Each subject is alone in a process of its own, and all run in turn, round by round. The bundles are those of
-``subjects.py``; images are the reference's test images where the data folder is at hand, else the demo scans.
+Each subject has a process of its own, and all run in turn, round by round. ``subjects.py`` lists them. The images are
+the reference's test images, or the demo scans without the data folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from macs import multiply_adds
-from olive_peer import olive_model
-from records import data_folder, reference_images, save
-from subjects import CHECKOUT, SCALED_BACK, Subject, bundles, subjects_of
 
+from benchmarks.compare.macs import multiply_adds
+from benchmarks.compare.olive_peer import olive_model
+from benchmarks.compare.subjects import SCALED_BACK, Subject, bundles, subjects_of
+from benchmarks.processes import SCANS, module, output
+from benchmarks.records.store import data_folder, facts, parse_arguments, reference_images, save
 from mri_edge import Bundle
-from mri_edge.benchmarking.benchmark import machine_facts, spread, stream
+from mri_edge.benchmarking.benchmark import spread, stream
 from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import EMBEDDED
 from mri_edge.commands.progress import track
@@ -41,172 +39,144 @@ from mri_edge.inference.prediction import NOTICE, decide
 from mri_edge.inference.tuned_profile import library_versions
 from mri_edge.scans.readers import picture
 
-HERE = Path(__file__).parent
 BASELINE = "vgg16: keras.Model.predict: model.keras"
-# Together the queries support the 90th percentile.
-ROUNDS, QUERIES, SECONDS, SAMPLES, BATCH = 3, 22, 1.0, 24, 8
-BUSY_ROUNDS, BUSY_QUERIES = 2, 8
+# The queries of all rounds together are enough for the 90th percentile.
+LOAD = {"seconds": 1.0, "queries": 22, "samples": 24, "batch": 8}
+ROUNDS, BUSY_ROUNDS, BUSY_QUERIES = 3, 2, 8
 _LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "mlcommons-loadgen")
-DEMO = sorted((CHECKOUT / "examples").glob("*.jpg"))
-# mri_edge first: it keeps OpenVINO from reporting to its maker.
+# mri_edge is imported first: it keeps OpenVINO from reporting its use.
 _APP = "import mri_edge; from openvino.tools.benchmark.main import main; main()"
 
 
-def run_subject(one: Subject, tensors: Path, threads: int, *, answers: bool, busy: bool) -> dict[str, Any] | str:
-    """One round of one subject in a new process, once with its ``answers`` to all images: figures, or the problem."""
-    if one.peer == "benchmark_app":
+def run_subject(subject: Subject, tensors: Path, threads: int, *, answers: bool, busy: bool) -> dict[str, Any]:
+    """Run one round of a subject in a new process; ``answers`` adds its probabilities of all images.
+
+    Raises
+    ------
+    RuntimeError
+        It does not run here; the message is the reason.
+    """
+    if subject.peer == "benchmark_app":
         if busy:
-            return "not available: it keeps its own clock, which counts what others took of the CPU"
-        return _run_app(one, threads, np.load(tensors, mmap_mode="r").shape[1:])
-    request = {
-        "peer": one.peer,
-        "model": str(one.model),
-        "options": one.options,
-        "threads": threads,
-        "tensors": str(tensors),
-        "seconds": SECONDS,
-        "queries": QUERIES,
-        "samples": SAMPLES,
-        "batch": BATCH,
-        "answers": answers,
-        **({"runs": BUSY_QUERIES} if busy else {}),
-    }
-    command = [sys.executable, str(HERE / "run_peer.py"), json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return json.loads(done.stdout.splitlines()[-1])
+            raise RuntimeError("not available: it keeps its own clock, which counts what others took of the CPU")
+        return _run_app(subject, threads, np.load(tensors, mmap_mode="r").shape[1:])
+    request = {"peer": subject.peer, "model": str(subject.model), "options": subject.options, "threads": threads}
+    request |= {"tensors": str(tensors), "answers": answers, **LOAD, **({"runs": BUSY_QUERIES} if busy else {})}
+    return json.loads(output(module("benchmarks.compare.run_peer", json.dumps(request)))[-1])
 
 
-def _run_app(one: Subject, threads: int, shape: Iterable[int]) -> dict[str, Any] | str:
-    """``benchmark_app`` keeps its own time, on random pixels, and tells the median alone."""
-    options = {"-m": one.model, "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": threads, "-hint": "none"}
-    options |= {"-t": max(1, round(SECONDS)), "-shape": f"[1,{','.join(map(str, shape))}]"}
-    command = [sys.executable, "-c", _APP, *(str(part) for pair in options.items() for part in pair)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = re.search(r"Median: +([\d.]+) (ms|us)", done.stdout)
-    if done.returncode or not found:
-        return (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+def _run_app(subject: Subject, threads: int, shape: Iterable[int]) -> dict[str, Any]:
+    """Run OpenVINO's ``benchmark_app``, which measures itself on random pixels and prints only the median."""
+    options = {"-m": subject.model, "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": threads, "-hint": "none"}
+    options |= {"-t": max(1, round(LOAD["seconds"])), "-shape": f"[1,{','.join(map(str, shape))}]"}
+    lines = output([sys.executable, "-c", _APP, *(part for pair in options.items() for part in pair)])
+    found = re.search(r"Median: +([\d.]+) (ms|us)", "\n".join(lines))
+    if not found:
+        raise RuntimeError((lines or ["it printed nothing"])[-1])
     return {"ms": [float(found[1]) / (1000 if found[2] == "us" else 1)]}
 
 
 def row_of(
-    one: Subject, rounds: list[dict[str, Any]], problem: str | None, bundle: Bundle, judges: list[dict[str, Any]]
+    subject: Subject, rounds: list[dict[str, Any]], problem: str | None, bundle: Bundle, images: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the record keeps of a subject; figures are left out where there are none."""
-    size = one.model.stat().st_size
+    """Return a subject's row of the record; figures that were not measured are left out."""
     row: dict[str, Any] = {
-        "bundle": one.bundle,
-        "title": one.title,
-        "artefact": one.artefact,
-        "size_bytes": size,
+        "bundle": subject.bundle,
+        "title": subject.title,
+        "artefact": subject.artefact,
+        "size_bytes": subject.model.stat().st_size,
         "problem": problem,
     }
     if problem or not rounds:
         return row
-    found = stream([reading["ms"] for reading in rounds])
-    row |= {"model": asdict(found), "round_ms": [round(median(reading["ms"]), 4) for reading in rounds]}
+    row["model"] = asdict(stream([reading["ms"] for reading in rounds]))
+    row["round_ms"] = [round(median(reading["ms"]), 4) for reading in rounds]
     if "probabilities" not in rounds[0]:
         return row
     for name in {"load_ms", "first_ms", "rate", "peak_mib"} & set(rounds[0]):
         row[name] = asdict(spread(reading[name] for reading in rounds))
-    if judges:
+    if images:
         manifest = bundle.manifest
         answer = np.array(rounds[0]["probabilities"], np.float32)
-        reference = np.array([image["probabilities"] for image in judges], np.float32)
-        truth = np.array([manifest.labels.index(image["label"]) for image in judges])
-        own, keras = (decide(values, manifest.positive, manifest.threshold) for values in (answer, reference))
-        row |= {
-            "accuracy": asdict(proportion(int((own == truth).sum()), len(truth))),
-            "flips": int((own != keras).sum()),
-            "mean_difference": float(np.abs(answer - reference).mean()),
-        }
+        reference = np.array([image["probabilities"] for image in images], np.float32)
+        y_true = np.array([manifest.labels.index(image["label"]) for image in images])
+        y_pred, keras = (decide(values, manifest.positive, manifest.threshold) for values in (answer, reference))
+        row["accuracy"] = asdict(proportion(int((y_pred == y_true).sum()), len(y_true)))
+        row["flips"] = int((y_pred != keras).sum())
+        row["mean_difference"] = float(np.abs(answer - reference).mean())
     return row
 
 
-def ratios(rows: dict[str, dict[str, Any]]) -> None:
-    """Add to each row how many times faster than the baseline it is: the median of the rounds, which are pairs."""
-    base = rows.get(BASELINE, {})
-    for row in rows.values():
-        if "round_ms" in base and "round_ms" in row:
-            pairs = zip(base["round_ms"], row["round_ms"], strict=True)
+def add_ratios(rows: dict[str, dict[str, Any]], baseline: str, values: dict[str, list[float]]) -> None:
+    """Add to each row how many times faster it is than the baseline: the median over rounds, which are paired."""
+    for name, row in rows.items():
+        if baseline in values and name in values:
+            pairs = zip(values[baseline], values[name], strict=True)
             row["times_faster"] = asdict(spread(slow / fast for slow, fast in pairs))
 
 
-def ships(name: str, bundle: Bundle) -> bool:
-    """Whether a bundle is the whole of the embedded model of its name, or another training of the same network."""
+def is_shipped_model(name: str, bundle: Bundle) -> bool:
+    """Return whether the bundle is the embedded model of that name, not another training of the same network."""
     embedded, training = Bundle.open(EMBEDDED / name).manifest.training, bundle.manifest.training
     return {**training.details, SCALED_BACK: None} == {**embedded.details, SCALED_BACK: None}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure everything, round by round, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="write the committed record")
-    parser.add_argument("--olive", metavar="PYTHON", help="a Python with olive-ai; its model is kept in build/bench")
-    parser.add_argument(
-        "--busy",
-        action="store_true",
-        help="for a machine with other work: one thread each, on a clock that stands still while it waits for a core",
-    )
-    chosen = parser.parse_args(arguments)
-    rounds = BUSY_ROUNDS if chosen.busy else ROUNDS
-    data, threads, held = data_folder(), 1 if chosen.busy else available_cpus(), bundles()
+    """Measure all subjects, round by round, and write the record."""
+    olive = {"metavar": "PYTHON", "help": "a Python with olive-ai; its model is kept in build/bench"}
+    busy = "one thread each, on a clock that excludes the wait for a core"
+    options = parse_arguments(__doc__, busy, arguments, olive=olive)
+    rounds = BUSY_ROUNDS if options.busy else ROUNDS
+    data, threads, opened = data_folder(), 1 if options.busy else available_cpus(), bundles()
     with tempfile.TemporaryDirectory() as work:
-        everything: list[tuple[Subject, Path]] = []
-        judges, olive_said = {}, {}
-        for name, bundle in held.items():
-            folder = Path(work) / name
-            folder.mkdir()
-            judges[name] = reference_images(bundle, data)
-            files = [data / one["file"] for one in judges[name] if data] or sorted(
-                (CHECKOUT / "examples").glob("*.jpg")
-            )
-            fit = bundle.manifest.preprocessing.fit
-            np.save(folder / "tensors.npy", np.stack([fit(picture.load(file)) for file in files]))
-            olive, olive_said[name] = olive_model(chosen.olive, bundle, data, threads)
-            recipe = olive_said[name].get("chosen", "")
-            everything += [(one, folder / "tensors.npy") for one in subjects_of(name, bundle, olive, recipe)]
-        readings: dict[str, list[dict[str, Any]]] = {one.key: [] for one, _ in everything}
-        problems = {one.key: one.problem for one, _ in everything if one.problem}
+        subjects: list[tuple[Subject, Path]] = []
+        images, olive_facts = {}, {}
+        for name, bundle in opened.items():
+            tensors = Path(work) / f"{name}.npy"
+            images[name] = reference_images(bundle, data)
+            files = [data / image["file"] for image in images[name] if data] or SCANS
+            resize = bundle.manifest.preprocessing.fit
+            np.save(tensors, np.stack([resize(picture.load(file)) for file in files]))
+            model, olive_facts[name] = olive_model(options.olive, bundle, data, threads)
+            recipe = olive_facts[name].get("chosen", "")
+            subjects += [(subject, tensors) for subject in subjects_of(name, bundle, model, recipe)]
+        readings: dict[str, list[dict[str, Any]]] = {subject.key: [] for subject, _ in subjects}
+        problems = {subject.key: subject.problem for subject, _ in subjects if subject.problem}
         watch = Watch()
-        turns = [turn for _ in range(rounds) for turn in everything]
-        for one, tensors in track(turns, "compare", len(turns)):
-            if one.key in problems:
+        for subject, tensors in track(subjects * rounds, "compare", len(subjects) * rounds):
+            key = subject.key
+            if key in problems:
                 continue
-            answer = run_subject(one, tensors, threads, answers=not readings[one.key], busy=chosen.busy)
-            if isinstance(answer, str):
-                problems[one.key] = answer
-            else:
-                readings[one.key].append(answer)
-        marks = watch.marks()
-        rows = {
-            one.key: row_of(one, readings[one.key], problems.get(one.key), held[one.bundle], judges[one.bundle])
-            for one, _ in everything
-        }
-    ratios(rows)
-    drivers = [reading["driver"] for many in readings.values() for reading in many if "driver" in reading]
+            try:
+                answers = not readings[key]
+                readings[key].append(run_subject(subject, tensors, threads, answers=answers, busy=options.busy))
+            except RuntimeError as error:
+                problems[key] = str(error)
+        disturbed = list(watch.marks())
+        rows = {}
+        for subject, _ in subjects:
+            key, name = subject.key, subject.bundle
+            rows[key] = row_of(subject, readings[key], problems.get(key), opened[name], images[name])
+    add_ratios(rows, BASELINE, {key: row["round_ms"] for key, row in rows.items() if "round_ms" in row})
     record = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine_facts(),
-        "libraries": library_versions() | installed(_LIBRARIES),
+        **facts(library_versions() | installed(_LIBRARIES)),
         "threads": threads,
         "rounds": rounds,
-        "busy": chosen.busy,
-        "driver": drivers[0] if drivers else None,
-        "images": {name: len(many) for name, many in judges.items()},
-        "multiply_adds": {name: multiply_adds(bundle) for name, bundle in held.items()},
-        "scaled_back": {name: SCALED_BACK in bundle.manifest.training.details for name, bundle in held.items()},
-        "thresholds": {name: bundle.manifest.threshold for name, bundle in held.items()},
-        "ships": {name: ships(name, bundle) for name, bundle in held.items()},
-        "olive": olive_said,
-        "olive_asked": chosen.olive is not None,
-        "disturbed": list(marks),
+        "busy": options.busy,
+        "driver": next((one["driver"] for many in readings.values() for one in many if "driver" in one), None),
+        "images": {name: len(many) for name, many in images.items()},
+        "multiply_adds": {name: multiply_adds(bundle) for name, bundle in opened.items()},
+        "scaled_back": {name: SCALED_BACK in bundle.manifest.training.details for name, bundle in opened.items()},
+        "thresholds": {name: bundle.manifest.threshold for name, bundle in opened.items()},
+        "ships": {name: is_shipped_model(name, bundle) for name, bundle in opened.items()},
+        "olive": olive_facts,
+        "olive_asked": options.olive is not None,
+        "disturbed": disturbed,
         "baseline": BASELINE,
         "rows": rows,
         "notice": f"{NOTICE} Not an MLPerf result.",
     }
-    save("compare", record, committed=chosen.record)
+    save("compare", record, committed=options.record)
 
 
 if __name__ == "__main__":

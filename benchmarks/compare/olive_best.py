@@ -1,8 +1,8 @@
-"""Olive's best for an ONNX model: each of its recipes, in turn in the plain ONNX Runtime; the fastest is kept.
+"""Quantize an ONNX model with each of Olive's recipes, and keep the one that is fastest in plain ONNX Runtime.
 
     python olive_best.py MODEL CALIBRATION.npy OUT.onnx THREADS     # in an environment with olive-ai
 
-Runs apart from the other benchmarks: olive-ai brings PyTorch. Prints JSON: which recipe, and what each one took.
+It runs in a separate environment because olive-ai brings PyTorch. It prints JSON: the recipe, and the time of each.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 os.environ |= {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
-# The two fastest may be hundredths apart: in each round SECONDS of each model, RUNS at the least.
-ROUNDS, SECONDS, RUNS, WARM = 5, 0.5, 5, 2
+# The two fastest may differ by hundredths, so each model runs for SECONDS, and at least RUNS times, in each of ROUNDS.
+ROUNDS, SECONDS, RUNS, WARM_UP_RUNS = 5, 0.5, 5, 2
 
 _CALIBRATED = {"type": "OnnxStaticQuantization", "per_channel": True, "precision": "int8"}
 RECIPES = {
@@ -40,7 +40,7 @@ RECIPES = {
 
 
 def main() -> None:
-    """Run all recipes; those that Olive cannot do are told with their reason."""
+    """Run all recipes; those that fail are reported with their reason."""
     import olive
     import onnxruntime
 
@@ -50,11 +50,11 @@ def main() -> None:
     made: dict[str, Path] = {}
     tried: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as work:
-        data = _data(Path(work), name, calibration)
+        data = _data_config(Path(work), name, calibration)
         for number, (title, recipe) in enumerate(RECIPES.items()):
             try:
                 made[title] = _make(model, recipe, data, Path(work), number)
-            except Exception as error:  # noqa: BLE001 (whatever Olive raises is the finding)
+            except Exception as error:  # noqa: BLE001 (any failure of Olive is a result)
                 tried[title] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         if not made:
             sys.exit(f"Olive could do none of its recipes: {tried}")
@@ -65,11 +65,11 @@ def main() -> None:
     print(json.dumps({**answer, "calibration_images": len(calibration), "threads": threads}))
 
 
-def _data(folder: Path, name: str, calibration: np.ndarray) -> dict[str, Any]:
-    """Olive's description of the images that calibrate, written one file each."""
+def _data_config(folder: Path, name: str, calibration: np.ndarray) -> dict[str, Any]:
+    """Write one file for each calibration image; return Olive's description of them."""
     (folder / "raw" / name).mkdir(parents=True)
-    for index, one in enumerate(calibration):
-        one.tofile(folder / "raw" / name / f"{index:04}.bin")
+    for index, image in enumerate(calibration):
+        image.tofile(folder / "raw" / name / f"{index:04}.bin")
     return {
         "name": "calibration",
         "load_dataset_config": {
@@ -104,7 +104,7 @@ def _make(model: str, recipe: dict[str, Any], data: dict[str, Any], folder: Path
 
 
 def _measure(made: dict[str, Path], tensors: np.ndarray, threads: int) -> dict[str, float]:
-    """Milliseconds of each model: the median of rounds in which all run in turn, each without the others' threads."""
+    """Return the milliseconds of each model: the median of rounds in which all run in turn, one session at a time."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -114,7 +114,7 @@ def _measure(made: dict[str, Path], tensors: np.ndarray, threads: int) -> dict[s
         for title, model in made.items():
             session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
             name, times = session.get_inputs()[0].name, []
-            for _ in range(WARM):
+            for _ in range(WARM_UP_RUNS):
                 session.run(None, {name: tensors[:1]})
             until = time.perf_counter() + SECONDS
             while time.perf_counter() < until or len(times) < RUNS:

@@ -1,6 +1,6 @@
-"""One peer on one model, alone in this process, under the same load as all others: JSON in, JSON out.
+"""Run one peer on one model in this process, under the same load as all others; a request as JSON in, figures out.
 
-``run_peer.py '{"peer": "onnxruntime_script", "model": …, "threads": 2, "tensors": "scans.npy", …}'``
+``python -m benchmarks.compare.run_peer '{"peer": "onnxruntime_script", "model": …, "threads": 2, "tensors": …, …}'``
 """
 
 from __future__ import annotations
@@ -10,66 +10,65 @@ import json
 import sys
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
-import undisturbed
 
+from benchmarks.guard import undisturbed
 from mri_edge.benchmarking.drivers import driver
 from mri_edge.benchmarking.workload import peak_mib
 
-_WARM = 2
+_WARM_UP_RUNS = 2
 
 
-def measure(request):
-    """Load, first answer, SingleStream, Offline; with ``"answers"`` the probabilities of all tensors, too.
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure loading, the first answer and the scenarios SingleStream and Offline.
 
-    With ``"runs"``: that many runs on the undisturbed clock in place of the scenarios.
+    ``"runs"`` replaces the scenarios by so many runs on the undisturbed clock. ``"answers"`` adds the probabilities of
+    all tensors.
     """
-    tensors = np.load(request["tensors"])
+    tensors, batch = np.load(request["tensors"]), request.get("batch", 1)
     start = perf_counter()
-    peer = importlib.import_module(f"peers.{request['peer']}")
+    peer = importlib.import_module(f"benchmarks.compare.peers.{request['peer']}")
     run = peer.open(request["model"], request["threads"], **request.get("options", {}))
     opened = perf_counter()
     run(tensors[:1])
     first = perf_counter()
-    for _ in range(_WARM):
+    for _ in range(_WARM_UP_RUNS):
         run(tensors[:1])
-    if "runs" in request:
-        keras = request["peer"].startswith("keras")  # TensorFlow works in threads of its own
-        seconds = [
-            undisturbed.seconds_of(partial(run, tensors[index % len(tensors)][None]), all_threads=keras)
-            for index in range(request["runs"])
-        ]
-        found = {"ms": [one * 1e3 for one in seconds]}
-        return found | (_answers(run, tensors, request["batch"]) if request["answers"] else {})
-    load, batch = driver(), request["batch"]
-    ms = load.single_stream(
-        lambda index: run(tensors[index : index + 1]),
-        len(tensors),
-        seconds=request["seconds"],
-        queries=request["queries"],
-    )
-    peak = peak_mib()
-    run(tensors[np.zeros(batch, int)])
 
-    def run_all(indices):
+    def run_all(indices: np.ndarray) -> None:
         for begin in range(0, len(indices), batch):
             run(tensors[indices[begin : begin + batch]])
 
-    found = {
-        "driver": load.name,
-        "load_ms": (opened - start) * 1e3,
-        "first_ms": (first - opened) * 1e3,
-        "ms": ms,
-        "rate": load.offline(run_all, len(tensors), queries=request["samples"]),
-        "peak_mib": peak,
-    }
-    return found | (_answers(run, tensors, batch) if request["answers"] else {})
-
-
-def _answers(run, tensors, batch):
-    found = [run(tensors[begin : begin + batch]) for begin in range(0, len(tensors), batch)]
-    return {"probabilities": np.concatenate(found).astype(float).tolist()}
+    if "runs" in request:
+        clock = partial(
+            undisturbed.seconds_of, all_threads=request["peer"].startswith("keras")
+        )  # it has its own threads
+        images = (tensors[index % len(tensors)][None] for index in range(request["runs"]))
+        found: dict[str, Any] = {"ms": [clock(partial(run, image)) * 1e3 for image in images]}
+    else:
+        load = driver()
+        ms = load.single_stream(
+            lambda index: run(tensors[index : index + 1]),
+            len(tensors),
+            seconds=request["seconds"],
+            queries=request["queries"],
+        )
+        peak = peak_mib()
+        run(tensors[np.zeros(batch, int)])
+        found = {
+            "driver": load.name,
+            "load_ms": (opened - start) * 1e3,
+            "first_ms": (first - opened) * 1e3,
+            "ms": ms,
+            "rate": load.offline(run_all, len(tensors), queries=request["samples"]),
+            "peak_mib": peak,
+        }
+    if request.get("answers"):
+        answers = [run(tensors[begin : begin + batch]) for begin in range(0, len(tensors), batch)]
+        found["probabilities"] = np.concatenate(answers).astype(float).tolist()
+    return found
 
 
 if __name__ == "__main__":

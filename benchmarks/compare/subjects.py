@@ -1,4 +1,4 @@
-"""Which models run in what: every artefact of a bundle in each of our engines, and in the peers beside them."""
+"""List what is measured: every artefact of a bundle in each of our engines, and in the peers beside them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import CHECKOUT
 from mri_edge.benchmarking.benchmark import subjects as our_subjects
 from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
 from mri_edge.device.machine import installed
 
-CHECKOUT = Path(__file__).parents[1]
-SCALED_BACK = "weights_scaled_back_from"  # a training detail of the bundles that whole_bundles.py writes
+SCALED_BACK = "weights_scaled_back_from"  # a training detail of the bundles that scripts/whole_bundles.py writes
+OLIVE = "Olive's best, in ONNX Runtime"  # measured only with a Python that has olive-ai
 
-# peer -> what it opens
+# peer (a file in peers/, or benchmark_app): its title, the suffix that it opens, the packages that it needs
 _PEERS = {
-    "keras_predict": (".keras",),
-    "keras_function": (".keras",),
-    "onnxruntime_script": (".onnx",),
-    "openvino_api": (".onnx",),
-    "benchmark_app": (".onnx",),
-    "litert_api": (".tflite",),
+    "keras_predict": ("keras.Model.predict", ".keras", ("tensorflow", "keras")),
+    "keras_function": ("tf.function", ".keras", ("tensorflow", "keras")),
+    "onnxruntime_script": ("plain ONNX Runtime script", ".onnx", ("onnxruntime",)),
+    "openvino_api": ("OpenVINO's own API", ".onnx", ("openvino",)),
+    "benchmark_app": ("OpenVINO's benchmark_app", ".onnx", ("openvino",)),
+    "litert_api": ("LiteRT's own API", ".tflite", ("ai-edge-litert",)),
 }
-_TITLES = {
-    "keras_predict": "keras.Model.predict",
-    "keras_function": "tf.function",
-    "onnxruntime_script": "plain ONNX Runtime script",
-    "openvino_api": "OpenVINO's own API",
-    "benchmark_app": "OpenVINO's benchmark_app",
-    "litert_api": "LiteRT's own API",
-}
-OLIVE = "Olive's best, in ONNX Runtime"  # only there where its own environment is named
-# The peers run what a user would give them: float, and int8 where they have it.
+# Peers run what a user would give them: float models, and int8 ones where they have them.
 _PEER_FILES = ("model.keras", "model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One row: ``peer`` a file in ``peers/`` or ``benchmark_app``; ``problem``: why it cannot run here."""
+    """One row: a model file that ``peer`` runs. ``problem`` says why it cannot run here."""
 
     bundle: str
     title: str
@@ -55,7 +47,7 @@ class Subject:
 
 
 def bundles() -> dict[str, Bundle]:
-    """Each embedded model by name: its whole bundle in ``bundles/``, else what the package holds.
+    """Return each embedded model by name: its whole bundle in ``bundles/``, or else what the package contains.
 
     ``MRI_EDGE_BUNDLES`` names another folder of bundles.
     """
@@ -66,53 +58,27 @@ def bundles() -> dict[str, Bundle]:
     }
 
 
-def smallest() -> str:
-    """The embedded model of the fewest bytes: for what must run thousands of times."""
-    return min(embedded_models(), key=lambda name: sum(one.size_bytes for one in Bundle.open(name).manifest.artefacts))
-
-
 def subjects_of(name: str, bundle: Bundle, olive: Path | str, recipe: str = "") -> list[Subject]:
-    """All rows of one bundle; ``olive``: the model that Olive made of its ``model.onnx`` by ``recipe``, or why not."""
-    found = [
-        Subject(
-            name,
-            f"mri-edge, {one.engine}",
-            "mri_edge_engine",
-            bundle.folder / one.artefact.file,
-            one.artefact.file,
-            {"engine": one.engine},
-            one.problem,
-        )
-        for one in our_subjects(bundle)
-    ]
-    held = {one.file for one in bundle.manifest.artefacts}
-    for peer, suffixes in _PEERS.items():
-        for file in _PEER_FILES:
-            if file in held and file.endswith(suffixes):
-                found.append(Subject(name, _TITLES[peer], peer, bundle.folder / file, file, problem=_missing(peer)))
-    if "model.onnx" in held:
-        made = isinstance(olive, Path)
+    """List the rows of a bundle. ``olive``: Olive's model of ``model.onnx`` by ``recipe``, or why there is none."""
+    folder = bundle.folder
+    found = []
+    for ours in our_subjects(bundle):
+        title, file = f"mri-edge, {ours.engine}", ours.artefact.file
         found.append(
-            Subject(
-                name,
-                OLIVE,
-                "onnxruntime_script",
-                olive if isinstance(olive, Path) else bundle.folder / "model.onnx",
-                f"model.onnx, {recipe}" if made else "model.onnx",
-                problem=None if made else f"not available: {olive}",
-            )
+            Subject(name, title, "mri_edge_engine", folder / file, file, {"engine": ours.engine}, ours.problem)
         )
+    files = {artefact.file for artefact in bundle.manifest.artefacts}
+    for peer, (title, suffix, packages) in _PEERS.items():
+        missing = ", ".join(sorted(set(packages) - set(installed(packages))))
+        problem = f"not available: {missing} is not installed" if missing else None
+        for file in _PEER_FILES:
+            if file in files and file.endswith(suffix):
+                found.append(Subject(name, title, peer, folder / file, file, problem=problem))
+    if "model.onnx" in files:
+        if isinstance(olive, Path):
+            made = Subject(name, OLIVE, "onnxruntime_script", olive, f"model.onnx, {recipe}")
+        else:
+            reason = f"not available: {olive}"
+            made = Subject(name, OLIVE, "onnxruntime_script", folder / "model.onnx", "model.onnx", problem=reason)
+        found.append(made)
     return found
-
-
-def _missing(peer: str) -> str | None:
-    wanted = {
-        "keras_predict": ("tensorflow", "keras"),
-        "keras_function": ("tensorflow", "keras"),
-        "onnxruntime_script": ("onnxruntime",),
-        "openvino_api": ("openvino",),
-        "benchmark_app": ("openvino",),
-        "litert_api": ("ai-edge-litert",),
-    }[peer]
-    absent = sorted(set(wanted) - set(installed(wanted)))
-    return f"not available: {', '.join(absent)} is not installed" if absent else None

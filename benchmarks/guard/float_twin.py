@@ -1,7 +1,7 @@
-"""The float32 twin of a static int8 ONNX model: the same network and numbers, computed in float.
+"""Write the float32 twin of a static int8 ONNX model: the same network and weights, computed in float.
 
-What `mri-edge export` makes from Keras, without TensorFlow: weights are scaled back, and each pair of quantise and
-dequantise becomes a clip to the range that the integers can hold (that clip is the ReLU in many places).
+Weights are scaled back, and each pair of quantize and dequantize becomes a clip to the range of the integers (often
+that clip is the ReLU). It is what `mri-edge export` makes from Keras, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 
-def write_float_twin(quantised: Path, target: Path) -> None:
-    """Write the twin of ``quantised`` to ``target``; both take and give the same tensors."""
+def write_float_twin(quantized: Path, target: Path) -> None:
+    """Write the twin of ``quantized`` to ``target``; inputs and outputs are the same."""
     import onnx
     from onnx import helper, numpy_helper
 
-    model = onnx.load(quantised)
+    model = onnx.load(quantized)
     graph = model.graph
-    constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    quantisers = {one.output[0]: one for one in graph.node if one.op_type == "QuantizeLinear"}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantizers = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
     nodes, added = [], []
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
@@ -30,21 +30,21 @@ def write_float_twin(quantised: Path, target: Path) -> None:
         source, scale = node.input[0], constants[node.input[1]].astype(np.float64)
         zero = constants[node.input[2]].astype(np.float64)
         if source in constants:
-            axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
             values = constants[source]
-            shape = [-1 if one == axis else 1 for one in range(values.ndim)] if scale.ndim else []
+            shape = [-1 if index == axis else 1 for index in range(values.ndim)] if scale.ndim else []
             real = (values - zero.reshape(shape or zero.shape)) * scale.reshape(shape or scale.shape)
             added.append(numpy_helper.from_array(real.astype(np.float32), node.output[0]))
-        elif source in quantisers:
+        elif source in quantizers:
             limits = np.iinfo(constants[node.input[2]].dtype)
             names = [f"{node.output[0]}/{side}" for side in ("least", "most")]
             for name, limit in zip(names, (limits.min, limits.max), strict=True):
                 added.append(numpy_helper.from_array(np.float32((limit - zero) * scale), name))
-            nodes.append(helper.make_node("Clip", [quantisers[source].input[0], *names], [node.output[0]]))
-        else:  # 8-bit pixels on their way in
+            nodes.append(helper.make_node("Clip", [quantizers[source].input[0], *names], [node.output[0]]))
+        else:  # the 8-bit pixels of the input
             nodes.append(node)
     used = {name for node in nodes for name in node.input}
-    kept = [one for one in graph.initializer if one.name in used]
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     for field, values in (("node", nodes), ("initializer", [*kept, *added])):
         del getattr(graph, field)[:]
         getattr(graph, field).extend(values)

@@ -1,74 +1,52 @@
-"""A clock that stands still while others have the CPU: wall-clock time less this thread's time in the run queue.
+"""A clock that excludes the time a thread waits for a core, so that ratios hold on a busy machine.
 
-Linux counts how long a thread was ready to run and had to wait (``/proc/thread-self/schedstat``, second figure,
-nanoseconds). Sleeping, reading and computing count here, waiting for a core does not: so ratios stay what they are
-on a machine with other work. Elsewhere it is the plain clock.
+Linux counts the nanoseconds that a thread was ready to run but had to wait (second value of
+``/proc/thread-self/schedstat``); they are subtracted from wall-clock time. Sleeping, reading and computing still count.
+On other systems this is the plain clock.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-
-from paired import ENVIRONMENT
 
 
 def seconds_of(action: Callable[[], object], *, all_threads: bool = False) -> float:
-    """Seconds that ``action`` takes, less what this thread waited for a core meanwhile.
+    """Return the seconds that ``action`` takes, without the time this thread waited for a core.
 
-    ``all_threads``: less what any thread of this process waited, for libraries that work in threads of their own;
-    right where one of them works at a time.
+    ``all_threads`` subtracts the waits of every thread of this process, for libraries that work in their own threads.
+    It is exact only if one thread works at a time.
     """
     with ExitStack() as stack:
-        waited = _of_all_threads if all_threads else _of_this_thread(stack)
-        # The counts are read within the clock's: a wait between the two would be taken off and had never counted.
+        read_wait = _wait_of_all_threads if all_threads else _open_wait_of_this_thread(stack)
+        # Both reads lie between the two clock readings: a wait between a read and the clock would be subtracted
+        # without having been counted.
         start = time.perf_counter()
-        before = waited()
+        before = read_wait()
         action()
-        after = waited()
+        after = read_wait()
         return time.perf_counter() - start - (after - before) / 1e9
 
 
-def _of_this_thread(stack: ExitStack) -> Callable[[], int]:
-    """What reads this thread's wait, nanoseconds: from an open file, so that reading takes microseconds."""
+def _open_wait_of_this_thread(stack: ExitStack) -> Callable[[], int]:
+    """Return a function that reads this thread's wait in nanoseconds, from an open file, which takes microseconds."""
     try:
-        number = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
-    except OSError:  # the system does not tell
+        descriptor = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:  # not Linux, or a kernel without these statistics
         return lambda: 0
-    stack.callback(os.close, number)
-    return lambda: int(os.pread(number, 100, 0).split()[1])
+    stack.callback(os.close, descriptor)
+    return lambda: int(os.pread(descriptor, 100, 0).split()[1])
 
 
-def _of_all_threads() -> int:
+def _wait_of_all_threads() -> int:
     total = 0
     for file in glob.glob("/proc/self/task/*/schedstat"):
         try:
             with open(file, encoding="ascii") as statistics:
                 total += int(statistics.read().split()[1])
-        except (OSError, ValueError, IndexError):  # it ended meanwhile
+        except (OSError, ValueError, IndexError):  # the thread ended meanwhile
             continue
     return total
-
-
-def cpu_seconds(command: Sequence[object]) -> float:
-    """Seconds of CPU that a whole process takes, all of its threads together: waiting does not count, for anything.
-
-    Raises
-    ------
-    RuntimeError
-        The process failed; the message is the last that it said.
-    """
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, env=ENVIRONMENT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            words = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"{command[0]} failed: {words[-1]}")
-    return usage.ru_utime + usage.ru_stime

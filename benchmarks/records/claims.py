@@ -1,11 +1,8 @@
-"""Does a fresh run say what README says? Every ratio of the fresh records beside that of the committed ones.
+"""Compare every ratio of the last `make bench` with the committed records, on which README and docs are based.
 
-    make bench      # runs everything anew as the record was made, then this
-
-A ratio is reproduced if it lies between the lowest and the highest round of the record, or within 15% beyond.
-Exit 5 if one is not, or was not measured. Shown and not judged are the ratios of a run with BUSY=1, whose thread and
-clock are not the record's, and those of another CPU or number of cores; not judged either are Olive where it was not
-asked for, and what a run without the training data cannot make.
+A ratio is reproduced if it lies between the lowest and the highest round of the record, or within 15% beyond. The exit
+code is 5 if one is not, or was not measured. Ratios are shown but not judged if the run had BUSY=1 and the record had
+not, or on another CPU or number of cores. Also not judged: Olive without OLIVE=, and all that needs the training data.
 """
 
 from __future__ import annotations
@@ -14,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import records
-from subjects import OLIVE
+from benchmarks.compare.subjects import OLIVE
+from benchmarks.records import store
 
 RECORDS = ("compare", "cold_start")
 MARGIN = 0.15
@@ -24,7 +21,7 @@ NOT_REPRODUCED = 5
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio of the record: lowest and highest that pass, and the fresh one, or why there is none."""
+    """A ratio of the record: the lowest and highest that pass, and the fresh one or the problem that prevented it."""
 
     name: str
     low: float
@@ -35,65 +32,71 @@ class Claim:
 
     @property
     def reproduced(self) -> bool:
-        """Whether it was measured, and lies within."""
+        """Whether it was measured and lies within the limits."""
         return self.fresh is not None and self.low <= self.fresh <= self.high
 
     @property
     def judged(self) -> bool:
-        """Whether it can fail: what takes an environment of its own need not be there."""
+        """Whether it can fail: an optional claim that was not measured cannot."""
         return self.fresh is not None or not self.optional
+
+    def line(self, *, judged: bool) -> str:
+        """Return the claim for the report."""
+        if self.fresh is None:
+            return f"{'NOT MEASURED' if judged else 'not measured':<15} {'-':>8}  {self._limits}: {self.problem}"
+        word = "reproduced" if self.reproduced else "NOT REPRODUCED" if judged else "other"
+        return f"{word:<15} {self.fresh:>8.3g}  {self._limits}"
+
+    @property
+    def _limits(self) -> str:
+        return f"({self.low:.3g} to {self.high:.3g})  {self.name}"
 
 
 def judge(name: str, fresh: dict[str, Any], record: dict[str, Any], *, whole: bool = True) -> list[Claim]:
-    """Each ratio of the record beside the fresh one; not ``whole``: the models that ship alone were at hand."""
-    found, fresh_rows = [], _by_claim(fresh["rows"])
-    for key, row in _by_claim(record["rows"]).items():
-        claimed, now = row.get("times_faster"), fresh_rows.get(key, {})
-        if claimed and key != record["baseline"]:
-            low, high = claimed["low"] * (1 - MARGIN), claimed["high"] * (1 + MARGIN)
+    """Return each ratio of the record beside the fresh one. ``whole`` is False if there were no training data."""
+    claims, fresh_rows = [], _rows_by_claim(fresh["rows"])
+    for key, row in _rows_by_claim(record["rows"]).items():
+        recorded, now = row.get("times_faster"), fresh_rows.get(key, {})
+        if recorded and key != record["baseline"]:
+            low, high = recorded["low"] * (1 - MARGIN), recorded["high"] * (1 + MARGIN)
             value = now["times_faster"]["value"] if "times_faster" in now else None
             problem = now.get("problem") or ("its baseline was not measured" if now else "not in this run")
             optional = not whole or (row.get("title") == OLIVE and not fresh.get("olive_asked"))
-            found.append(Claim(f"{name}: {key}", low, high, value, problem, optional))
-    return found
+            claims.append(Claim(f"{name}: {key}", low, high, value, problem, optional))
+    return claims
 
 
-def _by_claim(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows by what is claimed of them: Olive's best is one claim, whichever of its recipes won."""
+def _rows_by_claim(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return rows by claim: Olive's best model is one claim, whichever recipe made it."""
     return {f"{row['bundle']}: {OLIVE}" if row.get("title") == OLIVE else key: row for key, row in rows.items()}
 
 
 def difference(fresh: dict[str, Any], record: dict[str, Any]) -> str | None:
-    """Why two runs cannot be held against each other, or None."""
+    """Return why two runs cannot be compared, or None."""
     if fresh["busy"] != record["busy"]:
-        return f"the record was made {'with' if record['busy'] else 'without'} --busy, this run was not alike"
-    if not records.same_machine(fresh, record):
+        return f"the record was made {'with' if record['busy'] else 'without'} --busy, this run was not"
+    if not store.same_machine(fresh, record):
         machine = record["machine"]
-        return f"the record is of {machine['cpu']}, cores: {machine.get('cores', 'not said')}"
+        return f"the record is of {machine['cpu']}, cores: {machine.get('cores', 'unknown')}"
     return None
 
 
 def main() -> int:
-    """Print every ratio; 0 if all are reproduced, or none can be judged here."""
+    """Print every ratio; return 0 if all that can be judged here are reproduced."""
     failed = judged = 0
-    whole = any((records.load_fresh("compare") or {}).get("images", {}).values())
+    whole = any((store.load_fresh("compare") or {}).get("images", {}).values())
     for name in RECORDS:
-        fresh, record = records.load_fresh(name), records.load(name)
+        fresh, record = store.load_fresh(name), store.load(name)
         if fresh is None or record is None:
             print(f"{name}: {'nothing measured here yet: make bench' if fresh is None else 'no committed record'}")
             continue
-        unlike = difference(fresh, record)
-        if unlike:
-            print(f"{name}: {unlike}: shown, not judged")
-        for one in judge(name, fresh, record, whole=whole):
-            counts = not unlike and one.judged
-            word = "NOT MEASURED" if counts else "not measured"
-            if one.fresh is not None:
-                word = "reproduced" if one.reproduced else "NOT REPRODUCED" if counts else "other"
-            value = "-" if one.fresh is None else f"{one.fresh:.3g}"
-            why = f": {one.problem}" if one.fresh is None else ""
-            print(f"{word:<15} {value:>8}  ({one.low:.3g} to {one.high:.3g})  {one.name}{why}")
-            failed += counts and not one.reproduced
+        reason = difference(fresh, record)
+        if reason:
+            print(f"{name}: {reason}: shown, not judged")
+        for claim in judge(name, fresh, record, whole=whole):
+            counts = not reason and claim.judged
+            print(claim.line(judged=counts))
+            failed += counts and not claim.reproduced
             judged += counts
         for mark in fresh["disturbed"]:
             print(f"disturbed: {mark}")

@@ -1,28 +1,32 @@
-"""README's figures, whole tables and plots, drawn from the committed records: ``python benchmarks/draw.py``.
+"""Draw tables and plots from the committed records, into README.md, ``docs/`` and ``benchmarks/results``.
 
-``--check`` writes nothing, and fails if README or a table is not what the records say.
+    python -m benchmarks.records.draw            # write them
+    python -m benchmarks.records.draw --check    # write nothing, exit 1 if one differs from the records
+
+In README.md and ``docs/**/*.md`` a table stands between ``<!-- benchmarks: NAME -->`` and ``<!-- benchmarks: end -->``:
+``summary`` is five rows, ``tables`` is everything. Rows that stand elsewhere, below the same heading, are checked.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import records
-import roof
-
+from benchmarks.compare import roof
+from benchmarks.records import store
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
-from mri_edge.storage.atomic import write_whole
 
-README = records.CHECKOUT / "README.md"
-BEGIN, END = "<!-- benchmarks: drawn by benchmarks/draw.py -->", "<!-- benchmarks: end -->"
+BLOCK = re.compile(r"(<!-- benchmarks: (?!end)(\w+).*? -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
 RECORDS = ("compare", "cold_start", "roof")
 _LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
 _P90 = "p90"
-_HEAD = {  # title of each column: whether it holds numbers
+_HEADINGS = {  # title of each column: whether it contains numbers
     "model": False,
     "what runs": False,
     "artefact": False,
@@ -35,25 +39,75 @@ _HEAD = {  # title of each column: whether it holds numbers
 }
 _FRAMEWORKS = ("keras", "tf.function", "Olive")
 
+Row = dict[str, Any]
+Records = list[dict[str, Any]]  # those of RECORDS, of one kind of machine
 
-def short(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
-    """What README shows: each of our engines, the fastest of its libraries' own ways, Olive, Keras; and cold start."""
+
+def documents(root: Path) -> list[Path]:
+    """Return the files that may quote records."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def committed() -> dict[str, Records]:
+    """Return the records by kind of machine; accuracy only of models that ship.
+
+    Times stay true when a model is trained again or gets another threshold; its answers do not.
+    """
+    found = {kind: [_record(name, kind) for name in RECORDS] for kind in store.kinds()}
+    for compared, *_ in found.values():
+        thresholds = compared.get("thresholds", {})
+        for row in compared["rows"].values():
+            name = row["bundle"]
+            ships = compared["ships"][name]
+            if not ships or thresholds.get(name) != Bundle.open(EMBEDDED / name).manifest.threshold:
+                row.pop("accuracy", None)
+    return found
+
+
+def _record(name: str, kind: str) -> dict[str, Any]:
+    record = store.load(name, kind)
+    if record is None:
+        raise SystemExit(f"no record of {name} on {kind}: run it with --record")
+    return record
+
+
+def blocks(found: dict[str, Records], results: str) -> dict[str, str]:
+    """Return the text of each block by name; ``results`` is the path to ``benchmarks/results`` from the document."""
+    main = found[store.MAIN]
+    lines = [*_overview(*main), ""]
+    for kind, every in found.items():
+        if kind != store.MAIN:
+            lines += _other_machine(kind, *every)
+    links = ", ".join(f"[{kind}]({results}/{kind}/README.md)" for kind in found)
+    lines.append(f"Every row, by kind of machine: {links}.")
+    return {"summary": "\n".join(_summary(*main)), "tables": "\n".join(lines)}
+
+
+def _summary(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """Five rows: our fastest engine for each int8 file; and Olive, ``tf.function`` and Keras for the reference."""
+    best: dict[str, str] = {}
+    for key, row in _by_time(compared):
+        ours, reference = row["title"].startswith("mri-edge"), row["bundle"] == compared["baseline"].partition(":")[0]
+        if ours and row["artefact"] == "model.int8.onnx":
+            best.setdefault(row["bundle"], key)
+        elif not ours and reference and row["title"].startswith(_FRAMEWORKS):
+            best.setdefault(row["title"], key)
+    return [_circumstances(compared), "", *_table(compared, ceiling, best.values(), without=_P90)]
+
+
+def _overview(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """Each of our engines, the fastest of its libraries' own interfaces, Olive and Keras; and cold starts."""
     best: dict[tuple[str, str], str] = {}
     for key, row in _by_time(compared):
-        best.setdefault((row["bundle"], _way(row["title"])), key)
-    lines = [_circumstances(compared), "", *_table(compared, ceiling, set(best.values()), without=_P90), ""]
+        framework = next((name for name in _FRAMEWORKS if row["title"].startswith(name)), "a library's own interface")
+        group = row["title"] if row["title"].startswith("mri-edge") else framework
+        best.setdefault((row["bundle"], group), key)
+    lines = [_circumstances(compared), "", *_table(compared, ceiling, best.values(), without=_P90), ""]
     return [*lines, *_absent(compared), *_starts(started), "", *_notes(compared, started, ceiling)]
 
 
-def _way(title: str) -> str:
-    """What stands beside what: ours by the engine, Keras and Olive by their names, the others as one."""
-    if title.startswith("mri-edge"):
-        return title
-    return next((name for name in _FRAMEWORKS if title.startswith(name)), "a library's own")
-
-
-def brief(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
-    """What README shows of another kind of machine: our fastest of each model in int8 and in float, beside Keras."""
+def _other_machine(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
+    """Our fastest engine of each model in int8 and in float, beside Keras."""
     best: dict[tuple[str, bool], str] = {}
     for key, row in _by_time(compared):
         if row["title"].startswith("mri-edge"):
@@ -63,16 +117,16 @@ def brief(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling:
     return [*lines, *_starts(started, lambda name: "mri-edge predict" in name or name == started["baseline"]), ""]
 
 
-def whole(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
-    """Every row, with the spread: ``benchmarks/results/KIND/README.md``."""
-    return [
+def whole(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> str:
+    """Return ``benchmarks/results/KIND/README.md``: every row, with the spread."""
+    lines = [
         f"# All that was measured on `{kind}`",
         "",
-        "Drawn by `python benchmarks/draw.py` from the records beside this file.",
+        "Drawn by `python -m benchmarks.records.draw` from the records beside this file.",
         "",
         _circumstances(compared),
         "",
-        *_table(compared, ceiling, set(compared["rows"])),
+        *_table(compared, ceiling, compared["rows"]),
         "",
         *_absent(compared),
         *_starts(started),
@@ -82,102 +136,58 @@ def whole(kind: str, compared: dict[str, Any], started: dict[str, Any], ceiling:
         "",
         *(f"![{name}]({name}.svg)" for name in plots_of(compared)),
     ]
-
-
-def between(text: str) -> str:
-    """The generated part of README as it stands. Raises ValueError if its marks are gone."""
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return text[begin:end].strip("\n")
-
-
-def generated(found: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[Path, str]]:
-    """README's part, and each kind of machine's whole table by its file, as its committed records make them."""
-    others = [kind for kind in found if kind != records.MAIN]
-    links = ", ".join(f"[{kind}](benchmarks/results/{kind}/README.md)" for kind in found)
-    part = [*short(*found[records.MAIN]), ""]
-    for kind in others:
-        part += brief(kind, *found[kind])
-    part.append(f"Every row, by kind of machine: {links}.")
-    tables = {kind: "\n".join(whole(kind, *every)) + "\n" for kind, every in found.items()}
-    return "\n".join(part), {records.COMMITTED / kind / "README.md": text for kind, text in tables.items()}
+    return "\n".join(lines) + "\n"
 
 
 def plots_of(compared: dict[str, Any]) -> tuple[str, ...]:
-    """The plots that a record can be drawn as: those against accuracy want some."""
-    judged = any("accuracy" in row for row in compared["rows"].values())
-    return ("latency", "size", "cold_start") if judged else ("cold_start",)
+    """Return the plots that a record has the figures for."""
+    has_accuracy = any("accuracy" in row for row in compared["rows"].values())
+    return ("latency", "size", "cold_start") if has_accuracy else ("cold_start",)
 
 
-def committed() -> dict[str, list[dict[str, Any]]]:
-    """The records of each kind of machine, without the accuracy of any model but the one that ships.
-
-    Times stay true when a model is trained anew or gets another threshold; what it answered does not.
-    """
-    found = {kind: [_record(name, kind) for name in RECORDS] for kind in records.kinds()}
-    for compared, *_ in found.values():
-        known = compared.get("thresholds", {})
-        same = {
-            name
-            for name, ships in compared["ships"].items()
-            if ships and known.get(name) == Bundle.open(EMBEDDED / name).manifest.threshold
-        }
-        for row in compared["rows"].values():
-            if row["bundle"] not in same:
-                row.pop("accuracy", None)
-    return found
+def _by_time(compared: dict[str, Any]) -> list[tuple[str, Row]]:
+    measured = [(key, row) for key, row in compared["rows"].items() if "model" in row]
+    return sorted(measured, key=lambda item: item[1]["model"]["median"]["value"])
 
 
-def _record(name: str, kind: str) -> dict[str, Any]:
-    if (found := records.load(name, kind)) is None:
-        raise SystemExit(f"no record of {name} on {kind}: run it with --record")
-    return found
-
-
-def _by_time(compared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    ran = [(key, row) for key, row in compared["rows"].items() if "model" in row]
-    return sorted(ran, key=lambda item: item[1]["model"]["median"]["value"])
-
-
-def _table(compared: dict[str, Any], ceiling: dict[str, Any], wanted: set[str], without: str = "") -> list[str]:
-    shares = roof.shares(ceiling, compared)
-    columns = [title for title in _HEAD if title != without]
-    lines = [columns, ["---:" if _HEAD[title] else "---" for title in columns]]
+def _table(compared: dict[str, Any], ceiling: dict[str, Any], keys: Collection[str], without: str = "") -> list[str]:
+    fractions = roof.fractions(ceiling, compared)
+    lines = [list(_HEADINGS), ["---:" if numbers else "---" for numbers in _HEADINGS.values()]]
     for key, row in _by_time(compared):
-        if key in wanted:
-            share = shares.get(key)
-            cells = (
-                row["bundle"],
-                row["title"],
-                f"`{row['artefact']}`",
-                f"{row['size_bytes'] / 1e6:.2f}",
-                _spread(row["model"]["median"]),
-                _number(row["model"]["bounds"][_P90]),
-                _spread(row.get("times_faster")),
-                f"{share[1]:.0%}, {share[0]}" if share else "",
-                _accuracy(row),
+        if key in keys:
+            kind, fraction = fractions.get(key, ("", None))
+            lines.append(
+                [
+                    row["bundle"],
+                    row["title"],
+                    f"`{row['artefact']}`",
+                    f"{row['size_bytes'] / 1e6:.2f}",
+                    _spread(row["model"]["median"]),
+                    _number(row["model"]["bounds"][_P90]),
+                    _spread(row.get("times_faster")),
+                    "" if fraction is None else f"{fraction:.0%}, {kind}",
+                    _spread(row.get("accuracy"), "{:.3f}".format),
+                ]
             )
-            lines.append([cell for title, cell in zip(_HEAD, cells, strict=True) if title != without])
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    shown = [index for index, title in enumerate(_HEADINGS) if title != without]
+    return [f"| {' | '.join(cells[index] for index in shown)} |" for cells in lines]
 
 
 def _circumstances(compared: dict[str, Any]) -> str:
-    machine, libraries = compared["machine"], compared["libraries"]
-    olive = next((said["olive"] for said in compared["olive"].values() if said), None)
-    versions = libraries | ({"olive-ai": olive} if olive else {})
-    told = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
-    images = max(compared["images"].values(), default=0)
-    judged = f" Accuracy on the reference's {images} test images." if "latency" in plots_of(compared) else ""
-    return (
-        f"{machine['cpu'].partition(' (')[0]}, {_count(compared['threads'], 'thread')}; {told}; {_clock(compared)}. "
-        f"{_count(compared['rounds'], 'round')} in turn, each subject alone in its process; in brackets the lowest and "
-        f"the highest round.{judged}"
-    )
-
-
-def _clock(compared: dict[str, Any]) -> str:
+    olive = [facts["olive"] for facts in compared["olive"].values() if facts]
+    versions = compared["libraries"] | ({"olive-ai": olive[0]} if olive else {})
+    threads, rounds, cpu = compared["threads"], compared["rounds"], compared["machine"]["cpu"].partition(" (")[0]
+    libraries = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
+    load = f"load by {compared['driver']}"
     if compared["busy"]:
-        return "on a clock that stands still while a program waits for a core, because the machine had other work"
-    return f"load by {compared['driver']}"
+        load = "on a clock that excludes the time a program waits for a core, because the machine had other work"
+    images = max(compared["images"].values(), default=0)
+    accuracy = f" Accuracy on the reference's {images} test images." if "latency" in plots_of(compared) else ""
+    return (
+        f"{cpu}, {threads} thread{'s' * (threads != 1)}; {libraries}; {load}. "
+        f"{rounds} round{'s' * (rounds != 1)} in turn, each subject alone in its process; in brackets the lowest and "
+        f"the highest round.{accuracy}"
+    )
 
 
 def _absent(compared: dict[str, Any]) -> list[str]:
@@ -186,88 +196,88 @@ def _absent(compared: dict[str, Any]) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _starts(started: dict[str, Any], wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
-    chosen = [(name, row) for name, row in started["rows"].items() if wanted(name)]
-    rows = sorted(chosen, key=lambda item: item[1]["seconds"]["value"])
+def _starts(started: dict[str, Any], is_wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+    rows = sorted(started["rows"].items(), key=lambda item: item[1]["seconds"]["value"])
+    cells = [(name, _spread(row["seconds"]), _spread(row.get("times_faster"))) for name, row in rows if is_wanted(name)]
     unit = "CPU seconds" if started["busy"] else "seconds"
-    return [
-        f"| cold start, the whole process | {unit} | times the Keras script |",
-        "| --- | ---: | ---: |",
-        *(f"| {name} | {_spread(row['seconds'])} | {_spread(row.get('times_faster'))} |" for name, row in rows),
-    ]
+    heading = [f"| cold start, the whole process | {unit} | times the Keras script |", "| --- | ---: | ---: |"]
+    return [*heading, *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 def _notes(compared: dict[str, Any], started: dict[str, Any], ceiling: dict[str, Any]) -> list[str]:
-    best = ceiling["multiply_adds_per_second"]
     rates = " and ".join(
         f"{max(found.values()) / 1e9:.0f} G multiply-adds a second in {kind} ({max(found, key=found.__getitem__)})"
-        for kind, found in best.items()
+        for kind, found in ceiling["multiply_adds_per_second"].items()
         if found
     )
     work = ", ".join(f"{name} {count / 1e9:.3g} G" for name, count in compared["multiply_adds"].items() if count)
     disturbed = sorted({*compared["disturbed"], *started["disturbed"], *ceiling["disturbed"]})
-    others = [name for name, same in compared["ships"].items() if not same]
-    scaled = [name for name, found in compared.get("scaled_back", {}).items() if found]
-    return [
-        *(
-            f"The `{name}` measured here is another training of the network than the one that ships: times are alike, "
-            "accuracy is left out."
-            for name in others
-        ),
-        *(
-            f"`{name}` ships in int8 alone: Keras and the float files compute with its integers scaled back "
-            "(`benchmarks/whole_bundles.py`)."
-            for name in scaled
-        ),
-        f"The roof is the best of plain matrix products here: {rates}. An image takes {work} of them. "
-        "Nothing is trimmed. Not an MLPerf result.",
-        *([f"While this was measured, {'; '.join(disturbed)}."] if disturbed else []),
+    lines = [
+        f"The `{name}` measured here is another training of the network than the one that ships: times are alike, "
+        "accuracy is left out."
+        for name, ships in compared["ships"].items()
+        if not ships
     ]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    lines += [
+        f"`{name}` ships in int8 alone: Keras and the float files compute with its integers scaled back "
+        "(`scripts/whole_bundles.py`)."
+        for name, scaled in compared.get("scaled_back", {}).items()
+        if scaled
+    ]
+    lines.append(
+        f"The roof is the best of plain matrix products here: {rates}. An image takes {work} of them. "
+        "Nothing is trimmed. Not an MLPerf result."
+    )
+    return [*lines, *([f"While this was measured, {'; '.join(disturbed)}."] if disturbed else [])]
 
 
 def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _spread(one: dict[str, float] | None) -> str:
-    if one is None:
-        return ""
-    return f"{_number(one['value'])} ({_number(one['low'])} to {_number(one['high'])})"
+def _spread(spread: dict[str, float] | None, number: Callable[[float], str] = _number) -> str:
+    return "{} ({} to {})".format(*(number(spread[name]) for name in ("value", "low", "high"))) if spread else ""
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    if "accuracy" not in row:
-        return ""
-    found = row["accuracy"]
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+def drawn(text: str, path: Path, found: dict[str, Records]) -> str:
+    """Return a document with all of its blocks as the records say."""
+    texts = blocks(found, Path(os.path.relpath(store.COMMITTED, path.parent)).as_posix())
+    return BLOCK.sub(lambda match: f"{match[1]}\n{texts.get(match[2], texts['tables'])}\n\n{match[3]}", text)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Draw, or check; 0 if all is well."""
+def misquoted(text: str, found: dict[str, Records]) -> Iterator[str]:
+    """Yield the rows below a heading of our tables that no record gives, wherever they stand in a document."""
+    texts = [*blocks(found, "").values(), *(whole(kind, *every) for kind, every in found.items())]
+    known = "\n".join(texts).splitlines()
+    headings = {heading for heading, line in pairwise(known) if line.startswith("| ---")}
+    inside = False
+    for line in text.splitlines():
+        inside = line in headings or (inside and line.startswith("|"))
+        if inside and line not in known:
+            yield line
+
+
+def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> int:
+    """Write or check everything; return 0 if it agrees with the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if README is not what the records say")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if something differs")
+    check = parser.parse_args(arguments).check
     found = committed()
-    text, (wanted, tables) = README.read_text(encoding="utf-8"), generated(found)
-    if chosen.check:
-        drawn = between(text) == wanted and all(
-            table.is_file() and table.read_text(encoding="utf-8") == content for table, content in tables.items()
-        )
-        return int(not drawn)
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    write_whole(README, f"{text[:begin]}\n\n{wanted}\n\n{text[end:]}")
-    from plots import draw_all
+    wanted = {store.COMMITTED / kind / "README.md": whole(kind, *every) for kind, every in found.items()}
+    texts = {path: path.read_text(encoding="utf-8") for path in documents(root)}
+    wanted |= {path: drawn(text, path, found) for path, text in texts.items() if BLOCK.search(text)}
+    wrong = [f"{path.name}: no record says {row}" for path, text in texts.items() for row in misquoted(text, found)]
+    if check:
+        wrong += [f"{path}: differs" for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+    else:
+        from benchmarks.records.plots import draw_all
 
-    for table, content in tables.items():
-        write_whole(table, content)
-    for kind, (compared, started, _) in found.items():
-        draw_all(records.COMMITTED / kind, plots_of(compared), compared, started)
-    print(f"drawn: {README.name}, and tables and plots in {records.COMMITTED.relative_to(records.CHECKOUT)}")
-    return 0
+        for path, text in wanted.items():
+            path.write_text(text, encoding="utf-8")
+        for kind, (compared, started, _) in found.items():
+            draw_all(store.COMMITTED / kind, plots_of(compared), compared, started)
+    print("\n".join(wrong) or "tables and plots agree with the records")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -1,74 +1,100 @@
-"""Where records lie: committed ones in ``benchmarks/results``, by kind of machine, fresh ones in ``build/bench``."""
+"""Read and write measurement records: committed ones in ``benchmarks/results/KIND``, fresh ones in ``build/bench``."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import CHECKOUT
 from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import machine_facts
 from mri_edge.scans.readers import picture
-from mri_edge.storage.atomic import make_folder, sha256_of, write_whole
+from mri_edge.storage.atomic import sha256_of
 
-CHECKOUT = Path(__file__).parents[1]
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
-MAIN = "x86_64-avx2"  # the kind of machine whose record README shows in full
-# What a kind is named after, the best first: on these instructions the time of int8, and so most ratios, depend.
-_DECISIVE = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
+MAIN = "x86_64-avx2"  # the kind of machine whose record the summary shows in full
+# A kind is named after the first of these that it has, because the speed of int8, and so most ratios, depend on it.
+_INT8_INSTRUCTIONS = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
+
+
+def parse_arguments(description: str | None, busy: str, arguments: list[str] | None, **options: Any) -> Any:
+    """Parse ``--record``, ``--busy`` (described by ``busy``) and further options, given as NAME=settings."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write the committed record")
+    parser.add_argument("--busy", action="store_true", help=f"for a machine with other work: {busy}")
+    for name, settings in options.items():
+        parser.add_argument(f"--{name}", **settings)
+    return parser.parse_args(arguments)
+
+
+def facts(libraries: dict[str, str]) -> dict[str, Any]:
+    """Return what begins every record: time, machine, versions of libraries."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"created": created, "machine": machine_facts(), "libraries": libraries}
 
 
 def data_folder() -> Path | None:
-    """The real scans: ``MRI_EDGE_DATA``, else beside the checkout; None where there are none."""
+    """Return the folder of real scans, ``MRI_EDGE_DATA`` or beside the checkout; None if it does not exist."""
     folder = Path(os.environ.get("MRI_EDGE_DATA") or CHECKOUT.parent / "shared" / "data")
     return folder if (folder / "navoneel" / "yes").is_dir() else None
 
 
-def kind_of_machine(facts: dict[str, Any]) -> str:
-    """The folder of a machine's records: its architecture and its best instructions for int8."""
-    name, _, instructions = facts["cpu"].rpartition("): ")
+def kind_of_machine(machine: dict[str, Any]) -> str:
+    """Return the folder name for a machine's records: its architecture and its best instructions for int8."""
+    name, _, instructions = machine["cpu"].rpartition("): ")
     architecture, has = name.rpartition("(")[2], instructions.split(", ")
-    return "-".join([architecture, *[one for one in _DECISIVE if one in has][:1]])
+    return "-".join([architecture, *[one for one in _INT8_INSTRUCTIONS if one in has][:1]])
 
 
 def same_machine(fresh: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether both were made on the same CPU with as many cores and threads, as far as they say.
+    """Return whether both were made on the same CPU with as many cores and threads; a missing number matches any.
 
-    Under a hypervisor the name of a CPU is little more than its maker's; an older record may lack a number.
+    Under a hypervisor the name of a CPU often says only who made it, so cores and threads are compared as well.
     """
 
-    def where(one: dict[str, Any]) -> tuple[Any, ...]:
-        return one["machine"]["cpu"], one["machine"].get("cores"), one.get("threads")
+    def where(record: dict[str, Any]) -> tuple[Any, ...]:
+        return record["machine"]["cpu"], record["machine"].get("cores"), record.get("threads")
 
-    return all(ours == its or None in (ours, its) for ours, its in zip(where(fresh), where(record), strict=True))
+    pairs = zip(where(fresh), where(record), strict=True)
+    return all(ours == theirs or None in (ours, theirs) for ours, theirs in pairs)
 
 
 def kinds() -> list[str]:
-    """The kinds of machine with committed records, README's first."""
-    return sorted((one.name for one in COMMITTED.iterdir() if one.is_dir()), key=lambda one: (one != MAIN, one))
+    """Return the kinds of machine with committed records, ``MAIN`` first."""
+    return sorted(
+        (folder.name for folder in COMMITTED.iterdir() if folder.is_dir()), key=lambda kind: (kind != MAIN, kind)
+    )
 
 
 def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
-    """Write a record whole, and say where."""
+    """Write a record and print its path."""
     folder = COMMITTED / kind_of_machine(record["machine"]) if committed else FRESH
-    make_folder(folder)
     path = folder / f"{name}.json"
-    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write(path, record)
     print(f"written: {path.relative_to(CHECKOUT)}")
     return path
 
 
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record to ``path``, whose folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def load(name: str, kind: str | None = None) -> dict[str, Any] | None:
-    """The committed record of a kind of machine; by default of this one, or README's where this one has none."""
+    """Return the committed record of ``kind``, by default this machine's or else ``MAIN``; None without one."""
     if kind is None:
         return load(name, kind_of_machine(machine_facts())) or load(name, MAIN)
     return _read(COMMITTED / kind / f"{name}.json")
 
 
 def load_fresh(name: str) -> dict[str, Any] | None:
-    """What was measured last without ``--record``, or None."""
+    """Return what was last measured without ``--record``, or None."""
     return _read(FRESH / f"{name}.json")
 
 
@@ -77,9 +103,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
-    """The reference's test images with their labels and Keras' probabilities, as ``parity.json`` has them; or none.
+    """Return the test images of ``parity.json`` with labels and Keras' probabilities; empty without data or that file.
 
-    A bundle that ships knows images by their hashes alone: ``file`` is where the image lies below ``data``.
+    A shipped bundle identifies images by hash alone, so ``file``, relative to ``data``, is found by hashing.
     """
     entry = next((document for document in bundle.manifest.documents if document.file == "parity.json"), None)
     if data is None or entry is None:

@@ -1,4 +1,4 @@
-"""Lets the suites here import their shared helper by name: this folder is no package and is not installed."""
+"""Make the checkout importable for the suites, and report what they measure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
 
-from paired import ENVIRONMENT
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-# What the suites open in this process goes by no profile of this machine either.
+from benchmarks.processes import ENVIRONMENT
+
+# Models that the suites open in this process ignore the profiles of this machine, too.
 os.environ["MRI_EDGE_PROFILE_DIR"] = ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]
+
+
+@pytest.fixture
+def report(record_property):
+    """A function that prints a figure and records it as a property of the test: NAME, VALUE."""
+
+    def write(name: str, value: float) -> None:
+        record_property(name, round(value, 3))
+        print(f"{name}: {value:.3g}")
+
+    return write

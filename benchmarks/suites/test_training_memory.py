@@ -1,4 +1,4 @@
-"""Peak memory of a training on 20,000 pictures beside that on 2,000: it must not grow with their pixels."""
+"""Peak memory of a training on 20,000 images, beside 2,000: it must not grow with their pixels."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paired import script
 from PIL import Image
+
+from benchmarks.processes import script
 
 pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
 
 FEW, MANY = 2_000, 20_000
 PIXEL_BYTES = 128 * 128 * 3
-# What has an entry a picture (names, hashes, labels, tasks of a thread pool) is some kilobytes each.
-ALLOWED = 0.25
+# Names, hashes, labels and tasks of a thread pool take a few kilobytes an image.
+ALLOWED = 0.25  # of the pixels
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> dict[int, Path]:
-    """A data folder of each size; smooth random pictures, no two alike."""
+    """A data folder of each size, with smooth random images, all different."""
     rng = np.random.default_rng(0)
     folders = {count: tmp_path_factory.mktemp("pictures") / str(count) for count in (FEW, MANY)}
     for folder in folders.values():
@@ -38,7 +39,7 @@ def pictures(tmp_path_factory) -> dict[int, Path]:
 
 
 def peak_bytes(command: list[str]) -> int:
-    """Largest anonymous memory of the process while it ran: file pages, which the system takes back, left out."""
+    """Return the largest anonymous memory of a process: file pages, which the system can reclaim, do not count."""
     process = subprocess.Popen(command)
     status = Path(f"/proc/{process.pid}/status")
     peak = 0
@@ -52,12 +53,12 @@ def peak_bytes(command: list[str]) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("recipe", ["reference", "robust"])
-def test_memory_does_not_grow_with_the_pixels(recipe, pictures, tmp_path, record_property):
+def test_memory_does_not_grow_with_the_pixels(recipe, pictures, tmp_path, report):
     few, many = (
         peak_bytes(script("train_tiny_network.py", recipe, pictures[count], tmp_path / str(count)))
         for count in (FEW, MANY)
     )
     grown, pixels = many - few, (MANY - FEW) * PIXEL_BYTES
-    record_property("memory grown / pixels more", round(grown / pixels, 3))
-    print(f"{recipe}: {few / 1e6:.0f} MB with {FEW} pictures, {many / 1e6:.0f} MB with {MANY}: {grown / pixels:.0%}")
+    report(f"{recipe}: MB with {FEW} images", few / 1e6)
+    report(f"{recipe}: memory growth / growth of pixels, {MANY} images", grown / pixels)
     assert grown < ALLOWED * pixels

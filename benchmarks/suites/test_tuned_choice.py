@@ -1,15 +1,12 @@
-"""What ``mri-edge tune`` chooses beside every engine used naively: the rule's artefact, all cores, batch 1 or 8."""
+"""What ``mri-edge tune`` chooses, beside every engine with the default artefact, all cores, and batch 1 or 8."""
 
 from __future__ import annotations
 
-import statistics
-import subprocess
-
 import pytest
-from paired import ENVIRONMENT, program, script
-from subjects import bundles
 
-from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
+from benchmarks.compare.subjects import bundles
+from benchmarks.processes import ENVIRONMENT, output, program, ratio_of_medians, script
+from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import engine_files
 from mri_edge.errors import MriEdgeError
@@ -17,49 +14,37 @@ from mri_edge.inference.selection import DEFAULT_BATCH, select
 from mri_edge.inference.tuned_profile import load_profile
 
 ROUNDS = 5
-# Two runs of the same choice on the same machine are this far apart.
-NOISE = 1.05
+NOISE = 1.05  # the ratio of two runs of the same choice on the same machine
+
+BUNDLE = bundles()[DEFAULT_MODEL]
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    """The default model with artefacts for several engines, if it is here whole."""
-    return bundles()[DEFAULT_MODEL]
-
-
-@pytest.fixture(scope="module")
-def profiles(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory):
-    """A folder with the profile that tune makes now."""
+def profiles(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with the profile that ``tune`` makes now."""
     folder = tmp_path_factory.mktemp("profiles")
-    command = program("tune", "--model", bundle.folder)
-    subprocess.run(command, check=True, capture_output=True, env={**ENVIRONMENT, "MRI_EDGE_PROFILE_DIR": str(folder)})
+    output(program("tune", "--model", BUNDLE.folder), env={**ENVIRONMENT, "MRI_EDGE_PROFILE_DIR": str(folder)})
     return folder
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["single", "many"])
-def test_tuned_choice_is_no_slower_than_any_engine_used_naively(bundle, profiles, many, monkeypatch, record_property):
-    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(profiles / "none"))
+def test_tuned_choice_is_no_slower_than_any_engine_by_default(profiles, many, report):
     batch = DEFAULT_BATCH if many else 1
-    ways = {}
-    for name, one in engine_files().items():
-        if not one.MODULE or one.missing():
+    best = load_profile(BUNDLE, profiles).best(many=many)
+    choices = {"tuned": (best.artefact, best.engine, best.threads, best.batch)}
+    for name, engine in engine_files().items():
+        if not engine.MODULE or engine.missing():
             continue
         try:
-            ways[name] = (select(bundle, engine=name).artefact.file, name, available_cpus(), batch)
-        except MriEdgeError:  # the bundle has nothing for it
+            choices[name] = (select(BUNDLE, engine=name).artefact.file, name, available_cpus(), batch)
+        except MriEdgeError:  # the bundle has no artefact for it
             continue
-    best = load_profile(bundle, profiles).best(many=many)
-    ways["tuned"] = (best.artefact, best.engine, best.threads, best.batch)
-    seconds = {name: [] for name in ways}
+    seconds = {name: [] for name in choices}
     for _ in range(ROUNDS):
-        for name, (artefact, engine, threads, size) in ways.items():
-            command = script("run_artefact.py", bundle.folder / artefact, size, threads, engine)
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
-            seconds[name].append(float(done.stdout.splitlines()[-1]) / size)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
-    print(f"{'many' if many else 'single'} scans, tuned: {ways['tuned']}")
-    for name in ways:
-        ratio = medians[name] / medians["tuned"]
-        record_property(f"{'many' if many else 'single'}: {name} / tuned", round(ratio, 2))
-        print(f"  {name}: {ratio:.2f} times the tuned time a scan")
+        for name, (artefact, engine, threads, size) in choices.items():
+            command = script("run_artefact.py", BUNDLE.folder / artefact, size, threads, engine)
+            seconds[name].append(float(output(command)[-1]) / size)
+    for name in choices:
+        ratio = ratio_of_medians(seconds, name, "tuned")
+        report(f"{'many' if many else 'single'} scans: {name} / {choices['tuned']}", ratio)
         assert ratio >= 1 / NOISE

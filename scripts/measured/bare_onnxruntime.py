@@ -1,6 +1,6 @@
-"""The barest script that classifies one scan with ONNX Runtime: what `mri-edge predict` is measured against.
+"""Classify one scan with the shortest ONNX Runtime script, beside which `mri-edge predict` is measured.
 
-MODEL SCAN [THREADS]: as many threads as the library takes by itself, unless told.
+Arguments: MODEL SCAN [THREADS]; by default the library chooses the threads.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The same prediction the way a notebook does it: load the .keras file, `model.predict` on one scan."""
+"""Classify one scan as a notebook does: load the .keras file, then `model.predict`. Arguments: MODEL SCAN."""
 
 import sys
 

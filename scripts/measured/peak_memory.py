@@ -1,6 +1,6 @@
-"""Run a command and print the largest resident set that the kernel counts for it, in its own unit: COMMAND [ARG ...].
+"""Run a command and print its largest resident set, in the unit of the kernel. Arguments: COMMAND [ARG ...].
 
-A process of its own: a child is born with the peak of the process that starts it, and a test suite's is large.
+A child starts with the peak of its parent, and a test suite's is large: so this small program is the parent.
 """
 
 import os

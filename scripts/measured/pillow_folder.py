@@ -1,4 +1,4 @@
-"""What Pillow alone takes to decode and resize every scan of a folder with all cores: FOLDER; prints scans a second."""
+"""Print how many scans of FOLDER Pillow alone decodes and resizes a second, on all cores."""
 
 import os
 import sys

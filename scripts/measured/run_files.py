@@ -1,6 +1,6 @@
-"""Scans a second from files and from arrays in memory, in turn, in one engine: MODEL FOLDER ROUNDS; one JSON object.
+"""Print the scans a second from files, from arrays in memory, and of decoding and resizing alone, as JSON.
 
-Also what decoding and resizing alone would reach: below the engine's rate they are the bound.
+Arguments: MODEL FOLDER ROUNDS. The three run in turn, in one process.
 """
 
 import json
@@ -28,7 +28,7 @@ def from_files():
 
 def from_memory():
     for first in range(0, len(paths), len(batch)):
-        classifier.engine.run(batch[: len(paths) - first])  # as from files: the last batch is what is left
+        classifier.engine.run(batch[: len(paths) - first])  # the last batch is smaller, as from files
 
 
 def prepare():
@@ -46,6 +46,6 @@ rates = {"files": [], "memory": [], "decoding on one core": []}
 for number in range(rounds + 1):
     found = rate(from_files, len(paths)), rate(from_memory, len(paths)), rate(prepare, len(paths[::10]))
     if number:
-        for name, one in zip(rates, found, strict=True):
-            rates[name].append(one)
+        for name, value in zip(rates, found, strict=True):
+            rates[name].append(value)
 print(json.dumps({name: median(found) for name, found in rates.items()}))

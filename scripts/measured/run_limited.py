@@ -1,4 +1,4 @@
-"""Cores that may be used, threads of the engine, and cores really kept busy by one second of predictions: SCAN."""
+"""Print the cores that may be used, the threads of the engine, and the cores that predicting SCAN keeps busy."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""One epoch of a recipe on a backbone of three small convolutions, so that many pictures take little time."""
+"""Train one epoch of RECIPE on DATA into OUT, with a backbone of three small convolutions to save time."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ name, data, out = sys.argv[1:]
 
 
 def build_backbone(weights, height, width):
-    """As the real one: (N, height, width, 3) -> (N, height // 32, width // 32, 512), layers named alike."""
+    """Map (N, height, width, 3) to (N, height // 32, width // 32, 512), with the layer names of VGG16."""
     layers = keras.layers
     entry = tensor = keras.Input((height, width, 3))
     for block, (channels, step) in {1: (4, 8), 3: (8, 2), 5: (512, 2)}.items():

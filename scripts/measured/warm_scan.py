@@ -1,8 +1,8 @@
-"""Milliseconds of warm single scans, file to answer, in medians: MODEL SCAN ROUNDS; one JSON object.
+"""Print median milliseconds of warm single scans, from file to answer, as JSON. Arguments: MODEL SCAN ROUNDS.
 
-In every round: the whole prediction, the engine's run inside of it, and what Pillow alone takes to decode the same
-file, and to decode and resize it as a script would. Our own part is CPU time of the calling thread, which other
-programs on the machine do not lengthen: whole, less the engine's run, less Pillow's decoding.
+Each round measures the whole prediction, the engine's run inside it, and Pillow alone decoding, and decoding and
+resizing, the same file. "own" is CPU time of the calling thread, which other programs do not affect: the prediction
+without the engine's run and Pillow's decoding.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What both Keras peers share: the model, its threads, and the manifest's normalisation."""
+"""Load a Keras model for both Keras peers, with its threads and the normalization of its manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def load(model, threads):
-    """The Keras model and a function from uint8 RGB to what it takes."""
+    """Return the Keras model, and the function that turns uint8 RGB into its input."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 

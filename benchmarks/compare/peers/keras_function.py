@@ -1,10 +1,10 @@
-"""The Keras model behind ``tf.function``: TensorFlow's own advice for many small calls."""
+"""The Keras model in ``tf.function``, as TensorFlow recommends for many small calls."""
 
 from __future__ import annotations
 
 
 def open(model, threads):
-    from peers._keras import load
+    from benchmarks.compare.peers._keras import load
 
     network, normalise = load(model, threads)
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""LiteRT by its own Python interface: allocate once for each batch size, set, invoke, get."""
+"""LiteRT through its own Python interface; tensors are allocated again when the batch size changes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""mri-edge itself: an engine, by its name in ``runtime/engines``, on as many threads as all others here.
+"""mri-edge itself: one engine of ``runtime/engines``, on as many threads as the other peers.
 
-``predict`` opens it alike, but for a network below 1 MiB, which it runs on one thread.
+``predict`` opens it the same way, except that it runs a network below 1 MiB on one thread.
 """
 
 from __future__ import annotations

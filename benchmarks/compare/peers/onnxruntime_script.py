@@ -1,4 +1,4 @@
-"""The plain ONNX Runtime script: a session with its defaults, and as many threads as all others."""
+"""A plain ONNX Runtime script: a session with default options, on as many threads as the other peers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""OpenVINO by its own Python interface, tuned for latency as its documentation says.
+"""OpenVINO through its own Python interface, tuned for latency as its documentation says.
 
-Left alone it computes float32 models in bfloat16 where the CPU can; mri-edge holds it to float32.
+By default it computes float32 models in bfloat16 where the CPU can; mri-edge sets float32.
 """
 
 from __future__ import annotations
