@@ -82,17 +82,17 @@ bench: export MRI_EDGE_DATA = $(abspath $(DATA))
 # BUSY=1: for a machine with other work. It skips the suites, whose ratios need both cores, and does not judge claims.
 # Failed claims do not stop the suites; either failure sets the exit code.
 bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## measure every figure of README and compare with the record (BUSY=1, OLIVE=python)
-	$(BIN)/python benchmarks/compare.py $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
-	$(BIN)/python benchmarks/cold_start.py $(if $(BUSY),--busy)
-	$(BIN)/python benchmarks/roof.py $(if $(BUSY),--busy)
-	$(BIN)/python benchmarks/claims.py; claims=$$?; \
-		$(if $(BUSY),echo "suites: left out on a busy machine",$(BIN)/pytest benchmarks -s) && exit $$claims
+	$(BIN)/python -m benchmarks.compare.engines $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
+	$(BIN)/python -m benchmarks.compare.cold_start $(if $(BUSY),--busy)
+	$(BIN)/python -m benchmarks.compare.roof $(if $(BUSY),--busy)
+	$(BIN)/python -m benchmarks.records.claims; claims=$$?; \
+		$(if $(BUSY),echo "suites: left out on a busy machine",$(BIN)/pytest benchmarks/suites -s) && exit $$claims
 
 bundles/vgg16/model.keras: | $(VENV)/.dev
-	$(BIN)/python benchmarks/whole_bundles.py --data $(DATA)
+	$(BIN)/python -m scripts.whole_bundles --data $(DATA)
 
 bench-smoke: $(VENV)/.dev  ## compare accuracy and relative latency with the record, in a minute
-	$(BIN)/python benchmarks/smoke.py
+	$(BIN)/python -m benchmarks.guard.smoke
 
 model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
@@ -105,8 +105,8 @@ small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
 	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
 	$(BIN)/mri-edge train --recipe small --cv 3 --data $(DATA) --backbone-weights torchvision \
-		--out benchmarks/crossval/small
-	$(BIN)/python scripts/set_threshold.py bundles/small benchmarks/crossval/small/crossval.json
+		--out docs/evidence/crossval/small
+	$(BIN)/python scripts/set_threshold.py bundles/small docs/evidence/crossval/small/crossval.json
 	$(BIN)/mri-edge bundle slim bundles/small --artefact model.int8.onnx --artefact model.int8.tflite \
 		--artefact model.onnx --out runtime/models/small --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg

@@ -1,6 +1,6 @@
-"""Kill ``mri-edge watch`` with SIGKILL at random moments while scans arrive, then count: one result a scan?
+"""Kill ``mri-edge watch`` at random moments while scans arrive, then check that each scan has exactly one result.
 
-The acceptance run is ``python scripts/kill_watch.py --scans 2000 --kills 20``; the tests run a smaller one.
+The acceptance run is ``python scripts/kill_watch.py --scans 2000 --kills 20``; tests run a smaller one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PROGRAM = Path(sys.executable).with_name("mri-edge")
 
 
 def deliver(folder: Path, count: int, chance: random.Random, *, ahead: int = 1_000_000) -> None:
-    """Write ``count`` different scans as senders do: in pieces under their name, or whole by a rename.
+    """Write ``count`` different scans as senders do: half of them in pieces, the others by a rename.
 
-    It waits while more than ``ahead`` of them lie there.
+    It pauses while more than ``ahead`` files wait in the folder.
     """
     pixels = np.random.default_rng(chance.randrange(1 << 32))
     for number in range(count):
@@ -48,30 +48,30 @@ def deliver(folder: Path, count: int, chance: random.Random, *, ahead: int = 1_0
 
 
 def count_of(folder: Path) -> int:
-    """Finished files in a folder; those in the making begin with a dot."""
+    """Return the number of files in a folder, without temporary ones, whose names begin with a dot."""
     return sum(not path.name.startswith(".") for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def faults(incoming: Path, out: Path, count: int) -> list[str]:
-    """Everything that is not as it must be after the last run."""
+    """Return everything that is wrong after the last run."""
     names = [f"{number:05d}.png" for number in range(count)]
     found = []
-    for folder, wanted in ((out / "done", names), (out / "results", [f"{one}.json" for one in names])):
-        there = {path.name for path in folder.iterdir()}
-        found += [f"{folder.name}/{one}: missing" for one in sorted(set(wanted) - there)]
-        found += [f"{folder.name}/{one}: should not be there" for one in sorted(there - set(wanted))]
+    for folder, wanted in ((out / "done", names), (out / "results", [f"{name}.json" for name in names])):
+        existing = {path.name for path in folder.iterdir()}
+        found += [f"{folder.name}/{name}: missing" for name in sorted(set(wanted) - existing)]
+        found += [f"{folder.name}/{name}: unexpected" for name in sorted(existing - set(wanted))]
     found += [f"failed/{path.name}" for path in (out / "failed").iterdir()]
     found += [f"{path.name}: left behind" for path in incoming.iterdir() if not path.name.startswith(".")]
     for name in names if not found else ():
         record = json.loads((out / "results" / f"{name}.json").read_text())
         content = (out / "done" / name).read_bytes()
         if record["sha256"] != hashlib.sha256(content).hexdigest() or Path(record["file"]).name != name:
-            found.append(f"results/{name}.json: is of another scan")
+            found.append(f"results/{name}.json: belongs to another scan")
     return found
 
 
 def main() -> int:
-    """Run it. Exit code 0: every scan has exactly one result, and enough kills hit a working program."""
+    """Return 0 if every scan has exactly one result, and enough kills hit a program at work."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
@@ -88,10 +88,10 @@ def main() -> int:
         sender.start()
         results, done = out / "results", out / "done"
         kills = idle = between = 0
-        # The moments: random numbers of results, and then up to 30 ms into what follows.
+        # Kill after a random number of results, and up to 30 ms later.
         for wanted in sorted(chance.sample(range(1, options.scans), options.kills)):
             wanted = max(wanted, count_of(results) + 1)  # noqa: PLW2901
-            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
                 while process.poll() is None and count_of(results) < wanted:
                     time.sleep(0.003)
                 time.sleep(chance.uniform(0, 0.03))
@@ -100,7 +100,7 @@ def main() -> int:
             idle += not any(path.suffix == ".png" for path in incoming.iterdir())
             between += count_of(results) > count_of(done)  # the result was written, the scan not yet moved
         sender.join()
-        last = subprocess.run([*command, "--once"], stdout=subprocess.PIPE, check=False)  # noqa: S603
+        last = subprocess.run([*command, "--once"], stdout=subprocess.PIPE, check=False)
         found = faults(incoming, out, options.scans)
         print(f"{options.scans} scans, {kills} of {options.kills} runs killed:")
         print(f"{between} between a result and its move, {idle} with nothing left to do")

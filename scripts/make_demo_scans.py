@@ -2,9 +2,9 @@
 
     python scripts/make_demo_scans.py [FOLDER]
 
-The template is the average T1 brain of 152 people that comes inside the ``nilearn`` wheel (extra
-``dev``; see ``examples/NOTICE``). It is stripped of its skull, so a skull and a scalp are drawn
-around it. Seeded: two runs give the same pictures. They show that the program runs, no more.
+The template is the average T1 brain of 152 people, from the ``nilearn`` wheel (extra ``dev``; see ``examples/NOTICE``).
+It has no skull, so a skull and a scalp are drawn around it. Fixed seeds give the same pictures in every run. They only
+show that the program runs.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ TEMPLATE = Path(nilearn.__file__).parent / "datasets/data/mni_icbm152_t1_tal_nli
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 SIZE = 256  # pixels
-FIELD = 232.0  # mm, as on a usual head scan
-CENTRE = (0.0, -18.0)  # mm, right and forward: middle of the template's brain
+FIELD = 232.0  # field of view in mm, as usual for a head scan
+CENTER = (0.0, -18.0)  # mm, right and forward: the middle of the template's brain
 
 Picture = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion as it looks after contrast agent; lengths in mm, grey levels in [0, 1].
+    """A lesion as it looks with contrast agent; lengths in mm, gray levels in [0, 1].
 
-    ``rim`` is the width of the bright border (the whole lesion if it is as wide as ``radius``),
-    ``oedema`` the width of the darker swelling around it, ``push`` how far it moves the tissue.
+    ``rim`` is the width of the bright border (the whole lesion is bright if it equals ``radius``), ``oedema`` the width
+    of the darker swelling around it, ``push`` how far it displaces the tissue.
     """
 
     x: float
@@ -64,11 +64,11 @@ SCANS = (
     Scan("mni152-slice-1", 4, gamma=1.6, gain=0.66),
     Scan("mni152-slice-2", 20, gamma=1.3, gain=0.5),
     Scan("mni152-slice-3", 38, gamma=1.9, gain=0.75),
-    # A ring around a dead core, as glioblastoma shows it.
+    # A ring around a necrotic core, like a glioblastoma.
     Scan("phantom-1", 24, gain=0.42, lesions=(Lesion(-36, 22, radius=17, rim=5, oedema=17, push=7),)),
-    # A bright, even mass that sits on the skull, as meningioma shows it.
+    # A bright, uniform mass at the skull, like a meningioma.
     Scan("phantom-2", 34, gain=0.45, lesions=(Lesion(40, 14, radius=20, rim=20, oedema=7, push=9, bright=0.82),)),
-    # Several small ones, as metastases show.
+    # Several small ones, like metastases.
     Scan(
         "phantom-3",
         14,
@@ -83,17 +83,17 @@ SCANS = (
 
 
 def draw(scan: Scan, volume: Picture) -> NDArray[np.uint8]:
-    """One scan from the template's ``volume`` (197, 233, 189): uint8 (SIZE, SIZE), front of the head on top."""
+    """Draw a scan from the template's ``volume`` (197, 233, 189): uint8 (SIZE, SIZE), front of the head on top."""
     rng = np.random.default_rng([ord(letter) for letter in scan.name])
     step = FIELD / SIZE
     along = (np.arange(SIZE) + 0.5) * step - FIELD / 2
-    x, y = np.meshgrid(along + CENTRE[0], CENTRE[1] - along)
+    x, y = np.meshgrid(along + CENTER[0], CENTER[1] - along)
 
     outline = ndimage.gaussian_filter(_outside(_sample(volume, x, y, scan.height), step), 2.5 / step)
     inside = _soft(-outline, 1)
     shapes = [_distance(lesion, x, y, rng) for lesion in scan.lesions]
     for lesion, (distance, dx, dy) in zip(scan.lesions, shapes, strict=True):
-        # Tissue that is pushed aside is found nearer to the lesion's middle than it now lies.
+        # Displaced tissue is sampled closer to the middle of the lesion than where it is drawn.
         moved = lesion.push * np.exp(-np.maximum(distance, 0) / (2.5 * lesion.push)) * inside
         x, y = x - moved * dx, y - moved * dy
 
@@ -109,20 +109,20 @@ def draw(scan: Scan, volume: Picture) -> NDArray[np.uint8]:
 
 
 def _sample(volume: Picture, x: Picture, y: Picture, height: float) -> Picture:
-    """Template values in [0, 1] at MNI coordinates in mm; its affine is a shift by (98, 134, 72)."""
+    """Return template values in [0, 1] at MNI coordinates in mm; its affine is a shift by (98, 134, 72)."""
     points = np.stack([x + 98, y + 134, np.full_like(x, height + 72)])
     return ndimage.map_coordinates(volume, points, order=1, mode="constant") / 255
 
 
 def _outside(brain: Picture, step: float) -> Picture:
-    """Distance in mm from the outline of the brain with its furrows closed; negative inside."""
+    """Return the distance in mm from the outline of the brain with closed sulci; negative inside."""
     disc = np.hypot(*np.mgrid[-14:15, -14:15]) <= 14
     filled = ndimage.binary_fill_holes(ndimage.binary_closing(brain > 0.1, disc))
     return (ndimage.distance_transform_edt(~filled) - ndimage.distance_transform_edt(filled)) * step
 
 
 def _distance(lesion: Lesion, x: Picture, y: Picture, rng: np.random.Generator) -> tuple[Picture, Picture, Picture]:
-    """Distance in mm from the lesion's wavy border (negative inside), and the direction away from its middle."""
+    """Return the distance in mm from the lesion's wavy border, negative inside, and the direction from its middle."""
     dx, dy = x - lesion.x, y - lesion.y
     away = np.hypot(dx, dy) + 1e-6
     angle = np.arctan2(dy, dx)
@@ -144,8 +144,8 @@ def _add(brain: Picture, lesion: Lesion, distance: Picture, rng: np.random.Gener
 
 
 def _skull(outline: Picture, rng: np.random.Generator, step: float) -> Picture:
-    """What lies around the brain on T1: dark fluid and bone, brighter marrow, bright fat, skin."""
-    even = ndimage.gaussian_filter(outline, 7 / step)  # bone and skin do not follow the furrows
+    """Draw the surroundings of the brain in T1: dark fluid and bone, brighter marrow, bright fat, skin."""
+    even = ndimage.gaussian_filter(outline, 7 / step)  # bone and skin do not follow the sulci
     thick = np.where(outline < 4, outline, even) / (1 + 0.08 * _texture(rng, 25 / step))
     patchy = _texture(rng, 2 / step)
 
@@ -158,12 +158,12 @@ def _skull(outline: Picture, rng: np.random.Generator, step: float) -> Picture:
 
 
 def _soft(value: Picture, width: float) -> Picture:
-    """0 far below zero, 1 far above, over about ``width`` mm to either side."""
+    """Map values far below zero to 0 and far above to 1, with a transition of about ``width`` mm on either side."""
     return 0.5 * (1 + np.tanh(value / width))
 
 
 def _texture(rng: np.random.Generator, scale: float) -> Picture:
-    """Smooth noise of mean 0 and deviation 1 whose blobs are ``scale`` pixels wide."""
+    """Return smooth noise of mean 0 and standard deviation 1, with blobs ``scale`` pixels wide."""
     smooth = ndimage.gaussian_filter(rng.normal(size=(SIZE, SIZE)), scale, mode="wrap")
     return (smooth - smooth.mean()) / smooth.std()
 

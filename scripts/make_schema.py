@@ -2,7 +2,7 @@
 
     python scripts/make_schema.py
 
-Run it after every change of ``runtime/bundles/manifest.py``; a test compares.
+Run it after every change of ``runtime/bundles/manifest.py``; a test compares the result.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mri_edge.bundles.manifest import SCHEMA_VERSION, Manifest
 SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
-# No empty part, "." or "..", no back-slash, colon or control character: records.is_plain_relative.
+# No empty part, "." or "..", and no backslash, colon or control character.
 _PLAIN_RELATIVE = {"pattern": r"^(?!.*(^|/)\.{0,2}(/|$))[^\\:\x00-\x1f\x7f]+$"}
-# What the manifest checks beyond types. Two checks look at several fields at once, which no schema
-# can say: `positive` is an index into `labels`, and no file is listed twice.
+# What the manifest checks beyond types. Two checks concern several fields at once, which a schema cannot express:
+# `positive` is an index into `labels`, and no file is listed twice.
 _BOUNDS: dict[str, dict[str, Any]] = {
     "Manifest.schema_version": {"const": SCHEMA_VERSION},
     "Manifest.labels": {"minItems": 2, "uniqueItems": True},
@@ -37,7 +37,7 @@ _BOUNDS: dict[str, dict[str, Any]] = {
 
 
 def schema() -> dict[str, Any]:
-    """The whole schema; dataclasses become ``$defs``."""
+    """Return the schema; dataclasses become ``$defs``."""
     definitions: dict[str, Any] = {}
     root = _object(Manifest, definitions)
     return {
@@ -52,20 +52,19 @@ def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
     properties = {}
-    for one in fields:
-        rule = _rule(hints[one.name], definitions)
-        bounds = _BOUNDS.get(f"{kind.__name__}.{one.name}", {})
-        properties[one.name] = {**rule, **bounds}
+    for field in fields:
+        bounds = _BOUNDS.get(f"{kind.__name__}.{field.name}", {})
+        properties[field.name] = {**_rule(hints[field.name], definitions), **bounds}
     return {
         "description": (kind.__doc__ or "").strip().partition("\n")[0],
         "type": "object",
         "properties": properties,
-        "required": [one.name for one in fields if _required(one) or one.name == "schema_version"],
+        "required": [field.name for field in fields if _is_required(field) or field.name == "schema_version"],
     }
 
 
-def _required(one: dataclasses.Field[Any]) -> bool:
-    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _rule(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -75,14 +74,14 @@ def _rule(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[kind.__name__] = _object(kind, definitions)
         return {"$ref": f"#/$defs/{kind.__name__}"}
     if origin in (types.UnionType, typing.Union):
-        (rule,) = (_rule(one, definitions) for one in arguments if one is not type(None))
+        (rule,) = (_rule(argument, definitions) for argument in arguments if argument is not type(None))
         return {"type": [rule["type"], "null"]} if set(rule) == {"type"} else {"anyOf": [rule, {"type": "null"}]}
     if origin is Literal:
         return {"type": "string", "enum": list(arguments)}
     if origin is list or (origin is tuple and arguments[-1] is Ellipsis):
         return {"type": "array", "items": _rule(arguments[0], definitions)}
     if origin is tuple:
-        rules = [_rule(one, definitions) for one in arguments]
+        rules = [_rule(argument, definitions) for argument in arguments]
         return {"type": "array", "prefixItems": rules, "items": False, "minItems": len(rules)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _rule(arguments[1], definitions)}
@@ -90,7 +89,7 @@ def _rule(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file's content."""
+    """Return the content of the file."""
     return json.dumps(schema(), indent=2) + "\n"
 
 

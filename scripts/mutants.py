@@ -1,13 +1,13 @@
 """Plant small faults in a copy of the code and report which ones the tests miss: ``make mutants``.
 
-A run draws a sample of mutants (a comparison swapped, a limit moved, a statement removed) from the modules in
-``tests/mutants.toml``. Each is written into a scratch copy of the checkout, where only the tests that execute the
-changed line are run. Outcomes are kept in ``build/mutants.json`` as they come: a run that was stopped goes on from
-there. It needs Python 3.11.
-``--planted`` runs the faults of ``tests/planted_faults.toml`` instead, and demands that each one is noticed.
+A run draws a sample of mutants (a swapped comparison, a changed limit, a removed statement) from the modules in
+``tests/mutants.toml``. Each is written into a copy of the checkout, where only the tests that execute the changed line
+run. Outcomes are saved in ``build/mutants.json`` after each mutant, and an interrupted run continues from there.
+``--planted`` runs the faults of ``tests/planted_faults.toml`` instead, and each of them must be noticed. Both need
+Python 3.11.
 
-mutmut and cosmic-ray were not taken: the first does not mutate constants of a module, such as the limits here, and
-does not know a package that is installed from a folder of another name; the second changes the checkout itself.
+Why neither mutmut nor cosmic-ray: mutmut does not mutate module constants, such as the limits here, and does not find a
+package that is installed from a folder of another name; cosmic-ray changes the checkout itself.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from typing import Any
 import tomllib
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-KEPT = CHECKOUT / "build" / "mutants.json"
+SAVED = CHECKOUT / "build" / "mutants.json"
 RECORD = CHECKOUT / "tests" / "mutants.json"
 PLANTED = CHECKOUT / "tests" / "planted_faults.toml"
 
-# What the tests import, loaded once: each mutant runs in a fork. Nothing here may import mri_edge.
+# What the tests import, loaded once because each mutant runs in a fork. None of it may import mri_edge.
 LIBRARIES = (
     "cryptography.hazmat.primitives.serialization",
     "hypothesis",
@@ -73,7 +73,7 @@ _OPPOSITE = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minim
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one module: bytes ``start`` to ``end`` become ``new``. ``lines`` are those of its statement."""
+    """A change of a module: bytes ``start`` to ``end`` become ``new``. ``lines`` are those of its statement."""
 
     file: str
     start: int
@@ -88,12 +88,12 @@ class Mutant:
         return f"{self.file}:{self.lines[0]}: {' '.join(self.old.split())}  ->  {self.new}"
 
     def apply(self, source: bytes) -> bytes:
-        """The module with the change in it."""
+        """Return the source of the module with the change."""
         return source[: self.start] + self.new.encode() + source[self.end :]
 
 
-def changes(node: ast.AST) -> Iterator[str]:  # noqa: PLR0912 (a case for each kind of node)
-    """What a node may become, as text."""
+def changes(node: ast.AST) -> Iterator[str]:  # noqa: PLR0912 (one case for each kind of node)
+    """Yield the replacements of a node, as source text."""
     if isinstance(node, ast.Compare | ast.BoolOp | ast.BinOp | ast.AugAssign):
         other: Any = copy.deepcopy(node)
         swapped = _SWAPS.get(type(node.ops[0] if isinstance(node, ast.Compare) else node.op), type(None))()
@@ -124,7 +124,7 @@ def changes(node: ast.AST) -> Iterator[str]:  # noqa: PLR0912 (a case for each k
 
 
 def mutants_of(file: str, source: bytes, seed: int) -> list[Mutant]:
-    """Every mutant of a module; ``rank`` orders them by chance, and keeps its value when other code changes."""
+    """Return every mutant of a module; ``rank`` is a random order that does not depend on other code."""
     begins = [0]
     for line in source.splitlines(keepends=True):
         begins.append(begins[-1] + len(line))
@@ -166,7 +166,7 @@ def mutants_of(file: str, source: bytes, seed: int) -> list[Mutant]:
 
 
 class Trace:
-    """A pytest plugin that notes which lines of the modules in ``SCOPE`` each test executes, and its CPU time."""
+    """A pytest plugin that records which lines of the modules in ``SCOPE`` each test executes, and its CPU time."""
 
     def __init__(self, package: Path, out: Path) -> None:
         self.module = {str(package / file.removeprefix("runtime/")): file for file in SCOPE}
@@ -182,18 +182,18 @@ class Trace:
         return self._call
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Note a test that fails without any fault: no mutant is judged by it."""
+        """Record a test that fails without any fault; it judges no mutant."""
         if report.failed:
             self.tests[report.nodeid] = {"failed": True}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Begin to trace."""
+        """Start to trace."""
         self.lines, self.start = defaultdict(set), (time.process_time(), time.monotonic())
         threading.settrace(self._call)
         sys.settrace(self._call)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Note what was seen. Caches are emptied, so that the next test computes what it needs itself."""
+        """Record the lines. Caches are cleared, so that the next test executes what it needs."""
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
         lines = {file: sorted(lines) for file, lines in self.lines.items()}
@@ -205,17 +205,17 @@ class Trace:
                     getattr(value, "cache_clear", lambda: None)()
 
     def pytest_sessionfinish(self) -> None:
-        """Hand the notes to the parent."""
+        """Write the records for the parent process."""
         self.out.write_text(json.dumps(self.tests), encoding="utf-8")
 
 
 class Scratch:
-    """A copy of the checkout's files, installed as the package is by a folder of links, in which tests run."""
+    """A copy of the checkout in which tests run; links make it importable as the installed package."""
 
     def __init__(self, folder: Path) -> None:
         self.tree, self.package, self._folder = folder / "tree", folder / "site" / "mri_edge", folder
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=CHECKOUT,
             capture_output=True,
             check=True,
@@ -233,21 +233,21 @@ class Scratch:
             import_module(name)
 
     def write(self, file: str | Path, content: bytes) -> None:
-        """Change a file, with a time that no compiled file has been made for."""
+        """Change a file, with a new modification time, so that Python does not use an old compiled file."""
         self._changes += 1
         path = self.tree / file
         path.write_bytes(content)
         os.utime(path, (self._changes, self._changes))
 
     def run(self, tests: Sequence[str], cpu_s: float, *, slow: bool = False, trace: Path | None = None) -> str:
-        """Run tests in a fork: ``"passed"``, ``"failed"`` or ``"timed out"``, after CPU time or twenty times that."""
+        """Run tests in a fork: "passed", "failed", or "timed out" after ``cpu_s`` or 20 times that in real time."""
         child = os.fork()
         if child == 0:
             self._run_here(tests, cpu_s, slow, trace)
         end = time.monotonic() + 20 * cpu_s
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
             time.sleep(0.02)
-        with suppress(ProcessLookupError):  # the test, if it still runs, and what it started
+        with suppress(ProcessLookupError):  # the test, if it still runs, and its children
             os.killpg(child, signal.SIGKILL)
         if done[0] == 0:
             os.waitpid(child, 0)
@@ -268,42 +268,37 @@ class Scratch:
             resource.setrlimit(resource.RLIMIT_CPU, (int(spent + cpu_s) + 1, int(spent + cpu_s) + 10))
             sys.path.insert(0, str(self.package.parent))
             sys.argv = ["pytest", *tests]
-            options = [
-                "-q",
-                *([] if slow else ["-m", "not slow"]),
-                "-p",
-                "no:cacheprovider",
-                f"--basetemp={self._folder / 'tmp'}",
-            ]
+            options = ["-q", "-p", "no:cacheprovider", f"--basetemp={self._folder / 'tmp'}"]
+            options += ([] if slow else ["-m", "not slow"]) + ([] if trace else ["-x"])
             plugins = [Trace(self.package, trace)] if trace else []
-            code = import_module("pytest").main([*options, *([] if trace else ["-x"]), *tests], plugins=plugins)
+            code = import_module("pytest").main([*options, *tests], plugins=plugins)
             os._exit(int(code))
         finally:
             os._exit(_BROKEN)
 
     @property
     def log(self) -> str:
-        """The end of what the last run printed."""
+        """The end of the output of the last run."""
         return (self._folder / "log").read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
 class Judge:
-    """Finds the outcome of each mutant: ``killed``, ``timed out``, ``survived`` or ``untested``."""
+    """Determines the outcome of each mutant: ``killed``, ``timed out``, ``survived`` or ``untested``."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._kept: dict[str, Any] = json.loads(KEPT.read_bytes()) if KEPT.is_file() else {}
+        self._saved: dict[str, Any] = json.loads(SAVED.read_bytes()) if SAVED.is_file() else {}
         self.broken: set[str] = set()
 
     def outcome(self, mutant: Mutant, source: bytes) -> str:
-        """Run the tests of the changed line, the quickest first, until one fails."""
+        """Run the tests of the changed line, fastest first, until one fails."""
         noted = self._tests(mutant)
         text = mutant.apply(source)
         key = hashlib.sha256(text + self._content(SCOPE[mutant.file])).hexdigest()
-        if key not in self._kept:
-            self._kept[key] = self._try(mutant.file, source, text, noted)
-            self._keep()
-        return str(self._kept[key])
+        if key not in self._saved:
+            self._saved[key] = self._try(mutant.file, source, text, noted)
+            self._save()
+        return str(self._saved[key])
 
     def _try(self, file: str, source: bytes, text: bytes, tests: dict[str, float]) -> str:
         if not tests:
@@ -316,7 +311,7 @@ class Judge:
         return {"passed": "survived", "failed": "killed"}.get(ended, ended)
 
     def _tests(self, mutant: Mutant) -> dict[str, float]:
-        """CPU seconds of each test that executes the statement; outside functions, of each that executes the module."""
+        """Return the CPU seconds of each test that executes the statement, or the module if it is in no function."""
         found = {}
         for argument in SCOPE[mutant.file]:
             if (self._scratch.tree / argument.partition("::")[0]).is_file():
@@ -330,29 +325,29 @@ class Judge:
 
     def _traced(self, argument: str) -> dict[str, Any]:
         key = f"trace {argument} {hashlib.sha256(self._content([argument, *SCOPE])).hexdigest()}"
-        if key not in self._kept:
+        if key not in self._saved:
             print(f"tracing {argument}", flush=True)
             out = self._scratch.tree.parent / "trace.json"
             out.unlink(missing_ok=True)
             if self._scratch.run([argument], 1200, trace=out) == "timed out" or not out.is_file():
                 raise SystemExit(f"{argument} does not run:\n{self._scratch.log}")
-            self._kept[key] = json.loads(out.read_bytes())
-            self._keep()
-        return dict(self._kept[key])
+            self._saved[key] = json.loads(out.read_bytes())
+            self._save()
+        return dict(self._saved[key])
 
     def _content(self, names: Sequence[str]) -> bytes:
-        """What decides an outcome: the hash of files, of which those of tests may be named with a test."""
+        """Return a hash of the files that determine an outcome; a name may be a test in a file."""
         digest = hashlib.sha256()
         for name in sorted({name.partition("::")[0] for name in [*names, "tests/conftest.py"]}):
             if (self._scratch.tree / name).is_file():
                 digest.update((self._scratch.tree / name).read_bytes())
         return digest.digest()
 
-    def _keep(self) -> None:
-        KEPT.parent.mkdir(exist_ok=True)
-        partial = KEPT.with_suffix(".new")
-        partial.write_text(json.dumps(self._kept), encoding="utf-8")
-        partial.replace(KEPT)
+    def _save(self) -> None:
+        SAVED.parent.mkdir(exist_ok=True)
+        partial = SAVED.with_suffix(".new")
+        partial.write_text(json.dumps(self._saved), encoding="utf-8")
+        partial.replace(SAVED)
 
 
 def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> None:
@@ -368,7 +363,7 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
     missed = []
     for mutant in (one for one in drawn if only in one.file):
         if not mutant.file.startswith("runtime"):
-            import_module("keras")  # their tests do, and it takes seconds
+            import_module("keras")  # their tests import it, which takes seconds
         outcome = judge.outcome(mutant, sources[mutant.file])
         outcomes[mutant.file][outcome] += 1
         if outcome in ("survived", "untested"):
@@ -383,14 +378,14 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
     for file, counts in outcomes.items():
         print(f"{file:<34} {counts['killed'] + counts['timed out']:>3} of {counts.total():>3}  {dict(counts)}")
     for name in sorted(judge.broken):
-        print(f"left out, fails without any fault: {name}")
+        print(f"skipped, fails without any fault: {name}")
     print(f"{found} of {judged} noticed: {found / judged:.1%} (95% {interval.low:.1%} to {interval.high:.1%})")
 
 
 def planted(scratch: Scratch, only: str) -> int:
-    """Plant each named fault; returns how many were not noticed, or are no longer to be found in the code."""
+    """Plant each named fault; return how many were not noticed, or no longer match the code."""
     faults = [one for one in tomllib.loads(PLANTED.read_text(encoding="utf-8"))["fault"] if only in one["name"]]
-    sound: dict[tuple[str, ...], bool] = {}
+    passing: dict[tuple[str, ...], bool] = {}
     missed = 0
     for fault in faults:
         pattern = fault.get("pattern") or re.escape(fault["old"])
@@ -398,19 +393,18 @@ def planted(scratch: Scratch, only: str) -> int:
         places = [file for file, text in texts.items() for _ in re.finditer(pattern, text)]
         tests = tuple(one for one in fault["tests"] if (scratch.tree / one.partition("::")[0]).exists())
         if len(places) != 1:
-            outcome = f"STALE: the text to change is there {len(places)} times"
+            outcome = f"STALE: the text occurs {len(places)} times"
         elif not tests:
-            outcome = f"STALE: none of its tests is there, {', '.join(fault['tests'])}"
+            outcome = f"STALE: none of its tests exists: {', '.join(fault['tests'])}"
         else:
-            if tests not in sound:
-                sound[tests] = scratch.run(tests, 1200, slow=True) == "passed"
+            if tests not in passing:
+                passing[tests] = scratch.run(tests, 1200, slow=True) == "passed"
             [place] = places
-            changed = re.sub(pattern, lambda _, new=fault["new"]: new, texts[place])
-            scratch.write(place, changed.encode())
-            ended = scratch.run(tests, 1200, slow=True)
+            scratch.write(place, re.sub(pattern, lambda _, new=fault["new"]: new, texts[place]).encode())
+            outcome = "MISSED" if scratch.run(tests, 1200, slow=True) == "passed" else "noticed"
             scratch.write(place, texts[place].encode())
-            outcome = "MISSED" if ended == "passed" else "noticed"
-            outcome = outcome if sound[tests] else "BROKEN: its tests fail without the fault"
+            if not passing[tests]:
+                outcome = "BROKEN: its tests fail without the fault"
         missed += outcome != "noticed"
         print(f"{outcome}: {fault['name']}", flush=True)
     print(f"{len(faults) - missed} of {len(faults)} planted faults noticed")
@@ -418,13 +412,13 @@ def planted(scratch: Scratch, only: str) -> int:
 
 
 def main() -> None:
-    """Read the command line and run."""
+    """Judge a sample, or the planted faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=250, help="how many mutants to judge")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws others")
-    parser.add_argument("--only", default="", help="those whose file, or name, has this in it")
-    parser.add_argument("--record", type=Path, default=RECORD, help="where the outcome is written")
-    parser.add_argument("--planted", action="store_true", help="the named faults in place of a sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--only", default="", help="part of the file, or of the fault's name, to run")
+    parser.add_argument("--record", type=Path, default=RECORD, help="file for the outcomes")
+    parser.add_argument("--planted", action="store_true", help="run the planted faults instead of a sample")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         scratch = Scratch(Path(folder))
@@ -434,6 +428,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork keeps no threads
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads do not survive a fork
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     main()

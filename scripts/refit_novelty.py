@@ -1,7 +1,8 @@
-"""Fit a bundle's novelty check anew, on the features of the very artefact that the device runs.
+"""Fit a bundle's out-of-distribution check again, on the features of the artefact that the device runs.
 
-For a bundle whose Keras model stayed at home, after a change of ``train/evaluation/out_of_distribution.py``:
-``python scripts/refit_novelty.py BUNDLE --data DIR``, with the data that it was trained on.
+    python scripts/refit_novelty.py BUNDLE --data DIR        # DIR: the data that it was trained on
+
+Needed after a change of ``train/evaluation/out_of_distribution.py``, for a bundle without its Keras model.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from mri_edge.train.data.folder import find_scans
 from mri_edge.train.evaluation.out_of_distribution import fit_novelty
 from mri_edge.train.recipes.robust import choose_roles, collect
 
-AT_ONCE = 32
+BATCH = 32
 
 
 def main() -> None:
-    """Measure, fit, and rewrite the bundle whole."""
+    """Compute features, fit the check, and rewrite the bundle."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("bundle", help="folder, or name of an embedded model")
     options.add_argument("--data", type=Path, required=True)
@@ -38,8 +39,8 @@ def main() -> None:
     with Classifier.load(bundle, engine="onnxruntime") as classifier:
 
         def features(pixels: np.ndarray) -> np.ndarray:
-            parts = range(0, len(pixels), AT_ONCE)
-            return np.concatenate([classifier.engine.run_all(pixels[at : at + AT_ONCE])["features"] for at in parts])
+            parts = range(0, len(pixels), BATCH)
+            return np.concatenate([classifier.engine.run_all(pixels[at : at + BATCH])["features"] for at in parts])
 
         fitted = fit_novelty(features, data.pixels, train, held_out, training.seed, source=data.source)
     with rewriting(bundle) as writer:
@@ -47,8 +48,10 @@ def main() -> None:
         writer.add_document(fitted.entry.file, fitted.content)
     with Classifier.load(bundle.folder) as classifier:
         predictions = map(classifier.predict, data.pixels[test])
-        doubted = sum(any(one.code == "unlike_training" for one in prediction.warnings) for prediction in predictions)
-    print(f"{bundle.folder.name}: limit {fitted.entry.limit:.3f}; {doubted} of {len(test)} test images are doubted")
+        warned = sum(
+            any(warning.code == "unlike_training" for warning in prediction.warnings) for prediction in predictions
+        )
+    print(f"{bundle.folder.name}: limit {fitted.entry.limit:.3f}; {warned} of {len(test)} test images get a warning")
 
 
 if __name__ == "__main__":

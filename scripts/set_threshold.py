@@ -1,9 +1,9 @@
-"""Give a bundle of two labels the threshold of a cross-validation, and every figure that hangs on it anew.
+"""Set the threshold of a bundle of two labels to that of a cross-validation, and compute every dependent figure again.
 
     mri-edge train --recipe small --cv 3 --data DIR --backbone-weights torchvision --out CV
     python scripts/set_threshold.py BUNDLE CV/crossval.json
 
-Nothing is asked of the model again: its answers on the test images stand in ``metrics.json`` and ``parity.json``.
+The model does not run: its answers for the test images are in ``metrics.json`` and ``parity.json``.
 """
 
 from __future__ import annotations
@@ -28,107 +28,105 @@ from mri_edge.train.evaluation.metrics import measure
 
 
 def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any]:
-    """Value and rule of a cross-validation's threshold. Raises SystemExit if they are not of such a model."""
+    """Return value and rule of a cross-validation's threshold. Raises SystemExit if it is of another kind of model."""
     wanted = {
         "recipe": manifest.training.recipe,
         "labels": list(manifest.labels),
         "positive": manifest.positive,
-        # The same images in the same roles: no test image of the model has chosen its threshold.
+        # The same images in the same roles, so that no test image of the model influenced the threshold.
         "split_fingerprint": manifest.training.split_fingerprint,
     }
-    for name, of_model in wanted.items():
-        if crossval.get(name) != of_model:
+    for name, expected in wanted.items():
+        if crossval.get(name) != expected:
             raise SystemExit(
                 f"the cross-validation is of another {name.replace('_', ' ')}: {crossval.get(name)}, "
-                f"the model's is {of_model}. "
-                "If it does not say, run its command again: it takes up the finished folds"
+                f"the model's is {expected}. "
+                "If it has none, run its command again: finished folds are kept"
             )
     threshold: dict[str, Any] = crossval["threshold"]
     return threshold
 
 
 def set_threshold(bundle: Bundle, threshold: float, rule: str) -> Manifest:
-    """Rewrite the bundle whole; the new manifest."""
-    kept = {one.file: bundle.path_of(one) for one in bundle.manifest.documents}
+    """Rewrite the bundle and return its new manifest."""
+    documents = {document.file: bundle.path_of(document) for document in bundle.manifest.documents}
     training = bundle.manifest.training
     with rewriting(bundle) as writer:
         writer.update(
             threshold=threshold,
             training=replace(training, details={**training.details, "threshold_rule": rule}),
         )
-        _measure_again(writer, json.loads(kept[METRICS].read_bytes()))
-        teacher = TeacherAnswers.from_json(kept[TEACHER].read_bytes()) if TEACHER in kept else None
-        _compare_again(writer, json.loads(kept[PARITY].read_bytes()), teacher)
+        _update_metrics(writer, json.loads(documents[METRICS].read_bytes()))
+        teacher = TeacherAnswers.from_json(documents[TEACHER].read_bytes()) if TEACHER in documents else None
+        _update_parity(writer, json.loads(documents[PARITY].read_bytes()), teacher)
         return writer.manifest
 
 
-def _measure_again(writer: BundleWriter, known: dict[str, Any]) -> None:
+def _update_metrics(writer: BundleWriter, known: dict[str, Any]) -> None:
     manifest, test = writer.manifest, known["test"]
-    truth = np.array([one["label"] for one in test], np.intp)
-    probabilities = np.array([one["probabilities"] for one in test], np.float32)
-    metrics = measure(truth, probabilities, manifest.positive, manifest.threshold)
+    y_true = np.array([image["label"] for image in test], np.intp)
+    probabilities = np.array([image["probabilities"] for image in test], np.float32)
+    metrics = measure(y_true, probabilities, manifest.positive, manifest.threshold)
     writer.update(metrics=metrics)
-    judged_by = (manifest.positive, manifest.threshold)
-    # A bundle that ships names images by their hashes: each label's folder is then that of the record before.
+    # A shipped bundle names images by their hashes; the folder of each label is taken from the old record.
     folder = {entry["label"]: entry["folder"] for entry in known["folders"]}
-    files = [one["file"] if "/" in one["file"] else f"{folder[one['label']]}/{one['file']}" for one in test]
-    content = json.loads(metrics_document(files, truth, probabilities, *judged_by, metrics, known["history"]))
+    files = [image["file"] if "/" in image["file"] else f"{folder[image['label']]}/{image['file']}" for image in test]
+    decision = (manifest.positive, manifest.threshold)
+    content = json.loads(metrics_document(files, y_true, probabilities, *decision, metrics, known["history"]))
     content["test"] = test
     writer.add_document(METRICS, json.dumps(content, indent=1) + "\n")
 
 
-def _compare_again(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
+def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
     manifest, images = writer.manifest, known["images"]
     judges = Judges(
-        tuple(one["file"] for one in images),
-        tuple(one["sha256"] for one in images),
-        np.array([manifest.labels.index(one["label"]) for one in images], np.intp),
-        np.array([one["probabilities"] for one in images], np.float32),
+        tuple(image["file"] for image in images),
+        tuple(image["sha256"] for image in images),
+        np.array([manifest.labels.index(image["label"]) for image in images], np.intp),
+        np.array([image["probabilities"] for image in images], np.float32),
         teacher,
     )
     found = {}
-    for file, one in known["artefacts"].items():
-        positive = np.array(one["probabilities"], np.float32)
+    for file, row in known["artefacts"].items():
+        positive = np.array(row["probabilities"], np.float32)
         answer = np.stack([1 - positive, positive] if manifest.positive else [positive, 1 - positive], axis=1)
-        ran = {name: one[name] for name in ("engine", "provider", "threads")}
-        found[file] = _as_far(compare(answer, judges, manifest, Gate(**one["gate"]), **ran), one)
-    refused = [f"{file}: {reason}" for file, one in found.items() if one.verdict == "not met" for reason in one.reasons]
+        ran = {name: row[name] for name in ("engine", "provider", "threads")}
+        found[file] = _keep_distances(compare(answer, judges, manifest, Gate(**row["gate"]), **ran), row)
+    failed = {file: comparison.reasons for file, comparison in found.items() if comparison.verdict == "not met"}
+    refused = [f"{file}: {reason}" for file, reasons in failed.items() for reason in reasons]
     if refused:
         raise SystemExit(f"at this threshold the gate refuses {'; '.join(refused)}")
     facts = {name: known[name] for name in ("reference", "split_fingerprint")}
-    content = document(judges, manifest, {file: one.to_dict() for file, one in found.items()}, facts)
+    content = document(judges, manifest, {file: comparison.to_dict() for file, comparison in found.items()}, facts)
     writer.add_document(PARITY, to_json(content))
-    if any(one.file == PAGE for one in manifest.documents):
-        writer.add_document(PAGE, page(content, {one.file: one.size_bytes for one in manifest.artefacts}))
-    writer.update(
-        artefacts=tuple(
-            replace(one, parity=found[one.file].summary()) if one.file in found else one for one in manifest.artefacts
-        )
-    )
+    artefacts = manifest.artefacts
+    if any(document.file == PAGE for document in manifest.documents):
+        writer.add_document(PAGE, page(content, {artefact.file: artefact.size_bytes for artefact in artefacts}))
+    summaries = {file: comparison.summary() for file, comparison in found.items()}
+    writer.update(artefacts=tuple(replace(one, parity=summaries.get(one.file, one.parity)) for one in artefacts))
 
 
-def _as_far(compared: Comparison, known: dict[str, Any]) -> Comparison:
-    """With the distances as they were measured: the other label's probability was recorded for none but Keras."""
+def _keep_distances(compared: Comparison, known: dict[str, Any]) -> Comparison:
+    """Keep the measured distances: the probability of the other label was recorded only for Keras."""
     distances = ("max_difference", "mean_difference", "p99_difference", "max_logit_difference")
     teacher = compared.teacher and replace(compared.teacher, mean_difference=known["teacher"]["mean_difference"])
     return replace(compared, **{name: known[name] for name in distances}, teacher=teacher)
 
 
 def main() -> None:
-    """Read the threshold, rewrite the bundle, say what became of its figures."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("bundle", type=Path)
-    options.add_argument("crossval", type=Path)
-    chosen = options.parse_args()
-    bundle = Bundle.open(chosen.bundle)
+    """Read the threshold, rewrite the bundle, and print the old and the new figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("crossval", type=Path)
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
     if len(bundle.manifest.labels) != 2:
-        raise SystemExit(f"{chosen.bundle}: {len(bundle.manifest.labels)} labels; parity.json records answers of two")
-    found = threshold_for(bundle.manifest, json.loads(chosen.crossval.read_bytes()))
-    manifest = set_threshold(bundle, found["value"], found["rule"])
-    was = bundle.manifest
-    print(f"{chosen.bundle}: threshold {was.threshold} -> {manifest.threshold}")
+        raise SystemExit(f"{options.bundle}: {len(bundle.manifest.labels)} labels; parity.json records answers of two")
+    found = threshold_for(bundle.manifest, json.loads(options.crossval.read_bytes()))
+    manifest, old = set_threshold(bundle, found["value"], found["rule"]), bundle.manifest
+    print(f"{options.bundle}: threshold {old.threshold} -> {manifest.threshold}")
     for name, metric in manifest.metrics.items():
-        print(f"{name:<18} {was.metrics[name].value:.3f} -> {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]")
+        print(f"{name:<18} {old.metrics[name].value:.3f} -> {metric.value:.3f}  [{metric.low:.3f}, {metric.high:.3f}]")
 
 
 if __name__ == "__main__":

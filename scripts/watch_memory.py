@@ -1,6 +1,7 @@
-"""Measure the resident memory of ``mri-edge watch`` while thousands of scans go through it: does it grow?
+"""Measure how much the resident memory of ``mri-edge watch`` grows over thousands of scans.
 
-``python scripts/watch_memory.py --scans 10000`` needs Linux. Exit code 1: more than 5% from the first tenth to the end.
+``python scripts/watch_memory.py --scans 10000`` needs Linux. It exits with 1 if memory grows by more than 5% from the
+first tenth to the end.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from pathlib import Path
 
 from kill_watch import PROGRAM, count_of, deliver
 
-_ALLOWED = 1.05  # the allocator's own breathing; a leak of one small picture a scan would be some 100%
+_ALLOWED = 1.05  # what the allocator varies by; a leak of one small image a scan would double the memory
 
 
 def resident_mb(process: int) -> float:
-    """Resident memory of a process, in MB (proc(5), VmRSS)."""
+    """Return the resident memory of a process in MB (proc(5), VmRSS)."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def main() -> int:
-    """Run it."""
+    """Deliver scans, print the memory after each tenth, and return 1 if it grew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=10_000)
     parser.add_argument("--model", default="vgg16")
@@ -36,18 +37,18 @@ def main() -> int:
         incoming, out = Path(folder, "in"), Path(folder, "out")
         incoming.mkdir()
         command = [PROGRAM, "watch", incoming, "--out", out, "--model", options.model, "--threads", "1"]
-        # Few waiting at a time: the list of what waits takes memory that is given back, and would hide a leak.
+        # Few scans wait at a time: a long list of them takes memory that is later freed, which would hide a leak.
         delivery = partial(deliver, incoming, options.scans, random.Random(0), ahead=100)
         sender = threading.Thread(target=delivery, daemon=True)
         sender.start()
         start = time.monotonic()
         seen: list[float] = []
-        with subprocess.Popen([*command, "--settle", "0.2"], stdout=subprocess.DEVNULL) as process:  # noqa: S603
+        with subprocess.Popen([*command, "--settle", "0.2"], stdout=subprocess.DEVNULL) as process:
             for tenth in range(1, 11):
                 while process.poll() is None and count_of(out / "done") < options.scans * tenth // 10:
                     time.sleep(0.05)
                 if process.poll() is not None:
-                    print("it ended before it was done")
+                    print("watch ended early")
                     return 1
                 seen.append(resident_mb(process.pid))
                 print(f"{options.scans * tenth // 10:>6} scans  {seen[-1]:6.1f} MB  {time.monotonic() - start:5.0f} s")

@@ -1,9 +1,9 @@
-"""Weigh what `pip install mri-edge` brings: megabytes a package, and what `predict` imports of it.
+"""List the megabytes of each package that `pip install mri-edge` installs, and which of them `predict` imports.
 
-    python scripts/weigh_install.py                install into a fresh environment, time it, weigh it
-    python scripts/weigh_install.py --site DIR     weigh a site-packages that is there, as JSON
+    python scripts/weigh_install.py                install into a new environment; needs the package index
+    python scripts/weigh_install.py --site DIR     list an existing site-packages folder, as JSON
 
-The table of the first form is the one of README, "On a device". It needs the package index.
+The documentation shows the table of the first form.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-NOT_OURS = {"pip", "setuptools", "wheel"}  # every environment has them
+NOT_OURS = {"pip", "setuptools", "wheel"}  # part of every environment
 
-# In the environment that is weighed: runs predict, then tells the top modules that it had to import.
+# Runs in the new environment: predict, then the top-level modules that it imported.
 _PREDICT = """
 import json, sys
 from mri_edge.cli import run
@@ -30,18 +30,18 @@ print(json.dumps({"code": code, "modules": sorted({name.partition(".")[0] for na
 
 
 def weigh(site: Path) -> dict[str, float]:
-    """Megabytes (10^6 bytes) of each package in a site-packages folder, bytecode included; the heaviest first."""
+    """Return the megabytes (10^6 bytes) of each package in a site-packages folder, with bytecode; largest first."""
     sizes = {}
-    for one in distributions(path=[str(site)]):
-        name = one.name.lower()
-        files = [Path(str(one.locate_file(file))) for file in one.files or ()]
+    for package in distributions(path=[str(site)]):
+        name = package.name.lower()
+        files = [Path(str(package.locate_file(file))) for file in package.files or ()]
         if name not in NOT_OURS:
             sizes[name] = round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 1)
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def main() -> None:
-    """Parse the command line; print JSON or the table."""
+    """Print JSON or the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path, metavar="DIR")
     site = parser.parse_args().site
@@ -54,24 +54,24 @@ def main() -> None:
 
 
 def _measure(folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
     begun = time.monotonic()
     pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", str(CHECKOUT)]
-    subprocess.run(pip, check=True)  # noqa: S603
+    subprocess.run(pip, check=True)
     seconds = time.monotonic() - begun
     [site] = folder.glob("lib/python3.*/site-packages")
     sizes = weigh(site)
     predict = [python, "-c", _PREDICT, str(CHECKOUT / "examples")]
-    done = subprocess.run(predict, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(predict, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     if answer["code"]:
         sys.exit(f"predict failed: {done.stderr}")
     for name, size in sizes.items():
-        [one] = distributions(path=[str(site)], name=name)
-        tops = {str(file).partition("/")[0].removesuffix(".py") for file in one.files or ()}
+        [package] = distributions(path=[str(site)], name=name)
+        tops = {str(file).partition("/")[0].removesuffix(".py") for file in package.files or ()}
         print(f"{size:7.1f} MB  {name:<16}  {'imported' if tops & set(answer['modules']) else ''}")
-    print(f"{sum(sizes.values()):7.1f} MB  in all, installed in {seconds:.0f} s, downloads included")
+    print(f"{sum(sizes.values()):7.1f} MB  in total, installed in {seconds:.0f} s with downloads")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README and the committed table say what the committed records say; peers are run as their file says."""
+"""Documents agree with the committed benchmark records, and the programs that make the records work."""
 
 from __future__ import annotations
 
@@ -20,30 +20,49 @@ KINDS = sorted(one.parent for one in (BENCHMARKS / "results").glob("*/compare.js
 
 @pytest.fixture
 def programs(monkeypatch):
-    """The folder of benchmarks on the path: it is no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    """The checkout on the path: its benchmarks are not installed."""
+    monkeypatch.syspath_prepend(str(CHECKOUT))
 
 
-def test_readme_is_what_the_records_say():
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "draw.py"), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"run python benchmarks/draw.py\n{done.stderr}"
+def test_documents_agree_with_the_records():
+    command = [sys.executable, "-m", "benchmarks.records.draw", "--check"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run python -m benchmarks.records.draw\n{done.stdout}{done.stderr}"
 
 
-def test_a_figure_that_was_changed_by_hand_is_seen(programs, monkeypatch, tmp_path):
-    import draw
+@pytest.mark.parametrize("file", ["README.md", "docs/speed/benchmarks.md"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("<!-- benchmarks: tables -->\n", "<!-- benchmarks: end -->\n"), ("", "")],
+    ids=["block", "copy"],
+)
+def test_a_figure_that_was_changed_by_hand_is_found_in_any_document(programs, tmp_path, file, before, after):
+    from benchmarks.records import draw
 
-    readme = tmp_path / "README.md"
-    text = draw.README.read_text(encoding="utf-8")
-    row = next(line for line in draw.between(text).splitlines() if "keras.Model.predict" in line)
-    readme.write_text(text.replace(row, row.replace("0", "1", 1)), encoding="utf-8")
-    monkeypatch.setattr(draw, "README", readme)
-    assert draw.main(["--check"]) == 1
+    (tmp_path / "README.md").write_text("# A README without figures\n", encoding="utf-8")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    tables = draw.blocks(draw.committed(), "results")["tables"]
+    right = f"{before}\n{tables}\n\n{after}"
+    if before:
+        right = draw.drawn(right, tmp_path / file, draw.committed())
+    (tmp_path / file).write_text(right, encoding="utf-8")
+    assert draw.main(["--check"], root=tmp_path) == 0
+    row = next(line for line in tables.splitlines() if "keras.Model.predict" in line)
+    (tmp_path / file).write_text(right.replace(row, row.replace("0", "1", 1)), encoding="utf-8")
+    assert draw.main(["--check"], root=tmp_path) == 1
+
+
+def test_the_summary_is_five_rows_of_the_tables(programs):
+    from benchmarks.records import draw
+
+    blocks = draw.blocks(draw.committed(), "results")
+    summary = [line for line in blocks["summary"].splitlines() if line.startswith("|")]
+    assert len(summary) == 2 + 5
+    assert set(summary) <= set(blocks["tables"].splitlines())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_plots_are_there_and_hold_no_picture(kind):
+def test_plots_exist_and_contain_no_image(kind):
     shown = re.findall(r"!\[(\w+)\]\(\1\.svg\)", (kind / "README.md").read_text(encoding="utf-8"))
     assert "cold_start" in shown
     for name in shown:
@@ -64,9 +83,8 @@ def test_every_figure_lies_between_its_rounds(kind):
 @pytest.mark.parametrize(
     ("ships", "moved", "shown"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)], ids=str
 )
-def test_accuracy_is_shown_of_the_model_that_ships_alone(programs, monkeypatch, ships, moved, shown):
-    import draw
-
+def test_accuracy_is_shown_only_for_the_model_that_ships(programs, monkeypatch, ships, moved, shown):
+    from benchmarks.records import draw
     from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
     threshold = Bundle.open(EMBEDDED / "small").manifest.threshold
@@ -81,13 +99,13 @@ def test_accuracy_is_shown_of_the_model_that_ships_alone(programs, monkeypatch, 
         assert ("latency" in draw.plots_of(compared)) is shown
 
 
-def test_records_lie_by_kind_of_machine(programs):
-    import records
+def test_records_are_stored_by_kind_of_machine(programs):
+    from benchmarks.records import store
 
-    assert records.kinds()[0] == records.MAIN
-    for kind in records.kinds():
-        facts = records.load("compare", kind)["machine"]
-        assert records.kind_of_machine(facts) == kind
+    assert store.kinds()[0] == store.MAIN
+    for kind in store.kinds():
+        facts = store.load("compare", kind)["machine"]
+        assert store.kind_of_machine(facts) == kind
 
 
 @pytest.mark.parametrize(
@@ -99,20 +117,20 @@ def test_records_lie_by_kind_of_machine(programs):
         ("unknown (riscv64): instructions unknown", "riscv64"),
     ],
 )
-def test_a_kind_of_machine_is_named_by_what_int8_rests_on(programs, cpu, kind):
-    import records
+def test_a_kind_of_machine_is_named_after_its_int8_instructions(programs, cpu, kind):
+    from benchmarks.records import store
 
-    assert records.kind_of_machine({"cpu": cpu}) == kind
-
-
-def test_no_profile_of_this_machine_is_measured_with(programs):
-    import paired
-
-    assert not Path(paired.ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]).exists()
+    assert store.kind_of_machine({"cpu": cpu}) == kind
 
 
-def test_claims_are_judged_by_their_spread(programs):
-    import claims
+def test_measurements_ignore_the_profiles_of_this_machine(programs):
+    from benchmarks import processes
+
+    assert not Path(processes.ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]).exists()
+
+
+def test_a_claim_is_judged_by_the_spread_of_its_record(programs):
+    from benchmarks.records import claims
 
     record = {
         "baseline": "slow",
@@ -151,21 +169,21 @@ def test_claims_are_judged_by_their_spread(programs):
 def test_a_claim_that_was_not_measured_is_not_reproduced(
     programs, monkeypatch, capsys, title, rows, of_run, code, words
 ):
-    import claims
+    from benchmarks.records import claims
 
     faster = {"value": 10, "low": 9, "high": 11}
     record = {"baseline": "slow", "busy": False, "disturbed": [], "machine": {"cpu": "a", "cores": 2}}
     record["images"] = {"small": 51}
     fast = {"bundle": "small", "title": title, "times_faster": faster}
     record["rows"] = {"slow": {"times_faster": faster}, "fast": fast}
-    monkeypatch.setattr(claims.records, "load", lambda name: record)
-    monkeypatch.setattr(claims.records, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
+    monkeypatch.setattr(claims.store, "load", lambda name: record)
+    monkeypatch.setattr(claims.store, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
     assert claims.main() == code
     assert re.search(words, capsys.readouterr().out)
 
 
-def test_another_of_olives_recipes_is_the_same_claim(programs):
-    import claims
+def test_another_recipe_of_olive_is_the_same_claim(programs):
+    from benchmarks.records import claims
 
     def of(recipe, value):
         spread = {"value": value, "low": value, "high": value}
@@ -176,14 +194,14 @@ def test_another_of_olives_recipes_is_the_same_claim(programs):
     assert one.reproduced
 
 
-def test_olive_is_calibrated_with_our_images_and_made_anew_when_they_change(
+def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
     programs, monkeypatch, tmp_path, tiny_bundle
 ):
-    """A stand-in for Olive's Python writes what it was called with."""
+    """A stub of Olive's Python writes its arguments."""
     import numpy as np
-    import olive_peer
     from PIL import Image
 
+    from benchmarks.compare import olive_peer
     from mri_edge import Bundle
     from mri_edge.authoring.writer import rewriting
     from mri_edge.bundles.split import SPLIT, Split, SplitImage
@@ -231,11 +249,11 @@ def test_olive_is_calibrated_with_our_images_and_made_anew_when_they_change(
     [(0, 0, "", False, True), (5, 0, "", True, True), (0, 1, "", True, True), (5, 0, "1", True, False)],
     ids=["all well", "a claim fails", "a suite fails", "busy"],
 )
-def test_make_bench_runs_its_suites_whatever_the_claims_say(tmp_path, claims, suites, busy, fails, ran):
-    """Stand-ins for Python and pytest say what they were asked to run."""
+def test_make_bench_runs_its_suites_even_if_claims_fail(tmp_path, claims, suites, busy, fails, ran):
+    """Stubs of Python and pytest print their arguments."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
-    for name, code in (("python", f'case "$1" in *claims.py) exit {claims};; esac'), ("pytest", f"exit {suites}")):
+    for name, code in (("python", f'case "$2" in *claims) exit {claims};; esac'), ("pytest", f"exit {suites}")):
         (venv / "bin" / name).write_text(f'#!/bin/sh\necho "{name} $*"\n{code}\n')
         (venv / "bin" / name).chmod(0o755)
     for made in (".dev", ".bench"):
@@ -244,8 +262,8 @@ def test_make_bench_runs_its_suites_whatever_the_claims_say(tmp_path, claims, su
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert bool(done.returncode) is fails, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert ("pytest benchmarks -s" in lines) is ran
-    assert ("python benchmarks/compare.py --busy" in lines) is bool(busy)
+    assert ("pytest benchmarks/suites -s" in lines) is ran
+    assert ("python -m benchmarks.compare.engines --busy" in lines) is bool(busy)
 
 
 @pytest.mark.parametrize("peer", ["mri_edge_engine", "onnxruntime_script", "openvino_api"])
@@ -258,47 +276,47 @@ def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
     np.save(tmp_path / "tensors.npy", tensors)
     request = {"peer": peer, "model": str(tiny_onnx), "threads": 1, "tensors": str(tmp_path / "tensors.npy")}
     request |= {"seconds": 0.01, "queries": 3, "samples": 4, "batch": 2, "answers": True}
-    command = [sys.executable, str(BENCHMARKS / "run_peer.py"), json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.compare.run_peer", json.dumps(request)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["ms"]) >= 3
     assert found["rate"] > 0
     from mri_edge.engines import open_engine
 
     expected = open_engine(tiny_onnx, engine="onnxruntime", provider="cpu").run(tensors)
-    # OpenVINO computes in bfloat16 by itself where the CPU has it: 8 bits of mantissa.
+    # OpenVINO computes in bfloat16, with 8 bits of mantissa, where the CPU has it.
     np.testing.assert_allclose(found["probabilities"], expected, atol=5e-3 if peer == "openvino_api" else 1e-5)
 
 
 def test_multiply_adds_are_counted(programs, tiny_bundle):
-    from macs import multiply_adds
-
+    from benchmarks.compare.macs import multiply_adds
     from mri_edge import Bundle
 
-    # 16 x 16 places, 4 channels, 8 x 8 x 3 each; then 1024 x 2.
+    # 16 x 16 positions, 4 channels, 8 x 8 x 3 each; then 1024 x 2.
     assert multiply_adds(Bundle.open(tiny_bundle)) == 16 * 16 * 4 * 8 * 8 * 3 + 1024 * 2
 
 
 def test_the_undisturbed_clock_counts_sleep_and_work(programs):
     import time
 
-    import undisturbed
+    from benchmarks.guard import undisturbed
+    from benchmarks.processes import cpu_seconds
 
     start = time.perf_counter()
     spent = undisturbed.seconds_of(lambda: time.sleep(0.05))
     assert spent + 1e-3 >= 0.05
     assert spent <= time.perf_counter() - start
-    assert undisturbed.cpu_seconds([sys.executable, "-c", "import time; time.sleep(0.5)"]) < 0.5
-    assert undisturbed.cpu_seconds([sys.executable, "-c", "sum(range(20_000_000))"]) > 0.1
+    assert cpu_seconds([sys.executable, "-c", "import time; time.sleep(0.5)"]) < 0.5
+    assert cpu_seconds([sys.executable, "-c", "sum(range(20_000_000))"]) > 0.1
     with pytest.raises(RuntimeError, match="no"):
-        undisturbed.cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])
+        cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])
 
 
-def test_a_wait_beside_what_is_measured_is_not_taken_off(programs, monkeypatch):
-    """A thread that waits for a core between looking at the clock and at its count must not seem to take no time."""
+def test_a_wait_outside_the_measurement_is_not_subtracted(programs, monkeypatch):
+    """A thread that waits for a core between reading the clock and reading its wait must not get negative times."""
     import time
 
-    import undisturbed
+    from benchmarks.guard import undisturbed
 
     counted = iter((10_000_000, 20_000_000))
 
@@ -306,21 +324,21 @@ def test_a_wait_beside_what_is_measured_is_not_taken_off(programs, monkeypatch):
         time.sleep(0.01)
         return next(counted)
 
-    monkeypatch.setattr(undisturbed, "_of_this_thread", lambda stack: waits_before_it_counts)
+    monkeypatch.setattr(undisturbed, "_open_wait_of_this_thread", lambda stack: waits_before_it_counts)
     assert undisturbed.seconds_of(lambda: None) >= 0
 
 
 @pytest.mark.parametrize("name", ["small", "vgg16"])
-def test_an_embedded_model_comes_back_in_keras(programs, name):
-    """Its answers are the shipped ones: to rounding where float weights ship, as parity allows where int8 does."""
+def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
+    """Its answers equal the shipped ones: but for rounding with float weights, within the parity gate with int8."""
     pytest.importorskip("keras", reason="Keras builds the network (extra 'train')")
     import numpy as np
-    import whole_bundles
 
     from mri_edge import Bundle, Classifier
     from mri_edge.scans.readers import picture
     from mri_edge.train.models.vgg16 import predict
     from mri_edge.train.recipes.base import find_recipe
+    from scripts import whole_bundles
 
     bundle = Bundle.open(whole_bundles.EMBEDDED / name)
     preprocessing = bundle.manifest.preprocessing
@@ -333,12 +351,11 @@ def test_an_embedded_model_comes_back_in_keras(programs, name):
     assert apart < (1e-5 if whole else 0.03)
 
 
-def test_what_ships_is_measured_as_it_ships(programs, tmp_path):
-    """int8 made on another CPU differs in a rounding here and there, and its label in an image of the 51."""
-    import whole_bundles
-
+def test_shipped_files_replace_those_made_here(programs, tmp_path):
+    """int8 files made on another CPU differ in some roundings, and in the label of one of the 51 images."""
     from mri_edge.authoring.writer import rewriting
     from mri_edge.bundles.bundle import EMBEDDED, Bundle
+    from scripts import whole_bundles
 
     shipped = Bundle.open(EMBEDDED / "small")
     with rewriting(shipped, tmp_path / "whole") as writer:
@@ -347,7 +364,7 @@ def test_what_ships_is_measured_as_it_ships(programs, tmp_path):
         writer.add_artefact(artefact)
         writer.path("model.fp16.onnx").write_bytes(b"does not ship")
         writer.add_artefact(replace(artefact, file="model.fp16.onnx", precision="float16"))
-    whole_bundles.put_shipped("small", tmp_path / "whole")
+    whole_bundles.restore_shipped("small", tmp_path / "whole")
     whole = Bundle.open(tmp_path / "whole")
     whole.verify()
     assert [one for one in whole.manifest.artefacts if one not in shipped.manifest.artefacts] == [

@@ -105,7 +105,7 @@ def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
     # The plane of novelty.py is 17 rows of channel means, split.npy ten bytes an image: neither tells a picture.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|(novelty|split)\.npy)")
     # The answers of a cross-validation: a number for each scan, its probability of a tumour.
-    answers = re.compile(r"benchmarks/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
+    answers = re.compile(r"docs/evidence/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
     found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}
     assert {name for name in found if not golden.fullmatch(name) and not answers.fullmatch(name)} == set()
     for name in filter(answers.fullmatch, found):

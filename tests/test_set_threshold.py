@@ -1,4 +1,4 @@
-"""A bundle gets another threshold: every figure follows from the recorded answers, and nothing else changes."""
+"""A new threshold changes the figures that depend on it, computed from the recorded answers, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_threshold(script):
     return script["set_threshold"]
 
 
-def test_its_own_threshold_gives_the_figures_that_training_and_export_wrote(bundle, set_threshold):
+def test_the_old_threshold_gives_the_same_bundle(bundle, set_threshold):
     before = {one.file: bundle.path_of(one).read_bytes() for one in bundle.entries()}
     was = bundle.manifest
     now = set_threshold(bundle, was.threshold, was.training.details["threshold_rule"])
@@ -44,7 +44,7 @@ def test_its_own_threshold_gives_the_figures_that_training_and_export_wrote(bund
     assert {one.file: again.path_of(one).read_bytes() for one in again.entries()} == before
 
 
-def test_a_threshold_of_another_kind_of_model_or_of_other_images_is_refused(bundle, script):
+def test_a_threshold_of_another_model_or_other_images_is_refused(bundle, script):
     found = {"value": 0.4, "rule": RULE}
     crossval = {"recipe": "small", "labels": ["no tumour", "tumour"], "positive": 1, "threshold": found}
     crossval["split_fingerprint"] = bundle.manifest.training.split_fingerprint
@@ -55,7 +55,7 @@ def test_a_threshold_of_another_kind_of_model_or_of_other_images_is_refused(bund
             script["threshold_for"](bundle.manifest, crossval | other)
 
 
-def test_another_threshold_moves_what_hangs_on_it_and_no_distance(bundle, set_threshold):
+def test_a_new_threshold_changes_dependent_figures_but_no_distance(bundle, set_threshold):
     known = json.loads((bundle.folder / "parity.json").read_bytes())
     set_threshold(bundle, 0.3, RULE)
     changed = Bundle.open(bundle.folder)

@@ -1,0 +1,1 @@
+"""Speed and accuracy measurements of a checkout: not installed with the package."""

@@ -1,0 +1,183 @@
+"""Measure every artefact in every engine beside what people would use instead, with the same images, threads and load.
+
+    python -m benchmarks.compare.engines              # minutes; needs a quiet machine; writes build/bench/compare.json
+    python -m benchmarks.compare.engines --record     # writes benchmarks/results/KIND/compare.json
+    python -m benchmarks.compare.engines --olive PY   # PY: a Python with olive-ai, whose best model takes part
+
+Each subject has a process of its own, and all run in turn, round by round. ``subjects.py`` lists them. The images are
+the reference's test images, or the demo scans without the data folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare.macs import multiply_adds
+from benchmarks.compare.olive_peer import olive_model
+from benchmarks.compare.subjects import SCALED_BACK, Subject, bundles, subjects_of
+from benchmarks.processes import SCANS, module, output
+from benchmarks.records.store import data_folder, facts, parse_arguments, reference_images, save
+from mri_edge import Bundle
+from mri_edge.authoring.intervals import wilson_interval
+from mri_edge.benchmarking.benchmark import spread, stream
+from mri_edge.benchmarking.throttle import Watch
+from mri_edge.bundles.bundle import EMBEDDED
+from mri_edge.commands.progress import track
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import installed
+from mri_edge.inference.prediction import NOTICE, decide
+from mri_edge.inference.tuned_profile import library_versions
+from mri_edge.scans.readers import picture
+
+BASELINE = "vgg16: keras.Model.predict: model.keras"
+# The queries of all rounds together are enough for the 90th percentile.
+LOAD = {"seconds": 1.0, "queries": 22, "samples": 24, "batch": 8}
+ROUNDS, BUSY_ROUNDS, BUSY_QUERIES = 3, 2, 8
+_LIBRARIES = ("tensorflow", "keras", "numpy", "pillow", "mlcommons-loadgen")
+# mri_edge is imported first: it keeps OpenVINO from reporting its use.
+_APP = "import mri_edge; from openvino.tools.benchmark.main import main; main()"
+
+
+def run_subject(subject: Subject, tensors: Path, threads: int, *, answers: bool, busy: bool) -> dict[str, Any]:
+    """Run one round of a subject in a new process; ``answers`` adds its probabilities of all images.
+
+    Raises
+    ------
+    RuntimeError
+        It does not run here; the message is the reason.
+    """
+    if subject.peer == "benchmark_app":
+        if busy:
+            raise RuntimeError("not available: it keeps its own clock, which counts what others took of the CPU")
+        return _run_app(subject, threads, np.load(tensors, mmap_mode="r").shape[1:])
+    request = {"peer": subject.peer, "model": str(subject.model), "options": subject.options, "threads": threads}
+    request |= {"tensors": str(tensors), "answers": answers, **LOAD, **({"runs": BUSY_QUERIES} if busy else {})}
+    return json.loads(output(module("benchmarks.compare.run_peer", json.dumps(request)))[-1])
+
+
+def _run_app(subject: Subject, threads: int, shape: Iterable[int]) -> dict[str, Any]:
+    """Run OpenVINO's ``benchmark_app``, which measures itself on random pixels and prints only the median."""
+    options = {"-m": subject.model, "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": threads, "-hint": "none"}
+    options |= {"-t": max(1, round(LOAD["seconds"])), "-shape": f"[1,{','.join(map(str, shape))}]"}
+    lines = output([sys.executable, "-c", _APP, *(part for pair in options.items() for part in pair)])
+    found = re.search(r"Median: +([\d.]+) (ms|us)", "\n".join(lines))
+    if not found:
+        raise RuntimeError((lines or ["it printed nothing"])[-1])
+    return {"ms": [float(found[1]) / (1000 if found[2] == "us" else 1)]}
+
+
+def row_of(
+    subject: Subject, rounds: list[dict[str, Any]], problem: str | None, bundle: Bundle, images: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a subject's row of the record; figures that were not measured are left out."""
+    row: dict[str, Any] = {
+        "bundle": subject.bundle,
+        "title": subject.title,
+        "artefact": subject.artefact,
+        "size_bytes": subject.model.stat().st_size,
+        "problem": problem,
+    }
+    if problem or not rounds:
+        return row
+    row["model"] = asdict(stream([reading["ms"] for reading in rounds]))
+    row["round_ms"] = [round(median(reading["ms"]), 4) for reading in rounds]
+    if "probabilities" not in rounds[0]:
+        return row
+    for name in {"load_ms", "first_ms", "rate", "peak_mib"} & set(rounds[0]):
+        row[name] = asdict(spread(reading[name] for reading in rounds))
+    if images:
+        manifest = bundle.manifest
+        answer = np.array(rounds[0]["probabilities"], np.float32)
+        reference = np.array([image["probabilities"] for image in images], np.float32)
+        y_true = np.array([manifest.labels.index(image["label"]) for image in images])
+        y_pred, keras = (decide(values, manifest.positive, manifest.threshold) for values in (answer, reference))
+        row["accuracy"] = asdict(wilson_interval(int((y_pred == y_true).sum()), len(y_true)))
+        row["flips"] = int((y_pred != keras).sum())
+        row["mean_difference"] = float(np.abs(answer - reference).mean())
+    return row
+
+
+def add_ratios(rows: dict[str, dict[str, Any]], baseline: str, values: dict[str, list[float]]) -> None:
+    """Add to each row how many times faster it is than the baseline: the median over rounds, which are paired."""
+    for name, row in rows.items():
+        if baseline in values and name in values:
+            pairs = zip(values[baseline], values[name], strict=True)
+            row["times_faster"] = asdict(spread(slow / fast for slow, fast in pairs))
+
+
+def is_shipped_model(name: str, bundle: Bundle) -> bool:
+    """Return whether the bundle is the embedded model of that name, not another training of the same network."""
+    embedded, training = Bundle.open(EMBEDDED / name).manifest.training, bundle.manifest.training
+    return {**training.details, SCALED_BACK: None} == {**embedded.details, SCALED_BACK: None}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure all subjects, round by round, and write the record."""
+    olive = {"metavar": "PYTHON", "help": "a Python with olive-ai; its model is kept in build/bench"}
+    busy = "one thread each, on a clock that excludes the wait for a core"
+    options = parse_arguments(__doc__, busy, arguments, olive=olive)
+    rounds = BUSY_ROUNDS if options.busy else ROUNDS
+    data, threads, opened = data_folder(), 1 if options.busy else available_cpus(), bundles()
+    with tempfile.TemporaryDirectory() as work:
+        subjects: list[tuple[Subject, Path]] = []
+        images, olive_facts = {}, {}
+        for name, bundle in opened.items():
+            tensors = Path(work) / f"{name}.npy"
+            images[name] = reference_images(bundle, data)
+            files = [data / image["file"] for image in images[name] if data] or SCANS
+            resize = bundle.manifest.preprocessing.resize_picture
+            np.save(tensors, np.stack([resize(picture.load(file)) for file in files]))
+            model, olive_facts[name] = olive_model(options.olive, bundle, data, threads)
+            recipe = olive_facts[name].get("chosen", "")
+            subjects += [(subject, tensors) for subject in subjects_of(name, bundle, model, recipe)]
+        readings: dict[str, list[dict[str, Any]]] = {subject.key: [] for subject, _ in subjects}
+        problems = {subject.key: subject.problem for subject, _ in subjects if subject.problem}
+        watch = Watch()
+        for subject, tensors in track(subjects * rounds, "compare", len(subjects) * rounds):
+            key = subject.key
+            if key in problems:
+                continue
+            try:
+                answers = not readings[key]
+                readings[key].append(run_subject(subject, tensors, threads, answers=answers, busy=options.busy))
+            except RuntimeError as error:
+                problems[key] = str(error)
+        disturbed = list(watch.marks())
+        rows = {}
+        for subject, _ in subjects:
+            key, name = subject.key, subject.bundle
+            rows[key] = row_of(subject, readings[key], problems.get(key), opened[name], images[name])
+    add_ratios(rows, BASELINE, {key: row["round_ms"] for key, row in rows.items() if "round_ms" in row})
+    record = {
+        **facts(library_versions() | installed(_LIBRARIES)),
+        "threads": threads,
+        "rounds": rounds,
+        "busy": options.busy,
+        "driver": next((one["driver"] for many in readings.values() for one in many if "driver" in one), None),
+        "images": {name: len(many) for name, many in images.items()},
+        "multiply_adds": {name: multiply_adds(bundle) for name, bundle in opened.items()},
+        "scaled_back": {name: SCALED_BACK in bundle.manifest.training.details for name, bundle in opened.items()},
+        "thresholds": {name: bundle.manifest.threshold for name, bundle in opened.items()},
+        "ships": {name: is_shipped_model(name, bundle) for name, bundle in opened.items()},
+        "olive": olive_facts,
+        "olive_asked": options.olive is not None,
+        "disturbed": disturbed,
+        "baseline": BASELINE,
+        "rows": rows,
+        "notice": f"{NOTICE} Not an MLPerf result.",
+    }
+    save("compare", record, committed=options.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Run one peer on one model in this process, under the same load as all others; a request as JSON in, figures out.
+
+``python -m benchmarks.compare.run_peer '{"peer": "onnxruntime_script", "model": …, "threads": 2, "tensors": …, …}'``
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.guard import undisturbed
+from mri_edge.benchmarking.drivers import driver
+from mri_edge.benchmarking.workload import peak_mib
+
+_WARM_UP_RUNS = 2
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure loading, the first answer and the scenarios SingleStream and Offline.
+
+    ``"runs"`` replaces the scenarios by so many runs on the undisturbed clock. ``"answers"`` adds the probabilities of
+    all tensors.
+    """
+    tensors, batch = np.load(request["tensors"]), request.get("batch", 1)
+    start = perf_counter()
+    peer = importlib.import_module(f"benchmarks.compare.peers.{request['peer']}")
+    run = peer.open(request["model"], request["threads"], **request.get("options", {}))
+    opened = perf_counter()
+    run(tensors[:1])
+    first = perf_counter()
+    for _ in range(_WARM_UP_RUNS):
+        run(tensors[:1])
+
+    def run_all(indices: np.ndarray) -> None:
+        for begin in range(0, len(indices), batch):
+            run(tensors[indices[begin : begin + batch]])
+
+    if "runs" in request:
+        clock = partial(
+            undisturbed.seconds_of, all_threads=request["peer"].startswith("keras")
+        )  # it has its own threads
+        images = (tensors[index % len(tensors)][None] for index in range(request["runs"]))
+        found: dict[str, Any] = {"ms": [clock(partial(run, image)) * 1e3 for image in images]}
+    else:
+        load = driver()
+        ms = load.single_stream(
+            lambda index: run(tensors[index : index + 1]),
+            len(tensors),
+            seconds=request["seconds"],
+            queries=request["queries"],
+        )
+        peak = peak_mib()
+        run(tensors[np.zeros(batch, int)])
+        found = {
+            "driver": load.name,
+            "load_ms": (opened - start) * 1e3,
+            "first_ms": (first - opened) * 1e3,
+            "ms": ms,
+            "rate": load.offline(run_all, len(tensors), queries=request["samples"]),
+            "peak_mib": peak,
+        }
+    if request.get("answers"):
+        answers = [run(tensors[begin : begin + batch]) for begin in range(0, len(tensors), batch)]
+        found["probabilities"] = np.concatenate(answers).astype(float).tolist()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.loads(sys.argv[1]))))

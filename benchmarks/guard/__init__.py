@@ -1,0 +1,1 @@
+"""Check in CI that no stage lost accuracy or speed."""

@@ -1,0 +1,1 @@
+"""Store measurements, compare them with the committed ones, and draw tables and plots."""

@@ -1,0 +1,108 @@
+"""Compare every ratio of the last `make bench` with the committed records, on which README and docs are based.
+
+A ratio is reproduced if it lies between the lowest and the highest round of the record, or within 15% beyond. The exit
+code is 5 if one is not, or was not measured. Ratios are shown but not judged if the run had BUSY=1 and the record had
+not, or on another CPU or number of cores. Also not judged: Olive without OLIVE=, and all that needs the training data.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.compare.subjects import OLIVE
+from benchmarks.records import store
+
+RECORDS = ("compare", "cold_start")
+MARGIN = 0.15
+NOT_REPRODUCED = 5
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio of the record: the lowest and highest that pass, and the fresh one or the problem that prevented it."""
+
+    name: str
+    low: float
+    high: float
+    fresh: float | None
+    problem: str
+    optional: bool
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether it was measured and lies within the limits."""
+        return self.fresh is not None and self.low <= self.fresh <= self.high
+
+    @property
+    def judged(self) -> bool:
+        """Whether it can fail: an optional claim that was not measured cannot."""
+        return self.fresh is not None or not self.optional
+
+    def line(self, *, judged: bool) -> str:
+        """Return the claim for the report."""
+        if self.fresh is None:
+            return f"{'NOT MEASURED' if judged else 'not measured':<15} {'-':>8}  {self._limits}: {self.problem}"
+        word = "reproduced" if self.reproduced else "NOT REPRODUCED" if judged else "other"
+        return f"{word:<15} {self.fresh:>8.3g}  {self._limits}"
+
+    @property
+    def _limits(self) -> str:
+        return f"({self.low:.3g} to {self.high:.3g})  {self.name}"
+
+
+def judge(name: str, fresh: dict[str, Any], record: dict[str, Any], *, whole: bool = True) -> list[Claim]:
+    """Return each ratio of the record beside the fresh one. ``whole`` is False if there were no training data."""
+    claims, fresh_rows = [], _rows_by_claim(fresh["rows"])
+    for key, row in _rows_by_claim(record["rows"]).items():
+        recorded, now = row.get("times_faster"), fresh_rows.get(key, {})
+        if recorded and key != record["baseline"]:
+            low, high = recorded["low"] * (1 - MARGIN), recorded["high"] * (1 + MARGIN)
+            value = now["times_faster"]["value"] if "times_faster" in now else None
+            problem = now.get("problem") or ("its baseline was not measured" if now else "not in this run")
+            optional = not whole or (row.get("title") == OLIVE and not fresh.get("olive_asked"))
+            claims.append(Claim(f"{name}: {key}", low, high, value, problem, optional))
+    return claims
+
+
+def _rows_by_claim(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return rows by claim: Olive's best model is one claim, whichever recipe made it."""
+    return {f"{row['bundle']}: {OLIVE}" if row.get("title") == OLIVE else key: row for key, row in rows.items()}
+
+
+def difference(fresh: dict[str, Any], record: dict[str, Any]) -> str | None:
+    """Return why two runs cannot be compared, or None."""
+    if fresh["busy"] != record["busy"]:
+        return f"the record was made {'with' if record['busy'] else 'without'} --busy, this run was not"
+    if not store.same_machine(fresh, record):
+        machine = record["machine"]
+        return f"the record is of {machine['cpu']}, cores: {machine.get('cores', 'unknown')}"
+    return None
+
+
+def main() -> int:
+    """Print every ratio; return 0 if all that can be judged here are reproduced."""
+    failed = judged = 0
+    whole = any((store.load_fresh("compare") or {}).get("images", {}).values())
+    for name in RECORDS:
+        fresh, record = store.load_fresh(name), store.load(name)
+        if fresh is None or record is None:
+            print(f"{name}: {'nothing measured here yet: make bench' if fresh is None else 'no committed record'}")
+            continue
+        reason = difference(fresh, record)
+        if reason:
+            print(f"{name}: {reason}: shown, not judged")
+        for claim in judge(name, fresh, record, whole=whole):
+            counts = not reason and claim.judged
+            print(claim.line(judged=counts))
+            failed += counts and not claim.reproduced
+            judged += counts
+        for mark in fresh["disturbed"]:
+            print(f"disturbed: {mark}")
+    print(f"{judged - failed} of {judged} ratios reproduced" if judged else "nothing was judged")
+    return NOT_REPRODUCED if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Latency by pytest-benchmark: every artefact in every engine, batches, threads, and the parts around the engine.
+
+The tables are for reading; only ratios within the run are asserted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from benchmarks.compare.subjects import bundles
+from benchmarks.processes import SCAN, SCANS, output, ratio_of_medians, script
+from mri_edge import Bundle, Classifier
+from mri_edge.benchmarking.benchmark import subjects
+from mri_edge.benchmarking.tuning import thread_counts
+from mri_edge.bundles.bundle import embedded_models
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.machine import cpu
+from mri_edge.engines import open_engine
+from mri_edge.scans.readers import picture
+
+BUNDLES = bundles()
+SUBJECTS = [(name, one) for name, bundle in BUNDLES.items() for one in subjects(bundle) if one.problem is None]
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def tensors(bundle: Bundle, count: int) -> np.ndarray:
+    """Return ``count`` demo scans as the network takes them."""
+    resize = bundle.manifest.preprocessing.resize_picture
+    return np.stack([resize(picture.load(SCANS[index % len(SCANS)])) for index in range(count)])
+
+
+def ms_of(engine, batch: np.ndarray) -> float:
+    """Return the milliseconds of one run."""
+    start = perf_counter()
+    engine.run(batch)
+    return (perf_counter() - start) * 1e3
+
+
+@pytest.mark.parametrize(("name", "subject"), SUBJECTS, ids=lambda item: getattr(item, "engine", item))
+def test_each_artefact_in_each_engine(benchmark, name, subject):
+    benchmark.group = f"{name}, one image, model only"
+    benchmark.name = f"{subject.artefact.file}, {subject.engine}"
+    bundle = BUNDLES[name]
+    engine = open_engine(bundle.path_of(subject.artefact), engine=subject.engine, provider="cpu")
+    answer = benchmark.pedantic(engine.run, (tensors(bundle, 1),), rounds=15, warmup_rounds=2)
+    engine.close()
+    assert answer.shape == (1, len(bundle.manifest.labels))
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize(
+    ("int8", "full", "least"),
+    [("model.int8.onnx", "model.onnx", 2.5), ("model.int8.tflite", "model.tflite", 4.0)],
+    ids=["ONNX Runtime", "LiteRT"],
+)
+def test_int8_is_faster_than_float(int8, full, least, batch, report):
+    """Each artefact in a process of its own, in turn, on all cores."""
+    bundle = BUNDLES["vgg16"]
+    if not (bundle.folder / "model.onnx").is_file():
+        pytest.skip("only shipped files: make bench with DATA=DIR, or python -m scripts.whole_bundles")
+    seconds: dict[str, list[float]] = {int8: [], full: []}
+    for _ in range(5):
+        for name, values in seconds.items():
+            command = script("run_artefact.py", bundle.path_of(bundle.artefact(name)), batch, available_cpus())
+            values.append(float(output(command)[-1]))
+    ratio = ratio_of_medians(seconds, full, int8)
+    report(f"{full} / {int8}, batch {batch}", ratio)
+    # On a CPU without dot products of 8-bit integers the gain depends on the library, but int8 must not be slower.
+    assert ratio >= (least if cpu().multiplies_int8_fast else 1.0)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_batches_do_not_cost_more_an_image(name, report):
+    with Classifier.load(name) as classifier:
+        batches = {size: tensors(classifier.bundle, size) for size in BATCHES}
+        rounds = [[ms_of(classifier.engine, batch) / size for size, batch in batches.items()] for _ in range(4)]
+    best = dict(zip(BATCHES, map(min, zip(*rounds[1:], strict=True)), strict=True))
+    for size, ms in best.items():
+        report(f"{name}: ms an image, batch {size}", ms)
+    assert min(ms for size, ms in best.items() if size > 1) <= 1.05 * best[1]
+
+
+@pytest.mark.skipif(available_cpus() < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", BUNDLES)
+def test_threads_scale(name, report):
+    counts = thread_counts(available_cpus())
+    classifiers = [Classifier.load(name, threads=count) for count in counts]
+    batch = tensors(Bundle.open(name), 8)
+    rounds = [[ms_of(classifier.engine, batch) for classifier in classifiers] for _ in range(6)]
+    best = dict(zip(counts, map(min, zip(*rounds[1:], strict=True)), strict=True))
+    for classifier in classifiers:
+        classifier.close()
+    for count, ms in best.items():
+        report(f"{name}: speed-up with {count} threads", best[1] / ms)
+    assert best[max(best)] <= 1.1 * best[1]
+
+
+def test_decoding(benchmark):
+    benchmark.group = "file to answer"
+    benchmark(picture.load, SCANS[0])
+
+
+def test_preprocessing(benchmark):
+    benchmark.group = "file to answer"
+    benchmark(Bundle.open().manifest.preprocessing.resize_picture, picture.load(SCANS[0]))
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_file_to_answer(benchmark, name):
+    benchmark.group = "file to answer"
+    with Classifier.load(name, many=False) as classifier:
+        assert benchmark(classifier.predict, SCANS[0]).file == os.fspath(SCANS[0])
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_bundle_opening(benchmark, name):
+    benchmark.group = "loading"
+    assert benchmark(Bundle.open, name).manifest.artefacts
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_classifier_loading(benchmark, name):
+    """Hashes and a session: what a cold start needs after its imports."""
+    benchmark.group = "loading"
+    benchmark.pedantic(lambda: Classifier.load(name).close(), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("model", embedded_models())
+def test_warm_scan_adds_little_to_decoding_and_the_engine(model, report):
+    ms = json.loads(output(script("warm_scan.py", model, SCAN, 200))[-1])
+    for name, value in ms.items():
+        report(f"{model}, warm scan: {name}, ms", value)
+    assert ms["own"] <= max(0.05 * ms["whole"], ms["decode_and_resize"])
+    if model == "small":
+        assert (ms["whole"] - ms["engine"]) / ms["decode_and_resize"] <= 1.25
+        if cpu().multiplies_int8_fast:  # elsewhere the engine takes half as long as Pillow
+            assert ms["whole"] / ms["decode_and_resize"] <= 1.25

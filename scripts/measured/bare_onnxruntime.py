@@ -1,0 +1,18 @@
+"""Classify one scan with the shortest ONNX Runtime script, beside which `mri-edge predict` is measured.
+
+Arguments: MODEL SCAN [THREADS]; by default the library chooses the threads.
+"""
+
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+model, scan, *threads = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+if threads:
+    options.intra_op_num_threads = int(threads[0])
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+pixels = np.asarray(Image.open(scan).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
+print(session.run(None, {session.get_inputs()[0].name: pixels[None]})[0])

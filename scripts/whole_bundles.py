@@ -1,0 +1,160 @@
+"""Make whole bundles of the embedded models, with Keras' file and all formats, for the benchmarks; without training.
+
+    python -m scripts.whole_bundles --data DIR       # writes bundles/NAME for each embedded model
+    make bench DATA=DIR                              # runs it if they are missing
+
+Shipped files are used as they are, and all other formats are made from the same weights. A model that ships only in
+int8 gets float weights by scaling the integers back: its speed is that of any training, its answers differ from the
+shipped ones by the rounding of activations. DIR is the data that it was trained on. The split is drawn again and must
+be the recorded one, so that calibration sees no test image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from benchmarks.compare.subjects import SCALED_BACK
+from benchmarks.guard.float_twin import write_float_twin
+from benchmarks.processes import CHECKOUT, program
+from mri_edge import Classifier
+from mri_edge.authoring.writer import rewriting
+from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
+from mri_edge.bundles.split import Split
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.bundle import write_bundle
+from mri_edge.train.bundle_finish import rows_of
+from mri_edge.train.data.folder import Labels, find_scans
+from mri_edge.train.evaluation.metrics import measure
+from mri_edge.train.models.small_cnn import build_shipped
+from mri_edge.train.models.vgg16 import Network, build_network, predict
+from mri_edge.train.models.weights import BackboneWeights, build_backbone
+from mri_edge.train.recipes.base import Recipe, find_recipe
+from mri_edge.train.recipes.robust import Collection, choose_roles, collect
+
+Weights = list[NDArray[np.float32]]
+
+FLOAT, INT8 = "model.onnx", "model.int8.onnx"
+AS_SHIPPED = 0.02  # largest mean difference of probabilities by rounded activations: the exporter's limit
+
+
+def layers_of(model: Path) -> list[Weights]:
+    """Return kernel and bias of each convolution and dense layer of an exported model, in Keras' layout."""
+    graph = onnx.load(model).graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    bias_after = {node.input[0]: values.get(node.input[1]) for node in graph.node if node.op_type == "Add"}
+    found = []
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in values or "explanation" in node.name:
+            continue
+        kernel = values[node.input[1]]
+        bias = values[node.input[2]] if len(node.input) > 2 else bias_after[node.output[0]]
+        found.append([kernel.transpose(2, 3, 1, 0) if node.op_type == "Conv" else kernel, bias])
+    return found
+
+
+def unfold(kernel: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the first kernel for normalized input, from the exported one for 8-bit pixels with its mean channel."""
+    factor = np.asarray(preprocessing.deviation) / preprocessing.scale
+    return np.asarray(kernel[:, :, :3] * factor[:, None], np.float32)
+
+
+def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
+    """Return the embedded model's network in Keras, with its weights."""
+    manifest = bundle.manifest
+    classes = len(manifest.labels)
+    with tempfile.TemporaryDirectory() as folder:
+        model = bundle.folder / FLOAT
+        if not model.is_file():
+            model = Path(folder) / FLOAT
+            write_float_twin(bundle.folder / INT8, model)
+        weights = layers_of(model)
+    weights[0][0] = unfold(weights[0][0], manifest.preprocessing)
+    if recipe.name == "small":
+        network = build_shipped(recipe, classes)
+    else:
+        size = manifest.preprocessing
+        network = build_network(build_backbone(None, size.height, size.width), recipe, classes, seed=0)
+        # The exporter flattens channels first, Keras flattens them last.
+        height, width, channels = network.backbone.output_shape[1:]
+        head = weights[-2][0].reshape(channels, height, width, -1)
+        weights[-2][0] = head.transpose(1, 2, 0, 3).reshape(weights[-2][0].shape)
+    network.whole.set_weights([array for layer in weights for array in layer])
+    return network
+
+
+def write_keras_bundle(name: str, out: Path, collection: Collection, labels: Labels, split: Split) -> None:
+    """Write the bundle of an embedded model to ``out``, with ``model.keras`` as its only model file."""
+    bundle = Bundle.open(EMBEDDED / name)
+    manifest = bundle.manifest
+    training = manifest.training
+    if split.split_fingerprint != training.split_fingerprint:
+        sys.exit(f"--data: not the images, or not the split, that {name} was trained on")
+    recipe = find_recipe(training.recipe)
+    network = keras_network(bundle, recipe)
+    test = rows_of(split, collection)[2]
+    probabilities = predict(network.whole, collection.pixels, recipe.preprocessing, rows=test)
+    with Classifier.load(name) as shipped:
+        difference = float(np.abs(probabilities - shipped.engine.run(collection.pixels[test])).mean())
+    if difference > AS_SHIPPED:
+        sys.exit(f"{name}: Keras' answers differ from the shipped ones by {difference:.3f} on average")
+    write_bundle(
+        out,
+        network,
+        name=name,
+        recipe=recipe,
+        seed=training.seed,
+        labels=labels,
+        split=split,
+        architecture=training.backbone,
+        weights=BackboneWeights(
+            (), training.backbone_weights, manifest.licences["backbone weights"], training.backbone_sha256
+        ),
+        history=[],
+        probabilities=probabilities,
+        metrics=measure(collection.label[test], probabilities, labels.positive, manifest.threshold),
+        overwrite=True,
+        threshold=manifest.threshold,
+        split_name=training.split,
+        training_details={**training.details, **({} if (bundle.folder / FLOAT).is_file() else {SCALED_BACK: INT8})},
+    )
+
+
+def restore_shipped(name: str, out: Path) -> None:
+    """Replace files made here by the shipped ones: another CPU sums in another order, and so rounds differently."""
+    shipped = Bundle.open(EMBEDDED / name)
+    with rewriting(Bundle.open(out)) as writer:
+        for artefact in shipped.manifest.artefacts:
+            shutil.copyfile(shipped.path_of(artefact), writer.path(artefact.file))
+            writer.add_artefact(artefact)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write ``bundles/NAME`` for each embedded model; return the exit code of the export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the training data")
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "bundles", help="default: bundles/")
+    options = parser.parse_args(arguments)
+    scans, labels = find_scans(options.data)
+    collection = collect(scans, Bundle.open(embedded_models()[0]).manifest.preprocessing)
+    split = choose_roles(collection)
+    codes = []
+    for name in embedded_models():
+        write_keras_bundle(name, options.out / name, collection, labels, split)
+        export = program("export", options.out / name, "--all", "--data", options.data)
+        codes.append(subprocess.run(export, check=False).returncode)
+        restore_shipped(name, options.out / name)
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
