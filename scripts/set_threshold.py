@@ -21,7 +21,9 @@ from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
 from mri_edge.authoring.writer import BundleWriter, rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
-from mri_edge.export.parity.gate import PARITY, Comparison, Gate, Judges, compare, document, to_json
+from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
+from mri_edge.export.parity.document import PARITY, document, to_json
+from mri_edge.export.parity.gate import Gate
 from mri_edge.export.parity.report import PAGE, page
 from mri_edge.train.bundle import metrics_document
 from mri_edge.train.evaluation.metrics import measure
@@ -79,7 +81,7 @@ def _measure_again(writer: BundleWriter, known: dict[str, Any]) -> None:
 
 def _compare_again(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
     manifest, images = writer.manifest, known["images"]
-    judges = Judges(
+    judges = ReferenceImages(
         tuple(one["file"] for one in images),
         tuple(one["sha256"] for one in images),
         np.array([manifest.labels.index(one["label"]) for one in images], np.intp),

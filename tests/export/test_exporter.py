@@ -24,8 +24,10 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split
 from mri_edge.cli import run
 from mri_edge.errors import UsageError
-from mri_edge.export.calibration.calibrate import digest, fitted
-from mri_edge.export.command import positive_of
+from mri_edge.export.calibration import calibrator
+from mri_edge.export.calibration.calibrator import choose_calibration
+from mri_edge.export.calibration.images import digest, read_resized
+from mri_edge.export.options import positive_index
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
@@ -130,9 +132,9 @@ def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("as_bytes", [True, False], ids=["same bytes", "same pixels"])
-def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tiny_manifest, tmp_path, as_bytes):
+def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tmp_path, as_bytes):
     """The reference's split divides duplicates; the calibration images are drawn without them."""
-    from mri_edge.export.exporter import Settings, Source, choose_calibration
+    from mri_edge.export.settings import Settings
 
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     leaked, tested = data / "no" / "00.png", data / "no" / "59.png"
@@ -140,48 +142,44 @@ def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, 
     if as_bytes:
         shutil.copy(tested, leaked)
     leaky = Split(tuple(replace(one, sha256=sha256_of(data / one.file)) for one in split.images))
-    prepared = replace(tiny_manifest, preprocessing=SMALL)
-    tests = {digest(fitted(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
+    tests = {digest(read_resized(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
     settings = Settings(("onnx-int8",), data, calibration_images=60)
-    found = choose_calibration(Source(None, prepared, leaky, {}), settings, tests)
+    found = choose_calibration(leaky, SMALL, settings, tests)
     assert leaked not in found.files
     assert len(found.files) == found.record.images == 59
 
 
 def test_identical_pictures_have_one_role(three_folders):
-    from mri_edge.export.sources.external_model import divide
+    from mri_edge.export.sources.external_model import split_pictures
 
-    split = divide(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
+    split = split_pictures(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
     roles = {one.sha256: {its.role for its in split.images if its.sha256 == one.sha256} for one in split.images}
     assert {len(its) for its in roles.values()} == {1}
     assert len(split.of("test")) < len(split.of("train"))
 
 
 @pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
-def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(
-    split, pictures, tiny_manifest, monkeypatch, folder
-):
-    from mri_edge.export import exporter
+def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(split, pictures, monkeypatch, folder):
+    from mri_edge.export.settings import Settings
 
-    monkeypatch.setattr(exporter, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
+    monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
     trained = Split(tuple(one for one in split.images if one.role == "train"))
     mine = pictures if folder else None
-    settings = exporter.Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
-    source = exporter.Source(None, replace(tiny_manifest, preprocessing=SMALL), trained, {})
-    found = exporter.choose_calibration(source, settings, {})
+    settings = Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
+    found = choose_calibration(trained, SMALL, settings, {})
     labels = [path.parent.name for path in found.held_out]
     assert (len(labels), abs(labels.count("no") - labels.count("yes")) <= 2) == (20, True)
     assert not {sha256_of(one) for one in found.held_out} & {sha256_of(one) for one in found.files}
 
 
 def test_every_label_has_a_test_image(tmp_path):
-    from mri_edge.export.sources.external_model import divide
+    from mri_edge.export.sources.external_model import split_pictures
 
     for label, count in (("many", 50), ("few", 2)):
         (tmp_path / label).mkdir()
         for index in range(count):
             (tmp_path / label / f"{index}.png").write_text(f"{label} {index}")
-    tested = [one.label for one in divide(tmp_path, ("many", "few"), 0).of("test")]
+    tested = [one.label for one in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
     assert (tested.count(0), tested.count(1)) == (10, 1)
 
 
@@ -300,11 +298,11 @@ def test_wrong_usage(bundle, pictures, capfd, arguments, words):
 
 
 def test_the_positive_label_is_named_or_known():
-    assert positive_of(("no", "yes"), None) == 1
-    assert positive_of(("Glioma", "notumor"), None) == 0
-    assert positive_of(("no", "yes"), "no") == 0
+    assert positive_index(("no", "yes"), None) == 1
+    assert positive_index(("Glioma", "notumor"), None) == 0
+    assert positive_index(("no", "yes"), "no") == 0
     with pytest.raises(UsageError, match="which label"):
-        positive_of(("notumor", "glioma", "pituitary"), None)
+        positive_index(("notumor", "glioma", "pituitary"), None)
 
 
 PLAIN = '{"height": 32, "width": 32, "scale": 1}'

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mri_edge.authoring.teacher import TeacherAnswers
-from mri_edge.export.parity.gate import DEFAULT_GATES, Judges, compare
-from mri_edge.export.parity.statistics import paired_change
+from mri_edge.export.parity.comparison import ReferenceImages, compare
+from mri_edge.export.parity.gate import DEFAULT_GATES
+from mri_edge.export.parity.significance import paired_change
 
 Z = 1.959964
 UNSURE = (0.55, 0.45)
@@ -19,7 +20,7 @@ UNSURE = (0.55, 0.45)
 def judged(manifest, precision, reference, answer, labels, teacher=None):
     """What the gate says of float32 rows of probabilities (N, 2) beside the Keras model's."""
     files = tuple(f"{index}.png" for index in range(len(labels)))
-    judges = Judges(files, ({},) * len(labels), np.asarray(labels), np.asarray(reference, np.float32), teacher)
+    judges = ReferenceImages(files, ({},) * len(labels), np.asarray(labels), np.asarray(reference, np.float32), teacher)
     answer = np.asarray(answer, np.float32)
     return compare(answer, judges, manifest, DEFAULT_GATES[precision], engine="onnxruntime", provider="cpu", threads=1)
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mri_edge.cli import run
-from mri_edge.export.sources.preprocessing_check import doubts
+from mri_edge.export.sources.preprocessing_check import check_preprocessing
 from mri_edge.scans.preprocessing import Preprocessing
 
 
@@ -25,11 +25,11 @@ def own(bundle):
 
 
 def test_the_right_one_is_not_doubted(model, located, own):
-    assert doubts(model, located, own, 0) is None
+    assert check_preprocessing(model, located, own, 0) is None
 
 
 def test_a_wrong_one_is_doubted_and_the_right_one_named(model, located, own):
-    said = doubts(model, located, dataclasses.replace(own, scale=1.0), 0)
+    said = check_preprocessing(model, located, dataclasses.replace(own, scale=1.0), 0)
     assert "of 64 pictures" in said
     assert '"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]' in said
     assert '"height": 32, "width": 32' in said
@@ -38,7 +38,7 @@ def test_a_wrong_one_is_doubted_and_the_right_one_named(model, located, own):
 def test_what_no_common_one_mends_is_said(model, located, own):
     """Labels in the wrong order: no preprocessing makes that right."""
     turned = [(path, 1 - label) for path, label in located]
-    said = doubts(model, turned, own, 0)
+    said = check_preprocessing(model, turned, own, 0)
     assert "no better than guessing (0.50)" in said
     assert "--labels" in said
 
@@ -56,4 +56,4 @@ def test_the_command_warns(model, pictures, tmp_path, capfd, scale, warned):
 
 
 def test_few_pictures_are_enough_to_run(model, located):
-    assert doubts(model, [located[0], located[-1]], Preprocessing(32, 32), 0) is not None
+    assert check_preprocessing(model, [located[0], located[-1]], Preprocessing(32, 32), 0) is not None

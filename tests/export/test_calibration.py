@@ -12,18 +12,17 @@ from PIL import Image
 
 from mri_edge.errors import DataError
 from mri_edge.export.calibration import search
-from mri_edge.export.calibration.calibrate import (
-    SEARCHED,
-    Calibrator,
+from mri_edge.export.calibration.calibrator import SEARCHED, Calibrator
+from mri_edge.export.calibration.histogram import BINS, Histogram
+from mri_edge.export.calibration.images import (
     digest,
     draw,
-    fitted,
     pictures_in,
     read_batches,
+    read_resized,
     record,
     refuse_test_images,
 )
-from mri_edge.export.calibration.histogram import BINS, Histogram
 from mri_edge.scans.preprocessing import Preprocessing
 
 SMALL = Preprocessing(16, 16)
@@ -56,7 +55,7 @@ def test_record_depends_on_contents_not_on_names(pictures, tmp_path):
 
 def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_path):
     files = [path for path, _ in pictures_in(pictures)][:3]
-    tests = {digest(fitted(path, SMALL)): path for path in files}
+    tests = {digest(read_resized(path, SMALL)): path for path in files}
     twin = tmp_path / "innocent.bmp"
     Image.open(files[1]).save(twin)
     refuse_test_images([path for path, _ in pictures_in(pictures)][3:], tests, SMALL)
@@ -140,10 +139,10 @@ def test_a_candidate_whose_answers_are_no_numbers_does_not_win_a_search(pictures
     def answers(content, suffix, batches):
         return np.full((1, 2), {b"first": np.nan, b"reference": 0.5}.get(content, 0.6))
 
-    monkeypatch.setattr(search, "_answers", answers)
+    monkeypatch.setattr(search, "_probabilities", answers)
     one = next(path for path, _ in pictures_in(pictures))
     calibrator = Calibrator((one,), SMALL, record([one], "search", 0), held_out=(one,))
-    content, facts = search.best(
+    content, facts = search.build_best(
         calibrator, lambda recipe: (b"first" if recipe == SEARCHED[0] else b"other", {}), b"reference", ".onnx"
     )
     assert content == b"other"
