@@ -372,7 +372,7 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "labels", "words"),
     [
-        ("logits.keras", "a,b,c", "no probabilities"),
+        ("logits.keras", "a,b,c", "not probabilities"),
         ("code.keras", "a,b,c", "Lambda layer"),
         ("text.keras", "a,b,c", "Keras cannot open it"),
         ("three.keras", "a,b", "gives 3 classes"),

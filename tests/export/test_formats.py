@@ -139,3 +139,21 @@ def test_a_format_is_found_by_its_file():
         one = find_format(name)
         assert name == one.NAME
         assert one.FILE.endswith(f".{one.FORMAT}")
+
+
+def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatch):
+    """A file that is dropped into the folder is listed, converted, compared and written."""
+    from mri_edge.export import formats
+    from mri_edge.export.exporter import export
+    from mri_edge.export.settings import Settings
+
+    (tmp_path / "toy_onnx.py").write_text(
+        "NAME, FILE, FORMAT, PRECISION, CALIBRATED = 'toy-onnx', 'toy.onnx', 'onnx', 'float32', False\n"
+        "def convert(conversion):\n"
+        "    return conversion.float_onnx.SerializeToString(), {'toy': True}\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    assert "toy-onnx" in format_names()
+    [result] = export(Bundle.open(bundle), Settings(("toy-onnx",), pictures))
+    assert result.comparison.verdict == "met"
+    assert Bundle.open(bundle).artefact("toy.onnx").made_with["toy"] is True
