@@ -1,4 +1,4 @@
-"""Parse the options of ``mri-edge export`` that are more than one value."""
+"""Check and parse the options of ``mri-edge export``."""
 
 from __future__ import annotations
 

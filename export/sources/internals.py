@@ -1,9 +1,10 @@
-"""The two things that export takes from inside TensorFlow and Keras, because no public API offers them.
+"""The two functions that use private APIs of TensorFlow and Keras, because no public one does the same.
 
-Tested with TensorFlow 2.20 and 2.21 and Keras 3.12 to 3.15, the ranges of the extra ``export``.
+Last tested with TensorFlow 2.21 and Keras 3.15.1; the extra ``export`` allows TensorFlow 2.20 and 2.21 and Keras
+3.12.4 to 3.15.
 
-- ``freeze``: tf2onnx has a public function that freezes by itself, ``convert.from_function``, but it names nodes
-  otherwise and so changes every ONNX file. TensorFlow's public one needs a session of TensorFlow 1.
+- ``freeze``: tf2onnx's public ``convert.from_function`` also freezes, but gives nodes other names, which would
+  change every ONNX file. TensorFlow's public function needs a session of TensorFlow 1.
 - ``first_convolution``: ``Layer.input`` names the first use of a layer only, and ``Model.layers`` does not say
   which layer reads which tensor.
 """

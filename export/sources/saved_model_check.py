@@ -4,7 +4,7 @@ A SavedModel is a program: TensorFlow has operations that read and write any fil
 Python, and runs some functions as soon as the model is loaded.
 
 The protobuf class of the file has no public name in TensorFlow, since the public loader opens a model without
-a check. ``tensorflow.core.protobuf`` is generated from the file format and was tested with 2.20 and 2.21.
+a check. ``tensorflow.core.protobuf`` is generated from the file format; last tested with TensorFlow 2.21.
 """
 
 from __future__ import annotations

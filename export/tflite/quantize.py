@@ -4,8 +4,7 @@ TensorFlow's quantizer reads the range of each tensor from the file. Its own cal
 runs one operator at a time; we write the ranges of any method into the file instead.
 
 ``mlir_quantize`` is that quantizer. It has no public name: ``tf.lite.TFLiteConverter`` always runs its own
-calibrator first, and ai-edge-quantizer rounds and places scales differently, so its files are not equal. Tested
-with TensorFlow 2.20 and 2.21, the range of the extra ``export``.
+calibrator first. Last tested with TensorFlow 2.21; the extra ``export`` allows 2.20 and 2.21.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def run(model: bytes) -> dict[str, np.ndarray]:
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """Of each pair of maps that both show something."""
+    """Correlation of each pair of maps that both show something."""
     pairs = [(a.ravel(), b.ravel()) for a, b in zip(first, second, strict=True) if a.any() and b.any()]
     assert len(pairs) > len(first) / 2, "most maps must show something, or nothing is compared"
     return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
@@ -117,7 +117,7 @@ def test_int8_activation_follows_grad_cam(ending):
         ("dense map", "Reshape"),
     ],
 )
-def test_another_head_goes_without_an_explanation(ending, stands):
+def test_unknown_heads_export_without_an_explanation(ending, stands):
     model = network(ending)
     conversion = Conversion(device_graph(model, PREPROCESSING), 1)
     assert [one.name for one in conversion.float_onnx.graph.output] == ["probabilities"]

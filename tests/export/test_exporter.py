@@ -1,4 +1,4 @@
-"""The command: what it writes, what it refuses, and that a bundle survives whatever stops it."""
+"""The command: its output, its refusals, and that a bundle survives an interrupted export."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, cap
     Bundle.open(bundle).verify()
 
 
-def test_artefacts_of_a_student_are_held_against_its_teacher(bundle, pictures):
+def test_artefacts_of_a_student_are_compared_with_its_teacher(bundle, pictures):
     images = len(Split.from_json((bundle / "split.json").read_bytes()).of("test"))
     answers = TeacherAnswers(("big (robust, seed 0)",), (1,) * images, ((0.25, 0.75),) * images)
     with rewriting(Bundle.open(bundle)) as writer:
@@ -159,7 +159,7 @@ def test_identical_pictures_have_one_role(three_folders):
 
 
 @pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
-def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(split, pictures, monkeypatch, folder):
+def test_search_images_cover_every_class_and_do_not_calibrate(split, pictures, monkeypatch, folder):
     from mri_edge.export.settings import Settings
 
     monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
@@ -183,7 +183,7 @@ def test_every_label_has_a_test_image(tmp_path):
     assert (tested.count(0), tested.count(1)) == (10, 1)
 
 
-def test_search_takes_the_best_on_the_training_side(bundle, pictures):
+def test_search_chooses_the_best_recipe_on_training_images(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
     manifest = Bundle.open(bundle).manifest
@@ -197,8 +197,10 @@ def test_search_takes_the_best_on_the_training_side(bundle, pictures):
     assert run(["export", str(bundle), "--formats", "onnx-fp16", "--data", str(pictures)]) == 0  # sets no range
     assert Bundle.open(bundle).manifest.calibration == manifest.calibration
     assert run(["export", str(bundle), "--formats", "tflite-int8", "--data", str(pictures)]) == 0
-    told = {files[0]: one.method for one, files in Bundle.open(bundle).manifest.calibrations().items()}
-    assert told == {"model.int8.onnx": "search", "model.int8.tflite": "minmax"}
+    methods = {
+        files[0]: calibration.method for calibration, files in Bundle.open(bundle).manifest.calibrations().items()
+    }
+    assert methods == {"model.int8.onnx": "search", "model.int8.tflite": "minmax"}
 
 
 def test_search_without_images_left_is_refused(bundle, pictures, capfd):
@@ -207,7 +209,7 @@ def test_search_without_images_left_is_refused(bundle, pictures, capfd):
     assert "--calibration-images" in capfd.readouterr().err
 
 
-def test_killed_half_way_leaves_the_old_bundle_and_the_next_export_clears_up(bundle, pictures, tmp_path, monkeypatch):
+def test_killed_export_keeps_the_old_bundle_and_the_next_one_cleans_up(bundle, pictures, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -228,7 +230,7 @@ def test_killed_half_way_leaves_the_old_bundle_and_the_next_export_clears_up(bun
     assert not list(temporary.iterdir())
 
 
-def test_interrupted_leaves_nothing_half_written(bundle, pictures):
+def test_interrupted_export_keeps_the_old_bundle(bundle, pictures):
     before = contents(bundle)
     process = start(bundle, "--quantize", "--data", pictures)
     wait_for_staging(process, bundle, "model.onnx")
@@ -254,7 +256,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_bundle(trained, small_disk, pictures, capfd):
+def test_full_disk_is_reported_and_keeps_the_old_bundle(trained, small_disk, pictures, capfd):
     bundle = Path(shutil.copytree(trained, small_disk / "bundle"))
     before = contents(bundle)
     assert run(["export", str(bundle), "--all", "--data", str(pictures)]) == 6
@@ -272,7 +274,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_bundle(trained, small_disk, pict
     ],
     ids=["no data", "one image missing", "one image changed"],
 )
-def test_data_that_is_not_that_of_training(bundle, pictures, tmp_path, capfd, change, code, words):
+def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, tmp_path, capfd, change, code, words):
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     change(data)
     assert run(["export", str(bundle), "--data", str(data)]) == code
@@ -309,12 +311,12 @@ PLAIN = '{"height": 32, "width": 32, "scale": 1}'
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory):
-    """Models made elsewhere, by name: three classes with their own rescaling, and some that cannot be exported."""
+def external(tmp_path_factory):
+    """External models by file name: three classes with a rescaling layer, and some that cannot be exported."""
     import keras
 
     keras.utils.set_random_seed(1)
-    layers, folder = keras.layers, tmp_path_factory.mktemp("foreign")
+    layers, folder = keras.layers, tmp_path_factory.mktemp("external")
     entry = keras.Input((32, 32, 3))
     body = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 127.5, offset=-1)(entry))
     body = layers.GlobalAveragePooling2D()(layers.ReLU(6)(layers.BatchNormalization()(body)))
@@ -340,9 +342,9 @@ def three_folders(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["three.keras", "three"])
-def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
+def test_external_model_exports(external, three_folders, tmp_path, name):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
+    arguments = ["--from", str(external / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
     arguments += ["--positive", "b", "--flip-rate", "0.5"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 0
     bundle = Bundle.open(out)
@@ -353,9 +355,17 @@ def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
     assert max(one.parity.max_difference for one in made if one.precision == "float32") < 1e-5
 
 
-def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch):
+def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, monkeypatch):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / "sigmoid.keras"), "--labels", "no,yes", "--preprocessing", PLAIN, "--quantize"]
+    arguments = [
+        "--from",
+        str(external / "sigmoid.keras"),
+        "--labels",
+        "no,yes",
+        "--preprocessing",
+        PLAIN,
+        "--quantize",
+    ]
     arguments += ["--flip-rate", "0.5", "--seed", "3", "--data", str(pictures)]
     monkeypatch.setattr(sys, "argv", ["mri-edge", "export", str(out), *arguments])
     assert run(["export", str(out), *arguments]) == 0
@@ -380,9 +390,9 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
         ("pointer.h5", "a,b,c", "Run 'git lfs pull'"),
     ],
 )
-def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_path, capfd, name, labels, words):
+def test_unsuitable_external_model_is_refused(external, three_folders, tmp_path, capfd, name, labels, words):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
+    arguments = ["--from", str(external / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 3
     said = capfd.readouterr().err
     assert words in said
@@ -392,7 +402,7 @@ def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_
 
 
 @pytest.mark.parametrize("damage", ["cut off", "another file"])
-def test_a_bundle_with_a_damaged_model_is_refused_in_words(bundle, pictures, capfd, damage):
+def test_bundle_with_a_damaged_model_is_refused(bundle, pictures, capfd, damage):
     """The manifest's hash is right: the model was damaged before the bundle was made."""
     path = bundle / "model.keras"
     path.write_bytes(path.read_bytes()[:3000] if damage == "cut off" else b"PK\x03\x04 and no more")

@@ -1,4 +1,4 @@
-"""Every format: export the tiny model, reopen it in the real engine, compare, other batch sizes."""
+"""Every format: export the tiny model, run it in the real engine at several batch sizes, and compare."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_float_onnx_is_lean(exported):
     assert [one.version for one in model.opset_import if one.domain == ""] == [17]
 
 
-def test_int8_onnx_reads_pixels_as_the_integers_they_are(exported):
+def test_int8_onnx_reads_pixels_as_integers(exported):
     import onnx
 
     model = onnx.load(exported.folder / "model.int8.onnx")
@@ -126,7 +126,7 @@ def test_int8_tflite_is_integers_up_to_the_head(exported):
     assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
 
 
-def test_quantised_files_are_smaller(exported):
+def test_quantized_files_are_smaller(exported):
     sizes = {one.file: one.size_bytes for one in exported.manifest.artefacts}
     # Names and numbers of the graph weigh much beside 20,000 weights; the full network is held to 26%.
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]

@@ -1,4 +1,4 @@
-"""The reference network at its full size: how small its artefacts are."""
+"""Sizes of the artefacts of the reference network."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def saved_as_keras2(model: keras.Model, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [mobilenet, efficientnet, transfer, half, sequential])
-def test_it_answers_as_the_model_that_was_saved(make: Callable[[], keras.Model], tmp_path):
+def test_opened_model_answers_as_the_saved_one(make: Callable[[], keras.Model], tmp_path):
     model = make()
     opened = load(saved_as_keras2(model, tmp_path / "model.h5"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.float32)

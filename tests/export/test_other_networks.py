@@ -1,4 +1,4 @@
-"""Networks unlike the tiny one: what converters and quantisers make of them still answers as Keras does."""
+"""Artefacts of networks unlike the tiny one answer as Keras does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def network(kind):
 
 @pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
-def test_it_answers_as_keras_does(kind, name, pictures, tmp_path):
+def test_artefact_answers_as_keras_does(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.conversion import Conversion
     from mri_edge.export.sources.device_graph import device_graph

@@ -1,4 +1,4 @@
-"""Statistics and the gate: known values, and each of its three answers."""
+"""Significance tests and intervals by known values, and the three verdicts of the gate."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0,
         ("int8", {"images": 2000, "flips": 10, "accuracy_lost": 10}, "not met"),
     ],
 )
-def test_the_three_answers(tiny_manifest, precision, options, verdict):
+def test_the_three_verdicts(tiny_manifest, precision, options, verdict):
     found = comparison(tiny_manifest, DEFAULT_GATES[precision], **options)
     assert found.verdict == verdict
     assert bool(found.reasons) == (verdict != "met")
 
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(4, "met"), (9, "not met")])
-def test_student_is_held_against_its_teacher_too(tiny_manifest, wrong, verdict):
+def test_student_is_also_compared_with_its_teacher(tiny_manifest, wrong, verdict):
     """The artefact is its own Keras model's equal; the teacher called all rightly, the student all but ``wrong``."""
     every = 400
     called = [0] * every  # the labels below
@@ -99,12 +99,12 @@ def test_student_is_held_against_its_teacher_too(tiny_manifest, wrong, verdict):
     assert any("fewer right answers than the teacher" in reason for reason in found.reasons) == (verdict == "not met")
 
 
-def test_not_a_number_is_never_met(tiny_manifest):
+def test_nan_is_never_met(tiny_manifest):
     assert comparison(tiny_manifest, Gate(1.0, None, None), shift=float("nan")).verdict == "not met"
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_an_answer_that_is_no_number_is_refused_where_both_labels_are_there(tiny_manifest, precision):
+def test_nan_is_refused_with_both_labels_present(tiny_manifest, precision):
     reference = np.tile(np.array([[0.2, 0.8]], np.float32), (6, 1))
     answer = reference.copy()
     answer[4] = np.nan

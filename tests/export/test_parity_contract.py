@@ -1,4 +1,4 @@
-"""The gate's limits on either side, and that it refuses only what is worse."""
+"""Both sides of each limit of the gate, and that it refuses only worse artefacts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_level_of_significance_is_5_per_cent(tiny_manifest, lost, verdict):
         ("dynamic", 0.021, "not met"),
     ],
 )
-def test_differences_are_bounded_just_where_the_gate_says(tiny_manifest, precision, shift, verdict):
+def test_differences_are_bounded_exactly_at_the_limit(tiny_manifest, precision, shift, verdict):
     reference = np.tile((0.2, 0.8), (100, 1))
     found = judged(tiny_manifest, precision, reference, reference + np.array([shift, -shift]), np.ones(100, np.intp))
     assert found.verdict == verdict
@@ -99,7 +99,7 @@ def test_labels_that_change_are_bounded_at_5_per_cent_and_95_per_cent_confidence
     assert found.verdict == verdict
 
 
-def test_figures_of_a_comparison_are_those_of_numpy(tiny_manifest):
+def test_figures_of_a_comparison_equal_numpys(tiny_manifest):
     rng = np.random.default_rng(0)
     first, second = (np.stack([1 - one, one], axis=1).astype(np.float32) for one in rng.uniform(0.01, 0.99, (2, 300)))
     truth = rng.integers(0, 2, 300)

@@ -1,4 +1,4 @@
-"""A preprocessing that does not fit the model is told from its accuracy, with the one that fits."""
+"""A preprocessing that does not suit the model is recognized by its accuracy, and the right one is named."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def own(bundle):
     return Bundle.open(bundle).manifest.preprocessing
 
 
-def test_the_right_one_is_not_doubted(model, located, own):
+def test_the_right_preprocessing_gives_no_warning(model, located, own):
     assert check_preprocessing(model, located, own, 0) is None
 
 
-def test_a_wrong_one_is_doubted_and_the_right_one_named(model, located, own):
+def test_a_wrong_preprocessing_is_warned_about_with_the_right_one(model, located, own):
     said = check_preprocessing(model, located, dataclasses.replace(own, scale=1.0), 0)
     assert "of 64 pictures" in said
     assert '"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]' in said
     assert '"height": 32, "width": 32' in said
 
 
-def test_what_no_common_one_mends_is_said(model, located, own):
+def test_warns_if_no_common_preprocessing_helps(model, located, own):
     """Labels in the wrong order: no preprocessing makes that right."""
     turned = [(path, 1 - label) for path, label in located]
     said = check_preprocessing(model, turned, own, 0)

@@ -1,4 +1,4 @@
-"""What int8 must keep: the mean of every output, and sums that no CPU saturates."""
+"""int8 keeps the mean of every output, and no CPU saturates its sums."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 
 
 def shift_of(float_content, int8_content, suffix, folder, files) -> float:
-    """How far quantisation moves the log-odds on average."""
+    """How far quantization moves the log-odds on average."""
     plain, quantized = (
         log_odds(probabilities(one, suffix, folder, files).astype(float)) for one in (float_content, int8_content)
     )
@@ -133,7 +133,7 @@ def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
 
 
 @pytest.mark.parametrize("levels", [64, 127])
-def test_the_mean_rounding_error_is_that_of_rounded_sums_over_inputs_of_these_means(levels):
+def test_mean_rounding_error_equals_the_simulated_one(levels):
     rng = np.random.default_rng(1)
     kernel = rng.normal(0, 0.2, (3, 5, 4)).astype(np.float32)
     means = rng.uniform(0.5, 2, 5)
@@ -150,7 +150,7 @@ def test_the_mean_rounding_error_is_that_of_rounded_sums_over_inputs_of_these_me
 
 
 @pytest.mark.parametrize("axis", [1, -1])
-def test_means_of_channels_are_over_all_else_and_all_batches(axis):
+def test_channel_means_cover_all_other_axes_and_batches(axis):
     values = np.random.default_rng(2).normal(3, 1, (11, 6, 5, 4)).astype(np.float32)
     seen = Observation(axis)
     for part in np.array_split(values, [2, 3, 8]):
