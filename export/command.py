@@ -1,4 +1,4 @@
-"""``mri-edge export``: from a trained bundle to ONNX and TFLite, parity proven."""
+"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artefact with its model."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from mri_edge.authoring.figures import with_interval
-from mri_edge.authoring.labels import KNOWN_FOLDERS
 from mri_edge.errors import UsageError
 
 from .formats import QUANTIZE, format_names
+from .options import check_from_options, choose_formats, parse_labels, parse_preprocessing, positive_index
+from .table import print_results
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
-    from mri_edge.scans.preprocessing import Preprocessing
 
-    from .exporter import Result, Settings
+    from .exporter import ExportRefusedError, Result
+    from .settings import Settings
+
+    _Run = Callable[[Settings, Callable[[str], None]], list[Result]]
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
-_PAGE = "report/parity.html"  # of report.py, which imports more than --help may
-_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+_PAGE = "report/parity.html"
+_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 EPILOG = f"""\b
 Examples:
@@ -45,7 +47,7 @@ The gate compares each artefact with the Keras model on the test images:
   others    mean |Δp| at most 0.02, at most 5% of the labels changed (95% confidence)
   all       not significantly fewer right answers than the Keras model, nor, where that was
             distilled, than its teacher (exact McNemar, p < 0.05)
-It answers met, undecided (too few images to tell; the artefact is kept), or not met: exit code 5,
+The verdict is met, undecided (too few images to tell; the artefact is kept), or not met: exit code 5,
 and nothing is written.
 """
 
@@ -80,7 +82,7 @@ and nothing is written.
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="How many are drawn, each class in its share.",
+    help="How many images are drawn, in proportion to the size of each class.",
 )
 @click.option("--search", is_flag=True, help="Try every method, and the first layer in float, on training images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
@@ -89,25 +91,23 @@ and nothing is written.
 @click.option(
     "--flip-rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Gate: share of labels that may change.",
+    help="Gate: proportion of labels that may change.",
 )
 @click.option(
     "--from",
-    "origin",
+    "external",
     type=click.Path(path_type=Path),
     metavar="MODEL",
-    help="A .keras or .h5 file or SavedModel made elsewhere: BUNDLE is made around it.",
+    help="A .keras or .h5 file or SavedModel made elsewhere; BUNDLE is the new bundle for it.",
 )
 @click.option("--labels", metavar="LIST", help="With --from: the model's labels in order, which are folders in --data.")
-@click.option(
-    "--positive", metavar="LABEL", help="With --from: which label is the positive one, where the names do not say."
-)
+@click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not make it clear.")
 @click.option(
     "--preprocessing",
     metavar="JSON",
     help="With --from: object or file with height, width, channel_order, scale, mean, deviation.",
 )
-@click.option("--overwrite", is_flag=True, help="With --from: replace a bundle that stands at BUNDLE.")
+@click.option("--overwrite", is_flag=True, help="With --from: replace an existing BUNDLE.")
 def export(
     position: str | None,
     model: str | None,
@@ -115,7 +115,7 @@ def export(
     formats: str | None,
     quantize: bool,
     every: bool,
-    origin: Path | None,
+    external: Path | None,
     labels: str | None,
     positive: str | None,
     preprocessing: str | None,
@@ -134,37 +134,48 @@ def export(
     from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data
     from mri_edge.bundles.bundle import Bundle
 
-    names = _chosen(formats, quantize, every)
+    names = choose_formats(formats, quantize, every)
     named = choose_bundle(position, model)
-    if origin is not None:
-        _check_foreign(named, data, labels, preprocessing)
-    warnings: list[str] = []
+    if external is not None:
+        check_from_options(named, data, labels, preprocessing)
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"
         )
-    if origin is None:
-        opened = _bundle_to_export(named)
-        folder = opened.folder
-        scans = data or _remembered(opened)
+    warnings: list[str] = []
+    run: _Run
+    if external is None:
+        bundle = _bundle_to_export(named)
+        folder, scans = bundle.folder, data or _remembered_data(bundle)
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
-            from .exporter import export as make
+            from .exporter import export as export_bundle
 
-            return make(opened, chosen, step=step)
+            return export_bundle(bundle, chosen, step=step)
     else:
-        wanted, prepared = _labels(labels), _preprocessing(preprocessing)
-        index = positive_of(wanted, positive)
         folder, scans = Path(str(named)), Path(str(data))
+        labels_in_order, prepared = parse_labels(str(labels)), parse_preprocessing(str(preprocessing))
+        index = positive_index(labels_in_order, positive)
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
-            from mri_edge.export.sources.external_model import export_foreign
+            from .sources.external_model import export_external
 
-            options = {"overwrite": overwrite, "step": step, "warn": warnings.append}
-            return export_foreign(origin, folder, wanted, index, prepared, chosen, **options)
+            return export_external(
+                external,
+                folder,
+                labels_in_order,
+                index,
+                prepared,
+                chosen,
+                overwrite=overwrite,
+                step=step,
+                warn=warnings.append,
+            )
 
     try:
-        _run(run, names, (max_difference, mean_difference, flip_rate), {"data": scans, **settings})
+        results, refused = _run_quietly(
+            run, names, (max_difference, mean_difference, flip_rate), data=scans, **settings
+        )
     except KeyboardInterrupt:
         click.echo(err=True)  # below the terminal's ^C
         _say(f"mri-edge: interrupted; {folder} is as it was before. To export again:")
@@ -172,7 +183,10 @@ def export(
         return _INTERRUPTED
     finally:
         for warning in warnings:
-            click.echo(f"Warning: {warning}", err=True)
+            _say(f"Warning: {warning}")
+    print_results(results)
+    if refused:
+        raise refused
     remember_data(Bundle.open(folder.absolute()), scans)
     _say(f"report: {folder / _PAGE}")
     _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(as_typed(folder))}")
@@ -180,12 +194,12 @@ def export(
 
 
 def _bundle_to_export(named: str | None) -> Bundle:
-    """The bundle that was named, or the one in ``runs/`` that was trained last, which is then said.
+    """The bundle that was named; else the one in ``runs/`` that was trained last, which is printed.
 
     Raises
     ------
     UsageError
-        There is none, or it holds no Keras model that could be exported.
+        There is none, or it has no Keras model to export.
     BundleError
         It cannot be opened.
     """
@@ -194,26 +208,26 @@ def _bundle_to_export(named: str | None) -> Bundle:
     from mri_edge.bundles.bundle import Bundle
 
     if named is None:
-        found = last_trained(lambda bundle: bundle.manifest.artefact(KERAS) is not None)
-        if found is None:
+        last = last_trained(lambda bundle: bundle.manifest.artefact(KERAS) is not None)
+        if last is None:
             raise UsageError(
                 f"no bundle is named, and {RUNS}/ holds none to export", "Train one first: mri-edge train scans/"
             )
-        _say(f"exporting {found.folder}, trained last ({found.manifest.creation.created})")
-        return found
-    opened = Bundle.open(named)
-    if opened.manifest.artefact(KERAS) is None:
-        held = ", ".join(artefact.file for artefact in opened.manifest.artefacts)
+        _say(f"exporting {last.folder}, trained last ({last.manifest.creation.created})")
+        return last
+    bundle = Bundle.open(named)
+    if bundle.manifest.artefact(KERAS) is None:
+        held = ", ".join(artefact.file for artefact in bundle.manifest.artefacts)
         raise UsageError(
             f"{named}: is exported already ({held}) and holds no {KERAS} to export again",
             f"Use it: mri-edge predict scan.jpg --model {named}. To export a model of your own, train it first: "
             "mri-edge train scans/",
         )
-    opened.require_folder()  # the artefacts are written into it
-    return opened
+    bundle.require_folder()  # the artefacts are written into it
+    return bundle
 
 
-def _remembered(bundle: Bundle) -> Path:
+def _remembered_data(bundle: Bundle) -> Path:
     from mri_edge.authoring.runs import remembered_data
 
     scans = remembered_data(bundle)
@@ -221,56 +235,33 @@ def _remembered(bundle: Bundle) -> Path:
     return scans
 
 
-def _check_foreign(named: str | None, data: Path | None, labels: str | None, preprocessing: str | None) -> None:
-    """Raise UsageError that names all that ``--from`` still needs."""
-    needed = {
-        "BUNDLE, the folder to be made": named,
-        "--data DIR, pictures to compare and calibrate with": data,
-        "--labels LIST, the model's labels in order": labels,
-        "--preprocessing JSON, what the model expects, which is not written in it": preprocessing,
-    }
-    if missing := [words for words, given in needed.items() if given is None]:
-        raise UsageError(
-            f"--from still needs {'; '.join(missing)}",
-            "For example: mri-edge export mine --from model.keras --data scans/ --labels no,yes "
-            """--preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
-        )
-
-
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _run(
-    run: Callable[[Settings, Callable[[str], None]], list[Result]],
-    names: tuple[str, ...],
-    bounds: tuple[float | None, ...],
-    settings: dict[str, Any],
-) -> None:
-    """Import TensorFlow, run with progress on stderr, print the table; a refusal is printed before it is raised."""
+def _run_quietly(
+    run: _Run, formats: tuple[str, ...], bounds: tuple[float | None, ...], **settings: Any
+) -> tuple[list[Result], ExportRefusedError | None]:
+    """Import TensorFlow and run with progress on stderr; the results, and the error if a gate was not met."""
     from mri_edge.authoring.quiet import load_keras, quiet, terminal
     from mri_edge.storage.staging import use_temporary_folder
 
-    refused = None
-    with terminal() as stream, quiet(), use_temporary_folder("export"), _steps(stream) as step:
+    with terminal() as stream, quiet(), use_temporary_folder("export"), _progress(stream) as step:
         step("starting TensorFlow")
         load_keras("export")
-        from mri_edge.export.parity.gate import Gate
-
-        from .exporter import ExportRefusedError, Settings
+        from .exporter import ExportRefusedError
+        from .parity.gate import Gate
+        from .settings import Settings
 
         try:
-            results = run(Settings(formats=names, gate=Gate(*bounds), **settings), step)
+            return run(Settings(formats=formats, gate=Gate(*bounds), **settings), step), None
         except ExportRefusedError as error:
-            results, refused = error.results, error
-    show(results)
-    if refused:
-        raise refused
+            return error.results, error
 
 
 @contextmanager
-def _steps(stream: IO[str]) -> Iterator[Callable[[str], None]]:
-    """A function that says what is being done: one line drawn over on a terminal, a line with the time elsewhere."""
+def _progress(stream: TextIO) -> Iterator[Callable[[str], None]]:
+    """A function that shows the current step: a spinner on a terminal, else a line with the time."""
     from mri_edge.commands.progress import Bar, Pace, redraws
 
     if redraws(stream):
@@ -279,84 +270,3 @@ def _steps(stream: IO[str]) -> Iterator[Callable[[str], None]]:
         return
     pace = Pace()
     yield lambda text: print(f"{pace.clock()}  {text}", file=stream, flush=True)
-
-
-def _chosen(formats: str | None, quantize: bool, every: bool) -> tuple[str, ...]:
-    if sum((formats is not None, quantize, every)) > 1:
-        raise UsageError("--formats, --quantize and --all exclude one another")
-    if every:
-        return format_names()
-    if quantize:
-        return QUANTIZE
-    wanted = tuple(dict.fromkeys(one.strip() for one in (formats or "onnx,tflite").split(",") if one.strip()))
-    if unknown := [one for one in wanted if one not in format_names()]:
-        raise UsageError(f"unknown format {unknown[0]!r}", f"Formats: {', '.join(format_names())}")
-    return wanted
-
-
-def _labels(text: str | None) -> tuple[str, ...]:
-    labels = tuple(one.strip() for one in (text or "").split(",") if one.strip())
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UsageError(f"--from needs --labels, at least two, none twice. Received: {text!r}")
-    return labels
-
-
-def positive_of(labels: tuple[str, ...], positive: str | None) -> int:
-    """Index of the positive label: the one that is named, else the one that means tumour in the public sets.
-
-    Raises
-    ------
-    UsageError
-        No label of that name; or none is named, and the labels do not tell.
-    """
-    if positive in labels:
-        return labels.index(positive)
-    if positive is not None:
-        raise UsageError(f"no label {positive!r}", f"Labels: {', '.join(labels)}")
-    meanings = [KNOWN_FOLDERS.get(one.lower()) for one in labels]
-    if None in meanings or meanings.count(1) != 1:
-        raise UsageError(f"which label is the positive one? Labels: {', '.join(labels)}", "Say it: --positive LABEL")
-    return meanings.index(1)
-
-
-def _preprocessing(text: str | None) -> Preprocessing:
-    from mri_edge.bundles.decode import parse, read
-    from mri_edge.scans.preprocessing import Preprocessing
-
-    if text is None:
-        raise UsageError(
-            "--from needs --preprocessing: what the model expects is not written in it",
-            """For one that scales by itself: --preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
-        )
-    if text.lstrip().startswith("{"):
-        return read(Preprocessing, parse(text, "--preprocessing"), "--preprocessing")
-    try:
-        content = Path(text).read_bytes()
-    except OSError as error:
-        raise UsageError(f"--preprocessing: {text}: cannot read ({error.strerror})") from error
-    return read(Preprocessing, parse(content, text), text)
-
-
-def show(results: list[Result]) -> None:
-    """Print the table: artefact, size, accuracy with interval, differences, flips, verdict; then the reasons."""
-    from mri_edge.commands.output import table
-
-    rows = [("artefact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")]
-    for one in results:
-        found = one.comparison
-        rows.append(
-            (
-                one.artefact.file,
-                f"{one.artefact.size_bytes / 1e6:.1f}",
-                with_interval(found.accuracy.value, found.accuracy.low, found.accuracy.high),
-                f"{found.max_difference:.1e}",
-                f"{found.mean_difference:.1e}",
-                f"{len(found.flips)}/{found.images}",
-                found.verdict,
-            )
-        )
-    for line in table(rows, right=range(1, 6)):
-        click.echo(line)
-    for one in results:
-        for reason in one.comparison.reasons:
-            click.echo(f"{one.artefact.file}: {one.comparison.verdict}: {reason}")

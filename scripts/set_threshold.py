@@ -21,7 +21,9 @@ from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
 from mri_edge.authoring.writer import BundleWriter, rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
-from mri_edge.export.parity.gate import PARITY, Comparison, Gate, Judges, compare, document, to_json
+from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
+from mri_edge.export.parity.document import PARITY, document, to_json
+from mri_edge.export.parity.gate import Gate
 from mri_edge.export.parity.report import PAGE, page
 from mri_edge.train.bundle import metrics_document
 from mri_edge.train.evaluation.metrics import measure
@@ -79,11 +81,11 @@ def _update_metrics(writer: BundleWriter, known: dict[str, Any]) -> None:
 
 def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
     manifest, images = writer.manifest, known["images"]
-    judges = Judges(
-        tuple(image["file"] for image in images),
-        tuple(image["sha256"] for image in images),
-        np.array([manifest.labels.index(image["label"]) for image in images], np.intp),
-        np.array([image["probabilities"] for image in images], np.float32),
+    judges = ReferenceImages(
+        tuple(one["file"] for one in images),
+        tuple(one["sha256"] for one in images),
+        np.array([manifest.labels.index(one["label"]) for one in images], np.intp),
+        np.array([one["probabilities"] for one in images], np.float32),
         teacher,
     )
     found = {}

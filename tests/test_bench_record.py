@@ -205,7 +205,7 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
     from mri_edge import Bundle
     from mri_edge.authoring.writer import rewriting
     from mri_edge.bundles.split import SPLIT, Split, SplitImage
-    from mri_edge.export.calibration.calibrate import draw, record
+    from mri_edge.export.calibration.images import draw, record
     from mri_edge.storage.atomic import sha256_of
 
     data = tmp_path / "data"

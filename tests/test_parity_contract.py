@@ -15,8 +15,10 @@ from mri_edge.bundles.manifest import Manifest
 pytest.importorskip("sklearn", reason="needs the extra 'export'")
 stats = pytest.importorskip("scipy.stats", reason="needs the extra 'export'")
 
-from mri_edge.export.parity.gate import DEFAULT_GATES, Comparison, Gate, Judges, compare, document, to_json
-from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change
+from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
+from mri_edge.export.parity.document import document, to_json
+from mri_edge.export.parity.gate import DEFAULT_GATES, Gate
+from mri_edge.export.parity.significance import exact_bounds, images_needed, mcnemar, paired_change
 
 NO_LIMIT = Gate(None, None, None)
 
@@ -36,7 +38,7 @@ def judged(
 ) -> Comparison:
     """An artefact's probabilities of "yes" against the Keras model's."""
     files = tuple(f"{index}.png" for index in range(len(truth)))
-    images = Judges(files, ({},) * len(truth), np.asarray(truth), columns(reference), teacher)
+    images = ReferenceImages(files, ({},) * len(truth), np.asarray(truth), columns(reference), teacher)
     return compare(columns(answer), images, manifest, gate, engine="fake", provider="none", threads=1)
 
 
@@ -196,7 +198,9 @@ def test_of_one_label_alone_there_is_no_area(tiny_manifest, truth):
 
 
 def test_the_record_holds_every_image_and_reads_as_json(tiny_manifest):
-    images = Judges(("a.png", "ä.png"), ({"file": "x"}, {"file": "y"}), np.array([0, 1]), columns([0.25, 0.25]))
+    images = ReferenceImages(
+        ("a.png", "ä.png"), ({"file": "x"}, {"file": "y"}), np.array([0, 1]), columns([0.25, 0.25])
+    )
     content = json.loads(to_json(document(images, tiny_manifest, {"model.onnx": {}}, {"seed": 3})))
     assert content["seed"] == 3
     assert content["artefacts"] == {"model.onnx": {}}
@@ -260,7 +264,7 @@ def test_the_paired_interval_heeds_how_much_the_answers_go_together(counts, corr
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (3, 10), (10, 10), (7, 200)])
 def test_one_sided_bounds_hold_five_per_cent_each(hits, total):
-    below, above = bounds(hits, total)
+    below, above = exact_bounds(hits, total)
     if hits:
         assert stats.binom.sf(hits - 1, total, below) == pytest.approx(0.05)
     else:

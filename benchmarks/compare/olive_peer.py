@@ -14,7 +14,7 @@ from benchmarks.records.store import FRESH
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.errors import DataError, MriEdgeError
-from mri_edge.export.calibration.calibrate import draw, read_batches, record
+from mri_edge.export.calibration.images import draw, read_batches, record
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
 PROGRAM = Path(__file__).with_name("olive_best.py")

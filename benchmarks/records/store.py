@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.processes import CHECKOUT
 from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import machine_facts
-from mri_edge.scans.readers import picture
+from mri_edge.scans import readers
 from mri_edge.storage.atomic import sha256_of
 
 COMMITTED = CHECKOUT / "benchmarks" / "results"
@@ -111,6 +111,6 @@ def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
     if data is None or entry is None:
         return []
     known = {image["sha256"]["file"]: image for image in json.loads(bundle.read(entry))["images"]}
-    pictures = (path for path in sorted(data.rglob("*")) if path.name.lower().endswith(picture.SUFFIXES))
+    pictures = (path for path in sorted(data.rglob("*")) if readers.has_known_suffix(path))
     found = {sha256_of(path): path.relative_to(data).as_posix() for path in pictures}
     return [{**image, "file": found[digest]} for digest, image in known.items() if digest in found]

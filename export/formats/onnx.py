@@ -1,19 +1,20 @@
-"""ONNX, float32: the graph that every other ONNX artefact is made from."""
+"""ONNX, float32: the model that every other ONNX artefact is made from."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mri_edge.export.job import Job
+from mri_edge.bundles.manifest import Precision
+from mri_edge.export.conversion import Conversion
 from mri_edge.export.onnx.convert import OPSET
 
 NAME = "onnx"
 FILE = "model.onnx"
 FORMAT = "onnx"
-PRECISION = "float32"
+PRECISION: Precision = "float32"
 CALIBRATED = False
 
 
-def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of the ONNX file, and how it was made."""
-    return job.float_onnx.SerializeToString(), {"opset": OPSET}
+def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the ONNX file, and facts about how it was made."""
+    return conversion.float_onnx.SerializeToString(), {"opset": OPSET}

@@ -1,22 +1,23 @@
-"""ONNX, float16: half the size, for GPUs and NPUs; float32 stays where half would overflow."""
+"""ONNX, float16: half the size, for GPUs and NPUs; nodes that would overflow stay in float32."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mri_edge.export.job import Job
+from mri_edge.bundles.manifest import Precision
+from mri_edge.export.conversion import Conversion
 from mri_edge.export.onnx.convert import OPSET
 
 NAME = "onnx-fp16"
 FILE = "model.fp16.onnx"
 FORMAT = "onnx"
-PRECISION = "float16"
+PRECISION: Precision = "float16"
 CALIBRATED = True  # training images show which tensors overflow
 
 
-def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of the ONNX file, and how it was made."""
-    from mri_edge.export.onnx.float16 import halved
+def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the ONNX file, and facts about how it was made."""
+    from mri_edge.export.onnx.float16 import to_float16
 
-    model, kept = halved(job.float_onnx, job.calibration())
+    model, kept = to_float16(conversion.float_onnx, conversion.calibration())
     return model.SerializeToString(), {"opset": OPSET, "weights": "float16", "float_nodes": kept}

@@ -1,21 +1,22 @@
-"""ONNX, int8: static QDQ, weights per channel, activations per tensor, pixels enter as they are."""
+"""ONNX, int8: static QDQ, weights per channel, activations per tensor, pixels are taken as integers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mri_edge.export.job import Job
+from mri_edge.bundles.manifest import Precision
+from mri_edge.export.conversion import Conversion
 from mri_edge.export.onnx.convert import OPSET
-from mri_edge.export.onnx.quantize import quantise
+from mri_edge.export.onnx.quantize import quantize
 
 NAME = "onnx-int8"
 FILE = "model.int8.onnx"
 FORMAT = "onnx"
-PRECISION = "int8"
+PRECISION: Precision = "int8"
 CALIBRATED = True
 
 
-def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of the ONNX file, and how it was made."""
-    content, facts = quantise(job.float_onnx, job.calibration())
+def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the ONNX file, and facts about how it was made."""
+    content, facts = quantize(conversion.float_onnx, conversion.calibration())
     return content, {"opset": OPSET, **facts}

@@ -1,18 +1,19 @@
-"""TFLite, float32: the graph that every other TFLite artefact is made from."""
+"""TFLite, float32: the model that every other TFLite artefact is made from."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mri_edge.export.job import Job
+from mri_edge.bundles.manifest import Precision
+from mri_edge.export.conversion import Conversion
 
 NAME = "tflite"
 FILE = "model.tflite"
 FORMAT = "tflite"
-PRECISION = "float32"
+PRECISION: Precision = "float32"
 CALIBRATED = False
 
 
-def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of the TFLite file, and how it was made."""
-    return job.float_tflite, {}
+def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the TFLite file, and facts about how it was made."""
+    return conversion.float_tflite, {}

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from mri_edge.export.job import Job
+from mri_edge.bundles.manifest import Precision
+from mri_edge.export.conversion import Conversion
 
 NAME = "tflite-fp16"
 FILE = "model.fp16.tflite"
 FORMAT = "tflite"
-PRECISION = "float16"
+PRECISION: Precision = "float16"
 CALIBRATED = False
 
 
-def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of the TFLite file, and how it was made."""
+def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the TFLite file, and facts about how it was made."""
     import tensorflow as tf
 
     from mri_edge.export.tflite import convert as tflite_graph
 
     settings = {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    content = tflite_graph.convert(job.graph, supported_types=[tf.float16], **settings)
-    return tflite_graph.finished(content), {"weights": "float16"}
+    content = tflite_graph.convert(conversion.graph, supported_types=[tf.float16], **settings)
+    return tflite_graph.finalize(content), {"weights": "float16"}

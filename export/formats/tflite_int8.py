@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mri_edge.export.job import Job
-from mri_edge.export.tflite.quantize import quantise
+from mri_edge.bundles.manifest import Precision
+from mri_edge.export.conversion import Conversion
+from mri_edge.export.tflite.quantize import quantize
 
 NAME = "tflite-int8"
 FILE = "model.int8.tflite"
 FORMAT = "tflite"
-PRECISION = "int8"
+PRECISION: Precision = "int8"
 CALIBRATED = True
 
 
-def convert(job: Job) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of the TFLite file, and how it was made."""
-    return quantise(job.float_tflite, job.calibration())
+def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the TFLite file, and facts about how it was made."""
+    return quantize(conversion.float_tflite, conversion.calibration())

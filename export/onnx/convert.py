@@ -1,15 +1,16 @@
-"""The frozen graph as a lean ONNX model, and the few rewrites that make it so."""
+"""Convert the frozen graph to a lean ONNX model: tf2onnx, then a few rewrites."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from mri_edge.errors import ConversionError, OutputError, first_line
 from mri_edge.export.sources.device_graph import INPUT, OUTPUT, DeviceGraph
@@ -38,23 +39,23 @@ def float_model(graph: DeviceGraph) -> ModelProto:
             output_names=[graph.function.outputs[0].name],
             opset=OPSET,
         )
-    except Exception as error:  # tf2onnx raises plain ValueError, KeyError and more
+    except Exception as error:  # tf2onnx lets ValueError, KeyError and more through
         raise ConversionError(
             f"tf2onnx {tf2onnx.__version__} cannot convert this model: {first_line(error)}",
             "An operation of the model has no ONNX form; versions that work: pip install 'mri-edge[export]'",
         ) from error
-    _rename_ends(model)
+    _rename_input_and_output(model)
     model = fuse(model)
-    _settle_reshapes(model)
+    _make_reshapes_constant(model)
     _transpose_pixels_first(model)
     _fold_flatten_order(model)
-    return finished(fuse(model))
+    return finalize(fuse(model))
 
 
 def fuse(model: ModelProto) -> ModelProto:
-    """ONNX Runtime's basic optimisation, offline: constants folded, batch norm and bias fused.
+    """ONNX Runtime's basic optimization, offline: constants folded, batch norm and bias fused.
 
-    Only this level is free of operators and layouts that belong to one runtime or one CPU.
+    Higher levels add operators and layouts that only one runtime or CPU knows.
     """
     import onnxruntime
 
@@ -66,25 +67,25 @@ def fuse(model: ModelProto) -> ModelProto:
         content = model.SerializeToString()
         free = shutil.disk_usage(folder).free
         if free < 2 * len(content):
-            raise OutputError(f"{folder}: {free / 1e6:.0f} MB free, too little for a copy of the model", "Set TMPDIR")
+            raise OutputError(f"{folder}: {free / 1e6:.0f} MB free, not enough for a copy of the model", "Set TMPDIR")
         try:
             onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises kin of RuntimeError for every cause
-            raise ConversionError(f"onnxruntime cannot optimise the model: {first_line(error)}") from error
+        except Exception as error:  # onnxruntime has its own subclass of RuntimeError for each cause
+            raise ConversionError(f"onnxruntime cannot optimize the model: {first_line(error)}") from error
         return onnx.load(options.optimized_model_filepath)
 
 
-def finished(model: ModelProto) -> ModelProto:
-    """Drop what is not used, state the batch as dynamic, and check the model in full."""
+def finalize(model: ModelProto) -> ModelProto:
+    """Remove what is unused, declare the batch size as dynamic, and check the whole model."""
     used = {name for node in model.graph.node for name in node.input}
-    kept = [one for one in model.graph.initializer if one.name in used]
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     del model.graph.value_info[:]
     del model.metadata_props[:]
     _sort(model)
     domains = {node.domain for node in model.graph.node}
-    opsets = [one for one in model.opset_import if one.domain in domains]
+    opsets = [opset for opset in model.opset_import if opset.domain in domains]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     for value in (*model.graph.input, *model.graph.output):
@@ -97,28 +98,28 @@ def finished(model: ModelProto) -> ModelProto:
     return model
 
 
-def constants(model: ModelProto) -> dict[str, NDArray[np.generic]]:
+def constants(model: ModelProto) -> dict[str, NDArray[Any]]:
     """The initializers as arrays, by name."""
-    return {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def set_constant(model: ModelProto, name: str, value: NDArray[np.generic]) -> None:
     """Add an initializer, or replace the one of that name."""
     tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-    for one in model.graph.initializer:
-        if one.name == name:
-            one.CopyFrom(tensor)
+    for existing in model.graph.initializer:
+        if existing.name == name:
+            existing.CopyFrom(tensor)
             return
     model.graph.initializer.append(tensor)
 
 
 def consumers(model: ModelProto, name: str) -> list[NodeProto]:
-    """The nodes that read a tensor."""
+    """Nodes that read a tensor."""
     return [node for node in model.graph.node if name in node.input]
 
 
 def rewire(model: ModelProto, old: str, new: str) -> None:
-    """Let every reader of ``old`` read ``new``."""
+    """Make every node that reads ``old`` read ``new``."""
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name == old:
@@ -129,11 +130,11 @@ def permutation(node: NodeProto) -> tuple[int, ...] | None:
     """Axis order of a Transpose; None for another node."""
     if node.op_type != "Transpose":
         return None
-    return tuple(next(helper.get_attribute_value(one) for one in node.attribute if one.name == "perm"))
+    return tuple(next(attribute.ints for attribute in node.attribute if attribute.name == "perm"))
 
 
-def _rename_ends(model: ModelProto) -> None:
-    """Call the graph's ends by our names, whatever the converter made of them."""
+def _rename_input_and_output(model: ModelProto) -> None:
+    """Give the graph's input and output the names of ``device_graph``."""
     [entry], [exit_] = model.graph.input, model.graph.output
     rewire(model, entry.name, INPUT)
     entry.name = INPUT
@@ -145,14 +146,14 @@ def _rename_ends(model: ModelProto) -> None:
     exit_.name = OUTPUT
 
 
-def _settle_reshapes(model: ModelProto) -> None:
-    """Give a Reshape that computes its target from the batch size the constant (-1, rest) instead."""
+def _make_reshapes_constant(model: ModelProto) -> None:
+    """Replace the target of a Reshape that is computed from the batch size by the constant (-1, rest)."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {one.name: one.type.tensor_type.shape.dim for one in inferred.graph.value_info}
-    fixed = {one.name for one in model.graph.initializer}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.graph.value_info}
+    fixed = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
         dims = shapes.get(node.output[0], ())
-        rest = [one.dim_value for one in dims[1:]]
+        rest = [dim.dim_value for dim in dims[1:]]
         if node.op_type == "Reshape" and node.input[1] not in fixed and rest and all(rest):
             name = f"{node.output[0]}/shape"
             set_constant(model, name, np.array([-1, *rest], np.int64))
@@ -162,7 +163,9 @@ def _settle_reshapes(model: ModelProto) -> None:
 
 def _drop_dead_nodes(model: ModelProto) -> None:
     while True:
-        needed = {name for node in model.graph.node for name in node.input} | {one.name for one in model.graph.output}
+        needed = {name for node in model.graph.node for name in node.input} | {
+            output.name for output in model.graph.output
+        }
         dead = [node for node in model.graph.node if not needed.intersection(node.output)]
         if not dead:
             return
@@ -171,7 +174,7 @@ def _drop_dead_nodes(model: ModelProto) -> None:
 
 
 def _transpose_pixels_first(model: ModelProto) -> None:
-    """Move the NHWC to NCHW transpose from behind cast and arithmetic to the 8-bit pixels: a quarter of the bytes."""
+    """Move the NHWC to NCHW transpose before cast and arithmetic: 8-bit pixels are a quarter of the bytes."""
     values, steps, name = constants(model), [], INPUT
     while True:
         readers = consumers(model, name)
@@ -203,12 +206,12 @@ def _transpose_pixels_first(model: ModelProto) -> None:
 def _sort(model: ModelProto) -> None:
     """Order the nodes so that each comes after those it reads from."""
     waiting = [NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
-    known = {"", model.graph.input[0].name} | {one.name for one in model.graph.initializer}
+    known = {"", model.graph.input[0].name} | {tensor.name for tensor in model.graph.initializer}
     del model.graph.node[:]
     while waiting:
         ready = [node for node in waiting if known.issuperset(node.input)]
         if not ready:
-            raise ConversionError(f"the ONNX model reads {waiting[0].input[0]!r}, which nothing makes")
+            raise ConversionError(f"the ONNX model reads {waiting[0].input[0]!r}, which no node makes")
         model.graph.node.extend(ready)
         known.update(name for node in ready for name in node.output)
         waiting = [node for node in waiting if not known.issuperset(node.output)]
@@ -217,12 +220,18 @@ def _sort(model: ModelProto) -> None:
 def _fold_flatten_order(model: ModelProto) -> None:
     """Drop the NCHW to NHWC transpose before a flatten, and order the rows of the dense kernel instead."""
     inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim] for one in inferred.graph.value_info}
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.graph.value_info
+    }
     values = constants(model)
     for transpose in [node for node in model.graph.node if permutation(node) == _TO_NHWC]:
         reshape = _only_reader(model, transpose, "Reshape")
         dense = reshape and _only_reader(model, reshape, "MatMul", "Gemm")
-        if not reshape or not dense or any(one.name.startswith("trans") and one.i for one in dense.attribute):
+        if (
+            not reshape
+            or not dense
+            or any(attribute.name.startswith("trans") and attribute.i for attribute in dense.attribute)
+        ):
             continue
         channels, height, width = shapes[transpose.input[0]][1:]
         kernel = values.get(dense.input[1])
@@ -235,6 +244,6 @@ def _fold_flatten_order(model: ModelProto) -> None:
 
 
 def _only_reader(model: ModelProto, node: NodeProto, *kinds: str) -> NodeProto | None:
-    """The one node that reads what ``node`` makes, if there is one only and of these kinds."""
+    """The node that reads the output of ``node``, if it is the only one and of one of these kinds."""
     readers = consumers(model, node.output[0])
     return readers[0] if len(readers) == 1 and readers[0].op_type in kinds else None

@@ -1,16 +1,18 @@
-"""More ways out of an ONNX classifier: the means of its last feature map, and Grad-CAM of the positive label.
+"""Add two outputs to an ONNX classifier: the means of its last feature map, and Grad-CAM of the positive label.
 
-Grad-CAM (Selvaraju et al., ICCV 2017) weighs the channels of the last feature map A by the mean
-gradient of the class's logit, and keeps what is positive of the weighted sum. Behind A stands a small
-head, dense layers with ReLU, whose gradient can be written down; so it is written into the graph.
+Grad-CAM (Selvaraju et al., ICCV 2017) weights the channels of the last feature map A by the mean
+gradient of the class's logit, and keeps the positive part of the weighted sum. A is followed by a small
+head of dense layers with ReLU, whose gradient has a closed form, so it becomes part of the graph.
 
-It costs next to nothing, because only the gradient's *mean over places* is wanted. The sum over
-places goes into the kernel of the head's first layer once, here (512 x 256 numbers of the
+It costs almost nothing, because only the gradient's *mean over positions* is needed. The sum over
+positions is computed here, once, for the kernel of the head's first layer (512 x 256 numbers in the
 reference network instead of 8192 x 256). A pooling between A and the head needs no gradient of its
-own: where windows do not overlap it only moves each gradient to one place of its window.
+own: if its windows do not overlap, it only moves each gradient to one position of its window.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,11 +22,11 @@ from mri_edge.errors import ConversionError
 
 FEATURES = "features"
 ACTIVATION = "activation"
-PREFIX = "explanation/"  # of every node that is added: quantisation leaves these in float
+PREFIX = "explanation/"  # of every node that is added; quantization leaves these in float
 _FLATTENING = ("Reshape", "Flatten", "Squeeze")
 
 
-def explained(model: ModelProto, positive: int) -> ModelProto:
+def with_explanation(model: ModelProto, positive: int) -> ModelProto:
     """A copy of a float ``model`` (NCHW inside) with two more outputs.
 
     ``features`` is float32 (N, channels), the mean of each channel of the last feature map;
@@ -33,8 +35,8 @@ def explained(model: ModelProto, positive: int) -> ModelProto:
     Raises
     ------
     ConversionError
-        Between the last feature map and the softmax stands something else than pooling, flattening,
-        dense layers and ReLU; or there is no feature map of several places.
+        Between the last feature map and the softmax is something other than pooling, flattening, dense
+        layers and ReLU; or no feature map has several positions.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -44,15 +46,15 @@ def explained(model: ModelProto, positive: int) -> ModelProto:
 
 
 class _Explanation:
-    """Walks from the probabilities back to the last feature map, and writes the gradient as it goes."""
+    """Walk from the probabilities back to the last feature map, and write the gradient on the way."""
 
     def __init__(self, model: ModelProto) -> None:
         self._graph = model.graph
-        self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+        self._makers: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
+        self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._shapes = {
-            one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim]
-            for one in onnx.shape_inference.infer_shapes(model).graph.value_info
+            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in onnx.shape_inference.infer_shapes(model).graph.value_info
         }
         self._written = 0
 
@@ -65,7 +67,7 @@ class _Explanation:
         chosen[0, positive] = 1
         gradient, node = self._constant(chosen), self._before(softmax)
         while node.op_type in ("Gemm", "MatMul", "Add", "Relu"):
-            if not self._constants.keys() >= set(node.input[1:]):  # what is added or multiplied is another branch
+            if not self._constants.keys() >= set(node.input[1:]):  # the other operand is another branch
                 raise _unknown(node)
             before = self._before(node)
             if node.op_type == "Relu":
@@ -74,33 +76,33 @@ class _Explanation:
             elif node.op_type != "Add":  # adding a bias leaves the gradient as it is
                 gradient = self._add("Gemm", gradient, self._kernel(node, before), transB=1)
             node = before
-        while node.op_type in (*_FLATTENING, "Transpose") and self._places(node.input[0]) == 1:
+        while node.op_type in (*_FLATTENING, "Transpose") and self._positions(node.input[0]) == 1:
             node = self._before(node)
         if node.op_type not in ("Reshape", "Flatten", "GlobalAveragePool"):
             raise _unknown(node)
         feature_map = node.input[0]
         while (maker := self._makers.get(feature_map)) and maker.op_type in ("MaxPool", "AveragePool"):
             node, feature_map = maker, maker.input[0]
-        # What a pooling reads has its channels second; what is flattened need not.
-        if self._places(feature_map) < 2 or (node.op_type in _FLATTENING and not self._channels_second(feature_map)):
+        # The input of a pooling has its channels second; the input of a flatten may not.
+        if self._positions(feature_map) < 2 or (node.op_type in _FLATTENING and not self._channels_second(feature_map)):
             raise _unknown(node)
         self._finish(feature_map, gradient)
 
     def _before(self, node: NodeProto) -> NodeProto:
-        """The node that makes the first input of another; ConversionError where that is a constant or the pixels."""
+        """The node that makes the first input of another; ConversionError if that is a constant or the pixels."""
         if node.input[0] not in self._makers:
             raise _unknown(node)
         return self._makers[node.input[0]]
 
-    def _places(self, name: str) -> int:
-        """How many places a map (N, channels, h, w) has; 1 where all axes but one are 1, 0 of what is no map."""
+    def _positions(self, name: str) -> int:
+        """Number of positions in a map (N, channels, h, w): 1 if all axes but one are 1, 0 if it is not a map."""
         shape = self._shapes.get(name, [])
         if len(shape) != 4 or not all(shape[1:]):
             return 0
         return 1 if sorted(shape[1:])[1] == 1 else shape[2] * shape[3]
 
     def _channels_second(self, name: str) -> bool:
-        """Whether a map comes from a convolution or pooling, and nothing that moves axes stands between."""
+        """Whether a map comes from a convolution or pooling, without a node that moves axes in between."""
         while (maker := self._makers.get(name)) and maker.op_type not in ("Conv", "MaxPool", "AveragePool"):
             if maker.op_type in (*_FLATTENING, "Transpose", "Unsqueeze"):
                 return False
@@ -108,14 +110,14 @@ class _Explanation:
         return maker is not None
 
     def _kernel(self, dense: NodeProto, before: NodeProto) -> str:
-        """Kernel of a dense layer, (inputs, outputs); of the layer behind a flatten summed over places."""
+        """Kernel of a dense layer, (inputs, outputs), summed over positions if the layer follows a flatten."""
         kernel = self._constants[dense.input[1]]
-        if any(one.name == "transB" and one.i for one in dense.attribute):
+        if any(attribute.name == "transB" and attribute.i for attribute in dense.attribute):
             kernel = kernel.T
-        if before.op_type in ("Reshape", "Flatten") and self._places(before.input[0]) > 1:
+        if before.op_type in ("Reshape", "Flatten") and self._positions(before.input[0]) > 1:
             channels = self._shapes[before.input[0]][1]
             kernel = kernel.reshape(channels, -1, kernel.shape[1]).sum(axis=1)
-        # In half precision: eleven bits are plenty for a picture, and int8 files stay small.
+        # In float16: eleven bits are enough for a picture, and int8 files stay small.
         return self._add("Cast", self._constant(kernel.astype(np.float16)), to=TensorProto.FLOAT)
 
     def _finish(self, feature_map: str, gradient: str) -> None:
@@ -134,13 +136,13 @@ class _Explanation:
             ]
         )
 
-    def _add(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def _add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         self._written += 1
         name = f"{PREFIX}{kind}-{self._written}"
         self._graph.node.append(helper.make_node(kind, list(inputs), [output or name], name=name, **attributes))
         return output or name
 
-    def _constant(self, value: np.ndarray) -> str:
+    def _constant(self, value: Any) -> str:
         self._written += 1
         name = f"{PREFIX}constant-{self._written}"
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
@@ -149,6 +151,6 @@ class _Explanation:
 
 def _unknown(node: NodeProto) -> ConversionError:
     return ConversionError(
-        f"the head of this network cannot be explained: {node.op_type} stands in it",
+        f"the head of this network cannot be explained: it contains {node.op_type}",
         "Grad-CAM is written for pooling, flattening, dense layers with ReLU, and softmax",
     )

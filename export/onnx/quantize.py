@@ -1,8 +1,12 @@
-"""Static int8 quantisation of an ONNX model in QDQ form.
+"""Static int8 quantization of an ONNX model in QDQ form.
 
-Activations are unsigned, weights signed and in 7 bits. x86 CPUs without VNNI add pairs of u8 x s8
-products in 16 bits with saturation: 2 x 255 x 127 does not fit, 2 x 255 x 64 does. So the artefact
+Activations are unsigned; weights are signed and use 7 bits. x86 CPUs without VNNI add pairs of u8 x s8
+products in 16 bits with saturation: 2 x 255 x 127 overflows, 2 x 255 x 64 does not. So the artefact
 gives the same answer on every CPU.
+
+``quantize_static`` of ONNX Runtime runs its own calibration; with ``TensorQuantOverrides`` for our ranges it gives
+the same numbers in another order of nodes, so files would change. Therefore ``QDQQuantizer`` gets our ranges. The
+releases 1.20 to 1.23 do not export ``TensorsData`` from ``onnxruntime.quantization``, so its module is imported.
 """
 
 from __future__ import annotations
@@ -16,15 +20,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mri_edge.device.cpu import available_cpus
-from mri_edge.export.calibration.calibrate import Calibrator, Method, Observation, Observe, Range, Recipe
-from mri_edge.export.calibration.rounding import mean_shift
-from mri_edge.export.calibration.search import best
+from mri_edge.export.calibration.bias_correction import mean_rounding_error
+from mri_edge.export.calibration.calibrator import Calibrator, Observation, Observer, Recipe
+from mri_edge.export.calibration.histogram import Method, Range
+from mri_edge.export.calibration.search import build_best
 from mri_edge.export.sources.device_graph import INPUT
 
-from .convert import constants, consumers, finished, set_constant
+from .convert import constants, consumers, finalize, set_constant
 from .explanation import PREFIX
 
-QUANTISED = (
+QUANTIZED = (
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Relu", "Clip"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose"),
 )
@@ -32,23 +37,23 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 PIXELS: Range = (0.0, 255.0)
 
 
-def quantise(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
-    """int8 QDQ file from the float model, and facts about how it was made.
+def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
+    """The int8 QDQ file of a float model, and facts about how it was made.
 
-    The classifying layer and what follows it stay in float: some hundred weights that decide the last digits.
+    The classifying layer and all after it stay in float: they have a few hundred weights and much influence.
     """
-    carrying = _one_channel_for_mean(model)
-    observed = calibrator.observe(observer(carrying), channel_axis=1)
+    with_channel = _move_mean_to_channel(model)
+    observed = calibrator.observe(observer(with_channel), channel_axis=1)
 
     def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
-        if recipe.first_in_float:  # then it takes the subtraction as it is
-            return quantised(model, observed, recipe.method, [first(model), *head(model)])
-        return quantised(carrying, observed, recipe.method, head(model))
+        if recipe.first_in_float:  # then the subtraction can stay as well
+            return quantize_with(model, observed, recipe.method, [first(model), *head(model)])
+        return quantize_with(with_channel, observed, recipe.method, head(model))
 
-    return best(calibrator, build, model.SerializeToString(), ".onnx")
+    return build_best(calibrator, build, model.SerializeToString(), ".onnx")
 
 
-def quantised(
+def quantize_with(
     model: ModelProto,
     observed: Mapping[str, Observation],
     method: Method,
@@ -56,24 +61,23 @@ def quantised(
     *,
     weight_bits: Literal[7, 8] = 7,
 ) -> tuple[bytes, dict[str, Any]]:
-    """As ``quantise``, from given observations; ``keep_float`` names nodes."""
-    from onnxruntime.quantization import CalibrationMethod, QuantType
+    """Quantize with given observations; ``keep_float`` names the nodes that stay in float."""
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    ranges = {name: one.range(method) for name, one in observed.items()}
+    ranges = {name: observation.range(method) for name, observation in observed.items()}
     copy = ModelProto()
     copy.CopyFrom(model)
     _correct_biases(copy, observed, keep_float, levels=64 if weight_bits == 7 else 127)
-    # What only a ReLU reads takes the ReLU's own range: the quantiser then lets saturation do its work.
-    clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _explains(node.name)]
+    # The input of a ReLU gets the range of its output: saturation then does the work of the ReLU, which is removed.
+    clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _is_explanation(node.name)]
     for node in reversed(clipped):  # a ReLU may read a ReLU
         if node.output[0] in ranges:
             ranges.setdefault(node.input[0], ranges[node.output[0]])
-    if cast := _cast_of_pixels(model):
+    if cast := _find_cast(model):
         ranges[cast.output[0]] = PIXELS
     bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    quantiser = QDQQuantizer(
+    quantizer = QDQQuantizer(
         copy,
         per_channel=True,
         reduce_range=weight_bits == 7,
@@ -81,13 +85,13 @@ def quantised(
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, bounds),
         nodes_to_quantize=[],
-        nodes_to_exclude=[*keep_float, *(node.name for node in model.graph.node if _explains(node.name))],
-        op_types_to_quantize=list(QUANTISED),
+        nodes_to_exclude=[*keep_float, *(node.name for node in model.graph.node if _is_explanation(node.name))],
+        op_types_to_quantize=list(QUANTIZED),
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
-    result = quantiser.quantize_model()
-    _feed_pixels_directly(result)
-    return finished(result).SerializeToString(), {
+    result = quantizer.quantize_model()
+    _read_pixels_as_integers(result)
+    return finalize(result).SerializeToString(), {
         "weights": f"int8 per channel, {weight_bits} bits, bias corrected",
         "activations": "uint8 per tensor",
         "float_nodes": list(keep_float),
@@ -95,16 +99,20 @@ def quantised(
 
 
 def activations(model: ModelProto) -> list[str]:
-    """Names of the float tensors whose range is needed: not the outputs, nor what only a ReLU reads or explains."""
+    """Names of the float tensors that need a range: all but outputs, explanations, and what only a ReLU reads."""
     inferred = onnx.shape_inference.infer_shapes(model)
-    floats = [one.name for one in inferred.graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT]
+    floats = [
+        value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    ]
     return [
-        name for name in floats if not _explains(name) and {node.op_type for node in consumers(model, name)} != {"Relu"}
+        name
+        for name in floats
+        if not _is_explanation(name) and {node.op_type for node in consumers(model, name)} != {"Relu"}
     ]
 
 
-def observer(model: ModelProto) -> Observe:
-    """A function that runs uint8 batches through ``model`` and shows every tensor of ``activations``."""
+def observer(model: ModelProto) -> Observer:
+    """A function that runs uint8 batches through ``model`` and returns every tensor of ``activations``."""
     import onnxruntime
 
     names = activations(model)
@@ -128,51 +136,54 @@ def first(model: ModelProto) -> str:
 
 
 def head(model: ModelProto) -> list[str]:
-    """Names of the last node with weights and of all after it: the classifying layer, and what makes probabilities.
+    """Names of the last node with weights and of all after it: the classifying layer and the softmax.
 
-    Of a single sigmoid that ends in a Concat, whose output is the model's own: no range is known of it.
+    After a single sigmoid this includes the Concat that gives the output, for which no range is known.
     """
-    own = [node for node in model.graph.node if not _explains(node.name)]
+    own = [node for node in model.graph.node if not _is_explanation(node.name)]
     last = max(index for index, node in enumerate(own) if node.op_type in WEIGHTED)
     return [node.name for node in own[last:]]
 
 
-def _explains(name: str) -> bool:
-    """Whether a node or tensor belongs to the explanation, which stays in float."""
+def _is_explanation(name: str) -> bool:
+    """Whether a node or tensor belongs to the heatmap outputs, which stay in float."""
     return name.startswith(PREFIX)
 
 
 def _correct_biases(
     model: ModelProto, observed: Mapping[str, Observation], keep_float: Sequence[str], levels: int
 ) -> None:
-    """Take back from each bias what rounding the kernel shifts on average."""
+    """Subtract from each bias the average error that rounding the kernel causes."""
     values = constants(model)
     for node in model.graph.node:
-        known = len(node.input) == 3 and {node.input[1], node.input[2]} <= values.keys() and node.input[0] in observed
-        # A bias that two nodes share cannot be right for both.
-        known = known and len(consumers(model, node.input[2])) == 1
-        if node.name in keep_float or _explains(node.name) or not known:
+        correctable = (
+            len(node.input) == 3 and {node.input[1], node.input[2]} <= values.keys() and node.input[0] in observed
+        )
+        # A bias that two nodes share cannot be corrected for both.
+        correctable = correctable and len(consumers(model, node.input[2])) == 1
+        if node.name in keep_float or _is_explanation(node.name) or not correctable:
             continue
         kernel = values[node.input[1]]
         means = observed[node.input[0]].channel_means
         if node.op_type == "Conv" and kernel.shape[1] == len(means):  # not grouped
-            shift = mean_shift(kernel.reshape(*kernel.shape[:2], -1), means, levels)
+            error = mean_rounding_error(kernel.reshape(*kernel.shape[:2], -1), means, levels)
         elif node.op_type == "Gemm" and kernel.shape[0] == len(means):
-            shift = mean_shift(kernel.T[:, :, None], means, levels)
+            error = mean_rounding_error(kernel.T[:, :, None], means, levels)
         else:
             continue
-        set_constant(model, node.input[2], values[node.input[2]] - shift)
+        set_constant(model, node.input[2], values[node.input[2]] - error)
 
 
-def _one_channel_for_mean(model: ModelProto) -> ModelProto:
-    """A copy where a fourth channel of the constant 255 carries the mean, so that pixels stay the integers they are.
+def _move_mean_to_channel(model: ModelProto) -> ModelProto:
+    """A copy in which a fourth channel of the constant 255 replaces subtracting the mean; pixels stay integers.
 
-    Its kernel is what the subtraction would have added. Zero padding pads it too, so borders are exact.
+    The kernel of that channel adds what the subtraction would have. Zero padding applies to it as well, so
+    the borders are exact.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     values = constants(copy)
-    cast = _cast_of_pixels(copy)
+    cast = _find_cast(copy)
     readers = consumers(copy, cast.output[0]) if cast else []
     if cast is None or [node.op_type for node in readers] != ["Sub"] or readers[0].input[1] not in values:
         return copy
@@ -182,8 +193,8 @@ def _one_channel_for_mean(model: ModelProto) -> ModelProto:
         return copy
     [convolution] = readers
     kernel, mean = values[convolution.input[1]], values[subtraction.input[1]].reshape(1, 3, 1, 1)
-    carrier = -(kernel * mean).sum(axis=1, keepdims=True) / 255
-    set_constant(copy, convolution.input[1], np.concatenate([kernel, carrier], axis=1).astype(np.float32))
+    channel = -(kernel * mean).sum(axis=1, keepdims=True) / 255
+    set_constant(copy, convolution.input[1], np.concatenate([kernel, channel], axis=1).astype(np.float32))
     set_constant(copy, "one_more_channel", np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
     set_constant(copy, "full", np.array(255, np.uint8))
     name = f"{cast.input[0]}/with_constant"
@@ -192,11 +203,11 @@ def _one_channel_for_mean(model: ModelProto) -> ModelProto:
     )
     cast.input[0], convolution.input[0] = name, cast.output[0]
     copy.graph.node.remove(subtraction)
-    return finished(copy)
+    return finalize(copy)
 
 
-def _cast_of_pixels(model: ModelProto) -> NodeProto | None:
-    """The node that turns 8-bit pixels into float; a Transpose or Pad may lie before it."""
+def _find_cast(model: ModelProto) -> NodeProto | None:
+    """The node that casts the pixels to float, possibly after a Transpose or Pad; None if there is none."""
     name = INPUT
     while True:
         readers = consumers(model, name)
@@ -207,14 +218,14 @@ def _cast_of_pixels(model: ModelProto) -> NodeProto | None:
         name = readers[0].output[0]
 
 
-def _feed_pixels_directly(model: ModelProto) -> None:
-    """Where 8-bit pixels are only cast and quantised again (scale 1, zero 0), dequantise them as they are."""
-    cast = _cast_of_pixels(model)
+def _read_pixels_as_integers(model: ModelProto) -> None:
+    """If pixels are cast to float only to be quantized again (scale 1, zero point 0), skip both steps."""
+    cast = _find_cast(model)
     readers = consumers(model, cast.output[0]) if cast else []
     if cast is None or len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
         return
-    [quantiser] = readers
-    for reader in consumers(model, quantiser.output[0]):
+    [quantizer] = readers
+    for reader in consumers(model, quantizer.output[0]):
         reader.input[0] = cast.input[0]
     model.graph.node.remove(cast)
-    model.graph.node.remove(quantiser)
+    model.graph.node.remove(quantizer)

@@ -1,1 +1,1 @@
-"""Comparing an artifact with the Keras model: figures, gate, page."""
+"""The comparison of each artefact with the Keras model, and the gate that judges it."""

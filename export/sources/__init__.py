@@ -1,1 +1,1 @@
-"""What is exported: the models of a bundle, or a model made elsewhere."""
+"""Where models come from: a trained bundle, or a Keras file or SavedModel made elsewhere."""

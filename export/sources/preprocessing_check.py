@@ -1,4 +1,4 @@
-"""Does the preprocessing that was stated fit the model? Its accuracy on labelled pictures tells, beside others'."""
+"""Check that a stated preprocessing suits the model, by its accuracy beside that of common alternatives."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.intervals import Interval, wilson_interval
-from mri_edge.export.calibration.calibrate import draw, read_batches
-from mri_edge.export.parity.statistics import Flags, mcnemar
+from mri_edge.export.calibration.images import draw, read_batches
+from mri_edge.export.parity.significance import Flags, mcnemar
 from mri_edge.scans.preprocessing import Preprocessing
 
-from . import models
+from .keras_model import answers
 
-_PICTURES = 64  # as many of each label
+_PICTURES = 64  # divided equally among the labels
 _LEVEL = 0.05
 _BGR_MEANS = (103.939, 116.779, 123.68)
-# What Keras' own image classifiers take, each in both orders of the channels.
+# The preprocessings of Keras' own image classifiers, each in both channel orders.
 _COMMON: tuple[dict[str, Any], ...] = (
     {"scale": 1.0},
     {"scale": 1 / 255},
@@ -34,13 +34,15 @@ _COMMON: tuple[dict[str, Any], ...] = (
 )
 
 
-def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preprocessing, seed: int) -> str | None:
-    """What speaks against ``preprocessing``, in a sentence or two; None if nothing does.
+def check_preprocessing(
+    model: Any, located: list[tuple[Path, int]], preprocessing: Preprocessing, seed: int
+) -> str | None:
+    """A warning of a sentence or two if another preprocessing seems right; None if the stated one does.
 
     Parameters
     ----------
     located
-        Pictures and the index of their label; as many of each label are drawn by ``seed``, 64 in all.
+        Pictures with the index of their label; up to 64 are drawn by ``seed``, equally many of each label.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preproces
         A picture cannot be read.
     """
     classes = sorted({label for _, label in located})
-    each = min(_PICTURES // len(classes), *(sum(label == wanted for _, label in located) for wanted in classes))
+    each = min(_PICTURES // len(classes), *(sum(label == index for _, label in located) for index in classes))
     drawn = [
         (path, label)
         for label in classes
@@ -58,46 +60,48 @@ def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preproces
     labels = np.array([label for _, label in drawn])
 
     def right(tried: Preprocessing) -> Flags:
-        found: NDArray[np.float32] = models.answers(model, pixels, tried)
+        found: NDArray[np.float32] = answers(model, pixels, tried)
         return np.asarray(found.argmax(axis=1) == labels)
 
     stated = right(preprocessing)
     others = [
         dataclasses.replace(Preprocessing(preprocessing.height, preprocessing.width), **fields) for fields in _COMMON
     ]
-    if all((batch == batch[..., :1]).all() for batch in pixels):  # grey: the order of channels changes means alone
+    if all((batch == batch[..., :1]).all() for batch in pixels):  # grey: the channel order matters only with means
         others = [other for other in others if other.channel_order == "RGB" or any(other.mean)]
     others = [other for other in others if other != preprocessing]
     chance = 1 / len(classes)
     best, flags = preprocessing, stated
-    # With fewer mistakes no other one can be significantly better.
+    # With fewer mistakes no alternative can be significantly better.
     if np.sum(~stated) > np.log2(2 * len(others) / _LEVEL):
         for other in others:
             found = right(other)
             better = found.sum() > flags.sum() and mcnemar(stated, found) < _LEVEL / len(others)
-            if better and _share(found).low > chance:
+            if better and _accuracy(found).low > chance:
                 best, flags = other, found
-    guessed = _share(stated).low <= chance
+    guessed = _accuracy(stated).low <= chance
     if best is preprocessing and not guessed:
         return None
-    told = f"with the stated preprocessing the model is right in {_words(stated)} of {len(drawn)} pictures"
+    warning = f"with the stated preprocessing the model is right in {_as_text(stated)} of {len(drawn)} pictures"
     if guessed:
-        told += f", no better than guessing ({chance:.2f})"
+        warning += f", no better than guessing ({chance:.2f})"
     if best is preprocessing:
-        return f"{told}, and none of {len(others)} common ones does better. Are --labels in the order of its outputs?"
+        return (
+            f"{warning}, and none of {len(others)} common ones does better. Are --labels in the order of its outputs?"
+        )
     return (
-        f"{told}; with --preprocessing '{_as_option(best)}', the best of {len(others)} common ones, it would be right "
-        f"in {_words(flags)}"
+        f"{warning}; with --preprocessing '{_as_option(best)}', the best of {len(others)} common ones, it would be "
+        f"right in {_as_text(flags)}"
     )
 
 
-def _share(right: Flags) -> Interval:
+def _accuracy(right: Flags) -> Interval:
     return wilson_interval(int(right.sum()), len(right))
 
 
-def _words(right: Flags) -> str:
-    share = _share(right)
-    return f"{share.value:.2f} ({share.low:.2f}–{share.high:.2f})"
+def _as_text(right: Flags) -> str:
+    accuracy = _accuracy(right)
+    return f"{accuracy.value:.2f} ({accuracy.low:.2f}–{accuracy.high:.2f})"
 
 
 def _as_option(preprocessing: Preprocessing) -> str:

@@ -1,114 +1,48 @@
-"""Check TensorFlow's SavedModel before it is opened: its graph computes, and neither reads nor writes files.
-
-A SavedModel is a program: TensorFlow has operations that read and write any file, load word lists and call
-Python, and runs some functions as soon as the model is loaded.
-"""
+"""Open TensorFlow's SavedModel as a Keras model."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-from tensorflow.dtypes import as_dtype
-from tensorflow.python.framework import op_def_registry
+import keras
 
-from mri_edge.authoring.keras_models.bounds import UnsafeModelError, check_unpacked
-from mri_edge.errors import BundleError
-from mri_edge.storage.lfs import HINT, is_lfs_pointer
+from mri_edge.errors import ConversionError, first_line
 
-GRAPH = "saved_model.pb"
-_LARGEST_GRAPH = 256 << 20  # bytes; weights are not in it
-# Of the operations with a state or side effect, those that a classifier needs, its training included.
-_STATEFUL = re.compile(
-    r"VarHandleOp|VarIsInitializedOp|VariableShape|ReadVariableOp|DisableCopyOnRead"
-    r"|Assign(Add|Sub)?VariableOp|Resource(Sparse)?(Apply|Gather|Scatter|Strided)\w*|DestroyResourceOp"
-    r"|(Stateful)?PartitionedCall|If|While|Case|Assert|CheckNumerics(V2)?|GuaranteeConst|Empty|TensorArray\w*V3"
-    r"|Random\w+|TruncatedNormal|Multinomial|Stateful\w*(Uniform|Normal)\w*|RngReadAndSkip|RngSkip"
-    r"|StatelessRandomGetAlg"
-)
-# Of those that TensorFlow counts as mere functions, the ones that reach outside.
-_REACHING = re.compile(r"File|Dataset|PyFunc|Table|Debug|Reader|Queue|Snapshot|^Copy|Summary|Barrier|TPU|Xla")
-# Every SavedModel holds functions that save and restore its variables. They are not called here.
-_SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
+from .saved_model_check import check_saved_model
 
 
-def check_saved_model(folder: Path) -> None:
-    """Check the graph of a SavedModel.
+def load_saved_model(folder: Path, height: int, width: int, original: Path | None = None) -> keras.Model:
+    """Open TensorFlow's SavedModel as a Keras model from float32 (N, height, width, 3) to its one output.
+
+    Parameters
+    ----------
+    original
+        The folder that messages and the model's name refer to, if ``folder`` is a copy of it.
 
     Raises
     ------
     BundleError
-        There is no graph, it is damaged, or it does more than compute.
+        Not a SavedModel, or one that does more than compute.
+    ConversionError
+        It has no signature of one image input and one output.
     """
-    path = folder / GRAPH
-    if not path.is_file():
-        raise BundleError(f"{folder}: no SavedModel, there is no file {GRAPH} in it", "Save it with model.export")
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST_GRAPH + 1)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot read ({error.strerror})", "Copy it again") from error
-    if is_lfs_pointer(content[:64]):
-        raise BundleError(f"{path}: is a Git LFS pointer, not the model", HINT)
-    if len(content) > _LARGEST_GRAPH:
-        raise BundleError(f"{path}: refused: more than {_LARGEST_GRAPH:,} bytes", "Save the weights outside the graph")
-    try:
-        for graph in SavedModel.FromString(content).meta_graphs:
-            _check(graph, len(content))
-    except UnsafeModelError as error:
-        raise BundleError(f"{folder}: refused: {error}", "Save the model again, made of Keras' own layers") from error
-    except Exception as error:  # protobuf's DecodeError, or a number that is no type
-        raise BundleError(f"{path}: damaged ({type(error).__name__})", "Save it with model.export") from error
-
-
-def _check(graph: Any, size: int) -> None:
-    bodies = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
-    saving = {name for name, nodes in bodies.items() if any(node.op in _SAVING for node in nodes)}
-    for nodes in (graph.graph_def.node, *bodies.values()):
-        for node in nodes:
-            _check_operation(node.op, bodies)
-    check_unpacked(sum(map(_constants, (graph.graph_def.node, *bodies.values()))), size, "the graph")
-    called = set(graph.object_graph_def.concrete_functions)
-    if not called:
-        raise UnsafeModelError("it has no functions that are called by name; TensorFlow 1 saved it")
-    if any(name in saving for name in _reached(called, bodies)):
-        raise UnsafeModelError("a function of it writes or reads files")
-
-
-def _check_operation(name: str, bodies: Any) -> None:
-    if name in bodies or name in _SAVING:
-        return
-    definition = op_def_registry.get(name)
-    if definition is None:
-        raise UnsafeModelError(f"its operation {name!r} is not known")
-    if not _STATEFUL.fullmatch(name) if definition.is_stateful else _REACHING.search(name):
-        raise UnsafeModelError(f"its operation {name!r} does more than compute")
-
-
-def _constants(nodes: Iterable[Any]) -> int:
-    """Bytes of the constants among nodes: one number and a shape can stand for gigabytes."""
-    tensors = [node.attr["value"].tensor for node in nodes if node.op == "Const"]
-    return sum(
-        as_dtype(tensor.dtype).size * math.prod(max(0, length.size) for length in tensor.tensor_shape.dim)
-        for tensor in tensors
-    )
-
-
-def _reached(names: Iterable[str], bodies: Any) -> set[str]:
-    """The functions that may run when those named run."""
-    reached: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in reached or name not in bodies:
+    check_saved_model(folder)
+    original = original or folder
+    for endpoint in ("serve", "serving_default"):
+        try:
+            layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint)
+            pixels = keras.Input((height, width, 3))
+            answer = layer(pixels)
+        except Exception as error:  # noqa: BLE001 (Keras lets ValueError, OSError, KeyError, TypeError and more through)
+            reason = error
             continue
-        reached.add(name)
-        for node in bodies[name]:
-            waiting.append(node.op)
-            for attribute in node.attr.values():
-                waiting += [attribute.func.name, *(function.name for function in attribute.list.func)]
-    return reached
+        outputs = keras.tree.flatten(answer)
+        if len(outputs) != 1:
+            raise ConversionError(
+                f"{original}: its signature {endpoint!r} has {len(outputs)} outputs, one is supported"
+            )
+        return keras.Model(pixels, outputs[0], name=original.name)
+    raise ConversionError(
+        f"{original}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) ({first_line(reason)})",
+        "Save it with model.export",
+    ) from reason

@@ -1,7 +1,10 @@
-"""Full-integer quantisation of a TFLite model, by our own ranges.
+"""Full-integer quantization of a TFLite model with our own ranges.
 
-TensorFlow's quantiser reads the range of each tensor from the file. Its own calibrator knows min-max
-only, and runs operator by operator; ours writes the ranges of any method into the file instead.
+TensorFlow's quantizer reads the range of each tensor from the file. Its own calibrator knows only min-max and
+runs one operator at a time; we write the ranges of any method into the file instead.
+
+``mlir_quantize`` is that quantizer. It has no public name: ``tf.lite.TFLiteConverter`` always runs its own
+calibrator first. Last tested with TensorFlow 2.21; the extra ``export`` allows 2.20 and 2.21.
 """
 
 from __future__ import annotations
@@ -12,145 +15,159 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import ConversionError, first_line
-from mri_edge.export.calibration.calibrate import Calibrator, Method, Observation, Observe, Range, Recipe
-from mri_edge.export.calibration.rounding import mean_shift
-from mri_edge.export.calibration.search import best
+from mri_edge.export.calibration.bias_correction import mean_rounding_error
+from mri_edge.export.calibration.calibrator import Calibrator, Observation, Observer, Recipe
+from mri_edge.export.calibration.histogram import Method, Range
+from mri_edge.export.calibration.search import build_best
 
-from .convert import constant, float_activations, operator_code, read, set_constant, write
+from .flatbuffer import (
+    BuiltinOperator,
+    constant,
+    float_activations,
+    operator_code,
+    read,
+    set_constant,
+    set_exact_integers,
+    set_range,
+    write,
+)
 
-_OPERATOR = schema.BuiltinOperator
 PIXELS: Range = (0.0, 255.0)
-_DENSE = (_OPERATOR.CONV_2D, _OPERATOR.FULLY_CONNECTED)
-_WEIGHTED = (_OPERATOR.CONV_2D, _OPERATOR.DEPTHWISE_CONV_2D, _OPERATOR.FULLY_CONNECTED)
+_DENSE = (BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED)
+_WEIGHTED = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 
 
-def quantise(content: bytes, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
-    """Full-integer file from the float one, and facts about how it was made.
+def quantize(content: bytes, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
+    """The full-integer file of a float one, and facts about how it was made.
 
-    The classifying layer and softmax stay in float: some hundred weights that decide the last digits.
+    The classifying layer and softmax stay in float: they have a few hundred weights and much influence.
     """
     observed = calibrator.observe(observer(content), channel_axis=-1)
 
     def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
         keep = [*head(content), *(first(content) if recipe.first_in_float else ())]
-        return quantised(content, observed, recipe.method, keep)
+        return quantize_with(content, observed, recipe.method, keep)
 
-    return best(calibrator, build, content, ".tflite")
+    return build_best(calibrator, build, content, ".tflite")
 
 
-def quantised(
+def quantize_with(
     content: bytes, observed: Mapping[str, Observation], method: Method, keep_float: Sequence[str]
 ) -> tuple[bytes, dict[str, Any]]:
-    """As ``quantise``, from given observations; ``keep_float`` names output tensors of operators."""
+    """Quantize with given observations; ``keep_float`` names the output tensors of operators that stay in float."""
     model = read(content)
     [subgraph] = model.subgraphs
-    ranges = {name: one.range(method) for name, one in observed.items()}
+    ranges = {name: observation.range(method) for name, observation in observed.items()}
     _correct_biases(model, observed, keep_float)
     for operator in subgraph.operators:
-        if operator_code(model, operator) == _OPERATOR.CAST and operator.inputs[0] == subgraph.inputs[0]:
-            ranges[subgraph.tensors[int(operator.outputs[0])].name.decode()] = PIXELS
+        if operator_code(model, operator) == BuiltinOperator.CAST and operator.inputs[0] == subgraph.inputs[0]:
+            ranges[_output_name(subgraph, operator)] = PIXELS
     for index in float_activations(model):
-        low, high = ranges[subgraph.tensors[index].name.decode()]
-        limits = schema.QuantizationParametersT()
-        limits.min, limits.max = [low], [high]
-        subgraph.tensors[index].quantization = limits
+        set_range(subgraph.tensors[index], *ranges[subgraph.tensors[index].name.decode()])
     try:
         result = bytes(mlir_quantize(write(model), denylisted_nodes=[name.encode() for name in keep_float]))
-    except Exception as error:  # plain RuntimeError kin of the native quantiser
+    except Exception as error:  # the native quantizer raises subclasses of RuntimeError
         raise ConversionError(
-            f"TensorFlow cannot quantise this model: {first_line(error)}",
+            f"TensorFlow cannot quantize this model: {first_line(error)}",
             "Choose other formats with --formats",
         ) from error
-    return _feed_pixels_directly(result), {
+    return _read_pixels_as_integers(result), {
         "weights": "int8 per channel, 8 bits, bias corrected",
         "activations": "int8 per tensor",
         "float_nodes": list(keep_float),
     }
 
 
-def observer(content: bytes) -> Observe:
-    """A function that runs uint8 batches and shows every float tensor by name.
+def observer(content: bytes) -> Observer:
+    """A function that runs uint8 batches and returns every float tensor by name.
 
-    The tensors are declared as outputs, so that XNNPACK keeps them.
+    The tensors become outputs of the model, because XNNPACK discards others.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     model = read(content)
     [subgraph] = model.subgraphs
-    shown = float_activations(model)
-    names = [subgraph.tensors[index].name.decode() for index in shown]
-    subgraph.outputs = shown
+    observed = float_activations(model)
+    names = [subgraph.tensors[index].name.decode() for index in observed]
+    subgraph.outputs = observed
     model.signatureDefs = None
     interpreter = Interpreter(model_content=write(model), num_threads=available_cpus())
-    entry = interpreter.get_input_details()[0]["index"]
-    exits = [one["index"] for one in interpreter.get_output_details()]
+    pixels = interpreter.get_input_details()[0]["index"]
+    outputs = [detail["index"] for detail in interpreter.get_output_details()]
 
     def observe(batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        interpreter.resize_tensor_input(entry, batch.shape)
+        interpreter.resize_tensor_input(pixels, batch.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(entry, batch)
+        interpreter.set_tensor(pixels, batch)
         interpreter.invoke()
-        return {name: interpreter.get_tensor(index) for name, index in zip(names, exits, strict=True)}
+        return {name: interpreter.get_tensor(index) for name, index in zip(names, outputs, strict=True)}
 
     return observe
 
 
 def first(content: bytes) -> list[str]:
-    """Output tensors of the operators up to the first with weights, that one included, without the cast of pixels."""
+    """Output tensors of all operators up to and including the first with weights, without the cast of the pixels."""
     model = read(content)
     [subgraph] = model.subgraphs
-    operators = [one for one in subgraph.operators if operator_code(model, one) != _OPERATOR.CAST]
-    weighted = [index for index, one in enumerate(operators) if operator_code(model, one) in _WEIGHTED]
-    return [subgraph.tensors[int(one.outputs[0])].name.decode() for one in operators[: weighted[0] + 1]]
+    operators = [operator for operator in subgraph.operators if operator_code(model, operator) != BuiltinOperator.CAST]
+    weighted = [index for index, operator in enumerate(operators) if operator_code(model, operator) in _WEIGHTED]
+    return [_output_name(subgraph, operator) for operator in operators[: weighted[0] + 1]]
 
 
 def head(content: bytes) -> list[str]:
     """Output tensors of the last operator with weights and of all after it: classifying layer and softmax."""
     model = read(content)
     [subgraph] = model.subgraphs
-    weighted = [i for i, one in enumerate(subgraph.operators) if operator_code(model, one) in _WEIGHTED]
-    return [subgraph.tensors[int(one.outputs[0])].name.decode() for one in subgraph.operators[weighted[-1] :]]
+    operators = subgraph.operators
+    weighted = [index for index, operator in enumerate(operators) if operator_code(model, operator) in _WEIGHTED]
+    return [_output_name(subgraph, operator) for operator in operators[weighted[-1] :]]
+
+
+def _output_name(subgraph: Any, operator: Any) -> str:
+    return str(subgraph.tensors[int(operator.outputs[0])].name.decode())
 
 
 def _correct_biases(model: Any, observed: Mapping[str, Observation], keep_float: Sequence[str]) -> None:
-    """Take back from each bias what rounding the kernel shifts on average."""
+    """Subtract from each bias the average error that rounding the kernel causes."""
     [subgraph] = model.subgraphs
-    readers = Counter(int(index) for one in subgraph.operators for index in one.inputs)
+    readers = Counter(int(index) for operator in subgraph.operators for index in operator.inputs)
     for operator in subgraph.operators:
-        output = subgraph.tensors[int(operator.outputs[0])].name.decode()
+        output = _output_name(subgraph, operator)
         if operator_code(model, operator) not in _DENSE or output in keep_float or len(operator.inputs) < 3:
             continue
-        if readers[int(operator.inputs[2])] > 1:  # a bias that two operators share cannot be right for both
+        if readers[int(operator.inputs[2])] > 1:  # a bias that two operators share cannot be corrected for both
             continue
         entry, kernel, bias = (subgraph.tensors[int(index)] for index in operator.inputs[:3])
-        weights, offsets = (constant(model, one) for one in (kernel, bias))
-        seen = observed.get(entry.name.decode())
-        if seen is None or weights is None or offsets is None or weights.shape[-1] != len(seen.channel_means):
+        weights, offsets = (constant(model, tensor) for tensor in (kernel, bias))
+        observation = observed.get(entry.name.decode())
+        if (
+            observation is None
+            or weights is None
+            or offsets is None
+            or weights.shape[-1] != len(observation.channel_means)
+        ):
             continue
         # (outputs, height, width, inputs) or (outputs, inputs)
         taps = weights.reshape(weights.shape[0], -1, weights.shape[-1]).transpose(0, 2, 1)
-        set_constant(model, bias, offsets - mean_shift(taps, seen.channel_means, levels=127))
+        set_constant(model, bias, offsets - mean_rounding_error(taps, observation.channel_means, levels=127))
 
 
-def _feed_pixels_directly(content: bytes) -> bytes:
-    """Quantise the 8-bit pixels as integers: drop the cast to float between input and quantisation."""
+def _read_pixels_as_integers(content: bytes) -> bytes:
+    """If pixels are cast to float only to be quantized, drop the cast and quantize the integers."""
     model = read(content)
     [subgraph] = model.subgraphs
     cast = subgraph.operators[0]
-    readers = [one for one in subgraph.operators if int(cast.outputs[0]) in map(int, one.inputs)]
-    if operator_code(model, cast) != _OPERATOR.CAST or len(readers) != 1:
+    readers = [operator for operator in subgraph.operators if int(cast.outputs[0]) in map(int, operator.inputs)]
+    if operator_code(model, cast) != BuiltinOperator.CAST or len(readers) != 1:
         return content
-    [quantiser] = readers
-    if operator_code(model, quantiser) != _OPERATOR.QUANTIZE:
+    [quantizer] = readers
+    if operator_code(model, quantizer) != BuiltinOperator.QUANTIZE:
         return content
-    exact = schema.QuantizationParametersT()
-    exact.scale, exact.zeroPoint = [1.0], [0]
-    subgraph.tensors[int(subgraph.inputs[0])].quantization = exact
-    quantiser.inputs = [int(subgraph.inputs[0])]
+    set_exact_integers(subgraph.tensors[int(subgraph.inputs[0])])
+    quantizer.inputs = [int(subgraph.inputs[0])]
     subgraph.operators.remove(cast)
     return write(model)

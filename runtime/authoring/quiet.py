@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Literal
+from typing import Any, Literal, TextIO
 
 from mri_edge.device.native import silence_stderr
 from mri_edge.errors import UsageError
@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def terminal() -> IO[str]:
+def terminal() -> TextIO:
     """Open a text stream on stderr as it is now; it stays connected inside ``quiet``."""
     return os.fdopen(os.dup(2), "w", encoding="utf-8")
 

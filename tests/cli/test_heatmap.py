@@ -27,7 +27,7 @@ def explaining_bundle(tiny_bundle: Path) -> Path:
     explanation = pytest.importorskip("mri_edge.export.onnx.explanation")
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts
-    model = explanation.explained(onnx.load(tiny_bundle / artefact.file), positive=1)
+    model = explanation.with_explanation(onnx.load(tiny_bundle / artefact.file), positive=1)
     with rewriting(bundle) as writer:
         writer.path(artefact.file).write_bytes(model.SerializeToString())
         writer.add_artefact(artefact)

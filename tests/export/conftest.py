@@ -67,7 +67,7 @@ def model(pictures: Path, split: Split):
     """Convolutions with padding, pooling, flatten, dense layers; a few epochs on the training pictures."""
     import keras
 
-    from mri_edge.export.calibration.calibrate import read_batches
+    from mri_edge.export.calibration.images import read_batches
 
     keras.utils.set_random_seed(3)
     layers = keras.layers

@@ -54,7 +54,7 @@ def expected(model, preprocessing, pixels):
     return np.asarray(model(preprocessing.normalise(pixels), training=False))
 
 
-def test_the_first_convolution_is_found_where_it_alone_sees_the_pixels():
+def test_first_convolution_must_be_the_only_reader_of_the_pixels():
     import keras
 
     from mri_edge.export.sources.device_graph import first_convolution
@@ -68,7 +68,7 @@ def test_the_first_convolution_is_found_where_it_alone_sees_the_pixels():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_folded_preprocessing_equals_normalise(name, pixels):
+def test_folded_preprocessing_equals_preprocessing_outside(name, pixels):
     model, preprocessing = network(convolution()), RECIPES[name]
     before = model.layers[0].get_weights()
     assert np.abs(run(model, preprocessing, pixels) - expected(model, preprocessing, pixels)).max() < ROUNDING
@@ -76,7 +76,7 @@ def test_folded_preprocessing_equals_normalise(name, pixels):
 
 
 def test_a_mean_in_the_bias_would_be_wrong_at_the_borders(pixels):
-    """The control: the tempting short way differs, by far more than rounding, so the test above can fail."""
+    """Control for the test above: folding the mean into the bias differs by far more than rounding."""
     model, preprocessing = network(convolution()), RECIPES["RGB, ImageNet"]
     kernel, bias = model.layers[0].get_weights()
     factor = preprocessing.scale / np.array(preprocessing.deviation)
@@ -88,7 +88,7 @@ def test_a_mean_in_the_bias_would_be_wrong_at_the_borders(pixels):
 
 
 @pytest.mark.parametrize("kind", ["rescaling", "padding", "depthwise", "dense", "shared", "nested"])
-def test_other_first_layers_are_right_too(kind, pixels):
+def test_other_first_layers_keep_the_preprocessing(kind, pixels):
     import keras
 
     layers, preprocessing = keras.layers, RECIPES["RGB, ImageNet"]

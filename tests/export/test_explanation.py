@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from mri_edge import Bundle
 from mri_edge.errors import ConversionError
-from mri_edge.export.calibration.calibrate import Observation
-from mri_edge.export.job import Job
-from mri_edge.export.onnx.explanation import explained
-from mri_edge.export.onnx.quantize import activations, head, observer, quantised
+from mri_edge.export.calibration.calibrator import Observation
+from mri_edge.export.conversion import Conversion
+from mri_edge.export.onnx.explanation import with_explanation
+from mri_edge.export.onnx.quantize import activations, head, observer, quantize_with
 from mri_edge.export.sources.device_graph import device_graph
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
@@ -77,7 +77,7 @@ def run(model: bytes) -> dict[str, np.ndarray]:
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """Of each pair of maps that both show something."""
+    """Correlation of each pair of maps that both show something."""
     pairs = [(a.ravel(), b.ravel()) for a, b in zip(first, second, strict=True) if a.any() and b.any()]
     assert len(pairs) > len(first) / 2, "most maps must show something, or nothing is compared"
     return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
@@ -87,7 +87,7 @@ def correlations(first: np.ndarray, second: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("label", [0, 2])
 def test_float_activation_is_grad_cam(ending, label):
     model = network(ending)
-    out = run(Job(device_graph(model, PREPROCESSING), label).float_onnx.SerializeToString())
+    out = run(Conversion(device_graph(model, PREPROCESSING), label).float_onnx.SerializeToString())
     # Half-precision kernel: 11 bits.
     np.testing.assert_allclose(out["activation"], grad_cam(model, label), rtol=2e-3, atol=1e-4)
     last = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalise(PIXELS))
@@ -97,11 +97,11 @@ def test_float_activation_is_grad_cam(ending, label):
 @pytest.mark.parametrize("ending", ["flatten", "average"])
 def test_int8_activation_follows_grad_cam(ending):
     model = network(ending)
-    float_model = Job(device_graph(model, PREPROCESSING), 2).float_onnx
+    float_model = Conversion(device_graph(model, PREPROCESSING), 2).float_onnx
     seen = {name: Observation(channel_axis=1) for name in activations(float_model)}
     for name, values in observer(float_model)(PIXELS).items():
         seen[name].add(values)
-    int8, _ = quantised(float_model, seen, "minmax", keep_float=head(float_model))
+    int8, _ = quantize_with(float_model, seen, "minmax", keep_float=head(float_model))
     out = run(int8)
     # A ReLU of the head may open on one side and not on the other; such single maps are let off.
     assert np.percentile(correlations(out["activation"], grad_cam(model, 2)), 10) >= 0.95
@@ -117,12 +117,12 @@ def test_int8_activation_follows_grad_cam(ending):
         ("dense map", "Reshape"),
     ],
 )
-def test_another_head_goes_without_an_explanation(ending, stands):
+def test_unknown_heads_export_without_an_explanation(ending, stands):
     model = network(ending)
-    job = Job(device_graph(model, PREPROCESSING), 1)
-    assert [one.name for one in job.float_onnx.graph.output] == ["probabilities"]
-    with pytest.raises(ConversionError, match=f"{stands} stands in it"):
-        explained(job.float_onnx, 1)
+    conversion = Conversion(device_graph(model, PREPROCESSING), 1)
+    assert [one.name for one in conversion.float_onnx.graph.output] == ["probabilities"]
+    with pytest.raises(ConversionError, match=f"it contains {stands}"):
+        with_explanation(conversion.float_onnx, 1)
 
 
 @pytest.mark.data

@@ -1,4 +1,4 @@
-"""The command: what it writes, what it refuses, and that a bundle survives whatever stops it."""
+"""The command: its output, its refusals, and that a bundle survives an interrupted export."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split
 from mri_edge.cli import run
 from mri_edge.errors import UsageError
-from mri_edge.export.calibration.calibrate import digest, fitted
-from mri_edge.export.command import positive_of
+from mri_edge.export.calibration import calibrator
+from mri_edge.export.calibration.calibrator import choose_calibration
+from mri_edge.export.calibration.images import digest, read_resized
+from mri_edge.export.options import positive_index
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
@@ -81,7 +83,7 @@ def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, cap
     Bundle.open(bundle).verify()
 
 
-def test_artefacts_of_a_student_are_held_against_its_teacher(bundle, pictures):
+def test_artefacts_of_a_student_are_compared_with_its_teacher(bundle, pictures):
     images = len(Split.from_json((bundle / "split.json").read_bytes()).of("test"))
     answers = TeacherAnswers(("big (robust, seed 0)",), (1,) * images, ((0.25, 0.75),) * images)
     with rewriting(Bundle.open(bundle)) as writer:
@@ -130,9 +132,9 @@ def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("as_bytes", [True, False], ids=["same bytes", "same pixels"])
-def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tiny_manifest, tmp_path, as_bytes):
+def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tmp_path, as_bytes):
     """The reference's split divides duplicates; the calibration images are drawn without them."""
-    from mri_edge.export.exporter import Settings, Source, choose_calibration
+    from mri_edge.export.settings import Settings
 
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     leaked, tested = data / "no" / "00.png", data / "no" / "59.png"
@@ -140,52 +142,48 @@ def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, 
     if as_bytes:
         shutil.copy(tested, leaked)
     leaky = Split(tuple(replace(one, sha256=sha256_of(data / one.file)) for one in split.images))
-    prepared = replace(tiny_manifest, preprocessing=SMALL)
-    tests = {digest(fitted(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
+    tests = {digest(read_resized(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
     settings = Settings(("onnx-int8",), data, calibration_images=60)
-    found = choose_calibration(Source(None, prepared, leaky, {}), settings, tests)
+    found = choose_calibration(leaky, SMALL, settings, tests)
     assert leaked not in found.files
     assert len(found.files) == found.record.images == 59
 
 
 def test_identical_pictures_have_one_role(three_folders):
-    from mri_edge.export.sources.external_model import divide
+    from mri_edge.export.sources.external_model import split_pictures
 
-    split = divide(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
+    split = split_pictures(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
     roles = {one.sha256: {its.role for its in split.images if its.sha256 == one.sha256} for one in split.images}
     assert {len(its) for its in roles.values()} == {1}
     assert len(split.of("test")) < len(split.of("train"))
 
 
 @pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
-def test_a_search_is_judged_by_every_class_and_by_nothing_that_calibrates(
-    split, pictures, tiny_manifest, monkeypatch, folder
-):
-    from mri_edge.export import exporter
+def test_search_images_cover_every_class_and_do_not_calibrate(split, pictures, monkeypatch, folder):
+    from mri_edge.export.settings import Settings
 
-    monkeypatch.setattr(exporter, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
+    monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
     trained = Split(tuple(one for one in split.images if one.role == "train"))
     mine = pictures if folder else None
-    settings = exporter.Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
-    source = exporter.Source(None, replace(tiny_manifest, preprocessing=SMALL), trained, {})
-    found = exporter.choose_calibration(source, settings, {})
+    settings = Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
+    found = choose_calibration(trained, SMALL, settings, {})
     labels = [path.parent.name for path in found.held_out]
     assert (len(labels), abs(labels.count("no") - labels.count("yes")) <= 2) == (20, True)
     assert not {sha256_of(one) for one in found.held_out} & {sha256_of(one) for one in found.files}
 
 
 def test_every_label_has_a_test_image(tmp_path):
-    from mri_edge.export.sources.external_model import divide
+    from mri_edge.export.sources.external_model import split_pictures
 
     for label, count in (("many", 50), ("few", 2)):
         (tmp_path / label).mkdir()
         for index in range(count):
             (tmp_path / label / f"{index}.png").write_text(f"{label} {index}")
-    tested = [one.label for one in divide(tmp_path, ("many", "few"), 0).of("test")]
+    tested = [one.label for one in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
     assert (tested.count(0), tested.count(1)) == (10, 1)
 
 
-def test_search_takes_the_best_on_the_training_side(bundle, pictures):
+def test_search_chooses_the_best_recipe_on_training_images(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
     manifest = Bundle.open(bundle).manifest
@@ -199,8 +197,10 @@ def test_search_takes_the_best_on_the_training_side(bundle, pictures):
     assert run(["export", str(bundle), "--formats", "onnx-fp16", "--data", str(pictures)]) == 0  # sets no range
     assert Bundle.open(bundle).manifest.calibration == manifest.calibration
     assert run(["export", str(bundle), "--formats", "tflite-int8", "--data", str(pictures)]) == 0
-    told = {files[0]: one.method for one, files in Bundle.open(bundle).manifest.calibrations().items()}
-    assert told == {"model.int8.onnx": "search", "model.int8.tflite": "minmax"}
+    methods = {
+        files[0]: calibration.method for calibration, files in Bundle.open(bundle).manifest.calibrations().items()
+    }
+    assert methods == {"model.int8.onnx": "search", "model.int8.tflite": "minmax"}
 
 
 def test_search_without_images_left_is_refused(bundle, pictures, capfd):
@@ -209,7 +209,7 @@ def test_search_without_images_left_is_refused(bundle, pictures, capfd):
     assert "--calibration-images" in capfd.readouterr().err
 
 
-def test_killed_half_way_leaves_the_old_bundle_and_the_next_export_clears_up(bundle, pictures, tmp_path, monkeypatch):
+def test_killed_export_keeps_the_old_bundle_and_the_next_one_cleans_up(bundle, pictures, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -230,7 +230,7 @@ def test_killed_half_way_leaves_the_old_bundle_and_the_next_export_clears_up(bun
     assert not list(temporary.iterdir())
 
 
-def test_interrupted_leaves_nothing_half_written(bundle, pictures):
+def test_interrupted_export_keeps_the_old_bundle(bundle, pictures):
     before = contents(bundle)
     process = start(bundle, "--quantize", "--data", pictures)
     wait_for_staging(process, bundle, "model.onnx")
@@ -256,7 +256,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_bundle(trained, small_disk, pictures, capfd):
+def test_full_disk_is_reported_and_keeps_the_old_bundle(trained, small_disk, pictures, capfd):
     bundle = Path(shutil.copytree(trained, small_disk / "bundle"))
     before = contents(bundle)
     assert run(["export", str(bundle), "--all", "--data", str(pictures)]) == 6
@@ -274,7 +274,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_bundle(trained, small_disk, pict
     ],
     ids=["no data", "one image missing", "one image changed"],
 )
-def test_data_that_is_not_that_of_training(bundle, pictures, tmp_path, capfd, change, code, words):
+def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, tmp_path, capfd, change, code, words):
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     change(data)
     assert run(["export", str(bundle), "--data", str(data)]) == code
@@ -300,23 +300,23 @@ def test_wrong_usage(bundle, pictures, capfd, arguments, words):
 
 
 def test_the_positive_label_is_named_or_known():
-    assert positive_of(("no", "yes"), None) == 1
-    assert positive_of(("Glioma", "notumor"), None) == 0
-    assert positive_of(("no", "yes"), "no") == 0
+    assert positive_index(("no", "yes"), None) == 1
+    assert positive_index(("Glioma", "notumor"), None) == 0
+    assert positive_index(("no", "yes"), "no") == 0
     with pytest.raises(UsageError, match="which label"):
-        positive_of(("notumor", "glioma", "pituitary"), None)
+        positive_index(("notumor", "glioma", "pituitary"), None)
 
 
 PLAIN = '{"height": 32, "width": 32, "scale": 1}'
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory):
-    """Models made elsewhere, by name: three classes with their own rescaling, and some that cannot be exported."""
+def external(tmp_path_factory):
+    """External models by file name: three classes with a rescaling layer, and some that cannot be exported."""
     import keras
 
     keras.utils.set_random_seed(1)
-    layers, folder = keras.layers, tmp_path_factory.mktemp("foreign")
+    layers, folder = keras.layers, tmp_path_factory.mktemp("external")
     entry = keras.Input((32, 32, 3))
     body = layers.Conv2D(4, 3, strides=2)(layers.Rescaling(1 / 127.5, offset=-1)(entry))
     body = layers.GlobalAveragePooling2D()(layers.ReLU(6)(layers.BatchNormalization()(body)))
@@ -342,9 +342,9 @@ def three_folders(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["three.keras", "three"])
-def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
+def test_external_model_exports(external, three_folders, tmp_path, name):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
+    arguments = ["--from", str(external / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
     arguments += ["--positive", "b", "--flip-rate", "0.5"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 0
     bundle = Bundle.open(out)
@@ -355,9 +355,17 @@ def test_a_model_made_elsewhere_exports(foreign, three_folders, tmp_path, name):
     assert max(one.parity.max_difference for one in made if one.precision == "float32") < 1e-5
 
 
-def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch):
+def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, monkeypatch):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / "sigmoid.keras"), "--labels", "no,yes", "--preprocessing", PLAIN, "--quantize"]
+    arguments = [
+        "--from",
+        str(external / "sigmoid.keras"),
+        "--labels",
+        "no,yes",
+        "--preprocessing",
+        PLAIN,
+        "--quantize",
+    ]
     arguments += ["--flip-rate", "0.5", "--seed", "3", "--data", str(pictures)]
     monkeypatch.setattr(sys, "argv", ["mri-edge", "export", str(out), *arguments])
     assert run(["export", str(out), *arguments]) == 0
@@ -374,7 +382,7 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "labels", "words"),
     [
-        ("logits.keras", "a,b,c", "no probabilities"),
+        ("logits.keras", "a,b,c", "not probabilities"),
         ("code.keras", "a,b,c", "Lambda layer"),
         ("text.keras", "a,b,c", "Keras cannot open it"),
         ("three.keras", "a,b", "gives 3 classes"),
@@ -382,9 +390,9 @@ def test_a_model_of_one_sigmoid_exports(foreign, pictures, tmp_path, monkeypatch
         ("pointer.h5", "a,b,c", "Run 'git lfs pull'"),
     ],
 )
-def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_path, capfd, name, labels, words):
+def test_unsuitable_external_model_is_refused(external, three_folders, tmp_path, capfd, name, labels, words):
     out = tmp_path / "new"
-    arguments = ["--from", str(foreign / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
+    arguments = ["--from", str(external / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 3
     said = capfd.readouterr().err
     assert words in said
@@ -394,7 +402,7 @@ def test_a_model_that_cannot_be_exported_is_refused(foreign, three_folders, tmp_
 
 
 @pytest.mark.parametrize("damage", ["cut off", "another file"])
-def test_a_bundle_with_a_damaged_model_is_refused_in_words(bundle, pictures, capfd, damage):
+def test_bundle_with_a_damaged_model_is_refused(bundle, pictures, capfd, damage):
     """The manifest's hash is right: the model was damaged before the bundle was made."""
     path = bundle / "model.keras"
     path.write_bytes(path.read_bytes()[:3000] if damage == "cut off" else b"PK\x03\x04 and no more")

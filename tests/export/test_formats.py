@@ -1,4 +1,4 @@
-"""Every format: export the tiny model, reopen it in the real engine, compare, other batch sizes."""
+"""Every format: export the tiny model, run it in the real engine at several batch sizes, and compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import mri_edge.bundles.manifest
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import open_engine
-from mri_edge.export.formats import format_file, format_names
+from mri_edge.export.formats import find_format, format_names
 
 # float32: order of summation. float16: 11 bits of mantissa through four layers. Integers: the gate's
 # bound on the mean, five times as much for the largest.
@@ -25,7 +25,8 @@ LARGEST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.1, "int8": 0.1}
 def exported(trained, pictures, tmp_path_factory):
     """The tiny bundle with every format in it."""
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.exporter import Settings, export
+    from mri_edge.export.exporter import export
+    from mri_edge.export.settings import Settings
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
     with quiet():
@@ -35,7 +36,7 @@ def exported(trained, pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(model, exported, split, pictures):
-    from mri_edge.export.calibration.calibrate import read_batches
+    from mri_edge.export.calibration.images import read_batches
 
     preprocessing = exported.manifest.preprocessing
     pixels = np.concatenate(list(read_batches([path for path, _ in split.locate(pictures, "test")], preprocessing)))
@@ -45,7 +46,7 @@ def reference(model, exported, split, pictures):
 @pytest.mark.parametrize("name", format_names())
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_artefact_agrees_with_keras_at_any_batch(name, batch, exported, reference):
-    one = format_file(name)
+    one = find_format(name)
     pixels, wanted = reference
     engine = open_engine(exported.path_of(exported.artefact(one.FILE)), provider="cpu")
     assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
@@ -60,7 +61,7 @@ def test_manifest_keeps_to_its_schema_and_lists_every_artefact(exported):
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
     files = {one.file for one in exported.manifest.artefacts}
-    assert files == {"model.keras", *(format_file(name).FILE for name in format_names())}
+    assert files == {"model.keras", *(find_format(name).FILE for name in format_names())}
     for one in exported.manifest.artefacts:
         if one.format != "keras":
             assert one.parity is not None, one.file
@@ -100,7 +101,7 @@ def test_float_onnx_is_lean(exported):
     assert [one.version for one in model.opset_import if one.domain == ""] == [17]
 
 
-def test_int8_onnx_reads_pixels_as_the_integers_they_are(exported):
+def test_int8_onnx_reads_pixels_as_integers(exported):
     import onnx
 
     model = onnx.load(exported.folder / "model.int8.onnx")
@@ -112,13 +113,11 @@ def test_int8_onnx_reads_pixels_as_the_integers_they_are(exported):
 
 
 def test_int8_tflite_is_integers_up_to_the_head(exported):
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    from mri_edge.export.tflite.convert import read
+    from mri_edge.export.tflite.flatbuffer import BuiltinOperator, read
 
     model = read((exported.folder / "model.int8.tflite").read_bytes())
     [subgraph] = model.subgraphs
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    names = {value: name for name, value in vars(BuiltinOperator).items() if isinstance(value, int)}
     kinds = [names[model.operatorCodes[one.opcodeIndex].builtinCode] for one in subgraph.operators]
     assert kinds[0] == "QUANTIZE"
     assert kinds[-3:] == ["DEQUANTIZE", "FULLY_CONNECTED", "SOFTMAX"]
@@ -127,7 +126,7 @@ def test_int8_tflite_is_integers_up_to_the_head(exported):
     assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
 
 
-def test_quantised_files_are_smaller(exported):
+def test_quantized_files_are_smaller(exported):
     sizes = {one.file: one.size_bytes for one in exported.manifest.artefacts}
     # Names and numbers of the graph weigh much beside 20,000 weights; the full network is held to 26%.
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
@@ -137,6 +136,24 @@ def test_quantised_files_are_smaller(exported):
 
 def test_a_format_is_found_by_its_file():
     for name in format_names():
-        one = format_file(name)
+        one = find_format(name)
         assert name == one.NAME
         assert one.FILE.endswith(f".{one.FORMAT}")
+
+
+def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatch):
+    """A file that is dropped into the folder is listed, converted, compared and written."""
+    from mri_edge.export import formats
+    from mri_edge.export.exporter import export
+    from mri_edge.export.settings import Settings
+
+    (tmp_path / "toy_onnx.py").write_text(
+        "NAME, FILE, FORMAT, PRECISION, CALIBRATED = 'toy-onnx', 'toy.onnx', 'onnx', 'float32', False\n"
+        "def convert(conversion):\n"
+        "    return conversion.float_onnx.SerializeToString(), {'toy': True}\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    assert "toy-onnx" in format_names()
+    [result] = export(Bundle.open(bundle), Settings(("toy-onnx",), pictures))
+    assert result.comparison.verdict == "met"
+    assert Bundle.open(bundle).artefact("toy.onnx").made_with["toy"] is True

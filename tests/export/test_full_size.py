@@ -1,4 +1,4 @@
-"""The reference network at its full size: how small its artefacts are."""
+"""Sizes of the artefacts of the reference network."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def test_sizes_beside_float(tmp_path):
     import keras
 
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.calibration.calibrate import Calibrator, record
-    from mri_edge.export.formats import format_file, format_names
-    from mri_edge.export.job import Job
+    from mri_edge.export.calibration.calibrator import Calibrator
+    from mri_edge.export.calibration.images import record
+    from mri_edge.export.conversion import Conversion
+    from mri_edge.export.formats import find_format, format_names
     from mri_edge.export.sources.device_graph import device_graph
 
     keras.utils.set_random_seed(0)  # weights do not matter for sizes
@@ -30,12 +31,12 @@ def test_sizes_beside_float(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(picture)
     preprocessing = Preprocessing(channel_order="BGR")
     with quiet():
-        job = Job(
+        conversion = Conversion(
             device_graph(model, preprocessing),
             1,
             Calibrator((picture,), preprocessing, record([picture], "minmax", 0)),
         )
-        sizes = {name: len(format_file(name).convert(job)[0]) for name in format_names()}
+        sizes = {name: len(find_format(name).convert(conversion)[0]) for name in format_names()}
     for kind in ("onnx", "tflite"):
         assert sizes[f"{kind}-int8"] <= 0.26 * sizes[kind]
         assert sizes[f"{kind}-fp16"] <= 0.51 * sizes[kind]

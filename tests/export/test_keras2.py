@@ -20,7 +20,7 @@ from mri_edge.authoring.keras_models.keras2 import modernised
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.errors import BundleError
-from mri_edge.export.sources import models
+from mri_edge.export.sources.keras_model import load
 
 SIZE = 32
 
@@ -135,9 +135,9 @@ def saved_as_keras2(model: keras.Model, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [mobilenet, efficientnet, transfer, half, sequential])
-def test_it_answers_as_the_model_that_was_saved(make: Callable[[], keras.Model], tmp_path):
+def test_opened_model_answers_as_the_saved_one(make: Callable[[], keras.Model], tmp_path):
     model = make()
-    opened = models.load(saved_as_keras2(model, tmp_path / "model.h5"))
+    opened = load(saved_as_keras2(model, tmp_path / "model.h5"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.float32)
     np.testing.assert_allclose(opened(pixels, training=False), model(pixels, training=False), atol=1e-6)
 
@@ -169,7 +169,7 @@ def test_an_operation_without_a_layer_of_its_kind_is_refused(operation, tmp_path
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = file.attrs["model_config"].replace("math.truediv", operation)
     with pytest.raises(BundleError, match="TFOpLambda"):
-        models.load(path)
+        load(path)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Networks unlike the tiny one: what converters and quantisers make of them still answers as Keras does."""
+"""Artefacts of networks unlike the tiny one answer as Keras does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mri_edge.engines import open_engine
-from mri_edge.export.calibration.calibrate import Calibrator, pictures_in, record
-from mri_edge.export.formats import format_file
+from mri_edge.export.calibration.calibrator import Calibrator
+from mri_edge.export.calibration.images import pictures_in, record
+from mri_edge.export.formats import find_format
 from mri_edge.scans.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(32, 32)
@@ -34,16 +35,16 @@ def network(kind):
 
 @pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
-def test_it_answers_as_keras_does(kind, name, pictures, tmp_path):
+def test_artefact_answers_as_keras_does(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.job import Job
+    from mri_edge.export.conversion import Conversion
     from mri_edge.export.sources.device_graph import device_graph
 
-    model, one = network(kind), format_file(name)
+    model, one = network(kind), find_format(name)
     files = tuple(path for path, _ in pictures_in(pictures))[::4]
     with quiet():
-        job = Job(device_graph(model, PLAIN), 1, Calibrator(files, PLAIN, record(files, "minmax", 0)))
-        content, _ = one.convert(job)
+        conversion = Conversion(device_graph(model, PLAIN), 1, Calibrator(files, PLAIN, record(files, "minmax", 0)))
+        content, _ = one.convert(conversion)
     (tmp_path / one.FILE).write_bytes(content)
     pixels = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3), dtype=np.uint8)
     engine = open_engine(tmp_path / one.FILE, provider="cpu")

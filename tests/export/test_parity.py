@@ -1,4 +1,4 @@
-"""Statistics and the gate: known values, and each of its three answers."""
+"""Significance tests and intervals by known values, and the three verdicts of the gate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.authoring.teacher import TeacherAnswers
-from mri_edge.export.parity.gate import DEFAULT_GATES, Gate, Judges, compare
-from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change
+from mri_edge.export.parity.comparison import ReferenceImages, compare
+from mri_edge.export.parity.gate import DEFAULT_GATES, Gate
+from mri_edge.export.parity.significance import exact_bounds, images_needed, mcnemar, paired_change
 
 
 def test_wilson_interval_is_its_formula():
@@ -23,10 +24,10 @@ def test_wilson_interval_is_its_formula():
 
 
 def test_one_sided_bound_without_an_event_is_the_rule_of_three():
-    below, above = bounds(0, 51)
+    below, above = exact_bounds(0, 51)
     assert below == 0
     assert above == pytest.approx(1 - 0.05 ** (1 / 51))
-    assert bounds(0, images_needed(0.05))[1] <= 0.05 < bounds(0, images_needed(0.05) - 1)[1]
+    assert exact_bounds(0, images_needed(0.05))[1] <= 0.05 < exact_bounds(0, images_needed(0.05) - 1)[1]
 
 
 @pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (8, 1, 0.0390625)])
@@ -55,7 +56,7 @@ def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0,
     labels = np.ones(images, np.intp)
     labels[accuracy_lost:flips] = 0
     files = tuple(f"{index}.png" for index in range(images))
-    shown = Judges(files, ({},) * images, labels, reference, teacher)
+    shown = ReferenceImages(files, ({},) * images, labels, reference, teacher)
     return compare(answer, shown, manifest, gate, engine="fake", provider="none", threads=1)
 
 
@@ -74,14 +75,14 @@ def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0,
         ("int8", {"images": 2000, "flips": 10, "accuracy_lost": 10}, "not met"),
     ],
 )
-def test_the_three_answers(tiny_manifest, precision, options, verdict):
+def test_the_three_verdicts(tiny_manifest, precision, options, verdict):
     found = comparison(tiny_manifest, DEFAULT_GATES[precision], **options)
     assert found.verdict == verdict
     assert bool(found.reasons) == (verdict != "met")
 
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(4, "met"), (9, "not met")])
-def test_student_is_held_against_its_teacher_too(tiny_manifest, wrong, verdict):
+def test_student_is_also_compared_with_its_teacher(tiny_manifest, wrong, verdict):
     """The artefact is its own Keras model's equal; the teacher called all rightly, the student all but ``wrong``."""
     every = 400
     called = [0] * every  # the labels below
@@ -89,7 +90,7 @@ def test_student_is_held_against_its_teacher_too(tiny_manifest, wrong, verdict):
     answer = np.tile(np.array([[0.8, 0.2]], np.float32), (every, 1))
     answer[:wrong] = [[0.3, 0.7]]
     files = tuple(f"{index}.png" for index in range(every))
-    judges = Judges(files, ({},) * every, np.zeros(every, np.intp), answer, teacher)
+    judges = ReferenceImages(files, ({},) * every, np.zeros(every, np.intp), answer, teacher)
     found = compare(answer, judges, tiny_manifest, DEFAULT_GATES["int8"], engine="fake", provider="none", threads=1)
     assert found.verdict == verdict
     assert found.flips == ()
@@ -98,16 +99,16 @@ def test_student_is_held_against_its_teacher_too(tiny_manifest, wrong, verdict):
     assert any("fewer right answers than the teacher" in reason for reason in found.reasons) == (verdict == "not met")
 
 
-def test_not_a_number_is_never_met(tiny_manifest):
+def test_nan_is_never_met(tiny_manifest):
     assert comparison(tiny_manifest, Gate(1.0, None, None), shift=float("nan")).verdict == "not met"
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_an_answer_that_is_no_number_is_refused_where_both_labels_are_there(tiny_manifest, precision):
+def test_nan_is_refused_with_both_labels_present(tiny_manifest, precision):
     reference = np.tile(np.array([[0.2, 0.8]], np.float32), (6, 1))
     answer = reference.copy()
     answer[4] = np.nan
-    judges = Judges(("x.png",) * 6, ({},) * 6, np.array([0, 1, 0, 1, 0, 1]), reference)
+    judges = ReferenceImages(("x.png",) * 6, ({},) * 6, np.array([0, 1, 0, 1, 0, 1]), reference)
     found = compare(answer, judges, tiny_manifest, DEFAULT_GATES[precision], engine="fake", provider="none", threads=1)
     assert found.verdict == "not met"
     assert found.auc.change is None

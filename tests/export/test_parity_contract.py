@@ -1,4 +1,4 @@
-"""The gate's limits on either side, and that it refuses only what is worse."""
+"""Both sides of each limit of the gate, and that it refuses only worse artefacts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mri_edge.authoring.teacher import TeacherAnswers
-from mri_edge.export.parity.gate import DEFAULT_GATES, Judges, compare
-from mri_edge.export.parity.statistics import paired_change
+from mri_edge.export.parity.comparison import ReferenceImages, compare
+from mri_edge.export.parity.gate import DEFAULT_GATES
+from mri_edge.export.parity.significance import paired_change
 
 Z = 1.959964
 UNSURE = (0.55, 0.45)
@@ -19,7 +20,7 @@ UNSURE = (0.55, 0.45)
 def judged(manifest, precision, reference, answer, labels, teacher=None):
     """What the gate says of float32 rows of probabilities (N, 2) beside the Keras model's."""
     files = tuple(f"{index}.png" for index in range(len(labels)))
-    judges = Judges(files, ({},) * len(labels), np.asarray(labels), np.asarray(reference, np.float32), teacher)
+    judges = ReferenceImages(files, ({},) * len(labels), np.asarray(labels), np.asarray(reference, np.float32), teacher)
     answer = np.asarray(answer, np.float32)
     return compare(answer, judges, manifest, DEFAULT_GATES[precision], engine="onnxruntime", provider="cpu", threads=1)
 
@@ -79,7 +80,7 @@ def test_the_level_of_significance_is_5_per_cent(tiny_manifest, lost, verdict):
         ("dynamic", 0.021, "not met"),
     ],
 )
-def test_differences_are_bounded_just_where_the_gate_says(tiny_manifest, precision, shift, verdict):
+def test_differences_are_bounded_exactly_at_the_limit(tiny_manifest, precision, shift, verdict):
     reference = np.tile((0.2, 0.8), (100, 1))
     found = judged(tiny_manifest, precision, reference, reference + np.array([shift, -shift]), np.ones(100, np.intp))
     assert found.verdict == verdict
@@ -98,7 +99,7 @@ def test_labels_that_change_are_bounded_at_5_per_cent_and_95_per_cent_confidence
     assert found.verdict == verdict
 
 
-def test_figures_of_a_comparison_are_those_of_numpy(tiny_manifest):
+def test_figures_of_a_comparison_equal_numpys(tiny_manifest):
     rng = np.random.default_rng(0)
     first, second = (np.stack([1 - one, one], axis=1).astype(np.float32) for one in rng.uniform(0.01, 0.99, (2, 300)))
     truth = rng.integers(0, 2, 300)

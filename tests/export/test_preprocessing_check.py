@@ -1,4 +1,4 @@
-"""A preprocessing that does not fit the model is told from its accuracy, with the one that fits."""
+"""A preprocessing that does not suit the model is recognized by its accuracy, and the right one is named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mri_edge.cli import run
-from mri_edge.export.sources.preprocessing_check import doubts
+from mri_edge.export.sources.preprocessing_check import check_preprocessing
 from mri_edge.scans.preprocessing import Preprocessing
 
 
@@ -24,21 +24,21 @@ def own(bundle):
     return Bundle.open(bundle).manifest.preprocessing
 
 
-def test_the_right_one_is_not_doubted(model, located, own):
-    assert doubts(model, located, own, 0) is None
+def test_the_right_preprocessing_gives_no_warning(model, located, own):
+    assert check_preprocessing(model, located, own, 0) is None
 
 
-def test_a_wrong_one_is_doubted_and_the_right_one_named(model, located, own):
-    said = doubts(model, located, dataclasses.replace(own, scale=1.0), 0)
+def test_a_wrong_preprocessing_is_warned_about_with_the_right_one(model, located, own):
+    said = check_preprocessing(model, located, dataclasses.replace(own, scale=1.0), 0)
     assert "of 64 pictures" in said
     assert '"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]' in said
     assert '"height": 32, "width": 32' in said
 
 
-def test_what_no_common_one_mends_is_said(model, located, own):
+def test_warns_if_no_common_preprocessing_helps(model, located, own):
     """Labels in the wrong order: no preprocessing makes that right."""
     turned = [(path, 1 - label) for path, label in located]
-    said = doubts(model, turned, own, 0)
+    said = check_preprocessing(model, turned, own, 0)
     assert "no better than guessing (0.50)" in said
     assert "--labels" in said
 
@@ -56,4 +56,4 @@ def test_the_command_warns(model, pictures, tmp_path, capfd, scale, warned):
 
 
 def test_few_pictures_are_enough_to_run(model, located):
-    assert doubts(model, [located[0], located[-1]], Preprocessing(32, 32), 0) is not None
+    assert check_preprocessing(model, [located[0], located[-1]], Preprocessing(32, 32), 0) is not None

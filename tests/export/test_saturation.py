@@ -33,21 +33,22 @@ def test_weights_of_the_artefact_fit_seven_bits(trained, pictures):
 
     from mri_edge.authoring.quiet import quiet
     from mri_edge.bundles.bundle import Bundle
-    from mri_edge.export.calibration.calibrate import Calibrator, pictures_in, record
+    from mri_edge.export.calibration.calibrator import Calibrator
+    from mri_edge.export.calibration.images import pictures_in, record
     from mri_edge.export.onnx.convert import constants, float_model
-    from mri_edge.export.onnx.quantize import head, observer, quantised
-    from mri_edge.export.sources import models
+    from mri_edge.export.onnx.quantize import head, observer, quantize_with
     from mri_edge.export.sources.device_graph import device_graph
+    from mri_edge.export.sources.keras_model import load
 
     source = Bundle.open(trained)
     preprocessing = source.manifest.preprocessing
     files = tuple(path for path, _ in pictures_in(pictures))[:20]
     with quiet():
-        model = float_model(device_graph(models.load(trained / "model.keras"), preprocessing))
+        model = float_model(device_graph(load(trained / "model.keras"), preprocessing))
         seen = Calibrator(files, preprocessing, record(files, "minmax", 0)).observe(observer(model), 1)
     saturated = {}
     for bits in (7, 8):
-        content, _ = quantised(model, seen, "minmax", head(model), weight_bits=bits)
+        content, _ = quantize_with(model, seen, "minmax", head(model), weight_bits=bits)
         kernels = [
             one for one in constants(onnx.load_from_string(content)).values() if one.dtype == np.int8 and one.ndim > 1
         ]

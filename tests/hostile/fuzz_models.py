@@ -77,7 +77,8 @@ def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callab
     else:
         import keras
 
-        from mri_edge.export.sources.models import load, load_saved_model
+        from mri_edge.export.sources.keras_model import load
+        from mri_edge.export.sources.saved_model import load_saved_model
 
         entry = keras.Input((32, 32, 3))
         hidden = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(entry))

@@ -8,7 +8,7 @@ tf = pytest.importorskip("tensorflow", reason="needs the extra 'export'")
 pytest.importorskip("tf2onnx", reason="needs the extra 'export'")
 
 from mri_edge.errors import BundleError
-from mri_edge.export.sources.models import load_saved_model
+from mri_edge.export.sources.saved_model import load_saved_model
 
 
 class Reads(tf.Module):

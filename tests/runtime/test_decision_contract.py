@@ -189,7 +189,9 @@ def test_evaluate(make, labelled, positive, threshold, expected):
 @EVERY_CASE
 def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshold, expected):
     pytest.importorskip("sklearn", reason="needs the extra 'export'")
-    from mri_edge.export.parity.gate import DEFAULT_GATES, Judges, compare, document
+    from mri_edge.export.parity.comparison import ReferenceImages, compare
+    from mri_edge.export.parity.document import document
+    from mri_edge.export.parity.gate import DEFAULT_GATES
 
     manifest = replace(tiny_manifest, positive=positive, threshold=threshold)
     yes = np.array(LEVELS, np.float32) / 255
@@ -197,7 +199,7 @@ def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshol
     labels = np.array([0, 0, 1, 1])
     mirrored = reference[:, ::-1].copy()  # an artefact that has the two labels the wrong way round
     files = tuple(f"{level}.png" for level in LEVELS)
-    judges = Judges(files, ({},) * 4, labels, reference)
+    judges = ReferenceImages(files, ({},) * 4, labels, reference)
     gate = DEFAULT_GATES["float32"]
     found = compare(mirrored, judges, manifest, gate, engine="fake", provider="none", threads=1)
     of_mirrored = expected[::-1]  # levels are symmetric about a half

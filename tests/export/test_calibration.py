@@ -1,4 +1,4 @@
-"""Calibration: which images are drawn, what is refused, what ranges are found, and how much memory it takes."""
+"""Calibration: drawn images, refused images, ranges, and memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from PIL import Image
 
 from mri_edge.errors import DataError
 from mri_edge.export.calibration import search
-from mri_edge.export.calibration.calibrate import (
-    SEARCHED,
-    Calibrator,
+from mri_edge.export.calibration.calibrator import SEARCHED, Calibrator
+from mri_edge.export.calibration.histogram import BINS, Histogram
+from mri_edge.export.calibration.images import (
     digest,
     draw,
-    fitted,
     pictures_in,
     read_batches,
+    read_resized,
     record,
     refuse_test_images,
 )
-from mri_edge.export.calibration.histogram import BINS, Histogram
 from mri_edge.scans.preprocessing import Preprocessing
 
 SMALL = Preprocessing(16, 16)
@@ -33,7 +32,7 @@ def paths(*sizes):
     return [(Path(f"{group}/{index}"), group) for group, size in enumerate(sizes) for index in range(size)]
 
 
-def test_draw_takes_each_group_in_its_share_and_the_same_by_the_same_seed():
+def test_draw_is_proportional_to_each_group_and_repeatable_by_seed():
     files = paths(30, 60, 10)
     drawn = draw(files, 20, seed=4)
     groups = dict(files)
@@ -43,7 +42,7 @@ def test_draw_takes_each_group_in_its_share_and_the_same_by_the_same_seed():
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 1000])
-def test_draw_never_takes_more_or_fewer_than_asked(count):
+def test_draw_takes_exactly_the_requested_count(count):
     assert len(set(draw(paths(33, 67), count, seed=0))) == min(count, 100)
 
 
@@ -56,7 +55,7 @@ def test_record_depends_on_contents_not_on_names(pictures, tmp_path):
 
 def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_path):
     files = [path for path, _ in pictures_in(pictures)][:3]
-    tests = {digest(fitted(path, SMALL)): path for path in files}
+    tests = {digest(read_resized(path, SMALL)): path for path in files}
     twin = tmp_path / "innocent.bmp"
     Image.open(files[1]).save(twin)
     refuse_test_images([path for path, _ in pictures_in(pictures)][3:], tests, SMALL)
@@ -64,7 +63,7 @@ def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_pat
         refuse_test_images([twin], tests, SMALL)
 
 
-def test_folders_without_pictures_and_damaged_pictures_are_told(tmp_path):
+def test_missing_empty_and_damaged_calibration_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         pictures_in(tmp_path / "missing")
     with pytest.raises(DataError, match="no picture in it"):
@@ -74,14 +73,14 @@ def test_folders_without_pictures_and_damaged_pictures_are_told(tmp_path):
         list(read_batches([tmp_path / "broken.png"], SMALL))
 
 
-def test_min_max_is_exact_and_holds_zero():
+def test_minmax_is_exact_and_contains_zero():
     histogram = Histogram()
     for values in ([3.0, 7.5], [1.0, 11.25]):
         histogram.add(np.array(values, np.float32))
     assert histogram.minmax() == (0.0, 11.25)
 
 
-def test_histogram_counts_what_numpy_counts_however_the_values_arrive():
+def test_histogram_equals_numpys_for_values_in_any_order():
     values = np.random.default_rng(0).normal(0, 3, 100_000).astype(np.float32)
     order = np.sort(np.abs(values))  # growing: the range must double again and again
     histogram = Histogram()
@@ -94,7 +93,7 @@ def test_histogram_counts_what_numpy_counts_however_the_values_arrive():
     assert np.abs(np.cumsum(histogram.counts) - np.cumsum(wanted)).max() <= 5
 
 
-def test_percentile_is_numpys_to_one_bin():
+def test_percentile_equals_numpys_within_one_bin():
     values = np.random.default_rng(1).standard_t(3, 400_000).astype(np.float32)
     histogram = Histogram()
     histogram.add(values)
@@ -102,7 +101,7 @@ def test_percentile_is_numpys_to_one_bin():
     assert histogram.percentile() == pytest.approx(np.percentile(values, (0.01, 99.99)), abs=1.01 * width)
 
 
-def test_entropy_cuts_an_outlier_that_min_max_keeps():
+def test_entropy_excludes_an_outlier_that_minmax_includes():
     values = np.append(np.random.default_rng(2).normal(0, 1, 200_000), 60.0).astype(np.float32)
     histogram = Histogram()
     histogram.add(values)
@@ -136,14 +135,14 @@ def test_memory_does_not_grow_with_the_number_of_images(pictures):
     assert peak(5000) < 1.1 * peak(50)
 
 
-def test_a_candidate_whose_answers_are_no_numbers_does_not_win_a_search(pictures, monkeypatch):
+def test_a_candidate_that_answers_nan_does_not_win_a_search(pictures, monkeypatch):
     def answers(content, suffix, batches):
         return np.full((1, 2), {b"first": np.nan, b"reference": 0.5}.get(content, 0.6))
 
-    monkeypatch.setattr(search, "_answers", answers)
+    monkeypatch.setattr(search, "_probabilities", answers)
     one = next(path for path, _ in pictures_in(pictures))
     calibrator = Calibrator((one,), SMALL, record([one], "search", 0), held_out=(one,))
-    content, facts = search.best(
+    content, facts = search.build_best(
         calibrator, lambda recipe: (b"first" if recipe == SEARCHED[0] else b"other", {}), b"reference", ".onnx"
     )
     assert content == b"other"

@@ -1,4 +1,4 @@
-"""What int8 must keep: the mean of every output, and sums that no CPU saturates."""
+"""int8 keeps the mean of every output, and no CPU saturates its sums."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mri_edge.engines import open_engine
-from mri_edge.export.calibration.calibrate import Calibrator, Observation, record
-from mri_edge.export.calibration.rounding import mean_shift
+from mri_edge.export.calibration.bias_correction import mean_rounding_error
+from mri_edge.export.calibration.calibrator import Calibrator, Observation
+from mri_edge.export.calibration.images import record
 from mri_edge.scans.preprocessing import Preprocessing
 
 SIZE = 16
@@ -82,12 +83,12 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 
 
 def shift_of(float_content, int8_content, suffix, folder, files) -> float:
-    """How far quantisation moves the log-odds on average."""
-    plain, quantised = (
+    """How far quantization moves the log-odds on average."""
+    plain, quantized = (
         log_odds(probabilities(one, suffix, folder, files).astype(float)) for one in (float_content, int8_content)
     )
     assert np.abs(plain).mean() < 1.5, "the answers are undecided, so that a shift shows"
-    return float((quantised - plain).mean())
+    return float((quantized - plain).mean())
 
 
 # What rounding takes from the log-odds: 26 weights of LOST on a mean of a half, eight times and five times over.
@@ -96,10 +97,10 @@ UNCORRECTED = 40 * 26 * LOST / 2
 
 def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
     from mri_edge.export.onnx.convert import float_model
-    from mri_edge.export.onnx.quantize import quantise
+    from mri_edge.export.onnx.quantize import quantize
 
     model = float_model(graph)
-    content, facts = quantise(model, calibrator)
+    content, facts = quantize(model, calibrator)
     shift = shift_of(model.SerializeToString(), content, ".onnx", tmp_path, noise)
     assert abs(shift) < 0.15 * UNCORRECTED, f"without the correction {-UNCORRECTED:.2f}"
     assert facts["weights"] == "int8 per channel, 7 bits, bias corrected"
@@ -107,23 +108,23 @@ def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, n
 
 def test_int8_tflite_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
     from mri_edge.export.tflite.convert import float_model
-    from mri_edge.export.tflite.quantize import quantise
+    from mri_edge.export.tflite.quantize import quantize
 
     model = float_model(graph)
-    content, facts = quantise(model, calibrator)
+    content, facts = quantize(model, calibrator)
     shift = shift_of(model, content, ".tflite", tmp_path, noise)
     assert abs(shift) < 0.15 * UNCORRECTED, f"without the correction {-UNCORRECTED:.2f}"
     assert facts["weights"] == "int8 per channel, 8 bits, bias corrected"
 
 
 def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
-    """As ``quantise`` makes it by itself: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
+    """As ``quantize`` makes it by itself: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
     import onnx
 
     from mri_edge.export.onnx.convert import constants, float_model
-    from mri_edge.export.onnx.quantize import quantise
+    from mri_edge.export.onnx.quantize import quantize
 
-    content, _ = quantise(float_model(graph), calibrator)
+    content, _ = quantize(float_model(graph), calibrator)
     kernels = [
         one for one in constants(onnx.load_from_string(content)).values() if one.dtype == np.int8 and one.ndim > 1
     ]
@@ -132,7 +133,7 @@ def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
 
 
 @pytest.mark.parametrize("levels", [64, 127])
-def test_the_mean_shift_is_that_of_rounded_sums_over_inputs_of_these_means(levels):
+def test_mean_rounding_error_equals_the_simulated_one(levels):
     rng = np.random.default_rng(1)
     kernel = rng.normal(0, 0.2, (3, 5, 4)).astype(np.float32)
     means = rng.uniform(0.5, 2, 5)
@@ -142,12 +143,14 @@ def test_the_mean_shift_is_that_of_rounded_sums_over_inputs_of_these_means(level
         step = np.abs(output).max() / levels
         output[...] = np.round(output / step) * step
     exact, approximate = (np.einsum("oit,its->os", one, inputs).mean(axis=1) for one in (kernel, rounded))
-    assert mean_shift(kernel, means, levels) == pytest.approx(approximate - exact, abs=2e-4)  # of 20,000 samples
-    assert mean_shift(np.zeros_like(kernel), means, levels).tolist() == [0, 0, 0]
+    assert mean_rounding_error(kernel, means, levels) == pytest.approx(
+        approximate - exact, abs=2e-4
+    )  # of 20,000 samples
+    assert mean_rounding_error(np.zeros_like(kernel), means, levels).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("axis", [1, -1])
-def test_means_of_channels_are_over_all_else_and_all_batches(axis):
+def test_channel_means_cover_all_other_axes_and_batches(axis):
     values = np.random.default_rng(2).normal(3, 1, (11, 6, 5, 4)).astype(np.float32)
     seen = Observation(axis)
     for part in np.array_split(values, [2, 3, 8]):

@@ -1,4 +1,4 @@
-"""What rounding a kernel to integers does on average, so that the bias can take it back."""
+"""Average output error from rounding a kernel to integers; subtracting it from the bias corrects it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def mean_shift(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
+def mean_rounding_error(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
     """Mean error of each output when ``kernel`` is rounded, float32 (outputs,): subtract it from the bias.
 
     M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
-    section 4.2; the means of the inputs are measured here. Padding is not accounted for.
+    section 4.2; here with measured means of the inputs. Padding is ignored.
 
     Parameters
     ----------
@@ -24,4 +24,4 @@ def mean_shift(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: 
     scale = np.abs(kernel).max(axis=(1, 2), keepdims=True) / levels
     scale[scale == 0] = 1
     error = (np.rint(kernel / scale) * scale - kernel).sum(axis=2, dtype=np.float64)
-    return (error @ means).astype(np.float32)
+    return np.asarray(error @ means, np.float32)

@@ -1,0 +1,213 @@
+"""Measure how far an artefact's answers are from the Keras model's on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from mri_edge.authoring.intervals import Interval, wilson_interval
+from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.bundles.manifest import Manifest, Parity
+from mri_edge.inference.prediction import decide
+
+from .gate import DEFAULT_GATES, Gate, Verdict, judge
+from .significance import mcnemar, paired_change
+
+Probabilities = NDArray[np.float32]
+
+# Log-odds of probabilities closer to 0 or 1 than this are dominated by rounding.
+_CLOSEST_TO_CERTAIN = 1e-7
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """The test images of a comparison, with the Keras model's answers.
+
+    ``stages`` holds the SHA-256 of each stage before the model, image by image: ``file`` (its bytes) and
+    ``tensor`` (the pixels that the model takes). Another device that computes the same two has the same
+    input, so the first stage that differs can be named. ``labels`` is (N,), ``reference`` the Keras model's
+    probabilities (N, classes); ``teacher`` is given for a distilled model.
+    """
+
+    files: tuple[str, ...]
+    stages: tuple[dict[str, str], ...]
+    labels: NDArray[np.intp]
+    reference: Probabilities
+    teacher: TeacherAnswers | None = None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image that artefact and Keras model label differently, with both probabilities of the positive label."""
+
+    file: str
+    truth: str
+    reference_label: str
+    artefact_label: str
+    reference_probability: float
+    artefact_probability: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of the Keras model and of the artefact, and their difference with a paired interval.
+
+    All None if no image has the label that the figure is about, or if an answer is not a number.
+    """
+
+    reference: float | None = None
+    artefact: float | None = None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class AgainstTeacher:
+    """The artefact of a distilled model beside the model's teacher.
+
+    ``changed`` counts the labels that differ; ``accuracy`` is the teacher's.
+    """
+
+    teachers: tuple[str, ...]
+    mean_difference: float
+    changed: int
+    accuracy: Interval
+    mcnemar_p: float
+    fewer_right: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One artefact compared with the Keras model."""
+
+    engine: str
+    provider: str
+    threads: int
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    gate: Gate
+    images: int
+    max_difference: float
+    mean_difference: float
+    p99_difference: float
+    max_logit_difference: float
+    first_difference: str | None
+    flips: tuple[Flip, ...]
+    accuracy: Interval
+    mcnemar_p: float
+    sensitivity: Change
+    specificity: Change
+    auc: Change
+    probabilities: tuple[float, ...]
+    teacher: AgainstTeacher | None
+
+    def summary(self) -> Parity:
+        """The part that the manifest keeps."""
+        return Parity(self.verdict, self.images, self.max_difference, self.mean_difference, len(self.flips))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for ``parity.json``."""
+        return asdict(self)
+
+
+def compare(
+    answer: Probabilities,
+    images: ReferenceImages,
+    manifest: Manifest,
+    gate: Gate,
+    *,
+    engine: str,
+    provider: str,
+    threads: int,
+) -> Comparison:
+    """Compare an artefact's probabilities (N, classes) with the Keras model's, and judge them by ``gate``."""
+    difference = np.abs(answer.astype(np.float64) - images.reference)
+    before = decide(images.reference, manifest.positive, manifest.threshold)
+    after = decide(answer, manifest.positive, manifest.threshold)
+    positive = manifest.positive
+    flips = tuple(
+        Flip(
+            images.files[index],
+            manifest.labels[images.labels[index]],
+            manifest.labels[before[index]],
+            manifest.labels[after[index]],
+            float(images.reference[index, positive]),
+            float(answer[index, positive]),
+        )
+        for index in np.flatnonzero(before != after)
+    )
+    right_before, right_after = before == images.labels, after == images.labels
+    is_positive = images.labels == positive
+    comparison = Comparison(
+        engine=engine,
+        provider=provider,
+        threads=threads,
+        verdict="met",
+        reasons=(),
+        gate=gate,
+        images=len(answer),
+        max_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        p99_difference=float(np.quantile(difference, 0.99)),
+        max_logit_difference=float(np.abs(_log_odds(answer) - _log_odds(images.reference)).max()),
+        first_difference=None,
+        flips=flips,
+        accuracy=wilson_interval(int(right_after.sum()), len(answer)),
+        mcnemar_p=mcnemar(right_before, right_after),
+        sensitivity=_change(before[is_positive] == positive, after[is_positive] == positive),
+        specificity=_change(before[~is_positive] != positive, after[~is_positive] != positive),
+        auc=_auc_change(is_positive, images.reference[:, positive], answer[:, positive]),
+        probabilities=tuple(float(value) for value in answer[:, positive]),
+        teacher=_compare_with_teacher(images.teacher, answer, after, images.labels) if images.teacher else None,
+    )
+    worse = int(right_after.sum()) < int(right_before.sum())
+    verdict, reasons = judge(comparison, worse=worse)
+    return replace(comparison, verdict=verdict, reasons=reasons, first_difference=_first_difference(comparison))
+
+
+def _compare_with_teacher(
+    teacher: TeacherAnswers, answer: Probabilities, y_pred: NDArray[np.intp], y_true: NDArray[np.intp]
+) -> AgainstTeacher:
+    teacher_pred = np.array(teacher.called, np.intp)
+    right, teacher_right = y_pred == y_true, teacher_pred == y_true
+    return AgainstTeacher(
+        teachers=teacher.teachers,
+        mean_difference=float(np.abs(answer - np.array(teacher.probabilities)).mean()),
+        changed=int((y_pred != teacher_pred).sum()),
+        accuracy=wilson_interval(int(teacher_right.sum()), len(y_true)),
+        mcnemar_p=mcnemar(teacher_right, right),
+        fewer_right=int(right.sum()) < int(teacher_right.sum()),
+    )
+
+
+def _first_difference(comparison: Comparison) -> str | None:
+    """The first stage that differs by more than rounding: ``logits``, ``label`` or None; the input is the same."""
+    limit = DEFAULT_GATES["float32"].max_difference or 0.0
+    if comparison.max_difference > limit:
+        return "logits"
+    return "label" if comparison.flips else None
+
+
+def _log_odds(probabilities: Probabilities) -> NDArray[np.float64]:
+    clipped = np.clip(probabilities.astype(np.float64), _CLOSEST_TO_CERTAIN, 1 - _CLOSEST_TO_CERTAIN)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
+
+
+def _change(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Change:
+    if len(before) == 0:
+        return Change()
+    paired = paired_change(before, after)
+    return Change(float(before.mean()), float(after.mean()), paired.value, paired.low, paired.high)
+
+
+def _auc_change(is_positive: NDArray[np.bool_], before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
+    # NaN cannot be ranked; the gate refuses it.
+    if is_positive.all() or not is_positive.any() or not np.isfinite([before, after]).all():
+        return Change()
+    reference, artefact = (float(roc_auc_score(is_positive, scores)) for scores in (before, after))
+    return Change(reference, artefact, artefact - reference)

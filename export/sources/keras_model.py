@@ -1,0 +1,45 @@
+"""Open the Keras model to export, and compute its own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.authoring.keras_file import one_column_a_class
+from mri_edge.authoring.keras_models.loading import open_model
+from mri_edge.errors import ConversionError
+from mri_edge.scans.preprocessing import Preprocessing
+
+
+def load(path: Path, content: bytes | None = None) -> keras.Model:
+    """Open a ``.keras`` or ``.h5`` file, or its ``content``, without running code from it.
+
+    Raises
+    ------
+    BundleError
+        Not a Keras model, or one with code in it (a Lambda layer), with layers that Keras does not know, or
+        with more weights than its size allows.
+    ConversionError
+        It has several inputs or outputs.
+    """
+    model = open_model(path, keras, content)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ConversionError(
+            f"{path}: has {len(model.inputs)} inputs and {len(model.outputs)} outputs, one of each is supported"
+        )
+    return model
+
+
+def answers(
+    model: keras.Model, batches: Iterable[NDArray[np.uint8]], preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """The Keras model's probabilities for pixels uint8 (n, H, W, 3): float32 (N, classes)."""
+    probabilities = [
+        keras.ops.convert_to_numpy(model(preprocessing.normalise(batch), training=False)).astype(np.float32)
+        for batch in batches
+    ]
+    return np.concatenate([one_column_a_class(rows) for rows in probabilities])
