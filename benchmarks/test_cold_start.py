@@ -19,12 +19,13 @@ ROUNDS = 15
 def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference network with random weights: the time does not depend on their values."""
     pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
-    from mri_edge.train.models.vgg16 import build_network
-    from mri_edge.train.models.weights import build_backbone
-    from mri_edge.train.recipes.base import REFERENCE
+    from mri_edge.train.models.network import build_network
+    from mri_edge.train.models.vgg16 import build_backbone
+    from mri_edge.train.recipes.reference import REFERENCE
 
     path = tmp_path_factory.mktemp("keras") / "model.keras"
-    build_network(build_backbone(None, 128, 128), REFERENCE, classes=2, seed=0).whole.save(path)
+    backbone = build_backbone(None, 128, 128)
+    build_network(backbone, REFERENCE.head, 0.001, classes=2, seed=0).whole.save(path)
     return path
 
 

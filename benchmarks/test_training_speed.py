@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
@@ -14,13 +13,14 @@ pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
 
 from mri_edge.train.loops import head
 from mri_edge.train.loops.keras import load_keras
-from mri_edge.train.models.vgg16 import build_network
-from mri_edge.train.models.weights import build_backbone
-from mri_edge.train.recipes.base import REFERENCE
+from mri_edge.train.models.network import build_network
+from mri_edge.train.models.vgg16 import build_backbone
+from mri_edge.train.recipes.reference import REFERENCE
 from mri_edge.train.transforms import affine
 
 keras = load_keras()
 EPOCHS = 4
+BATCH = REFERENCE.schedule.batch
 TRAIN, TEST = 202, 51
 
 
@@ -33,15 +33,15 @@ class KerasImages(keras.utils.PyDataset):
         self.order = head.epoch_order(TRAIN, 0, epoch)
 
     def __len__(self):
-        return math.ceil(TRAIN / REFERENCE.batch)
+        return math.ceil(TRAIN / BATCH)
 
     def __getitem__(self, step):
         from keras.src.legacy.preprocessing.image import apply_affine_transform
 
-        chosen = self.order[REFERENCE.batch * step : REFERENCE.batch * (step + 1)]
+        chosen = self.order[BATCH * step : BATCH * (step + 1)]
         views = []
         for index in chosen:
-            drawn = affine.draw(np.random.default_rng([0, self.epoch, index]), REFERENCE.augmentation, 128, 128)
+            drawn = affine.draw(np.random.default_rng([0, self.epoch, index]), REFERENCE.transforms, 128, 128)
             view = apply_affine_transform(
                 REFERENCE.preprocessing.normalise(self.pixels[index]),
                 theta=drawn.rotation,
@@ -63,7 +63,7 @@ def test_training_from_features_is_faster_than_keras_fit(record_property):
     pixels = rng.integers(0, 256, (TRAIN + TEST, 128, 128, 3), np.uint8)
     labels = rng.integers(0, 2, TRAIN + TEST)
     targets = keras.utils.to_categorical(labels, 2)
-    ours, theirs = (build_network(build_backbone(None, 128, 128), REFERENCE, 2, 0) for _ in range(2))
+    ours, theirs = (build_network(build_backbone(None, 128, 128), REFERENCE.head, 0.001, 2, 0) for _ in range(2))
     theirs.whole.set_weights(ours.whole.get_weights())
     held_out = (REFERENCE.preprocessing.normalise(pixels[TRAIN:]), targets[TRAIN:])
     pairs: list[tuple[float, float]] = []
@@ -82,7 +82,7 @@ def test_training_from_features_is_faster_than_keras_fit(record_property):
         ours,
         head.Images(pixels, np.arange(TRAIN), labels[:TRAIN]),
         head.Images(pixels, np.arange(TRAIN, TRAIN + TEST), labels[TRAIN:]),
-        dataclasses.replace(REFERENCE, epochs=EPOCHS),
+        REFERENCE.with_epochs(EPOCHS),
         seed=0,
         epoch_ended=after_our_epoch,
     )

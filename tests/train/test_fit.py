@@ -7,15 +7,16 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.train.loops.head import Images, augmented, epoch_order, fit, seed_dropout
 from mri_edge.train.loops.winograd import frozen_features
-from mri_edge.train.models.vgg16 import build_network
-from mri_edge.train.models.weights import build_backbone
+from mri_edge.train.models.network import build_network
+from mri_edge.train.models.vgg16 import build_backbone
 
 
 @pytest.fixture
 def network(small_recipe, small_weights):
     def build(seed=0):
         size = small_recipe.preprocessing
-        return build_network(build_backbone(small_weights, size.height, size.width), small_recipe, 2, seed)
+        backbone = build_backbone(small_weights, size.height, size.width)
+        return build_network(backbone, small_recipe.head, small_recipe.schedule.learning_rate, 2, seed)
 
     return build
 
@@ -44,14 +45,14 @@ def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_reci
 
     normalise = small_recipe.preprocessing.normalise
     targets = keras.utils.to_categorical(train.labels, 2)
-    for epoch in range(1, small_recipe.epochs + 1):
+    for epoch in range(1, small_recipe.schedule.epochs + 1):
         seed_dropout(plain.head, 3, epoch)
         order = epoch_order(len(train), 3, epoch)
         expected = plain.whole.fit(
             augmented(train, order, small_recipe, 3, epoch),
             targets[order],
             validation_data=(normalise(validation.pixels), keras.utils.to_categorical(validation.labels, 2)),
-            batch_size=small_recipe.batch,
+            batch_size=small_recipe.schedule.batch,
             shuffle=False,
             verbose=0,
         ).history
@@ -84,7 +85,7 @@ def test_whole_and_head_share_weights_and_optimiser(network, small_recipe, pictu
     # The same layers on the same input; two graphs may sum in another order.
     np.testing.assert_allclose(one.whole.predict_on_batch(normalised), through_head, atol=1e-6)
     assert one.whole.optimizer is one.head.optimizer
-    assert int(one.whole.optimizer.iterations) == small_recipe.epochs * -(-22 // small_recipe.batch)
+    assert int(one.whole.optimizer.iterations) == small_recipe.schedule.epochs * -(-22 // small_recipe.schedule.batch)
 
 
 @pytest.mark.parametrize("count", [1, 16, 19])

@@ -83,8 +83,18 @@ def measure(
     equal count (K. Nguyen, B. O'Connor, EMNLP 2015).
     """
     chosen = decide(probabilities, positive, threshold)
+    return measure_answers(truth, probabilities[:, positive].astype(np.float64), chosen, positive, group)
+
+
+def measure_answers(
+    truth: NDArray[np.intp],
+    score: NDArray[np.float64],
+    chosen: NDArray[np.intp],
+    positive: int,
+    group: NDArray[np.intp] | None = None,
+) -> dict[str, Metric]:
+    """Return the figures of ``measure`` from probabilities of the positive label (N,) and chosen labels (N,)."""
     ill, called = truth == positive, chosen == positive
-    score = probabilities[:, positive].astype(np.float64)
     figures = _figures(ill, score)
     values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
     resampled = bootstrap(figures, ill)
