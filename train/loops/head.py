@@ -25,7 +25,6 @@ from mri_edge.train.transforms import affine
 
 from . import checkpoint as checkpoints
 from .keras import load_keras
-from .winograd import frozen_features
 
 # Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
 BACKBONE_BATCH = 32
@@ -128,7 +127,7 @@ def fit(
     history = [Epoch(**one) for one in checkpoints.facts_in(checkpoint) or ()]
     if history:
         checkpoints.restore(checkpoint, state)
-    extract = frozen_features(network.backbone)
+    extract = network.backbone.predict_on_batch
     say(f"computing the features of {len(validation)} validation images")
     seen = features_of(validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None)
     seen_targets = keras.utils.to_categorical(validation.labels, classes)
