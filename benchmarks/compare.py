@@ -30,13 +30,13 @@ from records import data_folder, reference_images, save
 from subjects import CHECKOUT, SCALED_BACK, Subject, bundles, subjects_of
 
 from mri_edge import Bundle
+from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.benchmarking.benchmark import machine_facts, spread, stream
 from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import EMBEDDED
 from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import installed
-from mri_edge.export.parity.statistics import proportion
 from mri_edge.inference.prediction import NOTICE, decide
 from mri_edge.inference.tuned_profile import library_versions
 from mri_edge.scans.readers import picture
@@ -117,7 +117,7 @@ def row_of(
         truth = np.array([manifest.labels.index(image["label"]) for image in judges])
         own, keras = (decide(values, manifest.positive, manifest.threshold) for values in (answer, reference))
         row |= {
-            "accuracy": asdict(proportion(int((own == truth).sum()), len(truth))),
+            "accuracy": asdict(wilson_interval(int((own == truth).sum()), len(truth))),
             "flips": int((own != keras).sum()),
             "mean_difference": float(np.abs(answer - reference).mean()),
         }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .exporter import Result, Settings
 
-_NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "sklearn", "scipy")
+_NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
 _WIDE = 120  # columns where no terminal says how many
 _PAGE = "report/parity.html"  # of report.py, which imports more than --help may
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -249,14 +249,13 @@ def _run(
     settings: dict[str, Any],
 ) -> None:
     """Import TensorFlow, run with progress on stderr, print the table; a refusal is printed before it is raised."""
+    from mri_edge.authoring.quiet import load_keras, quiet, terminal
     from mri_edge.storage.staging import scratch
 
-    from .quiet import import_tensorflow, quiet, screen
-
     refused = None
-    with screen() as stream, quiet(), scratch("export"), _steps(stream) as step:
+    with terminal() as stream, quiet(), scratch("export"), _steps(stream) as step:
         step("starting TensorFlow")
-        import_tensorflow()
+        load_keras("export")
         from mri_edge.export.parity.gate import Gate
 
         from .exporter import ExportRefusedError, Settings

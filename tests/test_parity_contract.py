@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.authoring.teacher import TeacherAnswers
 from mri_edge.bundles.manifest import Manifest
 
@@ -15,7 +16,7 @@ pytest.importorskip("sklearn", reason="needs the extra 'export'")
 stats = pytest.importorskip("scipy.stats", reason="needs the extra 'export'")
 
 from mri_edge.export.parity.gate import DEFAULT_GATES, Comparison, Gate, Judges, compare, document, to_json
-from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change, proportion
+from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change
 
 NO_LIMIT = Gate(None, None, None)
 
@@ -245,7 +246,7 @@ def test_the_paired_interval_is_mirrored_when_before_and_after_change_places(cou
 def test_the_paired_interval_heeds_how_much_the_answers_go_together(counts, correlation):
     total = sum(counts)
     before, after = pairs(*counts)
-    one, two = proportion(int(before.sum()), total), proportion(int(after.sum()), total)
+    one, two = wilson_interval(int(before.sum()), total), wilson_interval(int(after.sum()), total)
 
     def reach(a: float, b: float) -> float:
         return float(np.sqrt(max(0, a**2 + b**2 - 2 * correlation * a * b)))

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from mri_edge.authoring.intervals import Interval, wilson_interval
 from mri_edge.authoring.teacher import TeacherAnswers
 from mri_edge.bundles.manifest import Manifest, Parity, Precision
 from mri_edge.inference.prediction import decide
 
-from .statistics import Interval, bounds, images_needed, mcnemar, paired_change, proportion
+from .statistics import bounds, images_needed, mcnemar, paired_change
 
 Verdict = Literal["met", "not met", "undecided"]
 Probabilities = NDArray[np.float32]
@@ -179,7 +180,7 @@ def compare(
         max_logit_difference=float(np.abs(_log_odds(answer) - _log_odds(images.reference)).max()),
         first_difference=None,
         flips=flips,
-        accuracy=proportion(int(right_after.sum()), len(answer)),
+        accuracy=wilson_interval(int(right_after.sum()), len(answer)),
         mcnemar_p=mcnemar(right_before, right_after),
         sensitivity=_change(before[ill] == positive, after[ill] == positive),
         specificity=_change(before[~ill] != positive, after[~ill] != positive),
@@ -229,7 +230,7 @@ def _against(
         teachers=teacher.teachers,
         mean_difference=float(np.abs(answer - np.array(teacher.probabilities)).mean()),
         changed=int((called != its).sum()),
-        accuracy=proportion(int(taught_right.sum()), len(truth)),
+        accuracy=wilson_interval(int(taught_right.sum()), len(truth)),
         mcnemar_p=mcnemar(taught_right, right),
         fewer_right=int(right.sum()) < int(taught_right.sum()),
     )
@@ -273,7 +274,7 @@ def document(
         "labels": list(manifest.labels),
         "positive": manifest.positive,
         "threshold": manifest.threshold,
-        "reference_accuracy": asdict(proportion(int(right.sum()), len(right))),
+        "reference_accuracy": asdict(wilson_interval(int(right.sum()), len(right))),
         "images": [
             {
                 "file": file,

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from mri_edge.authoring.intervals import CONFIDENCE, Interval, wilson_interval
+
 Flags = NDArray[np.bool_]
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def proportion(successes: int, total: int) -> Interval:
-    """Share of ``total``, at least 1, with Wilson's score interval (E. B. Wilson, JASA 22, 1927)."""
-    found = stats.binomtest(successes, total).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(successes / total, float(found.low), float(found.high))
 
 
 def bounds(successes: int, total: int) -> tuple[float, float]:
@@ -51,7 +36,7 @@ def paired_change(before: Flags, after: Flags) -> Interval:
     on paired data", Statistics in Medicine 17, 1998, method 10.
     """
     total = len(before)
-    one, two = proportion(int(before.sum()), total), proportion(int(after.sum()), total)
+    one, two = wilson_interval(int(before.sum()), total), wilson_interval(int(after.sum()), total)
     both, neither = int(np.sum(before & after)), int(np.sum(~before & ~after))
     lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))
     margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.intervals import Interval, wilson_interval
 from mri_edge.export.calibration.calibrate import draw, read_batches
-from mri_edge.export.parity.statistics import Flags, Interval, mcnemar, proportion
+from mri_edge.export.parity.statistics import Flags, mcnemar
 from mri_edge.scans.preprocessing import Preprocessing
 
 from . import models
@@ -91,7 +92,7 @@ def doubts(model: Any, located: list[tuple[Path, int]], preprocessing: Preproces
 
 
 def _share(right: Flags) -> Interval:
-    return proportion(int(right.sum()), len(right))
+    return wilson_interval(int(right.sum()), len(right))
 
 
 def _words(right: Flags) -> str:

@@ -26,10 +26,9 @@ IMAGENET = Preprocessing(SIZE, SIZE, mean=(0.485, 0.456, 0.406), deviation=(0.22
 
 @pytest.fixture(scope="session", autouse=True)
 def _tensorflow() -> None:
-    from mri_edge.export.quiet import import_tensorflow, quiet
+    from mri_edge.authoring.quiet import load_keras
 
-    with quiet():
-        import_tensorflow()
+    load_keras("export")
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ LARGEST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.1, "int8": 0.1}
 @pytest.fixture(scope="module")
 def exported(trained, pictures, tmp_path_factory):
     """The tiny bundle with every format in it."""
+    from mri_edge.authoring.quiet import quiet
     from mri_edge.export.exporter import Settings, export
-    from mri_edge.export.quiet import quiet
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
     with quiet():

@@ -13,10 +13,10 @@ from mri_edge.scans.preprocessing import Preprocessing
 def test_sizes_beside_float(tmp_path):
     import keras
 
+    from mri_edge.authoring.quiet import quiet
     from mri_edge.export.calibration.calibrate import Calibrator, record
     from mri_edge.export.formats import format_file, format_names
     from mri_edge.export.job import Job
-    from mri_edge.export.quiet import quiet
     from mri_edge.export.sources.device_graph import device_graph
 
     keras.utils.set_random_seed(0)  # weights do not matter for sizes

@@ -35,8 +35,8 @@ def network(kind):
 @pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
 def test_it_answers_as_keras_does(kind, name, pictures, tmp_path):
+    from mri_edge.authoring.quiet import quiet
     from mri_edge.export.job import Job
-    from mri_edge.export.quiet import quiet
     from mri_edge.export.sources.device_graph import device_graph
 
     model, one = network(kind), format_file(name)

@@ -8,16 +8,17 @@ import itertools
 import numpy as np
 import pytest
 
+from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.authoring.teacher import TeacherAnswers
 from mri_edge.export.parity.gate import DEFAULT_GATES, Gate, Judges, compare
-from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change, proportion
+from mri_edge.export.parity.statistics import bounds, images_needed, mcnemar, paired_change
 
 
 def test_wilson_interval_is_its_formula():
     share, images, z = 45 / 51, 51, 1.959964
     middle = (share + z * z / (2 * images)) / (1 + z * z / images)
     reach = z / (1 + z * z / images) * np.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    found = proportion(45, 51)
+    found = wilson_interval(45, 51)
     assert (found.value, found.low, found.high) == pytest.approx((share, middle - reach, middle + reach), abs=1e-6)
 
 

@@ -31,11 +31,11 @@ def test_weights_of_the_artefact_fit_seven_bits(trained, pictures):
     """So every CPU computes the same sums, whatever the activations are: here drawn at their worst."""
     import onnx
 
+    from mri_edge.authoring.quiet import quiet
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.export.calibration.calibrate import Calibrator, pictures_in, record
     from mri_edge.export.onnx.convert import constants, float_model
     from mri_edge.export.onnx.quantize import head, observer, quantised
-    from mri_edge.export.quiet import quiet
     from mri_edge.export.sources import models
     from mri_edge.export.sources.device_graph import device_graph
 

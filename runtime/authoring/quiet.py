@@ -1,0 +1,61 @@
+"""Import and run Keras, TensorFlow and tf2onnx without their log lines on the user's terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Literal
+
+from mri_edge.device.native import stderr_aside
+from mri_edge.errors import UsageError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide Python warnings and whatever native code writes to stderr; errors still arrive as exceptions.
+
+    Progress that is shown meanwhile must be written to ``terminal()``.
+    """
+    with stderr_aside(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def terminal() -> IO[str]:
+    """Open a text stream on stderr as it is now; it stays connected inside ``quiet``."""
+    return os.fdopen(os.dup(2), "w", encoding="utf-8")
+
+
+def load_keras(extra: Literal["train", "export"]) -> Any:
+    """Import Keras and its backend without their log lines.
+
+    The backend is the one in KERAS_BACKEND or in Keras' own settings; export accepts TensorFlow only and
+    therefore does not read those settings.
+
+    Parameters
+    ----------
+    extra
+        The extra of this package that contains Keras; the error message names it.
+
+    Raises
+    ------
+    UsageError
+        Keras or its backend is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if extra == "export":
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    for name in ("tensorflow", "tf2onnx", "absl", "h5py"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with stderr_aside():
+        try:
+            import keras
+        except ImportError as error:
+            purpose = "training" if extra == "train" else "export"
+            raise UsageError(
+                f"{purpose} needs Keras and its backend: {error}", f"pip install 'mri-edge[{extra}]'"
+            ) from error
+        return keras
