@@ -14,10 +14,10 @@ import numpy as np
 
 from mri_edge import Bundle, Classifier
 from mri_edge.authoring.writer import rewriting
-from mri_edge.train.bundle_finish import rows_of
+from mri_edge.train.data.collection import collect
 from mri_edge.train.data.folder import find_scans
+from mri_edge.train.data.roles import choose_roles, rows_of
 from mri_edge.train.evaluation.out_of_distribution import fit_novelty
-from mri_edge.train.recipes.robust import choose_roles, collect
 
 BATCH = 32
 

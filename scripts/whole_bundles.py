@@ -32,14 +32,16 @@ from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
 from mri_edge.bundles.split import Split
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.bundle import write_bundle
-from mri_edge.train.bundle_finish import rows_of
+from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Labels, find_scans
+from mri_edge.train.data.roles import choose_roles, rows_of
 from mri_edge.train.evaluation.metrics import measure
+from mri_edge.train.models.network import Network, build_network, predict
 from mri_edge.train.models.small_cnn import build_shipped
-from mri_edge.train.models.vgg16 import Network, build_network, predict
-from mri_edge.train.models.weights import BackboneWeights, build_backbone
-from mri_edge.train.recipes.base import Recipe, find_recipe
-from mri_edge.train.recipes.robust import Collection, choose_roles, collect
+from mri_edge.train.models.vgg16 import build_backbone
+from mri_edge.train.models.weights import BackboneWeights
+from mri_edge.train.recipes.base import RecipeSpec
+from mri_edge.train.recipes.registry import find_recipe
 
 Weights = list[NDArray[np.float32]]
 
@@ -68,8 +70,8 @@ def unfold(kernel: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray
     return np.asarray(kernel[:, :, :3] * factor[:, None], np.float32)
 
 
-def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
-    """Return the embedded model's network in Keras, with its weights."""
+def keras_network(bundle: Bundle, recipe: RecipeSpec) -> Network:
+    """The embedded model's network in Keras, with its weights."""
     manifest = bundle.manifest
     classes = len(manifest.labels)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,8 +85,9 @@ def keras_network(bundle: Bundle, recipe: Recipe) -> Network:
         network = build_shipped(recipe, classes)
     else:
         size = manifest.preprocessing
-        network = build_network(build_backbone(None, size.height, size.width), recipe, classes, seed=0)
-        # The exporter flattens channels first, Keras flattens them last.
+        backbone = build_backbone(None, size.height, size.width)
+        network = build_network(backbone, recipe.head, recipe.schedule.learning_rate, classes, seed=0)
+        # The exporter flattens channels first, Keras last.
         height, width, channels = network.backbone.output_shape[1:]
         head = weights[-2][0].reshape(channels, height, width, -1)
         weights[-2][0] = head.transpose(1, 2, 0, 3).reshape(weights[-2][0].shape)

@@ -336,8 +336,8 @@ def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
 
     from mri_edge import Bundle, Classifier
     from mri_edge.scans.readers import picture
-    from mri_edge.train.models.vgg16 import predict
-    from mri_edge.train.recipes.base import find_recipe
+    from mri_edge.train.models.network import predict
+    from mri_edge.train.recipes.registry import find_recipe
     from scripts import whole_bundles
 
     bundle = Bundle.open(whole_bundles.EMBEDDED / name)

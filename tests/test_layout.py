@@ -112,9 +112,11 @@ def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
         with np.load(CHECKOUT / name, allow_pickle=False) as kept:
             assert {array: kept[array].ndim for array in kept} == {
                 "positive": 1,
+                "called": 1,
+                "temperature": 0,
                 "threshold": 0,
                 "made_by": 0,
-                **({"validation": 1, "validation_ill": 1} if "validation" in kept else {}),
+                **({"validation": 1, "validation_is_positive": 1} if "validation" in kept else {}),
             }
     assert {
         name for name in found if not name.endswith((".npz", ".npy")) and (CHECKOUT / name).read_bytes() not in demo

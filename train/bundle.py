@@ -1,4 +1,4 @@
-"""A finished training as a bundle: the model, its manifest, its metrics, its split."""
+"""Write a finished training as a bundle: the model, its manifest, its metrics, its split."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.inference.prediction import NOTICE, decide
 from mri_edge.train.data.folder import KNOWN_LABELS, Labels
 from mri_edge.train.evaluation.metrics import by_folder, details
-from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.base import RecipeSpec
 
-if TYPE_CHECKING:  # Keras is not needed to write down what it made
+if TYPE_CHECKING:  # writing the bundle does not need Keras
     from mri_edge.train.evaluation.out_of_distribution import FittedNovelty
     from mri_edge.train.loops.head import Epoch
-    from mri_edge.train.models.vgg16 import Network
+    from mri_edge.train.models.network import Network
     from mri_edge.train.models.weights import BackboneWeights
 
 LIMITS = (
@@ -40,7 +40,7 @@ def write_bundle(
     network: Network,
     *,
     name: str,
-    recipe: Recipe,
+    recipe: RecipeSpec,
     seed: int,
     labels: Labels,
     split: Split,
@@ -50,20 +50,27 @@ def write_bundle(
     probabilities: NDArray[np.float32],
     metrics: dict[str, Metric],
     overwrite: bool,
+    training_details: dict[str, Any],
     threshold: float | None = None,
     split_name: str = "reference",
-    training_details: dict[str, Any] | None = None,
     novelty: FittedNovelty | None = None,
     documents: Mapping[str, str | bytes] | None = None,
 ) -> None:
-    """Write everything at ``out``, whole or not at all. ``probabilities`` are those of the test images, in order.
+    """Write the bundle at ``out``, completely or not at all.
 
-    ``training_details`` stand in the manifest in place of the recipe's fields; ``documents`` are further files.
+    Parameters
+    ----------
+    probabilities
+        float32 (N, classes) of the test images, in the order of the split.
+    training_details
+        What the manifest records about the training, in plain types.
+    documents
+        Content of additional files by their path in the bundle.
 
     Raises
     ------
     OutputError
-        ``out`` is taken or cannot be written.
+        ``out`` exists or cannot be written.
     """
     test = split.of("test")
     manifest = Manifest(
@@ -87,7 +94,7 @@ def write_bundle(
             train_images=len(split.of("train")),
             test_images=len(test),
             classes=labels.folders,
-            details=training_details or asdict(recipe),
+            details=training_details,
         ),
         metrics=metrics,
         novelty=novelty.entry if novelty else None,
@@ -129,7 +136,7 @@ def metrics_document(
     metrics: dict[str, Metric],
     history: Sequence[dict[str, Any]],
 ) -> str:
-    """Content of ``metrics.json``: the figures on the test images (N), and what tables and plots are drawn from."""
+    """Return the content of ``metrics.json``: figures on the test images (N), and the data of tables and plots."""
     right = decide(probabilities, positive, threshold) == truth
     content = {
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
@@ -145,7 +152,7 @@ def metrics_document(
 
 
 def intended_use(labels: Labels) -> str:
-    """What the labels say that the model does, and the notice."""
+    """Describe what a model with these labels does, followed by the notice."""
     if labels.names == KNOWN_LABELS:
         return f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
     return f"Sorts pictures of the kind that it was trained on by label: {', '.join(labels.names)}. {NOTICE}"

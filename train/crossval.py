@@ -1,223 +1,471 @@
-"""Leak-free cross-validation of the robust recipe: by groups of near-duplicates, or by source.
+"""Leak-free cross-validation of any recipe: no near-duplicate, patient or source is on both sides of a fold.
 
-The reference's test images and their near-duplicates, where they are in the data, are scored like all others and
-train nothing.
+Every image is scored once by a model that saw neither it nor a near-duplicate of it. For a distillation every fold
+trains a teacher and students of several seeds, which are compared on the same images.
+
+Finished answers are kept per fold and model, so that an interrupted run continues with the next one. For a
+distillation they stay in the output folder: its folds can be trained on several machines and copied together.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
-from mri_edge.train.data.folder import Labels
-from mri_edge.train.data.folds import by_source
-from mri_edge.train.evaluation.auc import auc, both_kinds
-from mri_edge.train.evaluation.metrics import share
-from mri_edge.train.loops.checkpoint import kept
-from mri_edge.train.loops.finetune import Plan
+from mri_edge.authoring.provenance import current_provenance
+from mri_edge.bundles.split import Split
+from mri_edge.errors import OutputError, UsageError
+from mri_edge.inference.prediction import decide
+from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
+from mri_edge.train.data.audit import inspect, table
+from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
+from mri_edge.train.data.folder import KNOWN_LABELS, Labels, Selection, select
+from mri_edge.train.data.folds import by_group, by_source
+from mri_edge.train.data.roles import choose_roles, grouped_folds, hold_out, may_train
+from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures
+from mri_edge.train.loops.checkpoint import check_space, work_folder
+from mri_edge.train.loops.distil import Pool, open_pool
+from mri_edge.train.loops.finetune import fast_precision
+from mri_edge.train.loops.progress import step_progress
+from mri_edge.train.models.network import predict
+from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes.base import Recipe
-from mri_edge.train.recipes.robust import (
-    Collection,
-    Indices,
-    Report,
-    Trained,
-    grouped_folds,
-    hold_out,
-    predict,
-    train_robust,
-)
+from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
+from mri_edge.train.recipes.registry import find_recipe
 from mri_edge.train.transforms.shifts import CHANGES
+
+from .pipeline import feature_bytes
+from .training import Job, Trained, draw_pool, pool_bytes, schedule_of, train_model
+
+SCHEMA_VERSION = 1
+TEACHER, SINGLE = "teacher", "model"
+# The checkpoint, the old and the new one while it is replaced; of a distillation that of its teacher.
+_STATE_BYTES = {HeadTraining: 50_000_000, FineTuning: 700_000_000, Distillation: 600_000_000}
 
 
 def cross_validate(
-    data: Collection,
-    trainable: NDArray[np.bool_],
-    weights: BackboneWeights | None,
-    recipe: Recipe,
-    plan: Plan,
+    data: Path,
+    out: Path,
+    recipe: RecipeSpec,
     *,
-    labels: Labels,
     folds: int | None,
     seed: int,
-    sensitivity: float = 0.95,
-    report_of: Callable[[int], Report] = lambda fold: lambda done, total, loss: None,
-    store: Path | None = None,
+    backbone_weights: str = "auto",
+    positive: str | None = None,
+    excluded: Sequence[str] = (),
+    groups: Path | None = None,
+    only: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Train once for each fold on the others, calibrate within those, score the fold in the training's precision.
+    """Cross-validate ``recipe`` on the scans in ``data``; write ``out``/crossval.json and return its content.
 
     Parameters
     ----------
     folds
-        Number of folds; ``None`` leaves out one source at a time.
-    trainable
-        bool (N,): False for images that may be scored and never trained on.
-    sensitivity
-        Where the false positive rate is read off the ROC curve.
-    store
-        Folder that holds each finished fold, and the state of the one at work: what is there is not done again.
+        Number of folds that keep near-duplicates and patients together; ``None`` leaves out one source at a time.
+    only
+        Of a distillation, train this fold alone, counted from 1; the figures cover the folds that ``out`` holds.
+    overwrite, resume
+        As for ``pipeline.train_bundle``; a distillation always continues with what ``out`` holds.
 
-    Returns
-    -------
-    Plain types: pooled figures with intervals, figures of each fold, one entry an image.
+    Raises
+    ------
+    UsageError
+        There is no such fold, or a distillation is asked for by source.
+    DataError, WeightsError, OutputError
+        The data, the weights or the output folder are unfit. All are raised before training.
     """
-    everyone = np.arange(len(data.scans))
-    positive = np.zeros(len(everyone), np.float64)
-    called = np.zeros(len(everyone), bool)
-    fold_of = np.zeros(len(everyone), int)
+    distilled = isinstance(recipe.schedule, Distillation)
+    if distilled and folds is None:
+        raise UsageError(f"recipe {recipe.name!r} is cross-validated by near-duplicates, not by source", "Say --cv 3")
+    if only is not None and not 1 <= only <= (folds or 0):
+        raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
+    make_folder(out)
+    selection = select(data, positive, excluded, groups)
+    scans, labels = selection.scans, selection.labels
+    weights = find_backbone(_trained_first(recipe).backbone).load_weights(backbone_weights, say)
+    if distilled:
+        _claim(out, _identity(recipe, selection, weights, folds, seed))
+        store = out
+    else:
+        facts = [repr(recipe), seed, folds, weights.sha256, *selection.facts()]
+        if isinstance(recipe.schedule, FineTuning):
+            facts.insert(0, fast_precision())
+        store = work_folder(out, facts, overwrite=overwrite, resume=resume)
+        needed = store_bytes(scans, recipe.preprocessing, with_slices=_needs_slices(recipe))
+        check_space(store, needed + feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)])
+    say(f"reading {len(scans)} scans")
+    collection = collect(
+        scans,
+        recipe.preprocessing,
+        patients=selection.patients,
+        store=None if distilled else store,
+        with_slices=_needs_slices(recipe),
+    )
+    if findings := inspect(scans, collection.hashes):
+        say(table(scans, findings))
+    # The reference's split knows no patients: where they are known, no image is kept out for its sake.
+    keep_out = recipe.split.keep_apart and groups is None
+    trainable = may_train(collection) if keep_out else np.ones(len(scans), bool)
+    record = score_folds(
+        collection, trainable, weights, recipe, labels=labels, folds=folds, seed=seed, store=store, only=only
+    )
+    record["patients"] = groups.name if groups else None
+    record["excluded"] = [scan.file for scan in selection.left_out]
+    atomic_write(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if not distilled:
+        shutil.rmtree(store, ignore_errors=True)
+    return record
+
+
+def score_folds(
+    data: Collection,
+    trainable: NDArray[np.bool_],
+    weights: BackboneWeights | None,
+    recipe: RecipeSpec,
+    *,
+    labels: Labels,
+    folds: int | None,
+    seed: int,
+    store: Path,
+    only: int | None = None,
+) -> dict[str, Any]:
+    """Train for each fold on the others, calibrate within those, score the fold; return the record in plain types.
+
+    Parameters
+    ----------
+    trainable
+        bool (N,): False for images that are scored and never trained on.
+    store
+        Folder for the answers of finished folds and the state of the current one.
+    """
+    split = choose_roles(data) if isinstance(recipe.schedule, Distillation) else None
+    all_folds = _make_folds(data, trainable, recipe, folds, seed)
+    models = _models(recipe, seed)
+    pending = [fold for fold in all_folds if only in (None, fold.number)]
+    if isinstance(recipe.schedule, Distillation):
+        untaught = sum(_must_teach(fold, models, store) for fold in pending)
+        check_space(store, untaught * pool_bytes(recipe) + (_STATE_BYTES[Distillation] if untaught else 0))
+    answers = {name: Answers.empty(len(data.scans)) for name in models}
+    fold_of = np.zeros(len(data.scans), int)
     by_fold = []
-    stressed: dict[str, list[tuple[bool, float, bool]]] = {}
-    held_out = grouped_folds(data, everyone, folds) if folds else by_source(data.source, data.label)
-    for fold, held in enumerate(held_out, start=1):
-        checkpoint = store / f"fold-{fold}.npz" if store else None
-
-        def train_and_ask(
-            fold: int = fold, held: Indices = held, checkpoint: Path | None = checkpoint
-        ) -> dict[str, Any]:
-            learn = everyone[trainable & ~np.isin(data.group, data.group[held])]
-            validation = learn[hold_out(data, learn)]
-            trained = train_robust(
-                data,
-                np.setdiff1d(learn, validation),
-                validation,
-                weights,
-                recipe,
-                plan,
-                labels=labels,
-                seed=seed,
-                report=report_of(fold),
-                checkpoint=checkpoint,
-            )
-            answers = predict(trained.quick.whole, data.pixels, recipe.preprocessing, rows=held)
-            scores = answers[:, labels.positive].astype(np.float64)
-            return {
-                "temperature": trained.temperature,
-                "threshold": trained.threshold,
-                "positive": scores.tolist(),
-                "called": (scores >= trained.threshold).tolist(),
-                "stress": _under_stress(trained, data, held, recipe, labels, seed),
-            }
-
-        answer = kept(store / f"fold-{fold}.json" if store else None, train_and_ask)
-        if checkpoint:
-            checkpoint.unlink(missing_ok=True)
-        positive[held], called[held], fold_of[held] = answer["positive"], answer["called"], fold
-        for change, answers in answer["stress"].items():
-            stressed.setdefault(change, []).extend(answers)
+    stress: dict[str, list[Stress]] = {name: [] for name in models}
+    for fold in all_folds:
+        if fold not in pending and _missing(fold, models, store):
+            continue
+        context = Job(data, labels, fold.train, fold.validation, fold.held, weights, seed)
+        found = _fold_answers(fold, context, recipe, models, store, f"fold {fold.number}/{len(all_folds)}")
+        fold_of[fold.held] = fold.number
+        for name, answer in found.items():
+            answers[name].positive[fold.held], answers[name].called[fold.held] = answer.positive, answer.called
+            stress[name].append(answer.stress)
         by_fold.append(
             {
-                "temperature": answer["temperature"],
-                "threshold": answer["threshold"],
-                **figures(data, held, labels.positive, positive, called, sensitivity),
+                "fold": fold.number,
+                "models": {
+                    name: {
+                        "temperature": answer.temperature,
+                        "threshold": answer.threshold,
+                        **figures(data, fold.held, labels.positive, *answers[name].columns()),
+                    }
+                    for name, answer in found.items()
+                },
             }
         )
+    scored = np.flatnonzero(fold_of)
     return {
+        "schema_version": SCHEMA_VERSION,
         "recipe": recipe.name,
         "seed": seed,
         "folds": folds,
+        "folds_scored": np.unique(fold_of[scored]).tolist(),
         "labels": list(labels.names),
         "positive": labels.positive,
-        "grouping": grouping("near-duplicates" if folds else "sources", trainable),
-        "plan": asdict(plan),
-        "pooled": figures(data, everyone, labels.positive, positive, called, sensitivity),
+        "split_fingerprint": split.split_fingerprint if split else None,
+        "grouping": _describe_grouping(folds, trainable),
+        "schedule": schedule_of(recipe),
+        "teacher": _describe_teacher(recipe, seed),
+        "pooled": {name: figures(data, scored, labels.positive, *model.columns()) for name, model in answers.items()},
         "by_fold": by_fold,
-        "stress": {change: _stress_figures(answers) for change, answers in stressed.items()},
+        "stress": {name: stress_figures(parts, data.label == labels.positive) for name, parts in stress.items()},
+        **(_compare(data, labels, answers, fold_of, split) if split else {}),
         "images": [
-            {"file": scan.file, "label": scan.label, "fold": int(fold_of[index]), "positive": float(positive[index])}
+            {
+                "file": scan.file,
+                "label": scan.label,
+                "fold": int(fold_of[index]),
+                "positive": {name: float(model.positive[index]) for name, model in answers.items()},
+                "called": {name: int(model.called[index]) for name, model in answers.items()},
+            }
             for index, scan in enumerate(data.scans)
+            if fold_of[index]
         ],
+        "creation": asdict(current_provenance()),
     }
 
 
-def grouping(by: str, trainable: NDArray[np.bool_]) -> str:
-    """For the record: what no fold divides, and whether images (N,) were kept from training in every fold."""
+@dataclass(frozen=True)
+class Fold:
+    """One fold: its number, counted from 1, and the rows that are held out, train and calibrate."""
+
+    number: int
+    held: Indices
+    train: Indices
+    validation: Indices
+
+
+def _make_folds(
+    data: Collection, trainable: NDArray[np.bool_], recipe: RecipeSpec, folds: int | None, seed: int
+) -> list[Fold]:
+    rows = np.arange(len(data.scans))
+    if folds is None:
+        held_out = by_source(data.source, data.label)
+    elif recipe.split.keep_apart:
+        held_out = grouped_folds(data, rows, folds)
+    else:
+        held_out = by_group(data.label, data.group, folds, seed)
+    made = []
+    for number, held in enumerate(held_out, start=1):
+        learn = rows[trainable & ~np.isin(data.group, data.group[held])]
+        validation = np.empty(0, np.intp)
+        if recipe.split.validation_folds:
+            validation = learn[hold_out(data, learn, recipe.split.validation_folds)]
+        made.append(Fold(number, held, np.setdiff1d(learn, validation), validation))
+    return made
+
+
+def _models(recipe: RecipeSpec, seed: int) -> dict[str, tuple[RecipeSpec, int]]:
+    """Recipe and seed of each model that a fold trains; a teacher comes first."""
+    if not isinstance(recipe.schedule, Distillation):
+        return {SINGLE: (recipe, seed)}
+    students = range(seed, seed + recipe.schedule.students)
+    return {TEACHER: (_trained_first(recipe), seed)} | {f"student {number}": (recipe, number) for number in students}
+
+
+def _trained_first(recipe: RecipeSpec) -> RecipeSpec:
+    """The recipe of the teacher, or the recipe itself where it has none."""
+    return find_recipe(recipe.schedule.teacher) if isinstance(recipe.schedule, Distillation) else recipe
+
+
+# Answers of a fold: trained, or read where they are kept.
+
+
+@dataclass(frozen=True)
+class FoldAnswers:
+    """One model's answers to the held images (N,), with its temperature, its threshold and its stress tests."""
+
+    positive: NDArray[np.float64]
+    called: NDArray[np.intp]
+    temperature: float | None
+    threshold: float | None
+    stress: Stress
+
+
+def _fold_answers(
+    fold: Fold,
+    context: Job,
+    recipe: RecipeSpec,
+    models: dict[str, tuple[RecipeSpec, int]],
+    store: Path,
+    label: str,
+) -> dict[str, FoldAnswers]:
+    """Return the answers of each model; missing models are trained."""
+    folder = _folder(store, fold)
+    missing = _missing(fold, models, store)
+    pool = None
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+    if TEACHER in models and missing:
+        pool = open_pool(folder)
+        if _must_teach(fold, models, store):
+            pool = _teach(context, recipe, models[TEACHER][0], folder, label)
+            missing = [name for name in missing if name != TEACHER]
+    for name in missing:
+        model_recipe, seed = models[name]
+        job = dataclasses.replace(
+            context, seed=seed, store=folder, label=label if name == SINGLE else f"{label}, {name}"
+        )
+        trained = train_model(job, model_recipe, pool)
+        _keep(folder / f"{name}.npz", trained, job, model_recipe, stress_tests=recipe.stress_tests)
+        _clear_state(folder)
+    return {name: _read(folder / f"{name}.npz") for name in models}
+
+
+def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder: Path, label: str) -> Pool:
+    """Train the teacher of a fold, and let it answer the pool."""
+    job = dataclasses.replace(context, store=folder, label=f"{label}, teacher")
+    trained = train_model(job, teacher_recipe)
+
+    def ask(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return predict(trained.quick.whole, pixels, teacher_recipe.preprocessing)
+
+    with step_progress(f"{label}, asking the teacher") as report:
+        pool = draw_pool(job, recipe, ask, folder, report)
+    _keep(folder / f"{TEACHER}.npz", trained, job, teacher_recipe, stress_tests=recipe.stress_tests)
+    _clear_state(folder)
+    return pool
+
+
+def _keep(path: Path, trained: Trained, job: Job, recipe: RecipeSpec, *, stress_tests: bool) -> None:
+    """Write the answers, whole; the scores of the validation images allow another rule for the threshold."""
+    positive = job.labels.positive
+    held, validation = (
+        predict(trained.quick.whole, job.data.pixels, recipe.preprocessing, rows=rows) if len(rows) else None
+        for rows in (job.watched, job.validation)
+    )
+    assert held is not None  # noqa: S101 (a fold holds images)
+    called = decide(held.astype(np.float64), positive, trained.threshold)
+    stress = asdict(_stress(trained, job, recipe)) if stress_tests else {}
+    partial = path.with_name(f".{path.name}")
+    np.savez(
+        partial,
+        positive=held[:, positive],
+        called=called,
+        temperature=np.nan if trained.temperature is None else trained.temperature,
+        threshold=np.nan if trained.threshold is None else trained.threshold,
+        validation=np.empty(0, np.float32) if validation is None else validation[:, positive],
+        validation_is_positive=job.data.label[job.validation] == positive,
+        **{f"stress_{name}": array for name, array in stress.items()},
+        made_by=_made_by(recipe),
+    )
+    partial.replace(path)
+
+
+def _read(path: Path) -> FoldAnswers:
+    with np.load(path, allow_pickle=False) as kept:
+        temperature, threshold = (
+            None if np.isnan(kept[name]) else float(kept[name]) for name in ("temperature", "threshold")
+        )
+        return FoldAnswers(
+            kept["positive"].astype(np.float64),
+            kept["called"],
+            temperature,
+            threshold,
+            Stress(*(kept[f"stress_{name}"] for name in ("rows", "positive", "called")))
+            if "stress_rows" in kept
+            else Stress.empty(),
+        )
+
+
+def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
+    """Score equally many held slices of both kinds under each change; empty where the fold has only one kind."""
+    data, positive = job.data, job.labels.positive
+    rng = np.random.default_rng([job.seed, 2])
+    is_positive = data.label[job.watched] == positive
+    count = min(np.count_nonzero(is_positive), np.count_nonzero(~is_positive))
+    if count == 0:
+        return Stress.empty()
+    rows = np.concatenate([rng.choice(job.watched[kind], count, replace=False) for kind in (is_positive, ~is_positive)])
+    # Each slice can take over the gray levels of a slice of the other kind.
+    others = [data.slices[index].grey for index in np.roll(rows, count)]
+    scores = []
+    for change in (None, *CHANGES.values()):
+        if change is None:
+            pixels = data.pixels[rows]
+        else:
+            pairs = zip(rows, others, strict=True)
+            changed = [change(data.slices[index], other, recipe.preprocessing) for index, other in pairs]
+            pixels = np.stack(changed)[..., None].repeat(3, axis=-1)
+        scores.append(predict(trained.quick.whole, pixels, recipe.preprocessing))
+    called = [decide(one.astype(np.float64), positive, trained.threshold) == positive for one in scores]
+    return Stress(rows, np.stack([one[:, positive] for one in scores]), np.stack(called))
+
+
+def _folder(store: Path, fold: Fold) -> Path:
+    return store / f"fold-{fold.number}"
+
+
+def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> list[str]:
+    """The models whose answers are not kept, or were made by another recipe."""
+
+    def is_kept(name: str, recipe: RecipeSpec) -> bool:
+        path = _folder(store, fold) / f"{name}.npz"
+        if not path.is_file():
+            return False
+        with np.load(path, allow_pickle=False) as kept:
+            return str(kept["made_by"]) == _made_by(recipe)
+
+    return [name for name, (recipe, _) in models.items() if not is_kept(name, recipe)]
+
+
+def _must_teach(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> bool:
+    """Whether a teacher must be trained before the missing students can learn."""
+    missing = _missing(fold, models, store)
+    return bool(missing) and (TEACHER in missing or open_pool(_folder(store, fold)) is None)
+
+
+def _clear_state(folder: Path) -> None:
+    for name in ("checkpoint.npz", "validation.npy"):
+        (folder / name).unlink(missing_ok=True)
+
+
+# What identifies a run: values without field names, so that renaming a field keeps finished folds.
+
+
+def _made_by(recipe: RecipeSpec) -> str:
+    student = find_backbone(recipe.backbone).student
+    architecture = student.architecture(recipe) if student else None
+    return fingerprint([json.dumps([_values(recipe), architecture])])
+
+
+def _values(recipe: RecipeSpec) -> list[Any]:
+    return list(dataclasses.astuple(dataclasses.replace(recipe, summary="")))
+
+
+def _identity(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, folds: int | None, seed: int) -> str:
+    """Everything that decides teachers and pools; students may change in a finished run."""
+    schedule = recipe.schedule
+    assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
+    facts: list[Any] = [_values(_trained_first(recipe)), schedule.pool_views, schedule.batch]
+    facts += [folds, seed, weights.sha256]
+    if (selection.labels.names, selection.labels.positive) != (KNOWN_LABELS, 1):
+        facts.append(selection.labels.names[selection.labels.positive])
+    images = (f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in selection.scans)
+    return fingerprint([json.dumps(facts), *images])
+
+
+def _claim(out: Path, identity: str) -> None:
+    """Mark the folder as this run's. Raises OutputError if it holds another run."""
+    mark = out / "identity"
+    if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
+        raise OutputError(
+            f"{out}: holds a cross-validation with other data, positive label, recipe, seed or folds",
+            "Name another folder with --out",
+        )
+    atomic_write(mark, identity)
+
+
+# Parts of the record.
+
+
+def _needs_slices(recipe: RecipeSpec) -> bool:
+    return isinstance(recipe.transforms, ScanViews)
+
+
+def _describe_grouping(folds: int | None, trainable: NDArray[np.bool_]) -> str:
+    """What no fold divides, and whether images (N,) were kept from training in every fold."""
+    by = "near-duplicates" if folds else "sources"
     return by if trainable.all() else f"{by}; test images and their neighbours train nothing"
 
 
-def figures(
-    data: Collection,
-    chosen: Indices,
-    positive_label: int,
-    positive: NDArray[np.float64],
-    called: NDArray[np.bool_],
-    sensitivity: float,
+def _describe_teacher(recipe: RecipeSpec, seed: int) -> dict[str, Any] | None:
+    teacher = _trained_first(recipe)
+    return None if teacher is recipe else {"recipe": teacher.name, "schedule": schedule_of(teacher), "seed": seed}
+
+
+def _compare(
+    data: Collection, labels: Labels, answers: dict[str, Answers], fold_of: NDArray[np.int_], split: Split
 ) -> dict[str, Any]:
-    """AUC, accuracy, sensitivity, specificity at the folds' own thresholds, and per class folder; plain types.
-
-    ``false_positive_rate_at_sensitivity`` is the share of healthy slices called tumour where the share of
-    tumours found first reaches ``sensitivity``. What images of one kind alone cannot tell is left out. Intervals of
-    AUC hold for groups of near-duplicates, those of shares take images for independent.
-    """
-    ill = data.label[chosen] == positive_label
-    score, said, group = positive[chosen], called[chosen], data.group[chosen]
-    right = said == ill
-    folder = np.array([data.scans[index].folder for index in chosen])
-    source = data.source[chosen]
-    found = {}
-    if both_kinds(ill):
-        false_positive, true_positive, _ = roc_curve(ill, score, drop_intermediate=False)
-        at = int(np.argmax(true_positive >= sensitivity))
-        found["auc"] = asdict(auc(ill, score, group))
-        found["false_positive_rate_at_sensitivity"] = asdict(
-            share(round(false_positive[at] * (~ill).sum()), int((~ill).sum()))
-        )
-    kinds = {"accuracy": np.ones(len(ill), bool), "sensitivity": ill, "specificity": ~ill}
-    found |= {
-        name: asdict(share(int(right[kind].sum()), int(kind.sum()))) for name, kind in kinds.items() if kind.any()
-    }
-    found["right_by_folder"] = {
-        one: asdict(share(int(right[folder == one].sum()), int((folder == one).sum())))
-        for one in np.unique(folder).tolist()
-    }
-    parts = {one: source == one for one in np.unique(source).tolist()}
-    found["auc_by_source"] = {
-        one: asdict(auc(ill[part], score[part], group[part])) for one, part in parts.items() if both_kinds(ill[part])
-    }
-    return found
-
-
-def _under_stress(
-    trained: Trained, data: Collection, held: Indices, recipe: Recipe, labels: Labels, seed: int
-) -> dict[str, list[tuple[bool, float, bool]]]:
-    """For each change: (is positive, score, called positive) of as many slices of either kind in ``held``.
-
-    Empty where ``held`` has slices of one kind alone.
-    """
-    rng = np.random.default_rng([seed, 2])
-    ill = data.label[held] == labels.positive
-    least = min(np.count_nonzero(ill), np.count_nonzero(~ill))
-    if least == 0:
-        return {}
-    chosen = np.concatenate([rng.choice(held[kind], least, replace=False) for kind in (ill, ~ill)])
-    truth = data.label[chosen] == labels.positive
-    # Each meets the greys of one of the other kind.
-    others = [data.slices[index].grey for index in np.roll(chosen, least)]
-    answers = {}
-    for name, change in {"none": None, **CHANGES}.items():
-        if change is None:
-            pixels = data.pixels[chosen]
-        else:
-            pairs = zip(chosen, others, strict=True)
-            greys = [change(data.slices[index], other, recipe.preprocessing) for index, other in pairs]
-            pixels = np.stack(greys)[..., None].repeat(3, axis=-1)
-        scores = predict(trained.quick.whole, pixels, recipe.preprocessing)[:, labels.positive]
-        answers[name] = [
-            (bool(sick), float(score), bool(score >= trained.threshold))
-            for sick, score in zip(truth, scores, strict=True)
-        ]
-    return answers
-
-
-def _stress_figures(answers: Sequence[tuple[bool, float, bool]]) -> dict[str, Any]:
-    ill, score, called = (np.array(column) for column in zip(*answers, strict=True))
-    return {
-        "auc": asdict(auc(ill, score)),
-        "sensitivity": asdict(share(int(called[ill].sum()), int(ill.sum()))),
-        "specificity": asdict(share(int((~called[~ill]).sum()), int((~ill).sum()))),
-    }
+    # Exclude test images from threshold selection: the threshold may go into the bundle that they test.
+    selectable = np.isin([image.role for image in split.images[: len(data.scans)]], ("train", "validation"))
+    return compare_students(data, labels.positive, answers, TEACHER, fold_of, selectable)

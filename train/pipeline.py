@@ -1,48 +1,63 @@
-"""One training from a data folder to a bundle: the order in which the parts of this room are called."""
+"""Train by any recipe, from a data folder to a bundle: the order in which the parts of this package are called."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.teacher import TEACHER
 from mri_edge.authoring.writer import check_target
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
+from mri_edge.errors import DataError
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.data import duplicates
-from mri_edge.train.data.audit import check_roles, inspect, table
-from mri_edge.train.data.folder import Labels, Scan, decode, pixel_bytes, select
-from mri_edge.train.data.splits import as_split, choose_test, find_split
+from mri_edge.train.data.audit import Finding, inspect, table
+from mri_edge.train.data.collection import collect, store_bytes
+from mri_edge.train.data.folder import Labels, Scan, Selection, select
+from mri_edge.train.data.roles import assign_roles, rows_of
+from mri_edge.train.data.splits import find_split
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_novelty, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
-from mri_edge.train.loops.head import Epoch, Images, feature_bytes, fit
-from mri_edge.train.loops.progress import training_progress
-from mri_edge.train.models.vgg16 import Network, build_network, predict
-from mri_edge.train.models.weights import build_backbone, load_weights
+from mri_edge.train.loops.distil import Pool, open_pool
+from mri_edge.train.loops.finetune import fast_precision
+from mri_edge.train.loops.head import Epoch, Images
+from mri_edge.train.loops.progress import step_progress
+from mri_edge.train.models.network import Network, predict
+from mri_edge.train.models.registry import find_backbone
+from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes import published
-from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
 from mri_edge.train.reports.report import draw_report
 
 from .bundle import write_bundle
+from .teacher import BundleTeacher
+from .training import Job, Trained, draw_pool, pool_bytes, train_model
 
-_MODEL_BYTES = 200_000_000  # the bundle, some 90 MB, and the checkpoint, 25 MB, old and new
+# Bundle and checkpoint, the old and the new one while it is replaced. A checkpoint of fine-tuning holds the weights,
+# both moments of AdamW and the running mean; a student is small.
+_MODEL_BYTES = {HeadTraining: 200_000_000, FineTuning: 700_000_000, Distillation: 5_000_000}
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training gave, beside the bundle: probabilities float32 (test images, classes) and labels (N,)."""
+class TrainedBundle:
+    """The result of a training besides its bundle.
+
+    ``truth`` int (N,) and ``probabilities`` float32 (N, classes) are of the test images.
+    """
 
     network: Network
     labels: Labels
     split: Split
-    history: list[Epoch]
+    history: Sequence[Epoch]
     truth: NDArray[np.intp]
     probabilities: NDArray[np.float32]
     metrics: dict[str, Metric]
@@ -52,11 +67,12 @@ class Trained:
 def train_bundle(
     data: Path,
     out: Path,
-    recipe: Recipe,
+    recipe: RecipeSpec,
     *,
-    backbone_weights: str,
     seed: int,
-    name: str = "vgg16",
+    backbone_weights: str = "auto",
+    teachers: Sequence[str] = (),
+    name: str | None = None,
     positive: str | None = None,
     excluded: Sequence[str] = (),
     groups: Path | None = None,
@@ -64,112 +80,204 @@ def train_bundle(
     overwrite: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> Trained:
+) -> TrainedBundle:
     """Train by ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
 
-    Until it is done, its state lies in a folder beside ``out``, from which ``resume`` goes on.
+    The state of an unfinished training is in a folder next to ``out``, from which ``resume`` continues.
 
     Parameters
     ----------
+    backbone_weights
+        As ``models.weights.load_weights`` takes it; not used by a distillation.
+    teachers
+        Bundle folders or names of embedded models, trained on the same split of the same data. A distillation learns
+        their mean answer.
+    name
+        Name of the model in the manifest; ``None`` takes the recipe's.
     excluded, groups
-        As ``data.exclude`` and ``data.read_groups`` take them.
+        As ``data.folder.exclude`` and ``data.folder.read_groups`` take them.
     split
-        One of ``split.SPLITS``, or ``None`` as ``split.find_split`` takes it; ``"grouped"`` keeps near-duplicates
-        together, and what ``groups`` does.
+        One of the recipe's splits, or ``None`` as ``data.splits.find_split`` takes it.
     say
-        Takes the table of findings in the data, before training, and a line for each thing that takes long.
+        Called with the table of findings in the data, before training, and with a line for each long step.
 
     Raises
     ------
-    UsageError, DataError, WeightsError, OutputError
-        The split, the data, the backbone weights or the place for the result are unfit; all said before training.
+    UsageError, DataError, WeightsError, BundleError, OutputError
+        The split, the data, the weights, a teacher or the output folder are unfit. All are raised before training.
     """
     split = find_split(split, patients=groups is not None)
     check_target(out, overwrite=overwrite)
     selection = select(data, positive, excluded, groups)
     scans, labels = selection.scans, selection.labels
-    truth = np.array([scan.label for scan in scans])
-    weights = load_weights(backbone_weights, say)
-    facts = [repr(recipe), seed, split, weights.sha256, *selection.facts()]
-    work = work_folder(out, facts, overwrite=overwrite, resume=resume)
-    features = feature_bytes(len(scans), recipe.preprocessing)  # were all of them for validation
-    check_space(work, pixel_bytes(scans, recipe.preprocessing) + features + _MODEL_BYTES)
-    say(f"reading {len(scans)} scans")
-    decoded = decode(scans, recipe.preprocessing, work / "pixels.npy")
-    findings = inspect(scans, decoded.hashes)
-    if findings:
-        say(table(scans, findings))
-    chosen = choose_test(
-        split,
-        truth,
-        duplicates.groups(decoded.hashes, patients=selection.patients),
-        test_share=recipe.test_share,
-        seed=recipe.split_seed,
-    )
-    record = as_split(scans, chosen, selection.left_out)
-    check_roles(truth, chosen, labels.names)
-    rows = {"train": np.flatnonzero(~chosen), "test": np.flatnonzero(chosen)}
-    parts = {role: Images(decoded.pixels, some, truth[some]) for role, some in rows.items()}
-
-    backbone = build_backbone(weights, recipe.preprocessing.height, recipe.preprocessing.width)
-    network = build_network(backbone, recipe, len(labels.names), seed)
-    with training_progress(len(parts["train"]), recipe.epochs) as progress:
-        history = fit(
-            network,
-            parts["train"],
-            parts["test"],
-            recipe,
-            seed=seed,
-            checkpoint=work / "checkpoint.npz",
-            say=progress.note,
-            began=progress.started,
-            trained=progress.images,
-            epoch_ended=progress.epoch,
+    with ExitStack() as stack:
+        teacher: BundleTeacher | None = None
+        if isinstance(recipe.schedule, Distillation):
+            bundles = [Bundle.open(bundle) for bundle in teachers]
+            teacher = stack.enter_context(closing(BundleTeacher(bundles, labels, recipe.preprocessing)))
+            weights = teacher.origin()
+        else:
+            weights = find_backbone(recipe.backbone).load_weights(backbone_weights, say)
+        facts = _facts(recipe, selection, weights, seed, split)
+        work = work_folder(out, facts, overwrite=overwrite, resume=resume)
+        _check_space(work, recipe, scans)
+        say(f"reading {len(scans)} scans")
+        collection = collect(
+            scans,
+            recipe.preprocessing,
+            patients=selection.patients,
+            store=work,
+            with_slices=isinstance(recipe.transforms, ScanViews),
         )
-    say(f"scoring {len(parts['test'])} test images, drawing the report")
-    probabilities = predict(network.whole, decoded.pixels, recipe.preprocessing, rows=rows["test"])
-    metrics = measure(parts["test"].labels, probabilities, labels.positive)
-    write_bundle(
+        findings = [] if teacher else inspect(scans, collection.hashes)  # the teacher's training reported them
+        if findings:
+            say(table(scans, findings))
+        record = assign_roles(collection, recipe.split, split, labels.names, selection.left_out)
+        if teacher:
+            _check_teacher(teacher, record, work)
+        train, validation, test = rows_of(record, collection)
+        job = Job(collection, labels, train, validation, test, weights, seed, work)
+        pool = _ask_teacher(job, recipe, teacher, work) if teacher else None
+        trained = train_model(job, recipe, pool)
+        say(f"scoring {len(test)} test images")
+        documents: dict[str, str | bytes] = {}
+        if teacher:
+            documents[TEACHER] = teacher.answers(collection.pixels[test]).to_json()
+    finished = _write(
         out,
-        network,
-        name=name,
-        recipe=recipe,
-        seed=seed,
-        labels=labels,
-        split=record,
-        split_name=split if groups is None else f"{split} by {groups.name}",
-        weights=weights,
-        history=history,
-        probabilities=probabilities,
-        metrics=metrics,
-        documents={
-            "data.json": json.dumps([asdict(finding) for finding in findings], indent=1) + "\n",
-            **draw_report(
-                network,
-                parts["test"],
-                probabilities,
-                metrics,
-                history,
-                labels,
-                recipe,
-                beside=repeats_reference(recipe, split, scans),
-            ),
-        },
-        novelty=fit_novelty(
-            keras_features(backbone, recipe.preprocessing),
-            decoded.pixels,
-            rows["train"],
-            np.empty(0, np.intp),
-            seed,
-            source=np.array([scan.source for scan in scans]),
-        ),
+        recipe,
+        job,
+        trained,
+        record,
+        weights,
+        name=name or recipe.run_name,
+        documents=documents,
+        findings=None if teacher else findings,
+        split_name=_split_name(recipe, split, groups),
+        compare_with_published=repeats_reference(recipe, split, scans),
         overwrite=overwrite,
     )
     shutil.rmtree(work, ignore_errors=True)
-    return Trained(network, labels, record, history, parts["test"].labels, probabilities, metrics)
+    return finished
 
 
-def repeats_reference(recipe: Recipe, split: str, scans: Sequence[Scan]) -> bool:
-    """Whether a training is the reference's own: its recipe and split of its pictures, whole and with nothing added."""
-    its_own = (recipe.name, split) == ("reference", "reference")
-    return its_own and fingerprint(scan.sha256 for scan in scans) == published.DATA
+def repeats_reference(recipe: RecipeSpec, split: str, scans: Sequence[Scan]) -> bool:
+    """Return whether a training repeats the reference's own: same recipe, same split, exactly the same pictures."""
+    same = (recipe.name, split) == ("reference", "reference")
+    return same and fingerprint(scan.sha256 for scan in scans) == published.DATA
+
+
+def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, seed: int, split: str) -> list[object]:
+    """Everything that decides what ``--resume`` may continue, in plain types."""
+    schedule = recipe.schedule
+    if isinstance(schedule, Distillation):
+        # A resumed distillation reuses the pool, which takes longest and does not depend on how the student trains.
+        decides: list[object] = [repr(recipe.preprocessing), repr(recipe.transforms)]
+        decides += [schedule.batch, schedule.pool_views, seed]
+    else:
+        decides = [repr(recipe), fast_precision() if isinstance(schedule, FineTuning) else "float32", seed, split]
+    return [*decides, weights.sha256, *selection.facts()]
+
+
+def _check_space(work: Path, recipe: RecipeSpec, scans: Sequence[Scan]) -> None:
+    needed = store_bytes(scans, recipe.preprocessing, with_slices=isinstance(recipe.transforms, ScanViews))
+    needed += feature_bytes(recipe, len(scans)) + _MODEL_BYTES[type(recipe.schedule)]
+    if open_pool(work) is None:
+        needed += pool_bytes(recipe)
+    check_space(work, needed)
+
+
+def feature_bytes(recipe: RecipeSpec, images: int) -> int:
+    """Return the bytes of the features that a head training stores, if all ``images`` were for validation."""
+    if not isinstance(recipe.schedule, HeadTraining):
+        return 0
+    backbone, size = find_backbone(recipe.backbone), recipe.preprocessing
+    places = (size.height // backbone.feature_stride) * (size.width // backbone.feature_stride)
+    return images * places * backbone.feature_channels * np.dtype(np.float32).itemsize
+
+
+def _check_teacher(teacher: BundleTeacher, split: Split, work: Path) -> None:
+    try:
+        teacher.check_split(split)
+    except DataError:
+        shutil.rmtree(work, ignore_errors=True)  # it holds nothing that a resumed training could use
+        raise
+
+
+def _ask_teacher(job: Job, recipe: RecipeSpec, teacher: BundleTeacher, work: Path) -> Pool:
+    with step_progress("asking the teacher") as report:
+        return draw_pool(job, recipe, teacher, work, report)
+
+
+def _split_name(recipe: RecipeSpec, split: str, groups: Path | None) -> str:
+    """Describe the split for the manifest."""
+    if recipe.split.keep_apart:
+        kept_apart = "near-duplicates" if groups is None else f"near-duplicates and {groups.name}"
+        return f"test kept apart by {kept_apart}, validation by group"
+    return split if groups is None else f"{split} by {groups.name}"
+
+
+def _write(
+    out: Path,
+    recipe: RecipeSpec,
+    job: Job,
+    trained: Trained,
+    record: Split,
+    weights: BackboneWeights,
+    *,
+    name: str,
+    documents: dict[str, str | bytes],
+    findings: Sequence[Finding] | None,
+    split_name: str,
+    compare_with_published: bool,
+    overwrite: bool,
+) -> TrainedBundle:
+    """Score the test images, fit the out-of-distribution check and write the bundle."""
+    data, labels = job.data, job.labels
+    _, _, test = rows_of(record, data)
+    truth = data.label[test]
+    probabilities = predict(trained.network.whole, data.pixels, recipe.preprocessing, rows=test)
+    metrics = measure(truth, probabilities, labels.positive, trained.threshold)
+    if findings is not None:
+        documents["data.json"] = json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"
+    if trained.history:
+        documents |= draw_report(
+            trained.network,
+            Images(data.pixels, test, truth),
+            probabilities,
+            metrics,
+            trained.history,
+            labels,
+            recipe,
+            beside=compare_with_published,
+        )
+    write_bundle(
+        out,
+        trained.network,
+        name=name,
+        recipe=recipe,
+        seed=job.seed,
+        labels=labels,
+        split=record,
+        architecture=find_backbone(recipe.backbone).title,
+        weights=weights,
+        history=trained.history,
+        probabilities=probabilities,
+        metrics=metrics,
+        threshold=trained.threshold,
+        split_name=split_name,
+        training_details=trained.details,
+        novelty=fit_novelty(
+            keras_features(trained.network.backbone, recipe.preprocessing),
+            data.pixels,
+            job.train,
+            job.validation,
+            job.seed,
+            source=data.source,
+        ),
+        documents=documents,
+        overwrite=overwrite,
+    )
+    return TrainedBundle(
+        trained.network, labels, record, trained.history, truth, probabilities, metrics, trained.threshold
+    )

@@ -4,11 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mri_edge.train import pipeline, robust_run
 from mri_edge.train.loops.keras import load_keras
+from mri_edge.train.models.registry import find_backbone, register
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes import robust
-from mri_edge.train.recipes.base import RECIPES
+from mri_edge.train.pipeline import train_bundle
+from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.registry import find_recipe
 
 keras = load_keras()
 name, data, out = sys.argv[1:]
@@ -26,10 +27,11 @@ def build_backbone(weights, height, width):
     return model
 
 
-for module in (pipeline, robust):
-    module.build_backbone = build_backbone
-for module in (pipeline, robust_run):
-    module.load_weights = lambda source: BackboneWeights((), "none", "none", "0" * 64)
-recipe = dataclasses.replace(RECIPES[name], hidden=16, epochs=1)
-train = robust_run.train_robust_bundle if name == "robust" else pipeline.train_bundle
-train(Path(data), Path(out), recipe, backbone_weights="none", seed=0)
+tiny = dataclasses.replace(
+    find_backbone("vgg16"),
+    build=build_backbone,
+    load_weights=lambda source, say: BackboneWeights((), "none", "none", "0" * 64),
+)
+register("vgg16", tiny)
+recipe = dataclasses.replace(find_recipe(name), head=Head(hidden=16, dropout=0.5)).with_epochs(1)
+train_bundle(Path(data), Path(out), recipe, backbone_weights="none", seed=0)

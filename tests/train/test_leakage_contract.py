@@ -17,26 +17,30 @@ pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from sklearn.metrics import recall_score, roc_curve
 
-from mri_edge.train import bundle_finish, crossval, reference_crossval, robust_run, small_crossval
-from mri_edge.train.data import duplicates
+from mri_edge.train import crossval, pipeline
+from mri_edge.train.data import duplicates, roles
 from mri_edge.train.data.audit import inspect
+from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Labels, Scan, find_scans
 from mri_edge.train.data.folds import by_source
 from mri_edge.train.evaluation import out_of_distribution
 from mri_edge.train.evaluation.auc import auc
+from mri_edge.train.evaluation.crossval_figures import Stress, figures
 from mri_edge.train.evaluation.metrics import share
-from mri_edge.train.recipes import robust
-from mri_edge.train.recipes.base import ROBUST, SMALL
+from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.distilled import SMALL
+from mri_edge.train.recipes.robust import ROBUST
+from mri_edge.train.training import Trained
 from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
-PLAN = robust.plan_of(ROBUST)  # by which nobody trains here
 
 
 @pytest.fixture(scope="module")
 def tiny_recipe():
     prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
-    return dataclasses.replace(ROBUST, preprocessing=prepared, hidden=8, batch=8, epochs=1)
+    schedule = dataclasses.replace(ROBUST.schedule, batch=8, epochs=1)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
 
 
 def apart(hash_, bits):
@@ -93,19 +97,19 @@ def flat_collection(count, groups=None):
     scans = [Scan(Path(f"{i}"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(label)]
     hashes = np.random.default_rng(0).random((count, duplicates.HASH_BITS)) < 0.5
     group = duplicates.groups(hashes) if groups is None else groups
-    return robust.Collection(scans, [], np.zeros((count, 1), np.uint8), label, np.array([""] * count), group, hashes)
+    return Collection(scans, [], np.zeros((count, 1), np.uint8), label, np.array([""] * count), group, hashes)
 
 
 def test_no_image_within_12_bits_of_a_test_image_trains_or_validates():
     data = flat_collection(200)
-    test = [i for i, image in enumerate(robust.choose_roles(data).images) if image.role == "test"]
+    test = [i for i, image in enumerate(roles.choose_roles(data).images) if image.role == "test"]
     others = np.setdiff1d(np.arange(200), test)
     near, far = others[::2][:40], others[1::2][:40]
     for index, victim in zip(near, test * 2, strict=False):
         data.hashes[index] = apart(data.hashes[victim], 12)
     for index, victim in zip(far, test * 2, strict=False):
         data.hashes[index] = ~apart(~data.hashes[victim], 13)
-    role = [image.role for image in robust.choose_roles(data).images]
+    role = [image.role for image in roles.choose_roles(data).images]
     assert [i for i, one in enumerate(role) if one == "test"] == test
     assert {role[index] for index in near} == {"excluded"}
     assert {role[index] for index in far} == {"train", "validation"}
@@ -113,10 +117,10 @@ def test_no_image_within_12_bits_of_a_test_image_trains_or_validates():
 
 def test_what_is_in_one_group_with_a_test_image_trains_nothing_however_unlike_it():
     data = flat_collection(160, np.arange(160) // 2 * 2)  # pairs, by patient
-    role = np.array([image.role for image in robust.choose_roles(data).images])
+    role = np.array([image.role for image in roles.choose_roles(data).images])
     for one in np.unique(data.group[role == "test"]):
         assert set(role[data.group == one]) <= {"test", "excluded"}
-    mask = robust.near(data, np.array([10, 40]))
+    mask = roles.near(data, np.array([10, 40]))
     assert np.flatnonzero(mask).tolist() == [10, 11, 40, 41]
 
 
@@ -127,12 +131,12 @@ def watch_training(monkeypatch):
     """Train nothing; list who would have trained and who validated, in the order of the folds."""
     seen = []
 
-    def train(data, train, validation, *arguments, **options):
-        seen.append((data, np.asarray(train), np.asarray(validation)))
+    def train(job, *arguments):
+        seen.append((job.data, np.asarray(job.train), np.asarray(job.validation)))
         whole = SimpleNamespace(predict_on_batch=brightness)
         return SimpleNamespace(quick=SimpleNamespace(whole=whole), temperature=1.0, threshold=0.4)
 
-    monkeypatch.setattr(crossval, "train_robust", train)
+    monkeypatch.setattr(crossval, "train_model", train)
     return seen
 
 
@@ -153,13 +157,13 @@ def copied_between_sources(two_sources):
 
 
 def test_leaving_out_a_source_leaves_out_its_look_alikes_in_the_others(
-    copied_between_sources, tiny_recipe, monkeypatch
+    copied_between_sources, tiny_recipe, tmp_path, monkeypatch
 ):
     scans, labels = find_scans(copied_between_sources)
-    data = robust.collect(scans, tiny_recipe.preprocessing)
+    data = collect(scans, tiny_recipe.preprocessing)
     seen = watch_training(monkeypatch)
     everyone = np.ones(len(scans), bool)
-    crossval.cross_validate(data, everyone, None, tiny_recipe, PLAN, labels=labels, folds=None, seed=0)
+    crossval.score_folds(data, everyone, None, tiny_recipe, labels=labels, folds=None, seed=0, store=tmp_path / "folds")
     assert len(seen) == 2
     for (_, train, validation), name in zip(seen, "ab", strict=True):
         learned = np.concatenate([train, validation])
@@ -172,13 +176,16 @@ def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
     copied_between_sources, small_recipe, weights_file, tmp_path, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(
-        reference_crossval,
-        "_train_and_ask",
-        lambda learn, held, *rest: seen.append((learn.rows, held.rows)) or [[0.5, 0.5]] * len(held.rows),
-    )
+
+    def train(job, *arguments):
+        seen.append((job.train, job.watched))
+        return SimpleNamespace(
+            quick=SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness)), temperature=None, threshold=None
+        )
+
+    monkeypatch.setattr(crossval, "train_model", train)
     chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 1}
-    reference_crossval.cross_validate_reference(copied_between_sources, tmp_path / "out", small_recipe, **chosen)
+    crossval.cross_validate(copied_between_sources, tmp_path / "out", small_recipe, **chosen)
     scans, _ = find_scans(copied_between_sources)
     copies = {index for index, scan in enumerate(scans) if "copy-" in scan.file}
     copied = {index for index, scan in enumerate(scans) if scan.source == "a" and scan.path.stem in ("00", "01", "02")}
@@ -193,14 +200,16 @@ def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
 
 @pytest.mark.parametrize("folds", [3, None])
 def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_train(
-    two_sources, tiny_recipe, monkeypatch, folds
+    two_sources, tiny_recipe, tmp_path, monkeypatch, folds
 ):
     scans, labels = find_scans(two_sources)
-    data = robust.collect(scans, tiny_recipe.preprocessing)
+    data = collect(scans, tiny_recipe.preprocessing)
     data = dataclasses.replace(data, group=np.arange(100) // 2)
     trainable = np.arange(100) % 10 != 3
     seen = watch_training(monkeypatch)
-    result = crossval.cross_validate(data, trainable, None, tiny_recipe, PLAN, labels=labels, folds=folds, seed=0)
+    result = crossval.score_folds(
+        data, trainable, None, tiny_recipe, labels=labels, folds=folds, seed=0, store=tmp_path / "folds"
+    )
     fold = np.array([image["fold"] for image in result["images"]])
     for number, (_, train, validation) in enumerate(seen, start=1):
         assert len(set(train) & set(validation)) == 0
@@ -211,7 +220,7 @@ def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_
         expected = np.flatnonzero(trainable & ~np.isin(data.group, held))
         np.testing.assert_array_equal(np.sort(learned), expected)
         assert set(data.label[validation]) == {0, 1}
-    assert sum(one["accuracy"]["images"] for one in result["by_fold"]) == 100
+    assert sum(one["models"]["model"]["accuracy"]["images"] for one in result["by_fold"]) == 100
 
 
 @pytest.mark.parametrize("folds", [2, None])
@@ -224,7 +233,7 @@ def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
     csv = tmp_path / "patients.csv"
     csv.write_text("file,group\n" + "".join(f"{file},{one}\n" for file, one in patient.items()))
     seen = watch_training(monkeypatch)
-    result = robust_run.cross_validate_robust(
+    result = crossval.cross_validate(
         two_sources,
         tmp_path / "out",
         tiny_recipe,
@@ -252,19 +261,23 @@ def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
 ):
     """One source stands for the reference's: its test images, and what is near them, train nothing in any fold."""
     kept_apart = np.arange(100) % 25 < 5
-    monkeypatch.setattr(small_crossval, "may_train", lambda data: ~kept_apart)
+    monkeypatch.setattr(crossval, "may_train", lambda data: ~kept_apart)
     seen = []
 
-    def answers(fold, recipe, weights, seed):
+    def answers(fold, context, recipe, models, *rest):
         seen.append(fold)
-        score = brightness_of_labels(fold.collection, fold.held)
-        return dict.fromkeys(("teacher", *fold.students), (score, score >= 0.5))
+        collections.append(context.data)
+        score = brightness_of_labels(context.data, fold.held)
+        nothing = Stress.empty()
+        answer = crossval.FoldAnswers(score, (score >= 0.5).astype(int), None, 0.5, nothing)
+        return dict.fromkeys(models, answer)
 
-    monkeypatch.setattr(small_crossval._Fold, "answers", answers)
+    collections = []
+    monkeypatch.setattr(crossval, "_fold_answers", answers)
     recipe = dataclasses.replace(SMALL, preprocessing=tiny_recipe.preprocessing)
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
-    result = small_crossval.cross_validate_small(two_sources, tmp_path / "out", recipe, **given)
-    data = seen[0].collection
+    result = crossval.cross_validate(two_sources, tmp_path / "out", recipe, **given)
+    data = collections[0]
     assert sorted(np.concatenate([one.held for one in seen])) == list(range(100))
     for one in seen:
         learned = np.concatenate([one.train, one.validation])
@@ -288,22 +301,22 @@ class _StopError(Exception):
 
 
 def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_validation_images(
-    two_sources, tiny_recipe, tmp_path, monkeypatch
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
-    data = robust.collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
-    record = robust.choose_roles(data)
+    data = collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
+    record = roles.choose_roles(data)
     seen = []
 
     def stop(features, pixels, train, held_out, seed, *, source):
         seen.append((train, held_out))
         raise _StopError
 
-    monkeypatch.setattr(bundle_finish, "fit_novelty", stop)
-    monkeypatch.setattr(bundle_finish, "keras_features", lambda *arguments: None)
+    monkeypatch.setattr(pipeline, "fit_novelty", stop)
+    monkeypatch.setattr(pipeline, "keras_features", lambda *arguments: None)
     network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness), backbone=None)
-    model = robust.Trained(network, network, 1.0, 0.5, {})
+    monkeypatch.setattr(pipeline, "train_model", lambda *arguments: Trained(network, network, 1.0, 0.5, {}))
     with pytest.raises(_StopError):
-        bundle_finish.finish(tmp_path, model, data, record, labels=TWO, recipe=tiny_recipe, weights=None, seed=0)
+        pipeline.train_bundle(two_sources, tmp_path / "out", tiny_recipe, backbone_weights=str(weights_file), seed=0)
     [rows] = seen
     for some, role in zip(rows, ("train", "validation"), strict=True):
         assert {record.images[row].role for row in some} == {role}
@@ -340,7 +353,7 @@ def test_figures_of_a_fold_are_those_of_scikit_learn_and_heed_groups():
     chosen = rng.permutation(160)[:120]
     positive = np.clip(rng.normal(0.4 + 0.25 * data.label, 0.2), 0, 1).round(2)
     called = positive >= 0.55
-    found = crossval.figures(data, chosen, 1, positive, called, 0.95)
+    found = figures(data, chosen, 1, positive, called)
     ill, score, said = data.label[chosen] == 1, positive[chosen], called[chosen]
     assert found["auc"] == dataclasses.asdict(auc(ill, score, data.group[chosen]))
     assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(auc(ill, score).high - auc(ill, score).low)
@@ -358,7 +371,7 @@ def test_figures_of_a_fold_are_those_of_scikit_learn_and_heed_groups():
     assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(ill[part], score[part]).value)
 
 
-def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_recipe, monkeypatch):
+def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_recipe, tmp_path, monkeypatch):
     """Tumour slices are bright, healthy ones dark, and the network reads nothing else, at a threshold of 0.4."""
     rng = np.random.default_rng(1)
     data = flat_collection(60)
@@ -368,24 +381,26 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
     data = dataclasses.replace(data, slices=slices, pixels=pixels)
     watch_training(monkeypatch)
     everyone = np.ones(60, bool)
-    result = crossval.cross_validate(data, everyone, None, tiny_recipe, PLAN, labels=TWO, folds=2, seed=0)
+    result = crossval.score_folds(
+        data, everyone, None, tiny_recipe, labels=TWO, folds=2, seed=0, store=tmp_path / "folds"
+    )
 
     def shares(change):
-        return tuple(result["stress"][change][name]["value"] for name in ("sensitivity", "specificity"))
+        return tuple(result["stress"]["model"][change][name]["value"] for name in ("sensitivity", "specificity"))
 
     assert shares("none") == (1, 1)
-    assert result["stress"]["none"]["auc"]["value"] == 1
-    assert result["stress"]["none"]["sensitivity"]["images"] == 30
+    assert result["stress"]["model"]["none"]["auc"]["value"] == 1
+    assert result["stress"]["model"]["none"]["sensitivity"]["images"] == 30
     assert shares("half as bright") == (0, 1)
     assert shares("gamma 0.6") == (1, 0)  # 60 becomes 107
     assert shares("black margin of a fifth") == (0, 1)  # half of the picture is black then
     assert shares("greys of another label's slice") == (0, 0)
-    assert result["stress"]["greys of another label's slice"]["auc"]["value"] == 0
+    assert result["stress"]["model"]["greys of another label's slice"]["auc"]["value"] == 0
     for change in ("half the resolution", "JPEG quality 15", "cropped to the head"):
         assert shares(change) == (1, 1)
 
 
-def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, monkeypatch):
+def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, tmp_path, monkeypatch):
     """As ``decide`` has it on a device: at least the threshold."""
     data = flat_collection(40)
     grey = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
@@ -393,7 +408,7 @@ def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, monkeypatch):
     data = dataclasses.replace(data, slices=slices, pixels=np.full((40, 32, 32, 3), 102, np.uint8))
     monkeypatch.setattr(
         crossval,
-        "train_robust",
+        "train_model",
         lambda *arguments, **options: SimpleNamespace(
             quick=SimpleNamespace(
                 whole=SimpleNamespace(predict_on_batch=lambda batch: np.full((len(batch), 2), 0.5, np.float32))
@@ -403,7 +418,9 @@ def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, monkeypatch):
         ),
     )
     everyone = np.ones(40, bool)
-    result = crossval.cross_validate(data, everyone, None, tiny_recipe, PLAN, labels=TWO, folds=2, seed=0)
-    assert result["pooled"]["sensitivity"]["value"] == 1
-    assert result["pooled"]["specificity"]["value"] == 0
-    assert result["stress"]["none"]["sensitivity"]["value"] == 1
+    result = crossval.score_folds(
+        data, everyone, None, tiny_recipe, labels=TWO, folds=2, seed=0, store=tmp_path / "folds"
+    )
+    assert result["pooled"]["model"]["sensitivity"]["value"] == 1
+    assert result["pooled"]["model"]["specificity"]["value"] == 0
+    assert result["stress"]["model"]["none"]["sensitivity"]["value"] == 1

@@ -14,15 +14,19 @@ from mri_edge.scans.preprocessing import Preprocessing
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train import bundle_finish, robust_run
+from mri_edge.train import pipeline, training
+from mri_edge.train.data import roles as assigned
+from mri_edge.train.data import sampling
+from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Labels, Scan, find_scans
 from mri_edge.train.data.splits import as_split
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
 from mri_edge.train.loops.finetune import Plan, finetune
-from mri_edge.train.models.vgg16 import Network, predict
-from mri_edge.train.recipes import distilled, robust
-from mri_edge.train.recipes.base import ROBUST, SMALL
+from mri_edge.train.models.network import Network, predict
+from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.distilled import SMALL
+from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
@@ -42,7 +46,8 @@ PLAN = Plan(
 @pytest.fixture(scope="module")
 def tiny_recipe():
     prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
-    return dataclasses.replace(ROBUST, preprocessing=prepared, hidden=8, batch=8, epochs=1)
+    schedule = dataclasses.replace(ROBUST.schedule, batch=8, epochs=1)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
 
 
 # What is recorded
@@ -50,19 +55,19 @@ def tiny_recipe():
 
 def test_the_robust_recipe_is_the_one_that_the_shipped_model_was_trained_by():
     details = Bundle.open("vgg16").manifest.training.details
-    assert details["plan"] == asdict(robust.plan_of(ROBUST))
-    assert details["batch"] == ROBUST.batch
-    assert details["label_smoothing"] == robust.LABEL_SMOOTHING
-    assert details["drawn_lesion_share"] == robust.LESION_SHARE
-    assert details["target_sensitivity"] == calibration.TARGET_SENSITIVITY
-    assert details["architecture"] == {"hidden": ROBUST.hidden, "dropout": ROBUST.dropout}
+    assert details["plan"] == training.schedule_of(ROBUST)
+    assert details["batch"] == ROBUST.schedule.batch
+    assert details["label_smoothing"] == ROBUST.schedule.label_smoothing
+    assert details["drawn_lesion_share"] == ROBUST.transforms.lesion_probability
+    assert details["target_sensitivity"] == ROBUST.calibration.target_sensitivity == 0.95
+    assert details["architecture"] == asdict(ROBUST.head)
 
 
 def test_the_small_recipe_is_the_one_that_the_shipped_model_was_trained_by():
     details = Bundle.open("small").manifest.training.details
-    assert details["plan"] == asdict(distilled.plan_of(SMALL))
-    assert details["pool_views"] == distilled.POOL_VIEWS
-    assert details["architecture"]["dropout"] == SMALL.dropout
+    assert details["plan"] == training.schedule_of(SMALL)
+    assert details["pool_views"] == SMALL.schedule.pool_views
+    assert details["architecture"]["dropout"] == SMALL.head.dropout
 
 
 # Views
@@ -128,7 +133,7 @@ def heads(labels, tumour_level):
     names = [f"{one}/{index}.png" for index, one in enumerate(labels)]
     scans = [Scan(None, name, name[0], one, name) for name, one in zip(names, labels, strict=True)]
     count = len(labels)
-    return robust.Collection(
+    return Collection(
         scans, slices, np.zeros((count, 1), np.uint8), label, np.array(["a"] * count), np.arange(count), None
     )
 
@@ -137,19 +142,28 @@ def heads(labels, tumour_level):
 def lesions_drawn(monkeypatch):
     """The pictures that lesions were drawn in, and what came of them, while views are made."""
     drawn = []
-    real = robust.draw_lesion
+    real = sampling.draw_lesion
 
     def watch(rng, grey):
         result = real(rng, grey)
         drawn.append((grey.copy(), result.copy()))
         return result
 
-    monkeypatch.setattr(robust, "draw_lesion", watch)
+    monkeypatch.setattr(sampling, "draw_lesion", watch)
     return drawn
 
 
 def labels_of_views(data, recipe, labels, steps):
-    make = robust.view_maker(data, np.arange(len(data.scans)), recipe, steps, labels=labels, seed=0)
+    make = sampling.view_maker(
+        data,
+        np.arange(len(data.scans)),
+        recipe.preprocessing,
+        recipe.transforms,
+        steps=steps,
+        batch=recipe.schedule.batch,
+        labels=labels,
+        seed=0,
+    )
     return np.concatenate([make(step)[1] for step in range(steps)])
 
 
@@ -183,7 +197,7 @@ def test_what_is_drawn_in_a_slice_is_seen_in_the_view(tiny_recipe):
 def test_classes_are_shown_equally_often_even_where_a_source_has_one_class_alone():
     label = np.repeat([0, 1, 1], [40, 60, 500])
     source = np.repeat(["both", "both", "tumours"], [40, 60, 500])
-    drawn = robust.balanced_draws(label, source, 2 * robust.EPOCH_IMAGES, np.random.default_rng(0))
+    drawn = sampling.balanced_draws(label, source, 2 * sampling.ROUND_IMAGES, np.random.default_rng(0))
     assert np.mean(label[drawn] == 0) == pytest.approx(0.5, abs=0.01)
     assert 0.1 < np.mean(source[drawn][label[drawn] == 1] == "both") < 0.9
 
@@ -306,39 +320,47 @@ def two_layers(monkeypatch):
         head = [keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(classes, activation="softmax")]
         return Network(backbone, None, keras.Sequential([keras.Input(backbone.input_shape[1:]), backbone, *head]))
 
-    monkeypatch.setattr(robust, "_network", build)
+    monkeypatch.setattr(training, "build_in_precision", build)
 
 
 @pytest.fixture
 def collection(two_sources, tiny_recipe):
-    return robust.collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
+    return collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
 
 
 @pytest.fixture
 def roles(collection):
     """Rows that train, validate and test."""
-    return bundle_finish.rows_of(robust.choose_roles(collection), collection)
+    return assigned.rows_of(assigned.choose_roles(collection), collection)
 
 
 def trained_on(collection, roles, recipe, labels=TWO):
-    plan = dataclasses.replace(robust.plan_of(recipe), warm_steps=4, steps=30, rise=2, rate=0.03, averaging=0.5)
-    return robust.train_robust(collection, *roles[:2], None, recipe, plan, labels=labels, seed=0)
+    schedule = dataclasses.replace(
+        recipe.schedule,
+        warmup_steps=4,
+        epoch_images=30 * recipe.schedule.batch,
+        rise=2,
+        learning_rate=0.03,
+        averaging=0.5,
+    )
+    job = training.Job(collection, labels, *roles, weights=None, seed=0)
+    return training.train_model(job, dataclasses.replace(recipe, schedule=schedule))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_targets_are_smoothed_by_a_twentieth(two_layers, collection, roles, tiny_recipe, monkeypatch, classes):
     batches = []
-    real = robust.finetune
+    real = training.finetune
 
     def watch(network, backbone, plan, make_batch, *arguments, **options):
         batches.append(make_batch(0))
         return real(network, backbone, dataclasses.replace(plan, steps=2), make_batch, *arguments, **options)
 
-    monkeypatch.setattr(robust, "finetune", watch)
+    monkeypatch.setattr(training, "finetune", watch)
     labels = TWO if classes == 2 else Labels(("no tumour", "tumour", "other"), 1, {})
     trained = trained_on(collection, roles, tiny_recipe, labels)
     [(pictures, targets)] = batches
-    assert pictures.shape == (tiny_recipe.batch, 32, 32, 3)
+    assert pictures.shape == (tiny_recipe.schedule.batch, 32, 32, 3)
     low, high = 0.05 / classes, 0.95 + 0.05 / classes
     np.testing.assert_allclose(np.sort(targets, axis=1), [[low] * (classes - 1) + [high]] * len(targets), rtol=1e-6)
     assert trained.details["label_smoothing"] == 0.05
@@ -388,13 +410,13 @@ def test_a_bundle_is_trained_by_training_images_and_calibrated_by_validation_ima
 ):
     seen = []
 
-    def stop(data, train, validation, *arguments, **options):
-        seen.append((data, train, validation))
+    def stop(job, *arguments):
+        seen.append((job.data, job.train, job.validation))
         raise _StopError
 
-    monkeypatch.setattr(robust_run, "train_robust", stop)
+    monkeypatch.setattr(pipeline, "train_model", stop)
     with pytest.raises(_StopError):
-        robust_run.train_robust_bundle(
+        pipeline.train_bundle(
             two_sources,
             tmp_path / "bundle",
             tiny_recipe,
@@ -405,15 +427,15 @@ def test_a_bundle_is_trained_by_training_images_and_calibrated_by_validation_ima
         )
     [(data, train, validation)] = seen
     assert "a/no/00.png" not in [scan.file for scan in data.scans]
-    record = robust.choose_roles(data, split)
+    record = assigned.choose_roles(data, split)
     for rows, role in ((train, "train"), (validation, "validation")):
         assert {data.scans[row].file for row in rows} == {image.file for image in record.of(role)} != set()
 
 
 def test_rows_of_roles_are_those_of_the_record_without_what_was_left_out(collection):
-    record = robust.choose_roles(collection, left_out=collection.scans[:3])
+    record = assigned.choose_roles(collection, left_out=collection.scans[:3])
     assert len(record.images) == len(collection.scans) + 3
-    for rows, role in zip(bundle_finish.rows_of(record, collection), ("train", "validation", "test"), strict=True):
+    for rows, role in zip(assigned.rows_of(record, collection), ("train", "validation", "test"), strict=True):
         assert [record.images[row].role for row in rows] == [role] * len(rows)
         assert len(rows) == len(record.of(role)) > 0
         assert rows.max() < len(collection.scans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from mri_edge.errors import DataError
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.cli import run
-from mri_edge.train import reference_crossval
+from mri_edge.train import crossval, training
+from mri_edge.train.crossval import cross_validate
 from mri_edge.train.data.folds import by_group
 from mri_edge.train.evaluation import auc
-from mri_edge.train.recipes import base
-from mri_edge.train.reference_crossval import cross_validate_reference
+from mri_edge.train.recipes import registry
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,20 +46,22 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
         learned.append((set(train.rows.tolist()), set(validation.rows.tolist())))
         return fit(network, train, validation, *arguments, **options)
 
-    fit = reference_crossval.fit
-    monkeypatch.setattr(reference_crossval, "fit", spy)
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", spy)
     out = tmp_path / "figures"
-    record = cross_validate_reference(folders, out, small_recipe, folds=3, backbone_weights=str(weights_file), seed=1)
+    record = cross_validate(folders, out, small_recipe, folds=3, backbone_weights=str(weights_file), seed=1)
     assert json.loads((out / "crossval.json").read_text()) == record
     assert [path.name for path in out.iterdir()] == ["crossval.json"]
     assert len(learned) == 3
     assert all(not train & held for train, held in learned)
     for number, (_, held) in enumerate(learned, start=1):
-        assert {index for index, one in enumerate(record["predictions"]) if one["fold"] == number} == held
-    right = sum(one["called"] == one["label"] for one in record["predictions"])
-    assert record["pooled"]["accuracy"]["value"] == pytest.approx(right / 30)
-    assert sum(one["accuracy"]["images"] for one in record["by_fold"]) == 30
-    assert {one["auc"]["method"] for one in (record["pooled"], *record["by_fold"])} == {auc.GROUPED}
+        assert {index for index, one in enumerate(record["images"]) if one["fold"] == number} == held
+    right = sum(one["called"]["model"] == one["label"] for one in record["images"])
+    assert record["pooled"]["model"]["accuracy"]["value"] == pytest.approx(right / 30)
+    assert sum(one["models"]["model"]["accuracy"]["images"] for one in record["by_fold"]) == 30
+    assert {
+        one["model"]["auc"]["method"] for one in (record["pooled"], *(one["models"] for one in record["by_fold"]))
+    } == {auc.GROUPED}
 
 
 def test_a_source_without_which_a_label_has_no_image_is_told_before_training(
@@ -68,28 +71,28 @@ def test_a_source_without_which_a_label_has_no_image_is_told_before_training(
     shutil.rmtree(two_sources / "b" / "notumor")
     chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 1}
     with pytest.raises(DataError, match="source 'a' cannot be left out"):
-        cross_validate_reference(two_sources, tmp_path / "figures", small_recipe, **chosen)
+        cross_validate(two_sources, tmp_path / "figures", small_recipe, **chosen)
 
 
 def test_cut_off_and_resumed_keeps_its_folds_and_gives_the_same(
     folders, small_recipe, weights_file, tmp_path, monkeypatch
 ):
     fitted = []
-    real = reference_crossval.fit
+    real = training.fit
 
     def fit(*arguments, **options):
-        fitted.append(options["checkpoint"].name)
+        fitted.append(options["checkpoint"].parent.name)
         if len(fitted) == 2:
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(reference_crossval, "fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     chosen = {"folds": 2, "backbone_weights": str(weights_file), "seed": 1}
     with pytest.raises(KeyboardInterrupt):
-        cross_validate_reference(folders, tmp_path / "cut", small_recipe, **chosen)
-    resumed = cross_validate_reference(folders, tmp_path / "cut", small_recipe, **chosen, resume=True)
-    assert fitted == ["fold-1.npz", "fold-2.npz", "fold-2.npz"]
-    whole = cross_validate_reference(folders, tmp_path / "whole", small_recipe, **chosen)
+        cross_validate(folders, tmp_path / "cut", small_recipe, **chosen)
+    resumed = cross_validate(folders, tmp_path / "cut", small_recipe, **chosen, resume=True)
+    assert fitted == ["fold-1", "fold-2", "fold-2"]
+    whole = cross_validate(folders, tmp_path / "whole", small_recipe, **chosen)
     assert {**resumed, "creation": None} == {**whole, "creation": None}
 
 
@@ -98,10 +101,14 @@ def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, 
         "file,group\n" + "".join(f"{n}/{n}{i:02}.png,{n}{i // 4}\n" for n in ("no", "yes") for i in range(16))
     )
     learned = []
-    monkeypatch.setattr(
-        reference_crossval, "_train_and_ask", lambda learn, held, *rest: learned.append((learn, held)) or [[0.5, 0.5]]
-    )
-    record = cross_validate_reference(
+
+    def train(job, *arguments):
+        learned.append((job.train, job.watched))
+        whole = SimpleNamespace(predict_on_batch=lambda batch: np.full((len(batch), 2), 0.5, np.float32))
+        return SimpleNamespace(quick=SimpleNamespace(whole=whole), temperature=None, threshold=None)
+
+    monkeypatch.setattr(crossval, "train_model", train)
+    record = cross_validate(
         folders,
         tmp_path / "figures",
         small_recipe,
@@ -113,25 +120,25 @@ def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, 
     )
     assert record["excluded"] == ["no/no00.png"]
     assert record["patients"] == "patients.csv"
-    files = [one["file"] for one in sorted(record["predictions"], key=lambda one: one["file"])]
+    files = [one["file"] for one in sorted(record["images"], key=lambda one: one["file"])]
     assert "no/no00.png" not in files
     patient = [f"{file[:2]}{int(file[-6:-4]) // 4}" for file in files]
     assert len(learned) == 3
     for learn, held in learned:
-        assert not {patient[row] for row in learn.rows} & {patient[row] for row in held.rows}
+        assert not {patient[row] for row in learn} & {patient[row] for row in held}
 
 
 def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(base.RECIPES, "reference", small_recipe)
+    monkeypatch.setitem(registry.RECIPES, "reference", small_recipe)
     common = ["evaluate", "--data", str(folders), "--cv", "2", "--backbone-weights", str(weights_file)]
     assert run(common) == 2
     assert "--out" in capfd.readouterr().err
     assert run([*common, "--out", str(tmp_path / "figures")]) == 0
     printed = json.loads(capfd.readouterr().out)
-    assert printed["pooled"]["accuracy"]["images"] == 30
+    assert printed["pooled"]["model"]["accuracy"]["images"] == 30
     assert run([*common, "--out", str(tmp_path / "fewer"), "--exclude", "no/no00.png", "--epochs", "1"]) == 0
     printed = json.loads(capfd.readouterr().out)
-    assert printed["pooled"]["accuracy"]["images"] == 29
+    assert printed["pooled"]["model"]["accuracy"]["images"] == 29
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

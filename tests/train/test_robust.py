@@ -25,13 +25,18 @@ from mri_edge.errors import DataError, OutputError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture as images
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train import crossval, robust_run
-from mri_edge.train.data import duplicates
+from mri_edge.train import crossval, pipeline, training
+from mri_edge.train.data import duplicates, sampling
+from mri_edge.train.data import roles as assigned
+from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Labels, Scan, find_scans, select
 from mri_edge.train.loops import checkpoint as unfinished
-from mri_edge.train.models.weights import build_backbone
-from mri_edge.train.recipes import published, robust
-from mri_edge.train.recipes.base import ROBUST, find_recipe
+from mri_edge.train.models.network import predict
+from mri_edge.train.models.vgg16 import build_backbone, ignore_color
+from mri_edge.train.recipes import published
+from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.registry import find_recipe
+from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.transforms import mri, shifts
 
 
@@ -40,20 +45,14 @@ def tiny_recipe():
     return dataclasses.replace(
         ROBUST,
         preprocessing=dataclasses.replace(ROBUST.preprocessing, height=32, width=32),
-        hidden=8,
-        batch=4,
-        epochs=1,
+        head=Head(hidden=8, dropout=0.5),
+        schedule=dataclasses.replace(ROBUST.schedule, batch=4, epochs=1, epoch_images=16, warmup_steps=2, rise=1),
     )
-
-
-@pytest.fixture(scope="module")
-def tiny_plan(tiny_recipe):
-    return dataclasses.replace(robust.plan_of(tiny_recipe), warm_steps=2, steps=4, rise=1)
 
 
 def collection_of(data, recipe):
     scans, labels = find_scans(data)
-    return robust.collect(scans, recipe.preprocessing), labels
+    return collect(scans, recipe.preprocessing), labels
 
 
 @pytest.fixture
@@ -95,8 +94,8 @@ def test_close_pairs_and_groups_equal_a_search_over_all_pairs():
 def test_draws_balance_classes_and_sources_and_show_every_image():
     label = np.repeat([0, 1, 0, 1], [9, 25, 40, 300])
     source = np.repeat(["small", "small", "large", "large"], [9, 25, 40, 300])
-    count = 2 * robust.EPOCH_IMAGES
-    drawn = robust.balanced_draws(label, source, count, np.random.default_rng(0))
+    count = 2 * sampling.ROUND_IMAGES
+    drawn = sampling.balanced_draws(label, source, count, np.random.default_rng(0))
     assert len(drawn) == count
     small = 3 / (3 + np.sqrt(40))  # shares grow with the root of the rarer class: 9 and 40
     # Each image is drawn as often as it should be to within one, 374 of them in 2,048 draws: a few draws either way.
@@ -104,7 +103,7 @@ def test_draws_balance_classes_and_sources_and_show_every_image():
         assert np.mean(label[drawn] == of_class) == pytest.approx(0.5, abs=0.01)
         of_small = np.mean(source[drawn][label[drawn] == of_class] == "small")
         assert of_small == pytest.approx(small, abs=0.01)
-    times = np.bincount(drawn[: robust.EPOCH_IMAGES], minlength=len(label))
+    times = np.bincount(drawn[: sampling.ROUND_IMAGES], minlength=len(label))
     for cell in {(s, c) for s, c in zip(source.tolist(), label.tolist(), strict=True)}:
         of_cell = times[(source == cell[0]) & (label == cell[1])]
         assert of_cell.min() >= 1
@@ -124,7 +123,7 @@ def test_first_layer_sees_grey_alone_and_grey_as_before(small_weights):
 
     before = answer(grey)
     assert np.abs(answer(tinted) - before).max() > 0.1
-    robust.see_grey_alone(backbone, preprocessing)
+    ignore_color(backbone, preprocessing)
     # float32 sums of 27 products of a few units each
     np.testing.assert_allclose(answer(tinted), answer(grey), atol=1e-4)
     inner = (slice(None), slice(1, -1), slice(1, -1))
@@ -135,12 +134,12 @@ def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(as_reference,
     two_sources = as_reference
     copied = sorted((two_sources / "b" / "notumor").iterdir())[0]
     scans, _ = find_scans(two_sources)
-    test = {image.file for image in robust.choose_roles(robust.collect(scans, tiny_recipe.preprocessing)).of("test")}
+    test = {image.file for image in assigned.choose_roles(collect(scans, tiny_recipe.preprocessing)).of("test")}
     # A copy of a test image, as another file type, goes into the other source.
     victim = next(file for file in sorted(test) if file.startswith("a/no"))
     Image.open(two_sources / victim).save(copied.with_name("copy.bmp"))
     collection, _ = collection_of(two_sources, tiny_recipe)
-    split = robust.choose_roles(collection)
+    split = assigned.choose_roles(collection)
     role = {image.file: image.role for image in split.images}
     assert {file for file, one in role.items() if one == "test"} == test
     assert all(file.startswith("a/") for file in test)
@@ -149,7 +148,7 @@ def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(as_reference,
     assert set(collection.group[roles == "train"]).isdisjoint(collection.group[roles == "validation"])
     folder = np.array([scan.folder for scan in collection.scans])
     assert set(folder[roles == "validation"]) == {"a/no", "a/yes", "b/notumor", "b/glioma"}
-    np.testing.assert_array_equal(robust.may_train(collection), np.isin(roles, ("train", "validation")))
+    np.testing.assert_array_equal(assigned.may_train(collection), np.isin(roles, ("train", "validation")))
 
 
 def slices_of_patients(patients, slices):
@@ -163,12 +162,12 @@ def slices_of_patients(patients, slices):
     ]
     hashes = np.random.default_rng(0).random((len(label), duplicates.HASH_BITS)) < 0.5
     group = duplicates.groups(hashes, patients=[str(one) for one in whose])
-    return robust.Collection(scans, [], np.zeros((0,), np.uint8), label, np.array([""] * len(label)), group, hashes)
+    return Collection(scans, [], np.zeros((0,), np.uint8), label, np.array([""] * len(label)), group, hashes)
 
 
 def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
     collection = slices_of_patients(40, 10)
-    split = robust.choose_roles(collection)
+    split = assigned.choose_roles(collection)
     assert {role: len(split.of(role)) for role in ("train", "validation", "test", "excluded")} == {
         "train": 280,
         "validation": 40,
@@ -177,7 +176,7 @@ def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
     }
     roles = np.array([image.role for image in split.images])
     assert all(len(set(roles[collection.group == one])) == 1 for one in np.unique(collection.group))
-    assert robust.may_train(collection).all(), "a cross-validation trains on all of them in turn"
+    assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
 
 
 def test_too_few_slices_to_hold_any_out_are_told(folders, tiny_recipe):
@@ -185,21 +184,20 @@ def test_too_few_slices_to_hold_any_out_are_told(folders, tiny_recipe):
         path.unlink()
     collection, _ = collection_of(folders, tiny_recipe)
     with pytest.raises(DataError, match="distinct slices"):
-        robust.choose_roles(collection)
+        assigned.choose_roles(collection)
 
 
 @pytest.mark.slow
 def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_were(
-    two_sources, tiny_recipe, tiny_plan, small_weights
+    two_sources, tiny_recipe, small_weights
 ):
     collection, labels = collection_of(two_sources, tiny_recipe)
-    roles = np.array([image.role for image in robust.choose_roles(collection).images])
+    roles = np.array([image.role for image in assigned.choose_roles(collection).images])
     train, validation = (np.flatnonzero(roles == role) for role in ("train", "validation"))
 
     def once(seed):
-        return robust.train_robust(
-            collection, train, validation, small_weights, tiny_recipe, tiny_plan, labels=labels, seed=seed
-        )
+        job = training.Job(collection, labels, train, validation, validation, small_weights, seed)
+        return training.train_model(job, tiny_recipe)
 
     first, again, other = once(0), once(0), once(1)
     for one, two in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
@@ -213,19 +211,16 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
     assert {layer.compute_dtype for layer in first.network.whole.layers} == {"float32"}
     for one, two in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
-    positive = robust.predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
+    positive = predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
     ill = collection.label[validation] == 1
     assert np.mean(positive[ill] >= first.threshold) >= 0.95
 
 
 @pytest.mark.slow
-def test_bundle_says_how_it_was_made(
-    as_reference, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch, reference_split
-):
+def test_bundle_says_how_it_was_made(as_reference, tiny_recipe, weights_file, tmp_path, reference_split):
     two_sources = as_reference
-    monkeypatch.setattr(robust_run, "plan_of", lambda recipe: tiny_plan)
     out = tmp_path / "bundle"
-    trained = robust_run.train_robust_bundle(two_sources, out, tiny_recipe, backbone_weights=str(weights_file), seed=0)
+    trained = pipeline.train_bundle(two_sources, out, tiny_recipe, backbone_weights=str(weights_file), seed=0)
     bundle = Bundle.open(out)
     manifest = bundle.manifest
     assert manifest.threshold is not None
@@ -248,54 +243,54 @@ def test_bundle_says_how_it_was_made(
 
 @pytest.mark.slow
 def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
-    two_sources, tiny_recipe, tiny_plan, small_weights, monkeypatch
+    two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch
 ):
     collection, labels = collection_of(two_sources, tiny_recipe)
     trainable = np.arange(len(collection.scans)) % 10 != 0
     seen = []
-    real = robust.train_robust
+    real = crossval.train_model
 
-    def watch(data, train, validation, *arguments, **options):
-        seen.append(np.concatenate([train, validation]))
-        return real(data, train, validation, *arguments, **options)
+    def watch(job, *arguments):
+        seen.append(np.concatenate([job.train, job.validation]))
+        return real(job, *arguments)
 
-    monkeypatch.setattr(crossval, "train_robust", watch)
-    result = crossval.cross_validate(
-        collection, trainable, small_weights, tiny_recipe, tiny_plan, labels=labels, folds=2, seed=0
+    monkeypatch.setattr(crossval, "train_model", watch)
+    result = crossval.score_folds(
+        collection, trainable, small_weights, tiny_recipe, labels=labels, folds=2, seed=0, store=tmp_path / "folds"
     )
     fold = np.array([image["fold"] for image in result["images"]])
     assert set(fold) == {1, 2}
     for number, used in enumerate(seen, start=1):
         assert trainable[used].all()
         assert set(collection.group[used]).isdisjoint(collection.group[fold == number])
-    pooled = result["pooled"]
+    pooled = result["pooled"]["model"]
     assert pooled["auc"]["images"] == len(collection.scans)
     assert pooled["sensitivity"]["images"] == 50
-    (stressed,) = {one["auc"]["images"] for one in result["stress"].values()}
+    (stressed,) = {one["auc"]["images"] for one in result["stress"]["model"].values()}
     assert 80 <= stressed <= 100  # as many of either kind as the rarer one has in its fold
-    assert set(result["stress"]) == {"none", *shifts.CHANGES}
+    assert set(result["stress"]["model"]) == {"none", *shifts.CHANGES}
     json.dumps(result)  # plain types
 
 
 @pytest.mark.slow
 def test_leaving_out_a_source_trains_on_the_others_alone(
-    two_sources, tiny_recipe, tiny_plan, small_weights, monkeypatch
+    two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch
 ):
     collection, labels = collection_of(two_sources, tiny_recipe)
     seen = []
-    real = robust.train_robust
+    real = crossval.train_model
 
-    def watch(data, train, validation, *arguments, **options):
-        seen.append(set(data.source[train]) | set(data.source[validation]))
-        return real(data, train, validation, *arguments, **options)
+    def watch(job, *arguments):
+        seen.append(set(job.data.source[job.train]) | set(job.data.source[job.validation]))
+        return real(job, *arguments)
 
-    monkeypatch.setattr(crossval, "train_robust", watch)
+    monkeypatch.setattr(crossval, "train_model", watch)
     everyone = np.ones(len(collection.scans), bool)
-    result = crossval.cross_validate(
-        collection, everyone, small_weights, tiny_recipe, tiny_plan, labels=labels, folds=None, seed=0
+    result = crossval.score_folds(
+        collection, everyone, small_weights, tiny_recipe, labels=labels, folds=None, seed=0, store=tmp_path / "folds"
     )
     assert seen == [{"b"}, {"a"}]
-    assert set(result["by_fold"][0]["auc_by_source"]) == {"a"}
+    assert set(result["by_fold"][0]["models"]["model"]["auc_by_source"]) == {"a"}
 
 
 def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
@@ -319,7 +314,7 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
 @pytest.mark.slow
 def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans, reference_split):
     collection, _ = collection_of(scans, find_recipe("robust"))
-    split = robust.choose_roles(collection)
+    split = assigned.choose_roles(collection)
     of_reference = reference_split(find_scans(scans / "navoneel")[0])
     assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in of_reference.of("test")}
     roles = np.array([image.role for image in split.images])
@@ -359,9 +354,9 @@ def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tin
     selection = select(two_sources, None, ["a/no/1[0-2].png"], csv)
     assert len(selection.left_out) == 3
     used = len(selection.scans)
-    collection = robust.collect(selection.scans, tiny_recipe.preprocessing, patients=selection.patients)
+    collection = collect(selection.scans, tiny_recipe.preprocessing, patients=selection.patients)
     for split in ("reference", "grouped"):
-        record = robust.choose_roles(collection, split, selection.left_out)
+        record = assigned.choose_roles(collection, split, selection.left_out)
         roles = np.array([image.role for image in record.images])
         assert [image.file for image in record.images[used:]] == [scan.file for scan in selection.left_out]
         assert set(roles[used:]) == {"excluded"}
@@ -373,8 +368,8 @@ def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tin
 
 def test_slices_on_disk_are_those_in_memory(two_sources, tiny_recipe, tmp_path):
     scans, _ = find_scans(two_sources)
-    held = robust.collect(scans, tiny_recipe.preprocessing)
-    mapped = robust.collect(scans, tiny_recipe.preprocessing, store=tmp_path)
+    held = collect(scans, tiny_recipe.preprocessing)
+    mapped = collect(scans, tiny_recipe.preprocessing, store=tmp_path)
     np.testing.assert_array_equal(held.pixels, mapped.pixels)
     for one, other in zip(held.slices, mapped.slices, strict=True):
         np.testing.assert_array_equal(one.grey, other.grey)
@@ -405,27 +400,28 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(two_sources
 
 
 def test_cross_validation_cut_off_keeps_its_finished_folds(
-    two_sources, tiny_recipe, tiny_plan, weights_file, tmp_path, monkeypatch
+    two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     trained = []
 
-    def train(data, train, validation, *arguments, **options):
+    def train(job, *arguments):
         if len(trained) == 1:
             trained.append(None)
             raise KeyboardInterrupt
-        trained.append(len(train))
+        trained.append(len(job.train))
         network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=answer))
         return SimpleNamespace(quick=network, temperature=1.0, threshold=0.3)
 
-    monkeypatch.setattr(crossval, "train_robust", train)
+    monkeypatch.setattr(crossval, "train_model", train)
     chosen = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     with pytest.raises(KeyboardInterrupt):
-        robust_run.cross_validate_robust(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
+        crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
     with pytest.raises(OutputError, match="--resume goes on"):
-        robust_run.cross_validate_robust(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
-    resumed = robust_run.cross_validate_robust(two_sources, tmp_path / "cut", tiny_recipe, **chosen, resume=True)
+        crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
+    resumed = crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen, resume=True)
     assert len(trained) == 4
-    assert resumed == robust_run.cross_validate_robust(two_sources, tmp_path / "whole", tiny_recipe, **chosen)
+    whole = crossval.cross_validate(two_sources, tmp_path / "whole", tiny_recipe, **chosen)
+    assert {**resumed, "creation": None} == {**whole, "creation": None}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "data", "whole"]
 
 
@@ -441,29 +437,38 @@ def test_a_source_of_one_kind_is_scored_without_the_figures_that_want_both(
     trained = SimpleNamespace(
         quick=SimpleNamespace(whole=SimpleNamespace(predict_on_batch=answer)), temperature=1.0, threshold=0.3
     )
-    monkeypatch.setattr(crossval, "train_robust", lambda *arguments, **options: trained)
+    monkeypatch.setattr(crossval, "train_model", lambda *arguments, **options: trained)
     chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 0}
-    result = robust_run.cross_validate_robust(two_sources, tmp_path / "out", tiny_recipe, **chosen)
-    of_c = result["by_fold"][2]
+    result = crossval.cross_validate(two_sources, tmp_path / "out", tiny_recipe, **chosen)
+    of_c = result["by_fold"][2]["models"]["model"]
     assert of_c["sensitivity"]["images"] == of_c["accuracy"]["images"] == 25
     assert not {"auc", "specificity", "false_positive_rate_at_sensitivity"} & set(of_c)
-    assert set(result["pooled"]["auc_by_source"]) == {"a", "b"}
+    assert set(result["pooled"]["model"]["auc_by_source"]) == {"a", "b"}
     assert json.loads((tmp_path / "out" / "crossval.json").read_text(), parse_constant=pytest.fail) == result
-    assert {answers["sensitivity"]["images"] for answers in result["stress"].values()} == {50}, "25 each of a and b"
+    assert {answers["sensitivity"]["images"] for answers in result["stress"]["model"].values()} == {50}, (
+        "25 each of a and b"
+    )
 
 
-def test_a_source_without_which_a_label_has_no_image_is_told_before_training():
+def test_a_source_without_which_a_label_has_no_image_is_told_before_training(tmp_path):
     collection = slices_of_patients(20, 1)
     alone = dataclasses.replace(collection, source=np.where(collection.label == 0, "a", "b"))
     with pytest.raises(DataError, match="source 'a' cannot be left out"):
-        crossval.cross_validate(
-            alone, np.ones(20, bool), None, ROBUST, None, labels=Labels(("no", "yes"), 1, {}), folds=None, seed=0
+        crossval.score_folds(
+            alone,
+            np.ones(20, bool),
+            None,
+            ROBUST,
+            labels=Labels(("no", "yes"), 1, {}),
+            folds=None,
+            seed=0,
+            store=tmp_path,
         )
 
 
 def test_figures_that_cannot_be_written_are_told_before_the_work(two_sources, tiny_recipe, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make the folder"):
-        robust_run.cross_validate_robust(
+        crossval.cross_validate(
             two_sources, tmp_path / "file" / "out", tiny_recipe, folds=2, backbone_weights="nowhere", seed=0
         )

@@ -22,10 +22,12 @@ from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError, OutputError, UsageError
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train import bundle as record
-from mri_edge.train import pipeline, robust_run
+from mri_edge.train import pipeline
 from mri_edge.train.data.folder import Labels, find_scans
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.recipes import published
+from mri_edge.train.recipes.reference import REFERENCE
+from mri_edge.train.recipes.robust import ROBUST
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -120,7 +122,7 @@ def test_bundle_is_complete(trained, small_recipe):
     assert "public" not in (bundle.folder / "MODEL_CARD.md").read_text(), "nobody said so of these data"
     assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
     measured = json.loads((bundle.folder / "metrics.json").read_text())
-    assert len(measured["history"]) == small_recipe.epochs
+    assert len(measured["history"]) == small_recipe.schedule.epochs
     np.testing.assert_array_equal([one["probabilities"] for one in measured["test"]], result.probabilities.tolist())
 
 
@@ -176,7 +178,7 @@ def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_f
     csv = tmp_path / "patients.csv"
     csv.write_text("file,group\n" + "".join(f"{file},{one}\n" for file, one in patient.items()))
     out = tmp_path / "bundle"
-    recipe = dataclasses.replace(small_recipe, epochs=1)
+    recipe = small_recipe.with_epochs(1)
     chosen = {"backbone_weights": str(weights_file), "seed": 1, "groups": csv}
     split = pipeline.train_bundle(folders, out, recipe, **chosen).split
     whose = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
@@ -186,11 +188,11 @@ def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_f
     assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
 
 
-@pytest.mark.parametrize("train", [pipeline.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
-def test_a_split_that_would_divide_named_patients_is_refused(train, folders, small_recipe, tmp_path):
+@pytest.mark.parametrize("recipe", [REFERENCE, ROBUST], ids=["reference", "robust"])
+def test_a_split_that_would_divide_named_patients_is_refused(recipe, folders, tmp_path):
     chosen = {"backbone_weights": "none", "seed": 1, "groups": tmp_path / "patients.csv", "split": "reference"}
     with pytest.raises(UsageError, match="--groups keeps patients together, and split 'reference' divides them"):
-        train(folders, tmp_path / "out", small_recipe, **chosen)
+        pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
 
 
 def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
@@ -217,17 +219,17 @@ def test_what_another_version_left_is_not_taken_up(tmp_path, monkeypatch):
         unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True)
 
 
-@pytest.mark.parametrize("train", [pipeline.train_bundle, robust_run.train_robust_bundle], ids=["reference", "robust"])
-def test_what_was_mended_is_trained_without_more_ado(train, folders, small_recipe, weights_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("recipe", [REFERENCE, ROBUST], ids=["reference", "robust"])
+def test_what_was_mended_is_trained_without_more_ado(recipe, folders, weights_file, tmp_path, monkeypatch):
     """Unfit data leave nothing behind that the next try would have to --resume or --overwrite."""
     (folders / "no" / "broken.png").write_bytes(b"hello")
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
     with pytest.raises(DataError, match=r"1 of 31 scans cannot be read: no/broken\.png"):
-        train(folders, tmp_path / "out", small_recipe, **chosen)
+        pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
     (folders / "no" / "broken.png").unlink()
     monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free"):
-        train(folders, tmp_path / "out", small_recipe, **chosen)
+        pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
 
 
 def test_a_single_class_is_refused(small_recipe, weights_file, folders, tmp_path):

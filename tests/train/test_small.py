@@ -20,27 +20,35 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.errors import DataError, OutputError
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train import robust_run, small_crossval, small_run
+from mri_edge.train import crossval, training
 from mri_edge.train.data import folder
+from mri_edge.train.data.collection import collect
+from mri_edge.train.data.roles import choose_roles
 from mri_edge.train.evaluation import paired
 from mri_edge.train.loops import checkpoint, distil
 from mri_edge.train.models import small_cnn
-from mri_edge.train.models.vgg16 import Network
-from mri_edge.train.recipes import distilled, robust
-from mri_edge.train.recipes.base import ROBUST, SMALL
+from mri_edge.train.models.network import Network
+from mri_edge.train.pipeline import train_bundle
+from mri_edge.train.recipes import registry
+from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.distilled import SMALL
+from mri_edge.train.recipes.robust import ROBUST
 
 SIZE = 32
 
 
 @pytest.fixture(scope="module")
 def recipe():
-    return dataclasses.replace(SMALL, preprocessing=Preprocessing(SIZE, SIZE), batch=4, epochs=2)
+    """Students of 2 epochs on a pool of 32 views, one in each fold of a cross-validation."""
+    schedule = dataclasses.replace(SMALL.schedule, batch=4, epochs=2, pool_views=32, students=1)
+    return dataclasses.replace(SMALL, preprocessing=Preprocessing(SIZE, SIZE), schedule=schedule)
 
 
 @pytest.fixture(scope="module")
 def robust_recipe():
     prepared = dataclasses.replace(ROBUST.preprocessing, height=SIZE, width=SIZE)
-    return dataclasses.replace(ROBUST, preprocessing=prepared, hidden=8, batch=4, epochs=1)
+    schedule = dataclasses.replace(ROBUST.schedule, batch=4, epochs=1, epoch_images=16, warmup_steps=2, rise=1)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
 
 
 @pytest.fixture
@@ -51,13 +59,8 @@ def shallow(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch, robust_recipe, shallow):
-    """A pool of 32 views, shallow students, and teachers of 4 steps."""
-    plan = dataclasses.replace(robust.plan_of(robust_recipe), warm_steps=2, steps=4, rise=1)
-    monkeypatch.setattr(robust_run, "plan_of", lambda recipe: plan)
-    monkeypatch.setattr(small_crossval, "plan_of_robust", lambda recipe: plan)
-    monkeypatch.setattr(small_crossval, "ROBUST", robust_recipe)
-    monkeypatch.setattr(distilled, "POOL_VIEWS", 32)
-    monkeypatch.setattr(small_crossval, "STUDENTS", 1)
+    """Shallow students, and teachers of 4 steps."""
+    monkeypatch.setitem(registry.RECIPES, "robust", robust_recipe)
 
 
 def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
@@ -116,7 +119,7 @@ def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_
     assert opened is not None
     np.testing.assert_array_equal(opened.views, pool.views)
     np.testing.assert_array_equal(opened.answers, pool.answers)
-    plan = dataclasses.replace(distilled.plan_of(recipe), epochs=6, batch=8, rise=5)
+    plan = dataclasses.replace(training.distil_plan(recipe.schedule), epochs=6, batch=8, rise=5)
 
     def student():
         network = small_cnn.build_trainable(recipe, 2, seed=4)
@@ -186,25 +189,25 @@ def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_te
     two_sources, recipe, robust_recipe, weights_file, tmp_path, quick
 ):
     teacher = tmp_path / "teacher"
-    robust_run.train_robust_bundle(two_sources, teacher, robust_recipe, backbone_weights=str(weights_file), seed=0)
+    train_bundle(two_sources, teacher, robust_recipe, backbone_weights=str(weights_file), seed=0)
     out = tmp_path / "student"
-    trained = small_run.train_small_bundle(two_sources, out, recipe, teachers=[str(teacher)], seed=2)
+    trained = train_bundle(two_sources, out, recipe, teachers=[str(teacher)], seed=2)
     bundle = Bundle.open(out)
     bundle.verify()
-    training = bundle.manifest.training
-    assert (training.recipe, training.backbone) == ("small", small_cnn.ARCHITECTURE)
-    assert training.backbone_weights == "distilled from vgg16 (robust, seed 0)"
-    assert training.split_fingerprint == Bundle.open(teacher).manifest.training.split_fingerprint
+    made = bundle.manifest.training
+    assert (made.recipe, made.backbone) == ("small", small_cnn.SMALL_CNN.title)
+    assert made.backbone_weights == "distilled from vgg16 (robust, seed 0)"
+    assert made.split_fingerprint == Bundle.open(teacher).manifest.training.split_fingerprint
     assert bundle.manifest.novelty is not None
     answers = TeacherAnswers.from_json((out / "teacher.json").read_bytes())
-    assert len(answers.called) == training.test_images == len(trained.truth)
+    assert len(answers.called) == made.test_images == len(trained.truth)
     reopened = keras.models.load_model(out / "model.keras")
     assert len(reopened.inputs[0].shape) == 4
     # Another picture in the data: another split, in which the teacher may know a test image.
     extra = two_sources / "b" / "glioma" / "00.png"
     extra.with_name("more.png").write_bytes(extra.read_bytes())
     with pytest.raises(DataError, match="another split"):
-        small_run.train_small_bundle(two_sources, tmp_path / "other", recipe, teachers=[str(teacher)], seed=2)
+        train_bundle(two_sources, tmp_path / "other", recipe, teachers=[str(teacher)], seed=2)
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".other*"))
 
@@ -214,17 +217,21 @@ def taught(monkeypatch):
     """Teachers of one layer in no time; each training adds to the list, and the ``cut_off``-th is cut off."""
     calls = []
 
+    real = crossval.train_model
+
     def set_up(cut_off=None):
-        def train(*arguments, **options):
+        def train(job, recipe, pool=None):
+            if pool is not None:
+                return real(job, recipe, pool)
             calls.append("teacher")
             if len(calls) == cut_off:
                 raise KeyboardInterrupt
-            keras.utils.set_random_seed(options["seed"])
+            keras.utils.set_random_seed(job.seed)
             layers = [keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
             network = Network(None, None, keras.Sequential(layers))
-            return robust.Trained(network, network, temperature=1.0, threshold=0.5, details={})
+            return training.Trained(network, network, temperature=1.0, threshold=0.5, details={})
 
-        monkeypatch.setattr(small_crossval, "train_robust", train)
+        monkeypatch.setattr(crossval, "train_model", train)
         return calls
 
     return set_up
@@ -237,29 +244,29 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
     out, given = tmp_path / "cv", {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     calls = taught(cut_off=2)
     with pytest.raises(KeyboardInterrupt):
-        small_crossval.cross_validate_small(two_sources, out, recipe, **given)
-    result = small_crossval.cross_validate_small(two_sources, out, recipe, **given)
+        crossval.cross_validate(two_sources, out, recipe, **given)
+    result = crossval.cross_validate(two_sources, out, recipe, **given)
     assert len(calls) == 4  # the first fold's teacher was kept
     assert set(result["pooled"]) == {"teacher", "student 0"}
     assert set(result["student_minus_teacher"]) == {"student 0"}
     assert {image["fold"] for image in result["images"]} == {1, 2, 3}
     assert set(result["student_minus_teacher_at_threshold_of_other_folds"]) == {"student 0"}
     assert 0 <= result["threshold"]["value"] <= 1
-    split = robust.choose_roles(robust.collect(folder.find_scans(two_sources)[0], recipe.preprocessing))
+    split = choose_roles(collect(folder.find_scans(two_sources)[0], recipe.preprocessing))
     seen = len(split.of("train")) + len(split.of("validation"))
     assert split.of("test")
     assert f"to {seen} images out of fold" in result["threshold"]["rule"]
     assert json.loads((out / "crossval.json").read_text()) == result
     assert result["labels"][result["positive"]] == "tumour"
     # Another plan for the students: the teachers stay.
-    small_crossval.cross_validate_small(two_sources, out, dataclasses.replace(recipe, epochs=1), **given)
+    crossval.cross_validate(two_sources, out, recipe.with_epochs(1), **given)
     assert len(calls) == 4
     # What the labels say by themselves may be said; another positive label, as another seed, is another run.
-    small_crossval.cross_validate_small(two_sources, out, recipe, **given, positive="tumour")
+    crossval.cross_validate(two_sources, out, recipe, **given, positive="tumour")
     assert len(calls) == 4
     for other in ({"seed": 1}, {"positive": "no tumour"}):
         with pytest.raises(OutputError, match="other data, positive label"):
-            small_crossval.cross_validate_small(two_sources, out, recipe, **{**given, **other})
+            crossval.cross_validate(two_sources, out, recipe, **{**given, **other})
 
 
 @pytest.mark.slow
@@ -268,9 +275,9 @@ def test_folds_of_several_machines_make_one_cross_validation(
 ):
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     calls = taught()
-    whole = small_crossval.cross_validate_small(two_sources, tmp_path / "whole", recipe, **given)
+    whole = crossval.cross_validate(two_sources, tmp_path / "whole", recipe, **given)
     for fold in (2, 1, 3):
-        alone = small_crossval.cross_validate_small(two_sources, tmp_path / f"only-{fold}", recipe, **given, only=fold)
+        alone = crossval.cross_validate(two_sources, tmp_path / f"only-{fold}", recipe, **given, only=fold)
         assert alone["folds_scored"] == [fold]
         assert "student_minus_teacher_at_threshold_of_other_folds" not in alone
         assert {image["fold"] for image in alone["images"]} == {fold}
@@ -282,7 +289,7 @@ def test_folds_of_several_machines_make_one_cross_validation(
         for file in (tmp_path / f"only-{fold}" / f"fold-{fold}").glob("*.npz"):
             shutil.copy(file, together / f"fold-{fold}")
     shutil.copy(tmp_path / "only-1" / "identity", together)
-    result = small_crossval.cross_validate_small(two_sources, together, recipe, **given)
+    result = crossval.cross_validate(two_sources, together, recipe, **given)
     assert len(calls) == 6  # nothing was trained anew
     for part in ("pooled", "threshold", "student_minus_teacher", "student_minus_teacher_by_fold", "images"):
         assert result[part] == whole[part]
@@ -316,9 +323,11 @@ def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, argume
 def test_a_disk_without_room_for_the_views_is_told_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 439 MB"):
-        small_run.train_small_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)
+        train_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)
+    schedule = dataclasses.replace(recipe.schedule, pool_views=SMALL.schedule.pool_views)
+    recipe = dataclasses.replace(recipe, schedule=schedule)
     with pytest.raises(OutputError, match="5 MB free, this training needs 675 MB"):
-        small_crossval.cross_validate_small(
+        crossval.cross_validate(
             two_sources, tmp_path / "cv", recipe, folds=3, backbone_weights=str(weights_file), seed=0
         )
 

@@ -8,15 +8,25 @@ from typing import Any, TypeVar
 
 import click
 
+from mri_edge.train.recipes.registry import RECIPES
+
+DEFAULT_RECIPE = "reference"
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _list_recipes() -> str:
+    *others, last = (f"{recipe.name} ({recipe.summary})" for recipe in RECIPES.values())
+    return f"{', '.join(others)} or {last}."
+
 
 RECIPE = click.option(
     "--recipe",
     "recipe_name",
-    default="reference",
+    default=DEFAULT_RECIPE,
     show_default=True,
     metavar="NAME",
-    help="reference (the notebook's), robust (for scans from elsewhere) or small (distilled from a robust one).",
+    help=_list_recipes(),
 )
 TRAINING = {
     "backbone_weights": click.option(

@@ -15,11 +15,11 @@ from mri_edge.authoring.figures import with_interval
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import decide
 
-from .options import RECIPE, training_options
+from .options import DEFAULT_RECIPE, RECIPE, training_options
 
 if TYPE_CHECKING:
-    from mri_edge.train.pipeline import Trained
-    from mri_edge.train.recipes.base import Recipe
+    from mri_edge.train.pipeline import TrainedBundle
+    from mri_edge.train.recipes.base import RecipeSpec
 
 _EPILOG = """\b
 Examples:
@@ -33,7 +33,6 @@ Examples:
 Without --out the bundle goes to runs/vgg16 (runs/small), or the next free number: runs/vgg16-2.
 Then: mri-edge export --quantize
 """
-_NAMES = {"small": "small"}  # of a recipe's network; all others train VGG16
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -97,16 +96,14 @@ def train(
     DIR holds one folder a class, or folders of such folders. The classification report is
     printed; progress goes to stderr, a line an epoch.
     """
-    from dataclasses import replace
-
-    from mri_edge.train.recipes.base import find_recipe
+    from mri_edge.train.recipes.registry import find_recipe
 
     recipe = find_recipe(recipe_name)
     if epochs:
-        recipe = replace(recipe, epochs=epochs)
-    scans = _check_given(recipe.name, folder, data, out, teachers=teachers, cv=cv)
+        recipe = recipe.with_epochs(epochs)
+    scans = _check_given(recipe, folder, data, out, teachers=teachers, cv=cv)
     _check_options(
-        recipe.name,
+        recipe,
         teachers=teachers,
         cv=cv,
         only=only,
@@ -116,27 +113,26 @@ def train(
         numbered=out is None,
         overwrite=overwrite,
     )
-    chosen = {"seed": seed, "positive": positive, "say": _say}
-    if recipe.name != "small" or cv is not None:
-        chosen["backbone_weights"] = backbone_weights
-    if recipe.name != "small":
-        chosen |= {"excluded": excluded, "groups": groups}
+    chosen = {
+        "seed": seed,
+        "backbone_weights": backbone_weights,
+        "positive": positive,
+        "excluded": excluded,
+        "groups": groups,
+        "overwrite": overwrite,
+        "resume": resume,
+        "say": _say,
+    }
     if cv is not None:
-        if recipe.name == "small":  # it goes on by itself with what lies at --out
-            chosen["only"] = only
-        else:
-            chosen |= {"overwrite": overwrite, "resume": resume}
-        return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen)
-    chosen |= {"overwrite": overwrite, "resume": resume}
-    chosen |= {"teachers": teachers} if recipe.name == "small" else {"split": split}
-    return _train(scans, out, recipe, name, chosen)
+        return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen | {"only": only})
+    return _train(scans, out, recipe, name, chosen | {"teachers": teachers, "split": split})
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chosen: dict[str, Any]) -> int:
+def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, chosen: dict[str, Any]) -> int:
     """Train a bundle at ``out``, or in ``runs/`` where that is None; print its figures and what to do next."""
     from mri_edge.authoring.runs import as_typed, remember_data
     from mri_edge.authoring.writer import check_target
@@ -145,7 +141,7 @@ def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chos
 
     claim: AbstractContextManager[Path]
     if out is None:
-        claim = claimed_run(_NAMES.get(recipe.name, "vgg16"), resume=chosen["resume"])
+        claim = claimed_run(recipe.run_name, resume=chosen["resume"])
     else:
         check_target(out, overwrite=chosen["overwrite"])
         claim = claimed(out)
@@ -153,17 +149,13 @@ def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chos
         if out is None:
             _say(f"the bundle goes to {place}")
 
-        def run() -> Trained:
+        def run() -> TrainedBundle:
             from mri_edge.train.loops.keras import load_keras
 
             load_keras()
             from mri_edge.train.pipeline import train_bundle
-            from mri_edge.train.robust_run import train_robust_bundle
-            from mri_edge.train.small_run import train_small_bundle
 
-            makers = {"robust": train_robust_bundle, "small": train_small_bundle}
-            make: Callable[..., Trained] = makers.get(recipe.name, train_bundle)
-            return make(scans, place, recipe, name=name or place.absolute().name, **chosen)
+            return train_bundle(scans, place, recipe, name=name or place.absolute().name, **chosen)
 
         trained = _until_interrupted(run, place)
     if trained is None:
@@ -182,7 +174,7 @@ def _train(scans: Path, out: Path | None, recipe: Recipe, name: str | None, chos
     return 0
 
 
-def _cross_validate(scans: Path, out: Path, recipe: Recipe, folds: int | None, chosen: dict[str, Any]) -> int:
+def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | None, chosen: dict[str, Any]) -> int:
     """Cross-validate a recipe; the figures are printed and lie at ``out``."""
     import json
 
@@ -190,15 +182,11 @@ def _cross_validate(scans: Path, out: Path, recipe: Recipe, folds: int | None, c
         from mri_edge.train.loops.keras import load_keras
 
         load_keras()
-        from mri_edge.train.reference_crossval import cross_validate_reference
-        from mri_edge.train.robust_run import cross_validate_robust
-        from mri_edge.train.small_crossval import cross_validate_small
+        from mri_edge.train.crossval import cross_validate
 
-        makers = {"robust": cross_validate_robust, "small": cross_validate_small}
-        make: Callable[..., dict[str, Any]] = makers.get(recipe.name, cross_validate_reference)
-        return make(scans, out, recipe, folds=folds, **chosen)
+        return cross_validate(scans, out, recipe, folds=folds, **chosen)
 
-    if recipe.name == "small":
+    if recipe.needs_teacher:  # continues with what --out holds, without --resume
         figures = _until_interrupted(run, None)
     else:
         from mri_edge.train.loops.checkpoint import claimed
@@ -254,7 +242,13 @@ def _report_of(place: Path) -> Path:
 
 
 def _check_given(
-    recipe: str, folder: Path | None, data: Path | None, out: Path | None, *, teachers: tuple[str, ...], cv: str | None
+    recipe: RecipeSpec,
+    folder: Path | None,
+    data: Path | None,
+    out: Path | None,
+    *,
+    teachers: tuple[str, ...],
+    cv: str | None,
 ) -> Path:
     """The data folder. Raises UsageError that names everything which is missing, and shows a whole command."""
     if folder is not None and data is not None and folder != data:
@@ -263,9 +257,9 @@ def _check_given(
     missing, example = [], ["mri-edge train", str(scans or "scans/")]
     if scans is None:
         missing.append("DIR, the folder that holds one folder of pictures a class")
-    if recipe != "reference":
-        example.append(f"--recipe {recipe}")
-    if recipe == "small" and cv is None:
+    if recipe.name != DEFAULT_RECIPE:
+        example.append(f"--recipe {recipe.name}")
+    if recipe.needs_teacher and cv is None:
         if not teachers:
             missing.append("--teacher BUNDLE, whose answers the small network learns")
         example.append(f"--teacher {teachers[0] if teachers else 'vgg16'}")
@@ -279,7 +273,7 @@ def _check_given(
 
 
 def _check_options(
-    recipe: str,
+    recipe: RecipeSpec,
     *,
     teachers: tuple[str, ...],
     cv: str | None,
@@ -293,23 +287,23 @@ def _check_options(
     """Raise UsageError for options that the recipe, or a cross-validation, has no sense for."""
     if cv is not None and cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
         raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv!r}")
-    if teachers and (recipe != "small" or cv is not None):
+    if teachers and (not recipe.needs_teacher or cv is not None):
         raise UsageError(
             "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
             "mri-edge train scans/ --recipe small --teacher vgg16",
         )
-    if recipe == "small":
-        # An image that was to be left out must not be trained on in silence.
+    if recipe.needs_teacher:
+        # Do not silently train on an image that the user wants to leave out.
         unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
         for option in (name for name, given in unheard.items() if given):
-            raise UsageError(f"recipe 'small' has no {option}: its teacher's split decides", "Train it without")
-    if only is not None and not (cv is not None and recipe == "small"):
+            raise UsageError(f"recipe {recipe.name!r} has no {option}: its teacher's split decides", "Train it without")
+    if only is not None and not (cv is not None and recipe.needs_teacher):
         raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")
     if cv is not None and split is not None:
         raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
-    if recipe == "robust" and split == "stratified":
+    if split is not None and split not in recipe.split.names:
         raise UsageError(
-            "recipe 'robust' keeps near-duplicates of test images out of training, as a stratified split does not",
+            f"recipe {recipe.name!r} keeps near-duplicates of test images out of training, as a {split} split does not",
             "Leave --split out, or take --split grouped",
         )
     if numbered and overwrite:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, rankdata
+from scipy.stats import rankdata
 from sklearn.metrics import classification_report, confusion_matrix, roc_curve
 
+from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import decide
 
@@ -27,11 +28,8 @@ Scores = NDArray[np.floating[Any]]
 
 def share(hits: int, total: int) -> Metric:
     """``hits`` of ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); of none, 0 with [0, 1]."""
-    hits, total = int(hits), int(total)
-    if total == 0:
-        return Metric(0.0, 0.0, 1.0, 0, WILSON)
-    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
-    return Metric(hits / total, float(interval.low), float(interval.high), total, WILSON)
+    interval = wilson_interval(int(hits), int(total))
+    return Metric(interval.value, interval.low, interval.high, int(total), WILSON)
 
 
 def f1(hits: int, wrong: int) -> Metric:
@@ -83,8 +81,18 @@ def measure(
     equal count (K. Nguyen, B. O'Connor, EMNLP 2015).
     """
     chosen = decide(probabilities, positive, threshold)
+    return measure_answers(truth, probabilities[:, positive].astype(np.float64), chosen, positive, group)
+
+
+def measure_answers(
+    truth: NDArray[np.intp],
+    score: NDArray[np.float64],
+    chosen: NDArray[np.intp],
+    positive: int,
+    group: NDArray[np.intp] | None = None,
+) -> dict[str, Metric]:
+    """Return the figures of ``measure`` from probabilities of the positive label (N,) and chosen labels (N,)."""
     ill, called = truth == positive, chosen == positive
-    score = probabilities[:, positive].astype(np.float64)
     figures = _figures(ill, score)
     values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
     resampled = bootstrap(figures, ill)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -98,7 +98,7 @@ def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
 def has_state(out: Path) -> bool:
     """Whether there is an unfinished training of ``out`` that can be resumed."""
     try:
-        return not {path.name for path in _work_of(out).iterdir()} <= _BEFORE_TRAINING
+        return not {path.name for path in _work_of(out).rglob("*") if not path.is_dir()} <= _BEFORE_TRAINING
     except OSError:
         return False
 
@@ -200,13 +200,3 @@ def facts_in(path: Path | None) -> Any:
         return None
     with np.load(path, allow_pickle=False) as content:
         return json.loads(str(content["facts"]))
-
-
-def kept(path: Path | None, make: Callable[[], Any]) -> Any:
-    """What ``make`` gives, as JSON can hold it: kept at ``path``, and made only where it is not there yet."""
-    if path is not None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    made = make()
-    if path is not None:
-        atomic_write(path, json.dumps(made))
-    return made

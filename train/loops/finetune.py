@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from mri_edge.device import machine
 
-from . import checkpoint as unfinished
+from . import checkpoint as checkpoints
 from .keras import load_keras
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 Made = TypeVar("Made")
 
 _AHEAD = 4  # batches made in advance
+_VGG_STAGES = tuple(f"block{number}_" for number in range(1, 6))  # Keras' names of VGG's layers
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Plan:
     Attributes
     ----------
     frozen_blocks
-        VGG16 blocks that keep their ImageNet weights, from the bottom.
+        Stages of the backbone that keep their weights, counted from the input.
     warm_steps, warm_rate
         Steps of Adam, at that rate, for the head alone: a random head would spoil the blocks below.
     steps, rate
@@ -72,6 +73,7 @@ def finetune(
     make_batch: Callable[[int], Batch],
     report: Callable[[int, int, float], None] = lambda done, total, loss: None,
     *,
+    stages: Sequence[str] = _VGG_STAGES,
     checkpoint: Path | None = None,
     every: int = 64,
 ) -> list[float]:
@@ -88,6 +90,8 @@ def finetune(
         What it returns may depend on the step alone: that makes a seed's run repeatable.
     report
         Called after each step with steps done, steps in all, and the step's loss.
+    stages
+        Prefixes of the layer names of each stage of the backbone, from the input upwards.
     checkpoint
         File that holds the state after every ``every`` steps; if it is there, training goes on from it, and
         ends with the same weights as one that was never cut off.
@@ -98,7 +102,7 @@ def finetune(
     """
     keras = load_keras()
     total = plan.warm_steps + plan.steps
-    losses: list[float] = unfinished.facts_in(checkpoint) or []
+    losses: list[float] = checkpoints.facts_in(checkpoint) or []
     resumed = len(losses)
     batches = made_ahead(make_batch, total, resumed)
 
@@ -111,17 +115,17 @@ def finetune(
         # Those of the network hold the state of its dropout too.
         state = [*network.variables, *optimiser.variables]
         if checkpoint and resumed > first:
-            unfinished.restore(checkpoint, state)
+            checkpoints.restore(checkpoint, state)
         for _ in range(max(first, resumed), last):
             network.reset_metrics()  # else Keras gives the mean since it was compiled
             losses.append(float(network.train_on_batch(*next(batches), return_dict=True)["loss"]))
             if checkpoint and len(losses) % every == 0:
-                unfinished.save(checkpoint, state, losses)
+                checkpoints.save(checkpoint, state, losses)
             report(len(losses), total, losses[-1])
 
     backbone.trainable = False
     run(0, plan.warm_steps, keras.optimizers.Adam(plan.warm_rate))
-    _unfreeze(backbone, plan.frozen_blocks)
+    _unfreeze(backbone, tuple(stages[: plan.frozen_blocks]))
     optimiser = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
@@ -140,8 +144,7 @@ def finetune(
     return losses
 
 
-def _unfreeze(backbone: Any, frozen_blocks: int) -> None:
-    frozen = tuple(f"block{number}_" for number in range(1, frozen_blocks + 1))
+def _unfreeze(backbone: Any, frozen: tuple[str, ...]) -> None:
     backbone.trainable = True
     for layer in backbone.layers:
         layer.trainable = not layer.name.startswith(frozen)

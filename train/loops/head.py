@@ -19,18 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.models.vgg16 import Network
-from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.models.network import Network
+from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.transforms import affine
 
-from . import checkpoint as unfinished
+from . import checkpoint as checkpoints
 from .keras import load_keras
-from .winograd import frozen_features
 
 # Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
 BACKBONE_BATCH = 32
-_SHRINKS, _CHANNELS = 32, 512  # of VGG16's last feature map, whose numbers take 4 bytes each
 
 Features = NDArray[np.float32]
 Extractor = Callable[[NDArray[np.float32]], Features]
@@ -67,13 +64,15 @@ class Images:
         return self.pixels[self.rows[indices]]
 
 
-def augmented(images: Images, indices: NDArray[np.intp], recipe: Recipe, seed: int, epoch: int) -> NDArray[np.float32]:
+def augmented(
+    images: Images, indices: NDArray[np.intp], recipe: RecipeSpec, seed: int, epoch: int
+) -> NDArray[np.float32]:
     """Network input float32 (len(indices), H, W, 3) of these images, each with the transform of its epoch."""
     pixels = images.take(indices)
     batch = np.empty(pixels.shape, np.float32)
     for row, index in enumerate(indices):
         rng = np.random.default_rng([seed, epoch, index])
-        batch[row] = affine.apply(pixels[row], affine.draw(rng, recipe.augmentation, *pixels.shape[1:3]))
+        batch[row] = affine.apply(pixels[row], affine.draw(rng, recipe.transforms, *pixels.shape[1:3]))
     return recipe.preprocessing.normalise(batch)
 
 
@@ -82,7 +81,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def features_of(images: Images, recipe: Recipe, extract: Extractor, store: Path | None = None) -> Features:
+def features_of(images: Images, recipe: RecipeSpec, extract: Extractor, store: Path | None = None) -> Features:
     """Backbone features (N, h, w, 512) of images as they are; mapped from the file ``store`` where one is named."""
 
     def part(start: int) -> Features:
@@ -97,16 +96,11 @@ def features_of(images: Images, recipe: Recipe, extract: Extractor, store: Path 
     return features
 
 
-def feature_bytes(count: int, preprocessing: Preprocessing) -> int:
-    """Bytes that ``fit`` writes beside its checkpoint, of so many validation images."""
-    return count * (preprocessing.height // _SHRINKS) * (preprocessing.width // _SHRINKS) * _CHANNELS * 4
-
-
 def fit(
     network: Network,
     train: Images,
     validation: Images,
-    recipe: Recipe,
+    recipe: RecipeSpec,
     *,
     seed: int,
     checkpoint: Path | None = None,
@@ -115,7 +109,7 @@ def fit(
     trained: Callable[[int], None] = lambda images: None,
     epoch_ended: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
-    """Train ``network.head`` for ``recipe.epochs`` epochs; returns the history.
+    """Train ``network.head`` for ``recipe.schedule.epochs`` epochs; returns the history.
 
     Parameters
     ----------
@@ -130,26 +124,26 @@ def fit(
     classes = head.output_shape[-1]
     targets = keras.utils.to_categorical(train.labels, classes)
     state = [*head.trainable_variables, *head.optimizer.variables]
-    history = [Epoch(**one) for one in unfinished.facts_in(checkpoint) or ()]
+    history = [Epoch(**one) for one in checkpoints.facts_in(checkpoint) or ()]
     if history:
-        unfinished.restore(checkpoint, state)
-    extract = frozen_features(network.backbone)
+        checkpoints.restore(checkpoint, state)
+    extract = network.backbone.predict_on_batch
     say(f"computing the features of {len(validation)} validation images")
     seen = features_of(validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None)
     seen_targets = keras.utils.to_categorical(validation.labels, classes)
     began(len(history) + 1)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
+    for epoch in range(len(history) + 1, recipe.schedule.epochs + 1):
         seed_dropout(head, seed, epoch)
         sums = np.zeros(2)
         for indices, pictures in _ahead(train, recipe, seed, epoch):
             features = extract(pictures)
-            for start in range(0, len(indices), recipe.batch):
-                batch = slice(start, start + recipe.batch)
+            for start in range(0, len(indices), recipe.schedule.batch):
+                batch = slice(start, start + recipe.schedule.batch)
                 head.reset_metrics()
                 loss, accuracy = head.train_on_batch(features[batch], targets[indices[batch]])
                 sums += len(features[batch]) * np.array([loss, accuracy], float)
             trained(len(indices))
-        val_loss, val_accuracy = _evaluate(head, seen, seen_targets, recipe.batch)
+        val_loss, val_accuracy = _evaluate(head, seen, seen_targets, recipe.schedule.batch)
         history.append(
             Epoch(
                 epoch,
@@ -160,7 +154,7 @@ def fit(
             )
         )
         if checkpoint:
-            unfinished.save(checkpoint, state, [asdict(one) for one in history])
+            checkpoints.save(checkpoint, state, [asdict(one) for one in history])
         epoch_ended(history[-1])
     return history
 
@@ -184,11 +178,11 @@ def seed_dropout(head: Any, seed: int, epoch: int) -> None:
 
 
 def _ahead(
-    train: Images, recipe: Recipe, seed: int, epoch: int
+    train: Images, recipe: RecipeSpec, seed: int, epoch: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
     """Batches for the backbone, each augmented by a thread while the one before is worked on."""
     order = epoch_order(len(train), seed, epoch)
-    count = max(1, BACKBONE_BATCH // recipe.batch) * recipe.batch  # whole batches of the head
+    count = max(1, BACKBONE_BATCH // recipe.schedule.batch) * recipe.schedule.batch  # whole batches of the head
     parts = [order[start : start + count] for start in range(0, len(order), count)]
     with ThreadPoolExecutor(1, thread_name_prefix="augment") as pool:
         following = pool.submit(augmented, train, parts[0], recipe, seed, epoch)

@@ -1,39 +1,16 @@
-"""Keras, imported in one place and without its log lines: every module of this room gets it by ``load_keras``.
+"""Keras for training: every module of this package imports it by ``load_keras``, without log lines.
 
-The backend is what KERAS_BACKEND says, else TensorFlow.
+The backend is the one that KERAS_BACKEND names, else TensorFlow.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from types import ModuleType
 
-from mri_edge.device.native import silence_stderr
-from mri_edge.errors import UsageError
+from mri_edge.authoring import quiet
 
 
 def load_keras() -> ModuleType:
-    """Import Keras and its backend quietly.
-
-    Raises
-    ------
-    UsageError
-        Keras or its backend is not installed.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with silence_stderr():
-        try:
-            import keras
-        except ImportError as error:
-            raise UsageError(
-                f"training needs Keras and its backend: {error}", "pip install 'mri-edge[train]'"
-            ) from error
-        return keras
-
-
-def accelerated() -> bool:
-    """Whether Keras computes on a GPU or another accelerator."""
-    keras = load_keras()
-    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+    """Import Keras and its backend quietly. Raises UsageError if one of them is not installed."""
+    keras: ModuleType = quiet.load_keras("train")
+    return keras

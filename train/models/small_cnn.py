@@ -1,23 +1,26 @@
-"""The small network: a narrow stack of convolutions for grey slices, a four-hundredth of VGG16's work.
+"""The small network: a narrow stack of convolutions for gray slices, a four-hundredth of VGG16's work.
 
-It trains on one grey channel with batch normalisation behind each convolution. What ships has both
-folded away: plain 3-channel convolutions with bias and ReLU, the operators that every engine runs fast.
+It trains on one gray channel with batch normalization after each convolution. The network that ships has both folded
+away: plain 3-channel convolutions with bias and ReLU, operators that every engine runs fast.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.errors import UsageError
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.loops.keras import load_keras
-from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.base import RecipeSpec
 
-from .vgg16 import Network
-
-ARCHITECTURE = "small convolutional network"
+from .backbone import Backbone, StudentNetwork
+from .network import Network
+from .weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Convolution:
     stride: int
 
 
-# Chosen by measurement among stacks of the same cost. 128 x 128 pixels become 32 x 32 before they are many
-# channels, and 8 x 8 at the end: the places that a heatmap tells apart. Channels are multiples of 8, which the
-# 8-bit kernels of XNNPACK and MLAS take at a time.
+# Chosen by measurement among stacks of the same cost. 128 x 128 pixels shrink to 32 x 32 before there are many
+# channels, and to 8 x 8 at the end, which is the resolution of a heatmap. Channels are multiples of 8, the block
+# size of the 8-bit kernels of XNNPACK and MLAS.
 STACK = (
     Convolution(24, 5, 4),
     Convolution(32, 3, 2),
@@ -45,28 +48,35 @@ STACK = (
 _Weights = list[NDArray[np.float32]]
 
 
-def build_trainable(recipe: Recipe, classes: int, seed: int) -> Any:
-    """The network as it trains: float32 (N, height, width, 1), grey from 0 to 1 -> probabilities (N, classes)."""
+def build_trainable(recipe: RecipeSpec, classes: int, seed: int) -> Any:
+    """Build the network that trains: float32 (N, height, width, 1), gray from 0 to 1 -> probabilities (N, classes)."""
     keras = load_keras()
     keras.utils.set_random_seed(seed)
     pictures = tensor = keras.Input((recipe.preprocessing.height, recipe.preprocessing.width, 1))
-    for one in STACK:
-        tensor = keras.layers.Conv2D(one.channels, one.size, one.stride, "same", use_bias=False)(tensor)
+    for convolution in STACK:
+        tensor = keras.layers.Conv2D(
+            convolution.channels, convolution.size, convolution.stride, "same", use_bias=False
+        )(tensor)
         tensor = keras.layers.BatchNormalization()(tensor)
         tensor = keras.layers.ReLU()(tensor)
     tensor = keras.layers.GlobalAveragePooling2D()(tensor)
-    tensor = keras.layers.Dropout(recipe.dropout, seed=seed)(tensor)
+    tensor = keras.layers.Dropout(recipe.head.dropout, seed=seed)(tensor)
     return keras.Model(pictures, keras.layers.Dense(classes, activation="softmax")(tensor))
 
 
-def build_shipped(recipe: Recipe, classes: int) -> Network:
-    """The network as it ships, with weights yet to be set: normalised pictures float32 (N, height, width, 3)."""
+def build_shipped(recipe: RecipeSpec, classes: int) -> Network:
+    """Build the network that ships, without its weights: it takes normalized pictures float32 (N, height, width, 3)."""
     keras = load_keras()
     size = recipe.preprocessing
     pictures = tensor = keras.Input((size.height, size.width, 3), name="image")
-    for number, one in enumerate(STACK, start=1):
+    for number, convolution in enumerate(STACK, start=1):
         tensor = keras.layers.Conv2D(
-            one.channels, one.size, one.stride, "same", activation="relu", name=f"convolution_{number}"
+            convolution.channels,
+            convolution.size,
+            convolution.stride,
+            "same",
+            activation="relu",
+            name=f"convolution_{number}",
         )(tensor)
     backbone = keras.Model(pictures, tensor, name="backbone")
     features = keras.Input(backbone.output_shape[1:], name="features")
@@ -81,9 +91,9 @@ def build_shipped(recipe: Recipe, classes: int) -> Network:
 
 
 def fold(trained: Any, shipped: Network) -> None:
-    """Give ``shipped`` the weights that make it compute what ``trained`` does on grey pictures.
+    """Set the weights of ``shipped`` so that it computes what ``trained`` computes on gray pictures.
 
-    Batch normalisation becomes part of kernel and bias; the one grey channel becomes the mean of three.
+    Batch normalization becomes part of kernel and bias, and the one gray channel becomes the mean of three.
     """
     keras = load_keras()
     layers = [layer for layer in trained.layers if layer.weights]
@@ -103,3 +113,28 @@ def _with_normalisation(kernel: NDArray[np.float32], statistics: _Weights, epsil
     gain, shift, mean, variance = statistics
     factor = gain / np.sqrt(variance + epsilon)
     return [kernel * factor, shift - mean * factor]
+
+
+def describe(recipe: RecipeSpec) -> dict[str, Any]:
+    """Describe the network for the manifest, in plain types."""
+    return {"convolutions": [asdict(convolution) for convolution in STACK], "dropout": recipe.head.dropout}
+
+
+def _build_backbone(weights: BackboneWeights | None, height: int, width: int) -> Any:
+    raise UsageError("the small network has no pretrained backbone", "Distill it: --recipe small --teacher BUNDLE")
+
+
+def _load_weights(source: str, say: Callable[[str], None]) -> BackboneWeights:
+    raise UsageError("the small network has no pretrained backbone", "Distill it: --recipe small --teacher BUNDLE")
+
+
+SMALL_CNN = Backbone(
+    title="small convolutional network",
+    build=_build_backbone,
+    load_weights=_load_weights,
+    stages=tuple(f"convolution_{number}" for number in range(1, len(STACK) + 1)),
+    preprocessing=Preprocessing(),
+    feature_stride=16,
+    feature_channels=STACK[-1].channels,
+    student=StudentNetwork(build_trainable, build_shipped, fold, describe),
+)

@@ -1,76 +1,55 @@
-"""The reference's network: VGG16 below, and on it Flatten, Dense, Dropout, Dense."""
+"""The VGG16 backbone (Simonyan & Zisserman 2015, configuration D) without its top."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.loops.keras import load_keras
-from mri_edge.train.recipes.base import Recipe
+
+from .backbone import Backbone
+from .weights import BackboneWeights, load_weights
 
 
-@dataclass(frozen=True)
-class Network:
-    """One network seen in two ways that share every weight and the optimiser.
+def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> Any:
+    """Build it, frozen: float32 (N, height, width, 3) -> (N, height // 32, width // 32, 512).
 
-    ``head`` takes the backbone's features (N, h, w, 512), ``whole`` normalised pictures
-    float32 (N, height, width, 3); both give probabilities (N, classes).
+    ``None`` keeps the random initial weights.
     """
-
-    backbone: Any
-    head: Any
-    whole: Any
-
-
-def build_network(backbone: Any, recipe: Recipe, classes: int, seed: int) -> Network:
-    """Put a seeded head on ``backbone`` and compile: Adam, categorical cross-entropy."""
     keras = load_keras()
-    keras.utils.set_random_seed(seed)
-    layers = keras.layers
-    stack = [
-        layers.Flatten(name="flatten"),
-        layers.Dense(recipe.hidden, activation="relu", name="dense"),
-        layers.Dropout(recipe.dropout, seed=seed, name="dropout"),
-        # Probabilities and loss are float32 whatever precision the layers below compute in.
-        layers.Dense(classes, activation="softmax", name="dense_1", dtype="float32"),
-    ]
-
-    def through(tensor: Any) -> Any:
-        for layer in stack:
-            tensor = layer(tensor)
-        return tensor
-
-    pictures = keras.Input(backbone.input_shape[1:], name="image")
-    whole = keras.Model(pictures, through(backbone(pictures, training=False)), name="mri_edge")
-    features = keras.Input(backbone.output_shape[1:], name="features")
-    head = keras.Model(features, through(features), name="head")
-
-    optimiser = keras.optimizers.Adam(recipe.learning_rate)
-    optimiser.build(head.trainable_variables)
-    for model in (head, whole):
-        model.compile(optimizer=optimiser, loss="categorical_crossentropy", metrics=["accuracy"])
-    return Network(backbone, head, whole)
+    backbone = keras.applications.VGG16(weights=None, include_top=False, input_shape=(height, width, 3), name="vgg16")
+    if weights is not None:
+        convolutions = [layer for layer in backbone.layers if isinstance(layer, keras.layers.Conv2D)]
+        for layer, arrays in zip(convolutions, weights.arrays, strict=True):
+            layer.set_weights(arrays)
+    backbone.trainable = False
+    return backbone
 
 
-def predict(
-    model: Any,
-    pixels: NDArray[np.uint8],
-    preprocessing: Preprocessing,
-    batch: int = 64,
-    *,
-    rows: NDArray[np.intp] | None = None,
-) -> NDArray[np.float32]:
-    """Probabilities float32 (N, classes) of pictures uint8 (N, height, width, 3) RGB, or of those of them in ``rows``.
+def ignore_color(backbone: Any, preprocessing: Preprocessing) -> None:
+    """Change the first convolution so that color cannot matter: it responds to the mean of the channels.
 
-    No more than a batch of them is in memory at a time, where ``pixels`` are mapped from disk.
+    Gray pictures give the same features as before, except for a constant in the outermost pixels, where zero padding
+    stands in for a normalized value. A tinted picture gives the features of its gray version.
     """
-    rows = np.arange(len(pixels)) if rows is None else rows
-    parts = [
-        np.asarray(model.predict_on_batch(preprocessing.normalise(pixels[rows[start : start + batch]])))
-        for start in range(0, len(rows), batch)
-    ]
-    return np.concatenate(parts).astype(np.float32)
+    first = backbone.get_layer("block1_conv1")
+    kernel, bias = first.get_weights()
+    mean, std = (np.asarray(values, np.float32)[:, None] for values in (preprocessing.mean, preprocessing.deviation))
+    gray = (kernel / std).mean(axis=2, keepdims=True)
+    shift = (kernel * (mean.mean() - mean) / std).sum(axis=(0, 1, 2))
+    first.set_weights([gray * std, bias + shift])
+
+
+VGG16 = Backbone(
+    title="VGG16",
+    build=build_backbone,
+    load_weights=load_weights,
+    stages=tuple(f"block{number}_" for number in range(1, 6)),
+    # That of torchvision's weights; Keras' own weights tolerate it.
+    preprocessing=Preprocessing(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)),
+    feature_stride=32,
+    feature_channels=512,
+    ignore_color=ignore_color,
+)

@@ -1,29 +1,28 @@
-"""Recipes: everything that decides what a training does, as data."""
+"""The data that a recipe consists of: everything that decides what a training does, and no code."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from mri_edge.errors import UsageError
 from mri_edge.scans.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random transforms, as Keras' ``ImageDataGenerator`` takes them.
+    """Ranges of random affine transforms, in the units of Keras' ``ImageDataGenerator``.
 
     Attributes
     ----------
     rotation
-        Degrees, to either side.
+        Degrees, in both directions.
     height_shift, width_shift
-        Share of the size, to either side.
+        Fraction of the image size, in both directions.
     shear
-        Degrees, to either side: 0.2 here is next to nothing, and is what the reference used.
+        Degrees, in both directions. The reference uses 0.2, which is almost no shear.
     zoom
-        Factor from ``1 - zoom`` to ``1 + zoom``, drawn for each axis on its own.
+        Factor from ``1 - zoom`` to ``1 + zoom``, drawn separately for each axis.
     horizontal_flip
-        Mirror every second image.
+        Mirror half of the images.
     """
 
     rotation: float = 0.0
@@ -34,75 +33,204 @@ class Augmentation:
     horizontal_flip: bool = False
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One way to train: a backbone below, a head of at most one hidden layer above.
+Range = tuple[float, float]
 
-    ``test_share`` and ``split_seed`` are scikit-learn's ``test_size`` and ``random_state``;
-    ``hidden`` units with ReLU (0: no such layer), then ``dropout``, then softmax; ``batch`` images a step of Adam.
+
+@dataclass(frozen=True)
+class ScanViews:
+    """Random views of a scan at its own size: framing, gray levels and image quality.
+
+    Fields that end in ``_probability`` are the probability of a transform, ranges are ``(low, high)``;
+    ``transforms/mri.py`` says what each transform does.
+    """
+
+    head_crop_probability: float = 0.5  # frame the head, otherwise the whole picture
+    head_margin: Range = (-0.04, 0.30)  # margin of each side as a fraction of the box; negative cuts into it
+    picture_margin: Range = (-0.15, 0.15)
+    flip_probability: float = 0.5
+    rotation_probability: float = 0.6
+    rotation: float = 25.0  # degrees, in both directions
+    # Views whose gray levels stay as the file has them: most scans that a device receives are like that.
+    untouched_probability: float = 0.3
+    histogram_probability: float = 0.35  # take over another slice's gray levels
+    coil_probability: float = 0.3
+    coil_strength: Range = (0.05, 0.3)
+    window_probability: float = 0.8
+    black_level: Range = (-0.02, 0.08)  # of the bright end of the picture
+    white_level: Range = (0.75, 1.25)
+    log_gamma: float = 0.5  # exponent of the gamma, in both directions
+    contrast: Range = (0.45, 1.05)
+    focus_probability: float = 0.35  # blur, lose resolution or sharpen
+    noise_probability: float = 0.3
+    noise: Range = (1.0, 8.0)  # standard deviation in gray levels
+    jpeg_probability: float = 0.3
+    jpeg_quality: tuple[int, int] = (25, 90)  # the upper end is excluded
+    writing_probability: float = 0.15  # bright strokes near an edge
+    # Tumor views that are a healthy slice with a drawn lesion; used with two classes only.
+    lesion_probability: float = 0.3
+
+
+@dataclass(frozen=True)
+class Head:
+    """The layers on the backbone: ``hidden`` units with ReLU (0: none), then ``dropout``, then softmax."""
+
+    hidden: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training takes: ``epochs`` of batches of ``batch`` images, at ``learning_rate``."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class HeadTraining(Schedule):
+    """Train the head on a frozen backbone by Adam; every epoch shows each training image once."""
+
+
+@dataclass(frozen=True)
+class FineTuning(Schedule):
+    """Warm up the head, then fine-tune it together with the upper stages of the backbone by AdamW.
+
+    Attributes
+    ----------
+    epoch_images
+        Images in an epoch; classes and sources are drawn in balance.
+    frozen_stages
+        Stages of the backbone, counted from the input, that keep their weights.
+    warmup_steps, warmup_rate
+        Steps of Adam for the head alone, so that a random head does not spoil the backbone.
+    rise
+        Steps in which the learning rate rises to ``learning_rate``; it falls as half a cosine afterwards.
+    weight_decay, largest_gradient, averaging
+        AdamW's decay, the norm to which gradients are clipped, the momentum of the running mean of the weights.
+    label_smoothing
+        Probability mass that the targets spread evenly over all classes.
+    """
+
+    epoch_images: int
+    frozen_stages: int
+    warmup_steps: int
+    warmup_rate: float
+    rise: int
+    weight_decay: float
+    largest_gradient: float
+    averaging: float
+    label_smoothing: float
+
+    @property
+    def steps(self) -> int:
+        """Steps after the warm-up."""
+        return self.epochs * self.epoch_images // self.batch
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in an epoch."""
+        return self.epoch_images // self.batch
+
+
+@dataclass(frozen=True)
+class Distillation(Schedule):
+    """Learn the answers of a teacher on a fixed pool of random views, by AdamW.
+
+    Attributes
+    ----------
+    teacher
+        Name of the recipe that trains the teachers of a cross-validation.
+    pool_views
+        Views in the pool; an epoch shows each of them once.
+    rise, weight_decay
+        As for ``FineTuning``.
+    temperature
+        Softens the teacher's answers, so that they distinguish near misses from far ones.
+    students
+        Students of consecutive seeds that a cross-validation trains in each fold.
+    """
+
+    teacher: str
+    pool_views: int
+    rise: int
+    weight_decay: float
+    temperature: float
+    students: int
+
+
+@dataclass(frozen=True)
+class SplitPolicy:
+    """Which images test and which validate.
+
+    Attributes
+    ----------
+    names
+        Values of ``--split`` that the recipe accepts. A single one means that the recipe has no such choice.
+    test_fraction, seed
+        scikit-learn's ``test_size`` and ``random_state``.
+    keep_apart
+        Exclude near-duplicates of test images from training, take the reference's test images where its data set
+        is one of several sources, and hold out whole groups, separately for every class folder.
+    validation_folds
+        Hold out one of this many folds for calibration; 0 holds out none.
+    """
+
+    names: tuple[str, ...]
+    test_fraction: float = 0.2
+    seed: int = 42
+    keep_apart: bool = False
+    validation_folds: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Fit a temperature on validation images and choose the threshold that reaches ``target_sensitivity``."""
+
+    target_sensitivity: float = 0.95
+    threshold_rule: str = "best Youden index on validation among those of the target sensitivity"
+
+
+@dataclass(frozen=True)
+class RecipeSpec:
+    """Everything that decides a training.
+
+    Attributes
+    ----------
+    name, summary
+        What ``--recipe`` takes, and its line of help.
+    run_name
+        Folder below ``runs/`` where bundles go that are given no other.
+    backbone
+        Name in ``models.registry``.
+    transforms
+        The type chooses how training images are varied: ``Augmentation`` transforms the network's input,
+        ``ScanViews`` draws views from the scan at its own size.
+    schedule
+        The type chooses the training loop.
+    calibration
+        ``None`` decides by the most probable class.
+    stress_tests
+        Whether a cross-validation also scores scans with changed framing, gray levels and quality.
     """
 
     name: str
+    summary: str
+    run_name: str
+    backbone: str
     preprocessing: Preprocessing
-    augmentation: Augmentation
-    test_share: float
-    split_seed: int
-    hidden: int
-    dropout: float
-    learning_rate: float
-    batch: int
-    epochs: int
+    head: Head
+    transforms: Augmentation | ScanViews
+    schedule: HeadTraining | FineTuning | Distillation
+    split: SplitPolicy = field(default_factory=lambda: SplitPolicy(("reference", "stratified", "grouped")))
+    calibration: Calibration | None = None
+    stress_tests: bool = False
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a training learns from trained bundles (``--teacher``)."""
+        return isinstance(self.schedule, Distillation)
 
-REFERENCE = Recipe(
-    name="reference",
-    preprocessing=Preprocessing(channel_order="BGR", scale=1 / 255),
-    augmentation=Augmentation(
-        rotation=30, height_shift=0.2, width_shift=0.2, shear=0.2, zoom=0.2, horizontal_flip=True
-    ),
-    test_share=0.2,
-    split_seed=42,
-    hidden=256,
-    dropout=0.5,
-    learning_rate=0.001,  # Keras' default for Adam
-    batch=32,
-    epochs=25,
-)
-
-# What ``robust.py`` takes from here: the network and its normalisation. Its steps and its augmentation are there.
-ROBUST = Recipe(
-    name="robust",
-    # RGB mean and deviation that torchvision's ImageNet weights were trained with; torchvision models docs.
-    preprocessing=Preprocessing(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)),
-    augmentation=Augmentation(),
-    test_share=REFERENCE.test_share,
-    split_seed=REFERENCE.split_seed,
-    hidden=256,
-    dropout=0.5,
-    learning_rate=0.0001,
-    batch=32,
-    epochs=8,
-)
-
-# The network is that of ``small_network.py``, its steps are ``distil.Plan``: rate and batch here are that plan's.
-SMALL = Recipe(
-    name="small",
-    preprocessing=Preprocessing(),
-    augmentation=Augmentation(),
-    test_share=REFERENCE.test_share,
-    split_seed=REFERENCE.split_seed,
-    hidden=0,
-    dropout=0.2,
-    learning_rate=0.003,
-    batch=64,
-    epochs=20,
-)
-
-RECIPES = {recipe.name: recipe for recipe in (REFERENCE, ROBUST, SMALL)}
-
-
-def find_recipe(name: str) -> Recipe:
-    """A recipe by its name. Raises UsageError with the known names."""
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}", f"Recipes: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    def with_epochs(self, epochs: int) -> RecipeSpec:
+        """The same recipe, trained for ``epochs``."""
+        return replace(self, schedule=replace(self.schedule, epochs=epochs))

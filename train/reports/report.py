@@ -20,9 +20,9 @@ from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.metrics import details
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.loops.keras import load_keras
-from mri_edge.train.models.vgg16 import Network
+from mri_edge.train.models.network import Network
 from mri_edge.train.recipes import published as reference
-from mri_edge.train.recipes.base import Recipe
+from mri_edge.train.recipes.base import RecipeSpec
 
 from .page import page, picture, table
 
@@ -38,7 +38,7 @@ def draw_report(
     metrics: dict[str, Metric],
     history: Sequence[Epoch],
     labels: Labels,
-    recipe: Recipe,
+    recipe: RecipeSpec,
     *,
     beside: bool,
 ) -> dict[str, bytes | str]:
@@ -176,7 +176,7 @@ def _page(
     report: dict[str, dict[str, float]],
     metrics: dict[str, Metric],
     network: Network,
-    recipe: Recipe,
+    recipe: RecipeSpec,
     *,
     beside: bool,
 ) -> str:

@@ -1,8 +1,8 @@
-"""Augmentation that takes framing, grey levels and picture quality out of what a network can lean on.
+"""Augmentation that stops a network from relying on framing, gray levels and image quality.
 
-Healthy and tumour slices of public collections come from different scanners, windows, crops and
-JPEG encoders. A network that reads those instead of the brain is right at home and wrong
-elsewhere, so each of them is drawn anew for every picture, without looking at its label.
+Healthy and tumor slices of public collections come from different scanners, windows, crops and JPEG encoders. A
+network that reads those instead of the brain is right on its own data and wrong elsewhere, so each of them is
+randomized for every picture, regardless of the label.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from PIL import Image, ImageFilter
 
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.recipes.base import ScanViews
 
 Grey = NDArray[np.uint8]
 _Field = NDArray[np.float32]
 _Box = tuple[int, int, int, int]
 
-ROTATION_DEGREES = 25.0
-# Views whose grey levels stay as the file has them: most scans that a device meets are like that.
-UNTOUCHED_SHARE = 0.3
+DEFAULT = ScanViews()
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,9 @@ def augment(
     reference: Grey,
     preprocessing: Preprocessing,
     change: Callable[[np.random.Generator, Grey], Grey] | None = None,
+    transforms: ScanViews = DEFAULT,
 ) -> Grey:
-    """One random view of a slice.
+    """Draw one random view of a slice.
 
     Parameters
     ----------
@@ -114,40 +114,42 @@ def augment(
         Its size and kernel make the view's.
     change
         Applied to the reframed slice before everything else, such as ``lesions.draw_lesion``.
+    transforms
+        Probability and range of each transform.
 
     Returns
     -------
     uint8 (height, width), contiguous.
     """
-    view = fit(_reframe(rng, scan), preprocessing)
+    view = fit(_reframe(rng, scan, transforms), preprocessing)
     if change is not None:
         view = change(rng, view)
-    if rng.random() < 0.5:
+    if rng.random() < transforms.flip_probability:
         view = view[:, ::-1]
-    if rng.random() < 0.6:
-        angle = rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES)
+    if rng.random() < transforms.rotation_probability:
+        angle = rng.uniform(-transforms.rotation, transforms.rotation)
         view = np.asarray(_picture(view).rotate(angle, Image.Resampling.BILINEAR))
-    if rng.random() < UNTOUCHED_SHARE:
+    if rng.random() < transforms.untouched_probability:
         return np.ascontiguousarray(view)
-    if rng.random() < 0.35:
+    if rng.random() < transforms.histogram_probability:
         view = match_histogram(view, reference)
     field = view.astype(np.float32)
-    if rng.random() < 0.3:
-        field = _uneven_coil(rng, field)
-    if rng.random() < 0.8:
-        field = _window(rng, field)
-    field = _degrade(rng, field)
-    if rng.random() < 0.15:
+    if rng.random() < transforms.coil_probability:
+        field = _uneven_coil(rng, field, transforms)
+    if rng.random() < transforms.window_probability:
+        field = _window(rng, field, transforms)
+    field = _degrade(rng, field, transforms)
+    if rng.random() < transforms.writing_probability:
         field = _write_at_edges(rng, field)
     return _eight_bits(field)
 
 
-def _reframe(rng: np.random.Generator, scan: Slice) -> Grey:
-    """A crop or a padding, about the head or about the picture; changes place, size and aspect ratio."""
-    if rng.random() < 0.5:
-        (top, left, bottom, right), least, most = scan.head, -0.04, 0.30
+def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews) -> Grey:
+    """Crop or pad, around the head or the picture; this changes position, size and aspect ratio."""
+    if rng.random() < transforms.head_crop_probability:
+        (top, left, bottom, right), (least, most) = scan.head, transforms.head_margin
     else:
-        (top, left, bottom, right), least, most = (0, 0, *scan.grey.shape), -0.15, 0.15
+        (top, left, bottom, right), (least, most) = (0, 0, *scan.grey.shape), transforms.picture_margin
     height, width = bottom - top, right - left
     margin = rng.uniform(least, most, 4)
     return cut(
@@ -161,36 +163,39 @@ def _reframe(rng: np.random.Generator, scan: Slice) -> Grey:
     )
 
 
-def _window(rng: np.random.Generator, field: _Field) -> _Field:
-    """Window, gamma, contrast and brightness, as another console or viewer would have set them."""
+def _window(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _Field:
+    """Change window, gamma, contrast and brightness, as on another console or viewer."""
     bright = float(np.percentile(field, 99.5)) + 1
-    black = rng.uniform(-0.02, 0.08) * bright
-    white = rng.uniform(0.75, 1.25) * bright
+    black = rng.uniform(*transforms.black_level) * bright
+    white = rng.uniform(*transforms.white_level) * bright
     windowed = (field - black) / (white - black) if rng.random() < 0.7 else field / 255
-    toned = np.clip(windowed, 0, 1) ** np.exp(rng.uniform(-0.5, 0.5)) * rng.uniform(0.45, 1.05)
+    toned = np.clip(windowed, 0, 1) ** np.exp(rng.uniform(-transforms.log_gamma, transforms.log_gamma)) * rng.uniform(
+        *transforms.contrast
+    )
     if rng.random() < 0.3:
         toned += rng.uniform(0, 0.12)
     return np.asarray(np.clip(toned * 255, 0, 255), np.float32)
 
 
-def _uneven_coil(rng: np.random.Generator, field: _Field) -> _Field:
-    """A smooth factor of up to 1.35 either way: the bias field of a receive coil, second order."""
+def _uneven_coil(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _Field:
+    """Multiply by a smooth factor, up to 1.35 in both directions: the bias field of a receive coil, second order."""
     down, across = np.meshgrid(*(np.linspace(-1, 1, size) for size in field.shape), indexing="ij")
     terms = np.stack([across, down, across * down, across**2 - 1 / 3, down**2 - 1 / 3])
     bias = np.tensordot(rng.normal(size=len(terms)), terms, 1)
-    bias *= rng.uniform(0.05, 0.3) / (np.abs(bias).max() + 1e-6)
+    bias *= rng.uniform(*transforms.coil_strength) / (np.abs(bias).max() + 1e-6)
     return np.asarray(np.clip(field * np.exp(bias), 0, 255), np.float32)
 
 
-def _degrade(rng: np.random.Generator, field: _Field) -> _Field:
-    """Blur, lost resolution or sharpening; noise; JPEG at a quality of 25 to 89."""
-    if rng.random() < 0.35:
+def _degrade(rng: np.random.Generator, field: _Field, transforms: ScanViews = DEFAULT) -> _Field:
+    """Blur, lose resolution or sharpen; add noise; encode as JPEG."""
+    if rng.random() < transforms.focus_probability:
         field = np.asarray(_refocus(rng, _picture(_eight_bits(field))), np.float32)
-    if rng.random() < 0.3:
-        field = field + rng.normal(0, rng.uniform(1, 8), field.shape).astype(np.float32)
-    if rng.random() < 0.3:
+    if rng.random() < transforms.noise_probability:
+        field = field + rng.normal(0, rng.uniform(*transforms.noise), field.shape).astype(np.float32)
+    if rng.random() < transforms.jpeg_probability:
         encoded = io.BytesIO()
-        _picture(_eight_bits(field)).save(encoded, "JPEG", quality=int(rng.integers(25, 90)))
+        quality = int(rng.integers(*transforms.jpeg_quality))
+        _picture(_eight_bits(field)).save(encoded, "JPEG", quality=quality)
         field = np.asarray(Image.open(encoded), np.float32)
     return field
 

@@ -1,0 +1,123 @@
+"""The scans of a data folder, decoded once: network-sized pixels, slices at their own size, near-duplicate groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.errors import OutputError
+from mri_edge.scans.frame import Pixels
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.transforms.mri import Slice
+
+from . import duplicates
+from .folder import Decoded, Scan, decode, pixel_bytes
+
+Indices = NDArray[np.intp]
+
+_LARGEST_SLICE = 512 * 512  # bytes of the largest slices that are common in public data sets
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The scans of a data folder; arrays have one entry per scan.
+
+    ``slices`` have their own size (empty where no recipe needs them), ``pixels`` are uint8 (N, height, width, 3) RGB
+    at the network's size; ``source`` is the folder above the class folders, ``group`` the near-duplicate group.
+    """
+
+    scans: Sequence[Scan]
+    slices: list[Slice]
+    pixels: NDArray[np.uint8]
+    label: Indices
+    source: NDArray[np.str_]
+    group: Indices
+    hashes: duplicates.Hashes
+
+
+def collect(
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing,
+    *,
+    patients: Sequence[str] | None = None,
+    store: Path | None = None,
+    with_slices: bool = True,
+) -> Collection:
+    """Decode every scan once.
+
+    Parameters
+    ----------
+    patients
+        The patient of each scan: scans of one patient are in one group, together with near-duplicates.
+    store
+        Folder for the pixels and slices, which are mapped from there; ``None`` keeps them in memory.
+    with_slices
+        Also keep the slices at their own size.
+
+    Raises
+    ------
+    DataError
+        Scans cannot be read; the message names all of them.
+    OutputError
+        The store cannot be written.
+    """
+    if not with_slices:
+        decoded, slices = decode(scans, preprocessing, store / "pixels.npy" if store else None), {}
+    elif store is None:
+        decoded, slices = _decode_in_memory(scans, preprocessing)
+    else:
+        decoded, slices = _decode_to_disk(scans, preprocessing, store)
+    return Collection(
+        scans=scans,
+        slices=[slices[index] for index in sorted(slices)],
+        pixels=decoded.pixels,
+        label=np.array([scan.label for scan in scans]),
+        source=np.array([scan.source for scan in scans]),
+        group=duplicates.groups(decoded.hashes, patients=patients),
+        hashes=decoded.hashes,
+    )
+
+
+def store_bytes(scans: Sequence[Scan], preprocessing: Preprocessing, *, with_slices: bool = True) -> int:
+    """Return the bytes that ``collect`` writes to its store, at most, for scans of the usual sizes."""
+    return pixel_bytes(scans, preprocessing) + (len(scans) * _LARGEST_SLICE if with_slices else 0)
+
+
+def _decode_in_memory(scans: Sequence[Scan], preprocessing: Preprocessing) -> tuple[Decoded, dict[int, Slice]]:
+    slices: dict[int, Slice] = {}
+
+    def keep(index: int, picture: Pixels) -> None:
+        slices[index] = Slice.from_pixels(picture)
+
+    return decode(scans, preprocessing, None, keep), slices
+
+
+def _decode_to_disk(
+    scans: Sequence[Scan], preprocessing: Preprocessing, store: Path
+) -> tuple[Decoded, dict[int, Slice]]:
+    """Decode, and append all slices to one file that is mapped afterwards."""
+    places: dict[int, tuple[int, tuple[int, ...], tuple[int, int, int, int]]] = {}
+    lock = Lock()
+    try:
+        with open(store / "slices", "w+b") as file:
+
+            def keep(index: int, picture: Pixels) -> None:
+                own_size = Slice.from_pixels(picture)
+                with lock:
+                    places[index] = file.tell(), own_size.grey.shape, own_size.head
+                    file.write(own_size.grey.tobytes())
+
+            decoded = decode(scans, preprocessing, store / "pixels.npy", keep)
+            file.flush()
+            mapped = np.asarray(np.memmap(file, np.uint8, "r"))
+    except OSError as error:
+        raise OutputError(f"{store}: cannot write ({error.strerror})", "Make room, or name another folder") from error
+    return decoded, {
+        index: Slice(mapped[start : start + height * width].reshape(height, width), head)
+        for index, (start, (height, width), head) in places.items()
+    }

@@ -1,0 +1,125 @@
+"""The role of each image: which test, which validate, which train, and which are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.bundles.split import Role, Split, SplitImage
+from mri_edge.storage.atomic import fingerprint
+from mri_edge.train.recipes import published
+from mri_edge.train.recipes.base import SplitPolicy
+
+from . import duplicates, folds
+from .audit import check_roles
+from .collection import Collection, Indices
+from .folder import Scan
+from .splits import as_split, choose_test
+
+VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
+_GROUPED_TEST_FOLDS = 5
+# The reference's own split, which every recipe that keeps its test images apart must know.
+_REFERENCE_SPLIT = SplitPolicy(("reference",))
+
+
+def assign_roles(
+    data: Collection, policy: SplitPolicy, split: str, label_names: Sequence[str], left_out: Sequence[Scan] = ()
+) -> Split:
+    """Give every image its role, by the policy of a recipe and the name of a split.
+
+    Raises
+    ------
+    DataError
+        Too few images or groups, or a role has no image of some label.
+    """
+    if policy.keep_apart:
+        return choose_roles(data, split, left_out)
+    test = choose_test(split, data.label, data.group, test_share=policy.test_fraction, seed=policy.seed)
+    check_roles(data.label, test, label_names)
+    return as_split(data.scans, test, left_out)
+
+
+def rows_of(split: Split, data: Collection) -> tuple[Indices, Indices, Indices]:
+    """Return the rows of the collection that train, validate and test.
+
+    Scans that were left out from the start are at the end of a split and have no row.
+    """
+    roles = np.array([image.role for image in split.images[: len(data.scans)]])
+    train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
+    return train, validation, test
+
+
+def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
+    """Assign roles so that no near-duplicate of a test image trains or validates.
+
+    With ``"reference"`` the reference's own test images test, if one source is exactly its data set; otherwise, and
+    with ``"grouped"``, a fifth of the groups tests. Slices close to a test image are excluded, like ``left_out``. One
+    in eight of the remaining groups validates, separately in every class folder.
+
+    Raises
+    ------
+    DataError
+        A class folder has too few groups of slices to hold any out.
+    """
+    test = _reference_test(data) if split == "reference" else None
+    if test is None:
+        test = np.asarray(hold_out(data, np.arange(len(data.scans)), _GROUPED_TEST_FOLDS))
+    kept_apart = near(data, test)
+    roles: list[Role] = ["train"] * len(data.scans)
+    for index in np.flatnonzero(kept_apart):
+        roles[index] = "excluded"
+    for index in test:
+        roles[index] = "test"
+    usable = np.flatnonzero(~kept_apart)
+    for index in usable[hold_out(data, usable)]:
+        roles[index] = "validation"
+    roles += ["excluded"] * len(left_out)
+    images = zip([*data.scans, *left_out], roles, strict=True)
+    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in images))
+
+
+def may_train(data: Collection) -> NDArray[np.bool_]:
+    """Return bool (N,): False for the reference's test images, if they are in the data, and all images near them."""
+    test = _reference_test(data)
+    return np.ones(len(data.scans), bool) if test is None else ~near(data, test)
+
+
+def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
+    """Return True for the chosen images, all images of their groups, and all within ``KEEP_APART_BITS`` of one."""
+    mask = np.isin(data.group, data.group[chosen])
+    for first, second in duplicates.close_pairs(data.hashes, duplicates.KEEP_APART_BITS):
+        if first in chosen or second in chosen:
+            mask[[first, second]] = True
+    return mask
+
+
+def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS) -> Indices:
+    """Return positions in ``candidates`` of the first of ``parts`` folds, as ``grouped_folds`` makes them."""
+    return grouped_folds(data, candidates, parts)[0]
+
+
+def grouped_folds(data: Collection, candidates: Indices, parts: int) -> list[Indices]:
+    """Return positions in ``candidates`` that each fold holds out: whole groups, balanced over class folders.
+
+    Raises DataError if there are too few groups.
+    """
+    folder = np.array([data.scans[index].folder for index in candidates])
+    return folds.by_group(folder, data.group[candidates], parts)
+
+
+def _reference_test(data: Collection) -> Indices | None:
+    """Return the test images of the source that is the reference's data set, or None if there is none."""
+    for source in np.unique(data.source):
+        members = np.flatnonzero(data.source == source)
+        if fingerprint(data.scans[index].sha256 for index in members) == published.DATA:
+            test = choose_test(
+                "reference",
+                data.label[members],
+                data.group[members],
+                test_share=_REFERENCE_SPLIT.test_fraction,
+                seed=_REFERENCE_SPLIT.seed,
+            )
+            return np.asarray(members[test])
+    return None

@@ -1,0 +1,24 @@
+"""All backbones by name: what a recipe can build on."""
+
+from __future__ import annotations
+
+from mri_edge.errors import UsageError
+
+from .backbone import Backbone
+from .small_cnn import SMALL_CNN
+from .vgg16 import VGG16
+
+BACKBONES: dict[str, Backbone] = {"vgg16": VGG16, "small_cnn": SMALL_CNN}
+
+
+def register(name: str, backbone: Backbone) -> Backbone:
+    """Add a backbone under a name."""
+    BACKBONES[name] = backbone
+    return backbone
+
+
+def find_backbone(name: str) -> Backbone:
+    """Return a backbone by its name. Raises UsageError that lists the known names."""
+    if name not in BACKBONES:
+        raise UsageError(f"unknown backbone {name!r}", f"Backbones: {', '.join(BACKBONES)}")
+    return BACKBONES[name]

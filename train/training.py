@@ -1,0 +1,340 @@
+"""Train one network by a recipe: the type of its schedule chooses the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.data.collection import Collection, Indices
+from mri_edge.train.data.folder import Labels
+from mri_edge.train.data.sampling import view_maker
+from mri_edge.train.evaluation import calibration
+from mri_edge.train.loops import distil
+from mri_edge.train.loops.finetune import Batch, Plan, fast_precision, finetune
+from mri_edge.train.loops.head import Epoch, Images, fit
+from mri_edge.train.loops.keras import load_keras
+from mri_edge.train.loops.progress import step_progress, training_progress
+from mri_edge.train.models.network import Network, build_network, predict
+from mri_edge.train.models.registry import find_backbone
+from mri_edge.train.models.weights import BackboneWeights
+from mri_edge.train.recipes.base import (
+    Augmentation,
+    Calibration,
+    Distillation,
+    FineTuning,
+    HeadTraining,
+    RecipeSpec,
+    ScanViews,
+)
+
+Teacher = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: the images and their roles, and where its state is kept.
+
+    Attributes
+    ----------
+    train, validation, watched
+        Rows of ``data``. ``validation`` images choose temperature and threshold, where the recipe calibrates; the
+        loss on ``watched`` images is shown after each epoch of a head training, and decides nothing.
+    weights
+        Of the backbone; ``None`` draws them, which serves tests.
+    store
+        Folder for checkpoint and features; ``None`` keeps none.
+    label
+        Put before each line of progress: ``"fold 2/5"``.
+    """
+
+    data: Collection
+    labels: Labels
+    train: Indices
+    validation: Indices
+    watched: Indices
+    weights: BackboneWeights | None
+    seed: int
+    store: Path | None = None
+    label: str = ""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """File that holds the state of the training."""
+        return self.store / "checkpoint.npz" if self.store else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished network and how it was made.
+
+    ``network`` computes in float32 and is what ships; ``quick`` has the same weights in the precision of the training.
+    ``temperature`` is built into both. ``details`` go into the manifest.
+    """
+
+    network: Network
+    quick: Network
+    temperature: float | None
+    threshold: float | None
+    details: dict[str, Any]
+    history: Sequence[Epoch] = ()
+
+
+def train_model(job: Job, recipe: RecipeSpec, pool: distil.Pool | None = None) -> Trained:
+    """Train on ``job.train``, calibrate on ``job.validation``; a distillation learns from ``pool``."""
+    if isinstance(recipe.schedule, HeadTraining):
+        return _train_head(job, recipe, recipe.schedule)
+    if isinstance(recipe.schedule, FineTuning):
+        return _fine_tune(job, recipe, recipe.schedule)
+    if pool is None:
+        raise ValueError("a distillation needs a pool of views")
+    return _distil(job, recipe, recipe.schedule, pool)
+
+
+def schedule_of(recipe: RecipeSpec) -> dict[str, Any]:
+    """Return the schedule as it is recorded with a cross-validation, in plain types."""
+    schedule = recipe.schedule
+    if isinstance(schedule, HeadTraining):
+        return dataclasses.asdict(schedule)
+    return dataclasses.asdict(_finetune_plan(schedule) if isinstance(schedule, FineTuning) else distil_plan(schedule))
+
+
+def _train_head(job: Job, recipe: RecipeSpec, schedule: HeadTraining) -> Trained:
+    backbone = find_backbone(recipe.backbone).build(
+        job.weights, recipe.preprocessing.height, recipe.preprocessing.width
+    )
+    network = build_network(backbone, recipe.head, schedule.learning_rate, len(job.labels.names), job.seed)
+    parts = [Images(job.data.pixels, rows, job.data.label[rows]) for rows in (job.train, job.watched)]
+    with training_progress(len(job.train), schedule.epochs, f"{job.label}, " if job.label else "") as progress:
+        history = fit(
+            network,
+            *parts,
+            recipe,
+            seed=job.seed,
+            checkpoint=job.checkpoint,
+            say=progress.note,
+            began=progress.started,
+            trained=progress.images,
+            epoch_ended=progress.epoch,
+        )
+    temperature = threshold = None
+    details = _head_details(recipe, schedule)
+    if recipe.calibration:
+        temperature, threshold = calibrate(network, job, recipe.preprocessing, recipe.calibration)
+        details |= _calibration_facts(job, recipe.calibration, temperature)
+    return Trained(network, network, temperature, threshold, details, history)
+
+
+def _head_details(recipe: RecipeSpec, schedule: HeadTraining) -> dict[str, Any]:
+    transforms = recipe.transforms
+    return {
+        "name": recipe.name,
+        "preprocessing": dataclasses.asdict(recipe.preprocessing),
+        "augmentation": dataclasses.asdict(transforms if isinstance(transforms, Augmentation) else Augmentation()),
+        "test_share": recipe.split.test_fraction,
+        "split_seed": recipe.split.seed,
+        "hidden": recipe.head.hidden,
+        "dropout": recipe.head.dropout,
+        "learning_rate": schedule.learning_rate,
+        "batch": schedule.batch,
+        "epochs": schedule.epochs,
+    }
+
+
+def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
+    backbone = find_backbone(recipe.backbone)
+    classes = len(job.labels.names)
+    precision = fast_precision()
+    plan = _finetune_plan(schedule)
+    working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
+    views_of = view_maker(
+        job.data,
+        job.train,
+        recipe.preprocessing,
+        _views(recipe),
+        steps=plan.warm_steps + plan.steps,
+        batch=schedule.batch,
+        labels=job.labels,
+        seed=job.seed,
+    )
+
+    def make_batch(step: int) -> Batch:
+        views, label = views_of(step)
+        targets = np.full((len(label), classes), schedule.label_smoothing / classes, np.float32)
+        targets[np.arange(len(label)), label] += 1 - schedule.label_smoothing
+        return recipe.preprocessing.normalise(views[..., None].repeat(3, axis=-1)), targets
+
+    with step_progress(job.label or "fine-tuning", first=plan.warm_steps, every=schedule.epoch_steps) as report:
+        losses = finetune(
+            working.whole,
+            working.backbone,
+            plan,
+            make_batch,
+            report,
+            stages=backbone.stages,
+            checkpoint=job.checkpoint,
+            every=schedule.epoch_steps,
+        )
+    # The same weights in a network that computes in float32: this one is kept and exported.
+    network = build_in_precision(None, recipe, classes, job.seed, "float32")
+    network.whole.set_weights(working.whole.get_weights())
+    policy = recipe.calibration or Calibration()
+    temperature, threshold = calibrate(network, job, recipe.preprocessing, policy)
+    working.whole.set_weights(network.whole.get_weights())
+    return Trained(
+        network,
+        working,
+        temperature,
+        threshold,
+        {
+            "architecture": dataclasses.asdict(recipe.head),
+            "plan": dataclasses.asdict(plan),
+            "precision": precision,
+            "batch": schedule.batch,
+            "label_smoothing": schedule.label_smoothing,
+            "drawn_lesion_share": _views(recipe).lesion_probability if classes == 2 else 0,
+            "loss_by_epoch": _means(losses, schedule.epoch_steps),
+            **_calibration_facts(job, policy, temperature),
+        },
+    )
+
+
+def _finetune_plan(schedule: FineTuning) -> Plan:
+    return Plan(
+        frozen_blocks=schedule.frozen_stages,
+        warm_steps=schedule.warmup_steps,
+        warm_rate=schedule.warmup_rate,
+        steps=schedule.steps,
+        rate=schedule.learning_rate,
+        rise=schedule.rise,
+        weight_decay=schedule.weight_decay,
+        largest_gradient=schedule.largest_gradient,
+        averaging=schedule.averaging,
+    )
+
+
+def build_in_precision(
+    weights: BackboneWeights | None, recipe: RecipeSpec, classes: int, seed: int, precision: str
+) -> Network:
+    """Build a recipe's network with a Keras dtype policy; ``weights`` of ``None`` are random."""
+    keras = load_keras()
+    backbone = find_backbone(recipe.backbone)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        keras.utils.set_random_seed(seed)
+        layers = backbone.build(weights, recipe.preprocessing.height, recipe.preprocessing.width)
+        if backbone.ignore_color:
+            backbone.ignore_color(layers, recipe.preprocessing)
+        return build_network(layers, recipe.head, recipe.schedule.learning_rate, classes, seed)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def draw_pool(
+    job: Job, recipe: RecipeSpec, teacher: Teacher, store: Path, report: distil.Report = lambda done, total, loss: None
+) -> distil.Pool:
+    """Draw the pool's views of the training images with the teacher's answers; reuse a complete pool in ``store``."""
+    if (found := distil.open_pool(store)) is not None:
+        return found
+    schedule = recipe.schedule
+    assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
+    steps = schedule.pool_views // schedule.batch
+    views_of = view_maker(
+        job.data,
+        job.train,
+        recipe.preprocessing,
+        _views(recipe),
+        steps=steps,
+        batch=schedule.batch,
+        labels=job.labels,
+        seed=job.seed,
+    )
+    return distil.make_pool(lambda step: views_of(step)[0], steps, teacher, store, report)
+
+
+def pool_bytes(recipe: RecipeSpec) -> int:
+    """Return the bytes that ``draw_pool`` writes to its store, 0 where the recipe has no pool."""
+    views = recipe.schedule.pool_views if isinstance(recipe.schedule, Distillation) else 0
+    return views * recipe.preprocessing.height * recipe.preprocessing.width
+
+
+def _distil(job: Job, recipe: RecipeSpec, schedule: Distillation, pool: distil.Pool) -> Trained:
+    student = find_backbone(recipe.backbone).student
+    if student is None:
+        raise ValueError(f"backbone {recipe.backbone!r} cannot be distilled")
+    classes, plan = len(job.labels.names), distil_plan(schedule)
+    trainable = student.build_trainable(recipe, classes, job.seed)
+    with step_progress(job.label or "distilling", every=len(pool.answers) // schedule.batch) as report:
+        losses = distil.distil(trainable, pool, plan, job.seed, report)
+    network = student.build_shipped(recipe, classes)
+    student.fold(trainable, network)
+    policy = recipe.calibration or Calibration()
+    temperature, threshold = calibrate(network, job, recipe.preprocessing, policy)
+    return Trained(
+        network,
+        network,
+        temperature,
+        threshold,
+        {
+            "architecture": student.architecture(recipe),
+            "plan": dataclasses.asdict(plan),
+            "pool_views": len(pool.answers),
+            "loss_by_epoch": np.reshape(losses, (schedule.epochs, -1)).mean(axis=1).tolist(),
+            "temperature": temperature,
+            "threshold_rule": policy.threshold_rule,
+            "validation_images": len(job.validation),
+        },
+    )
+
+
+def distil_plan(schedule: Distillation) -> distil.Plan:
+    """Return the schedule as the plan of the loop."""
+    return distil.Plan(
+        epochs=schedule.epochs,
+        batch=schedule.batch,
+        rate=schedule.learning_rate,
+        rise=schedule.rise,
+        weight_decay=schedule.weight_decay,
+        temperature=schedule.temperature,
+    )
+
+
+def calibrate(network: Network, job: Job, preprocessing: Preprocessing, policy: Calibration) -> tuple[float, float]:
+    """Build the temperature that fits the validation images best into ``network``.
+
+    Returns
+    -------
+    The temperature, and the threshold chosen on the calibrated probabilities.
+    """
+    label, positive = job.data.label[job.validation], job.labels.positive
+    probabilities = predict(network.whole, job.data.pixels, preprocessing, rows=job.validation)
+    temperature = calibration.fit_temperature(probabilities, label)
+    calibration.build_in_temperature(network.whole, temperature)
+    scores = calibration.scale_probabilities(probabilities, temperature)[:, positive]
+    return temperature, calibration.choose_threshold(scores, (label == positive).astype(int), policy.target_sensitivity)
+
+
+def _calibration_facts(job: Job, policy: Calibration, temperature: float) -> dict[str, Any]:
+    return {
+        "temperature": temperature,
+        "threshold_rule": policy.threshold_rule,
+        "target_sensitivity": policy.target_sensitivity,
+        "validation_images": len(job.validation),
+    }
+
+
+def _views(recipe: RecipeSpec) -> ScanViews:
+    if not isinstance(recipe.transforms, ScanViews):
+        raise TypeError(f"recipe {recipe.name!r} trains on views of the scans: its transforms must be ScanViews")
+    return recipe.transforms
+
+
+def _means(losses: Sequence[float], steps: int) -> list[float]:
+    return [float(np.mean(losses[start : start + steps])) for start in range(0, len(losses), steps)]
