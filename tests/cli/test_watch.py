@@ -304,8 +304,8 @@ def test_scans_that_end_the_program_each_time_are_put_aside(places, death, code)
 import os, sys
 from mri_edge import cli
 from mri_edge.inference.classifier import Classifier
-predict = Classifier.predict
-Classifier.predict = lambda self, scan, **how: {death} if "poison" in str(scan) else predict(self, scan, **how)
+predict = Classifier.predict_frames
+Classifier.predict_frames = lambda self, scan, **how: {death} if "poison" in str(scan) else predict(self, scan, **how)
 sys.exit(cli.run(sys.argv[1:]))
 """
     command = [sys.executable, "-c", deadly, *places.command("--once", "--settle", "0")]
