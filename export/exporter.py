@@ -17,7 +17,7 @@ from mri_edge.authoring.keras_file import KERAS
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
 from mri_edge.authoring.writer import BundleWriter, rewriting
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.commands.progress import Pace
 from mri_edge.engines import open_engine
@@ -82,7 +82,7 @@ class Source:
 class Result:
     """One artefact and how it compares."""
 
-    artefact: Artefact
+    artefact: Artifact
     comparison: Comparison
 
     def __str__(self) -> str:
@@ -244,7 +244,7 @@ def _add(
         comparison = compare(
             answer, images, writer.manifest, gate, engine=engine.name, provider=engine.provider, threads=engine.threads
         )
-        artefact = Artefact(
+        artefact = Artifact(
             file=one.FILE,
             format=one.FORMAT,
             precision=one.PRECISION,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge.bundles.bundle import Bundle, check_self_contained
-from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest
+from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import sha256_of, whole_folder
 
@@ -44,7 +44,7 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
     kept = [one for one in bundle.entries() if keep is None or one.file in keep]
     manifest = replace(
         bundle.manifest,
-        artefacts=tuple(one for one in kept if isinstance(one, Artefact)),
+        artefacts=tuple(one for one in kept if isinstance(one, Artifact)),
         documents=tuple(one for one in kept if isinstance(one, Document)),
     )
     with whole_folder(target) as staging:
@@ -126,7 +126,7 @@ class BundleWriter:
         path.unlink(missing_ok=True)
         return path
 
-    def add_artefact(self, artefact: Artefact) -> Artefact:
+    def add_artefact(self, artefact: Artifact) -> Artifact:
         """List a model file that was written at ``path(artefact.file)``; returns it with size and hash filled in.
 
         Raises BundleError for an ONNX file with external data: the manifest would vouch for a part of the model alone.

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from mri_edge.errors import BundleError, IntegrityError
 
-from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
+from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artifact, Document, Manifest
 
 LARGEST = 4 << 30  # bytes, of a whole packed bundle
 SIGNATURE_BYTES = 64
@@ -50,7 +50,7 @@ class Archive:
         signature = [(SIGNATURE, self.signature)] if self.signature is not None else []
         return [(MANIFEST, self.manifest), *signature]
 
-    def place(self, manifest: Manifest) -> Sequence[Artefact | Document]:
+    def place(self, manifest: Manifest) -> Sequence[Artifact | Document]:
         """Find where each listed file lies; returns them in their order.
 
         Raises
@@ -69,7 +69,7 @@ class Archive:
             raise IntegrityError(f"{self.path}: {self.size} bytes, by its manifest it has {place + len(END)}", AGAIN)
         return entries
 
-    def read(self, entry: Artefact | Document) -> bytes:
+    def read(self, entry: Artifact | Document) -> bytes:
         """Content of a listed file as it stands there; its hash is for the caller to compare. Raises IntegrityError."""
         with self._open() as file:
             file.seek(self._places[entry.file])
@@ -145,9 +145,9 @@ def padded(size: int) -> int:
     return size + -size % _BLOCK
 
 
-def in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
+def in_order(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
     """The listed files by name, after it was seen that every system can hold them beside one another."""
-    listed: list[Artefact | Document] = [*manifest.artefacts, *manifest.documents]
+    listed: list[Artifact | Document] = [*manifest.artefacts, *manifest.documents]
     entries = sorted(listed, key=lambda one: one.file.encode())
     taken = {_folded(MANIFEST), _folded(SIGNATURE)}
     folders: set[str] = set()

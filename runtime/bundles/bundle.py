@@ -15,7 +15,7 @@ from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from .archive import Archive
-from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
+from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artifact, Document, Manifest
 from .onnx_external import outside_part
 
 EMBEDDED = Path(__file__).parents[1] / "models"
@@ -127,11 +127,11 @@ class Bundle:
         """The signature that stands beside the manifest, unchecked; None if there is none."""
         return self.archive.signature if self.archive else _read_signature(self.folder)
 
-    def entries(self) -> tuple[Artefact | Document, ...]:
+    def entries(self) -> tuple[Artifact | Document, ...]:
         """Every listed file: artefacts, then documents."""
         return (*self.manifest.artefacts, *self.manifest.documents)
 
-    def read(self, entry: Artefact | Document) -> bytes:
+    def read(self, entry: Artifact | Document) -> bytes:
         """Content of a listed file whose SHA-256 is the manifest's.
 
         The file is read once and these bytes are hashed: use them, for the file may be another by now.
@@ -154,11 +154,11 @@ class Bundle:
             except OSError as error:
                 raise _unreadable(path, error) from error
         self._check_hash(path, entry, hashlib.sha256(content).hexdigest())
-        if isinstance(entry, Artefact):
+        if isinstance(entry, Artifact):
             check_self_contained(content, path)
         return content
 
-    def path_of(self, entry: Artefact | Document) -> Path:
+    def path_of(self, entry: Artifact | Document) -> Path:
         """Path of a listed file, after its SHA-256 was compared with the manifest's.
 
         The file may be exchanged before the path is opened: use ``read`` wherever bytes will do.
@@ -180,8 +180,8 @@ class Bundle:
         for entry in self.entries():
             self.read(entry)
 
-    def artefact(self, name: str) -> Artefact:
-        """Artefact by file name, with or without the leading ``model.``: ``"int8.onnx"``.
+    def artefact(self, name: str) -> Artifact:
+        """Artifact by file name, with or without the leading ``model.``: ``"int8.onnx"``.
 
         Raises
         ------
@@ -215,7 +215,7 @@ class Bundle:
             if path.is_symlink() or not (path.is_dir() or (path.is_file() and name in listed)):
                 yield path
 
-    def _check_size(self, entry: Artefact | Document) -> None:
+    def _check_size(self, entry: Artifact | Document) -> None:
         path = self.folder / entry.file
         try:
             size = path.stat().st_size
@@ -230,7 +230,7 @@ class Bundle:
                 "The file was changed or not copied to its end: copy the bundle again",
             )
 
-    def _check_hash(self, path: Path, entry: Artefact | Document, found: str) -> None:
+    def _check_hash(self, path: Path, entry: Artifact | Document, found: str) -> None:
         if found != entry.sha256:
             raise IntegrityError(
                 f"{path}: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…",

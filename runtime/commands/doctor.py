@@ -11,7 +11,7 @@ import click
 from mri_edge import __version__
 from mri_edge.benchmarking.trial import Outcome, Trial, attempt
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, installed, is_32_bit_arm, memory
 from mri_edge.engines import EngineFile, engine_files, remedy
@@ -122,7 +122,7 @@ def _examine(one: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
     return Finding(one.NAME, version, provider, works, detail)
 
 
-def _artefact_for(one: EngineFile, provider: str, bundle: Bundle | None) -> Artefact | None:
+def _artefact_for(one: EngineFile, provider: str, bundle: Bundle | None) -> Artifact | None:
     """The smallest that the engine opens; off the CPU a float32 one, since few accelerators run all of int8."""
     fitting = [item for item in allowed(bundle) if item.file.endswith(one.SUFFIXES)] if bundle else []
     return min(
@@ -132,7 +132,7 @@ def _artefact_for(one: EngineFile, provider: str, bundle: Bundle | None) -> Arte
     )
 
 
-def _judge(outcome: Outcome, artefact: Artefact | None) -> tuple[bool | None, str]:
+def _judge(outcome: Outcome, artefact: Artifact | None) -> tuple[bool | None, str]:
     if outcome.problem:
         return False, outcome.problem
     if artefact is None:

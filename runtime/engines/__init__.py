@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.bundles.manifest import Artefact, TensorSpec
+from mri_edge.bundles.manifest import Artifact, TensorSpec
 from mri_edge.bundles.onnx_external import outside_part
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import is_32_bit_arm
@@ -60,7 +60,7 @@ class ModelFile:
     sha256: str
 
     @classmethod
-    def of(cls, bundle: Bundle, artefact: Artefact) -> ModelFile:
+    def of(cls, bundle: Bundle, artefact: Artifact) -> ModelFile:
         """Read an artefact of a bundle. Raises IntegrityError if the file was changed."""
         return cls(artefact.file, bundle.read(artefact), artefact.sha256)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mri_edge.bundles.arrays import parse_array
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse, read
-from mri_edge.bundles.manifest import Artefact, Document
+from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
 from mri_edge.scans.frame import Pixels
@@ -197,7 +197,7 @@ def _compare_pixels(
     return Check(stage, subject, "", "differs", detail)
 
 
-def _compare_probabilities(artefact: Artefact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
+def _compare_probabilities(artefact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
     apart = float(np.abs(found - expected).max())
     tolerance = _TOLERANCES[artefact.precision]
     if apart == 0:
@@ -210,7 +210,7 @@ def _compare_probabilities(artefact: Artefact, engine: str, found: Probabilities
 def _compare_labels(
     bundle: Bundle,
     scans: tuple[Document, ...],
-    artefact: Artefact,
+    artefact: Artifact,
     engine: str,
     found: Probabilities,
     expected: Probabilities,
@@ -230,7 +230,7 @@ def _compare_labels(
     return Check("label", artefact.file, engine, "differs" if flipped else "same", "; ".join(flipped))
 
 
-def engine_here(artefact: Artefact) -> str | None:
+def engine_here(artefact: Artifact) -> str | None:
     """The preferred engine, if the artefact is one for devices and the engine is installed."""
     try:
         file = engine_for(artefact.file)
@@ -239,7 +239,7 @@ def engine_here(artefact: Artefact) -> str | None:
     return None if file.missing() else file.NAME
 
 
-def probabilities_of(bundle: Bundle, artefact: Artefact, engine: str, tensors: Pixels) -> Probabilities:
+def probabilities_of(bundle: Bundle, artefact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
     """Run one artefact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
     opened = open_engine(ModelFile.of(bundle, artefact), engine=engine, provider="cpu")
     try:
