@@ -43,8 +43,10 @@ def stack_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     (folder / "stack.py").write_text(_recipe(), encoding="utf-8")
     monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(folder)])
     readers._names.cache_clear()
+    readers._reader.cache_clear()
     yield
     readers._names.cache_clear()
+    readers._reader.cache_clear()
     sys.modules.pop(MODULE, None)
 
 
