@@ -16,7 +16,7 @@ from mri_edge.authoring.keras_file import KERAS
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
 from mri_edge.authoring.writer import BundleWriter, rewriting
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.commands.progress import Pace
 from mri_edge.engines import open_engine
@@ -52,7 +52,7 @@ class Source:
 class Result:
     """One artefact and its comparison with the Keras model."""
 
-    artefact: Artefact
+    artefact: Artifact
     comparison: Comparison
 
     def __str__(self) -> str:
@@ -195,7 +195,7 @@ def _add_artefact(
         comparison = compare(
             answer, images, writer.manifest, gate, engine=engine.name, provider=engine.provider, threads=engine.threads
         )
-        artefact = Artefact(
+        artefact = Artifact(
             file=target.FILE,
             format=target.FORMAT,
             precision=target.PRECISION,

@@ -31,7 +31,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 # All public names and the modules they live in. Each is imported when it is first used, so that `import mri_edge`
 # costs nothing. Errors that only training and export raise are in `mri_edge.errors`.
 _HOMES = {
-    "Artefact": "bundles.manifest",
+    "Artifact": "bundles.manifest",
     "Bundle": "bundles.bundle",
     "BundleError": "errors",
     "Classifier": "inference.classifier",
@@ -61,7 +61,7 @@ __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle as Bundle
-    from mri_edge.bundles.manifest import Artefact as Artefact
+    from mri_edge.bundles.manifest import Artifact as Artifact
     from mri_edge.bundles.manifest import Manifest as Manifest
     from mri_edge.engines import Engine as Engine
     from mri_edge.inference.classifier import Classifier as Classifier

@@ -1,4 +1,4 @@
-"""The ``mri-edge`` command: a table of commands, and the one place where errors become exit codes."""
+"""The ``mri-edge`` command: the table of commands, and the only place where errors become exit codes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# name -> (module, attribute, line in --help). Strings, so that `mri-edge --help` imports none of
-# them and the light part never imports the rooms `train` and `export`.
+# name -> (module, attribute, line in --help). These are strings, so that `mri-edge --help` imports no command, and the
+# runtime never imports the packages `train` and `export`.
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
     "watch": ("mri_edge.commands.watch", "watch", "Classify each scan that arrives in a folder, as a service does."),
@@ -85,24 +85,24 @@ Research use only: not a medical device.
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """End as other programs do when what reads their output has left: without a word, and no input has failed."""
+    """Exit silently with 141, as other programs do, when the program that reads the output has ended."""
     try:
         yield
     except (BrokenPipeError, SystemExit) as error:
-        # rich turns the one into the other, with exit code 1.
+        # rich turns a BrokenPipeError into a SystemExit with code 1.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         from mri_edge.storage.atomic import discard_stdout
 
         discard_stdout()
-        raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as shells say it
+        raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as in shells
 
 
 class CommandTable(Group):
-    """A group whose commands are imported when they are chosen."""
+    """A group that imports a command only when it is chosen."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Parse the arguments, which prints what --help and --version ask for."""
+        """Parse the arguments; this prints the output of --help and --version."""
         with _reader_may_leave():
             return super().make_context(*arguments, **options)
 
@@ -124,7 +124,7 @@ class CommandTable(Group):
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete from the table alone: importing every command would take a second at each key."""
+        """Complete names from the table: importing every command would take a second at each key press."""
         from click.shell_completion import CompletionItem
 
         names = [
@@ -133,7 +133,7 @@ class CommandTable(Group):
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands from the table alone."""
+        """List the commands from the table, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
@@ -182,15 +182,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fill_closed_streams() -> None:
-    """Open the null device in the place of standard streams that are closed.
+    """Open the null device in place of closed standard streams.
 
-    Else the next file that is opened takes the number of one, and what a library writes to the stream goes into it.
+    Otherwise the next file that is opened gets the descriptor of one of them, and a library's messages go into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 (it stays open)
 
@@ -200,7 +200,7 @@ def run(arguments: list[str] | None = None) -> int:
     if sys.stdout is None:
         click.echo("mri-edge: error: standard output is closed. Write it to a file or to /dev/null", err=True)
         return OutputError.exit_code
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is written out, as on stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what its encoding lacks, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # None is what click returns for a command without an exit code of its own.
@@ -214,14 +214,14 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         from mri_edge.storage.atomic import discard_stdout
 
-        discard_stdout()  # what is written to files says their names, so it was this
+        discard_stdout()  # errors of other files have a file name, so this one concerns standard output
         click.echo(f"mri-edge: error: cannot write the output ({error.strerror}). Make room and run again", err=True)
         return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"
-        words = printable(explain(error).rstrip("."))
-        click.echo(f"mri-edge: error: {words}{'' if words.endswith('?') else '.'} See '{path} --help'", err=True)
+        message = printable(explain(error).rstrip("."))
+        click.echo(f"mri-edge: error: {message}{'' if message.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
-    except click.Abort as error:  # its text, if it has one, says how to go on
+    except click.Abort as error:  # its text, if any, says how to continue
         click.echo(f"mri-edge: interrupted{f'. {error}' if str(error) else ''}", err=True)
-        return 130  # 128 + SIGINT, as shells say it
+        return 130  # 128 + SIGINT, as in shells

@@ -31,7 +31,7 @@ _BOUNDS: dict[str, dict[str, Any]] = {
     "Preprocessing.height": {"minimum": 1},
     "Preprocessing.width": {"minimum": 1},
     "Preprocessing.deviation": {"not": {"contains": {"const": 0}}},
-    "Artefact.file": _PLAIN_RELATIVE,
+    "Artifact.file": _PLAIN_RELATIVE,
     "Document.file": _PLAIN_RELATIVE,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artefact, Creation, Manifest, TensorSpec, Training
+from mri_edge.bundles.manifest import Artifact, Creation, Manifest, TensorSpec, Training
 from mri_edge.scans.preprocessing import Preprocessing
 
 # A run that was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
@@ -142,9 +142,9 @@ def tiny_manifest() -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def tiny_artefact() -> Artefact:
+def tiny_artefact() -> Artifact:
     """The manifest's entry for ``tiny_onnx`` as ``model.onnx``, before its size and hash are known."""
-    return Artefact(
+    return Artifact(
         file="model.onnx",
         format="onnx",
         precision="float32",
@@ -156,7 +156,7 @@ def tiny_artefact() -> Artefact:
 
 
 @pytest.fixture
-def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artefact) -> Path:
+def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Path:
     """A bundle folder of its own for each test, with ``tiny_onnx`` as its one artefact ``model.onnx``."""
     folder = tmp_path / "tiny"
     with new_bundle(folder, tiny_manifest) as writer:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.bundles.manifest import Artefact, TensorSpec
+from mri_edge.bundles.manifest import Artifact, TensorSpec
 from mri_edge.scans.preprocessing import Preprocessing
 
 KERAS = "model.keras"
 
 
-def keras_artefact(preprocessing: Preprocessing, classes: int) -> Artefact:
+def keras_artefact(preprocessing: Preprocessing, classes: int) -> Artifact:
     """The manifest entry of ``model.keras``, before size and hash are known."""
-    return Artefact(
+    return Artifact(
         file=KERAS,
         format="keras",
         precision="float32",

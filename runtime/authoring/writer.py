@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge.bundles.bundle import Bundle, check_self_contained
-from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest
+from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_folder, sha256_of
 
@@ -44,7 +44,7 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
     kept = [entry for entry in bundle.entries() if keep is None or entry.file in keep]
     manifest = replace(
         bundle.manifest,
-        artefacts=tuple(entry for entry in kept if isinstance(entry, Artefact)),
+        artefacts=tuple(entry for entry in kept if isinstance(entry, Artifact)),
         documents=tuple(entry for entry in kept if isinstance(entry, Document)),
     )
     with atomic_folder(target) as staging:
@@ -126,7 +126,7 @@ class BundleWriter:
         path.unlink(missing_ok=True)
         return path
 
-    def add_artefact(self, artefact: Artefact) -> Artefact:
+    def add_artefact(self, artefact: Artifact) -> Artifact:
         """List a model file that was written at ``path(artefact.file)``. Returns it with size and hash.
 
         Raises BundleError for an ONNX file with external data, because the manifest would not cover all of the model.

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, memory
 from mri_edge.engines import check_threads, engine_file, engine_files, remedy
@@ -62,7 +62,7 @@ PROFILES = {
 class Subject:
     """One artefact in one engine. ``problem`` is a reason, known beforehand, why it cannot run on this machine."""
 
-    artefact: Artefact
+    artefact: Artifact
     engine: str
     problem: str | None = None
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from mri_edge.errors import BundleError, IntegrityError
 
-from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
+from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artifact, Document, Manifest
 
 LARGEST = 4 << 30  # bytes of a packed bundle
 SIGNATURE_BYTES = 64
@@ -56,7 +56,7 @@ class Archive:
         signature = [(SIGNATURE, self.signature)] if self.signature is not None else []
         return [(MANIFEST, self.manifest), *signature]
 
-    def place(self, manifest: Manifest) -> Sequence[Artefact | Document]:
+    def place(self, manifest: Manifest) -> Sequence[Artifact | Document]:
         """Compute the offset of each listed file; returns the files in their order.
 
         Raises
@@ -75,7 +75,7 @@ class Archive:
             raise IntegrityError(f"{self.path}: {self.size} bytes, by its manifest it has {offset + len(END)}", AGAIN)
         return entries
 
-    def read(self, entry: Artefact | Document) -> bytes:
+    def read(self, entry: Artifact | Document) -> bytes:
         """Read a listed file. The caller compares its hash. Raises IntegrityError."""
         with self._open() as file:
             file.seek(self._offsets[entry.file])
@@ -151,9 +151,9 @@ def padded(size: int) -> int:
     return size + -size % _BLOCK
 
 
-def in_order(manifest: Manifest, origin: str) -> Sequence[Artefact | Document]:
+def in_order(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
     """The listed files sorted by name. Raises BundleError for names that are not valid together on every system."""
-    listed: list[Artefact | Document] = [*manifest.artefacts, *manifest.documents]
+    listed: list[Artifact | Document] = [*manifest.artefacts, *manifest.documents]
     entries = sorted(listed, key=lambda entry: entry.file.encode())
     taken = {_folded(MANIFEST), _folded(SIGNATURE)}
     folders: set[str] = set()

@@ -15,7 +15,7 @@ from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from .archive import Archive
-from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artefact, Document, Manifest
+from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artifact, Document, Manifest
 from .onnx_external import find_external_data
 
 EMBEDDED = Path(__file__).parents[1] / "models"
@@ -128,11 +128,11 @@ class Bundle:
         """The bundle's signature, unchecked; None if it is not signed."""
         return self.archive.signature if self.archive else _read_signature(self.folder)
 
-    def entries(self) -> tuple[Artefact | Document, ...]:
+    def entries(self) -> tuple[Artifact | Document, ...]:
         """All listed files: artefacts, then documents."""
         return (*self.manifest.artefacts, *self.manifest.documents)
 
-    def read(self, entry: Artefact | Document) -> bytes:
+    def read(self, entry: Artifact | Document) -> bytes:
         """Read a listed file and compare its SHA-256 with the manifest.
 
         Use the returned bytes, not the file: it may be replaced at any time.
@@ -145,11 +145,11 @@ class Bundle:
             An ONNX file that stores a part of the model in another file.
         """
         content = self.read_hashed(entry)
-        if isinstance(entry, Artefact):
+        if isinstance(entry, Artifact):
             check_self_contained(content, self.folder / entry.file)
         return content
 
-    def read_hashed(self, entry: Artefact | Document) -> bytes:
+    def read_hashed(self, entry: Artifact | Document) -> bytes:
         """As ``read``, without looking for data in other files: whoever opens the model does that."""
         path = self.folder / entry.file
         if self.archive:
@@ -164,7 +164,7 @@ class Bundle:
         self._check_hash(path, entry, hashlib.sha256(content).hexdigest())
         return content
 
-    def path_of(self, entry: Artefact | Document) -> Path:
+    def path_of(self, entry: Artifact | Document) -> Path:
         """Compare a listed file's SHA-256 with the manifest and return its path.
 
         The file may be replaced before the path is opened: prefer ``read``.
@@ -186,7 +186,7 @@ class Bundle:
         for entry in self.entries():
             self.read(entry)
 
-    def artefact(self, name: str) -> Artefact:
+    def artefact(self, name: str) -> Artifact:
         """Find an artefact by its file name, with or without the leading ``model.``: ``"int8.onnx"``.
 
         Raises
@@ -221,7 +221,7 @@ class Bundle:
             if path.is_symlink() or not (path.is_dir() or (path.is_file() and name in listed)):
                 yield path
 
-    def _check_size(self, entry: Artefact | Document) -> None:
+    def _check_size(self, entry: Artifact | Document) -> None:
         path = self.folder / entry.file
         try:
             size = path.stat().st_size
@@ -236,7 +236,7 @@ class Bundle:
                 "The file was changed or not copied to its end: copy the bundle again",
             )
 
-    def _check_hash(self, path: Path, entry: Artefact | Document, found: str) -> None:
+    def _check_hash(self, path: Path, entry: Artifact | Document, found: str) -> None:
         if found != entry.sha256:
             raise IntegrityError(
                 f"{path}: SHA-256 is {found[:12]}…, the manifest says {entry.sha256[:12]}…",

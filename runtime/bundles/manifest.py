@@ -50,7 +50,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """One model file of the bundle.
 
     ``file`` is relative to the bundle. ``format`` is ``keras``, ``onnx``, ``tflite`` or another that an engine opens.
@@ -162,7 +162,7 @@ class Manifest:
     positive: int
     threshold: float | None
     preprocessing: Preprocessing
-    artefacts: tuple[Artefact, ...]
+    artefacts: tuple[Artifact, ...]
     creation: Creation
     training: Training
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -223,7 +223,7 @@ class Manifest:
         manifest._check(origin)
         return manifest
 
-    def artefact(self, file: str) -> Artefact | None:
+    def artefact(self, file: str) -> Artifact | None:
         """The artefact with that file name, or None."""
         return next((artefact for artefact in self.artefacts if artefact.file == file), None)
 

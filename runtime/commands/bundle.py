@@ -35,7 +35,7 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 
 @bundle.command(epilog="\b\nExample:\n  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/")
 @required_bundle_argument
-@click.option("--artefact", "artefacts", multiple=True, required=True, help="Artefact to keep; may be repeated.")
+@click.option("--artefact", "artefacts", multiple=True, required=True, help="Artifact to keep; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.option("--name", help="Name of the model in the new manifest (default: unchanged).")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")

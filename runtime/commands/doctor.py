@@ -11,7 +11,7 @@ import click
 from mri_edge import __version__
 from mri_edge.benchmarking.trial import Outcome, Trial, attempt
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, installed, is_32_bit_arm, memory
 from mri_edge.engines import EngineFile, engine_files, remedy
@@ -126,7 +126,7 @@ def _examine(file: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
     return Finding(file.NAME, version, provider, works, detail)
 
 
-def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artefact | None:
+def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artifact | None:
     """The smallest artefact that the engine opens; float32 on accelerators, few of which run all of int8."""
     fitting = [artefact for artefact in allowed(bundle) if artefact.file.endswith(file.SUFFIXES)] if bundle else []
     return min(
@@ -136,7 +136,7 @@ def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Art
     )
 
 
-def _judge(outcome: Outcome, artefact: Artefact | None) -> tuple[bool | None, str]:
+def _judge(outcome: Outcome, artefact: Artifact | None) -> tuple[bool | None, str]:
     if outcome.problem:
         return False, outcome.problem
     if artefact is None:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.bundles.bundle import Bundle, check_self_contained
-from mri_edge.bundles.manifest import Artefact, TensorSpec
+from mri_edge.bundles.manifest import Artifact, TensorSpec
 from mri_edge.bundles.onnx_external import find_external_data
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import is_32_bit_arm
@@ -61,7 +61,7 @@ class ModelFile:
     is_self_contained: bool = False
 
     @classmethod
-    def of(cls, bundle: Bundle, artefact: Artefact) -> ModelFile:
+    def of(cls, bundle: Bundle, artefact: Artifact) -> ModelFile:
         """Read an artefact of a bundle.
 
         Raises

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Engine, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
@@ -50,7 +50,7 @@ class Classifier:
     def __init__(
         self,
         bundle: Bundle,
-        artefact: Artefact,
+        artefact: Artifact,
         engine: Engine,
         *,
         batch_size: int = DEFAULT_BATCH,

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.errors import InputError, OutputError, UsageError
 
 from .prediction import SCHEMA_VERSION, Failure, Prediction, as_json
@@ -47,7 +47,7 @@ class Journal:
         The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, model: str, artefact: Artefact | None = None) -> None:
+    def __init__(self, path: Path, model: str, artefact: Artifact | None = None) -> None:
         from mri_edge.storage.lock import lock
 
         self.path = path

@@ -10,7 +10,7 @@ from importlib import import_module
 from time import perf_counter
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.engines import Engine, ModelFile, engine_file, open_engine
 from mri_edge.errors import ProviderUnavailable
 from mri_edge.scans.result_warning import ResultWarning
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class LoadedModel:
     """What came up. ``warnings`` belong into every prediction."""
 
-    artefact: Artefact
+    artefact: Artifact
     engine: Engine
     batch_size: int
     warnings: tuple[ResultWarning, ...]

@@ -1,8 +1,7 @@
-"""Golden values: what a bundle's scans gave when it was made, to be replayed on any device, stage by stage.
+"""Golden values: the results for a bundle's scans when it was made, replayed on any device stage by stage.
 
-Each stage is fed with what was recorded of the stage before, so that the first one that differs is
-the one at fault: file -> decoded pixels -> resized tensor -> probabilities. Only the label comes
-from the device's own chain, end to end.
+The input of each stage is the recorded output of the stage before, so that the first stage that differs is the one at
+fault: file -> decoded pixels -> resized tensor -> probabilities. Only the label is computed end to end on the device.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from mri_edge.bundles.arrays import parse_array
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse, read
-from mri_edge.bundles.manifest import Artefact, Document
+from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
 from mri_edge.scans.frame import Pixels
@@ -38,9 +37,9 @@ _ARRAYS_LIMIT = 256 << 20  # bytes when unpacked; six demo scans take some 2 MB
 Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
 Status = Literal["same", "near", "differs", "not tried"]
 
-# The JPEG standard leaves the rounding of the inverse transform open. libjpeg-turbo with its accurate
-# transform gives the same everywhere (Pillow, OpenCV and TensorFlow agreed on 257 of 257 scans), other
-# libraries may be 1 or 2 apart. A decoder with the fast transform is 3 apart, and up to 27: that is named.
+# The JPEG standard does not fix the rounding of the inverse transform. libjpeg-turbo with its accurate transform gives
+# the same result everywhere (Pillow, OpenCV and TensorFlow agreed on 257 of 257 scans); other libraries may differ by 1
+# or 2. A decoder with the fast transform differs by 3 to 27, and that is reported.
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _LOSSY_TOLERANCE = 2
 # By the precision of the artefact. float32: kernels sum in different orders (ONNX Runtime, OpenVINO and
@@ -52,7 +51,7 @@ _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. ``near``: not equal, but no more apart than ``detail`` explains."""
+    """One comparison. ``near``: not equal, but the difference is no larger than ``detail`` explains."""
 
     stage: Stage
     subject: str
@@ -70,17 +69,17 @@ class Report:
     @property
     def first_difference(self) -> Check | None:
         """The earliest comparison that failed, or None."""
-        return next((one for one in self.checks if one.status == "differs"), None)
+        return next((check for check in self.checks if check.status == "differs"), None)
 
     @property
     def recorded(self) -> bool:
-        """Whether there was a record to compare with, and every hash was right."""
-        return any(one.stage == "pixels" for one in self.checks)
+        """Whether there was a record to compare with, and every hash was correct."""
+        return any(check.stage == "pixels" for check in self.checks)
 
     @property
     def replayed(self) -> int:
-        """How many artefacts were really run, each engine counted."""
-        return sum(one.stage == "probabilities" and one.status != "not tried" for one in self.checks)
+        """Number of runs of an artefact in an engine."""
+        return sum(check.stage == "probabilities" and check.status != "not tried" for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class _Golden:
-    """The record as read: scans as listed files, their pixels, tensors, and probabilities by artefact."""
+    """The record: scans as listed files, their pixels, tensors, and probabilities by artefact."""
 
     scans: tuple[Document, ...]
     pixels: tuple[Pixels, ...]
@@ -105,14 +104,14 @@ class _Golden:
 
 
 def is_golden(file: str) -> bool:
-    """Whether a file of a bundle is a part of the golden record."""
+    """Whether a file of a bundle belongs to the golden record."""
     return file in (RECORD, ARRAYS) or file.startswith(FOLDER)
 
 
 def replay(bundle: Bundle) -> Report:
-    """Compare this device with the record: hashes first, then each stage, on the CPU by every engine that is here.
+    """Compare this device with the record: first the hashes, then each stage on the CPU, in every installed engine.
 
-    A bundle without a record has its hashes checked and no more. When a hash differs nothing else is tried.
+    Without a record only the hashes are checked. If a hash differs, nothing else is tried.
 
     Raises
     ------
@@ -120,7 +119,7 @@ def replay(bundle: Bundle) -> Report:
         The record is not one of ours, although its hash is right.
     """
     checks = list(_hashes(bundle))
-    if all(one.status == "same" for one in checks) and (golden := _read(bundle)):
+    if all(check.status == "same" for check in checks) and (golden := _read(bundle)):
         own = []
         for scan, expected in zip(golden.scans, golden.pixels, strict=True):
             check, pixels = _decode(bundle, scan, expected)
@@ -129,7 +128,7 @@ def replay(bundle: Bundle) -> Report:
         checks += _tensors(bundle, golden)
         checks += _answers(bundle, golden, own)
     order = ("hashes", "pixels", "tensor", "probabilities", "label")
-    return Report(tuple(sorted(checks, key=lambda one: order.index(one.stage))))
+    return Report(tuple(sorted(checks, key=lambda check: order.index(check.stage))))
 
 
 def _hashes(bundle: Bundle) -> Iterator[Check]:
@@ -147,13 +146,13 @@ def _decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pi
     except InputError as error:
         return Check("pixels", scan.file, "", "differs", str(error)), expected
     tolerance = _LOSSY_TOLERANCE if scan.file.lower().endswith(_LOSSY) else 0
-    words = f"another build of the JPEG or WebP decoder rounds otherwise; up to {tolerance} is let pass"
-    return _compare_pixels("pixels", scan.file, pixels, expected, tolerance, words), pixels
+    reason = f"another build of the JPEG or WebP decoder rounds otherwise; up to {tolerance} is accepted"
+    return _compare_pixels("pixels", scan.file, pixels, expected, tolerance, reason), pixels
 
 
 def _tensors(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
     for scan, pixels, expected in zip(golden.scans, golden.pixels, golden.tensors, strict=True):
-        # Integer arithmetic: no machine may differ.
+        # Integer arithmetic gives the same result on every machine.
         yield _compare_pixels(
             "tensor", scan.file, bundle.manifest.preprocessing.resize_picture(pixels), expected, 0, ""
         )
@@ -183,7 +182,7 @@ def _answers(bundle: Bundle, golden: _Golden, own: list[Pixels]) -> Iterator[Che
 
 
 def _compare_pixels(
-    stage: Literal["pixels", "tensor"], subject: str, found: Pixels, expected: Pixels, tolerance: int, words: str
+    stage: Literal["pixels", "tensor"], subject: str, found: Pixels, expected: Pixels, tolerance: int, reason: str
 ) -> Check:
     if found.shape != expected.shape:
         return Check(stage, subject, "", "differs", f"{found.shape} in place of {expected.shape}")
@@ -193,24 +192,24 @@ def _compare_pixels(
         return Check(stage, subject, "", "same")
     detail = f"up to {largest} of 255 apart, at {np.count_nonzero(apart):,} of {apart.size:,} values"
     if largest <= tolerance:
-        return Check(stage, subject, "", "near", f"{detail}: {words}")
+        return Check(stage, subject, "", "near", f"{detail}: {reason}")
     return Check(stage, subject, "", "differs", detail)
 
 
-def _compare_probabilities(artefact: Artefact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
+def _compare_probabilities(artefact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
     apart = float(np.abs(found - expected).max())
     tolerance = _TOLERANCES[artefact.precision]
     if apart == 0:
         return Check("probabilities", artefact.file, engine, "same")
     detail = f"up to {apart:.2g} apart; {tolerance:g} is expected of {artefact.precision}"
-    # NaN is near nothing.
+    # NaN is not <= the tolerance, so it differs.
     return Check("probabilities", artefact.file, engine, "near" if apart <= tolerance else "differs", detail)
 
 
 def _compare_labels(
     bundle: Bundle,
     scans: tuple[Document, ...],
-    artefact: Artefact,
+    artefact: Artifact,
     engine: str,
     found: Probabilities,
     expected: Probabilities,
@@ -230,8 +229,8 @@ def _compare_labels(
     return Check("label", artefact.file, engine, "differs" if flipped else "same", "; ".join(flipped))
 
 
-def engine_here(artefact: Artefact) -> str | None:
-    """The preferred engine, if the artefact is one for devices and the engine is installed."""
+def engine_here(artefact: Artifact) -> str | None:
+    """Return the preferred engine of an artefact, or None if it is not installed or none opens such files."""
     try:
         file = engine_for(artefact.file)
     except EngineError:
@@ -239,7 +238,7 @@ def engine_here(artefact: Artefact) -> str | None:
     return None if file.missing() else file.NAME
 
 
-def probabilities_of(bundle: Bundle, artefact: Artefact, engine: str, tensors: Pixels) -> Probabilities:
+def probabilities_of(bundle: Bundle, artefact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
     """Run one artefact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
     opened = open_engine(ModelFile.of(bundle, artefact), engine=engine, provider="cpu")
     try:

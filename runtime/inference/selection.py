@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
 from mri_edge.engines import EngineFile, engine_file, engine_files, engine_for, remedy
@@ -48,7 +48,7 @@ class Selection:
         The provider on which the device profile was measured; None without a profile.
     """
 
-    artefact: Artefact
+    artefact: Artifact
     engine: str
     threads: int | None
     batch: int
@@ -81,13 +81,13 @@ def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True)
     return _untuned(*_by_rule(bundle, engine), run.threads, "by the rule for this CPU")
 
 
-def _untuned(artefact: Artefact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
+def _untuned(artefact: Artifact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
     if artefact.size_bytes <= TINY:
         return Selection(artefact, engine.NAME, threads or 1, _TINY_BATCH, reason)
     return Selection(artefact, engine.NAME, threads, DEFAULT_BATCH, reason)
 
 
-def allowed(bundle: Bundle) -> list[Artefact]:
+def allowed(bundle: Bundle) -> list[Artifact]:
     """Return the artefacts that may run without being named: all but those that failed their parity gate."""
     return [
         artefact
@@ -97,7 +97,7 @@ def allowed(bundle: Bundle) -> list[Artefact]:
 
 
 def _by_profile(
-    bundle: Bundle, artefact: Artefact | None, engine: EngineFile | None, run: RunOptions
+    bundle: Bundle, artefact: Artifact | None, engine: EngineFile | None, run: RunOptions
 ) -> Selection | None:
     try:
         if not os.path.isdir(profile_folder()):  # the usual case, which should import nothing
@@ -130,7 +130,7 @@ def _by_profile(
     )
 
 
-def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artefact, EngineFile]:
+def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, EngineFile]:
     processor, not_installed = cpu(), []
     for candidate in [engine] if engine else engine_files().values():
         artefacts = [artefact for artefact in allowed(bundle) if artefact.file.endswith(candidate.SUFFIXES)]

@@ -1,7 +1,7 @@
-"""The device profile: what ``mri-edge tune`` measured here, and which choice follows from it.
+"""The device profile: what ``mri-edge tune`` measured on this device, and the choice that follows from it.
 
-One small JSON file a bundle, read by every ``predict``: so its validity is checked by facts that
-cost microseconds, and nothing but ``json`` is needed to read it.
+It is one small JSON file for each bundle. Every ``predict`` reads it, so checking whether it is still valid takes
+microseconds, and reading it needs only ``json``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate: median milliseconds of a run on ``batch`` scans in memory, over ``runs`` runs.
+    """Median milliseconds of ``runs`` runs of one candidate, each on ``batch`` scans in memory.
 
-    ``provider`` is what was asked for, ``ran`` what came up.
+    ``provider`` is the one that was requested, ``ran`` the one that came up.
     """
 
     artefact: str
@@ -49,7 +49,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Profile:
-    """All measurements of one bundle on one device, and the facts that they hold for."""
+    """All measurements of one bundle on one device, and the hardware and libraries for which they are valid."""
 
     bundle: str
     cpu: str
@@ -67,23 +67,23 @@ class Profile:
         threads: int | None = None,
         many: bool = True,
     ) -> Measurement | None:
-        """The fastest measurement among those that fit what is given; None if none does.
+        """Return the fastest measurement with the given properties, or None.
 
-        ``many``: by time a scan over all batch sizes; else by time of a single scan.
+        With ``many`` the time per scan counts, at any batch size; otherwise the time of a single scan.
         """
-        fitting = [
-            one
-            for one in self.measurements
-            if one.provider == provider
-            and artefact in (None, one.artefact)
-            and engine in (None, one.engine)
-            and threads in (None, one.threads)
-            and (many or one.batch == 1)
+        candidates = [
+            measurement
+            for measurement in self.measurements
+            if measurement.provider == provider
+            and artefact in (None, measurement.artefact)
+            and engine in (None, measurement.engine)
+            and threads in (None, measurement.threads)
+            and (many or measurement.batch == 1)
         ]
-        return min(fitting, key=lambda one: one.ms_per_scan, default=None)
+        return min(candidates, key=lambda measurement: measurement.ms_per_scan, default=None)
 
     def staleness(self) -> str | None:
-        """Why the measurements no longer hold on this machine, or None."""
+        """Return why the measurements are no longer valid on this machine, or None."""
         if str(cpu()) != self.cpu:
             return f"it was made on another CPU, {self.cpu}"
         if (cores := available_cpus()) != self.cores:
@@ -97,7 +97,7 @@ class Profile:
         return "; ".join(changed) or None
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write to the profile folder, beside what still holds of other providers; returns the file.
+        """Write the profile, keep what is still valid of other providers, and return the file.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Profile:
             It cannot be written.
         """
         path = _path(self.bundle, folder)
-        with suppress(OSError):  # atomic_write says it better
+        with suppress(OSError):  # atomic_write reports it with a better message
             path.parent.mkdir(parents=True, exist_ok=True)
         whole = replace(self, measurements=(*self.measurements, *self._others(path)))
         atomic_write(path, json.dumps(asdict(whole), indent=1) + "\n")
@@ -114,21 +114,21 @@ class Profile:
     def _others(self, path: Path) -> list[Measurement]:
         try:
             before = _read(path)
-        except ManifestError:  # it is replaced
+        except ManifestError:  # it will be replaced
             return []
         if before is None or before.staleness():
             return []
-        measured = {one.provider for one in self.measurements}
-        return [one for one in before.measurements if one.provider not in measured]
+        measured = {measurement.provider for measurement in self.measurements}
+        return [measurement for measurement in before.measurements if measurement.provider not in measured]
 
 
 def load_profile(bundle: Bundle, folder: Path | None = None) -> Profile | None:
-    """The profile of a bundle on this device, stale or not; None without one.
+    """Return the profile of a bundle on this device, even a stale one; None if there is none.
 
     Raises
     ------
     ManifestError
-        The file is there but is no profile.
+        The file exists but is no profile.
     """
     return _read(_path(fingerprint_of(bundle), folder))
 
@@ -142,25 +142,29 @@ def _read(path: Path) -> Profile | None:
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
     profile = read(Profile, parse(text, str(path)), str(path))
-    if not all(one.batch >= 1 and one.threads >= 1 and one.ms > 0 for one in profile.measurements):
+    if not all(
+        measurement.batch >= 1 and measurement.threads >= 1 and measurement.ms > 0
+        for measurement in profile.measurements
+    ):
         raise ManifestError(f"{path}: has measurements that cannot be")
     return profile
 
 
 def fingerprint_of(bundle: Bundle) -> str:
-    """SHA-256 over the artefacts: name, hash and parity verdict, so that any change of one is seen."""
+    """Return a SHA-256 over the name, hash and parity verdict of every artefact, so that it shows any change."""
     return fingerprint(
-        f"{one.file}\0{one.sha256}\0{one.parity.verdict if one.parity else ''}" for one in bundle.manifest.artefacts
+        f"{artefact.file}\0{artefact.sha256}\0{artefact.parity.verdict if artefact.parity else ''}"
+        for artefact in bundle.manifest.artefacts
     )
 
 
 def library_versions() -> dict[str, str]:
-    """Version of mri-edge and of every installed package that an engine may use."""
+    """Return the versions of mri-edge and of every installed package that an engine may use."""
     return {"mri-edge": __version__, **installed(_packages())}
 
 
 def _packages() -> Iterable[str]:
-    return (package for one in engine_files().values() for package in one.PACKAGES)
+    return (package for engine in engine_files().values() for package in engine.PACKAGES)
 
 
 def _path(bundle: str, folder: Path | None) -> Path:

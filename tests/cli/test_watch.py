@@ -20,7 +20,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.cli import run
 from mri_edge.storage.atomic import sha256_of
 
@@ -29,7 +29,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artefact: Artefact) -> Path:
+def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Path:
     """A bundle for the fake engine: its answer is the mean grey level, and it opens at once."""
     from dataclasses import replace
 
@@ -304,8 +304,8 @@ def test_scans_that_end_the_program_each_time_are_put_aside(places, death, code)
 import os, sys
 from mri_edge import cli
 from mri_edge.inference.classifier import Classifier
-predict = Classifier.predict
-Classifier.predict = lambda self, scan, **how: {death} if "poison" in str(scan) else predict(self, scan, **how)
+predict = Classifier.predict_frames
+Classifier.predict_frames = lambda self, scan, **how: {death} if "poison" in str(scan) else predict(self, scan, **how)
 sys.exit(cli.run(sys.argv[1:]))
 """
     command = [sys.executable, "-c", deadly, *places.command("--once", "--settle", "0")]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artefact, Manifest, TensorSpec
+from mri_edge.bundles.manifest import Artifact, Manifest, TensorSpec
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
@@ -99,7 +99,7 @@ def trained(model, split: Split, tiny_manifest: Manifest, tmp_path_factory: pyte
     with new_bundle(folder, dataclasses.replace(tiny_manifest, preprocessing=IMAGENET)) as writer:
         model.save(writer.path("model.keras"))
         writer.add_artefact(
-            Artefact(
+            Artifact(
                 file="model.keras",
                 format="keras",
                 precision="float32",

@@ -19,7 +19,7 @@ from mri_edge import Classifier
 from mri_edge.authoring.golden import record
 from mri_edge.authoring.writer import new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import MANIFEST, Artefact, Document, Manifest, Novelty
+from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest, Novelty
 from mri_edge.bundles.split import CONDENSED, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, IntegrityError, MriEdgeError
@@ -197,7 +197,7 @@ def test_hostile_arrays_end_in_words(full: Path, file: str, content: bytes) -> N
 
 @pytest.fixture
 def explaining(
-    tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artefact
+    tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact
 ) -> Callable[..., Path]:
     """Makes a bundle whose model gives four features, with the plane and the limit that it is given."""
     onnx = pytest.importorskip("onnx", reason="the model is made with onnx (extra 'dev')")
@@ -324,5 +324,5 @@ def test_control_codes_of_a_manifest_reach_no_terminal(full: Path, tmp_path: Pat
 def test_a_document_beside_the_manifest_is_not_read(tiny_bundle: Path) -> None:
     """What the manifest does not list does not exist."""
     (tiny_bundle / "metrics.json").write_text("not JSON")
-    assert all(isinstance(one, Artefact | Document) for one in Bundle.open(tiny_bundle).entries())
+    assert all(isinstance(one, Artifact | Document) for one in Bundle.open(tiny_bundle).entries())
     read_all(tiny_bundle)

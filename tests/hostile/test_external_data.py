@@ -10,7 +10,7 @@ from mri_edge import Classifier
 from mri_edge.authoring.packing import pack
 from mri_edge.authoring.writer import new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import MANIFEST, Artefact, Manifest
+from mri_edge.bundles.manifest import MANIFEST, Artifact, Manifest
 from mri_edge.bundles.onnx_external import find_external_data
 from mri_edge.engines import engine_files, open_engine
 from mri_edge.errors import BundleError, EngineError
@@ -191,7 +191,7 @@ def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, t
 
 
 def test_such_a_bundle_is_not_made(
-    tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artefact, tmp_path: Path
+    tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact, tmp_path: Path
 ) -> None:
     model = onnx.load(tiny_onnx)
     in_subgraph(model)

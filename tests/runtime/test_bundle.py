@@ -14,7 +14,7 @@ import pytest
 from mri_edge.authoring.packing import pack, unpack
 from mri_edge.authoring.writer import check_target, new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle, embedded_models
-from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Artefact, Manifest
+from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Artifact, Manifest
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
 from mri_edge.storage.atomic import sha256_of
 
@@ -111,7 +111,7 @@ def test_check_free_sees_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.
 # --- changing
 
 
-def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artefact) -> None:
+def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artifact) -> None:
     with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.int8.onnx").write_bytes(b"smaller")
         stamped = writer.add_artefact(replace(tiny_artefact, file="model.int8.onnx", precision="int8"))
@@ -121,7 +121,7 @@ def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artefact)
     assert [one.file for one in bundle.manifest.artefacts] == ["model.onnx", "model.int8.onnx"]
 
 
-def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artefact: Artefact) -> None:
+def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artefact: Artifact) -> None:
     before = _contents(tiny_bundle)
     with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy") as writer:
         # The copy's files are hard links: writing must not reach the original through them.
@@ -134,7 +134,7 @@ def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path,
     assert (tmp_path / "copy" / "model.onnx").read_bytes() == b"changed"
 
 
-def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact: Artefact) -> None:
+def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact: Artifact) -> None:
     before = _contents(tiny_bundle)
     with pytest.raises(ZeroDivisionError), rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.onnx").write_bytes(b"half")

@@ -17,7 +17,7 @@ from mri_edge import Classifier
 from mri_edge.authoring import golden
 from mri_edge.authoring.writer import new_bundle, rewriting
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.cli import run
 from mri_edge.inference import replay
 from mri_edge.inference.prediction import Latency, Prediction, decide
@@ -37,7 +37,7 @@ Make = Callable[[int, "float | None"], Path]
 
 
 @pytest.fixture
-def make(tmp_path: Path, tiny_manifest: Manifest, tiny_artefact: Artefact) -> Make:
+def make(tmp_path: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Make:
     """Makes a bundle for the fake engine with this positive label and threshold."""
 
     def made(positive: int, threshold: float | None) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artefact, Manifest
+from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.cli import run
 from mri_edge.services.watch.outbox import Outbox
 from mri_edge.storage.atomic import atomic_file, atomic_move, atomic_write
@@ -137,7 +137,7 @@ def test_a_scan_that_moves_to_another_disk_is_there_before_it_goes_here(tmp_path
 
 @pytest.mark.parametrize("disks", [1, 2])
 def test_watch_has_the_result_on_disk_before_the_scan_leaves(
-    request, tmp_path, storage, tiny_manifest: Manifest, tiny_artefact: Artefact, disks
+    request, tmp_path, storage, tiny_manifest: Manifest, tiny_artefact: Artifact, disks
 ):
     with new_bundle(tmp_path / "bundle", tiny_manifest) as writer:
         writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')

@@ -14,7 +14,7 @@ import mri_edge
 
 # Removing a name breaks somebody's program: change this list together with CHANGELOG.md.
 PUBLIC = [
-    "Artefact",
+    "Artifact",
     "Bundle",
     "BundleError",
     "Classifier",

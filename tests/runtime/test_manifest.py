@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_edge.authoring.card import card
-from mri_edge.bundles.manifest import Artefact, Calibration, Document, Manifest, Metric, Parity
+from mri_edge.bundles.manifest import Artifact, Calibration, Document, Manifest, Metric, Parity
 from mri_edge.bundles.split import Split
 from mri_edge.errors import ManifestError
 
@@ -24,7 +24,7 @@ SCHEMA = CHECKOUT / "runtime" / "bundles" / "manifest.schema.json"
 
 
 @pytest.fixture(scope="session")
-def full(tiny_manifest: Manifest, tiny_artefact: Artefact) -> Manifest:
+def full(tiny_manifest: Manifest, tiny_artefact: Artifact) -> Manifest:
     """A manifest in which every optional part is there."""
     parity = Parity("undecided", images=51, max_difference=0.01, mean_difference=0.001, flips=1)
     return replace(
@@ -56,7 +56,7 @@ def _refused(data: Any) -> str:
 # --- calibration
 
 
-def test_an_int8_artefact_tells_what_set_its_own_ranges(full: Manifest, tiny_artefact: Artefact) -> None:
+def test_an_int8_artefact_tells_what_set_its_own_ranges(full: Manifest, tiny_artefact: Artifact) -> None:
     """The bundle's record is that of the last one; artefacts of older bundles have no other."""
     searched = Calibration("search", images=9, seed=1, fingerprint="2" * 64)
     own = replace(tiny_artefact, file="own.onnx", precision="int8", made_with={"calibration": asdict(searched)})

@@ -14,7 +14,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -43,6 +43,7 @@ def _names() -> list[str]:
     return [_DEFAULT, *sorted(found - {_DEFAULT})]
 
 
+@cache
 def _reader(name: str) -> Reader:
     return cast(Reader, importlib.import_module(f"{__name__}.{name}"))
 
@@ -69,7 +70,7 @@ def recognizes(path: str | os.PathLike[str]) -> bool:
     or temporary.
     """
     path = os.fspath(path)
-    return (_by_suffix(path) or _by_content(_head(path), path)) is not None
+    return _by_suffix(path) is not None or _by_content(_head(path), path) is not None
 
 
 def read(source: Source) -> Iterable[Frame]:
@@ -106,7 +107,11 @@ def load(source: Source) -> Pixels:
 
 def _by_suffix(path: str) -> Reader | None:
     lowered = path.lower()
-    return next((reader for reader in readers() if lowered.endswith(reader.SUFFIXES)), None)
+    for name in _names():  # a plain loop: this is called for every file of a folder
+        reader = _reader(name)
+        if lowered.endswith(reader.SUFFIXES):
+            return reader
+    return None
 
 
 def _by_content(head: bytes, path: str) -> Reader | None:
