@@ -71,7 +71,7 @@ def tiny_onnx(tiny_models: Path) -> Path:
     path = tiny_models / "model.onnx"
     if path.exists():
         return path
-    onnx = pytest.importorskip("onnx", reason="the tiny model is built with onnx (extra 'dev')")
+    onnx = pytest.importorskip("onnx", reason="the tiny model is built with onnx (group 'dev')")
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(2)

@@ -172,7 +172,7 @@ def test_a_planted_fault_is_caught_and_its_stage_named_first(fault, stage, tmp_p
 
 def test_the_float_twin_is_the_same_network(tmp_path):
     """It gives what the int8 artefact gives, but for the rounding to 8 bits."""
-    pytest.importorskip("onnx", reason="the twin is built with onnx (extra 'dev')")
+    pytest.importorskip("onnx", reason="the twin is built with onnx (group 'dev')")
     import numpy as np
 
     from mri_edge import Bundle
