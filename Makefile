@@ -18,8 +18,8 @@ BUNDLES ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke \
-	model small schema scans clean
+.PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
+	bench bench-smoke model small schema scans clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -50,10 +50,12 @@ mutants: $(VENV)/.dev  ## plant faults in a copy of the code and list those that
 test-arm64: $(VENV)/.dev  ## run mri-edge on emulated 64-bit ARM and compare with this machine (root, Debian)
 	$(BIN)/python tests/arm64/check.py --root $(ARM64) --record tests/arm64/record.json $(BUNDLES)
 
-lint: $(VENV)/.dev  ## run ruff, import-linter and mypy
+lint: $(VENV)/.dev lint-packages  ## run ruff, import-linter and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-# mypy and import-linter need the three folders as they are installed: train and export inside mri_edge.
+
+# import-linter and mypy need the three folders as they are installed: train and export inside mri_edge.
+lint-packages: $(VENV)/.dev
 	rm -rf build/imports && mkdir -p build/imports/mri_edge
 	ln -s $(CURDIR)/runtime/* $(CURDIR)/train $(CURDIR)/export build/imports/mri_edge/
 	PYTHONPATH=build/imports $(BIN)/lint-imports

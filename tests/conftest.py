@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share: the real scans, a tiny seeded ONNX model, a tiny bundle."""
+"""Shared fixtures: the real scans, a tiny seeded ONNX model, a tiny bundle."""
 
 from __future__ import annotations
 
@@ -15,33 +15,42 @@ from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Artifact, Creation, Manifest, TensorSpec, Training
 from mri_edge.scans.preprocessing import Preprocessing
 
-# A run that was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
+# A process that was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-# Variables of ours that tests read: the real scans, a device's tiny models, public test suites of pictures.
+# The variables that tests read: the real scans, the tiny models of a device, public test suites of pictures.
 READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY", "MRI_EDGE_SUITES")
+SLOW_TIMEOUT = 900  # seconds for a test that is marked slow; pyproject.toml has the limit of the others
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give slow tests more time. Devices run the tests without pytest-timeout."""
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No option that is set here, and no device profile that was made here, changes what is tested."""
+    """Keep the options and device profiles of this machine out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("MRI_EDGE_") and name not in READ_BY_TESTS:
                 patch.delenv(name)
         patch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path_factory.getbasetemp() / "no-profiles"))
-        # Which folder a bundle was trained from is noted there: not in the home of whoever runs the tests.
+        # Training notes there which data folder it used; keep that out of the user's home.
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        # With it set, a program that forgets to flush its output at the end would look right.
+        # With this variable set, a program that forgets to flush its output would pass.
         patch.delenv("PYTHONUNBUFFERED", raising=False)
         yield
 
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
-    """A command that ran inside the test process leaves the log as it was: the next test may read it."""
+    """Restore the logger after a command ran inside the test process, because the next test may read the log."""
     logger = logging.getLogger("mri_edge")
     handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     yield
@@ -51,7 +60,7 @@ def own_log() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scans() -> Path:
-    """The data folder, which holds ``navoneel/no`` and ``navoneel/yes``; skips where there is none."""
+    """The data folder, with ``navoneel/no`` and ``navoneel/yes``. The test is skipped if there is none."""
     folder = Path(os.environ.get("MRI_EDGE_DATA") or CHECKOUT.parent / "shared" / "data")
     if not (folder / "navoneel" / "yes").is_dir():
         pytest.skip(f"no real scans: {folder} holds no navoneel/yes; name the data folder in MRI_EDGE_DATA")
@@ -60,7 +69,7 @@ def scans() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny models are made. ``MRI_EDGE_TINY`` keeps them, for a device that has no libraries to make any."""
+    """The folder of the tiny models. ``MRI_EDGE_TINY`` names one to keep, for a device that cannot make them."""
     kept = os.environ.get("MRI_EDGE_TINY")
     return Path(kept) if kept else tmp_path_factory.mktemp("tiny")
 
@@ -71,7 +80,7 @@ def tiny_onnx(tiny_models: Path) -> Path:
     path = tiny_models / "model.onnx"
     if path.exists():
         return path
-    onnx = pytest.importorskip("onnx", reason="the tiny model is built with onnx (extra 'dev')")
+    onnx = pytest.importorskip("onnx", reason="the tiny model is built with onnx (group 'dev')")
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(2)
@@ -99,7 +108,7 @@ def tiny_onnx(tiny_models: Path) -> Path:
             weights("dense", 4 * 16 * 16, 2),
         ],
     )
-    # Old numbers on purpose: every ONNX Runtime of the supported range opens them.
+    # These versions are old so that every supported ONNX Runtime opens the model.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
@@ -143,7 +152,7 @@ def tiny_manifest() -> Manifest:
 
 @pytest.fixture(scope="session")
 def tiny_artefact() -> Artifact:
-    """The manifest's entry for ``tiny_onnx`` as ``model.onnx``, before its size and hash are known."""
+    """The manifest's entry for ``tiny_onnx`` as ``model.onnx``, without its size and hash."""
     return Artifact(
         file="model.onnx",
         format="onnx",
@@ -157,7 +166,7 @@ def tiny_artefact() -> Artifact:
 
 @pytest.fixture
 def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Path:
-    """A bundle folder of its own for each test, with ``tiny_onnx`` as its one artefact ``model.onnx``."""
+    """A new bundle folder for each test. Its only artefact is ``tiny_onnx``, as ``model.onnx``."""
     folder = tmp_path / "tiny"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())

@@ -16,7 +16,7 @@ EXAMPLES = CHECKOUT / "examples"
 
 
 def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
-    pytest.importorskip("nilearn", reason="the template is inside the nilearn wheel (extra 'dev')")
+    pytest.importorskip("nilearn", reason="the template is inside the nilearn wheel (group 'dev')")
     script = runpy.run_path(str(CHECKOUT / "scripts" / "make_demo_scans.py"))
     script["main"](tmp_path)
     drawn = sorted(path.name for path in tmp_path.iterdir())

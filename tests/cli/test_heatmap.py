@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture
 def explaining_bundle(tiny_bundle: Path) -> Path:
     """The tiny bundle with an artefact that gives the activation too."""
-    onnx = pytest.importorskip("onnx", reason="the artefact is built with onnx (extra 'dev')")
+    onnx = pytest.importorskip("onnx", reason="the artefact is built with onnx (group 'dev')")
     explanation = pytest.importorskip("mri_edge.export.onnx.explanation")
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts

@@ -16,7 +16,7 @@ from PIL import Image
 from mri_edge import Classifier
 from mri_edge.cli import run
 
-jsonschema = pytest.importorskip("jsonschema", reason="needs the extra 'dev'")
+jsonschema = pytest.importorskip("jsonschema", reason="needs the group 'dev'")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCHEMA = json.loads(files("mri_edge").joinpath("inference", "result.schema.json").read_text(encoding="utf-8"))

@@ -200,7 +200,7 @@ def explaining(
     tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact
 ) -> Callable[..., Path]:
     """Makes a bundle whose model gives four features, with the plane and the limit that it is given."""
-    onnx = pytest.importorskip("onnx", reason="the model is made with onnx (extra 'dev')")
+    onnx = pytest.importorskip("onnx", reason="the model is made with onnx (group 'dev')")
 
     def make(plane: np.ndarray[Any, Any], limit: float = 1.0) -> Path:
         model = onnx.load(tiny_onnx)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("cv2", reason="OpenCV is a peer (extra 'dev')")
-pytest.importorskip("tifffile", reason="tifffile is a peer (extra 'dev')")
+pytest.importorskip("cv2", reason="OpenCV is a peer (group 'dev')")
+pytest.importorskip("tifffile", reason="tifffile is a peer (group 'dev')")
 _SCRIPT = Path(__file__).with_name("compare_decoders.py")
 
 

@@ -16,7 +16,7 @@ from mri_edge.engines import engine_files, open_engine
 from mri_edge.errors import BundleError, EngineError
 from mri_edge.storage.atomic import sha256_of
 
-onnx = pytest.importorskip("onnx", reason="the models are made with onnx (extra 'dev')")
+onnx = pytest.importorskip("onnx", reason="the models are made with onnx (group 'dev')")
 AttributeProto, ModelProto, TensorProto = onnx.AttributeProto, onnx.ModelProto, onnx.TensorProto
 
 

@@ -20,7 +20,7 @@ from mri_edge.bundles.signatures import make_keys
 from mri_edge.engines import engine_file, open_engine
 from mri_edge.errors import BundleError
 
-onnx = pytest.importorskip("onnx", reason="the evil model is made with onnx (extra 'dev')")
+onnx = pytest.importorskip("onnx", reason="the evil model is made with onnx (group 'dev')")
 pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
 
 PROGRAM = Path(__file__).with_name("swap_signed_model.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
         monkeypatch.setattr(os, name, lambda *args, step=step, **options: record_rename(step, *args, **options))
     for name in ("unlink", "remove"):
         monkeypatch.setattr(os, name, record_unlink)
+    if accessor := getattr(pathlib, "_NormalAccessor", None):  # Path of Python 3.10 keeps its own reference
+        monkeypatch.setattr(accessor, "unlink", staticmethod(record_unlink))
     return recorder
 
 

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from mri_edge.errors import InputError
 from mri_edge.scans.readers import picture
 
-cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that decoding is compared with (extra 'dev')")
+cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that decoding is compared with (group 'dev')")
 
 
 def _smooth(seed: int, channels: int, top: int = 255) -> np.ndarray[Any, Any]:

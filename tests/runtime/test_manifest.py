@@ -253,7 +253,7 @@ def test_committed_schema_is_what_the_script_makes() -> None:
 
 @pytest.fixture(scope="session")
 def validator() -> Any:
-    jsonschema = pytest.importorskip("jsonschema", reason="the schema's peer is jsonschema (extra 'dev')")
+    jsonschema = pytest.importorskip("jsonschema", reason="the schema's peer is jsonschema (group 'dev')")
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)

@@ -27,7 +27,7 @@ MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
 
 
 def _hostile(name: str) -> ModuleType:
-    pytest.importorskip("tifffile", reason="hostile TIFFs are written with tifffile (extra 'dev')")
+    pytest.importorskip("tifffile", reason="hostile TIFFs are written with tifffile (group 'dev')")
     spec = importlib.util.spec_from_file_location(name, TESTS / "hostile" / f"{name}.py")
     assert spec
     assert spec.loader
@@ -185,7 +185,7 @@ def test_resizing_any_shape_takes_memory_for_its_result_alone(size: tuple[int, i
 @pytest.mark.parametrize("size", [(2300, 2100), (40, 130_000), (130_000, 40)])
 @pytest.mark.parametrize("grey", [True, False])
 def test_large_pictures_are_resized_as_opencv_resizes_them(size: tuple[int, int], grey: bool) -> None:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that the resizer is compared with (extra 'dev')")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that the resizer is compared with (group 'dev')")
     noise = np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8)
     pixels = np.repeat(noise[:, :, :1], 3, 2) if grey else noise
     peer = cv2.resize(pixels, (128, 128), interpolation=cv2.INTER_LINEAR)

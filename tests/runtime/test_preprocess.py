@@ -25,7 +25,7 @@ def _resize(pixels: np.ndarray[Any, Any], height: int, width: int) -> np.ndarray
 
 
 def _apart(pixels: np.ndarray[Any, Any], height: int, width: int) -> int:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that the resizer is compared with (extra 'dev')")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is the peer that the resizer is compared with (group 'dev')")
     peer = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=cv2.INTER_LINEAR)
     ours = _resize(pixels, height, width)
     assert ours.shape == peer.shape

@@ -235,7 +235,7 @@ def test_spawned_process_is_given_a_classifier(engine, tmp_path):
 
 @forks
 def test_gunicorn_preloads_a_classifier(engine, tmp_path):
-    pytest.importorskip("gunicorn", reason="gunicorn (extra 'dev') is not installed")
+    pytest.importorskip("gunicorn", reason="gunicorn (group 'dev') is not installed")
     (tmp_path / "served.py").write_text(APPLICATION)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import pytest
 from mri_edge.errors import InputError
 from mri_edge.scans.readers import picture
 
-tifffile = pytest.importorskip("tifffile", reason="tifffile writes the kinds that are read (extra 'dev')")
+tifffile = pytest.importorskip("tifffile", reason="tifffile writes the kinds that are read (group 'dev')")
 
 HEIGHT, WIDTH = 48, 64
 Array = np.ndarray[Any, Any]
