@@ -17,7 +17,7 @@ LAYERS = [  # top to bottom: (name, what it does, color)
     ("commands", "one file for each command", BLUE),
     ("services", "watch: a folder, systemd", BLUE),
     ("benchmarking", "scenarios, isolated processes, tuning", BLUE),
-    ("authoring", "writer, model card, signing: for train, export, bundle", BLUE),
+    ("authoring", "writer, model card, provenance, signing", BLUE),
     ("inference", "classifier, selection, prediction, heatmap, replay", GREEN),
     ("engines", "ONNX Runtime, LiteRT, OpenVINO: one file each", GREEN),
     ("bundles", "manifest, archive, signatures: the read side", GREEN),
@@ -91,8 +91,7 @@ def packages() -> str:
         f"<path d='M890 89 H915 V503 H894' fill='none' stroke='{LINE}' stroke-width='2' marker-end='url(#head)'/>"
     ]
     parts += [
-        arrow(600, 503, 560, 503),
-        f"<path d='M560 503 V378 H524' fill='none' stroke='{LINE}' stroke-width='2' marker-end='url(#head)'/>",
+        f"<path d='M600 503 H560 V378 H524' fill='none' stroke='{LINE}' stroke-width='2' marker-end='url(#head)'/>",
     ]
     return picture(940, 580, "The packages of mri-edge and what each may import", parts)
 

@@ -20,8 +20,8 @@ PICTURE = CHECKOUT / "docs" / "assets" / "predict.png"
 SCAN = "examples/phantom-2.jpg"
 COMMAND = ["predict", "examples/phantom-1.jpg", SCAN, "examples/mni152-slice-1.jpg", "--heatmap"]
 FOLDER = "why/"
-SIZE = (1600, 640)
-TERMINAL = (24, 24, 1016, 616)
+SIZE = (1600, 500)
+TERMINAL = (24, 24, 1016, 476)
 BACKGROUND, PAPER, TEXT, DIM, GREEN = (13, 17, 23), (22, 27, 34), (230, 237, 243), (139, 148, 158), (126, 231, 135)
 
 
@@ -58,13 +58,13 @@ def main() -> None:
 
     with Image.open(CHECKOUT / SCAN) as scan:
         side = 268
-        picture.paste(scan.convert("RGB").resize((side, side)), (1040, 112))
+        picture.paste(scan.convert("RGB").resize((side, side)), (1040, 72))
     narrow = heatmap.resize((side, round(heatmap.height * side / heatmap.width)))
-    picture.paste(narrow, (1040 + side + 8, 112))
-    draw.text((1040, 72), "scan", font=sans, fill=TEXT)
-    draw.text((1040 + side + 8, 72), f"{FOLDER}phantom-2.jpg.png", font=sans, fill=TEXT)
-    note = "A demo scan: an anatomical template\nwith a lesion drawn on it. No patient."
-    draw.multiline_text((1040, 500), note, font=sans, fill=DIM, spacing=8)
+    picture.paste(narrow, (1040 + side + 8, 72))
+    draw.text((1040, 32), "scan", font=sans, fill=TEXT)
+    draw.text((1040 + side + 8, 32), f"{FOLDER}phantom-2.jpg.png", font=sans, fill=TEXT)
+    note = "A template brain with a drawn lesion, no patient.\nAs here, the heatmap often misses the lesion."
+    draw.multiline_text((1040, 408), note, font=sans, fill=DIM, spacing=8)
 
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     picture.quantize(128).save(PICTURE, optimize=True)
