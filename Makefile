@@ -18,7 +18,7 @@ RUNTIME_TESTS := 'hypothesis>=6.100' 'jsonschema>=4.21' 'onnx>=1.17,<2' 'pytest>
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test mutants test-runtime test-lowest test-arm64 lint lint-workflows lock dist bench bench-smoke model small \
-	schema scans clean
+	schema scans docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a chan
 scans: $(VENV)/.dev  ## draw the demo scans anew
 	$(BIN)/python scripts/make_demo_scans.py
 
+docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:  ## remove what the other targets made, the model and the bundles apart
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -123,4 +126,9 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,openvino]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group docs
 	@touch $@
