@@ -17,7 +17,7 @@ import roof
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 from mri_edge.storage.atomic import write_whole
 
-README = records.CHECKOUT / "README.md"
+README = records.CHECKOUT / "docs" / "benchmarks.md"  # README itself shows some of its rows: tests/test_docs.py
 BEGIN, END = "<!-- benchmarks: drawn by benchmarks/draw.py -->", "<!-- benchmarks: end -->"
 RECORDS = ("compare", "cold_start", "roof")
 _LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
@@ -93,7 +93,7 @@ def between(text: str) -> str:
 def generated(found: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[Path, str]]:
     """README's part, and each kind of machine's whole table by its file, as its committed records make them."""
     others = [kind for kind in found if kind != records.MAIN]
-    links = ", ".join(f"[{kind}](benchmarks/results/{kind}/README.md)" for kind in found)
+    links = ", ".join(f"[{kind}](../benchmarks/results/{kind}/README.md)" for kind in found)
     part = [*short(*found[records.MAIN]), ""]
     for kind in others:
         part += brief(kind, *found[kind])
