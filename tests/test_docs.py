@@ -222,4 +222,5 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
 
     assert [name for name in mri_edge.__all__ if not name.startswith("_") and f'id="mri_edge.{name}"' not in api] == []
     pages = "".join(page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html"))
+    assert "Sentinel" not in pages  # the command reference shows the help as the program prints it
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!example)[^"]+"', pages) == []
