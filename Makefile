@@ -19,7 +19,7 @@ BUNDLES ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
-	bench bench-smoke model small schema scans clean
+	bench bench-smoke model small schema scans docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a chan
 scans: $(VENV)/.dev  ## draw the demo scans again
 	$(BIN)/python scripts/make_demo_scans.py
 
+docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:  ## remove what the other targets made, except models and bundles
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -140,10 +143,16 @@ ifdef LOCKED
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 else
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # an older environment
 	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group docs
 	@touch $@

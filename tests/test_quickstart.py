@@ -1,4 +1,4 @@
-"""README's first commands, typed as they stand there in an empty folder, from train to bench."""
+"""Run README's commands from train to bench, as they stand there, in an empty folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ for library in ("keras", "tf2onnx", "sklearn"):
 from mri_edge.cli import COMMANDS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-# For a minute in place of ten, and for machines without a network.
+# Options that make a command take a minute instead of ten.
 SHORT = {"train": ["--epochs", "1"], "bench": ["--artefact", "model.int8.onnx"]}
 
 
@@ -37,7 +37,7 @@ def draw_scans(folder: Path) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An empty folder but for ``scans/`` and ``scan.jpg``."""
+    """A folder that holds only ``scans/`` and ``scan.jpg``."""
     place = tmp_path / "empty"
     draw_scans(place / "scans")
     Image.open(place / "scans" / "yes" / "00.png").save(place / "scan.jpg")
@@ -46,7 +46,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def offline(request: pytest.FixtureRequest) -> list[str]:
-    """Options of ``train`` where ImageNet's weights are neither here nor reached: random ones from a file."""
+    """If ImageNet weights are neither cached nor reachable, return options of ``train`` for random ones from a file."""
     from mri_edge.errors import WeightsError
     from mri_edge.train.models import weights
 
@@ -70,9 +70,9 @@ def offline(request: pytest.FixtureRequest) -> list[str]:
 
 
 def quickstart() -> list[list[str]]:
-    """The commands of README's quickstart, in their order."""
+    """Return the commands of README's quickstart from train on, in their order."""
     section = README.read_text(encoding="utf-8").partition("\n## Quickstart\n")[2].partition("\n## ")[0]
-    section = section.partition("```console\n")[2].partition("```")[0]  # what follows is their output
+    section = section[section.index("```console\n$ mri-edge train") :].partition("\n")[2].partition("```")[0]
     lines = [line.removeprefix("$ ").partition("  #")[0].split() for line in section.splitlines()]
     return [line[1:] for line in lines if line[:1] == ["mri-edge"] and line[1] in COMMANDS]
 
@@ -95,14 +95,14 @@ def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offl
         assert done.returncode == 0, f"{words}: {done.stderr}"
         said[words[0]] = done
 
-    # Each names what comes next, and the page to look at.
+    # Each command names the next one, and the page to look at.
     report, following = said["train"].stderr.splitlines()[-2:]
     assert (report, following) == ("report: runs/vgg16/report/index.html", "next: mri-edge export --quantize")
     assert (place / "runs/vgg16/report/index.html").is_file()
     report, following = said["export"].stderr.splitlines()[-2:]
     assert report == "report: runs/vgg16/report/parity.html"
     assert following == "next: mri-edge predict scan.jpg --model runs/vgg16"
-    # Training is not silent where stderr is no terminal, and export and evaluate say what they chose.
+    # If stderr is not a terminal, training still prints; export and evaluate name what they chose.
     assert "epoch   1/1  loss" in said["train"].stderr
     assert "exporting runs/vgg16, trained last" in said["export"].stderr
     assert "scoring runs/vgg16, trained last" in said["evaluate"].stderr
@@ -110,14 +110,14 @@ def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offl
     assert "vgg16" in said["predict"].stdout
     assert "8 images" in said["evaluate"].stdout
 
-    # Nothing in the bundle tells where it was made.
+    # Nothing in the bundle says where it was made.
     for path in (place / "runs").rglob("*"):
         if path.suffix in (".json", ".md", ".html"):
             assert str(place) not in path.read_text(encoding="utf-8"), path
     manifest = json.loads((place / "runs/vgg16/manifest.json").read_text(encoding="utf-8"))
     assert manifest["creation"]["command"].startswith("mri-edge train PATH")
 
-    # The data folder that has moved is said, with the option that names it.
+    # If the data folder has moved, the error names the option for it.
     (place / "scans").rename(place / "moved")
     again = [sys.executable, "-m", "mri_edge", "export", "--quantize"]
     done = subprocess.run(again, cwd=place, capture_output=True, text=True, check=False)
