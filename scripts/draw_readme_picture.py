@@ -1,9 +1,4 @@
-"""Draw README's picture: a terminal with real output beside a demo scan and its heatmap.
-
-    python scripts/draw_readme_picture.py
-
-It runs ``mri-edge predict`` on the demo scans, so needs the package and the extra ``dev`` (for Matplotlib's font).
-"""
+"""Draw README's picture, a terminal beside a demo scan and its heatmap: ``python scripts/draw_readme_picture.py``."""
 
 from __future__ import annotations
 
@@ -12,63 +7,48 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PICTURE = CHECKOUT / "docs" / "assets" / "predict.png"
-SCAN = "examples/phantom-2.jpg"
-COMMAND = ["predict", "examples/phantom-1.jpg", SCAN, "examples/mni152-slice-1.jpg", "--heatmap"]
-FOLDER = "why/"
-SIZE = (1600, 500)
-TERMINAL = (24, 24, 1016, 476)
-BACKGROUND, PAPER, TEXT, DIM, GREEN = (13, 17, 23), (22, 27, 34), (230, 237, 243), (139, 148, 158), (126, 231, 135)
+TARGET = CHECKOUT / "docs" / "assets" / "predict.png"
+COMMAND = ("predict", "examples/phantom-2.jpg", "--model", "small", "--heatmap", "heatmaps/")
 
-
-def run_predict() -> tuple[list[str], Image.Image]:
-    """Run the command in the repository; return the lines of its standard output, and the heatmap of SCAN."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(  # noqa: S603 (our own program)
-            [sys.executable, "-m", "mri_edge", *COMMAND, folder],
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        with Image.open(Path(folder) / f"{Path(SCAN).name}.png") as heatmap:
-            return done.stdout.splitlines(), heatmap.convert("RGB")
+MARGIN, LINE, SIDE = 28, 30, 384  # pixels
+INK, PAPER, PROMPT, DIM = "#e6edf3", "#0d1117", "#7ee787", "#9da7b3"
 
 
 def main() -> None:
-    """Draw the picture and write it."""
-    lines, heatmap = run_predict()
-    fonts = Path(mpl.get_data_path()) / "fonts" / "ttf"
-    mono = ImageFont.truetype(str(fonts / "DejaVuSansMono.ttf"), 19)
-    sans = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 20)
-    picture = Image.new("RGB", SIZE, BACKGROUND)
-    draw = ImageDraw.Draw(picture)
+    """Run the command in a temporary folder, and draw what it printed beside what it wrote."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "examples").symlink_to(CHECKOUT / "examples")
+        done = subprocess.run(
+            [sys.executable, "-m", "mri_edge", *COMMAND], cwd=folder, capture_output=True, text=True, check=True
+        )
+        heatmap = Image.open(folder / "heatmaps" / "phantom-2.jpg.png").convert("RGB")
+    scan = Image.open(CHECKOUT / "examples" / "phantom-2.jpg").convert("RGB").resize((SIDE, SIDE))
+    # The caption below the heatmap says what the terminal says.
+    pictures = [scan, heatmap.crop((0, 0, heatmap.width, round(heatmap.width * scan.height / scan.width)))]
+    header, *results = (done.stdout + done.stderr).splitlines()
+    model, artifact, *ran = header.split(" | ")
+    lines = ["$ mri-edge " + " ".join(COMMAND[:2]) + " \\", "      " + " ".join(COMMAND[2:]), ""]
+    lines += [f"{model} | {artifact} |", " | ".join(ran), *results]
 
-    draw.rounded_rectangle(TERMINAL, 12, fill=PAPER)
-    for index, color in enumerate([(255, 95, 86), (255, 189, 46), (39, 201, 63)]):
-        draw.ellipse((48 + 28 * index, 44, 62 + 28 * index, 58), fill=color)
-    typed = [f"$ mri-edge {' '.join(COMMAND[:3])} \\", f"    {' '.join(COMMAND[3:])} {FOLDER}"]
-    for row, line in enumerate([*typed, "", *lines]):
-        color = GREEN if row < len(typed) else DIM if line.startswith(("label", "vgg16", "Research")) else TEXT
-        draw.text((48, 92 + 34 * row), line, font=mono, fill=color)
-
-    with Image.open(CHECKOUT / SCAN) as scan:
-        side = 268
-        picture.paste(scan.convert("RGB").resize((side, side)), (1040, 72))
-    narrow = heatmap.resize((side, round(heatmap.height * side / heatmap.width)))
-    picture.paste(narrow, (1040 + side + 8, 72))
-    draw.text((1040, 32), "scan", font=sans, fill=TEXT)
-    draw.text((1040 + side + 8, 32), f"{FOLDER}phantom-2.jpg.png", font=sans, fill=TEXT)
-    note = "A template brain with a drawn lesion, no patient.\nAs here, the heatmap often misses the lesion."
-    draw.multiline_text((1040, 408), note, font=sans, fill=DIM, spacing=8)
-
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(128).save(PICTURE, optimize=True)
-    print(f"{PICTURE.relative_to(CHECKOUT)}: {PICTURE.stat().st_size / 1000:.0f} kB")
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 19)
+    wide = round(max(font.getlength(line) for line in lines))
+    terminal = wide + 2 * MARGIN
+    page = Image.new("RGB", (terminal + len(pictures) * (SIDE + MARGIN), SIDE + 2 * MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    top = (page.height - LINE * len(lines)) // 2
+    for number, line in enumerate(lines):
+        color = PROMPT if number < 2 else DIM if line.startswith(("Research", "mri-edge:")) else INK
+        draw.text((MARGIN, top + number * LINE), line, fill=color, font=font)
+    for number, picture in enumerate(pictures):
+        page.paste(picture.resize((SIDE, SIDE)), (terminal + number * (SIDE + MARGIN), MARGIN))
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    page.save(TARGET, optimize=True)
+    print(f"{TARGET.relative_to(CHECKOUT)}: {page.width} x {page.height}, {TARGET.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
