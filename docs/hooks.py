@@ -20,7 +20,6 @@ MOUNTED = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/README.md",
-    "benchmarks/crossval/small/README.md",
     "benchmarks/results/*/*.md",
     "benchmarks/results/*/*.svg",
     "deploy/*.md",
@@ -53,5 +52,12 @@ def on_page_markdown(markdown: str, *, page: Any, files: Any, **_: Any) -> str:
             anchor = ""
         return f"{found[1]}{posixpath.relpath(target, posixpath.dirname(here) or '.')}{anchor}"
 
-    entries = [f"::: mri_edge.{name}" for name in mri_edge.__all__ if not name.startswith("_")]
+    entries = [f"::: {_path(name)}" for name in mri_edge.__all__ if not name.startswith("_")]
     return LINK.sub(adjust, markdown).replace("<!-- public list -->", "\n\n".join(entries))
+
+
+def _path(name: str) -> str:
+    """Return where mkdocstrings finds a public name: a type alias only in the module that defines it."""
+    if isinstance(getattr(mri_edge, name), type):
+        return f"mri_edge.{name}"
+    return f"mri_edge.{mri_edge._HOMES[name]}.{name}"

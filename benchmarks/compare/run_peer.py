@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.guard import undisturbed
-from mri_edge.benchmarking.drivers import driver
+from mri_edge.benchmarking.scenarios import offline, single_stream
 from mri_edge.benchmarking.workload import peak_mib
 
 _WARM_UP_RUNS = 2
@@ -48,8 +48,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         images = (tensors[index % len(tensors)][None] for index in range(request["runs"]))
         found: dict[str, Any] = {"ms": [clock(partial(run, image)) * 1e3 for image in images]}
     else:
-        load = driver()
-        ms = load.single_stream(
+        ms = single_stream(
             lambda index: run(tensors[index : index + 1]),
             len(tensors),
             seconds=request["seconds"],
@@ -58,11 +57,11 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         peak = peak_mib()
         run(tensors[np.zeros(batch, int)])
         found = {
-            "driver": load.name,
+            "driver": "own",
             "load_ms": (opened - start) * 1e3,
             "first_ms": (first - opened) * 1e3,
             "ms": ms,
-            "rate": load.offline(run_all, len(tensors), queries=request["samples"]),
+            "rate": offline(run_all, len(tensors), queries=request["samples"]),
             "peak_mib": peak,
         }
     if request.get("answers"):

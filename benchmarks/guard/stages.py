@@ -21,9 +21,9 @@ from benchmarks.guard import undisturbed
 from benchmarks.guard.float_twin import write_float_twin
 from benchmarks.processes import alternate, cpu_seconds, module, output, program, script
 from mri_edge import Bundle, Classifier
-from mri_edge.engines.fake import FakeEngine
 from mri_edge.inference.selection import TINY
 from mri_edge.scans.readers import picture as images
+from mri_edge.testing import FakeEngine
 
 # In the order of the pipeline: the first that got worse explains those after it.
 STAGES = ("decode", "resize", "infer", "rest", "start")
