@@ -30,7 +30,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # All public names and the modules they live in. Each is imported when it is first used, so that `import mri_edge`
 # costs nothing. Errors that only training and export raise are in `mri_edge.errors`.
-_HOMES = {
+_MODULES = {
     "Artifact": "bundles.manifest",
     "Bundle": "bundles.bundle",
     "BundleError": "errors",
@@ -57,7 +57,7 @@ _HOMES = {
     "UsageError": "errors",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_MODULES)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle as Bundle
@@ -88,11 +88,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'mri_edge' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

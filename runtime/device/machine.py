@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .cpu import cgroup_folders
 
-# Instructions by which inference libraries choose their code: name in the kernel -> name of the CPU maker.
+# CPU instructions that decide which code inference libraries run: name in the kernel -> name of the CPU maker.
 # Linux arch/x86/include/asm/cpufeatures.h, arch/arm64/include/uapi/asm/hwcap.h.
 _INSTRUCTIONS = {
     "avx2": "avx2",
@@ -43,7 +43,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Cpu:
-    """Architecture, model name, and the instructions above that the CPU has."""
+    """Architecture, model name, and those of the instructions above that the CPU has."""
 
     architecture: str
     model: str
@@ -85,7 +85,7 @@ def cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
 
 
 def read_cpuinfo(text: str, architecture: str) -> Cpu:
-    """Parse the first core in the text of ``/proc/cpuinfo``, whose keys differ between x86 and ARM."""
+    """Parse the first core in the text of ``/proc/cpuinfo``. The keys differ between x86 and ARM."""
     facts: dict[str, str] = {}
     for line in text.split("\n\n", 1)[0].splitlines():
         name, colon, value = line.partition(":")

@@ -23,7 +23,7 @@ from .classifier import Classifier
 from .prediction import NOTICE, Failure, Prediction, frame_name
 
 # Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith), from dark to bright in even steps of
-# lightness, so that it can be read on a grey scan and in print.
+# lightness, so that it can be read on a gray scan and in print.
 _ANCHORS = np.array(
     [
         (0, 0, 4),

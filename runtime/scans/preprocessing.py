@@ -34,7 +34,8 @@ class Preprocessing:
     scale
         Factor that the 8-bit value is multiplied with first.
     mean, deviation
-        Subtracted, then divided by; one value for each channel, in ``channel_order``, in scaled units.
+        Mean, which is subtracted first, and standard deviation, by which the result is divided. One value per channel,
+        in ``channel_order``, in scaled units. ``deviation`` is a key of the manifest.
     """
 
     height: int = 128

@@ -17,20 +17,20 @@ from .skipped import SkippedFiles, special
 def expand(
     arguments: Iterable[str], *, recursive: bool = False, notify: Callable[[str], None] = lambda message: None
 ) -> Iterator[str | InputError]:
-    """Yield the path of every scan that is named, in order, and an InputError where an argument names none.
+    """Yield the path of every named scan in order, and an InputError for an argument that names none.
 
     - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``. With ``recursive``
-      those of its subfolders too, and an InputError for a subfolder that cannot be listed.
+      also those of its subfolders, and an InputError for a subfolder that cannot be listed.
     - An argument with ``*``, ``?`` or ``[`` that is no file stands for the files that it matches (``**`` at any
       depth; with ``recursive`` also for the scans in folders that it matches).
-    - ``-`` stands for the paths on standard input, one a line.
+    - ``-`` stands for the paths on standard input, one per line.
 
     Pipes, sockets and devices in a folder or behind a pattern are skipped. One that is named directly is yielded.
 
     Parameters
     ----------
     notify
-        Is called with one line about each folder or pattern of which files were skipped.
+        Called with one line for each folder or pattern with skipped files.
     """
     for argument in arguments:
         if argument == "-":

@@ -21,7 +21,7 @@ from ._picture_headers import check_opened
 from ._picture_limits import check_memory, check_size, damaged, unsupported
 from ._quiet_decoding import decoding
 
-_BLACK_16 = 1 << 13  # a 16-bit picture whose highest value is below this uses an eighth of its range or less
+_BLACK_16 = 1 << 13  # if the highest value of a 16-bit picture is below this, it uses at most an eighth of its range
 
 _ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
 # How to turn (H, W) or (H, W, 3) pixels upright, by the tag's value. These are views: a large picture is not copied.
@@ -160,7 +160,7 @@ def unreadable(name: str, error: Exception) -> InputError:
 def _prepare_tiff(image: Any) -> None:
     """Before a TIFF is decoded: silence libtiff, and correct what Pillow understands differently from other readers."""
     silence_libtiff()
-    # Associated alpha: Pillow would divide the colors by it; OpenCV and tifffile give them as stored.
+    # Associated alpha: Pillow would divide the colors by it; OpenCV and tifffile return them as stored.
     for index, tile in enumerate(image.tile):
         if tile[3][0].startswith("RGBa"):
             arguments = (tile[3][0].replace("RGBa", "RGBA"), *tile[3][1:])

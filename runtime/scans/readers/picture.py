@@ -64,12 +64,12 @@ _OTHER_FORMATS = (
 
 
 def recognizes(head: bytes, path: str) -> bool:
-    """Whether a file begins like a picture. A DICOM file may begin like a TIFF and is none."""
+    """Whether a file begins like a picture. A DICOM file may begin like a TIFF."""
     return _BEGINNING.match(head) is not None and not _is_dicom(head)
 
 
 def read(source: Source) -> tuple[Frame]:
-    """Read one frame; of a picture with several the first. Parameters and errors as for ``load``."""
+    """Read the first frame. Parameters and errors as for ``load``."""
     return (Frame(load(source), source_name(source)),)
 
 
@@ -77,8 +77,8 @@ def load(source: Source) -> Pixels:
     """Decode to uint8 (H, W, 3) RGB.
 
     EXIF rotation is applied. Palettes are resolved and CMYK becomes RGB. Alpha is dropped; with associated alpha the
-    colors are taken as they are stored. 16 bits become 8 by their upper byte. Of several frames the first is taken.
-    OpenCV's ``imread`` does the same where it reads such files. A grey picture is a view that shows one channel three
+    colors are taken as they are stored. 16 bits become 8 by their upper byte. Only the first of several frames is read.
+    OpenCV's ``imread`` does the same where it reads such files. A gray picture is a view that shows one channel three
     times; a rotated picture is a view as well.
 
     The upper bits of 16 must be used: raw 12-bit values of a scanner would become black. A TIFF that declares 12 bits
@@ -157,7 +157,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
         check_before_open(file, head, size, name)
         is_tiff = _tiff.is_tiff(head)
         if isinstance(file, BoundedFile) and (is_tiff or head[:4] == b"RIFF"):  # other limits apply to these
-            file.header_is_read()
+            file.allow_whole_file()
         kind = _tiff.check(file, name) if is_tiff else None
         file.seek(0)
         try:
@@ -177,7 +177,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             kind_name = unsupported_kind(file, head)
             raise unsupported(name, kind_name) if kind_name else unreadable(name, error) from error
         if isinstance(file, BoundedFile):
-            file.header_is_read()
+            file.allow_whole_file()
         with image:
             try:
                 return pixels_of_image(image, name, kind, opened=True)
