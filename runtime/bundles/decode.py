@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from mri_edge.errors import ManifestError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _AGAIN = "Make or copy the bundle again"
 
 
@@ -20,13 +20,13 @@ def parse(text: str | bytes, origin: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON but not valid text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON but not valid text
         return value
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
 
 
-def read(kind: type[T], value: Any, origin: str) -> T:
+def read(kind: type[_T], value: Any, origin: str) -> _T:
     """Convert plain objects to the dataclass ``kind``. Every required field must exist; values are not converted.
 
     Unknown fields are ignored, because a newer release may have added them within the schema version. JSON does not
@@ -39,12 +39,12 @@ def read(kind: type[T], value: Any, origin: str) -> T:
     ManifestError
         Names the position in ``origin``, what is expected, and what was received.
     """
-    result: T = _read(kind, value, origin)
+    result: _T = _read(kind, value, origin)
     return result
 
 
 def is_plain_relative(file: str) -> bool:
-    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, back-slashes, control characters."""
+    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, backslashes, control characters."""
     parts = file.split("/")
     return file.isprintable() and all(part not in ("", ".", "..") for part in parts) and not set(file) & set("\\:")
 
@@ -117,7 +117,7 @@ def _finite(value: int | float, where: str) -> float:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _invalid(where: str, wanted: str, received: Any) -> ManifestError:

@@ -1,8 +1,8 @@
 """The split record ``split.json``: which images were used for training, validation and test.
 
 Training writes it. Export (calibration, parity), evaluation and benchmarks read it, so that test images never calibrate
-and training images are never scored. A slim bundle contains it condensed as ``split.npy``, without names of images:
-scoring needs only their hashes.
+and training images are never scored. A slim bundle contains the condensed form ``split.npy``, without names of
+images: scoring needs only their hashes.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Split:
             or rows.shape[1:] != (2 + _DIGITS // 2,)
             or (rows[:, 0] >= len(_ROLES)).any()
         ):
-            raise ManifestError(f"{origin}: no condensed split record. Received: {rows.dtype} {rows.shape}")
+            raise ManifestError(f"{origin}: not a condensed split record. Received: {rows.dtype} {rows.shape}")
         return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
 
     @classmethod

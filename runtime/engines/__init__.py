@@ -136,7 +136,7 @@ class EngineFile(Protocol):
 
 @lru_cache(maxsize=1)
 def engine_files() -> dict[str, EngineFile]:
-    """All engines by name, installed or not, in order of preference; last the fake engine, which no user is offered."""
+    """All engines by name, installed or not, in order of preference; the fake one is last."""
     names = [f"{__name__}.{file.name}" for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")]
     modules = [cast(EngineFile, importlib.import_module(name)) for name in [*names, _FAKE_ENGINE]]
     modules.sort(key=lambda module: (getattr(module, "RANK", 100), module.NAME))
@@ -184,7 +184,7 @@ def open_engine(
     Parameters
     ----------
     model
-        The artefact's content, or a path to read it from.
+        The artefact's content, or its path.
     engine
         Name or alias of an engine; ``None`` takes the preferred one for the suffix.
     provider
@@ -251,7 +251,7 @@ def check_threads(threads: int | None) -> None:
     if threads is not None and threads > (cores := available_cpus()):
         raise UsageError(
             f"threads must be at most {cores}, the cores that this process may use. Received: {threads}",
-            "Leave --threads out to take what suits the model",
+            "Leave out --threads to use the default for the model",
         )
 
 
@@ -269,7 +269,7 @@ def _check_onnx(model: ModelFile) -> None:
 
 
 def remedy(file: EngineFile) -> str:
-    """How to install an engine's library."""
+    """Explain how to install an engine's library."""
     if is_32_bit_arm():
         return "No engine has wheels for 32-bit ARM: use a 64-bit system image"
     return f"pip install 'mri-edge[{file.EXTRA}]'" if file.EXTRA else "pip install mri-edge"

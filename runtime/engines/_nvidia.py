@@ -19,7 +19,7 @@ NO_GPU = "no-gpu"
 
 # CUDA driver API, cuda.h, enum CUresult: errors that a user can fix.
 _INIT_ERRORS = {
-    3: "the driver could not be initialised",
+    3: "the driver could not be initialized",
     35: "the driver is older than this CUDA",
     100: "no GPU is visible",
     101: "the GPU number is not valid",

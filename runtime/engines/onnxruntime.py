@@ -17,7 +17,7 @@ from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
-EXTRA = ""  # a plain dependency
+EXTRA = ""  # onnxruntime is a dependency of the package
 MODULE = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 RANK = 0
@@ -158,7 +158,7 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
     name = _PROVIDERS[provider]
     settings = _tensorrt_settings(model) if provider == "tensorrt" else {}
     if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # it prints missing libraries; _why_not reports them
+        with redirect_stdout(StringIO()):  # it prints missing libraries; _explain_failure reports them
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
@@ -172,12 +172,12 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
             raise EngineError(
                 f"{model.name}: onnxruntime cannot open it: {first_line(error)}", "Export the model again"
             ) from error
-        reason, cure = _why_not(onnxruntime, model, provider) or (first_line(error), _DOCTOR)
-        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", cure) from error
+        reason, fix = _explain_failure(onnxruntime, model, provider) or (first_line(error), _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", fix) from error
     found = session.get_providers()[0]
     if found != name:
-        reason, cure = _why_not(onnxruntime, model, provider) or (f"{found} started", _DOCTOR)
-        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", cure)
+        reason, fix = _explain_failure(onnxruntime, model, provider) or (f"{found} started", _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", fix)
     # A private attribute, read only by the fallback that is off (onnxruntime 1.20 to 1.32). It keeps the whole file.
     session._model_bytes = None
     return session
@@ -187,10 +187,10 @@ def _tensorrt_settings(model: ModelFile) -> dict[str, str]:
     try:
         cache = engine_cache(model)
         if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
-            _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
+            _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it in advance")
             cache.mkdir(parents=True, exist_ok=True)
     except (OSError, UsageError, OutputError) as error:  # no home folder, or a read-only one
-        _log.warning("TensorRT's engine cannot be kept, so each start builds it anew: %s", error)
+        _log.warning("TensorRT's engine cannot be cached, so every start builds it again: %s", error)
         return {}
     return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
 
@@ -207,7 +207,7 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
     return options
 
 
-def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
+def _explain_failure(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
     """Find why a provider did not start: reason and fix, or None if only the library's message is known."""
     libraries = Path(onnxruntime.__file__).parent / "capi"
     if provider in ("cuda", "tensorrt") and (found := explain(provider, libraries)):
@@ -216,10 +216,10 @@ def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, st
         lenient = onnxruntime.InferenceSession(
             model.content, _options(onnxruntime, 1, strict=False), providers=[_PROVIDERS[provider]], enable_fallback=0
         )
-    except Exception:  # noqa: BLE001 (fails without strictness too: report the first error)
+    except Exception:  # noqa: BLE001 (the lenient session fails too: report the first error)
         return None
     if lenient.get_providers()[0] == _PROVIDERS[provider]:
-        return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, float32 for one"
+        return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, such as float32"
     return None
 
 

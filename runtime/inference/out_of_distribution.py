@@ -45,7 +45,7 @@ def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.floa
 
 
 class OutOfDistributionCheck:
-    """The plane of one bundle's training images, and the largest distance that is not warned about."""
+    """The plane of one bundle's training images, and the largest distance without a warning."""
 
     def __init__(self, plane: NDArray[np.float32], limit: float, origin: str = "") -> None:
         self.plane = plane
@@ -78,13 +78,13 @@ class OutOfDistributionCheck:
                 f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype} {plane.shape}", _AGAIN
             )
         if not np.isfinite(plane).all() or stored.limit <= 0:
-            raise IntegrityError(f"{path}: the plane or its limit, {stored.limit}, is impossible", _AGAIN)
+            raise IntegrityError(f"{path}: the plane or its limit, {stored.limit}, is not valid", _AGAIN)
         return cls(plane, stored.limit, str(path))
 
     def check_fits(self, outputs: Sequence[TensorSpec]) -> None:
-        """Raise IntegrityError unless the model gives as many features as the plane has; every scan would fail."""
+        """Raise IntegrityError unless the model has as many features as the plane, because every scan would fail."""
         features = next((spec for spec in outputs if spec.name == FEATURES), None)
-        if features is None:  # the artefact gives probabilities only, so this check is left out
+        if features is None:  # the artefact gives probabilities only, so there is nothing to check
             return
         width = features.shape[-1] if len(features.shape) == 2 else None
         if width != self.plane.shape[1]:

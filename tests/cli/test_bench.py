@@ -9,10 +9,10 @@ from statistics import median
 
 import pytest
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.benchmarking import benchmark, workload
 from mri_edge.benchmarking.benchmark import Plan, scans_for, spread, stream
-from mri_edge.benchmarking.isolated import call
+from mri_edge.benchmarking.isolated import run_isolated
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Parity
 from mri_edge.cli import run
@@ -85,14 +85,14 @@ def test_scans_may_be_many(tiny_bundle):
         samples=1,
         batch=1,
     )
-    answer = call("benchmarking.workload:measure", request, time_limit=300)
+    answer = run_isolated("benchmarking.workload:measure", request, time_limit=300)
     assert answer.startswith(f"{request.scans[0]}: no such file")
 
 
 def test_the_verdict_of_the_gate_stands_in_the_row(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.add_artefact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
     assert [one.parity for one in report.rows] == ["undecided"]

@@ -145,7 +145,7 @@ def test_the_same_failure_is_not_written_again(tiny_bundle, many, tmp_path, capf
 
 def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
     """Both are called "tiny 1": the hash of the artefact tells them apart."""
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
     journal = tmp_path / "out.jsonl"
@@ -153,7 +153,7 @@ def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, ma
     assert run([*command, str(many / "0001.png")]) == 0
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         content = (tiny_bundle / artefact.file).read_bytes()
         writer.path(artefact.file).write_bytes(content + b"\x72\x00")  # an empty field of another name at its end
         writer.add_artefact(artefact)

@@ -8,7 +8,7 @@ import pytest
 
 from mri_edge import Classifier
 from mri_edge.authoring.packing import pack
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artifact, Manifest
 from mri_edge.bundles.onnx_external import find_external_data
@@ -184,7 +184,7 @@ def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, t
         Classifier.load(bundle)
     with pytest.raises(BundleError, match="another file"):
         pack(bundle, tmp_path / "packed")
-    with pytest.raises(BundleError, match="another file"), rewriting(bundle, tmp_path / "slim"):
+    with pytest.raises(BundleError, match="another file"), rewrite_bundle(bundle, tmp_path / "slim"):
         pass
     assert not (tmp_path / "packed").exists()
     assert not (tmp_path / "slim").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mri_edge import Classifier, IntegrityError
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Novelty, TensorSpec
 from mri_edge.inference.out_of_distribution import OutOfDistributionCheck, distances
@@ -35,7 +35,7 @@ class FeatureEngine(FakeEngine):
 
 
 def with_plane(folder: Path, content: bytes) -> Bundle:
-    with rewriting(Bundle.open(folder)) as writer:
+    with rewrite_bundle(Bundle.open(folder)) as writer:
         writer.add_document(ENTRY.file, content)
         writer.update(novelty=ENTRY)
     return Bundle.open(folder)

@@ -136,7 +136,7 @@ def test_names_that_not_every_system_can_hold(
     empty = hashlib.sha256(b"").hexdigest()
     manifest = replace(tiny_manifest, documents=tuple(Document(file, 0, empty) for file in files))
     with pytest.raises(BundleError, match=words):
-        archive.in_order(manifest, "a bundle")
+        archive.sorted_entries(manifest, "a bundle")
 
 
 # --- unpacking: whole or not at all

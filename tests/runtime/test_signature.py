@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.authoring.packing import pack, unpack
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Manifest
 from mri_edge.cli import run
@@ -46,7 +46,7 @@ def public(keys: Path) -> Path:
 @pytest.fixture
 def signed(tiny_bundle: Path, keys: Path) -> Path:
     """A signed bundle with a document beside its artefact."""
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("report/notes.txt", "words")
     sign(Bundle.open(tiny_bundle), keys / "our.pem", passphrase=no_passphrase)
     return tiny_bundle
@@ -110,7 +110,7 @@ def test_a_change_of_any_file_is_refused_before_anything_runs(signed: Path, publ
 
 
 def test_every_byte_of_a_signed_packed_bundle_counts(signed: Path, public: Path, tmp_path: Path) -> None:
-    with rewriting(Bundle.open(signed), tmp_path / "slim", keep=["report/notes.txt"]):
+    with rewrite_bundle(Bundle.open(signed), tmp_path / "slim", keep=["report/notes.txt"]):
         pass
     sign(Bundle.open(tmp_path / "slim"), public.with_name("our.pem"), passphrase=no_passphrase)
     path = tmp_path / "packed"
@@ -137,7 +137,7 @@ def test_what_was_not_signed_may_not_lie_in_the_folder(signed: Path, public: Pat
 
 
 def test_a_changed_bundle_loses_its_signature(signed: Path, public: Path) -> None:
-    with rewriting(Bundle.open(signed)) as writer:
+    with rewrite_bundle(Bundle.open(signed)) as writer:
         writer.update(version="2")
     with pytest.raises(SignatureError, match="not signed"):
         Bundle.open(signed, signed_by=public)

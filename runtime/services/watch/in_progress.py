@@ -1,4 +1,4 @@
-"""Record on disk which scan is being classified, so that a scan that crashes the program is not tried for ever.
+"""Record on disk which scan is being classified, so that a scan that crashes the program is not tried forever.
 
 After a kill, a crash inside a decoder or an out-of-memory kill the record of the scan remains. A result or an orderly
 end removes it. Several scans may be recorded: each has its own count while the others are tried.
@@ -23,7 +23,7 @@ class InProgress:
         self._crashes = self._read()  # by hash: the scan's name, and how often the program ended during it
 
     def is_suspect(self, name: str) -> bool:
-        """Whether the program ended during a scan of this name. Others should be taken first."""
+        """Whether the program ended during a scan of this name. Others should be processed first."""
         return any(name == suspect for suspect, _ in self._crashes.values())
 
     def begin(self, name: str, sha256: str) -> int:

@@ -77,7 +77,7 @@ class Outbox:
         atomic_move(scan, (self.failed if failed else self.done) / kept)
 
     def _read(self, kept: str) -> Record | None:
-        """Return the result of that name; None if there is none, empty if the file is not one of ours."""
+        """Return the result of that name; None if there is none, empty if the file is not a result of watch."""
         path = self.results / f"{kept}.json"
         if os.path.isdir(path):
             return {}
@@ -94,7 +94,7 @@ class Outbox:
     def _blocked(self, name: str, sha256: str) -> InputError:
         return InputError(
             f"{name}: {self.results / hashed_name(name, sha256)}.json or its scan is in the way",
-            "Put that file elsewhere; this one waits",
+            "Move that file away; this scan waits",
         )
 
 
