@@ -78,7 +78,7 @@ def test_a_packed_bundle_is_not_written_into(packed: Path, capfd) -> None:
 def test_record_takes_its_bundle_by_option_too(tiny_bundle: Path, capfd) -> None:
     assert run(["bundle", "record", "--model", str(tiny_bundle), SCAN]) == 0
     assert run(["verify", str(tiny_bundle)]) == 0
-    assert "gives what was recorded" in capfd.readouterr().out
+    assert "reproduces the recorded results" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bun
     late.hardlink_to(many / "0000.png")
     capfd.readouterr()
     assert run(command) == 0
-    assert capfd.readouterr().err == "mri-edge: 1 scan has a line already\n"
+    assert capfd.readouterr().err == "mri-edge: 1 scan has a result already\n"
     assert [("label" in row, row["file"]) for row in lines_of(journal)][2:] == [(True, str(late))]
 
 

@@ -283,4 +283,4 @@ def test_ctrl_c_says_how_to_go_on(tiny_bundle, tmp_path, resume):
         err = process.stderr.read().decode()
         assert process.wait() == 130
     assert len(err.splitlines()) == 1
-    assert ("Run the same again to go on" if resume else "With --resume FILE") in err
+    assert ("Run the same command again to continue" if resume else "With --resume FILE") in err

@@ -711,7 +711,7 @@ def test_wrong_folders(places, tmp_path, capfd):
     refused("no such folder")
     places.incoming = places.out / "done"
     places.incoming.mkdir(parents=True)
-    refused("Name two folders")
+    refused("Name two different folders")
 
 
 def test_output_may_lie_inside_the_watched_folder(places):

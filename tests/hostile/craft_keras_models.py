@@ -304,7 +304,7 @@ def texts(folder: Path) -> Path:
     return with_weights(folder, lambda file: file.create_dataset("t", (4,), h5py.string_dtype()) and None)
 
 
-@crafter("packed in another way")
+@crafter("not compressed with (deflate|gzip)")
 def other_filter(folder: Path) -> Path:
     zeros = np.zeros(4096, np.float32)
     return with_weights(folder, lambda file: file.create_dataset("z", data=zeros, compression="lzf") and None)
@@ -393,7 +393,7 @@ def member_twice(folder: Path) -> Path:
     return path
 
 
-@crafter("layers want", bomb=True)
+@crafter("layers need", bomb=True)
 def wide_layer(folder: Path) -> Path:
     """The weights are small, the description asks for 8 GB."""
 
@@ -403,7 +403,7 @@ def wide_layer(folder: Path) -> Path:
     return rewritten(save(folder, "model.keras"), change)
 
 
-@crafter("layers want", bomb=True)
+@crafter("layers need", bomb=True)
 def wide_layer_h5(folder: Path) -> Path:
     def change(file: h5py.File) -> None:
         text = file.attrs["model_config"]

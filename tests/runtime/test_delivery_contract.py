@@ -193,7 +193,7 @@ def test_a_passphrase_is_asked_only_of_a_key_that_has_one(keys, tmp_path):
     opened = private_key(locked, lambda: asked.append("locked") or "open")
     assert asked == ["locked"]
     assert opened.private_bytes_raw() == plain.private_bytes_raw()
-    with pytest.raises(UsageError, match="no private key"):
+    with pytest.raises(UsageError, match="cannot open the private key"):
         private_key(locked, lambda: "wrong")
 
 

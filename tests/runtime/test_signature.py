@@ -182,16 +182,16 @@ def test_keys_that_are_none(signed: Path, keys: Path, tmp_path: Path) -> None:
     for path, words in (
         (keys / "our.pem", "is a private key"),
         (tmp_path / "ec.pub.pem", "must be an Ed25519 key"),
-        (tmp_path / "text", "no public key in PEM"),
+        (tmp_path / "text", "not a public key in PEM"),
         (tmp_path / "none", "cannot read the key"),
         (tmp_path, "cannot read the key"),
     ):
         with pytest.raises(UsageError, match=words):
             Bundle.open(signed, signed_by=path)
     for path, words in (
-        (keys / "our.pub.pem", "no private key in PEM"),
+        (keys / "our.pub.pem", "cannot open the private key as PEM"),
         (tmp_path / "ec.pem", "must be an Ed25519 key"),
-        (tmp_path / "text", "no private key in PEM"),
+        (tmp_path / "text", "cannot open the private key as PEM"),
     ):
         with pytest.raises(UsageError, match=words):
             sign(Bundle.open(signed), path, passphrase=no_passphrase)
@@ -205,7 +205,7 @@ def test_openssl_makes_keys_and_checks_signatures(signed: Path, tmp_path: Path) 
         pytest.skip("this openssl has no Ed25519")
     openssl = ["openssl", "pkey", "-in", private, "-passin", "pass:word", "-pubout", "-out", public]
     subprocess.run(openssl, check=True, capture_output=True)
-    with pytest.raises(UsageError, match="no private key in PEM that opens"):
+    with pytest.raises(UsageError, match="cannot open the private key as PEM"):
         sign(Bundle.open(signed), private, passphrase=lambda: "wrong")
     sign(Bundle.open(signed), private, passphrase=lambda: "word")
     Bundle.open(signed, signed_by=public)
