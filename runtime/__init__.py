@@ -50,7 +50,7 @@ _MODULES = {
     "Prediction": "inference.prediction",
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
-    "ResultWarning": "scans.result_warning",
+    "ResultWarning": "scans.checks",
     "RunOptions": "inference.run_options",
     "SignatureError": "errors",
     "Source": "scans.frame",
@@ -69,10 +69,10 @@ if TYPE_CHECKING:
     from mri_edge.inference.prediction import Latency as Latency
     from mri_edge.inference.prediction import Prediction as Prediction
     from mri_edge.inference.run_options import RunOptions as RunOptions
+    from mri_edge.scans.checks import ResultWarning as ResultWarning
     from mri_edge.scans.frame import Frame as Frame
     from mri_edge.scans.frame import Source as Source
     from mri_edge.scans.preprocessing import Preprocessing as Preprocessing
-    from mri_edge.scans.result_warning import ResultWarning as ResultWarning
 
     from .errors import BundleError as BundleError
     from .errors import EngineError as EngineError

@@ -324,7 +324,7 @@ def _find(model: str | os.PathLike[str]) -> Path:
     if folder.name == str(model) and os.path.isdir(embedded):  # takes precedence over the current folder
         if os.path.isfile(folder / MANIFEST):
             _log.warning(
-                "%s: this is the model that comes with the package; the bundle in this folder is ./%s", model, model
+                "%s: the model that comes with the package, not the bundle in this folder, which is ./%s", model, model
             )
         return embedded
     if os.path.isdir(folder) or os.path.isfile(folder):

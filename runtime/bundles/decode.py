@@ -1,13 +1,17 @@
-"""Convert JSON to frozen dataclasses, checking every field. The manifest and other records are read with it."""
+"""Decode the untrusted records of a bundle: JSON to frozen dataclasses with every field checked, and NumPy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import types
 import typing
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mri_edge.errors import ManifestError
 
@@ -127,3 +131,35 @@ def _invalid(where: str, wanted: str, received: Any) -> ManifestError:
 def _abbreviate(value: Any) -> str:
     text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 1024 else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_array(content: bytes, origin: str) -> NDArray[Any]:
+    """Read the array in a ``.npy`` file. Raises ManifestError, which names ``origin``, for anything else."""
+    try:
+        return parse_array(content)
+    except Exception as error:  # NumPy parses a header as Python, so SyntaxError and many others
+        raise ManifestError(
+            f"{origin}: no NumPy array ({str(error).strip() or type(error).__name__})", _AGAIN
+        ) from error
+
+
+def parse_array(content: bytes) -> NDArray[Any]:
+    """Read the array in a ``.npy`` file. Raises ValueError, or what NumPy raises, for anything else.
+
+    Unlike ``numpy.load`` it refuses pickles and archives, and compares the shape with the length of the content.
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError(f"version {version} of the format")
+    shape, column_major, dtype = reader(file)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"holds {dtype}")
+    count = 1
+    for size in shape:
+        count *= size
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"{dtype} {shape} does not fit its {len(content)} bytes")
+    values = np.frombuffer(content, dtype, count, file.tell())
+    return values.reshape(shape, order="F" if column_major else "C")

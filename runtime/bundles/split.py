@@ -19,8 +19,7 @@ import numpy as np
 from mri_edge.errors import DataError, ManifestError
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
-from .arrays import read_array
-from .decode import is_plain_relative, parse, read
+from .decode import is_plain_relative, parse, read, read_array
 
 SPLIT = "split.json"
 CONDENSED = "split.npy"

@@ -7,17 +7,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mri_edge.errors import InputError, printable
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.journal import Journal
 from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.scans.sources import expand
 
 from .output import FORMS
 from .progress import at_terminal, track
+
+if TYPE_CHECKING:
+    from mri_edge.inference.journal import Journal
 
 _MAX_WAIT_S = 0.05  # how long a scan from standard input waits for others before it is answered
 
@@ -98,6 +101,8 @@ def _print(line: str, form: str | None, *, flush: bool) -> None:
 
 
 def _journal(path: Path, classifier: Classifier) -> Journal:
+    from mri_edge.inference.journal import Journal
+
     return Journal(path, classifier.bundle.manifest.title, classifier.artefact)
 
 

@@ -2,9 +2,8 @@
 
 An engine file defines
 
-- ``NAME``, ``SUFFIXES`` of the files that it opens, and ``PROVIDERS``,
+- ``NAME``, that of the file; ``SUFFIXES`` of the model files that it opens, and ``PROVIDERS``,
 - ``MODULE``, its library; ``PACKAGES``, which contain it (one is installed at a time); ``EXTRA``, which installs it,
-- ``RANK``, its place in the order of preference,
 - ``missing()``: the reason why it cannot run on this machine, or None,
 - ``open(model, *, threads, provider)``: opens the bytes of a ``ModelFile``. Only this imports the library,
 - ``OPENS_AFTER_FORK = False`` if its library cannot start in a forked child of a process that used it.
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +43,9 @@ PROVIDERS = ("auto", "cpu", "gpu", "cuda", "tensorrt", "openvino", "coreml", "di
 GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
 # Other names of engines: a short name, and the name of the file format.
 ENGINE_ALIASES = {"onnx": "onnxruntime", "ort": "onnxruntime", "tflite": "litert"}
-_FAKE_ENGINE = "mri_edge.testing"  # opens .fake files, in other processes too
+# An engine that is not listed here comes after these.
+_PREFERRED = ("onnxruntime", "litert", "openvino")
+_FAKE_ENGINE = "fake"  # mri_edge.testing; the last one
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,25 @@ class EngineFile(Protocol):
     open: Callable[..., Engine]
 
 
+def _names() -> list[str]:
+    found = {file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")}
+    return [*_PREFERRED, *sorted(found.difference(_PREFERRED)), _FAKE_ENGINE]
+
+
+def _import_engine(name: str) -> EngineFile:
+    module = "mri_edge.testing" if name == _FAKE_ENGINE else f"{__name__}.{name}"
+    return cast(EngineFile, importlib.import_module(module))
+
+
+def engines_by_preference() -> Iterator[EngineFile]:
+    """Yield all engines, installed or not, the preferred first. Each file is imported when it is reached."""
+    return map(_import_engine, _names())
+
+
 @lru_cache(maxsize=1)
 def engine_files() -> dict[str, EngineFile]:
     """All engines by name, installed or not, in order of preference; the fake one is last."""
-    names = [f"{__name__}.{file.name}" for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")]
-    modules = [cast(EngineFile, importlib.import_module(name)) for name in [*names, _FAKE_ENGINE]]
-    modules.sort(key=lambda module: (getattr(module, "RANK", 100), module.NAME))
-    return {module.NAME: module for module in modules}
+    return {file.NAME: file for file in engines_by_preference()}
 
 
 def offered() -> list[str]:
@@ -150,11 +163,10 @@ def offered() -> list[str]:
 
 def engine_file(name: str) -> EngineFile:
     """Find an engine by name or alias. Raises UsageError, which lists the known names."""
-    files = engine_files()
     name = ENGINE_ALIASES.get(name, name)
-    if name not in files:
+    if name not in _names():
         raise UsageError(f"unknown engine {name!r}", f"Engines: {', '.join(offered())}")
-    return files[name]
+    return _import_engine(name)
 
 
 def engine_for(path: str | Path) -> EngineFile:
@@ -165,7 +177,7 @@ def engine_for(path: str | Path) -> EngineFile:
     EngineError
         No engine opens files with this suffix.
     """
-    for file in engine_files().values():
+    for file in engines_by_preference():
         if str(path).endswith(file.SUFFIXES):
             return file
     raise EngineError(f"{path}: no engine opens such a file", f"Engines: {', '.join(offered())}")

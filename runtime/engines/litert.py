@@ -18,7 +18,6 @@ SUFFIXES = (".tflite",)
 EXTRA = "litert"
 MODULE = "ai_edge_litert.interpreter"
 PACKAGES = ("ai-edge-litert",)
-RANK = 1
 PROVIDERS = ("cpu",)
 
 

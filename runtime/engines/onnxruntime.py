@@ -20,7 +20,6 @@ SUFFIXES = (".onnx",)
 EXTRA = ""  # onnxruntime is a dependency of the package
 MODULE = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-RANK = 0
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",

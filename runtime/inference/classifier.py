@@ -20,9 +20,9 @@ from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Engine, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
+from mri_edge.scans.checks import ResultWarning
+from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Source, source_name
-from mri_edge.scans.read_errors import out_of_memory
-from mri_edge.scans.result_warning import ResultWarning
 
 from .batching import batched
 from .loading import PendingModel

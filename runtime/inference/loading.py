@@ -13,7 +13,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.engines import Engine, ModelFile, engine_file, open_engine
 from mri_edge.errors import ProviderUnavailable
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 
 from .run_options import RunOptions
 from .selection import Selection, select

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.bundles.arrays import read_array
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import read_array
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import IntegrityError, ManifestError
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 
 Features = NDArray[np.float32]
 FEATURES = "features"  # name of the model's output

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.errors import InputError
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
 SCHEMA_VERSION = 1  # of results: result.schema.json. Keys may be added within a version; a changed meaning is a new one

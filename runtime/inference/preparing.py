@@ -8,10 +8,10 @@ from time import perf_counter
 
 from mri_edge.errors import InputError
 from mri_edge.scans import checks, readers
+from mri_edge.scans.checks import ResultWarning
+from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.scans.read_errors import out_of_memory
-from mri_edge.scans.result_warning import ResultWarning
 
 from .prediction import Failure
 

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.bundles.arrays import parse_array
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.decode import parse, read
+from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError

@@ -10,7 +10,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
-from mri_edge.engines import EngineFile, engine_file, engine_files, engine_for, remedy
+from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 
 from .run_options import RunOptions
@@ -132,7 +132,7 @@ def _by_profile(
 
 def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, EngineFile]:
     processor, not_installed = cpu(), []
-    for candidate in [engine] if engine else engine_files().values():
+    for candidate in [engine] if engine else engines_by_preference():
         artefacts = [artefact for artefact in allowed(bundle) if artefact.file.endswith(candidate.SUFFIXES)]
         if not artefacts:
             continue

@@ -8,10 +8,9 @@ measures these proportions again if the scans are available.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-
-from mri_edge.scans.result_warning import ResultWarning
 
 from .frame import Pixels
 
@@ -22,6 +21,29 @@ _MAX_COLORED = 0.02  # proportion of colorful pixels: 0.20 %
 _MIN_RANGE = 50  # of 255 between darkest and brightest: 0.00 %
 _MAX_BORDER = 120  # of 255, mean along the border; air is black: 0.30 %
 _MAX_STEP = 35  # of 255, mean between neighbors; noise has 40 to 84: 0.15 %
+
+
+@dataclass(frozen=True)
+class ResultWarning:
+    """A reason to distrust one answer; ``str`` gives the message.
+
+    Attributes
+    ----------
+    code
+        The reason as one stable word for programs: ``"coloured"``, ``"unlike_training"``, …
+    message
+        The reason for people.
+    value, limit
+        What was measured and the bound it breaks, where there is one.
+    """
+
+    code: str
+    message: str
+    value: float | None = None
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def warnings_for(sizes: Sequence[tuple[int, int]], resized: Pixels) -> list[tuple[ResultWarning, ...]]:

@@ -14,7 +14,7 @@ from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Novelty, TensorSpec
 from mri_edge.inference.out_of_distribution import OutOfDistributionCheck, distances
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 from mri_edge.testing import FakeEngine
 
 ENTRY = Novelty("novelty.npy", "residual", limit=0.5, quantile=0.99, fitted_images=10, held_out_images=10)

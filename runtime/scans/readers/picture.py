@@ -13,16 +13,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mri_edge.errors import InputError
+from mri_edge.scans.files import open_scan, out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
-from mri_edge.scans.pipes import open_scan
-from mri_edge.scans.read_errors import out_of_memory
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from . import _tiff
 from ._picture_headers import check_before_open, unsupported_kind
 from ._picture_limits import MAX_PIXELS, SMALL_FILE, BoundedFile, damaged, too_large, unsupported
-from ._picture_pixels import pixels_of_array, pixels_of_image, unreadable
-from ._quiet_decoding import decoding
+from ._picture_pixels import decoding, pixels_of_array, pixels_of_image, unreadable
 
 NAME = "picture"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")

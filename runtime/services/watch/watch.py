@@ -19,7 +19,7 @@ import numpy as np
 from mri_edge.errors import EngineError, InputError, MriEdgeError, OutputError, first_line
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name
-from mri_edge.scans.read_errors import is_transient
+from mri_edge.scans.files import is_transient
 from mri_edge.services.systemd import notify
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
