@@ -350,7 +350,7 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
     pixels = bundle.manifest.preprocessing.resize_picture(
         np.asarray(Image.open(data / record["predictions"][0]["file"]))
     )
-    expected = model.predict_on_batch(bundle.manifest.preprocessing.normalise(pixels[None]))[0]
+    expected = model.predict_on_batch(bundle.manifest.preprocessing.normalize(pixels[None]))[0]
     # A batch of one and a batch of eight sum in another order.
     np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)
     with pytest.raises(UsageError, match="chooses its device"):
