@@ -98,7 +98,7 @@ def _exit_when_reader_ends() -> Iterator[None]:
         raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as in shells
 
 
-class CommandTable(Group):
+class _CommandTable(Group):
     """A group that imports a command only when it is chosen."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
@@ -149,7 +149,7 @@ def _show_versions(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 
 @click.group(
-    cls=CommandTable,
+    cls=_CommandTable,
     invoke_without_command=True,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -16,7 +16,7 @@ import numpy as np
 
 CONFIDENCE = 0.99
 PERCENTILES = (0.5, 0.9, 0.99)
-SERVER_PERCENTILE = 0.99
+_SERVER_PERCENTILE = 0.99
 # Limits of the search in highest_rate: the rate is halved at most 7 times, then bisected 4 times.
 _HALVINGS = 7
 _BISECTIONS = 4
@@ -123,7 +123,7 @@ def highest_rate(run: Callable[[float], Served], bound_ms: float, single_stream_
     """
 
     def meets_bound(rate: float) -> bool:
-        bound = percentile_bound(run(rate).latencies_ms, SERVER_PERCENTILE)
+        bound = percentile_bound(run(rate).latencies_ms, _SERVER_PERCENTILE)
         return bound is not None and bound <= bound_ms
 
     good, bad, rate = 0.0, single_stream_rate, single_stream_rate / 2

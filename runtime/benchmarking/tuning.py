@@ -53,7 +53,7 @@ class Tuning:
     failed: tuple[tuple[Candidate, str], ...]
 
 
-Readings = dict[Candidate, list[Measurement]]
+_Readings = dict[Candidate, list[Measurement]]
 
 
 def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int] = BATCHES) -> list[Candidate]:
@@ -104,7 +104,7 @@ def tune(
         available = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
         raise BundleError(f"{bundle.folder}: no artefact for the installed engines. It has: {available}")
     watch = Watch()
-    readings: Readings = {}
+    readings: _Readings = {}
     failed: dict[Candidate, str] = {}
 
     def measure(candidate: Candidate) -> None:
@@ -152,7 +152,7 @@ def tune(
     return Tuning(profile, tuple(failed.items()))
 
 
-def _is_worth_batching(candidate: Candidate, readings: Readings, failed: dict[Candidate, str]) -> bool:
+def _is_worth_batching(candidate: Candidate, readings: _Readings, failed: dict[Candidate, str]) -> bool:
     """Whether a candidate's single scan is fast enough to try it on batches."""
     single = replace(candidate, batch=1)
     if candidate == single:
@@ -163,7 +163,7 @@ def _is_worth_batching(candidate: Candidate, readings: Readings, failed: dict[Ca
     return _merged(readings[single]).ms <= _TOO_SLOW * best
 
 
-def _leaders(readings: Readings, count: int) -> list[Candidate]:
+def _leaders(readings: _Readings, count: int) -> list[Candidate]:
     """The ``count`` fastest on a single scan and the ``count`` fastest per scan in batches."""
     ordered = sorted(readings, key=lambda candidate: _merged(readings[candidate]).ms_per_scan)
     single = [candidate for candidate in ordered if candidate.batch == 1]

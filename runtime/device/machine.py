@@ -33,7 +33,7 @@ _INSTRUCTIONS = {
     "sve": "sve",
 }
 # These sum 8-bit products in 32 bits in one step, which makes int8 fast and exact.
-DOT_PRODUCTS = frozenset({"vnni", "dotprod", "amx-int8", "i8mm"})
+_DOT_PRODUCTS = frozenset({"vnni", "dotprod", "amx-int8", "i8mm"})
 
 _CPUINFO = Path("/proc/cpuinfo")
 _FIRST_CORE = 16 << 10  # bytes; cpuinfo of one core has 3 kB, of 256 cores nearly 1 MB
@@ -52,7 +52,7 @@ class Cpu:
     @property
     def multiplies_int8_fast(self) -> bool:
         """Whether the CPU has dot products of 8-bit integers."""
-        return bool(self.instructions & DOT_PRODUCTS)
+        return bool(self.instructions & _DOT_PRODUCTS)
 
     def __str__(self) -> str:
         return f"{self.model} ({self.architecture}): {', '.join(sorted(self.instructions)) or 'instructions unknown'}"

@@ -40,7 +40,7 @@ Outputs = dict[str, NDArray[np.float32]]
 # Values of --provider. Each engine file maps those that it supports to the names in its library.
 PROVIDERS = ("auto", "cpu", "gpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 # "gpu" is the first of these that starts. CUDA precedes TensorRT, which builds its engine for minutes.
-GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
+_GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
 # Other names of engines: a short name, and the name of the file format.
 ENGINE_ALIASES = {"onnx": "onnxruntime", "ort": "onnxruntime", "tflite": "litert"}
 # An engine that is not listed here comes after these.
@@ -201,7 +201,7 @@ def open_engine(
         Name or alias of an engine; ``None`` takes the preferred one for the suffix.
     provider
         One of ``PROVIDERS``. ``"auto"`` takes the best that starts; any other starts or raises ProviderUnavailable.
-        ``"gpu"`` is the first of ``GPU_PROVIDERS`` that starts.
+        ``"gpu"`` is the first of ``_GPU_PROVIDERS`` that starts.
     threads
         Intra-op threads, at most the cores that this process may use. ``None``: all of these cores.
 
@@ -249,7 +249,7 @@ def providers_of(file: EngineFile, provider: str) -> list[str]:
     """Providers to try in turn for one of ``PROVIDERS``. An engine without GPU support refuses ``"gpu"`` itself."""
     if provider != "gpu":
         return [provider]
-    return [name for name in GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
+    return [name for name in _GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
 
 
 def check_threads(threads: int | None) -> None:

@@ -121,7 +121,7 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
     return [wanted]
 
 
-def engine_cache(model: ModelFile) -> Path:
+def _engine_cache(model: ModelFile) -> Path:
     """Folder of TensorRT engines for a model file, named after its hash, the GPU and the version of ONNX Runtime."""
     from mri_edge.device.dirs import cache_folder
     from mri_edge.device.machine import installed
@@ -184,7 +184,7 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
 
 def _tensorrt_settings(model: ModelFile) -> dict[str, str]:
     try:
-        cache = engine_cache(model)
+        cache = _engine_cache(model)
         if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
             _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it in advance")
             cache.mkdir(parents=True, exist_ok=True)

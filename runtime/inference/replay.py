@@ -33,8 +33,8 @@ NOTICE = FOLDER + "NOTICE"
 SCHEMA_VERSION = 1
 _ARRAYS_LIMIT = 256 << 20  # bytes when unpacked; six demo scans take some 2 MB
 
-Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
-Status = Literal["same", "near", "differs", "not tried"]
+_Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
+_Status = Literal["same", "near", "differs", "not tried"]
 
 # The JPEG standard does not fix the rounding of the inverse transform. libjpeg-turbo with its accurate transform gives
 # the same result everywhere (Pillow, OpenCV and TensorFlow agreed on 257 of 257 scans); other libraries may differ by 1
@@ -52,10 +52,10 @@ _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
 class Check:
     """One comparison. ``near``: not equal, but the difference is within the tolerance in ``detail``."""
 
-    stage: Stage
+    stage: _Stage
     subject: str
     engine: str
-    status: Status
+    status: _Status
     detail: str = ""
 
 

@@ -55,12 +55,12 @@ def expand(
         elif "\0" in argument:
             yield argument  # not a path, and glob would fail on it
         elif os.path.isdir(argument):
-            skipped = SkippedFiles()
+            skipped = _SkippedFiles()
             scans = _scans_in(argument, recursive, skipped)
             hint = f"Pictures end in {', '.join(readers.suffixes())}"
             yield from _or_error(scans, argument, "the folder has no pictures in it", hint, skipped, notify)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            skipped = SkippedFiles()
+            skipped = _SkippedFiles()
             matches = _matches(argument, recursive, skipped)
             yield from _or_error(matches, argument, "no file matches this pattern", "", skipped, notify)
         else:
@@ -86,7 +86,7 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _matches(pattern: str, recursive: bool, skipped: SkippedFiles) -> Iterator[str | InputError]:
+def _matches(pattern: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
             if special_file_kind(path):
@@ -101,7 +101,7 @@ def _matches(pattern: str, recursive: bool, skipped: SkippedFiles) -> Iterator[s
             skipped.add_folder()
 
 
-def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles) -> Iterator[str | InputError]:
+def _scans_in(folder: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -142,7 +142,7 @@ def _or_error(
     argument: str,
     problem: str,
     hint: str,
-    skipped: SkippedFiles,
+    skipped: _SkippedFiles,
     notify: Callable[[str], None],
 ) -> Iterator[str | InputError]:
     """Yield ``paths``, or an InputError if there are none; then report what was skipped."""
@@ -157,7 +157,7 @@ def _or_error(
         notify(f"{argument}: {skipped}")
 
 
-class SkippedFiles:
+class _SkippedFiles:
     """The files and subfolders of one folder that were skipped."""
 
     def __init__(self) -> None:

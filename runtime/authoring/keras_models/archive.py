@@ -8,10 +8,10 @@ from typing import IO
 
 from .bounds import UnsafeModelError, check_unpacked, unpacked_limit
 
-CONFIG = "config.json"
-WEIGHTS = "model.weights.h5"
+_CONFIG = "config.json"
+_WEIGHTS = "model.weights.h5"
 # The files that Keras writes for a model without lookup tables.
-_MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
+_MEMBERS = {_CONFIG, _WEIGHTS, "metadata.json"}
 _LARGEST_CONFIG = 16 << 20  # bytes; EfficientNetB7 has 1 MB
 _PIECE = 1 << 20
 
@@ -34,13 +34,13 @@ def unpack(path: Path, folder: Path) -> tuple[bytes, Path]:
             raise UnsafeModelError(f"the archive holds other things than a model: {others[0]!r}")
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
             raise UnsafeModelError("the archive is not compressed with deflate")
-        if archive.getinfo(CONFIG).file_size > _LARGEST_CONFIG:
-            raise UnsafeModelError(f"{CONFIG} has more than {_LARGEST_CONFIG:,} bytes")
+        if archive.getinfo(_CONFIG).file_size > _LARGEST_CONFIG:
+            raise UnsafeModelError(f"{_CONFIG} has more than {_LARGEST_CONFIG:,} bytes")
         check_unpacked(sum(member.file_size for member in archive.infolist()), size, "archive")
-        with archive.open(CONFIG) as file:
+        with archive.open(_CONFIG) as file:
             config = file.read(_LARGEST_CONFIG)
-        weights = folder / WEIGHTS
-        with archive.open(WEIGHTS) as source, open(weights, "xb") as target:
+        weights = folder / _WEIGHTS
+        with archive.open(_WEIGHTS) as source, open(weights, "xb") as target:
             _copy(source, target, size)
     return config, weights
 

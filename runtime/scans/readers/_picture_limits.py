@@ -14,7 +14,7 @@ import numpy as np
 from mri_edge.errors import InputError
 
 MAX_PIXELS = 64_000_000
-MAX_SIDE = 65_535  # pixels; JPEG and GIF cannot have more
+_MAX_SIDE = 65_535  # pixels; JPEG and GIF cannot have more
 
 # Bytes that decoding one picture may hold at a time: Pillow's image, the returned pixels and the decoder's buffers.
 MAX_MEMORY = 450_000_000
@@ -50,9 +50,9 @@ def check_size(name: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         limit = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
         raise too_large(name, f"{width} x {height} pixels", width * height, MAX_PIXELS, limit)
-    if max(width, height) > MAX_SIDE:
-        limit = f"The limit is {MAX_SIDE:,} pixels a side: make it smaller"
-        raise too_large(name, f"{width} x {height} pixels", max(width, height), MAX_SIDE, limit)
+    if max(width, height) > _MAX_SIDE:
+        limit = f"The limit is {_MAX_SIDE:,} pixels a side: make it smaller"
+        raise too_large(name, f"{width} x {height} pixels", max(width, height), _MAX_SIDE, limit)
 
 
 def check_memory(name: str, needed: int) -> None:

@@ -25,8 +25,7 @@ from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
 
 from .arrivals import Arrival, Arrivals, stamp_of
-from .in_progress import InProgress
-from .outbox import Outbox, Record
+from .outbox import InProgress, Outbox, Record
 
 _PATIENCE = 5  # a scan that cannot be read may still be arriving: it gets this many times the settling time
 _MAX_CRASHES = 3  # how often the program may end during a scan before the scan is moved to ``failed``
