@@ -6,7 +6,7 @@
     ├── UsageError              the call itself is wrong                    exit 2
     │   └── DataError           a training or calibration folder is unusable exit 2
     ├── OutputError             the result cannot be written                exit 6
-    ├── InputError              one scan cannot be read; others go on       exit 1
+    ├── InputError              one scan cannot be read; others are read     exit 1
     ├── BundleError             a model bundle cannot be used               exit 3
     │   ├── ManifestError       its manifest is missing, broken or newer    exit 3
     │   ├── IntegrityError      a file differs from its recorded hash       exit 3

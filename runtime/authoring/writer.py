@@ -101,7 +101,7 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
         raise OutputError(f"{out}: cannot list the folder ({error.strerror})", "Name another output folder") from error
     if is_filled:
         if not os.path.isfile(out / MANIFEST):
-            raise UsageError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
+            raise UsageError(f"{out}: folder is not empty and is not a bundle", "Name another output folder")
         if not overwrite:
             raise UsageError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
     parent = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))

@@ -46,7 +46,7 @@ def run_isolated(function: str, request: Any, *, time_limit: float) -> dict[str,
     try:
         done = subprocess.run(  # noqa: S603 (our own program, no shell)
             [sys.executable, "-c", _PROGRAM, function],
-            input=json.dumps(asdict(request)),  # not an argument, whose length is limited: there may be many scans
+            input=json.dumps(asdict(request)),  # arguments are limited in length, and there may be many scans
             capture_output=True,
             text=True,
             errors="replace",

@@ -115,7 +115,7 @@ def server(run: RunOne, samples: int, *, rate: float, queries: int) -> Served:
 
 
 def highest_rate(run: Callable[[float], Served], bound_ms: float, single_stream_rate: float) -> float | None:
-    """Find the highest Poisson rate whose 99th percentile stays under ``bound_ms``; None if there is none.
+    """Find the highest Poisson rate with a 99th percentile of at most ``bound_ms``; None if there is none.
 
     ``run`` serves at a rate in queries per second. Above ``single_stream_rate`` the queue grows without end, even if
     one run is too short to exceed the bound. The search starts at half of it, doubles or halves, then bisects to

@@ -29,7 +29,7 @@ class Request:
     """What to measure.
 
     ``scans`` are files, used in turn. ``seconds`` and ``queries`` are the minimum of a SingleStream run, ``samples``
-    the number for Offline in batches of ``batch``. With ``server_ms``, search the highest rate whose p99 is below it.
+    the number for Offline in batches of ``batch``. With ``server_ms``, search for the highest rate with a p99 below it.
     """
 
     bundle: str

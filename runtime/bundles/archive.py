@@ -83,7 +83,7 @@ class Archive:
             file.seek(self._offsets[entry.file])
             if file.read(_BLOCK) != header(entry.file, entry.size_bytes):
                 raise IntegrityError(
-                    f"{self.path}: {entry.file} should stand here, as a plain file of its size", _COPY_AGAIN
+                    f"{self.path}: {entry.file} expected here as a regular file of its size", _COPY_AGAIN
                 )
             return self._content(file, entry.file, entry.size_bytes)
 
@@ -110,7 +110,7 @@ class Archive:
             size = -1
         if not 0 <= size <= MANIFEST_LIMIT or first != header(MANIFEST, size):
             raise BundleError(
-                f"{self.path}: is no packed bundle", "A bundle is a folder, or a file made by 'mri-edge bundle pack'"
+                f"{self.path}: is not a packed bundle", "A bundle is a folder, or a file made by 'mri-edge bundle pack'"
             )
         manifest = self._content(file, MANIFEST, size)
         after = file.tell()

@@ -264,7 +264,7 @@ def check_self_contained(content: bytes, path: Path) -> bool:
         return False
     if part:
         raise BundleError(
-            f"{path}: {printable(part)} lies in another file, which the manifest does not list",
+            f"{path}: {printable(part)} is stored in another file, which the manifest does not list",
             "Save the model with all of its weights inside (onnx.save without external data), and export it again",
         )
     return True

@@ -39,7 +39,7 @@ class TensorSpec:
 class Parity:
     """Difference between an artefact and the float Keras model on the same images.
 
-    ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images whose label changed.
+    ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images with a changed label.
     """
 
     verdict: Literal["met", "not met", "undecided"]
@@ -254,7 +254,7 @@ class Manifest:
         ]
         files = [artefact.file for artefact in self.artefacts] + [document.file for document in self.documents]
         problems.append((len(set(files)) < len(files), "a file is listed twice"))
-        problems += [(not is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
+        problems += [(not is_plain_relative(file), f"{file!r}: files must be inside the bundle") for file in files]
         for wrong, message in problems:
             if wrong:
                 raise ManifestError(f"{origin}: {message}", "Make or copy the bundle again")

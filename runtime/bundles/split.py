@@ -81,7 +81,7 @@ class Split:
         split = read(cls, parse(text, origin), origin)
         for image in split.images:
             if not is_plain_relative(image.file):
-                raise ManifestError(f"{origin}: {image.file!r}: images must lie inside the data folder")
+                raise ManifestError(f"{origin}: {image.file!r}: images must be inside the data folder")
         return split
 
     def to_condensed(self) -> bytes:

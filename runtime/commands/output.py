@@ -17,7 +17,7 @@ Results = Iterable[Prediction | Failure]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading: bool = True) -> list[str]:
-    """Lines of a table whose columns are as wide as their widest cell, two spaces apart.
+    """Lines of a table. Each column is as wide as its widest cell, and columns are two spaces apart.
 
     The last column is not padded, so that long text stays whole and can be searched and copied. Cells may be styled.
 

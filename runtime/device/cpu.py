@@ -21,7 +21,7 @@ def available_cpus() -> int:
 
 
 def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list[Path]:
-    """Cgroup folders whose limits apply to this process: ``root``, and every group from there down to its own.
+    """Cgroup folders with limits for this process: ``root``, and every group from there down to its own.
 
     In a container the process's group is usually ``root``; in a systemd service or scope it is below. Version 1 has one
     tree for each controller; ``cpu`` and ``memory`` are used here.

@@ -275,7 +275,7 @@ def _check_onnx(model: ModelFile) -> None:
         raise EngineError(f"{model.name}: cannot open it: {error}", "Export the model again") from error
     if part:
         raise EngineError(
-            f"{model.name}: {printable(part)} lies in another file, which no hash covers",
+            f"{model.name}: {printable(part)} is stored in another file, which no hash covers",
             "Save the model with all of its weights inside (onnx.save without external data)",
         )
 

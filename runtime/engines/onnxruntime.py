@@ -131,7 +131,7 @@ def _engine_cache(model: ModelFile) -> Path:
 
 
 _DOCTOR = "See 'mri-edge doctor' for what works here"
-# Not an extra of this package: pip would also install the CPU wheel, whose files overwrite those of this one.
+# Not an extra of this package: pip would also install the CPU wheel, which overwrites files of this one.
 _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (a Jetson: deploy/jetson.md)"
 _WHEELS = {
     "cuda": _GPU_WHEEL,

@@ -57,7 +57,7 @@ def _timed(items: Iterable[Item], size: int, max_wait: float) -> Iterator[list[I
         first_wait, end = max_wait, None
         while end is None:
             batch, end = _next_batch(queue, size, first_wait, max_wait)
-            first_wait = max_wait if batch else _CHECK_S  # nothing is left to answer, so there is no hurry
+            first_wait = max_wait if batch else _CHECK_S  # no scan is waiting for its answer
             yield batch
         if end.error is not None:
             raise end.error

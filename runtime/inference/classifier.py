@@ -306,7 +306,7 @@ class Classifier:
         probabilities = outputs[self.engine.outputs[0].name]
         if not np.isfinite(probabilities).all():
             raise EngineError(
-                f"{self.artefact.file}: gives probabilities that are no numbers in {self.engine.name} "
+                f"{self.artefact.file}: returns probabilities that are not finite in {self.engine.name} "
                 f"({self.engine.provider})",
                 "Use another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
             )

@@ -70,7 +70,7 @@ def require_activation(classifier: Classifier) -> None:
         artefacts = classifier.bundle.manifest.artefacts
         others = ", ".join(artefact.file for artefact in artefacts if artefact.format == "onnx")
         raise UsageError(
-            f"{classifier.artefact.file}: gives no class activation, so there is no heatmap",
+            f"{classifier.artefact.file}: has no class activation, so there is no heatmap",
             f"Choose another --artefact: {others or 'none in this bundle has one'}",
         )
 

@@ -58,7 +58,7 @@ class Journal:
         self._failures: dict[tuple[str, int], dict[str, Any]] = {}
         self.skipped = 0
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{path}: is no plain file, so it cannot be read again and continued", "Name another")
+            raise UsageError(f"{path}: is not a regular file, so it cannot be read again and continued", "Name another")
         try:
             # Unbuffered: the system gets each line as a whole, and keeps it however the process ends.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
@@ -177,7 +177,7 @@ class Journal:
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(
-            f"{self.path}: line {number} is no result of mri-edge, so nothing is written to this file",
+            f"{self.path}: line {number} is not a result of mri-edge, so nothing is written to this file",
             "Name a new file, or the one to continue",
         )
 

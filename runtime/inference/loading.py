@@ -86,7 +86,7 @@ class PendingModel:
         measured_on = self._selection.measured_on
         if measured_on in (None, engine.provider):
             return False
-        message = "device profile ignored, it was made on %s and %s came up. Run 'mri-edge tune' again"
+        message = "device profile ignored, it was made on %s and %s started. Run 'mri-edge tune' again"
         _log.warning(message, measured_on, engine.provider)
         return True
 

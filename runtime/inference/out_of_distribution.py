@@ -1,8 +1,8 @@
 """Warn about pictures that are unlike the training images, judged by the means of the network's last feature map.
 
-The features of training images lie near a plane of few dimensions. The distance of a picture is the length of its
-component outside that plane: the residual of a principal-component analysis, whose square Jackson and Mudholkar
-(Technometrics 1979) call Q. Square roots are taken first, because means of rectified channels are skewed.
+The features of training images are near a plane of few dimensions. The distance of a picture is the length of its
+component outside that plane: the residual of a principal-component analysis. Jackson and Mudholkar (Technometrics
+1979) call its square Q. Square roots are taken first, because means of rectified channels are skewed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame whose pixels were resized to the network's input, uint8 (h, w, 3), and its warnings.
+    """A frame resized to the network's input, uint8 (h, w, 3), and its warnings.
 
     ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` are the
     pixels before that, or None if they are not kept.

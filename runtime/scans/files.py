@@ -68,7 +68,7 @@ def special_file_kind(path: str) -> str | None:
 
 
 def out_of_memory(name: str) -> InputError:
-    """Report that there is no memory to prepare a scan. Raise it from the MemoryError, for ``is_transient``."""
+    """Return the error for a scan that does not fit in memory. Raise it from the MemoryError, for ``is_transient``."""
     hint = "Free some memory and try again, or make the picture smaller"
     return InputError(f"{name}: cannot read (out of memory)", hint, code="out_of_memory")
 

@@ -34,7 +34,7 @@ def expand(
 
     - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``. With ``recursive``
       also those of its subfolders, and an InputError for a subfolder that cannot be listed.
-    - An argument with ``*``, ``?`` or ``[`` that is no file stands for the files that it matches (``**`` at any
+    - An argument with ``*``, ``?`` or ``[`` that is not a file stands for the files that it matches (``**`` at any
       depth; with ``recursive`` also for the scans in folders that it matches).
     - ``-`` stands for the paths on standard input, one per line.
 

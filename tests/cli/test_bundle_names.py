@@ -159,5 +159,5 @@ def test_predict_opens_a_bundle_whose_path_is_any_bytes(
 
 def test_a_file_that_is_no_bundle_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing of ours")
-    with pytest.raises(BundleError, match=r"is no packed bundle. A bundle is a folder, or a file made by"):
+    with pytest.raises(BundleError, match=r"is not a packed bundle. A bundle is a folder, or a file made by"):
         Bundle.open(tmp_path / "file")

@@ -108,7 +108,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, ca
     before = notes.stat()
     assert run(["predict", "--model", str(tiny_bundle), "--resume", str(notes), str(many / "0001.png")]) == 2
     out, err = capfd.readouterr()
-    assert "is no result" in err
+    assert "is not a result" in err
     assert (out, len(err.splitlines())) == ("", 1)
     assert notes.read_bytes() == content
     assert notes.stat().st_mtime_ns == before.st_mtime_ns

@@ -129,7 +129,7 @@ def test_every_engine_refuses_a_part_outside(place, tiny_onnx: Path, tmp_path: P
     path.write_bytes(model.SerializeToString())
     for file in engine_files().values():
         if ".onnx" in file.SUFFIXES and not file.missing():
-            with pytest.raises(EngineError, match=r"'stray' lies in another file|compiled network"):
+            with pytest.raises(EngineError, match=r"'stray' is stored in another file|compiled network"):
                 open_engine(path, engine=file.NAME, provider="cpu")
 
 
@@ -180,7 +180,7 @@ def with_outside_data(folder: Path) -> None:
 def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, tmp_path: Path) -> None:
     with_outside_data(tiny_bundle)
     bundle = Bundle.open(tiny_bundle)
-    with pytest.raises(BundleError, match=r"'stray' lies in another file.*Save the model with all of its weights"):
+    with pytest.raises(BundleError, match=r"'stray' is stored in another file.*Save the model with all of its weights"):
         Classifier.load(bundle)
     with pytest.raises(BundleError, match="another file"):
         pack(bundle, tmp_path / "packed")

@@ -77,9 +77,9 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path, tiny_bundle: Pat
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years")
-    with pytest.raises(UsageError, match="is no bundle"), new_bundle(home, tiny_manifest, overwrite=True):
+    with pytest.raises(UsageError, match="is not a bundle"), new_bundle(home, tiny_manifest, overwrite=True):
         pytest.fail("the block must not run")
-    with pytest.raises(UsageError, match="is no bundle"), rewrite_bundle(Bundle.open(tiny_bundle), home):
+    with pytest.raises(UsageError, match="is not a bundle"), rewrite_bundle(Bundle.open(tiny_bundle), home):
         pytest.fail("the block must not run")
     assert (home / "thesis.tex").read_text() == "years"
 
@@ -245,7 +245,7 @@ def test_files_outside_the_bundle_are_never_read(tiny_bundle: Path, file: str) -
     manifest = json.loads(path.read_text())
     manifest["artefacts"][0]["file"] = file
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError, match=r"files must lie inside the bundle|surrogates not allowed"):
+    with pytest.raises(ManifestError, match=r"files must be inside the bundle|surrogates not allowed"):
         Bundle.open(tiny_bundle)
 
 
@@ -257,7 +257,7 @@ def test_unknown_model_lists_what_there_is(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "none")
     assert str((embedded_models() and ", ".join(embedded_models())) or "none") in caught.value.hint
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match="is no packed bundle"):
+    with pytest.raises(BundleError, match="is not a packed bundle"):
         Bundle.open(tmp_path / "file")
 
 

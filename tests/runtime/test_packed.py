@@ -274,7 +274,7 @@ def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: in
     content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(content)
-    assert "block.bin should stand here" in str(refused(path, tmp_path / "out"))
+    assert "block.bin expected here" in str(refused(path, tmp_path / "out"))
 
 
 def relisted(good: Path, **changes: object) -> bytes:
@@ -298,7 +298,7 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "..\\block.bin"}, "inside the bundle"),
         ({"file": "z.txt"}, "twice"),
         ({"file": "Z.TXT"}, "twice"),
-        ({"size_bytes": 511}, "should stand here"),  # the whole has the same number of blocks
+        ({"size_bytes": 511}, "expected here"),  # the whole has the same number of blocks
         ({"size_bytes": 513}, "by its manifest it has"),
         ({"size_bytes": 1 << 50}, "by its manifest it has"),
         ({"size_bytes": -512}, "negative"),
@@ -322,11 +322,11 @@ def test_what_is_no_packed_bundle(good: Path, tmp_path: Path) -> None:
     for other in (b"", b"text", bytes(2048), gzip.compress(content), zipped.getvalue()):
         path = tmp_path / "hostile.mribundle"
         path.write_bytes(other)
-        assert "is no packed bundle" in str(refused(path, tmp_path / "out"))
+        assert "is not a packed bundle" in str(refused(path, tmp_path / "out"))
     assert "no such file" in str(refused(tmp_path / "none", tmp_path / "out"))
     assert "no such file" in str(refused(tmp_path, tmp_path / "out"))
     path.write_bytes(archive.header(MANIFEST, 17 << 20))
-    assert "is no packed bundle" in str(refused(path, tmp_path / "out"))
+    assert "is not a packed bundle" in str(refused(path, tmp_path / "out"))
 
 
 def test_a_file_of_terabytes_is_refused_by_its_size(good: Path, tmp_path: Path) -> None:

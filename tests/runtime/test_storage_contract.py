@@ -91,7 +91,7 @@ def test_another_file_is_refused_and_left_as_it_was(path, answer, line):
                 journal.write(answer(name))
         text = path.read_text() + f"{line}\n"
         path.write_text(text)
-        with pytest.raises(MriEdgeError, match=f"line {number} is no result"):
+        with pytest.raises(MriEdgeError, match=f"line {number} is not a result"):
             Journal(path, TITLE)
         assert path.read_text() == text
 

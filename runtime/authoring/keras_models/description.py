@@ -115,7 +115,7 @@ def _check(item: dict[str, Any]) -> None:
         if module not in ("builtins", "keras.activations") or not isinstance(function, str):
             raise UnsafeModelError(f"it names a function of {module!r}: {function!r}")
         if function not in _ACTIVATIONS or registered not in (None, function):
-            raise UnsafeModelError(f"it names the function {registered or function!r}, which is no activation")
+            raise UnsafeModelError(f"it names the function {registered or function!r}, which is not an activation")
         return
     known = isinstance(name, str) and (module is None or isinstance(module, str)) and name in _CLASSES.get(module, ())
     if known and registered in (None, name):

@@ -81,7 +81,7 @@ def _items(root: Any) -> Iterator[tuple[str, Any]]:
             for key in item:
                 inner = f"{name.rstrip('/')}/{key}"
                 if not isinstance(item.get(key, getlink=True), h5py.HardLink):
-                    raise UnsafeModelError(f"{inner}: arrays must lie in the file itself, this is a link")
+                    raise UnsafeModelError(f"{inner}: arrays must be in the file itself, this is a link")
                 waiting.append((inner, item[key], depth + 1))
         elif not isinstance(item, h5py.Dataset):
             raise UnsafeModelError(f"{name}: is neither a group nor an array")
@@ -90,9 +90,9 @@ def _items(root: Any) -> Iterator[tuple[str, Any]]:
 def _check_dataset(name: str, dataset: Any, limit: int) -> int:
     """Check an array. Returns the size in bytes that it declares."""
     if dataset.external or dataset.is_virtual:
-        raise UnsafeModelError(f"{name}: arrays must lie in the file itself")
+        raise UnsafeModelError(f"{name}: arrays must be in the file itself")
     if dataset.shape is None or dataset.dtype.kind not in _KINDS:
-        raise UnsafeModelError(f"{name}: is no array of numbers ({dataset.dtype})")
+        raise UnsafeModelError(f"{name}: is not an array of numbers ({dataset.dtype})")
     declared = int(dataset.nbytes)
     if dataset.chunks and declared <= limit:
         _check_chunks(name, dataset, limit)

@@ -183,7 +183,7 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def _check_size(model: Any, size: int, keras: Any) -> None:
-    """Refuse a model whose variables, or whose tensors for one picture, are too large for its file."""
+    """Refuse a model if its variables, or its tensors for one picture, are too large for its file."""
     needed = 4 * sum(math.prod(variable.shape) for variable in model.variables)
     if needed > unpacked_limit(size):
         raise UnsafeModelError(

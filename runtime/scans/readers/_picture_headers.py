@@ -103,7 +103,7 @@ def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
 
 
 def _first_scan_is_partial(image: Any) -> bool:
-    """Whether the first scan, whose header Pillow has just read, lacks components that follow in later scans."""
+    """Whether the first scan lacks components of later scans. Pillow has just read its header."""
     length = 6 + 2 * image.layers
     position = image.fp.tell()
     image.fp.seek(max(0, position - length))

@@ -50,8 +50,8 @@ class _Decoding:
 
     While a thread is inside, Python's warnings are off. Pillow warns about damaged metadata, which is not used, and
     about sizes that our own limits refuse, and each warning would be two more lines on stderr. A plain
-    ``warnings.catch_warnings`` in each thread is no choice: two threads that leave in the order in which they
-    entered would leave the warnings off for good. A permanent filter for Pillow's modules would silence them in the
+    ``warnings.catch_warnings`` in each thread does not work: two threads that leave in the order in which they
+    entered would leave the warnings off permanently. A permanent filter for Pillow's modules would silence them in the
     user's own code.
     """
 
@@ -212,7 +212,7 @@ def _prepare_tiff(image: Any) -> None:
 
 
 def _decode_ppm(image: Any) -> tuple[NDArray[np.uint8], int | None]:
-    """Decode a binary PGM or PPM whose maximum is not 255 or 65535. Pillow takes a second a megapixel for these."""
+    """Decode a binary PGM or PPM with a maximum other than 255 or 65535. Pillow takes 1 s per megapixel for these."""
     _, _, offset, (_, most) = image.tile[0]
     width, height = image.size
     shape = (height, width, 3) if image.mode == "RGB" else (height, width)
