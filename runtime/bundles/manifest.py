@@ -199,7 +199,7 @@ class Manifest:
         try:
             return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
-            raise ManifestError(f"{self.name}: a number in the manifest is not finite") from error
+            raise ManifestError(f"{self.name}: a value in the manifest is not a finite number") from error
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str = "manifest.json") -> Manifest:

@@ -1,7 +1,7 @@
 """Ask the NVIDIA driver why a provider does not start, and which GPU the machine has.
 
 ONNX Runtime only logs the reason and continues without the provider. So this module loads the same libraries in the
-same order until one fails. It calls functions of the CUDA driver API through ctypes that have been stable since CUDA 2.0.
+same order until one fails. It calls the CUDA driver API through ctypes. These functions are stable since CUDA 2.0.
 """
 
 from __future__ import annotations

@@ -667,7 +667,7 @@ def test_a_file_system_without_locks_is_said(places, monkeypatch, capfd):
     monkeypatch.setattr(fcntl, "flock", refuse)
     places.scan("a.png")
     assert places.once() == 0
-    assert "no locks on this file system" in capfd.readouterr().err
+    assert "this file system has no locks" in capfd.readouterr().err
 
 
 def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, capfd):
