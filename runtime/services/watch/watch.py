@@ -282,7 +282,7 @@ class Watch:
         number = getattr(error.__cause__, "errno", None)  # messages differ, because each names another scan
         now = time.monotonic()
         if self._trouble is None or number != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
-            self._report(f"{error.problem}. Scans stay where they are until a later attempt succeeds")
+            self._report(f"{error.problem}. Scans stay where they are and are tried again until it works")
             self._trouble = (number, now)
 
     def _sleep(self, seconds: float) -> None:
@@ -314,7 +314,7 @@ def _why_ignored(path: Path) -> str:
 
 
 def _retried(problem: str) -> InputError:
-    return InputError(problem, "It stays where it is until a later attempt succeeds")
+    return InputError(problem, "It stays where it is and is tried again later")
 
 
 def _crashed(scan: Path, crashes: int) -> Failure:
