@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mri_edge.authoring.figures import with_interval
 from mri_edge.authoring.keras_file import KERAS
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
-from mri_edge.authoring.writer import BundleWriter, rewriting
+from mri_edge.authoring.writer import BundleWriter, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.bundles.split import SPLIT, Split
@@ -107,7 +107,7 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
         {"file": KERAS, "sha256": artefact.sha256},
         _read_teacher(bundle),
     )
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         return add_artefacts(writer, source, settings, step)
 
 

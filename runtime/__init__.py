@@ -30,7 +30,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # All public names and the modules they live in. Each is imported when it is first used, so that `import mri_edge`
 # costs nothing. Errors that only training and export raise are in `mri_edge.errors`.
-_HOMES = {
+_MODULES = {
     "Artifact": "bundles.manifest",
     "Bundle": "bundles.bundle",
     "BundleError": "errors",
@@ -50,14 +50,14 @@ _HOMES = {
     "Prediction": "inference.prediction",
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
-    "ResultWarning": "scans.result_warning",
+    "ResultWarning": "scans.checks",
     "RunOptions": "inference.run_options",
     "SignatureError": "errors",
     "Source": "scans.frame",
     "UsageError": "errors",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_MODULES)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle as Bundle
@@ -69,10 +69,10 @@ if TYPE_CHECKING:
     from mri_edge.inference.prediction import Latency as Latency
     from mri_edge.inference.prediction import Prediction as Prediction
     from mri_edge.inference.run_options import RunOptions as RunOptions
+    from mri_edge.scans.checks import ResultWarning as ResultWarning
     from mri_edge.scans.frame import Frame as Frame
     from mri_edge.scans.frame import Source as Source
     from mri_edge.scans.preprocessing import Preprocessing as Preprocessing
-    from mri_edge.scans.result_warning import ResultWarning as ResultWarning
 
     from .errors import BundleError as BundleError
     from .errors import EngineError as EngineError
@@ -88,11 +88,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'mri_edge' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
     "watch": ("mri_edge.commands.watch", "watch", "Classify each scan that arrives in a folder, as a service does."),
-    "info": ("mri_edge.commands.info", "info", "Show what a model bundle is and holds."),
+    "info": ("mri_edge.commands.info", "info", "Show the contents of a model bundle."),
     "bundle": (
         "mri_edge.commands.bundle",
         "bundle",
-        "Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack.",
+        "Prepare a bundle for a device and deliver it: slim, record, sign, pack, unpack.",
     ),
     "verify": (
         "mri_edge.commands.verify",
@@ -45,10 +45,10 @@ COMMANDS = {
     "bench": (
         "mri_edge.commands.bench",
         "bench",
-        "Measure every artefact in every engine, each alone in its process.",
+        "Measure every artefact in every engine, each in its own process.",
     ),
     "warmup": ("mri_edge.commands.warmup", "warmup", "Build and cache what a provider needs before the first scan."),
-    "doctor": ("mri_edge.commands.doctor", "doctor", "Say which engines and providers work on this machine."),
+    "doctor": ("mri_edge.commands.doctor", "doctor", "Show which engines and providers work on this machine."),
     "completion": (
         "mri_edge.commands.completion",
         "completion",
@@ -69,7 +69,7 @@ COMMANDS = {
 
 EPILOG = """\b
 Exit codes:
-  0  all well
+  0  success
   1  some inputs failed; the others are reported
   2  wrong usage
   3  model or bundle
@@ -77,14 +77,14 @@ Exit codes:
   5  an accuracy gate was not met
   6  the output cannot be written
   130  interrupted (Ctrl-C)
-  141  the reader of the output has left (| head)
+  141  the reader of the output has ended (| head)
 
 Research use only: not a medical device.
 """
 
 
 @contextmanager
-def _reader_may_leave() -> Iterator[None]:
+def _exit_when_reader_ends() -> Iterator[None]:
     """Exit silently with 141, as other programs do, when the program that reads the output has ended."""
     try:
         yield
@@ -98,17 +98,17 @@ def _reader_may_leave() -> Iterator[None]:
         raise click.exceptions.Exit(141) from error  # 128 + SIGPIPE, as in shells
 
 
-class CommandTable(Group):
+class _CommandTable(Group):
     """A group that imports a command only when it is chosen."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Parse the arguments; this prints the output of --help and --version."""
-        with _reader_may_leave():
+        with _exit_when_reader_ends():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with _reader_may_leave():
+        with _exit_when_reader_ends():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -149,7 +149,7 @@ def _show_versions(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 
 @click.group(
-    cls=CommandTable,
+    cls=_CommandTable,
     invoke_without_command=True,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -215,7 +215,9 @@ def run(arguments: list[str] | None = None) -> int:
         from mri_edge.storage.atomic import discard_stdout
 
         discard_stdout()  # errors of other files have a file name, so this one concerns standard output
-        click.echo(f"mri-edge: error: cannot write the output ({error.strerror}). Make room and run again", err=True)
+        click.echo(
+            f"mri-edge: error: cannot write the output ({error.strerror}). Free some space and run again", err=True
+        )
         return OutputError.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mri-edge"

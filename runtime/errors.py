@@ -6,7 +6,7 @@
     ├── UsageError              the call itself is wrong                    exit 2
     │   └── DataError           a training or calibration folder is unusable exit 2
     ├── OutputError             the result cannot be written                exit 6
-    ├── InputError              one scan cannot be read; others go on       exit 1
+    ├── InputError              one scan cannot be read; others are read     exit 1
     ├── BundleError             a model bundle cannot be used               exit 3
     │   ├── ManifestError       its manifest is missing, broken or newer    exit 3
     │   ├── IntegrityError      a file differs from its recorded hash       exit 3
@@ -15,7 +15,7 @@
     │   └── ConversionError     a model cannot be converted to a format     exit 3
     ├── EngineError             an engine cannot run the artefact           exit 4
     │   ├── EngineUnavailable   the engine's library is not installed       exit 4
-    │   └── ProviderUnavailable the execution provider did not come up      exit 4
+    │   └── ProviderUnavailable the execution provider did not start         exit 4
     └── GateError               an accuracy gate was not met                exit 5
 
 The library raises these; only ``mri_edge.cli`` turns them into a line on stderr and
@@ -76,7 +76,7 @@ class DataError(UsageError):
 
 
 class OutputError(MriEdgeError):
-    """The result cannot be written where it was asked for: a full, read-only or missing disk."""
+    """The result cannot be written to its destination: the disk is full, read-only or missing."""
 
     exit_code = 6
 
@@ -89,9 +89,9 @@ class InputError(MriEdgeError):
     code
         What is wrong, as one stable word for programs: ``"missing"``, ``"damaged"``, ``"unsupported"``, …
     value, limit
-        What was received and the bound it breaks, where there is one.
+        The received value and the limit that it exceeds, or None.
     source
-        The argument that is wrong, where the error stands for it in a list of scans; see ``scans.sources.expand``.
+        The wrong argument, if the error takes its place in a list of scans; see ``scans.sources.expand``.
     """
 
     exit_code = 1
@@ -136,11 +136,11 @@ class SignatureError(BundleError):
 
 
 class WeightsError(BundleError):
-    """Backbone weights cannot be fetched, or are not what they should be."""
+    """Backbone weights cannot be fetched, or do not match their recorded hash."""
 
 
 class ConversionError(BundleError):
-    """A model, or a part of it, cannot be converted to the wanted format."""
+    """A model, or a part of it, cannot be converted to the requested format."""
 
 
 class EngineError(MriEdgeError):
@@ -154,7 +154,7 @@ class EngineUnavailable(EngineError):
 
 
 class ProviderUnavailable(EngineError):
-    """The execution provider that was asked for did not come up."""
+    """The requested execution provider did not start."""
 
 
 class GateError(MriEdgeError):

@@ -19,7 +19,6 @@ SUFFIXES = (".fake",)
 EXTRA = ""
 MODULE = ""
 PACKAGES = ()
-RANK = 1000
 PROVIDERS = ("cpu",)
 
 

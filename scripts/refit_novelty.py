@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mri_edge import Bundle, Classifier
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.train.data.collection import collect
 from mri_edge.train.data.folder import find_scans
 from mri_edge.train.data.roles import choose_roles, rows_of
@@ -43,7 +43,7 @@ def main() -> None:
             return np.concatenate([classifier.engine.run_all(pixels[at : at + BATCH])["features"] for at in parts])
 
         fitted = fit_novelty(features, data.pixels, train, held_out, training.seed, source=data.source)
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.update(novelty=fitted.entry)
         writer.add_document(fitted.entry.file, fitted.content)
     with Classifier.load(bundle.folder) as classifier:

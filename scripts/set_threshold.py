@@ -18,7 +18,7 @@ import numpy as np
 
 from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
-from mri_edge.authoring.writer import BundleWriter, rewriting
+from mri_edge.authoring.writer import BundleWriter, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
@@ -53,7 +53,7 @@ def set_threshold(bundle: Bundle, threshold: float, rule: str) -> Manifest:
     """Rewrite the bundle and return its new manifest."""
     documents = {document.file: bundle.path_of(document) for document in bundle.manifest.documents}
     training = bundle.manifest.training
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.update(
             threshold=threshold,
             training=replace(training, details={**training.details, "threshold_rule": rule}),

@@ -27,7 +27,7 @@ from benchmarks.compare.subjects import SCALED_BACK
 from benchmarks.guard.float_twin import write_float_twin
 from benchmarks.processes import CHECKOUT, program
 from mri_edge import Classifier
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
 from mri_edge.bundles.split import Split
 from mri_edge.scans.preprocessing import Preprocessing
@@ -135,7 +135,7 @@ def write_keras_bundle(name: str, out: Path, collection: Collection, labels: Lab
 def restore_shipped(name: str, out: Path) -> None:
     """Replace files made here by the shipped ones: another CPU sums in another order, and so rounds differently."""
     shipped = Bundle.open(EMBEDDED / name)
-    with rewriting(Bundle.open(out)) as writer:
+    with rewrite_bundle(Bundle.open(out)) as writer:
         for artefact in shipped.manifest.artefacts:
             shutil.copyfile(shipped.path_of(artefact), writer.path(artefact.file))
             writer.add_artefact(artefact)

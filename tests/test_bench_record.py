@@ -203,7 +203,7 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
 
     from benchmarks.compare import olive_peer
     from mri_edge import Bundle
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.split import SPLIT, Split, SplitImage
     from mri_edge.export.calibration.images import draw, record
     from mri_edge.storage.atomic import sha256_of
@@ -219,7 +219,7 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
 
     def calibrate(seed):
         drawn = draw(split.locate(data, "train"), 4, seed)
-        with rewriting(Bundle.open(tiny_bundle)) as writer:
+        with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
             writer.add_document(SPLIT, split.to_json())
             writer.update(calibration=record(drawn, "minmax", seed))
         return drawn
@@ -353,12 +353,12 @@ def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
 
 def test_shipped_files_replace_those_made_here(programs, tmp_path):
     """int8 files made on another CPU differ in some roundings, and in the label of one of the 51 images."""
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import EMBEDDED, Bundle
     from scripts import whole_bundles
 
     shipped = Bundle.open(EMBEDDED / "small")
-    with rewriting(shipped, tmp_path / "whole") as writer:
+    with rewrite_bundle(shipped, tmp_path / "whole") as writer:
         artefact = shipped.artefact("int8.onnx")
         writer.path(artefact.file).write_bytes(b"made here")
         writer.add_artefact(artefact)

@@ -128,9 +128,9 @@ def test_resume_goes_on_inside_a_stack(scans: Path, tmp_path: Path, capfd: pytes
     capfd.readouterr()
     assert run(command) == 0
     assert _keys(_lines(journal.read_text())) == EXPECTED
-    assert capfd.readouterr().err == "mri-edge: 1 scan has a line already\n"
+    assert capfd.readouterr().err == "mri-edge: 1 scan has a result already\n"
     assert run(command) == 0
-    assert capfd.readouterr().err == "mri-edge: 3 scans have a line already\n"
+    assert capfd.readouterr().err == "mri-edge: 3 scans have a result already\n"
     assert _keys(_lines(journal.read_text())) == EXPECTED
 
 

@@ -168,7 +168,7 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
         views, label = views_of(step)
         targets = np.full((len(label), classes), schedule.label_smoothing / classes, np.float32)
         targets[np.arange(len(label)), label] += 1 - schedule.label_smoothing
-        return recipe.preprocessing.normalise(views[..., None].repeat(3, axis=-1)), targets
+        return recipe.preprocessing.normalize(views[..., None].repeat(3, axis=-1)), targets
 
     with step_progress(job.label or "fine-tuning", first=plan.warm_steps, every=schedule.epoch_steps) as report:
         losses = finetune(

@@ -42,7 +42,7 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
     Parameters
     ----------
     model
-        Keras model from float32 (N, height, width, 3), as ``Preprocessing.normalise`` gives it, to probabilities
+        Keras model from float32 (N, height, width, 3), as ``Preprocessing.normalize`` gives it, to probabilities
         (N, classes), or (N, 1) for the probability of the second of two classes.
 
     Raises
@@ -85,7 +85,7 @@ def _check_classifier(model: Any, size: tuple[int, int]) -> int:
 
 
 def _normalize(values: Any, preprocessing: Preprocessing) -> Any:
-    """``Preprocessing.normalise`` as TensorFlow operations, without those that change nothing."""
+    """``Preprocessing.normalize`` as TensorFlow operations, without those that change nothing."""
     if preprocessing.channel_order == "BGR":
         values = tf.gather(values, [2, 1, 0], axis=3)
     if preprocessing.scale != 1:

@@ -39,7 +39,7 @@ def answers(
 ) -> NDArray[np.float32]:
     """The Keras model's probabilities for pixels uint8 (n, H, W, 3): float32 (N, classes)."""
     probabilities = [
-        keras.ops.convert_to_numpy(model(preprocessing.normalise(batch), training=False)).astype(np.float32)
+        keras.ops.convert_to_numpy(model(preprocessing.normalize(batch), training=False)).astype(np.float32)
         for batch in batches
     ]
     return np.concatenate([one_column_a_class(rows) for rows in probabilities])

@@ -45,7 +45,7 @@ def aliases(bundle: Bundle) -> dict[str, str]:
     return known
 
 
-def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
+def replace_image_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
     """Replace every image name in JSON text by its alias, or by a number if it has none.
 
     The rest of the text stays unchanged, because records are compared byte by byte.
@@ -56,13 +56,13 @@ def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
         if isinstance(value, list):
             return [clean(item) for item in value]
         if isinstance(value, dict):
-            return {alias(key): named(item) if key == "file" else clean(item) for key, item in value.items()}
+            return {alias(key): alias_file(item) if key == "file" else clean(item) for key, item in value.items()}
         return alias(value) if isinstance(value, str) else value
 
     def alias(value: str) -> str:
         return replaced.setdefault(value, known[value]) if value in known else value
 
-    def named(value: Any) -> Any:
+    def alias_file(value: Any) -> Any:
         if not isinstance(value, str) or value in known or value == KERAS or _ALIAS.fullmatch(value):
             return clean(value)
         return replaced.setdefault(value, f"image {sum(name.startswith('image ') for name in replaced.values()) + 1}")
@@ -76,8 +76,8 @@ def without_names(content: bytes, known: Mapping[str, str], origin: str) -> str:
     return text if parse(text, origin) == wanted else json.dumps(wanted, indent=1) + "\n"
 
 
-def anonymous_command(command: str) -> str:
-    """A recorded command line without paths; empty if it is no command line.
+def anonymize_command(command: str) -> str:
+    """A recorded command line without paths; empty if it cannot be parsed.
 
     Earlier releases recorded paths; now ``provenance`` replaces them when it records a command.
     """
@@ -91,18 +91,18 @@ def anonymous_command(command: str) -> str:
 def check_anonymous(bundle: Bundle) -> None:
     """Raise BundleError if a bundle names scans other than those of its golden record."""
     listed = {entry.file for entry in bundle.entries()}
-    own = {PurePosixPath(file).name for file in listed}
+    own_files = {PurePosixPath(file).name for file in listed}
     for entry in bundle.manifest.documents:
         found = SPLIT if entry.file == SPLIT else None
         if entry.file.endswith(_TEXT_SUFFIXES) and not is_golden(entry.file):
             text = bundle.read(entry)
-            names = set(_IMAGE_NAME.findall(text.decode(errors="replace"))) - own
+            names = set(_IMAGE_NAME.findall(text.decode(errors="replace"))) - own_files
             found = found or next(iter(sorted(names)), None)
             if entry.file in ("metrics.json", "parity.json"):
                 found = found or _named_file(parse(text, entry.file), listed)
         if found:
             raise BundleError(
-                f"{bundle.folder}: {entry.file} names scans, and this bundle is to travel",
+                f"{bundle.folder}: {entry.file} names scans, and this bundle is to be passed on",
                 "Make a copy without them: 'mri-edge bundle slim BUNDLE --artefact FILE --out DIR'",
             )
 

@@ -28,7 +28,7 @@ from mri_edge.inference.replay import (
 from mri_edge.inference.tuned_profile import library_versions
 from mri_edge.scans.readers import picture
 
-from .writer import rewriting
+from .writer import rewrite_bundle
 
 
 def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
@@ -69,7 +69,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
             arrays[f"probabilities-{artefact.file}"] = probabilities_of(bundle, artefact, engine, tensors)
     facts = Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
     others = [entry.file for entry in bundle.entries() if not is_golden(entry.file)]
-    with rewriting(bundle, keep=others) as writer:
+    with rewrite_bundle(bundle, keep=others) as writer:
         for name, content in zip(names, contents, strict=True):
             writer.add_document(name, content)
         writer.add_document(NOTICE, licence)

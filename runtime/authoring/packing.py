@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from mri_edge.bundles import archive
-from mri_edge.bundles.archive import END, SIGNATURE_BYTES, header, in_order, packed_size, padded
+from mri_edge.bundles.archive import END, SIGNATURE_BYTES, header, packed_size, padded, sorted_entries
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Manifest
 from mri_edge.errors import BundleError, OutputError
@@ -35,7 +35,7 @@ def pack(bundle: Bundle, out: Path) -> None:
     manifest = bundle.manifest_bytes()
     bundle = Bundle.from_manifest(bundle.require_folder(), manifest)
     check_anonymous(bundle)
-    entries = in_order(bundle.manifest, str(bundle.folder))
+    entries = sorted_entries(bundle.manifest, str(bundle.folder))
     signature = bundle.signature_bytes()
     if signature is not None and len(signature) != SIGNATURE_BYTES:
         raise BundleError(f"{bundle.folder / SIGNATURE}: no signature, it has {len(signature)} bytes", "Sign it again")

@@ -17,7 +17,7 @@ _SHARED = Path(__file__).with_name("templates")
 
 
 def render(template: Path, **values: Any) -> str:
-    """Render a template file with ``values``; a name that the template uses and nobody gave is an error.
+    """Render a template file with ``values``; a name in the template without a value is an error.
 
     Filters: ``interval`` writes an object with ``value``, ``low`` and ``high``; ``base64`` encodes bytes.
     """

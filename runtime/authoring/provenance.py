@@ -35,9 +35,9 @@ def current_provenance() -> Creation:
 
 
 def replace_paths(arguments: Sequence[str], *, command: Sequence[str] = (), paths: Collection[str] = ()) -> list[str]:
-    """Replace whatever may be a path in a command line by ``PATH``, also in ``--option=PATH``.
+    """Replace anything in a command line that may be a path by ``PATH``, also in ``--option=PATH``.
 
-    A bundle travels, and folders are named after patients, users and projects.
+    Bundles are passed on, and names of folders may contain names of patients, users or projects.
 
     Parameters
     ----------
@@ -96,9 +96,9 @@ def _commit() -> str | None:
     """Commit of this code if it runs from a checkout. An installed package has none."""
     file = Path(__file__).resolve()
     try:
-        for question in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]):
+        for command in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]):
             answer = subprocess.run(  # noqa: S603 (our own arguments, no shell)
-                ["git", "-C", str(file.parent), *question],  # noqa: S607 (git is where PATH says)
+                ["git", "-C", str(file.parent), *command],  # noqa: S607 (git is where PATH says)
                 capture_output=True,
                 text=True,
                 check=True,

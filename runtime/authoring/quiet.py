@@ -25,7 +25,7 @@ def quiet() -> Iterator[None]:
 
 
 def terminal() -> TextIO:
-    """Open a text stream on stderr as it is now; it stays connected inside ``quiet``."""
+    """Open a text stream on stderr as it is now; it still works inside ``quiet``."""
     return os.fdopen(os.dup(2), "w", encoding="utf-8")
 
 

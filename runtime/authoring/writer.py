@@ -19,7 +19,9 @@ from .card import CARD, has_card, render_card
 
 
 @contextmanager
-def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | None = None) -> Iterator[BundleWriter]:
+def rewrite_bundle(
+    bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | None = None
+) -> Iterator[BundleWriter]:
     """Change a bundle, or make a changed copy at ``out``, atomically.
 
     ``keep`` names the files to keep (default: all). When a bundle is changed, its files are hard-linked where possible,
@@ -57,7 +59,7 @@ def rewriting(bundle: Bundle, out: Path | None = None, *, keep: Sequence[str] | 
                 copy.write_bytes(bundle.read(entry))
         if out is None:
             for path in bundle.unlisted_paths():
-                _carry_over(path, staging / path.relative_to(bundle.folder))
+                _copy_unlisted(path, staging / path.relative_to(bundle.folder))
         writer = BundleWriter(staging, manifest)
         yield writer
         writer.finish()
@@ -99,7 +101,7 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
         raise OutputError(f"{out}: cannot list the folder ({error.strerror})", "Name another output folder") from error
     if is_filled:
         if not os.path.isfile(out / MANIFEST):
-            raise UsageError(f"{out}: folder is not empty and is no bundle", "Name another output folder")
+            raise UsageError(f"{out}: folder is not empty and is not a bundle", "Name another output folder")
         if not overwrite:
             raise UsageError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
     parent = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
@@ -158,21 +160,23 @@ class BundleWriter:
         self.add_document(CARD, render_card(self.manifest, self.folder))
 
     def finish(self) -> None:
-        """Write the model card again if there is one, then the manifest. ``new_bundle`` and ``rewriting`` call this."""
+        """Update the model card if there is one, then write the manifest. Called when the ``with`` block ends."""
         if has_card(self.manifest):
             self.add_card()
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")
 
     def _drop_document(self, file: str) -> None:
         (self.folder / file).unlink(missing_ok=True)
-        self.manifest = replace(self.manifest, documents=tuple(d for d in self.manifest.documents if d.file != file))
+        self.manifest = replace(
+            self.manifest, documents=tuple(document for document in self.manifest.documents if document.file != file)
+        )
 
     def _size_and_hash(self, file: str) -> tuple[int, str]:
         path = self.folder / file
         return path.stat().st_size, sha256_of(path)
 
 
-def _carry_over(source: Path, target: Path) -> None:
+def _copy_unlisted(source: Path, target: Path) -> None:
     if os.path.lexists(target):  # a listed file that is a link
         return
     if source.is_symlink():

@@ -1,7 +1,7 @@
 """Measure every artefact of a bundle in every engine for ``mri-edge bench``.
 
 Each subject runs once per round (A B C, A B C, …) in a new process, so that a disturbance of the machine affects all of
-them alike. No latency is left out.
+them alike. Every latency counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mri_edge.inference.tuned_profile import library_versions
 from mri_edge.scans import readers
 from mri_edge.scans.sources import expand
 
-from .isolated import call
+from .isolated import run_isolated
 from .scenarios import PERCENTILES, percentile_bound, queries_needed
 from .throttle import Watch, slow_clock, temperature
 from .workload import Reading, Request
@@ -60,7 +60,7 @@ PROFILES = {
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One artefact in one engine. ``problem`` is a reason, known beforehand, why it cannot run on this machine."""
+    """One artefact in one engine. ``problem`` is the reason, if it is known in advance that it cannot run here."""
 
     artefact: Artifact
     engine: str
@@ -142,7 +142,7 @@ class Report:
 
 
 def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None = None) -> list[Subject]:
-    """All pairs of an artefact and an engine that opens its file, installed or not, or only those that are named."""
+    """All pairs of an artefact and an engine that opens its file, installed or not, or only the named ones."""
     named = (bundle.artefact(artefact),) if artefact else bundle.manifest.artefacts
     files = [engine_file(engine)] if engine else list(engine_files().values())
     found = [
@@ -159,10 +159,11 @@ def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None 
     return found
 
 
-def scans_for(bundle: Bundle, named: Sequence[str], tell: Callable[[str], None] = lambda words: None) -> list[str]:
-    """The scans to measure with: those named (files, folders, patterns), else the bundle's golden scans, else ours.
+def scans_for(bundle: Bundle, named: Sequence[str], notify: Callable[[str], None] = lambda message: None) -> list[str]:
+    """The scans to measure with: the named ones (files, folders, patterns), else the golden scans of the bundle, else
+    those of the embedded model.
 
-    ``tell`` receives a message about files in a folder that are no scans.
+    ``notify`` is called with a message about files in a folder that are not scans.
 
     Raises
     ------
@@ -171,7 +172,7 @@ def scans_for(bundle: Bundle, named: Sequence[str], tell: Callable[[str], None] 
     """
     if named:
         found = []
-        for item in expand(named, recursive=True, notify=tell):
+        for item in expand(named, recursive=True, notify=notify):
             try:
                 if isinstance(item, InputError):
                     raise item
@@ -216,7 +217,7 @@ def measure(
     for _, subject in track([(number, subject) for number in range(plan.rounds) for subject in found], "measure"):
         if subject in problems:
             continue
-        answer = call(
+        answer = run_isolated(
             "benchmarking.workload:measure",
             Request(
                 bundle=str(bundle.folder),

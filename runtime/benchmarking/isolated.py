@@ -1,4 +1,4 @@
-"""Call a function of this package in a process of its own, so that a crash of a library is a result.
+"""Run a function of this package in a separate process, so that a crash of a library becomes a result.
 
 The function takes one dataclass and returns another. Both have plain types, because they are passed as JSON.
 """
@@ -22,14 +22,14 @@ _CRASHED = "crashed: the library does not fit this system or driver"
 _CRASH_CODES = {
     -4: f"{_ILLEGAL} (SIGILL)",
     -6: f"{_CRASHED} (SIGABRT)",
-    -9: "killed, most likely for want of memory (SIGKILL)",
+    -9: "killed, most likely because memory ran out (SIGKILL)",
     -11: f"{_CRASHED} (SIGSEGV)",
     0xC000001D: f"{_ILLEGAL} (STATUS_ILLEGAL_INSTRUCTION)",
     0xC0000005: f"{_CRASHED} (STATUS_ACCESS_VIOLATION)",
 }
 
 
-def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | str:
+def run_isolated(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | str:
     """Call ``"module:function"`` of this package in a new process. Failures there are returned, not raised.
 
     Parameters
@@ -46,7 +46,7 @@ def call(function: str, request: Any, *, time_limit: float) -> dict[str, Any] | 
     try:
         done = subprocess.run(  # noqa: S603 (our own program, no shell)
             [sys.executable, "-c", _PROGRAM, function],
-            input=json.dumps(asdict(request)),  # not an argument, whose length is limited: there may be many scans
+            input=json.dumps(asdict(request)),  # arguments are limited in length, and there may be many scans
             capture_output=True,
             text=True,
             errors="replace",
@@ -72,7 +72,7 @@ def _describe_failure(code: int, errors: str) -> str:
         return _CRASH_CODES[code]
     if code < 0:
         return f"killed by signal {-code}"
-    return (errors.strip().splitlines() or [f"failed without a word, exit code {code}"])[-1]
+    return (errors.strip().splitlines() or [f"failed without a message, exit code {code}"])[-1]
 
 
 def main() -> None:

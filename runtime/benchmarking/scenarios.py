@@ -16,7 +16,7 @@ import numpy as np
 
 CONFIDENCE = 0.99
 PERCENTILES = (0.5, 0.9, 0.99)
-SERVER_PERCENTILE = 0.99
+_SERVER_PERCENTILE = 0.99
 # Limits of the search in highest_rate: the rate is halved at most 7 times, then bisected 4 times.
 _HALVINGS = 7
 _BISECTIONS = 4
@@ -45,7 +45,7 @@ def percentile_bound(latencies: Sequence[float], percentile: float) -> float | N
     Parameters
     ----------
     latencies
-        Latencies of all queries, none left out, in any order.
+        Latencies of all queries, in any order.
     percentile
         Between 0 and 1.
     """
@@ -114,31 +114,31 @@ def server(run: RunOne, samples: int, *, rate: float, queries: int) -> Served:
     return Served(rate, tuple(latencies))
 
 
-def highest_rate(run: Callable[[float], Served], bound_ms: float, most: float) -> float | None:
-    """Find the highest Poisson rate whose 99th percentile stays under ``bound_ms``; None if there is none.
+def highest_rate(run: Callable[[float], Served], bound_ms: float, single_stream_rate: float) -> float | None:
+    """Find the highest Poisson rate with a 99th percentile of at most ``bound_ms``; None if there is none.
 
-    ``run`` serves at a rate in queries per second. ``most`` is the rate of a single stream. Above it the queue grows
-    without end, even if one run is too short to exceed the bound. The search starts at half of ``most``, doubles or
-    halves, then bisects to within a sixteenth.
+    ``run`` serves at a rate in queries per second. Above ``single_stream_rate`` the queue grows without end, even if
+    one run is too short to exceed the bound. The search starts at half of it, doubles or halves, then bisects to
+    within a sixteenth.
     """
 
-    def holds(rate: float) -> bool:
-        bound = percentile_bound(run(rate).latencies_ms, SERVER_PERCENTILE)
+    def meets_bound(rate: float) -> bool:
+        bound = percentile_bound(run(rate).latencies_ms, _SERVER_PERCENTILE)
         return bound is not None and bound <= bound_ms
 
-    good, bad, rate = 0.0, most, most / 2
-    if holds(rate):
-        if holds(most):
-            return most
+    good, bad, rate = 0.0, single_stream_rate, single_stream_rate / 2
+    if meets_bound(rate):
+        if meets_bound(single_stream_rate):
+            return single_stream_rate
         good = rate
     else:
         while not good:
             bad, rate = rate, rate / 2
-            if rate < most / 2**_HALVINGS:
+            if rate < single_stream_rate / 2**_HALVINGS:
                 return None
-            if holds(rate):
+            if meets_bound(rate):
                 good = rate
     for _ in range(_BISECTIONS):
         middle = (good + bad) / 2
-        good, bad = (middle, bad) if holds(middle) else (good, middle)
+        good, bad = (middle, bad) if meets_bound(middle) else (good, middle)
     return good

@@ -45,11 +45,11 @@ class Watch:
 
     def __init__(self, root: Path = _ROOT) -> None:
         self._root = root
-        self._before = _look(root)
+        self._before = _take_snapshot(root)
 
     def marks(self) -> tuple[str, ...]:
         """Descriptions of disturbances since creation; empty if there were none, or the system reports none."""
-        return tuple(_compare(self._before, _look(self._root), os.cpu_count() or 1)) + tuple(_heat(self._root))
+        return tuple(_compare(self._before, _take_snapshot(self._root), os.cpu_count() or 1)) + tuple(_heat(self._root))
 
 
 def clock(root: Path = _ROOT) -> float | None:
@@ -74,7 +74,7 @@ def temperature(root: Path = _ROOT) -> float | None:
     return max((degrees for degrees, _ in _zones(root)), default=None)
 
 
-def _look(root: Path) -> Snapshot:
+def _take_snapshot(root: Path) -> Snapshot:
     busy, stolen = _cpu_seconds(root / "proc/stat")
     counters = {}
     for pattern in _COUNTERS:
@@ -101,10 +101,10 @@ def _compare(before: Snapshot, after: Snapshot, cores: int) -> Iterator[str]:
     if grown:
         yield f"the hardware slowed itself down ({', '.join(sorted({Path(name).name for name in grown}))})"
     if after.pi_flags:
-        now = [words for bit, words in _PI_FLAGS.items() if after.pi_flags >> bit & 1]
+        now = [flag for bit, flag in _PI_FLAGS.items() if after.pi_flags >> bit & 1]
         # The "has occurred" flags count since the board was switched on: report only new ones.
         fresh = (after.pi_flags & ~(before.pi_flags or 0)) >> _PI_HAS_OCCURRED
-        seen = [words for bit, words in _PI_FLAGS.items() if fresh >> bit & 1 and words not in now]
+        seen = [flag for bit, flag in _PI_FLAGS.items() if fresh >> bit & 1 and flag not in now]
         if now or seen:
             yield f"Raspberry Pi firmware: {', '.join([*now, *seen])}"
 

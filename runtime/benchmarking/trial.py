@@ -1,4 +1,4 @@
-"""Try one engine in a process of its own, so that a crash of its library is a result.
+"""Try one engine in a separate process, so that a crash of its library becomes a result.
 
 ``attempt`` opens one artefact in one engine in a new process and runs it on noise: ``doctor`` reports whether that
 works, ``tune`` how fast it is.
@@ -17,7 +17,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.engines import Batch, ModelFile, engine_file, open_engine
 
-from .isolated import call
+from .isolated import run_isolated
 
 _MIN_RUNS = 3  # on slow machines, even if they exceed the time
 
@@ -56,7 +56,7 @@ class Outcome:
 
 def attempt(trial: Trial, *, time_limit: float) -> Outcome:
     """Run a trial in a new process. Failures there are returned, not raised. ``time_limit`` is in seconds."""
-    answer = call("benchmarking.trial:perform", trial, time_limit=time_limit)
+    answer = run_isolated("benchmarking.trial:perform", trial, time_limit=time_limit)
     return Outcome(answer) if isinstance(answer, str) else Outcome(**answer)
 
 

@@ -25,7 +25,7 @@ BATCHES = (1, 4, 8)
 SECONDS = 1.0
 
 # A candidate this many times slower than the best on a single scan is not tried on batches, which save less.
-_HOPELESS = 3.0
+_TOO_SLOW = 3.0
 # The leaders are measured again in turn, so that one short disturbance does not decide.
 _FINALISTS = 3
 _FINAL_ROUNDS = 2
@@ -53,7 +53,7 @@ class Tuning:
     failed: tuple[tuple[Candidate, str], ...]
 
 
-Readings = dict[Candidate, list[Measurement]]
+_Readings = dict[Candidate, list[Measurement]]
 
 
 def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int] = BATCHES) -> list[Candidate]:
@@ -102,9 +102,9 @@ def tune(
     to_measure = candidates(bundle, provider=provider, batches=batches)
     if not to_measure:
         available = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
-        raise BundleError(f"{bundle.folder}: no artefact for the engines that are here. It has: {available}")
+        raise BundleError(f"{bundle.folder}: no artefact for the installed engines. It has: {available}")
     watch = Watch()
-    readings: Readings = {}
+    readings: _Readings = {}
     failed: dict[Candidate, str] = {}
 
     def measure(candidate: Candidate) -> None:
@@ -128,7 +128,7 @@ def tune(
         readings.setdefault(candidate, []).append(measurement)
 
     for candidate in track(to_measure, "measure"):
-        if _is_worth_it(candidate, readings, failed):
+        if _is_worth_batching(candidate, readings, failed):
             measure(candidate)
     for candidate in track(_leaders(readings, _FINALISTS) * _FINAL_ROUNDS, "leaders again"):
         measure(candidate)
@@ -140,7 +140,7 @@ def tune(
         reason = next(iter(failed.values()))
         raise EngineError(f"{bundle.folder}: no candidate could run here: {reason}", "See 'mri-edge doctor'")
     for mark in watch.marks():
-        _log.warning("%s: what was fastest here may not be so on a quiet machine", mark)
+        _log.warning("%s: on a quiet machine another candidate may be the fastest", mark)
     profile = Profile(
         bundle=fingerprint_of(bundle),
         cpu=str(cpu()),
@@ -152,7 +152,7 @@ def tune(
     return Tuning(profile, tuple(failed.items()))
 
 
-def _is_worth_it(candidate: Candidate, readings: Readings, failed: dict[Candidate, str]) -> bool:
+def _is_worth_batching(candidate: Candidate, readings: _Readings, failed: dict[Candidate, str]) -> bool:
     """Whether a candidate's single scan is fast enough to try it on batches."""
     single = replace(candidate, batch=1)
     if candidate == single:
@@ -160,10 +160,10 @@ def _is_worth_it(candidate: Candidate, readings: Readings, failed: dict[Candidat
     if single in failed:
         return False
     best = min(_merged(found).ms for candidate, found in readings.items() if candidate.batch == 1)
-    return _merged(readings[single]).ms <= _HOPELESS * best
+    return _merged(readings[single]).ms <= _TOO_SLOW * best
 
 
-def _leaders(readings: Readings, count: int) -> list[Candidate]:
+def _leaders(readings: _Readings, count: int) -> list[Candidate]:
     """The ``count`` fastest on a single scan and the ``count`` fastest per scan in batches."""
     ordered = sorted(readings, key=lambda candidate: _merged(readings[candidate]).ms_per_scan)
     single = [candidate for candidate in ordered if candidate.batch == 1]

@@ -1,4 +1,4 @@
-"""Measure one artefact in one engine in all scenarios; ``mri-edge bench`` runs this in a process of its own."""
+"""Measure one artefact in one engine in all scenarios; ``mri-edge bench`` runs this in a separate process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mri_edge.scans.readers import picture
 from .scenarios import highest_rate, offline, queries_needed, server, single_stream
 from .throttle import clock
 
-# Uncounted runs first, while caches fill, clocks rise and threads start.
+# Warm-up runs that do not count, while caches fill, clocks rise and threads start.
 _WARMUP = 2
 
 
@@ -29,7 +29,7 @@ class Request:
     """What to measure.
 
     ``scans`` are files, used in turn. ``seconds`` and ``queries`` are the minimum of a SingleStream run, ``samples``
-    the number for Offline in batches of ``batch``. With ``server_ms``, search the highest rate whose p99 is below it.
+    the number for Offline in batches of ``batch``. With ``server_ms``, search for the highest rate with a p99 below it.
     """
 
     bundle: str
@@ -73,8 +73,8 @@ def measure(request: Request) -> Reading:
     bundle = Bundle.open(request.bundle, signed_by=request.signed_by)
     artefact = bundle.artefact(request.artefact)
     model = ModelFile.of(bundle, artefact)
-    fit = bundle.manifest.preprocessing.resize_picture
-    tensors = np.stack([fit(picture.load(scan)) for scan in request.scans])
+    resize = bundle.manifest.preprocessing.resize_picture
+    tensors = np.stack([resize(picture.load(scan)) for scan in request.scans])
     count = len(tensors)
     start = perf_counter()
     engine = open_engine(model, engine=request.engine, provider=request.provider, threads=request.threads)

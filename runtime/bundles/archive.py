@@ -25,7 +25,7 @@ SIGNATURE_BYTES = 64
 END = bytes(1024)
 _BLOCK = 512
 _MAX_NAME_BYTES = 100  # the size of the field in a ustar header
-AGAIN = "Copy it again, or ask who made it"
+_COPY_AGAIN = "Copy it again, or ask who made it"
 # Names that Windows reserves for devices, with any suffix.
 _WINDOWS_DEVICES = {
     "con",
@@ -45,7 +45,7 @@ class Archive:
         with self._open() as file:
             self.size = os.fstat(file.fileno()).st_size
             if self.size > LARGEST:
-                raise BundleError(f"{path}: {self.size} bytes, a packed bundle has at most {LARGEST}", AGAIN)
+                raise BundleError(f"{path}: {self.size} bytes, a packed bundle has at most {LARGEST}", _COPY_AGAIN)
             self.manifest, self.signature = self._read_head(file)
             self._start = file.tell()
         self._offsets: dict[str, int] = {}
@@ -56,7 +56,7 @@ class Archive:
         signature = [(SIGNATURE, self.signature)] if self.signature is not None else []
         return [(MANIFEST, self.manifest), *signature]
 
-    def place(self, manifest: Manifest) -> Sequence[Artifact | Document]:
+    def locate(self, manifest: Manifest) -> Sequence[Artifact | Document]:
         """Compute the offset of each listed file; returns the files in their order.
 
         Raises
@@ -66,13 +66,15 @@ class Archive:
         IntegrityError
             The size of the packed bundle does not match the manifest.
         """
-        entries = in_order(manifest, str(self.path))
+        entries = sorted_entries(manifest, str(self.path))
         offset = self._start
         for entry in entries:
             self._offsets[entry.file] = offset
             offset += _BLOCK + padded(entry.size_bytes)
         if self.size != offset + len(END):
-            raise IntegrityError(f"{self.path}: {self.size} bytes, by its manifest it has {offset + len(END)}", AGAIN)
+            raise IntegrityError(
+                f"{self.path}: {self.size} bytes, by its manifest it has {offset + len(END)}", _COPY_AGAIN
+            )
         return entries
 
     def read(self, entry: Artifact | Document) -> bytes:
@@ -80,7 +82,9 @@ class Archive:
         with self._open() as file:
             file.seek(self._offsets[entry.file])
             if file.read(_BLOCK) != header(entry.file, entry.size_bytes):
-                raise IntegrityError(f"{self.path}: {entry.file} should stand here, as a plain file of its size", AGAIN)
+                raise IntegrityError(
+                    f"{self.path}: {entry.file} expected here as a regular file of its size", _COPY_AGAIN
+                )
             return self._content(file, entry.file, entry.size_bytes)
 
     def check_end(self) -> None:
@@ -88,7 +92,7 @@ class Archive:
         with self._open() as file:
             file.seek(self.size - len(END))
             if file.read() != END:
-                raise IntegrityError(f"{self.path}: does not end as a packed bundle does", AGAIN)
+                raise IntegrityError(f"{self.path}: has no end marker of a packed bundle", _COPY_AGAIN)
 
     def _open(self) -> BinaryIO:
         if not os.path.isfile(self.path):
@@ -106,7 +110,7 @@ class Archive:
             size = -1
         if not 0 <= size <= MANIFEST_LIMIT or first != header(MANIFEST, size):
             raise BundleError(
-                f"{self.path}: is no packed bundle", "A bundle is a folder, or a file made by 'mri-edge bundle pack'"
+                f"{self.path}: is not a packed bundle", "A bundle is a folder, or a file made by 'mri-edge bundle pack'"
             )
         manifest = self._content(file, MANIFEST, size)
         after = file.tell()
@@ -119,7 +123,7 @@ class Archive:
         content = file.read(size)
         padding = bytes(padded(size) - size)
         if len(content) < size or file.read(len(padding)) != padding:
-            raise IntegrityError(f"{self.path}: ends or differs within {name}", AGAIN)
+            raise IntegrityError(f"{self.path}: ends or differs within {name}", _COPY_AGAIN)
         return content
 
 
@@ -151,17 +155,17 @@ def padded(size: int) -> int:
     return size + -size % _BLOCK
 
 
-def in_order(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
+def sorted_entries(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
     """The listed files sorted by name. Raises BundleError for names that are not valid together on every system."""
     listed: list[Artifact | Document] = [*manifest.artefacts, *manifest.documents]
     entries = sorted(listed, key=lambda entry: entry.file.encode())
-    taken = {_folded(MANIFEST), _folded(SIGNATURE)}
+    taken = {_fold(MANIFEST), _fold(SIGNATURE)}
     folders: set[str] = set()
     for entry in entries:
-        reason = _unportable(entry.file)
-        name = _folded(entry.file)
+        reason = _why_not_portable(entry.file)
+        name = _fold(entry.file)
         if name in taken:
-            reason = "is there twice, or would be on systems that ignore case"
+            reason = "occurs twice, or would on systems that ignore case"
         parents = {"/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)}
         folders |= parents
         taken.add(name)
@@ -170,11 +174,11 @@ def in_order(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
         if entry.size_bytes < 0:
             reason = "has a negative size"
         if reason:
-            raise BundleError(f"{origin}: {entry.file!r} {reason}", "Name it otherwise, and make the bundle again")
+            raise BundleError(f"{origin}: {entry.file!r} {reason}", "Rename it and make the bundle again")
     return entries
 
 
-def _unportable(file: str) -> str:
+def _why_not_portable(file: str) -> str:
     """The reason why a file name is not valid on every system; empty if it is."""
     if len(file.encode()) > _MAX_NAME_BYTES:
         return f"is longer than {_MAX_NAME_BYTES} bytes"
@@ -184,9 +188,9 @@ def _unportable(file: str) -> str:
             or set(part) & set('<>"|?*')
             or part.split(".")[0].rstrip().lower() in _WINDOWS_DEVICES
         ):
-            return "is no name on Windows"
+            return "is not a valid name on Windows"
     return ""
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

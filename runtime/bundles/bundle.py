@@ -102,7 +102,7 @@ class Bundle:
     @classmethod
     def _from_archive(cls, archive: Archive) -> Bundle:
         manifest = Manifest.from_json(archive.manifest, origin=str(archive.path / MANIFEST))
-        archive.place(manifest)
+        archive.locate(manifest)
         archive.check_end()
         return cls(archive.path, manifest, archive)
 
@@ -117,7 +117,9 @@ class Bundle:
     def require_folder(self) -> Path:
         """The bundle's folder. Raises BundleError if the bundle is packed."""
         if self.archive:
-            raise BundleError(f"{self.folder}: is packed, a folder is needed", "Unpack it: 'mri-edge bundle unpack'")
+            raise BundleError(
+                f"{self.folder}: is packed, and a folder is needed", "Unpack it: 'mri-edge bundle unpack'"
+            )
         return self.folder
 
     def manifest_bytes(self) -> bytes:
@@ -150,7 +152,7 @@ class Bundle:
         return content
 
     def read_hashed(self, entry: Artifact | Document) -> bytes:
-        """As ``read``, without looking for data in other files: whoever opens the model does that."""
+        """As ``read``, but without checking for data in other files: the code that opens the model does that."""
         path = self.folder / entry.file
         if self.archive:
             content = self.archive.read(entry)
@@ -208,7 +210,7 @@ class Bundle:
         for path in self.unlisted_paths():
             raise IntegrityError(
                 f"{path}: {'a link' if path.is_symlink() else 'no file that the manifest lists'}",
-                "A signed bundle holds what was signed and nothing else: remove it",
+                "A signed bundle may contain only signed files: remove it",
             )
 
     def unlisted_paths(self) -> Iterator[Path]:
@@ -233,7 +235,7 @@ class Bundle:
                     raise IntegrityError(f"{path}: is a Git LFS pointer, not the file", HINT)
             raise IntegrityError(
                 f"{path}: {size} bytes, the manifest says {entry.size_bytes}",
-                "The file was changed or not copied to its end: copy the bundle again",
+                "The file was changed or copied only in part: copy the bundle again",
             )
 
     def _check_hash(self, path: Path, entry: Artifact | Document, found: str) -> None:
@@ -262,7 +264,7 @@ def check_self_contained(content: bytes, path: Path) -> bool:
         return False
     if part:
         raise BundleError(
-            f"{path}: {printable(part)} lies in another file, which the manifest does not list",
+            f"{path}: {printable(part)} is stored in another file, which the manifest does not list",
             "Save the model with all of its weights inside (onnx.save without external data), and export it again",
         )
     return True
@@ -319,9 +321,11 @@ def _find(model: str | os.PathLike[str]) -> Path:
     """Find a bundle: its folder, or its packed file."""
     folder = Path(model)
     embedded = EMBEDDED / folder.name
-    if folder.name == str(model) and os.path.isdir(embedded):  # whatever the current folder contains
+    if folder.name == str(model) and os.path.isdir(embedded):  # takes precedence over the current folder
         if os.path.isfile(folder / MANIFEST):
-            _log.warning("%s: the model that comes with the package, not the bundle here, which is ./%s", model, model)
+            _log.warning(
+                "%s: the model that comes with the package, not the bundle in this folder, which is ./%s", model, model
+            )
         return embedded
     if os.path.isdir(folder) or os.path.isfile(folder):
         return folder

@@ -1,17 +1,21 @@
-"""Convert JSON to frozen dataclasses, checking every field. The manifest and other records are read with it."""
+"""Decode the untrusted records of a bundle: JSON to frozen dataclasses with every field checked, and NumPy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import types
 import typing
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mri_edge.errors import ManifestError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _AGAIN = "Make or copy the bundle again"
 
 
@@ -20,13 +24,13 @@ def parse(text: str | bytes, origin: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
         if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON but not valid text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON but not valid text
         return value
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
 
 
-def read(kind: type[T], value: Any, origin: str) -> T:
+def read(kind: type[_T], value: Any, origin: str) -> _T:
     """Convert plain objects to the dataclass ``kind``. Every required field must exist; values are not converted.
 
     Unknown fields are ignored, because a newer release may have added them within the schema version. JSON does not
@@ -39,12 +43,12 @@ def read(kind: type[T], value: Any, origin: str) -> T:
     ManifestError
         Names the position in ``origin``, what is expected, and what was received.
     """
-    result: T = _read(kind, value, origin)
+    result: _T = _read(kind, value, origin)
     return result
 
 
 def is_plain_relative(file: str) -> bool:
-    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, back-slashes, control characters."""
+    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, backslashes, control characters."""
     parts = file.split("/")
     return file.isprintable() and all(part not in ("", ".", "..") for part in parts) and not set(file) & set("\\:")
 
@@ -117,7 +121,7 @@ def _finite(value: int | float, where: str) -> float:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _invalid(where: str, wanted: str, received: Any) -> ManifestError:
@@ -127,3 +131,35 @@ def _invalid(where: str, wanted: str, received: Any) -> ManifestError:
 def _abbreviate(value: Any) -> str:
     text = "a huge integer" if isinstance(value, int) and abs(value) >= 1 << 1024 else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_array(content: bytes, origin: str) -> NDArray[Any]:
+    """Read the array in a ``.npy`` file. Raises ManifestError, which names ``origin``, for anything else."""
+    try:
+        return parse_array(content)
+    except Exception as error:  # NumPy parses a header as Python, so SyntaxError and many others
+        raise ManifestError(
+            f"{origin}: no NumPy array ({str(error).strip() or type(error).__name__})", _AGAIN
+        ) from error
+
+
+def parse_array(content: bytes) -> NDArray[Any]:
+    """Read the array in a ``.npy`` file. Raises ValueError, or what NumPy raises, for anything else.
+
+    Unlike ``numpy.load`` it refuses pickles and archives, and compares the shape with the length of the content.
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError(f"version {version} of the format")
+    shape, column_major, dtype = reader(file)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ValueError(f"holds {dtype}")
+    count = 1
+    for size in shape:
+        count *= size
+    if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"{dtype} {shape} does not fit its {len(content)} bytes")
+    values = np.frombuffer(content, dtype, count, file.tell())
+    return values.reshape(shape, order="F" if column_major else "C")

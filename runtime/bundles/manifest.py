@@ -1,7 +1,7 @@
-"""The manifest: everything that a program must know about a model, as frozen dataclasses and JSON.
+"""The manifest: everything that a program needs to know about a model, as frozen dataclasses and JSON.
 
-Every bundle contains a ``manifest.json``. ``manifest.schema.json`` beside this file is the same contract as JSON Schema
-(draft 2020-12); a test checks that they agree.
+Every bundle contains a ``manifest.json``. ``manifest.schema.json`` in this folder is the same contract as a JSON
+Schema (draft 2020-12); a test checks that they agree.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TensorSpec:
 class Parity:
     """Difference between an artefact and the float Keras model on the same images.
 
-    ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images whose label changed.
+    ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images with a changed label.
     """
 
     verdict: Literal["met", "not met", "undecided"]
@@ -123,7 +123,7 @@ class Training:
 class Calibration:
     """The images that set the ranges of an int8 artefact. Test images are never among them.
 
-    Each artefact records its own in ``made_with``; the bundle's is that of the int8 artefact that was made last.
+    Each artefact records its own in ``made_with``; the bundle's is that of the newest int8 artefact.
     """
 
     method: str
@@ -199,7 +199,7 @@ class Manifest:
         try:
             return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
-            raise ManifestError(f"{self.name}: a figure of the manifest is not a finite number") from error
+            raise ManifestError(f"{self.name}: a value in the manifest is not a finite number") from error
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str = "manifest.json") -> Manifest:
@@ -217,7 +217,7 @@ class Manifest:
         if version != SCHEMA_VERSION:
             raise ManifestError(
                 f"{origin}: manifest schema version must be {SCHEMA_VERSION}. Received: {version!r}",
-                "A newer bundle needs a newer mri-edge; anything else is no manifest of ours",
+                "A newer bundle needs a newer mri-edge; anything else is not a manifest of mri-edge",
             )
         manifest = read(cls, data, origin)
         manifest._check(origin)
@@ -228,7 +228,7 @@ class Manifest:
         return next((artefact for artefact in self.artefacts if artefact.file == file), None)
 
     def calibrations(self) -> dict[Calibration, list[str]]:
-        """The calibrations of the int8 artefacts with the files they apply to: an artefact's own, else the bundle's."""
+        """The calibrations of the int8 artefacts, each with its files. An artefact without one has the bundle's."""
         found: dict[Calibration, list[str]] = {}
         for artefact in self.artefacts:
             own = artefact.made_with.get("calibration")
@@ -254,7 +254,7 @@ class Manifest:
         ]
         files = [artefact.file for artefact in self.artefacts] + [document.file for document in self.documents]
         problems.append((len(set(files)) < len(files), "a file is listed twice"))
-        problems += [(not is_plain_relative(file), f"{file!r}: files must lie inside the bundle") for file in files]
+        problems += [(not is_plain_relative(file), f"{file!r}: files must be inside the bundle") for file in files]
         for wrong, message in problems:
             if wrong:
                 raise ManifestError(f"{origin}: {message}", "Make or copy the bundle again")

@@ -2,7 +2,7 @@
 
 A tensor may refer to another file for its data (``external_data``). The hash of the model does not cover that file, and
 a model opened from bytes would read it from the current folder. The search follows the fields of ``onnx.proto`` that
-can contain a tensor and skips all others by their length, so its time grows with the number of nodes.
+can contain a tensor and skips all others by their length, so its time is proportional to the number of nodes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ORT_FORMAT = b"ORTM"  # the identifier of a FlatBuffers file, at byte 4
 
 
 def find_external_data(content: bytes) -> str | None:
-    """Name the first part of a model that is in another file, such as ``"tensor 'dense'"``; None if tposition is none.
+    """Name the first part of a model that is in another file, such as ``"tensor 'dense'"``; None if there is none.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, in
         tag, position = _varint(content, position, end)
         number, kind = tag >> 3, tag & 7
         if tag >= 1 << 32 or number == 0:
-            raise ValueError(f"no ONNX file: field {number} at byte {position}")
+            raise ValueError(f"not an ONNX file: field {number} at byte {position}")
         low = position
         if kind == _VARINT:
             _, position = _varint(content, position, end)
@@ -83,9 +83,9 @@ def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, in
         elif kind in (_FIXED32, _FIXED64):
             position += 4 if kind == _FIXED32 else 8
         else:  # groups, which ONNX does not use
-            raise ValueError(f"no ONNX file: wire type {kind} at byte {position}")
+            raise ValueError(f"not an ONNX file: wire type {kind} at byte {position}")
         if position > end:
-            raise ValueError(f"no ONNX file: it ends within field {number}")
+            raise ValueError(f"not an ONNX file: it ends within field {number}")
         yield number, kind, low, position
 
 
@@ -98,4 +98,4 @@ def _varint(content: bytes, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise ValueError(f"no ONNX file: a number ends badly at byte {position}")
+    raise ValueError(f"not an ONNX file: invalid number at byte {position}")

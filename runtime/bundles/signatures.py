@@ -35,7 +35,7 @@ def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> N
     if signature is None:
         raise SignatureError(
             f"{origin}: not signed, and a signature by {key} is required",
-            "Ask who made it for a signed one; 'mri-edge bundle sign' makes a signature",
+            "Ask its author for a signed bundle; 'mri-edge bundle sign' makes a signature",
         )
     from cryptography.exceptions import InvalidSignature
 
@@ -44,7 +44,7 @@ def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> N
     except InvalidSignature as error:
         raise SignatureError(
             f"{origin}: its signature is not one of {key} over this {MANIFEST}",
-            "It was changed, or signed with another key: do not use it, ask who made it",
+            "It was changed, or signed with another key: do not use it, ask its author",
         ) from error
 
 
@@ -58,19 +58,19 @@ def make_keys(private: Path, public: Path) -> str:
     OutputError
         One of them cannot be written. Then neither file is left behind.
     """
-    serialization = _library()
+    serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     for path in (private, public):
         if os.path.lexists(path):
-            raise UsageError(f"{path}: is there already", _NEW)
+            raise UsageError(f"{path}: is there already", _NEW_FILE)
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    known = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    shared = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     made: list[Path] = []
-    for path, content, mode in ((private, secret, 0o600), (public, known, 0o644)):
+    for path, content, mode in ((private, secret, 0o600), (public, shared, 0o644)):
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 made.append(path)
@@ -78,7 +78,7 @@ def make_keys(private: Path, public: Path) -> str:
         except OSError as error:
             for written in made:  # a private key without its public key would make useless signatures
                 written.unlink(missing_ok=True)
-            raise OutputError(f"{path}: cannot write ({error.strerror})", _NEW) from error
+            raise OutputError(f"{path}: cannot write ({error.strerror})", _NEW_FILE) from error
     return fingerprint_of(key.public_key())
 
 
@@ -89,22 +89,24 @@ def fingerprint(key: Path) -> str:
 
 def fingerprint_of(key: Ed25519PublicKey) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a public key, for people to compare."""
-    serialization = _library()
+    serialization = _serialization()
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def _public_key(path: Path) -> Ed25519PublicKey:
-    serialization = _library()
+    serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     text = _pem(path)
     if b"PRIVATE KEY" in text:
-        raise UsageError(f"{path}: is a private key, and the public one is wanted", "Keep that one where you sign")
+        raise UsageError(
+            f"{path}: is a private key, but the public key is needed", "Keep the private key where you sign"
+        )
     try:
         key = serialization.load_pem_public_key(text)
     except Exception as error:
-        raise UsageError(f"{path}: no public key in PEM ({first_line(error)})", _KEYGEN) from error
+        raise UsageError(f"{path}: not a public key in PEM ({first_line(error)})", _KEYGEN) from error
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path}: must be an Ed25519 key. Received: {type(key).__name__}", _KEYGEN)
     return key
@@ -112,7 +114,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
 
 def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
     """Read a private key. ``passphrase`` is called only if the key is protected by one. Raises UsageError."""
-    serialization = _library()
+    serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     text = _pem(path)
@@ -120,13 +122,13 @@ def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(text, secret)
     except Exception as error:
-        raise UsageError(f"{path}: no private key in PEM that opens ({first_line(error)})", _KEYGEN) from error
+        raise UsageError(f"{path}: cannot open the private key as PEM ({first_line(error)})", _KEYGEN) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path}: must be an Ed25519 key. Received: {type(key).__name__}", _KEYGEN)
     return key
 
 
-_NEW = "Name a new file: a key is never overwritten"
+_NEW_FILE = "Name a new file: a key is never overwritten"
 _KEYGEN = "Make a pair with 'mri-edge bundle keygen'"
 _LARGEST_KEY = 64 << 10
 
@@ -139,7 +141,7 @@ def _pem(path: Path) -> bytes:
         raise UsageError(f"{path}: cannot read the key ({error.strerror})", _KEYGEN) from error
 
 
-def _library() -> Any:
+def _serialization() -> Any:
     try:
         from cryptography.hazmat.primitives import serialization
     except ImportError as error:

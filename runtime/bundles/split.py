@@ -1,8 +1,8 @@
 """The split record ``split.json``: which images were used for training, validation and test.
 
 Training writes it. Export (calibration, parity), evaluation and benchmarks read it, so that test images never calibrate
-and training images are never scored. A slim bundle contains it condensed as ``split.npy``, without names of images:
-scoring needs only their hashes.
+and training images are never scored. A slim bundle contains the condensed form ``split.npy``, without names of
+images: scoring needs only their hashes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 from mri_edge.errors import DataError, ManifestError
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
-from .arrays import read_array
-from .decode import is_plain_relative, parse, read
+from .decode import is_plain_relative, parse, read, read_array
 
 SPLIT = "split.json"
 CONDENSED = "split.npy"
@@ -82,7 +81,7 @@ class Split:
         split = read(cls, parse(text, origin), origin)
         for image in split.images:
             if not is_plain_relative(image.file):
-                raise ManifestError(f"{origin}: {image.file!r}: images must lie inside the data folder")
+                raise ManifestError(f"{origin}: {image.file!r}: images must be inside the data folder")
         return split
 
     def to_condensed(self) -> bytes:
@@ -104,7 +103,7 @@ class Split:
             or rows.shape[1:] != (2 + _DIGITS // 2,)
             or (rows[:, 0] >= len(_ROLES)).any()
         ):
-            raise ManifestError(f"{origin}: no condensed split record. Received: {rows.dtype} {rows.shape}")
+            raise ManifestError(f"{origin}: not a condensed split record. Received: {rows.dtype} {rows.shape}")
         return cls(tuple(SplitImage("", row[2:].tobytes().hex(), int(row[1]), _ROLES[row[0]]) for row in rows))
 
     @classmethod

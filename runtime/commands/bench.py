@@ -37,15 +37,15 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with everything that was measured.")
 @click.option("--scans", multiple=True, metavar="PATH", help="Files or folders to measure with. Default: demo scans.")
-@click.option("--artefact", metavar="FILE", help="This artefact alone.")
-@click.option("--engine", metavar="NAME", help="This engine alone.")
+@click.option("--artefact", metavar="FILE", help="Measure only this artefact.")
+@click.option("--engine", metavar="NAME", help="Measure only this engine.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 @click.option(
     "--server",
     "server_ms",
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
-    help="Search the highest rate of random arrivals whose 99th percentile stays under MS.",
+    help="Search for the highest rate of random arrivals with a 99th percentile below MS.",
 )
 @PROVIDER
 @VERBOSE
@@ -61,11 +61,11 @@ def bench(
     server_ms: float | None,
     provider: str,
 ) -> None:
-    """Measure every artefact in every engine, each alone in its process.
+    """Measure every artefact in every engine, each in its own process.
 
     SingleStream and Offline as the MLPerf inference rules define them, once for the model alone and
-    once from file to answer. A percentile is the bound that holds with 99% confidence, n/a where the
-    queries are too few. Without BUNDLE: the embedded model. Not an MLPerf result.
+    once from file to answer. A percentile is an upper bound with 99% confidence, or n/a if there
+    are too few queries. Without BUNDLE: the embedded model. Not an MLPerf result.
     """
     from mri_edge.benchmarking.benchmark import measure, scans_for
 
@@ -74,7 +74,7 @@ def bench(
     bundle = Bundle.open(model, signed_by=signed_by)
     report = measure(
         bundle,
-        scans_for(bundle, scans, lambda words: click.echo(f"mri-edge: {printable(words)}", err=True)),
+        scans_for(bundle, scans, lambda message: click.echo(f"mri-edge: {printable(message)}", err=True)),
         profile,
         artefact=artefact,
         engine=engine,

@@ -24,7 +24,7 @@ Examples:
 @click.group(cls=Group, epilog=EXAMPLES, invoke_without_command=True)
 @click.pass_context
 def bundle(ctx: click.Context) -> None:
-    """Make a bundle ready for a device and bring it there: slim, record, sign, pack, unpack."""
+    """Prepare a bundle for a device and deliver it: slim, record, sign, pack, unpack."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -47,8 +47,8 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     """
     from dataclasses import replace
 
-    from mri_edge.authoring.anonymous import aliases, anonymous_command, without_names
-    from mri_edge.authoring.writer import check_target, rewriting
+    from mri_edge.authoring.anonymous import aliases, anonymize_command, replace_image_names
+    from mri_edge.authoring.writer import check_target, rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.split import CONDENSED, SPLIT, Split
     from mri_edge.inference.replay import is_golden
@@ -60,14 +60,14 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     split = documents.pop(SPLIT, None)
     keep += [file for file in documents if "/" not in file or is_golden(file)]
     known, creation = aliases(source), source.manifest.creation
-    with rewriting(source, out, keep=keep) as writer:
+    with rewrite_bundle(source, out, keep=keep) as writer:
         if split:
             writer.add_document(CONDENSED, Split.from_json(source.read(split)).to_condensed())
             keep.append(CONDENSED)
         for file in ("metrics.json", "parity.json"):
             if file in documents:
-                writer.add_document(file, without_names(source.read(documents[file]), known, file))
-        writer.update(creation=replace(creation, command=anonymous_command(creation.command)))
+                writer.add_document(file, replace_image_names(source.read(documents[file]), known, file))
+        writer.update(creation=replace(creation, command=anonymize_command(creation.command)))
         if name:
             writer.update(name=name)
     size = sum(path.stat().st_size for path in out.iterdir())
@@ -80,7 +80,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
     "--notice",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text file with owner and licence of the scans. Default: the file NOTICE beside the first.",
+    help="Text file with owner and licence of the scans. Default: the file NOTICE next to the first scan.",
 )
 def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
     """Add SCANs to BUNDLE with their results on this machine, for 'mri-edge verify' to replay on a device.
@@ -91,10 +91,10 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.errors import UsageError
 
-    beside = notice or scans[0].parent / "NOTICE"
-    if not os.path.isfile(beside):
+    notice = notice or scans[0].parent / "NOTICE"
+    if not os.path.isfile(notice):
         raise UsageError(
-            f"{beside}: no such file; scans that are passed on need a notice that permits it", "Name one with --notice"
+            f"{notice}: no such file; scans that are passed on need a notice that permits it", "Name one with --notice"
         )
-    record(Bundle.open_unsigned(model), scans, beside)
+    record(Bundle.open_unsigned(model), scans, notice)
     click.echo(f"{model}: golden values of {len(scans)} scans recorded")

@@ -7,17 +7,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mri_edge.errors import InputError, printable
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.journal import Journal
 from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.scans.sources import expand
 
 from .output import FORMS
 from .progress import at_terminal, track
+
+if TYPE_CHECKING:
+    from mri_edge.inference.journal import Journal
 
 _MAX_WAIT_S = 0.05  # how long a scan from standard input waits for others before it is answered
 
@@ -34,7 +37,7 @@ def classify(
 ) -> int:
     """Write a result for each scan and return the exit code. Parameters are the options of ``predict``."""
     streamed = "-" in scans
-    with _advice_when_interrupted(resume), ExitStack() as stack:
+    with _explain_how_to_continue(resume), ExitStack() as stack:
         sources: Iterable[str | InputError] = expand(scans, recursive=recursive, notify=_notify)
         journal = stack.enter_context(_journal(resume, classifier)) if resume else None
         if journal:
@@ -42,7 +45,7 @@ def classify(
         show_progress = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
         total = None
         if show_progress and not streamed:
-            sources = list(sources)  # the number of scans is needed for the time left
+            sources = list(sources)  # the remaining time can only be estimated from the number of scans
             total = len(sources)
         if heatmap and batch is None:
             batch = 1  # scans stay in memory until they are drawn, and drawing takes most of the time
@@ -63,11 +66,11 @@ def classify(
                 journal.write(result)
             if journal.skipped:
                 have = "scan has" if journal.skipped == 1 else "scans have"
-                _notify(f"{journal.skipped} {have} a line already")
+                _notify(f"{journal.skipped} {have} a result already")
         else:
             for line in FORMS[form or "table"](results, classifier):
                 _print(line, form, flush=streamed or counter.results % (batch or classifier.batch_size) == 0)
-            _flush_stdout()  # here, where a full disk or a closed pipe still gets its message and its exit code
+            _flush_stdout()  # flush here, where a full disk or a closed pipe is still reported with its exit code
         if heatmap and counter.heatmaps:
             count = f"{counter.heatmaps} {'heatmap' if counter.heatmaps == 1 else 'heatmaps'}"
             _notify(f"{count} written to {heatmap}{os.sep}")
@@ -75,12 +78,16 @@ def classify(
 
 
 @contextmanager
-def _advice_when_interrupted(resume: Path | None) -> Iterator[None]:
+def _explain_how_to_continue(resume: Path | None) -> Iterator[None]:
     """Turn Ctrl-C into an error that says how the next run can continue."""
     try:
         yield
     except KeyboardInterrupt as error:
-        advice = "Run the same again to go on" if resume else "With --resume FILE the next run can go on from there"
+        advice = (
+            "Run the same command again to continue"
+            if resume
+            else "With --resume FILE the next run can continue from there"
+        )
         raise click.Abort(advice) from error
 
 
@@ -94,6 +101,8 @@ def _print(line: str, form: str | None, *, flush: bool) -> None:
 
 
 def _journal(path: Path, classifier: Classifier) -> Journal:
+    from mri_edge.inference.journal import Journal
+
     return Journal(path, classifier.bundle.manifest.title, classifier.artefact)
 
 

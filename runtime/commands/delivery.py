@@ -16,7 +16,7 @@ _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace --out if it
 
 @click.command(epilog="\b\nExample:\n  mri-edge bundle pack device/ --out device.mribundle")
 @required_bundle_argument
-@click.option("--out", type=_PATH, required=True, metavar="FILE", help="File to write, NAME.mribundle by custom.")
+@click.option("--out", type=_PATH, required=True, metavar="FILE", help="File to write, NAME.mribundle by convention.")
 @_OVERWRITE
 def pack(model: str, out: Path, overwrite: bool) -> None:
     """Write BUNDLE as one file.
@@ -30,7 +30,7 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
     from mri_edge.storage.atomic import sha256_of
 
     if os.path.exists(out) and not overwrite:
-        raise UsageError(f"{out}: is there already", "Name another file, or say --overwrite")
+        raise UsageError(f"{out}: is there already", "Name another file, or add --overwrite")
     pack(Bundle.open_unsigned(model), out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(out)}")
 
@@ -64,7 +64,7 @@ def unpack(packed: Path, out: Path, signed_by: str | None, overwrite: bool) -> N
 def sign(model: str, key: Path) -> None:
     """Sign BUNDLE after checking its files.
 
-    The signature is of the manifest, which lists every file with its hash. It is the file manifest.json.sig in
+    The signature covers the manifest, which lists every file with its hash. It is the file manifest.json.sig in
     BUNDLE; pack includes it. Sign last: a change of the bundle removes the signature.
     """
     from mri_edge.authoring.signing import sign
@@ -80,7 +80,7 @@ def sign(model: str, key: Path) -> None:
 @required_bundle_argument
 @click.option("--key", type=_PATH, required=True, metavar="KEY", help="Public key: PEM, Ed25519.")
 def verify_signature(model: str, key: Path) -> None:
-    """Check a signature and all it covers.
+    """Check a signature and all files that it covers.
 
     The exit code is 3 unless KEY's owner signed this bundle, packed or a folder, and no file has changed since.
     'predict' and 'watch' check the same with --require-signature KEY.
@@ -97,14 +97,14 @@ def verify_signature(model: str, key: Path) -> None:
 def keygen(name: Path) -> None:
     """Make a key pair for signing.
 
-    NAME.pem signs and stays with you; NAME.pub.pem is for the devices. The private key is not protected by a
-    passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, and sign will ask for it.
+    NAME.pem signs bundles: keep it secret. NAME.pub.pem is for the devices. The private key is not protected by a
+    passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, for which sign then asks.
     """
     from mri_edge.bundles.signatures import make_keys
 
     private, public = name.with_name(f"{name.name}.pem"), name.with_name(f"{name.name}.pub.pem")
     fingerprint = make_keys(private, public)
-    click.echo(f"{private}: private, keep it where you sign\n{public}: public, for the devices; key {fingerprint}")
+    click.echo(f"{private}: private, keep it secret\n{public}: public, for the devices; key {fingerprint}")
 
 
 def _passphrase(key: Path) -> str:

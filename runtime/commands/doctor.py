@@ -22,7 +22,7 @@ from mri_edge.inference.selection import allowed
 from .options import MODEL, VERBOSE
 from .output import table
 
-_TIME_LIMIT = 120  # seconds; a first CUDA session takes tens of them
+_TIME_LIMIT = 120  # seconds; the first CUDA session takes tens of seconds
 
 EXAMPLES = """\b
 Examples:
@@ -47,9 +47,9 @@ class Finding:
 @MODEL
 @VERBOSE
 def doctor(as_json: bool, model: str) -> int:
-    """Say which engines and providers work on this machine.
+    """Show which engines and providers work on this machine.
 
-    Each runs an artefact of the model in a process of its own, so that a crash of its library is
+    Each runs an artefact of the model in a separate process, so that a crash of its library is
     reported too. The exit code is 3 if the model cannot be used, 4 if no engine runs it.
     """
     facts, problems = _facts(), _problems()
@@ -128,9 +128,9 @@ def _examine(file: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
 
 def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artifact | None:
     """The smallest artefact that the engine opens; float32 on accelerators, few of which run all of int8."""
-    fitting = [artefact for artefact in allowed(bundle) if artefact.file.endswith(file.SUFFIXES)] if bundle else []
+    usable = [artefact for artefact in allowed(bundle) if artefact.file.endswith(file.SUFFIXES)] if bundle else []
     return min(
-        fitting,
+        usable,
         key=lambda artefact: (provider != "cpu" and artefact.precision != "float32", artefact.size_bytes),
         default=None,
     )
@@ -151,11 +151,11 @@ def _print(facts: dict[str, str], problems: list[str], findings: list[Finding]) 
     """Print tables with the longest column last, so that reasons can be searched and copied."""
     for line in table(list(facts.items()), heading=False):
         click.echo(line)
-    words = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "white")}
+    answers = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "white")}
     rows: list[tuple[str, ...]] = [("engine", "version", "provider", "works", "detail")]
     for finding in findings:
-        word, color = words[finding.works]
-        rows.append((finding.engine, finding.version, finding.provider, click.style(word, fg=color), finding.detail))
+        answer, color = answers[finding.works]
+        rows.append((finding.engine, finding.version, finding.provider, click.style(answer, fg=color), finding.detail))
     click.echo()
     for line in table(rows):
         click.echo(line)

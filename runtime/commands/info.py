@@ -27,7 +27,7 @@ Examples:
 @REQUIRE_SIGNATURE
 @click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
 def info(model: str, signed_by: str | None, as_json: bool) -> None:
-    """Show what a model bundle is and holds.
+    """Show the contents of a model bundle.
 
     Without BUNDLE: the embedded model.
     """
@@ -48,7 +48,7 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
 
 
 def _one_line(value: object) -> str:
-    """Text of a manifest on one line. Control codes are escaped, because they would act on the terminal."""
+    """Put text of a manifest on one line. Control codes are escaped, because they would act on the terminal."""
     return printable(" ".join(str(value).split()))
 
 
@@ -94,8 +94,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
             for ranges, files in calibrations.items()
         ]
         facts.append(("calibration", rows))
-    words = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]
-    facts.append(("use and licences", [(name, text) for name, text in words if text]))
+    texts = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]
+    facts.append(("use and licences", [(name, text) for name, text in texts if text]))
     return facts
 
 

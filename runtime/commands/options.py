@@ -86,7 +86,7 @@ MODEL = click.option(
     envvar="MRI_EDGE_MODEL",
     show_envvar=True,
     shell_complete=complete_models,
-    help="Name of an embedded model, a bundle folder (./small for one with such a name), or a packed bundle.",
+    help="Name of an embedded model, a bundle folder (./small if an embedded model has that name), or a packed bundle.",
 )
 
 
@@ -97,7 +97,7 @@ def bundle_argument(function: Function) -> Function:
     @MODEL
     @wraps(function)
     def with_bundle(*arguments: Any, bundle: str | None, model: str, **options: Any) -> Any:
-        if bundle is not None and _is_typed("model"):
+        if bundle is not None and _is_on_command_line("model"):
             raise _named_twice(bundle, model)
         return function(*arguments, model=model if bundle is None else bundle, **options)
 
@@ -136,7 +136,7 @@ def bundle_and_scans(function: Function) -> Function:
     return cast(Function, with_bundle)
 
 
-def _is_typed(parameter: str) -> bool:
+def _is_on_command_line(parameter: str) -> bool:
     return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
@@ -145,7 +145,7 @@ def _named_twice(bundle: str, model: str) -> UsageError:
 
 
 _MODEL_TO_CHANGE = click.option(
-    "--model", metavar="BUNDLE", shell_complete=complete_models, help="The same as BUNDLE by position."
+    "--model", metavar="BUNDLE", shell_complete=complete_models, help="The same as the argument BUNDLE."
 )
 ARTEFACT = click.option(
     "--artefact",
@@ -153,7 +153,7 @@ ARTEFACT = click.option(
     envvar="MRI_EDGE_ARTEFACT",
     show_envvar=True,
     shell_complete=_complete_artefacts,
-    help="File of the bundle to run, model.int8.onnx for instance.",
+    help="File of the bundle to run, for example model.int8.onnx.",
 )
 ENGINE = click.option(
     "--engine",
@@ -173,23 +173,23 @@ PROVIDER = click.option(
     envvar="MRI_EDGE_PROVIDER",
     show_envvar=True,
     shell_complete=_complete_providers,
-    help="auto, cpu, gpu (the best there is), cuda, tensorrt, openvino, coreml, directml. "
-    "A named one comes up or it is an error.",
+    help="auto, cpu, gpu (the best available), cuda, tensorrt, openvino, coreml, directml. "
+    "A named provider must start, or the command fails.",
 )
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
     envvar="MRI_EDGE_THREADS",
     show_envvar=True,
-    help="At most the cores this process may use. Default: as tuned, else 1 for a model below 1 MiB, all those "
-    "cores for a larger one.",
+    help="At most the cores that this process may use. Default: as tuned, else 1 for a model below 1 MiB and all "
+    "those cores for a larger model.",
 )
 ALLOW_FALLBACK = click.option(
     "--allow-fallback",
     is_flag=True,
     envvar="MRI_EDGE_ALLOW_FALLBACK",
     show_envvar=True,
-    help="Run on the CPU when the named provider does not come up, with a warning in every result.",
+    help="Run on the CPU if the named provider does not start, with a warning in every result.",
 )
 REQUIRE_SIGNATURE = click.option(
     "--require-signature",
@@ -197,7 +197,7 @@ REQUIRE_SIGNATURE = click.option(
     metavar="KEY",
     envvar=_VARIABLE,
     show_envvar=True,
-    help="Take the bundle only if the owner of this public key (PEM file) signed it and every file is as it was then.",
+    help="Use the bundle only if this public key (PEM file) verifies its signature and no file has changed since.",
 )
 VERBOSE = click.option(
     "-v",
@@ -207,7 +207,7 @@ VERBOSE = click.option(
     show_envvar=True,
     expose_value=False,
     callback=_set_up_logs,
-    help="Say on stderr what runs, on what, and how long opening took.",
+    help="Log on stderr which model runs on which provider, and how long opening took.",
 )
 
 

@@ -17,14 +17,14 @@ Results = Iterable[Prediction | Failure]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading: bool = True) -> list[str]:
-    """Lines of a table whose columns are as wide as their widest cell, two spaces apart.
+    """Lines of a table. Each column is as wide as its widest cell, and columns are two spaces apart.
 
     The last column is not padded, so that long text stays whole and can be searched and copied. Cells may be styled.
 
     Parameters
     ----------
     rows
-        As many cells in each.
+        The same number of cells in each.
     right
         Positions of the columns that are aligned to the right: numbers.
     heading
@@ -101,17 +101,17 @@ def _result_table(results: Results, classifier: Classifier) -> Iterator[str]:
 def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
     positive = manifest.labels[manifest.positive]
-    shown = {label: printable(label) for label in manifest.labels}
+    printable_labels = {label: printable(label) for label in manifest.labels}
     yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
-    wide = max(len("label"), *map(len, shown.values()))
-    heading = f"p({shown[positive]})"
+    wide = max(len("label"), *map(len, printable_labels.values()))
+    heading = f"p({printable_labels[positive]})"
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
             yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(_name(result))} (not classified)"
             continue
         color = "red" if result.label == positive else "green"
-        label = click.style(f"{shown[result.label]:<{wide}}", fg=color)
+        label = click.style(f"{printable_labels[result.label]:<{wide}}", fg=color)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
         yield f"{label}  {figures}  {printable(_name(result))}"
         for warning in result.warnings:

@@ -30,28 +30,28 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("scans", nargs=-1, required=True, metavar="SCAN...")
-@click.option("--json", "form", flag_value="json", help="One JSON object a line.")
+@click.option("--json", "form", flag_value="json", help="One JSON object per line.")
 @click.option("--csv", "form", flag_value="csv", help="CSV with a header.")
 @click.option("-r", "--recursive", is_flag=True, help="Take the pictures of subfolders too.")
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Append JSON lines to FILE; scans that have a result there are skipped, so it goes on after a kill. "
-    "What failed is tried again.",
+    help="Append JSON lines to FILE; scans that have a result there are skipped, so that a new run continues after a "
+    "kill. Failed scans are tried again.",
 )
 @click.option(
     "--heatmap",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write for each scan a PNG that shows what spoke for the positive label (Grad-CAM).",
+    help="Write a PNG for each scan that shows which regions support the positive label (Grad-CAM).",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1, 1024),
     envvar="MRI_EDGE_BATCH",
     show_envvar=True,
-    help="Scans in a run. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
+    help="Scans per run. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
 )
 @REQUIRE_SIGNATURE
 @model_options
@@ -68,10 +68,10 @@ def predict(
 ) -> int:
     """Classify scans with an exported model.
 
-    A SCAN is a file, a folder, a pattern, or - for a list of them on standard input, which
-    is answered as it comes.
+    A SCAN is a file, a folder, a pattern, or - for paths on standard input, each of which
+    is classified as it arrives.
     Results come in input order. A scan that cannot be read is reported, the others are
-    classified all the same, and the exit code is 1.
+    still classified, and the exit code is 1.
 
     Research use only: not a medical device.
     """

@@ -1,4 +1,4 @@
-"""Show progress on stderr: a bar on a terminal, nothing or lines where there is none."""
+"""Show progress on stderr: a bar on a terminal; elsewhere lines or nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Bar:
         self.clear()
 
     def update(self, done: int, *, total: int | None = None, label: str | None = None) -> None:
-        """Set what is done; unless the label changes, the line is drawn at most ten times a second."""
+        """Set how much is done; unless the label changes, the line is drawn at most ten times a second."""
         is_due = label not in (None, self._label) or time.monotonic() >= self._next
         self._done = done
         self._total = total or self._total
@@ -110,7 +110,7 @@ class Bar:
         self._stream.flush()
 
     def clear(self) -> None:
-        """Erase the line. Spaces do it on every terminal, where an escape sequence would be stripped by some."""
+        """Erase the line. Spaces work on every terminal; some strip escape sequences."""
         if self._shown:
             self._stream.write(f"\r{' ' * len(self._shown)}\r")
             self._stream.flush()
@@ -149,7 +149,7 @@ def _columns(stream: TextIO) -> int:
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield ``items`` and show on a terminal's stderr how many are done; ``total`` is needed for the time left."""
+    """Yield ``items`` and show progress on a terminal's stderr. With ``total`` it includes the remaining time."""
     if not redraws(sys.stderr):
         yield from items
         return

@@ -47,13 +47,13 @@ def tune(
     """Measure what runs the model fastest on this device, for predict to use.
 
     All combinations of engines, artefacts that did not fail their parity gate, threads and batch sizes run in
-    processes of their own, the fastest three times. The profile is valid until the CPU, the number of cores, a
+    separate processes, the fastest three times. The profile is valid until the CPU, the number of cores, a
     library or the model changes; then predict says so and uses its default rule.
     """
     from mri_edge.benchmarking.tuning import BATCHES
     from mri_edge.benchmarking.tuning import tune as measure
 
-    _check(profile_folder())
+    _check_writable(profile_folder())
     found = measure(
         Bundle.open(model, signed_by=signed_by),
         signed_by=signed_by,
@@ -94,7 +94,7 @@ def tune(
     click.echo(f"saved in {path}")
 
 
-def _check(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     """Check that the profile can be written, before measuring for minutes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _check(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot keep a device profile there ({error.strerror})",
+            f"{folder}: cannot store a device profile there ({error.strerror})",
             "Name another folder in MRI_EDGE_PROFILE_DIR, for 'mri-edge predict' too",
         ) from error
 
@@ -128,4 +128,6 @@ def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
 
 def _describe(measurement: Measurement) -> str:
     where = f"{measurement.artefact} in {measurement.engine} on {measurement.ran}"
-    return f"{where}, threads {measurement.threads}, batch {measurement.batch}: {measurement.ms_per_scan:.2f} ms a scan"
+    return (
+        f"{where}, threads {measurement.threads}, batch {measurement.batch}: {measurement.ms_per_scan:.2f} ms per scan"
+    )

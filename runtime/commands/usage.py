@@ -41,10 +41,10 @@ def explain(error: click.UsageError) -> str:
     When click raises MissingParameter, it has processed everything that was given. So any other required parameter
     without a value is missing too.
     """
-    words = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split())
     ctx = error.ctx
     if not isinstance(error, click.MissingParameter) or ctx is None:
-        return words
+        return message
     missing = []
     for parameter in ctx.command.get_params(ctx):
         if isinstance(parameter, OneOfTwo):
@@ -58,5 +58,5 @@ def explain(error: click.UsageError) -> str:
             except click.UsageError:  # given but invalid: the next call reports it
                 continue
     if len(missing) < 2:
-        return words
+        return message
     return f"Missing {', '.join(missing[:-1])} and {missing[-1]}"

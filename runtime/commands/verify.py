@@ -70,11 +70,11 @@ def _print(bundle: Bundle, report: Report) -> None:
         where = " in ".join(part for part in (first.subject, first.engine) if part)
         click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {printable(first.detail)}", fg="red")
     elif report.replayed:
-        click.secho("This device's CPU gives what was recorded.", fg="green")
+        click.secho("This device's CPU reproduces the recorded results.", fg="green")
     elif report.recorded:
         click.secho("NOT REPLAYED  No engine here runs an artefact with golden values. See 'mri-edge doctor'", fg="red")
     else:
-        click.echo("Every hash is right. The bundle has no golden values, so nothing was replayed.")
+        click.echo("Every hash is correct. The bundle has no golden values, so nothing was replayed.")
 
 
 def _group(check: Check) -> tuple[str, str]:
@@ -84,12 +84,12 @@ def _group(check: Check) -> tuple[str, str]:
 
 def _lines(stage: str, group: str, checks: list[Check]) -> Iterable[str]:
     tally = {status: sum(check.status == status for check in checks) for status in _COLORS}
-    words = ", ".join(
+    statuses = ", ".join(
         click.style(status if group else f"{count} {status}", fg=color)
         for (status, color), count in zip(_COLORS.items(), tally.values(), strict=True)
         if count
     )
-    yield f"{stage:<13}  {group}  {words}" if group else f"{stage:<13}  {words}"
+    yield f"{stage:<13}  {group}  {statuses}" if group else f"{stage:<13}  {statuses}"
     for check in checks:
         if check.detail and check.status != "same":
             yield f"{'':<13}  {check.subject if not group else ''}  {printable(check.detail)}".rstrip()

@@ -38,18 +38,22 @@ Examples:
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of results/, done/, failed/ and heatmaps/; it is made.",
+    help="Folder for results/, done/, failed/ and heatmaps/, created if missing.",
 )
 @click.option("--heatmap", is_flag=True, help="Write DIR/heatmaps/SCAN.png too (Grad-CAM).")
-@click.option("--json", "as_lines", is_flag=True, help="Results on standard output as one JSON object a line.")
-@click.option("--once", is_flag=True, help="Take what is there, wait for what is still being written, and end.")
+@click.option("--json", "as_lines", is_flag=True, help="Print the results as JSON lines.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Process the scans that are there, wait for files that are still being written, then exit.",
+)
 @click.option(
     "--every",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to look into IN.",
+    help="How often to check IN.",
 )
 @click.option(
     "--settle",
@@ -57,7 +61,7 @@ Examples:
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="A scan is whole when its size and time were the same for so long.",
+    help="A scan is complete when its size and time have not changed for this long.",
 )
 @REQUIRE_SIGNATURE
 @model_options
@@ -75,20 +79,20 @@ def watch(
 ) -> int:
     """Classify each scan that arrives in a folder, as a service does.
 
-    A scan that is written to its end is classified, its result is written to DIR/results/SCAN.json, and it is
+    A scan that has arrived completely is classified, its result is written to DIR/results/SCAN.json, and it is
     moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot or end in .part or
-    .tmp are passed over, so a sender may write under such a name and rename. Subfolders are left alone.
+    .tmp are ignored, so a sender may write under such a name and rename. Subfolders are ignored.
 
     It may be killed at any moment: no scan is lost and none gets two results. While a disk is full, read-only or
-    missing, at its start too, it waits and scans stay in IN; --once ends with 6 then. The same scan again gets no
-    second result: for results of another model, name another DIR. A second watch on IN or DIR is refused.
+    missing, even at the start, it waits and scans stay in IN; --once exits with 6 instead. The same scan gets no
+    second result: for results of another model, use another DIR. A second watch on IN or DIR is refused.
 
-    SIGTERM ends it after the scan at hand with exit code 0, Ctrl-C with 130; --once ends with 1 if a scan failed.
+    SIGTERM ends it after the current scan with exit code 0, Ctrl-C with 130; --once exits with 1 if a scan failed.
 
     Research use only: not a medical device.
     """
     outbox = Outbox(out)
-    _check(folder, outbox, once=once)
+    _check_folders(folder, outbox, once=once)
     with ExitStack() as stack:
         bundle = Bundle.open(model, signed_by=signed_by)
         classifier = stack.enter_context(Classifier.load_with(replace(run, workload="single"), bundle))
@@ -96,7 +100,7 @@ def watch(
         received = stack.enter_context(_stopped_by_signals(watch))
         write_line = stack.enter_context(_output())
         watch.check_model()
-        notify("READY=1")  # even if it will wait for a disk: systemd would end a start that takes long
+        notify("READY=1")  # even if it waits for a disk: systemd would stop a service that takes long to start
         for record in watch.records(every_s=every, once=once):
             write_line(stdout_json(record) if as_lines else _line(record))
         notify("STOPPING=1")
@@ -107,7 +111,7 @@ def watch(
     return 1 if once and watch.failed else 0
 
 
-def _check(folder: Path, outbox: Outbox, *, once: bool) -> None:
+def _check_folders(folder: Path, outbox: Outbox, *, once: bool) -> None:
     """Raise UsageError for problems that waiting for a disk cannot solve."""
     if once and not os.path.isdir(folder):  # without --once watch waits: the disk or share may not be mounted yet
         raise UsageError(f"{folder}: no such folder", "Name the folder in which scans arrive")
@@ -117,7 +121,7 @@ def _check(folder: Path, outbox: Outbox, *, once: bool) -> None:
     real = os.path.realpath(folder)
     for own in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
         if real == os.path.realpath(own):
-            raise UsageError(f"{folder}: this is where --out {outbox.folder} puts its files", "Name two folders")
+            raise UsageError(f"{folder}: --out {outbox.folder} writes its files there", "Name two different folders")
 
 
 @contextmanager
@@ -143,7 +147,7 @@ def _stopped_by_signals(watch: Watch) -> Iterator[list[int]]:
 
 @contextmanager
 def _output() -> Iterator[Callable[[str], None]]:
-    """Give a function that writes a line to standard output. Lines are lost while its disk is full: the files count."""
+    """Yield a function that writes a line to standard output. Lines are dropped while its disk is full."""
     full = False
 
     def write_line(line: str) -> None:
@@ -157,7 +161,7 @@ def _output() -> Iterator[Callable[[str], None]]:
             if not full:
                 full = True
                 _report(
-                    f"cannot write the output ({error.strerror}): lines of it may be lost, the results are in files"
+                    f"cannot write the output ({error.strerror}): lines may be lost, but the result files are complete"
                 )
 
     try:
@@ -169,21 +173,21 @@ def _output() -> Iterator[Callable[[str], None]]:
 
 def _line(record: Record) -> str:
     if "error" in record:
-        return _plain(f"{record['moved_to']}  {record['error']}")
+        return _escape(f"{record['moved_to']}  {record['error']}")
     positive = record["positive"]
     name = frame_name(record["moved_to"], record.get("index", 0), record.get("frames", 1))
     answer = f"{name}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
-    return _plain("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
+    return _escape("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """Escape a text with a file name: line feeds could forge a line, and invalid UTF-8 could end the program."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _report(message: str) -> None:
     try:
-        click.echo(f"mri-edge: {_plain(message)}", err=True)
+        click.echo(f"mri-edge: {_escape(message)}", err=True)
     except OSError as error:
         if error.errno not in DISK_ERRORS:  # a full disk under the log must not end the watch
             raise

@@ -21,7 +21,7 @@ def available_cpus() -> int:
 
 
 def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list[Path]:
-    """Cgroup folders whose limits apply to this process: ``root``, and every group from there down to its own.
+    """Cgroup folders with limits for this process: ``root``, and every group from there down to its own.
 
     In a container the process's group is usually ``root``; in a systemd service or scope it is below. Version 1 has one
     tree for each controller; ``cpu`` and ``memory`` are used here.
@@ -34,8 +34,8 @@ def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list
     for line in lines:
         _, _, tail = line.partition(":")
         controllers, _, path = tail.partition(":")
-        named = controllers.split(",")  # empty in version 2, which has one tree
-        for tree in (controller for controller in ("", "cpu", "memory") if controller in named):
+        controller_names = controllers.split(",")  # empty in version 2, which has one tree
+        for tree in (controller for controller in ("", "cpu", "memory") if controller in controller_names):
             folder = root / tree
             for name in path.strip("/").split("/"):
                 if name in ("", ".."):  # the group is the root, or outside of the visible tree

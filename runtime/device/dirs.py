@@ -17,7 +17,7 @@ def cache_folder() -> Path:
     Raises
     ------
     UsageError
-        This user has no home folder, as some users of services and containers.
+        This user has no home folder, as is the case for some users of services and containers.
     """
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
@@ -52,12 +52,12 @@ def _expand(root: str) -> Path:
     if folder.startswith("~"):
         raise UsageError(
             "this user has no home folder to keep profiles and caches in",
-            "Set HOME to a folder, or for the profiles of 'mri-edge tune' alone MRI_EDGE_PROFILE_DIR",
+            "Set HOME to a folder, or MRI_EDGE_PROFILE_DIR for the profiles of 'mri-edge tune' only",
         )
     return Path(folder) / "mri-edge"
 
 
 def profile_folder() -> Path:
     """Folder of device profiles: ``MRI_EDGE_PROFILE_DIR``, else in ``cache_folder``, which may raise UsageError."""
-    named = os.environ.get("MRI_EDGE_PROFILE_DIR")
-    return Path(named) if named else cache_folder() / "profiles"
+    configured = os.environ.get("MRI_EDGE_PROFILE_DIR")
+    return Path(configured) if configured else cache_folder() / "profiles"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .cpu import cgroup_folders
 
-# Instructions by which inference libraries choose their code: name in the kernel -> name of the CPU maker.
+# CPU instructions that decide which code inference libraries run: name in the kernel -> name of the CPU maker.
 # Linux arch/x86/include/asm/cpufeatures.h, arch/arm64/include/uapi/asm/hwcap.h.
 _INSTRUCTIONS = {
     "avx2": "avx2",
@@ -33,7 +33,7 @@ _INSTRUCTIONS = {
     "sve": "sve",
 }
 # These sum 8-bit products in 32 bits in one step, which makes int8 fast and exact.
-DOT_PRODUCTS = frozenset({"vnni", "dotprod", "amx-int8", "i8mm"})
+_DOT_PRODUCTS = frozenset({"vnni", "dotprod", "amx-int8", "i8mm"})
 
 _CPUINFO = Path("/proc/cpuinfo")
 _FIRST_CORE = 16 << 10  # bytes; cpuinfo of one core has 3 kB, of 256 cores nearly 1 MB
@@ -43,7 +43,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Cpu:
-    """Architecture, model name, and the instructions above that the CPU has."""
+    """Architecture, model name, and those of the instructions above that the CPU has."""
 
     architecture: str
     model: str
@@ -52,7 +52,7 @@ class Cpu:
     @property
     def multiplies_int8_fast(self) -> bool:
         """Whether the CPU has dot products of 8-bit integers."""
-        return bool(self.instructions & DOT_PRODUCTS)
+        return bool(self.instructions & _DOT_PRODUCTS)
 
     def __str__(self) -> str:
         return f"{self.model} ({self.architecture}): {', '.join(sorted(self.instructions)) or 'instructions unknown'}"
@@ -85,7 +85,7 @@ def cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
 
 
 def read_cpuinfo(text: str, architecture: str) -> Cpu:
-    """Parse the first core in the text of ``/proc/cpuinfo``, whose keys differ between x86 and ARM."""
+    """Parse the first core in the text of ``/proc/cpuinfo``. The keys differ between x86 and ARM."""
     facts: dict[str, str] = {}
     for line in text.split("\n\n", 1)[0].splitlines():
         name, colon, value = line.partition(":")

@@ -2,9 +2,8 @@
 
 An engine file defines
 
-- ``NAME``, ``SUFFIXES`` of the files that it opens, and ``PROVIDERS``,
+- ``NAME``, that of the file; ``SUFFIXES`` of the model files that it opens, and ``PROVIDERS``,
 - ``MODULE``, its library; ``PACKAGES``, which contain it (one is installed at a time); ``EXTRA``, which installs it,
-- ``RANK``, its place in the order of preference,
 - ``missing()``: the reason why it cannot run on this machine, or None,
 - ``open(model, *, threads, provider)``: opens the bytes of a ``ModelFile``. Only this imports the library,
 - ``OPENS_AFTER_FORK = False`` if its library cannot start in a forked child of a process that used it.
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,10 +40,12 @@ Outputs = dict[str, NDArray[np.float32]]
 # Values of --provider. Each engine file maps those that it supports to the names in its library.
 PROVIDERS = ("auto", "cpu", "gpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 # "gpu" is the first of these that starts. CUDA precedes TensorRT, which builds its engine for minutes.
-GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
+_GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
 # Other names of engines: a short name, and the name of the file format.
 ENGINE_ALIASES = {"onnx": "onnxruntime", "ort": "onnxruntime", "tflite": "litert"}
-_FAKE_ENGINE = "mri_edge.testing"  # opens .fake files, in other processes too
+# An engine that is not listed here comes after these.
+_PREFERRED = ("onnxruntime", "litert", "openvino")
+_FAKE_ENGINE = "fake"  # mri_edge.testing; the last one
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,25 @@ class EngineFile(Protocol):
     open: Callable[..., Engine]
 
 
+def _names() -> list[str]:
+    found = {file.name for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")}
+    return [*_PREFERRED, *sorted(found.difference(_PREFERRED)), _FAKE_ENGINE]
+
+
+def _import_engine(name: str) -> EngineFile:
+    module = "mri_edge.testing" if name == _FAKE_ENGINE else f"{__name__}.{name}"
+    return cast(EngineFile, importlib.import_module(module))
+
+
+def engines_by_preference() -> Iterator[EngineFile]:
+    """Yield all engines, installed or not, the preferred first. Each file is imported when it is reached."""
+    return map(_import_engine, _names())
+
+
 @lru_cache(maxsize=1)
 def engine_files() -> dict[str, EngineFile]:
-    """All engines by name, installed or not, in order of preference; last the fake engine, which no user is offered."""
-    names = [f"{__name__}.{file.name}" for file in pkgutil.iter_modules(__path__) if not file.name.startswith("_")]
-    modules = [cast(EngineFile, importlib.import_module(name)) for name in [*names, _FAKE_ENGINE]]
-    modules.sort(key=lambda module: (getattr(module, "RANK", 100), module.NAME))
-    return {module.NAME: module for module in modules}
+    """All engines by name, installed or not, in order of preference; the fake one is last."""
+    return {file.NAME: file for file in engines_by_preference()}
 
 
 def offered() -> list[str]:
@@ -150,11 +163,10 @@ def offered() -> list[str]:
 
 def engine_file(name: str) -> EngineFile:
     """Find an engine by name or alias. Raises UsageError, which lists the known names."""
-    files = engine_files()
     name = ENGINE_ALIASES.get(name, name)
-    if name not in files:
+    if name not in _names():
         raise UsageError(f"unknown engine {name!r}", f"Engines: {', '.join(offered())}")
-    return files[name]
+    return _import_engine(name)
 
 
 def engine_for(path: str | Path) -> EngineFile:
@@ -165,7 +177,7 @@ def engine_for(path: str | Path) -> EngineFile:
     EngineError
         No engine opens files with this suffix.
     """
-    for file in engine_files().values():
+    for file in engines_by_preference():
         if str(path).endswith(file.SUFFIXES):
             return file
     raise EngineError(f"{path}: no engine opens such a file", f"Engines: {', '.join(offered())}")
@@ -184,12 +196,12 @@ def open_engine(
     Parameters
     ----------
     model
-        The artefact's content, or a path to read it from.
+        The artefact's content, or its path.
     engine
         Name or alias of an engine; ``None`` takes the preferred one for the suffix.
     provider
         One of ``PROVIDERS``. ``"auto"`` takes the best that starts; any other starts or raises ProviderUnavailable.
-        ``"gpu"`` is the first of ``GPU_PROVIDERS`` that starts.
+        ``"gpu"`` is the first of ``_GPU_PROVIDERS`` that starts.
     threads
         Intra-op threads, at most the cores that this process may use. ``None``: all of these cores.
 
@@ -237,7 +249,7 @@ def providers_of(file: EngineFile, provider: str) -> list[str]:
     """Providers to try in turn for one of ``PROVIDERS``. An engine without GPU support refuses ``"gpu"`` itself."""
     if provider != "gpu":
         return [provider]
-    return [name for name in GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
+    return [name for name in _GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
 
 
 def check_threads(threads: int | None) -> None:
@@ -251,7 +263,7 @@ def check_threads(threads: int | None) -> None:
     if threads is not None and threads > (cores := available_cpus()):
         raise UsageError(
             f"threads must be at most {cores}, the cores that this process may use. Received: {threads}",
-            "Leave --threads out to take what suits the model",
+            "Leave out --threads to use the default for the model",
         )
 
 
@@ -263,13 +275,13 @@ def _check_onnx(model: ModelFile) -> None:
         raise EngineError(f"{model.name}: cannot open it: {error}", "Export the model again") from error
     if part:
         raise EngineError(
-            f"{model.name}: {printable(part)} lies in another file, which no hash covers",
+            f"{model.name}: {printable(part)} is stored in another file, which no hash covers",
             "Save the model with all of its weights inside (onnx.save without external data)",
         )
 
 
 def remedy(file: EngineFile) -> str:
-    """How to install an engine's library."""
+    """Explain how to install an engine's library."""
     if is_32_bit_arm():
         return "No engine has wheels for 32-bit ARM: use a 64-bit system image"
     return f"pip install 'mri-edge[{file.EXTRA}]'" if file.EXTRA else "pip install mri-edge"

@@ -21,7 +21,7 @@ _inherited: set[str] = set()  # names of engines that a parent opened before the
 
 def guard(engine: Any) -> None:
     """Disable ``engine`` in every child that this process forks: it refuses to run, and ``close`` has no effect."""
-    _opened[:] = [item for item in _opened if item() is not None]
+    _opened[:] = [reference for reference in _opened if reference() is not None]
     _opened.append(weakref.ref(engine))
     _used.add(engine.name)
 
@@ -36,7 +36,7 @@ def check_opens_here(name: str, *, opens_after_fork: bool) -> None:
     if name in _inherited and not opens_after_fork:
         raise EngineError(
             f"engine {name!r} was in use before this process was forked, and its library cannot start in the child",
-            "Load the classifier after the fork, start processes by 'spawn', or take another engine",
+            "Load the classifier after the fork, start processes by 'spawn', or use another engine",
         )
 
 
@@ -50,7 +50,7 @@ def _close_nothing() -> None:
     """Threads and memory belong to the parent."""
 
 
-def _disarm() -> None:
+def _disable_inherited() -> None:
     for reference in _opened:
         if (engine := reference()) is not None:
             # Leak one reference, so that no destructor runs, not even at exit.
@@ -62,4 +62,4 @@ def _disarm() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disarm)
+    os.register_at_fork(after_in_child=_disable_inherited)

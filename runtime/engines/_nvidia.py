@@ -1,7 +1,7 @@
 """Ask the NVIDIA driver why a provider does not start, and which GPU the machine has.
 
 ONNX Runtime only logs the reason and continues without the provider. So this module loads the same libraries in the
-same order until one fails. It uses the CUDA driver API through ctypes, whose functions have been stable since CUDA 2.0.
+same order until one fails. It calls the CUDA driver API through ctypes. These functions are stable since CUDA 2.0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NO_GPU = "no-gpu"
 
 # CUDA driver API, cuda.h, enum CUresult: errors that a user can fix.
 _INIT_ERRORS = {
-    3: "the driver could not be initialised",
+    3: "the driver could not be initialized",
     35: "the driver is older than this CUDA",
     100: "no GPU is visible",
     101: "the GPU number is not valid",

@@ -18,7 +18,6 @@ SUFFIXES = (".tflite",)
 EXTRA = "litert"
 MODULE = "ai_edge_litert.interpreter"
 PACKAGES = ("ai-edge-litert",)
-RANK = 1
 PROVIDERS = ("cpu",)
 
 
@@ -59,9 +58,9 @@ class LiteRTEngine:
         self._interpreter: Any = interpreter
         self._lock = threading.Lock()
         self.input, self.outputs = check_model(
-            model.name, [_spec(entry) for entry in inputs], [_spec(details) for details in outputs]
+            model.name, [_spec(details) for details in inputs], [_spec(details) for details in outputs]
         )
-        self._input_index, self._outputs = inputs[0]["index"], [spec["index"] for spec in outputs]
+        self._input_index, self._output_indices = inputs[0]["index"], [details["index"] for details in outputs]
         self._batch = 1
 
     def run(self, batch: Batch) -> Probabilities:
@@ -81,7 +80,7 @@ class LiteRTEngine:
                     self._batch = len(batch)
                 self._interpreter.set_tensor(self._input_index, np.ascontiguousarray(batch))
                 self._interpreter.invoke()
-                results = [np.array(self._interpreter.get_tensor(spec), np.float32) for spec in self._outputs]
+                results = [np.array(self._interpreter.get_tensor(index), np.float32) for index in self._output_indices]
             except (ValueError, RuntimeError) as error:
                 self._batch = 0  # the interpreter may be half resized: allocate again next time
                 raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error

@@ -17,10 +17,9 @@ from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
 SUFFIXES = (".onnx",)
-EXTRA = ""  # a plain dependency
+EXTRA = ""  # onnxruntime is a dependency of the package
 MODULE = "onnxruntime"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-RANK = 0
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -122,7 +121,7 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
     return [wanted]
 
 
-def engine_cache(model: ModelFile) -> Path:
+def _engine_cache(model: ModelFile) -> Path:
     """Folder of TensorRT engines for a model file, named after its hash, the GPU and the version of ONNX Runtime."""
     from mri_edge.device.dirs import cache_folder
     from mri_edge.device.machine import installed
@@ -132,7 +131,7 @@ def engine_cache(model: ModelFile) -> Path:
 
 
 _DOCTOR = "See 'mri-edge doctor' for what works here"
-# Not an extra of this package: pip would also install the CPU wheel, whose files overwrite those of this one.
+# Not an extra of this package: pip would also install the CPU wheel, which overwrites files of this one.
 _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (a Jetson: deploy/jetson.md)"
 _WHEELS = {
     "cuda": _GPU_WHEEL,
@@ -158,7 +157,7 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
     name = _PROVIDERS[provider]
     settings = _tensorrt_settings(model) if provider == "tensorrt" else {}
     if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # it prints missing libraries; _why_not reports them
+        with redirect_stdout(StringIO()):  # it prints missing libraries; _explain_failure reports them
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
@@ -172,12 +171,12 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
             raise EngineError(
                 f"{model.name}: onnxruntime cannot open it: {first_line(error)}", "Export the model again"
             ) from error
-        reason, cure = _why_not(onnxruntime, model, provider) or (first_line(error), _DOCTOR)
-        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", cure) from error
+        reason, fix = _explain_failure(onnxruntime, model, provider) or (first_line(error), _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", fix) from error
     found = session.get_providers()[0]
     if found != name:
-        reason, cure = _why_not(onnxruntime, model, provider) or (f"{found} started", _DOCTOR)
-        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", cure)
+        reason, fix = _explain_failure(onnxruntime, model, provider) or (f"{found} started", _DOCTOR)
+        raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", fix)
     # A private attribute, read only by the fallback that is off (onnxruntime 1.20 to 1.32). It keeps the whole file.
     session._model_bytes = None
     return session
@@ -185,12 +184,12 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
 
 def _tensorrt_settings(model: ModelFile) -> dict[str, str]:
     try:
-        cache = engine_cache(model)
+        cache = _engine_cache(model)
         if NO_GPU not in cache.name and not any(cache.glob("*.engine")):
-            _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it ahead")
+            _log.warning("TensorRT builds its engine now, which takes minutes; 'mri-edge warmup' does it in advance")
             cache.mkdir(parents=True, exist_ok=True)
     except (OSError, UsageError, OutputError) as error:  # no home folder, or a read-only one
-        _log.warning("TensorRT's engine cannot be kept, so each start builds it anew: %s", error)
+        _log.warning("TensorRT's engine cannot be cached, so every start builds it again: %s", error)
         return {}
     return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
 
@@ -207,7 +206,7 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
     return options
 
 
-def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
+def _explain_failure(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
     """Find why a provider did not start: reason and fix, or None if only the library's message is known."""
     libraries = Path(onnxruntime.__file__).parent / "capi"
     if provider in ("cuda", "tensorrt") and (found := explain(provider, libraries)):
@@ -216,10 +215,10 @@ def _why_not(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, st
         lenient = onnxruntime.InferenceSession(
             model.content, _options(onnxruntime, 1, strict=False), providers=[_PROVIDERS[provider]], enable_fallback=0
         )
-    except Exception:  # noqa: BLE001 (fails without strictness too: report the first error)
+    except Exception:  # noqa: BLE001 (the lenient session fails too: report the first error)
         return None
     if lenient.get_providers()[0] == _PROVIDERS[provider]:
-        return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, float32 for one"
+        return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, such as float32"
     return None
 
 

@@ -17,7 +17,6 @@ SUFFIXES = (".onnx",)
 EXTRA = "openvino"
 MODULE = "openvino"
 PACKAGES = ("openvino",)
-RANK = 2
 PROVIDERS = ("cpu",)
 # In a forked child its scheduler, TBB, waits for threads of the parent: opening sometimes hangs.
 OPENS_AFTER_FORK = False

@@ -1,1 +1,1 @@
-"""From scan to prediction: choosing and loading a model, running it, and what goes with its answer."""
+"""From scan to prediction: choose, load and run a model, and describe its answer."""

@@ -1,4 +1,4 @@
-"""Group a stream of items into batches, and give an incomplete batch when the stream is slow."""
+"""Group a stream of items into batches, and yield an incomplete batch when the stream is slow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def batched(items: Iterable[Item], size: int, max_wait: float | None = None) -> 
         Seconds that an item waits for others to complete its batch. Items are then read in a thread of their own.
         None: every batch but the last is complete, and items are read in the caller's thread.
 
-    What ``items`` raises is raised after the items that came before it.
+    An exception from ``items`` is raised after the items before it.
     """
     return _complete(items, size) if max_wait is None else _timed(items, size, max_wait)
 
@@ -42,7 +42,7 @@ def _complete(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 class _End:
-    """Follows the last item in the queue; ``error`` is what ended the stream early."""
+    """Marks the end of the queue; ``error`` is the exception that ended the stream early."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -51,13 +51,13 @@ class _End:
 def _timed(items: Iterable[Item], size: int, max_wait: float) -> Iterator[list[Item]]:
     queue: Queue[Item | _End] = Queue(maxsize=size)
     stopped = Event()
-    # A daemon: it may wait in a read of standard input for ever, which must not keep the program from ending.
+    # A daemon: it may block forever on standard input, which must not keep the program from ending.
     Thread(target=_fill, args=(items, queue, stopped), name="read sources", daemon=True).start()
     try:
         first_wait, end = max_wait, None
         while end is None:
             batch, end = _next_batch(queue, size, first_wait, max_wait)
-            first_wait = max_wait if batch else _CHECK_S  # nothing is left to answer, so there is no hurry
+            first_wait = max_wait if batch else _CHECK_S  # no scan is waiting for its answer
             yield batch
         if end.error is not None:
             raise end.error

@@ -20,9 +20,9 @@ from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Engine, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
+from mri_edge.scans.checks import ResultWarning
+from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Source, source_name
-from mri_edge.scans.read_errors import out_of_memory
-from mri_edge.scans.result_warning import ResultWarning
 
 from .batching import batched
 from .loading import PendingModel
@@ -56,9 +56,9 @@ class Classifier:
         batch_size: int = DEFAULT_BATCH,
         warnings: tuple[ResultWarning, ...] = (),
     ) -> None:
-        """Take parts that are open already, such as a fake engine in tests. Otherwise use ``load``.
+        """Combine an opened bundle and engine, such as a fake engine in tests. Otherwise use ``load``.
 
-        ``batch_size`` is the default of ``predict_batches``; ``warnings`` go into every prediction.
+        ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction.
         """
         self.bundle = bundle
         self.artefact = artefact
@@ -68,7 +68,7 @@ class Classifier:
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
         self._require_signature: str | os.PathLike[str] | None = None
-        self._run: RunOptions | None = None  # None if the parts were open already
+        self._run: RunOptions | None = None  # None if the engine was passed in
         # One lock for each process: after a fork the parent's may be held by a thread that the child does not have.
         self._locks: dict[int, Lock] = {}
         self._distribution_check = OutOfDistributionCheck.of(bundle)
@@ -78,7 +78,7 @@ class Classifier:
         declared = engine.input.shape[1:]
         if declared != (preprocessing.height, preprocessing.width, 3):
             raise EngineError(
-                f"{artefact.file}: takes {declared}, the manifest prepares "
+                f"{artefact.file}: takes {declared}, the manifest specifies "
                 f"{(preprocessing.height, preprocessing.width, 3)}",
                 "Export the model again",
             )
@@ -107,13 +107,13 @@ class Classifier:
         Parameters
         ----------
         model
-            The name of an embedded model, a bundle folder (``"./small"`` for one of such a name), a packed bundle, or
-            an opened Bundle.
+            The name of an embedded model, a bundle folder (``"./small"`` if an embedded model has that name), a
+            packed bundle, or an opened Bundle.
         artefact, engine, provider, threads, workload, allow_fallback
-            How to run it; see ``RunOptions``. What is left out is chosen by ``selection.select``.
+            How to run it; see ``RunOptions``. ``selection.select`` chooses what is left out.
         require_signature
-            File of a public key: the owner of that key must have signed the bundle. Default: the key that the
-            variable MRI_EDGE_REQUIRE_SIGNATURE names.
+            File of the public key that must have signed the bundle. Default: the environment variable
+            MRI_EDGE_REQUIRE_SIGNATURE.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class Classifier:
     ) -> Classifier:
         """Open a model as ``load`` does, with the options in one object."""
         if isinstance(model, Bundle) and require_signature is None:
-            bundle = model  # it was opened with the same variable
+            bundle = model  # opening it checked the same environment variable
         else:
             path = model.folder if isinstance(model, Bundle) else model
             bundle = Bundle.open(path, signed_by=require_signature)
@@ -198,14 +198,14 @@ class Classifier:
     ) -> Iterator[Prediction | Failure]:
         """Classify many scans: yields in input order, with a Failure in place of a scan that cannot be read.
 
-        An InputError among the sources becomes a Failure, so that a listing can report what it did not find.
+        An InputError among the sources becomes a Failure, so that a listing can report missing files.
         ``workers`` threads decode scans during inference, at most two batches ahead, so that memory stays bounded
-        however long ``sources`` is; it may be a generator without end.
+        however long ``sources`` is; it may be an endless generator.
 
         Parameters
         ----------
         batch_size
-            Scans that are answered together. Default: as tuned, else 8, or 64 for a model below 1 MiB.
+            Scans per run of the engine. Default: as tuned, else 8, or 64 for a model below 1 MiB.
         workers
             Threads that decode. Default: one for each core that this process may use.
         keep_pixels
@@ -217,14 +217,16 @@ class Classifier:
         Raises
         ------
         EngineError
-            The engine failed; unlike an unreadable file this concerns every scan.
+            The engine failed, which affects every scan.
         UsageError
             ``sources`` is one scan, or ``batch_size`` or ``workers`` is less than 1.
 
-        What ``sources`` itself raises is raised once the scans before it are answered.
+        An exception from ``sources`` is raised after the results of the scans before it.
         """
         if isinstance(sources, str | bytes | os.PathLike):
-            raise UsageError(f"predict_batches takes many scans. Received: {sources!r:.60}", "Say [scan], or predict")
+            raise UsageError(
+                f"predict_batches takes many scans. Received: {sources!r:.60}", "Pass [scan], or call predict"
+            )
         batch_size = self.batch_size if batch_size is None else batch_size
         workers = available_cpus() if workers is None else workers
         if batch_size < 1 or workers < 1:
@@ -235,7 +237,7 @@ class Classifier:
     def _predict_batches(
         self, batches: Iterator[list[Source | InputError]], batch_size: int, workers: int, keep_pixels: bool
     ) -> Iterator[Prediction | Failure]:
-        # A thread takes its part of a batch at once: handing over scan by scan takes longer than resizing them.
+        # Each thread gets its part of a batch at once: passing scans one by one takes longer than resizing them.
         part = -(-batch_size // workers)
         process = os.getpid()
         preprocessing = self.bundle.manifest.preprocessing
@@ -246,16 +248,19 @@ class Classifier:
                     if batch:
                         parts = [batch[start : start + part] for start in range(0, len(batch), part)]
                         ahead.append(
-                            [pool.submit(prepare_sources, one, preprocessing, keep_pixels=keep_pixels) for one in parts]
+                            [
+                                pool.submit(prepare_sources, sources, preprocessing, keep_pixels=keep_pixels)
+                                for sources in parts
+                            ]
                         )
-                    # While a batch is answered the next two are decoded. A short one means that no scan is waiting.
+                    # Two batches are decoded while the engine runs one. A short batch means that no scan is waiting.
                     while ahead and (len(ahead) > 2 or len(batch) < batch_size):
                         prepared = [result for future in ahead.popleft() for result in future.result()]
                         for result in self._answer(prepared, batch_size):
                             yield result
                             if os.getpid() != process:
                                 raise UsageError(
-                                    "these results were begun in another process", "Call predict_batches again"
+                                    "these results were started in another process", "Call predict_batches again"
                                 )
             finally:
                 for future in chain.from_iterable(ahead):
@@ -268,8 +273,8 @@ class Classifier:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._closed or self._run is None:
-            reason = "it is closed" if self._closed else "it was made of an engine that was open already"
-            raise UsageError(f"this classifier cannot be pickled or copied: {reason}", "Use one of Classifier.load")
+            reason = "it is closed" if self._closed else "it was created with an opened engine"
+            raise UsageError(f"this classifier cannot be pickled or copied: {reason}", "Use Classifier.load")
         return _unpickle, (type(self), self._run, self._model, self._require_signature)
 
     def __enter__(self) -> Classifier:
@@ -294,16 +299,16 @@ class Classifier:
         if is_inherited(self.engine) and self._run is not None:
             self._open_again(self._run)
         manifest = self.bundle.manifest
-        batch = np.stack([one.frame.pixels for one in prepared])
+        batch = np.stack([scan.frame.pixels for scan in prepared])
         start = perf_counter()
         outputs = self.engine.run_all(batch)
         infer_ms = (perf_counter() - start) * 1e3 / len(prepared)
         probabilities = outputs[self.engine.outputs[0].name]
         if not np.isfinite(probabilities).all():
             raise EngineError(
-                f"{self.artefact.file}: gives probabilities that are no numbers in {self.engine.name} "
+                f"{self.artefact.file}: returns probabilities that are not finite in {self.engine.name} "
                 f"({self.engine.provider})",
-                "Take another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
+                "Use another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
             )
         features, check = outputs.get("features"), self._distribution_check
         unlike_training = [()] * len(prepared) if check is None or features is None else check.warnings_for(features)
@@ -312,9 +317,9 @@ class Classifier:
         labels, model = manifest.labels, manifest.title
         return [
             Prediction(
-                source=one.frame.source,
-                index=one.frame.index,
-                frames=one.frame.count,
+                source=scan.frame.source,
+                index=scan.frame.index,
+                frames=scan.frame.count,
                 label=labels[label_index],
                 probabilities=dict(zip(labels, row, strict=True)),
                 positive=labels[manifest.positive],
@@ -324,30 +329,30 @@ class Classifier:
                 artefact=self.artefact.file,
                 engine=self.engine.name,
                 provider=self.engine.provider,
-                latency_ms=Latency(one.decode_ms, one.resize_ms, infer_ms),
-                warnings=self._warnings + one.warnings + unlike,
+                latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
+                warnings=self._warnings + scan.warnings + unlike,
                 activation=activation,
-                pixels=one.original,
+                pixels=scan.original,
             )
-            for one, row, label_index, activation, unlike in zip(
+            for scan, row, label_index, activation, unlike in zip(
                 prepared, probabilities.tolist(), chosen.tolist(), activations, unlike_training, strict=True
             )
         ]
 
     def _open_again(self, run: RunOptions) -> None:
-        """In a forked child, open the same artefact in the same engine. The same provider must come up."""
+        """In a forked child, open the same artefact in the same engine. The same provider must start."""
         with self._locks.setdefault(os.getpid(), Lock()):
             inherited = self.engine
             if not is_inherited(inherited):  # another thread has opened it meanwhile
                 return
-            threads = min(inherited.threads, available_cpus())  # a worker may have been given fewer cores
+            threads = min(inherited.threads, available_cpus())  # a worker may have fewer cores
             same = replace(run, artifact=self.artefact.file, engine=inherited.name, threads=threads)
             engine = PendingModel(self.bundle, same).wait().engine
             if engine.provider != inherited.provider:
                 engine.close()
                 raise EngineError(
-                    f"{self.artefact.file}: the parent process runs it on {inherited.provider}, and in this one "
-                    f"{engine.provider} came up",
+                    f"{self.artefact.file}: the parent process runs it on {inherited.provider}, but in this process "
+                    f"{engine.provider} started",
                     "Load the classifier after the fork",
                 )
             self.engine = engine

@@ -1,4 +1,4 @@
-"""Draw heatmaps: a scan with its class activation laid over it, and the answer below."""
+"""Draw heatmaps: a scan overlaid with its class activation, and the answer below."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .classifier import Classifier
 from .prediction import NOTICE, Failure, Prediction, frame_name
 
 # Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith), from dark to bright in even steps of
-# lightness, so that it can be read on a grey scan and in print.
+# lightness, so that it can be read on a gray scan and in print.
 _ANCHORS = np.array(
     [
         (0, 0, 4),
@@ -56,7 +56,7 @@ def draw_each(
     Raises
     ------
     UsageError
-        The artefact gives no activation.
+        The artefact has no activation output.
     OutputError
         The folder cannot be written.
     """
@@ -65,12 +65,12 @@ def draw_each(
 
 
 def require_activation(classifier: Classifier) -> None:
-    """Raise UsageError if the artefact gives no activation to draw."""
+    """Raise UsageError if the artefact has no activation output."""
     if all(output.name != "activation" for output in classifier.engine.outputs):
         artefacts = classifier.bundle.manifest.artefacts
         others = ", ".join(artefact.file for artefact in artefacts if artefact.format == "onnx")
         raise UsageError(
-            f"{classifier.artefact.file}: gives no class activation, so there is no heatmap",
+            f"{classifier.artefact.file}: has no class activation, so there is no heatmap",
             f"Choose another --artefact: {others or 'none in this bundle has one'}",
         )
 
@@ -95,7 +95,7 @@ def _draw_each(results: Iterable[Prediction | Failure], folder: Path) -> Iterato
 
 
 def _target(folder: Path, name: str, scan: str) -> Path:
-    """Return where the heatmap of a scan is written: never over another scan's, but over its own older one."""
+    """Return the path for a scan's heatmap. It may replace an older one of this scan, never that of another scan."""
     hashed = folder / f"{hashed_name(name, scan)}.png"
     if is_too_long(name):
         return hashed
@@ -104,13 +104,13 @@ def _target(folder: Path, name: str, scan: str) -> Path:
 
 
 def _scan_of(picture: Path) -> str | None:
-    """Return the hash of the scan that a heatmap is of; None if there is no file, empty if it is not ours."""
+    """Return the hash of the scan in a heatmap; None if there is no file, empty if it is not one of our heatmaps."""
     try:
         with Image.open(picture, formats=("PNG",)) as opened:
             return str(opened.info.get(_SCAN, ""))
     except FileNotFoundError:
         return None
-    except Exception:  # noqa: BLE001 (whatever this file is: it is not ours)
+    except Exception:  # noqa: BLE001 (any unreadable file is not one of our heatmaps)
         return ""
 
 

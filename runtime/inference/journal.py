@@ -20,8 +20,8 @@ _BEGINNING = f'{{"schema_version": {SCHEMA_VERSION}, "file": '.encode()  # of ev
 class Journal:
     """JSON lines on disk, one for each frame of each scan.
 
-    Opening the file reads which scans have an answer and removes a last line that a kill cut short. Each result is
-    written as a whole line by one ``write``, so that the file always ends in a whole line or in one partial line. A
+    Opening the file reads which scans have an answer and removes a last line that was cut short by a kill. Each result
+    is written as a whole line by one ``write``, so that the file always ends in a whole line or in one partial line. A
     file that holds anything else is refused and not changed. Only one program at a time may write it.
 
     Parameters
@@ -31,8 +31,8 @@ class Journal:
     model
         Title of the model. A file with answers of another model is refused.
     artefact
-        What runs. A file with answers of an artefact of the same name but another hash is refused too: the model was
-        trained again.
+        The artefact that runs. A file with answers of an artefact of the same name but another hash is refused too,
+        because the model was trained again.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Journal:
     Raises
     ------
     UsageError
-        Another program writes the file, or it holds answers of another model or anything that is no journal.
+        Another program writes the file, or it holds answers of another model or is not a journal.
     OutputError
         The file cannot be read or written.
     """
@@ -53,12 +53,12 @@ class Journal:
         self.path = path
         self._model = model
         self._artefact = artefact
-        self._done: set[str] = set()  # scans that are complete, or that were given out by ``remaining``
+        self._done: set[str] = set()  # scans that are complete, or that ``remaining`` has yielded
         self._frames: dict[str, set[int]] = {}  # which frames have an answer, of scans that have several
         self._failures: dict[tuple[str, int], dict[str, Any]] = {}
         self.skipped = 0
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{path}: is no plain file, so it cannot be read again and continued", "Name another")
+            raise UsageError(f"{path}: is not a regular file, so it cannot be read again and continued", "Name another")
         try:
             # Unbuffered: the system gets each line as a whole, and keeps it however the process ends.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
@@ -125,7 +125,7 @@ class Journal:
         self.close()
 
     def _read(self) -> None:
-        """Read which scans have an answer and which failed. The latter are tried again: the cause may be gone."""
+        """Read which scans have an answer and which failed. Failed scans are tried again: the cause may be gone."""
         whole = 0  # bytes of whole lines
         cut_short = False
         with open(self.path, "rb") as file:
@@ -142,11 +142,11 @@ class Journal:
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise self._foreign(number) from error
                 whole += len(line)
-        if cut_short:  # not before every other line has been checked
+        if cut_short:  # only after every other line has been checked
             os.truncate(self.path, whole)
 
     def _add(self, record: dict[str, Any], number: int) -> None:
-        """Take in one line. Raises KeyError if it is no result of ours, UsageError if it is another model's."""
+        """Record one line. Raises KeyError if it is not a result of mri-edge, UsageError if it is another model's."""
         if record["schema_version"] != SCHEMA_VERSION:
             raise KeyError("schema_version")
         scan, index, frames = record["file"], record.get("index", 0), record.get("frames", 1)
@@ -177,7 +177,7 @@ class Journal:
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(
-            f"{self.path}: line {number} is no result of mri-edge, so nothing is written to this file",
+            f"{self.path}: line {number} is not a result of mri-edge, so nothing is written to this file",
             "Name a new file, or the one to continue",
         )
 

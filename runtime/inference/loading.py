@@ -1,4 +1,4 @@
-"""Open a model in threads: its file is read and hashed, then opened, while the caller goes on importing."""
+"""Open a model in threads: its file is read and hashed, then opened, while the caller continues importing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.engines import Engine, ModelFile, engine_file, open_engine
 from mri_edge.errors import ProviderUnavailable
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 
 from .run_options import RunOptions
 from .selection import Selection, select
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What came up. ``warnings`` belong into every prediction."""
+    """An opened model. ``warnings`` are added to every prediction."""
 
     artefact: Artifact
     engine: Engine
@@ -35,12 +35,12 @@ class PendingModel:
     """A model that is being opened; ``wait`` returns it when it is open.
 
     Hashing a file and opening a model take most of their time outside Python. A cold ``predict`` imports the engine's
-    library during the first, and the decoder and other modules during the second. The engine opens the very bytes that
-    were hashed.
+    library during the first, and the decoder and other modules during the second. The engine opens exactly the bytes
+    that were hashed.
     """
 
     def __init__(self, bundle: Bundle, run: RunOptions | None = None) -> None:
-        """Start to open it. Raises what ``selection.select`` does."""
+        """Start opening the model. Raises what ``selection.select`` does."""
         self.bundle = bundle
         self.run = run or RunOptions()
         self._start = perf_counter()
@@ -82,11 +82,11 @@ class PendingModel:
         return loaded
 
     def _contradicts_profile(self, engine: Engine) -> bool:
-        """Whether the selection relies on measurements on another provider than the one that came up."""
+        """Whether the selection relies on measurements on another provider than the one that started."""
         measured_on = self._selection.measured_on
         if measured_on in (None, engine.provider):
             return False
-        message = "device profile ignored, it was made on %s and %s came up. Run 'mri-edge tune' again"
+        message = "device profile ignored, it was made on %s and %s started. Run 'mri-edge tune' again"
         _log.warning(message, measured_on, engine.provider)
         return True
 
@@ -105,7 +105,7 @@ class PendingModel:
 
 
 def _import_library(engine: str) -> None:
-    """Import an engine's library before the thread that opens it starts, so that this thread imports meanwhile."""
+    """Import an engine's library in this thread, before another thread opens the model with it."""
     if module := engine_file(engine).MODULE:
         with suppress(ImportError):  # the engine's own ``open`` imports it again and reports the problem
             import_module(module)

@@ -1,8 +1,8 @@
 """Warn about pictures that are unlike the training images, judged by the means of the network's last feature map.
 
-The features of training images lie near a plane of few dimensions. The distance of a picture is the length of its
-component outside that plane: the residual of a principal-component analysis, whose square Jackson and Mudholkar
-(Technometrics 1979) call Q. Square roots are taken first, because means of rectified channels are skewed.
+The features of training images are near a plane of few dimensions. The distance of a picture is the length of its
+component outside that plane: the residual of a principal-component analysis. Jackson and Mudholkar (Technometrics
+1979) call its square Q. Square roots are taken first, because means of rectified channels are skewed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.bundles.arrays import read_array
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import read_array
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import IntegrityError, ManifestError
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 
 Features = NDArray[np.float32]
 FEATURES = "features"  # name of the model's output
@@ -45,7 +45,7 @@ def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.floa
 
 
 class OutOfDistributionCheck:
-    """The plane of one bundle's training images, and the largest distance that is not warned about."""
+    """The plane of one bundle's training images, and the largest distance without a warning."""
 
     def __init__(self, plane: NDArray[np.float32], limit: float, origin: str = "") -> None:
         self.plane = plane
@@ -78,13 +78,13 @@ class OutOfDistributionCheck:
                 f"{path}: must be float32 (1 + dimensions, channels). Received: {plane.dtype} {plane.shape}", _AGAIN
             )
         if not np.isfinite(plane).all() or stored.limit <= 0:
-            raise IntegrityError(f"{path}: the plane or its limit, {stored.limit}, is impossible", _AGAIN)
+            raise IntegrityError(f"{path}: the plane or its limit, {stored.limit}, is not valid", _AGAIN)
         return cls(plane, stored.limit, str(path))
 
     def check_fits(self, outputs: Sequence[TensorSpec]) -> None:
-        """Raise IntegrityError unless the model gives as many features as the plane has; every scan would fail."""
+        """Raise IntegrityError unless the model has as many features as the plane, because every scan would fail."""
         features = next((spec for spec in outputs if spec.name == FEATURES), None)
-        if features is None:  # the artefact gives probabilities only, so this check is left out
+        if features is None:  # the artefact gives probabilities only, so there is nothing to check
             return
         width = features.shape[-1] if len(features.shape) == 2 else None
         if width != self.plane.shape[1]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.errors import InputError
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
 SCHEMA_VERSION = 1  # of results: result.schema.json. Keys may be added within a version; a changed meaning is a new one
@@ -58,7 +58,7 @@ _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
     """Return ``as_json`` for standard output: ASCII unless that is UTF-8, which readers of JSON expect.
 
-    JSON escapes only the control codes below U+0020. Those from U+007F on act on a terminal too, so they are escaped.
+    JSON escapes only the control codes below U+0020. Those from U+007F on also act on a terminal.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if codecs.lookup(encoding).name == "utf-8":
@@ -100,9 +100,9 @@ class Prediction:
     warnings
         Reasons to distrust the answer.
     heatmap
-        Path of the picture that shows which region spoke for the positive label, where one was written.
+        Path of the picture that shows which regions support the positive label, if one was written.
     activation
-        Grad-CAM of the positive label, float32 (h, w), at least 0, if the artefact gives it, otherwise ``None``.
+        Grad-CAM of the positive label, float32 (h, w), at least 0, if the artefact has that output, otherwise ``None``.
         Not part of ``to_dict``.
     pixels
         The frame as it was decoded, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
@@ -167,7 +167,7 @@ class Failure:
     frames: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types: what went wrong, for people and for programs; see ``result.schema.json``."""
+        """Return plain types: the problem, for people and for programs; see ``result.schema.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
             **_key(self.source, self.index, self.frames),

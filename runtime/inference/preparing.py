@@ -8,10 +8,10 @@ from time import perf_counter
 
 from mri_edge.errors import InputError
 from mri_edge.scans import checks, readers
+from mri_edge.scans.checks import ResultWarning
+from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.scans.read_errors import out_of_memory
-from mri_edge.scans.result_warning import ResultWarning
 
 from .prediction import Failure
 
@@ -28,10 +28,10 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame whose pixels were resized to the network's input, uint8 (h, w, 3), and what is known of it so far.
+    """A frame resized to the network's input, uint8 (h, w, 3), and its warnings.
 
     ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` are the
-    pixels before that, where they are to be kept.
+    pixels before that, or None if they are not kept.
     """
 
     frame: Frame
@@ -72,7 +72,7 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
 def prepare_sources(
     sources: Sequence[Source | InputError], preprocessing: Preprocessing, *, keep_pixels: bool
 ) -> list[Prepared | Failure]:
-    """Read and prepare every frame of some scans, in order, with a Failure in place of what cannot be read."""
+    """Read and prepare every frame of some scans in order. What cannot be read becomes a Failure."""
     prepared: list[Prepared | Failure] = []
     waiting: list[Decoded | Failure] = []
     waiting_bytes = 0
@@ -106,10 +106,10 @@ def _prepare_waiting(
     results: list[Prepared | Failure]
     try:
         results = [*prepare(frames, preprocessing, keep_pixels=keep_pixels)]
-    except MemoryError:  # prepare them one by one, so that only those fail for which memory is missing
+    except MemoryError:  # prepare them one by one, so that only frames without enough memory fail
         results = [_prepare_or_fail(decoded, preprocessing, keep_pixels) for decoded in frames]
-    in_order = iter(results)
-    return [next(in_order) if isinstance(decoded, Decoded) else decoded for decoded in waiting]
+    remaining = iter(results)
+    return [next(remaining) if isinstance(decoded, Decoded) else decoded for decoded in waiting]
 
 
 def _prepare_or_fail(decoded: Decoded, preprocessing: Preprocessing, keep_pixels: bool) -> Prepared | Failure:

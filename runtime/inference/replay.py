@@ -1,7 +1,7 @@
 """Golden values: the results for a bundle's scans when it was made, replayed on any device stage by stage.
 
-The input of each stage is the recorded output of the stage before, so that the first stage that differs is the one at
-fault: file -> decoded pixels -> resized tensor -> probabilities. Only the label is computed end to end on the device.
+The input of each stage is the recorded output of the stage before, so that the first stage that differs is the
+cause: file -> decoded pixels -> resized tensor -> probabilities. Only the label is computed end to end on the device.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.bundles.arrays import parse_array
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.decode import parse, read
+from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
@@ -34,8 +33,8 @@ NOTICE = FOLDER + "NOTICE"
 SCHEMA_VERSION = 1
 _ARRAYS_LIMIT = 256 << 20  # bytes when unpacked; six demo scans take some 2 MB
 
-Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
-Status = Literal["same", "near", "differs", "not tried"]
+_Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
+_Status = Literal["same", "near", "differs", "not tried"]
 
 # The JPEG standard does not fix the rounding of the inverse transform. libjpeg-turbo with its accurate transform gives
 # the same result everywhere (Pillow, OpenCV and TensorFlow agreed on 257 of 257 scans); other libraries may differ by 1
@@ -51,12 +50,12 @@ _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. ``near``: not equal, but the difference is no larger than ``detail`` explains."""
+    """One comparison. ``near``: not equal, but the difference is within the tolerance in ``detail``."""
 
-    stage: Stage
+    stage: _Stage
     subject: str
     engine: str
-    status: Status
+    status: _Status
     detail: str = ""
 
 
@@ -84,7 +83,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Facts:
-    """``golden.json``: the scans in order, which engine gave each artefact's values, and where."""
+    """``golden.json``: the scans in order, the engine that computed each artefact's values, and the machine."""
 
     schema_version: int
     scans: tuple[str, ...]
@@ -116,22 +115,22 @@ def replay(bundle: Bundle) -> Report:
     Raises
     ------
     ManifestError
-        The record is not one of ours, although its hash is right.
+        The record is not valid, although its hash is right.
     """
-    checks = list(_hashes(bundle))
+    checks = list(_check_hashes(bundle))
     if all(check.status == "same" for check in checks) and (golden := _read(bundle)):
-        own = []
+        decoded = []
         for scan, expected in zip(golden.scans, golden.pixels, strict=True):
-            check, pixels = _decode(bundle, scan, expected)
+            check, pixels = _replay_decode(bundle, scan, expected)
             checks.append(check)
-            own.append(pixels)
-        checks += _tensors(bundle, golden)
-        checks += _answers(bundle, golden, own)
+            decoded.append(pixels)
+        checks += _replay_resize(bundle, golden)
+        checks += _replay_engines(bundle, golden, decoded)
     order = ("hashes", "pixels", "tensor", "probabilities", "label")
     return Report(tuple(sorted(checks, key=lambda check: order.index(check.stage))))
 
 
-def _hashes(bundle: Bundle) -> Iterator[Check]:
+def _check_hashes(bundle: Bundle) -> Iterator[Check]:
     for entry in bundle.entries():
         try:
             bundle.read(entry)
@@ -140,17 +139,17 @@ def _hashes(bundle: Bundle) -> Iterator[Check]:
             yield Check("hashes", entry.file, "", "differs", str(error))
 
 
-def _decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pixels]:
+def _replay_decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pixels]:
     try:
         pixels = picture.load(bundle.read(scan))
     except InputError as error:
         return Check("pixels", scan.file, "", "differs", str(error)), expected
     tolerance = _LOSSY_TOLERANCE if scan.file.lower().endswith(_LOSSY) else 0
-    reason = f"another build of the JPEG or WebP decoder rounds otherwise; up to {tolerance} is accepted"
+    reason = f"another build of the JPEG or WebP decoder rounds differently; up to {tolerance} is accepted"
     return _compare_pixels("pixels", scan.file, pixels, expected, tolerance, reason), pixels
 
 
-def _tensors(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
+def _replay_resize(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
     for scan, pixels, expected in zip(golden.scans, golden.pixels, golden.tensors, strict=True):
         # Integer arithmetic gives the same result on every machine.
         yield _compare_pixels(
@@ -158,14 +157,14 @@ def _tensors(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
         )
 
 
-def _answers(bundle: Bundle, golden: _Golden, own: list[Pixels]) -> Iterator[Check]:
+def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> Iterator[Check]:
     preprocessing, manifest = bundle.manifest.preprocessing, bundle.manifest
-    tensors = np.stack([preprocessing.resize_picture(one) for one in own])
+    tensors = np.stack([preprocessing.resize_picture(pixels) for pixels in decoded])
     for artefact in manifest.artefacts:
         if artefact.file not in golden.probabilities:
             continue
         expected = golden.probabilities[artefact.file]
-        engines = [one for one in engine_files().values() if artefact.file.endswith(one.SUFFIXES)]
+        engines = [file for file in engine_files().values() if artefact.file.endswith(file.SUFFIXES)]
         for file in engines:
             if reason := file.missing():
                 yield Check("probabilities", artefact.file, file.NAME, "not tried", reason)
@@ -186,24 +185,24 @@ def _compare_pixels(
 ) -> Check:
     if found.shape != expected.shape:
         return Check(stage, subject, "", "differs", f"{found.shape} in place of {expected.shape}")
-    apart = np.abs(found.astype(np.int16) - expected)
-    largest = int(apart.max(initial=0))
+    difference = np.abs(found.astype(np.int16) - expected)
+    largest = int(difference.max(initial=0))
     if largest == 0:
         return Check(stage, subject, "", "same")
-    detail = f"up to {largest} of 255 apart, at {np.count_nonzero(apart):,} of {apart.size:,} values"
+    detail = f"up to {largest} of 255 apart, at {np.count_nonzero(difference):,} of {difference.size:,} values"
     if largest <= tolerance:
         return Check(stage, subject, "", "near", f"{detail}: {reason}")
     return Check(stage, subject, "", "differs", detail)
 
 
 def _compare_probabilities(artefact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
-    apart = float(np.abs(found - expected).max())
+    difference = float(np.abs(found - expected).max())
     tolerance = _TOLERANCES[artefact.precision]
-    if apart == 0:
+    if difference == 0:
         return Check("probabilities", artefact.file, engine, "same")
-    detail = f"up to {apart:.2g} apart; {tolerance:g} is expected of {artefact.precision}"
+    detail = f"up to {difference:.2g} apart; {tolerance:g} is expected for {artefact.precision}"
     # NaN is not <= the tolerance, so it differs.
-    return Check("probabilities", artefact.file, engine, "near" if apart <= tolerance else "differs", detail)
+    return Check("probabilities", artefact.file, engine, "near" if difference <= tolerance else "differs", detail)
 
 
 def _compare_labels(
@@ -248,7 +247,7 @@ def probabilities_of(bundle: Bundle, artefact: Artifact, engine: str, tensors: P
 
 
 def _read(bundle: Bundle) -> _Golden | None:
-    listed = {one.file: one for one in bundle.manifest.documents}
+    listed = {document.file: document for document in bundle.manifest.documents}
     if RECORD not in listed:
         return None
     origin = bundle.folder / RECORD
@@ -265,13 +264,13 @@ def _read(bundle: Bundle) -> _Golden | None:
         raise ManifestError(f"{origin}: not a golden record ({error!r})", "Record it again") from error
     size = (len(scans), bundle.manifest.preprocessing.height, bundle.manifest.preprocessing.width, 3)
     shape = (len(scans), len(bundle.manifest.labels))
-    fits = (
+    matches = (
         golden.tensors.dtype == np.uint8
         and golden.tensors.shape == size
-        and all(one.dtype == np.float32 and one.shape == shape for one in probabilities.values())
+        and all(values.dtype == np.float32 and values.shape == shape for values in probabilities.values())
     )
-    if not scans or not fits:
-        raise ManifestError(f"{origin}: its arrays do not fit the manifest", "Record it again")
+    if not scans or not matches:
+        raise ManifestError(f"{origin}: its arrays do not match the manifest", "Record it again")
     return golden
 
 

@@ -1,4 +1,4 @@
-"""How to run a bundle: which artifact, in which engine, on what. One value, passed down from the command line."""
+"""How to run a bundle: artifact, engine, provider and threads, as one value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Workload = Literal["single", "many"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the caller decides about running a model. What is None is chosen by ``selection.select``.
+    """The caller's choices for running a model. ``selection.select`` chooses whatever is None.
 
     Attributes
     ----------
@@ -20,15 +20,15 @@ class RunOptions:
         ``"onnxruntime"`` (or ``"onnx"``, ``"ort"``), ``"litert"`` (or ``"tflite"``), ``"openvino"``.
         None: the preferred engine for the artifact.
     provider
-        ``"auto"`` takes the best execution provider that comes up, ``"gpu"`` the best for GPUs. Any other name must
-        come up, or ProviderUnavailable is raised.
+        ``"auto"`` takes the best execution provider that starts, ``"gpu"`` the best GPU provider. Any other
+        provider must start, or ProviderUnavailable is raised.
     threads
         Intra-op threads, at most the cores that this process may use. None: as the device profile says, else 1 for
         a model below 1 MiB and all those cores for a larger one.
     workload
         Whether scans come one by one or many at a time. A device profile knows the best choice for each.
     allow_fallback
-        Run on the CPU if ``provider`` does not come up, with a warning in every prediction.
+        Run on the CPU if ``provider`` does not start, with a warning in every prediction.
     """
 
     artifact: str | None = None

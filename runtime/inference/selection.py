@@ -1,4 +1,4 @@
-"""Choose which artefact of a bundle runs, in which engine and how, where the caller has not decided."""
+"""Choose which artefact of a bundle runs, in which engine and how, unless the caller has decided."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
-from mri_edge.engines import EngineFile, engine_file, engine_files, engine_for, remedy
+from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 
 from .run_options import RunOptions
@@ -23,7 +23,7 @@ _TINY_BATCH = 64
 
 # Of the installed engines the first is taken, ONNX Runtime before LiteRT: for the int8 artefacts of the embedded
 # network LiteRT takes 1.03 to 1.06 times the CPU time of ONNX Runtime with VNNI (AMD Zen 4, batch 1 and 8, one thread),
-# which is no reason to prefer either. 'mri-edge tune' measures what is faster on a device.
+# too little to prefer either. 'mri-edge tune' measures what is faster on a device.
 # Where the CPU sums 8-bit products in one instruction, int8 is the fastest and exact. On other x86 CPUs int8 is faster
 # in ONNX only: with AVX2 (AMD Zen 3) vgg16 takes 0.52 of float32's time, `small` 0.64 to 0.78, and weights of 7 bits
 # keep the sums in range (export/onnx/quantize.py); in LiteRT int8 takes 0.98 and 1.6 times float32's. float16 and
@@ -57,7 +57,7 @@ class Selection:
 
 
 def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True) -> Selection:
-    """Choose by ``run``, then by the device profile, then by a rule that fits most machines.
+    """Choose by ``run``, then by the device profile, then by a rule that suits most machines.
 
     An artefact that failed its parity gate is only chosen if ``run`` names it. Measurements of a device profile count
     only if they were made with the provider and threads that ``run`` asks for. ``tuned=False`` ignores the profile.
@@ -100,7 +100,7 @@ def _by_profile(
     bundle: Bundle, artefact: Artifact | None, engine: EngineFile | None, run: RunOptions
 ) -> Selection | None:
     try:
-        if not os.path.isdir(profile_folder()):  # the usual case, which should import nothing
+        if not os.path.isdir(profile_folder()):  # the usual case, which should not import anything
             return None
     except UsageError:  # there is no home folder, and so no profile
         return None
@@ -132,7 +132,7 @@ def _by_profile(
 
 def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, EngineFile]:
     processor, not_installed = cpu(), []
-    for candidate in [engine] if engine else engine_files().values():
+    for candidate in [engine] if engine else engines_by_preference():
         artefacts = [artefact for artefact in allowed(bundle) if artefact.file.endswith(candidate.SUFFIXES)]
         if not artefacts:
             continue

@@ -29,7 +29,7 @@ _LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
 class Measurement:
     """Median milliseconds of ``runs`` runs of one candidate, each on ``batch`` scans in memory.
 
-    ``provider`` is the one that was requested, ``ran`` the one that came up.
+    ``provider`` is the requested provider, ``ran`` the one that started.
     """
 
     artefact: str
@@ -97,7 +97,7 @@ class Profile:
         return "; ".join(changed) or None
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write the profile, keep what is still valid of other providers, and return the file.
+        """Write the profile, keep valid measurements of other providers, and return the file.
 
         Raises
         ------
@@ -128,7 +128,7 @@ def load_profile(bundle: Bundle, folder: Path | None = None) -> Profile | None:
     Raises
     ------
     ManifestError
-        The file exists but is no profile.
+        The file exists but is not a profile.
     """
     return _read(_path(fingerprint_of(bundle), folder))
 
@@ -146,12 +146,12 @@ def _read(path: Path) -> Profile | None:
         measurement.batch >= 1 and measurement.threads >= 1 and measurement.ms > 0
         for measurement in profile.measurements
     ):
-        raise ManifestError(f"{path}: has measurements that cannot be")
+        raise ManifestError(f"{path}: has impossible measurements")
     return profile
 
 
 def fingerprint_of(bundle: Bundle) -> str:
-    """Return a SHA-256 over the name, hash and parity verdict of every artefact, so that it shows any change."""
+    """Return a SHA-256 over the name, hash and parity verdict of every artefact, which changes with any of them."""
     return fingerprint(
         f"{artefact.file}\0{artefact.sha256}\0{artefact.parity.verdict if artefact.parity else ''}"
         for artefact in bundle.manifest.artefacts

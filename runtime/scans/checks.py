@@ -1,17 +1,16 @@
 """Warn about pictures that do not look like a brain scan: cheap rules on the pixels, each with its false-alarm rate.
 
-The limits were chosen on the 3,975 scans of both public data sets (navoneel and nickparvar, see the README). Beside
-each limit stands the proportion of those scans that it warns about. ``tests/runtime/test_plausibility.py`` measures
-these proportions again where the scans are available.
+The limits were chosen on the 3,975 scans of both public data sets (navoneel and nickparvar, see the README). The
+comment at each limit gives the proportion of those scans that it warns about. ``tests/runtime/test_plausibility.py``
+measures these proportions again if the scans are available.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-
-from mri_edge.scans.result_warning import ResultWarning
 
 from .frame import Pixels
 
@@ -21,7 +20,30 @@ _COLORFUL = 24  # of 255 between the strongest and the weakest channel; JPEG noi
 _MAX_COLORED = 0.02  # proportion of colorful pixels: 0.20 %
 _MIN_RANGE = 50  # of 255 between darkest and brightest: 0.00 %
 _MAX_BORDER = 120  # of 255, mean along the border; air is black: 0.30 %
-_MAX_STEP = 35  # of 255, mean between neighbours; noise has 40 to 84: 0.15 %
+_MAX_STEP = 35  # of 255, mean between neighbors; noise has 40 to 84: 0.15 %
+
+
+@dataclass(frozen=True)
+class ResultWarning:
+    """A reason to distrust one answer; ``str`` gives the message.
+
+    Attributes
+    ----------
+    code
+        The reason as one stable word for programs: ``"coloured"``, ``"unlike_training"``, …
+    message
+        The reason for people.
+    value, limit
+        What was measured and the bound it breaks, where there is one.
+    """
+
+    code: str
+    message: str
+    value: float | None = None
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def warnings_for(sizes: Sequence[tuple[int, int]], resized: Pixels) -> list[tuple[ResultWarning, ...]]:
@@ -39,9 +61,9 @@ def warnings_for(sizes: Sequence[tuple[int, int]], resized: Pixels) -> list[tupl
     strongest, weakest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     colorful = (strongest - weakest > _COLORFUL).mean(axis=(1, 2)).tolist()
     ranges = (green.max(axis=(1, 2)) - green.min(axis=(1, 2))).tolist()
-    grey = resized[..., 1]
-    border = np.concatenate((grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]), axis=1).mean(axis=1).tolist()
-    lines = grey[:, ::2].astype(np.int16)
+    gray = resized[..., 1]
+    border = np.concatenate((gray[:, 0], gray[:, -1], gray[:, :, 0], gray[:, :, -1]), axis=1).mean(axis=1).tolist()
+    lines = gray[:, ::2].astype(np.int16)
     steps = np.abs(lines[:, :, 1:] - lines[:, :, :-1]).mean(axis=(1, 2)).tolist()
     measured = zip(sizes, colorful, ranges, border, steps, strict=True)
     return [tuple(_warnings(*picture)) for picture in measured]

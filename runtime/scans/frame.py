@@ -1,4 +1,4 @@
-"""One picture of a scan, as a reader gives it."""
+"""One picture of a scan, as a reader returns it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image
 
-# What a caller may give as a scan.
+# What a caller may pass as a scan.
 Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, "Image.Image", NDArray[Any]]
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -31,7 +31,7 @@ class Frame:
     index, count
         Position of this frame in its source, from 0, and how many frames the source holds.
     metadata
-        What the format says about the frame and a later step needs. Nothing that identifies a patient.
+        Facts from the file that a later step needs. Nothing that identifies a patient.
     """
 
     pixels: Pixels = field(repr=False, compare=False)

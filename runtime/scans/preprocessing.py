@@ -21,7 +21,7 @@ from .resize import resize_bilinear
 class Preprocessing:
     """How an 8-bit RGB picture becomes the network's float input; stored in the manifest.
 
-    The device only resizes. ``normalise`` is part of the exported graph; training and the float Keras model call it.
+    The device only resizes. ``normalize`` is part of the exported graph; training and the float Keras model call it.
 
     Attributes
     ----------
@@ -34,7 +34,8 @@ class Preprocessing:
     scale
         Factor that the 8-bit value is multiplied with first.
     mean, deviation
-        Subtracted, then divided by; one value for each channel, in ``channel_order``, in scaled units.
+        Mean, which is subtracted first, and standard deviation, by which the result is divided. One value per channel,
+        in ``channel_order``, in scaled units. ``deviation`` is a key of the manifest.
     """
 
     height: int = 128
@@ -54,7 +55,7 @@ class Preprocessing:
         """Resize several pictures: uint8 (H, W, 3) RGB each -> uint8 (N, height, width, 3) RGB."""
         return resize_bilinear(pictures, self.height, self.width)
 
-    def normalise(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+    def normalize(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """RGB values 0 to 255 (N, height, width, 3), uint8 or float -> float32 network input, same shape."""
         ordered = batch[..., ::-1] if self.channel_order == "BGR" else batch
         scaled: NDArray[np.float32] = np.multiply(ordered, np.float32(self.scale), dtype=np.float32)

@@ -21,22 +21,22 @@ _Neighbors = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArra
 # Weights of a pixel pair are integers that sum to 2**11; OpenCV, imgproc/src/resize.cpp
 # (INTER_RESIZE_COEF_BITS). The same fixed-point arithmetic gives the same result.
 _COEFFICIENT_BITS = 11
-# Of a larger picture only the pixels that are needed are gathered: whole rows may be long.
+# In a larger picture only the needed pixels are gathered, because whole rows may be long.
 _LARGE_PIXELS = 1 << 22
-_BUFFER_VALUES = 1 << 18  # values in one step: four grey pictures of 256 x 256, which fit the cache of one core
+_BUFFER_VALUES = 1 << 18  # values in one step: four gray pictures of 256 x 256, which fit the cache of one core
 
 
 def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixels:
     """Bilinear resize without antialiasing, as OpenCV's ``INTER_LINEAR`` does for 8-bit pictures.
 
-    Pictures of one size are resized together. Threads that resize one by one slow each other down, because each of
-    NumPy's many short steps releases and takes the interpreter lock.
+    Pictures of one size are resized together. Threads that resize single pictures slow each other
+    down, because each of NumPy's many short steps releases and takes the interpreter lock.
 
     Parameters
     ----------
     pictures
-        uint8 (H, W, 3) each. Of a grey one (three equal channels, in memory or by ``np.broadcast_to``) one channel is
-        resized.
+        uint8 (H, W, 3) each. If a picture is gray (three equal channels, in memory or by ``np.broadcast_to``), one
+        channel is resized.
     height, width
         Size of the result in pixels.
 
@@ -63,11 +63,11 @@ def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixe
         if rows * columns > _LARGE_PIXELS:
             _write(_blend_large(pixels, height, width), resized[index])
             continue
-        # Most scans are grey, although most are stored in color.
+        # Most scans are gray, although most are stored in color.
         red = np.ascontiguousarray(pixels[:, :, 0])
-        grey = not pixels.strides[2] or all((pixels[:, :, channel] == red).all() for channel in (1, 2))
-        channels = 1 if grey else 3
-        plane = (red if grey else pixels).reshape(rows, columns * channels)
+        gray = not pixels.strides[2] or all((pixels[:, :, channel] == red).all() for channel in (1, 2))
+        channels = 1 if gray else 3
+        plane = (red if gray else pixels).reshape(rows, columns * channels)
         by_shape.setdefault((rows, columns, channels), []).append((index, plane))
     for (rows, columns, channels), members in by_shape.items():
         down, across = _neighbors(rows, height, 1), _neighbors(columns, width, channels)

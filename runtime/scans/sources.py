@@ -1,4 +1,7 @@
-"""List the scans that a command line names: files, folders, patterns, or paths on standard input."""
+"""List the scans that a command line names: files, folders, patterns, or paths on standard input.
+
+Files of a folder that are not scans are counted by kind, so that none is skipped silently.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,41 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
-from mri_edge.errors import InputError
+from mri_edge.errors import InputError, printable
 
 from . import readers
-from .skipped import SkippedFiles, special
+from .files import special_file_kind
+
+_NAMED = 3  # files of each kind that are named; the others are only counted
+_KINDS = {
+    ".dcm": "DICOM",
+    ".dicom": "DICOM",
+    ".ima": "DICOM",
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+}
 
 
 def expand(
     arguments: Iterable[str], *, recursive: bool = False, notify: Callable[[str], None] = lambda message: None
 ) -> Iterator[str | InputError]:
-    """Yield the path of every scan that is named, in order, and an InputError where an argument names none.
+    """Yield the path of every named scan in order, and an InputError for an argument that names none.
 
     - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``. With ``recursive``
-      those of its subfolders too, and an InputError for a subfolder that cannot be listed.
-    - An argument with ``*``, ``?`` or ``[`` that is no file stands for the files that it matches (``**`` at any
+      also those of its subfolders, and an InputError for a subfolder that cannot be listed.
+    - An argument with ``*``, ``?`` or ``[`` that is not a file stands for the files that it matches (``**`` at any
       depth; with ``recursive`` also for the scans in folders that it matches).
-    - ``-`` stands for the paths on standard input, one a line.
+    - ``-`` stands for the paths on standard input, one per line.
 
     Pipes, sockets and devices in a folder or behind a pattern are skipped. One that is named directly is yielded.
 
     Parameters
     ----------
     notify
-        Is called with one line about each folder or pattern of which files were skipped.
+        Called with one line for each folder or pattern with skipped files.
     """
     for argument in arguments:
         if argument == "-":
@@ -42,12 +55,12 @@ def expand(
         elif "\0" in argument:
             yield argument  # not a path, and glob would fail on it
         elif os.path.isdir(argument):
-            skipped = SkippedFiles()
+            skipped = _SkippedFiles()
             scans = _scans_in(argument, recursive, skipped)
             hint = f"Pictures end in {', '.join(readers.suffixes())}"
             yield from _or_error(scans, argument, "the folder has no pictures in it", hint, skipped, notify)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            skipped = SkippedFiles()
+            skipped = _SkippedFiles()
             matches = _matches(argument, recursive, skipped)
             yield from _or_error(matches, argument, "no file matches this pattern", "", skipped, notify)
         else:
@@ -73,10 +86,10 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _matches(pattern: str, recursive: bool, skipped: SkippedFiles) -> Iterator[str | InputError]:
+def _matches(pattern: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
-            if special(path):
+            if special_file_kind(path):
                 skipped.add(path)
             else:
                 yield path
@@ -88,7 +101,7 @@ def _matches(pattern: str, recursive: bool, skipped: SkippedFiles) -> Iterator[s
             skipped.add_folder()
 
 
-def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles) -> Iterator[str | InputError]:
+def _scans_in(folder: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -103,7 +116,7 @@ def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles) -> Iterator[s
                 skipped.add(entry.path, "link to a folder")
             else:
                 yield from _scans_in(entry.path, recursive, skipped)
-        elif (_is_file(entry) or not special(entry.path)) and readers.recognizes(entry.path):
+        elif (_is_file(entry) or not special_file_kind(entry.path)) and readers.recognizes(entry.path):
             yield entry.path
         else:
             skipped.add(entry.path)
@@ -129,7 +142,7 @@ def _or_error(
     argument: str,
     problem: str,
     hint: str,
-    skipped: SkippedFiles,
+    skipped: _SkippedFiles,
     notify: Callable[[str], None],
 ) -> Iterator[str | InputError]:
     """Yield ``paths``, or an InputError if there are none; then report what was skipped."""
@@ -142,3 +155,68 @@ def _or_error(
         yield InputError(f"{argument}: {problem}", full_hint, code="missing", source=argument)
     elif str(skipped):
         notify(f"{argument}: {skipped}")
+
+
+class _SkippedFiles:
+    """The files and subfolders of one folder that were skipped."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+        self._counts: dict[str, int] = {}
+        self._folders = 0
+
+    def add(self, path: str, kind: str | None = None) -> None:
+        """Count a file. Without ``kind`` its name and first bytes decide which kind it is."""
+        kind = kind or _kind(path)
+        names = self._names.setdefault(kind, [])
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if len(names) < _NAMED:
+            names.append(Path(path).name)
+
+    def add_folder(self) -> None:
+        """Count a subfolder that was not listed."""
+        self._folders += 1
+
+    def __str__(self) -> str:
+        """``"3 files skipped: 2 DICOM (a.dcm, b.dcm), 1 .txt (notes.txt)"``; empty if nothing was skipped."""
+        total = sum(self._counts.values())
+        parts = []
+        if total:
+            only_kind = len(self._counts) == 1
+            kinds = [
+                f"{kind if only_kind else f'{count} {kind}'} ({self._names_of(kind)})"
+                for kind, count in self._counts.items()
+            ]
+            parts.append(f"{total} {'file' if total == 1 else 'files'} skipped: {', '.join(kinds)}")
+        if self._folders:
+            parts.append(
+                f"{self._folders} {'subfolder' if self._folders == 1 else 'subfolders'} skipped (see --recursive)"
+            )
+        return "; ".join(parts)
+
+    def _names_of(self, kind: str) -> str:
+        names = ", ".join(map(printable, self._names[kind]))
+        return f"{names}, …" if self._counts[kind] > _NAMED else names
+
+
+def _kind(path: str) -> str:
+    name = Path(path).name
+    if kind := special_file_kind(path):
+        return kind
+    for suffix, kind in _KINDS.items():
+        if name.lower().endswith(suffix):
+            return kind
+    if _is_dicom(path):
+        return "DICOM"
+    if name.startswith("."):
+        return "hidden"
+    return printable(Path(name).suffix) or "no suffix"
+
+
+def _is_dicom(path: str) -> bool:
+    """Whether the file begins as DICOM does (part 10, section 7.1); scanners write names without a suffix."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[bool]:
             is_locked = lock(file)
         except BlockingIOError as error:
             raise UsageError(
-                f"{folder}: another mri-edge works in this folder{_owner(file)}", "Stop that one, or name another"
+                f"{folder}: another mri-edge works in this folder{_owner(file)}", "Stop it, or name another folder"
             ) from error
         if is_locked:
             with suppress(OSError):  # full disk: the process number only informs users

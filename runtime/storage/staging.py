@@ -20,7 +20,7 @@ from .lock import lock
 def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
     """Make and lock the folder ``prefix`` plus 8 random digits in ``parent``; remove it when the block ends.
 
-    Folders with the same prefix whose program was killed are removed first. On systems that cannot lock folders,
+    Folders with the same prefix left behind by killed programs are removed first. On systems that cannot lock folders,
     nothing is removed.
 
     Raises

@@ -9,10 +9,10 @@ from statistics import median
 
 import pytest
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.benchmarking import benchmark, workload
 from mri_edge.benchmarking.benchmark import Plan, scans_for, spread, stream
-from mri_edge.benchmarking.isolated import call
+from mri_edge.benchmarking.isolated import run_isolated
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Parity
 from mri_edge.cli import run
@@ -30,7 +30,9 @@ def short(monkeypatch):
 
 def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
     rounds = []
-    monkeypatch.setattr(benchmark, "call", lambda *given, **named: rounds.append(call(*given, **named)) or rounds[-1])
+    monkeypatch.setattr(
+        benchmark, "run_isolated", lambda *given, **named: rounds.append(run_isolated(*given, **named)) or rounds[-1]
+    )
     assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--threads", "1", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     rows = {one["engine"]: one for one in found["rows"]}
@@ -85,14 +87,14 @@ def test_scans_may_be_many(tiny_bundle):
         samples=1,
         batch=1,
     )
-    answer = call("benchmarking.workload:measure", request, time_limit=300)
+    answer = run_isolated("benchmarking.workload:measure", request, time_limit=300)
     assert answer.startswith(f"{request.scans[0]}: no such file")
 
 
 def test_the_verdict_of_the_gate_stands_in_the_row(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.add_artefact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
     assert [one.parity for one in report.rows] == ["undecided"]
@@ -105,7 +107,7 @@ def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
         order.append(request.engine)
         return "gone" if request.engine == "openvino" else dict(_READING)
 
-    monkeypatch.setattr(benchmark, "call", answer)
+    monkeypatch.setattr(benchmark, "run_isolated", answer)
     monkeypatch.setattr(benchmark, "subjects", _both)
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN])
     # A B, A B: and what failed once is not tried again.
@@ -116,7 +118,7 @@ def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
 
 def test_subjects_that_all_fail_in_a_later_round_are_an_error(tiny_bundle, monkeypatch):
     answers = iter([dict(_READING), "gone"])
-    monkeypatch.setattr(benchmark, "call", lambda *_, **__: next(answers))
+    monkeypatch.setattr(benchmark, "run_isolated", lambda *_, **__: next(answers))
     with pytest.raises(EngineError, match="no artefact could run: gone"):
         benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
 
@@ -133,7 +135,7 @@ def test_subjects_that_all_fail_in_a_later_round_are_an_error(tiny_bundle, monke
 )
 def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch, second, marks):
     rounds = iter(({}, second))
-    monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, **next(rounds)})
+    monkeypatch.setattr(benchmark, "run_isolated", lambda *_, **__: {**_READING, **next(rounds)})
     [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
     assert len(row.marks) == len(marks)
     assert all(mark.startswith(words) for mark, words in zip(row.marks, marks, strict=True))
@@ -141,7 +143,7 @@ def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch, second, marks):
 
 @pytest.mark.parametrize(("model_rate", "bound"), [(9.0, "engine"), (1e6, "decoding")])
 def test_what_bounds_the_way_from_files_is_said(tiny_bundle, monkeypatch, model_rate, bound):
-    monkeypatch.setattr(benchmark, "call", lambda *_, **__: {**_READING, "model_rate": model_rate})
+    monkeypatch.setattr(benchmark, "run_isolated", lambda *_, **__: {**_READING, "model_rate": model_rate})
     [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
     assert row.bound_by == bound
 

@@ -78,7 +78,7 @@ def test_a_packed_bundle_is_not_written_into(packed: Path, capfd) -> None:
 def test_record_takes_its_bundle_by_option_too(tiny_bundle: Path, capfd) -> None:
     assert run(["bundle", "record", "--model", str(tiny_bundle), SCAN]) == 0
     assert run(["verify", str(tiny_bundle)]) == 0
-    assert "gives what was recorded" in capfd.readouterr().out
+    assert "reproduces the recorded results" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -159,5 +159,5 @@ def test_predict_opens_a_bundle_whose_path_is_any_bytes(
 
 def test_a_file_that_is_no_bundle_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing of ours")
-    with pytest.raises(BundleError, match=r"is no packed bundle. A bundle is a folder, or a file made by"):
+    with pytest.raises(BundleError, match=r"is not a packed bundle. A bundle is a folder, or a file made by"):
         Bundle.open(tmp_path / "file")

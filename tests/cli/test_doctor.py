@@ -14,7 +14,7 @@ from mri_edge.cli import run
 PLANTED = '''
 """An engine whose library was built for another CPU."""
 NAME, SUFFIXES, EXTRA, MODULE, PACKAGES = "planted", (".planted",), "planted", "planted_library", ()
-RANK, PROVIDERS = 50, ("cpu",)
+PROVIDERS = ("cpu",)
 def missing():
     return None
 '''

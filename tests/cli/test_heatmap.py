@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 
@@ -28,7 +28,7 @@ def explaining_bundle(tiny_bundle: Path) -> Path:
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts
     model = explanation.with_explanation(onnx.load(tiny_bundle / artefact.file), positive=1)
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.path(artefact.file).write_bytes(model.SerializeToString())
         writer.add_artefact(artefact)
     return tiny_bundle

@@ -248,4 +248,4 @@ def test_full_disk_is_said_in_one_line(command):
 def test_journal_that_cannot_be_read_again_is_refused(tiny_bundle):
     done = _predict(tiny_bundle, SCAN, "--resume", "/dev/full")
     assert done.returncode == 2
-    assert b"no plain file" in done.stderr
+    assert b"not a regular file" in done.stderr

@@ -107,7 +107,7 @@ def test_one_scan_that_fails_is_one_line_in_all(predict, folder, name):
 
 def test_a_label_is_by_the_threshold_of_the_manifest_in_every_form(tiny_bundle, folder, tmp_path, capfd):
     """A threshold just above and just below the scan's probability turns the label, far from 0.5 as well."""
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
     scan = str(folder / "a.png")
@@ -117,7 +117,7 @@ def test_a_label_is_by_the_threshold_of_the_manifest_in_every_form(tiny_bundle, 
     for number, (threshold, label) in enumerate(
         [(probability + 0.02, "no"), (probability - 0.02, "yes"), (0.999, "no"), (0.001, "yes")]
     ):
-        with rewriting(Bundle.open(tiny_bundle)) as writer:
+        with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
             writer.update(threshold=threshold)
         assert run([*common, "--json"]) == 0
         record = json.loads(capfd.readouterr().out)

@@ -108,7 +108,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, ca
     before = notes.stat()
     assert run(["predict", "--model", str(tiny_bundle), "--resume", str(notes), str(many / "0001.png")]) == 2
     out, err = capfd.readouterr()
-    assert "is no result" in err
+    assert "is not a result" in err
     assert (out, len(err.splitlines())) == ("", 1)
     assert notes.read_bytes() == content
     assert notes.stat().st_mtime_ns == before.st_mtime_ns
@@ -145,7 +145,7 @@ def test_the_same_failure_is_not_written_again(tiny_bundle, many, tmp_path, capf
 
 def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
     """Both are called "tiny 1": the hash of the artefact tells them apart."""
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
     journal = tmp_path / "out.jsonl"
@@ -153,7 +153,7 @@ def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, ma
     assert run([*command, str(many / "0001.png")]) == 0
     bundle = Bundle.open(tiny_bundle)
     [artefact] = bundle.manifest.artefacts
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         content = (tiny_bundle / artefact.file).read_bytes()
         writer.path(artefact.file).write_bytes(content + b"\x72\x00")  # an empty field of another name at its end
         writer.add_artefact(artefact)
@@ -171,7 +171,7 @@ def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bun
     late.hardlink_to(many / "0000.png")
     capfd.readouterr()
     assert run(command) == 0
-    assert capfd.readouterr().err == "mri-edge: 1 scan has a line already\n"
+    assert capfd.readouterr().err == "mri-edge: 1 scan has a result already\n"
     assert [("label" in row, row["file"]) for row in lines_of(journal)][2:] == [(True, str(late))]
 
 

@@ -189,13 +189,13 @@ def test_no_cell_is_a_formula_and_every_name_comes_back(predict, tmp_path):
 def test_labels_are_cells_too(tiny_bundle, tmp_path, capfd):
     from dataclasses import replace
 
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
     fill(tmp_path, **{"a.jpg": SCAN})
     bundle = Bundle.open(tiny_bundle)
     training = replace(bundle.manifest.training, classes={"=1+1": ["no"], "@yes": ["yes"]})
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.update(labels=("=1+1", "@yes"), training=training)
     assert run(["predict", "--model", str(tiny_bundle), "--csv", str(tmp_path / "a.jpg")]) == 0
     _, row = csv.reader(io.StringIO(capfd.readouterr().out))
@@ -283,4 +283,4 @@ def test_ctrl_c_says_how_to_go_on(tiny_bundle, tmp_path, resume):
         err = process.stderr.read().decode()
         assert process.wait() == 130
     assert len(err.splitlines()) == 1
-    assert ("Run the same again to go on" if resume else "With --resume FILE") in err
+    assert ("Run the same command again to continue" if resume else "With --resume FILE") in err

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.benchmarking import tuning
 from mri_edge.benchmarking.trial import Outcome, Trial, attempt
 from mri_edge.benchmarking.tuning import thread_counts, tune
@@ -131,7 +131,7 @@ def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
     worse = replace(first, file="model.int8.onnx", precision="int8", parity=Parity("not met", 51, 0.5, 0.2, 9))
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.path(worse.file).write_bytes((tiny_bundle / "model.onnx").read_bytes())
         writer.add_artefact(worse)
     made = bench(lambda trial, again: 1.0)

@@ -24,7 +24,7 @@ def test_a_good_bundle_exits_0_and_says_what_was_compared(recorded, capfd):
     assert run(["verify", str(recorded)]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    assert "This device's CPU gives what was recorded." in out
+    assert "This device's CPU reproduces the recorded results." in out
     for stage in ("hashes", "pixels", "tensor", "probabilities", "label"):
         assert stage in out
 

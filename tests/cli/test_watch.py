@@ -600,7 +600,7 @@ def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, 
     for _ in range(5):
         assert places.once() == 4
         err = capfd.readouterr().err
-        assert "the model fails at a blank picture (operands of other shapes)" in err
+        assert "the model fails on a blank picture (operands of other shapes)" in err
         assert len(err.splitlines()) == 1
     assert (places.incoming / "a.png").exists()
     assert places.files() == []
@@ -608,12 +608,12 @@ def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, 
 
 def test_a_bundle_with_a_foreign_plane_puts_no_scan_aside(places, tmp_path, capfd):
     """A novelty.npy of another width, listed with its right hash: six good scans were moved to failed/."""
-    from mri_edge.authoring.writer import rewriting
+    from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
     places.model = tmp_path / "vgg16"
     shutil.copytree(Bundle.open("vgg16").folder, places.model)
-    with rewriting(Bundle.open(places.model)) as writer:
+    with rewrite_bundle(Bundle.open(places.model)) as writer:
         plane = io.BytesIO()
         np.save(plane, np.zeros((3, 7), np.float32))
         writer.add_document("novelty.npy", plane.getvalue())
@@ -667,7 +667,7 @@ def test_a_file_system_without_locks_is_said(places, monkeypatch, capfd):
     monkeypatch.setattr(fcntl, "flock", refuse)
     places.scan("a.png")
     assert places.once() == 0
-    assert "no locks on this file system" in capfd.readouterr().err
+    assert "this file system has no locks" in capfd.readouterr().err
 
 
 def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, capfd):
@@ -711,7 +711,7 @@ def test_wrong_folders(places, tmp_path, capfd):
     refused("no such folder")
     places.incoming = places.out / "done"
     places.incoming.mkdir(parents=True)
-    refused("Name two folders")
+    refused("Name two different folders")
 
 
 def test_output_may_lie_inside_the_watched_folder(places):

@@ -87,7 +87,7 @@ def model(pictures: Path, split: Split):
     located = split.locate(pictures, "train")
     pixels = np.concatenate(list(read_batches([path for path, _ in located], IMAGENET)))
     network.compile("adam", "sparse_categorical_crossentropy")
-    network.fit(IMAGENET.normalise(pixels), np.array([label for _, label in located]), epochs=25, verbose=0)
+    network.fit(IMAGENET.normalize(pixels), np.array([label for _, label in located]), epochs=25, verbose=0)
     return network
 
 

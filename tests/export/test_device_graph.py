@@ -51,7 +51,7 @@ def run(model, preprocessing, pixels):
 
 
 def expected(model, preprocessing, pixels):
-    return np.asarray(model(preprocessing.normalise(pixels), training=False))
+    return np.asarray(model(preprocessing.normalize(pixels), training=False))
 
 
 def test_first_convolution_must_be_the_only_reader_of_the_pixels():

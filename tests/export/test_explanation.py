@@ -57,7 +57,7 @@ def network(ending: str) -> keras.Model:
 
 def grad_cam(model: keras.Model, label: int) -> np.ndarray:
     """Grad-CAM by automatic differentiation: (N, h, w)."""
-    feature_map = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalise(PIXELS))
+    feature_map = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalize(PIXELS))
     behind = model.layers[model.layers.index(model.get_layer("last")) + 1 : -1]
     classes = model.get_layer("classes")
     with tf.GradientTape() as tape:
@@ -90,7 +90,7 @@ def test_float_activation_is_grad_cam(ending, label):
     out = run(Conversion(device_graph(model, PREPROCESSING), label).float_onnx.SerializeToString())
     # Half-precision kernel: 11 bits.
     np.testing.assert_allclose(out["activation"], grad_cam(model, label), rtol=2e-3, atol=1e-4)
-    last = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalise(PIXELS))
+    last = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalize(PIXELS))
     np.testing.assert_allclose(out["features"], last.numpy().mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 

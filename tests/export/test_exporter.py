@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split
 from mri_edge.cli import run
@@ -86,7 +86,7 @@ def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, cap
 def test_artefacts_of_a_student_are_compared_with_its_teacher(bundle, pictures):
     images = len(Split.from_json((bundle / "split.json").read_bytes()).of("test"))
     answers = TeacherAnswers(("big (robust, seed 0)",), (1,) * images, ((0.25, 0.75),) * images)
-    with rewriting(Bundle.open(bundle)) as writer:
+    with rewrite_bundle(Bundle.open(bundle)) as writer:
         writer.add_document(TEACHER, answers.to_json())
     assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures)]) == 0
     found = json.loads((bundle / "parity.json").read_text())["artefacts"]["model.onnx"]["teacher"]

@@ -40,7 +40,7 @@ def reference(model, exported, split, pictures):
 
     preprocessing = exported.manifest.preprocessing
     pixels = np.concatenate(list(read_batches([path for path, _ in split.locate(pictures, "test")], preprocessing)))
-    return pixels, np.asarray(model(preprocessing.normalise(pixels), training=False))
+    return pixels, np.asarray(model(preprocessing.normalize(pixels), training=False))
 
 
 @pytest.mark.parametrize("name", format_names())

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 
-from mri_edge.authoring.keras_models.keras2 import modernised
+from mri_edge.authoring.keras_models.keras2 import to_keras3
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.errors import BundleError
@@ -160,7 +160,7 @@ def test_a_description_of_keras_3_is_left_as_it_is(name, tmp_path):
         with h5py.File(tmp_path / name) as file:
             config = json.loads(file.attrs["model_config"])
     config.pop("compile_config", None)
-    assert modernised(config) == config
+    assert to_keras3(config) == config
 
 
 @pytest.mark.parametrize("operation", ["math.abs", "io.write_file"])

@@ -50,5 +50,5 @@ def test_artefact_answers_as_keras_does(kind, name, pictures, tmp_path):
     engine = open_engine(tmp_path / one.FILE, provider="cpu")
     answer = engine.run(pixels)
     engine.close()
-    wanted = np.asarray(model(PLAIN.normalise(pixels), training=False))
+    wanted = np.asarray(model(PLAIN.normalize(pixels), training=False))
     assert np.abs(answer - wanted).max() <= LARGEST[one.PRECISION]

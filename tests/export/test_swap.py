@@ -44,7 +44,7 @@ def assert_exported(folder, model, preprocessing):
     engine = open_engine(folder / "model.onnx", provider="cpu")
     answer = engine.run(pixels)
     engine.close()
-    assert np.abs(answer - np.asarray(model(preprocessing.normalise(pixels), training=False))).max() < 1e-5
+    assert np.abs(answer - np.asarray(model(preprocessing.normalize(pixels), training=False))).max() < 1e-5
 
 
 def test_model_of_a_bundle_swapped_after_the_hash_check(bundle, model, pictures, evil, monkeypatch):

@@ -228,19 +228,19 @@ def _replace(file: h5py.File, put: Callable[[h5py.Group, str], None]) -> None:
     put(file[group], name)
 
 
-@crafter("must lie in the file itself")
+@crafter("must be in the file itself")
 def external_link(folder: Path) -> Path:
     link = h5py.ExternalLink(str(_secret(folder)), "array")
     return with_weights(folder, lambda file: _replace(file, lambda group, name: group.__setitem__(name, link)))
 
 
-@crafter("must lie in the file itself")
+@crafter("must be in the file itself")
 def soft_link(folder: Path) -> Path:
     link = h5py.SoftLink("/model_weights")
     return with_weights(folder, lambda file: _replace(file, lambda group, name: group.__setitem__(name, link)))
 
 
-@crafter("must lie in the file itself")
+@crafter("must be in the file itself")
 def external_storage(folder: Path) -> Path:
     def put(group: h5py.Group, name: str) -> None:
         group.create_dataset(name, (4,), np.float32, external=[("/etc/passwd", 0, 16)])
@@ -248,7 +248,7 @@ def external_storage(folder: Path) -> Path:
     return with_weights(folder, lambda file: _replace(file, put))
 
 
-@crafter("must lie in the file itself")
+@crafter("must be in the file itself")
 def virtual_array(folder: Path) -> Path:
     layout = h5py.VirtualLayout((4,), np.float32)
     layout[:] = h5py.VirtualSource(_secret(folder), "array", (4,))
@@ -257,7 +257,7 @@ def virtual_array(folder: Path) -> Path:
     )
 
 
-@crafter("must lie in the file itself")
+@crafter("must be in the file itself")
 def external_link_in_an_archive(folder: Path) -> Path:
     path = save(folder, "model.keras")
     link = h5py.ExternalLink(str(_secret(folder)), "array")
@@ -299,12 +299,12 @@ def deep_groups(folder: Path) -> Path:
     return with_weights(folder, lambda file: file.create_group("/".join(["g"] * 100)) and None)
 
 
-@crafter("is no array of numbers")
+@crafter("is not an array of numbers")
 def texts(folder: Path) -> Path:
     return with_weights(folder, lambda file: file.create_dataset("t", (4,), h5py.string_dtype()) and None)
 
 
-@crafter("packed in another way")
+@crafter("not compressed with gzip")
 def other_filter(folder: Path) -> Path:
     zeros = np.zeros(4096, np.float32)
     return with_weights(folder, lambda file: file.create_dataset("z", data=zeros, compression="lzf") and None)
@@ -393,7 +393,7 @@ def member_twice(folder: Path) -> Path:
     return path
 
 
-@crafter("layers want", bomb=True)
+@crafter("layers need", bomb=True)
 def wide_layer(folder: Path) -> Path:
     """The weights are small, the description asks for 8 GB."""
 
@@ -403,7 +403,7 @@ def wide_layer(folder: Path) -> Path:
     return rewritten(save(folder, "model.keras"), change)
 
 
-@crafter("layers want", bomb=True)
+@crafter("layers need", bomb=True)
 def wide_layer_h5(folder: Path) -> Path:
     def change(file: h5py.File) -> None:
         text = file.attrs["model_config"]

@@ -17,7 +17,7 @@ import pytest
 
 from mri_edge import Classifier
 from mri_edge.authoring.golden import record
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest, Novelty
 from mri_edge.bundles.split import CONDENSED, Split, SplitImage
@@ -55,7 +55,7 @@ VALUES: tuple[Any, ...] = (
 def full(tiny_bundle: Path) -> Path:
     """The tiny bundle with every document that a bundle may have."""
     bundle = Bundle.open(tiny_bundle)
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         np.save(writer.path("novelty.npy"), np.eye(3, 4, dtype=np.float32))
         writer.add_document("novelty.npy")
         writer.update(novelty=Novelty("novelty.npy", "residual", 1.0, 0.99, 1, 1))
@@ -102,7 +102,7 @@ def _split(bundle: Bundle) -> None:
 
 
 def _rewrite(bundle: Bundle, out: Path) -> None:
-    with rewriting(bundle, out):
+    with rewrite_bundle(bundle, out):
         pass
 
 
@@ -279,7 +279,7 @@ def test_control_codes_of_a_manifest_reach_no_terminal(full: Path, tmp_path: Pat
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "scan.jpg").write_bytes(Path(SCAN).read_bytes())
     evil = "\x1b]0;owned\x07\x9b31m\x08"
-    with rewriting(Bundle.open(full)) as writer:
+    with rewrite_bundle(Bundle.open(full)) as writer:
         manifest = writer.manifest
         writer.update(
             name=f"n{evil}",

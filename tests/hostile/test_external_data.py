@@ -8,7 +8,7 @@ import pytest
 
 from mri_edge import Classifier
 from mri_edge.authoring.packing import pack
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artifact, Manifest
 from mri_edge.bundles.onnx_external import find_external_data
@@ -129,7 +129,7 @@ def test_every_engine_refuses_a_part_outside(place, tiny_onnx: Path, tmp_path: P
     path.write_bytes(model.SerializeToString())
     for file in engine_files().values():
         if ".onnx" in file.SUFFIXES and not file.missing():
-            with pytest.raises(EngineError, match=r"'stray' lies in another file|compiled network"):
+            with pytest.raises(EngineError, match=r"'stray' is stored in another file|compiled network"):
                 open_engine(path, engine=file.NAME, provider="cpu")
 
 
@@ -180,11 +180,11 @@ def with_outside_data(folder: Path) -> None:
 def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, tmp_path: Path) -> None:
     with_outside_data(tiny_bundle)
     bundle = Bundle.open(tiny_bundle)
-    with pytest.raises(BundleError, match=r"'stray' lies in another file.*Save the model with all of its weights"):
+    with pytest.raises(BundleError, match=r"'stray' is stored in another file.*Save the model with all of its weights"):
         Classifier.load(bundle)
     with pytest.raises(BundleError, match="another file"):
         pack(bundle, tmp_path / "packed")
-    with pytest.raises(BundleError, match="another file"), rewriting(bundle, tmp_path / "slim"):
+    with pytest.raises(BundleError, match="another file"), rewrite_bundle(bundle, tmp_path / "slim"):
         pass
     assert not (tmp_path / "packed").exists()
     assert not (tmp_path / "slim").exists()

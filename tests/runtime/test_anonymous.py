@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from mri_edge import Bundle
-from mri_edge.authoring.anonymous import anonymous_command
+from mri_edge.authoring.anonymous import anonymize_command
 from mri_edge.authoring.packing import pack
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.signing import sign
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import EMBEDDED, embedded_models
 from mri_edge.bundles.manifest import MANIFEST
 from mri_edge.bundles.split import Split, SplitImage
@@ -44,7 +44,7 @@ def full(tiny_bundle: Path) -> Path:
     images = tuple(SplitImage(name, f"{i:x}" * 64, i % 2, "test") for i, name in enumerate(NAMES) if i != 2)
     bundle = Bundle.open(tiny_bundle)
     command = "mri-edge train --data '/srv/anna/my scans' --out=../runs/x '--backbone-weights=C:\\weights' --seed 0"
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.add_document("split.json", Split(images).to_json())
         test = [{"file": name, "label": i % 2, "probabilities": [1 - i % 2, i % 2]} for i, name in enumerate(NAMES)]
         test[0]["probabilities"] = [0.25, 0.75]  # a mistake, which the card names
@@ -89,7 +89,7 @@ def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp
         pack(Bundle.open(folder), tmp_path / "packed")
 
     for step in (lambda: pack(Bundle.open(full), tmp_path / "packed"), lambda: deliver(full)):
-        with pytest.raises(BundleError, match=r"names scans, and this bundle is to travel. Make a copy without them"):
+        with pytest.raises(BundleError, match=r"names scans, and this bundle is to be passed on. Make a copy"):
             step()
     assert not (tmp_path / "packed").exists()
     assert not (full / "manifest.json.sig").exists()
@@ -101,7 +101,9 @@ def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp
 def test_each_record_that_names_images_is_found(file: str, full: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(full)
     others = ("split.json", "metrics.json", "parity.json", "report/mistakes.html", "MODEL_CARD.md")
-    with rewriting(bundle, keep=[one.file for one in bundle.entries() if one.file == file or one.file not in others]):
+    with rewrite_bundle(
+        bundle, keep=[one.file for one in bundle.entries() if one.file == file or one.file not in others]
+    ):
         pass
     with pytest.raises(BundleError, match=re.escape(f"{file} names scans")):
         pack(Bundle.open(full), tmp_path / "packed")
@@ -153,4 +155,4 @@ def test_a_recorded_command_keeps_no_path(words: list[str], kept: str, tmp_path:
 
 
 def test_what_is_no_command_line_is_dropped() -> None:
-    assert anonymous_command("mri-edge train 'half a quote /srv/anna") == ""
+    assert anonymize_command("mri-edge train 'half a quote /srv/anna") == ""

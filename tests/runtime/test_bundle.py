@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.authoring.packing import pack, unpack
-from mri_edge.authoring.writer import check_target, new_bundle, rewriting
+from mri_edge.authoring.writer import check_target, new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle, embedded_models
 from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Artifact, Manifest
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, OutputError, UsageError
@@ -77,9 +77,9 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path, tiny_bundle: Pat
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years")
-    with pytest.raises(UsageError, match="is no bundle"), new_bundle(home, tiny_manifest, overwrite=True):
+    with pytest.raises(UsageError, match="is not a bundle"), new_bundle(home, tiny_manifest, overwrite=True):
         pytest.fail("the block must not run")
-    with pytest.raises(UsageError, match="is no bundle"), rewriting(Bundle.open(tiny_bundle), home):
+    with pytest.raises(UsageError, match="is not a bundle"), rewrite_bundle(Bundle.open(tiny_bundle), home):
         pytest.fail("the block must not run")
     assert (home / "thesis.tex").read_text() == "years"
 
@@ -112,7 +112,7 @@ def test_check_free_sees_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artifact) -> None:
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.int8.onnx").write_bytes(b"smaller")
         stamped = writer.add_artefact(replace(tiny_artefact, file="model.int8.onnx", precision="int8"))
         assert stamped.size_bytes == 7
@@ -123,7 +123,7 @@ def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artifact)
 
 def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artefact: Artifact) -> None:
     before = _contents(tiny_bundle)
-    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy") as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle), tmp_path / "copy") as writer:
         # The copy's files are hard links: writing must not reach the original through them.
         writer.path("model.onnx").write_bytes(b"changed")
         writer.add_artefact(tiny_artefact)
@@ -136,7 +136,7 @@ def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path,
 
 def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact: Artifact) -> None:
     before = _contents(tiny_bundle)
-    with pytest.raises(ZeroDivisionError), rewriting(Bundle.open(tiny_bundle)) as writer:
+    with pytest.raises(ZeroDivisionError), rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.onnx").write_bytes(b"half")
         writer.add_artefact(tiny_artefact)
         raise ZeroDivisionError
@@ -145,10 +145,10 @@ def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact
 
 
 def test_rewriting_keeps_what_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("metrics.json", "{}")
         writer.add_document("report/page.html", "<p>")
-    with rewriting(Bundle.open(tiny_bundle), tmp_path / "slim", keep=["model.onnx"]):
+    with rewrite_bundle(Bundle.open(tiny_bundle), tmp_path / "slim", keep=["model.onnx"]):
         pass
     slim = Bundle.open(tmp_path / "slim")
     assert [one.file for one in slim.entries()] == ["model.onnx"]
@@ -156,15 +156,15 @@ def test_rewriting_keeps_what_is_named(tiny_bundle: Path, tmp_path: Path) -> Non
 
 
 def test_rewriting_keeps_what_lies_there_beside_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("metrics.json", "{}")
     (tiny_bundle / "report").mkdir()
     (tiny_bundle / "report" / "page.html").write_text("mine")
     (tiny_bundle / "link").symlink_to("report")
     (tiny_bundle / SIGNATURE).write_text("of what it was")
-    with rewriting(Bundle.open(tiny_bundle), keep=["model.onnx"]):
+    with rewrite_bundle(Bundle.open(tiny_bundle), keep=["model.onnx"]):
         pass
-    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
+    with rewrite_bundle(Bundle.open(tiny_bundle), tmp_path / "copy"):
         pass
     assert sorted(_contents(tiny_bundle)) == [MANIFEST, "model.onnx", "report/page.html"]
     assert (tiny_bundle / "link").readlink() == Path("report")
@@ -178,7 +178,7 @@ def test_rewriting_copies_where_links_cannot_be_made(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
+    with rewrite_bundle(Bundle.open(tiny_bundle), tmp_path / "copy"):
         pass
     Bundle.open(tmp_path / "copy").verify()
 
@@ -245,7 +245,7 @@ def test_files_outside_the_bundle_are_never_read(tiny_bundle: Path, file: str) -
     manifest = json.loads(path.read_text())
     manifest["artefacts"][0]["file"] = file
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError, match=r"files must lie inside the bundle|surrogates not allowed"):
+    with pytest.raises(ManifestError, match=r"files must be inside the bundle|surrogates not allowed"):
         Bundle.open(tiny_bundle)
 
 
@@ -257,7 +257,7 @@ def test_unknown_model_lists_what_there_is(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "none")
     assert str((embedded_models() and ", ".join(embedded_models())) or "none") in caught.value.hint
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match="is no packed bundle"):
+    with pytest.raises(BundleError, match="is not a packed bundle"):
         Bundle.open(tmp_path / "file")
 
 
@@ -276,7 +276,7 @@ def test_a_folder_in_the_way_is_not_taken_for_an_embedded_model(
     assert Bundle.open("small").manifest.name == "small"
     assert caplog.text == ""
     assert Bundle.open().manifest.name == "vgg16"
-    assert "not the bundle here, which is ./vgg16" in caplog.text
+    assert "not the bundle in this folder, which is ./vgg16" in caplog.text
     assert Bundle.open("./vgg16").manifest.name == "tiny"
 
 
@@ -295,7 +295,7 @@ def test_a_bundle_may_be_moved(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_a_copy_shares_no_file_with_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     """The package itself may be what is copied: who changes the copy must not change what is installed."""
-    with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
+    with rewrite_bundle(Bundle.open(tiny_bundle), tmp_path / "copy"):
         pass
     assert not (tmp_path / "copy" / "model.onnx").samefile(tiny_bundle / "model.onnx")
     assert (tmp_path / "copy" / "model.onnx").stat().st_nlink == 1
@@ -306,7 +306,7 @@ def test_a_file_that_was_changed_is_not_copied(tiny_bundle: Path, tmp_path: Path
     content = bytearray((tiny_bundle / "model.onnx").read_bytes())
     content[-1] ^= 1
     (tiny_bundle / "model.onnx").write_bytes(content)
-    with pytest.raises(IntegrityError), rewriting(bundle, tmp_path / "copy"):
+    with pytest.raises(IntegrityError), rewrite_bundle(bundle, tmp_path / "copy"):
         pass
     assert not (tmp_path / "copy").exists()
 
@@ -319,7 +319,7 @@ def test_keys_of_a_newer_release_are_ignored_at_every_level_and_dropped_when_wri
     path.write_text(json.dumps(manifest))
     bundle = Bundle.open(tiny_bundle)
     assert bundle.manifest.name == "tiny"
-    with rewriting(bundle):
+    with rewrite_bundle(bundle):
         pass
     assert "newer" not in path.read_text()
 

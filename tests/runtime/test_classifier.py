@@ -252,7 +252,7 @@ class _NoNumber(FakeEngine):
 def test_answer_that_is_no_number_is_an_error_and_no_label(tiny_bundle, picture):
     bundle = Bundle.open(tiny_bundle)
     broken = Classifier(bundle, bundle.manifest.artefacts[0], _NoNumber((128, 128, 3)))
-    with pytest.raises(EngineError, match=r"no numbers.*verify"):
+    with pytest.raises(EngineError, match=r"not finite.*verify"):
         broken.predict(picture)
 
 

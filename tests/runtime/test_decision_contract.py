@@ -15,7 +15,7 @@ from PIL import Image
 
 from mri_edge import Classifier
 from mri_edge.authoring import golden
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.cli import run
@@ -150,7 +150,7 @@ def test_golden_replay_compares_labels_by_the_threshold(make, scans, tmp_path, t
     with np.load(bundle.folder / replay.ARRAYS) as kept:
         arrays = dict(kept)
     arrays["probabilities-model.fake"] += np.array([-shift, shift], np.float32)
-    with rewriting(bundle, keep=[one.file for one in bundle.entries() if one.file != replay.ARRAYS]) as writer:
+    with rewrite_bundle(bundle, keep=[one.file for one in bundle.entries() if one.file != replay.ARRAYS]) as writer:
         np.savez_compressed(writer.path(replay.ARRAYS), **arrays)
         writer.add_document(replay.ARRAYS)
     [label] = [one for one in replay.replay(Bundle.open(bundle.folder)).checks if one.stage == "label"]

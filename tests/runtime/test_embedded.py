@@ -22,7 +22,7 @@ def test_embedded_model_is_whole_and_replays_its_golden_values(name, capfd):
     assert bundle.manifest.novelty is not None
     assert all(one.parity and one.parity.verdict != "not met" for one in bundle.manifest.artefacts)
     assert run(["verify", name]) == 0
-    assert "This device's CPU gives what was recorded" in capfd.readouterr().out
+    assert "This device's CPU reproduces the recorded results" in capfd.readouterr().out
 
 
 def test_small_model_keeps_its_budget():

@@ -51,7 +51,7 @@ def test_public_list() -> None:
 def test_public_name_is_a_documented_class_of_its_module(name: str) -> None:
     found = getattr(mri_edge, name)
     assert found.__name__ == name
-    assert found.__module__ == f"mri_edge.{mri_edge._HOMES[name]}"
+    assert found.__module__ == f"mri_edge.{mri_edge._MODULES[name]}"
     assert found.__doc__
 
 
@@ -65,7 +65,7 @@ def test_type_checkers_see_the_same_list() -> None:
         if isinstance(node, ast.ImportFrom)
         for name in node.names
     }
-    assert seen == mri_edge._HOMES
+    assert seen == mri_edge._MODULES
 
 
 def test_source_is_the_union_of_what_a_scan_may_be_given_as() -> None:

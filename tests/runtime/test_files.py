@@ -16,8 +16,7 @@ import pytest
 
 from mri_edge.errors import OutputError
 from mri_edge.storage import atomic
-from mri_edge.storage._exchange import exchange
-from mri_edge.storage.atomic import atomic_folder, atomic_write, sha256_of
+from mri_edge.storage.atomic import atomic_folder, atomic_write, exchange, sha256_of
 
 
 def _names(folder: Path) -> list[str]:

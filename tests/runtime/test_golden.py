@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mri_edge.authoring import golden
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import InputError, ManifestError, UsageError
 from mri_edge.inference import replay
@@ -197,7 +197,7 @@ def test_wrong_scans_are_refused_and_the_bundle_stays_as_it_was(tiny_bundle, tmp
 
 def put(bundle: Bundle, file: str, content: bytes) -> Bundle:
     """Replace a file of the record and list it with its right hash, as a hostile author would."""
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         writer.add_document(file, content)
     return Bundle.open(bundle.folder)
 

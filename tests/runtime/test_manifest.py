@@ -202,7 +202,7 @@ PATHS = [
 @pytest.mark.parametrize("part", ["artefacts", "documents"])
 def test_files_lie_inside_the_bundle(plain: dict[str, Any], part: str, path: str) -> None:
     plain[part][0]["file"] = path
-    assert "must lie inside the bundle" in _refused(plain)
+    assert "must be inside the bundle" in _refused(plain)
 
 
 @pytest.mark.parametrize("path", ["a.onnx", "report/roc.png", "..a", "a..b", ".hidden", "Größe.onnx", "a b", "..."])

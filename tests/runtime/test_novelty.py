@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mri_edge import Classifier, IntegrityError
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Novelty, TensorSpec
 from mri_edge.inference.out_of_distribution import OutOfDistributionCheck, distances
-from mri_edge.scans.result_warning import ResultWarning
+from mri_edge.scans.checks import ResultWarning
 from mri_edge.testing import FakeEngine
 
 ENTRY = Novelty("novelty.npy", "residual", limit=0.5, quantile=0.99, fitted_images=10, held_out_images=10)
@@ -35,7 +35,7 @@ class FeatureEngine(FakeEngine):
 
 
 def with_plane(folder: Path, content: bytes) -> Bundle:
-    with rewriting(Bundle.open(folder)) as writer:
+    with rewrite_bundle(Bundle.open(folder)) as writer:
         writer.add_document(ENTRY.file, content)
         writer.update(novelty=ENTRY)
     return Bundle.open(folder)

@@ -59,7 +59,7 @@ def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
     opened = PendingModel(bundle).wait()
     opened.engine.close()
     assert opened.batch_size != 5
-    assert "made on CUDAExecutionProvider and CPUExecutionProvider came up" in caplog.text
+    assert "made on CUDAExecutionProvider and CPUExecutionProvider started" in caplog.text
     caplog.clear()
     replace(profile, measurements=(replace(measured, ran="CPUExecutionProvider"),)).save()
     opened = PendingModel(bundle).wait()

@@ -118,11 +118,11 @@ def test_what_may_be_packed_may_be_unpacked(
         (["Manifest.JSON"], "ignore case"),
         (["manifest.json.sig"], "ignore case"),
         (["A/b", "a"], "a file and a folder"),
-        (["aux"], "no name on Windows"),
-        (["x/Com1.txt"], "no name on Windows"),
-        (["dot."], "no name on Windows"),
-        (["space "], "no name on Windows"),
-        (["what?"], "no name on Windows"),
+        (["aux"], "not a valid name on Windows"),
+        (["x/Com1.txt"], "not a valid name on Windows"),
+        (["dot."], "not a valid name on Windows"),
+        (["space "], "not a valid name on Windows"),
+        (["what?"], "not a valid name on Windows"),
         (["n" * 101], "longer than 100 bytes"),
     ],
 )
@@ -136,7 +136,7 @@ def test_names_that_not_every_system_can_hold(
     empty = hashlib.sha256(b"").hexdigest()
     manifest = replace(tiny_manifest, documents=tuple(Document(file, 0, empty) for file in files))
     with pytest.raises(BundleError, match=words):
-        archive.in_order(manifest, "a bundle")
+        archive.sorted_entries(manifest, "a bundle")
 
 
 # --- unpacking: whole or not at all
@@ -274,7 +274,7 @@ def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: in
     content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(content)
-    assert "block.bin should stand here" in str(refused(path, tmp_path / "out"))
+    assert "block.bin expected here" in str(refused(path, tmp_path / "out"))
 
 
 def relisted(good: Path, **changes: object) -> bytes:
@@ -298,7 +298,7 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "..\\block.bin"}, "inside the bundle"),
         ({"file": "z.txt"}, "twice"),
         ({"file": "Z.TXT"}, "twice"),
-        ({"size_bytes": 511}, "should stand here"),  # the whole has the same number of blocks
+        ({"size_bytes": 511}, "expected here"),  # the whole has the same number of blocks
         ({"size_bytes": 513}, "by its manifest it has"),
         ({"size_bytes": 1 << 50}, "by its manifest it has"),
         ({"size_bytes": -512}, "negative"),
@@ -322,11 +322,11 @@ def test_what_is_no_packed_bundle(good: Path, tmp_path: Path) -> None:
     for other in (b"", b"text", bytes(2048), gzip.compress(content), zipped.getvalue()):
         path = tmp_path / "hostile.mribundle"
         path.write_bytes(other)
-        assert "is no packed bundle" in str(refused(path, tmp_path / "out"))
+        assert "is not a packed bundle" in str(refused(path, tmp_path / "out"))
     assert "no such file" in str(refused(tmp_path / "none", tmp_path / "out"))
     assert "no such file" in str(refused(tmp_path, tmp_path / "out"))
     path.write_bytes(archive.header(MANIFEST, 17 << 20))
-    assert "is no packed bundle" in str(refused(path, tmp_path / "out"))
+    assert "is not a packed bundle" in str(refused(path, tmp_path / "out"))
 
 
 def test_a_file_of_terabytes_is_refused_by_its_size(good: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.errors import InputError
-from mri_edge.scans.read_errors import is_transient
+from mri_edge.scans.files import is_transient
 from mri_edge.scans.readers import _picture_pixels, picture
 from mri_edge.scans.readers._picture_limits import MAX_MEMORY, SMALL_FILE, BoundedFile
 from mri_edge.scans.resize import resize_bilinear
@@ -200,7 +200,7 @@ _SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from mri_edge import Classifier
-from mri_edge.scans.read_errors import is_transient
+from mri_edge.scans.files import is_transient
 from mri_edge.errors import InputError
 from mri_edge.inference.prediction import Failure
 
@@ -296,7 +296,7 @@ def test_a_child_decodes_whatever_its_parents_threads_were_doing() -> None:
 import os, warnings
 import numpy as np
 from mri_edge.scans.readers import picture
-from mri_edge.scans.readers._quiet_decoding import decoding
+from mri_edge.scans.readers._picture_pixels import decoding
 from PIL import Image
 warnings.simplefilter("ignore")
 large = Image.new("L", (9000, 7000), 90)
@@ -327,5 +327,5 @@ def test_reads_of_a_bounded_file_are_counted(tmp_path: Path) -> None:
         assert file.read(16 << 20)
         with pytest.raises(InputError, match="its header is too long"):
             file.read(1)
-        file.header_is_read()
+        file.allow_whole_file()
         assert len(file.read()) == (24 << 20) - 1

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mri_edge.scans.checks import warnings_for
+from mri_edge.scans.checks import ResultWarning, warnings_for
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.readers import picture as images
 from mri_edge.scans.resize import resize_bilinear
-from mri_edge.scans.result_warning import ResultWarning
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

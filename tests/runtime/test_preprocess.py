@@ -141,13 +141,13 @@ def test_fit_gives_the_size_of_the_manifest() -> None:
 
 def test_default_scales_to_0_and_1_only() -> None:
     batch = _noise(128, 128)[None]
-    np.testing.assert_array_equal(Preprocessing().normalise(batch), batch.astype(np.float32) * np.float32(1 / 255))
+    np.testing.assert_array_equal(Preprocessing().normalize(batch), batch.astype(np.float32) * np.float32(1 / 255))
 
 
 def test_bgr_turns_the_channels_before_mean_and_deviation() -> None:
     recipe = Preprocessing(channel_order="BGR", scale=1, mean=(10, 20, 30), deviation=(1, 2, 4))
     batch = np.array([[[[100, 120, 134]]]], np.uint8)  # red, green, blue
-    np.testing.assert_array_equal(recipe.normalise(batch), [[[[124, 50, 17.5]]]])  # blue, green, red
+    np.testing.assert_array_equal(recipe.normalize(batch), [[[[124, 50, 17.5]]]])  # blue, green, red
 
 
 def test_torchvision_normalisation_is_torchvisions() -> None:
@@ -155,7 +155,7 @@ def test_torchvision_normalisation_is_torchvisions() -> None:
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     batch = _noise(16, 16)[None]
     wanted = (batch / np.float64(255) - mean) / deviation
-    found = Preprocessing(mean=mean, deviation=deviation).normalise(batch)
+    found = Preprocessing(mean=mean, deviation=deviation).normalize(batch)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)  # float32 against float64
 
@@ -165,9 +165,9 @@ def test_normalise_takes_floats_and_leaves_its_input() -> None:
     for dtype in (np.uint8, np.float32, np.float64):
         batch = _noise(8, 8)[None].astype(dtype)
         before = batch.copy()
-        found = recipe.normalise(batch)
+        found = recipe.normalize(batch)
         np.testing.assert_array_equal(batch, before)
         assert found.dtype == np.float32
         assert found.min() >= -1
         assert found.max() <= 1 + 1e-6  # 255 * float32(1 / 255) rounds up
-    assert recipe.normalise(np.empty((0, 8, 8, 3), np.uint8)).shape == (0, 8, 8, 3)
+    assert recipe.normalize(np.empty((0, 8, 8, 3), np.uint8)).shape == (0, 8, 8, 3)

@@ -31,7 +31,7 @@ RGB = np.array([[[[10, 100, 200]]]], np.uint8)
 def test_normalisation_by_hand(order, scale, mean, deviation, expected):
     preprocessing = Preprocessing(channel_order=order, scale=scale, mean=mean, deviation=deviation)
     for batch in (RGB, RGB.astype(np.float32)):
-        found = preprocessing.normalise(batch)
+        found = preprocessing.normalize(batch)
         assert found.dtype == np.float32
         assert found.ravel().tolist() == pytest.approx(expected)
     assert RGB.ravel().tolist() == [10, 100, 200]
@@ -40,8 +40,8 @@ def test_normalisation_by_hand(order, scale, mean, deviation, expected):
 def test_left_alone_it_is_128_by_128_from_0_to_1():
     fitted = Preprocessing().resize_picture(np.full((40, 60, 3), 255, np.uint8))
     assert fitted.shape == (128, 128, 3)
-    assert Preprocessing().normalise(fitted[None]).max() == 1
-    assert Preprocessing().normalise(RGB)[0, 0, 0].tolist() == pytest.approx([10 / 255, 100 / 255, 200 / 255])
+    assert Preprocessing().normalize(fitted[None]).max() == 1
+    assert Preprocessing().normalize(RGB)[0, 0, 0].tolist() == pytest.approx([10 / 255, 100 / 255, 200 / 255])
 
 
 def test_twice_as_large_by_hand():

@@ -212,7 +212,7 @@ def test_tensorrt_runs_without_its_cache_where_none_can_be_kept(stand_in, tiny_o
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert open_engine(tiny_onnx, provider="tensorrt").provider == TENSORRT
     assert module.settings == {}
-    assert "each start builds it anew" in caplog.text
+    assert "every start builds it again" in caplog.text
 
 
 class Driver:

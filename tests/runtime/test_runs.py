@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.authoring.runs import choose_bundle, last_trained, remember_data, remembered_data
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import UsageError
@@ -37,7 +37,7 @@ def test_the_bundle_trained_last_is_the_one_whose_record_says_so(make, tmp_path:
     older = make("vgg16-3", "2026-03-01T11:30:00+02:00")  # 9:30 in UTC
     make("vgg16", "2026-02-01T10:00:00+00:00")
     # An export touches the older one, and makes it no newer.
-    with rewriting(Bundle.open(older)) as writer:
+    with rewrite_bundle(Bundle.open(older)) as writer:
         writer.add_document("note.txt", "exported")
     assert last_trained(folder=runs).folder == newest
     assert last_trained(lambda bundle: bundle.folder != newest, runs).folder == older

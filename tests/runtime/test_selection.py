@@ -14,7 +14,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Parity
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import Cpu, cpu
-from mri_edge.engines import engine_file, offered
+from mri_edge.engines import engine_file, engine_files, offered
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from mri_edge.inference import selection, tuned_profile
 from mri_edge.inference.run_options import RunOptions
@@ -143,7 +143,7 @@ def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
 
 
 def test_no_engine_installed_lists_every_reason(bundle, monkeypatch):
-    for one in selection.engine_files().values():
+    for one in engine_files().values():
         monkeypatch.setattr(one, "missing", lambda: "it is not installed")
     with pytest.raises(EngineUnavailable, match="onnxruntime: it is not installed; litert: "):
         select(bundle)
@@ -250,9 +250,9 @@ def test_broken_profile_is_ignored_with_a_warning(bundle, folder, caplog, text):
     assert "device profile ignored" in caplog.text
 
 
-def test_measurements_that_cannot_be_are_refused(bundle):
+def test_impossible_measurements_are_refused(bundle):
     save(bundle, measurement(batch=0))
-    with pytest.raises(ManifestError, match="cannot be"):
+    with pytest.raises(ManifestError, match="impossible"):
         load_profile(bundle)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.authoring.packing import pack, unpack
-from mri_edge.authoring.writer import new_bundle, rewriting
+from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, SIGNATURE, Manifest
 from mri_edge.cli import run
@@ -46,7 +46,7 @@ def public(keys: Path) -> Path:
 @pytest.fixture
 def signed(tiny_bundle: Path, keys: Path) -> Path:
     """A signed bundle with a document beside its artefact."""
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("report/notes.txt", "words")
     sign(Bundle.open(tiny_bundle), keys / "our.pem", passphrase=no_passphrase)
     return tiny_bundle
@@ -110,7 +110,7 @@ def test_a_change_of_any_file_is_refused_before_anything_runs(signed: Path, publ
 
 
 def test_every_byte_of_a_signed_packed_bundle_counts(signed: Path, public: Path, tmp_path: Path) -> None:
-    with rewriting(Bundle.open(signed), tmp_path / "slim", keep=["report/notes.txt"]):
+    with rewrite_bundle(Bundle.open(signed), tmp_path / "slim", keep=["report/notes.txt"]):
         pass
     sign(Bundle.open(tmp_path / "slim"), public.with_name("our.pem"), passphrase=no_passphrase)
     path = tmp_path / "packed"
@@ -137,7 +137,7 @@ def test_what_was_not_signed_may_not_lie_in_the_folder(signed: Path, public: Pat
 
 
 def test_a_changed_bundle_loses_its_signature(signed: Path, public: Path) -> None:
-    with rewriting(Bundle.open(signed)) as writer:
+    with rewrite_bundle(Bundle.open(signed)) as writer:
         writer.update(version="2")
     with pytest.raises(SignatureError, match="not signed"):
         Bundle.open(signed, signed_by=public)
@@ -182,16 +182,16 @@ def test_keys_that_are_none(signed: Path, keys: Path, tmp_path: Path) -> None:
     for path, words in (
         (keys / "our.pem", "is a private key"),
         (tmp_path / "ec.pub.pem", "must be an Ed25519 key"),
-        (tmp_path / "text", "no public key in PEM"),
+        (tmp_path / "text", "not a public key in PEM"),
         (tmp_path / "none", "cannot read the key"),
         (tmp_path, "cannot read the key"),
     ):
         with pytest.raises(UsageError, match=words):
             Bundle.open(signed, signed_by=path)
     for path, words in (
-        (keys / "our.pub.pem", "no private key in PEM"),
+        (keys / "our.pub.pem", "cannot open the private key as PEM"),
         (tmp_path / "ec.pem", "must be an Ed25519 key"),
-        (tmp_path / "text", "no private key in PEM"),
+        (tmp_path / "text", "cannot open the private key as PEM"),
     ):
         with pytest.raises(UsageError, match=words):
             sign(Bundle.open(signed), path, passphrase=no_passphrase)
@@ -205,7 +205,7 @@ def test_openssl_makes_keys_and_checks_signatures(signed: Path, tmp_path: Path) 
         pytest.skip("this openssl has no Ed25519")
     openssl = ["openssl", "pkey", "-in", private, "-passin", "pass:word", "-pubout", "-out", public]
     subprocess.run(openssl, check=True, capture_output=True)
-    with pytest.raises(UsageError, match="no private key in PEM that opens"):
+    with pytest.raises(UsageError, match="cannot open the private key as PEM"):
         sign(Bundle.open(signed), private, passphrase=lambda: "wrong")
     sign(Bundle.open(signed), private, passphrase=lambda: "word")
     Bundle.open(signed, signed_by=public)

@@ -91,7 +91,7 @@ def test_another_file_is_refused_and_left_as_it_was(path, answer, line):
                 journal.write(answer(name))
         text = path.read_text() + f"{line}\n"
         path.write_text(text)
-        with pytest.raises(MriEdgeError, match=f"line {number} is no result"):
+        with pytest.raises(MriEdgeError, match=f"line {number} is not a result"):
             Journal(path, TITLE)
         assert path.read_text() == text
 
@@ -117,9 +117,9 @@ def test_one_program_at_a_time_and_the_next_one_after_it(path, answer):
 
 
 def test_what_is_no_plain_file_is_refused(tmp_path):
-    with pytest.raises(MriEdgeError, match="no plain file"):
+    with pytest.raises(MriEdgeError, match="not a regular file"):
         Journal(tmp_path, TITLE)
-    with pytest.raises(MriEdgeError, match="no plain file"):
+    with pytest.raises(MriEdgeError, match="not a regular file"):
         Journal(Path(os.devnull), TITLE)
     with pytest.raises(OutputError, match="cannot write"):
         Journal(tmp_path / "missing" / "results.jsonl", TITLE)

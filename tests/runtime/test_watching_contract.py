@@ -10,8 +10,7 @@ import pytest
 
 from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
 from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
-from mri_edge.services.watch.in_progress import RECORD, InProgress
-from mri_edge.services.watch.outbox import Outbox
+from mri_edge.services.watch.outbox import IN_PROGRESS, InProgress, Outbox
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import LOCK, locked
 
@@ -178,7 +177,7 @@ def test_a_suspect_is_known_by_its_name_until_it_ends_in_order(tmp_path):
     assert [later.is_suspect(name) for name in ("a.png", "aa", "b.png")] == [True, False, False]
     later.end("aa")
     assert not later.is_suspect("a.png")
-    assert not (tmp_path / RECORD).exists()
+    assert not (tmp_path / IN_PROGRESS).exists()
     later.end("never begun")
 
 
@@ -194,7 +193,7 @@ def test_of_two_suspects_the_other_stays_noted(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"aa": 1}', '{"aa": ["a.png"]}', '{"aa": ["a.png", "x"]}'])
 def test_a_note_that_is_none_counts_for_nothing(tmp_path, text):
-    (tmp_path / RECORD).write_text(text)
+    (tmp_path / IN_PROGRESS).write_text(text)
     assert InProgress(tmp_path).begin("a.png", "aa") == 0
 
 

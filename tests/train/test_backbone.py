@@ -65,7 +65,7 @@ def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
     path = tmp_path / "linked.h5"
     with h5py.File(path, "w") as file:
         file["layer/kernel"] = h5py.ExternalLink(str(secret), "kernel")
-    with pytest.raises(WeightsError, match="must lie in the file itself"):
+    with pytest.raises(WeightsError, match="must be in the file itself"):
         backbone.load_weights(str(path))
 
 

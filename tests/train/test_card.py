@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.authoring.card import CARD, card, to_markdown
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Parity
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
@@ -49,7 +49,7 @@ def split() -> Split:
 def carded(tiny_bundle: Path, split: Split) -> Path:
     """``tiny_bundle`` with metrics, a split record and a card."""
     metric = Metric(0.8125, 0.5501, 0.9406, 16, "Wilson score interval (Wilson 1927)")
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.update(metrics={"specificity": metric}, threshold=0.5678, limits="Only for tests.")
         writer.add_document("metrics.json", json.dumps(MEASURED))
         writer.add_document(SPLIT, split.to_json())
@@ -100,7 +100,7 @@ def test_names_cannot_break_the_table(carded):
 
 
 def test_html_copy_of_earlier_releases_is_dropped(carded):
-    with rewriting(Bundle.open(carded)) as writer:
+    with rewrite_bundle(Bundle.open(carded)) as writer:
         writer.add_document("MODEL_CARD.html", "<p>of an earlier release")
     assert not (carded / "MODEL_CARD.html").exists()
     assert [d.file for d in Bundle.open(carded).manifest.documents if d.file.endswith(".html")] == []
@@ -109,19 +109,19 @@ def test_html_copy_of_earlier_releases_is_dropped(carded):
 def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
     bundle = Bundle.open(carded)
     assert "| model.onnx | float32 |" in (carded / CARD).read_text()
-    with rewriting(bundle) as writer:
+    with rewrite_bundle(bundle) as writer:
         artefact = replace(writer.manifest.artefacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
         writer.add_artefact(artefact)
     assert "| met | 1.2e-06 | 3 of 51 |" in (carded / CARD).read_text()
     kept = [one.file for one in bundle.manifest.documents]
-    with rewriting(Bundle.open(carded), tmp_path / "slim", keep=kept):
+    with rewrite_bundle(Bundle.open(carded), tmp_path / "slim", keep=kept):
         pass
     assert "model.onnx" not in (tmp_path / "slim" / CARD).read_text()
     Bundle.open(tmp_path / "slim").verify()
 
 
 def test_bundle_without_a_card_gets_none(tiny_bundle):
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.update(threshold=0.4)
     assert not (tiny_bundle / CARD).exists()
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.stats import norm
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle, embedded_models
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
@@ -55,7 +55,7 @@ def record_split(bundle: Path, data: Path, test: set[str], role: str = "train") 
         )
         for path in sorted(data.rglob("*.png"))
     )
-    with rewriting(Bundle.open(bundle)) as writer:
+    with rewrite_bundle(Bundle.open(bundle)) as writer:
         writer.add_document(SPLIT, Split(images).to_json())
 
 
@@ -340,7 +340,7 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
             keras.layers.Dense(2, activation="softmax"),
         ]
     )
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
         onnx = writer.manifest.artefacts[0]
         writer.add_artefact(replace(onnx, file="model.keras", format="keras"))
@@ -350,7 +350,7 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
     pixels = bundle.manifest.preprocessing.resize_picture(
         np.asarray(Image.open(data / record["predictions"][0]["file"]))
     )
-    expected = model.predict_on_batch(bundle.manifest.preprocessing.normalise(pixels[None]))[0]
+    expected = model.predict_on_batch(bundle.manifest.preprocessing.normalize(pixels[None]))[0]
     # A batch of one and a batch of eight sum in another order.
     np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)
     with pytest.raises(UsageError, match="chooses its device"):
@@ -365,7 +365,7 @@ def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, 
     keras.utils.set_random_seed(1)
     layers = [keras.Input((128, 128, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")]
     model = keras.Sequential(layers)
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
         writer.add_artefact(replace(writer.manifest.artefacts[0], file="model.keras", format="keras"))
     bundle = Bundle.open(tiny_bundle)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import MriEdgeError
 
@@ -22,7 +22,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
     """The tiny bundle with ``model.keras`` beside ``model.onnx``."""
     layers = [keras.Input((128, 128, 3)), keras.layers.AveragePooling2D(64), keras.layers.Flatten()]
     model = keras.Sequential([*layers, keras.layers.Dense(2, activation="softmax")])
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
         writer.add_artefact(replace(writer.manifest.artefacts[0], file="model.keras", format="keras"))
     return Bundle.open(tiny_bundle)

@@ -42,7 +42,7 @@ def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_reci
     ours, plain = network(), network()
     history = fit(ours, train, validation, small_recipe, seed=3)
 
-    normalise = small_recipe.preprocessing.normalise
+    normalize = small_recipe.preprocessing.normalize
     targets = keras.utils.to_categorical(train.labels, 2)
     for epoch in range(1, small_recipe.schedule.epochs + 1):
         seed_dropout(plain.head, 3, epoch)
@@ -50,7 +50,7 @@ def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_reci
         expected = plain.whole.fit(
             augmented(train, order, small_recipe, 3, epoch),
             targets[order],
-            validation_data=(normalise(validation.pixels), keras.utils.to_categorical(validation.labels, 2)),
+            validation_data=(normalize(validation.pixels), keras.utils.to_categorical(validation.labels, 2)),
             batch_size=small_recipe.schedule.batch,
             shuffle=False,
             verbose=0,
@@ -78,7 +78,7 @@ def test_same_seed_gives_same_weights_bit_for_bit_and_another_seed_others(networ
 def test_whole_and_head_share_weights_and_optimiser(network, small_recipe, pictures):
     one = network()
     fit(one, *pictures, small_recipe, seed=0)
-    normalised = small_recipe.preprocessing.normalise(pictures[1].pixels)
+    normalised = small_recipe.preprocessing.normalize(pictures[1].pixels)
     through_head = one.head.predict_on_batch(one.backbone.predict_on_batch(normalised))
     # The same layers on the same input; two graphs may sum in another order.
     np.testing.assert_allclose(one.whole.predict_on_batch(normalised), through_head, atol=1e-6)

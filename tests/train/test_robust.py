@@ -119,7 +119,7 @@ def test_first_layer_sees_grey_alone_and_grey_as_before(small_weights):
     grey = np.repeat(tinted.mean(axis=-1, keepdims=True), 3, axis=-1)
 
     def answer(pixels):
-        return np.asarray(first.predict_on_batch(preprocessing.normalise(pixels)))
+        return np.asarray(first.predict_on_batch(preprocessing.normalize(pixels)))
 
     before = answer(grey)
     assert np.abs(answer(tinted) - before).max() > 0.1
@@ -236,7 +236,7 @@ def test_bundle_says_how_it_was_made(as_reference, tiny_recipe, weights_file, tm
     saved = keras.models.load_model(out / "model.keras")
     test = [two_sources / image.file for image in split.of("test")]
     preprocessing = manifest.preprocessing
-    batch = preprocessing.normalise(np.stack([preprocessing.resize_picture(images.load(path)) for path in test]))
+    batch = preprocessing.normalize(np.stack([preprocessing.resize_picture(images.load(path)) for path in test]))
     # float32 sums in another batch size may be ordered otherwise
     np.testing.assert_allclose(np.asarray(saved.predict_on_batch(batch)), trained.probabilities, atol=1e-5)
 

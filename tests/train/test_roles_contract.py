@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_edge.authoring.writer import rewriting
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
@@ -141,7 +141,7 @@ def test_a_bundle_scores_no_validation_image_of_a_folder_it_knows_in_part(tiny_b
     for index in range(5):
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(data / f"{index}.png")
     images = tuple(SplitImage(f"yes/{i}.png", sha256_of(data / f"{i}.png"), 1, "validation") for i in (1, 3))
-    with rewriting(Bundle.open(tiny_bundle)) as writer:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document(SPLIT, Split(images).to_json())
     if slim:
         out = tmp_path / "slim"

@@ -143,7 +143,7 @@ def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, s
     pixels = np.stack([small_recipe.preprocessing.resize_picture(picture.load(path)) for path in scans])
     # Another graph over the same float32 weights.
     np.testing.assert_allclose(
-        model.predict(small_recipe.preprocessing.normalise(pixels), verbose=0), result.probabilities, atol=1e-5
+        model.predict(small_recipe.preprocessing.normalize(pixels), verbose=0), result.probabilities, atol=1e-5
     )
 
 

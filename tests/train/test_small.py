@@ -74,9 +74,9 @@ def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
     tinted = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.float32)
     grey = tinted.mean(axis=-1, keepdims=True) / 255
     expected = np.asarray(trained.predict_on_batch(grey))
-    found = np.asarray(shipped.whole.predict_on_batch(recipe.preprocessing.normalise(tinted)))
+    found = np.asarray(shipped.whole.predict_on_batch(recipe.preprocessing.normalize(tinted)))
     np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums in another order
-    features = shipped.backbone.predict_on_batch(recipe.preprocessing.normalise(tinted))
+    features = shipped.backbone.predict_on_batch(recipe.preprocessing.normalize(tinted))
     np.testing.assert_allclose(np.asarray(shipped.head.predict_on_batch(features)), found, atol=1e-6)
 
 

@@ -37,7 +37,7 @@ class KerasEngine:
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)[self.outputs[0].name]
-        answer = np.asarray(self._model.predict_on_batch(self._preprocessing.normalise(batch)), np.float32)
+        answer = np.asarray(self._model.predict_on_batch(self._preprocessing.normalize(batch)), np.float32)
         return one_column_a_class(answer)
 
     def run_all(self, batch: Batch) -> Outputs:

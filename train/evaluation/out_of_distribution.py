@@ -121,7 +121,7 @@ def keras_features(backbone: Any, preprocessing: Preprocessing) -> FeaturesOf:
 
     def features(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         means = [
-            np.asarray(network.predict_on_batch(preprocessing.normalise(pixels[start : start + 32]))).mean(axis=(1, 2))
+            np.asarray(network.predict_on_batch(preprocessing.normalize(pixels[start : start + 32]))).mean(axis=(1, 2))
             for start in range(0, len(pixels), 32)
         ]
         return np.concatenate(means).astype(np.float32)

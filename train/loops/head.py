@@ -73,7 +73,7 @@ def augmented(
     for row, index in enumerate(indices):
         rng = np.random.default_rng([seed, epoch, index])
         batch[row] = affine.apply(pixels[row], affine.draw(rng, recipe.transforms, *pixels.shape[1:3]))
-    return recipe.preprocessing.normalise(batch)
+    return recipe.preprocessing.normalize(batch)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
@@ -85,7 +85,7 @@ def features_of(images: Images, recipe: RecipeSpec, extract: Extractor, store: P
     """Backbone features (N, h, w, 512) of images as they are; mapped from the file ``store`` where one is named."""
 
     def part(start: int) -> Features:
-        return extract(recipe.preprocessing.normalise(images.take(slice(start, start + BACKBONE_BATCH))))
+        return extract(recipe.preprocessing.normalize(images.take(slice(start, start + BACKBONE_BATCH))))
 
     first = part(0)
     shape = (len(images), *first.shape[1:])

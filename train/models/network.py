@@ -71,7 +71,7 @@ def predict(
     """
     rows = np.arange(len(pixels)) if rows is None else rows
     parts = [
-        np.asarray(model.predict_on_batch(preprocessing.normalise(pixels[rows[start : start + batch]])))
+        np.asarray(model.predict_on_batch(preprocessing.normalize(pixels[rows[start : start + batch]])))
         for start in range(0, len(rows), batch)
     ]
     return np.concatenate(parts).astype(np.float32)

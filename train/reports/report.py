@@ -56,7 +56,7 @@ def draw_report(
         "model.png": _diagram(network),
     }
     shown = int(np.argmax(test.labels == labels.positive))
-    maps = _activation_maps(network, recipe.preprocessing.normalise(test.take(np.array([shown]))))
+    maps = _activation_maps(network, recipe.preprocessing.normalize(test.take(np.array([shown]))))
     pictures = {name: _png(figure) for name, figure in {**figures, **maps}.items()}
     html = _page(pictures, list(figures), measured["report"], metrics, network, recipe, beside=beside)
     return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": html}

@@ -18,4 +18,4 @@ def load(model, threads):
     from mri_edge.bundles.bundle import Bundle
 
     network = keras.models.load_model(model, compile=False)
-    return network, Bundle.open(Path(model).parent).manifest.preprocessing.normalise
+    return network, Bundle.open(Path(model).parent).manifest.preprocessing.normalize

@@ -6,5 +6,5 @@ from __future__ import annotations
 def open(model, threads):
     from benchmarks.compare.peers._keras import load
 
-    network, normalise = load(model, threads)
-    return lambda batch: network.predict(normalise(batch), verbose=0)
+    network, normalize = load(model, threads)
+    return lambda batch: network.predict(normalize(batch), verbose=0)

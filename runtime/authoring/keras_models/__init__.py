@@ -1,1 +1,1 @@
-"""Opening Keras files of other people: their contents are checked before Keras sees them."""
+"""Open Keras files of unknown origin, after checking their contents."""

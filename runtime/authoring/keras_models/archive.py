@@ -1,4 +1,4 @@
-"""Unpack a ``.keras`` file: its description and its weights, no more bytes than its size allows."""
+"""Unpack a ``.keras`` file: its description and its weights. The unpacked size is limited."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import IO
 
 from .bounds import UnsafeModelError, check_unpacked, unpacked_limit
 
-CONFIG = "config.json"
-WEIGHTS = "model.weights.h5"
-# What Keras writes of a model without look-up tables.
-_MEMBERS = {CONFIG, WEIGHTS, "metadata.json"}
-_LARGEST_CONFIG = 16 << 20  # bytes; that of EfficientNetB7 has 1 MB
+_CONFIG = "config.json"
+_WEIGHTS = "model.weights.h5"
+# The files that Keras writes for a model without lookup tables.
+_MEMBERS = {_CONFIG, _WEIGHTS, "metadata.json"}
+_LARGEST_CONFIG = 16 << 20  # bytes; EfficientNetB7 has 1 MB
 _PIECE = 1 << 20
 
 
 def unpack(path: Path, folder: Path) -> tuple[bytes, Path]:
-    """Unpack into ``folder``; returns the bytes of ``config.json`` and the file of weights.
+    """Unpack into ``folder``. Returns the bytes of ``config.json`` and the path of the weights.
 
     Raises
     ------
     UnsafeModelError
-        It holds other members, or unpacks to more than its size allows.
+        It contains other files, or unpacks to more than ``bounds`` allows.
     OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error
-        It is no such archive, or damaged.
+        It is not such an archive, or is damaged.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
@@ -33,20 +33,20 @@ def unpack(path: Path, folder: Path) -> tuple[bytes, Path]:
             others = sorted(set(names) - _MEMBERS) or ["one name twice"]
             raise UnsafeModelError(f"the archive holds other things than a model: {others[0]!r}")
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
-            raise UnsafeModelError("the archive is packed in another way than by deflate")
-        if archive.getinfo(CONFIG).file_size > _LARGEST_CONFIG:
-            raise UnsafeModelError(f"{CONFIG} has more than {_LARGEST_CONFIG:,} bytes")
+            raise UnsafeModelError("the archive is not compressed with deflate")
+        if archive.getinfo(_CONFIG).file_size > _LARGEST_CONFIG:
+            raise UnsafeModelError(f"{_CONFIG} has more than {_LARGEST_CONFIG:,} bytes")
         check_unpacked(sum(member.file_size for member in archive.infolist()), size, "archive")
-        with archive.open(CONFIG) as file:
+        with archive.open(_CONFIG) as file:
             config = file.read(_LARGEST_CONFIG)
-        weights = folder / WEIGHTS
-        with archive.open(WEIGHTS) as source, open(weights, "xb") as target:
+        weights = folder / _WEIGHTS
+        with archive.open(_WEIGHTS) as source, open(weights, "xb") as target:
             _copy(source, target, size)
     return config, weights
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
-    """Copy in pieces; what the directory of an archive says of a member's size need not be true."""
+    """Copy in pieces and check the size, because the archive's directory may declare a wrong one."""
     done = 0
     while piece := source.read(_PIECE):
         done += len(piece)

@@ -1,8 +1,8 @@
 """Check the description of a Keras model: every class in it is a known layer, every function a known activation.
 
-Keras' safe mode refuses Python bytecode, and release after release found another way round it: modules named
-in the description, functions of Keras that write files, layers that load others' graphs or read word lists
-from any path. So this is a list of what image classifiers are made of; what is not on it never reaches Keras.
+Keras' safe mode refuses Python bytecode, but in several releases it could be bypassed: by modules named in the
+description, functions of Keras that write files, layers that load foreign graphs or read word lists from any path. So
+this is an allowlist of the parts of image classifiers. Anything else is refused before Keras sees it.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ _ACTIVATIONS = _names("""
     log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus
     sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold
 """)
-# Plain values that Keras writes in the form of a class.
+# Plain values that Keras writes as a class.
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 
-# Module as the description names it -> classes in it. None: files of Keras 2 and .h5 name no module.
+# Module in the description -> known classes of it. None: files of Keras 2 and .h5 name no module.
 _CLASSES = {
     "keras.layers": _LAYERS,
     "keras.models": _MODELS,
@@ -82,21 +82,21 @@ _CLASSES = {
 
 
 def check_description(config: Any) -> None:
-    """Check the description of a model, as JSON gives it.
+    """Check the description of a model, parsed from JSON.
 
     Raises
     ------
     UnsafeModelError
         It names a class or function that is not known to be harmless.
     """
-    for count, item in enumerate(_named(config)):
+    for count, item in enumerate(_objects_with_class(config)):
         if count >= _LARGEST_COUNT:
             raise UnsafeModelError(f"its description names more than {_LARGEST_COUNT:,} layers and parts")
         _check(item)
 
 
-def _named(config: Any) -> Iterator[dict[str, Any]]:
-    """Every object of a description that names a class."""
+def _objects_with_class(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object of a description that names a class."""
     waiting = [config]
     while waiting:
         item = waiting.pop()
@@ -115,7 +115,7 @@ def _check(item: dict[str, Any]) -> None:
         if module not in ("builtins", "keras.activations") or not isinstance(function, str):
             raise UnsafeModelError(f"it names a function of {module!r}: {function!r}")
         if function not in _ACTIVATIONS or registered not in (None, function):
-            raise UnsafeModelError(f"it names the function {registered or function!r}, which is no activation")
+            raise UnsafeModelError(f"it names the function {registered or function!r}, which is not an activation")
         return
     known = isinstance(name, str) and (module is None or isinstance(module, str)) and name in _CLASSES.get(module, ())
     if known and registered in (None, name):

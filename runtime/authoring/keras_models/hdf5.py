@@ -1,7 +1,7 @@
-"""Check an HDF5 file of weights before its arrays are read: they lie in the file, and their sum is bounded.
+"""Check an HDF5 file of weights before its arrays are read: they must be in the file, and their total size is limited.
 
 HDF5 can link to other files, map arrays from them, run filters from shared libraries, link a group into
-itself, and declare arrays of any size in a few bytes. Files of weights need none of this.
+itself, and declare arrays of any size in a few bytes. Weight files need none of this.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from .bounds import UnsafeModelError, check_unpacked, unpacked_limit
 
-# Bytes that the list of a model's layers may take, if each name were as long as the longest text in the file:
-# that is the description, 1 MB for the 1,000 layers of NASNetLarge.
+# Limit in bytes for the list of a model's layers, if each name were as long as the longest text in the file.
+# That text is the description: 1 MB for the 1,000 layers of NASNetLarge.
 _LARGEST_LIST = 2 << 30
-_DEEPEST = 64  # groups inside groups; Keras nests one a model
-_KINDS = "biuf"  # numbers, by NumPy's letters
+_DEEPEST = 64  # groups inside groups; Keras nests one group per model
+_KINDS = "biuf"  # kinds of numbers, as NumPy's letters
 _NAME_LISTS = re.compile(r"(layer_names|weight_names)\d*")
 # A global heap collection, where HDF5 keeps strings of variable length: signature, version 1, three zeros,
 # then its size in 8 bytes (HDF5 File Format Specification 3.0, III.E).
@@ -28,12 +28,12 @@ _HEAP = b"GCOL\x01\0\0\0"
 
 
 def check_hdf5(path: Path) -> int:
-    """Check a file of weights; returns the sum of its arrays in bytes.
+    """Check a weight file. Returns the total size of its arrays in bytes.
 
     Raises
     ------
     UnsafeModelError
-        The file reaches outside itself, holds other things than numbers, or unpacks to too much.
+        The file refers to other files, contains anything but numbers, or unpacks to too much.
     OSError, ValueError, KeyError, RuntimeError
         HDF5 cannot read it.
     """
@@ -52,7 +52,7 @@ def check_hdf5(path: Path) -> int:
 
 
 def _longest_string(path: Path) -> int:
-    """Upper bound in bytes for one string of variable length: the largest heap collection in the file."""
+    """Upper limit in bytes for a string of variable length: the largest heap collection in the file."""
     longest = 0
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_HEAP)
@@ -63,7 +63,7 @@ def _longest_string(path: Path) -> int:
 
 
 def _items(root: Any) -> Iterator[tuple[str, Any]]:
-    """Each group and dataset once, with its name; links that are not plain, and cycles, are refused."""
+    """Yield each group and dataset once, with its name. Soft links, external links and cycles are refused."""
     import h5py
 
     seen: set[int] = set()
@@ -81,18 +81,18 @@ def _items(root: Any) -> Iterator[tuple[str, Any]]:
             for key in item:
                 inner = f"{name.rstrip('/')}/{key}"
                 if not isinstance(item.get(key, getlink=True), h5py.HardLink):
-                    raise UnsafeModelError(f"{inner}: arrays must lie in the file itself, this is a link")
+                    raise UnsafeModelError(f"{inner}: arrays must be in the file itself, this is a link")
                 waiting.append((inner, item[key], depth + 1))
         elif not isinstance(item, h5py.Dataset):
             raise UnsafeModelError(f"{name}: is neither a group nor an array")
 
 
 def _check_dataset(name: str, dataset: Any, limit: int) -> int:
-    """Bytes that an array declares."""
+    """Check an array. Returns the size in bytes that it declares."""
     if dataset.external or dataset.is_virtual:
-        raise UnsafeModelError(f"{name}: arrays must lie in the file itself")
+        raise UnsafeModelError(f"{name}: arrays must be in the file itself")
     if dataset.shape is None or dataset.dtype.kind not in _KINDS:
-        raise UnsafeModelError(f"{name}: is no array of numbers ({dataset.dtype})")
+        raise UnsafeModelError(f"{name}: is not an array of numbers ({dataset.dtype})")
     declared = int(dataset.nbytes)
     if dataset.chunks and declared <= limit:
         _check_chunks(name, dataset, limit)
@@ -100,14 +100,14 @@ def _check_dataset(name: str, dataset: Any, limit: int) -> int:
 
 
 def _check_chunks(name: str, dataset: Any, limit: int) -> None:
-    """HDF5 inflates a chunk for as long as its stream goes on, whatever its size should be: find out before."""
+    """Check the inflated size of the chunks, because HDF5 inflates each to the end of its stream."""
     import h5py
 
     plan = dataset.id.get_create_plist()
     known = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
     filters = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
     if len(set(filters)) < len(filters) or not set(filters) <= set(known):
-        raise UnsafeModelError(f"{name}: is packed in another way than by gzip (filters {filters})")
+        raise UnsafeModelError(f"{name}: is not compressed with gzip (filters {filters})")
     whole = dataset.dtype.itemsize * math.prod(dataset.chunks)
     if whole > limit:
         raise UnsafeModelError(f"{name}: has chunks of {whole:,} bytes")
@@ -120,14 +120,14 @@ def _check_chunks(name: str, dataset: Any, limit: int) -> None:
         skipped, packed = dataset.id.read_direct_chunk(chunk.chunk_offset)
         if skipped >> filters.index(h5py.h5z.FILTER_DEFLATE) & 1:
             continue
-        if len(zlib.decompressobj().decompress(packed, whole + 5)) > whole + 4:  # a checksum may lie inside
+        if len(zlib.decompressobj().decompress(packed, whole + 5)) > whole + 4:  # it may contain a checksum
             raise UnsafeModelError(f"{name}: a chunk of {whole:,} bytes inflates to more")
 
 
 def _check_attributes(name: str, item: Any, longest: int) -> None:
-    """Bound what an object's attributes take; lists of names must name each thing once.
+    """Limit the size of an object's attributes. Lists of names must not repeat a name.
 
-    Keras reads an array as often as it is named, all of a layer at once.
+    Keras reads an array each time it is named, and all arrays of a layer at once.
     """
     import numpy as np
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# Arguments that Keras 2 wrote and Keras 3 does not take, by class. A depthwise convolution of Keras 2 is a
-# Conv2D underneath, and some releases wrote that one's arguments too; they have no effect.
-_OF_THE_BASE = ("groups", "filters", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
+# Arguments that Keras 2 wrote and Keras 3 does not take, by class. In Keras 2 a depthwise convolution is a
+# subclass of Conv2D, and some releases wrote the arguments of Conv2D too; they have no effect.
+_CONV2D_ARGUMENTS = ("groups", "filters", "kernel_initializer", "kernel_regularizer", "kernel_constraint")
 _DROPPED = {
-    "DepthwiseConv1D": _OF_THE_BASE,
-    "DepthwiseConv2D": _OF_THE_BASE,
-    "SeparableConv1D": ("groups", *_OF_THE_BASE[2:]),
-    "SeparableConv2D": ("groups", *_OF_THE_BASE[2:]),
+    "DepthwiseConv1D": _CONV2D_ARGUMENTS,
+    "DepthwiseConv2D": _CONV2D_ARGUMENTS,
+    "SeparableConv1D": ("groups", *_CONV2D_ARGUMENTS[2:]),
+    "SeparableConv2D": ("groups", *_CONV2D_ARGUMENTS[2:]),
     "Conv1DTranspose": ("groups",),
     "Conv2DTranspose": ("groups",),
 }
@@ -28,13 +28,13 @@ _ARITHMETIC: dict[str, Callable[[float], tuple[float, float]]] = {
 }
 
 
-def modernised(config: Any) -> Any:
-    """The same description without what only Keras 2 knows and without losses; of Keras 3 nothing else changes."""
+def to_keras3(config: Any) -> Any:
+    """Return the description in the form of Keras 3, without losses and the compile configuration."""
     if isinstance(config, list):
-        return [modernised(item) for item in config]
+        return [to_keras3(item) for item in config]
     if not isinstance(config, dict):
         return config
-    item = {key: modernised(value) for key, value in config.items() if key != "compile_config"}
+    item = {key: to_keras3(value) for key, value in config.items() if key != "compile_config"}
     name, inner = item.get("class_name"), item.get("config")
     if not isinstance(name, str) or not isinstance(inner, dict):
         return item
@@ -48,15 +48,15 @@ def modernised(config: Any) -> Any:
         inner["axis"] = inner["axis"][0]
     if isinstance(inner.get("layers"), list):
         if name == "Sequential":
-            _give_an_input(inner["layers"])
+            _add_input_layer(inner["layers"])
         else:
-            _count_calls_from_zero(inner)
-            _take_single_ends_out_of_lists(inner)
+            _renumber_calls(inner)
+            _unwrap_single_ends(inner)
     return item
 
 
 def _rescaling(item: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
-    """A Rescaling in the place of an operation with one number; any other comes back as it was."""
+    """Return a Rescaling for an operation with one number, and any other operation unchanged."""
     try:
         [[source, call, tensor, arguments]] = item["inbound_nodes"]
         scale, offset = _ARITHMETIC[inner["function"]](float(arguments["y"]))
@@ -70,8 +70,8 @@ def _rescaling(item: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _give_an_input(layers: list[Any]) -> None:
-    """Write the shape of the pictures, which Keras 2 kept in the first layer, as a layer of its own."""
+def _add_input_layer(layers: list[Any]) -> None:
+    """Add an input layer with the shape of the pictures, which Keras 2 stored in the first layer."""
     first = layers[0].get("config") if layers and isinstance(layers[0], dict) else None
     if not isinstance(first, dict) or "batch_input_shape" not in first:
         return
@@ -82,13 +82,13 @@ def _give_an_input(layers: list[Any]) -> None:
         layers.insert(0, {"class_name": "InputLayer", "config": {"batch_shape": shape, "name": "input"}})
 
 
-def _count_calls_from_zero(inner: dict[str, Any]) -> None:
-    """Renumber the calls of models inside a model: Keras 2 counts their making as call 0, Keras 3 does not.
+def _renumber_calls(inner: dict[str, Any]) -> None:
+    """Renumber the calls of models inside a model: Keras 2 counts their construction as call 0, Keras 3 does not.
 
     Only Keras 2 writes a call as a list ``[layer, call, tensor, arguments]``.
     """
     layers = [layer for layer in inner["layers"] if isinstance(layer, dict)]
-    nested = {layer.get("name") for layer in layers if _counts_its_making(layer)}
+    nested = {layer.get("name") for layer in layers if _counts_construction(layer)}
     for layer in layers:
         for calls in layer.get("inbound_nodes") or ():
             for call in calls if isinstance(calls, list) else ():
@@ -96,7 +96,7 @@ def _count_calls_from_zero(inner: dict[str, Any]) -> None:
                     call[1] -= 1
 
 
-def _counts_its_making(layer: dict[str, Any]) -> bool:
+def _counts_construction(layer: dict[str, Any]) -> bool:
     inner = layer.get("config")
     layers = inner.get("layers") if isinstance(inner, dict) else None
     if not isinstance(layers, list) or not layers:
@@ -104,8 +104,8 @@ def _counts_its_making(layer: dict[str, Any]) -> bool:
     return layer.get("class_name") != "Sequential" or layers[0].get("class_name") == "InputLayer"
 
 
-def _take_single_ends_out_of_lists(inner: dict[str, Any]) -> None:
-    """Let a model of one output give a tensor: Keras 3 lets one whose output is listed give a list of one."""
+def _unwrap_single_ends(inner: dict[str, Any]) -> None:
+    """Make a model with one output return a tensor: if the output is in a list, Keras 3 returns a list."""
     for key in ("input_layers", "output_layers"):
         ends = inner.get(key)
         if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):

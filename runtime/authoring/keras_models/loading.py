@@ -1,7 +1,7 @@
-"""Open a Keras model of unknown origin: a private copy is checked, its description rebuilt, its arrays loaded.
+"""Open a Keras model of unknown origin: check a private copy, rebuild its description, load its arrays.
 
-Keras is handed neither the file nor its description as they came, but a description in which every class is
-known and a file of arrays whose sum is bounded. The caller brings Keras: this package does not import it.
+Keras never sees the original file or description. It gets a description in which every class is known, and a file of
+arrays of limited total size. The caller passes the Keras module, because this package does not import it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .archive import unpack
 from .bounds import UnsafeModelError, unpacked_limit
 from .description import check_description
 from .hdf5 import check_hdf5
-from .keras2 import modernised
+from .keras2 import to_keras3
 
 ARCHIVE, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 _LARGEST_DESCRIPTION = 16 << 20  # bytes
-_LARGEST_OUTPUT = 1 << 26  # values of one layer's output for one picture: VGG16 gives so many at 1024 x 1024
-_HEAD = 512  # bytes that tell what a file is
+_LARGEST_OUTPUT = 1 << 26  # values of one layer's output for one picture: VGG16 has so many at 1024 x 1024
+_HEAD = 512  # bytes that identify the kind of a file
 _CONTAINERS = ("Functional", "Model", "Sequential")
 
 
@@ -38,16 +38,16 @@ def open_model(path: Path, keras: Any, content: bytes | None = None) -> Any:
     Parameters
     ----------
     path
-        The file; with ``content`` it is for messages alone.
+        The file. With ``content`` it is only used in messages.
     keras
-        The imported module, of version 3.
+        The imported module, version 3.
     content
-        The bytes of the file where they were read already, to be checked by their hash.
+        The bytes of the file, if the caller has read them to check their hash.
 
     Raises
     ------
     BundleError
-        Not a Keras model, damaged, or one that holds code, reaches for other files, or unpacks to too much.
+        Not a Keras model, damaged, or it contains code, refers to other files, or unpacks to too much.
     OutputError
         The temporary folder cannot hold the copy.
     """
@@ -62,13 +62,13 @@ def open_model(path: Path, keras: Any, content: bytes | None = None) -> Any:
                 copy.write_bytes(content)
         except OSError as error:
             raise OutputError(
-                f"{folder}: cannot copy the model there ({error.strerror})", "Name another in TMPDIR"
+                f"{folder}: cannot copy the model there ({error.strerror})", "Name another folder in TMPDIR"
             ) from error
         try:
             return _from_archive(copy, folder, keras) if kind == ARCHIVE else _from_hdf5(copy, keras)
         except UnsafeModelError as error:
             raise BundleError(
-                f"{path}: refused: {printable(str(error))}", "Save the model again, made of Keras' own layers alone"
+                f"{path}: refused: {printable(str(error))}", "Save the model again, with only Keras' own layers"
             ) from error
         except Exception as error:  # ValueError, TypeError, KeyError, zipfile's, h5py's and TensorFlow's errors
             reason = printable(first_line(error).replace(str(folder), ""))[:300]
@@ -78,12 +78,12 @@ def open_model(path: Path, keras: Any, content: bytes | None = None) -> Any:
 
 
 def check_kind(path: Path) -> bytes:
-    """How a model file begins, ``b"PK.."`` or ``b"\\x89HDF.."``.
+    """Return the first bytes that identify a model file, ``ARCHIVE`` or ``HDF5``.
 
     Raises
     ------
     BundleError
-        The file is not there, not readable, not a file, a Git LFS pointer, or neither.
+        The file is missing, not readable, not a file, a Git LFS pointer, or of another kind.
     """
     if not path.exists():
         raise BundleError(f"{path}: no such model file", "Name a .keras or .h5 file")
@@ -111,55 +111,55 @@ def _kind_of(head: bytes, path: Path) -> bytes:
 def _from_archive(copy: Path, folder: Path, keras: Any) -> Any:
     content, weights = unpack(copy, folder)
     check_hdf5(weights)
-    text = _description(content)
-    return _built(lambda: keras.saving.deserialize_keras_object(json.loads(text), safe_mode=True), weights, keras)
+    text = _check_and_convert(content)
+    return _build(lambda: keras.saving.deserialize_keras_object(json.loads(text), safe_mode=True), weights, keras)
 
 
 def _from_hdf5(copy: Path, keras: Any) -> Any:
-    weights = copy.rename(copy.with_suffix(".h5"))  # Keras goes by the suffix
+    weights = copy.rename(copy.with_suffix(".h5"))  # Keras chooses the format by the suffix
     check_hdf5(weights)
     import h5py
 
     with h5py.File(weights, "r") as file:
         content = file.attrs.get("model_config")
     if content is None:
-        raise ValueError("it holds weights alone, no model")
-    text = _description(content)
+        raise ValueError("it contains only weights, no model")
+    text = _check_and_convert(content)
 
     def build() -> Any:
         config = json.loads(text)
         container = keras.Sequential if config["class_name"] == "Sequential" else keras.Model
         return container.from_config(config["config"])
 
-    return _built(build, weights, keras)
+    return _build(build, weights, keras)
 
 
-def _description(content: str | bytes) -> str:
-    """The description of a model in the form of Keras 3, every class in it known; JSON, as building empties it."""
+def _check_and_convert(content: str | bytes) -> str:
+    """Return the checked description in the form of Keras 3: JSON text, because building modifies the object."""
     if len(content) > _LARGEST_DESCRIPTION:
         raise UnsafeModelError(f"its description has more than {_LARGEST_DESCRIPTION:,} bytes")
     config = json.loads(content)
     if not isinstance(config, dict) or config.get("class_name") not in _CONTAINERS:
         name = config.get("class_name") if isinstance(config, dict) else type(config).__name__
         raise UnsafeModelError(f"it holds {name!r}, not a model of layers")
-    config = modernised(config)
+    config = to_keras3(config)
     check_description(config)
     return json.dumps(config)
 
 
-def _built(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
-    """Build the model and load its arrays, once it is known what memory it takes."""
+def _build(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
+    """Build the model and load its arrays, after checking how much memory it takes."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(_check_draft, build, weights.stat().st_size, keras).result()
     model = build()
     if not model.built:
-        raise ValueError("its layers have no shape: it was saved before it saw a picture")
+        raise ValueError("its layers have no shape: it was saved before its first use")
     with warnings.catch_warnings():
-        # Keras leaves layers that the file has no arrays for as they were drawn, and warns.
+        # Keras only warns about layers without arrays in the file, and leaves their random values.
         warnings.simplefilter("error", UserWarning)
         model.load_weights(weights)
     for layer in _layers(model):
-        # Keras sets the arrays of a Normalization inside another model and leaves out what is derived from them.
+        # Inside another model, Keras sets the arrays of a Normalization but not the values derived from them.
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
     return model
@@ -168,7 +168,7 @@ def _built(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
 def _check_draft(build: Callable[[], Any], size: int, keras: Any) -> None:
     """Build the model without memory for its variables, and check their sum. Call in a thread of its own.
 
-    Keras keeps a list of variables that have no memory yet, for each thread, and fills them when it may.
+    Keras keeps a list of variables without memory for each thread, and would allocate them later.
     """
     with keras.StatelessScope(initialize_variables=False):
         _check_size(build(), size, keras)
@@ -183,10 +183,12 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def _check_size(model: Any, size: int, keras: Any) -> None:
-    """Refuse a model whose variables, or whose tensors for one picture, are out of proportion to its file."""
+    """Refuse a model if its variables, or its tensors for one picture, are too large for its file."""
     needed = 4 * sum(math.prod(variable.shape) for variable in model.variables)
     if needed > unpacked_limit(size):
-        raise UnsafeModelError(f"its layers want {needed:,} bytes of weights, far more than the file of {size:,} holds")
+        raise UnsafeModelError(
+            f"its layers need {needed:,} bytes of weights, far more than the file of {size:,} bytes contains"
+        )
     for layer in _layers(model):
         for tensor in keras.tree.flatten([node.outputs for node in layer._inbound_nodes]):
             values = math.prod(length or 1 for length in tensor.shape)

@@ -1,8 +1,8 @@
-"""Readers of scan files: one file a format, found by looking in this folder.
+"""Readers of scan files: one file per format, discovered in this folder.
 
-A reader file says its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have, whether it
-``recognizes(head, path)`` a file by its first bytes, and gives its frames with ``read(source)``. It imports the
-format's library inside ``read``, because another reader's file may be tried first.
+A reader file defines its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have,
+``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source)``, which returns the frames.
+It imports the format's library inside ``read``, because another reader may handle the file.
 
 Two rules decide which reader takes a file. A known suffix is enough, so that listing a folder of 10,000 pictures
 opens none of them. Otherwise the first ``HEAD_BYTES`` bytes of the file decide: scanners write names without a suffix.
@@ -25,11 +25,11 @@ HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header 
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
 """Endings that copying programs (rsync, browsers, Windows, editors) give to a file while they write it."""
 
-_DEFAULT = "picture"  # tried first, and it reads whatever no reader recognizes: it says best what is wrong with it
+_DEFAULT = "picture"  # tried first; also reads files that no reader recognizes, to explain what is wrong with them
 
 
 class Reader(Protocol):
-    """What one file in this folder offers."""
+    """What a file in this folder defines."""
 
     NAME: str
     SUFFIXES: tuple[str, ...]
@@ -49,7 +49,7 @@ def _reader(name: str) -> Reader:
 
 
 def readers() -> Iterator[Reader]:
-    """Yield every reader, the one for pictures first. Each is imported when its turn comes."""
+    """Yield every reader, the one for pictures first. Each is imported when it is reached."""
     return map(_reader, _names())
 
 
@@ -66,8 +66,8 @@ def has_known_suffix(path: str | os.PathLike[str]) -> bool:
 def recognizes(path: str | os.PathLike[str]) -> bool:
     """Whether a file in a folder is a scan that some reader takes.
 
-    A file with a known suffix is not opened. Of others the head is read, unless they are no plain files, hidden
-    or temporary.
+    A file with a known suffix is not opened. For others the first bytes are read, except for hidden and temporary
+    files and for anything that is not a regular file.
     """
     path = os.fspath(path)
     return _by_suffix(path) is not None or _by_content(_head(path), path) is not None
@@ -79,7 +79,7 @@ def read(source: Source) -> Iterable[Frame]:
     Raises
     ------
     InputError
-        The scan cannot be read; for a reader that gives its frames one by one this may come between two of them.
+        The scan cannot be read. A reader that yields frames one by one may raise this between two frames.
     """
     path = source_name(source)
     if path is not None:
@@ -119,12 +119,12 @@ def _by_content(head: bytes, path: str) -> Reader | None:
 
 
 def _head(path: str) -> bytes:
-    """The first bytes of a plain file; empty where there are none, or where they should not be looked at."""
+    """The first bytes of a regular file; empty if there are none or they should not be read."""
     file = Path(path)
     if file.name.startswith(".") or file.name.lower().endswith(TEMPORARY):
         return b""
     try:
-        if not file.is_file():  # opening a pipe or a device could wait for ever
+        if not file.is_file():  # opening a pipe or a device could block forever
             return b""
         with file.open("rb", buffering=0) as stream:
             return stream.read(HEAD_BYTES)

@@ -103,7 +103,7 @@ def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
 
 
 def _first_scan_is_partial(image: Any) -> bool:
-    """Whether the first scan, whose header Pillow has just read, lacks components that follow in later scans."""
+    """Whether the first scan lacks components of later scans. Pillow has just read its header."""
     length = 6 + 2 * image.layers
     position = image.fp.tell()
     image.fp.seek(max(0, position - length))
@@ -113,7 +113,7 @@ def _first_scan_is_partial(image: Any) -> bool:
 
 
 def _check_bmp(image: Any, raw_mode: str, name: str) -> None:
-    """Refuse a BMP with a grey palette of another depth: Pillow takes the palette's depth for that of the pixels."""
+    """Refuse a BMP with a gray palette of another depth: Pillow takes the palette's depth for that of the pixels."""
     position = image.fp.tell()
     image.fp.seek(14)
     header = image.fp.read(16)
@@ -121,7 +121,7 @@ def _check_bmp(image: Any, raw_mode: str, name: str) -> None:
     core = header[:4] == b"\x0c\0\0\0"
     (bits,) = struct.unpack_from("<H", header, 10 if core else 14)
     if raw_mode in ("1", "L") and bits != (1 if raw_mode == "1" else 8):
-        raise unsupported(name, f"{bits}-bit BMP with a grey palette of another depth")
+        raise unsupported(name, f"{bits}-bit BMP with a gray palette of another depth")
 
 
 def unsupported_kind(stream: BinaryIO, head: bytes) -> str | None:

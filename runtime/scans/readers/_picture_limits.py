@@ -14,7 +14,7 @@ import numpy as np
 from mri_edge.errors import InputError
 
 MAX_PIXELS = 64_000_000
-MAX_SIDE = 65_535  # pixels; JPEG and GIF cannot have more
+_MAX_SIDE = 65_535  # pixels; JPEG and GIF cannot have more
 
 # Bytes that decoding one picture may hold at a time: Pillow's image, the returned pixels and the decoder's buffers.
 MAX_MEMORY = 450_000_000
@@ -31,12 +31,12 @@ _CONVERT = "Save it as PNG with 8 or 16 bits a channel, for instance with ImageM
 
 
 def too_large(name: str, what: str, value: float, limit: float, hint: str = "Make it smaller") -> InputError:
-    """Refuse a picture that asks for more than a limit allows."""
+    """Refuse a picture that exceeds a limit."""
     return InputError(f"{name}: too large, {what}", hint, code="too_large", value=value, limit=limit)
 
 
 def unsupported(name: str, kind: str) -> InputError:
-    """Refuse a valid picture of a kind that is not read."""
+    """Refuse a valid picture of an unsupported kind."""
     return InputError(f"{name}: {kind} is not supported", _CONVERT, code="unsupported")
 
 
@@ -46,13 +46,13 @@ def damaged(name: str, reason: str) -> InputError:
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Raise InputError if a picture has more pixels, or a longer side, than is read."""
+    """Raise InputError if a picture has more pixels, or a longer side, than is supported."""
     if width * height > MAX_PIXELS:
         limit = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
         raise too_large(name, f"{width} x {height} pixels", width * height, MAX_PIXELS, limit)
-    if max(width, height) > MAX_SIDE:
-        limit = f"The limit is {MAX_SIDE:,} pixels a side: make it smaller"
-        raise too_large(name, f"{width} x {height} pixels", max(width, height), MAX_SIDE, limit)
+    if max(width, height) > _MAX_SIDE:
+        limit = f"The limit is {_MAX_SIDE:,} pixels a side: make it smaller"
+        raise too_large(name, f"{width} x {height} pixels", max(width, height), _MAX_SIDE, limit)
 
 
 def check_memory(name: str, needed: int) -> None:
@@ -85,7 +85,7 @@ def count(stream: BinaryIO, pattern: bytes, start: int = 0, size: int | None = N
 
 
 class BoundedFile(io.BufferedReader):
-    """A file that raises InputError when it is read more often, or further, than decoding a real picture needs.
+    """A file that raises InputError when more reads or bytes are requested than decoding a real picture needs.
 
     Pillow's parsers loop in Python over chunks, blocks, comments and stray bytes, and a file of a few megabytes
     can hold millions of these.
@@ -97,7 +97,7 @@ class BoundedFile(io.BufferedReader):
         self._reads = self._taken = 0
         self.most_bytes = _MAX_HEADER
 
-    def header_is_read(self) -> None:
+    def allow_whole_file(self) -> None:
         """From now on allow as many bytes as the file has."""
         self.most_bytes = self._size + 4 * _MAX_HEADER
 

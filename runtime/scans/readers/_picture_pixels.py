@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -13,15 +16,14 @@ from PIL import Image, ImagePalette
 
 from mri_edge.device.native import silence_libtiff, trim_memory
 from mri_edge.errors import InputError
+from mri_edge.scans.files import is_transient, out_of_memory
 from mri_edge.scans.frame import Pixels
-from mri_edge.scans.read_errors import is_transient, out_of_memory
 
 from . import _tiff
 from ._picture_headers import check_opened
 from ._picture_limits import check_memory, check_size, damaged, unsupported
-from ._quiet_decoding import decoding
 
-_BLACK_16 = 1 << 13  # a 16-bit picture whose highest value is below this uses an eighth of its range or less
+_BLACK_16 = 1 << 13  # if the highest value of a 16-bit picture is below this, it uses at most an eighth of its range
 
 _ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
 # How to turn (H, W) or (H, W, 3) pixels upright, by the tag's value. These are views: a large picture is not copied.
@@ -41,6 +43,44 @@ _STRIP_PIXELS = 1 << 20
 # Pictures that take more memory than this are decoded one at a time, whatever the number of threads.
 _LARGE_BYTES = 64 << 20
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+
+
+class _Decoding:
+    """A context for decoding; any number of threads may be inside.
+
+    While a thread is inside, Python's warnings are off. Pillow warns about damaged metadata, which is not used, and
+    about sizes that our own limits refuse, and each warning would be two more lines on stderr. A plain
+    ``warnings.catch_warnings`` in each thread does not work: two threads that leave in the order in which they
+    entered would leave the warnings off permanently. A permanent filter for Pillow's modules would silence them in the
+    user's own code.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)  # the threads that were inside do not exist in the child
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self.large = threading.Lock()  # held while a large picture is decoded
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._saved.__exit__(None, None, None)
+
+
+decoding = _Decoding()
 
 
 def pixels_of_image(image: Image.Image, name: str, kind: _tiff.Tiff | None = None, *, opened: bool = False) -> Pixels:
@@ -160,7 +200,7 @@ def unreadable(name: str, error: Exception) -> InputError:
 def _prepare_tiff(image: Any) -> None:
     """Before a TIFF is decoded: silence libtiff, and correct what Pillow understands differently from other readers."""
     silence_libtiff()
-    # Associated alpha: Pillow would divide the colors by it; OpenCV and tifffile give them as stored.
+    # Associated alpha: Pillow would divide the colors by it; OpenCV and tifffile return them as stored.
     for index, tile in enumerate(image.tile):
         if tile[3][0].startswith("RGBa"):
             arguments = (tile[3][0].replace("RGBa", "RGBA"), *tile[3][1:])
@@ -172,7 +212,7 @@ def _prepare_tiff(image: Any) -> None:
 
 
 def _decode_ppm(image: Any) -> tuple[NDArray[np.uint8], int | None]:
-    """Decode a binary PGM or PPM whose maximum is not 255 or 65535. Pillow takes a second a megapixel for these."""
+    """Decode a binary PGM or PPM with a maximum other than 255 or 65535. Pillow takes 1 s per megapixel for these."""
     _, _, offset, (_, most) = image.tile[0]
     width, height = image.size
     shape = (height, width, 3) if image.mode == "RGB" else (height, width)

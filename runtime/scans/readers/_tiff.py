@@ -1,4 +1,4 @@
-"""Check the first directory of a TIFF: refuse what Pillow would misread, and limit the memory that decoding takes."""
+"""Check the first directory of a TIFF: refuse what Pillow would misread, and limit the memory for decoding."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _MAX_ENTRIES = 4096
 _MAX_BLOCKS = 100_000  # strips or tiles; 6000 x 6000 in tiles of 64 x 64 has 8,836
 
 _MAX_OVERLAP = 256 << 20  # bytes that strips or tiles may claim beyond the file
-_MAX_COEFFICIENTS = 100 << 20  # bytes; libtiff itself refuses JPEG streams that need more
+_MAX_COEFFICIENTS = 100 << 20  # bytes; libtiff refuses JPEG streams that need more
 
-_GREYS, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
+_GRAYS, _RGB, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
 _PHOTOMETRICS = {
     0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab", 9: "ICCLab",
     10: "ITULab", 32803: "CFA", 32844: "LogL", 32845: "LogLuv", 34892: "LinearRaw",
@@ -42,7 +42,7 @@ _COMPRESSIONS = {_RAW, *_FAX, 5, _JPEG, 8, 32773, 32946, 34925, 50000}
 
 @dataclass(frozen=True)
 class Tiff:
-    """What the check of a TIFF found out about its first picture.
+    """What ``check`` found in the first picture of a TIFF.
 
     Attributes
     ----------
@@ -73,13 +73,13 @@ def check(stream: BinaryIO, name: str) -> Tiff:
         "unsupported": a valid kind that Pillow cannot read, or misreads; "too_large"; "damaged".
     """
     tags = _read_tags(stream, name)
-    width, length = _one(tags, WIDTH, 0), _one(tags, LENGTH, 0)
+    width, length = _first(tags, WIDTH, 0), _first(tags, LENGTH, 0)
     if not width or not length:
         raise damaged(name, "it has no size")
-    if _one(tags, PHOTOMETRIC, 0) == _PALETTE and COLOR_MAP not in tags:
+    if _first(tags, PHOTOMETRIC, 0) == _PALETTE and COLOR_MAP not in tags:
         raise damaged(name, "it has no color map")
     check_size(name, width, length)
-    samples = _one(tags, SAMPLES, 1)
+    samples = _first(tags, SAMPLES, 1)
     bits = tags.get(BITS, (1,))
     bits = bits * samples if len(bits) == 1 else bits[:samples]
     if not 0 < samples <= 6 or len(bits) != samples:
@@ -124,7 +124,7 @@ def _read_tags(stream: BinaryIO, name: str) -> dict[int, tuple[int, ...]]:
     return tags
 
 
-def _one(tags: dict[int, tuple[int, ...]], tag: int, default: int) -> int:
+def _first(tags: dict[int, tuple[int, ...]], tag: int, default: int) -> int:
     return tags.get(tag, (default,))[0]
 
 
@@ -133,8 +133,8 @@ def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
 
     Returns the name of the kind, for messages.
     """
-    photometric, compression = _one(tags, PHOTOMETRIC, 0), _one(tags, COMPRESSION, _RAW)
-    extras, planar = tags.get(EXTRA_SAMPLES, ()), _one(tags, PLANAR, 1)
+    photometric, compression = _first(tags, PHOTOMETRIC, 0), _first(tags, COMPRESSION, _RAW)
+    extras, planar = tags.get(EXTRA_SAMPLES, ()), _first(tags, PLANAR, 1)
     formats = set(tags.get(SAMPLE_FORMAT, (1,)))
     color = _PHOTOMETRICS.get(photometric, f"photometric {photometric}")
     kind = f"{max(bits)}-bit {_FORMATS.get(max(formats), '')}{color} TIFF"
@@ -147,10 +147,10 @@ def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
     if compression not in _COMPRESSIONS:
         raise unsupported(name, f"TIFF with compression {compression}")
     depth = bits[0]
-    grey, channels = photometric in _GREYS, len(bits) - len(extras)
+    gray, channels = photometric in _GRAYS, len(bits) - len(extras)
     readable = formats == {1} and len(set(bits)) == 1
-    if grey or photometric == _PALETTE:
-        deep = {12, 16} if grey else set()
+    if gray or photometric == _PALETTE:
+        deep = {12, 16} if gray else set()
         readable = readable and channels == 1 and depth in {1, 2, 4, 8} | deep and (not extras or depth == 8)
     elif photometric == _RGB:
         readable = readable and channels in (3, 4) and depth in (8, 16)
@@ -163,7 +163,7 @@ def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
     if planar == 2:
         # Pillow reads uncompressed planes as plain 8-bit samples, and divides by associated alpha.
         misread = (
-            depth != 8 or extras or (grey and len(bits) > 1) if compression == _RAW else 1 in extras and channels > 1
+            depth != 8 or extras or (gray and len(bits) > 1) if compression == _RAW else 1 in extras and channels > 1
         )
         if misread or (photometric == 0 and compression == _RAW):
             raise unsupported(name, f"{kind} in separate planes")
@@ -177,13 +177,13 @@ def _check_blocks(
 ) -> tuple[int, bool]:
     """Limit the size to which strips or tiles may unpack. Returns ``Tiff.memory`` and ``Tiff.turned``."""
     width, length = tags[WIDTH][0], tags[LENGTH][0]
-    compression = _one(tags, COMPRESSION, _RAW)
-    planes = len(bits) if _one(tags, PLANAR, 1) == 2 else 1
+    compression = _first(tags, COMPRESSION, _RAW)
+    planes = len(bits) if _first(tags, PLANAR, 1) == 2 else 1
     tiled = TILE_OFFSETS in tags or TILE_WIDTH in tags
     if tiled:
-        across, down = _one(tags, TILE_WIDTH, 0), _one(tags, TILE_LENGTH, 0)
+        across, down = _first(tags, TILE_WIDTH, 0), _first(tags, TILE_LENGTH, 0)
     else:
-        across, down = width, min(_one(tags, ROWS_PER_STRIP, length) or length, length)
+        across, down = width, min(_first(tags, ROWS_PER_STRIP, length) or length, length)
     if not across or not down:
         raise damaged(name, "its tiles have no size")
     blocks = -(-width // across) * -(-length // down) * planes
@@ -200,7 +200,7 @@ def _check_blocks(
     file_size = stream.seek(0, 2)
     if sum(sizes) > 4 * file_size + _MAX_OVERLAP:
         raise damaged(name, "its strips or tiles are longer than the file")
-    turned = _one(tags, ORIENTATION, 1) in range(2, 9)
+    turned = _first(tags, ORIENTATION, 1) in range(2, 9)
     if compression == _RAW:
         return 0, turned
     row = (across * (sum(bits) if planes == 1 else max(bits)) + 7) // 8

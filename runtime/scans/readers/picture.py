@@ -13,16 +13,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mri_edge.errors import InputError
+from mri_edge.scans.files import open_scan, out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
-from mri_edge.scans.pipes import open_scan
-from mri_edge.scans.read_errors import out_of_memory
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from . import _tiff
 from ._picture_headers import check_before_open, unsupported_kind
 from ._picture_limits import MAX_PIXELS, SMALL_FILE, BoundedFile, damaged, too_large, unsupported
-from ._picture_pixels import pixels_of_array, pixels_of_image, unreadable
-from ._quiet_decoding import decoding
+from ._picture_pixels import decoding, pixels_of_array, pixels_of_image, unreadable
 
 NAME = "picture"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -64,12 +62,12 @@ _OTHER_FORMATS = (
 
 
 def recognizes(head: bytes, path: str) -> bool:
-    """Whether a file begins like a picture. A DICOM file may begin like a TIFF and is none."""
+    """Whether a file begins like a picture. A DICOM file may begin like a TIFF."""
     return _BEGINNING.match(head) is not None and not _is_dicom(head)
 
 
 def read(source: Source) -> tuple[Frame]:
-    """Read one frame; of a picture with several the first. Parameters and errors as for ``load``."""
+    """Read the first frame. Parameters and errors as for ``load``."""
     return (Frame(load(source), source_name(source)),)
 
 
@@ -77,8 +75,8 @@ def load(source: Source) -> Pixels:
     """Decode to uint8 (H, W, 3) RGB.
 
     EXIF rotation is applied. Palettes are resolved and CMYK becomes RGB. Alpha is dropped; with associated alpha the
-    colors are taken as they are stored. 16 bits become 8 by their upper byte. Of several frames the first is taken.
-    OpenCV's ``imread`` does the same where it reads such files. A grey picture is a view that shows one channel three
+    colors are taken as they are stored. 16 bits become 8 by their upper byte. Only the first of several frames is read.
+    OpenCV's ``imread`` does the same where it reads such files. A gray picture is a view that shows one channel three
     times; a rotated picture is a view as well.
 
     The upper bits of 16 must be used: raw 12-bit values of a scanner would become black. A TIFF that declares 12 bits
@@ -157,7 +155,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
         check_before_open(file, head, size, name)
         is_tiff = _tiff.is_tiff(head)
         if isinstance(file, BoundedFile) and (is_tiff or head[:4] == b"RIFF"):  # other limits apply to these
-            file.header_is_read()
+            file.allow_whole_file()
         kind = _tiff.check(file, name) if is_tiff else None
         file.seek(0)
         try:
@@ -177,7 +175,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             kind_name = unsupported_kind(file, head)
             raise unsupported(name, kind_name) if kind_name else unreadable(name, error) from error
         if isinstance(file, BoundedFile):
-            file.header_is_read()
+            file.allow_whole_file()
         with image:
             try:
                 return pixels_of_image(image, name, kind, opened=True)

@@ -1,1 +1,1 @@
-"""Classify the scans that arrive in a folder, each once, whatever ends the program."""
+"""Classify the scans that arrive in a folder, each exactly once, even if the program is killed."""

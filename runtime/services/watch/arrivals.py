@@ -36,7 +36,7 @@ class Arrival:
 
 @dataclass
 class _Seen:
-    """A file as it was first seen in its present state, and whether a reader recognizes it."""
+    """A file, the time when its present state was first seen, and whether a reader recognizes it."""
 
     stamp: Stamp
     is_scan: bool
@@ -45,12 +45,12 @@ class _Seen:
 
 
 class Arrivals:
-    """Looks for scans in a folder, but not in its subfolders. Remembers only files that are there, to bound memory.
+    """Looks for scans in a folder, but not in its subfolders. Remembers only existing files, to limit memory.
 
     Parameters
     ----------
     settle_s
-        A scan counts as complete if its size, time and inode have not changed for this long. 0: at first sight.
+        A scan counts as complete if its size, time and inode have not changed for this long. 0: as soon as it is seen.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class Arrivals:
             paths = list(self.folder.iterdir())
         except OSError as error:
             raise OutputError(
-                f"{self.folder}: cannot list the folder ({error.strerror})", "Is the disk or share there?"
+                f"{self.folder}: cannot list the folder ({error.strerror})", "Check that the disk or share is mounted"
             ) from error
         now = self._clock()
         seen: dict[str, _Seen] = {}
@@ -115,6 +115,6 @@ class Arrivals:
         return name in self._seen or name in self.unrecognized
 
     def postpone(self, arrival: Arrival, wait_s: float) -> None:
-        """Return a scan again only when it has not changed for ``wait_s`` seconds, counted from its first sight."""
+        """Return a scan again only if it has not changed for ``wait_s`` seconds since it was first seen."""
         self._seen[arrival.path.name].wait_s = wait_s
         self.pending += 1

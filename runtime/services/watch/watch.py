@@ -19,19 +19,18 @@ import numpy as np
 from mri_edge.errors import EngineError, InputError, MriEdgeError, OutputError, first_line
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name
-from mri_edge.scans.read_errors import is_transient
+from mri_edge.scans.files import is_transient
 from mri_edge.services.systemd import notify
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
 
 from .arrivals import Arrival, Arrivals, stamp_of
-from .in_progress import InProgress
-from .outbox import Outbox, Record
+from .outbox import InProgress, Outbox, Record
 
 _PATIENCE = 5  # a scan that cannot be read may still be arriving: it gets this many times the settling time
-_MAX_CRASHES = 3  # how often the program may end during a scan before the scan is put aside
+_MAX_CRASHES = 3  # how often the program may end during a scan before the scan is moved to ``failed``
 _RETRY_S = 30.0  # longest time between attempts: for a disk, and for a scan that may not be read
-_REFUSED_IN_A_ROW = 3  # after this many scans that cannot be moved the disk is at fault, and the others have to wait
+_REFUSED_IN_A_ROW = 3  # if this many scans in a row cannot be moved, the disk is the cause, and the others wait
 _REMIND_S = 600.0  # how often the same problem is reported again
 _SLEEP_S = 0.2  # longest sleep before checking whether to stop
 
@@ -48,7 +47,7 @@ class Watch:
     settle_s
         See ``Arrivals``.
     report
-        Is called with one line for people about what is waiting, and why.
+        Called with a message about each scan that has to wait, and the reason.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Watch:
                 self._sleep(every_s)
 
     def check_model(self) -> None:
-        """Classify a blank picture. Raises EngineError, so that a fault of the model is never blamed on a scan."""
+        """Classify a blank picture. Raises EngineError, so that no scan is reported for a fault of the model."""
         preprocessing = self._classifier.bundle.manifest.preprocessing
         try:
             self._classifier.predict(np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8))
@@ -123,8 +122,8 @@ class Watch:
             raise
         except Exception as error:
             raise EngineError(
-                f"{self._classifier.bundle.folder}: the model fails at a blank picture ({first_line(error)})",
-                "No scan is at fault: copy or export the bundle again",
+                f"{self._classifier.bundle.folder}: the model fails on a blank picture ({first_line(error)})",
+                "Copy or export the bundle again",
             ) from error
 
     def _prepare(self, locks: ExitStack) -> None:
@@ -144,7 +143,7 @@ class Watch:
 
     def _lock(self, folder: Path, locks: ExitStack) -> None:
         if not locks.enter_context(locked(Path(os.path.realpath(folder)))):
-            message = f"{folder}: no locks on this file system; see that no other watch works here"
+            message = f"{folder}: this file system has no locks; make sure that no other watch uses the folder"
             self._report_once(f"{folder}/", message)
 
     def _process_arrivals(self, once: bool) -> Generator[Record, None, bool]:
@@ -167,7 +166,7 @@ class Watch:
                 else:
                     self._postpone(arrival)
                 continue
-            except OutputError as error:  # it may concern this scan only: the others should not wait for it
+            except OutputError as error:  # it may affect only this scan: the others should not wait for it
                 if once:
                     raise
                 self._report_trouble(error)
@@ -189,12 +188,12 @@ class Watch:
         self._arrivals.postpone(arrival, arrival.unchanged_s + min(max(1.0, arrival.unchanged_s), _RETRY_S))
 
     def _process(self, arrival: Arrival) -> list[Record]:
-        """Write the results of a scan, then move it. Returns no record if it changed, is gone or gets more time.
+        """Write the results of a scan, then move it. Returns no record if it changed, is gone or may still be arriving.
 
         Raises
         ------
         InputError
-            This scan may not be read, or another file is in the way of its result.
+            This scan cannot be read, or another file has the name of its result.
         OutputError
             The disk is full, or something else is wrong with it.
         """
@@ -221,11 +220,11 @@ class Watch:
         return records
 
     def _classify(self, arrival: Arrival, kept: str, sha256: str) -> list[Record]:
-        """Return the records of a scan, which is recorded as in progress meanwhile; none if it gets more time."""
+        """Return the records of a scan; none if it may still be arriving. It is marked as in progress meanwhile."""
         crashes = self._in_progress.begin(arrival.path.name, sha256)
         try:
             records = self._records_of(arrival, kept, sha256, crashes)
-        except (MriEdgeError, KeyboardInterrupt):  # an orderly end; any other end of the program counts as a crash
+        except (MriEdgeError, KeyboardInterrupt):  # an orderly end; any other one counts as a crash
             self._in_progress.end(sha256)
             raise
         self._in_progress.end(sha256)
@@ -272,7 +271,7 @@ class Watch:
         self._refused = {name for name in self._refused if self._arrivals.has(name)}
         for name in sorted(self._arrivals.unrecognized):
             path = self._arrivals.folder / name
-            self._report_once(name, f"{path}: left alone, {_why_left_alone(path)}")
+            self._report_once(name, f"{path}: left alone, {_why_ignored(path)}")
 
     def _report_once(self, name: str, message: str) -> None:
         if self._reported.get(name) != message:
@@ -283,7 +282,7 @@ class Watch:
         number = getattr(error.__cause__, "errno", None)  # messages differ, because each names another scan
         now = time.monotonic()
         if self._trouble is None or number != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
-            self._report(f"{error.problem}. Scans stay where they are; tried again until it works")
+            self._report(f"{error.problem}. Scans stay where they are and are tried again until it works")
             self._trouble = (number, now)
 
     def _sleep(self, seconds: float) -> None:
@@ -306,7 +305,7 @@ def _result_name(outbox: Outbox, kept: str, record: Record) -> str:
     return kept if frames == 1 else outbox.place_result(frame_name(kept, record["index"], frames), record["sha256"])
 
 
-def _why_left_alone(path: Path) -> str:
+def _why_ignored(path: Path) -> str:
     if path.is_symlink():
         return "it is a link"
     if path.exists() and not path.is_file():
@@ -315,7 +314,7 @@ def _why_left_alone(path: Path) -> str:
 
 
 def _retried(problem: str) -> InputError:
-    return InputError(problem, "It stays where it is and is tried again")
+    return InputError(problem, "It stays where it is and is tried again later")
 
 
 def _crashed(scan: Path, crashes: int) -> Failure:
