@@ -70,7 +70,7 @@ def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path) -> None:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: abacus-rt\nVersion: 1.0\n")
     (metadata / "top_level.txt").write_text("abacus_rt\n")
     (tmp_path / "abacus_plugin.py").write_text(PLUGIN)
-    contract = str(CHECKOUT / "tests" / "runtime" / "test_engines.py")
+    contract = str(CHECKOUT / "tests" / "engines" / "test_engines.py")
     done = subprocess.run(
         [
             sys.executable,

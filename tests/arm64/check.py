@@ -209,7 +209,7 @@ def contract_on_host(out: Path) -> Path:
     """Run the contract tests here; they leave the tiny models, which are made with onnx and tensorflow, in a folder."""
     say("here", "the engines' contract tests")
     (out / "tiny").mkdir()
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/runtime/test_engines.py"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engines/test_engines.py"]
     run("env", f"MRI_EDGE_TINY={out / 'tiny'}", *pytest, cwd=CHECKOUT)
     return out / "tiny"
 
@@ -217,7 +217,7 @@ def contract_on_host(out: Path) -> Path:
 def contract(emulated: Emulated, core: str, tiny: Path) -> Record:
     """Run the contract tests there, on the same tiny models; how many passed and which were skipped."""
     pytest = [f"{VENV}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml=/out/{core}.xml"]
-    emulated.run(core, "env", f"MRI_EDGE_TINY=/out/{tiny.name}", *pytest, "/src/tests/runtime/test_engines.py")
+    emulated.run(core, "env", f"MRI_EDGE_TINY=/out/{tiny.name}", *pytest, "/src/tests/engines/test_engines.py")
     suite = ET.parse(emulated.out / f"{core}.xml").getroot()[0]  # noqa: S314 (our own pytest wrote it)
     skipped = sorted({one.get("message", "") for one in suite.iter("skipped")})
     total, missed = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
