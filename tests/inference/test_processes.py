@@ -1,4 +1,4 @@
-"""A classifier in other processes than the one that loaded it: forked, spawned, pickled, copied, under gunicorn."""
+"""A classifier works, or raises, in processes that did not load it: forked, spawned, pickled, copied, in gunicorn."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import http.client
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from mri_edge.testing import FakeEngine
 
 SCAN = str(Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-# Each program ends within a second or two; what hangs is ended by its own bound, and this one is behind it.
+# Seconds. Each program ends within a second or two, and kills a child that hangs; this limit is the last resort.
 LIMIT = 120
 
 # Prints {action: how the child ended}. Two threads of the parent run the engine while it forks.
@@ -50,9 +52,9 @@ def predict():
         except EngineError as error:
             assert "before this process was forked" in str(error), error
             return
-        raise AssertionError("it opened by luck")
+        raise AssertionError("the engine opened, although its library does not survive a fork")
     assert classifier.predict(scan).probabilities == wanted
-    assert [one.probabilities for one in classifier.predict_batches([scan] * 3)] == [wanted] * 3
+    assert [result.probabilities for result in classifier.predict_batches([scan] * 3)] == [wanted] * 3
 
 def predict_and_close():
     predict()
@@ -119,12 +121,12 @@ for action in [*actions, close, nothing]:
     sys.stdout.flush()
     if (child := os.fork()) == 0:
         action()
-        sys.exit()  # the whole way out, past every destructor: not os._exit
+        sys.exit()  # not os._exit: every destructor must run
     ends[action.__name__] = end_of(child)
 busy = False
 for thread in threads:
     thread.join()
-predict()  # and the parent is none the worse
+predict()  # the parent still works
 print(json.dumps(ends))
 """
 
@@ -194,7 +196,8 @@ def engine(request) -> str:
     if reason := engine_file(request.param).missing():
         pytest.skip(reason)
     if not any(
-        one.file.endswith(engine_file(request.param).SUFFIXES) for one in Bundle.open("small").manifest.artefacts
+        artefact.file.endswith(engine_file(request.param).SUFFIXES)
+        for artefact in Bundle.open("small").manifest.artefacts
     ):
         pytest.skip(f"the embedded model has no artefact for {request.param}")
     return request.param
@@ -214,27 +217,27 @@ def run(folder: Path, program: str, *arguments: str):
 
 
 @forks
-def test_forked_child_works_or_says_so_and_always_ends(engine, tmp_path):
+def test_a_forked_child_predicts_or_raises_and_always_ends(engine, tmp_path):
     ends, errors = run(tmp_path, FORKING, engine, SCAN)
     assert set(ends.values()) == {0}, f"{ends}\n{errors}"
     assert len(ends) == 9
 
 
 @forks
-def test_pool_of_forked_processes_predicts(engine, tmp_path):
+def test_a_pool_of_forked_processes_predicts(engine, tmp_path):
     wanted, found = run(tmp_path, POOL, engine, SCAN)[0]
     if opens_after_fork(engine):
         assert found == wanted
     else:
-        assert all("before this process was forked" in one for one in found)
+        assert all("before this process was forked" in answer for answer in found)
 
 
-def test_spawned_process_is_given_a_classifier(engine, tmp_path):
+def test_a_classifier_can_be_passed_to_a_spawned_process(engine, tmp_path):
     assert run(tmp_path, SPAWN, engine, SCAN)[0] == [0, True]
 
 
 @forks
-def test_gunicorn_preloads_a_classifier(engine, tmp_path):
+def test_gunicorn_workers_predict_with_a_preloaded_classifier(engine, tmp_path):
     pytest.importorskip("gunicorn", reason="gunicorn (group 'dev') is not installed")
     (tmp_path / "served.py").write_text(APPLICATION)
     with socket.socket() as taken:
@@ -244,7 +247,13 @@ def test_gunicorn_preloads_a_classifier(engine, tmp_path):
     command += ["--bind", f"127.0.0.1:{port}", "--worker-tmp-dir", str(tmp_path), "served:application"]
     environment = os.environ | {"TESTED_ENGINE": engine, "TESTED_SCAN": SCAN}
     server = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         answers: dict[int, list[bool | str]] = {}
@@ -266,8 +275,11 @@ def test_gunicorn_preloads_a_classifier(engine, tmp_path):
         assert server.returncode == 0, errors
         assert "Traceback" not in errors
     finally:
-        server.kill()
+        # A killed master leaves its workers running. They are in its process group, which the new session made.
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+        server.stderr.close()
 
 
 def _ask(port: int) -> tuple[int, bool | str]:
@@ -280,7 +292,7 @@ def _ask(port: int) -> tuple[int, bool | str]:
         connection.close()
 
 
-def test_pickle_is_what_load_was_given(tiny_bundle):
+def test_a_pickle_holds_the_arguments_of_load_and_not_the_model(tiny_bundle):
     with Classifier.load(tiny_bundle, threads=1, provider="cpu") as classifier:
         content = pickle.dumps(classifier)
         wanted = classifier.predict(SCAN)
@@ -290,7 +302,7 @@ def test_pickle_is_what_load_was_given(tiny_bundle):
         assert again.engine.threads == 1
 
 
-def test_pickle_of_a_bundle_that_was_opened(tiny_bundle):
+def test_a_classifier_of_an_opened_bundle_can_be_pickled(tiny_bundle):
     with Classifier.load(Bundle.open(tiny_bundle), threads=1) as classifier:
         again = pickle.loads(pickle.dumps(classifier))  # noqa: S301 (written here)
         assert again.bundle == classifier.bundle
@@ -299,14 +311,14 @@ def test_pickle_of_a_bundle_that_was_opened(tiny_bundle):
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_copy_has_an_engine_of_its_own(tiny_bundle, copied):
+def test_a_copy_has_its_own_engine(tiny_bundle, copied):
     with Classifier.load(tiny_bundle, threads=1) as classifier:
         other = copied(classifier)
         other.close()
         assert classifier.predict(SCAN).label
 
 
-def test_what_cannot_be_pickled_is_said(tiny_bundle):
+def test_a_classifier_that_cannot_be_pickled_raises_a_usage_error(tiny_bundle):
     classifier = Classifier.load(tiny_bundle, threads=1)
     made = Classifier(classifier.bundle, classifier.artefact, FakeEngine((128, 128, 3)))
     with pytest.raises(UsageError, match=r"cannot be pickled.*open already.*Classifier\.load"):
@@ -317,7 +329,7 @@ def test_what_cannot_be_pickled_is_said(tiny_bundle):
 
 
 @forks
-def test_child_refuses_another_provider_than_the_parents(tiny_bundle, monkeypatch):
+def test_a_forked_child_refuses_a_provider_other_than_its_parents(tiny_bundle, monkeypatch):
     """A GPU that does not come up after a fork must not become the CPU in silence."""
     from mri_edge import EngineError
     from mri_edge.engines import _fork
