@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipe for an engine, followed to the letter: the contract of all engines runs on its code."""
+"""The engine that CONTRIBUTING.md shows how to write keeps the contract of all engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error tree is the one that its docstring draws, with the exit codes it names."""
+"""The error classes and exit codes are those that the module docstring lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import pytest
 from mri_edge import errors
 from mri_edge.errors import MriEdgeError, first_line
 
-CLASSES = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, MriEdgeError)]
+CLASSES = [
+    found_class
+    for _, found_class in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(found_class, MriEdgeError)
+]
 
 
 def test_docstring_draws_the_tree() -> None:
@@ -24,7 +28,9 @@ def test_docstring_draws_the_tree() -> None:
         depth = 1 if len(found[1]) <= 4 else 2
         parents[depth:] = [found[2]]
         drawn[found[2]] = (parents[depth - 1], int(found[3]))
-    real = {one.__name__: (one.__bases__[0].__name__, one.exit_code) for one in CLASSES if one is not MriEdgeError}
+    real = {
+        error.__name__: (error.__bases__[0].__name__, error.exit_code) for error in CLASSES if error is not MriEdgeError
+    }
     assert drawn == real
 
 

@@ -1,4 +1,4 @@
-"""The public names: what `from mri_edge import …` gives, where it comes from, what it costs."""
+"""The public names of `mri_edge`: which exist, where they are defined, and what their import loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run README's commands from train to bench, as they stand there, in an empty folder."""
+"""Run README's commands from train to bench, unchanged, in an empty folder."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offl
     assert "vgg16" in said["predict"].stdout
     assert "8 images" in said["evaluate"].stdout
 
-    # Nothing in the bundle says where it was made.
+    # The bundle must not contain the path where it was made.
     for path in (place / "runs").rglob("*"):
         if path.suffix in (".json", ".md", ".html"):
             assert str(place) not in path.read_text(encoding="utf-8"), path

@@ -1,4 +1,4 @@
-"""Names of patients' scans, and paths of whoever trained, stay out of every bundle that travels."""
+"""A bundle that leaves the machine holds neither file names of scans nor paths of the training machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = ("ward 3/Miller, Anna.jpg", "ward 3/Smith^John.PNG", "ward 3/unlisted sc
 
 
 def texts(folder: Path) -> dict[str, str]:
-    """Every text of a bundle, by its name in there."""
+    """Every text of a bundle, by its file name."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes().decode(errors="replace")
         for path in folder.rglob("*")
@@ -70,8 +70,8 @@ def test_a_slim_bundle_names_no_image_and_no_path(full: Path, tmp_path: Path, ca
     command = Bundle.open(tmp_path / "slim").manifest.creation.command
     assert command == "mri-edge train --data PATH --out=PATH --backbone-weights=PATH --seed 0"
     # What belongs together can still be found: by the hash of the image.
-    metrics, parity = (json.loads(found[one]) for one in ("metrics.json", "parity.json"))
-    assert [one["file"] for one in metrics["test"]] == ["0" * 16, "1" * 16, "image 1", "3" * 16]
+    metrics, parity = (json.loads(found[name]) for name in ("metrics.json", "parity.json"))
+    assert [row["file"] for row in metrics["test"]] == ["0" * 16, "1" * 16, "image 1", "3" * 16]
     assert parity["images"][1]["file"] == parity["artefacts"]["model.onnx"]["flips"][0]["file"] == "1" * 16
     assert parity["reference"]["file"] == "model.keras"
     assert "0" * 16 in found["MODEL_CARD.md"]
@@ -101,7 +101,9 @@ def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp
 def test_each_record_that_names_images_is_found(file: str, full: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(full)
     others = ("split.json", "metrics.json", "parity.json", "report/mistakes.html", "MODEL_CARD.md")
-    with rewriting(bundle, keep=[one.file for one in bundle.entries() if one.file == file or one.file not in others]):
+    with rewriting(
+        bundle, keep=[entry.file for entry in bundle.entries() if entry.file == file or entry.file not in others]
+    ):
         pass
     with pytest.raises(BundleError, match=re.escape(f"{file} names scans")):
         pack(Bundle.open(full), tmp_path / "packed")

@@ -1,4 +1,4 @@
-"""Golden values: recorded with the demo scans, replayed, and each stage made to differ in turn."""
+"""Golden values are recorded with the demo scans, and a replay finds a difference in each stage."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def swap_answers(monkeypatch) -> None:
 def test_replay_where_it_was_recorded_agrees(recorded):
     report = replay.replay(recorded)
     assert report.first_difference is None
-    assert {one.stage for one in report.checks} == {"hashes", "pixels", "tensor", "probabilities", "label"}
-    [own] = [one for one in report.checks if one.stage == "probabilities" and one.engine == "onnxruntime"]
+    assert {check.stage for check in report.checks} == {"hashes", "pixels", "tensor", "probabilities", "label"}
+    [own] = [check for check in report.checks if check.stage == "probabilities" and check.engine == "onnxruntime"]
     assert own.status == "same"
-    documents = {one.file for one in recorded.manifest.documents}
+    documents = {document.file for document in recorded.manifest.documents}
     assert {"golden.json", "golden.npz", "golden/NOTICE", "golden/phantom-1.jpg"} <= documents
 
 
 def test_openvino_replays_what_onnxruntime_recorded(recorded):
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
-    checks = [one for one in replay.replay(recorded).checks if one.engine == "openvino"]
-    assert [one.stage for one in checks] == ["probabilities", "label"]
-    assert all(one.status in ("same", "near") for one in checks)
+    checks = [check for check in replay.replay(recorded).checks if check.engine == "openvino"]
+    assert [check.stage for check in checks] == ["probabilities", "label"]
+    assert all(check.status in ("same", "near") for check in checks)
 
 
 def test_without_a_record_hashes_alone_are_checked(tiny_bundle):
     report = replay.replay(Bundle.open(tiny_bundle))
-    assert [(one.stage, one.status) for one in report.checks] == [("hashes", "same")]
+    assert [(check.stage, check.status) for check in report.checks] == [("hashes", "same")]
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "golden.npz", "golden/phantom-1.jpg"])
@@ -81,15 +81,15 @@ def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(record
     path.write_bytes(content)
     report = replay.replay(Bundle.open(recorded.folder))
     assert (report.first_difference.stage, report.first_difference.subject) == ("hashes", file)
-    assert {one.stage for one in report.checks} == {"hashes"}
+    assert {check.stage for check in report.checks} == {"hashes"}
 
 
 @pytest.mark.parametrize("by", [1, 2])
-def test_another_jpeg_decoder_is_told_but_is_no_difference(recorded, monkeypatch, by):
+def test_another_jpeg_decoder_is_reported_but_is_no_difference(recorded, monkeypatch, by):
     shift_pixels(monkeypatch, by)
     report = replay.replay(recorded)
-    pixels = [one for one in report.checks if one.stage == "pixels"]
-    assert {one.status for one in pixels} == {"near"}
+    pixels = [check for check in report.checks if check.stage == "pixels"]
+    assert {check.status for check in pixels} == {"near"}
     assert f"up to {by} of 255 apart, at 3 of" in pixels[0].detail
     assert report.first_difference is None
 
@@ -99,7 +99,7 @@ def test_decoding_that_differs_is_named_first_though_later_stages_agree(recorded
     report = replay.replay(recorded)
     assert report.first_difference.stage == "pixels"
     # Later stages are fed with what was recorded, so that the fault is seen where it is.
-    assert {one.status for one in report.checks if one.stage in ("tensor", "probabilities")} <= {
+    assert {check.status for check in report.checks if check.stage in ("tensor", "probabilities")} <= {
         "same",
         "near",
         "not tried",  # engines that are not installed
@@ -116,7 +116,7 @@ def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypa
     assert replay.replay(Bundle.open(tiny_bundle)).first_difference.stage == "pixels"
 
 
-def test_resizing_that_differs_by_one_is_named(recorded, monkeypatch):
+def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
     resize = Preprocessing.resize_picture
     monkeypatch.setattr(Preprocessing, "resize_picture", lambda self, pixels: resize(self, pixels) ^ 1)
     assert replay.replay(recorded).first_difference.stage == "tensor"
@@ -141,14 +141,14 @@ def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeyp
     manifest = replace(recorded.manifest, artefacts=(replace(artefact, precision=precision),))
     shift_answers(monkeypatch, by)
     report = replay.replay(replace(recorded, manifest=manifest))
-    found = [one for one in report.checks if one.stage == "probabilities" and one.engine == "onnxruntime"]
-    assert [one.status for one in found] == [status]
+    found = [check for check in report.checks if check.stage == "probabilities" and check.engine == "onnxruntime"]
+    assert [check.status for check in found] == [status]
 
 
 def test_a_label_that_flips_is_named_with_its_scan(recorded, monkeypatch):
     swap_answers(monkeypatch)
-    labels = [one for one in replay.replay(recorded).checks if one.stage == "label"]
-    assert all(one.status == "differs" for one in labels)
+    labels = [check for check in replay.replay(recorded).checks if check.stage == "label"]
+    assert all(check.status == "differs" for check in labels)
     assert "golden/phantom-1.jpg: " in labels[0].detail
     assert " in place of " in labels[0].detail
 
@@ -167,7 +167,7 @@ def test_an_engine_that_fails_is_a_difference(recorded, monkeypatch):
 def test_recording_again_replaces_the_record(recorded):
     golden.record(recorded, [DEMO / "mni152-slice-1.jpg"], NOTICE)
     again = Bundle.open(recorded.folder)
-    files = [one.file for one in again.manifest.documents if one.file.endswith(".jpg")]
+    files = [document.file for document in again.manifest.documents if document.file.endswith(".jpg")]
     assert files == ["golden/mni152-slice-1.jpg"]
     assert not (recorded.folder / "golden" / "phantom-1.jpg").exists()
     assert replay.replay(again).first_difference is None
@@ -179,7 +179,7 @@ def test_a_slim_bundle_keeps_its_golden_values(recorded, tmp_path, capfd):
     assert run(["bundle", "slim", str(recorded.folder), "--artefact", "model.onnx", "--out", str(tmp_path / "s")]) == 0
     report = replay.replay(Bundle.open(tmp_path / "s"))
     assert report.first_difference is None
-    assert "label" in {one.stage for one in report.checks}
+    assert "label" in {check.stage for check in report.checks}
 
 
 def test_wrong_scans_are_refused_and_the_bundle_stays_as_it_was(tiny_bundle, tmp_path):

@@ -1,4 +1,4 @@
-"""Which bundle in ``runs/`` is the newest, and where its data lie on this machine."""
+"""The newest bundle in ``runs/`` is found, and so is its data folder on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mri_edge.errors import UsageError
 
 @pytest.fixture
 def make(tmp_path: Path, tiny_manifest: Manifest):
-    """Make a bundle in ``runs/`` of a name, trained at a time."""
+    """Return a function that makes a bundle in ``runs/`` with a given name and training time."""
 
     def bundle(name: str, created: str) -> Path:
         folder = tmp_path / "runs" / name
@@ -30,7 +30,7 @@ def make(tmp_path: Path, tiny_manifest: Manifest):
     return bundle
 
 
-def test_the_bundle_trained_last_is_the_one_whose_record_says_so(make, tmp_path: Path) -> None:
+def test_the_newest_bundle_is_the_one_with_the_latest_training_record(make, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     assert last_trained(folder=runs) is None
     newest = make("vgg16-2", "2026-03-01T10:00:00+00:00")
@@ -43,14 +43,14 @@ def test_the_bundle_trained_last_is_the_one_whose_record_says_so(make, tmp_path:
     assert last_trained(lambda bundle: bundle.folder != newest, runs).folder == older
 
 
-def test_what_is_no_whole_bundle_is_passed_over(make, tmp_path: Path) -> None:
-    whole = make("vgg16", "2026-01-01T00:00:00+00:00")
+def test_what_is_no_complete_bundle_is_passed_over(make, tmp_path: Path) -> None:
+    complete = make("vgg16", "2026-01-01T00:00:00+00:00")
     shutil.copytree(make("broken", "2026-05-01T00:00:00+00:00"), tmp_path / "runs" / ".vgg16.new-0123abcd")
     (tmp_path / "runs" / "broken" / "manifest.json").write_text("{")
     make("timeless", "some day")
     (tmp_path / "runs" / "notes").mkdir()
     (tmp_path / "runs" / "readme.txt").write_text("")
-    assert last_trained(folder=tmp_path / "runs").folder == whole
+    assert last_trained(folder=tmp_path / "runs").folder == complete
 
 
 def test_the_data_folder_is_remembered_outside_the_bundle(

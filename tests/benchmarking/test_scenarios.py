@@ -1,4 +1,4 @@
-"""Load scenarios: percentile bounds against the binomial, and what each scenario issues and measures."""
+"""Load scenarios: percentile bounds agree with the binomial, and each scenario issues and measures what it should."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_offline_has_all_samples_at_once():
 
 
 def test_server_counts_the_time_in_line():
-    """At twice the rate that can be served the line grows by all that comes too soon; at a tenth there is none."""
+    """At twice the sustainable rate the queue grows with every query; at a tenth of it there is no queue."""
 
     def serve(rate, queries):
         served = []
@@ -130,7 +130,7 @@ def test_highest_rate_finds_the_capacity(capacity, most):
     assert highest_rate(serve, 10.0, most) == pytest.approx(capacity, rel=1 / 16)
 
 
-def test_highest_rate_is_none_that_a_single_stream_cannot_keep_up_with():
+def test_the_highest_rate_does_not_exceed_what_a_single_stream_reaches():
     asked = []
 
     def serve(rate):
@@ -143,5 +143,5 @@ def test_highest_rate_is_none_that_a_single_stream_cannot_keep_up_with():
 
 def test_highest_rate_gives_up_where_no_rate_holds():
     assert highest_rate(lambda rate: Served(rate, (99.0,) * 662), 10.0, 100.0) is None
-    # Nor does a rate count whose queries are too few to tell.
+    # Nor does a rate count if there were too few queries to judge it.
     assert highest_rate(lambda rate: Served(rate, (1.0,) * 661), 10.0, 100.0) is None

@@ -1,4 +1,4 @@
-"""What a machine tells of its own state: from files as Linux, a Raspberry Pi and a Jetson write them."""
+"""Throttling, clock and temperature are read from the files that Linux, a Raspberry Pi and a Jetson write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stat(root: Path, busy: float, stolen: float = 0.0) -> None:
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """A clock that stands at 100 s and then at 110 s, of which this program used 4 s of CPU."""
+    """A clock that reads 100 s and then 110 s; this program used 4 s of CPU in between."""
     moments, own = iter((100.0, 110.0)), iter((50.0, 54.0))
     monkeypatch.setattr(throttle, "perf_counter", lambda: next(moments))
     monkeypatch.setattr(throttle, "_own_seconds", lambda: next(own))
@@ -47,7 +47,7 @@ def test_our_own_work_is_no_disturbance(tmp_path, seconds):
     assert watch.marks() == ()
 
 
-def test_other_programs_and_the_hypervisor_are_told(tmp_path, seconds):
+def test_cpu_time_of_other_programs_and_the_hypervisor_is_reported(tmp_path, seconds):
     stat(tmp_path, 1000, 5)
     watch = Watch(tmp_path)
     stat(tmp_path, 1024, 9)
@@ -78,7 +78,7 @@ def test_hardware_counters(tmp_path, file):
     assert watch.marks() == (f"the hardware slowed itself down ({Path(file).name})",)
 
 
-def test_heat_is_told_from_the_passive_trip_point(tmp_path):
+def test_heat_is_reported_from_the_passive_trip_point_on(tmp_path):
     zone = "sys/class/thermal/thermal_zone0/"
     for name, value in {"temp": 79000, "trip_point_0_type": "passive", "trip_point_0_temp": 80000}.items():
         put(tmp_path, zone + name, value)

@@ -1,4 +1,4 @@
-"""A bundle as one file: the same bytes always, and nothing but those bytes is unpacked. Hostile files are here."""
+"""Packing a bundle always gives the same bytes, and unpacking accepts nothing else, hostile archives included."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mri_edge.errors import BundleError, IntegrityError, OutputError, UsageError
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_manifest: Manifest) -> Path:
-    """A bundle of documents: empty, of one block, of more, in a folder, with a name in two alphabets."""
+    """A bundle of documents: empty, one block long, longer, in a folder, and with a non-ASCII name."""
     folder = tmp_path / "source" / "bundle"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.add_document("z.txt", "")
@@ -70,7 +70,7 @@ def test_the_bytes_depend_on_nothing_but_the_contents(folder: Path, good: Path, 
 
 
 def test_the_header_is_pinned() -> None:
-    """A change of this is a change of the format: every packed bundle there is would be refused."""
+    """If this changes, the format changes: devices would refuse every existing packed bundle."""
     digest = hashlib.sha256(archive.header("report/größe.txt", 123456789)).hexdigest()
     assert digest == "a6571f3724db00c037dfebbe7f1245b4948d5ddb7bab22c22fa916895e1274f2"
 
@@ -78,9 +78,11 @@ def test_the_header_is_pinned() -> None:
 def test_tar_reads_it(folder: Path, good: Path, tmp_path: Path) -> None:
     with tarfile.open(good, "r:") as archive:
         members = archive.getmembers()
-        assert [one.name for one in members] == [MANIFEST, "block.bin", "report/größe.txt", "z.txt"]
-        assert {(one.mode, one.uid, one.mtime, one.type) for one in members} == {(0o644, 0, 0, tarfile.REGTYPE)}
-        assert {one.name: archive.extractfile(one).read() for one in members} == contents(folder)  # type: ignore[union-attr]
+        assert [member.name for member in members] == [MANIFEST, "block.bin", "report/größe.txt", "z.txt"]
+        assert {(member.mode, member.uid, member.mtime, member.type) for member in members} == {
+            (0o644, 0, 0, tarfile.REGTYPE)
+        }
+        assert {member.name: archive.extractfile(member).read() for member in members} == contents(folder)  # type: ignore[union-attr]
     if shutil.which("tar"):
         subprocess.run(["tar", "-xf", good, "-C", tmp_path / "source"], check=True)
         assert (tmp_path / "source" / "block.bin").read_bytes() == b"b" * 512
@@ -139,7 +141,7 @@ def test_names_that_not_every_system_can_hold(
         archive.in_order(manifest, "a bundle")
 
 
-# --- unpacking: whole or not at all
+# --- unpacking is atomic
 
 
 def test_an_older_bundle_is_replaced_only_on_request(good: Path, folder: Path, tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_an_older_bundle_is_replaced_only_on_request(good: Path, folder: Path, t
     assert contents(out) == contents(folder)
 
 
-def test_too_little_room_is_found_before_anything_is_written(
+def test_too_little_disk_space_is_found_before_anything_is_written(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
@@ -161,7 +163,7 @@ def test_too_little_room_is_found_before_anything_is_written(
 
 
 def refused(path: Path, out: Path) -> BundleError:
-    """Unpack it: refused, with nothing left where it was to be nor beside it, and nothing of ours touched."""
+    """Check that unpacking is refused, leaves no file behind, and changes no existing file."""
     before = contents(out.parent)
     with pytest.raises(BundleError) as caught:
         unpack(path, out)
@@ -189,8 +191,10 @@ def with_extra(name: str, **fields: object) -> Callable[[Members], Members]:
 
 
 def instead(name: str, **fields: object) -> Callable[[Members], Members]:
-    """``block.bin`` replaced by something else of that name."""
-    return lambda members: [plain(name, b"", **fields) if one.name == name else (one, data) for one, data in members]
+    """Replace ``block.bin`` by another member of the same name."""
+    return lambda members: [
+        plain(name, b"", **fields) if member.name == name else (member, data) for member, data in members
+    ]
 
 
 def renamed(name: str) -> Callable[[Members], Members]:
@@ -218,7 +222,7 @@ HOSTILE: dict[str, Callable[[Members], Members]] = {
     "pipe": instead("block.bin", type=tarfile.FIFOTYPE),
     "folder": instead("block.bin", type=tarfile.DIRTYPE),
     "sparse": instead("block.bin", type=tarfile.GNUTYPE_SPARSE),
-    "set-uid": lambda members: [(setattr(one, "mode", 0o4755), (one, data))[1] for one, data in members],
+    "set-uid": lambda members: [(setattr(member, "mode", 0o4755), (member, data))[1] for member, data in members],
     "a link before the file": lambda members: [
         members[0],
         plain("report", type=tarfile.SYMTYPE, linkname="/etc"),
@@ -235,7 +239,7 @@ HOSTILE: dict[str, Callable[[Members], Members]] = {
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_hostile_members(good: Path, tmp_path: Path, name: str, form: int) -> None:
     with tarfile.open(good, "r:") as archive:
-        members = [(one, archive.extractfile(one).read()) for one in archive.getmembers()]  # type: ignore[union-attr]
+        members = [(member, archive.extractfile(member).read()) for member in archive.getmembers()]  # type: ignore[union-attr]
     path = tmp_path / "hostile.mribundle"
     with tarfile.open(path, "w", format=form) as archive:
         for member, content in HOSTILE[name](members):
@@ -248,7 +252,7 @@ def test_hostile_members(good: Path, tmp_path: Path, name: str, form: int) -> No
 @pytest.mark.parametrize(
     ("place", "change"),
     [
-        *((156, kind) for kind in (b"\0", *(b"%c" % one for one in b"1234567DKLMNSVXgx"))),  # tar's kinds of members
+        *((156, kind) for kind in (b"\0", *(b"%c" % kind for kind in b"1234567DKLMNSVXgx"))),  # tar's kinds of members
         (0, b"../ck.bin"),
         (0, b"/lock.bin"),
         (0, b"C:ock.bin"),
@@ -266,7 +270,7 @@ def test_hostile_members(good: Path, tmp_path: Path, name: str, form: int) -> No
     ],
 )
 def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: int, change: bytes) -> None:
-    """Of a right file only one header is changed, its checksum made right again, its size in blocks the same."""
+    """Change one header of a valid file and correct its checksum; the size in blocks stays the same."""
     content = bytearray(good.read_bytes())
     start = content.index(b"block.bin\0")
     content[start + place : start + place + len(change)] = change
@@ -278,11 +282,11 @@ def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: in
 
 
 def relisted(good: Path, **changes: object) -> bytes:
-    """The packed bundle with changes to the manifest's entry of ``block.bin``."""
+    """Return the packed bundle with changes to the manifest's entry for ``block.bin``."""
     content = good.read_bytes()
     size = int(content[124:135], 8)
     manifest = json.loads(content[512 : 512 + size])
-    next(one for one in manifest["documents"] if one["file"] == "block.bin").update(changes)
+    next(document for document in manifest["documents"] if document["file"] == "block.bin").update(changes)
     text = json.dumps(manifest).encode()
     rest = content[512 + archive.padded(size) :]
     return archive.header(MANIFEST, len(text)) + text + bytes(-len(text) % 512) + rest
@@ -298,7 +302,7 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "..\\block.bin"}, "inside the bundle"),
         ({"file": "z.txt"}, "twice"),
         ({"file": "Z.TXT"}, "twice"),
-        ({"size_bytes": 511}, "should stand here"),  # the whole has the same number of blocks
+        ({"size_bytes": 511}, "should stand here"),  # the archive has the same number of blocks
         ({"size_bytes": 513}, "by its manifest it has"),
         ({"size_bytes": 1 << 50}, "by its manifest it has"),
         ({"size_bytes": -512}, "negative"),

@@ -1,4 +1,4 @@
-"""Bundles: opened only when whole, written whole or not at all, never changed through a hard link."""
+"""Bundles open only if complete, are written atomically, and never change through a hard link."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_documents_are_listed_with_their_hash(tmp_path: Path, tiny_manifest: Man
         writer.update(threshold=0.25)
     bundle = Bundle.open(tmp_path / "b")
     bundle.verify()
-    assert [one.file for one in bundle.manifest.documents] == ["report/roc.png", "metrics.json"]
+    assert [document.file for document in bundle.manifest.documents] == ["report/roc.png", "metrics.json"]
     assert (tmp_path / "b" / "metrics.json").read_text(encoding="utf-8") == '{"µ": 2}'
     assert bundle.manifest.threshold == 0.25
 
@@ -118,7 +118,7 @@ def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artifact)
         assert stamped.size_bytes == 7
     bundle = Bundle.open(tiny_bundle)
     bundle.verify()
-    assert [one.file for one in bundle.manifest.artefacts] == ["model.onnx", "model.int8.onnx"]
+    assert [artefact.file for artefact in bundle.manifest.artefacts] == ["model.onnx", "model.int8.onnx"]
 
 
 def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artefact: Artifact) -> None:
@@ -151,11 +151,11 @@ def test_rewriting_keeps_what_is_named(tiny_bundle: Path, tmp_path: Path) -> Non
     with rewriting(Bundle.open(tiny_bundle), tmp_path / "slim", keep=["model.onnx"]):
         pass
     slim = Bundle.open(tmp_path / "slim")
-    assert [one.file for one in slim.entries()] == ["model.onnx"]
+    assert [entry.file for entry in slim.entries()] == ["model.onnx"]
     assert sorted(_contents(tmp_path / "slim")) == [MANIFEST, "model.onnx"]
 
 
-def test_rewriting_keeps_what_lies_there_beside_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_rewriting_keeps_other_files_in_the_folder(tiny_bundle: Path, tmp_path: Path) -> None:
     with rewriting(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("metrics.json", "{}")
     (tiny_bundle / "report").mkdir()
@@ -294,7 +294,7 @@ def test_a_bundle_may_be_moved(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_copy_shares_no_file_with_the_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
-    """The package itself may be what is copied: who changes the copy must not change what is installed."""
+    """The copy may be of the installed package, and changing the copy must not change the package."""
     with rewriting(Bundle.open(tiny_bundle), tmp_path / "copy"):
         pass
     assert not (tmp_path / "copy" / "model.onnx").samefile(tiny_bundle / "model.onnx")
@@ -325,7 +325,7 @@ def test_keys_of_a_newer_release_are_ignored_at_every_level_and_dropped_when_wri
 
 
 @pytest.mark.parametrize("version", [0, 2, 99, "1", None, 1.5, [1]])
-def test_another_schema_version_is_refused_in_words(tiny_bundle: Path, version: object) -> None:
+def test_another_schema_version_is_refused_with_a_message(tiny_bundle: Path, version: object) -> None:
     path = tiny_bundle / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
     with pytest.raises(
@@ -334,7 +334,9 @@ def test_another_schema_version_is_refused_in_words(tiny_bundle: Path, version: 
         Bundle.open(tiny_bundle)
 
 
-def test_a_title_tells_two_trainings_apart_and_stays_when_a_bundle_travels(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_title_distinguishes_two_trainings_and_stays_when_a_bundle_is_copied(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", manifest.title)
     [artefact] = manifest.artefacts

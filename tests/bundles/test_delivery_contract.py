@@ -1,4 +1,4 @@
-"""Limits of packed bundles and of keys, on both sides: what may just be packed, and what may no longer."""
+"""Limits of packed bundles and of keys: what is just inside each limit is accepted, what is just outside is not."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LARGEST = 4 << 30
 
 
 def listing(folder: Path, manifest: Manifest, *sizes: int) -> Bundle:
-    """A bundle of files with holes, of these sizes."""
+    """Make a bundle of sparse files with these sizes."""
     folder.mkdir(exist_ok=True)
     empty = hashlib.sha256(b"").hexdigest()
     documents = tuple(Document(f"{number}.bin", size, empty) for number, size in enumerate(sizes))
-    for one in documents:
+    for document in documents:
         try:
-            (folder / one.file).touch()
-            os.truncate(folder / one.file, one.size_bytes)
+            (folder / document.file).touch()
+            os.truncate(folder / document.file, document.size_bytes)
         except OSError as error:
             pytest.skip(f"no file with holes can be made here: {error}")
     (folder / MANIFEST).write_text(replace(manifest, documents=documents).to_json())
@@ -36,7 +36,7 @@ def listing(folder: Path, manifest: Manifest, *sizes: int) -> Bundle:
 
 
 def check_packed(packed: Path) -> Manifest:
-    """Unpack it beside itself, which checks all of it."""
+    """Unpack the bundle next to itself, which checks all of its content."""
     out = packed.with_name("unpacked")
     try:
         return unpack(packed, out)
@@ -45,16 +45,16 @@ def check_packed(packed: Path) -> Manifest:
 
 
 def largest_file(folder: Path, manifest: Manifest) -> int:
-    """The size of one file with which a packed bundle has just 4 GiB; both sizes below have as many digits."""
+    """Return the size of one file that makes a packed bundle exactly 4 GiB; both sizes below have as many digits."""
     text = len(listing(folder, manifest, LARGEST).manifest_bytes())
-    whole = (LARGEST) - 2 * BLOCK  # two blocks of zeros end it
-    return whole - BLOCK - (text + -text % BLOCK) - BLOCK
+    size = LARGEST - 2 * BLOCK  # two blocks of zeros end it
+    return size - BLOCK - (text + -text % BLOCK) - BLOCK
 
 
 def test_a_bundle_of_four_gibibytes_may_be_packed_and_one_of_a_block_more_may_not(tmp_path, tiny_manifest):
     folder, nowhere = tmp_path / "bundle", tmp_path / "no folder" / "out"
     size = largest_file(folder, tiny_manifest)
-    with pytest.raises(OutputError):  # its size is let pass; four gibibytes are not written for a test
+    with pytest.raises(OutputError):  # its size is accepted, but the test does not write four gibibytes
         pack(listing(folder, tiny_manifest, size), nowhere)
     for too_large in (size + 1, size + BLOCK):
         with pytest.raises(BundleError, match=f"more than {LARGEST} bytes"):
@@ -96,18 +96,18 @@ def test_a_signature_of_another_length_is_not_packed(tmp_path, tiny_manifest):
     assert not (tmp_path / "out").exists()
 
 
-def test_every_byte_of_what_fills_a_block_must_be_nothing(tmp_path, tiny_manifest):
+def test_every_padding_byte_of_a_block_must_be_zero(tmp_path, tiny_manifest):
     folder, packed = tmp_path / "bundle", tmp_path / "some.mribundle"
     bundle = listing(folder, tiny_manifest)
     (folder / SIGNATURE).write_bytes(b"s" * 64)
     pack(bundle, packed)
     check_packed(packed)
-    whole = packed.read_bytes()
+    content = packed.read_bytes()
     text = len(bundle.manifest_bytes())
     signature = BLOCK + text + -text % BLOCK + BLOCK
-    for place in (BLOCK + text, signature - BLOCK - 1, signature + 64, signature + BLOCK - 1, len(whole) - 1):
-        assert whole[place] == 0
-        packed.write_bytes(whole[:place] + b"x" + whole[place + 1 :])
+    for place in (BLOCK + text, signature - BLOCK - 1, signature + 64, signature + BLOCK - 1, len(content) - 1):
+        assert content[place] == 0
+        packed.write_bytes(content[:place] + b"x" + content[place + 1 :])
         with pytest.raises(BundleError):
             check_packed(packed)
 

@@ -1,4 +1,4 @@
-"""The models that come with the package: whole, small enough, and giving here what they gave where they were made."""
+"""The embedded models are complete, small enough, and reproduce the results recorded when they were made."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ README = EXAMPLES.with_name("README.md")
 
 
 @pytest.mark.parametrize("name", embedded_models())
-def test_embedded_model_is_whole_and_replays_its_golden_values(name, capfd):
+def test_an_embedded_model_is_complete_and_replays_its_golden_values(name, capfd):
     bundle = Bundle.open(name)
     bundle.verify()
     assert bundle.manifest.name == name
     assert bundle.manifest.novelty is not None
-    assert all(one.parity and one.parity.verdict != "not met" for one in bundle.manifest.artefacts)
+    assert all(artefact.parity and artefact.parity.verdict != "not met" for artefact in bundle.manifest.artefacts)
     assert run(["verify", name]) == 0
     assert "This device's CPU gives what was recorded" in capfd.readouterr().out
 
@@ -28,12 +28,12 @@ def test_embedded_model_is_whole_and_replays_its_golden_values(name, capfd):
 def test_small_model_keeps_its_budget():
     """At most 150 KB in 8 bits, ONNX and TFLite, and 0.6 MB in float."""
     artefacts = Bundle.open("small").manifest.artefacts
-    assert {one.file for one in artefacts} >= {"model.int8.onnx", "model.int8.tflite", "model.onnx"}
-    for one in artefacts:
-        assert one.size_bytes <= (150_000 if one.precision == "int8" else 600_000), one.file
+    assert {artefact.file for artefact in artefacts} >= {"model.int8.onnx", "model.int8.tflite", "model.onnx"}
+    for artefact in artefacts:
+        assert artefact.size_bytes <= (150_000 if artefact.precision == "int8" else 600_000), artefact.file
 
 
-def test_small_model_says_who_taught_it():
+def test_the_small_model_names_its_teacher():
     manifest = Bundle.open("small").manifest
     assert manifest.training.recipe == "small"
     assert "distilled from vgg16" in manifest.training.backbone_weights
@@ -46,18 +46,22 @@ def test_a_model_is_chosen_by_name():
             assert classifier.predict(EXAMPLES / "phantom-1.jpg").model.startswith(name)
 
 
-def test_readme_tells_of_each_model_what_its_manifest_holds():
+def test_readme_states_the_figures_of_each_models_manifest():
     readme = README.read_text(encoding="utf-8")
     for name in embedded_models():
         manifest = Bundle.open(name).manifest
-        accuracy, auc = (manifest.metrics[one] for one in ("accuracy", "auc"))
+        accuracy, auc = (manifest.metrics[name] for name in ("accuracy", "auc"))
         [row] = [
             line
             for line in readme.splitlines()
             if f"| accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}), " in line
             and f"AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in line
         ]
-        changed = {one.format: one.parity.flips for one in manifest.artefacts if one.parity and one.precision == "int8"}
+        changed = {
+            artefact.format: artefact.parity.flips
+            for artefact in manifest.artefacts
+            if artefact.parity and artefact.precision == "int8"
+        }
         words = f"int8 changes {changed['onnx']} of {accuracy.images} labels"
         assert words + (f" in ONNX, {changed['tflite']} in TFLite |" if "tflite" in changed else " |") in row
 
@@ -65,8 +69,8 @@ def test_readme_tells_of_each_model_what_its_manifest_holds():
 @pytest.mark.parametrize(
     ("name", "tumours"), [("vgg16", ["phantom-1", "phantom-2", "phantom-3"]), ("small", ["phantom-2"])]
 )
-def test_demo_scans_get_the_labels_that_both_readmes_tell(name, tumours):
+def test_demo_scans_get_the_labels_that_both_readmes_state(name, tumours):
     with Classifier.load(name) as classifier:
-        labels = {one.stem: classifier.predict(one).label for one in sorted(EXAMPLES.glob("*.jpg"))}
+        labels = {path.stem: classifier.predict(path).label for path in sorted(EXAMPLES.glob("*.jpg"))}
     assert len(labels) == 6
     assert [scan for scan, label in labels.items() if label == "tumour"] == tumours

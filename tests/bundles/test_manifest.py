@@ -1,4 +1,4 @@
-"""The manifest goes round unchanged, and everything else is refused with its place; schema and code agree."""
+"""A manifest survives a round trip, an invalid one is refused with the place of the error; schema and code agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHEMA = CHECKOUT / "runtime" / "bundles" / "manifest.schema.json"
 
 @pytest.fixture(scope="session")
 def full(tiny_manifest: Manifest, tiny_artefact: Artifact) -> Manifest:
-    """A manifest in which every optional part is there."""
+    """A manifest with every optional part."""
     parity = Parity("undecided", images=51, max_difference=0.01, mean_difference=0.001, flips=1)
     return replace(
         tiny_manifest,
@@ -56,14 +56,14 @@ def _refused(data: Any) -> str:
 # --- calibration
 
 
-def test_an_int8_artefact_tells_what_set_its_own_ranges(full: Manifest, tiny_artefact: Artifact) -> None:
-    """The bundle's record is that of the last one; artefacts of older bundles have no other."""
+def test_an_int8_artefact_records_what_calibrated_it(full: Manifest, tiny_artefact: Artifact) -> None:
+    """The manifest holds the last calibration; artefacts of older bundles have no calibration of their own."""
     searched = Calibration("search", images=9, seed=1, fingerprint="2" * 64)
     own = replace(tiny_artefact, file="own.onnx", precision="int8", made_with={"calibration": asdict(searched)})
     manifest = replace(full, artefacts=(*full.artefacts, own))
-    told = Manifest.from_json(manifest.to_json()).calibrations()
-    assert told == {full.calibration: ["small/model.int8.onnx"], searched: ["own.onnx"]}
-    [training] = [one for one in card(manifest, {}, Split(())) if one.title == "Training Data"]
+    calibrations = Manifest.from_json(manifest.to_json()).calibrations()
+    assert calibrations == {full.calibration: ["small/model.int8.onnx"], searched: ["own.onnx"]}
+    [training] = [section for section in card(manifest, {}, Split(())) if section.title == "Training Data"]
     assert "Ranges of small/model.int8.onnx: minmax over 202 images, seed 0." in training.blocks
     assert "Ranges of own.onnx: search over 9 images, seed 1." in training.blocks
 
@@ -137,7 +137,7 @@ def _fresh(plain: dict[str, Any]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1], True, 1.5])
-def test_other_schema_version_is_refused_in_words(plain: dict[str, Any], version: Any) -> None:
+def test_other_schema_version_is_refused_with_a_message(plain: dict[str, Any], version: Any) -> None:
     plain["schema_version"] = version
     assert "schema" in _refused(plain)
 
@@ -154,7 +154,7 @@ def test_the_place_of_an_error_is_named(plain: dict[str, Any]) -> None:
     assert "\n" not in message
 
 
-def test_error_words_stay_short_and_on_one_line(plain: dict[str, Any]) -> None:
+def test_error_messages_are_short_and_on_one_line(plain: dict[str, Any]) -> None:
     plain["licences"] = {"a\n\x1b[31m" + "k" * 5000: 7}
     assert len(message := _refused(plain)) < 300
     assert message.isprintable()
@@ -266,7 +266,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
 
 
 def _mutants(plain: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every value replaced by one of each kind, every field and item removed, a field added to every object."""
+    """Manifests with each value replaced by each type, each field and item removed, a field added to each object."""
     for path in list(_places(plain)):
         for value in (None, "x", "", 1, -1, 0, 1.0, 1.5, True, [], {}, [None], {"x": 1}, 10**30):
             yield f"{path} = {value!r}", _changed(plain, path, lambda _, v=value: v)
@@ -303,7 +303,7 @@ def test_schema_and_code_refuse_the_same(plain: dict[str, Any], validator: Any) 
             taken = False
         counts[taken] += 1
         if what == f"('positive',) = {10**30}":
-            continue  # an index beyond the labels: no schema can say that
+            continue  # an index beyond the labels: a schema cannot express that
         if taken != validator.is_valid(mutant):
             disagreed.append(f"{what}: code {'takes' if taken else 'refuses'} it")
     assert disagreed == []

@@ -1,4 +1,4 @@
-"""Signed bundles: what was signed runs, and nothing else does. Real keys of the package ``cryptography``."""
+"""A signed bundle opens only if it is unchanged since signing. The keys are real keys of ``cryptography``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def no_passphrase() -> str:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two pairs: ours and another's."""
+    """A folder with two key pairs, ``ours`` and one of another author."""
     folder = tmp_path_factory.mktemp("keys")
     for name in ("our", "other"):
         make_keys(folder / f"{name}.pem", folder / f"{name}.pub.pem")
@@ -73,7 +73,7 @@ def test_packed_and_unpacked_it_is_signed_all_the_same(signed: Path, public: Pat
 def test_the_signature_is_found_behind_a_manifest_of_any_size(
     tmp_path: Path, tiny_manifest: Manifest, keys: Path, public: Path, longer: int
 ) -> None:
-    """Wherever the end of the manifest falls in the buffer of the file."""
+    """The end of the manifest may be anywhere in the file's read buffer."""
     with new_bundle(tmp_path / "b", replace(tiny_manifest, limits="x" * longer)):
         pass
     sign(Bundle.open(tmp_path / "b"), keys / "our.pem", passphrase=no_passphrase)
@@ -123,7 +123,7 @@ def test_every_byte_of_a_signed_packed_bundle_counts(signed: Path, public: Path,
 
 
 def test_what_was_not_signed_may_not_lie_in_the_folder(signed: Path, public: Path, keys: Path, tmp_path: Path) -> None:
-    """A model file may name others beside it, which an engine would open."""
+    """A model file may refer to other files in its folder, which an engine would open."""
     (signed / "model.onnx.data").write_bytes(b"weights of somebody else")
     with pytest.raises(IntegrityError, match=r"model\.onnx\.data: no file that the manifest lists"):
         Bundle.open(signed, signed_by=public)
@@ -220,8 +220,8 @@ def test_openssl_makes_keys_and_checks_signatures(signed: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("left", ["k.pem", "k.pub.pem"])
-def test_a_pair_of_keys_is_made_whole_or_not_at_all(tmp_path: Path, left: str) -> None:
-    """A new private key beside an older public one would sign bundles that no device takes."""
+def test_a_key_pair_is_written_atomically(tmp_path: Path, left: str) -> None:
+    """A new private key with an old public key would sign bundles that every device refuses."""
     (tmp_path / left).write_text("older")
     with pytest.raises(UsageError, match=f"{left}: is there already"):
         make_keys(tmp_path / "k.pem", tmp_path / "k.pub.pem")

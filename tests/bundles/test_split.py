@@ -1,4 +1,4 @@
-"""The split record: what training used is what later steps find, image by image, or they stop."""
+"""The split record identifies each image that training used; later steps raise if an image is missing or changed."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_round_trip(split: Split) -> None:
     assert text.count("\n") == 3 + len(split.images) - 1  # an image a line
 
 
-def test_empty_split_goes_round() -> None:
+def test_an_empty_split_survives_a_round_trip() -> None:
     assert Split.from_json(Split(()).to_json()) == Split(())
 
 
 def test_the_condensed_record_names_no_image(split: Split) -> None:
     content = split.to_condensed()
     assert Split.from_condensed(content).images == tuple(
-        SplitImage("", short(one.sha256), one.label, one.role) for one in split.images
+        SplitImage("", short(image.sha256), image.label, image.role) for image in split.images
     )
     assert b".jpg" not in content
     assert Split.from_condensed(Split(()).to_condensed()) == Split(())
@@ -68,7 +68,7 @@ def test_what_is_no_condensed_record_is_refused(content: bytes) -> None:
 
 
 def test_roles_keep_their_order(split: Split) -> None:
-    assert [one.file for one in split.of("train")] == ["no/1 no.jpg", "no/Nö2.jpg"]
+    assert [image.file for image in split.of("train")] == ["no/1 no.jpg", "no/Nö2.jpg"]
     assert split.of("validation") == []
 
 

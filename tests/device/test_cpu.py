@@ -1,4 +1,4 @@
-"""The core count is what affinity and the container's quota leave, on files as the kernel writes them."""
+"""The core count respects affinity and the container's quota, read from files as the kernel writes them."""
 
 from __future__ import annotations
 

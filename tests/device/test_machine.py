@@ -1,4 +1,4 @@
-"""Facts of the machine, from the files as real machines write them."""
+"""Facts about the machine are read from files as real machines write them."""
 
 from __future__ import annotations
 

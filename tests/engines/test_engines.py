@@ -1,4 +1,4 @@
-"""The contract that every engine file in the folder keeps, on tiny artefacts of the same weights."""
+"""Every engine keeps the same contract, tested with tiny artefacts that hold the same weights."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tiny_tflite(tiny_onnx: Path) -> Path:
     import tensorflow as tf
     from onnx import numpy_helper
 
-    weights = {one.name: numpy_helper.to_array(one) for one in onnx.load(tiny_onnx).graph.initializer}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tiny_onnx).graph.initializer}
 
     @tf.function(input_signature=[tf.TensorSpec((1, 128, 128, 3), tf.uint8)])
     def answer(image: Any) -> Any:
@@ -76,7 +76,7 @@ ARTEFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake
 
 @pytest.fixture(params=sorted(engine_files()))
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
-    """Opens a tiny artefact in each engine of the folder in turn; skips where the library is absent."""
+    """Open a tiny artefact in each engine in turn; skip the test if the library is missing."""
     name = request.param
     file = engine_file(name)
     assert set(file.SUFFIXES) <= set(ARTEFACTS), f"engine {name!r} opens a new suffix: give the tests a tiny artefact"
@@ -91,8 +91,8 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
 
     open_it.artefact, open_it.file = artefact, file  # type: ignore[attr-defined]
     yield open_it
-    for one in made:
-        one.close()
+    for engine in made:
+        engine.close()
 
 
 def _batch(size: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -104,7 +104,7 @@ def _batch(size: int, seed: int = 0) -> np.ndarray[Any, Any]:
 # --- what an engine declares
 
 
-def test_engine_says_what_it_is(opened: Callable[..., Engine]) -> None:
+def test_an_engine_reports_its_name_and_provider(opened: Callable[..., Engine]) -> None:
     threads = min(2, available_cpus())
     engine = opened(threads=threads)
     assert isinstance(engine, Engine)
@@ -115,7 +115,7 @@ def test_engine_says_what_it_is(opened: Callable[..., Engine]) -> None:
     assert (engine.outputs[0].dtype, engine.outputs[0].shape) == ("float32", (None, 2))
 
 
-def test_engine_file_shows_the_whole_face() -> None:
+def test_an_engine_file_defines_every_required_name() -> None:
     for name, file in engine_files().items():
         assert name == file.NAME
         assert all(suffix.startswith(".") for suffix in file.SUFFIXES)
@@ -128,7 +128,8 @@ def test_engine_file_shows_the_whole_face() -> None:
 def test_looking_for_engines_imports_no_engine_library() -> None:
     libraries = ("onnxruntime", "ai_edge_litert", "openvino", "tensorflow")
     program = (
-        "import sys; from mri_edge.engines import engine_files; [one.missing() for one in engine_files().values()];"
+        "import sys; from mri_edge.engines import engine_files; "
+        "[module.missing() for module in engine_files().values()];"
         f"print([name for name in {libraries!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -142,7 +143,7 @@ def test_batches_of_every_size_give_the_rows_of_single_runs(opened: Callable[...
     engine = opened()
     batch = _batch(64)
     alone = np.concatenate([engine.run(picture[None]) for picture in batch])
-    assert np.ptp(alone[:, 1]) > 0.1  # the pictures are told apart at all
+    assert np.ptp(alone[:, 1]) > 0.1  # the model distinguishes the pictures
     for size in (64, 1, 0, 7, 64):
         answer = engine.run(batch[:size])
         assert answer.dtype == np.float32
@@ -206,7 +207,7 @@ def test_wrong_batch_is_named_and_does_no_harm(opened: Callable[..., Engine], wr
     np.testing.assert_array_equal(engine.run(_batch(2)), before)
 
 
-def test_two_engines_live_in_one_process(opened: Callable[..., Engine]) -> None:
+def test_two_engines_run_in_one_process(opened: Callable[..., Engine]) -> None:
     first, second = opened(), opened()
     wanted = first.run(_batch(3))
     np.testing.assert_allclose(second.run(_batch(3)), wanted, atol=SAME)
@@ -227,7 +228,7 @@ def test_four_threads_share_one_engine(opened: Callable[..., Engine]) -> None:
 
 @pytest.mark.skipif(available_cpus() < 2, reason="one core has no second thread to wait")
 def test_threads_sleep_between_runs(opened: Callable[..., Engine]) -> None:
-    """A small machine has other work. ONNX Runtime's threads, left alone, spin for a third of these pauses."""
+    """Idle threads must not use the CPU. By default those of ONNX Runtime spin for a third of these pauses."""
     engine = opened(threads=2)
     batch = _batch(1)
     engine.run(batch)
@@ -242,28 +243,30 @@ def test_threads_sleep_between_runs(opened: Callable[..., Engine]) -> None:
 
 @pytest.mark.parametrize("name", offered())
 def test_engine_names_the_package_that_brings_its_library(name: str) -> None:
-    """By these names a device profile sees that a library was exchanged, and doctor that two are installed."""
+    """These names let a device profile notice a changed library, and doctor notice two installed ones."""
     file = engine_file(name)
     assert file.PACKAGES
     if reason := file.missing():
         pytest.skip(reason)
-    brought_by = {one.lower().replace("_", "-") for one in packages_distributions()[file.MODULE.partition(".")[0]]}
+    brought_by = {
+        package.lower().replace("_", "-") for package in packages_distributions()[file.MODULE.partition(".")[0]]
+    }
     assert brought_by & set(file.PACKAGES)
 
 
 # --- what cannot be had
 
 
-@pytest.mark.parametrize("provider", [one for one in PROVIDERS if one not in ("auto", "cpu", "gpu")])
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in ("auto", "cpu", "gpu")])
 def test_explicit_provider_comes_up_or_is_refused(opened: Callable[..., Engine], provider: str) -> None:
     try:
         engine = opened(provider=provider)
     except ProviderUnavailable as error:
-        told = str(error)
+        named = str(error)
     else:  # a machine that has it: then it runs, under its own name
-        told = engine.provider.lower().replace("dml", "directml")
-        assert "cpu" not in told
-    assert provider in told
+        named = engine.provider.lower().replace("dml", "directml")
+        assert "cpu" not in named
+    assert provider in named
 
 
 def test_automatic_provider_always_comes_up(opened: Callable[..., Engine]) -> None:
@@ -281,9 +284,9 @@ def test_cuda_without_a_gpu_is_an_error_and_not_the_cpu(tiny_onnx: Path) -> None
 def test_damaged_artefact_is_an_engine_error(
     opened: Callable[..., Engine], content: bytes | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole = opened.artefact.read_bytes()
+    original = opened.artefact.read_bytes()
     path = tmp_path / opened.artefact.name
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    path.write_bytes(original[: len(original) // 2] if content is None else content)
     with pytest.raises(EngineError, match=path.name):
         open_engine(path, engine=opened.file.NAME, provider="cpu", threads=1)
     assert capfd.readouterr().out == ""
@@ -295,7 +298,7 @@ def test_missing_artefact_is_an_engine_error(opened: Callable[..., Engine], tmp_
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT", "INT8"])
-@pytest.mark.parametrize("engine", [name for name, one in engine_files().items() if ".onnx" in one.SUFFIXES])
+@pytest.mark.parametrize("engine", [name for name, module in engine_files().items() if ".onnx" in module.SUFFIXES])
 def test_onnx_model_that_takes_something_else_is_refused(engine: str, dtype: str, tiny_models: Path) -> None:
     if reason := engine_file(engine).missing():
         pytest.skip(reason)
@@ -304,7 +307,7 @@ def test_onnx_model_that_takes_something_else_is_refused(engine: str, dtype: str
         open_engine(path, engine=engine, provider="cpu", threads=1)
 
 
-@pytest.mark.parametrize("engine", [name for name, one in engine_files().items() if ".onnx" in one.SUFFIXES])
+@pytest.mark.parametrize("engine", [name for name, module in engine_files().items() if ".onnx" in module.SUFFIXES])
 def test_onnx_model_of_two_inputs_is_refused(engine: str, tiny_models: Path) -> None:
     if reason := engine_file(engine).missing():
         pytest.skip(reason)
@@ -378,7 +381,9 @@ def test_more_threads_than_cores_are_refused(opened: Callable[..., Engine]) -> N
     assert opened(threads=cores).threads == cores
 
 
-def test_missing_library_is_told_with_its_cure(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_a_missing_library_says_how_to_install_it(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_file("openvino"), "missing", lambda: "the package openvino is not installed")
     with pytest.raises(EngineUnavailable, match="the package openvino is not installed") as caught:
         open_engine(tiny_onnx, engine="openvino")
@@ -390,7 +395,7 @@ def test_missing_library_is_told_with_its_cure(tiny_onnx: Path, monkeypatch: pyt
     assert caught.value.hint == "No engine has wheels for 32-bit ARM: use a 64-bit system image"
 
 
-def test_threads_are_those_of_this_process_unless_told(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_those_of_this_process_unless_named(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "available_cpus", lambda: 3)
     engine = open_engine(tiny_onnx, provider="cpu")
     assert engine.threads == 3

@@ -1,4 +1,4 @@
-"""Execution providers: which is tried, what strict means, and why one stayed away; no GPU is needed.
+"""Execution providers: which ones are tried, what strict means, and why one did not start. No GPU is needed.
 
 A stand-in takes the place of the onnxruntime package. It behaves as the real one was seen to: a
 provider that cannot start is dropped in silence, and a strict session then refuses to be made.
@@ -29,7 +29,7 @@ GPU_WHEEL = [TENSORRT, CUDA, CPU]
 
 
 class StandIn(types.ModuleType):
-    """onnxruntime with ``built_in`` providers of which only ``working`` start, ``partial`` ones for some nodes only."""
+    """A fake onnxruntime with ``built_in`` providers: ``working`` ones start, ``partial`` ones run some nodes."""
 
     def __init__(self, folder: Path, built_in: list[str], working: list[str], partial: tuple[str, ...] = ()) -> None:
         super().__init__("onnxruntime")
@@ -49,7 +49,7 @@ class StandIn(types.ModuleType):
         class Session:
             def __init__(self, path, options, providers, enable_fallback=1):
                 assert enable_fallback == 0, "the library would retry on the CPU and print to stdout"
-                names = [one if isinstance(one, str) else one[0] for one in providers]
+                names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
                 outer.opened.append(tuple(names))
                 outer.settings = {} if isinstance(providers[0], str) else providers[0][1]
                 strict = options.entries.get("session.disable_cpu_ep_fallback") == "1"
@@ -144,7 +144,7 @@ def test_gpu_is_never_the_cpu(stand_in, tiny_onnx, wheel):
 
 
 @pytest.mark.parametrize("engine", ["litert", "openvino"])
-def test_engine_without_a_gpu_says_so(engine, tiny_onnx, tmp_path):
+def test_an_engine_without_a_gpu_refuses_provider_gpu(engine, tiny_onnx, tmp_path):
     if reason := engine_file(engine).missing():
         pytest.skip(reason)
     path = tmp_path / f"model{engine_file(engine).SUFFIXES[0]}"
@@ -162,7 +162,7 @@ REMEDIES = {  # how to make each provider start: all differ, but for those in th
 }
 
 
-@pytest.mark.parametrize("provider", [one for one in PROVIDERS if one not in ("auto", "cpu", "gpu")])
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in ("auto", "cpu", "gpu")])
 def test_each_provider_that_the_wheel_lacks_names_its_own_remedy(tiny_onnx, provider, stand_in):
     stand_in([CPU], [CPU])
     with pytest.raises(ProviderUnavailable, match=f"{provider}.*wheel has no") as caught:
@@ -205,7 +205,7 @@ def test_tensorrt_engines_are_kept_by_model_gpu_and_version(stand_in, tiny_onnx,
     assert len({first, cache_of(tiny_onnx), cache_of(changed)}) == 3
 
 
-def test_tensorrt_runs_without_its_cache_where_none_can_be_kept(stand_in, tiny_onnx, tmp_path, monkeypatch, caplog):
+def test_tensorrt_runs_without_a_cache_if_the_folder_is_unwritable(stand_in, tiny_onnx, tmp_path, monkeypatch, caplog):
     module = stand_in(GPU_WHEEL, [TENSORRT, CPU])
     monkeypatch.setattr("mri_edge.engines.onnxruntime.gpu_name", lambda: "NVIDIA-Orin-sm87")
     (tmp_path / "file").touch()
@@ -216,7 +216,7 @@ def test_tensorrt_runs_without_its_cache_where_none_can_be_kept(stand_in, tiny_o
 
 
 class Driver:
-    """A stand-in for libcuda that answers ``code`` to cuInit."""
+    """A fake libcuda with a cuInit that returns ``code``."""
 
     def __init__(self, code: int) -> None:
         self.cuInit = lambda flags: code
@@ -249,7 +249,7 @@ def test_true_reason_why_an_nvidia_provider_stays_away(load, reason, cure, tmp_p
     assert cure in said[1]
 
 
-def test_no_reason_is_made_up_where_driver_and_libraries_load(tmp_path):
+def test_no_reason_is_invented_if_driver_and_libraries_load(tmp_path):
     assert _nvidia.explain("cuda", tmp_path, loader(0)) is None
 
 
@@ -277,7 +277,7 @@ def test_fallback_is_not_claimed_where_none_was_needed(tiny_bundle):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there the library reports through the system, not files")
 def test_the_library_leaves_no_identifier_and_queues_no_events(tiny_bundle, tmp_path):
-    """ONNX Runtime 1.31 and later would write a device id and an event store below the cache folder."""
+    """ONNX Runtime 1.31 and later would write a device id and an event store into the cache folder."""
     from PIL import Image
 
     Image.new("L", (40, 40)).save(tmp_path / "scan.png")

@@ -1,4 +1,4 @@
-"""Run every command with every engine under strace, and record who is called and which files are written.
+"""Run every command with every engine under strace, and record connections and written files.
 
 ``python tests/hostile/network_record.py`` prints a table: command, engine, exit code, addresses other than local
 sockets, files outside the folders that the command was given. ``tests/cli/test_no_network.py`` asserts that both
@@ -68,7 +68,7 @@ class Finding:
 
 
 def runs(work: Path) -> list[Run]:
-    """Every command once for each installed engine it can be told to use; what it needs is made in ``work``."""
+    """Return each command once for every installed engine that it can use; its input files are made in ``work``."""
     incoming, pictures = work / "incoming", work / "pictures"
     incoming.mkdir()
     for label in ("no", "yes"):
@@ -77,7 +77,9 @@ def runs(work: Path) -> list[Run]:
     scan, notice = str(pictures / "no" / "no.jpg"), str(SCAN.with_name("NOTICE"))
     found, held = [], Bundle.open("small").manifest.artefacts
     for engine in offered():
-        if engine_file(engine).missing() or not any(one.file.endswith(engine_file(engine).SUFFIXES) for one in held):
+        if engine_file(engine).missing() or not any(
+            artefact.file.endswith(engine_file(engine).SUFFIXES) for artefact in held
+        ):
             continue
         shutil.copyfile(SCAN, incoming / f"{engine}.jpg")
         chosen = ("--model", "small", "--engine", engine)

@@ -1,4 +1,4 @@
-"""The public API: every kind of source, batches in order and bounded, threads, forks, a fake engine."""
+"""The public API: every kind of source, bounded batches in order, threads, forks, a fake engine."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_all_kinds_of_source_give_the_same_answer(classifier, picture, tmp_path)
     path = tmp_path / "scan.png"
     picture.save(path)
     sources = [str(path), path, path.read_bytes(), picture, np.asarray(picture), np.asarray(picture.convert("RGBA"))]
-    predictions = [classifier.predict(one) for one in sources]
-    assert len({one.probability for one in predictions}) == 1
-    assert [one.source for one in predictions] == [str(path), str(path), None, None, None, None]
+    predictions = [classifier.predict(source) for source in sources]
+    assert len({prediction.probability for prediction in predictions}) == 1
+    assert [prediction.source for prediction in predictions] == [str(path), str(path), None, None, None, None]
 
 
-def test_prediction_says_what_ran(classifier, picture):
+def test_a_prediction_records_what_ran(classifier, picture):
     prediction = classifier.predict(picture)
     assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", prediction.model)
     assert (prediction.artefact, prediction.engine, prediction.provider) == (
@@ -59,7 +59,7 @@ def test_prediction_says_what_ran(classifier, picture):
 def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
     sources = [picture, b"", picture.rotate(90), "missing.png", np.asarray(picture)]
     results = list(classifier.predict_batches(sources, batch_size=2))
-    assert [type(one) for one in results] == [Prediction, Failure, Prediction, Failure, Prediction]
+    assert [type(result) for result in results] == [Prediction, Failure, Prediction, Failure, Prediction]
     assert results[3].source == "missing.png"
     for result, source in ((results[0], picture), (results[2], sources[2])):
         assert result.probability == pytest.approx(classifier.predict(source).probability, abs=SAME)
@@ -70,8 +70,8 @@ def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
 def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, batch_size, workers):
     turned = [picture.rotate(9 * turn) for turn in range(20)]
     results = classifier.predict_batches(turned, batch_size=batch_size, workers=workers)
-    expected = [classifier.predict(one).probability for one in turned]
-    assert [one.probability for one in results] == pytest.approx(expected, abs=SAME)
+    expected = [classifier.predict(picture).probability for picture in turned]
+    assert [result.probability for result in results] == pytest.approx(expected, abs=SAME)
 
 
 def test_an_input_error_among_the_sources_becomes_a_failure_in_its_place(classifier, picture):
@@ -83,7 +83,7 @@ def test_an_input_error_among_the_sources_becomes_a_failure_in_its_place(classif
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_with_max_wait_scans_are_answered_before_a_slow_source_gives_the_next(classifier, picture, batch_size):
-    """Each scan is given only when the one before it has been answered: whoever waits for a batch waits for ever."""
+    """Each scan is passed only after the previous answer, so waiting for a full batch would never end."""
     answered = threading.Semaphore(1)
 
     def sources():
@@ -127,7 +127,7 @@ def test_large_scans_do_not_wait_for_each_other(classifier, picture, monkeypatch
     large = np.zeros((1500, 1500, 3), np.uint8)  # 6.4 MiB: one is more than may wait
     sources = [large, picture, large, large, b"", picture, picture]
     results = list(classifier.predict_batches(sources, batch_size=7, workers=1))
-    assert [type(one) for one in results] == [Prediction] * 4 + [Failure] + [Prediction] * 2
+    assert [type(result) for result in results] == [Prediction] * 4 + [Failure] + [Prediction] * 2
     assert waited == [1, 2, 1, 2]
     assert results[1].probability == pytest.approx(classifier.predict(picture).probability, abs=SAME)
 
@@ -156,7 +156,7 @@ def test_no_input_gives_no_result(classifier):
 
 def test_four_threads_share_one_classifier(classifier, picture):
     rotated = [picture.rotate(10 * turn) for turn in range(40)]
-    alone = [classifier.predict(one).probability for one in rotated]
+    alone = [classifier.predict(picture).probability for picture in rotated]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda one: classifier.predict(one).probability, rotated))
     assert together == alone
@@ -208,7 +208,7 @@ def test_source_of_another_kind_is_named(classifier, picture, source):
     words = f"a path, the bytes of a file, a Pillow image or a numpy array. Received: {type(source).__name__}"
     with pytest.raises(InputError, match=words):
         classifier.predict(source)
-    assert [type(one) for one in classifier.predict_batches([source, picture])] == [Failure, Prediction]
+    assert [type(result) for result in classifier.predict_batches([source, picture])] == [Failure, Prediction]
 
 
 @pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda one: type(one).__name__)
@@ -237,7 +237,7 @@ def test_what_came_before_a_source_broke_is_answered(classifier, picture, given,
     assert len(answers) == given
 
 
-def test_closed_classifier_says_so(tiny_bundle, picture):
+def test_a_closed_classifier_raises(tiny_bundle, picture):
     classifier = Classifier.load(tiny_bundle)
     classifier.close()
     with pytest.raises(UsageError, match="this classifier is closed"):
@@ -263,4 +263,4 @@ def test_missing_bundle_names_the_embedded_models():
 
 def test_threads_of_the_decoder_end_with_the_call(classifier, picture):
     list(classifier.predict_batches([picture] * 20))
-    assert not [one for one in threading.enumerate() if one.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

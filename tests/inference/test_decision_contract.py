@@ -1,4 +1,4 @@
-"""The manifest's threshold decides the label wherever a label is given: never 0.5, and never another label's share."""
+"""The threshold of the manifest decides every label: never 0.5, and never the probability of another label."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Make = Callable[[int, "float | None"], Path]
 
 @pytest.fixture
 def make(tmp_path: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Make:
-    """Makes a bundle for the fake engine with this positive label and threshold."""
+    """Return a function that makes a bundle for the fake engine with a positive label and a threshold."""
 
     def made(positive: int, threshold: float | None) -> Path:
         folder = tmp_path / "bundle"
@@ -75,7 +75,7 @@ def test_below_the_threshold_the_likeliest_other_label_is_given():
     assert decide(rows, 1, None).tolist() == [1, 1, 1]
 
 
-def test_another_label_is_given_though_every_other_probability_is_nothing():
+def test_another_label_is_given_although_every_other_probability_is_zero():
     assert decide(np.array([[0.0, 1.0]], np.float32), 1, 1.0).tolist() == [1]
     assert decide(np.array([[0.0, 0.9]], np.float32), 1, 1.0).tolist() == [0]
 
@@ -95,11 +95,11 @@ def test_predict_and_predict_batches(make, scans, positive, threshold, expected)
     with Classifier.load(make(positive, threshold)) as classifier:
         alone = [classifier.predict(path) for path in paths]
         together = list(classifier.predict_batches(paths, batch_size=3))
-    assert [one.label for one in alone] == expected
-    assert [one.label for one in together] == expected
-    assert {one.threshold for one in [*alone, *together]} == {threshold}
+    assert [prediction.label for prediction in alone] == expected
+    assert [prediction.label for prediction in together] == expected
+    assert {prediction.threshold for prediction in [*alone, *together]} == {threshold}
     name = ("no", "yes")[positive]
-    assert all(one.probability == one.probabilities[name] for one in alone)
+    assert all(prediction.probability == prediction.probabilities[name] for prediction in alone)
 
 
 @EVERY_CASE
@@ -127,8 +127,8 @@ def test_watch(make, scans, tmp_path, positive, threshold, expected):
     options = ["--out", out, "--once", "--settle", "0", "--model", make(positive, threshold)]
     assert run(["watch", *map(str, [scans, *options])]) == 0
     records = [json.loads((out / "results" / f"{level:03}.png.json").read_text()) for level in LEVELS]
-    assert [one["label"] for one in records] == expected
-    assert {one["threshold"] for one in records} == {threshold}
+    assert [record["label"] for record in records] == expected
+    assert {record["threshold"] for record in records} == {threshold}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_watch(make, scans, tmp_path, positive, threshold, expected):
     ],
 )
 def test_golden_replay_compares_labels_by_the_threshold(make, scans, tmp_path, threshold, shift, flipped):
-    """The record is made to hold answers that lie ``shift`` from those that the model gives."""
+    """Record answers that differ by ``shift`` from those of the model."""
     notice = tmp_path / "NOTICE"
     notice.write_text("drawn here")
     golden.record(Bundle.open(make(1, threshold)), sorted(scans.iterdir()), notice)
@@ -150,12 +150,12 @@ def test_golden_replay_compares_labels_by_the_threshold(make, scans, tmp_path, t
     with np.load(bundle.folder / replay.ARRAYS) as kept:
         arrays = dict(kept)
     arrays["probabilities-model.fake"] += np.array([-shift, shift], np.float32)
-    with rewriting(bundle, keep=[one.file for one in bundle.entries() if one.file != replay.ARRAYS]) as writer:
+    with rewriting(bundle, keep=[entry.file for entry in bundle.entries() if entry.file != replay.ARRAYS]) as writer:
         np.savez_compressed(writer.path(replay.ARRAYS), **arrays)
         writer.add_document(replay.ARRAYS)
-    [label] = [one for one in replay.replay(Bundle.open(bundle.folder)).checks if one.stage == "label"]
+    [label] = [check for check in replay.replay(Bundle.open(bundle.folder)).checks if check.stage == "label"]
     assert label.status == ("differs" if flipped else "same")
-    assert [one.split(":")[0].split("/")[-1] for one in label.detail.split("; ") if one] == flipped
+    assert [part.split(":")[0].split("/")[-1] for part in label.detail.split("; ") if part] == flipped
 
 
 # --- the figures of evaluation and parity
@@ -177,10 +177,10 @@ def test_evaluate(make, labelled, positive, threshold, expected):
     from mri_edge.train.evaluation.evaluate import evaluate
 
     record = evaluate(Bundle.open(make(positive, threshold)), labelled)
-    called = {one["file"]: ("no", "yes")[one["called"]] for one in record["predictions"]}
+    called = {row["file"]: ("no", "yes")[row["called"]] for row in record["predictions"]}
     assert [called[file] for file in sorted(called)] == expected
     assert record["threshold"] == threshold
-    right = sum(one == truth for one, truth in zip(expected, ["no", "no", "yes", "yes"], strict=True))
+    right = sum(label == truth for label, truth in zip(expected, ["no", "no", "yes", "yes"], strict=True))
     assert record["metrics"]["accuracy"]["value"] == right / 4
     assert record["mistakes"] == 4 - right
     assert sum(record["confusion_matrix"][i][i] for i in (0, 1)) == right
@@ -203,20 +203,20 @@ def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshol
     gate = DEFAULT_GATES["float32"]
     found = compare(mirrored, judges, manifest, gate, engine="fake", provider="none", threads=1)
     of_mirrored = expected[::-1]  # levels are symmetric about a half
-    assert [one.reference_label for one in found.flips] == [
+    assert [flip.reference_label for flip in found.flips] == [
         label for label, other in zip(expected, of_mirrored, strict=True) if label != other
     ]
-    assert [one.artefact_label for one in found.flips] == [
+    assert [flip.artefact_label for flip in found.flips] == [
         other for label, other in zip(expected, of_mirrored, strict=True) if label != other
     ]
-    right = sum(one == ("no", "yes")[truth] for one, truth in zip(of_mirrored, labels, strict=True))
+    right = sum(label == ("no", "yes")[truth] for label, truth in zip(of_mirrored, labels, strict=True))
     assert found.accuracy.value == right / 4
     content = document(judges, manifest, {}, {})
-    right = sum(one == ("no", "yes")[truth] for one, truth in zip(expected, labels, strict=True))
+    right = sum(label == ("no", "yes")[truth] for label, truth in zip(expected, labels, strict=True))
     assert content["reference_accuracy"]["value"] == right / 4
 
 
-# --- what a prediction says of itself
+# --- what a prediction records
 
 
 @pytest.fixture
@@ -226,13 +226,13 @@ def prediction(make) -> Prediction:
     return replace(given, latency_ms=Latency(1.23456, 0.12345, 2.34564))
 
 
-def test_times_are_told_to_the_microsecond_and_add_up(prediction):
-    told = prediction.to_dict()
-    assert told["latency_ms"] == {"decode": 1.235, "resize": 0.123, "infer": 2.346, "total": 3.704}
-    assert (told["label"], told["positive"], told["threshold"]) == ("yes", "yes", 0.3)
-    assert told["probabilities"] == pytest.approx({"no": 0.2, "yes": 0.8})
-    assert told["notice"] == "Research use only: not a medical device."
-    json.dumps(told)
+def test_times_are_rounded_to_the_microsecond_and_add_up(prediction):
+    record = prediction.to_dict()
+    assert record["latency_ms"] == {"decode": 1.235, "resize": 0.123, "infer": 2.346, "total": 3.704}
+    assert (record["label"], record["positive"], record["threshold"]) == ("yes", "yes", 0.3)
+    assert record["probabilities"] == pytest.approx({"no": 0.2, "yes": 0.8})
+    assert record["notice"] == "Research use only: not a medical device."
+    json.dumps(record)
 
 
 def test_pictures_are_no_part_of_what_a_prediction_is_compared_and_shown_by(prediction):

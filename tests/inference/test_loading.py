@@ -1,4 +1,4 @@
-"""A model is opened beside other work: what comes of it, and which of two faults is reported."""
+"""A model opens in the background: its result, and which of two errors is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> 
     bundle = Bundle.open(tiny_bundle)
     handed: list[object] = []
     monkeypatch.setattr("mri_edge.inference.loading.open_engine", lambda model, **options: handed.append(model))
-    other = tuple(replace(one, sha256="0" * 64) for one in bundle.manifest.artefacts)
+    other = tuple(replace(artefact, sha256="0" * 64) for artefact in bundle.manifest.artefacts)
     bundle = replace(bundle, manifest=replace(bundle.manifest, artefacts=other))
     with pytest.raises(IntegrityError, match="SHA-256"):
         PendingModel(bundle).wait()
@@ -50,7 +50,7 @@ def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> 
 def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
     tiny_bundle: Path, tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    """Tuned on a GPU, then started where its driver is gone: what was best there is not what is best here."""
+    """A profile tuned on a GPU does not apply once the GPU's driver is gone."""
     monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path))
     bundle = Bundle.open(tiny_bundle)
     measured = Measurement("model.onnx", "onnxruntime", "auto", "CUDAExecutionProvider", 1, 5, 1.0, 3)
@@ -68,7 +68,7 @@ def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
     assert caplog.text == ""
 
 
-def test_engine_that_fails_is_told_by_wait(tiny_bundle: Path, monkeypatch) -> None:
+def test_wait_raises_the_error_of_an_engine_that_failed(tiny_bundle: Path, monkeypatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise EngineError("no luck")
 

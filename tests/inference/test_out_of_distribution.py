@@ -1,4 +1,4 @@
-"""The distance from the training images: the arithmetic, damaged files, and the warning in a prediction."""
+"""The distance from the training images: its arithmetic, damaged files, and the warning in a prediction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLANE = np.array([[1, 2, 3], [1, 0, 0]], np.float32)
 
 
 class FeatureEngine(FakeEngine):
-    """A fake that gives the features it was made with."""
+    """A fake engine that returns the features passed to it."""
 
     def __init__(self, features: list[float]) -> None:
         super().__init__((128, 128, 3))
@@ -47,7 +47,7 @@ def saved(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_distance_is_what_lies_outside_the_plane():
+def test_the_distance_is_the_part_outside_the_plane():
     features = np.array([[1, 4, 9], [25, 4, 9], [1, 9, 9], [1, 9, 16]], np.float32)
     np.testing.assert_allclose(distances(features, PLANE), [0, 0, 1, np.sqrt(2)], atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Which artefact and engine run: by name, by device profile, by rule; and when a profile no longer holds."""
+"""Artefact and engine are chosen by name, device profile or rule; an outdated profile is ignored."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MET = Parity("met", 51, 0.01, 0.001, 0)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
-    """Profiles of this test alone."""
+    """A folder with the profiles of one test only."""
     monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path / "profiles"))
     return tmp_path / "profiles"
 
 
 @pytest.fixture
 def bundle(tiny_bundle) -> Bundle:
-    """A bundle that lists a float32, an int8 and a float16 ONNX file and a TFLite file, all in bounds."""
+    """A bundle that lists float32, int8 and float16 ONNX files and a TFLite file; all met their gate."""
     opened = Bundle.open(tiny_bundle)
     [first] = opened.manifest.artefacts
     kinds = [("model.onnx", "float32"), ("model.fp16.onnx", "float16"), ("model.int8.onnx", "int8")]
@@ -49,8 +49,8 @@ def bundle(tiny_bundle) -> Bundle:
 def failing(bundle: Bundle, file: str) -> Bundle:
     """The same bundle, where one artefact did not meet its gate."""
     listed = tuple(
-        replace(one, parity=replace(MET, verdict="not met")) if one.file == file else one
-        for one in bundle.manifest.artefacts
+        replace(artefact, parity=replace(MET, verdict="not met")) if artefact.file == file else artefact
+        for artefact in bundle.manifest.artefacts
     )
     return replace(bundle, manifest=replace(bundle.manifest, artefacts=listed))
 
@@ -75,11 +75,11 @@ def save(bundle: Bundle, *measurements: Measurement, **changes) -> Profile:
 
 @pytest.mark.parametrize("name", offered())
 def test_profile_is_stale_once_an_engines_library_is_another(bundle, caplog, monkeypatch, name):
-    """Named by importlib.metadata, not by the engine: one that declares no package would never be seen to change."""
+    """The name comes from importlib.metadata, because a change of an undeclared package would go unnoticed."""
     if reason := engine_file(name).missing():
         pytest.skip(reason)
     top = engine_file(name).MODULE.partition(".")[0]
-    [package, *_] = [one.lower().replace("_", "-") for one in packages_distributions()[top]]
+    [package, *_] = [package.lower().replace("_", "-") for package in packages_distributions()[top]]
     save(bundle, measurement(threads=1), libraries=library_versions() | {package: "0.0.1"})
     assert select(bundle).reason != "by the device profile"
     assert f"{package} 0.0.1 is now {version(package)}" in caplog.text
@@ -102,7 +102,11 @@ def test_rule_takes_int8_where_the_cpu_multiplies_it_fast(bundle, monkeypatch, p
 
 
 def test_a_tiny_network_runs_on_one_thread_in_large_batches(bundle):
-    [large] = [replace(one, size_bytes=17 << 20) for one in bundle.manifest.artefacts if one.file == "model.onnx"]
+    [large] = [
+        replace(artefact, size_bytes=17 << 20)
+        for artefact in bundle.manifest.artefacts
+        if artefact.file == "model.onnx"
+    ]
     for chosen, threads, batch in (
         (select(bundle), 1, 64),
         (select(bundle, RunOptions(threads=3)), 3, 64),
@@ -143,8 +147,8 @@ def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
 
 
 def test_no_engine_installed_lists_every_reason(bundle, monkeypatch):
-    for one in selection.engine_files().values():
-        monkeypatch.setattr(one, "missing", lambda: "it is not installed")
+    for module in selection.engine_files().values():
+        monkeypatch.setattr(module, "missing", lambda: "it is not installed")
     with pytest.raises(EngineUnavailable, match="onnxruntime: it is not installed; litert: "):
         select(bundle)
 
@@ -202,7 +206,7 @@ def test_a_profile_that_holds_is_used_in_silence(bundle, caplog):
     assert caplog.records == []
 
 
-def test_profiles_of_several_providers_stand_side_by_side(bundle):
+def test_profiles_of_several_providers_are_kept(bundle):
     save(bundle, measurement("model.onnx", threads=1, ms=5))
     save(bundle, measurement("model.int8.onnx", threads=2, ms=6, provider="cpu"))
     save(bundle, measurement("model.int8.onnx", threads=1, ms=4, provider="cpu"))
@@ -262,7 +266,7 @@ def test_profile_survives_being_written_and_read(bundle):
 
 
 def test_profile_costs_no_metadata_scan():
-    """`predict` reads it at every start: neither importlib.metadata nor anything heavy may come with it."""
+    """`predict` reads the profile at every start, so that must import neither importlib.metadata nor anything heavy."""
     import subprocess
     import sys
 

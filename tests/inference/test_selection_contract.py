@@ -1,4 +1,4 @@
-"""The rule that chooses an artefact, on both sides of its limits and down to the last resort."""
+"""The rule that chooses an artefact, on both sides of its limits and down to its last choice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def no_profile(tmp_path, monkeypatch):
 
 
 def holding(folder, *files: str, size: int = 17 << 20, verdict: str = "met") -> Bundle:
-    """The tiny bundle, said to hold these files; the precision is the middle of the name, else float32."""
+    """Return the tiny bundle with these files in its manifest; the middle of a name is its precision, else float32."""
     opened = Bundle.open(folder)
     precisions = {"int8": "int8", "fp16": "float16", "dyn": "dynamic"}
     listed = tuple(
@@ -70,11 +70,11 @@ def test_only_a_gate_that_was_not_met_bars_an_artefact(tiny_bundle, monkeypatch,
     assert select(bundle).artefact.file == "model.int8.onnx"
 
 
-def test_where_no_engine_is_installed_the_hint_is_about_the_first(tiny_bundle, monkeypatch):
-    """ONNX Runtime and LiteRT are both missing: the one that would have been taken is the one to install."""
+def test_without_any_engine_the_hint_names_the_first_choice(tiny_bundle, monkeypatch):
+    """ONNX Runtime and LiteRT are both missing: the hint is to install the one that would have run."""
     absent = [engines.engine_file(name) for name in ("onnxruntime", "litert")]
-    for one in absent:
-        monkeypatch.setattr(one, "missing", lambda: "not installed")
+    for module in absent:
+        monkeypatch.setattr(module, "missing", lambda: "not installed")
     if "openvino" in engines.engine_files():
         monkeypatch.setattr(engines.engine_file("openvino"), "missing", lambda: "not installed")
     with pytest.raises(EngineUnavailable) as caught:
@@ -84,7 +84,7 @@ def test_where_no_engine_is_installed_the_hint_is_about_the_first(tiny_bundle, m
 
 
 def test_a_device_profile_goes_stale_with_every_library_that_an_engine_runs_in(monkeypatch):
-    """Every engine names the distribution that brings its library, so that its new version is seen."""
+    """Every engine names the distribution of its library, so that a new version is noticed."""
     from importlib.metadata import packages_distributions
 
     from mri_edge.inference.tuned_profile import Profile, library_versions
@@ -92,12 +92,12 @@ def test_a_device_profile_goes_stale_with_every_library_that_an_engine_runs_in(m
     brought_by = packages_distributions()
     known = library_versions()
     checked = 0
-    for one in engines.engine_files().values():
-        if not one.MODULE or one.missing():
+    for module in engines.engine_files().values():
+        if not module.MODULE or module.missing():
             continue
-        names = brought_by[one.MODULE.split(".", maxsplit=1)[0]]
+        names = brought_by[module.MODULE.split(".", maxsplit=1)[0]]
         found = [name for name in names if name in known]
-        assert found, f"{one.NAME}: none of {names} is among the libraries of a profile"
+        assert found, f"{module.NAME}: none of {names} is among the libraries of a profile"
         older = Profile("", str(selection.cpu()), engines.available_cpus(), {**known, found[0]: "0.0.1"}, "", ())
         assert f"{found[0]} 0.0.1 is now {known[found[0]]}" in (older.staleness() or "")
         checked += 1

@@ -1,4 +1,4 @@
-"""What the pixel rules catch, and how often they cry wolf on real scans."""
+"""The pixel rules catch what is no scan, and rarely warn about real scans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text_page() -> Pixels:
 
 
 def photograph() -> Pixels:
-    """Sky over grass: smooth colour, as holiday pictures have it."""
+    """A smooth color picture: sky over grass."""
     rows = np.linspace(0, 1, 300)[:, None, None]
     sky, grass = np.array([90, 150, 230]), np.array([70, 140, 40])
     picture = np.where(rows < 0.5, sky * (1 - rows / 2), grass * (0.5 + rows / 2)) * np.ones((300, 400, 1))

@@ -1,4 +1,4 @@
-"""Each pixel rule on both sides of its limit: what a scan may just be, and what is just no longer like one."""
+"""Each pixel rule on both sides of its limit: images just inside pass, images just outside are warned about."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDE = 128
 
 
 def plain() -> np.ndarray:
-    """A dark picture with a bright block: nothing to doubt."""
+    """Return a dark picture with a bright block, which gets no warning."""
     grey = np.zeros((SIDE, SIDE), np.uint8)
     grey[30:90, 30:90] = 90
     return grey
@@ -26,7 +26,7 @@ def doubts_about(grey: np.ndarray, size: tuple[int, int] = (SIDE, SIDE)) -> tupl
 
 
 def words(found: tuple[str, ...]) -> list[str]:
-    return [one.removeprefix("may be no brain scan: ").split(":")[0].split(",")[0] for one in found]
+    return [item.removeprefix("may be no brain scan: ").split(":")[0].split(",")[0] for item in found]
 
 
 def test_nothing_is_wrong_with_the_picture_that_the_others_start_from():
@@ -77,7 +77,7 @@ def test_fifty_grey_levels_are_enough(brightest, found):
     assert words(doubts_about(grey)) == found
 
 
-def test_of_a_blank_picture_nothing_more_is_said():
+def test_a_blank_picture_gets_no_further_warning():
     assert words(doubts_about(np.full((SIDE, SIDE), 255, np.uint8))) == ["blank"]
 
 
@@ -97,7 +97,7 @@ def test_neighbours_may_differ_by_35_on_average(step, found, down):
     ids=["too few", "enough", "too weak"],
 )
 def test_colour_counts_where_it_is_strong_and_wide(tint, strength, pixels, found):
-    """Of the 1,024 pixels that are looked at 2% are 20.5."""
+    """The rule samples 1,024 pixels, and 2% of them are 20.5."""
     picture = np.repeat(plain()[..., None], 3, axis=2)
     looked_at = picture[::4, ::4].reshape(-1, 3).copy()
     looked_at[:pixels] += (np.array(tint) * strength).astype(np.uint8)
@@ -108,9 +108,9 @@ def test_colour_counts_where_it_is_strong_and_wide(tint, strength, pixels, found
 def test_each_picture_of_a_batch_has_its_own_doubts():
     bright = np.full((SIDE, SIDE), 255, np.uint8)
     bright[40:80, 40:80] = 0
-    fitted = np.stack([np.repeat(one[..., None], 3, axis=2) for one in (plain(), bright, plain())])
+    fitted = np.stack([np.repeat(image[..., None], 3, axis=2) for image in (plain(), bright, plain())])
     found = warnings_for([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
-    assert [words(tuple(map(str, one))) for one in found] == [[], ["bright at the border"], ["tiny"]]
+    assert [words(tuple(map(str, item))) for item in found] == [[], ["bright at the border"], ["tiny"]]
 
 
 # --- how far from the training images
@@ -122,8 +122,8 @@ PLANE = np.array([[1, 2, 3], [1, 0, 0], [0, 1, 0]], np.float32)  # a mean and tw
     ("features", "distance"),
     [([1, 4, 9], 0), ([100, 49, 9], 0), ([1, 4, 16], 1), ([1, 4, 1], 2), ([25, 0, 0], 3), ([1, 4, -4], 3)],
 )
-def test_only_what_lies_outside_all_directions_counts(features, distance):
-    """Roots are taken first, of what is below 0 as of 0."""
+def test_only_the_part_outside_all_directions_counts(features, distance):
+    """The square root comes first, and treats values below 0 as 0."""
     found = distances(np.array([features, [1, 4, 9]], np.float32), PLANE)
     assert found.tolist() == pytest.approx([distance, 0], abs=2e-3)  # a difference of squares, in float32
     assert found.dtype == np.float32
@@ -133,5 +133,5 @@ def test_only_what_lies_outside_all_directions_counts(features, distance):
 def test_a_distance_at_the_limit_is_not_doubted(limit, doubted):
     features = np.array([[1, 4, 9], [1, 4, 16], [1, 4, 25]], np.float32)
     found = OutOfDistributionCheck(PLANE, limit).warnings_for(features)
-    assert [bool(one) for one in found] == doubted
-    assert [str(one) for one in found[2]] == [f"unlike the training images: distance 2.00, limit {limit:.2f}"]
+    assert [bool(item) for item in found] == doubted
+    assert [str(warning) for warning in found[2]] == [f"unlike the training images: distance 2.00, limit {limit:.2f}"]

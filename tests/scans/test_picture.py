@@ -1,4 +1,4 @@
-"""Every kind of picture that is given in place of a clean 8-bit JPEG, against OpenCV where OpenCV reads it."""
+"""Pictures other than a clean 8-bit JPEG: their pixels are those of OpenCV, where OpenCV reads them."""
 
 from __future__ import annotations
 
@@ -163,12 +163,12 @@ def test_12_bits_in_16_are_refused_and_not_read_as_black(kind: str) -> None:
 
 def test_only_16_bits_that_hold_something_are_refused() -> None:
     black = np.zeros((40, 60), np.uint16)
-    assert not picture.load(black).any()  # blank, as it says: plausibility warns
+    assert not picture.load(black).any()  # blank, so the checks warn about it
     dark = black.copy()
     dark[0, 0] = 1 << 13
     assert picture.load(dark).max() == 1 << 5
     assert picture.load(RGB >> 4).max() == 15  # 8 bits are never in doubt
-    # 16 are here the bits of a whole pixel: 5 red, 6 green, 5 blue.
+    # 16 are here the bits of an entire pixel: 5 red, 6 green, 5 blue.
     header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 0, 32, 0, 0, 0, 0)
     bitmap = b"BM" + struct.pack("<IHHI", 86, 0, 0, 54) + header + struct.pack("<H", 0b0_00001_00001_00001) * 16
     assert 0 < picture.load(bitmap).max() < 32
@@ -176,7 +176,7 @@ def test_only_16_bits_that_hold_something_are_refused() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_tiff_is_set_upright(orientation: int) -> None:
-    # OpenCV refuses TIFFs that lie on their side, so the same turn of a PNG is the peer.
+    # OpenCV refuses rotated TIFFs, so they are compared with a PNG in the same rotation.
     turned = picture.load(_encoded(COLOUR, "TIFF", tiffinfo={0x0112: orientation}))
     np.testing.assert_array_equal(turned, picture.load(_encoded(COLOUR, "PNG", exif=_exif(orientation))))
 
@@ -191,7 +191,7 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
     block = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
     marked = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # and nothing is said on stderr of it
+        warnings.simplefilter("error")  # and nothing is printed on stderr
         pixels = picture.load(marked)
     assert sorted(pixels.shape) == [3, 40, 60]
 
@@ -366,9 +366,9 @@ def test_formats_that_scans_do_not_come_in_reach_no_parser(tmp_path: Path) -> No
 def test_damaged_files_raise_nothing_but_input_errors() -> None:
     # Pillow's parsers answer damage with struct.error, TypeError, KeyError and others.
     rng = random.Random(5)
-    whole = [make() for make in ODD.values()]
+    intact = [make() for make in ODD.values()]
     for _ in range(3000):
-        damaged = bytearray(rng.choice(whole))
+        damaged = bytearray(rng.choice(intact))
         for _ in range(rng.randint(1, 4)):
             place = rng.randrange(min(len(damaged), rng.choice((40, 200, 10**9))))
             if rng.random() < 0.2:

@@ -1,4 +1,4 @@
-"""What a picture may ask for is bounded before it is spent, and a lack of memory is one scan's failure."""
+"""Memory and time for a picture are checked before decoding; a lack of memory fails only that scan."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ with decoding.large, decoding:  # as a thread that decodes
 
 def test_the_watch_services_limits_are_beyond_what_one_file_may_take() -> None:
     settings = dict(re.findall(r"^(MemoryMax|WatchdogSec)=(\S+)$", UNIT.read_text(encoding="utf-8"), re.M))
-    program = 110e6  # bytes; with the embedded model, as the unit says
+    program = 110e6  # bytes; with the embedded model, as the unit states
     assert settings["MemoryMax"] == "1G"
     assert program + MAX_PEAK_MB * 1e6 < 2**30 * 0.75
     assert MAX_MEMORY < MAX_PEAK_MB * 1e6

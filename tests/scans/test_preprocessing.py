@@ -1,4 +1,4 @@
-"""The resizer is OpenCV's INTER_LINEAR, and normalisation is what the manifest says."""
+"""Resizing equals OpenCV's INTER_LINEAR, and normalization follows the manifest."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_unfit_picture_is_named(wrong: np.ndarray[Any, Any]) -> None:
 def test_pictures_resized_together_are_what_each_is_by_itself() -> None:
     sizes = [(256, 256), (128, 128), (300, 200), (256, 256), (2000, 1500), (3, 40_000)]
     colour = [_noise(*size, seed) for seed, size in enumerate(sizes)]
-    grey = [np.broadcast_to(one[:, :, :1], one.shape) for one in colour]
+    grey = [np.broadcast_to(picture[:, :, :1], picture.shape) for picture in colour]
     pictures = [*colour, *grey, *grey * 2, *colour[:4] * 3]
     together = resize_bilinear(pictures, 128, 128)
     for picture, fitted in zip(pictures, together, strict=True):

@@ -1,4 +1,4 @@
-"""Normalisation by hand, step by step, and pictures whose neighbours decide: what every model rests on."""
+"""Normalization equals a calculation by hand, and resizing weights the right neighboring pixels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_left_alone_it_is_128_by_128_from_0_to_1():
 
 
 def test_twice_as_large_by_hand():
-    """Half-pixel centres: a new pixel lies a quarter from one old one and three quarters from the next."""
+    """Pixel centers are at half integers: a new pixel is 0.25 from one old pixel and 0.75 from the next."""
     row = np.array([[0, 100, 200]], np.uint8)
     picture = np.repeat(row[..., None], 3, axis=2)
     [found] = resize_bilinear([picture], 1, 6)
@@ -65,7 +65,7 @@ def test_one_pixel_of_colour_keeps_a_picture_from_being_taken_for_grey(channel):
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_many_pictures_of_many_sizes_come_back_in_their_order(count):
-    """More than fit into one step, of one size and of others, grey and in colour."""
+    """More pictures than one step takes, of equal and of different sizes, gray and in color."""
     rng = np.random.default_rng(count)
     sizes = [(300, 300), (128, 128), (20, 500), (1, 1)]
     pictures = []

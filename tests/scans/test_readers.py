@@ -1,4 +1,4 @@
-"""Which files of a folder count as scans: by suffix without opening them, others by their first bytes."""
+"""Files of a folder are recognized as scans by suffix, without opening them, or else by their first bytes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ JPEG = (Path(__file__).parents[2] / "examples" / "phantom-1.jpg").read_bytes()
 def _expand(folder: Path) -> tuple[list[str], list[str]]:
     messages: list[str] = []
     found = list(expand([str(folder)], notify=messages.append))
-    assert not any(isinstance(one, InputError) for one in found)
-    return [Path(str(one)).name for one in found], messages
+    assert not any(isinstance(scan, InputError) for scan in found)
+    return [Path(str(scan)).name for scan in found], messages
 
 
 def test_a_folder_takes_scans_by_content_and_reports_the_rest(tmp_path: Path) -> None:

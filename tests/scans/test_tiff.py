@@ -1,4 +1,4 @@
-"""Every kind of TIFF that tifffile writes: its pixels are tifffile's, or it is refused as unsupported."""
+"""Every kind of TIFF that tifffile writes is read with the same pixels, or refused as unsupported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CODINGS = [
 
 
 def _samples(channels: int, dtype: str) -> Array:
-    """A slope in each channel, over the whole range of the type."""
+    """A slope in each channel, over the full range of the type."""
     down, across = np.linspace(0, 0.5, HEIGHT)[:, None, None], np.linspace(0, 0.5, WIDTH)[None, :, None]
     slopes = (down + across + np.arange(channels) * 0.13) % 1
     return (slopes * (1 if dtype.startswith("f") else np.iinfo(dtype).max)).astype(dtype)
@@ -72,7 +72,7 @@ def _wanted(samples: Array, photometric: str) -> Array:
 
 
 def _is_read(bits: int, photometric: str, extra: str | None, planar: str, order: str, compression: str | None) -> bool:
-    """The rule, as the documentation says it: what Pillow reads rightly."""
+    """Whether the documented rule supports this file: Pillow reads it correctly."""
     if bits == 16 and (photometric == "separated" or (photometric == "minisblack" and extra)):
         return False
     if bits == 16 and photometric == "miniswhite" and order == ">":

@@ -1,4 +1,4 @@
-"""Telling systemd: what waits in a socket that nobody reads must not hold up the scans."""
+"""Notifying systemd never blocks, even if nobody reads the socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has arrived, what is at hand and where results go: each rule by itself, with a clock that the test moves."""
+"""The rules of watch for arrivals, scans in progress and results, each tested alone with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mri_edge.storage.lock import LOCK, locked
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -44,7 +44,7 @@ def write(path: Path, content: str = "x", modified_s: int = 1) -> Path:
 
 
 def names(arrivals: Arrivals) -> list[str]:
-    return [one.path.name for one in arrivals.look()]
+    return [arrival.path.name for arrival in arrivals.look()]
 
 
 # --- arrivals
@@ -67,7 +67,7 @@ def test_a_scan_is_whole_when_it_was_still_just_long_enough(incoming, clock):
 def test_without_a_settling_time_a_scan_is_whole_at_first_sight(incoming, clock):
     write(incoming / "a.png")
     arrivals = Arrivals(incoming, 0, clock=clock)
-    assert [(one.path.name, one.unchanged_s) for one in arrivals.look()] == [("a.png", 0)]
+    assert [(arrival.path.name, arrival.unchanged_s) for arrival in arrivals.look()] == [("a.png", 0)]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "inode"])
@@ -155,11 +155,11 @@ def test_a_stamp_is_of_plain_files_alone(tmp_path):
     assert [stamp_of(tmp_path / name) for name in ("none", ".", "link", "pipe")] == [None] * 4
 
 
-# --- at hand
+# --- scans in progress
 
 
 def test_each_scan_at_hand_keeps_its_own_count(tmp_path):
-    """A new object each time: the program ended with the scan that was begun last."""
+    """Each new object simulates a restart after the program died on the scan it began last."""
     assert InProgress(tmp_path).begin("a.png", "aa") == 0
     assert InProgress(tmp_path).begin("b.png", "bb") == 0
     third = InProgress(tmp_path)
@@ -284,7 +284,7 @@ def test_only_leftovers_are_cleared(outbox):
         (folder / "a").touch()
     outbox.clear()
     for folder in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
-        assert [one.name for one in folder.iterdir()] == ["a"]
+        assert [path.name for path in folder.iterdir()] == ["a"]
 
 
 # --- one program at a time

@@ -1,4 +1,4 @@
-"""Files and folders are written whole or not at all, whatever ends the writing."""
+"""Files and folders are written atomically, whatever interrupts the writing."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_old_folder_outlives_a_process_that_is_ended_while_it_writes(ended_by: s
 
 @pytest.fixture(params=["rename", "copy"])
 def move(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Within a file system, and as if there were two."""
+    """Run the test within one file system and as if there were two."""
     if request.param == "copy":
         replace = os.replace
 
@@ -342,11 +342,11 @@ def test_a_folder_that_a_kill_left_is_cleared_by_the_next_run_and_a_living_one_i
         with atomic_folder(target) as staging:
             assert not left.exists()
             assert (in_use / "half").exists()
-            (staging / "file").write_text("whole")
+            (staging / "file").write_text("complete")
     finally:
         living.kill()
         living.wait()
-    assert (target / "file").read_text() == "whole"
+    assert (target / "file").read_text() == "complete"
     assert other.exists(), "it belongs to another folder"
     with atomic_folder(target):
         pass

@@ -1,4 +1,4 @@
-"""What is on disk when: content before its name, the name before what it replaces goes. As a power cut would see it."""
+"""Writes reach the disk in an order that survives a power cut: content before its name, new before old is removed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows syncs no fol
 
 @dataclass(frozen=True)
 class Event:
-    """A step that storage sees: ``sync`` of a file (with what it held then) or folder, ``rename`` to, ``remove`` of."""
+    """A step on disk: ``sync`` of a file (with its content then) or folder, ``rename`` to a path, or ``remove``."""
 
     kind: str
     path: Path
@@ -31,14 +31,14 @@ class Event:
 
 
 class Storage:
-    """Records the steps as they happen below a folder; each is really taken."""
+    """Record each step below a folder, and carry it out."""
 
     def __init__(self, *roots: Path) -> None:
         self.roots = roots
         self.events: list[Event] = []
 
     def find(self, number: int) -> Path:
-        """The path of an open file or folder, by what it is on disk."""
+        """Return the path of an open file or folder, found by device and inode."""
         wanted = os.fstat(number)
         for root in self.roots:
             for path in (root, *root.rglob("*")):
@@ -47,13 +47,13 @@ class Storage:
         return Path("?")
 
     def place(self, kind: str, path: Path) -> int:
-        """When a step was taken first; fails if it was not."""
+        """Return the position of the first such step, or fail if there is none."""
         found = [index for index, event in enumerate(self.events) if (event.kind, event.path) == (kind, path)]
         assert found, f"no {kind} of {path} among {self.events}"
         return found[0]
 
     def synced_before(self, place: int, content: bytes) -> list[int]:
-        """The syncs before a step of a file that held all of ``content`` by then."""
+        """Return the syncs before a step of a file that held all of ``content`` at that time."""
         return [
             index
             for index, event in enumerate(self.events[:place])

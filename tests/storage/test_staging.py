@@ -1,4 +1,4 @@
-"""Folders of a killed program go with the next run, those of a living one stay."""
+"""The next run removes temporary folders of a killed program, and keeps those of a running one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mri_edge.storage.staging import lock_folder, locked_temp_folder, remove_aba
 
 pytest.importorskip("fcntl", reason="folders have no locks on Windows, and nothing is cleared there")
 
-# Opens the context manager that it is told, says so, and waits to be killed.
+# Enters the context manager that is named in the arguments, prints a line, and waits to be killed.
 HOLDER = """
 import sys, tempfile
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_killed_write_is_cleared_by_the_next_write_of_the_same_folder(tmp_path
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     kill(start(f"atomic.atomic_folder(Path({str(path)!r}))", temporary))
-    [left] = [one for one in tmp_path.iterdir() if one not in (other, temporary)]
+    [left] = [path for path in tmp_path.iterdir() if path not in (other, temporary)]
     assert left.name.startswith(f".{name}.new-")
     with atomic_folder(path) as staging:
         (staging / "file").write_text("new")
@@ -67,7 +67,7 @@ def test_a_write_at_work_loses_nothing_to_another(tmp_path: Path) -> None:
             (second / "file").write_text("second")
         assert (first / "file").read_text() == "first"
     assert (path / "file").read_text() == "first"
-    assert [one.name for one in tmp_path.iterdir()] == ["bundle"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_links_are_not_followed_when_clearing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The results file and whole files, told by what is on disk afterwards: on both sides of each limit."""
+"""The results journal and atomic writes, judged by what is on disk afterwards, on both sides of each limit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Answer = Callable[..., Prediction]
 
 @pytest.fixture
 def answer(tiny_bundle: Path) -> Answer:
-    """Makes the answer for a scan of this name, by this model."""
+    """Return the answer of a model for the scan of this name."""
     with Classifier.load(tiny_bundle) as classifier:
         given = classifier.predict(np.zeros((128, 128), np.uint8))
 
@@ -68,18 +68,18 @@ def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path, answe
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
-def test_a_line_cut_short_is_dropped_and_the_whole_ones_before_it_stay(path, answer, cut):
+def test_a_line_cut_short_is_dropped_and_the_content_ones_before_it_stay(path, answer, cut):
     with Journal(path, TITLE) as journal:
         for name in ("a.png", "b.png", "c.png"):
             journal.write(answer(name))
-    whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    path.write_bytes(whole[:-cut])
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    path.write_bytes(content[:-cut])
     with Journal(path, TITLE) as journal:
         assert path.read_bytes() == b"".join(lines[:2])
         assert list(journal.remaining(["a.png", "b.png", "c.png"])) == ["c.png"]
         journal.write(answer("c.png"))
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("line", ["not json", "[1]", "null", '{"file": "a.png"}', "{}"])
@@ -126,7 +126,7 @@ def test_what_is_no_plain_file_is_refused(tmp_path):
 
 
 def test_a_line_that_the_disk_takes_only_in_part_is_an_error_and_is_dropped_next_time(path, answer):
-    """The limit on the size of files stands for a full disk: the system takes what fits, and says how much that was."""
+    """A limit on file sizes simulates a full disk: the system writes what fits and returns how much that was."""
     with Journal(path, TITLE) as journal:
         journal.write(answer("a.png"))
         first = path.read_bytes()
@@ -166,7 +166,7 @@ def test_leftovers_of_a_kill_are_cleared_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / ".c.new-87654321").mkdir()
     clear_leftovers(tmp_path)
-    assert {one.name for one in tmp_path.iterdir() if one.is_file()} == set(kept)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == set(kept)
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path):
@@ -199,7 +199,7 @@ def test_a_move_replaces_a_file_and_a_missing_source_changes_nothing(tmp_path):
     with pytest.raises(OutputError, match="cannot be moved"):
         atomic_move(source, target)
     assert target.read_text() == "new"
-    assert [one.name for one in tmp_path.iterdir()] == ["target"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_errors_about_other_things_pass_through_a_new_folder(tmp_path):
@@ -217,5 +217,5 @@ def test_errors_about_other_things_pass_through_a_new_folder(tmp_path):
 
 def test_a_new_folder_is_made_below_folders_that_are_not_there_yet(tmp_path):
     with atomic_folder(tmp_path / "a" / "b" / "out") as staging:
-        (staging / "file").write_text("whole")
-    assert (tmp_path / "a" / "b" / "out" / "file").read_text() == "whole"
+        (staging / "file").write_text("complete")
+    assert (tmp_path / "a" / "b" / "out" / "file").read_text() == "complete"
