@@ -15,7 +15,7 @@ PROGRAM = Path(sys.executable).with_name("mri-edge")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def _said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+def _usage_error(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run([*arguments]) == 2
     out, err = capfd.readouterr()
     assert out == ""
@@ -38,11 +38,11 @@ def _said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_a_typo_gets_a_suggestion(arguments, meant, capfd):
-    assert meant in _said(capfd, *arguments)
+    assert meant in _usage_error(capfd, *arguments)
 
 
 def test_a_name_unlike_any_other_gets_no_suggestion(capfd):
-    assert "mean" not in _said(capfd, "zzz")
+    assert "mean" not in _usage_error(capfd, "zzz")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_name_unlike_any_other_gets_no_suggestion(capfd):
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_everything_that_is_missing_is_reported_at_once(arguments, missing, capfd):
-    said = _said(capfd, *arguments)
+    said = _usage_error(capfd, *arguments)
     assert said.count("Missing") == 1
     options = [word for word in ("IN", "BUNDLE", "--out", "--artefact", "--key", "bash") if f"'{word}" in said]
     assert [word for word in missing if word not in said] == []
@@ -79,14 +79,14 @@ def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd)
     def command(first: str, second: str, third: str) -> None:
         """Require three options."""
 
-    def words() -> str:
+    def message() -> str:
         with pytest.raises(click.MissingParameter) as caught:
             command.main([], standalone_mode=False)
         return explain(caught.value)
 
-    assert words() == "Missing option '--first', option '--second' and option '--third'"
+    assert message() == "Missing option '--first', option '--second' and option '--third'"
     monkeypatch.setenv("SECOND", "2")
-    assert words() == "Missing option '--first' and option '--third'"
+    assert message() == "Missing option '--first' and option '--third'"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

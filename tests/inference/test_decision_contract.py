@@ -40,14 +40,14 @@ Make = Callable[[int, "float | None"], Path]
 def make(tmp_path: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Make:
     """Return a function that makes a bundle for the fake engine with a positive label and a threshold."""
 
-    def made(positive: int, threshold: float | None) -> Path:
+    def make_bundle(positive: int, threshold: float | None) -> Path:
         folder = tmp_path / "bundle"
         with new_bundle(folder, replace(tiny_manifest, positive=positive, threshold=threshold)) as writer:
             writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')
             writer.add_artefact(replace(tiny_artefact, file="model.fake", format="fake"))
         return folder
 
-    return made
+    return make_bundle
 
 
 @pytest.fixture

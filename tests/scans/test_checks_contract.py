@@ -20,17 +20,17 @@ def plain() -> np.ndarray:
     return grey
 
 
-def doubts_about(grey: np.ndarray, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[str, ...]:
+def warnings_about(grey: np.ndarray, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[str, ...]:
     fitted = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
     return tuple(map(str, warnings_for([size], fitted[None])[0]))
 
 
-def words(found: tuple[str, ...]) -> list[str]:
+def rule_names(found: tuple[str, ...]) -> list[str]:
     return [item.removeprefix("may be no brain scan: ").split(":")[0].split(",")[0] for item in found]
 
 
-def test_nothing_is_wrong_with_the_picture_that_the_others_start_from():
-    assert doubts_about(plain()) == ()
+def test_the_plain_picture_of_these_tests_gets_no_warning():
+    assert warnings_about(plain()) == ()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_nothing_is_wrong_with_the_picture_that_the_others_start_from():
     ],
 )
 def test_size_and_shape_are_those_of_the_picture_as_it_came(size, found):
-    assert doubts_about(plain(), size) == found
+    assert warnings_about(plain(), size) == found
 
 
 @pytest.mark.parametrize(("level", "found"), [(120, []), (121, ["bright at the border"])])
@@ -54,7 +54,7 @@ def test_a_border_up_to_120_may_be_air(level, found):
     grey = np.full((SIDE, SIDE), 60, np.uint8)
     grey[[0, -1]] = level
     grey[:, [0, -1]] = level
-    assert words(doubts_about(grey)) == found
+    assert rule_names(warnings_about(grey)) == found
 
 
 SIDES = {"top": np.s_[0, :], "bottom": np.s_[-1, :], "left": np.s_[:, 0], "right": np.s_[:, -1]}
@@ -65,20 +65,20 @@ def test_every_side_of_the_border_counts(bright):
     """Two white sides of four: a mean of 127 to 130. One white side: 64."""
     grey = plain()
     grey[SIDES[bright[0]]] = 255
-    assert words(doubts_about(grey)) == []
+    assert rule_names(warnings_about(grey)) == []
     grey[SIDES[bright[1]]] = 255
-    assert words(doubts_about(grey)) == ["bright at the border"]
+    assert rule_names(warnings_about(grey)) == ["bright at the border"]
 
 
 @pytest.mark.parametrize(("brightest", "found"), [(100, []), (99, ["blank"])])
 def test_fifty_grey_levels_are_enough(brightest, found):
     grey = np.full((SIDE, SIDE), 50, np.uint8)
     grey[40:80, 40:80] = brightest
-    assert words(doubts_about(grey)) == found
+    assert rule_names(warnings_about(grey)) == found
 
 
 def test_a_blank_picture_gets_no_further_warning():
-    assert words(doubts_about(np.full((SIDE, SIDE), 255, np.uint8))) == ["blank"]
+    assert rule_names(warnings_about(np.full((SIDE, SIDE), 255, np.uint8))) == ["blank"]
 
 
 @pytest.mark.parametrize(("step", "found"), [(35, []), (36, ["as restless as noise"])])
@@ -87,7 +87,7 @@ def test_neighbours_may_differ_by_35_on_average(step, found, down):
     """Stripes on a slope: each pixel differs from the next in its row by ``step``."""
     slope = np.linspace(0, 60, SIDE).astype(np.uint8)[:, None]
     grey = slope + np.where(np.arange(SIDE) % 2 == down, step, 0).astype(np.uint8)
-    assert words(doubts_about(grey)) == found
+    assert rule_names(warnings_about(grey)) == found
 
 
 @pytest.mark.parametrize("tint", [c for c in itertools.product((0, 1), repeat=3) if 0 < sum(c) < 3])
@@ -102,7 +102,7 @@ def test_colour_counts_where_it_is_strong_and_wide(tint, strength, pixels, found
     looked_at = picture[::4, ::4].reshape(-1, 3).copy()
     looked_at[:pixels] += (np.array(tint) * strength).astype(np.uint8)
     picture[::4, ::4] = looked_at.reshape(SIDE // 4, SIDE // 4, 3)
-    assert words(doubts_about(picture)) == found
+    assert rule_names(warnings_about(picture)) == found
 
 
 def test_each_picture_of_a_batch_has_its_own_doubts():
@@ -110,7 +110,7 @@ def test_each_picture_of_a_batch_has_its_own_doubts():
     bright[40:80, 40:80] = 0
     fitted = np.stack([np.repeat(image[..., None], 3, axis=2) for image in (plain(), bright, plain())])
     found = warnings_for([(SIDE, SIDE), (SIDE, SIDE), (50, 60)], fitted)
-    assert [words(tuple(map(str, item))) for item in found] == [[], ["bright at the border"], ["tiny"]]
+    assert [rule_names(tuple(map(str, item))) for item in found] == [[], ["bright at the border"], ["tiny"]]
 
 
 # --- how far from the training images

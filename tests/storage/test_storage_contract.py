@@ -38,10 +38,10 @@ def answer(tiny_bundle: Path) -> Answer:
     with Classifier.load(tiny_bundle) as classifier:
         given = classifier.predict(np.zeros((128, 128), np.uint8))
 
-    def made(file: str | None, model: str = TITLE) -> Prediction:
+    def make_prediction(file: str | None, model: str = TITLE) -> Prediction:
         return replace(given, source=file, model=model)
 
-    return made
+    return make_prediction
 
 
 @pytest.fixture
