@@ -98,7 +98,7 @@ def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path) -> None:
     assert int(passed[1]) > 25, done.stdout
 
 
-def test_recipe_is_written_as_the_rest_is(tmp_path: Path) -> None:
+def test_the_recipe_passes_the_linter(tmp_path: Path) -> None:
     path = tmp_path / "abacus.py"
     path.write_text(engine_of_the_recipe(), encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]

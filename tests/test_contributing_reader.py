@@ -118,7 +118,7 @@ def test_every_frame_has_a_row_that_names_it(scans: Path, capfd: pytest.CaptureF
     assert names == ["IM0001-0", "IM0001-1", "head.stack-0", "head.stack-1", "head.stack-2", "z.jpg"]
 
 
-def test_resume_goes_on_inside_a_stack(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resume_continues_inside_a_stack(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     journal = tmp_path / "out.jsonl"
     command = ["predict", str(scans), "--resume", str(journal)]
     assert run(command) == 0
@@ -171,7 +171,7 @@ def test_a_reader_is_imported_only_for_files_that_may_be_its_own(stack_reader: N
     assert MODULE in sys.modules
 
 
-def test_the_recipe_is_written_as_the_rest_is(tmp_path: Path) -> None:
+def test_the_recipe_passes_the_linter(tmp_path: Path) -> None:
     path = tmp_path / "stack.py"
     path.write_text(_recipe(), encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]

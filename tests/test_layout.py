@@ -92,7 +92,7 @@ def _tracked() -> list[str]:
     return [name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file()]
 
 
-def test_no_file_names_a_place_on_somebodys_machine() -> None:
+def test_no_file_contains_a_path_of_a_developers_machine() -> None:
     private = re.compile(rb"(?<![\w.~])/(?:root|work|Users/\w+|home/\w+)/")
     found = [name for name in _tracked() if private.search((CHECKOUT / name).read_bytes())]
     assert found == []

@@ -94,7 +94,7 @@ def test_another_jpeg_decoder_is_reported_but_is_no_difference(recorded, monkeyp
     assert report.first_difference is None
 
 
-def test_decoding_that_differs_is_named_first_though_later_stages_agree(recorded, monkeypatch):
+def test_a_difference_in_decoding_is_reported_first_although_later_stages_agree(recorded, monkeypatch):
     shift_pixels(monkeypatch, 3)
     report = replay.replay(recorded)
     assert report.first_difference.stage == "pixels"
@@ -252,7 +252,7 @@ def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
     "change",
     [{"schema_version": 2}, {"scans": []}, {"scans": ["../outside.jpg"]}, {"scans": 7}, {"engines": {"a": "b"}}],
 )
-def test_facts_that_cannot_be_are_refused(recorded, change):
+def test_impossible_values_are_refused(recorded, change):
     facts = json.loads((recorded.folder / "golden.json").read_bytes())
     with pytest.raises(ManifestError, match=r"golden\.json"):
         replay.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))

@@ -43,7 +43,7 @@ def test_the_newest_bundle_is_the_one_with_the_latest_training_record(make, tmp_
     assert last_trained(lambda bundle: bundle.folder != newest, runs).folder == older
 
 
-def test_what_is_no_complete_bundle_is_passed_over(make, tmp_path: Path) -> None:
+def test_an_incomplete_bundle_is_skipped(make, tmp_path: Path) -> None:
     complete = make("vgg16", "2026-01-01T00:00:00+00:00")
     shutil.copytree(make("broken", "2026-05-01T00:00:00+00:00"), tmp_path / "runs" / ".vgg16.new-0123abcd")
     (tmp_path / "runs" / "broken" / "manifest.json").write_text("{")
@@ -72,7 +72,7 @@ def test_the_data_folder_is_remembered_outside_the_bundle(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"data": 5}', b"\xff", b'{"other": "x"}'])
-def test_a_damaged_note_is_no_note(
+def test_a_damaged_record_of_the_data_folder_is_ignored(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -84,7 +84,7 @@ def test_a_damaged_note_is_no_note(
         remembered_data(bundle)
 
 
-def test_a_note_that_cannot_be_written_costs_no_training(
+def test_training_continues_if_the_data_folder_cannot_be_recorded(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

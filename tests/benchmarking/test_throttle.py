@@ -101,7 +101,7 @@ def test_clock_is_that_of_the_fastest_core(tmp_path):
     assert slow_clock([]) is None
 
 
-def test_garbage_in_the_files_is_silence(tmp_path):
+def test_invalid_content_in_the_files_is_ignored(tmp_path):
     for file in (
         "proc/stat",
         "sys/devices/platform/soc/soc:firmware/get_throttled",

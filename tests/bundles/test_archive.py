@@ -75,7 +75,7 @@ def test_the_header_is_pinned() -> None:
     assert digest == "a6571f3724db00c037dfebbe7f1245b4948d5ddb7bab22c22fa916895e1274f2"
 
 
-def test_tar_reads_it(folder: Path, good: Path, tmp_path: Path) -> None:
+def test_tar_reads_a_packed_bundle(folder: Path, good: Path, tmp_path: Path) -> None:
     with tarfile.open(good, "r:") as archive:
         members = archive.getmembers()
         assert [member.name for member in members] == [MANIFEST, "block.bin", "report/größe.txt", "z.txt"]
@@ -99,7 +99,7 @@ def test_a_damaged_bundle_is_not_packed(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_may_be_packed_may_be_unpacked(
+def test_a_bundle_that_can_be_packed_can_be_unpacked(
     folder: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "LARGEST", good.stat().st_size)

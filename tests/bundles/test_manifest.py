@@ -226,7 +226,7 @@ def test_hostile_json_is_a_manifest_error(text: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "9" * 5000])
-def test_numbers_that_are_none_are_refused(full: Manifest, number: str) -> None:
+def test_invalid_numbers_are_refused(full: Manifest, number: str) -> None:
     plain = json.loads(full.to_json())
     plain["preprocessing"]["scale"] = "HERE"
     text = json.dumps(plain).replace('"HERE"', number)
@@ -316,7 +316,7 @@ def test_real_manifests_fit_the_schema(tiny_bundle: Path, validator: Any) -> Non
         validator.validate(json.loads(path.read_text(encoding="utf-8")))
 
 
-def test_schema_travels_with_the_package() -> None:
+def test_the_package_contains_the_schema() -> None:
     from importlib.resources import files
 
     assert (files("mri_edge") / "bundles" / "manifest.schema.json").read_text(encoding="utf-8").startswith("{")

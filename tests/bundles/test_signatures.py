@@ -62,7 +62,7 @@ def test_a_signed_bundle_opens_and_predicts(signed: Path, public: Path, capfd: p
     capfd.readouterr()
 
 
-def test_packed_and_unpacked_it_is_signed_all_the_same(signed: Path, public: Path, tmp_path: Path) -> None:
+def test_a_signature_stays_valid_through_packing_and_unpacking(signed: Path, public: Path, tmp_path: Path) -> None:
     pack(Bundle.open(signed), tmp_path / "packed")
     Bundle.open(tmp_path / "packed", signed_by=public)
     unpack(tmp_path / "packed", tmp_path / "out", signed_by=public)
@@ -122,7 +122,7 @@ def test_every_byte_of_a_signed_packed_bundle_counts(signed: Path, public: Path,
             Bundle.open(path, signed_by=public)
 
 
-def test_what_was_not_signed_may_not_lie_in_the_folder(signed: Path, public: Path, keys: Path, tmp_path: Path) -> None:
+def test_an_unsigned_file_in_the_folder_is_refused(signed: Path, public: Path, keys: Path, tmp_path: Path) -> None:
     """A model file may refer to other files in its folder, which an engine would open."""
     (signed / "model.onnx.data").write_bytes(b"weights of somebody else")
     with pytest.raises(IntegrityError, match=r"model\.onnx\.data: no file that the manifest lists"):
@@ -166,7 +166,7 @@ def test_a_key_is_never_overwritten_and_the_private_one_is_private(tmp_path: Pat
     assert private.read_bytes() == before
 
 
-def test_keys_that_are_none(signed: Path, keys: Path, tmp_path: Path) -> None:
+def test_invalid_keys_are_refused(signed: Path, keys: Path, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -28,7 +28,7 @@ def short(monkeypatch):
     monkeypatch.setitem(benchmark.PROFILES, "smoke", Plan(rounds=2, seconds=0.01, queries=6, samples=4))
 
 
-def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
+def test_every_artefact_is_measured_in_every_engine(tiny_bundle, capfd, monkeypatch):
     rounds = []
     monkeypatch.setattr(benchmark, "call", lambda *given, **named: rounds.append(call(*given, **named)) or rounds[-1])
     assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--threads", "1", "--json"]) == 0
@@ -53,7 +53,7 @@ def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
     assert rows["openvino"]["problem"] is None or "pip install 'mri-edge[openvino]'" in rows["openvino"]["problem"]
 
 
-def test_table_is_for_people(tiny_bundle, capfd):
+def test_the_table_is_readable(tiny_bundle, capfd):
     assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--engine", "onnxruntime"]) == 0
     out, err = capfd.readouterr()
     assert "model only" in out
@@ -169,7 +169,7 @@ def test_nothing_is_trimmed():
         (["--server", "0"], 2, "--server"),
     ],
 )
-def test_mistakes_are_one_line(tiny_bundle, arguments, code, words, capfd):
+def test_errors_are_one_line(tiny_bundle, arguments, code, words, capfd):
     arguments = arguments if arguments[0] == "nowhere" else [str(tiny_bundle), *arguments]
     assert run(["bench", *arguments]) == code
     out, err = capfd.readouterr()

@@ -123,7 +123,7 @@ def test_doctor_exits_4_without_any_engine(tiny_bundle, capfd, monkeypatch):
     assert not any(row["works"] for row in found["engines"])
 
 
-def test_a_trial_that_hangs_is_given_up(monkeypatch, tmp_path):
+def test_a_trial_that_hangs_is_ended(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "no answer within" in (attempt(Trial("fake"), time_limit=1).problem or "")

@@ -96,7 +96,7 @@ def test_list_on_stdin_may_hold_any_bytes(tiny_bundle, folder):
     assert b"Traceback" not in done.stderr
 
 
-def test_what_cannot_be_looked_into_costs_no_other_scan(tiny_bundle, tmp_path):
+def test_an_unreadable_folder_does_not_affect_other_scans(tiny_bundle, tmp_path):
     for name in ("a/1.jpg", "b/1.jpg", "c/1.jpg"):
         (tmp_path / "all" / name).parent.mkdir(parents=True)
         (tmp_path / "all" / name).write_bytes(SCAN.read_bytes())

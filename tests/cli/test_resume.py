@@ -69,7 +69,7 @@ def test_an_interrupted_run_leaves_complete_lines_and_reports_the_interruption(t
     assert lines_of(journal)
 
 
-def test_partial_last_line_is_dropped_and_done_again(tiny_bundle, many, tmp_path, capfd):
+def test_a_partial_last_line_is_dropped_and_its_scan_repeated(tiny_bundle, many, tmp_path, capfd):
     journal = tmp_path / "out.jsonl"
     first = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "000*.png")]
     assert run(first) == 0

@@ -58,7 +58,7 @@ def test_stdout_that_can_only_be_read_is_an_error():
 
 
 @pytest.mark.parametrize("command", PRINTING)
-def test_reader_that_has_left_is_no_failed_input(command, tmp_path):
+def test_a_closed_pipe_is_not_a_failed_input(command, tmp_path):
     """`mri-edge ... | head -1`: exit code 141, as for `cat`, and no error is printed."""
     reader, writer = os.pipe()
     os.close(reader)

@@ -136,7 +136,7 @@ def test_each_scan_has_its_result_and_is_moved(places, capfd):
     assert places.once() == 0  # nothing left to do
 
 
-def test_what_is_no_scan_is_left_alone(places, capfd):
+def test_files_that_are_no_scans_are_left_in_place(places, capfd):
     places.scan(".hidden.png")
     places.scan("a.png.part")
     places.scan("b.png.tmp")
@@ -267,7 +267,7 @@ def test_odd_names(places, capfd, name):
 @pytest.mark.parametrize(
     ("number", "code", "words"), [(signal.SIGTERM, 0, "stopped"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_it_stops_in_order(places, started, number, code, words):
+def test_watch_stops_cleanly_on_a_signal(places, started, number, code, words):
     for index in range(300):
         places.scan(f".{index:03d}.png", index % 256).rename(places.incoming / f"{index:03d}.png")
     wait_for(lambda: len(list((places.out / "done").iterdir())) > 5)
@@ -591,7 +591,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(places):
     assert places.files() == []
 
 
-def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, monkeypatch, capfd):
+def test_an_error_of_the_model_never_fails_a_scan(places, tiny_manifest, tmp_path, monkeypatch, capfd):
     """Scans stay in place whatever the model raises and however often the service restarts."""
     from mri_edge.testing import FakeEngine
 

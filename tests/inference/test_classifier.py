@@ -225,7 +225,7 @@ def test_batches_and_workers_are_at_least_one_at_the_call(classifier, picture, o
 
 @pytest.mark.parametrize("given", [0, 3, 8, 20])
 @pytest.mark.parametrize("max_wait", [None, 0.05])
-def test_what_came_before_a_source_broke_is_answered(classifier, picture, given, max_wait):
+def test_scans_before_a_source_that_fails_are_answered(classifier, picture, given, max_wait):
     def sources():
         yield from [picture] * given
         raise RuntimeError("the share is gone")

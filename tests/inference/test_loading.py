@@ -15,7 +15,7 @@ from mri_edge.inference.loading import PendingModel
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions
 
 
-def test_opening_gives_what_load_gives(tiny_bundle: Path) -> None:
+def test_opening_in_the_background_gives_the_results_of_load(tiny_bundle: Path) -> None:
     with (
         Classifier.from_pending(PendingModel(Bundle.open(tiny_bundle))) as opened,
         Classifier.load(tiny_bundle) as loaded,
@@ -36,7 +36,7 @@ def test_changed_file_is_named_before_what_the_engine_says_of_it(tiny_bundle: Pa
         PendingModel(bundle).wait()
 
 
-def test_changed_file_is_handed_to_no_engine(tiny_bundle: Path, monkeypatch) -> None:
+def test_a_changed_file_is_passed_to_no_engine(tiny_bundle: Path, monkeypatch) -> None:
     bundle = Bundle.open(tiny_bundle)
     handed: list[object] = []
     monkeypatch.setattr("mri_edge.inference.loading.open_engine", lambda model, **options: handed.append(model))

@@ -57,7 +57,7 @@ def demo(name: str = "mni152-slice-1.jpg") -> Pixels:
     ],
     ids=["photograph", "text page", "inverted scan", "black", "grey", "noise", "thumbnail", "strip"],
 )
-def test_what_is_no_scan_is_doubted(pixels, code, word):
+def test_a_picture_that_is_no_scan_gets_a_warning(pixels, code, word):
     [doubt] = [doubt for doubt in doubts_about(pixels) if doubt.code == code]
     assert word in str(doubt) == doubt.message
     below = code in ("tiny", "blank")
@@ -69,7 +69,7 @@ FRAME = [(110, False), (118, False), (122, True), (130, True), (200, True)]
 
 
 @pytest.mark.parametrize(("level", "doubted"), FRAME, ids=str)
-def test_a_bright_border_is_doubted_from_120_on(level, doubted):
+def test_a_border_brighter_than_120_gets_a_warning(level, doubted):
     """A scan in a frame of one grey level: the mean along the border is that level."""
     pixels = np.full((160, 160, 3), level, np.uint8)
     pixels[20:140, 20:140] = 40
@@ -78,12 +78,12 @@ def test_a_bright_border_is_doubted_from_120_on(level, doubted):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.name)
-def test_demo_scans_are_not_doubted(path):
+def test_demo_scans_get_no_warning(path):
     assert doubts_about(images.load(path)) == ()
 
 
 @pytest.mark.data
-def test_less_than_two_in_a_hundred_real_scans_are_doubted(scans, record_property):
+def test_less_than_2_percent_of_real_scans_get_a_warning(scans, record_property):
     paths = [*scans.glob("navoneel/*/*"), *sorted(scans.glob("nickparvar-train/*/*"))[::8]]
     doubted = [path for path in paths if doubts_about(images.load(path))]
     record_property("scans doubted", f"{len(doubted)} of {len(paths)}")

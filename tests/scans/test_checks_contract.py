@@ -50,7 +50,7 @@ def test_size_and_shape_are_those_of_the_picture_as_it_came(size, found):
 
 
 @pytest.mark.parametrize(("level", "found"), [(120, []), (121, ["bright at the border"])])
-def test_a_border_up_to_120_may_be_air(level, found):
+def test_a_border_up_to_120_gets_no_warning(level, found):
     grey = np.full((SIDE, SIDE), 60, np.uint8)
     grey[[0, -1]] = level
     grey[:, [0, -1]] = level
@@ -105,7 +105,7 @@ def test_colour_counts_where_it_is_strong_and_wide(tint, strength, pixels, found
     assert rule_names(warnings_about(picture)) == found
 
 
-def test_each_picture_of_a_batch_has_its_own_doubts():
+def test_each_picture_of_a_batch_gets_its_own_warnings():
     bright = np.full((SIDE, SIDE), 255, np.uint8)
     bright[40:80, 40:80] = 0
     fitted = np.stack([np.repeat(image[..., None], 3, axis=2) for image in (plain(), bright, plain())])
@@ -130,7 +130,7 @@ def test_only_the_part_outside_all_directions_counts(features, distance):
 
 
 @pytest.mark.parametrize(("limit", "doubted"), [(1.0, [False, False, True]), (0.99, [False, True, True])])
-def test_a_distance_at_the_limit_is_not_doubted(limit, doubted):
+def test_a_distance_at_the_limit_gets_no_warning(limit, doubted):
     features = np.array([[1, 4, 9], [1, 4, 16], [1, 4, 25]], np.float32)
     found = OutOfDistributionCheck(PLANE, limit).warnings_for(features)
     assert [bool(item) for item in found] == doubted

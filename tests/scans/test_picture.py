@@ -235,7 +235,7 @@ def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None
         np.testing.assert_array_equal(picture.load(source), RGB)
 
 
-def test_grey_is_one_channel_seen_three_times() -> None:
+def test_gray_is_a_view_of_one_channel_as_three() -> None:
     grey = np.asarray(GREY)
     for source in (grey, grey[:, :, None], GREY, _encoded(GREY, "PNG")):
         pixels = picture.load(source)
@@ -266,7 +266,7 @@ def test_alpha_of_an_array_is_dropped() -> None:
     ],
     ids=lambda array: f"{array.dtype}-{array.shape}",
 )
-def test_unfit_array_is_named(array: np.ndarray[Any, Any]) -> None:
+def test_an_invalid_array_is_named(array: np.ndarray[Any, Any]) -> None:
     with pytest.raises(InputError, match=r"pixels must be 8 or 16 bits") as caught:
         picture.load(array)
     assert f"{array.dtype} {array.shape}" in str(caught.value)
@@ -344,7 +344,7 @@ def test_bomb_is_refused_before_memory_is_taken() -> None:
     assert peak < 1_000_000  # bytes; the pixels would be 64 million
 
 
-def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_get_different_messages(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         picture.load(tmp_path / "none.jpg")
     with pytest.raises(InputError, match="is a folder, not a picture"):

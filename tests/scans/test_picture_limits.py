@@ -150,7 +150,7 @@ def test_2000_mutations_stay_within_the_limits() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
 @pytest.mark.parametrize("turn", [1, 6])
-def test_a_large_picture_that_is_fetched_in_strips_is_what_it_is_as_a_whole(mode: str, turn: int) -> None:
+def test_a_large_picture_converted_in_strips_equals_one_converted_at_once(mode: str, turn: int) -> None:
     values = np.random.default_rng(3).integers(0, 256, (2300, 1900, 4), np.uint8)
     deep = values[..., 0].astype(np.uint16) << 8
     image = Image.fromarray(values, "RGBA") if mode == "RGBA" else Image.fromarray(values[..., :3]).convert("RGB")
@@ -220,7 +220,7 @@ with Classifier.load(sys.argv[1]) as classifier:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
-def test_lack_of_memory_is_one_scans_failure_and_the_others_are_answered(
+def test_lack_of_memory_fails_one_scan_and_the_others_are_answered(
     kind: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     small, large = tmp_path / "small.png", tmp_path / f"large.{kind}"
@@ -237,7 +237,7 @@ def test_lack_of_memory_is_one_scans_failure_and_the_others_are_answered(
     ], done.stderr
 
 
-def test_lack_of_memory_as_scans_are_resized_is_the_failure_of_those_it_does_not_suffice_for(
+def test_lack_of_memory_in_resizing_fails_only_the_scans_that_need_it(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mri_edge import Classifier

@@ -39,7 +39,7 @@ STEP = 1
 
 
 @pytest.mark.data
-def test_resizer_is_opencvs_on_the_real_scans(scans: Path) -> None:
+def test_resizing_equals_opencv_on_real_scans(scans: Path) -> None:
     files = sorted((scans / "navoneel").glob("*/*"))
     assert len(files) == 253
     assert max(_apart(images.load(path), 128, 128) for path in files) <= STEP
@@ -51,7 +51,7 @@ def test_resizer_is_opencvs_on_the_real_scans(scans: Path) -> None:
     target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_resizer_is_opencvs_at_any_size(source: tuple[int, int], target: tuple[int, int], seed: int) -> None:
+def test_resizing_equals_opencv_at_any_size(source: tuple[int, int], target: tuple[int, int], seed: int) -> None:
     assert _apart(_noise(*source, seed), *target) <= STEP
 
 
@@ -61,20 +61,20 @@ def test_resizer_is_opencvs_at_any_size(source: tuple[int, int], target: tuple[i
     ids=str,
 )
 @pytest.mark.parametrize("noise", [True, False], ids=["noise", "steps"])
-def test_resizer_is_opencvs_at_the_edges(source: tuple[int, int], noise: bool) -> None:
+def test_resizing_equals_opencv_at_the_edges(source: tuple[int, int], noise: bool) -> None:
     pixels = _noise(*source)
     if not noise:  # black and white alone: the largest sums
         pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
     assert _apart(pixels, 128, 128) <= STEP
 
 
-def test_resizer_is_opencvs_on_a_very_long_picture() -> None:
+def test_resizing_equals_opencv_on_a_very_long_picture() -> None:
     assert _apart(_noise(3, 40_000), 128, 128) <= STEP
 
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.tuples(st.integers(1, 300), st.integers(1, 300)), seed=st.integers(0, 2**32 - 1))
-def test_grey_seen_three_times_gives_what_three_channels_give(size: tuple[int, int], seed: int) -> None:
+def test_a_gray_view_of_three_channels_is_resized_like_a_copy(size: tuple[int, int], seed: int) -> None:
     grey = _noise(*size, seed)[:, :, :1]
     view = np.broadcast_to(grey, (*size, 3))
     np.testing.assert_array_equal(_resize(view, 128, 128), _resize(np.repeat(grey, 3, 2), 128, 128))
@@ -112,13 +112,13 @@ def test_result_is_contiguous(size: tuple[int, int]) -> None:
     ],
     ids=lambda array: f"{array.dtype}-{array.shape}",
 )
-def test_unfit_picture_is_named(wrong: np.ndarray[Any, Any]) -> None:
+def test_an_invalid_picture_is_named(wrong: np.ndarray[Any, Any]) -> None:
     with pytest.raises(InputError, match="picture must be uint8") as caught:
         _resize(wrong, 128, 128)
     assert f"{wrong.dtype} {wrong.shape}" in str(caught.value)
 
 
-def test_pictures_resized_together_are_what_each_is_by_itself() -> None:
+def test_pictures_resized_together_equal_those_resized_alone() -> None:
     sizes = [(256, 256), (128, 128), (300, 200), (256, 256), (2000, 1500), (3, 40_000)]
     colour = [_noise(*size, seed) for seed, size in enumerate(sizes)]
     grey = [np.broadcast_to(picture[:, :, :1], picture.shape) for picture in colour]
@@ -128,11 +128,11 @@ def test_pictures_resized_together_are_what_each_is_by_itself() -> None:
         np.testing.assert_array_equal(fitted, _resize(picture, 128, 128))
 
 
-def test_no_pictures_give_none() -> None:
+def test_an_empty_list_of_pictures_gives_an_empty_batch() -> None:
     assert resize_bilinear([], 128, 96).shape == (0, 128, 96, 3)
 
 
-def test_fit_gives_the_size_of_the_manifest() -> None:
+def test_pictures_are_resized_to_the_size_of_the_manifest() -> None:
     assert Preprocessing(height=96, width=112).resize_picture(_noise(20, 30)).shape == (96, 112, 3)
 
 
@@ -150,7 +150,7 @@ def test_bgr_turns_the_channels_before_mean_and_deviation() -> None:
     np.testing.assert_array_equal(recipe.normalise(batch), [[[[124, 50, 17.5]]]])  # blue, green, red
 
 
-def test_torchvision_normalisation_is_torchvisions() -> None:
+def test_normalization_equals_torchvision() -> None:
     # torchvision.transforms.functional: to_tensor divides by 255, normalize subtracts and divides.
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     batch = _noise(16, 16)[None]

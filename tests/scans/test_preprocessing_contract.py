@@ -37,7 +37,7 @@ def test_normalisation_by_hand(order, scale, mean, deviation, expected):
     assert RGB.ravel().tolist() == [10, 100, 200]
 
 
-def test_left_alone_it_is_128_by_128_from_0_to_1():
+def test_the_default_is_128_by_128_from_0_to_1():
     fitted = Preprocessing().resize_picture(np.full((40, 60, 3), 255, np.uint8))
     assert fitted.shape == (128, 128, 3)
     assert Preprocessing().normalise(fitted[None]).max() == 1

@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")
-def test_socket_that_nobody_reads_does_not_block(tmp_path):
+def test_a_socket_that_nobody_reads_does_not_block(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unread:
         unread.bind(str(tmp_path / "notify"))
         # The kernel holds some ten to some hundred messages before it lets the next one wait.

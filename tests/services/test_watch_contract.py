@@ -50,7 +50,7 @@ def names(arrivals: Arrivals) -> list[str]:
 # --- arrivals
 
 
-def test_a_scan_is_whole_when_it_was_still_just_long_enough(incoming, clock):
+def test_a_scan_is_complete_once_it_was_unchanged_for_the_settling_time(incoming, clock):
     arrivals = Arrivals(incoming, 2.0, clock=clock)
     write(incoming / "a.png")
     assert names(arrivals) == []
@@ -64,14 +64,14 @@ def test_a_scan_is_whole_when_it_was_still_just_long_enough(incoming, clock):
     assert names(arrivals) == ["a.png"]  # until it is moved
 
 
-def test_without_a_settling_time_a_scan_is_whole_at_first_sight(incoming, clock):
+def test_without_a_settling_time_a_scan_is_complete_at_once(incoming, clock):
     write(incoming / "a.png")
     arrivals = Arrivals(incoming, 0, clock=clock)
     assert [(arrival.path.name, arrival.unchanged_s) for arrival in arrivals.look()] == [("a.png", 0)]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "inode"])
-def test_any_change_begins_the_wait_anew(incoming, clock, change):
+def test_any_change_restarts_the_settling_time(incoming, clock, change):
     arrivals = Arrivals(incoming, 2.0, clock=clock)
     path = write(incoming / "a.png")
     other = write(incoming / "b.png")
@@ -97,7 +97,7 @@ def test_the_oldest_comes_first_and_of_one_time_the_first_by_name(incoming, cloc
     assert names(Arrivals(incoming, 0, clock=clock)) == ["d.png", "b.png", "c.png", "a.png"]
 
 
-def test_what_is_being_written_is_passed_over_and_strangers_are_named(incoming, clock):
+def test_temporary_files_are_skipped_and_other_files_are_reported(incoming, clock):
     hidden = [".a.png", *(f"b.png{ending}" for ending in TEMPORARY), "C.PNG.PART"]
     for name in [*hidden, "notes.txt", "D.PNG", "e.jpeg"]:
         write(incoming / name)
@@ -113,7 +113,7 @@ def test_what_is_being_written_is_passed_over_and_strangers_are_named(incoming, 
     assert not arrivals.has(".a.png")
 
 
-def test_what_went_away_is_forgotten(incoming, clock):
+def test_a_file_that_disappeared_is_forgotten(incoming, clock):
     arrivals = Arrivals(incoming, 2.0, clock=clock)
     path, stranger = write(incoming / "a.png"), write(incoming / "a.txt")
     arrivals.look()
@@ -142,7 +142,7 @@ def test_a_postponed_scan_comes_again_counted_from_its_first_sight(incoming, clo
     assert names(arrivals) == ["a.png"]
 
 
-def test_a_folder_that_cannot_be_listed_is_told(tmp_path, clock):
+def test_a_folder_that_cannot_be_listed_raises(tmp_path, clock):
     with pytest.raises(MriEdgeError, match="cannot list"):
         Arrivals(tmp_path / "none", 0, clock=clock).look()
 
@@ -158,7 +158,7 @@ def test_a_stamp_is_of_plain_files_alone(tmp_path):
 # --- scans in progress
 
 
-def test_each_scan_at_hand_keeps_its_own_count(tmp_path):
+def test_each_scan_in_progress_has_its_own_count(tmp_path):
     """Each new object simulates a restart after the program died on the scan it began last."""
     assert InProgress(tmp_path).begin("a.png", "aa") == 0
     assert InProgress(tmp_path).begin("b.png", "bb") == 0
@@ -193,12 +193,12 @@ def test_of_two_suspects_the_other_stays_noted(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"aa": 1}', '{"aa": ["a.png"]}', '{"aa": ["a.png", "x"]}'])
-def test_a_note_that_is_none_counts_for_nothing(tmp_path, text):
+def test_an_invalid_record_is_ignored(tmp_path, text):
     (tmp_path / RECORD).write_text(text)
     assert InProgress(tmp_path).begin("a.png", "aa") == 0
 
 
-def test_a_note_that_cannot_be_written_is_told(tmp_path):
+def test_a_record_that_cannot_be_written_raises(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         InProgress(tmp_path / "none").begin("a.png", "aa")
 
@@ -239,7 +239,7 @@ def test_a_name_that_is_taken_by_something_else_gives_way_to_one_with_the_hash(o
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{", "{}", '{"sha256": null}', "[" * 100_000])
-def test_a_result_that_is_none_of_ours_is_not_taken_for_one(outbox, incoming, content):
+def test_a_file_of_another_program_is_not_taken_for_a_result(outbox, incoming, content):
     _, sha256 = scan(incoming, "a.png")
     (outbox.results / "a.png.json").write_text(content)
     assert outbox.place("a.png", sha256) == (f"a.{sha256[:12]}.png", None)
@@ -290,7 +290,7 @@ def test_only_leftovers_are_cleared(outbox):
 # --- one program at a time
 
 
-def test_a_folder_is_held_by_one_program_that_the_next_one_names(tmp_path):
+def test_a_folder_is_locked_by_one_program_and_the_next_names_it(tmp_path):
     with locked(tmp_path) as first:
         assert first is True
         taken = rf"another mri-edge works in this folder \(process {os.getpid()}\)"
@@ -303,6 +303,6 @@ def test_a_folder_is_held_by_one_program_that_the_next_one_names(tmp_path):
         assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
 
 
-def test_a_lock_that_cannot_be_made_is_told(tmp_path):
+def test_a_lock_that_cannot_be_made_raises(tmp_path):
     with pytest.raises(OutputError, match="cannot write"), locked(tmp_path / "none"):
         pass

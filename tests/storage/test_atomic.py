@@ -47,7 +47,7 @@ def read_only(tmp_path: Path):
     folder.chmod(0o755)
 
 
-def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:
+def test_sha256_of_agrees_with_published_values(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert sha256_of(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -65,7 +65,7 @@ def test_sha256_of_more_than_one_piece(tmp_path: Path) -> None:
 # --- one file
 
 
-def test_write_whole_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_atomic_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     atomic_write(path, "old")
     atomic_write(path, "Größe\n")
@@ -75,7 +75,7 @@ def test_write_whole_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["report.json"]
 
 
-def test_write_whole_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_atomic_write_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
 
@@ -89,14 +89,14 @@ def test_write_whole_keeps_the_old_file_when_the_disk_fails(tmp_path: Path, monk
     assert _names(tmp_path) == ["report.json"]
 
 
-def test_write_whole_into_a_missing_or_read_only_folder(tmp_path: Path, read_only: Path) -> None:
+def test_atomic_write_into_a_missing_or_read_only_folder_raises(tmp_path: Path, read_only: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         atomic_write(tmp_path / "none" / "report.json", "")
     with pytest.raises(OutputError, match="cannot write"):
         atomic_write(read_only / "report.json", "")
 
 
-def test_write_whole_over_a_folder(tmp_path: Path) -> None:
+def test_atomic_write_over_a_folder_raises(tmp_path: Path) -> None:
     folder = _folder_with(tmp_path / "report.json", "old")
     with pytest.raises(OutputError):
         atomic_write(folder, "new")
@@ -104,7 +104,7 @@ def test_write_whole_over_a_folder(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["report.json"]
 
 
-def test_write_whole_follows_a_link(tmp_path: Path) -> None:
+def test_atomic_write_follows_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
     atomic_write(tmp_path / "link", "new")
@@ -113,7 +113,7 @@ def test_write_whole_follows_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_write_whole_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path) -> None:
+def test_atomic_write_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     received: list[bytes] = []
@@ -144,7 +144,7 @@ def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
     assert ((first / "model").read_text(), (second / "model").read_text()) == ("2", "1")
 
 
-def test_exchange_says_when_it_cannot(tmp_path: Path) -> None:
+def test_exchange_returns_false_if_the_system_cannot(tmp_path: Path) -> None:
     assert exchange(tmp_path / "none", tmp_path / "neither") is False
 
 
@@ -160,7 +160,7 @@ def test_atomic_folder_makes_and_replaces(tmp_path: Path, way: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads names of open files from /proc")
-def test_atomic_folder_is_on_disk_before_the_old_one_goes(
+def test_atomic_folder_is_on_disk_before_the_old_folder_is_removed(
     tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = _folder_with(tmp_path / "bundle", "old")
@@ -286,13 +286,15 @@ def move(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return str(request.param)
 
 
-def test_move_whole(tmp_path: Path, move: str) -> None:
+def test_atomic_move_moves_a_file(tmp_path: Path, move: str) -> None:
     atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (tmp_path / "to" / "scan").read_bytes() == b"pixels" * 1000
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == ([], ["scan"])
 
 
-def test_move_whole_that_fails_leaves_the_source(tmp_path: Path, move: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_atomic_move_that_fails_leaves_the_source(
+    tmp_path: Path, move: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(OutputError, match="cannot be moved"):
         atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
     if move == "copy":
@@ -329,7 +331,7 @@ def _start_staging(target: Path) -> tuple[subprocess.Popen[str], Path]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows locks no folders")
-def test_a_folder_that_a_kill_left_is_cleared_by_the_next_run_and_a_living_one_is_not(tmp_path: Path) -> None:
+def test_the_next_run_removes_a_folder_of_a_killed_run_but_not_of_a_running_one(tmp_path: Path) -> None:
     target = tmp_path / "bundle[1]"  # a name that is a pattern as well
     killed, left = _start_staging(target)
     living, in_use = _start_staging(target)

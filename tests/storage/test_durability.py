@@ -125,7 +125,7 @@ def test_a_result_and_its_name_are_on_disk_when_write_returns(tmp_path, storage)
     assert storage.place("sync", outbox.results) > renamed, "a power cut could take the name away again"
 
 
-def test_a_scan_that_moves_to_another_disk_is_there_before_it_goes_here(tmp_path, storage, other_disk):
+def test_a_scan_moved_to_another_disk_is_synced_there_before_it_is_removed_here(tmp_path, storage, other_disk):
     content = bytes(range(256)) * 1000
     source, target = tmp_path / "scan", other_disk / "scan"
     source.write_bytes(content)

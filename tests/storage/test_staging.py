@@ -59,7 +59,7 @@ def test_a_killed_write_is_cleared_by_the_next_write_of_the_same_folder(tmp_path
     assert (path / "file").read_text() == "new"
 
 
-def test_a_write_at_work_loses_nothing_to_another(tmp_path: Path) -> None:
+def test_a_running_write_keeps_its_files_when_another_starts(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     with atomic_folder(path) as first:
         (first / "file").write_text("first")
@@ -87,7 +87,9 @@ def test_a_folder_is_locked_once_and_gone_afterwards(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_temporary_files_of_a_killed_program_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_program_removes_temporary_files_of_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     living = start("staging.use_temporary_folder('export')", tmp_path)
     kill(start("staging.use_temporary_folder('export')", tmp_path))

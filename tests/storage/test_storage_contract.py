@@ -68,7 +68,7 @@ def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path, answe
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
-def test_a_line_cut_short_is_dropped_and_the_content_ones_before_it_stay(path, answer, cut):
+def test_a_truncated_last_line_is_dropped_and_the_lines_before_it_stay(path, answer, cut):
     with Journal(path, TITLE) as journal:
         for name in ("a.png", "b.png", "c.png"):
             journal.write(answer(name))
@@ -181,7 +181,7 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_folders_are_made_with_those_above_them_and_a_file_in_the_way_is_told(tmp_path):
+def test_parent_folders_are_made_and_a_file_in_their_place_is_an_error(tmp_path):
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
