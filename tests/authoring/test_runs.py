@@ -1,4 +1,4 @@
-"""The newest bundle in ``runs/`` is found, and so is its data folder on this machine."""
+"""The newest bundle in ``runs/`` is found, and so is the data folder on this machine."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_a_changed_file_is_never_measured(tiny_bundle, capfd):
 def test_scans_are_those_named_or_golden(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     assert scans_for(bundle, [str(EXAMPLES)]) == sorted(map(str, EXAMPLES.glob("*.jpg")))
-    # The tiny bundle has none of its own: those of the embedded model serve.
+    # The tiny bundle has no golden scans, so those of the embedded model are used.
     said: list[str] = []
     scans_for(bundle, [str(EXAMPLES)], said.append)
     assert len(said) == 1

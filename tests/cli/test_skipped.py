@@ -257,7 +257,7 @@ def test_no_name_of_a_bundle_or_an_option_does_either(tiny_bundle, tmp_path, mon
     run(command)
     out, err = capfd.readouterr()
     assert out + err
-    # click takes colours out of what goes to no terminal, so these are other codes.
+    # click removes color codes from output that is not to a terminal, so these are other codes.
     assert [letter for letter in out + err if not letter.isprintable() and letter != "\n"] == []
 
 

@@ -109,7 +109,7 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[i
     return process.returncode, out, err
 
 
-# --- what is taken, and where it goes
+# --- which files are read, and where they are moved
 
 
 def test_each_scan_has_its_result_and_is_moved(places, capfd):

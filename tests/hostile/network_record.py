@@ -25,7 +25,7 @@ from mri_edge.engines import engine_file, offered
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 SCAN = Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg"
 
-# By these openvino_telemetry, ONNX Runtime and others know a build server and keep quiet: a user has none of them.
+# With these set, openvino_telemetry, ONNX Runtime and others report nothing, as on a build server. Users set none.
 BUILD_SERVER = (
     *("CI", "CI_NAME", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "RUN_ID", "TF_BUILD", "GITHUB_ACTIONS"),
     *(
@@ -43,7 +43,7 @@ BUILD_SERVER = (
 SYSCALLS = "trace=network,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
 LOOPBACK = re.compile(r'inet_addr\("127\.|"::1"|"::ffff:127\.')
 NAME_SERVER = re.compile(r"htons\((53|5353|853)\)")  # a lookup by way of this machine's own resolver is a lookup
-# Written to by the C library and by Python's own machinery, whoever runs.
+# The C library and Python itself write here, in any program.
 SYSTEM = ("/dev/", "/proc/", "/sys/", "anon_inode:")
 CACHES = (".cache/mri-edge/", ".cache/matplotlib/", ".config/matplotlib/")  # the last is made, and stays empty
 

@@ -46,7 +46,7 @@ def evil(tiny_onnx: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def key(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """The public key of whoever signed ``tiny_bundle``."""
+    """The public key that matches the signature of ``tiny_bundle``."""
     make_keys(tmp_path / "our.pem", tmp_path / "our.pub.pem")
     sign(Bundle.open(tiny_bundle), tmp_path / "our.pem", passphrase=str)
     return tmp_path / "our.pub.pem"

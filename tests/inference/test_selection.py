@@ -218,7 +218,7 @@ def test_profiles_of_several_providers_are_kept(bundle):
         "model.int8.onnx",
         1,
     )
-    # What no longer holds goes with the first that is measured anew.
+    # A new measurement removes the outdated ones.
     save(bundle, measurement("model.onnx", ms=5), libraries={})
     save(bundle, measurement("model.onnx", ms=5, provider="cpu"))
     assert "rule" in select(bundle).reason

@@ -286,7 +286,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _THREADS, str(small), str(large)], capture_output=True, text=True, check=True
     )
-    # One takes 135 MB in Pillow and 101 MB as it is returned. Without a trim glibc keeps 135 MB for each thread.
+    # One picture takes 135 MB in Pillow, the result 101 MB. Without trimming glibc keeps 135 MB a thread.
     assert float(done.stdout) < 400, "four at a time take 940 MB"
 
 
