@@ -9,6 +9,9 @@ LOCKED ?=
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Run two test files at a time: many tests wait for programs that they start. PYTEST_ARGS= runs them in sequence.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# The tests of the runtime packages: they run without TensorFlow.
+RUNTIME_TESTS := $(addprefix tests/,storage device scans bundles engines inference authoring benchmarking services \
+	test_errors.py test_exported_members.py)
 # `make mutants`: the number of faults, and the seed that selects them.
 SAMPLE ?= 250
 SEED ?= 0
@@ -35,13 +38,13 @@ coverage: $(VENV)/.dev  ## run the tests with branch coverage, subprocesses incl
 
 test-runtime: | $(BIN)/python  ## test the runtime without TensorFlow
 	$(BIN)/python -m pip install --quiet --editable '.[sign]' --group test-runtime
-	$(BIN)/python -m pytest tests/runtime tests/cli
+	$(BIN)/python -m pytest $(RUNTIME_TESTS) tests/cli
 
 test-lowest: | $(BIN)/python  ## test the runtime with the oldest dependencies that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct \
 		--editable '.[sign]' --group test-runtime
-	$(BIN)/python -m pytest tests/runtime
+	$(BIN)/python -m pytest $(RUNTIME_TESTS)
 
 mutants: $(VENV)/.dev  ## plant faults in a copy of the code and list those that the tests miss (20 minutes)
 	$(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)

@@ -15,7 +15,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 BENCHMARKS = CHECKOUT / "benchmarks"
 
-KINDS = sorted(one.parent for one in (BENCHMARKS / "results").glob("*/compare.json"))
+KINDS = sorted(path.parent for path in (BENCHMARKS / "results").glob("*/compare.json"))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_every_figure_lies_between_its_rounds(kind):
     spreads = [row["times_faster"] for row in record["rows"].values() if "times_faster" in row]
     spreads += [row["model"]["median"] for row in record["rows"].values() if "model" in row]
     assert spreads
-    assert all(one["low"] <= one["value"] <= one["high"] for one in spreads)
+    assert all(spread["low"] <= spread["value"] <= spread["high"] for spread in spreads)
 
 
 @pytest.mark.parametrize(
@@ -232,15 +232,15 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
     drawn = calibrate(seed=0)
     made, said = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
     assert said == {"threads": 3}
-    levels = [int(one.stem) * 20 for one in drawn]
+    levels = [int(path.stem) * 20 for path in drawn]
     assert np.load(made).reshape(4, -1).mean(axis=1).tolist() == levels
     assert olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3) == (made, said)
     assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=2)[0], str)
     assert calibrate(seed=1) != drawn
     assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3)[0], str)
     scans[int(calibrate(seed=1)[0].stem)].write_bytes(scans[11].read_bytes())
-    told, _ = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
-    assert str(scans[0].parent) in told
+    text, _ = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
+    assert str(scans[0].parent) in text
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
@@ -343,7 +343,7 @@ def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
     bundle = Bundle.open(whole_bundles.EMBEDDED / name)
     preprocessing = bundle.manifest.preprocessing
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
-    pixels = np.stack([preprocessing.resize_picture(picture.load(one)) for one in scans])
+    pixels = np.stack([preprocessing.resize_picture(picture.load(scan)) for scan in scans])
     network = whole_bundles.keras_network(bundle, find_recipe(bundle.manifest.training.recipe))
     whole = (bundle.folder / whole_bundles.FLOAT).is_file()
     with Classifier.load(name, artefact=whole_bundles.FLOAT if whole else None) as shipped:
@@ -367,7 +367,7 @@ def test_shipped_files_replace_those_made_here(programs, tmp_path):
     whole_bundles.restore_shipped("small", tmp_path / "whole")
     whole = Bundle.open(tmp_path / "whole")
     whole.verify()
-    assert [one for one in whole.manifest.artefacts if one not in shipped.manifest.artefacts] == [
+    assert [artefact for artefact in whole.manifest.artefacts if artefact not in shipped.manifest.artefacts] == [
         whole.artefact("fp16.onnx")
     ]
     assert len(whole.manifest.artefacts) == len(shipped.manifest.artefacts) + 1

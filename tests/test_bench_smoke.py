@@ -72,8 +72,8 @@ def test_nothing_is_worse_without_a_change(tmp_path):
     done = smoke("nothing", tmp_path / "fresh.json")
     assert done.returncode == 0, done.stdout + done.stderr
     fresh = json.loads((tmp_path / "fresh.json").read_text(encoding="utf-8"))
-    assert {one["stage"] for one in fresh["latency"].values()} == {"decode", "resize", "rest"}
-    assert not any(one["wrong"] for one in fresh["accuracy"])
+    assert {timing["stage"] for timing in fresh["latency"].values()} == {"decode", "resize", "rest"}
+    assert not any(row["wrong"] for row in fresh["accuracy"])
 
 
 def test_a_disturbed_stage_is_measured_again(tmp_path):
@@ -180,8 +180,8 @@ def test_the_float_twin_is_the_same_network(guard, tmp_path):
     path, twin = bundle.folder / "model.int8.onnx", tmp_path / "twin.onnx"
     write_float_twin(path, twin)
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
-    batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(one)) for one in scans])
-    quantised, full = (open_engine(one, engine="onnxruntime", provider="cpu").run(batch) for one in (path, twin))
+    batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(scan)) for scan in scans])
+    quantised, full = (open_engine(model, engine="onnxruntime", provider="cpu").run(batch) for model in (path, twin))
     # 0.03 is the parity limit of int8 for a single image; see runtime/inference/replay.py.
     assert np.abs(quantised - full).max() < 0.03
     assert twin.stat().st_size > 3.5 * path.stat().st_size

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipe for a reader, followed to the letter: its frames pass through every command."""
+"""The reader that CONTRIBUTING.md shows how to write works in every command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _recipe() -> str:
 
 def _stack(*slices: np.ndarray) -> bytes:
     height, width = slices[0].shape
-    return struct.pack("<5s3H", b"STACK", len(slices), height, width) + b"".join(one.tobytes() for one in slices)
+    return struct.pack("<5s3H", b"STACK", len(slices), height, width) + b"".join(plane.tobytes() for plane in slices)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_predict_gives_a_result_for_every_frame(scans: Path, capfd: pytest.Captu
 
 def test_frames_get_the_answers_of_their_pictures(scans: Path, slices: list[np.ndarray]) -> None:
     with Classifier.load("small") as classifier:
-        alone = [classifier.predict(one).probability for one in slices]
+        alone = [classifier.predict(plane).probability for plane in slices]
         frames = list(classifier.predict_frames(scans / "head.stack"))
         assert [frame.probability for frame in frames] == pytest.approx(alone, abs=1e-6)
         with pytest.raises(InputError, match="holds 3 frames"):
@@ -118,7 +118,7 @@ def test_every_frame_has_a_row_that_names_it(scans: Path, capfd: pytest.CaptureF
     assert names == ["IM0001-0", "IM0001-1", "head.stack-0", "head.stack-1", "head.stack-2", "z.jpg"]
 
 
-def test_resume_goes_on_inside_a_stack(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resume_continues_inside_a_stack(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     journal = tmp_path / "out.jsonl"
     command = ["predict", str(scans), "--resume", str(journal)]
     assert run(command) == 0
@@ -171,7 +171,7 @@ def test_a_reader_is_imported_only_for_files_that_may_be_its_own(stack_reader: N
     assert MODULE in sys.modules
 
 
-def test_the_recipe_is_written_as_the_rest_is(tmp_path: Path) -> None:
+def test_the_recipe_passes_the_linter(tmp_path: Path) -> None:
     path = tmp_path / "stack.py"
     path.write_text(_recipe(), encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]

@@ -136,7 +136,7 @@ def normalize(line: str, *, numbers: bool) -> str:
 
 
 def matches(shown: list[str], printed: str, *, numbers: bool) -> bool:
-    """Whether the output is as shown, where `...` in a line or as a line stands for anything."""
+    """Whether the output is as shown; `...` in a line, or as a line, matches anything."""
     wanted = "\n".join(normalize(line, numbers=numbers) for line in shown)
     pattern = re.escape(wanted).replace(r"\.\.\.", ".*")
     got = "\n".join(normalize(line, numbers=numbers) for line in printed.splitlines())

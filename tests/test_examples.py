@@ -1,4 +1,4 @@
-"""The demo scans are what their script draws, and the program reads them."""
+"""The demo scans are those that their script draws, and the program reads them."""
 
 from __future__ import annotations
 

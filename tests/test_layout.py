@@ -69,7 +69,7 @@ def test_every_folder_with_code_is_an_installed_package() -> None:
 
 
 def test_no_folder_holds_more_than_a_dozen_modules() -> None:
-    """Someone who has never seen the project must be able to say from the tree where a thing is done."""
+    """A newcomer must be able to find each task in the tree."""
     folders = {path.parent for folder in PACKAGES for path in (CHECKOUT / folder).rglob("*.py")}
     counts = {
         folder.relative_to(CHECKOUT).as_posix(): sum(path.name != "__init__.py" for path in folder.glob("*.py"))
@@ -92,7 +92,7 @@ def _tracked() -> list[str]:
     return [name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file()]
 
 
-def test_no_file_names_a_place_on_somebodys_machine() -> None:
+def test_no_file_contains_a_path_of_a_developers_machine() -> None:
     private = re.compile(rb"(?<![\w.~])/(?:root|work|Users/\w+|home/\w+)/")
     found = [name for name in _tracked() if private.search((CHECKOUT / name).read_bytes())]
     assert found == []
@@ -102,7 +102,7 @@ def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
     """Scans are other people's: they stay in the data folder. Golden values are of the demo scans, byte for byte."""
     pictures = {".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".nii", ".gz", ".npy", ".npz"}
     demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
-    # The plane of novelty.py is 17 rows of channel means, split.npy ten bytes an image: neither tells a picture.
+    # The out-of-distribution plane is 17 rows of channel means, split.npy ten bytes an image: neither shows a picture.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|(novelty|split)\.npy)")
     # The answers of a cross-validation: a number for each scan, its probability of a tumour.
     answers = re.compile(r"docs/evidence/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")

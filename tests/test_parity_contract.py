@@ -1,4 +1,4 @@
-"""The parity gate on both sides of each of its limits, and its figures by hand. Here it needs no TensorFlow."""
+"""The parity gate on both sides of each limit, with figures calculated by hand and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_figures_of_both_models_and_their_change(tiny_manifest):
     assert found.auc.reference == pytest.approx(78 / 80)
     assert found.auc.artefact == pytest.approx(77 / 80)
     assert found.auc.change == pytest.approx(-1 / 80)
-    assert [(one.file, one.truth, one.reference_label, one.artefact_label) for one in found.flips] == [
+    assert [(flip.file, flip.truth, flip.reference_label, flip.artefact_label) for flip in found.flips] == [
         ("7.png", "yes", "yes", "no"),
         ("8.png", "yes", "yes", "no"),
         ("16.png", "no", "yes", "no"),

@@ -1,4 +1,4 @@
-"""Run README's commands from train to bench, as they stand there, in an empty folder."""
+"""Run README's commands from train to bench, unchanged, in an empty folder."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offl
     assert "vgg16" in said["predict"].stdout
     assert "8 images" in said["evaluate"].stdout
 
-    # Nothing in the bundle says where it was made.
+    # The bundle must not contain the path where it was made.
     for path in (place / "runs").rglob("*"):
         if path.suffix in (".json", ".md", ".html"):
             assert str(place) not in path.read_text(encoding="utf-8"), path
@@ -125,7 +125,7 @@ def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offl
     assert "no longer there. Name the folder where the images are now: --data DIR" in done.stderr
 
 
-def test_without_a_bundle_export_says_how_to_train_one(tmp_path: Path) -> None:
+def test_export_without_a_bundle_prints_how_to_train_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mri_edge", "export", "--quantize"],
         cwd=tmp_path,
@@ -140,7 +140,7 @@ def test_without_a_bundle_export_says_how_to_train_one(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)  # noqa: PTH208
 
 
-def test_export_of_an_embedded_model_says_what_it_is_for(tmp_path: Path) -> None:
+def test_export_of_an_embedded_model_prints_its_purpose(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mri_edge", "export", "vgg16", "--quantize"],
         cwd=tmp_path,

@@ -35,13 +35,13 @@ def set_threshold(script):
 
 
 def test_the_old_threshold_gives_the_same_bundle(bundle, set_threshold):
-    before = {one.file: bundle.path_of(one).read_bytes() for one in bundle.entries()}
+    before = {entry.file: bundle.path_of(entry).read_bytes() for entry in bundle.entries()}
     was = bundle.manifest
     now = set_threshold(bundle, was.threshold, was.training.details["threshold_rule"])
     assert (now.metrics, now.training, now.artefacts) == (was.metrics, was.training, was.artefacts)
     again = Bundle.open(bundle.folder)
     again.verify()
-    assert {one.file: again.path_of(one).read_bytes() for one in again.entries()} == before
+    assert {entry.file: again.path_of(entry).read_bytes() for entry in again.entries()} == before
 
 
 def test_a_threshold_of_another_model_or_other_images_is_refused(bundle, script):
@@ -66,15 +66,15 @@ def test_a_new_threshold_changes_dependent_figures_but_no_distance(bundle, set_t
         (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     )
     test = json.loads((bundle.folder / "metrics.json").read_bytes())["test"]
-    right = np.mean([(one["probabilities"][1] >= 0.3) == (one["label"] == 1) for one in test])
+    right = np.mean([(row["probabilities"][1] >= 0.3) == (row["label"] == 1) for row in test])
     assert manifest.metrics["accuracy"].value == pytest.approx(right)
     assert manifest.metrics["auc"] == bundle.manifest.metrics["auc"]
     parity = json.loads((bundle.folder / "parity.json").read_bytes())
     assert (parity["threshold"], parity["images"]) == (0.3, known["images"])
-    for file, one in parity["artefacts"].items():
-        assert one["max_logit_difference"] == known["artefacts"][file]["max_logit_difference"]
-        assert one["probabilities"] == known["artefacts"][file]["probabilities"]
+    for file, row in parity["artefacts"].items():
+        assert row["max_logit_difference"] == known["artefacts"][file]["max_logit_difference"]
+        assert row["probabilities"] == known["artefacts"][file]["probabilities"]
         hits = np.mean(
-            [(p >= 0.3) == (image["label"] == 1) for p, image in zip(one["probabilities"], test, strict=True)]
+            [(p >= 0.3) == (image["label"] == 1) for p, image in zip(row["probabilities"], test, strict=True)]
         )
-        assert one["accuracy"]["value"] == pytest.approx(hits)
+        assert row["accuracy"]["value"] == pytest.approx(hits)

@@ -1,8 +1,8 @@
 """Warn about pictures that do not look like a brain scan: cheap rules on the pixels, each with its false-alarm rate.
 
 The limits were chosen on the 3,975 scans of both public data sets (navoneel and nickparvar, see the README). The
-comment at each limit gives the proportion of those scans that it warns about. ``tests/runtime/test_plausibility.py``
-measures these proportions again if the scans are available.
+comment at each limit gives the proportion of those scans that it warns about. ``tests/scans/test_checks.py`` measures
+these proportions again where the scans are available.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def main() -> int:
     out.mkdir()
     embedded = [Bundle.open(name) for name in embedded_models()]
     further = [Bundle.open(folder.resolve()) for folder in asked.bundles]
-    # Inside, an embedded model goes by its name, which finds the one in the installed wheel.
+    # Inside, an embedded model is given by name, which finds the one in the installed wheel.
     places = {bundle.folder: f"{FURTHER}{i}" for i, bundle in enumerate(further)}
     models = [(bundle, bundle.folder.name) for bundle in embedded]
     models += [(bundle, places[bundle.folder]) for bundle in further]
@@ -94,14 +94,14 @@ def main() -> int:
 
     record = install(emulated)
     tiny = contract_on_host(out)
-    answers = {(place, *one): on_host(bundle, place, *one) for bundle, place in models for one in runs(bundle)}
+    answers = {(place, *run): on_host(bundle, place, *run) for bundle, place in models for run in runs(bundle)}
     cores = asked.core or list(CORES)
     with ThreadPoolExecutor(len(cores)) as pool:
         found = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers), cores))
     record["models"] = {bundle.folder.name: origin(bundle) for bundle, _ in models}
-    record["cores"] = {core: one.facts for core, one in zip(cores, found, strict=True)}
-    record["comparisons"] = [row for one in found for row in one.comparisons]
-    problems = [words for one in found for words in one.problems]
+    record["cores"] = {core: result.facts for core, result in zip(cores, found, strict=True)}
+    record["comparisons"] = [row for comparison in found for row in comparison.comparisons]
+    problems = [words for comparison in found for words in comparison.problems]
     record["problems"] = problems
     if asked.record:
         asked.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -170,7 +170,7 @@ def install(emulated: Emulated) -> Record:
         "emulator": run("qemu-aarch64-static", "--version").splitlines()[0],
         "system": f"Debian {(emulated.root / 'etc/debian_version').read_text().strip()}, {architecture}",
         "python": python,
-        "packages": {one.name.lower(): one.version for one in arm if one.name.lower() in PACKAGES},
+        "packages": {package.name.lower(): package.version for package in arm if package.name.lower() in PACKAGES},
         "peer": {"cpu": str(cpu()), "python": sys.version.split()[0], "packages": pins},
         "install": weights,
     }
@@ -209,7 +209,7 @@ def contract_on_host(out: Path) -> Path:
     """Run the contract tests here; they leave the tiny models, which are made with onnx and tensorflow, in a folder."""
     say("here", "the engines' contract tests")
     (out / "tiny").mkdir()
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/runtime/test_engines.py"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engines/test_engines.py"]
     run("env", f"MRI_EDGE_TINY={out / 'tiny'}", *pytest, cwd=CHECKOUT)
     return out / "tiny"
 
@@ -217,19 +217,19 @@ def contract_on_host(out: Path) -> Path:
 def contract(emulated: Emulated, core: str, tiny: Path) -> Record:
     """Run the contract tests there, on the same tiny models; how many passed and which were skipped."""
     pytest = [f"{VENV}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml=/out/{core}.xml"]
-    emulated.run(core, "env", f"MRI_EDGE_TINY=/out/{tiny.name}", *pytest, "/src/tests/runtime/test_engines.py")
+    emulated.run(core, "env", f"MRI_EDGE_TINY=/out/{tiny.name}", *pytest, "/src/tests/engines/test_engines.py")
     suite = ET.parse(emulated.out / f"{core}.xml").getroot()[0]  # noqa: S314 (our own pytest wrote it)
-    skipped = sorted({one.get("message", "") for one in suite.iter("skipped")})
+    skipped = sorted({element.get("message", "") for element in suite.iter("skipped")})
     total, missed = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
     say(core, f"contract: {total - missed} passed, {missed} skipped ({'; '.join(skipped)})")
     return {"contract": {"passed": total - missed, "skipped": missed, "skipped_because": skipped}}
 
 
 def device_commands(emulated: Emulated, core: str, models: Models) -> Record:
-    """What the README asks for on a device: doctor, verify, tune; and a predict that goes by the profile."""
+    """Run what README recommends on a device: doctor, verify and tune, then predict with the profile."""
     doctor = json.loads(emulated.run(core, "mri-edge", "doctor", "--json"))
     # None: the library loads, and the embedded model has nothing for it. The comparisons try it for real.
-    works = {one["engine"]: one["works"] for one in doctor["engines"] if one["provider"] == "cpu"}
+    works = {row["engine"]: row["works"] for row in doctor["engines"] if row["provider"] == "cpu"}
     if missing := [name for name in ENGINES if works.get(name, False) is False]:
         raise Failed(f"doctor: {', '.join(missing)} does not work: {doctor['engines']}")
     facts = {"instructions": doctor["machine"]["instructions"], "verify": {}, "tune": {}}
@@ -241,9 +241,9 @@ def device_commands(emulated: Emulated, core: str, models: Models) -> Record:
         tuned = json.loads(emulated.run(core, *TUNE, "--model", place))
         chosen = {key: tuned["single"][key] for key in ("artefact", "engine", "threads", "batch")}
         facts["tune"][place] = chosen
-        told = emulated.run(core, "sh", "-c", 'mri-edge predict "$0" --model "$1" -v 2>&1', SCAN, place)
-        if "ignored" in told:
-            raise Failed(f"predict does not take the profile of tune: {told}")
+        output = emulated.run(core, "sh", "-c", 'mri-edge predict "$0" --model "$1" -v 2>&1', SCAN, place)
+        if "ignored" in output:
+            raise Failed(f"predict does not take the profile of tune: {output}")
     say(core, f"doctor: {facts['instructions']}; verify: {facts['verify']}; tune: {facts['tune']}")
     return facts
 
@@ -263,7 +263,7 @@ def origin(bundle: Bundle) -> Record:
 def runs(bundle: Bundle) -> list[tuple[str, str]]:
     """Each artefact of a bundle with each engine that opens it, the quick ones first."""
     suffixes = {name: engine_files()[name].SUFFIXES for name in ENGINES}
-    files = [one.file for one in sorted(bundle.manifest.artefacts, key=lambda one: one.size_bytes)]
+    files = [item.file for item in sorted(bundle.manifest.artefacts, key=lambda item: item.size_bytes)]
     return [(file, name) for file in files for name in ENGINES if file.endswith(suffixes[name])]
 
 
@@ -292,7 +292,7 @@ def lines(text: str) -> list[Record]:
 
 def compare(bundle: Bundle, artefact: str, here: list[Record], there: list[Record]) -> Record:
     """Labels and probabilities of the same scans, here and there."""
-    names = [[Path(one["file"]).name for one in side] for side in (here, there)]
+    names = [[Path(row["file"]).name for row in side] for side in (here, there)]
     if names[0] != names[1] or not here:
         raise Failed(f"other scans: {names}")
     apart = [
@@ -305,7 +305,7 @@ def compare(bundle: Bundle, artefact: str, here: list[Record], there: list[Recor
         "sha256": facts.sha256,
         "precision": facts.precision,
         "scans": len(here),
-        "labels_equal": [one["label"] for one in here] == [one["label"] for one in there],
+        "labels_equal": [row["label"] for row in here] == [row["label"] for row in there],
         "largest_difference": max(apart),
         "bound": BOUNDS[facts.precision],
     }

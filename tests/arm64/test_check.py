@@ -1,4 +1,4 @@
-"""`make test-arm64` says no where it should, and the committed record is one that it would say yes to."""
+"""`make test-arm64` fails where it should, and would accept the committed record."""
 
 from __future__ import annotations
 
@@ -64,9 +64,11 @@ def test_record_holds(check: ModuleType) -> None:
         assert check.agrees(row), row
         assert row["bound"] == check.BOUNDS[row["precision"]]
     rows = [row for row in record["comparisons"] if row["model"] in embedded_models()]
-    shipped = [(bundle, one) for bundle in map(Bundle.open, embedded_models()) for one in bundle.manifest.artefacts]
+    shipped = [
+        (bundle, artefact) for bundle in map(Bundle.open, embedded_models()) for artefact in bundle.manifest.artefacts
+    ]
     assert {(row["model"], row["artefact"]): row["sha256"] for row in rows} == {
-        (bundle.folder.name, one.file): one.sha256 for bundle, one in shipped
+        (bundle.folder.name, artefact.file): artefact.sha256 for bundle, artefact in shipped
     }
     engines = {(row["core"], row["engine"]) for row in record["comparisons"]}
     assert engines == {(core, engine) for core in check.CORES for engine in check.ENGINES}

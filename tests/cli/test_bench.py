@@ -1,4 +1,4 @@
-"""`mri-edge bench`: every artefact in every engine for real, and the arithmetic of its report."""
+"""`mri-edge bench` runs every artefact in every engine, and the arithmetic of its report is right."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SCAN = str(EXAMPLES / "phantom-1.jpg")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Two rounds of what is just enough for a median."""
+    """Two rounds with just enough queries for a median."""
     monkeypatch.setitem(benchmark.PROFILES, "smoke", Plan(rounds=2, seconds=0.01, queries=6, samples=4))
 
 
-def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
+def test_every_artefact_is_measured_in_every_engine(tiny_bundle, capfd, monkeypatch):
     rounds = []
     monkeypatch.setattr(
         benchmark, "run_isolated", lambda *given, **named: rounds.append(run_isolated(*given, **named)) or rounds[-1]
     )
     assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--threads", "1", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
-    rows = {one["engine"]: one for one in found["rows"]}
+    rows = {row["engine"]: row for row in found["rows"]}
     row = rows["onnxruntime"]
     assert row["problem"] is None
     assert (row["artefact"], row["provider"], row["threads"]) == ("model.onnx", "CPUExecutionProvider", 1)
@@ -43,7 +43,7 @@ def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
     assert row["model"]["bounds"]["p50"] <= row["model"]["slowest"]
     assert (row["model"]["bounds"]["p90"] is None) == (row["model"]["queries"] < 64)
     # Within a round: between two of them the machine may have become another.
-    assert all(median(one["file_ms"]) >= one["stages_ms"]["decode"] for one in rounds)
+    assert all(median(timing["file_ms"]) >= timing["stages_ms"]["decode"] for timing in rounds)
     assert set(row["stages_ms"]) == {"decode", "resize", "infer"}
     assert row["bound_by"] in ("decoding", "engine")
     for figure in ("load_ms", "first_ms", "model_rate", "file_rate"):
@@ -51,11 +51,11 @@ def test_everything_is_measured_for_real(tiny_bundle, capfd, monkeypatch):
     assert found["machine"]["cores"] >= 1
     assert "onnxruntime" in found["libraries"]
     assert "Not an MLPerf result" in found["notice"]
-    # OpenVINO opens ONNX files: it stands in the table, installed or not.
+    # OpenVINO opens ONNX files, so the table has a row for it, installed or not.
     assert rows["openvino"]["problem"] is None or "pip install 'mri-edge[openvino]'" in rows["openvino"]["problem"]
 
 
-def test_table_is_for_people(tiny_bundle, capfd):
+def test_the_table_is_readable(tiny_bundle, capfd):
     assert run(["bench", str(tiny_bundle), "--scans", SCAN, "--engine", "onnxruntime"]) == 0
     out, err = capfd.readouterr()
     assert "model only" in out
@@ -74,7 +74,7 @@ def test_a_rate_under_a_bound_is_searched(tiny_bundle, capfd):
 
 
 def test_scans_may_be_many(tiny_bundle):
-    """More than one argument of a program may hold: 128 KiB on Linux."""
+    """The list is longer than one program argument may be: 128 KiB on Linux."""
     request = workload.Request(
         bundle=str(tiny_bundle),
         artefact="model.onnx",
@@ -91,13 +91,13 @@ def test_scans_may_be_many(tiny_bundle):
     assert answer.startswith(f"{request.scans[0]}: no such file")
 
 
-def test_the_verdict_of_the_gate_stands_in_the_row(tiny_bundle):
+def test_a_row_holds_the_verdict_of_the_gate(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artefacts
     with rewrite_bundle(bundle) as writer:
         writer.add_artefact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
-    assert [one.parity for one in report.rows] == ["undecided"]
+    assert [row.parity for row in report.rows] == ["undecided"]
 
 
 def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
@@ -112,7 +112,7 @@ def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN])
     # A B, A B: and what failed once is not tried again.
     assert order == ["onnxruntime", "openvino", "onnxruntime"]
-    assert [one.problem for one in report.rows] == [None, "gone"]
+    assert [row.problem for row in report.rows] == [None, "gone"]
     assert report.rows[1].model is None
 
 
@@ -142,7 +142,7 @@ def test_a_disturbed_row_is_marked(tiny_bundle, monkeypatch, second, marks):
 
 
 @pytest.mark.parametrize(("model_rate", "bound"), [(9.0, "engine"), (1e6, "decoding")])
-def test_what_bounds_the_way_from_files_is_said(tiny_bundle, monkeypatch, model_rate, bound):
+def test_the_slowest_stage_from_file_to_answer_is_named(tiny_bundle, monkeypatch, model_rate, bound):
     monkeypatch.setattr(benchmark, "run_isolated", lambda *_, **__: {**_READING, "model_rate": model_rate})
     [row] = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime").rows
     assert row.bound_by == bound
@@ -171,7 +171,7 @@ def test_nothing_is_trimmed():
         (["--server", "0"], 2, "--server"),
     ],
 )
-def test_mistakes_are_one_line(tiny_bundle, arguments, code, words, capfd):
+def test_errors_are_one_line(tiny_bundle, arguments, code, words, capfd):
     arguments = arguments if arguments[0] == "nowhere" else [str(tiny_bundle), *arguments]
     assert run(["bench", *arguments]) == code
     out, err = capfd.readouterr()
@@ -191,12 +191,12 @@ def test_a_changed_file_is_never_measured(tiny_bundle, capfd):
 def test_scans_are_those_named_or_golden(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     assert scans_for(bundle, [str(EXAMPLES)]) == sorted(map(str, EXAMPLES.glob("*.jpg")))
-    # The tiny bundle has none of its own: those of the embedded model serve.
+    # The tiny bundle has no golden scans, so those of the embedded model are used.
     said: list[str] = []
     scans_for(bundle, [str(EXAMPLES)], said.append)
     assert len(said) == 1
     assert "NOTICE" in said[0]
-    assert [Path(one).parent.name for one in scans_for(bundle, [])] == ["golden", "golden"]
+    assert [Path(path).parent.name for path in scans_for(bundle, [])] == ["golden", "golden"]
     with pytest.raises(UsageError):
         scans_for(bundle, ["nowhere/*.png"])
 

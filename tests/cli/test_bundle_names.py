@@ -1,4 +1,4 @@
-"""A bundle is named in one way in every command, packed or not, and one place decides whether it must be signed."""
+"""Every command takes a bundle in the same way, packed or not, and applies the same rule for signatures."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def test_a_bundle_that_a_command_needs_is_asked_for(capfd) -> None:
 # --- signatures
 
 
-@pytest.mark.parametrize("command", [one for one in READERS if "slim" not in one])
+@pytest.mark.parametrize("command", [command for command in READERS if "slim" not in command])
 def test_an_empty_requirement_is_an_error(command: str, tiny_bundle: Path, monkeypatch, capfd) -> None:
     monkeypatch.setenv(VARIABLE, "")
     assert run([word.format(tiny_bundle) for word in READERS[command]]) == 2
     assert "must name a public key. Received: nothing" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", [one for one in READERS if "slim" not in one])
+@pytest.mark.parametrize("command", [command for command in READERS if "slim" not in command])
 def test_every_command_honours_the_variable(
     command: str, tiny_bundle: Path, tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -157,7 +157,7 @@ def test_predict_opens_a_bundle_whose_path_is_any_bytes(
     assert done.stdout.startswith(b'{"')
 
 
-def test_a_file_that_is_no_bundle_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_file_that_is_no_bundle_is_refused_with_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing of ours")
     with pytest.raises(BundleError, match=r"is not a packed bundle. A bundle is a folder, or a file made by"):
         Bundle.open(tmp_path / "file")

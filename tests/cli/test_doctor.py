@@ -1,4 +1,4 @@
-"""`mri-edge doctor`: facts, both engines tried for real, and a library that kills its process as a finding."""
+"""`mri-edge doctor` reports facts, tries each engine, and reports a library that kills its process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AT_START = "import mri_edge.engines\nmri_edge.engines.__path__.append({!r})\n"
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
-    """Put an engine beside the real ones whose library dies of the named signal."""
+    """Add an engine with a library that kills its process with the named signal."""
 
     def put(signal_name: str) -> None:
         (tmp_path / "engine").mkdir()
@@ -48,9 +48,9 @@ def examine(capfd, *arguments: str, code: int = 0) -> dict:
     return json.loads(capfd.readouterr().out)
 
 
-def test_what_works_is_told_from_what_does_not(tiny_bundle, capfd):
+def test_working_engines_are_distinguished_from_broken_ones(tiny_bundle, capfd):
     found = examine(capfd, "--model", str(tiny_bundle))
-    rows = {(one["engine"], one["provider"]): one for one in found["engines"]}
+    rows = {(row["engine"], row["provider"]): row for row in found["engines"]}
     assert rows["onnxruntime", "cpu"]["works"] is True
     assert "CPUExecutionProvider" in rows["onnxruntime", "cpu"]["detail"]
     # No machine has both of these.
@@ -62,7 +62,7 @@ def test_what_works_is_told_from_what_does_not(tiny_bundle, capfd):
 def test_openvino_is_tried_for_real(tiny_bundle, capfd):
     pytest.importorskip("openvino", reason="OpenVINO is an extra")
     found = examine(capfd, "--model", str(tiny_bundle))
-    [row] = [one for one in found["engines"] if one["engine"] == "openvino"]
+    [row] = [row for row in found["engines"] if row["engine"] == "openvino"]
     assert row["works"] is True
     assert row["detail"].startswith("OpenVINO CPU")
 
@@ -74,7 +74,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind
 def test_an_illegal_instruction_is_a_finding_and_not_a_crash(plant, tiny_bundle, capfd):
     plant("SIGILL")
     found = examine(capfd, "--model", str(tiny_bundle))
-    rows = {one["engine"]: one for one in found["engines"] if one["provider"] == "cpu"}
+    rows = {row["engine"]: row for row in found["engines"] if row["provider"] == "cpu"}
     assert rows["planted"]["works"] is False
     assert "illegal instruction" in rows["planted"]["detail"]
     assert rows["onnxruntime"]["works"] is True
@@ -89,7 +89,7 @@ def test_other_ways_to_die_are_named(plant, signal_name, words):
     assert signal_name in problem
 
 
-def test_table_is_for_people_and_keeps_reasons_whole(tiny_bundle, capfd):
+def test_the_table_does_not_truncate_reasons(tiny_bundle, capfd):
     assert run(["doctor", "--model", str(tiny_bundle)]) == 0
     out = capfd.readouterr().out
     assert "onnxruntime" in out
@@ -113,17 +113,17 @@ def test_a_damaged_model_is_never_given_to_a_library(tiny_bundle, capfd):
     model.write_bytes(content)
     found = examine(capfd, "--model", str(tiny_bundle), code=3)
     assert "SHA-256" in found["problems"][0]
-    assert not any(one["works"] for one in found["engines"])
+    assert not any(row["works"] for row in found["engines"])
 
 
-def test_where_no_engine_is_installed_the_exit_code_says_it(tiny_bundle, capfd, monkeypatch):
-    for one in mri_edge.engines.engine_files().values():
-        monkeypatch.setattr(one, "missing", lambda: "not installed")
+def test_doctor_exits_4_without_any_engine(tiny_bundle, capfd, monkeypatch):
+    for module in mri_edge.engines.engine_files().values():
+        monkeypatch.setattr(module, "missing", lambda: "not installed")
     found = examine(capfd, "--model", str(tiny_bundle), code=4)
-    assert not any(one["works"] for one in found["engines"])
+    assert not any(row["works"] for row in found["engines"])
 
 
-def test_a_trial_that_hangs_is_given_up(monkeypatch, tmp_path):
+def test_a_trial_that_hangs_is_ended(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "no answer within" in (attempt(Trial("fake"), time_limit=1).problem or "")

@@ -1,4 +1,4 @@
-"""`predict --heatmap`: a picture a scan, all of them flat in one folder, or a clear no."""
+"""`predict --heatmap` writes one picture for each scan into one folder, or refuses with a message."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_scan_that_can_be_read_once_alone_is_drawn_too(explaining_bundle, tmp_pa
     assert Path("why/pipe.jpg.png").is_file()
 
 
-def test_artefact_without_activation_says_which_one_to_take(tiny_bundle, tmp_path, capfd):
+def test_an_artefact_without_activation_is_refused_and_nothing_is_written(tiny_bundle, tmp_path, capfd):
     scan = str(EXAMPLES / "phantom-1.jpg")
     assert run(["predict", scan, "--heatmap", str(tmp_path / "why"), "--model", str(tiny_bundle)]) == 2
     out, err = capfd.readouterr()
@@ -137,7 +137,7 @@ def test_artefact_without_activation_says_which_one_to_take(tiny_bundle, tmp_pat
     assert not (tmp_path / "why").exists()
 
 
-def test_unwritable_folder_is_said(explaining_bundle, tmp_path, capfd):
+def test_an_unwritable_folder_is_reported(explaining_bundle, tmp_path, capfd):
     (tmp_path / "file").touch()
     scan = str(EXAMPLES / "phantom-1.jpg")
     assert run(["predict", scan, "--heatmap", str(tmp_path / "file" / "why"), "--model", str(explaining_bundle)]) == 6

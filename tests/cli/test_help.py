@@ -28,7 +28,7 @@ sys.exit(status or bool(heavy and print(heavy)) or 0)
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_table_line_is_the_commands_own_first_line(name):
-    """The table repeats each command's short help so that nothing need be imported; they must not drift."""
+    """The table repeats each command's short help to avoid imports; both must stay equal."""
     command = cli.get_command(click.Context(cli), name)
     assert command.get_short_help_str(limit=200) == COMMANDS[name][2]
 

@@ -1,4 +1,4 @@
-"""`mri-edge info`: what a person reads of a bundle, and the manifest itself."""
+"""`mri-edge info` prints a summary of a bundle, or its manifest as JSON."""
 
 from __future__ import annotations
 

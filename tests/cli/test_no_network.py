@@ -1,4 +1,4 @@
-"""No command calls anyone or leaves files behind, whichever engine runs: as the kernel sees it, in a new home."""
+"""No command opens a connection or leaves files behind with any engine, as strace sees it, in a new home folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trace(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["-", *offered()])
-def test_commands_call_nobody_and_write_only_where_they_were_told(engine, trace, tmp_path):
+def test_commands_open_no_connection_and_write_only_where_asked(engine, trace, tmp_path):
     if engine != "-" and (reason := engine_file(engine).missing()):
         pytest.skip(reason)
     for run in record.runs(tmp_path):
@@ -70,7 +70,7 @@ def test_a_file_in_the_home_would_be_seen(trace, tmp_path):
 
 @pytest.mark.parametrize("engine", offered())
 def test_import_of_an_engines_library_opens_no_socket_and_leaves_no_file(engine, tmp_path):
-    """As Python sees it: for machines without strace, and for processes of ours that import the library alone."""
+    """Python's own view, for machines without strace and for processes that import only the library."""
     if reason := engine_file(engine).missing():
         pytest.skip(reason)
     program = """
@@ -81,7 +81,7 @@ import mri_edge
 from importlib import import_module
 import_module(sys.argv[1])
 import threading
-[one.join(5) for one in threading.enumerate() if one is not threading.main_thread()]
+[thread.join(5) for thread in threading.enumerate() if thread is not threading.main_thread()]
 print(sockets)
 """
     environment = {name: value for name, value in os.environ.items() if name not in record.BUILD_SERVER}

@@ -1,4 +1,4 @@
-"""`mri-edge predict` where names are no text, disks are full and streams are closed: real processes."""
+"""`mri-edge predict` as a real process with undecodable names, full disks and closed streams."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _as_user() -> list[str]:
-    """What stands before a command so that a folder of mode 0 bars it: root is let in anywhere."""
+    """A command prefix that drops privileges, because root may read a folder of mode 0."""
     if os.geteuid():
         return []
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
@@ -96,7 +96,7 @@ def test_list_on_stdin_may_hold_any_bytes(tiny_bundle, folder):
     assert b"Traceback" not in done.stderr
 
 
-def test_what_cannot_be_looked_into_costs_no_other_scan(tiny_bundle, tmp_path):
+def test_an_unreadable_folder_does_not_affect_other_scans(tiny_bundle, tmp_path):
     for name in ("a/1.jpg", "b/1.jpg", "c/1.jpg"):
         (tmp_path / "all" / name).parent.mkdir(parents=True)
         (tmp_path / "all" / name).write_bytes(SCAN.read_bytes())
@@ -133,7 +133,7 @@ BARRED = {
 }
 
 
-def test_places_that_bar_this_user_are_said_in_one_line(tmp_path):
+def test_folders_without_permission_are_reported_in_one_line(tmp_path):
     (tmp_path / "barred").mkdir(mode=0)
     program = """
 import json, sys
@@ -174,7 +174,7 @@ def test_no_home_is_no_profile(tiny_bundle, tmp_path, home):
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_list_that_comes_slowly_is_answered_as_it_comes(tiny_bundle, tmp_path, form):
-    """However large a batch would be: who names one scan and waits gets its answer."""
+    """A user who names one scan and waits gets its answer, however large the batch is."""
     command = [PROGRAM, "predict", "-", form, "--model", tiny_bundle]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for number in range(3):
@@ -215,7 +215,7 @@ def test_results_go_to_the_pipe_beside_a_progress_bar_on_the_screen(tiny_bundle,
 
 
 def _pieces(screen: int) -> Iterator[bytes]:
-    """What is written to a terminal until its last writer has gone, which Linux says by an error."""
+    """Return what is written to a terminal until its last writer closes it, which Linux reports as an error."""
     with contextlib.suppress(OSError):
         while piece := os.read(screen, 4096):
             yield piece
@@ -231,11 +231,11 @@ def test_names_in_pieces_are_put_together(tiny_bundle):
         process.stdin.close()
         answers = [json.loads(line) for line in process.stdout]
         assert process.wait() == 0
-    assert [one["file"] for one in answers] == [str(SCAN)] * 2
+    assert [answer["file"] for answer in answers] == [str(SCAN)] * 2
 
 
 @pytest.mark.parametrize("command", [["predict", str(SCAN), "--json"], ["predict", str(SCAN)], ["--help"], ["info"]])
-def test_full_disk_is_said_in_one_line(command):
+def test_a_full_disk_is_reported_in_one_line(command):
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "wb") as full:

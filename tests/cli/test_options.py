@@ -1,4 +1,4 @@
-"""What all commands share: versions, environment variables, logs, and completion in the shell."""
+"""Behavior that all commands share: version, environment variables, logs and shell completion."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ sys.exit(str({"onnxruntime", "openvino", "ai_edge_litert"} & set(sys.modules)))
         ("MRI_EDGE_BATCH", "0", "--batch"),
     ],
 )
-def test_environment_stands_in_for_an_option(tiny_bundle, monkeypatch, capfd, variable, value, words):
+def test_an_environment_variable_replaces_an_option(tiny_bundle, monkeypatch, capfd, variable, value, words):
     monkeypatch.setenv("MRI_EDGE_MODEL", str(tiny_bundle))
     monkeypatch.setenv(variable, value)
     assert run(["predict", SCAN]) != 0
@@ -122,7 +122,7 @@ def test_logs_say_what_runs_and_keep_out_of_the_results(tiny_bundle, capfd):
 
 
 def complete(words: str, **variables: str) -> list[str]:
-    """What bash would be offered after ``words``, by the protocol that click's script speaks."""
+    """Return the completions that bash gets after ``words``, by the protocol of click's script."""
     parts = words.split(" ")
     environment = {
         **os.environ,

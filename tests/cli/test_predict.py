@@ -1,4 +1,4 @@
-"""`mri-edge predict`: forms of output, odd and wrong input, exit codes; real ONNX Runtime on a tiny model."""
+"""`mri-edge predict` with real ONNX Runtime on a tiny model: output formats, unusual and invalid input, exit codes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def predict(tiny_bundle, capfd):
     return call
 
 
-def test_table_says_what_ran_and_what_it_is_for(predict, folder):
+def test_the_table_names_what_ran_and_the_intended_use(predict, folder):
     code, out, err = predict(folder / "a.png")
     assert (code, err) == (0, "")
     assert "onnxruntime | CPUExecutionProvider" in out.splitlines()[0]
@@ -106,7 +106,7 @@ def test_one_scan_that_fails_is_one_line_in_all(predict, folder, name):
 
 
 def test_a_label_is_by_the_threshold_of_the_manifest_in_every_form(tiny_bundle, folder, tmp_path, capfd):
-    """A threshold just above and just below the scan's probability turns the label, far from 0.5 as well."""
+    """A threshold just above or just below the scan's probability changes the label, far from 0.5 as well."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
@@ -227,7 +227,7 @@ def test_bundles_that_cannot_be_trusted(tiny_bundle, folder, capfd):
 
 
 def test_predict_is_light_and_stays_off_the_network(tiny_bundle, folder):
-    """No heavy library is imported, and nothing so much as looks up a host name."""
+    """The process imports no heavy library and looks up no host name."""
     code = """
 import json, sys
 calls = []
@@ -247,7 +247,7 @@ print(json.dumps([status, sorted(heavy), calls]))
 
 
 def test_closed_pipe_is_quiet(tiny_bundle, folder):
-    """`mri-edge predict ... | head -1`: the reader leaves, and nobody is told off."""
+    """`mri-edge predict ... | head -1`: the reader closes the pipe, and no error is printed."""
     reader, writer = os.pipe()
     os.close(reader)
     program = Path(sys.executable).with_name("mri-edge")

@@ -1,4 +1,4 @@
-"""Every result that a command writes fits `result.schema.json`, which comes with the package."""
+"""Every result that a command writes is valid against `result.schema.json`, which is part of the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCHEMA = json.loads(files("mri_edge").joinpath("inference", "result.schema.json"
 
 
 def check(record: dict[str, Any], kind: str) -> None:
-    """The record fits the schema, and the schema names every key of it."""
+    """Check that the record is valid and that the schema names each of its keys."""
     validator = jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
     validator.validate(record)
     assert set(record) <= set(SCHEMA["$defs"][kind]["properties"])
@@ -34,7 +34,7 @@ def check(record: dict[str, Any], kind: str) -> None:
 
 @pytest.fixture
 def scans(tmp_path: Path) -> list[Path]:
-    """One that is sound, one with two reasons for doubt, one that is no picture, one that is not there."""
+    """A good scan, a scan with two warnings, a file that is no picture, and a missing file."""
     folder = tmp_path / "scans"
     folder.mkdir()
     sound, doubtful, broken = folder / "a.jpg", folder / "b.png", folder / "c.png"

@@ -1,4 +1,4 @@
-"""`predict --resume`: killed at any moment, it goes on without repeating or losing a scan."""
+"""`predict --resume` continues after a kill at any moment without repeating or losing a scan."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lines_of(journal: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in journal.read_text().splitlines()]
 
 
-def test_killed_runs_add_up_to_one_result_a_scan(tiny_bundle, many, tmp_path):
+def test_killed_runs_leave_one_result_for_each_scan_together(tiny_bundle, many, tmp_path):
     journal = tmp_path / "out.jsonl"
     command = [PROGRAM, "predict", many, "--model", tiny_bundle, "--resume", journal]
     kills = 0
@@ -53,7 +53,7 @@ def test_killed_runs_add_up_to_one_result_a_scan(tiny_bundle, many, tmp_path):
     assert names == [f"{number:04d}.png" for number in range(1500)]
 
 
-def test_interrupted_run_leaves_whole_lines_and_says_so(tiny_bundle, many, tmp_path):
+def test_an_interrupted_run_leaves_complete_lines_and_reports_the_interruption(tiny_bundle, many, tmp_path):
     journal = tmp_path / "out.jsonl"
     process = subprocess.Popen(
         [PROGRAM, "predict", many, "--model", tiny_bundle, "--resume", journal], stderr=subprocess.PIPE, text=True
@@ -69,7 +69,7 @@ def test_interrupted_run_leaves_whole_lines_and_says_so(tiny_bundle, many, tmp_p
     assert lines_of(journal)
 
 
-def test_partial_last_line_is_dropped_and_done_again(tiny_bundle, many, tmp_path, capfd):
+def test_a_partial_last_line_is_dropped_and_its_scan_repeated(tiny_bundle, many, tmp_path, capfd):
     journal = tmp_path / "out.jsonl"
     first = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "000*.png")]
     assert run(first) == 0
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, ca
 
 
 @pytest.mark.parametrize("end", range(1, len(RECORD), 7))
-def test_a_journal_of_one_partial_line_is_gone_on_with(tiny_bundle, many, tmp_path, end):
+def test_a_journal_of_one_partial_line_is_continued(tiny_bundle, many, tmp_path, end):
     journal = tmp_path / "out.jsonl"
     journal.write_bytes(RECORD[:end])
     assert run(["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]) == 0
@@ -144,7 +144,7 @@ def test_the_same_failure_is_not_written_again(tiny_bundle, many, tmp_path, capf
 
 
 def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
-    """Both are called "tiny 1": the hash of the artefact tells them apart."""
+    """Both are called "tiny 1", so only the hash of the artefact distinguishes them."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 

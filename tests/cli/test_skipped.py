@@ -1,4 +1,4 @@
-"""What is passed over in a folder is said, what could be waited for is never opened, and no cell is a formula."""
+"""Skipped files of a folder are reported, files that could block are never opened, and no CSV cell is a formula."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fill(folder: Path, **contents: bytes) -> Path:
     return folder
 
 
-def test_a_folder_says_what_it_passed_over(predict, tmp_path):
+def test_skipped_files_of_a_folder_are_reported(predict, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
     fill(scans, **{"x.jpg": SCAN, "a.dcm": b"", "b.DCM": b""})
@@ -81,13 +81,13 @@ def test_every_kind_is_counted_once_for_the_folder(predict, tmp_path):
     assert "subfolder" not in line
 
 
-def test_a_folder_of_pictures_alone_says_nothing(predict, tmp_path):
+def test_nothing_is_reported_about_a_folder_of_pictures_alone(predict, tmp_path):
     (tmp_path / "scans").mkdir()
     fill(tmp_path / "scans", **{"x.jpg": SCAN})
     assert predict("scans")[::2] == (0, "")
 
 
-def test_a_folder_without_a_picture_says_what_is_in_it(predict, tmp_path):
+def test_the_error_for_a_folder_without_a_picture_lists_its_contents(predict, tmp_path):
     (tmp_path / "scans").mkdir()
     fill(tmp_path / "scans", **{"a.dcm": b"", "b.dcm": b""})
     code, out, err = predict("scans")
@@ -228,7 +228,7 @@ def test_no_name_reaches_the_terminal_as_a_command(tiny_bundle, tmp_path, form):
 
 
 def _pieces(screen: int) -> Iterator[bytes]:
-    with contextlib.suppress(OSError):  # Linux says so that the last writer is gone
+    with contextlib.suppress(OSError):  # Linux reports the closed terminal as an error
         while piece := os.read(screen, 4096):
             yield piece
 
@@ -257,7 +257,7 @@ def test_no_name_of_a_bundle_or_an_option_does_either(tiny_bundle, tmp_path, mon
     run(command)
     out, err = capfd.readouterr()
     assert out + err
-    # click takes colours out of what goes to no terminal, so these are other codes.
+    # click removes color codes from output that is not to a terminal, so these are other codes.
     assert [letter for letter in out + err if not letter.isprintable() and letter != "\n"] == []
 
 
@@ -266,7 +266,7 @@ def test_no_name_of_a_bundle_or_an_option_does_either(tiny_bundle, tmp_path, mon
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("resume", [False, True])
-def test_ctrl_c_says_how_to_go_on(tiny_bundle, tmp_path, resume):
+def test_ctrl_c_prints_how_to_continue(tiny_bundle, tmp_path, resume):
     command = [PROGRAM, "predict", "-", "--json", "--model", tiny_bundle]
     if resume:
         command = [PROGRAM, "predict", "-", "--resume", tmp_path / "out.jsonl", "--model", tiny_bundle]

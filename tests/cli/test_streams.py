@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or whose other end has left: every command says so by its exit code."""
+"""Every command reports closed standard streams and broken pipes by its exit code."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_stdout_that_can_only_be_read_is_an_error():
 
 
 @pytest.mark.parametrize("command", PRINTING)
-def test_reader_that_has_left_is_no_failed_input(command, tmp_path):
-    """`mri-edge ... | head -1`: 141 as of `cat`, and nobody is told off."""
+def test_a_closed_pipe_is_not_a_failed_input(command, tmp_path):
+    """`mri-edge ... | head -1`: exit code 141, as for `cat`, and no error is printed."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = os.environ | {"MRI_EDGE_PROFILE_DIR": str(tmp_path)}
@@ -91,7 +91,7 @@ def test_closed_stderr_loses_no_result(tmp_path):
 
 @posix
 def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
-    """What an engine in C++ writes to file descriptor 2 would go into a journal that has this number."""
+    """An engine in C++ writes to file descriptor 2, and would write into a journal opened under that number."""
     program = "import sys; from mri_edge import cli; cli._fill_closed_streams(); print(open(sys.argv[1], 'w').fileno())"
     done = shell('exec "$@" <&- 2>&-', sys.executable, "-c", program, tmp_path / "journal.jsonl")
     assert int(done.stdout) > 2

@@ -1,4 +1,4 @@
-"""`mri-edge tune`, and the profile in the hands of `predict`; `mri-edge warmup`."""
+"""`mri-edge tune` writes a profile, `predict` uses it, and `mri-edge warmup` prepares a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 class Bench:
-    """Stands in for the processes: answers from a table of milliseconds, and keeps what was tried."""
+    """A fake for the measuring processes: it answers from a table of milliseconds and records each trial."""
 
     def __init__(self, ms) -> None:
         self.tried: list[Trial] = []
@@ -35,7 +35,7 @@ class Bench:
 
     def __call__(self, trial: Trial, *, time_limit: float) -> Outcome:
         self.tried.append(trial)
-        answer = self._ms(trial, sum(one == trial for one in self.tried))
+        answer = self._ms(trial, sum(earlier == trial for earlier in self.tried))
         return (
             Outcome(answer) if isinstance(answer, str) else Outcome(None, "Stand-in", trial.threads or 0, 1, answer, 9)
         )
@@ -81,22 +81,22 @@ def test_one_lucky_second_does_not_win(tiny_bundle, bench):
 def test_whoever_wins_was_measured_three_times(tiny_bundle, bench):
     made = bench(lambda trial, again: 1.0 if again == 1 else 50.0)
     found = tune(Bundle.open(tiny_bundle), batches=(1,)).profile.best(many=False)
-    tried = [one for one in made.tried if (one.engine, one.threads) == (found.engine, found.threads)]
+    tried = [trial for trial in made.tried if (trial.engine, trial.threads) == (found.engine, found.threads)]
     assert len(tried) >= 3
 
 
 def test_hopeless_candidates_are_not_tried_on_many(tiny_bundle, bench):
     made = bench(lambda trial, again: 100.0 * trial.batch if trial.threads == 1 else 2.0 * trial.batch)
     tune(Bundle.open(tiny_bundle))
-    assert {one.batch for one in made.tried if one.threads == 1} == {1}
-    assert {one.batch for one in made.tried if one.threads == 4} == {1, 4, 8}
+    assert {trial.batch for trial in made.tried if trial.threads == 1} == {1}
+    assert {trial.batch for trial in made.tried if trial.threads == 4} == {1, 4, 8}
 
 
-def test_a_candidate_that_dies_is_told_and_the_others_go_on(tiny_bundle, bench):
+def test_a_candidate_that_dies_is_reported_and_the_others_run(tiny_bundle, bench):
     bench(lambda trial, again: "illegal instruction" if trial.threads == 2 else 3.0)
     found = tune(Bundle.open(tiny_bundle), batches=(1,))
-    assert {one.threads for one, _ in found.failed} == {2}
-    assert 2 not in {one.threads for one in found.profile.measurements}
+    assert {trial.threads for trial, _ in found.failed} == {2}
+    assert 2 not in {measurement.threads for measurement in found.profile.measurements}
 
 
 def test_a_leader_that_dies_later_is_out(tiny_bundle, bench):
@@ -110,11 +110,11 @@ def test_a_leader_that_dies_later_is_out(tiny_bundle, bench):
 
 
 @pytest.mark.parametrize("marks", [("other programs kept 1.5 of 2 cores busy",), ()], ids=["disturbed", "quiet"])
-def test_what_disturbed_the_machine_meanwhile_is_told(tiny_bundle, bench, monkeypatch, caplog, marks):
+def test_what_disturbed_the_machine_meanwhile_is_reported(tiny_bundle, bench, monkeypatch, caplog, marks):
     bench(lambda trial, again: 1.0)
     monkeypatch.setattr(tuning, "Watch", lambda: SimpleNamespace(marks=lambda: marks))
     tune(Bundle.open(tiny_bundle), batches=(1,))
-    assert [one.getMessage().partition(": ")[0] for one in caplog.records] == list(marks)
+    assert [record.getMessage().partition(": ")[0] for record in caplog.records] == list(marks)
 
 
 def test_nothing_that_runs_is_an_error(tiny_bundle, bench):
@@ -136,7 +136,7 @@ def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
         writer.add_artefact(worse)
     made = bench(lambda trial, again: 1.0)
     tune(Bundle.open(tiny_bundle))
-    assert {one.artefact for one in made.tried} == {"model.onnx"}
+    assert {trial.artefact for trial in made.tried} == {"model.onnx"}
 
 
 def test_a_trial_measures_in_a_process_of_its_own(tiny_bundle):
@@ -156,7 +156,7 @@ def test_tuned_for_real_and_used_by_predict(tiny_bundle, capfd, folder):
     assert found["cores"] == available_cpus()
     assert found["failed"] == []
     best = found["single"]
-    assert best["ms"] == min(one["ms"] for one in found["measurements"])
+    assert best["ms"] == min(measurement["ms"] for measurement in found["measurements"])
     assert run(["predict", "-v", "--json", "--model", str(tiny_bundle), SCAN]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["engine"] == best["engine"]
@@ -168,7 +168,7 @@ def test_tuned_for_real_and_used_by_predict(tiny_bundle, capfd, folder):
 
 
 @pytest.mark.parametrize("kind", ["a file in its place", "a folder that takes no file"])
-def test_a_profile_that_could_not_be_written_is_said_before_anything_is_measured(
+def test_an_unwritable_profile_is_reported_before_anything_is_measured(
     tiny_bundle, bench, folder, capfd, monkeypatch, kind
 ):
     made = bench(lambda trial, again: 1.0)
@@ -186,7 +186,7 @@ def test_a_profile_that_could_not_be_written_is_said_before_anything_is_measured
 
 
 @pytest.mark.parametrize("home", ["a file", "none"])
-def test_home_that_keeps_no_profile_is_said_with_what_to_do(tiny_bundle, bench, tmp_path, capfd, monkeypatch, home):
+def test_an_unwritable_home_is_reported_with_a_hint(tiny_bundle, bench, tmp_path, capfd, monkeypatch, home):
     made = bench(lambda trial, again: 1.0)
     for variable in ("MRI_EDGE_PROFILE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable, raising=False)
@@ -203,7 +203,7 @@ def test_home_that_keeps_no_profile_is_said_with_what_to_do(tiny_bundle, bench, 
     assert run(["predict", "--model", str(tiny_bundle), SCAN]) == 0  # which needs no profile
 
 
-def test_a_log_says_how_far_it_is(tiny_bundle, bench, capfd):
+def test_progress_is_logged(tiny_bundle, bench, capfd):
     made = bench(lambda trial, again: 1.0)
     assert run(["tune", "--model", str(tiny_bundle), "--batch", "1"]) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if " of " in line and ": model.onnx in " in line]
@@ -213,12 +213,12 @@ def test_a_log_says_how_far_it_is(tiny_bundle, bench, capfd):
     assert len(lines) == len(made.tried)
 
 
-def test_predict_warns_of_a_stale_profile_and_goes_on(tiny_bundle, capfd, bench, monkeypatch):
+def test_predict_warns_of_a_stale_profile_and_continues(tiny_bundle, capfd, bench, monkeypatch):
     bench(lambda trial, again: 1.0)
     assert run(["tune", "--model", str(tiny_bundle)]) == 0
     out = capfd.readouterr().out
     assert "single scan: model.onnx in " in out
-    # The stand-in said 4 cores; make sure that this machine says otherwise.
+    # The fake reported 4 cores; make sure that this machine has another number.
     monkeypatch.setattr("mri_edge.inference.tuned_profile.available_cpus", lambda: 3)
     assert run(["predict", "--json", "--model", str(tiny_bundle), SCAN]) == 0
     out, err = capfd.readouterr()
@@ -227,7 +227,7 @@ def test_predict_warns_of_a_stale_profile_and_goes_on(tiny_bundle, capfd, bench,
     assert json.loads(out)["label"] in ("yes", "no")
 
 
-def test_warmup_says_how_long_each_step_takes(tiny_bundle, capfd):
+def test_warmup_prints_the_duration_of_each_step(tiny_bundle, capfd):
     assert run(["warmup", "--model", str(tiny_bundle), "--batch", "2"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["open", "first run, batch 2", "next run, batch 2"]

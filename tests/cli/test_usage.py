@@ -1,4 +1,4 @@
-"""Wrong calls are explained at once, and output holds no colours where none are wanted."""
+"""Usage errors are explained at once, and output has no color codes where they are unwanted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = Path(sys.executable).with_name("mri-edge")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def _said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+def _usage_error(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run([*arguments]) == 2
     out, err = capfd.readouterr()
     assert out == ""
@@ -38,11 +38,11 @@ def _said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
 def test_a_typo_gets_a_suggestion(arguments, meant, capfd):
-    assert meant in _said(capfd, *arguments)
+    assert meant in _usage_error(capfd, *arguments)
 
 
-def test_what_resembles_nothing_gets_none(capfd):
-    assert "mean" not in _said(capfd, "zzz")
+def test_a_name_unlike_any_other_gets_no_suggestion(capfd):
+    assert "mean" not in _usage_error(capfd, "zzz")
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_what_resembles_nothing_gets_none(capfd):
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
-def test_all_that_is_missing_is_said_at_once(arguments, missing, capfd):
-    said = _said(capfd, *arguments)
+def test_everything_that_is_missing_is_reported_at_once(arguments, missing, capfd):
+    said = _usage_error(capfd, *arguments)
     assert said.count("Missing") == 1
     options = [word for word in ("IN", "BUNDLE", "--out", "--artefact", "--key", "bash") if f"'{word}" in said]
     assert [word for word in missing if word not in said] == []
@@ -77,16 +77,16 @@ def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd)
     @click.option("--second", required=True, envvar="SECOND")
     @click.option("--third", required=True)
     def command(first: str, second: str, third: str) -> None:
-        """Wants three options."""
+        """Require three options."""
 
-    def words() -> str:
+    def message() -> str:
         with pytest.raises(click.MissingParameter) as caught:
             command.main([], standalone_mode=False)
         return explain(caught.value)
 
-    assert words() == "Missing option '--first', option '--second' and option '--third'"
+    assert message() == "Missing option '--first', option '--second' and option '--third'"
     monkeypatch.setenv("SECOND", "2")
-    assert words() == "Missing option '--first' and option '--third'"
+    assert message() == "Missing option '--first' and option '--third'"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -106,14 +106,14 @@ def test_no_colour_where_none_is_wanted(command, environment, coloured):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_dumb_terminal_gets_no_progress_bar():
-    """Whose results go to a file: elsewhere that is when a bar is drawn."""
+    """The results go to a file, which is when other programs draw a progress bar."""
     command = ["predict", str(EXAMPLES / "phantom-*.jpg"), "--json"]
     assert b"predict" in _on_a_terminal(command, {}, out=subprocess.DEVNULL)
     assert _on_a_terminal(command, {"TERM": "dumb"}, out=subprocess.DEVNULL) == b""
 
 
 def _on_a_terminal(command: list[str], environment: dict[str, str], out: int | None = None) -> bytes:
-    """What a command writes to a terminal: stderr, and stdout too unless ``out`` is given."""
+    """Return what a command writes to a terminal: stderr, and stdout too unless ``out`` is given."""
     screen, end = os.openpty()
     unset = {"NO_COLOR", "TERM", "FORCE_COLOR"}
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
@@ -128,7 +128,7 @@ def _on_a_terminal(command: list[str], environment: dict[str, str], out: int | N
     try:
         while piece := os.read(screen, 4096):
             drawn += piece
-    except OSError:  # Linux says so that the last writer is gone
+    except OSError:  # Linux reports the closed terminal as an error
         pass
     os.close(screen)
     assert process.wait() == 0, drawn

@@ -1,4 +1,4 @@
-"""`mri-edge verify` and `mri-edge bundle record`: words, JSON and exit codes."""
+"""`mri-edge verify` and `mri-edge bundle record`: text, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recorded(tiny_bundle, capfd) -> Path:
     return tiny_bundle
 
 
-def test_a_good_bundle_exits_0_and_says_what_was_compared(recorded, capfd):
+def test_a_good_bundle_exits_0_and_lists_what_was_compared(recorded, capfd):
     assert run(["verify", str(recorded)]) == 0
     out, err = capfd.readouterr()
     assert err == ""
@@ -35,17 +35,17 @@ def test_json_has_every_comparison(recorded, capfd):
     assert found["agrees"] is True
     assert found["first_difference"] is None
     assert found["replayed"] >= 1
-    assert {one["stage"] for one in found["checks"]} == {"hashes", "pixels", "tensor", "probabilities", "label"}
+    assert {check["stage"] for check in found["checks"]} == {"hashes", "pixels", "tensor", "probabilities", "label"}
 
 
-def test_a_bundle_without_golden_values_says_so(tiny_bundle, capfd):
+def test_a_bundle_without_golden_values_is_reported(tiny_bundle, capfd):
     assert run(["verify", str(tiny_bundle)]) == 0
     assert "no golden values" in capfd.readouterr().out
 
 
-def test_where_no_engine_replays_anything_nothing_is_vouched_for(recorded, capfd, monkeypatch):
-    for one in replay.engine_files().values():
-        monkeypatch.setattr(one, "missing", lambda: "not installed")
+def test_verify_exits_4_if_no_engine_can_replay(recorded, capfd, monkeypatch):
+    for module in replay.engine_files().values():
+        monkeypatch.setattr(module, "missing", lambda: "not installed")
     assert run(["verify", str(recorded)]) == 4
     out = capfd.readouterr().out
     assert "This device gives" not in out

@@ -1,4 +1,4 @@
-"""`mri-edge watch`: scans arrive in every way, the program is killed, the disk is full; nothing is lost or doubled."""
+"""`mri-edge watch` loses and duplicates nothing, however scans arrive, when it is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Path:
-    """A bundle for the fake engine: its answer is the mean grey level, and it opens at once."""
+    """A bundle for the fake engine, which opens at once and answers with the mean gray level."""
     from dataclasses import replace
 
     folder = tmp_path_factory.mktemp("fake") / "bundle"
@@ -109,7 +109,7 @@ def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[i
     return process.returncode, out, err
 
 
-# --- what is taken, and where it goes
+# --- which files are read, and where they are moved
 
 
 def test_each_scan_has_its_result_and_is_moved(places, capfd):
@@ -136,7 +136,7 @@ def test_each_scan_has_its_result_and_is_moved(places, capfd):
     assert places.once() == 0  # nothing left to do
 
 
-def test_what_is_no_scan_is_left_alone(places, capfd):
+def test_files_that_are_no_scans_are_left_in_place(places, capfd):
     places.scan(".hidden.png")
     places.scan("a.png.part")
     places.scan("b.png.tmp")
@@ -163,7 +163,7 @@ patient = pytest.mark.parametrize("started", [("--settle", "1")], ids=["patient"
 
 @patient
 def test_a_scan_is_taken_when_it_is_written_to_its_end(places, started):
-    content = places.scan("whole.png", folder=places.incoming.parent).read_bytes()
+    content = places.scan("complete.png", folder=places.incoming.parent).read_bytes()
     pieces = [content[place : place + 15] for place in range(0, len(content), 15)]
     pause = 0.3  # shorter than --settle; all pauses together are longer
     assert len(pieces) * pause > 1
@@ -178,8 +178,8 @@ def test_a_scan_is_taken_when_it_is_written_to_its_end(places, started):
 
 @patient
 def test_a_scan_that_stalls_half_way_gets_more_time(places, started):
-    """A stall longer than --settle, shorter than five of them: it is no damaged picture yet."""
-    content = places.scan("whole.png", folder=places.incoming.parent).read_bytes()
+    """A transfer that stalls for one to five times --settle is not a damaged picture yet."""
+    content = places.scan("complete.png", folder=places.incoming.parent).read_bytes()
     path = places.incoming / "slow.png"
     path.write_bytes(content[:60])
     time.sleep(1.5)
@@ -234,7 +234,7 @@ def test_a_failed_scan_may_be_tried_again(places):
     (places.out / "failed" / "a.png").rename(places.incoming / "a.png")
     assert places.once() == 1
     assert places.files() == ["failed/a.png", "results/a.png.json"]
-    places.scan("a.png", 10)  # sent again, whole
+    places.scan("a.png", 10)  # sent again, complete
     assert places.once() == 0
     assert (places.out / "failed" / "a.png").read_text() == "damaged"
 
@@ -267,7 +267,7 @@ def test_odd_names(places, capfd, name):
 @pytest.mark.parametrize(
     ("number", "code", "words"), [(signal.SIGTERM, 0, "stopped"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_it_stops_in_order(places, started, number, code, words):
+def test_watch_stops_cleanly_on_a_signal(places, started, number, code, words):
     for index in range(300):
         places.scan(f".{index:03d}.png", index % 256).rename(places.incoming / f"{index:03d}.png")
     wait_for(lambda: len(list((places.out / "done").iterdir())) > 5)
@@ -283,8 +283,8 @@ def test_it_stops_in_order(places, started, number, code, words):
 
 
 @pytest.mark.slow
-def test_it_runs_through_kills_with_one_result_a_scan(fake_bundle):
-    """The acceptance run, made smaller; it checks every scan and says what it found."""
+def test_watch_gives_one_result_for_each_scan_although_it_is_killed(fake_bundle):
+    """Run a smaller acceptance run, which checks every scan and prints its findings."""
     command = [sys.executable, CHECKOUT / "scripts" / "kill_watch.py", "--scans", "150", "--kills", "5"]
     done = subprocess.run([*command, "--model", fake_bundle], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -297,7 +297,7 @@ def test_it_runs_through_kills_with_one_result_a_scan(fake_bundle):
     ids=["a crash", "an error that nobody foresaw"],
 )
 def test_scans_that_end_the_program_each_time_are_put_aside(places, death, code):
-    """A decoder that crashes, or too little memory: a service that is started again must not end there for ever."""
+    """A scan that crashes the decoder or exhausts the memory must not end every restart of the service."""
     for index, name in enumerate(("poison-1.png", "a.png", "poison-2.png", "b.png")):
         os.utime(places.scan(name, 10 * index), (index + 1, index + 1))  # the oldest is taken first
     deadly = f"""
@@ -310,14 +310,14 @@ sys.exit(cli.run(sys.argv[1:]))
 """
     command = [sys.executable, "-c", deadly, *places.command("--once", "--settle", "0")]
     runs = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(7)]
-    assert [one.returncode for one in runs] == [code] * 6 + [1]
+    assert [run.returncode for run in runs] == [code] * 6 + [1]
     assert "Traceback" not in runs[6].stderr
     for name in ("a.png", "b.png"):
         assert "label" in places.result(name)
     for name in ("poison-1.png", "poison-2.png"):
         assert "the program ended 3 times in a row" in str(places.result(name)["error"])
     assert not (places.out / ".at-hand.json").exists()
-    assert [one for one in places.files() if "results" not in one] == [
+    assert [path for path in places.files() if "results" not in path] == [
         "done/a.png",
         "done/b.png",
         "failed/poison-1.png",
@@ -342,7 +342,7 @@ def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, 
 
 
 def test_a_result_without_its_move_is_not_made_again(places, capfd):
-    """As a kill between the two leaves it."""
+    """This is the state that a kill between the two steps leaves."""
     path = places.scan("a.png", 10)
     content = path.read_bytes()
     assert places.once() == 0
@@ -371,7 +371,7 @@ def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
     assert (places.incoming / "a.png").exists()
     (places.out / "results").mkdir()
     wait_for((places.out / "done" / "a.png").exists)
-    assert started.stderr.readline() == "mri-edge: going on\n"  # and nothing was said again meanwhile
+    assert started.stderr.readline() == "mri-edge: going on\n"  # and it logged nothing else in the meantime
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
@@ -384,7 +384,7 @@ def test_it_stops_while_it_waits_for_a_disk(places, started):
 
 
 def test_scans_that_cannot_be_moved_do_not_hold_up_the_others(places, capfd):
-    """More of them than are taken as a sign of a full disk, and older than the others."""
+    """There are more such scans than the limit that indicates a full disk, and they are older than the others."""
     stuck = [places.scan(f"{index}.png", index) for index in range(5)]
     flag = ["chattr", "+i", *stuck]
     if shutil.which("chattr") is None or subprocess.run(flag, capture_output=True, check=False).returncode:
@@ -456,7 +456,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
-    """The output is on another, full file system: scans wait; with room they are moved across, each once."""
+    """The output is on another, full file system: scans wait; once there is space they are moved across, each once."""
     places = Places(tmp_path, fake_bundle)
     places.out = small_disk / "out"
     process = places.start("--json")
@@ -488,11 +488,11 @@ def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
     assert sorted(Path(json.loads(line)["file"]).name for line in out.splitlines()) == sorted(
         f"{index}.png" for index in range(4, 12)
     )
-    assert places.files() == sorted(f"{one}" for i in range(12) for one in (f"done/{i}.png", f"results/{i}.png.json"))
+    assert places.files() == sorted(file for i in range(12) for file in (f"done/{i}.png", f"results/{i}.png.json"))
 
 
 def _waiting(process: subprocess.Popen[str], words: str) -> None:
-    """It says once what it waits for, in one line, and goes on living."""
+    """Watch logs once, in one line, what it waits for, and keeps running."""
     assert process.stderr is not None
     said = process.stderr.readline()
     assert words in said
@@ -502,7 +502,7 @@ def _waiting(process: subprocess.Popen[str], words: str) -> None:
 
 
 def test_a_watched_folder_that_is_missing_at_the_start_is_waited_for(places):
-    """A share that is mounted after the service has started: exit code 2 would end the service for good."""
+    """The share may be mounted after the service has started, and exit code 2 would stop the service permanently."""
     share = places.incoming.rename(places.incoming.with_name("share"))
     places.scan("a.png", folder=share)
     process = places.start()
@@ -516,7 +516,7 @@ def test_a_watched_folder_that_is_missing_at_the_start_is_waited_for(places):
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
-def test_a_watched_folder_that_goes_away_is_waited_for(places, started):
+def test_watch_waits_for_a_watched_folder_that_disappears(places, started):
     share = places.incoming.rename(places.incoming.with_name("share"))
     _waiting(started, "cannot list the folder")
     places.scan("a.png", folder=share)
@@ -525,7 +525,7 @@ def test_a_watched_folder_that_goes_away_is_waited_for(places, started):
 
 
 def test_a_full_disk_at_the_start_is_waited_for(tmp_path, fake_bundle, small_disk):
-    """Not even the folders can be made on it."""
+    """The disk is too full to create the folders."""
     places = Places(tmp_path, fake_bundle)
     places.scan("a.png")
     places.out = small_disk / "out"
@@ -542,7 +542,7 @@ def test_a_full_disk_at_the_start_is_waited_for(tmp_path, fake_bundle, small_dis
 
 @pytest.mark.parametrize("what", ["in", "out"])
 def test_a_read_only_disk_is_waited_for(tmp_path, fake_bundle, small_disk, what):
-    """A file system that the kernel has made read-only after an error: exit code 2 would end the service for good."""
+    """The kernel may remount a file system read-only after an error; exit code 2 would stop the service for good."""
 
     def remount(mode: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{mode}", small_disk], check=True)
@@ -561,7 +561,7 @@ def test_a_read_only_disk_is_waited_for(tmp_path, fake_bundle, small_disk, what)
     assert not any(places.incoming.glob("*.png"))
 
 
-def test_a_watch_that_waits_for_its_start_can_be_stopped_and_tells_systemd(places, tmp_path):
+def test_a_watch_that_waits_to_start_can_be_stopped_and_notifies_systemd(places, tmp_path):
     if not hasattr(socket, "AF_UNIX"):
         pytest.skip("systemd is Linux's")
     places.incoming.rmdir()
@@ -575,7 +575,7 @@ def test_a_watch_that_waits_for_its_start_can_be_stopped_and_tells_systemd(place
 
 
 def test_a_limit_on_file_sizes_is_a_full_disk(places):
-    """RLIMIT_FSIZE: the result cannot be written, and that is no fault of the scan."""
+    """RLIMIT_FSIZE prevents writing the result, which is not an error of the scan."""
     resource = pytest.importorskip("resource", reason="limits of POSIX")
     places.scan("a.png")
     done = subprocess.run(
@@ -591,8 +591,8 @@ def test_a_limit_on_file_sizes_is_a_full_disk(places):
     assert places.files() == []
 
 
-def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, monkeypatch, capfd):
-    """Whatever the model raises, and however often the service is started again: scans stay where they are."""
+def test_an_error_of_the_model_never_fails_a_scan(places, tiny_manifest, tmp_path, monkeypatch, capfd):
+    """Scans stay in place whatever the model raises and however often the service restarts."""
     from mri_edge.testing import FakeEngine
 
     places.scan("a.png")
@@ -607,7 +607,7 @@ def test_a_fault_of_the_model_is_never_a_scans(places, tiny_manifest, tmp_path, 
 
 
 def test_a_bundle_with_a_foreign_plane_puts_no_scan_aside(places, tmp_path, capfd):
-    """A novelty.npy of another width, listed with its right hash: six good scans were moved to failed/."""
+    """A novelty.npy of another width, listed with its right hash, once moved six good scans to failed/."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
@@ -658,7 +658,7 @@ def test_a_second_watch_on_a_folder_is_refused(places, started, tmp_path, capfd)
         assert len(err.splitlines()) == 1
 
 
-def test_a_file_system_without_locks_is_said(places, monkeypatch, capfd):
+def test_a_file_system_without_locks_is_reported(places, monkeypatch, capfd):
     fcntl = pytest.importorskip("fcntl", reason="locks of POSIX")
 
     def refuse(*_):
@@ -671,7 +671,7 @@ def test_a_file_system_without_locks_is_said(places, monkeypatch, capfd):
 
 
 def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, capfd):
-    """A share that fails for a moment: whether the scan has its result is not known, so it waits."""
+    """While the share fails, watch cannot know whether the scan has a result, so it waits."""
     content = places.scan("a.png").read_bytes()
     assert places.once() == 0
     (places.incoming / "a.png").write_bytes(content)
@@ -690,7 +690,7 @@ def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, cap
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
-def test_the_lock_goes_with_the_program(places, started):
+def test_the_lock_is_released_when_the_program_ends(places, started):
     started.kill()
     started.wait()
     assert places.once() == 0
@@ -722,7 +722,7 @@ def test_output_may_lie_inside_the_watched_folder(places):
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")
-def test_systemd_is_told(places, tmp_path):
+def test_systemd_is_notified(places, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end_of_systemd:
         end_of_systemd.bind(str(tmp_path / "notify"))
         end_of_systemd.settimeout(30)
@@ -749,7 +749,7 @@ def test_a_notify_socket_that_nobody_reads_does_not_block(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_steady(tiny_bundle):
-    """Real ONNX Runtime; the acceptance run is of 10,000 scans."""
+    """This runs real ONNX Runtime; the acceptance run takes 10,000 scans."""
     command = [sys.executable, CHECKOUT / "scripts" / "watch_memory.py", "--scans", "300", "--model", tiny_bundle]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The pages in deploy/: every command of ours that they name is one that the program takes."""
+"""The program accepts every mri-edge command that the pages in deploy/ show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systemd service: how hardened it is, that systemd understands it, that its command line is one of ours."""
+"""The systemd service is hardened, systemd accepts it, and its command line is valid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     done = _analyze("verify", "--man=no", str(here))
     assert UNIT.name not in done.stderr, done.stderr
     here.write_text(text.replace("MemoryMax", "MemoryLots"), encoding="utf-8")
-    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # it would have said so
+    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # systemd reports unknown settings
 
 
 def test_service_starts_a_command_that_there_is() -> None:
@@ -63,7 +63,7 @@ def test_service_starts_a_command_that_there_is() -> None:
     made = dict(re.findall(r"^d (\S+)\s+(\d+ \S+ \S+)$", (DEPLOY / "tmpfiles.conf").read_text(), re.M))
     assert made[str(incoming)] == "2770 mri-edge mri-edge"
     [state] = _settings(UNIT, "StateDirectory")
-    assert str(out) in [f"/var/lib/{one}" for one in state.split()]
+    assert str(out) in [f"/var/lib/{name}" for name in state.split()]
     with pytest.raises(click.UsageError):
         watch.make_context("watch", [*arguments, "--no-such-option"])
 

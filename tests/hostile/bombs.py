@@ -1,4 +1,4 @@
-"""Small and large files that ask a decoder for as much memory and time as the limits let through, and for more.
+"""Small and large files that make a decoder use as much memory and time as the limits allow, and more.
 
 ``python tests/hostile/bombs.py FOLDER`` writes them all (some 900 MB, a minute) and measures each.
 """

@@ -107,7 +107,7 @@ def _by_opencv(path: Path, *, colour: bool = False) -> Array | None:
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     pixels = pixels[:, :, 2::-1] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, 2)
-    if path.suffix.lower() in (".tif", ".tiff"):  # OpenCV turns these by itself
+    if path.suffix.lower() in (".tif", ".tiff"):  # OpenCV rotates these automatically
         return pixels
     turn = _picture_pixels._TURNS.get(_orientation(path))
     return turn(pixels) if turn else pixels

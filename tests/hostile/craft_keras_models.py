@@ -1,4 +1,4 @@
-"""Make Keras models that attack whoever opens them; as a program, open each and say what memory that took.
+"""Make Keras models that attack the program that opens them; as a program, open each and print its memory use.
 
     python tests/hostile/craft_keras_models.py OUT     makes them, opens them, prints MB by name as JSON
 
@@ -102,7 +102,7 @@ def _lambda(folder: Path) -> Any:
     import keras
 
     marker = str(folder / "marker")
-    # Bytecode that Keras marshals; it names nothing of this module.
+    # Keras marshals the bytecode, so it must not refer to this module.
     code = eval(f"lambda x: (x, open({marker!r}, 'w').close())[0]")  # noqa: S307
     return keras.layers.Lambda(code, output_shape=(30, 30, 4))
 

@@ -1,4 +1,4 @@
-"""Make weight files that attack whoever reads them; as a program, read each and say what that took.
+"""Make weight files that attack the program that reads them; as a program, read each and print time and memory.
 
 python tests/hostile/craft_weights.py OUT     prints by name: MB, seconds, the refusal; as JSON
 """
@@ -40,7 +40,7 @@ def array(shape: bytes, dtype: bytes, state: bytes, values: bytes) -> bytes:
     return empty + b"(K\x01" + shape + kind + b"\x89" + values + b"tb"
 
 
-def whole(number: int) -> bytes:
+def integer(number: int) -> bytes:
     return b"J" + struct.pack("<i", number)
 
 
@@ -76,11 +76,11 @@ def pickles(marker: Path) -> dict[str, bytes]:
         "key that takes for ever to hash": PROTOCOL + b"}" + doubled + b"Ns.",
         "opcode 2 by opcode 2": PROTOCOL + b"}" + tuples + b"Ns.",
         "bytes of 2**60": PROTOCOL + b"\x8e" + struct.pack("<Q", 1 << 60) + b"x.",
-        "ndarray called": checkpoint(named("numpy", "ndarray") + b"(" + whole(2**31 - 1) + b"\x85" + FLOAT + b"tR"),
-        "shape without values": checkpoint(array(b"(" + whole(2**31 - 1) * 4 + b"t", FLOAT, LITTLE, EMPTY)),
-        "negative shape": checkpoint(array(whole(-5) + b"\x85", FLOAT, LITTLE, b"C\x14" + bytes(20))),
+        "ndarray called": checkpoint(named("numpy", "ndarray") + b"(" + integer(2**31 - 1) + b"\x85" + FLOAT + b"tR"),
+        "shape without values": checkpoint(array(b"(" + integer(2**31 - 1) * 4 + b"t", FLOAT, LITTLE, EMPTY)),
+        "negative shape": checkpoint(array(integer(-5) + b"\x85", FLOAT, LITTLE, b"C\x14" + bytes(20))),
         "shape of text": checkpoint(array(text("x") + b"\x85", FLOAT, LITTLE, b"C\x04" + bytes(4))),
-        "items without size": checkpoint(array(b"(" + whole(2**31 - 1) * 4 + b"t", text("V0"), LITTLE, EMPTY)),
+        "items without size": checkpoint(array(b"(" + integer(2**31 - 1) * 4 + b"t", text("V0"), LITTLE, EMPTY)),
         "order of nonsense": checkpoint(
             array(b"K\x01\x85", FLOAT, LITTLE.replace(text("<"), text("\0")), b"C\x04" + bytes(4))
         ),

@@ -1,4 +1,4 @@
-"""Damage model files in many ways and open each: it opens, or it is refused in words.
+"""Damage model files in many ways and open each: it opens, or it is refused with a message.
 
     python tests/hostile/fuzz_models.py OUT KIND COUNT
 

@@ -93,7 +93,7 @@ def mutation(seed: int) -> bytes:
     changed = bytearray(rng.choice(seeds()))
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         reach = min(len(changed), rng.choice((32, 64, 300, 10**9)))
-        # The directory of a TIFF may stand at the end.
+        # The directory of a TIFF may be at the end.
         place = len(changed) - 1 - rng.randrange(reach) if rng.random() < 0.2 else rng.randrange(reach)
         action = rng.randrange(7)
         if action == 0:

@@ -1,4 +1,4 @@
-"""Run every command with every engine under strace, and record who is called and which files are written.
+"""Run every command with every engine under strace, and record connections and written files.
 
 ``python tests/hostile/network_record.py`` prints a table: command, engine, exit code, addresses other than local
 sockets, files outside the folders that the command was given. ``tests/cli/test_no_network.py`` asserts that both
@@ -25,7 +25,7 @@ from mri_edge.engines import engine_file, offered
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 SCAN = Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg"
 
-# By these openvino_telemetry, ONNX Runtime and others know a build server and keep quiet: a user has none of them.
+# With these set, openvino_telemetry, ONNX Runtime and others report nothing, as on a build server. Users set none.
 BUILD_SERVER = (
     *("CI", "CI_NAME", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "RUN_ID", "TF_BUILD", "GITHUB_ACTIONS"),
     *(
@@ -43,7 +43,7 @@ BUILD_SERVER = (
 SYSCALLS = "trace=network,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
 LOOPBACK = re.compile(r'inet_addr\("127\.|"::1"|"::ffff:127\.')
 NAME_SERVER = re.compile(r"htons\((53|5353|853)\)")  # a lookup by way of this machine's own resolver is a lookup
-# Written to by the C library and by Python's own machinery, whoever runs.
+# The C library and Python itself write here, in any program.
 SYSTEM = ("/dev/", "/proc/", "/sys/", "anon_inode:")
 CACHES = (".cache/mri-edge/", ".cache/matplotlib/", ".config/matplotlib/")  # the last is made, and stays empty
 
@@ -68,7 +68,7 @@ class Finding:
 
 
 def runs(work: Path) -> list[Run]:
-    """Every command once for each installed engine it can be told to use; what it needs is made in ``work``."""
+    """Return each command once for every installed engine that it can use; its input files are made in ``work``."""
     incoming, pictures = work / "incoming", work / "pictures"
     incoming.mkdir()
     for label in ("no", "yes"):
@@ -77,7 +77,9 @@ def runs(work: Path) -> list[Run]:
     scan, notice = str(pictures / "no" / "no.jpg"), str(SCAN.with_name("NOTICE"))
     found, held = [], Bundle.open("small").manifest.artefacts
     for engine in offered():
-        if engine_file(engine).missing() or not any(one.file.endswith(engine_file(engine).SUFFIXES) for one in held):
+        if engine_file(engine).missing() or not any(
+            artefact.file.endswith(engine_file(engine).SUFFIXES) for artefact in held
+        ):
             continue
         shutil.copyfile(SCAN, incoming / f"{engine}.jpg")
         chosen = ("--model", "small", "--engine", engine)

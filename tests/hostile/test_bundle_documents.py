@@ -1,4 +1,4 @@
-"""Every document of a bundle, damaged in every way: the answer is one line and exit code 3, never a traceback."""
+"""A damaged document of a bundle gives one line and exit code 3, never a traceback."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def read_all(folder: Path) -> None:
 
 
 def _split(bundle: Bundle) -> None:
-    held = {one.file: one for one in bundle.manifest.documents}
+    held = {document.file: document for document in bundle.manifest.documents}
     Split.find(held, lambda file: bundle.read(held[file]))
 
 
@@ -119,7 +119,7 @@ def damaged(content: bytes, rng: random.Random) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("file", [*JSONS, *ARRAYS])
-def test_damaged_documents_end_in_words(full: Path, file: str) -> None:
+def test_damaged_documents_raise_a_message(full: Path, file: str) -> None:
     content, rng = (full / file).read_bytes(), random.Random(file)
     for _ in range(max(1, ROUNDS // 8 if file == "golden.npz" else ROUNDS // 4)):
         for other in damaged(content, rng):
@@ -141,14 +141,14 @@ def _variants(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("file", JSONS)
-def test_json_of_every_wrong_type_ends_in_words(full: Path, file: str) -> None:
+def test_json_of_every_wrong_type_raises_a_message(full: Path, file: str) -> None:
     variants = list(_variants(json.loads((full / file).read_text())))
     for variant in random.Random(file).sample(variants, min(ROUNDS, len(variants))):
         put(full, file, json.dumps(variant).encode())
         read_all(full)
 
 
-def test_a_manifest_with_any_wrong_value_ends_in_words(full: Path, capfd) -> None:
+def test_a_manifest_with_any_wrong_value_raises_a_message(full: Path, capfd) -> None:
     text = (full / MANIFEST).read_text()
     variants = list(_variants(json.loads(text)))
     for variant in random.Random(1).sample(variants, ROUNDS):
@@ -184,7 +184,7 @@ def header(text: str) -> bytes:
     ],
     ids=range(11),
 )
-def test_hostile_arrays_end_in_words(full: Path, file: str, content: bytes) -> None:
+def test_hostile_arrays_raise_a_message(full: Path, file: str, content: bytes) -> None:
     put(full, file, content)
     bundle = Bundle.open(full)
     with pytest.raises(BundleError):
@@ -259,7 +259,7 @@ def test_a_limit_that_is_no_number_is_no_manifest(explaining: Callable[..., Path
             Bundle.open(folder)
 
 
-def test_a_model_whose_names_are_no_utf8_is_refused_in_words(tiny_onnx: Path, tmp_path: Path) -> None:
+def test_a_model_with_names_that_are_not_utf8_is_refused_with_a_message(tiny_onnx: Path, tmp_path: Path) -> None:
     from mri_edge.engines import engine_files, open_engine
     from mri_edge.errors import EngineError
 
@@ -273,7 +273,7 @@ def test_a_model_whose_names_are_no_utf8_is_refused_in_words(tiny_onnx: Path, tm
 
 
 def test_control_codes_of_a_manifest_reach_no_terminal(full: Path, tmp_path: Path, monkeypatch) -> None:
-    """On a terminal of its own: where there is none, click takes codes out by itself."""
+    """This needs a terminal, because click removes color codes without one."""
     pty = pytest.importorskip("pty", reason="terminals are of POSIX")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
@@ -324,5 +324,5 @@ def test_control_codes_of_a_manifest_reach_no_terminal(full: Path, tmp_path: Pat
 def test_a_document_beside_the_manifest_is_not_read(tiny_bundle: Path) -> None:
     """What the manifest does not list does not exist."""
     (tiny_bundle / "metrics.json").write_text("not JSON")
-    assert all(isinstance(one, Artifact | Document) for one in Bundle.open(tiny_bundle).entries())
+    assert all(isinstance(entry, Artifact | Document) for entry in Bundle.open(tiny_bundle).entries())
     read_all(tiny_bundle)

@@ -1,4 +1,4 @@
-"""ONNX files that keep a part of themselves elsewhere are refused, wherever in the file the part stands."""
+"""ONNX files with external data are refused, wherever in the file the reference is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged model files open or are refused in words: no traceback, no crash of the process."""
+"""Damaged model files open or are refused with a message: no traceback, no crash of the process."""
 
 from __future__ import annotations
 

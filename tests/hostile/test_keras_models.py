@@ -1,4 +1,4 @@
-"""Keras models that attack are refused in one line, with exit code 3, no code run and little memory taken."""
+"""Hostile Keras models are refused in one line with exit code 3; none of their code runs, and memory stays low."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_code_would_run_without_the_check(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lambda_keras", "lambda_h5", "external_link", "group_in_itself", "wide_layer"])
-def test_the_command_says_so_in_one_line(name, tmp_path, capfd):
+def test_the_command_reports_it_in_one_line(name, tmp_path, capfd):
     path = craft.CRAFTERS[name][0](tmp_path)
     data = tmp_path / "data"
     arguments = ["--from", str(path), "--labels", "no,yes", "--data", str(data)]

@@ -117,7 +117,7 @@ def test_a_constant_of_gigabytes_is_refused(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     ],
 )
-def test_a_broken_one_is_refused_in_words(content, words, tmp_path):
+def test_a_broken_model_is_refused_with_a_message(content, words, tmp_path):
     if content is not None:
         (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(BundleError, match=words):

@@ -1,4 +1,4 @@
-"""What a signature or a hash vouches for cannot be exchanged between the check and the use."""
+"""A file cannot be exchanged between the check of its signature or hash and its use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evil(tiny_onnx: Path, tmp_path: Path) -> Path:
     path = tmp_path / "evil.onnx"
     path.write_bytes(model.SerializeToString())
     assert path.stat().st_size == tiny_onnx.stat().st_size
-    engines = [open_engine(one, provider="cpu") for one in (tiny_onnx, path)]
+    engines = [open_engine(model, provider="cpu") for model in (tiny_onnx, path)]
     good, bad = (engine.run(noise(engine.input, 1)) for engine in engines)
     assert np.abs(good - bad).max() > 0.1
     return path
@@ -46,7 +46,7 @@ def evil(tiny_onnx: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def key(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """The public key of whoever signed ``tiny_bundle``."""
+    """The public key that matches the signature of ``tiny_bundle``."""
     make_keys(tmp_path / "our.pem", tmp_path / "our.pub.pem")
     sign(Bundle.open(tiny_bundle), tmp_path / "our.pem", passphrase=str)
     return tmp_path / "our.pub.pem"
@@ -67,7 +67,7 @@ def test_a_signed_model_exchanged_at_any_step_never_runs(tiny_bundle: Path, key:
 
 
 def test_a_signed_model_that_is_exchanged_all_the_time_never_runs(tiny_bundle: Path, key: Path, evil: Path) -> None:
-    """Both models lie beside each other and change names as fast as the machine can."""
+    """Two models exchange their names as fast as the machine can."""
     model = tiny_bundle / "model.onnx"
     good, bad, ended = tiny_bundle.with_name("good"), evil, threading.Event()
     good.write_bytes(model.read_bytes())
@@ -78,8 +78,8 @@ def test_a_signed_model_that_is_exchanged_all_the_time_never_runs(tiny_bundle: P
     def exchange() -> None:
         link = tiny_bundle.with_name("link")
         while not ended.is_set():
-            for one in (bad, good):
-                os.link(one, link)
+            for content in (bad, good):
+                os.link(content, link)
                 os.replace(link, model)
 
     thread = threading.Thread(target=exchange)

@@ -1,4 +1,4 @@
-"""Weight files that attack are refused in one line, with little memory and time, and nothing of theirs is called."""
+"""Hostile weight files are refused in one line, with little memory and time, and none of their code runs."""
 
 from __future__ import annotations
 

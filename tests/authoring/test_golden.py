@@ -1,0 +1,258 @@
+"""Golden values are recorded with the demo scans, and a replay finds a difference in each stage."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mri_edge.authoring import golden
+from mri_edge.authoring.writer import rewrite_bundle
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import InputError, ManifestError, UsageError
+from mri_edge.inference import replay
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.readers import picture
+
+DEMO = Path(__file__).resolve().parents[2] / "examples"
+NOTICE = DEMO / "NOTICE"
+
+
+@pytest.fixture
+def recorded(tiny_bundle) -> Bundle:
+    """The tiny bundle with golden values of two demo scans."""
+    golden.record(Bundle.open(tiny_bundle), sorted(DEMO.glob("phantom-*.jpg"))[:2], NOTICE)
+    return Bundle.open(tiny_bundle)
+
+
+def shift_pixels(monkeypatch, by: int) -> None:
+    load = picture.load
+
+    def shifted(source):
+        pixels = load(source).copy()
+        pixels[0, 0] = np.clip(pixels[0, 0].astype(int) + by, 0, 255)
+        return pixels
+
+    monkeypatch.setattr(picture, "load", shifted)
+
+
+def shift_answers(monkeypatch, by: float) -> None:
+    run = replay.probabilities_of
+    monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: run(*arguments) + np.float32(by))
+
+
+def swap_answers(monkeypatch) -> None:
+    run = replay.probabilities_of
+    monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: run(*arguments)[:, ::-1])
+
+
+def test_replay_where_it_was_recorded_agrees(recorded):
+    report = replay.replay(recorded)
+    assert report.first_difference is None
+    assert {check.stage for check in report.checks} == {"hashes", "pixels", "tensor", "probabilities", "label"}
+    [own] = [check for check in report.checks if check.stage == "probabilities" and check.engine == "onnxruntime"]
+    assert own.status == "same"
+    documents = {document.file for document in recorded.manifest.documents}
+    assert {"golden.json", "golden.npz", "golden/NOTICE", "golden/phantom-1.jpg"} <= documents
+
+
+def test_openvino_replays_what_onnxruntime_recorded(recorded):
+    pytest.importorskip("openvino", reason="OpenVINO is an extra")
+    checks = [check for check in replay.replay(recorded).checks if check.engine == "openvino"]
+    assert [check.stage for check in checks] == ["probabilities", "label"]
+    assert all(check.status in ("same", "near") for check in checks)
+
+
+def test_without_a_record_hashes_alone_are_checked(tiny_bundle):
+    report = replay.replay(Bundle.open(tiny_bundle))
+    assert [(check.stage, check.status) for check in report.checks] == [("hashes", "same")]
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "golden.npz", "golden/phantom-1.jpg"])
+def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(recorded, file):
+    path = recorded.folder / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    report = replay.replay(Bundle.open(recorded.folder))
+    assert (report.first_difference.stage, report.first_difference.subject) == ("hashes", file)
+    assert {check.stage for check in report.checks} == {"hashes"}
+
+
+@pytest.mark.parametrize("by", [1, 2])
+def test_another_jpeg_decoder_is_reported_but_is_no_difference(recorded, monkeypatch, by):
+    shift_pixels(monkeypatch, by)
+    report = replay.replay(recorded)
+    pixels = [check for check in report.checks if check.stage == "pixels"]
+    assert {check.status for check in pixels} == {"near"}
+    assert f"up to {by} of 255 apart, at 3 of" in pixels[0].detail
+    assert report.first_difference is None
+
+
+def test_a_difference_in_decoding_is_reported_first_although_later_stages_agree(recorded, monkeypatch):
+    shift_pixels(monkeypatch, 3)
+    report = replay.replay(recorded)
+    assert report.first_difference.stage == "pixels"
+    # Later stages are fed with what was recorded, so that the fault is seen where it is.
+    assert {check.status for check in report.checks if check.stage in ("tensor", "probabilities")} <= {
+        "same",
+        "near",
+        "not tried",  # engines that are not installed
+    }
+
+
+def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypatch):
+    from PIL import Image
+
+    Image.open(DEMO / "phantom-1.jpg").save(tmp_path / "phantom.png")
+    golden.record(Bundle.open(tiny_bundle), [tmp_path / "phantom.png"], NOTICE)
+    assert replay.replay(Bundle.open(tiny_bundle)).first_difference is None
+    shift_pixels(monkeypatch, 1)
+    assert replay.replay(Bundle.open(tiny_bundle)).first_difference.stage == "pixels"
+
+
+def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
+    resize = Preprocessing.resize_picture
+    monkeypatch.setattr(Preprocessing, "resize_picture", lambda self, pixels: resize(self, pixels) ^ 1)
+    assert replay.replay(recorded).first_difference.stage == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("precision", "by", "status"),
+    [
+        # Either side of each precision's tolerance in golden._TOLERANCES.
+        ("float32", 5e-6, "near"),
+        ("float32", 5e-5, "differs"),
+        ("float16", 1e-3, "near"),
+        ("float16", 5e-3, "differs"),
+        ("int8", 0.02, "near"),
+        ("int8", 0.04, "differs"),
+        ("dynamic", 0.01, "near"),
+        ("float32", float("nan"), "differs"),
+    ],
+)
+def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeypatch, precision, by, status):
+    [artefact] = recorded.manifest.artefacts
+    manifest = replace(recorded.manifest, artefacts=(replace(artefact, precision=precision),))
+    shift_answers(monkeypatch, by)
+    report = replay.replay(replace(recorded, manifest=manifest))
+    found = [check for check in report.checks if check.stage == "probabilities" and check.engine == "onnxruntime"]
+    assert [check.status for check in found] == [status]
+
+
+def test_a_label_that_flips_is_named_with_its_scan(recorded, monkeypatch):
+    swap_answers(monkeypatch)
+    labels = [check for check in replay.replay(recorded).checks if check.stage == "label"]
+    assert all(check.status == "differs" for check in labels)
+    assert "golden/phantom-1.jpg: " in labels[0].detail
+    assert " in place of " in labels[0].detail
+
+
+def test_an_engine_that_fails_is_a_difference(recorded, monkeypatch):
+    from mri_edge.errors import EngineError
+
+    def fail(*arguments):
+        raise EngineError("it broke")
+
+    monkeypatch.setattr(replay, "probabilities_of", fail)
+    first = replay.replay(recorded).first_difference
+    assert (first.stage, first.detail) == ("probabilities", "it broke")
+
+
+def test_recording_again_replaces_the_record(recorded):
+    golden.record(recorded, [DEMO / "mni152-slice-1.jpg"], NOTICE)
+    again = Bundle.open(recorded.folder)
+    files = [document.file for document in again.manifest.documents if document.file.endswith(".jpg")]
+    assert files == ["golden/mni152-slice-1.jpg"]
+    assert not (recorded.folder / "golden" / "phantom-1.jpg").exists()
+    assert replay.replay(again).first_difference is None
+
+
+def test_a_slim_bundle_keeps_its_golden_values(recorded, tmp_path, capfd):
+    from mri_edge.cli import run
+
+    assert run(["bundle", "slim", str(recorded.folder), "--artefact", "model.onnx", "--out", str(tmp_path / "s")]) == 0
+    report = replay.replay(Bundle.open(tmp_path / "s"))
+    assert report.first_difference is None
+    assert "label" in {check.stage for check in report.checks}
+
+
+def test_wrong_scans_are_refused_and_the_bundle_stays_as_it_was(tiny_bundle, tmp_path):
+    bundle = Bundle.open(tiny_bundle)
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UsageError, match="different names"):
+        golden.record(bundle, [DEMO / "phantom-1.jpg"] * 2, NOTICE)
+    with pytest.raises(InputError, match="not PNG"):
+        golden.record(bundle, [tmp_path / "text.jpg"], NOTICE)
+    with pytest.raises(InputError, match="cannot read"):
+        golden.record(bundle, [tmp_path / "absent.jpg"], NOTICE)
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
+def put(bundle: Bundle, file: str, content: bytes) -> Bundle:
+    """Replace a file of the record and list it with its right hash, as a hostile author would."""
+    with rewrite_bundle(bundle) as writer:
+        writer.add_document(file, content)
+    return Bundle.open(bundle.folder)
+
+
+def arrays_of(bundle: Bundle) -> dict[str, np.ndarray]:
+    with np.load(bundle.folder / "golden.npz") as archive:
+        return dict(archive)
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def test_pickles_in_the_record_are_never_opened(recorded, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "opened",))
+
+    arrays = arrays_of(recorded)
+    arrays["tensors"] = np.array([Bomb()], dtype=object)
+    with pytest.raises(ManifestError, match="not a golden record"):
+        replay.replay(put(recorded, "golden.npz", packed(arrays)))
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_record_that_unpacks_without_end_is_refused(recorded):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("tensors.npy", "w") as member:
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    with pytest.raises(ManifestError, match="unpacks to"):
+        replay.replay(put(recorded, "golden.npz", file.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensors": np.zeros((1, 128, 128, 3), np.uint8)},
+        {"tensors": np.zeros((2, 128, 128, 3), np.float32)},
+        {"probabilities-model.onnx": np.zeros((2, 3), np.float32)},
+        {"pixels-0": np.zeros((4,), np.uint8)},
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
+    with pytest.raises(ManifestError, match="golden"):
+        replay.replay(put(recorded, "golden.npz", packed({**arrays_of(recorded), **change})))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"schema_version": 2}, {"scans": []}, {"scans": ["../outside.jpg"]}, {"scans": 7}, {"engines": {"a": "b"}}],
+)
+def test_impossible_values_are_refused(recorded, change):
+    facts = json.loads((recorded.folder / "golden.json").read_bytes())
+    with pytest.raises(ManifestError, match=r"golden\.json"):
+        replay.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))

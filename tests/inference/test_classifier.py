@@ -1,0 +1,266 @@
+"""The public API: every kind of source, bounded batches in order, threads, forks, a fake engine."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import multiprocessing
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Prediction, UsageError
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.testing import FakeEngine
+
+# Float32 sums may be ordered otherwise in another batch size; probabilities have 24 bits.
+SAME = 1e-6
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (77, 91, 3), np.uint8))
+
+
+@pytest.fixture
+def classifier(tiny_bundle: Path):
+    with Classifier.load(tiny_bundle) as loaded:
+        yield loaded
+
+
+def test_all_kinds_of_source_give_the_same_answer(classifier, picture, tmp_path):
+    path = tmp_path / "scan.png"
+    picture.save(path)
+    sources = [str(path), path, path.read_bytes(), picture, np.asarray(picture), np.asarray(picture.convert("RGBA"))]
+    predictions = [classifier.predict(source) for source in sources]
+    assert len({prediction.probability for prediction in predictions}) == 1
+    assert [prediction.source for prediction in predictions] == [str(path), str(path), None, None, None, None]
+
+
+def test_a_prediction_records_what_ran(classifier, picture):
+    prediction = classifier.predict(picture)
+    assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", prediction.model)
+    assert (prediction.artefact, prediction.engine, prediction.provider) == (
+        "model.onnx",
+        "onnxruntime",
+        "CPUExecutionProvider",
+    )
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=SAME)
+    assert prediction.latency_ms.total > 0
+
+
+def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
+    sources = [picture, b"", picture.rotate(90), "missing.png", np.asarray(picture)]
+    results = list(classifier.predict_batches(sources, batch_size=2))
+    assert [type(result) for result in results] == [Prediction, Failure, Prediction, Failure, Prediction]
+    assert results[3].source == "missing.png"
+    for result, source in ((results[0], picture), (results[2], sources[2])):
+        assert result.probability == pytest.approx(classifier.predict(source).probability, abs=SAME)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, batch_size, workers):
+    turned = [picture.rotate(9 * turn) for turn in range(20)]
+    results = classifier.predict_batches(turned, batch_size=batch_size, workers=workers)
+    expected = [classifier.predict(picture).probability for picture in turned]
+    assert [result.probability for result in results] == pytest.approx(expected, abs=SAME)
+
+
+def test_an_input_error_among_the_sources_becomes_a_failure_in_its_place(classifier, picture):
+    error = InputError("in: the folder is empty", source="in")
+    results = list(classifier.predict_batches([picture, error, picture]))
+    assert [type(result) for result in results] == [Prediction, Failure, Prediction]
+    assert results[1] == Failure("in", error)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_with_max_wait_scans_are_answered_before_a_slow_source_gives_the_next(classifier, picture, batch_size):
+    """Each scan is passed only after the previous answer, so waiting for a full batch would never end."""
+    answered = threading.Semaphore(1)
+
+    def sources():
+        for source in [picture, b"", picture, picture, b""]:
+            assert answered.acquire(timeout=30)
+            yield source
+
+    types = []
+    for result in classifier.predict_batches(sources(), batch_size=batch_size, max_wait=0.01):
+        types.append(type(result))
+        answered.release()
+    assert types == [Prediction, Failure, Prediction, Prediction, Failure]
+
+
+def test_with_max_wait_a_fast_source_still_fills_batches(classifier, picture, monkeypatch):
+    batches = []
+    run_all = classifier.engine.run_all
+    monkeypatch.setattr(classifier.engine, "run_all", lambda batch: batches.append(len(batch)) or run_all(batch))
+    assert len(list(classifier.predict_batches([picture] * 10, batch_size=4, max_wait=10))) == 10
+    assert batches == [4, 4, 2]
+
+
+def test_results_that_nobody_wants_any_more_stop_the_reader(classifier, picture):
+    results = classifier.predict_batches(itertools.repeat(picture), batch_size=2, max_wait=0.01)
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "read sources" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_large_scans_do_not_wait_for_each_other(classifier, picture, monkeypatch):
+    waited = []
+    resize_pictures = Preprocessing.resize_pictures
+    monkeypatch.setattr(
+        Preprocessing,
+        "resize_pictures",
+        lambda self, pictures: waited.append(len(pictures)) or resize_pictures(self, pictures),
+    )
+    large = np.zeros((1500, 1500, 3), np.uint8)  # 6.4 MiB: one is more than may wait
+    sources = [large, picture, large, large, b"", picture, picture]
+    results = list(classifier.predict_batches(sources, batch_size=7, workers=1))
+    assert [type(result) for result in results] == [Prediction] * 4 + [Failure] + [Prediction] * 2
+    assert waited == [1, 2, 1, 2]
+    assert results[1].probability == pytest.approx(classifier.predict(picture).probability, abs=SAME)
+
+
+def test_pixels_are_kept_where_they_are_asked_for(classifier, picture):
+    [kept] = classifier.predict_batches([picture], keep_pixels=True)
+    np.testing.assert_array_equal(kept.pixels, np.asarray(picture))
+    [plain] = classifier.predict_batches([picture])
+    assert plain.pixels is None
+
+
+def test_endless_input_is_read_only_a_little_ahead(classifier, picture):
+    taken = itertools.count()
+    stream = (next(taken) is not None and picture for _ in itertools.count())
+    results = classifier.predict_batches(stream, batch_size=4)
+    for _ in range(10):
+        next(results)
+    results.close()
+    # 10 results are three batches of 4; two more batches may be on their way.
+    assert next(taken) <= 20
+
+
+def test_no_input_gives_no_result(classifier):
+    assert list(classifier.predict_batches([])) == []
+
+
+def test_four_threads_share_one_classifier(classifier, picture):
+    rotated = [picture.rotate(10 * turn) for turn in range(40)]
+    alone = [classifier.predict(picture).probability for picture in rotated]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: classifier.predict(one).probability, rotated))
+    assert together == alone
+
+
+def _answer_in_child(bundle: Path, picture: bytes, answers: multiprocessing.Queue) -> None:
+    with Classifier.load(bundle) as classifier:
+        answers.put(classifier.predict(picture).probability)
+
+
+def test_forked_worker_opens_its_own(tiny_bundle, classifier, picture):
+    """A web server forks after import: a child must be able to load and run, whatever its parent did."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system does not fork")
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    here = classifier.predict(data.getvalue()).probability
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_answer_in_child, args=(tiny_bundle, data.getvalue(), answers))
+    child.start()
+    assert answers.get(timeout=60) == here
+    child.join(timeout=60)
+    assert child.exitcode == 0
+
+
+def test_fake_engine_answers_from_the_mean_grey_level(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle)
+    fake = Classifier(bundle, bundle.manifest.artefacts[0], FakeEngine((128, 128, 3)))
+    prediction = fake.predict(np.full((40, 40), 51, np.uint8))
+    assert prediction.probabilities == pytest.approx({"no": 0.8, "yes": 0.2})
+    assert prediction.provider == "FakeExecutionProvider"
+
+
+@pytest.mark.parametrize("engine", [FakeEngine((64, 64, 3)), FakeEngine((128, 128, 3), classes=3)])
+def test_artefact_that_contradicts_the_manifest_is_refused(tiny_bundle, engine):
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(EngineError, match="manifest"):
+        Classifier(bundle, bundle.manifest.artefacts[0], engine)
+
+
+def test_unreadable_scan_raises_input_error(classifier):
+    with pytest.raises(InputError, match="no such file"):
+        classifier.predict("missing.png")
+
+
+@pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x"), ["a.png"]], ids=lambda one: type(one).__name__)
+def test_source_of_another_kind_is_named(classifier, picture, source):
+    words = f"a path, the bytes of a file, a Pillow image or a numpy array. Received: {type(source).__name__}"
+    with pytest.raises(InputError, match=words):
+        classifier.predict(source)
+    assert [type(result) for result in classifier.predict_batches([source, picture])] == [Failure, Prediction]
+
+
+@pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda one: type(one).__name__)
+def test_one_scan_is_not_taken_for_many(classifier, sources):
+    with pytest.raises(UsageError, match=r"takes many scans. Received: .*in"):
+        classifier.predict_batches(sources)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": -1}, {"batch_size": 0}, {"workers": -1}])
+def test_batches_and_workers_are_at_least_one_at_the_call(classifier, picture, options):
+    with pytest.raises(UsageError, match="at least 1"):
+        classifier.predict_batches([picture], **options)
+
+
+@pytest.mark.parametrize("given", [0, 3, 8, 20])
+@pytest.mark.parametrize("max_wait", [None, 0.05])
+def test_scans_before_a_source_that_fails_are_answered(classifier, picture, given, max_wait):
+    def sources():
+        yield from [picture] * given
+        raise RuntimeError("the share is gone")
+
+    answers = []
+    with pytest.raises(RuntimeError, match="the share is gone"):
+        for answer in classifier.predict_batches(sources(), batch_size=8, max_wait=max_wait):
+            answers.append(answer)
+    assert len(answers) == given
+
+
+def test_a_closed_classifier_raises(tiny_bundle, picture):
+    classifier = Classifier.load(tiny_bundle)
+    classifier.close()
+    with pytest.raises(UsageError, match="this classifier is closed"):
+        classifier.predict(picture)
+
+
+class _NoNumber(FakeEngine):
+    def run_all(self, batch):
+        return {"probabilities": np.full((len(batch), 2), np.nan, np.float32)}
+
+
+def test_answer_that_is_no_number_is_an_error_and_no_label(tiny_bundle, picture):
+    bundle = Bundle.open(tiny_bundle)
+    broken = Classifier(bundle, bundle.manifest.artefacts[0], _NoNumber((128, 128, 3)))
+    with pytest.raises(EngineError, match=r"not finite.*verify"):
+        broken.predict(picture)
+
+
+def test_missing_bundle_names_the_embedded_models():
+    with pytest.raises(BundleError, match="Embedded models"):
+        Classifier.load("no-such-bundle")
+
+
+def test_threads_of_the_decoder_end_with_the_call(classifier, picture):
+    list(classifier.predict_batches([picture] * 20))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

@@ -1,0 +1,83 @@
+"""Files of a folder are recognized as scans by suffix, without opening them, or else by their first bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mri_edge.errors import InputError
+from mri_edge.scans import readers
+from mri_edge.scans.sources import expand
+
+JPEG = (Path(__file__).parents[2] / "examples" / "phantom-1.jpg").read_bytes()
+
+
+def _expand(folder: Path) -> tuple[list[str], list[str]]:
+    messages: list[str] = []
+    found = list(expand([str(folder)], notify=messages.append))
+    assert not any(isinstance(scan, InputError) for scan in found)
+    return [Path(str(scan)).name for scan in found], messages
+
+
+def test_a_folder_takes_scans_by_content_and_reports_the_rest(tmp_path: Path) -> None:
+    contents = {
+        "IM0001": JPEG,  # no suffix, and begins like a JPEG
+        "scan.xyz": JPEG,  # an unknown suffix
+        "a.jpg": b"not looked into",
+        "notes.txt": b"some text",
+        "unknown.bin": bytes(range(256)),
+        "raw": b"\x00\x01\x02",
+        "empty": b"",
+        ".hidden": JPEG,
+        "b.jpg.part": JPEG,  # still being copied
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    names, [message] = _expand(tmp_path)
+    assert names == ["IM0001", "a.jpg", "scan.xyz"]
+    assert message.startswith(f"{tmp_path}: 6 files skipped: ")
+    for kind in ("1 .txt (notes.txt)", "1 .bin (unknown.bin)", "2 no suffix (empty, raw)", "1 hidden (.hidden)"):
+        assert kind in message
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
+def test_every_kind_of_picture_is_recognized_by_its_content(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "IM0001"
+    Image.fromarray(np.zeros((9, 7, 3), np.uint8)).save(path, kind)
+    assert readers.recognizes(path)
+    assert readers.load(path).shape == (9, 7, 3)
+
+
+@pytest.mark.parametrize("head", [b"BM is short for something", b"P5\n", b"II", b"RIFF    WAVE", b"\xff\xd8", b"GIF"])
+def test_other_contents_are_not_taken_for_pictures(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "IM0001").write_bytes(head)
+    assert not readers.recognizes(tmp_path / "IM0001")
+
+
+def test_a_dicom_file_with_a_tiff_in_its_preamble_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(b"II*\0".ljust(128, b"\0") + b"DICM")
+    assert not readers.recognizes(tmp_path / "IM0001")
+
+
+def test_a_known_suffix_is_enough_and_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_head", lambda path: pytest.fail("the file was looked into"))
+    for index in range(100):
+        (tmp_path / f"{index}.PNG").touch()
+    names, messages = _expand(tmp_path)
+    assert (len(names), messages) == (100, [])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX")
+def test_a_pipe_without_a_suffix_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "IM0001")
+    assert not readers.recognizes(tmp_path / "IM0001")
+
+
+def test_only_a_bounded_head_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 32)
+    assert len(readers._head(str(tmp_path / "large"))) == readers.HEAD_BYTES

@@ -1,0 +1,307 @@
+"""The rules of watch for arrivals, scans in progress and results, each tested alone with a clock that the test sets."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
+from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
+from mri_edge.services.watch.outbox import IN_PROGRESS, InProgress, Outbox
+from mri_edge.storage.atomic import sha256_of
+from mri_edge.storage.lock import LOCK, locked
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
+
+
+def write(path: Path, content: str = "x", modified_s: int = 1) -> Path:
+    path.write_text(content)
+    os.utime(path, (modified_s, modified_s))
+    return path
+
+
+def names(arrivals: Arrivals) -> list[str]:
+    return [arrival.path.name for arrival in arrivals.look()]
+
+
+# --- arrivals
+
+
+def test_a_scan_is_complete_once_it_was_unchanged_for_the_settling_time(incoming, clock):
+    arrivals = Arrivals(incoming, 2.0, clock=clock)
+    write(incoming / "a.png")
+    assert names(arrivals) == []
+    assert arrivals.pending == 1
+    clock.now += 1.75
+    assert names(arrivals) == []
+    clock.now += 0.25
+    [found] = arrivals.look()
+    assert (found.path, found.unchanged_s, found.stamp) == (incoming / "a.png", 2.0, stamp_of(incoming / "a.png"))
+    assert arrivals.pending == 0
+    assert names(arrivals) == ["a.png"]  # until it is moved
+
+
+def test_without_a_settling_time_a_scan_is_complete_at_once(incoming, clock):
+    write(incoming / "a.png")
+    arrivals = Arrivals(incoming, 0, clock=clock)
+    assert [(arrival.path.name, arrival.unchanged_s) for arrival in arrivals.look()] == [("a.png", 0)]
+
+
+@pytest.mark.parametrize("change", ["size", "time", "inode"])
+def test_any_change_restarts_the_settling_time(incoming, clock, change):
+    arrivals = Arrivals(incoming, 2.0, clock=clock)
+    path = write(incoming / "a.png")
+    other = write(incoming / "b.png")
+    arrivals.look()
+    clock.now += 1.5
+    if change == "size":
+        write(path, "xx")
+    elif change == "time":
+        os.utime(path, (2, 2))
+    else:
+        os.replace(write(incoming / ".copy"), path)
+    arrivals.look()
+    clock.now += 1.5
+    assert names(arrivals) == [other.name]
+    assert arrivals.pending == 1
+    clock.now += 0.5
+    assert sorted(names(arrivals)) == ["a.png", "b.png"]
+
+
+def test_the_oldest_comes_first_and_of_one_time_the_first_by_name(incoming, clock):
+    for name, modified_s in (("c.png", 5), ("a.png", 7), ("d.png", 3), ("b.png", 5)):
+        write(incoming / name, modified_s=modified_s)
+    assert names(Arrivals(incoming, 0, clock=clock)) == ["d.png", "b.png", "c.png", "a.png"]
+
+
+def test_temporary_files_are_skipped_and_other_files_are_reported(incoming, clock):
+    hidden = [".a.png", *(f"b.png{ending}" for ending in TEMPORARY), "C.PNG.PART"]
+    for name in [*hidden, "notes.txt", "D.PNG", "e.jpeg"]:
+        write(incoming / name)
+    (incoming / "folder.png").mkdir()
+    (incoming / "f.png").symlink_to(incoming / "D.PNG")
+    os.mkfifo(incoming / "g.png")
+    arrivals = Arrivals(incoming, 0, clock=clock)
+    assert sorted(names(arrivals)) == ["D.PNG", "e.jpeg"]
+    assert arrivals.unrecognized >= {"notes.txt", "f.png"}
+    assert not arrivals.unrecognized & {*hidden, "folder.png", "D.PNG", "e.jpeg"}
+    assert arrivals.pending == 0
+    assert all(arrivals.has(name) for name in ("D.PNG", "e.jpeg", "notes.txt", "f.png"))
+    assert not arrivals.has(".a.png")
+
+
+def test_a_file_that_disappeared_is_forgotten(incoming, clock):
+    arrivals = Arrivals(incoming, 2.0, clock=clock)
+    path, stranger = write(incoming / "a.png"), write(incoming / "a.txt")
+    arrivals.look()
+    path.unlink()
+    stranger.unlink()
+    clock.now += 2
+    assert names(arrivals) == []
+    assert (arrivals.pending, arrivals.has("a.png"), arrivals.has("a.txt")) == (0, False, False)
+    write(path)
+    assert names(arrivals) == []  # a new one of that name waits anew
+    assert arrivals.pending == 1
+
+
+def test_a_postponed_scan_comes_again_counted_from_its_first_sight(incoming, clock):
+    arrivals = Arrivals(incoming, 2.0, clock=clock)
+    write(incoming / "a.png")
+    arrivals.look()
+    clock.now += 2
+    [found] = arrivals.look()
+    arrivals.postpone(found, 10)
+    assert arrivals.pending == 1
+    clock.now += 7.5
+    assert names(arrivals) == []
+    assert arrivals.pending == 1
+    clock.now += 0.5
+    assert names(arrivals) == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_listed_raises(tmp_path, clock):
+    with pytest.raises(MriEdgeError, match="cannot list"):
+        Arrivals(tmp_path / "none", 0, clock=clock).look()
+
+
+def test_a_stamp_is_of_plain_files_alone(tmp_path):
+    path = write(tmp_path / "a", "four", modified_s=3)
+    assert stamp_of(path) == (4, 3_000_000_000, path.stat().st_ino)
+    (tmp_path / "link").symlink_to(path)
+    os.mkfifo(tmp_path / "pipe")
+    assert [stamp_of(tmp_path / name) for name in ("none", ".", "link", "pipe")] == [None] * 4
+
+
+# --- scans in progress
+
+
+def test_each_scan_in_progress_has_its_own_count(tmp_path):
+    """Each new object simulates a restart after the program died on the scan it began last."""
+    assert InProgress(tmp_path).begin("a.png", "aa") == 0
+    assert InProgress(tmp_path).begin("b.png", "bb") == 0
+    third = InProgress(tmp_path)
+    assert third.begin("a.png", "aa") == 1
+    third.end("aa")
+    assert third.begin("b.png", "bb") == 1
+    fourth = InProgress(tmp_path)
+    assert fourth.begin("b.png", "bb") == 2
+    fourth.end("bb")
+    assert InProgress(tmp_path).begin("b.png", "bb") == 0
+
+
+def test_a_suspect_is_known_by_its_name_until_it_ends_in_order(tmp_path):
+    InProgress(tmp_path).begin("a.png", "aa")
+    later = InProgress(tmp_path)
+    assert [later.is_suspect(name) for name in ("a.png", "aa", "b.png")] == [True, False, False]
+    later.end("aa")
+    assert not later.is_suspect("a.png")
+    assert not (tmp_path / IN_PROGRESS).exists()
+    later.end("never begun")
+
+
+def test_of_two_suspects_the_other_stays_noted(tmp_path):
+    first = InProgress(tmp_path)
+    first.begin("a.png", "aa")
+    InProgress(tmp_path).begin("b.png", "bb")
+    last = InProgress(tmp_path)
+    last.end("bb")
+    assert InProgress(tmp_path).is_suspect("a.png")
+    assert not InProgress(tmp_path).is_suspect("b.png")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"aa": 1}', '{"aa": ["a.png"]}', '{"aa": ["a.png", "x"]}'])
+def test_an_invalid_record_is_ignored(tmp_path, text):
+    (tmp_path / IN_PROGRESS).write_text(text)
+    assert InProgress(tmp_path).begin("a.png", "aa") == 0
+
+
+def test_a_record_that_cannot_be_written_raises(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"):
+        InProgress(tmp_path / "none").begin("a.png", "aa")
+
+
+# --- where results go
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    made = Outbox(tmp_path / "out")
+    made.make()
+    return made
+
+
+def scan(folder: Path, name: str, content: str = "x") -> tuple[Path, str]:
+    path = write(folder / name, content)
+    return path, sha256_of(path)
+
+
+def test_a_result_is_found_again_by_the_hash_of_its_scan(outbox, incoming):
+    path, sha256 = scan(incoming, "a.png")
+    assert outbox.place("a.png", sha256) == ("a.png", None)
+    outbox.write("a.png", {"file": "a.png", "sha256": sha256})
+    assert outbox.place("a.png", sha256) == ("a.png", {"file": "a.png", "sha256": sha256})
+    outbox.move(path, "a.png", failed=False)
+    assert (outbox.done / "a.png").read_text() == "x"
+    assert outbox.place("a.png", sha256)[0] == "a.png"
+
+
+@pytest.mark.parametrize("taken", ["results/a.png.json", "done/a.png", "failed/a.png"])
+def test_a_name_that_is_taken_by_something_else_gives_way_to_one_with_the_hash(outbox, incoming, taken):
+    _, sha256 = scan(incoming, "a.png")
+    (outbox.folder / taken).write_text('{"sha256": "another"}')
+    assert outbox.place("a.png", sha256) == (f"a.{sha256[:12]}.png", None)
+    (outbox.results / f"a.{sha256[:12]}.png.json").write_text("not ours")
+    with pytest.raises(InputError, match="is in the way"):
+        outbox.place("a.png", sha256)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", "{}", '{"sha256": null}', "[" * 100_000])
+def test_a_file_of_another_program_is_not_taken_for_a_result(outbox, incoming, content):
+    _, sha256 = scan(incoming, "a.png")
+    (outbox.results / "a.png.json").write_text(content)
+    assert outbox.place("a.png", sha256) == (f"a.{sha256[:12]}.png", None)
+
+
+def test_a_folder_in_the_place_of_a_result_is_in_the_way(outbox, incoming):
+    _, sha256 = scan(incoming, "a.png")
+    (outbox.results / "a.png.json").mkdir()
+    assert outbox.place("a.png", sha256)[0] == f"a.{sha256[:12]}.png"
+
+
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_a_long_name_is_cut_to_what_every_file_beside_it_can_bear(outbox, incoming, letter):
+    width = len(letter.encode())
+    longest = letter * (196 // width) + ".png"
+    path, sha256 = scan(incoming, longest)
+    assert outbox.place(longest, sha256)[0] == longest
+    longer = letter * (196 // width) + "x.png"
+    path, sha256 = scan(incoming, longer, "y")
+    kept, _ = outbox.place(longer, sha256)
+    assert kept.endswith(f".{sha256[:12]}.png")
+    assert kept.startswith(letter * (183 // width) + ".")
+    assert 200 - width < len(kept.encode()) <= 200
+    outbox.write(kept, {"sha256": sha256})
+    outbox.write_heatmap(kept, b"picture")
+    outbox.move(path, kept, failed=True)
+    assert (outbox.failed / kept).read_text() == "y"
+    assert (outbox.heatmaps / f"{kept}.png").read_bytes() == b"picture"
+
+
+def test_a_result_is_readable_json_that_ends_a_line(outbox):
+    outbox.write("ä.png", {"file": "ä.png", "sha256": "aa"})
+    text = (outbox.results / "ä.png.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"file": "ä.png", "sha256": "aa"}
+    assert text.endswith("}\n")
+    assert "ä" in text
+
+
+def test_only_leftovers_are_cleared(outbox):
+    for folder in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
+        (folder / ".a.new-12345678").touch()
+        (folder / "a").touch()
+    outbox.clear()
+    for folder in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
+        assert [path.name for path in folder.iterdir()] == ["a"]
+
+
+# --- one program at a time
+
+
+def test_a_folder_is_locked_by_one_program_and_the_next_names_it(tmp_path):
+    with locked(tmp_path) as first:
+        assert first is True
+        taken = rf"another mri-edge works in this folder \(process {os.getpid()}\)"
+        with pytest.raises(UsageError, match=taken), locked(tmp_path):
+            pass
+    assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+    (tmp_path / LOCK).write_text("1234567890\n")  # of a program with a longer number
+    with locked(tmp_path) as again:
+        assert again is True
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_that_cannot_be_made_raises(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"), locked(tmp_path / "none"):
+        pass
