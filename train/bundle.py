@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 import mri_edge
 from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.keras_file import KERAS, keras_artefact
+from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Training
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.inference.prediction import NOTICE, decide
-from mri_edge.train.data.folder import KNOWN_LABELS, Labels
+from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.metrics import by_folder, details
 from mri_edge.train.recipes.base import RecipeSpec
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.bundles.split import Split
 from mri_edge.errors import OutputError, UsageError
@@ -27,7 +28,7 @@ from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
 from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
-from mri_edge.train.data.folder import KNOWN_LABELS, Labels, Selection, select
+from mri_edge.train.data.folder import Labels, Selection, select
 from mri_edge.train.data.folds import by_group, by_source
 from mri_edge.train.data.roles import choose_roles, grouped_folds, hold_out, may_train
 from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures

@@ -75,6 +75,7 @@ How to train (--recipe to --overwrite) goes with --cv.
 @click.pass_context
 def evaluate(
     ctx: click.Context,
+    /,
     position: str | None,
     model: str | None,
     data: Path | None,

@@ -124,6 +124,7 @@ def train(
         "say": _say,
     }
     if cv is not None:
+        assert out is not None  # noqa: S101 (_check_given requires it with --cv)
         return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen | {"only": only})
     return _train(scans, out, recipe, name, chosen | {"teachers": teachers, "split": split})
 

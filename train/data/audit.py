@@ -42,7 +42,7 @@ def inspect(scans: Sequence[Scan], hashes: duplicates.Hashes) -> list[Finding]:
         if scans[first].sha256 != scans[second].sha256
     ]
     pairs = [pair for group in same for pair in combinations(group, 2)] + near
-    found = {
+    found: dict[str, Sequence[Sequence[Scan]]] = {
         "duplicate": same,
         "near-duplicate": near,
         "contradictory": [pair for pair in pairs if pair[0].label != pair[1].label],

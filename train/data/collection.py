@@ -66,8 +66,9 @@ def collect(
     OutputError
         The store cannot be written.
     """
+    slices: dict[int, Slice] = {}
     if not with_slices:
-        decoded, slices = decode(scans, preprocessing, store / "pixels.npy" if store else None), {}
+        decoded = decode(scans, preprocessing, store / "pixels.npy" if store else None)
     elif store is None:
         decoded, slices = _decode_in_memory(scans, preprocessing)
     else:

@@ -278,7 +278,7 @@ def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
 def _label_folders(classes: dict[str, Path], positive: str | None) -> Labels:
     names = sorted({folder.name for folder in classes.values()}, key=str.lower)
     if all(name.lower() in KNOWN_FOLDERS for name in names):
-        labels = KNOWN_LABELS
+        labels: tuple[str, ...] = KNOWN_LABELS
         folders = {
             label: [name for name in names if KNOWN_FOLDERS[name.lower()] == i] for i, label in enumerate(labels)
         }

@@ -113,7 +113,7 @@ def _reference_test(data: Collection) -> Indices | None:
     """Return the test images of the source that is the reference's data set, or None if there is none."""
     for source in np.unique(data.source):
         members = np.flatnonzero(data.source == source)
-        if fingerprint(data.scans[index].sha256 for index in members) == published.DATA:
+        if fingerprint(data.scans[index].sha256 for index in members.tolist()) == published.DATA:
             test = choose_test(
                 "reference",
                 data.label[members],

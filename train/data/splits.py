@@ -33,7 +33,7 @@ def find_split(split: str | None, *, patients: bool) -> str:
 
 
 def choose_test(
-    split: str, labels: Sequence[int], groups: Sequence[object], *, test_share: float, seed: int
+    split: str, labels: NDArray[np.intp], groups: NDArray[np.intp], *, test_share: float, seed: int
 ) -> NDArray[np.bool_]:
     """Which images are for the test: bool (N,).
 

@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 
 def both_kinds(positive: Flags) -> bool:
     """Whether bool (N,) holds an image of each kind, without which there is no area."""
-    return 0 < np.count_nonzero(positive) < len(positive)
+    return bool(0 < np.count_nonzero(positive) < len(positive))
 
 
 def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.intp] | None = None) -> Metric:

@@ -49,7 +49,7 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
 def scale_probabilities(probabilities: Probabilities, temperature: float) -> Probabilities:
     """Softmax output (N, classes) as it would be with the logits divided by ``temperature``."""
     powered = np.clip(np.asarray(probabilities, np.float64), 1e-12, 1) ** (1 / temperature)
-    return powered / powered.sum(axis=1, keepdims=True)
+    return np.asarray(powered / powered.sum(axis=1, keepdims=True))
 
 
 def build_in_temperature(model: keras.Model, temperature: float) -> None:

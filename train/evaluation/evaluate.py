@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
 from mri_edge.inference.classifier import Classifier
@@ -173,7 +174,9 @@ def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) 
         unknown = ["The bundle has no split record: whether these images were in its training cannot be told."]
         return Chosen(list(scans), "all images", {}, unknown)
     # Of copies with several roles the one nearest to the training counts.
-    trained = {short(one.sha256): one.role for its in ("excluded", "validation", "train") for one in split.of(its)}
+    trained: dict[str, str] = {
+        short(image.sha256): image.role for kind in ("excluded", "validation", "train") for image in split.of(kind)
+    }
     test = _test_scans(scans, split)
     if role == "all":
         return _everything(scans, trained)
@@ -206,7 +209,7 @@ def open_classifier(
     held = bundle.manifest.artefacts
     in_keras = [one for one in held if one.file.endswith(keras_engine.SUFFIX)]
     if artefact is not None:
-        chosen = bundle.artefact(artefact)
+        chosen: Artifact | None = bundle.artefact(artefact)
         wanted = chosen in in_keras and engine in (None, keras_engine.NAME)
     else:
         wanted = bool(in_keras) and (engine == keras_engine.NAME or (engine is None and len(in_keras) == len(held)))

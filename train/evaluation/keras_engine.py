@@ -28,7 +28,7 @@ class KerasEngine:
         self.provider = provider
         self.threads = available_cpus()
         self.input = TensorSpec("pixels", "uint8", (None, prepared.height, prepared.width, 3))
-        self.outputs = (TensorSpec("probabilities", "float32", (None, len(manifest.labels))),)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("probabilities", "float32", (None, len(manifest.labels))),)
         self._model = model
         self._preprocessing = prepared
 

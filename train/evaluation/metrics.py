@@ -24,15 +24,16 @@ BINS = 10  # of the calibration error and the reliability plot
 
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.floating[Any]]
+Count = int | np.integer[Any]
 
 
-def share(hits: int, total: int) -> Metric:
+def share(hits: Count, total: Count) -> Metric:
     """``hits`` of ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); of none, 0 with [0, 1]."""
     interval = wilson_interval(int(hits), int(total))
     return Metric(interval.value, interval.low, interval.high, int(total), WILSON)
 
 
-def f1(hits: int, wrong: int) -> Metric:
+def f1(hits: Count, wrong: Count) -> Metric:
     """Of ``hits`` true positives and ``wrong`` false answers of both kinds: Wilson's interval of their share, as F1.
 
     K. F. Y. Lam, V. Gopal, J. Qian, "Confidence Intervals for the F1 Score", 2023, the indirect method.
@@ -44,7 +45,7 @@ def f1(hits: int, wrong: int) -> Metric:
 
 def bins_of(score: Scores) -> NDArray[np.intp]:
     """Bin, 0 to ``BINS`` - 1, of each score (N,): as many images in each, but equal scores share one."""
-    return (BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
+    return np.asarray(BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
 
 
 def measure(

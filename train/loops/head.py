@@ -68,11 +68,12 @@ def augmented(
     images: Images, indices: NDArray[np.intp], recipe: RecipeSpec, seed: int, epoch: int
 ) -> NDArray[np.float32]:
     """Network input float32 (len(indices), H, W, 3) of these images, each with the transform of its epoch."""
+    ranges = recipe.augmentation
     pixels = images.take(indices)
     batch = np.empty(pixels.shape, np.float32)
     for row, index in enumerate(indices):
         rng = np.random.default_rng([seed, epoch, index])
-        batch[row] = affine.apply(pixels[row], affine.draw(rng, recipe.transforms, *pixels.shape[1:3]))
+        batch[row] = affine.apply(pixels[row], affine.draw(rng, ranges, *pixels.shape[1:3]))
     return recipe.preprocessing.normalise(batch)
 
 
@@ -125,7 +126,7 @@ def fit(
     targets = keras.utils.to_categorical(train.labels, classes)
     state = [*head.trainable_variables, *head.optimizer.variables]
     history = [Epoch(**one) for one in checkpoints.facts_in(checkpoint) or ()]
-    if history:
+    if checkpoint and history:
         checkpoints.restore(checkpoint, state)
     extract = network.backbone.predict_on_batch
     say(f"computing the features of {len(validation)} validation images")

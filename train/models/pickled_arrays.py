@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -49,6 +50,10 @@ class _ArraysOnly(pickle._Unpickler):
     The unpickler that is written in C keeps its memory of objects in a list, which a pickle of ten bytes
     can grow to 34 GB; the one in Python keeps it in a dictionary.
     """
+
+    stack: list[Any]
+    load_setitem: Callable[[], None]
+    load_setitems: Callable[[], None]
 
     _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): _Array,

@@ -80,13 +80,13 @@ def _checked(arrays: list[Any]) -> Arrays:
     return pairs
 
 
-class _Bounded:
+class _Bounded(io.BufferedIOBase):
     """A compressed file as tarfile reads it, up to the bytes that its size allows."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
         self._file, self._size, self._done = file, size, 0
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int | None = -1, /) -> bytes:
         piece = self._file.read(count)
         self._done += len(piece)
         check_unpacked(self._done, self._size, "archive")
@@ -100,8 +100,8 @@ def _from_archive(path: Path) -> list[Any]:
         tarfile.open(fileobj=_Bounded(unpacked, path.stat().st_size), mode="r|") as archive,
     ):
         for member in archive:
-            if member.name == _MEMBER and member.isreg():
-                return _from_checkpoint(io.BytesIO(archive.extractfile(member).read()))
+            if member.name == _MEMBER and member.isreg() and (content := archive.extractfile(member)):
+                return _from_checkpoint(io.BytesIO(content.read()))
     raise ValueError(f"no {_MEMBER} in the archive")
 
 

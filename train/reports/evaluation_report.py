@@ -100,7 +100,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
 
 
 def _metrics(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, words in NAMES.items():
         one = record["metrics"].get(name)
         if one is None:

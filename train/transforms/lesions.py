@@ -53,7 +53,7 @@ def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
     result = drawn * (1 - opacity) + filling * opacity
     if (np.abs(result - field) * mask).sum() < _VISIBLE * middle * mask.sum():
         result = drawn * (1 - mask) + high * mask
-    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(result), 0, 255), np.uint8)
 
 
 def _outline(rng: np.random.Generator, grey: Grey) -> tuple[_Field, _Field]:
@@ -103,4 +103,4 @@ def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> _Field:
     """Smooth noise of about unit deviation, with grains of 3 to 10 pixels."""
     grain = rng.uniform(3, 10)
     coarse = rng.normal(size=[max(2, round(size / grain)) for size in shape]).astype(np.float32)
-    return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC), np.float64)
+    return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC), np.float64)

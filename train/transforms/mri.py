@@ -44,7 +44,7 @@ def to_grey(pixels: Pixels) -> Grey:
     """Mean of the channels: uint8 (..., 3) -> uint8 (...), contiguous."""
     if pixels.strides[-1] == 0:  # grey seen as three channels
         return np.ascontiguousarray(pixels[..., 0])
-    return np.rint(pixels.mean(axis=-1, dtype=np.float32)).astype(np.uint8)
+    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8)
 
 
 def head_box(grey: Grey) -> _Box:
