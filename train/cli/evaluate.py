@@ -21,7 +21,7 @@ from .options import RECIPE, TRAINING, training_options
 if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
 
-_NEEDED = ("sklearn", "scipy", "matplotlib")
+_NEEDED = ("sklearn", "scipy", "matplotlib", "jinja2")
 
 _EPILOG = """\b
 Examples:
