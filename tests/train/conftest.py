@@ -108,7 +108,7 @@ def weights_file(small_weights, tmp_path_factory) -> Path:
 def keras_features(monkeypatch) -> None:
     """Compute backbone features with Keras instead of Winograd's algorithm, whose compilation takes seconds a training.
 
-    For tests of what happens around a training. `test_fit.py` compares the two ways.
+    For tests of what happens around a training. `test_head.py` compares the two ways.
     """
     pytest.importorskip("keras", reason="needs the extra 'train'")
     from mri_edge.train.loops import head
@@ -123,6 +123,6 @@ def reference_split() -> Callable[[Sequence[Scan]], Split]:
 
     def split(scans: Sequence[Scan]) -> Split:
         labels = [one.label for one in scans]
-        return as_split(scans, choose_test("reference", labels, [], test_share=0.2, seed=42))
+        return as_split(scans, choose_test("reference", labels, [], test_fraction=0.2, seed=42))
 
     return split

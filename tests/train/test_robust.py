@@ -212,8 +212,8 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
     for one, two in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
     positive = predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
-    ill = collection.label[validation] == 1
-    assert np.mean(positive[ill] >= first.threshold) >= 0.95
+    is_positive = collection.label[validation] == 1
+    assert np.mean(positive[is_positive] >= first.threshold) >= 0.95
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
     pixels[20:70, 15:55] = rng.integers(60, 200, (50, 40), dtype=np.uint8)
     scan = mri.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
     other = rng.integers(0, 255, (50, 50), dtype=np.uint8)
-    plain = mri.fit(scan.grey, tiny_recipe.preprocessing)
+    plain = mri.resize(scan.grey, tiny_recipe.preprocessing)
     changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in shifts.CHANGES.items()}
     for picture in changed.values():
         assert picture.dtype == np.uint8

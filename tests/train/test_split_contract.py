@@ -64,21 +64,21 @@ LABELS = [0] * 40 + [1] * 60
 
 def test_the_references_split_is_scikit_learns_without_regard_to_labels():
     _, expected = selection_of_sklearn.train_test_split(np.arange(100), test_size=0.2, random_state=42)
-    test = choose_test("reference", LABELS, [], test_share=0.2, seed=42)
+    test = choose_test("reference", LABELS, [], test_fraction=0.2, seed=42)
     assert np.flatnonzero(test).tolist() == sorted(expected.tolist())
-    assert choose_test("reference", LABELS[::-1], [], test_share=0.2, seed=42).tolist() == test.tolist()
+    assert choose_test("reference", LABELS[::-1], [], test_fraction=0.2, seed=42).tolist() == test.tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_stratified_split_keeps_the_shares_of_labels(seed):
-    test = choose_test("stratified", LABELS, [], test_share=0.2, seed=seed)
+    test = choose_test("stratified", LABELS, [], test_fraction=0.2, seed=seed)
     assert np.bincount(np.array(LABELS)[test]).tolist() == [8, 12]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_grouped_split_divides_no_group(seed):
     group = np.arange(100) // 4
-    test = choose_test("grouped", LABELS, group, test_share=0.2, seed=seed)
+    test = choose_test("grouped", LABELS, group, test_fraction=0.2, seed=seed)
     assert not set(group[test]) & set(group[~test])
     assert 12 <= test.sum() <= 28
 
