@@ -305,7 +305,7 @@ def distil_plan(schedule: Distillation) -> distil.Plan:
 
 
 def calibrate(network: Network, job: Job, preprocessing: Preprocessing, policy: Calibration) -> tuple[float, float]:
-    """Build the temperature that fits the validation images best into ``network``.
+    """Fit a temperature on the validation images and build it into ``network``.
 
     Returns
     -------

@@ -101,7 +101,7 @@ def test_grouped_split_divides_no_group_and_stratified_keeps_shares():
     assert np.bincount(labels[stratified]).tolist() == [8, 12]
 
 
-def test_too_few_images_are_told():
+def test_too_few_images_are_reported():
     with pytest.raises(DataError, match="cannot be split"):
         choose_test("stratified", [0, 1, 1], [], test_fraction=0.2, seed=0)
     with pytest.raises(DataError, match="no image of ill falls into the test part"):

@@ -175,7 +175,7 @@ def test_calibration_error_of_a_calibrated_model_may_be_nothing():
     assert reached >= 17  # of 20 intervals at 95%, 17 or more hold the truth in 98% of such series
 
 
-def test_what_images_cannot_tell_is_left_out():
+def test_undefined_metrics_are_left_out():
     score = np.array([0.2, 0.3, 0.1, 0.4])
     found = measure(np.zeros(4, int), two_columns(score), 1)
     assert set(found) == {"accuracy", "specificity", "brier", "calibration_error"}
@@ -218,7 +218,7 @@ def test_test_images_are_known_under_other_names(tiny_bundle, data):
     assert {one["file"] for one in record["predictions"]} == {"no/renamed.png", "yes/3.png"}
 
 
-def test_a_test_image_that_was_trained_on_as_well_is_told(tiny_bundle, data):
+def test_a_test_image_that_was_trained_on_as_well_is_reported(tiny_bundle, data):
     shutil.copy(data / "no" / "0.png", data / "no" / "copy.png")
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     record = evaluate(Bundle.open(tiny_bundle), data)

@@ -346,7 +346,7 @@ def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():
 # Figures of a cross-validation
 
 
-def test_figures_of_a_fold_are_those_of_scikit_learn_and_heed_groups():
+def test_figures_of_a_fold_are_those_of_scikit_learn_and_respect_groups():
     rng = np.random.default_rng(0)
     data = flat_collection(160, np.arange(160) // 4)
     data = dataclasses.replace(data, source=np.where(np.arange(160) % 3 == 0, "a", "b"))

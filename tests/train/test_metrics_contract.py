@@ -106,7 +106,7 @@ def test_where_all_pairs_are_in_order_the_interval_is_newcombes(positives, negat
     assert turned.high == pytest.approx(1 - found.low)
 
 
-def test_one_group_of_a_kind_tells_nothing_of_the_spread():
+def test_one_group_of_a_kind_gives_no_variance():
     positive, score = scores(7, 6, 6)
     group = np.where(positive, 0, np.arange(12))
     found = auc(positive, score, group)
@@ -268,7 +268,7 @@ def test_roc_points_are_of_every_threshold_and_begin_without_one():
 
 
 @pytest.mark.parametrize("labels", list(itertools.product((0, 1), repeat=2)))
-def test_figures_that_two_images_cannot_tell_are_left_out(labels):
+def test_metrics_undefined_for_two_images_are_left_out(labels):
     found = measure(np.array(labels), np.array([[0.2, 0.8], [0.7, 0.3]], np.float32), 1)
     assert ("auc" in found) == (len(set(labels)) == 2)
     assert ("sensitivity" in found) == ("f1" in found) == (1 in labels)

@@ -44,7 +44,7 @@ def share_outside(backbone, fitted, pictures: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("separate", [True, False], ids=["validation images", "training images alone"])
-def test_plane_keeps_its_own_kind_and_tells_others(backbone, separate):
+def test_plane_accepts_its_own_kind_and_detects_others(backbone, separate):
     pixels = blobs(400, seed=1)
     train, held_out = (np.arange(300), np.arange(300, 400)) if separate else (np.arange(400), np.arange(0))
     fitted = fit_out_of_distribution(keras_features(backbone, PREPROCESSING), pixels, train, held_out, seed=0)

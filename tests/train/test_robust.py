@@ -179,7 +179,7 @@ def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
     assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
 
 
-def test_too_few_slices_to_hold_any_out_are_told(folders, tiny_recipe):
+def test_too_few_slices_to_hold_any_out_are_reported(folders, tiny_recipe):
     for path in sorted((folders / "no").iterdir())[4:]:
         path.unlink()
     collection, _ = collection_of(folders, tiny_recipe)
@@ -430,7 +430,7 @@ def answer(batch):
     return np.stack([~positive, positive], axis=1).astype(np.float32)
 
 
-def test_a_source_of_one_kind_is_scored_without_the_figures_that_want_both(
+def test_a_source_of_one_kind_is_scored_without_the_metrics_that_need_both(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     shutil.copytree(two_sources / "b" / "glioma", two_sources / "c" / "glioma")
@@ -450,7 +450,7 @@ def test_a_source_of_one_kind_is_scored_without_the_figures_that_want_both(
     )
 
 
-def test_a_source_without_which_a_label_has_no_image_is_told_before_training(tmp_path):
+def test_a_source_without_which_a_label_has_no_image_is_reported_before_training(tmp_path):
     collection = slices_of_patients(20, 1)
     alone = dataclasses.replace(collection, source=np.where(collection.label == 0, "a", "b"))
     with pytest.raises(DataError, match="source 'a' cannot be left out"):
@@ -466,7 +466,7 @@ def test_a_source_without_which_a_label_has_no_image_is_told_before_training(tmp
         )
 
 
-def test_figures_that_cannot_be_written_are_told_before_the_work(two_sources, tiny_recipe, tmp_path):
+def test_figures_that_cannot_be_written_are_reported_before_the_work(two_sources, tiny_recipe, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make the folder"):
         crossval.cross_validate(

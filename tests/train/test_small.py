@@ -326,7 +326,7 @@ def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, argume
     assert re.search("--teacher BUNDLE(, whose answers| goes with --recipe small)", capfd.readouterr().err)
 
 
-def test_a_disk_without_room_for_the_views_is_told_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
+def test_a_disk_without_space_for_the_views_is_reported_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 439 MB"):
         train_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)

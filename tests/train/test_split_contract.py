@@ -166,12 +166,12 @@ def test_a_kind_needs_as_many_groups_as_there_are_folds():
         folds.by_group(kind, group, 4)
 
 
-def test_each_source_is_held_out_by_itself_in_order():
+def test_each_source_is_held_out_alone_in_order():
     source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
     assert [one.tolist() for one in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
 
 
-def test_sources_without_which_nothing_can_be_learned_are_told():
+def test_sources_without_which_nothing_can_be_learned_are_reported():
     with pytest.raises(DataError, match="one source only"):
         folds.by_source(np.array(["a", "a"]), np.array([0, 1]))
     source = np.array(["a", "a", "b", "b"])
@@ -224,7 +224,7 @@ def test_of_copies_of_a_test_image_the_one_of_its_name_is_taken():
     assert files(choose_scans([scan("x", content="a"), scan("y", content="a")], split, None).scans) == ["x"]
 
 
-def test_a_test_image_that_trained_or_validated_as_well_is_told():
+def test_a_test_image_that_trained_or_validated_as_well_is_reported():
     for role in ("train", "validation"):
         both = Split((*record(test=["a"]).images, SplitImage("copy", digest("a"), 0, role)))
         [words] = choose_scans([scan("a")], both, None).warnings
@@ -241,7 +241,7 @@ def test_of_copies_with_several_roles_the_one_nearest_to_training_counts():
     assert choose_scans([scan("a"), scan("new")], later, None).left_out == {"validation": 1}
 
 
-def test_a_test_image_in_the_folder_of_another_label_is_told():
+def test_a_test_image_in_the_folder_of_another_label_is_reported():
     [words] = choose_scans([scan("a", label=1)], record(test=["a"]), None).warnings
     assert words == "1 images lie in the folder of another label than in the bundle's record."
 
@@ -264,7 +264,7 @@ def test_without_a_record_nothing_is_known():
         choose_scans([scan("a")], None, "test")
 
 
-def test_a_condensed_record_tells_the_same():
+def test_a_condensed_record_gives_the_same_result():
     split = record(train=["a"], validation=["b"], test=["d", "c"])
     condensed = Split.from_condensed(split.to_condensed())
     scans = [scan(name) for name in ("a", "b", "c", "d", "new")]

@@ -257,7 +257,7 @@ def test_a_sensitivity_that_is_just_reached_is_reached():
     assert choose_threshold(scores, labels, 0.951) < 0.01
 
 
-def test_specificity_is_taken_where_the_sensitivity_is_just_reached_and_heeds_weights():
+def test_specificity_is_taken_where_the_sensitivity_is_just_reached_and_respects_weights():
     is_positive = np.array([True] * 20 + [False] * 4)
     score = np.array([0.05] + [0.9] * 19 + [0.95, 0.5, 0.1, 0.02])
     even = np.ones((1, 24))

@@ -148,7 +148,7 @@ def evaluate(
 
 
 def _check_no_training(ctx: click.Context) -> None:
-    """Raise UsageError if an option was given that says how to train."""
+    """Raise UsageError if a training option was given."""
     for name in ("recipe_name", *TRAINING):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
