@@ -105,18 +105,6 @@ def weights_file(small_weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def keras_features(monkeypatch) -> None:
-    """Compute backbone features with Keras instead of Winograd's algorithm, whose compilation takes seconds a training.
-
-    For tests of what happens around a training. `test_head.py` compares the two ways.
-    """
-    pytest.importorskip("keras", reason="needs the extra 'train'")
-    from mri_edge.train.loops import head
-
-    monkeypatch.setattr(head, "frozen_features", lambda backbone: backbone.predict_on_batch)
-
-
-@pytest.fixture
 def reference_split() -> Callable[[Sequence[Scan]], Split]:
     """The reference's own split of scans: a fifth tests, by scikit-learn's generator with seed 42."""
     from mri_edge.train.data.splits import as_split, choose_test

@@ -139,7 +139,6 @@ def test_a_killed_training_leaves_nothing_that_the_next_does_not_clear(folders, 
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.usefixtures("keras_features")
 def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
     from mri_edge.cli import run
     from mri_edge.train.recipes import registry

@@ -37,7 +37,6 @@ def test_too_few_groups_are_refused():
         by_group(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4]), 3, 0)
 
 
-@pytest.mark.usefixtures("keras_features")
 def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     folders, small_recipe, weights_file, tmp_path, monkeypatch
 ):
@@ -75,7 +74,6 @@ def test_a_source_without_which_a_label_has_no_image_is_reported_before_training
         cross_validate(two_sources, tmp_path / "figures", small_recipe, **chosen)
 
 
-@pytest.mark.usefixtures("keras_features")
 def test_cut_off_and_resumed_keeps_its_folds_and_gives_the_same(
     folders, small_recipe, weights_file, tmp_path, monkeypatch
 ):
@@ -130,7 +128,6 @@ def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, 
         assert not {patient[row] for row in learn} & {patient[row] for row in held}
 
 
-@pytest.mark.usefixtures("keras_features")
 def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(registry.RECIPES, "reference", small_recipe)
     common = ["evaluate", "--data", str(folders), "--cv", "2", "--backbone-weights", str(weights_file)]
