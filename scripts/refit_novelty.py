@@ -1,6 +1,6 @@
 """Fit a bundle's out-of-distribution check again, on the features of the artefact that the device runs.
 
-    python scripts/refit_novelty.py BUNDLE --data DIR        # DIR: the data that it was trained on
+    python scripts/refit_out_of_distribution.py BUNDLE --data DIR        # DIR: the data that it was trained on
 
 Needed after a change of ``train/evaluation/out_of_distribution.py``, for a bundle without its Keras model.
 """
@@ -17,7 +17,7 @@ from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.train.data.collection import collect
 from mri_edge.train.data.folder import find_scans
 from mri_edge.train.data.roles import choose_roles, rows_of
-from mri_edge.train.evaluation.out_of_distribution import fit_novelty
+from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution
 
 BATCH = 32
 
@@ -42,7 +42,7 @@ def main() -> None:
             parts = range(0, len(pixels), BATCH)
             return np.concatenate([classifier.engine.run_all(pixels[at : at + BATCH])["features"] for at in parts])
 
-        fitted = fit_novelty(features, data.pixels, train, held_out, training.seed, source=data.source)
+        fitted = fit_out_of_distribution(features, data.pixels, train, held_out, training.seed, source=data.source)
     with rewrite_bundle(bundle) as writer:
         writer.update(novelty=fitted.entry)
         writer.add_document(fitted.entry.file, fitted.content)

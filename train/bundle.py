@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 import mri_edge
 from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.keras_file import KERAS, keras_artefact
+from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Training
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.inference.prediction import NOTICE, decide
-from mri_edge.train.data.folder import KNOWN_LABELS, Labels
+from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.metrics import by_folder, details
 from mri_edge.train.recipes.base import RecipeSpec
 
 if TYPE_CHECKING:  # writing the bundle does not need Keras
-    from mri_edge.train.evaluation.out_of_distribution import FittedNovelty
+    from mri_edge.train.evaluation.out_of_distribution import FittedOutOfDistribution
     from mri_edge.train.loops.head import Epoch
     from mri_edge.train.models.network import Network
     from mri_edge.train.models.weights import BackboneWeights
@@ -53,7 +54,7 @@ def write_bundle(
     training_details: dict[str, Any],
     threshold: float | None = None,
     split_name: str = "reference",
-    novelty: FittedNovelty | None = None,
+    out_of_distribution: FittedOutOfDistribution | None = None,
     documents: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Write the bundle at ``out``, completely or not at all.
@@ -97,7 +98,7 @@ def write_bundle(
             details=training_details,
         ),
         metrics=metrics,
-        novelty=novelty.entry if novelty else None,
+        novelty=out_of_distribution.entry if out_of_distribution else None,
         intended_use=intended_use(labels),
         limits=LIMITS,
         licences={
@@ -122,8 +123,8 @@ def write_bundle(
         writer.add_document(SPLIT, split.to_json())
         for file, content in (documents or {}).items():
             writer.add_document(file, content)
-        if novelty:
-            writer.add_document(novelty.entry.file, novelty.content)
+        if out_of_distribution:
+            writer.add_document(out_of_distribution.entry.file, out_of_distribution.content)
         writer.add_card()
 
 

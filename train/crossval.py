@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.bundles.split import Split
 from mri_edge.errors import OutputError, UsageError
@@ -27,7 +28,7 @@ from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
 from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
-from mri_edge.train.data.folder import KNOWN_LABELS, Labels, Selection, select
+from mri_edge.train.data.folder import Labels, Selection, select
 from mri_edge.train.data.folds import by_group, by_source
 from mri_edge.train.data.roles import choose_roles, grouped_folds, hold_out, may_train
 from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures
@@ -47,7 +48,7 @@ from .training import Job, Trained, draw_pool, pool_bytes, schedule_of, train_mo
 
 SCHEMA_VERSION = 1
 TEACHER, SINGLE = "teacher", "model"
-# The checkpoint, the old and the new one while it is replaced; of a distillation that of its teacher.
+# Old and new checkpoint while one replaces the other; for a distillation those of its teacher.
 _STATE_BYTES = {HeadTraining: 50_000_000, FineTuning: 700_000_000, Distillation: 600_000_000}
 
 
@@ -114,7 +115,7 @@ def cross_validate(
     )
     if findings := inspect(scans, collection.hashes):
         say(table(scans, findings))
-    # The reference's split knows no patients: where they are known, no image is kept out for its sake.
+    # The reference's split ignores patients: if they are known, it excludes no image from training.
     keep_out = recipe.split.keep_apart and groups is None
     trainable = may_train(collection) if keep_out else np.ones(len(scans), bool)
     record = score_folds(
@@ -140,7 +141,7 @@ def score_folds(
     store: Path,
     only: int | None = None,
 ) -> dict[str, Any]:
-    """Train for each fold on the others, calibrate within those, score the fold; return the record in plain types.
+    """Train and calibrate on all other folds and score the fold, for each fold; return the record in plain types.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ def score_folds(
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: its number, counted from 1, and the rows that are held out, train and calibrate."""
+    """One fold: its number from 1, and the rows for testing, training and calibration."""
 
     number: int
     held: Indices
@@ -245,7 +246,7 @@ def _make_folds(
 
 
 def _models(recipe: RecipeSpec, seed: int) -> dict[str, tuple[RecipeSpec, int]]:
-    """Recipe and seed of each model that a fold trains; a teacher comes first."""
+    """Return recipe and seed of each model that a fold trains, the teacher first."""
     if not isinstance(recipe.schedule, Distillation):
         return {SINGLE: (recipe, seed)}
     students = range(seed, seed + recipe.schedule.students)
@@ -253,11 +254,11 @@ def _models(recipe: RecipeSpec, seed: int) -> dict[str, tuple[RecipeSpec, int]]:
 
 
 def _trained_first(recipe: RecipeSpec) -> RecipeSpec:
-    """The recipe of the teacher, or the recipe itself where it has none."""
+    """Return the recipe of the teacher, or the recipe itself if it has none."""
     return find_recipe(recipe.schedule.teacher) if isinstance(recipe.schedule, Distillation) else recipe
 
 
-# Answers of a fold: trained, or read where they are kept.
+# Answers of a fold: computed by training, or read from the store.
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _fold_answers(
 
 
 def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder: Path, label: str) -> Pool:
-    """Train the teacher of a fold, and let it answer the pool."""
+    """Train the teacher of a fold and store its answers to the pool."""
     job = dataclasses.replace(context, store=folder, label=f"{label}, teacher")
     trained = train_model(job, teacher_recipe)
 
@@ -317,7 +318,7 @@ def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder:
 
 
 def _keep(path: Path, trained: Trained, job: Job, recipe: RecipeSpec, *, stress_tests: bool) -> None:
-    """Write the answers, whole; the scores of the validation images allow another rule for the threshold."""
+    """Write the answers atomically, with the validation scores, so that another threshold rule can be tried later."""
     positive = job.labels.positive
     held, validation = (
         predict(trained.quick.whole, job.data.pixels, recipe.preprocessing, rows=rows) if len(rows) else None
@@ -358,7 +359,7 @@ def _read(path: Path) -> FoldAnswers:
 
 
 def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
-    """Score equally many held slices of both kinds under each change; empty where the fold has only one kind."""
+    """Score as many positive as negative held slices under each change; empty if the fold has only one class."""
     data, positive = job.data, job.labels.positive
     rng = np.random.default_rng([job.seed, 2])
     is_positive = data.label[job.watched] == positive
@@ -366,7 +367,7 @@ def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
     if count == 0:
         return Stress.empty()
     rows = np.concatenate([rng.choice(job.watched[kind], count, replace=False) for kind in (is_positive, ~is_positive)])
-    # Each slice can take over the gray levels of a slice of the other kind.
+    # Each slice gets the gray levels of a slice of the other class in one of the changes.
     others = [data.slices[index].grey for index in np.roll(rows, count)]
     scores = []
     for change in (None, *CHANGES.values()):
@@ -377,8 +378,8 @@ def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
             changed = [change(data.slices[index], other, recipe.preprocessing) for index, other in pairs]
             pixels = np.stack(changed)[..., None].repeat(3, axis=-1)
         scores.append(predict(trained.quick.whole, pixels, recipe.preprocessing))
-    called = [decide(one.astype(np.float64), positive, trained.threshold) == positive for one in scores]
-    return Stress(rows, np.stack([one[:, positive] for one in scores]), np.stack(called))
+    called = [decide(score.astype(np.float64), positive, trained.threshold) == positive for score in scores]
+    return Stress(rows, np.stack([score[:, positive] for score in scores]), np.stack(called))
 
 
 def _folder(store: Path, fold: Fold) -> Path:
@@ -386,7 +387,7 @@ def _folder(store: Path, fold: Fold) -> Path:
 
 
 def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> list[str]:
-    """The models whose answers are not kept, or were made by another recipe."""
+    """Return the models whose answers are not stored, or were made by another recipe."""
 
     def is_kept(name: str, recipe: RecipeSpec) -> bool:
         path = _folder(store, fold) / f"{name}.npz"
@@ -399,7 +400,7 @@ def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path)
 
 
 def _must_teach(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> bool:
-    """Whether a teacher must be trained before the missing students can learn."""
+    """Return whether a teacher must be trained before the missing students."""
     missing = _missing(fold, models, store)
     return bool(missing) and (TEACHER in missing or open_pool(_folder(store, fold)) is None)
 
@@ -423,7 +424,7 @@ def _values(recipe: RecipeSpec) -> list[Any]:
 
 
 def _identity(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, folds: int | None, seed: int) -> str:
-    """Everything that decides teachers and pools; students may change in a finished run."""
+    """Hash everything that decides teachers and pools; students may change in a finished run."""
     schedule = recipe.schedule
     assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
     facts: list[Any] = [_values(_trained_first(recipe)), schedule.pool_views, schedule.batch]
@@ -435,7 +436,7 @@ def _identity(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights
 
 
 def _claim(out: Path, identity: str) -> None:
-    """Mark the folder as this run's. Raises OutputError if it holds another run."""
+    """Mark the folder as belonging to this run. Raises OutputError if it contains another run."""
     mark = out / "identity"
     if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise OutputError(
@@ -453,7 +454,7 @@ def _needs_slices(recipe: RecipeSpec) -> bool:
 
 
 def _describe_grouping(folds: int | None, trainable: NDArray[np.bool_]) -> str:
-    """What no fold divides, and whether images (N,) were kept from training in every fold."""
+    """Describe what no fold divides, and whether some images (N,) were excluded from training in every fold."""
     by = "near-duplicates" if folds else "sources"
     return by if trainable.all() else f"{by}; test images and their neighbours train nothing"
 

@@ -25,7 +25,7 @@ from mri_edge.train.data.folder import Labels, Scan, Selection, select
 from mri_edge.train.data.roles import assign_roles, rows_of
 from mri_edge.train.data.splits import find_split
 from mri_edge.train.evaluation.metrics import measure
-from mri_edge.train.evaluation.out_of_distribution import fit_novelty, keras_features
+from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
 from mri_edge.train.loops.distil import Pool, open_pool
 from mri_edge.train.loops.finetune import fast_precision
@@ -267,7 +267,7 @@ def _write(
         threshold=trained.threshold,
         split_name=split_name,
         training_details=trained.details,
-        novelty=fit_novelty(
+        out_of_distribution=fit_out_of_distribution(
             keras_features(trained.network.backbone, recipe.preprocessing),
             data.pixels,
             job.train,

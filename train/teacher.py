@@ -51,7 +51,8 @@ class BundleTeacher:
 
     def __call__(self, pixels: distil.Views) -> distil.Answers:
         """uint8 (N, height, width, 3) RGB -> probabilities float32 (N, classes)."""
-        return np.mean([classifier.engine.run(pixels) for classifier in self._classifiers], axis=0, dtype=np.float32)
+        answers = [classifier.engine.run(pixels) for classifier in self._classifiers]
+        return np.asarray(np.mean(answers, axis=0, dtype=np.float32))
 
     def check_split(self, split: Split) -> None:
         """Raise DataError unless every teacher was trained on exactly this split, else its answers leak."""

@@ -25,13 +25,11 @@ from mri_edge.train.models.network import Network, build_network, predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import (
-    Augmentation,
     Calibration,
     Distillation,
     FineTuning,
     HeadTraining,
     RecipeSpec,
-    ScanViews,
 )
 
 Teacher = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -110,11 +108,12 @@ def _train_head(job: Job, recipe: RecipeSpec, schedule: HeadTraining) -> Trained
         job.weights, recipe.preprocessing.height, recipe.preprocessing.width
     )
     network = build_network(backbone, recipe.head, schedule.learning_rate, len(job.labels.names), job.seed)
-    parts = [Images(job.data.pixels, rows, job.data.label[rows]) for rows in (job.train, job.watched)]
+    train, watched = (Images(job.data.pixels, rows, job.data.label[rows]) for rows in (job.train, job.watched))
     with training_progress(len(job.train), schedule.epochs, f"{job.label}, " if job.label else "") as progress:
         history = fit(
             network,
-            *parts,
+            train,
+            watched,
             recipe,
             seed=job.seed,
             checkpoint=job.checkpoint,
@@ -132,11 +131,10 @@ def _train_head(job: Job, recipe: RecipeSpec, schedule: HeadTraining) -> Trained
 
 
 def _head_details(recipe: RecipeSpec, schedule: HeadTraining) -> dict[str, Any]:
-    transforms = recipe.transforms
     return {
         "name": recipe.name,
         "preprocessing": dataclasses.asdict(recipe.preprocessing),
-        "augmentation": dataclasses.asdict(transforms if isinstance(transforms, Augmentation) else Augmentation()),
+        "augmentation": dataclasses.asdict(recipe.augmentation),
         "test_share": recipe.split.test_fraction,
         "split_seed": recipe.split.seed,
         "hidden": recipe.head.hidden,
@@ -157,7 +155,7 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
         job.data,
         job.train,
         recipe.preprocessing,
-        _views(recipe),
+        recipe.scan_views,
         steps=plan.warm_steps + plan.steps,
         batch=schedule.batch,
         labels=job.labels,
@@ -198,7 +196,7 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
             "precision": precision,
             "batch": schedule.batch,
             "label_smoothing": schedule.label_smoothing,
-            "drawn_lesion_share": _views(recipe).lesion_probability if classes == 2 else 0,
+            "drawn_lesion_share": recipe.scan_views.lesion_probability if classes == 2 else 0,
             "loss_by_epoch": _means(losses, schedule.epoch_steps),
             **_calibration_facts(job, policy, temperature),
         },
@@ -250,7 +248,7 @@ def draw_pool(
         job.data,
         job.train,
         recipe.preprocessing,
-        _views(recipe),
+        recipe.scan_views,
         steps=steps,
         batch=schedule.batch,
         labels=job.labels,
@@ -307,7 +305,7 @@ def distil_plan(schedule: Distillation) -> distil.Plan:
 
 
 def calibrate(network: Network, job: Job, preprocessing: Preprocessing, policy: Calibration) -> tuple[float, float]:
-    """Build the temperature that fits the validation images best into ``network``.
+    """Fit a temperature on the validation images and build it into ``network``.
 
     Returns
     -------
@@ -328,12 +326,6 @@ def _calibration_facts(job: Job, policy: Calibration, temperature: float) -> dic
         "target_sensitivity": policy.target_sensitivity,
         "validation_images": len(job.validation),
     }
-
-
-def _views(recipe: RecipeSpec) -> ScanViews:
-    if not isinstance(recipe.transforms, ScanViews):
-        raise TypeError(f"recipe {recipe.name!r} trains on views of the scans: its transforms must be ScanViews")
-    return recipe.transforms
 
 
 def _means(losses: Sequence[float], steps: int) -> list[float]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mri_edge.train.loops.keras import load_keras
-from mri_edge.train.models.registry import find_backbone, register
+from mri_edge.train.models.registry import BACKBONES, find_backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.pipeline import train_bundle
 from mri_edge.train.recipes.base import Head
@@ -32,6 +32,6 @@ tiny = dataclasses.replace(
     build=build_backbone,
     load_weights=lambda source, say: BackboneWeights((), "none", "none", "0" * 64),
 )
-register("vgg16", tiny)
+BACKBONES["vgg16"] = tiny
 recipe = dataclasses.replace(find_recipe(name), head=Head(hidden=16, dropout=0.5)).with_epochs(1)
 train_bundle(Path(data), Path(out), recipe, backbone_weights="none", seed=0)

@@ -111,6 +111,6 @@ def reference_split() -> Callable[[Sequence[Scan]], Split]:
 
     def split(scans: Sequence[Scan]) -> Split:
         labels = [one.label for one in scans]
-        return as_split(scans, choose_test("reference", labels, [], test_share=0.2, seed=42))
+        return as_split(scans, choose_test("reference", labels, [], test_fraction=0.2, seed=42))
 
     return split

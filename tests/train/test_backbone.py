@@ -80,7 +80,7 @@ def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
         (b"\x89HDF\r\n\x1a\njunk", "safely"),
     ],
 )
-def test_a_broken_file_is_refused_in_words(content, reason, tmp_path):
+def test_a_broken_file_is_refused_with_a_reason(content, reason, tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=reason):

@@ -81,7 +81,7 @@ def test_figures_come_from_the_bundle(carded):
     assert "not a medical device" in text
 
 
-def test_copies_between_training_and_test_are_told(carded):
+def test_copies_between_training_and_test_are_reported(carded):
     assert "2 of the test images are byte for byte among the training images" in (carded / CARD).read_text()
 
 

@@ -94,15 +94,15 @@ def test_grouped_split_divides_no_group_and_stratified_keeps_shares():
     rng = np.random.default_rng(4)
     labels = rng.permutation([0] * 40 + [1] * 60)
     groups = rng.integers(0, 30, 100)
-    test = choose_test("grouped", labels, groups, test_share=0.2, seed=42)
+    test = choose_test("grouped", labels, groups, test_fraction=0.2, seed=42)
     assert not set(groups[test]) & set(groups[~test])
     assert 10 <= test.sum() <= 30
-    stratified = choose_test("stratified", labels, groups, test_share=0.2, seed=42)
+    stratified = choose_test("stratified", labels, groups, test_fraction=0.2, seed=42)
     assert np.bincount(labels[stratified]).tolist() == [8, 12]
 
 
-def test_too_few_images_are_told():
+def test_too_few_images_are_reported():
     with pytest.raises(DataError, match="cannot be split"):
-        choose_test("stratified", [0, 1, 1], [], test_share=0.2, seed=0)
+        choose_test("stratified", [0, 1, 1], [], test_fraction=0.2, seed=0)
     with pytest.raises(DataError, match="no image of ill falls into the test part"):
         check_roles(np.array([0, 0, 1]), np.array([True, False, False]), ("well", "ill"))

@@ -25,7 +25,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
 from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.evaluate import evaluate
-from mri_edge.train.evaluation.metrics import bins_of, measure, reliability, share
+from mri_edge.train.evaluation.metrics import bins_of, measure, reliability, wilson_metric
 
 
 def two_columns(score: np.ndarray) -> np.ndarray:
@@ -110,19 +110,19 @@ def test_wilson_interval_is_the_published_one():
         (1, 29): (0.0061, 0.1718),
     }
     for (hits, total), (low, high) in published.items():
-        found = share(hits, total)
+        found = wilson_metric(hits, total)
         assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)  # printed with four digits
 
 
 def test_auc_interval_is_that_of_delong():
     """Against the definition of E. R. DeLong et al., Biometrics 44, 1988, pair by pair."""
     rng = np.random.default_rng(3)
-    ill = np.arange(90) % 3 == 0
-    score = rng.normal(1.5 * ill).round(1)  # rounded: ties happen
-    pairs = np.subtract.outer(score[ill], score[~ill])
+    is_positive = np.arange(90) % 3 == 0
+    score = rng.normal(1.5 * is_positive).round(1)  # rounded: ties happen
+    pairs = np.subtract.outer(score[is_positive], score[~is_positive])
     right = (pairs > 0) + (pairs == 0) / 2
     spread = np.sqrt(right.mean(1).var(ddof=1) / 30 + right.mean(0).var(ddof=1) / 60)
-    found = auc(ill, score)
+    found = auc(is_positive, score)
     assert found.value == pytest.approx(right.mean())
     odds = [np.log(one / (1 - one)) for one in (found.low, found.value, found.high)]
     half = 1.959964 * spread / (found.value * (1 - found.value))
@@ -132,11 +132,11 @@ def test_auc_interval_is_that_of_delong():
 def test_images_of_one_group_count_as_one():
     """Twenty copies of each image say no more than one of each (N. A. Obuchowski, 1997)."""
     rng = np.random.default_rng(4)
-    ill = np.arange(60) % 2 == 0
-    score = rng.normal(1.2 * ill)
-    once, copied = auc(ill, score), auc(ill.repeat(20), score.repeat(20), np.arange(60).repeat(20))
+    is_positive = np.arange(60) % 2 == 0
+    score = rng.normal(1.2 * is_positive)
+    once, copied = auc(is_positive, score), auc(is_positive.repeat(20), score.repeat(20), np.arange(60).repeat(20))
     assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=1e-12)
-    taken_as_many = auc(ill.repeat(20), score.repeat(20))
+    taken_as_many = auc(is_positive.repeat(20), score.repeat(20))
     assert taken_as_many.high - taken_as_many.low < 0.3 * (once.high - once.low)
 
 
@@ -144,16 +144,16 @@ def test_images_of_one_group_count_as_one():
 @pytest.mark.parametrize(("ill_ones", "well_ones"), [(10, 10), (31, 20), (100, 30)])
 def test_auc_interval_holds_the_truth(true_area, ill_ones, well_ones):
     rng = np.random.default_rng(5)
-    ill = np.arange(ill_ones + well_ones) < ill_ones
+    is_positive = np.arange(ill_ones + well_ones) < ill_ones
     shift = np.sqrt(2) * norm.ppf(true_area)
-    found = [auc(ill, rng.normal(shift * ill)) for _ in range(300)]
+    found = [auc(is_positive, rng.normal(shift * is_positive)) for _ in range(300)]
     assert np.mean([one.low <= true_area <= one.high for one in found]) >= 0.9  # a percentile bootstrap: 0.74 to 0.92
 
 
 def test_classes_apart_leave_doubt():
     for ones in (1, 2, 5, 20):
-        ill = np.arange(2 * ones) < ones
-        found = measure(ill.astype(int), two_columns(ill.astype(float)), 1)
+        is_positive = np.arange(2 * ones) < ones
+        found = measure(is_positive.astype(int), two_columns(is_positive.astype(float)), 1)
         for name in ("auc", "f1"):
             assert found[name].low < 1 == found[name].value == found[name].high
     # R. G. Newcombe's method 5 by hand where the variance is that of a share: (1 - a)^2 = z^2 a (1 - a).
@@ -175,7 +175,7 @@ def test_calibration_error_of_a_calibrated_model_may_be_nothing():
     assert reached >= 17  # of 20 intervals at 95%, 17 or more hold the truth in 98% of such series
 
 
-def test_what_images_cannot_tell_is_left_out():
+def test_undefined_metrics_are_left_out():
     score = np.array([0.2, 0.3, 0.1, 0.4])
     found = measure(np.zeros(4, int), two_columns(score), 1)
     assert set(found) == {"accuracy", "specificity", "brier", "calibration_error"}
@@ -218,7 +218,7 @@ def test_test_images_are_known_under_other_names(tiny_bundle, data):
     assert {one["file"] for one in record["predictions"]} == {"no/renamed.png", "yes/3.png"}
 
 
-def test_a_test_image_that_was_trained_on_as_well_is_told(tiny_bundle, data):
+def test_a_test_image_that_was_trained_on_as_well_is_reported(tiny_bundle, data):
     shutil.copy(data / "no" / "0.png", data / "no" / "copy.png")
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     record = evaluate(Bundle.open(tiny_bundle), data)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 from mri_edge.train.evaluation.intervals import RESAMPLES, bootstrap
-from mri_edge.train.evaluation.metrics import area_of
+from mri_edge.train.evaluation.metrics import weighted_auc
 
 
 def weights_of(positive, group=None):
@@ -26,7 +26,7 @@ def test_twins_make_no_interval_narrower():
     rng = np.random.default_rng(4)
     positive = rng.random(60) < 0.5
     score = rng.normal(positive, 1)
-    area, twice = area_of(positive, score), area_of(positive.repeat(2), score.repeat(2))
+    area, twice = weighted_auc(positive, score), weighted_auc(positive.repeat(2), score.repeat(2))
     single = bootstrap(lambda weights: {"auc": area(weights)}, positive)["auc"]
     twins = bootstrap(lambda weights: {"auc": twice(weights)}, positive.repeat(2), np.arange(60).repeat(2))["auc"]
     np.testing.assert_allclose(twins, single, atol=1e-12)  # the same sums in another order

@@ -26,7 +26,7 @@ from mri_edge.train.data.folds import by_source
 from mri_edge.train.evaluation import out_of_distribution
 from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.crossval_figures import Stress, figures
-from mri_edge.train.evaluation.metrics import share
+from mri_edge.train.evaluation.metrics import wilson_metric
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.distilled import SMALL
 from mri_edge.train.recipes.robust import ROBUST
@@ -311,7 +311,7 @@ def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_valida
         seen.append((train, held_out))
         raise _StopError
 
-    monkeypatch.setattr(pipeline, "fit_novelty", stop)
+    monkeypatch.setattr(pipeline, "fit_out_of_distribution", stop)
     monkeypatch.setattr(pipeline, "keras_features", lambda *arguments: None)
     network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness), backbone=None)
     monkeypatch.setattr(pipeline, "train_model", lambda *arguments: Trained(network, network, 1.0, 0.5, {}))
@@ -330,7 +330,7 @@ def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
     def features(some):
         return some.reshape(len(some), -1).astype(np.float32)
 
-    fitted = out_of_distribution.fit_novelty(features, pixels, np.arange(30), np.empty(0, np.intp), seed=0)
+    fitted = out_of_distribution.fit_out_of_distribution(features, pixels, np.arange(30), np.empty(0, np.intp), seed=0)
     plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
     outside = distances(features(pixels[30:]), plane) > fitted.entry.limit
     assert outside.mean() < 0.25
@@ -346,7 +346,7 @@ def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():
 # Figures of a cross-validation
 
 
-def test_figures_of_a_fold_are_those_of_scikit_learn_and_heed_groups():
+def test_figures_of_a_fold_are_those_of_scikit_learn_and_respect_groups():
     rng = np.random.default_rng(0)
     data = flat_collection(160, np.arange(160) // 4)
     data = dataclasses.replace(data, source=np.where(np.arange(160) % 3 == 0, "a", "b"))
@@ -354,21 +354,23 @@ def test_figures_of_a_fold_are_those_of_scikit_learn_and_heed_groups():
     positive = np.clip(rng.normal(0.4 + 0.25 * data.label, 0.2), 0, 1).round(2)
     called = positive >= 0.55
     found = figures(data, chosen, 1, positive, called)
-    ill, score, said = data.label[chosen] == 1, positive[chosen], called[chosen]
-    assert found["auc"] == dataclasses.asdict(auc(ill, score, data.group[chosen]))
-    assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(auc(ill, score).high - auc(ill, score).low)
-    assert found["sensitivity"]["value"] == pytest.approx(recall_score(ill, said))
-    assert found["specificity"]["value"] == pytest.approx(recall_score(ill, said, pos_label=False))
-    assert found["sensitivity"]["images"] == ill.sum()
-    assert found["accuracy"] == dataclasses.asdict(share(np.sum(said == ill), 120))
-    false_positive, true_positive, _ = roc_curve(ill, score, drop_intermediate=False)
+    is_positive, score, said = data.label[chosen] == 1, positive[chosen], called[chosen]
+    assert found["auc"] == dataclasses.asdict(auc(is_positive, score, data.group[chosen]))
+    assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(
+        auc(is_positive, score).high - auc(is_positive, score).low
+    )
+    assert found["sensitivity"]["value"] == pytest.approx(recall_score(is_positive, said))
+    assert found["specificity"]["value"] == pytest.approx(recall_score(is_positive, said, pos_label=False))
+    assert found["sensitivity"]["images"] == is_positive.sum()
+    assert found["accuracy"] == dataclasses.asdict(wilson_metric(np.sum(said == is_positive), 120))
+    false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
     least = min(one for one, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
     assert found["false_positive_rate_at_sensitivity"]["value"] == pytest.approx(least)
     for name in ("0", "1"):
         inside = data.label[chosen] == int(name)
-        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((said == ill)[inside]))
+        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((said == is_positive)[inside]))
     part = data.source[chosen] == "a"
-    assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(ill[part], score[part]).value)
+    assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(is_positive[part], score[part]).value)
 
 
 def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_recipe, tmp_path, monkeypatch):
@@ -377,7 +379,7 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
     data = flat_collection(60)
     greys = [rng.integers(*((150, 211) if one else (40, 81)), (40, 40), dtype=np.uint8) for one in data.label]
     slices = [mri.Slice(grey, (0, 0, 40, 40)) for grey in greys]
-    pixels = np.stack([mri.fit(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
+    pixels = np.stack([mri.resize(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
     data = dataclasses.replace(data, slices=slices, pixels=pixels)
     watch_training(monkeypatch)
     everyone = np.ones(60, bool)

@@ -64,7 +64,7 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     } == {auc.GROUPED}
 
 
-def test_a_source_without_which_a_label_has_no_image_is_told_before_training(
+def test_a_source_without_which_a_label_has_no_image_is_reported_before_training(
     two_sources, small_recipe, weights_file, tmp_path
 ):
     shutil.rmtree(two_sources / "a" / "yes")

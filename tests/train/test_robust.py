@@ -179,7 +179,7 @@ def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
     assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
 
 
-def test_too_few_slices_to_hold_any_out_are_told(folders, tiny_recipe):
+def test_too_few_slices_to_hold_any_out_are_reported(folders, tiny_recipe):
     for path in sorted((folders / "no").iterdir())[4:]:
         path.unlink()
     collection, _ = collection_of(folders, tiny_recipe)
@@ -212,8 +212,8 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
     for one, two in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
     positive = predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
-    ill = collection.label[validation] == 1
-    assert np.mean(positive[ill] >= first.threshold) >= 0.95
+    is_positive = collection.label[validation] == 1
+    assert np.mean(positive[is_positive] >= first.threshold) >= 0.95
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
     pixels[20:70, 15:55] = rng.integers(60, 200, (50, 40), dtype=np.uint8)
     scan = mri.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
     other = rng.integers(0, 255, (50, 50), dtype=np.uint8)
-    plain = mri.fit(scan.grey, tiny_recipe.preprocessing)
+    plain = mri.resize(scan.grey, tiny_recipe.preprocessing)
     changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in shifts.CHANGES.items()}
     for picture in changed.values():
         assert picture.dtype == np.uint8
@@ -430,7 +430,7 @@ def answer(batch):
     return np.stack([~positive, positive], axis=1).astype(np.float32)
 
 
-def test_a_source_of_one_kind_is_scored_without_the_figures_that_want_both(
+def test_a_source_of_one_kind_is_scored_without_the_metrics_that_need_both(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     shutil.copytree(two_sources / "b" / "glioma", two_sources / "c" / "glioma")
@@ -450,7 +450,7 @@ def test_a_source_of_one_kind_is_scored_without_the_figures_that_want_both(
     )
 
 
-def test_a_source_without_which_a_label_has_no_image_is_told_before_training(tmp_path):
+def test_a_source_without_which_a_label_has_no_image_is_reported_before_training(tmp_path):
     collection = slices_of_patients(20, 1)
     alone = dataclasses.replace(collection, source=np.where(collection.label == 0, "a", "b"))
     with pytest.raises(DataError, match="source 'a' cannot be left out"):
@@ -466,7 +466,7 @@ def test_a_source_without_which_a_label_has_no_image_is_told_before_training(tmp
         )
 
 
-def test_figures_that_cannot_be_written_are_told_before_the_work(two_sources, tiny_recipe, tmp_path):
+def test_figures_that_cannot_be_written_are_reported_before_the_work(two_sources, tiny_recipe, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make the folder"):
         crossval.cross_validate(

@@ -72,7 +72,7 @@ def test_validation_images_alone_are_refused(record):
 
 
 @pytest.mark.parametrize("role", ["train", "validation"])
-def test_a_test_image_with_a_copy_that_chose_the_model_is_told(record, role):
+def test_a_test_image_with_a_copy_that_chose_the_model_is_reported(record, role):
     split = record(("no/t.png", "one", "test"), ("no/copy.png", "one", role), ("no/u.png", "two", "test"))
     scans = scans_of(("no/t.png", "one"), ("no/copy.png", "one"), ("no/u.png", "two"))
     chosen = choose_scans(scans, split, None)
@@ -106,7 +106,7 @@ def test_a_part_of_the_test_images_is_not_taken_for_the_test(record):
     assert choose_scans(scans, split, None).what == "images that were not in training (compared by SHA-256)"
 
 
-def test_images_beside_the_test_are_told_by_number(record):
+def test_images_beside_the_test_are_counted_in_a_warning(record):
     split = record(("no/t.png", "one", "test"), ("no/u.png", "two", "train"))
     scans = scans_of(("no/t.png", "one"), ("no/n.png", "new"), ("no/m.png", "newer"), ("no/u.png", "two"))
     chosen = choose_scans(scans, split, None)
@@ -116,7 +116,7 @@ def test_images_beside_the_test_are_told_by_number(record):
     assert warning.startswith("2 images that the bundle's split record does not know are not scored")
 
 
-def test_a_test_image_in_the_folder_of_another_label_is_told(record):
+def test_a_test_image_in_the_folder_of_another_label_is_reported(record):
     [scan] = scans_of(("yes/t.png", "one"))
     moved = Scan(scan.path, scan.file, "yes", 1, scan.sha256)
     chosen = choose_scans([moved], record(("no/t.png", "one", "test")), None)

@@ -158,9 +158,7 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
     assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
 
 
-def test_figures_of_the_reference_stand_beside_those_of_its_pictures_and_split_alone(
-    folders, small_recipe, monkeypatch
-):
+def test_figures_of_the_reference_are_shown_only_for_its_own_pictures_and_split(folders, small_recipe, monkeypatch):
     scans, _ = find_scans(folders)
     assert not pipeline.repeats_reference(small_recipe, "reference", scans)
     monkeypatch.setattr(published, "DATA", fingerprint(scan.sha256 for scan in scans))
@@ -195,7 +193,7 @@ def test_a_split_that_would_divide_named_patients_is_refused(recipe, folders, tm
         pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
 
 
-def test_no_space_and_unfinished_work_are_told_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
+def test_no_space_and_unfinished_work_are_reported_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
     monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):

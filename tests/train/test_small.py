@@ -110,8 +110,8 @@ def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_
 
     def teacher(pixels):
         asked.append(len(pixels))
-        ill = (pixels[..., 0].max(axis=(1, 2)) > 100).astype(np.float32)
-        return np.stack([0.9 - 0.8 * ill, 0.1 + 0.8 * ill], axis=1)
+        is_positive = (pixels[..., 0].max(axis=(1, 2)) > 100).astype(np.float32)
+        return np.stack([0.9 - 0.8 * is_positive, 0.1 + 0.8 * is_positive], axis=1)
 
     assert distil.open_pool(tmp_path) is None
     pool, opened = distil.make_pool(views_of, 12, teacher, tmp_path), distil.open_pool(tmp_path)
@@ -140,35 +140,41 @@ def twice(answers):
 
 def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
     rng = np.random.default_rng(2)
-    ill = rng.random(300) < 0.6
-    score = np.round(rng.normal(ill, 1), 1)  # with ties
-    false_positive, found, _ = roc_curve(ill, score, drop_intermediate=False)
+    is_positive = rng.random(300) < 0.6
+    score = np.round(rng.normal(is_positive, 1), 1)  # with ties
+    false_positive, found, _ = roc_curve(is_positive, score, drop_intermediate=False)
     expected = 1 - false_positive[np.argmax(found >= paired.SENSITIVITY)]
-    assert paired.specificity_at(ill, score, np.ones((1, 300)))[0] == pytest.approx(expected)
+    assert paired.specificity_at(is_positive, score, np.ones((1, 300)))[0] == pytest.approx(expected)
     one, chance = (paired.Answers(its, its > 0.5) for its in (score, rng.normal(size=300)))
     group = np.arange(300)
-    same = paired.student_minus_teacher(ill, one, one, group)
-    worse = paired.student_minus_teacher(ill, one, chance, group)
-    twins = paired.student_minus_teacher(ill.repeat(2), twice(one), twice(chance), group.repeat(2))
+    same = paired.student_minus_teacher(is_positive, one, one, group)
+    worse = paired.student_minus_teacher(is_positive, one, chance, group)
+    twins = paired.student_minus_teacher(is_positive.repeat(2), twice(one), twice(chance), group.repeat(2))
     for figure in ("auc", "specificity", "accuracy"):
         assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
         assert worse[figure]["high"] < 0
         for bound in ("value", "low", "high"):
             assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "a copy of each image adds nothing"
-    assert set(paired.student_minus_teacher(ill[ill], one.of(ill), chance.of(ill), group[ill])) == {"accuracy"}
-    right = [np.mean(its.called == ill) for its in (chance, one)]
+    assert set(
+        paired.student_minus_teacher(
+            is_positive[is_positive], one.of(is_positive), chance.of(is_positive), group[is_positive]
+        )
+    ) == {"accuracy"}
+    right = [np.mean(its.called == is_positive) for its in (chance, one)]
     assert worse["accuracy"]["value"] == pytest.approx(right[0] - right[1])
 
 
 def test_the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_images():
     rng = np.random.default_rng(3)
-    ill, fold_of = rng.random(600) < 0.6, rng.integers(0, 4, 600)
-    students = {name: paired.Answers(rng.normal(ill, 0.6).clip(0, 1), np.zeros(600, bool)) for name in ("a", "b")}
+    is_positive, fold_of = rng.random(600) < 0.6, rng.integers(0, 4, 600)
+    students = {
+        name: paired.Answers(rng.normal(is_positive, 0.6).clip(0, 1), np.zeros(600, bool)) for name in ("a", "b")
+    }
     choosable = rng.random(600) < 0.9
-    called = paired.called_by_other_folds(ill, students, fold_of, choosable)
+    called = paired.called_by_other_folds(is_positive, students, fold_of, choosable)
     for fold in (1, 2, 3):
         others = np.flatnonzero(np.isin(fold_of, [1, 2, 3]) & (fold_of != fold) & choosable)
-        threshold = paired.threshold_of(ill, list(students.values()), others)
+        threshold = paired.threshold_of(is_positive, list(students.values()), others)
         for name, one in students.items():
             np.testing.assert_array_equal(
                 called[name].called[fold_of == fold], one.positive[fold_of == fold] >= threshold
@@ -177,10 +183,10 @@ def test_the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_image
     # Neither what a fold holds nor a test image moves the fold's own threshold.
     other = {name: paired.Answers(one.positive.copy(), one.called) for name, one in students.items()}
     for one in other.values():
-        one.positive[(fold_of == 1) & ill] = 0
+        one.positive[(fold_of == 1) & is_positive] = 0
         one.positive[~choosable & (fold_of != 1)] = 0.5
-    again = paired.called_by_other_folds(ill, other, fold_of, choosable)
-    healthy = (fold_of == 1) & ~ill & choosable
+    again = paired.called_by_other_folds(is_positive, other, fold_of, choosable)
+    healthy = (fold_of == 1) & ~is_positive & choosable
     np.testing.assert_array_equal(again["a"].called[healthy], called["a"].called[healthy])
 
 
@@ -320,7 +326,7 @@ def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, argume
     assert re.search("--teacher BUNDLE(, whose answers| goes with --recipe small)", capfd.readouterr().err)
 
 
-def test_a_disk_without_room_for_the_views_is_told_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
+def test_a_disk_without_space_for_the_views_is_reported_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 439 MB"):
         train_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)

@@ -64,21 +64,21 @@ LABELS = [0] * 40 + [1] * 60
 
 def test_the_references_split_is_scikit_learns_without_regard_to_labels():
     _, expected = selection_of_sklearn.train_test_split(np.arange(100), test_size=0.2, random_state=42)
-    test = choose_test("reference", LABELS, [], test_share=0.2, seed=42)
+    test = choose_test("reference", LABELS, [], test_fraction=0.2, seed=42)
     assert np.flatnonzero(test).tolist() == sorted(expected.tolist())
-    assert choose_test("reference", LABELS[::-1], [], test_share=0.2, seed=42).tolist() == test.tolist()
+    assert choose_test("reference", LABELS[::-1], [], test_fraction=0.2, seed=42).tolist() == test.tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_stratified_split_keeps_the_shares_of_labels(seed):
-    test = choose_test("stratified", LABELS, [], test_share=0.2, seed=seed)
+    test = choose_test("stratified", LABELS, [], test_fraction=0.2, seed=seed)
     assert np.bincount(np.array(LABELS)[test]).tolist() == [8, 12]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_grouped_split_divides_no_group(seed):
     group = np.arange(100) // 4
-    test = choose_test("grouped", LABELS, group, test_share=0.2, seed=seed)
+    test = choose_test("grouped", LABELS, group, test_fraction=0.2, seed=seed)
     assert not set(group[test]) & set(group[~test])
     assert 12 <= test.sum() <= 28
 
@@ -166,12 +166,12 @@ def test_a_kind_needs_as_many_groups_as_there_are_folds():
         folds.by_group(kind, group, 4)
 
 
-def test_each_source_is_held_out_by_itself_in_order():
+def test_each_source_is_held_out_alone_in_order():
     source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
     assert [one.tolist() for one in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
 
 
-def test_sources_without_which_nothing_can_be_learned_are_told():
+def test_sources_without_which_nothing_can_be_learned_are_reported():
     with pytest.raises(DataError, match="one source only"):
         folds.by_source(np.array(["a", "a"]), np.array([0, 1]))
     source = np.array(["a", "a", "b", "b"])
@@ -224,7 +224,7 @@ def test_of_copies_of_a_test_image_the_one_of_its_name_is_taken():
     assert files(choose_scans([scan("x", content="a"), scan("y", content="a")], split, None).scans) == ["x"]
 
 
-def test_a_test_image_that_trained_or_validated_as_well_is_told():
+def test_a_test_image_that_trained_or_validated_as_well_is_reported():
     for role in ("train", "validation"):
         both = Split((*record(test=["a"]).images, SplitImage("copy", digest("a"), 0, role)))
         [words] = choose_scans([scan("a")], both, None).warnings
@@ -241,7 +241,7 @@ def test_of_copies_with_several_roles_the_one_nearest_to_training_counts():
     assert choose_scans([scan("a"), scan("new")], later, None).left_out == {"validation": 1}
 
 
-def test_a_test_image_in_the_folder_of_another_label_is_told():
+def test_a_test_image_in_the_folder_of_another_label_is_reported():
     [words] = choose_scans([scan("a", label=1)], record(test=["a"]), None).warnings
     assert words == "1 images lie in the folder of another label than in the bundle's record."
 
@@ -264,7 +264,7 @@ def test_without_a_record_nothing_is_known():
         choose_scans([scan("a")], None, "test")
 
 
-def test_a_condensed_record_tells_the_same():
+def test_a_condensed_record_gives_the_same_result():
     split = record(train=["a"], validation=["b"], test=["d", "c"])
     condensed = Split.from_condensed(split.to_condensed())
     scans = [scan(name) for name in ("a", "b", "c", "d", "new")]

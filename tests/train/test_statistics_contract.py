@@ -16,7 +16,7 @@ from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.calibration import choose_threshold
 from mri_edge.train.evaluation.evaluate import score as score_scans
 from mri_edge.train.evaluation.intervals import RESAMPLES, basic, draw_outcomes, percentile
-from mri_edge.train.evaluation.metrics import area_of, bins_of, details, measure, reliability
+from mri_edge.train.evaluation.metrics import bins_of, details, measure, reliability, weighted_auc
 from mri_edge.train.evaluation.paired import Answers, specificity_at, student_minus_teacher
 
 Z = 1.959964
@@ -28,7 +28,7 @@ def variance_of(found) -> float:
     return (half / Z * found.value * (1 - found.value)) ** 2
 
 
-def obuchowski(ill, score, group) -> float:
+def obuchowski(is_positive, score, group) -> float:
     """Variance of the area under the curve for clustered data, term by term.
 
     N. A. Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 53, 1997, equations 3 to 6.
@@ -37,7 +37,7 @@ def obuchowski(ill, score, group) -> float:
     def beats(x, y):
         return 1.0 if x > y else 0.5 if x == y else 0.0
 
-    positives, negatives = np.flatnonzero(ill), np.flatnonzero(~ill)
+    positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
     m, n = len(positives), len(negatives)
     v10 = {i: sum(beats(score[i], score[j]) for j in negatives) / n for i in positives}
     v01 = {j: sum(beats(score[i], score[j]) for i in positives) / m for j in negatives}
@@ -58,25 +58,25 @@ def obuchowski(ill, score, group) -> float:
 def test_the_variance_of_groups_with_both_classes_is_obuchowskis(seed):
     rng = np.random.default_rng(seed)
     group = rng.integers(0, 9, 40)
-    ill = rng.random(40) < 0.5
-    score = rng.normal(ill + rng.normal(0, 1, 9)[group], 1).round(1)  # rounded: ties happen
-    assert any(0 < ill[group == one].mean() < 1 for one in range(9))
-    assert variance_of(auc(ill, score, group)) == pytest.approx(obuchowski(ill, score, group), rel=1e-5)
+    is_positive = rng.random(40) < 0.5
+    score = rng.normal(is_positive + rng.normal(0, 1, 9)[group], 1).round(1)  # rounded: ties happen
+    assert any(0 < is_positive[group == one].mean() < 1 for one in range(9))
+    assert variance_of(auc(is_positive, score, group)) == pytest.approx(obuchowski(is_positive, score, group), rel=1e-5)
 
 
 def test_the_variance_of_patients_with_both_classes_is_that_of_repeated_studies():
-    """Each patient has a healthy and an ill slice, and both look brighter in some patients than in others.
+    """Each patient has a healthy and a tumor slice, and both look brighter in some patients than in others.
 
     What raises both scores of a patient raises no area, so the classes' covariance must be in the variance: without
     it, the variance would be twice as large.
     """
     rng = np.random.default_rng(1)
     patients, studies = 60, 800
-    ill, group = np.arange(2 * patients) % 2 == 0, np.arange(2 * patients) // 2
+    is_positive, group = np.arange(2 * patients) % 2 == 0, np.arange(2 * patients) // 2
     found = []
     for _ in range(studies):
         patient = rng.normal(0, 1.5, patients).repeat(2)
-        found.append(auc(ill, rng.normal(1.2 * ill + patient, 0.8), group))
+        found.append(auc(is_positive, rng.normal(1.2 * is_positive + patient, 0.8), group))
     real = np.var([one.value for one in found])
     said = np.mean([variance_of(one) for one in found])
     # The variance of 800 values is known to within 5%, one standard deviation.
@@ -92,11 +92,11 @@ def test_the_interval_of_classes_apart_solves_newcombes_equation(positives, nega
         parts = (mean - 1) * (1 - area) / (2 - area) + (mean - 1) * area / (1 + area)
         return area * (1 - area) * (1 + parts) / (positives * negatives)
 
-    ill = np.arange(positives + negatives) < positives
-    found = auc(ill, ill.astype(float))
+    is_positive = np.arange(positives + negatives) < positives
+    found = auc(is_positive, is_positive.astype(float))
     assert found.high == 1
     assert 1 - found.low == pytest.approx(Z * np.sqrt(variance(found.low)), rel=1e-5)
-    reversed_ = auc(ill, (~ill).astype(float))
+    reversed_ = auc(is_positive, (~is_positive).astype(float))
     assert reversed_.value == reversed_.low == 0
     assert reversed_.high == pytest.approx(1 - found.low)
 
@@ -104,9 +104,9 @@ def test_the_interval_of_classes_apart_solves_newcombes_equation(positives, nega
 @pytest.mark.parametrize("turned", [False, True])
 def test_copies_of_classes_apart_say_no_more_than_one_of_each(turned):
     """The interval of a group counts groups where no pair is misranked, as it does where some are."""
-    ill = np.arange(30) < 12
-    score = (ill != turned).astype(float)
-    once, copied = auc(ill, score), auc(ill.repeat(20), score.repeat(20), np.arange(30).repeat(20))
+    is_positive = np.arange(30) < 12
+    score = (is_positive != turned).astype(float)
+    once, copied = auc(is_positive, score), auc(is_positive.repeat(20), score.repeat(20), np.arange(30).repeat(20))
     assert (copied.low, copied.high) == (once.low, once.high)
     assert copied.images == 600
     assert once.high - once.low > 0.1
@@ -114,12 +114,12 @@ def test_copies_of_classes_apart_say_no_more_than_one_of_each(turned):
 
 def test_weighted_areas_are_those_of_scikit_learn_with_ties():
     rng = np.random.default_rng(2)
-    ill = rng.random(80) < 0.4
-    score = rng.normal(ill, 1).round(0)  # many ties between the classes
+    is_positive = rng.random(80) < 0.4
+    score = rng.normal(is_positive, 1).round(0)  # many ties between the classes
     weights = rng.integers(0, 4, (5, 80)).astype(float)
-    found = area_of(ill, score)(weights)
+    found = weighted_auc(is_positive, score)(weights)
     for row, area in zip(weights, found, strict=True):
-        assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(ill, score, sample_weight=row))
+        assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(is_positive, score, sample_weight=row))
 
 
 def test_a_percentile_interval_is_the_middle_95_per_cent():
@@ -219,8 +219,8 @@ def test_a_record_is_about_the_positive_label_at_the_threshold(positive):
     """Every part of ``evaluate.score`` against scikit-learn, with a threshold that calls otherwise than 0.5 does."""
     rng = np.random.default_rng(8)
     truth = rng.integers(0, 2, 90)
-    ill = truth == positive
-    score = np.clip(rng.normal(0.3 + 0.15 * ill, 0.15), 0.01, 0.99).astype(np.float32)
+    is_positive = truth == positive
+    score = np.clip(rng.normal(0.3 + 0.15 * is_positive, 0.15), 0.01, 0.99).astype(np.float32)
     both = np.stack([score, 1 - score] if positive == 0 else [1 - score, score], axis=1)
     scans = [Scan(Path(f"{i}.png"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(truth)]
     group = np.arange(90) // 3
@@ -228,12 +228,12 @@ def test_a_record_is_about_the_positive_label_at_the_threshold(positive):
     called = np.where(score >= np.float32(0.35), positive, 1 - positive)
     assert 10 < np.count_nonzero(called == positive) < 80
     assert found["metrics"] == {name: asdict(one) for name, one in measure(truth, both, positive, 0.35, group).items()}
-    assert found["metrics"]["auc"] == asdict(auc(ill, score.astype(float), group))
+    assert found["metrics"]["auc"] == asdict(auc(is_positive, score.astype(float), group))
     assert found["confusion_matrix"] == metrics_of_sklearn.confusion_matrix(truth, called).tolist()
     curve = found["roc"]
     area = metrics_of_sklearn.auc(curve["false_positive_rate"], curve["true_positive_rate"])
-    assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(ill, score))
-    assert found["reliability"] == reliability(ill, score)
+    assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(is_positive, score))
+    assert found["reliability"] == reliability(is_positive, score)
     assert {one["folder"]: one["value"] for one in found["folders"]} == pytest.approx(
         {str(one): np.mean(called[truth == one] == one) for one in (0, 1)}
     )
@@ -242,8 +242,8 @@ def test_a_record_is_about_the_positive_label_at_the_threshold(positive):
 
 
 def test_among_equally_good_thresholds_the_widest_gap_decides():
-    ill, well = [0.3, 0.9], [0.1, 0.5]
-    scores, labels = np.array(ill + well), np.array([1, 1, 0, 0])
+    is_positive, well = [0.3, 0.9], [0.1, 0.5]
+    scores, labels = np.array(is_positive + well), np.array([1, 1, 0, 0])
     # One of each kind is on the right side in both gaps: 0.1 to 0.3, and 0.5 to 0.9.
     assert choose_threshold(scores, labels, 0.5) == pytest.approx(0.7)
     mirrored = choose_threshold(np.array([0.5, 0.95, 0.1, 0.9]), labels, 0.5)
@@ -257,24 +257,24 @@ def test_a_sensitivity_that_is_just_reached_is_reached():
     assert choose_threshold(scores, labels, 0.951) < 0.01
 
 
-def test_specificity_is_taken_where_the_sensitivity_is_just_reached_and_heeds_weights():
-    ill = np.array([True] * 20 + [False] * 4)
+def test_specificity_is_taken_where_the_sensitivity_is_just_reached_and_respects_weights():
+    is_positive = np.array([True] * 20 + [False] * 4)
     score = np.array([0.05] + [0.9] * 19 + [0.95, 0.5, 0.1, 0.02])
     even = np.ones((1, 24))
-    assert specificity_at(ill, score, even)[0] == pytest.approx(3 / 4)  # 19 of 20 are 95%
+    assert specificity_at(is_positive, score, even)[0] == pytest.approx(3 / 4)  # 19 of 20 are 95%
     without_one = even.copy()
     without_one[0, 5] = 0  # 18 of 19 are less: the last has to be found too
-    assert specificity_at(ill, score, without_one)[0] == pytest.approx(1 / 4)
+    assert specificity_at(is_positive, score, without_one)[0] == pytest.approx(1 / 4)
 
 
 def test_a_paired_interval_is_narrower_than_that_of_two_samples_and_holds_the_difference():
     rng = np.random.default_rng(7)
-    ill = rng.random(240) < 0.5
+    is_positive = rng.random(240) < 0.5
     hard = rng.normal(0, 1, 240)  # what makes an image hard for both
-    teacher = rng.normal(1.5 * ill + hard, 0.2)
-    student = rng.normal(1.5 * ill + hard, 0.2)
+    teacher = rng.normal(1.5 * is_positive + hard, 0.2)
+    student = rng.normal(1.5 * is_positive + hard, 0.2)
     answers = [Answers(one, one > 0.75) for one in (teacher, student)]
-    found = student_minus_teacher(ill, *answers, np.arange(240))["auc"]
+    found = student_minus_teacher(is_positive, *answers, np.arange(240))["auc"]
     assert found["low"] <= found["value"] <= found["high"]
-    alone = auc(ill, student)
+    alone = auc(is_positive, student)
     assert found["high"] - found["low"] < 0.6 * np.sqrt(2) * (alone.high - alone.low)

@@ -86,25 +86,25 @@ def test_scaled_probabilities_are_those_of_divided_logits():
 
 def test_specificity_at_a_sensitivity_is_that_of_the_first_threshold_that_reaches_it():
     rng = np.random.default_rng(0)
-    ill = np.arange(60) % 2 == 0
-    score = rng.normal(1.3 * ill).round(1)
+    is_positive = np.arange(60) % 2 == 0
+    score = rng.normal(1.3 * is_positive).round(1)
     weights = rng.integers(0, 3, (6, 60)).astype(float)
-    found = specificity_at(ill, score, weights)
+    found = specificity_at(is_positive, score, weights)
     for row, one in zip(weights, found, strict=True):
         best = None
         for threshold in sorted(set(score.tolist()), reverse=True):
             called = score >= threshold
-            if (row * (called & ill)).sum() / (row * ill).sum() >= 0.95 - 1e-12:
-                best = (row * (~called & ~ill)).sum() / (row * ~ill).sum()
+            if (row * (called & is_positive)).sum() / (row * is_positive).sum() >= 0.95 - 1e-12:
+                best = (row * (~called & ~is_positive)).sum() / (row * ~is_positive).sum()
                 break
         assert one == pytest.approx(best)
 
 
 def test_the_difference_is_the_students_figure_less_the_teachers():
-    ill = np.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
+    is_positive = np.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
     teacher = Answers(np.array([0.9, 0.8, 0.7, 0.6, 0.65, 0.2, 0.1, 0.3]), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool))
     student = Answers(np.array([0.9, 0.8, 0.7, 0.2, 0.65, 0.1, 0.1, 0.3]), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool))
-    found = student_minus_teacher(ill, teacher, student, np.arange(8))
+    found = student_minus_teacher(is_positive, teacher, student, np.arange(8))
     assert found["accuracy"]["value"] == pytest.approx(5 / 8 - 7 / 8)
     assert found["auc"]["value"] == pytest.approx((16 - 2) / 16 - 15 / 16)
     assert found["specificity"]["value"] == pytest.approx(2 / 4 - 3 / 4)
@@ -113,26 +113,26 @@ def test_the_difference_is_the_students_figure_less_the_teachers():
         assert one["images"] == 8
     alone = student_minus_teacher(np.ones(8, bool), teacher, student, np.arange(8))
     assert set(alone) == {"accuracy"}
-    same = student_minus_teacher(ill, teacher, teacher, np.arange(8))
+    same = student_minus_teacher(is_positive, teacher, teacher, np.arange(8))
     assert {(one["low"], one["value"], one["high"]) for one in same.values()} == {(0, 0, 0)}
 
 
 def test_a_threshold_is_chosen_over_the_answers_of_all_seeds_and_the_asked_images_alone():
-    ill = np.array([0, 0, 1, 1, 1], bool)
+    is_positive = np.array([0, 0, 1, 1, 1], bool)
     first = Answers(np.array([0.1, 0.2, 0.6, 0.8, 0.0]), np.zeros(5, bool))
     second = Answers(np.array([0.1, 0.3, 0.5, 0.9, 0.0]), np.zeros(5, bool))
-    rows = np.array([0, 1, 2, 3])  # not the ill one that both miss
-    assert threshold_of(ill, [first, second], rows) == pytest.approx(0.4)
+    rows = np.array([0, 1, 2, 3])  # not the positive image that both miss
+    assert threshold_of(is_positive, [first, second], rows) == pytest.approx(0.4)
 
 
 def test_each_fold_is_called_at_the_threshold_of_the_others():
     """Scores of fold 2 are all higher: at its own threshold it would be called otherwise."""
-    ill = np.array([0, 0, 1, 1] * 2, bool)
+    is_positive = np.array([0, 0, 1, 1] * 2, bool)
     fold = np.array([1] * 4 + [2] * 4)
     score = np.array([0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    called = called_by_other_folds(ill, {"s": Answers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))["s"]
+    called = called_by_other_folds(is_positive, {"s": Answers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))["s"]
     assert called.called.tolist() == [False] * 4 + [True] * 4
     assert called.positive.tolist() == score.tolist()
     outside = np.array([1] * 4 + [2] * 3 + [0])  # no fold: not called
-    part = called_by_other_folds(ill, {"s": Answers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
+    part = called_by_other_folds(is_positive, {"s": Answers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
     assert part["s"].called.tolist() == [False] * 4 + [True] * 3 + [False]

@@ -21,7 +21,7 @@ from .options import RECIPE, TRAINING, training_options
 if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
 
-_NEEDED = ("sklearn", "scipy", "matplotlib")
+_NEEDED = ("sklearn", "scipy", "matplotlib", "jinja2")
 
 _EPILOG = """\b
 Examples:
@@ -75,6 +75,7 @@ How to train (--recipe to --overwrite) goes with --cv.
 @click.pass_context
 def evaluate(
     ctx: click.Context,
+    /,
     position: str | None,
     model: str | None,
     data: Path | None,
@@ -147,7 +148,7 @@ def evaluate(
 
 
 def _check_no_training(ctx: click.Context) -> None:
-    """Raise UsageError if an option was given that says how to train."""
+    """Raise UsageError if a training option was given."""
     for name in ("recipe_name", *TRAINING):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)

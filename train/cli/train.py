@@ -33,7 +33,7 @@ Examples:
 Without --out the bundle goes to runs/vgg16 (runs/small), or the next free number: runs/vgg16-2.
 Then: mri-edge export --quantize
 """
-_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+_INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 
 
 @click.command(epilog=_EPILOG)
@@ -124,6 +124,7 @@ def train(
         "say": _say,
     }
     if cv is not None:
+        assert out is not None  # noqa: S101 (_check_given requires it with --cv)
         return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen | {"only": only})
     return _train(scans, out, recipe, name, chosen | {"teachers": teachers, "split": split})
 
@@ -133,7 +134,7 @@ def _say(text: str) -> None:
 
 
 def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, chosen: dict[str, Any]) -> int:
-    """Train a bundle at ``out``, or in ``runs/`` where that is None; print its figures and what to do next."""
+    """Train a bundle at ``out``, or in ``runs/`` if that is None; print its metrics and the next command."""
     from mri_edge.authoring.runs import as_typed, remember_data
     from mri_edge.authoring.writer import check_target
     from mri_edge.bundles.bundle import Bundle
@@ -175,7 +176,7 @@ def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, 
 
 
 def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | None, chosen: dict[str, Any]) -> int:
-    """Cross-validate a recipe; the figures are printed and lie at ``out``."""
+    """Cross-validate a recipe; print the figures, which are also written to ``out``."""
     import json
 
     def run() -> dict[str, Any]:
@@ -204,9 +205,9 @@ def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | Non
 
 
 def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:
-    """What ``run`` returns; None after Ctrl-C, when how to go on has been said.
+    """Return the result of ``run``; after Ctrl-C, print how to continue and return None.
 
-    ``place``: whose work folder holds the state; None where the same command goes on by itself.
+    ``place`` is the result whose work folder has the state; None if repeating the same command continues.
     """
     from mri_edge.storage.staging import use_temporary_folder
     from mri_edge.train.loops.checkpoint import has_state
@@ -226,7 +227,7 @@ def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:
 
 
 def _command_line(*more: str, out: Path | None = None) -> str:
-    """The command that runs now, as one would type it, with further options that it lacks."""
+    """Return the current command as one would type it, with further options that it lacks."""
     given = sys.argv[1:]
     added = [option for option in more if option not in given]
     if out is not None and not any(argument == "--out" or argument.startswith("--out=") for argument in given):
@@ -250,7 +251,7 @@ def _check_given(
     teachers: tuple[str, ...],
     cv: str | None,
 ) -> Path:
-    """The data folder. Raises UsageError that names everything which is missing, and shows a whole command."""
+    """Return the data folder. Raises UsageError that names everything missing and shows a complete command."""
     if folder is not None and data is not None and folder != data:
         raise UsageError(f"two data folders are named: {folder}, and with --data {data}", "Name one")
     scans = folder or data
@@ -284,7 +285,7 @@ def _check_options(
     numbered: bool,
     overwrite: bool,
 ) -> None:
-    """Raise UsageError for options that the recipe, or a cross-validation, has no sense for."""
+    """Raise UsageError for options that do not apply to the recipe or to a cross-validation."""
     if cv is not None and cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
         raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv!r}")
     if teachers and (not recipe.needs_teacher or cv is not None):
@@ -294,8 +295,8 @@ def _check_options(
         )
     if recipe.needs_teacher:
         # Do not silently train on an image that the user wants to leave out.
-        unheard = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
-        for option in (name for name, given in unheard.items() if given):
+        unsupported = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
+        for option in (name for name, given in unsupported.items() if given):
             raise UsageError(f"recipe {recipe.name!r} has no {option}: its teacher's split decides", "Train it without")
     if only is not None and not (cv is not None and recipe.needs_teacher):
         raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")

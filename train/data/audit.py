@@ -1,4 +1,4 @@
-"""What is wrong with a data folder, found before an hour of training is lost on it."""
+"""Find duplicates and contradictory labels in a data folder, before an hour of training is lost on it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mri_edge.errors import DataError
 from . import duplicates
 from .folder import Scan
 
-_SHOWN = 5  # findings of a kind in the table; all are in the bundle's data.json
+_SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Files that one finding is about: pictures with the same content, or of the same slice."""
+    """The files of one finding: pictures with the same content, or of the same slice."""
 
     kind: str
     files: tuple[str, ...]
 
 
 def inspect(scans: Sequence[Scan], hashes: duplicates.Hashes) -> list[Finding]:
-    """Duplicates, near-duplicates and contradictions.
+    """Find duplicates, near-duplicates and contradictions.
 
     ``duplicate``: files of the same bytes. ``near-duplicate``: different bytes, perceptual hashes at most
     ``duplicates.SAME_SLICE_BITS`` of 128 apart. ``contradictory``: either, with two labels.
@@ -42,7 +42,7 @@ def inspect(scans: Sequence[Scan], hashes: duplicates.Hashes) -> list[Finding]:
         if scans[first].sha256 != scans[second].sha256
     ]
     pairs = [pair for group in same for pair in combinations(group, 2)] + near
-    found = {
+    found: dict[str, Sequence[Sequence[Scan]]] = {
         "duplicate": same,
         "near-duplicate": near,
         "contradictory": [pair for pair in pairs if pair[0].label != pair[1].label],
@@ -51,7 +51,7 @@ def inspect(scans: Sequence[Scan], hashes: duplicates.Hashes) -> list[Finding]:
 
 
 def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
-    """The findings as lines of text, a few of each kind; empty if there are none."""
+    """Format the findings as lines of text, a few of each kind; empty if there are none."""
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         kinds[finding.kind].append(finding)

@@ -1,4 +1,4 @@
-"""The scans of a data folder, decoded once: network-sized pixels, slices at their own size, near-duplicate groups."""
+"""Decode the scans of a data folder once: pixels at network size, slices at their own size, near-duplicate groups."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def collect(
     OutputError
         The store cannot be written.
     """
+    slices: dict[int, Slice] = {}
     if not with_slices:
-        decoded, slices = decode(scans, preprocessing, store / "pixels.npy" if store else None), {}
+        decoded = decode(scans, preprocessing, store / "pixels.npy" if store else None)
     elif store is None:
         decoded, slices = _decode_in_memory(scans, preprocessing)
     else:
@@ -100,7 +101,7 @@ def _decode_in_memory(scans: Sequence[Scan], preprocessing: Preprocessing) -> tu
 def _decode_to_disk(
     scans: Sequence[Scan], preprocessing: Preprocessing, store: Path
 ) -> tuple[Decoded, dict[int, Slice]]:
-    """Decode, and append all slices to one file that is mapped afterwards."""
+    """Decode, append all slices to one file and memory-map it."""
     places: dict[int, tuple[int, tuple[int, ...], tuple[int, int, int, int]]] = {}
     lock = Lock()
     try:

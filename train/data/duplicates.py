@@ -1,4 +1,4 @@
-"""Near-duplicates: perceptual hashes, how far apart they are, and the groups that no split may divide."""
+"""Find near-duplicates by perceptual hashes, and the groups that no split may divide."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 from mri_edge.scans.frame import Pixels
 
 HASH_BITS = 128
-# Two pictures this close or closer (of 128 bits) show the same slice; the reference's leakage is counted so.
+# Two pictures at most this many bits (of 128) apart show the same slice; the reference's leakage is counted so.
 SAME_SLICE_BITS = 8
-# For keeping a test set apart, closeness is taken more widely: a lost training image costs little.
+# Keeping a test set apart uses a wider limit: a lost training image costs little.
 KEEP_APART_BITS = 12
 
 Hashes = NDArray[np.bool_]
 
 
 def difference_hash(pixels: Pixels) -> Hashes:
-    """Row and column difference hash: uint8 (H, W, 3) -> bool (128,).
+    """Compute the row and column difference hash: uint8 (H, W, 3) -> bool (128,).
 
     N. Krawetz, "Kind of like that", 2013: whether brightness rises between neighbours of a grid of
     9 x 8 cells, and of one of 8 x 9.
@@ -32,7 +32,7 @@ def difference_hash(pixels: Pixels) -> Hashes:
 
 
 def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
-    """Index pairs (P, 2), first below second, of pictures ``bits`` or fewer apart; memory grows with P alone."""
+    """Return index pairs (P, 2), first < second, of pictures at most ``bits`` apart; memory grows with P only."""
     signs = np.where(hashes, np.float32(1), np.float32(-1))
     pairs = []
     for start in range(0, len(hashes), 512):
@@ -44,7 +44,7 @@ def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
 
 
 def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
-    """Group number of each picture (N,): pictures joined by a chain of close pairs, or of one patient, share one."""
+    """Return the group of each picture (N,): a chain of close pairs, or one patient, is one group."""
     parent = np.arange(len(hashes))
 
     def root(index: int) -> int:

@@ -1,4 +1,4 @@
-"""A data folder: which scans it holds, which label each has, and their pixels at the network's size."""
+"""List the labelled scans of a data folder and decode them to the network's size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from . import duplicates
 
 @dataclass(frozen=True)
 class Labels:
-    """Label names in index order, index of the positive one, and the folders behind each."""
+    """Label names in index order, index of the positive one, and the class folders of each label."""
 
     names: tuple[str, ...]
     positive: int
@@ -52,16 +52,16 @@ class Scan:
 def find_scans(data: Path, positive: str | None = None, *, trained: Labels | None = None) -> tuple[list[Scan], Labels]:
     """List a folder of class folders, ``data/<class>/`` or ``data/<source>/<class>/``.
 
-    The order is the reference's: by source, then by label, then by file name without regard to case.
-    Folders named as in ``KNOWN_FOLDERS`` mean "no tumour" and "tumour"; with any other names
-    the names are the labels, in alphabetical order, and ``positive`` says which is the positive one.
-    With ``trained``, the labels of a model that is there already, every folder must mean one of those.
+    The order is the reference's: by source, then by label, then by file name, ignoring case.
+    Folders named as in ``KNOWN_FOLDERS`` mean "no tumour" and "tumour"; otherwise the folder names
+    are the labels, in alphabetical order, and ``positive`` names the positive one.
+    With ``trained``, the labels of an existing model, every folder must match one of them.
 
     Raises
     ------
     DataError
-        No such folder, fewer than two classes, a class without images, or no known positive label; with
-        ``trained`` a folder that means none of its labels.
+        There is no such folder, there are fewer than two classes, a class has no images, the positive label is not
+        known, or with ``trained`` a folder matches none of its labels.
     """
     classes = _class_folders(data)
     labels = _as_trained(classes, trained) if trained else _label_folders(classes, positive)
@@ -90,7 +90,7 @@ class Decoded:
 
 
 def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
-    """Bytes that ``decode`` writes to its store."""
+    """Return the bytes that ``decode`` writes to its store."""
     return len(scans) * preprocessing.height * preprocessing.width * 3
 
 
@@ -105,14 +105,14 @@ def decode(
     Parameters
     ----------
     store
-        File that will hold the pixels, which are mapped from there; ``None`` holds them in memory.
+        File for the pixels, which are memory-mapped from it; ``None`` keeps them in memory.
     each
-        Called, by several threads at a time, with each scan's position and its picture at its own size.
+        Called with each scan's position and its picture at its own size, by several threads at a time.
 
     Raises
     ------
     DataError
-        A scan cannot be read; all such are named.
+        Some scans cannot be read; the message names all of them.
     """
     shape = (len(scans), preprocessing.height, preprocessing.width, 3)
     pixels = np.empty(shape, np.uint8)
@@ -144,7 +144,7 @@ def decode(
 
 @dataclass(frozen=True)
 class Selection:
-    """What a training uses of a data folder: ``patients`` has an entry a scan, or is None where nobody named them."""
+    """The scans that a training uses; ``patients`` has one entry per scan, or is None if they are not known."""
 
     scans: list[Scan]
     left_out: list[Scan]
@@ -152,21 +152,21 @@ class Selection:
     patients: list[str] | None
 
     def facts(self) -> list[object]:
-        """What of it decides a training, as JSON can hold it."""
+        """Return what decides the result of a training, as JSON values."""
         chosen = [[scan.file, scan.sha256, scan.label] for scan in self.scans]
         return [chosen, [scan.file for scan in self.left_out], self.patients, self.labels.positive]
 
 
 def select(data: Path, positive: str | None, excluded: Iterable[str] = (), groups: Path | None = None) -> Selection:
-    """List a data folder and hear its owner: what to leave out (``exclude``), who is whose (``read_groups``).
+    """List a data folder, leave out what the user excludes and read the patients (``exclude``, ``read_groups``).
 
     Raises
     ------
     DataError
-        As ``find_scans``, ``exclude`` and ``read_groups``, and where no scan of a label is left.
+        As for ``find_scans``, ``exclude`` and ``read_groups``; or no scan of a label is left.
     """
-    everyone, labels = find_scans(data, positive)
-    scans, left_out = exclude(everyone, excluded)
+    found, labels = find_scans(data, positive)
+    scans, left_out = exclude(found, excluded)
     for index, name in enumerate(labels.names):
         if all(scan.label != index for scan in scans):
             raise DataError(f"--exclude leaves no image of {name}", "Exclude less")
@@ -174,12 +174,12 @@ def select(data: Path, positive: str | None, excluded: Iterable[str] = (), group
 
 
 def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan], list[Scan]]:
-    """The scans to use and those to leave out: ``*`` patterns on ``Scan.file``, or text files with one a line.
+    """Return the scans to use and those to leave out, by ``*`` patterns on ``Scan.file`` or text files of patterns.
 
     Raises
     ------
     DataError
-        A pattern matches no scan: most likely it is misspelt; or a text file cannot be read.
+        A pattern matches no scan, probably because it is misspelt; or a text file cannot be read.
     """
 
     def matched(pattern: str) -> set[str]:
@@ -187,16 +187,17 @@ def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan],
 
     left_out: set[str] = set()
     for pattern in patterns:
-        # In the data folder itself the name of a scan is also that of a file.
-        for one in [pattern] if matched(pattern) or not Path(pattern).is_file() else _lines(Path(pattern)):
-            if not (found := matched(one)):
-                raise DataError(f"--exclude: no scan matches {one!r}", "Patterns are relative to --data: 'no/*.gif'")
+        # If the working directory is the data folder, a scan's name is also the path of an existing file.
+        is_list = not matched(pattern) and Path(pattern).is_file()
+        for line in _lines(Path(pattern)) if is_list else [pattern]:
+            if not (found := matched(line)):
+                raise DataError(f"--exclude: no scan matches {line!r}", "Patterns are relative to --data: 'no/*.gif'")
             left_out |= found
     return [scan for scan in scans if scan.file not in left_out], [scan for scan in scans if scan.file in left_out]
 
 
 def read_groups(path: Path, scans: Sequence[Scan]) -> list[str]:
-    """Group of each scan, by a CSV file with the columns ``file`` (relative to the data folder) and ``group``.
+    """Read each scan's group from a CSV file with the columns ``file`` (relative to the data folder) and ``group``.
 
     Raises
     ------
@@ -235,18 +236,18 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _class_folders(data: Path) -> dict[str, Path]:
-    """Class folders by their path relative to ``data``; a folder that holds only folders is a source."""
+    """Return the class folders by path relative to ``data``; a folder that contains only folders is a source."""
     if not data.is_dir():
         raise DataError(f"{data}: no such folder", "Name a folder that holds one folder a class")
     classes: dict[str, Path] = {}
     for folder in _folders(data):
         inner = _folders(folder)
-        for one in inner if inner and not _pictures(folder) else [folder]:
-            classes[one.relative_to(data).as_posix()] = one
+        for class_folder in inner if inner and not _pictures(folder) else [folder]:
+            classes[class_folder.relative_to(data).as_posix()] = class_folder
     empty = [relative for relative, folder in classes.items() if not _pictures(folder)]
     if empty:
         raise DataError(
@@ -257,7 +258,7 @@ def _class_folders(data: Path) -> dict[str, Path]:
 
 
 def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
-    """Folders under the labels of a model: by the folders of its training, by label, by ``KNOWN_FOLDERS``."""
+    """Match folders to a model's labels: by the folders of its training, by label, by ``KNOWN_FOLDERS``."""
     meaning = dict(KNOWN_FOLDERS) if trained.names == KNOWN_LABELS else {}
     meaning |= {name.lower(): index for index, name in enumerate(trained.names)}
     for index, name in enumerate(trained.names):
@@ -278,7 +279,7 @@ def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
 def _label_folders(classes: dict[str, Path], positive: str | None) -> Labels:
     names = sorted({folder.name for folder in classes.values()}, key=str.lower)
     if all(name.lower() in KNOWN_FOLDERS for name in names):
-        labels = KNOWN_LABELS
+        labels: tuple[str, ...] = KNOWN_LABELS
         folders = {
             label: [name for name in names if KNOWN_FOLDERS[name.lower()] == i] for i, label in enumerate(labels)
         }
@@ -293,7 +294,7 @@ def _label_folders(classes: dict[str, Path], positive: str | None) -> Labels:
             "Name with --data a folder that holds one folder a class",
         )
     if positive is None:
-        raise DataError(f"which label is the positive one? Labels: {', '.join(labels)}", "Say it: --positive LABEL")
+        raise DataError(f"which label is the positive one? Labels: {', '.join(labels)}", "Name it: --positive LABEL")
     if positive not in labels:
         raise DataError(f"no label {positive!r}", f"Labels: {', '.join(labels)}")
     return Labels(labels, labels.index(positive), folders)

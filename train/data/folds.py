@@ -1,4 +1,4 @@
-"""Who is held out together in a cross-validation: groups that no fold divides, or one source at a time."""
+"""Make the folds of a cross-validation: groups that no fold divides, or one source at a time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Indices = NDArray[np.intp]
 
 
 def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 0) -> list[Indices]:
-    """Positions that each fold holds out: whole groups, every kind of image (N,) in its share as near as that allows.
+    """Return the positions that each fold holds out: whole groups, each kind of image (N,) as balanced as they allow.
 
     Raises
     ------
     DataError
         A kind has fewer groups than there are folds.
     """
-    fewest = min(len(np.unique(group[kind == one])) for one in np.unique(kind))
+    fewest = min(len(np.unique(group[kind == name])) for name in np.unique(kind))
     if fewest < folds:
         raise DataError(
             f"a class has {fewest} distinct slices, or patients, left to choose from: too few for {folds} folds",
@@ -30,12 +30,12 @@ def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 
 
 
 def by_source(source: NDArray[np.str_], label: Indices) -> list[Indices]:
-    """Positions of each source's images (N,), a fold each, in alphabetical order.
+    """Return the positions of each source's images (N,) as one fold, in alphabetical order.
 
     Raises
     ------
     DataError
-        There is one source only, or without one a label has no image to learn from.
+        There is only one source, or without some source a label has no image to learn from.
     """
     names = np.unique(source).tolist()
     if len(names) < 2:

@@ -1,4 +1,4 @@
-"""The role of each image: which test, which validate, which train, and which are left out."""
+"""Assign a role to each image: train, validation, test or excluded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def assign_roles(
     """
     if policy.keep_apart:
         return choose_roles(data, split, left_out)
-    test = choose_test(split, data.label, data.group, test_share=policy.test_fraction, seed=policy.seed)
+    test = choose_test(split, data.label, data.group, test_fraction=policy.test_fraction, seed=policy.seed)
     check_roles(data.label, test, label_names)
     return as_split(data.scans, test, left_out)
 
@@ -113,12 +113,12 @@ def _reference_test(data: Collection) -> Indices | None:
     """Return the test images of the source that is the reference's data set, or None if there is none."""
     for source in np.unique(data.source):
         members = np.flatnonzero(data.source == source)
-        if fingerprint(data.scans[index].sha256 for index in members) == published.DATA:
+        if fingerprint(data.scans[index].sha256 for index in members.tolist()) == published.DATA:
             test = choose_test(
                 "reference",
                 data.label[members],
                 data.group[members],
-                test_share=_REFERENCE_SPLIT.test_fraction,
+                test_fraction=_REFERENCE_SPLIT.test_fraction,
                 seed=_REFERENCE_SPLIT.seed,
             )
             return np.asarray(members[test])

@@ -1,4 +1,4 @@
-"""Random views of training scans, with classes and sources in balance."""
+"""Draw random views of training scans, balanced over classes and sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mri_edge.train.transforms.lesions import draw_lesion
 from .collection import Collection, Indices
 from .folder import Labels
 
-ROUND_IMAGES = 2048  # draws after which every image has been shown as often as its weight says
+ROUND_IMAGES = 2048  # draws after which every image has been shown as often as its weight requires
 
 ViewsOf = Callable[[int], tuple[NDArray[np.uint8], Indices]]
 

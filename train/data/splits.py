@@ -1,4 +1,4 @@
-"""Who trains and who tests: the reference's split and two better ones, recorded as ``mri_edge.bundles.split.Split``."""
+"""Choose the test images: by the reference's split or one of two better ones, recorded as a ``Split``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SPLITS = ("reference", "stratified", "grouped")
 
 
 def find_split(split: str | None, *, patients: bool) -> str:
-    """``split``; where none is asked for ``"grouped"`` if patients are known, else ``"reference"``.
+    """Return ``split``; if it is None, ``"grouped"`` if patients are known, else ``"reference"``.
 
     Raises
     ------
     UsageError
-        Patients are known, and the split that is asked for would divide them.
+        Patients are known, and the requested split would divide them.
     """
     if patients and split not in (None, "grouped"):
         raise UsageError(
@@ -33,12 +33,12 @@ def find_split(split: str | None, *, patients: bool) -> str:
 
 
 def choose_test(
-    split: str, labels: Sequence[int], groups: Sequence[object], *, test_share: float, seed: int
+    split: str, labels: NDArray[np.intp], groups: NDArray[np.intp], *, test_fraction: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Which images are for the test: bool (N,).
+    """Choose the test images: bool (N,).
 
     ``reference``: scikit-learn's ``train_test_split`` over the images in their order. ``stratified``: the same
-    with the shares of the labels kept. ``grouped``: no group is divided, shares kept as near as that allows.
+    with the proportions of the labels kept. ``grouped``: no group is divided; proportions are kept approximately.
 
     Raises
     ------
@@ -48,11 +48,11 @@ def choose_test(
     indices = np.arange(len(labels))
     try:
         if split == "grouped":
-            folds = StratifiedGroupKFold(round(1 / test_share), shuffle=True, random_state=seed)
+            folds = StratifiedGroupKFold(round(1 / test_fraction), shuffle=True, random_state=seed)
             _, test = next(folds.split(indices, labels, groups))
         else:
             keep = labels if split == "stratified" else None
-            _, test = train_test_split(indices, test_size=test_share, random_state=seed, stratify=keep)
+            _, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=keep)
     except ValueError as error:
         raise DataError(
             f"{len(labels)} images cannot be split ({error})", "Add images, or choose another --split"
@@ -61,8 +61,8 @@ def choose_test(
 
 
 def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[Scan] = ()) -> Split:
-    """The split as it travels in the bundle: the scans in their order, then those that were left out."""
-    roles: list[Role] = ["test" if one else "train" for one in test]
+    """Make the record for the bundle: the scans in their order, then the excluded ones."""
+    roles: list[Role] = ["test" if is_test else "train" for is_test in test]
     roles += ["excluded"] * len(excluded)
-    everyone = zip([*scans, *excluded], roles, strict=True)
-    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in everyone))
+    images = zip([*scans, *excluded], roles, strict=True)
+    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in images))

@@ -1,4 +1,4 @@
-"""The area under the ROC curve, with an interval that stays honest where few pairs of images are misranked."""
+"""Compute the area under the ROC curve with an interval that holds even where few pairs are misranked."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Flags = NDArray[np.bool_]
 
 
 def both_kinds(positive: Flags) -> bool:
-    """Whether bool (N,) holds an image of each kind, without which there is no area."""
-    return 0 < np.count_nonzero(positive) < len(positive)
+    """Return whether bool (N,) contains both classes, without which the AUC is undefined."""
+    return bool(0 < np.count_nonzero(positive) < len(positive))
 
 
 def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.intp] | None = None) -> Metric:
-    """Area under the ROC curve: share of (positive, negative) pairs in right order, ties half.
+    """Area under the ROC curve: fraction of (positive, negative) pairs in the right order, ties count half.
 
-    A percentile bootstrap covers too little here: of 20 images of each kind it often sees none in wrong order, and
-    its interval is then a point. For groups the variance is that of N. A. Obuchowski, Biometrics 53, 1997.
+    A percentile bootstrap covers too little here: with 20 images of each class it often sees no misranked pair, and
+    its interval collapses to a point. For groups the variance is that of N. A. Obuchowski, Biometrics 53, 1997.
 
     Parameters
     ----------
     positive
-        bool (N,), at least one of each kind.
+        bool (N,), at least one of each class.
     score
-        float (N,), higher for positive.
+        float (N,), higher for positive images.
     group
-        int (N,): images of one number are not independent; None where all are.
+        int (N,): images of one group are not independent; None if all images are.
     """
     above = _placements(score, positive)
     below = 1 - _placements(score, ~positive)
@@ -51,14 +51,14 @@ def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.int
         half = _Z * np.sqrt(variance) / (value * (1 - value))
         low, high = expit(logit(value) - half), expit(logit(value) + half)
     else:
-        # Images of one group count as one here too: copies of images that lie apart are no further evidence.
+        # Count each group once: near-duplicates are no further evidence.
         counts = len(np.unique(of_above)), len(np.unique(of_below))
         low, high = _lowest(value, *counts), 1 - _lowest(1 - value, *counts)
     return Metric(value, float(low), float(high), len(score), METHOD if group is None else GROUPED)
 
 
 def _placements(score: NDArray[np.floating[Any]], chosen: Flags) -> NDArray[np.float64]:
-    """Of each chosen score the share of the others that it beats, ties half, by ranks (X. Sun, W. Xu, 2014)."""
+    """Return for each chosen score the fraction of the others below it, ties half, by ranks (X. Sun, W. Xu, 2014)."""
     others = len(score) - np.count_nonzero(chosen)
     return np.asarray((rankdata(score)[chosen] - rankdata(score[chosen])) / others)
 
@@ -66,7 +66,7 @@ def _placements(score: NDArray[np.floating[Any]], chosen: Flags) -> NDArray[np.f
 def _variance(
     above: NDArray[np.float64], below: NDArray[np.float64], of_above: NDArray[np.intp], of_below: NDArray[np.intp]
 ) -> float:
-    """Variance of the area from centred placements and their groups; 0 where one group holds all of a kind."""
+    """Return the variance of the AUC from centered placements and their groups; 0 if a class is a single group."""
     groups = np.union1d(of_above, of_below)
     sums = [
         np.bincount(np.searchsorted(groups, of_kind), values, len(groups))
@@ -83,14 +83,14 @@ def _variance(
     return float(sum(parts) + 2 * shared)
 
 
-def _lowest(value: float, ill: int, well: int) -> float:
-    """The lowest area that an observed one does not exclude (R. G. Newcombe, Statistics in Medicine 25, 2006)."""
+def _lowest(value: float, positives: int, negatives: int) -> float:
+    """Return the lowest AUC that ``value`` does not exclude (R. G. Newcombe, Statistics in Medicine 25, 2006)."""
     if value <= 0:
         return 0.0
-    spread = (ill + well) / 2 - 1
+    spread = (positives + negatives) / 2 - 1
 
-    def excess(area: float) -> float:
-        variance = area * (1 - area) * (1 + spread * ((1 - area) / (2 - area) + area / (1 + area))) / (ill * well)
-        return (value - area) ** 2 - _Z**2 * variance
+    def excess(auc: float) -> float:
+        variance = auc * (1 - auc) * (1 + spread * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / (positives * negatives)
+        return (value - auc) ** 2 - _Z**2 * variance
 
     return float(brentq(excess, 0, min(value, 1 - 1e-12)))

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say, and the threshold that turns them into a label."""
+"""Calibrate probabilities by a temperature, and choose the threshold that turns them into a label."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TARGET_SENSITIVITY = 0.95
 
 
 def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
-    """Temperature that makes held-out probabilities fit best (Guo et al. 2017, section 4.2).
+    """Find the temperature that calibrates held-out probabilities best (Guo et al. 2017, section 4.2).
 
-    Every class weighs the same, as in training: the answer must not depend on how many tumours the
-    validation set happens to hold.
+    Every class has the same weight, as in training: the result must not depend on how many tumors the
+    validation set happens to contain.
 
     Parameters
     ----------
@@ -42,14 +42,14 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
         total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
         return float(weights @ (total - scaled[np.arange(len(labels)), labels]))
 
-    # One order of magnitude either way: beyond that the validation set was too easy to say.
+    # At most one order of magnitude either way: beyond that, the validation set was too easy to decide.
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 
 
 def scale_probabilities(probabilities: Probabilities, temperature: float) -> Probabilities:
-    """Softmax output (N, classes) as it would be with the logits divided by ``temperature``."""
+    """Return the softmax output (N, classes) of the logits divided by ``temperature``."""
     powered = np.clip(np.asarray(probabilities, np.float64), 1e-12, 1) ** (1 / temperature)
-    return powered / powered.sum(axis=1, keepdims=True)
+    return np.asarray(powered / powered.sum(axis=1, keepdims=True))
 
 
 def build_in_temperature(model: keras.Model, temperature: float) -> None:
@@ -59,21 +59,21 @@ def build_in_temperature(model: keras.Model, temperature: float) -> None:
 
 
 def choose_threshold(positive: Probabilities, labels: Labels, sensitivity: float = TARGET_SENSITIVITY) -> float:
-    """Threshold on the positive probability: sensitivity at least as asked, and among those the best Youden index.
+    """Choose the threshold with the best Youden index among those of at least the given sensitivity.
 
     Parameters
     ----------
     positive
-        (N,) probability of the positive class, of images that training did not see.
+        (N,) probability of the positive class, for images outside the training set.
     labels
         (N,) 1 for positive, 0 for the others.
     sensitivity
-        Least share of positives at or above the threshold, in (0, 1].
+        Least fraction of positives at or above the threshold, in (0, 1].
 
     Returns
     -------
-    float in [0, 1]: the middle between the two scores that it lies between (of the widest gap, if
-    several are equally good), so that it does not sit on one image.
+    float in [0, 1]: the middle between two neighboring scores (with the widest gap, if several are equally
+    good), so that it does not depend on a single image.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def choose_threshold(positive: Probabilities, labels: Labels, sensitivity: float
     candidates = (scores[1:] + scores[:-1]) / 2
     detected = 1 - np.searchsorted(np.sort(positive[labels == 1]), candidates) / (labels == 1).sum()
     cleared = np.searchsorted(np.sort(positive[labels == 0]), candidates) / (labels == 0).sum()
-    worth = np.where(detected >= sensitivity - 1e-12, detected + cleared, -1.0)
-    best = np.flatnonzero(worth >= worth.max() - 1e-12)
+    youden = np.where(detected >= sensitivity - 1e-12, detected + cleared, -1.0)
+    best = np.flatnonzero(youden >= youden.max() - 1e-12)
     widest = best[np.argmax(np.diff(scores)[best])]
     return float(candidates[widest])

@@ -1,4 +1,4 @@
-"""Figures of a cross-validation: of one model, under stress, and of students beside their teacher."""
+"""Compute the metrics of a cross-validation: per model, under stress, and of students compared with their teacher."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from mri_edge.train.transforms.shifts import CHANGES
 
 from . import paired
 from .auc import auc, both_kinds
-from .metrics import measure_answers, share
+from .metrics import measure_answers, wilson_metric
 
 Flags = NDArray[np.bool_]
 
 
 @dataclass
 class Answers:
-    """One model's answers over all folds: probability of the positive label, and label index, of each image (N,)."""
+    """One model's answers over all folds: probability of the positive label, and label index, for each image (N,)."""
 
     positive: NDArray[np.float64]
     called: Indices
 
     @classmethod
     def empty(cls, images: int) -> Answers:
-        """Before any fold."""
+        """Return zeros, to be filled fold by fold."""
         return cls(np.zeros(images), np.zeros(images, np.intp))
 
     def columns(self) -> tuple[NDArray[np.float64], Indices]:
-        """Both arrays."""
+        """Return both arrays, in the order in which ``figures`` takes them."""
         return self.positive, self.called
 
 
@@ -47,19 +47,19 @@ class Stress:
 
     @classmethod
     def empty(cls) -> Stress:
-        """No image was scored."""
+        """Return the value for a fold without scored images."""
         return cls(np.empty(0, np.intp), np.empty((0, 0), np.float32), np.empty((0, 0), bool))
 
 
 def figures(
     data: Collection, chosen: Indices, positive_label: int, positive: NDArray[np.float64], called: Indices
 ) -> dict[str, Any]:
-    """Score the answers (N,) to the images ``chosen``; plain types.
+    """Compute the metrics of the answers (N,) to the images ``chosen``; plain types.
 
-    The figures are those of ``metrics.measure`` with calls at the folds' own thresholds, and besides:
+    These are the metrics of ``metrics.measure``, with labels at the folds' own thresholds, and also:
     ``false_positive_rate_at_sensitivity``, the fraction of other images called positive where the fraction of
     positives found first reaches ``paired.SENSITIVITY``; ``right_by_folder`` for each class folder; ``auc_by_source``.
-    Figures that need both kinds of images are left out where there is one. Intervals of AUC respect groups of
+    Metrics that need both classes are left out if there is only one. Intervals of the AUC account for groups of
     near-duplicates, those of proportions treat images as independent.
     """
     label = data.label[chosen]
@@ -74,10 +74,12 @@ def figures(
         false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
         first = int(np.argmax(true_positive >= paired.SENSITIVITY))
         negatives = int((~is_positive).sum())
-        found["false_positive_rate_at_sensitivity"] = asdict(share(round(false_positive[first] * negatives), negatives))
+        found["false_positive_rate_at_sensitivity"] = asdict(
+            wilson_metric(round(false_positive[first] * negatives), negatives)
+        )
     folder = np.array([data.scans[index].folder for index in chosen])
     found["right_by_folder"] = {
-        name: asdict(share(int(right[folder == name].sum()), int((folder == name).sum())))
+        name: asdict(wilson_metric(int(right[folder == name].sum()), int((folder == name).sum())))
         for name in np.unique(folder).tolist()
     }
     source = data.source[chosen]
@@ -91,7 +93,7 @@ def figures(
 
 
 def stress_figures(parts: Sequence[Stress], is_positive: Flags) -> dict[str, Any]:
-    """AUC, sensitivity and specificity under each change, over all folds; empty where no image was scored."""
+    """Return AUC, sensitivity and specificity under each change, over all folds; empty if no image was scored."""
     scored = [part for part in parts if len(part.rows)]
     if not scored:
         return {}
@@ -101,8 +103,8 @@ def stress_figures(parts: Sequence[Stress], is_positive: Flags) -> dict[str, Any
     return {
         change: {
             "auc": asdict(auc(truth, score.astype(np.float64))),
-            "sensitivity": asdict(share(int(answer[truth].sum()), int(truth.sum()))),
-            "specificity": asdict(share(int((~answer[~truth]).sum()), int((~truth).sum()))),
+            "sensitivity": asdict(wilson_metric(int(answer[truth].sum()), int(truth.sum()))),
+            "specificity": asdict(wilson_metric(int((~answer[~truth]).sum()), int((~truth).sum()))),
         }
         for change, score, answer in zip(("none", *CHANGES), positive, called, strict=True)
     }
@@ -118,7 +120,7 @@ def compare_students(
 ) -> dict[str, Any]:
     """Compare every student with the teacher on the images that have a fold; plain types.
 
-    A threshold is chosen on ``selectable`` images (N,) alone.
+    Thresholds are chosen on ``selectable`` images (N,) only.
     """
     is_positive = data.label == positive_label
     scored = np.flatnonzero(fold_of)

@@ -1,4 +1,4 @@
-"""A bundle's artefact on labelled scans: which of them may be scored, how good the answers are, where it errs."""
+"""Evaluate an artefact of a bundle on labelled scans: choose the scans that may be scored, compute all metrics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artifact
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
 from mri_edge.inference.classifier import Classifier
@@ -32,7 +33,7 @@ WORST = 20  # mistakes that a report names
 
 @dataclass(frozen=True)
 class Chosen:
-    """The scans to score, which ones those are in words, how many others by role, and what to beware of."""
+    """The scans to score, a description of them, the number of scans left out by role, and warnings."""
 
     scans: list[Scan]
     what: str
@@ -56,7 +57,7 @@ def evaluate(
     Parameters
     ----------
     artefact, engine, provider, threads
-        As for ``Classifier.load``; ``model.keras`` runs in Keras, and by itself where it is the only artefact.
+        As for ``Classifier.load``; ``model.keras`` runs in Keras, without ``engine`` if it is the only artefact.
     role
         ``"test"``: the test images of the bundle's split record. ``"all"``: every image, trained on or
         not. ``None``: those of the test if all of them are in ``data``, else every image that the record
@@ -86,15 +87,15 @@ def evaluate(
             "threads": classifier.engine.threads,
         }
     pairs = list(zip(chosen.scans, results, strict=True))
-    read = [(scan, one) for scan, one in pairs if isinstance(one, Prediction)]
+    read = [(scan, result) for scan, result in pairs if isinstance(result, Prediction)]
     unreadable = [
-        {"file": scan.file, "error": one.error.problem, "hint": one.error.hint}
-        for scan, one in pairs
-        if isinstance(one, Failure)
+        {"file": scan.file, "error": result.error.problem, "hint": result.error.hint}
+        for scan, result in pairs
+        if isinstance(result, Failure)
     ]
     if not read:
         raise DataError(f"{data}: none of {len(unreadable)} images can be read, {unreadable[0]['error']}")
-    probabilities = np.array([list(one.probabilities.values()) for _, one in read], np.float32)
+    probabilities = np.array([list(result.probabilities.values()) for _, result in read], np.float32)
     answered = [scan for scan, _ in read]
     return {
         "model": manifest.title,
@@ -105,7 +106,7 @@ def evaluate(
         "threshold": manifest.threshold,
         "data": {
             "folder": str(data),
-            "fingerprint": fingerprint(f"{one.file}\0{one.sha256}\0{one.label}" for one in answered),
+            "fingerprint": fingerprint(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in answered),
             "images": len(answered),
             "by_label": [sum(scan.label == index for scan in answered) for index in range(len(manifest.labels))],
             "what": chosen.what,
@@ -126,27 +127,27 @@ def score(
     threshold: float | None,
     group: NDArray[np.intp] | None = None,
 ) -> dict[str, Any]:
-    """Every figure of the record from the scans and their probabilities float32 (N, classes); plain types.
+    """Compute every metric of the record from the scans and their probabilities float32 (N, classes); plain types.
 
     ``group`` (N,) is as ``metrics.measure`` takes it.
     """
     truth = np.array([scan.label for scan in scans])
     called = decide(probabilities, positive, threshold)
-    ill = truth == positive
+    is_positive = truth == positive
     labels = range(probabilities.shape[1])
     predictions = [
-        {"file": scan.file, "sha256": scan.sha256, "label": scan.label, "called": int(one), "probabilities": row}
-        for scan, one, row in zip(scans, called, probabilities.tolist(), strict=True)
+        {"file": scan.file, "sha256": scan.sha256, "label": scan.label, "called": int(answer), "probabilities": row}
+        for scan, answer, row in zip(scans, called, probabilities.tolist(), strict=True)
     ]
-    wrong = [one for one in predictions if one["called"] != one["label"]]
-    wrong.sort(key=lambda one: one["probabilities"][one["label"]])
+    wrong = [prediction for prediction in predictions if prediction["called"] != prediction["label"]]
+    wrong.sort(key=lambda prediction: prediction["probabilities"][prediction["label"]])
     metrics = measure(truth, probabilities, positive, threshold, group)
     return {
-        "metrics": {name: asdict(one) for name, one in metrics.items()},
+        "metrics": {name: asdict(metric) for name, metric in metrics.items()},
         "confusion_matrix": confusion_matrix(truth, called, labels=labels).tolist(),  # rows: truth
         "folders": by_folder([scan.folder for scan in scans], truth, called == truth),
-        "roc": roc(ill, probabilities[:, positive]) if both_kinds(ill) else None,
-        "reliability": reliability(ill, probabilities[:, positive]),
+        "roc": roc(is_positive, probabilities[:, positive]) if both_kinds(is_positive) else None,
+        "reliability": reliability(is_positive, probabilities[:, positive]),
         "mistakes": len(wrong),
         "worst": wrong[:WORST],
         "predictions": predictions,
@@ -155,8 +156,8 @@ def score(
 
 def split_of(bundle: Bundle) -> Split | None:
     """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
-    held = {one.file: one for one in bundle.manifest.documents}
-    return Split.find(held, lambda file: bundle.read(held[file]))
+    documents = {document.file: document for document in bundle.manifest.documents}
+    return Split.find(documents, lambda file: bundle.read(documents[file]))
 
 
 def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:
@@ -172,8 +173,10 @@ def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) 
             raise DataError("the bundle has no split record: its test images are not known", "Leave out --role")
         unknown = ["The bundle has no split record: whether these images were in its training cannot be told."]
         return Chosen(list(scans), "all images", {}, unknown)
-    # Of copies with several roles the one nearest to the training counts.
-    trained = {short(one.sha256): one.role for its in ("excluded", "validation", "train") for one in split.of(its)}
+    # If copies of an image have several roles, the role closest to training wins.
+    trained: dict[str, str] = {
+        short(image.sha256): image.role for kind in ("excluded", "validation", "train") for image in split.of(kind)
+    }
     test = _test_scans(scans, split)
     if role == "all":
         return _everything(scans, trained)
@@ -204,9 +207,9 @@ def open_classifier(
 ) -> Classifier:
     """As ``Classifier.load``, and ``model.keras`` in Keras; errors as there and as for ``open_keras``."""
     held = bundle.manifest.artefacts
-    in_keras = [one for one in held if one.file.endswith(keras_engine.SUFFIX)]
+    in_keras = [entry for entry in held if entry.file.endswith(keras_engine.SUFFIX)]
     if artefact is not None:
-        chosen = bundle.artefact(artefact)
+        chosen: Artifact | None = bundle.artefact(artefact)
         wanted = chosen in in_keras and engine in (None, keras_engine.NAME)
     else:
         wanted = bool(in_keras) and (engine == keras_engine.NAME or (engine is None and len(in_keras) == len(held)))
@@ -253,7 +256,7 @@ def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: d
             f"{strangers} images that the bundle's split record does not know are not scored: "
             "name their folder alone to score them."
         )
-    if relabelled := sum(scan.label != one.label for scan, one in zip(test, split.of("test"), strict=True)):
+    if relabelled := sum(scan.label != image.label for scan, image in zip(test, split.of("test"), strict=True)):
         warnings.append(f"{relabelled} images lie in the folder of another label than in the bundle's record.")
     return Chosen(test, "test images of the bundle's split record", dict(left_out), warnings)
 

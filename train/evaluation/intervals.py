@@ -1,4 +1,4 @@
-"""What a figure does when the images are drawn anew: the bootstrap within classes, for all figures at once."""
+"""Bootstrap metrics by resampling images, or groups of them, within each class; all metrics at once."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Figures = dict[str, NDArray[np.float64]]
 def bootstrap(
     figures: Callable[[Weights], Figures], positive: NDArray[np.bool_], group: NDArray[np.intp] | None = None
 ) -> Figures:
-    """Each figure in ``RESAMPLES`` resamples that hold as many images, or groups, of each kind as the data.
+    """Compute each metric in ``RESAMPLES`` resamples with as many images, or groups, of each class as the data.
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979; within
     classes as by default in pROC (X. Robin et al., BMC Bioinformatics 12, 2011). With groups, whole ones are drawn: the
     cluster bootstrap (C. Field, A. Welsh, "Bootstrapping clustered data", Journal of the Royal Statistical Society B
-    69, 2007). Groups that hold both classes are a kind of their own, so that no resample lacks a class.
+    69, 2007). Groups with both classes are drawn as a third kind, so that no resample lacks a class.
 
     Parameters
     ----------
     figures
-        Takes weights float64 (R, N), how often each image is in each resample; gives (R,) a figure.
+        Takes weights float64 (R, N), how often each image is in each resample; returns (R,) for each metric.
     positive
         bool (N,), the two classes. Memory does not grow with N beyond one resample.
     group
@@ -46,31 +46,31 @@ def bootstrap(
     """
     rng = np.random.default_rng(0)
     member = np.arange(len(positive)) if group is None else np.unique(group, return_inverse=True)[1]
-    share = np.bincount(member, positive) / np.bincount(member)  # of positives in each group
-    kinds = [np.flatnonzero(kind) for kind in (share == 1, share == 0, (share > 0) & (share < 1))]
+    fraction = np.bincount(member, positive) / np.bincount(member)  # positives in each group
+    kinds = [np.flatnonzero(kind) for kind in (fraction == 1, fraction == 0, (fraction > 0) & (fraction < 1))]
     rows = max(1, _AT_ONCE // len(positive))
     parts = []
     for start in range(0, RESAMPLES, rows):
-        weights = np.zeros((min(rows, RESAMPLES - start), len(share)))
-        for alike in kinds:
-            if len(alike):
-                even = np.full(len(alike), 1 / len(alike))
-                weights[:, alike] = rng.multinomial(len(alike), even, len(weights))
+        weights = np.zeros((min(rows, RESAMPLES - start), len(fraction)))
+        for groups in kinds:
+            if len(groups):
+                uniform = np.full(len(groups), 1 / len(groups))
+                weights[:, groups] = rng.multinomial(len(groups), uniform, len(weights))
         parts.append(figures(weights if group is None else weights[:, member]))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def percentile(value: float, resampled: NDArray[Any], images: int, method: str = BOOTSTRAP) -> Metric:
-    """The middle 95% of the resamples (B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, 13)."""
+    """Take the middle 95% of the resamples (B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, 13)."""
     low, high = np.quantile(resampled, (0.025, 0.975))
     return Metric(float(value), float(low), float(high), images, method)
 
 
 def basic(value: float, resampled: NDArray[Any], without: NDArray[Any], images: int) -> Metric:
-    """For a figure, at least 0, that noise can only raise: the resamples mirrored at the value.
+    """Mirror the resamples at the value, for a metric of at least 0 that noise can only increase.
 
-    A resample has the noise of the data and its own, and so lies above the value by about as much as
-    the value lies above the truth (A. Davison, D. Hinkley, "Bootstrap Methods and their Application",
+    A resample has the noise of the data and its own, so it exceeds the value by about as much as the value
+    exceeds the truth (A. Davison, D. Hinkley, "Bootstrap Methods and their Application",
     1997, 5.2). Close to 0 that is too little, so 0 belongs to the interval unless the value is above
     97.5% of ``without``: the figure where the truth is 0 (J. Bröcker, L. Smith, "Increasing the
     reliability of reliability diagrams", Weather and Forecasting 22, 2007). The value itself always belongs to it.
@@ -84,7 +84,10 @@ def basic(value: float, resampled: NDArray[Any], without: NDArray[Any], images: 
 def draw_outcomes(
     figure: Callable[[NDArray[np.bool_]], NDArray[np.float64]], probability: NDArray[np.floating[Any]]
 ) -> NDArray[np.float64]:
-    """A figure (RESAMPLES,) were each probability (N,) right; ``figure`` takes outcomes drawn so, bool (R, N)."""
+    """Return a metric (RESAMPLES,) under the assumption that each probability (N,) is right.
+
+    ``figure`` takes outcomes bool (R, N) that are drawn from the probabilities.
+    """
     rng = np.random.default_rng(0)
     rows = max(1, _AT_ONCE // len(probability))
     counts = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]

@@ -20,7 +20,7 @@ SUFFIX = ".keras"
 
 
 class KerasEngine:
-    """A Keras model that takes uint8 pixels like every engine: the manifest's normalisation runs before it."""
+    """A Keras model that takes uint8 pixels like every engine: it applies the manifest's normalization first."""
 
     def __init__(self, model: Any, manifest: Manifest, provider: str) -> None:
         prepared = manifest.preprocessing
@@ -28,7 +28,7 @@ class KerasEngine:
         self.provider = provider
         self.threads = available_cpus()
         self.input = TensorSpec("pixels", "uint8", (None, prepared.height, prepared.width, 3))
-        self.outputs = (TensorSpec("probabilities", "float32", (None, len(manifest.labels))),)
+        self.outputs: tuple[TensorSpec, ...] = (TensorSpec("probabilities", "float32", (None, len(manifest.labels))),)
         self._model = model
         self._preprocessing = prepared
 
@@ -41,11 +41,11 @@ class KerasEngine:
         return one_column_a_class(answer)
 
     def run_all(self, batch: Batch) -> Outputs:
-        """The probabilities by their name."""
+        """Return the probabilities by name."""
         return {self.outputs[0].name: self.run(batch)}
 
     def close(self) -> None:
-        """Let the model go."""
+        """Release the model."""
         self._model = None
 
 
@@ -57,16 +57,16 @@ def open_keras(
     threads: int | None = None,
     content: bytes | None = None,
 ) -> KerasEngine:
-    """Open a ``.keras`` file, or its ``content`` where that was read already: no code of the file is run.
+    """Open a ``.keras`` file, or its ``content`` if already read; no code of the file is run.
 
     Raises
     ------
     UsageError
-        A provider or a number of threads was asked for: Keras chooses its own.
+        A provider or a number of threads was given: Keras chooses its own.
     EngineUnavailable
         Keras or its backend is not installed.
     BundleError
-        The file holds no Keras model, or one that is not safe to open.
+        The file contains no Keras model, or one that is not safe to open.
     """
     if provider != "auto" or threads is not None:
         raise UsageError(f"{path.name} runs in Keras, which chooses its device and threads itself", "Leave them open")

@@ -1,4 +1,4 @@
-"""How good a model is on labelled scans, each figure with its 95% interval."""
+"""Compute the metrics of a model on labelled scans, each with its 95% interval."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ BINS = 10  # of the calibration error and the reliability plot
 
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.floating[Any]]
+Count = int | np.integer[Any]
 
 
-def share(hits: int, total: int) -> Metric:
+def wilson_metric(hits: Count, total: Count) -> Metric:
     """``hits`` of ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); of none, 0 with [0, 1]."""
     interval = wilson_interval(int(hits), int(total))
     return Metric(interval.value, interval.low, interval.high, int(total), WILSON)
 
 
-def f1(hits: int, wrong: int) -> Metric:
-    """Of ``hits`` true positives and ``wrong`` false answers of both kinds: Wilson's interval of their share, as F1.
+def f1(hits: Count, wrong: Count) -> Metric:
+    """Of ``hits`` true positives and ``wrong`` false answers of both kinds: their Wilson interval, as F1.
 
     K. F. Y. Lam, V. Gopal, J. Qian, "Confidence Intervals for the F1 Score", 2023, the indirect method.
     """
-    part = share(hits, hits + wrong)
-    value, low, high = (2 * one / (1 + one) for one in (part.value, part.low, part.high))
+    part = wilson_metric(hits, hits + wrong)
+    value, low, high = (2 * fraction / (1 + fraction) for fraction in (part.value, part.low, part.high))
     return replace(part, value=value, low=low, high=high, method=INDIRECT)
 
 
 def bins_of(score: Scores) -> NDArray[np.intp]:
-    """Bin, 0 to ``BINS`` - 1, of each score (N,): as many images in each, but equal scores share one."""
-    return (BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
+    """Return the bin, 0 to ``BINS`` - 1, of each score (N,): bins of equal count, but equal scores share a bin."""
+    return np.asarray(BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
 
 
 def measure(
@@ -63,21 +64,20 @@ def measure(
     probabilities
         float32 (N, classes).
     positive, threshold
-        As in the manifest. All figures but accuracy are about the positive label against the others.
+        As in the manifest. All metrics except accuracy compare the positive label with all others.
     group
-        int (N,): images of one number are not independent, which the interval of AUC heeds, as ``area.auc`` does.
+        int (N,): images of one group are not independent; the interval of the AUC accounts for it, see ``auc.auc``.
 
     Returns
     -------
-    Figures by name. Those that the images cannot tell are left out: AUC where all are of one kind,
-    sensitivity and F1 without a positive one, specificity without another, precision where none was
-    called positive.
+    Metrics by name. Undefined ones are left out: AUC where all images are of one class, sensitivity and F1 without
+    a positive image, specificity without a negative one, precision if no image was called positive.
 
     Notes
     -----
     ``brier`` is the mean squared difference of probability and outcome, 0 or 1 (G. W. Brier, Monthly
     Weather Review 78, 1950). ``calibration_error`` is the expected calibration error (M. P. Naeini et al.,
-    AAAI 2015): the mean distance between probability and share of positives over ``BINS`` bins, here of
+    AAAI 2015): the mean distance between probability and fraction of positives over ``BINS`` bins, here of
     equal count (K. Nguyen, B. O'Connor, EMNLP 2015).
     """
     chosen = decide(probabilities, positive, threshold)
@@ -92,21 +92,23 @@ def measure_answers(
     group: NDArray[np.intp] | None = None,
 ) -> dict[str, Metric]:
     """Return the figures of ``measure`` from probabilities of the positive label (N,) and chosen labels (N,)."""
-    ill, called = truth == positive, chosen == positive
-    figures = _figures(ill, score)
+    is_positive, called = truth == positive, chosen == positive
+    figures = _figures(is_positive, score)
     values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
-    resampled = bootstrap(figures, ill)
-    metrics = {"accuracy": share(np.count_nonzero(chosen == truth), len(truth))}
-    if both_kinds(ill):
-        metrics["auc"] = auc(ill, score, group)
-    shares = {
-        "sensitivity": (np.count_nonzero(called & ill), np.count_nonzero(ill)),
-        "specificity": (np.count_nonzero(~called & ~ill), np.count_nonzero(~ill)),
-        "precision": (np.count_nonzero(called & ill), np.count_nonzero(called)),
+    resampled = bootstrap(figures, is_positive)
+    metrics = {"accuracy": wilson_metric(np.count_nonzero(chosen == truth), len(truth))}
+    if both_kinds(is_positive):
+        metrics["auc"] = auc(is_positive, score, group)
+    fractions = {
+        "sensitivity": (np.count_nonzero(called & is_positive), np.count_nonzero(is_positive)),
+        "specificity": (np.count_nonzero(~called & ~is_positive), np.count_nonzero(~is_positive)),
+        "precision": (np.count_nonzero(called & is_positive), np.count_nonzero(called)),
     }
-    metrics.update({name: share(hits, total) for name, (hits, total) in shares.items() if total})
-    if ill.any():
-        metrics["f1"] = replace(f1(np.count_nonzero(called & ill), np.count_nonzero(called ^ ill)), images=len(truth))
+    metrics.update({name: wilson_metric(hits, total) for name, (hits, total) in fractions.items() if total})
+    if is_positive.any():
+        metrics["f1"] = replace(
+            f1(np.count_nonzero(called & is_positive), np.count_nonzero(called ^ is_positive)), images=len(truth)
+        )
     metrics["brier"] = percentile(values["brier"], resampled["brier"], len(truth))
     distance = _distance(score)
     calibrated = draw_outcomes(lambda outcomes: distance(score - outcomes), score)
@@ -117,27 +119,26 @@ def measure_answers(
 
 
 def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> list[dict[str, Any]]:
-    """Of each class folder, in alphabetical order: label index and the share of images that were labelled rightly.
+    """Return label index and fraction of correct images for each class folder, in alphabetical order; plain types.
 
-    That share is the sensitivity in a folder of the positive label and the specificity in one of the other
-    of two. Plain types, with Wilson's interval.
+    With two labels that fraction is the sensitivity in a folder of the positive label, else the specificity.
     """
     names = np.asarray(folders)
     found = []
     for name in np.unique(names).tolist():
         inside = names == name
-        part = share(np.count_nonzero(right[inside]), np.count_nonzero(inside))
+        part = wilson_metric(np.count_nonzero(right[inside]), np.count_nonzero(inside))
         found.append({"folder": name, "label": int(truth[inside][0]), **asdict(part)})
     return found
 
 
 def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
-    """Of each bin that holds images: mean probability, share of positives with Wilson's interval, images."""
+    """Return for each non-empty bin: mean probability, fraction of positives with its Wilson interval, image count."""
     found = bins_of(score)
     points = []
-    for one in np.unique(found):
-        inside = found == one
-        part = share(np.count_nonzero(positive[inside]), np.count_nonzero(inside))
+    for number in np.unique(found):
+        inside = found == number
+        part = wilson_metric(np.count_nonzero(positive[inside]), np.count_nonzero(inside))
         points.append(
             {
                 "probability": float(score[inside].mean()),
@@ -150,9 +151,9 @@ def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
     return points
 
 
-def _figures(ill: Flags, score: Scores) -> Callable[[Weights], Figures]:
-    """Brier score and calibration error as functions of how often each image counts."""
-    error = score - ill
+def _figures(is_positive: Flags, score: Scores) -> Callable[[Weights], Figures]:
+    """Return a function from image weights (R, N) to Brier score and calibration error."""
+    error = score - is_positive
     distance = _distance(score)
 
     def figures(weights: Weights) -> Figures:
@@ -162,7 +163,7 @@ def _figures(ill: Flags, score: Scores) -> Callable[[Weights], Figures]:
 
 
 def _distance(score: Scores) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Expected calibration error as a function of weighted errors (R, N): the sums over each bin, without signs."""
+    """Return a function from weighted errors (R, N) to the calibration error: the absolute sums of the bins."""
     order = np.argsort(score, kind="stable")
     first_of_bin = np.unique(bins_of(score)[order], return_index=True)[1]
 
@@ -172,19 +173,19 @@ def _distance(score: Scores) -> Callable[[NDArray[np.float64]], NDArray[np.float
     return distance
 
 
-def area_of(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:
-    """Area under the ROC curve as a function of weights (R, N), by ranks: no pair is compared."""
+def weighted_auc(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[np.float64]]:
+    """Return a function from weights (R, N) to the area under the ROC curve (R,), computed from ranks."""
     order = np.argsort(score, kind="stable")
     first_of_tie = np.unique(score[order], return_index=True)[1]
 
-    def area(weights: Weights) -> NDArray[np.float64]:
+    def auc_of(weights: Weights) -> NDArray[np.float64]:
         above, below = (
             np.add.reduceat((weights * kind)[:, order], first_of_tie, axis=1) for kind in (positive, ~positive)
         )
         beaten = below.cumsum(axis=1) - below / 2
         return np.asarray((above * beaten).sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1)))
 
-    return area
+    return auc_of
 
 
 def report_text(truth: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
@@ -196,7 +197,7 @@ def report_text(truth: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
 def details(
     truth: NDArray[np.intp], probabilities: NDArray[np.float32], positive: int, threshold: float | None = None
 ) -> dict[str, Any]:
-    """What tables and plots are drawn from: report, confusion matrix (rows: truth), ROC points. Plain types."""
+    """Return classification report, confusion matrix (rows: truth) and ROC points for tables and plots; plain types."""
     chosen = decide(probabilities, positive, threshold)
     return {
         "report": classification_report(truth, chosen, zero_division=0, output_dict=True),
@@ -206,11 +207,11 @@ def details(
 
 
 def roc(positive: Flags, score: Scores) -> dict[str, list[Any]]:
-    """Points of the ROC curve, for at least one image of each kind; plain types."""
+    """Return the points of the ROC curve, given at least one image of each class; plain types."""
     false_positive, true_positive, thresholds = roc_curve(positive, score)
     return {
         "false_positive_rate": false_positive.tolist(),
         "true_positive_rate": true_positive.tolist(),
-        # scikit-learn begins at infinity, which JSON does not know.
+        # scikit-learn starts at infinity, which JSON cannot represent.
         "threshold": [None, *thresholds[1:].tolist()],
     }

@@ -1,4 +1,4 @@
-"""Fits the plane near which training images lie, so that a device can say what is unlike them."""
+"""Fit the plane near which the features of training images lie, so that a device can detect unlike scans."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from mri_edge.scans.preprocessing import Preprocessing
 FeaturesOf = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 FILE = "novelty.npy"
-# Chosen on the robust recipe's features: of 8, 16 and 32 dimensions, 32 tell inverted scans best at the limit below,
-# and all tell photographs and noise.
+# Chosen on the robust recipe's features: of 8, 16 and 32 dimensions, 32 detect inverted scans best at the limit below,
+# and all detect photographs and noise.
 DIMENSIONS = 32
-# Of the distances of scans that took no part in the fit, in the source where it is largest: a small and varied source
-# lies further out, and a device's own scans are of no source that training knew. Taken over all scans alike, the
-# limit warned of 8 in 51 of the reference's test scans; taken so, of 1, and of 3 in 537 scans of both sources together.
-# Those are counts in the features of the int8 artefact, which is what runs on a device.
+# The limit is this quantile of the distances of scans outside the fit, in the source where it is largest: a small and
+# varied source lies further out, and training knows no source of a device's own scans. With one quantile over all
+# scans, 8 of 51 test scans of the reference exceeded the limit; with the largest per source 1, and 3 of 537 scans of
+# both sources together. The counts are from the int8 artefact, which is what runs on a device.
 QUANTILE = 0.99
-_MOST = 1000  # images to fit on; more change the plane little
+_MAX_IMAGES = 1000  # images to fit on; more change the plane little
 _FOLDS = 5
-_OWN_QUANTILE = 50  # scans of a source from which its far end can be told at all
+_OWN_QUANTILE = 50  # scans that a source needs for a quantile of its own
 
 
 @dataclass(frozen=True)
-class FittedNovelty:
-    """What goes into the bundle: the manifest's entry and the bytes of its file."""
+class FittedOutOfDistribution:
+    """The manifest's entry and the bytes of its file in the bundle."""
 
     entry: Novelty
     content: bytes
 
 
-def fit_novelty(
+def fit_out_of_distribution(
     features: FeaturesOf,
     pixels: NDArray[np.uint8],
     train: NDArray[np.intp],
@@ -46,11 +46,11 @@ def fit_novelty(
     seed: int,
     *,
     source: NDArray[np.str_] | None = None,
-) -> FittedNovelty:
-    """Fit the plane on training images, every source heard, and the limit on images that the plane did not see.
+) -> FittedOutOfDistribution:
+    """Fit the plane on training images of every source, and the limit on images outside the fit.
 
-    Those are ``held_out`` and the training images themselves, each measured from a plane of the other
-    four fifths (cross-fitting: few images then give as good a limit as many).
+    The latter are ``held_out`` and the training images, each measured from a plane through the other four
+    fifths: with this cross-fitting a few images give as good a limit as many.
 
     Parameters
     ----------
@@ -59,14 +59,14 @@ def fit_novelty(
     pixels
         uint8 (M, height, width, 3) RGB.
     train, held_out
-        Positions in ``pixels``; ``held_out`` may be empty. Test images belong to neither.
+        Positions in ``pixels``; ``held_out`` may be empty. Test images must be in neither.
     source
-        Where each picture is from (M,); ``None`` for one source.
+        Source of each picture (M,); ``None`` for a single source.
     """
     if source is None:
         source = np.zeros(len(pixels), "U1")
     rng = np.random.default_rng([seed, 2])
-    chosen, held_out = (_of_every_source(some, source, rng) for some in (train, held_out))
+    chosen, held_out = (_balance_sources(rows, source, rng) for rows in (train, held_out))
     roots = np.sqrt(features(pixels[chosen]))
     plane = _plane(roots)
     distance = np.empty(len(chosen), np.float32)
@@ -85,17 +85,17 @@ def fit_novelty(
         fitted_images=len(chosen),
         held_out_images=len(distance),
     )
-    return FittedNovelty(entry, file.getvalue())
+    return FittedOutOfDistribution(entry, file.getvalue())
 
 
-def _of_every_source(among: NDArray[np.intp], source: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
-    """At most ``_MOST`` of these positions, the sources in equal numbers as far as each goes."""
-    shuffled = rng.permutation(among)
-    turn = np.empty(len(shuffled), np.intp)  # the how-manieth of its source
-    for one in np.unique(source[shuffled]):
-        members = source[shuffled] == one
+def _balance_sources(rows: NDArray[np.intp], source: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return at most ``_MAX_IMAGES`` of these rows, as many from each source as far as it has them."""
+    shuffled = rng.permutation(rows)
+    turn = np.empty(len(shuffled), np.intp)  # position within its source
+    for name in np.unique(source[shuffled]):
+        members = source[shuffled] == name
         turn[members] = np.arange(np.count_nonzero(members))
-    return shuffled[np.argsort(turn, kind="stable")[:_MOST]]
+    return shuffled[np.argsort(turn, kind="stable")[:_MAX_IMAGES]]
 
 
 def _plane(roots: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,13 +107,13 @@ def _plane(roots: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _limit(distance: NDArray[np.float32], source: NDArray[np.str_]) -> float:
-    large = [one for one, count in zip(*np.unique(source, return_counts=True), strict=True) if count >= _OWN_QUANTILE]
-    parts = [distance, *(distance[source == one] for one in large)]
+    names, counts = np.unique(source, return_counts=True)
+    parts = [distance, *(distance[source == name] for name in names[counts >= _OWN_QUANTILE])]
     return float(max(np.quantile(part, QUANTILE) for part in parts))
 
 
 def keras_features(backbone: Any, preprocessing: Preprocessing) -> FeaturesOf:
-    """What ``fit_novelty`` takes, from a Keras model whose last convolution gives the feature map."""
+    """Return ``features`` for ``fit_out_of_distribution``: those of the last convolution of a Keras model."""
     import keras
 
     last = next(layer for layer in reversed(backbone.layers) if isinstance(layer, keras.layers.Conv2D))

@@ -1,4 +1,4 @@
-"""The state of an unfinished training: a folder beside its result, from which ``--resume`` goes on."""
+"""Keep the state of an unfinished training in a folder next to its result, from which ``--resume`` continues."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from mri_edge.storage.staging import lock_folder
 
 from .keras import load_keras
 
-# What alone is there when the data or the disk were found unfit, or no epoch has ended: all of it is made anew.
+# If a work folder contains only these, no epoch has ended: there is nothing to resume, all of it is recomputed.
 _BEFORE_TRAINING = {"identity", "pixels.npy", "slices", "validation.npy", "views.npy"}
 
 
 class _TakenError(UsageError):
-    """Another training works on the same result."""
+    """Another training is writing the same result."""
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[Path]:
-    """Hold ``out`` for one training while the block runs, by a lock on its work folder; yields ``out``.
+    """Lock ``out`` for one training while the block runs, by a lock on its work folder; yields ``out``.
 
-    The system lets go of the lock however the program ends. A work folder that holds nothing to
-    resume is removed, with the folders above it that were made for it.
+    The system releases the lock however the program ends. A work folder without anything to resume is removed,
+    together with the parent folders that were created for it.
 
     Raises
     ------
     UsageError
-        Another training works on the same result.
+        Another training is writing the same result.
     OutputError
-        The work folder cannot be made.
+        The work folder cannot be created.
     """
-    work = _work_of(out)
+    work = _work_folder(out)
     new_parents = [folder for folder in work.parents if not os.path.lexists(folder)]
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def claimed(out: Path) -> Iterator[Path]:
         if not has_state(out):
             shutil.rmtree(work, ignore_errors=True)
             for folder in new_parents:
-                with suppress(OSError):  # the bundle lies in it
+                with suppress(OSError):  # it contains the bundle
                     folder.rmdir()
         if handle is not None:
             os.close(handle)
@@ -68,17 +68,17 @@ def claimed(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
-    """Hold the next free of ``runs/NAME``, ``runs/NAME-2``, …, or to ``resume`` the one that was cut off last.
+    """Lock the next free one of ``runs/NAME``, ``runs/NAME-2``, …, or with ``resume`` the last interrupted one.
 
     Raises
     ------
     UsageError
         There is nothing to resume.
     OutputError
-        The folder cannot be made.
+        The folder cannot be created.
     """
     if resume:
-        with claimed(_last_cut_off(name)) as out:
+        with claimed(_last_interrupted(name)) as out:
             yield out
         return
     for number in count(1):
@@ -88,7 +88,7 @@ def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
                 claim.enter_context(claimed(out))
             except _TakenError:
                 continue
-            # Asked under the lock: until then a training may end there.
+            # Check while holding the lock: until then another training may finish here.
             if os.path.lexists(out) or has_state(out):
                 continue
             yield out
@@ -96,14 +96,14 @@ def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
 
 
 def has_state(out: Path) -> bool:
-    """Whether there is an unfinished training of ``out`` that can be resumed."""
+    """Return whether there is an unfinished training of ``out`` that can be resumed."""
     try:
-        return not {path.name for path in _work_of(out).rglob("*") if not path.is_dir()} <= _BEFORE_TRAINING
+        return not {path.name for path in _work_folder(out).rglob("*") if not path.is_dir()} <= _BEFORE_TRAINING
     except OSError:
         return False
 
 
-def _last_cut_off(name: str) -> Path:
+def _last_interrupted(name: str) -> Path:
     pattern = re.compile(rf"\.({re.escape(name)}(?:-\d+)?)\.training")
     found = [match for path in RUNS.iterdir() if (match := pattern.fullmatch(path.name))] if RUNS.is_dir() else []
     outs = [out for match in found if has_state(out := RUNS / match[1])]
@@ -111,15 +111,15 @@ def _last_cut_off(name: str) -> Path:
         raise UsageError(
             f"{RUNS}/ holds no training of {name} that was cut off", "Name its --out, or train without --resume"
         )
-    return max(outs, key=lambda out: _work_of(out).stat().st_mtime_ns)
+    return max(outs, key=lambda out: _work_folder(out).stat().st_mtime_ns)
 
 
-def _work_of(out: Path) -> Path:
+def _work_folder(out: Path) -> Path:
     return out.absolute().with_name(f".{out.absolute().name}.training")
 
 
 def _clear(work: Path) -> None:
-    """Remove what is in a work folder, and not the folder: whoever claimed it holds its lock."""
+    """Remove the content of a work folder, but not the folder itself, which carries the lock."""
     for path in work.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -132,18 +132,18 @@ def _cannot_write(work: Path, error: OSError) -> OutputError:
 
 
 def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> Path:
-    """The folder that holds the state of the training whose result will be ``out``.
+    """Return the folder for the state of the training that writes ``out``.
 
-    ``facts``, as JSON can hold them, are all that decides the result beside the code: only a training with the same,
-    by the same version, is resumed.
+    ``facts`` are JSON values that, together with the code, decide the result: a training is resumed only with the
+    same facts and the same version.
 
     Raises
     ------
     OutputError
-        An unfinished training is there and ``resume`` was not said, or it is another one.
+        There is an unfinished training and ``resume`` is False, or it has other facts.
     """
     identity = fingerprint([__version__, json.dumps(facts)])
-    work = _work_of(out)
+    work = _work_folder(out)
     record = work / "identity"
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def check_space(work: Path, wanted: int) -> None:
 
 
 def save(path: Path, variables: Sequence[Any], facts: object) -> None:
-    """Write Keras variables, and facts as JSON can hold them, whole."""
+    """Write Keras variables, and facts as JSON values, atomically."""
     keras = load_keras()
     content = io.BytesIO()
     arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
@@ -188,14 +188,14 @@ def save(path: Path, variables: Sequence[Any], facts: object) -> None:
 
 
 def restore(path: Path, variables: Sequence[Any]) -> None:
-    """Give variables the values that ``save`` wrote of them."""
+    """Assign the values that ``save`` wrote to the variables."""
     with np.load(path, allow_pickle=False) as content:
         for index, variable in enumerate(variables):
             variable.assign(content[f"v{index}"])
 
 
 def facts_in(path: Path | None) -> Any:
-    """The facts that ``save`` wrote, or None where there is no file."""
+    """Return the facts that ``save`` wrote, or None if there is no file."""
     if path is None or not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as content:

@@ -1,8 +1,8 @@
-"""Distillation: random views with a teacher's answers, and a small network that learns to give the same.
+"""Distil a teacher into a small network: collect its answers to random views, then train on them.
 
-G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015; no true label is used beside the
-teacher's answers. The teacher looks at each view once; the student sees it many times, each time a little moved and
-lit anew, which changes no answer.
+G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015; the targets are the teacher's
+answers alone, no true labels. The teacher scores each view once; the student sees it many times, each time with a
+small random shift, flip and change of brightness, which do not change the answer.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Plan:
     Attributes
     ----------
     epochs, batch, rate, weight_decay
-        Rounds over the pool, and steps of AdamW: a linear rise over the first ``rise`` steps, then half a cosine.
+        Passes over the pool, and AdamW with a linear rise over the first ``rise`` steps, then half a cosine.
     temperature
-        Softens the teacher's answers, so that they tell near misses from far ones.
+        Softens the teacher's answers, so that they distinguish near misses from far ones.
     """
 
     epochs: int
@@ -64,9 +64,9 @@ class Pool:
 def make_pool(
     views_of: ViewsOf, steps: int, teacher: Teacher, store: Path, report: Report = lambda done, total, loss: None
 ) -> Pool:
-    """Draw ``steps`` batches of grey views and ask the teacher about each; they lie in ``store``, mapped from there.
+    """Draw ``steps`` batches of gray views of equal size, and store them with the teacher's answers in ``store``.
 
-    Batches are all of one size. What lay in ``store`` is replaced.
+    The views are memory-mapped. An existing pool is replaced.
     """
     batch = views_of(0).shape
     shape = (steps * batch[0], *batch[1:])
@@ -77,14 +77,14 @@ def make_pool(
         answers.append(teacher(drawn[..., None].repeat(3, axis=-1)))
         report(step + 1, steps, 0.0)
     views.flush()
-    content, asked = io.BytesIO(), np.concatenate(answers)
-    np.save(content, asked)
-    atomic_write(store / _ANSWERS, content.getbuffer())  # last: where they are, the pool is whole
-    return Pool(views, asked)
+    content, all_answers = io.BytesIO(), np.concatenate(answers)
+    np.save(content, all_answers)
+    atomic_write(store / _ANSWERS, content.getbuffer())  # written last: if they exist, the pool is complete
+    return Pool(views, all_answers)
 
 
 def open_pool(store: Path) -> Pool | None:
-    """The pool that ``make_pool`` left in ``store``; None if there is none, or it was cut off."""
+    """Return the pool that ``make_pool`` wrote to ``store``; None if there is none or it is incomplete."""
     if not (store / _ANSWERS).is_file():
         return None
     return Pool(np.load(store / _VIEWS, mmap_mode="r"), np.load(store / _ANSWERS))
@@ -93,14 +93,14 @@ def open_pool(store: Path) -> Pool | None:
 def distil(
     student: Any, pool: Pool, plan: Plan, seed: int, report: Report = lambda done, total, loss: None
 ) -> list[float]:
-    """Train ``student``, grey float32 (N, height, width, 1) -> probabilities, in place; loss of each step."""
+    """Train ``student``, gray float32 (N, height, width, 1) -> probabilities, in place; return each step's loss."""
     keras = load_keras()
     targets = scale_probabilities(pool.answers, plan.temperature).astype(np.float32)
-    in_epoch = len(targets) // plan.batch
-    total = in_epoch * plan.epochs
+    epoch_steps = len(targets) // plan.batch
+    total = epoch_steps * plan.epochs
 
     def make_batch(step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        epoch, place = divmod(step, in_epoch)
+        epoch, place = divmod(step, epoch_steps)
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(targets))
         chosen = np.sort(order[place * plan.batch : (place + 1) * plan.batch])
         rng = np.random.default_rng([seed, 4, step])
@@ -120,7 +120,7 @@ def distil(
 
 
 def moved_and_lit(rng: np.random.Generator, views: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Views uint8 (N, height, width) mirrored, moved and lit anew: float32 (N, height, width, 1), 0 to 1."""
+    """Flip, shift and relight views uint8 (N, height, width) at random: float32 (N, height, width, 1), 0 to 1."""
     count, height, width = views.shape
     reach = _LARGEST_SHIFT
     framed = np.pad(views, ((0, 0), (reach, reach), (reach, reach)), mode="edge")

@@ -1,4 +1,4 @@
-"""Fine-tuning: a warm-up of the head, then the upper blocks with it, on batches made while the network works."""
+"""Fine-tune a network: warm up the head, then train it with the upper blocks, on batches made in a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .keras import load_keras
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 Made = TypeVar("Made")
 
-_AHEAD = 4  # batches made in advance
+_AHEAD = 4  # batches that are prepared in advance
 _VGG_STAGES = tuple(f"block{number}_" for number in range(1, 6))  # Keras' names of VGG's layers
 
 
@@ -53,12 +53,12 @@ class Plan:
 
 
 def fast_precision() -> str:
-    """``mixed_bfloat16`` where the hardware multiplies bfloat16 faster than float32, else ``float32``.
+    """Return ``mixed_bfloat16`` if the hardware multiplies bfloat16 faster than float32, else ``float32``.
 
     Products in bfloat16, sums and weights in float32. Measured for a step of VGG16 on CPUs: with AMX five
-    times as fast, with AVX512-BF16 1.8 times. GPUs with bfloat16 are asked of the backend.
+    times as fast, with AVX512-BF16 1.8 times. The backend lists the GPUs.
     """
-    # On ARM "bf16" promises no speed that has been measured.
+    # On ARM the flag "bf16" promises no measured speed-up.
     found = machine.cpu()
     if found.architecture == "x86_64" and found.instructions & {"amx-bf16", "bf16"}:
         return "mixed_bfloat16"
@@ -82,19 +82,19 @@ def finetune(
     Parameters
     ----------
     network
-        Keras model of normalised pictures float32 (N, H, W, 3) that ends in class probabilities.
+        Keras model of normalized pictures float32 (N, H, W, 3) that ends in class probabilities.
     backbone
         The VGG16 inside ``network``.
     make_batch
-        Called once for each step 0, 1, … in a thread of its own; gives pictures and targets (N, classes).
-        What it returns may depend on the step alone: that makes a seed's run repeatable.
+        Called once for each step 0, 1, … in a separate thread; returns pictures and targets (N, classes).
+        Its result must depend on the step only, so that a run with the same seed is repeatable.
     report
-        Called after each step with steps done, steps in all, and the step's loss.
+        Called after each step with the steps done, the total, and the loss of the step.
     stages
         Prefixes of the layer names of each stage of the backbone, from the input upwards.
     checkpoint
-        File that holds the state after every ``every`` steps; if it is there, training goes on from it, and
-        ends with the same weights as one that was never cut off.
+        File for the state, saved every ``every`` steps; if it exists, training continues from it and ends
+        with the same weights as an uninterrupted one.
 
     Returns
     -------
@@ -106,18 +106,18 @@ def finetune(
     resumed = len(losses)
     batches = made_ahead(make_batch, total, resumed)
 
-    def run(first: int, last: int, optimiser: Any) -> None:
-        """Steps ``first`` to ``last``, or those of them that a checkpoint leaves to do."""
+    def run(first: int, last: int, optimizer: Any) -> None:
+        """Train steps ``first`` to ``last``, except those that the checkpoint contains."""
         if last < resumed:
             return
-        network.compile(optimizer=optimiser, loss="categorical_crossentropy")
-        optimiser.build(network.trainable_variables)
-        # Those of the network hold the state of its dropout too.
-        state = [*network.variables, *optimiser.variables]
+        network.compile(optimizer=optimizer, loss="categorical_crossentropy")
+        optimizer.build(network.trainable_variables)
+        # The network's variables include the state of its dropout.
+        state = [*network.variables, *optimizer.variables]
         if checkpoint and resumed > first:
             checkpoints.restore(checkpoint, state)
         for _ in range(max(first, resumed), last):
-            network.reset_metrics()  # else Keras gives the mean since it was compiled
+            network.reset_metrics()  # otherwise Keras returns the mean since compilation
             losses.append(float(network.train_on_batch(*next(batches), return_dict=True)["loss"]))
             if checkpoint and len(losses) % every == 0:
                 checkpoints.save(checkpoint, state, losses)
@@ -126,7 +126,7 @@ def finetune(
     backbone.trainable = False
     run(0, plan.warm_steps, keras.optimizers.Adam(plan.warm_rate))
     _unfreeze(backbone, tuple(stages[: plan.frozen_blocks]))
-    optimiser = keras.optimizers.AdamW(
+    optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
             max(1, plan.steps - plan.rise),
@@ -139,8 +139,8 @@ def finetune(
         use_ema=True,
         ema_momentum=plan.averaging,
     )
-    run(plan.warm_steps, total, optimiser)
-    optimiser.finalize_variable_values(network.trainable_variables)
+    run(plan.warm_steps, total, optimizer)
+    optimizer.finalize_variable_values(network.trainable_variables)
     return losses
 
 
@@ -151,12 +151,12 @@ def _unfreeze(backbone: Any, frozen: tuple[str, ...]) -> None:
 
 
 def made_ahead(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
-    """What ``make_batch`` gives for ``first`` to ``count`` - 1, made in a thread of its own while the caller works."""
+    """Yield ``make_batch(first)`` to ``make_batch(count - 1)``, made in a separate thread while the caller works."""
     with ThreadPoolExecutor(1) as thread:
         waiting: list[Future[Made]] = []
         for step in range(first, count):
             waiting.append(thread.submit(make_batch, step))
             if len(waiting) > _AHEAD:
                 yield waiting.pop(0).result()
-        for one in waiting:
-            yield one.result()
+        for future in waiting:
+            yield future.result()

@@ -1,11 +1,10 @@
-"""Training of the head on a frozen backbone: each augmented image costs one forward pass, and no more.
+"""Train the head on a frozen backbone: each augmented image costs one forward pass of the backbone.
 
-The backbone does not change, so an image's features do not either: those of the validation images are
-computed once, and the head, a hundredth of the work, learns from features. The mathematics is
-that of Keras' ``fit`` on the whole network.
+The backbone does not change, so the features of the validation images are computed once, and the head, a hundredth
+of the work, is trained on features. The mathematics is that of Keras' ``fit`` on the whole network.
 
-An epoch is a function of the weights, the optimiser's state, the seed and its number alone: no random
-state is carried from one to the next, which is what makes a resumed training end as an unbroken one.
+An epoch depends only on the weights, the optimizer's state, the seed and its number. No random state is carried from
+one epoch to the next, so a resumed training ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mri_edge.train.transforms import affine
 from . import checkpoint as checkpoints
 from .keras import load_keras
 
-# Images the backbone takes at a time: enough to keep the cores busy, some 100 MB of activations a layer.
+# Images in a batch of the backbone: enough to keep the cores busy; about 100 MB of activations per layer.
 BACKBONE_BATCH = 32
 
 Features = NDArray[np.float32]
@@ -35,7 +34,7 @@ Extractor = Callable[[NDArray[np.float32]], Features]
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over one epoch. ``number`` counts from 1; the training figures are with augmentation and dropout."""
+    """Means over one epoch. ``number`` counts from 1; ``loss`` and ``accuracy`` include augmentation and dropout."""
 
     number: int
     loss: float
@@ -46,10 +45,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Images:
-    """Some of the pictures of a data set.
+    """A subset of the pictures of a data set.
 
-    ``pixels`` are those of the whole set, uint8 (M, H, W, 3) RGB, mapped from disk so that it need not fit
-    into memory; ``rows`` (N,) say which, ``labels`` (N,) are the label indices of these.
+    ``pixels`` uint8 (M, H, W, 3) RGB are those of the whole set, memory-mapped so that it need not fit into memory;
+    ``rows`` (N,) select the subset, and ``labels`` (N,) are its label indices.
     """
 
     pixels: NDArray[np.uint8]
@@ -60,39 +59,40 @@ class Images:
         return len(self.rows)
 
     def take(self, indices: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
-        """Pixels of these images: uint8 (len(indices), H, W, 3)."""
+        """Return pixels of these images: uint8 (len(indices), H, W, 3)."""
         return self.pixels[self.rows[indices]]
 
 
 def augmented(
     images: Images, indices: NDArray[np.intp], recipe: RecipeSpec, seed: int, epoch: int
 ) -> NDArray[np.float32]:
-    """Network input float32 (len(indices), H, W, 3) of these images, each with the transform of its epoch."""
+    """Return network input float32 (len(indices), H, W, 3), each image with its transform of this epoch."""
+    ranges = recipe.augmentation
     pixels = images.take(indices)
     batch = np.empty(pixels.shape, np.float32)
     for row, index in enumerate(indices):
         rng = np.random.default_rng([seed, epoch, index])
-        batch[row] = affine.apply(pixels[row], affine.draw(rng, recipe.transforms, *pixels.shape[1:3]))
+        batch[row] = affine.apply(pixels[row], affine.draw(rng, ranges, *pixels.shape[1:3]))
     return recipe.preprocessing.normalize(batch)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
-    """The order in which an epoch takes its images."""
+    """Return the order of the images in an epoch."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def features_of(images: Images, recipe: RecipeSpec, extract: Extractor, store: Path | None = None) -> Features:
-    """Backbone features (N, h, w, 512) of images as they are; mapped from the file ``store`` where one is named."""
+    """Return backbone features (N, h, w, 512) of unaugmented images, memory-mapped from the file ``store`` if given."""
 
-    def part(start: int) -> Features:
+    def extract_batch(start: int) -> Features:
         return extract(recipe.preprocessing.normalize(images.take(slice(start, start + BACKBONE_BATCH))))
 
-    first = part(0)
+    first = extract_batch(0)
     shape = (len(images), *first.shape[1:])
     features = np.lib.format.open_memmap(store, "w+", np.float32, shape) if store else np.empty(shape, np.float32)
     features[: len(first)] = first
     for start in range(BACKBONE_BATCH, len(images), BACKBONE_BATCH):
-        features[start : start + BACKBONE_BATCH] = part(start)
+        features[start : start + BACKBONE_BATCH] = extract_batch(start)
     return features
 
 
@@ -109,33 +109,35 @@ def fit(
     trained: Callable[[int], None] = lambda images: None,
     epoch_ended: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
-    """Train ``network.head`` for ``recipe.schedule.epochs`` epochs; returns the history.
+    """Train ``network.head`` for ``recipe.schedule.epochs`` epochs and return the history.
 
     Parameters
     ----------
     checkpoint
-        File that holds the state after each whole epoch; if it is there, training goes on from it. Its folder
-        takes the features of the validation images too, so that these need not fit into memory.
+        File for the state after each epoch; if it exists, training continues from it. The features of the validation
+        images are stored in the same folder, so that they need not fit into memory.
     say, began, trained, epoch_ended
-        Told of progress: what is done before the first epoch, its number, images that were trained on, each epoch.
+        Called with a message before the first epoch, its number, the count of trained images, and each epoch.
     """
     keras = load_keras()
     head = network.head
     classes = head.output_shape[-1]
     targets = keras.utils.to_categorical(train.labels, classes)
     state = [*head.trainable_variables, *head.optimizer.variables]
-    history = [Epoch(**one) for one in checkpoints.facts_in(checkpoint) or ()]
-    if history:
+    history = [Epoch(**record) for record in checkpoints.facts_in(checkpoint) or ()]
+    if checkpoint and history:
         checkpoints.restore(checkpoint, state)
     extract = network.backbone.predict_on_batch
     say(f"computing the features of {len(validation)} validation images")
-    seen = features_of(validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None)
-    seen_targets = keras.utils.to_categorical(validation.labels, classes)
+    val_features = features_of(
+        validation, recipe, extract, checkpoint.with_name("validation.npy") if checkpoint else None
+    )
+    val_targets = keras.utils.to_categorical(validation.labels, classes)
     began(len(history) + 1)
     for epoch in range(len(history) + 1, recipe.schedule.epochs + 1):
         seed_dropout(head, seed, epoch)
         sums = np.zeros(2)
-        for indices, pictures in _ahead(train, recipe, seed, epoch):
+        for indices, pictures in _augmented_batches(train, recipe, seed, epoch):
             features = extract(pictures)
             for start in range(0, len(indices), recipe.schedule.batch):
                 batch = slice(start, start + recipe.schedule.batch)
@@ -143,7 +145,7 @@ def fit(
                 loss, accuracy = head.train_on_batch(features[batch], targets[indices[batch]])
                 sums += len(features[batch]) * np.array([loss, accuracy], float)
             trained(len(indices))
-        val_loss, val_accuracy = _evaluate(head, seen, seen_targets, recipe.schedule.batch)
+        val_loss, val_accuracy = _evaluate(head, val_features, val_targets, recipe.schedule.batch)
         history.append(
             Epoch(
                 epoch,
@@ -154,13 +156,13 @@ def fit(
             )
         )
         if checkpoint:
-            checkpoints.save(checkpoint, state, [asdict(one) for one in history])
+            checkpoints.save(checkpoint, state, [asdict(record) for record in history])
         epoch_ended(history[-1])
     return history
 
 
 def _evaluate(head: Any, features: Features, targets: NDArray[np.float32], batch: int) -> tuple[float, float]:
-    """Loss and accuracy; Keras' own ``evaluate`` would copy all features into memory."""
+    """Return loss and accuracy; Keras' own ``evaluate`` would copy all features into memory."""
     sums = np.zeros(2)
     for start in range(0, len(features), batch):
         part = np.asarray(features[start : start + batch])
@@ -171,16 +173,16 @@ def _evaluate(head: Any, features: Features, targets: NDArray[np.float32], batch
 
 
 def seed_dropout(head: Any, seed: int, epoch: int) -> None:
-    """Start the dropout masks of an epoch from its number."""
+    """Seed the dropout masks of an epoch with its number."""
     for layer in head.layers:
         if generator := getattr(layer, "seed_generator", None):
             generator.state.assign([seed, epoch])
 
 
-def _ahead(
+def _augmented_batches(
     train: Images, recipe: RecipeSpec, seed: int, epoch: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Batches for the backbone, each augmented by a thread while the one before is worked on."""
+    """Yield batches for the backbone; a thread augments the next one while the caller processes the last."""
     order = epoch_order(len(train), seed, epoch)
     count = max(1, BACKBONE_BATCH // recipe.schedule.batch) * recipe.schedule.batch  # whole batches of the head
     parts = [order[start : start + count] for start in range(0, len(order), count)]

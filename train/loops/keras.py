@@ -1,7 +1,4 @@
-"""Keras for training: every module of this package imports it by ``load_keras``, without log lines.
-
-The backend is the one that KERAS_BACKEND names, else TensorFlow.
-"""
+"""Import Keras for training without log lines, with the backend that KERAS_BACKEND names, else TensorFlow."""
 
 from __future__ import annotations
 

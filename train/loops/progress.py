@@ -1,4 +1,4 @@
-"""Progress of a training on stderr: a bar on a terminal, and a line an epoch everywhere."""
+"""Show the progress of a training on stderr: one line per epoch, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from mri_edge.commands.progress import Bar, Pace, redraws
 
 from .head import Epoch
 
-_LINES = 20  # of work that has no epochs
-_SILENCE = 60  # seconds without a line after which one comes in the middle of an epoch
+_LINES = 20  # lines for work without epochs
+_SILENCE = 60  # seconds without output after which a line is printed within an epoch
 
 
 class TrainingProgress:
-    """One line for each epoch that ended; what ``training_progress`` yields where no bar can be drawn."""
+    """Print one line per epoch; used where no bar can be drawn."""
 
     def __init__(self, epochs: int, label: str) -> None:
         self._epochs, self._label = epochs, label
         self._pace: Pace | None = None
 
     def note(self, text: str) -> None:
-        """Say what is done between the epochs."""
+        """Print what happens between epochs."""
         click.echo(f"{self._label}{text}", err=True)
 
     def started(self, epoch: int) -> None:
-        """The first epoch to train begins: number 1, or a later one where a training is resumed."""
+        """Start the clock: the first epoch begins, number 1, or a later one in a resumed training."""
         self._pace = Pace(epoch - 1)
 
     def images(self, count: int) -> None:
-        """``count`` more images were trained on."""
+        """Count ``count`` more trained images."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """An epoch has ended."""
+        """Print the line of a finished epoch."""
         pace = f"  {self._pace.words(epoch.number, self._epochs)}" if self._pace else ""
         self.note(f"{_words(epoch, self._epochs)}{pace}")
 
 
 class _BarProgress(TrainingProgress):
-    """The same lines above a bar over all images of all epochs."""
+    """Print the same lines above a bar over all images of all epochs."""
 
     def __init__(self, bar: Bar, images: int, epochs: int, label: str) -> None:
         super().__init__(epochs, label)
@@ -64,7 +64,7 @@ class _BarProgress(TrainingProgress):
 
 @contextmanager
 def training_progress(images: int, epochs: int, label: str = "") -> Iterator[TrainingProgress]:
-    """Show a training of ``epochs`` epochs of ``images`` images; ``label`` begins each line: ``"fold 2/5, "``."""
+    """Show a training of ``epochs`` epochs of ``images`` images; ``label`` starts each line: ``"fold 2/5, "``."""
     if not redraws(sys.stderr):
         yield TrainingProgress(epochs, label)
         return
@@ -74,12 +74,12 @@ def training_progress(images: int, epochs: int, label: str = "") -> Iterator[Tra
 
 @contextmanager
 def step_progress(description: str, *, first: int = 0, every: int = 0) -> Iterator[Callable[[int, int, float], None]]:
-    """Show work that is counted in steps: call what it yields with steps done, steps in all, and the loss.
+    """Show work that is counted in steps: yields a function of steps done, total steps and loss.
 
     Parameters
     ----------
     first, every
-        Steps before the first epoch, and steps of an epoch, where the work has epochs.
+        Steps before the first epoch, and steps per epoch, if the work has epochs.
     """
     if redraws(sys.stderr):
         with Bar(description) as bar:
@@ -92,7 +92,7 @@ def step_progress(description: str, *, first: int = 0, every: int = 0) -> Iterat
     def show(done: int, total: int, loss: float) -> None:
         nonlocal pace, last
         if pace is None:
-            pace = Pace(done)  # how long the first step took is not known
+            pace = Pace(done)  # the duration of the first step is unknown
         ended = (done - first) % every == 0 if every else done % max(1, total // _LINES) == 0
         if not (ended or done == total or pace.elapsed - last > _SILENCE):
             return

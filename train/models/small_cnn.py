@@ -103,7 +103,7 @@ def fold(trained: Any, shipped: Network) -> None:
             plain.append(_with_normalisation(layer.get_weights()[0], following.get_weights(), following.epsilon))
         elif isinstance(layer, keras.layers.Dense):
             plain.append(layer.get_weights())
-    plain[0][0] = plain[0][0].repeat(3, axis=2) / 3
+    plain[0][0] = plain[0][0].repeat(3, axis=2) / np.float32(3)
     targets = [layer for layer in shipped.whole.layers if layer.weights]
     for layer, weights in zip(targets, plain, strict=True):
         layer.set_weights(weights)

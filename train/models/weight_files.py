@@ -49,21 +49,21 @@ def read_weights(path: Path) -> Arrays:
         with open(path, "rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise _unfit(path, error.strerror) from error
+        raise _unreadable(path, error.strerror) from error
     if is_lfs_pointer(head):
         raise WeightsError(f"{path}: is a Git LFS pointer, not the weights", HINT)
     reader = next((read for magic, read in _READERS.items() if head.startswith(magic)), None)
     if reader is None:
-        raise _unfit(path, "neither .tar.gz, .ckpt, .h5 nor .keras")
+        raise _unreadable(path, "neither .tar.gz, .ckpt, .h5 nor .keras")
     try:
         return _checked(reader(path))
-    # pickle, tarfile and h5py raise whatever they stumble over: AttributeError, TypeError, RuntimeError, zlib.error, …
+    # pickle, tarfile and h5py raise many types of errors: AttributeError, TypeError, RuntimeError, zlib.error, …
     except Exception as error:
         reason = printable(first_line(error))[:300]
-        raise _unfit(path, f"no {reason} in it" if isinstance(error, KeyError) else reason) from error
+        raise _unreadable(path, f"no {reason} in it" if isinstance(error, KeyError) else reason) from error
 
 
-def _unfit(path: Path, reason: object) -> WeightsError:
+def _unreadable(path: Path, reason: object) -> WeightsError:
     return WeightsError(
         f"{path}: holds no VGG16 weights that can be read safely ({reason})",
         f"Files that can: the source archive of {PACKAGE}, the .ckpt in it, a VGG16 saved by Keras as .h5 or .keras",
@@ -80,13 +80,13 @@ def _checked(arrays: list[Any]) -> Arrays:
     return pairs
 
 
-class _Bounded:
-    """A compressed file as tarfile reads it, up to the bytes that its size allows."""
+class _Bounded(io.BufferedIOBase):
+    """The unpacked stream of an archive, which raises an error if it is too long for the archive's size."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
         self._file, self._size, self._done = file, size, 0
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int | None = -1, /) -> bytes:
         piece = self._file.read(count)
         self._done += len(piece)
         check_unpacked(self._done, self._size, "archive")
@@ -94,14 +94,14 @@ class _Bounded:
 
 
 def _from_archive(path: Path) -> list[Any]:
-    # Read through, member by member, nothing is extracted: no path of the archive is ever used.
+    # Members are read as a stream and never extracted: no path in the archive is used.
     with (
         gzip.open(path) as unpacked,
         tarfile.open(fileobj=_Bounded(unpacked, path.stat().st_size), mode="r|") as archive,
     ):
         for member in archive:
-            if member.name == _MEMBER and member.isreg():
-                return _from_checkpoint(io.BytesIO(archive.extractfile(member).read()))
+            if member.name == _MEMBER and member.isreg() and (content := archive.extractfile(member)):
+                return _from_checkpoint(io.BytesIO(content.read()))
     raise ValueError(f"no {_MEMBER} in the archive")
 
 
@@ -123,7 +123,7 @@ def _from_keras_archive(path: Path) -> list[Any]:
 
 
 def _from_hdf5(path: Path) -> list[Any]:
-    """Kernel and bias of each group that holds a 4-D and a 1-D array, groups in the order of their numbers."""
+    """Return kernel and bias of each group that has a 4-D and a 1-D array, in the order of their numbers."""
     check_hdf5(path)
     found: dict[str, list[NDArray[Any]]] = {}
 
@@ -146,7 +146,7 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)(\d*)", name)]
 
 
-# How each kind of file begins.
+# First bytes of each file format.
 _READERS = {
     b"\x1f\x8b": _from_archive,
     b"\x89HDF": _from_hdf5,

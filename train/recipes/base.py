@@ -231,6 +231,20 @@ class RecipeSpec:
         """Whether a training learns from trained bundles (``--teacher``)."""
         return isinstance(self.schedule, Distillation)
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """The affine transforms of a head training. Raises TypeError if the recipe has views of scans instead."""
+        if not isinstance(self.transforms, Augmentation):
+            raise TypeError(f"recipe {self.name!r} trains on transformed inputs: its transforms must be Augmentation")
+        return self.transforms
+
+    @property
+    def scan_views(self) -> ScanViews:
+        """The views of scans to train on. Raises TypeError if the recipe transforms the network's input instead."""
+        if not isinstance(self.transforms, ScanViews):
+            raise TypeError(f"recipe {self.name!r} trains on views of the scans: its transforms must be ScanViews")
+        return self.transforms
+
     def with_epochs(self, epochs: int) -> RecipeSpec:
         """The same recipe, trained for ``epochs``."""
         return replace(self, schedule=replace(self.schedule, epochs=epochs))

@@ -9,13 +9,7 @@ from .distilled import SMALL
 from .reference import REFERENCE
 from .robust import ROBUST
 
-RECIPES: dict[str, RecipeSpec] = {}
-
-
-def register(recipe: RecipeSpec) -> RecipeSpec:
-    """Add a recipe under its name."""
-    RECIPES[recipe.name] = recipe
-    return recipe
+RECIPES: dict[str, RecipeSpec] = {recipe.name: recipe for recipe in (REFERENCE, ROBUST, SMALL)}
 
 
 def find_recipe(name: str) -> RecipeSpec:
@@ -23,7 +17,3 @@ def find_recipe(name: str) -> RecipeSpec:
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}", f"Recipes: {', '.join(RECIPES)}")
     return RECIPES[name]
-
-
-for _recipe in (REFERENCE, ROBUST, SMALL):
-    register(_recipe)

@@ -1,1 +1,1 @@
-"""Pages and plots for people."""
+"""Training and evaluation reports: HTML pages, plots and tables."""

@@ -1,16 +1,15 @@
-"""The record of an evaluation as a page that needs nothing else, and as tables on a terminal."""
+"""Show the record of an evaluation: as one HTML page that needs no network, and as tables on a terminal."""
 
 from __future__ import annotations
 
-from html import escape
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
-
-from .page import page, picture, table
 
 NAMES = {
     "accuracy": "accuracy",
@@ -22,61 +21,52 @@ NAMES = {
     "brier": "Brier score",
     "calibration_error": "calibration error",
 }
+_TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
 _ON_TERMINAL = 10  # mistakes that the terminal names
+
+_Heads = tuple[str, ...]
+_Rows = list[tuple[str, ...]]
+_Table = tuple[str, _Heads, _Rows]  # title, column heads, rows
 
 
 def evaluation_page(record: dict[str, Any]) -> str:
-    """HTML text from the record of ``evaluate``; no scan is in it, only names."""
+    """HTML text from the record of ``evaluate``; it names the scans and contains none."""
     from .evaluation_plots import reliability_plot, roc_plot
 
-    warnings = "".join(f'<p class="warning">{escape(one)}</p>' for one in _warnings(record))
-    plots = [picture(reliability_plot(record), "Reliability diagram")]
-    if record["roc"]:
-        plots.insert(0, picture(roc_plot(record), "ROC curve"))
-    sections = [
-        warnings,
-        *(f"<p>{escape(line)}</p>" for line in _facts(record)),
-        f'<p class="quiet">{escape(record["notice"])}</p>',
-        "<h2>How good</h2>",
-        table(("figure", HEAD, "images"), _metrics(record)),
-        *(f'<p class="quiet">{escape(line)}</p>' for line in _methods(record)),
-        "<h2>Confusion matrix</h2>",
-        table(*_confusion(record)),
-        "<h2>By folder</h2>",
-        table(("folder", "label", "right", "share (95% interval)"), _folders(record)),
-        "<h2>ROC curve and reliability</h2>",
-        f'<div class="row">{"".join(plots)}</div>',
-        f"<h2>{escape(_mistakes_title(record, len(record['worst'])))}</h2>",
-        table(("file", "truth", "called", "probability of the truth"), _worst(record, len(record["worst"]))),
-    ]
+    plots = {"ROC curve": roc_plot(record)} if record["roc"] else {}
+    plots["Reliability diagram"] = reliability_plot(record)
+    mistakes = [_mistakes(record, len(record["worst"]), "probability of the truth")]
     if record["unreadable"]:
-        sections += ["<h2>Unreadable</h2>", table(("file", "why"), _unreadable(record))]
-    return page(f"Evaluation of {record['model']}: {record['artefact']}", "\n".join(sections))
+        unreadable: _Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
+        mistakes.append(("Unreadable", ("file", "why"), unreadable))
+    return render(
+        _TEMPLATE,
+        title=f"Evaluation of {record['model']}: {record['artefact']}",
+        warnings=_warnings(record),
+        facts=_facts(record),
+        notice=record["notice"],
+        tables=_tables(record),
+        methods=_methods(record),
+        plots=plots,
+        mistakes=mistakes,
+    )
 
 
 def print_evaluation(record: dict[str, Any]) -> None:
     """Print the record as tables on stdout."""
-
-    def draw(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        click.secho(title, bold=True)
-        for line in text_table([heads, *rows], right=range(1, len(heads)), heading=False):
-            click.echo(line)
-        click.echo()
-
     for line in _facts(record):
         click.echo(line)
     for warning in _warnings(record):
         click.secho(warning, fg="yellow", bold=True)
     click.echo()
-    draw("How good", ("figure", HEAD, "images"), _metrics(record))
-    draw("Confusion matrix", *_confusion(record))
-    draw("By folder", ("folder", "label", "right", "share (95% interval)"), _folders(record))
+    tables = _tables(record)
     if record["worst"]:
-        draw(
-            _mistakes_title(record, _ON_TERMINAL),
-            ("file", "truth", "called", "p of truth"),
-            _worst(record, _ON_TERMINAL),
-        )
+        tables.append(_mistakes(record, _ON_TERMINAL, "p of truth"))
+    for title, heads, rows in tables:
+        click.secho(title, bold=True)
+        for line in text_table([heads, *rows], right=range(1, len(heads)), heading=False):
+            click.echo(line)
+        click.echo()
     click.echo(record["notice"])
 
 
@@ -88,71 +78,79 @@ def _warnings(record: dict[str, Any]) -> list[str]:
 def _facts(record: dict[str, Any]) -> list[str]:
     data, labels = record["data"], record["labels"]
     counts = ", ".join(f"{count} {label}" for label, count in zip(labels, data["by_label"], strict=True))
-    left = ", ".join(f"{count} {role}" for role, count in sorted(data["left_out"].items()))
+    left_out = ", ".join(f"{count} {role}" for role, count in sorted(data["left_out"].items()))
     rule = "the likeliest label" if record["threshold"] is None else f"threshold {record['threshold']:.4g}"
     return [
         f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
         f"{record['provider']}, {record['threads']} threads",
         f"{data['folder']}: {data['images']} images ({counts}), {data['what']}"
-        + (f"; not scored: {left}" if left else ""),
+        + (f"; not scored: {left_out}" if left_out else ""),
         f"positive label: {labels[record['positive']]}; answer: {rule}",
     ]
 
 
-def _metrics(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
-    for name, words in NAMES.items():
-        one = record["metrics"].get(name)
-        if one is None:
-            rows.append((words, "these images cannot tell", "0"))
+def _tables(record: dict[str, Any]) -> list[_Table]:
+    """The tables that page and terminal share."""
+    return [
+        ("How good", ("figure", HEAD, "images"), _metrics(record)),
+        ("Confusion matrix", *_confusion(record)),
+        ("By folder", ("folder", "label", "right", "share (95% interval)"), _folders(record)),
+    ]
+
+
+def _metrics(record: dict[str, Any]) -> _Rows:
+    rows: _Rows = []
+    for key, name in NAMES.items():
+        metric = record["metrics"].get(key)
+        if metric is None:
+            rows.append((name, "these images cannot tell", "0"))
         else:
-            rows.append((words, _with_interval(one), str(one["images"])))
+            rows.append((name, _with_interval(metric), str(metric["images"])))
     return rows
 
 
 def _methods(record: dict[str, Any]) -> list[str]:
-    """How the intervals were made: one line a method."""
-    figures: dict[str, list[str]] = {}
-    for name, one in record["metrics"].items():
-        figures.setdefault(one["method"], []).append(NAMES[name])
-    return [f"Intervals of {', '.join(names)}: {method}." for method, names in figures.items()]
+    """How the intervals were computed: one line for each method."""
+    names_by_method: dict[str, list[str]] = {}
+    for key, metric in record["metrics"].items():
+        names_by_method.setdefault(metric["method"], []).append(NAMES[key])
+    return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
-def _with_interval(figure: dict[str, Any]) -> str:
-    return with_interval(figure["value"], figure["low"], figure["high"])
+def _with_interval(metric: dict[str, Any]) -> str:
+    return with_interval(metric["value"], metric["low"], metric["high"])
 
 
-def _confusion(record: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _confusion(record: dict[str, Any]) -> tuple[_Heads, _Rows]:
     labels = record["labels"]
     heads = ("truth", *(f"called {label}" for label in labels))
     rows = zip(labels, record["confusion_matrix"], strict=True)
     return heads, [(label, *(str(count) for count in row)) for label, row in rows]
 
 
-def _folders(record: dict[str, Any]) -> list[tuple[str, ...]]:
+def _folders(record: dict[str, Any]) -> _Rows:
     return [
         (
-            one["folder"],
-            record["labels"][one["label"]],
-            f"{round(one['value'] * one['images'])} of {one['images']}",
-            _with_interval(one),
+            folder["folder"],
+            record["labels"][folder["label"]],
+            f"{round(folder['value'] * folder['images'])} of {folder['images']}",
+            _with_interval(folder),
         )
-        for one in record["folders"]
+        for folder in record["folders"]
     ]
 
 
-def _mistakes_title(record: dict[str, Any], shown: int) -> str:
-    total = record["mistakes"]
-    return f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
-
-
-def _worst(record: dict[str, Any], shown: int) -> list[tuple[str, ...]]:
-    labels = record["labels"]
-    return [
-        (one["file"], labels[one["label"]], labels[one["called"]], f"{one['probabilities'][one['label']]:.4f}")
-        for one in record["worst"][:shown]
+def _mistakes(record: dict[str, Any], shown: int, probability_head: str) -> _Table:
+    """At most ``shown`` mistakes, the worst first."""
+    total, labels = record["mistakes"], record["labels"]
+    title = f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
+    rows: _Rows = [
+        (
+            mistake["file"],
+            labels[mistake["label"]],
+            labels[mistake["called"]],
+            f"{mistake['probabilities'][mistake['label']]:.4f}",
+        )
+        for mistake in record["worst"][:shown]
     ]
-
-
-def _unreadable(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [(one["file"], one["error"]) for one in record["unreadable"]]
+    return title, ("file", "truth", "called", probability_head), rows

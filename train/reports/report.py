@@ -1,19 +1,20 @@
-"""The training's report: pictures as PNG, and one page that holds them all and opens without a network.
+"""Draw the report of a training: plots as PNG files, and one HTML page that contains them and needs no network.
 
-Where recipe, pictures and test images are the reference's, the reference's own figures stand beside.
+If recipe, data set and test images are the reference's, its published figures are shown for comparison.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.authoring.pages import render
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.train.data.folder import Labels
@@ -24,9 +25,8 @@ from mri_edge.train.models.network import Network
 from mri_edge.train.recipes import published as reference
 from mri_edge.train.recipes.base import RecipeSpec
 
-from .page import page, picture, table
-
 FOLDER = "report"
+_TEMPLATE = Path(__file__).with_name("training.html.jinja")
 _MAPS = 64  # channels shown of a layer
 _OURS, _THEIRS, _TRAINING = "#1f5fa8", "#d9822b", "#8aa4c0"
 
@@ -42,10 +42,10 @@ def draw_report(
     *,
     beside: bool,
 ) -> dict[str, bytes | str]:
-    """All files of the report: path in the bundle -> content; ``beside`` shows the reference's own figures too.
+    """Return all files of the report: path in the bundle -> content.
 
-    The activation maps are those of the first positive test image; they show the patient's slice, so a
-    bundle that is passed on should leave them out where the scan may not be passed on.
+    ``beside`` adds the reference's published figures for comparison. The activation maps are those of the first
+    positive test image and show the patient's slice: leave them out of a bundle if the scan may not be shared.
     """
     measured = details(test.labels, probabilities, labels.positive)
     figures = {
@@ -70,8 +70,8 @@ def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Fig
     for axes, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         axes.imshow(values, cmap="Blues", vmin=0)
         for (row, column), count in np.ndenumerate(values):
-            colour = "white" if count > values.max() / 2 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=16)
+            color = "white" if count > values.max() / 2 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=16)
         axes.set(title=title, xlabel="predicted", ylabel="true")
         ticks = [f"{index}: {name}" for index, name in enumerate(labels.names)]
         axes.set_xticks(range(len(ticks)), ticks)
@@ -95,9 +95,13 @@ def _roc(roc: dict[str, list[float]], auc: Metric | None, *, beside: bool) -> Fi
 def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    epochs = [one.number for one in history]
-    axes.plot(epochs, [getattr(one, quantity) for one in history], ".-", color=_TRAINING, label="training (augmented)")
-    axes.plot(epochs, [getattr(one, f"val_{quantity}") for one in history], ".-", color=_OURS, lw=2, label="validation")
+    epochs = [epoch.number for epoch in history]
+    axes.plot(
+        epochs, [getattr(epoch, quantity) for epoch in history], ".-", color=_TRAINING, label="training (augmented)"
+    )
+    axes.plot(
+        epochs, [getattr(epoch, f"val_{quantity}") for epoch in history], ".-", color=_OURS, lw=2, label="validation"
+    )
     if beside:
         published = reference.VALIDATION_ACCURACY
         axes.plot(range(1, len(published) + 1), published, ".--", color=_THEIRS, label="validation, reference")
@@ -118,11 +122,11 @@ def _diagram(network: Network) -> Figure:
     axes.axis("off")
     axes.text(0.5, 0.5, f"input {network.whole.input_shape[1:]}", ha="center", va="center", weight="bold")
     for column, layers in enumerate(columns):
-        colour = "#e8eef6" if column < 2 else "#fdeedd"
+        color = "#e8eef6" if column < 2 else "#fdeedd"
         for row, layer in enumerate(layers):
             shape = tuple(layer.output.shape[1:])
             text = f"{layer.name}  ({type(layer).__name__})\n{shape}  {layer.count_params():,} parameters"
-            box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#777777"}
+            box = {"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "#777777"}
             axes.text(column + 0.5, -row - 0.4, text, ha="center", va="center", fontsize=8.5, bbox=box)
             above = (column + 0.5, -row + 0.25) if row or not column else None
             if above:
@@ -172,7 +176,7 @@ def _png(figure: Figure) -> bytes:
 
 def _page(
     pictures: dict[str, bytes],
-    main: Sequence[str],
+    plots: Collection[str],
     report: dict[str, dict[str, float]],
     metrics: dict[str, Metric],
     network: Network,
@@ -190,23 +194,24 @@ def _page(
         published = {"accuracy": f"{reference.ACCURACY:.2f}", "auc": f"{reference.AUC:.2f}"}
         for row in rows:
             row.append(published.get(row[0], "–"))
-    parts = [f'<p class="quiet">{NOTICE}</p>']
-    parts += ["<h2>On the test images</h2>", table(heads, rows), "<h2>Classification report</h2>"]
-    parts.append(table(("class", "precision", "recall", "F1", "support"), _report_rows(report, beside=beside)))
-    parts += [f"<p>{picture(pictures[name], name, 'png')}</p>" for name in main]
-    parts += ["<h2>Model</h2>", f"<pre>{escape(_summary(network))}</pre>"]
-    if beside:
-        frozen, trainable, optimiser = reference.PARAMETERS
-        parts.append(f"<p>Reference: {frozen:,} frozen + {trainable:,} trainable; optimiser {optimiser:,}.</p>")
-    maps = [picture(content, name, "png") for name, content in pictures.items() if name not in main]
-    parts += ["<h2>Activation maps of one test image</h2>", f'<div class="tiles">{"".join(maps)}</div>']
-    return page(f"Training report: recipe {recipe.name}", "\n".join(parts))
+    return render(
+        _TEMPLATE,
+        title=f"Training report: recipe {recipe.name}",
+        notice=NOTICE,
+        metric_heads=heads,
+        metric_rows=rows,
+        report_rows=_report_rows(report, beside=beside),
+        plots={name: pictures[name] for name in plots},
+        summary=_summary(network),
+        reference_parameters=reference.PARAMETERS if beside else None,
+        maps={name: content for name, content in pictures.items() if name not in plots},
+    )
 
 
 def _report_rows(report: dict[str, dict[str, float]], *, beside: bool) -> list[tuple[str, ...]]:
     rows = []
     for name, row in report.items():
-        if not isinstance(row, dict):  # accuracy, which stands in the table above
+        if not isinstance(row, dict):  # accuracy is in the table of metrics
             continue
         figures = (f"{row[key]:.2f}" for key in ("precision", "recall", "f1-score"))
         rows.append((name, *figures, f"{row['support']:.0f}"))

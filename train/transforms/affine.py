@@ -40,7 +40,7 @@ class Transform:
         centre = np.array([[1, 0, height / 2 - 0.5], [0, 1, width / 2 - 0.5], [0, 0, 1]])
         matrix = centre @ matrix @ np.linalg.inv(centre)
         # Keras swaps the axes of the matrix once it is centred.
-        return matrix[[1, 0]][:, [1, 0, 2]]
+        return np.asarray(matrix[[1, 0]][:, [1, 0, 2]])
 
 
 def draw(rng: np.random.Generator, ranges: Augmentation, height: int, width: int) -> Transform:
@@ -77,8 +77,8 @@ def apply(pixels: Pixels, transform: Transform) -> NDArray[np.float32]:
 
     def between(start: NDArray[np.int32]) -> NDArray[np.float32]:
         near = flat.take(start, axis=0).astype(np.float32)
-        return near + (flat.take(start + one_right, axis=0) - near) * beside
+        return np.asarray(near + (flat.take(start + one_right, axis=0) - near) * beside)
 
     upper = between(first)
-    result = upper + (between(first + one_down) - upper) * below
+    result: NDArray[np.float32] = upper + (between(first + one_down) - upper) * below
     return result[:, ::-1] if transform.flip else result

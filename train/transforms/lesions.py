@@ -1,9 +1,9 @@
-"""Lesions drawn on healthy slices, so that a look that only healthy slices have in training proves nothing.
+"""Draw lesions on healthy slices, so that a network cannot learn the look of the scanner instead of the tumor.
 
-In public collections nearly all tumours share one scanner's look and the healthy slices another's; a
-network trained on them learns the look. A healthy slice with a drawn lesion is the counterexample:
-the same look, and yet something in it that does not belong there. The drawings are crude (masses,
-rings, mixed textures, with or without oedema) and no model of disease.
+In public collections nearly all tumors come from one kind of scanner and the healthy slices from another; a
+network trained on them learns the difference between the scanners. A healthy slice with a drawn lesion is a
+counterexample: it has the look of a healthy slice and is labelled as a tumor. The drawings are crude (masses,
+rings, mixed textures, with or without edema) and no model of disease.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .mri import Grey, background_level, head_box
 
 _Field = NDArray[np.float64]
 
-# Mean change inside the lesion, in units of the head's median grey, below which it would be invisible.
+# Mean change inside the lesion, in units of the head's median gray, below which it would be invisible.
 _VISIBLE = 0.2
 
 
 def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
-    """One lesion of random place, size, shape and kind inside the head: uint8 (H, W) -> uint8 (H, W)."""
+    """Draw one lesion of random place, size, shape and kind inside the head: uint8 (H, W) -> uint8 (H, W)."""
     field = grey.astype(np.float64)
     inside = field > background_level(grey)
     if inside.sum() < 64:  # an all but empty picture has no head to draw in
@@ -33,7 +33,7 @@ def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
     mask = _soft(radius - distance, edge) * head
     drawn = field
     if rng.random() < 0.45:
-        drawn = _with_oedema(rng, drawn, distance, radius, edge, head, middle, bright)
+        drawn = _add_edema(rng, drawn, distance, radius, edge, head, middle, bright)
     around = float((drawn * mask).sum() / max(mask.sum(), 1e-6))
     high = max(rng.uniform(0.8, 1.35) * bright, around + 0.35 * middle)
     low = max(0.0, min(rng.uniform(0.15, 0.6) * middle, around - 0.3 * middle))
@@ -45,19 +45,19 @@ def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
         core = _soft(radius * rng.uniform(0.65, 0.88) - distance, edge)
         filling = high * (1 - core) + low * core + rng.uniform(0, 0.1) * middle * texture
     elif kind < 0.92:  # bright and dark parts
-        share = _soft(texture, 0.5)
-        filling = high * share + low * (1 - share)
+        blend = _soft(texture, 0.5)
+        filling = high * blend + low * (1 - blend)
     else:  # a dark mass
         filling = low + rng.uniform(0, 0.1) * middle * texture
     opacity = rng.uniform(0.7, 1.0) * mask
     result = drawn * (1 - opacity) + filling * opacity
     if (np.abs(result - field) * mask).sum() < _VISIBLE * middle * mask.sum():
         result = drawn * (1 - mask) + high * mask
-    return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(result), 0, 255), np.uint8)
 
 
 def _outline(rng: np.random.Generator, grey: Grey) -> tuple[_Field, _Field]:
-    """Distance of each pixel from the lesion's centre, and the lesion's radius in its direction."""
+    """Return the distance of each pixel from the lesion's center, and the lesion's radius in its direction."""
     top, left, bottom, right = head_box(grey)
     height, width = bottom - top, right - left
     row = (top + bottom) / 2 + rng.uniform(-0.33, 0.33) * height
@@ -72,7 +72,7 @@ def _outline(rng: np.random.Generator, grey: Grey) -> tuple[_Field, _Field]:
     return np.hypot(first, second), size * (1 + lobes)
 
 
-def _with_oedema(
+def _add_edema(
     rng: np.random.Generator,
     field: _Field,
     distance: _Field,
@@ -88,7 +88,7 @@ def _with_oedema(
 
 
 def _filled(inside: NDArray[np.bool_]) -> _Field:
-    """The head without its dark spaces, soft at the rim: 0 to 1."""
+    """Return the mask of the head with its dark spaces filled and a soft rim: 0 to 1."""
     picture = Image.fromarray(inside.astype(np.uint8) * 255)
     closed = picture.filter(ImageFilter.MaxFilter(9)).filter(ImageFilter.MinFilter(11))
     return np.asarray(closed.filter(ImageFilter.GaussianBlur(1)), np.float64) / 255
@@ -103,4 +103,4 @@ def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> _Field:
     """Smooth noise of about unit deviation, with grains of 3 to 10 pixels."""
     grain = rng.uniform(3, 10)
     coarse = rng.normal(size=[max(2, round(size / grain)) for size in shape]).astype(np.float32)
-    return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC), np.float64)
+    return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC), np.float64)

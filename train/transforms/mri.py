@@ -44,14 +44,14 @@ def to_grey(pixels: Pixels) -> Grey:
     """Mean of the channels: uint8 (..., 3) -> uint8 (...), contiguous."""
     if pixels.strides[-1] == 0:  # grey seen as three channels
         return np.ascontiguousarray(pixels[..., 0])
-    return np.rint(pixels.mean(axis=-1, dtype=np.float32)).astype(np.uint8)
+    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8)
 
 
 def head_box(grey: Grey) -> _Box:
-    """Box (top, left, bottom, right) of what is brighter than background; the whole picture if that is tiny.
+    """Return the box (top, left, bottom, right) of what is brighter than background, or the whole picture if tiny.
 
-    A row or column counts as soon as 3% of it are above 12% of the picture's bright end: writing in
-    a corner does not.
+    A row or column is in the box if over 3% of its pixels are above the background level, so that writing in a
+    corner does not count.
     """
     bright = grey > background_level(grey)
     rows = np.flatnonzero(bright.mean(axis=1) > 0.03)
@@ -62,12 +62,12 @@ def head_box(grey: Grey) -> _Box:
 
 
 def background_level(grey: Grey) -> float:
-    """Grey level up to which a pixel counts as background: 12% of the picture's bright end."""
+    """Return the gray level up to which a pixel is background: 12% of the picture's bright end."""
     return max(12.0, 0.12 * float(np.percentile(grey, 99)))
 
 
 def cut(grey: Grey, box: _Box) -> Grey:
-    """The pixels in ``box``, which may reach beyond the picture: black there. At least 8 x 8."""
+    """Return the pixels in ``box``, at least 8 x 8; the box may extend beyond the picture, which is black there."""
     top, left, bottom, right = box
     bottom, right = max(bottom, top + 8), max(right, left + 8)
     height, width = grey.shape
@@ -80,13 +80,13 @@ def cut(grey: Grey, box: _Box) -> Grey:
     return out
 
 
-def fit(grey: Grey, preprocessing: Preprocessing) -> Grey:
+def resize(grey: Grey, preprocessing: Preprocessing) -> Grey:
     """Resize as the device does: uint8 (H, W) -> uint8 (height, width) of ``preprocessing``."""
     return preprocessing.resize_picture(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))[:, :, 0]
 
 
 def match_histogram(grey: Grey, reference: Grey) -> Grey:
-    """Map grey levels so that their distribution becomes the reference's (Gonzalez & Woods, section 3.3)."""
+    """Map gray levels so that their distribution becomes the reference's (Gonzalez & Woods, section 3.3)."""
     own = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
     wanted = np.cumsum(np.bincount(reference.ravel(), minlength=256)) / reference.size
     return np.interp(own, wanted, np.arange(256)).astype(np.uint8)[grey]
@@ -109,9 +109,9 @@ def augment(
     scan
         The slice at its own size.
     reference
-        A slice of any label, uint8, whose grey-level distribution may be taken over.
+        A slice of any label, uint8, whose gray-level distribution may be transferred to the view.
     preprocessing
-        Its size and kernel make the view's.
+        Gives size and resampling kernel of the view.
     change
         Applied to the reframed slice before everything else, such as ``lesions.draw_lesion``.
     transforms
@@ -121,7 +121,7 @@ def augment(
     -------
     uint8 (height, width), contiguous.
     """
-    view = fit(_reframe(rng, scan, transforms), preprocessing)
+    view = resize(_reframe(rng, scan, transforms), preprocessing)
     if change is not None:
         view = change(rng, view)
     if rng.random() < transforms.flip_probability:
@@ -164,7 +164,7 @@ def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews) -> Gr
 
 
 def _window(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _Field:
-    """Change window, gamma, contrast and brightness, as on another console or viewer."""
+    """Change window, gamma, contrast and brightness, as another console or viewer would."""
     bright = float(np.percentile(field, 99.5)) + 1
     black = rng.uniform(*transforms.black_level) * bright
     white = rng.uniform(*transforms.white_level) * bright
@@ -205,18 +205,18 @@ def _refocus(rng: np.random.Generator, picture: Image.Image) -> Image.Image:
     if kind < 0.6:
         return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if kind < 0.8:
-        share = rng.uniform(0.44, 0.88)
-        small = (max(8, int(picture.width * share)), max(8, int(picture.height * share)))
+        scale = rng.uniform(0.44, 0.88)
+        small = (max(8, int(picture.width * scale)), max(8, int(picture.height * scale)))
         return picture.resize(small, Image.Resampling.BILINEAR).resize(picture.size, Image.Resampling.BILINEAR)
     return picture.filter(ImageFilter.UnsharpMask(radius=1, percent=int(rng.integers(40, 160)), threshold=0))
 
 
 def _write_at_edges(rng: np.random.Generator, field: _Field) -> _Field:
-    """One to four bright strokes near an edge, where consoles print names and scales."""
+    """Draw one to four bright strokes near an edge, where consoles print names and scales."""
     field = field.copy()
     for _ in range(int(rng.integers(1, 5))):
         thick, long, depth = int(rng.integers(1, 4)), int(rng.integers(2, 24)), int(rng.integers(0, 8))
-        # A side of the square is an edge of one of its four quarter turns, which are views.
+        # Rotate so that the chosen edge is at the top; rot90 returns a view, so ``field`` itself is changed.
         turned = np.rot90(field, int(rng.integers(4)))
         start = int(rng.integers(0, turned.shape[1]))
         if rng.random() < 0.5:

@@ -11,7 +11,17 @@ metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the ex
 
 from mri_edge.train.evaluation import intervals
 from mri_edge.train.evaluation.auc import auc, both_kinds
-from mri_edge.train.evaluation.metrics import area_of, bins_of, by_folder, details, f1, measure, reliability, roc, share
+from mri_edge.train.evaluation.metrics import (
+    bins_of,
+    by_folder,
+    details,
+    f1,
+    measure,
+    reliability,
+    roc,
+    weighted_auc,
+    wilson_metric,
+)
 
 Z = 1.959964
 
@@ -26,9 +36,9 @@ def test_both_kinds_are_there_from_one_of_each_on(flags, both):
 # --- the area
 
 
-def scores(seed: int, ill: int, well: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def scores(seed: int, is_positive: int, well: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    positive = np.arange(ill + well) < ill
+    positive = np.arange(is_positive + well) < is_positive
     return positive, rng.normal(apart * positive).round(1)  # rounded: ties happen
 
 
@@ -41,12 +51,16 @@ def variance_by_definition(positive, score, group) -> float:
     everyone = sorted(set(group.tolist()))
     of_ill = {one: above[group[positive] == one].sum() for one in everyone}
     of_well = {one: below[group[~positive] == one].sum() for one in everyone}
-    ill, well = positive.sum(), (~positive).sum()
+    is_positive, well = positive.sum(), (~positive).sum()
     some_ill, some_well = len(set(group[positive].tolist())), len(set(group[~positive].tolist()))
     return float(
-        some_ill / (some_ill - 1) * sum(one**2 for one in of_ill.values()) / ill**2
+        some_ill / (some_ill - 1) * sum(one**2 for one in of_ill.values()) / is_positive**2
         + some_well / (some_well - 1) * sum(one**2 for one in of_well.values()) / well**2
-        + 2 * len(everyone) / (len(everyone) - 1) * sum(of_ill[one] * of_well[one] for one in everyone) / (ill * well)
+        + 2
+        * len(everyone)
+        / (len(everyone) - 1)
+        * sum(of_ill[one] * of_well[one] for one in everyone)
+        / (is_positive * well)
     )
 
 
@@ -77,14 +91,14 @@ def test_turned_scores_give_the_mirrored_interval(group):
     assert (turned.low, turned.value, turned.high) == pytest.approx((1 - found.high, 1 - found.value, 1 - found.low))
 
 
-@pytest.mark.parametrize(("ill", "well"), [(1, 1), (2, 2), (5, 9), (20, 20), (31, 20)])
-def test_where_all_pairs_are_in_order_the_interval_is_newcombes(ill, well):
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (2, 2), (5, 9), (20, 20), (31, 20)])
+def test_where_all_pairs_are_in_order_the_interval_is_newcombes(positives, negatives):
     """R. G. Newcombe, Statistics in Medicine 25, 2006, method 5: the area A at which 1 - A is Z standard errors."""
-    positive = np.arange(ill + well) < ill
+    positive = np.arange(positives + negatives) < positives
     found = auc(positive, positive.astype(float))
     assert (found.value, found.high) == (1, 1)
-    area, middle = found.low, (ill + well) / 2
-    variance = area * (1 - area) / (ill * well)
+    area, middle = found.low, (positives + negatives) / 2
+    variance = area * (1 - area) / (positives * negatives)
     variance *= 1 + (middle - 1) * (1 - area) / (2 - area) + (middle - 1) * area / (1 + area)
     assert 1 - area == pytest.approx(Z * np.sqrt(variance), rel=1e-5)
     turned = auc(positive, -positive.astype(float))
@@ -92,7 +106,7 @@ def test_where_all_pairs_are_in_order_the_interval_is_newcombes(ill, well):
     assert turned.high == pytest.approx(1 - found.low)
 
 
-def test_one_group_of_a_kind_tells_nothing_of_the_spread():
+def test_one_group_of_a_kind_gives_no_variance():
     positive, score = scores(7, 6, 6)
     group = np.where(positive, 0, np.arange(12))
     found = auc(positive, score, group)
@@ -106,7 +120,7 @@ def test_the_area_of_weighted_images_is_that_of_scikit_learn(seed):
     positive, score = scores(seed, 30, 40)
     weights = np.random.default_rng(seed).integers(0, 4, (5, 70)).astype(float)
     expected = [metrics_of_sklearn.roc_auc_score(positive, score, sample_weight=row) for row in weights]
-    assert area_of(positive, score)(weights) == pytest.approx(expected)
+    assert weighted_auc(positive, score)(weights) == pytest.approx(expected)
 
 
 # --- resampling
@@ -120,11 +134,15 @@ def test_every_resample_holds_as_many_of_each_kind_whatever_the_memory(images):
 
     def figures(weights):
         seen.append(weights.shape)
-        return {"ill": weights[:, positive].sum(1), "well": weights[:, ~positive].sum(1), "first": weights[:, 0]}
+        return {
+            "is_positive": weights[:, positive].sum(1),
+            "well": weights[:, ~positive].sum(1),
+            "first": weights[:, 0],
+        }
 
     found = intervals.bootstrap(figures, positive)
-    assert {name: len(values) for name, values in found.items()} == {"ill": 2000, "well": 2000, "first": 2000}
-    assert set(found["ill"]) == {positive.sum()}
+    assert {name: len(values) for name, values in found.items()} == {"is_positive": 2000, "well": 2000, "first": 2000}
+    assert set(found["is_positive"]) == {positive.sum()}
     assert set(found["well"]) == {(~positive).sum()}
     assert found["first"].mean() == pytest.approx(1, abs=0.1)
     assert sum(rows for rows, _ in seen) == 2000
@@ -171,14 +189,19 @@ def test_a_basic_interval_is_mirrored_and_reaches_0_where_noise_would(value, res
 
 
 def test_a_share_of_nothing_is_not_known():
-    found = share(0, 0)
+    found = wilson_metric(0, 0)
     assert (found.value, found.low, found.high, found.images) == (0, 0, 1, 0)
-    assert (share(0, 5).value, share(0, 5).low, share(5, 5).value, share(5, 5).high) == (0, 0, 1, 1)
+    assert (
+        wilson_metric(0, 5).value,
+        wilson_metric(0, 5).low,
+        wilson_metric(5, 5).value,
+        wilson_metric(5, 5).high,
+    ) == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(("hits", "wrong"), [(0, 5), (8, 4), (5, 0)])
 def test_f1_is_that_of_its_counts(hits, wrong):
-    found, part = f1(hits, wrong), share(hits, hits + wrong)
+    found, part = f1(hits, wrong), wilson_metric(hits, hits + wrong)
     assert found.value == pytest.approx(2 * hits / (2 * hits + wrong))
     assert found.low == pytest.approx(2 * part.low / (1 + part.low))
     assert found.high == pytest.approx(2 * part.high / (1 + part.high))
@@ -197,7 +220,9 @@ def test_reliability_by_hand():
     assert [one["probability"] for one in found] == pytest.approx([0.1, 0.3, 0.6, 0.8])
     assert [one["share"] for one in found] == [0.2, 0.4, 0.8, 1.0]
     assert [one["images"] for one in found] == [5] * 4
-    assert [(one["low"], one["high"]) for one in found] == [(share(n, 5).low, share(n, 5).high) for n in (1, 2, 4, 5)]
+    assert [(one["low"], one["high"]) for one in found] == [
+        (wilson_metric(n, 5).low, wilson_metric(n, 5).high) for n in (1, 2, 4, 5)
+    ]
 
 
 def test_each_folder_has_its_own_share():
@@ -243,7 +268,7 @@ def test_roc_points_are_of_every_threshold_and_begin_without_one():
 
 
 @pytest.mark.parametrize("labels", list(itertools.product((0, 1), repeat=2)))
-def test_figures_that_two_images_cannot_tell_are_left_out(labels):
+def test_metrics_undefined_for_two_images_are_left_out(labels):
     found = measure(np.array(labels), np.array([[0.2, 0.8], [0.7, 0.3]], np.float32), 1)
     assert ("auc" in found) == (len(set(labels)) == 2)
     assert ("sensitivity" in found) == ("f1" in found) == (1 in labels)

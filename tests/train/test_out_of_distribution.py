@@ -12,7 +12,7 @@ keras = pytest.importorskip("keras", reason="needs mri-edge[train]")
 from mri_edge.inference.out_of_distribution import distances
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.evaluation import out_of_distribution
-from mri_edge.train.evaluation.out_of_distribution import fit_novelty, keras_features
+from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 
 PREPROCESSING = Preprocessing(height=32, width=32)
 
@@ -44,10 +44,10 @@ def share_outside(backbone, fitted, pictures: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("separate", [True, False], ids=["validation images", "training images alone"])
-def test_plane_keeps_its_own_kind_and_tells_others(backbone, separate):
+def test_plane_accepts_its_own_kind_and_detects_others(backbone, separate):
     pixels = blobs(400, seed=1)
     train, held_out = (np.arange(300), np.arange(300, 400)) if separate else (np.arange(400), np.arange(0))
-    fitted = fit_novelty(keras_features(backbone, PREPROCESSING), pixels, train, held_out, seed=0)
+    fitted = fit_out_of_distribution(keras_features(backbone, PREPROCESSING), pixels, train, held_out, seed=0)
     assert fitted.entry.held_out_images == 400
     # 1 in 100 is meant; of 1,000 new ones up to 20 may fall outside (binomial, 99.9%, and that of the limit's 400).
     assert share_outside(backbone, fitted, blobs(1000, seed=2)) < 0.02
@@ -69,9 +69,9 @@ def test_limit_is_that_of_the_source_that_lies_furthest_out():
 
 
 def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, monkeypatch):
-    monkeypatch.setattr(out_of_distribution, "_MOST", 40)
+    monkeypatch.setattr(out_of_distribution, "_MAX_IMAGES", 40)
     source = np.array(["large"] * 90 + ["small"] * 10)
-    chosen = out_of_distribution._of_every_source(np.arange(100), source, np.random.default_rng(0))
+    chosen = out_of_distribution._balance_sources(np.arange(100), source, np.random.default_rng(0))
     assert np.count_nonzero(source[chosen] == "small") == 10
     assert len(set(chosen.tolist())) == 40
 
@@ -79,5 +79,5 @@ def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, mo
 def test_same_seed_same_plane(backbone):
     pixels = blobs(60, seed=4)
     features = keras_features(backbone, PREPROCESSING)
-    first, second = (fit_novelty(features, pixels, np.arange(60), np.arange(0), seed=7) for _ in range(2))
+    first, second = (fit_out_of_distribution(features, pixels, np.arange(60), np.arange(0), seed=7) for _ in range(2))
     assert first == second

@@ -63,7 +63,7 @@ def test_other_names_are_the_labels_and_the_positive_one_must_be_said(tmp_path):
         (["no/1.png", "yes/notes.txt"], "no pictures in yes"),
     ],
 )
-def test_unfit_folders_are_told_before_anything_is_read(files, message, tmp_path):
+def test_invalid_folders_are_reported_before_anything_is_read(files, message, tmp_path):
     for file in files:
         put(tmp_path / file) if file.endswith("png") else ((tmp_path / file).parent.mkdir(), (tmp_path / file).touch())
     with pytest.raises(DataError, match=message):
