@@ -23,18 +23,34 @@ from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 
 from .calibration.calibrator import choose_calibration
+from .calibration.histogram import Method
 from .calibration.images import digest, read_resized
-from .conversion import Conversion
-from .formats import Format, find_format
+from .formats import Conversion, Format, find_format
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity
-from .parity.gate import DEFAULT_GATES, Gate
-from .settings import Settings
+from .parity.gate import DEFAULT_GATES, UNCHANGED, Gate
 from .sources.device_graph import device_graph
 from .sources.keras_model import answers, load
 
-_LIBRARIES = {"onnx": ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime"), "tflite": ("tensorflow", "keras")}
 _BATCH = 16  # images that run through an engine at a time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which formats to make, with which images, and how strictly to judge them.
+
+    ``calibration`` names a folder to use instead of the training images. ``search`` chooses the method and
+    the float layers on training images. A None in ``gate`` keeps the default bound of the format.
+    """
+
+    formats: tuple[str, ...]
+    data: Path
+    method: Method = "minmax"
+    calibration: Path | None = None
+    calibration_images: int = 128
+    search: bool = False
+    seed: int = 0
+    gate: Gate = UNCHANGED
 
 
 @dataclass(frozen=True)
@@ -204,7 +220,7 @@ def _add_artefact(
             input=engine.input,
             output=engine.outputs[0],
             parity=comparison.summary(),
-            made_with={**{name: version(name) for name in _LIBRARIES[target.FORMAT]}, **facts},
+            made_with={**{name: version(name) for name in target.LIBRARIES}, **facts},
         )
     finally:
         engine.close()

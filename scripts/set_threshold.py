@@ -22,9 +22,8 @@ from mri_edge.authoring.writer import BundleWriter, rewriting
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
-from mri_edge.export.parity.document import PARITY, document, to_json
+from mri_edge.export.parity.document import PAGE, PARITY, document, page, to_json
 from mri_edge.export.parity.gate import Gate
-from mri_edge.export.parity.report import PAGE, page
 from mri_edge.train.bundle import metrics_document
 from mri_edge.train.evaluation.metrics import measure
 

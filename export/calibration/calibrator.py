@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from mri_edge.bundles.manifest import Calibration
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError
-from mri_edge.export.settings import Settings
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
 from .histogram import METHODS, Histogram, Method, Range
 from .images import Pixels, draw, find_copies, pictures_in, read_batches, record, refuse_test_images
+
+if TYPE_CHECKING:
+    from mri_edge.export.exporter import Settings
 
 # Runs a batch of pixels and returns the tensors to observe, by name.
 Observer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]

@@ -134,7 +134,7 @@ def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
 @pytest.mark.parametrize("as_bytes", [True, False], ids=["same bytes", "same pixels"])
 def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tmp_path, as_bytes):
     """The reference's split divides duplicates; the calibration images are drawn without them."""
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings
 
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     leaked, tested = data / "no" / "00.png", data / "no" / "59.png"
@@ -160,7 +160,7 @@ def test_identical_pictures_have_one_role(three_folders):
 
 @pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
 def test_search_images_cover_every_class_and_do_not_calibrate(split, pictures, monkeypatch, folder):
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings
 
     monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
     trained = Split(tuple(one for one in split.images if one.role == "train"))

@@ -25,8 +25,7 @@ LARGEST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.1, "int8": 0.1}
 def exported(trained, pictures, tmp_path_factory):
     """The tiny bundle with every format in it."""
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.exporter import export
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings, export
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
     with quiet():
@@ -144,8 +143,7 @@ def test_a_format_is_found_by_its_file():
 def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatch):
     """A file that is dropped into the folder is listed, converted, compared and written."""
     from mri_edge.export import formats
-    from mri_edge.export.exporter import export
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings, export
 
     (tmp_path / "toy_onnx.py").write_text(
         "NAME, FILE, FORMAT, PRECISION, CALIBRATED = 'toy-onnx', 'toy.onnx', 'onnx', 'float32', False\n"

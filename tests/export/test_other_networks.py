@@ -37,7 +37,7 @@ def network(kind):
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
 def test_artefact_answers_as_keras_does(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.conversion import Conversion
+    from mri_edge.export.formats import Conversion
     from mri_edge.export.sources.device_graph import device_graph
 
     model, one = network(kind), find_format(name)
