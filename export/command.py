@@ -125,7 +125,7 @@ def export(
     flip_rate: float | None,
     **settings: Any,
 ) -> int:
-    """Convert a trained bundle to ONNX and TFLite, and prove each artefact.
+    """Convert a trained bundle to ONNX and TFLite, and check each artefact.
 
     Artefacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE

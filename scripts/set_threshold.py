@@ -81,10 +81,10 @@ def _update_metrics(writer: BundleWriter, known: dict[str, Any]) -> None:
 def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
     manifest, images = writer.manifest, known["images"]
     judges = ReferenceImages(
-        tuple(one["file"] for one in images),
-        tuple(one["sha256"] for one in images),
-        np.array([manifest.labels.index(one["label"]) for one in images], np.intp),
-        np.array([one["probabilities"] for one in images], np.float32),
+        tuple(image["file"] for image in images),
+        tuple(image["sha256"] for image in images),
+        np.array([manifest.labels.index(image["label"]) for image in images], np.intp),
+        np.array([image["probabilities"] for image in images], np.float32),
         teacher,
     )
     found = {}
@@ -104,7 +104,11 @@ def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: Teacher
     if any(document.file == PAGE for document in manifest.documents):
         writer.add_document(PAGE, page(content, {artefact.file: artefact.size_bytes for artefact in artefacts}))
     summaries = {file: comparison.summary() for file, comparison in found.items()}
-    writer.update(artefacts=tuple(replace(one, parity=summaries.get(one.file, one.parity)) for one in artefacts))
+    writer.update(
+        artefacts=tuple(
+            replace(artefact, parity=summaries.get(artefact.file, artefact.parity)) for artefact in artefacts
+        )
+    )
 
 
 def _keep_distances(compared: Comparison, known: dict[str, Any]) -> Comparison:

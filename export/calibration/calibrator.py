@@ -1,4 +1,4 @@
-"""Observe every tensor of a model on the calibration images, whichever runtime shows the tensors.
+"""Observe every tensor of a model on the calibration images, with ONNX Runtime or LiteRT.
 
 Images are read in small batches. Of each tensor only a histogram of fixed size and the mean of each
 channel are kept, so that memory does not grow with the number of images.
@@ -118,8 +118,8 @@ def choose_calibration(
     def draw_training(candidates: Split, count: int, seed: int) -> tuple[Path, ...]:
         drawn = draw(candidates.locate(settings.data, "train"), count, seed)
         # A copy of a test image in another format is recognized only when it is decoded; then one fewer is taken.
-        twins = find_copies(drawn, tests, preprocessing)
-        return tuple(file for file in drawn if file not in twins)
+        copies = find_copies(drawn, tests, preprocessing)
+        return tuple(file for file in drawn if file not in copies)
 
     if settings.calibration:
         files = draw(pictures_in(settings.calibration), settings.calibration_images, settings.seed)
