@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source:
-    """The Keras model to export, its manifest, the split whose test images judge it, its origin and its teacher."""
+    """The Keras model to export, its manifest, the split with the test images, its origin and its teacher."""
 
     model: Any
     manifest: Manifest
@@ -94,9 +94,9 @@ class ExportRefusedError(GateError):
 
 
 def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = lambda _: None) -> list[Result]:
-    """Make artefacts of the bundle's Keras model and add them to the bundle.
+    """Convert the Keras model of a bundle, and add the artefacts to the bundle.
 
-    Nothing is written unless the gate answers ``met`` or ``undecided`` for every artefact.
+    Nothing is written unless the verdict is ``met`` or ``undecided`` for every artefact.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def add_artefacts(
     calibrator = None
     if any(target.CALIBRATED for target in formats):
         calibrator = choose_calibration(source.split, preprocessing, settings, tests, step)
-    step("asking the Keras model")
+    step("running the Keras model")
     images = _reference_images(source, located, pixels, tensors)
     conversion = Conversion(device_graph(source.model, preprocessing), source.manifest.positive, calibrator)
     results: list[Result] = []

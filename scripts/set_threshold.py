@@ -40,8 +40,8 @@ def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any
     for name, expected in wanted.items():
         if crossval.get(name) != expected:
             raise SystemExit(
-                f"the cross-validation is of another {name.replace('_', ' ')}: {crossval.get(name)}, "
-                f"the model's is {expected}. "
+                f"the cross-validation has another {name.replace('_', ' ')}: {crossval.get(name)}, "
+                f"the model has {expected}. "
                 "If it has none, run its command again: finished folds are kept"
             )
     threshold: dict[str, Any] = crossval["threshold"]
@@ -80,7 +80,7 @@ def _update_metrics(writer: BundleWriter, known: dict[str, Any]) -> None:
 
 def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
     manifest, images = writer.manifest, known["images"]
-    judges = ReferenceImages(
+    reference = ReferenceImages(
         tuple(image["file"] for image in images),
         tuple(image["sha256"] for image in images),
         np.array([manifest.labels.index(image["label"]) for image in images], np.intp),
@@ -91,14 +91,14 @@ def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: Teacher
     for file, row in known["artefacts"].items():
         positive = np.array(row["probabilities"], np.float32)
         answer = np.stack([1 - positive, positive] if manifest.positive else [positive, 1 - positive], axis=1)
-        ran = {name: row[name] for name in ("engine", "provider", "threads")}
-        found[file] = _keep_distances(compare(answer, judges, manifest, Gate(**row["gate"]), **ran), row)
+        settings = {name: row[name] for name in ("engine", "provider", "threads")}
+        found[file] = _keep_distances(compare(answer, reference, manifest, Gate(**row["gate"]), **settings), row)
     failed = {file: comparison.reasons for file, comparison in found.items() if comparison.verdict == "not met"}
     refused = [f"{file}: {reason}" for file, reasons in failed.items() for reason in reasons]
     if refused:
         raise SystemExit(f"at this threshold the gate refuses {'; '.join(refused)}")
     facts = {name: known[name] for name in ("reference", "split_fingerprint")}
-    content = document(judges, manifest, {file: comparison.to_dict() for file, comparison in found.items()}, facts)
+    content = document(reference, manifest, {file: comparison.to_dict() for file, comparison in found.items()}, facts)
     writer.add_document(PARITY, to_json(content))
     artefacts = manifest.artefacts
     if any(document.file == PAGE for document in manifest.documents):
@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     if len(bundle.manifest.labels) != 2:
-        raise SystemExit(f"{options.bundle}: {len(bundle.manifest.labels)} labels; parity.json records answers of two")
+        raise SystemExit(f"{options.bundle}: {len(bundle.manifest.labels)} labels; two are needed")
     found = threshold_for(bundle.manifest, json.loads(options.crossval.read_bytes()))
     manifest, old = set_threshold(bundle, found["value"], found["rule"]), bundle.manifest
     print(f"{options.bundle}: threshold {old.threshold} -> {manifest.threshold}")

@@ -59,7 +59,7 @@ def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_pat
     copy = tmp_path / "copy.bmp"
     Image.open(files[1]).save(copy)
     refuse_test_images([path for path, _ in pictures_in(pictures)][3:], tests, SMALL)
-    with pytest.raises(DataError, match=r"innocent\.bmp: is the test image .*01\.png"):
+    with pytest.raises(DataError, match=r"copy\.bmp: is the test image .*01\.png"):
         refuse_test_images([copy], tests, SMALL)
 
 

@@ -88,7 +88,7 @@ def shift_of(float_content, int8_content, suffix, folder, files) -> float:
         log_odds(probabilities(content, suffix, folder, files).astype(float))
         for content in (float_content, int8_content)
     )
-    assert np.abs(plain).mean() < 1.5, "the answers are undecided, so that a shift shows"
+    assert np.abs(plain).mean() < 1.5, "the answers must be uncertain, so that a shift is visible"
     return float((quantized - plain).mean())
 
 
