@@ -40,7 +40,7 @@ def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any
     for name, expected in wanted.items():
         if crossval.get(name) != expected:
             raise SystemExit(
-                f"the cross-validation has another {name.replace('_', ' ')}: {crossval.get(name)}, "
+                f"the cross-validation is of another {name.replace('_', ' ')}: {crossval.get(name)}, "
                 f"the model has {expected}. "
                 "If it has none, run its command again: finished folds are kept"
             )
