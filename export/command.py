@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from mri_edge.commands.output import table
 from mri_edge.errors import UsageError
 
 from .formats import QUANTIZE, format_names
 from .options import check_from_options, choose_formats, parse_labels, parse_preprocessing, positive_index
-from .table import print_results
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
 
-    from .exporter import ExportRefusedError, Result
-    from .settings import Settings
+    from .exporter import ExportRefusedError, Result, Settings
 
     _Run = Callable[[Settings, Callable[[str], None]], list[Result]]
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
 _PAGE = "report/parity.html"
+_HEADER = ("artefact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 EPILOG = f"""\b
@@ -125,7 +125,7 @@ def export(
     flip_rate: float | None,
     **settings: Any,
 ) -> int:
-    """Convert a trained bundle to ONNX and TFLite, and prove each artefact.
+    """Convert a trained bundle to ONNX and TFLite, and check each artefact.
 
     Artefacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
@@ -184,7 +184,7 @@ def export(
     finally:
         for warning in warnings:
             _say(f"Warning: {warning}")
-    print_results(results)
+    _print_results(results)
     if refused:
         raise refused
     remember_data(Bundle.open(folder.absolute()), scans)
@@ -249,14 +249,38 @@ def _run_quietly(
     with terminal() as stream, quiet(), use_temporary_folder("export"), _progress(stream) as step:
         step("starting TensorFlow")
         load_keras("export")
-        from .exporter import ExportRefusedError
+        from .exporter import ExportRefusedError, Settings
         from .parity.gate import Gate
-        from .settings import Settings
 
         try:
             return run(Settings(formats=formats, gate=Gate(*bounds), **settings), step), None
         except ExportRefusedError as error:
             return error.results, error
+
+
+def _print_results(results: list[Result]) -> None:
+    """Print a table with a row for each artefact; then the reasons of the verdicts."""
+    from mri_edge.authoring.figures import with_interval
+
+    rows = [_HEADER]
+    for result in results:
+        comparison = result.comparison
+        rows.append(
+            (
+                result.artefact.file,
+                f"{result.artefact.size_bytes / 1e6:.1f}",
+                with_interval(comparison.accuracy.value, comparison.accuracy.low, comparison.accuracy.high),
+                f"{comparison.max_difference:.1e}",
+                f"{comparison.mean_difference:.1e}",
+                f"{len(comparison.flips)}/{comparison.images}",
+                comparison.verdict,
+            )
+        )
+    for line in table(rows, right=range(1, 6)):
+        click.echo(line)
+    for result in results:
+        for reason in result.comparison.reasons:
+            click.echo(f"{result.artefact.file}: {result.comparison.verdict}: {reason}")
 
 
 @contextmanager

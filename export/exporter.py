@@ -23,23 +23,39 @@ from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 
 from .calibration.calibrator import choose_calibration
+from .calibration.histogram import Method
 from .calibration.images import digest, read_resized
-from .conversion import Conversion
-from .formats import Format, find_format
+from .formats import Conversion, Format, find_format
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity
-from .parity.gate import DEFAULT_GATES, Gate
-from .settings import Settings
+from .parity.gate import DEFAULT_GATES, UNCHANGED, Gate
 from .sources.device_graph import device_graph
 from .sources.keras_model import answers, load
 
-_LIBRARIES = {"onnx": ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime"), "tflite": ("tensorflow", "keras")}
 _BATCH = 16  # images that run through an engine at a time
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Which formats to make, with which images, and how strictly to judge them.
+
+    ``calibration`` names a folder to use instead of the training images. ``search`` chooses the method and
+    the float layers on training images. A None in ``gate`` keeps the default bound of the format.
+    """
+
+    formats: tuple[str, ...]
+    data: Path
+    method: Method = "minmax"
+    calibration: Path | None = None
+    calibration_images: int = 128
+    search: bool = False
+    seed: int = 0
+    gate: Gate = UNCHANGED
+
+
+@dataclass(frozen=True)
 class Source:
-    """The Keras model to export, its manifest, the split whose test images judge it, its origin and its teacher."""
+    """The Keras model to export, its manifest, the split with the test images, its origin and its teacher."""
 
     model: Any
     manifest: Manifest
@@ -78,9 +94,9 @@ class ExportRefusedError(GateError):
 
 
 def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = lambda _: None) -> list[Result]:
-    """Make artefacts of the bundle's Keras model and add them to the bundle.
+    """Convert the Keras model of a bundle, and add the artefacts to the bundle.
 
-    Nothing is written unless the gate answers ``met`` or ``undecided`` for every artefact.
+    Nothing is written unless the verdict is ``met`` or ``undecided`` for every artefact.
 
     Parameters
     ----------
@@ -129,7 +145,7 @@ def add_artefacts(
     calibrator = None
     if any(target.CALIBRATED for target in formats):
         calibrator = choose_calibration(source.split, preprocessing, settings, tests, step)
-    step("asking the Keras model")
+    step("running the Keras model")
     images = _reference_images(source, located, pixels, tensors)
     conversion = Conversion(device_graph(source.model, preprocessing), source.manifest.positive, calibrator)
     results: list[Result] = []
@@ -204,7 +220,7 @@ def _add_artefact(
             input=engine.input,
             output=engine.outputs[0],
             parity=comparison.summary(),
-            made_with={**{name: version(name) for name in _LIBRARIES[target.FORMAT]}, **facts},
+            made_with={**{name: version(name) for name in target.LIBRARIES}, **facts},
         )
     finally:
         engine.close()

@@ -58,7 +58,7 @@ LIBRARIES = (
 )
 
 _TABLE = tomllib.loads((CHECKOUT / "tests" / "mutants.toml").read_text(encoding="utf-8"))
-SCOPE: dict[str, list[str]] = {file: one["tests"] for one in _TABLE["scope"] for file in one["modules"]}
+SCOPE: dict[str, list[str]] = {file: entry["tests"] for entry in _TABLE["scope"] for file in entry["modules"]}
 PARTS: dict[str, list[str]] = _TABLE["parts"]
 
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -162,7 +162,7 @@ def mutants_of(file: str, source: bytes, seed: int) -> list[Mutant]:
 
     tree = ast.parse(source)
     visit(tree, tree, None)
-    return [one for one in found if file not in PARTS or one.function in PARTS[file]]
+    return [mutant for mutant in found if file not in PARTS or mutant.function in PARTS[file]]
 
 
 class Trace:
@@ -315,13 +315,13 @@ class Judge:
         found = {}
         for argument in SCOPE[mutant.file]:
             if (self._scratch.tree / argument.partition("::")[0]).is_file():
-                for name, one in self._traced(argument).items():
-                    lines = one.get("lines", {}).get(mutant.file, [])
-                    if one.get("failed"):
+                for name, trace in self._traced(argument).items():
+                    lines = trace.get("lines", {}).get(mutant.file, [])
+                    if trace.get("failed"):
                         self.broken.add(name)
                     elif any(line in mutant.lines for line in lines) or (mutant.function is None and lines):
-                        found[name] = one
-        return {name: one["cpu_s"] for name, one in sorted(found.items(), key=lambda item: item[1]["wall_s"])}
+                        found[name] = trace
+        return {name: trace["cpu_s"] for name, trace in sorted(found.items(), key=lambda item: item[1]["wall_s"])}
 
     def _traced(self, argument: str) -> dict[str, Any]:
         key = f"trace {argument} {hashlib.sha256(self._content([argument, *SCOPE])).hexdigest()}"
@@ -355,13 +355,13 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
     from scipy.stats import binomtest
 
     sources = {file: (scratch.tree / file).read_bytes() for file in SCOPE if (scratch.tree / file).is_file()}
-    every = [one for file, source in sources.items() for one in mutants_of(file, source, seed)]
-    drawn = sorted(every, key=lambda one: one.rank)[:size]
-    drawn.sort(key=lambda one: (not one.file.startswith("runtime"), one.file, one.start, one.new))
+    every = [mutant for file, source in sources.items() for mutant in mutants_of(file, source, seed)]
+    drawn = sorted(every, key=lambda mutant: mutant.rank)[:size]
+    drawn.sort(key=lambda mutant: (not mutant.file.startswith("runtime"), mutant.file, mutant.start, mutant.new))
     judge = Judge(scratch)
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     missed = []
-    for mutant in (one for one in drawn if only in one.file):
+    for mutant in (mutant for mutant in drawn if only in mutant.file):
         if not mutant.file.startswith("runtime"):
             import_module("keras")  # their tests import it, which takes seconds
         outcome = judge.outcome(mutant, sources[mutant.file])
@@ -384,14 +384,14 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
 
 def planted(scratch: Scratch, only: str) -> int:
     """Plant each named fault; return how many were not noticed, or no longer match the code."""
-    faults = [one for one in tomllib.loads(PLANTED.read_text(encoding="utf-8"))["fault"] if only in one["name"]]
+    faults = [fault for fault in tomllib.loads(PLANTED.read_text(encoding="utf-8"))["fault"] if only in fault["name"]]
     passing: dict[tuple[str, ...], bool] = {}
     missed = 0
     for fault in faults:
         pattern = fault.get("pattern") or re.escape(fault["old"])
         texts = {file: file.read_text(encoding="utf-8") for file in scratch.tree.glob(fault["file"])}
         places = [file for file, text in texts.items() for _ in re.finditer(pattern, text)]
-        tests = tuple(one for one in fault["tests"] if (scratch.tree / one.partition("::")[0]).exists())
+        tests = tuple(test for test in fault["tests"] if (scratch.tree / test.partition("::")[0]).exists())
         if len(places) != 1:
             outcome = f"STALE: the text occurs {len(places)} times"
         elif not tests:

@@ -22,9 +22,8 @@ from mri_edge.authoring.writer import BundleWriter, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
-from mri_edge.export.parity.document import PARITY, document, to_json
+from mri_edge.export.parity.document import PAGE, PARITY, document, page, to_json
 from mri_edge.export.parity.gate import Gate
-from mri_edge.export.parity.report import PAGE, page
 from mri_edge.train.bundle import metrics_document
 from mri_edge.train.evaluation.metrics import measure
 
@@ -42,7 +41,7 @@ def threshold_for(manifest: Manifest, crossval: dict[str, Any]) -> dict[str, Any
         if crossval.get(name) != expected:
             raise SystemExit(
                 f"the cross-validation is of another {name.replace('_', ' ')}: {crossval.get(name)}, "
-                f"the model's is {expected}. "
+                f"the model has {expected}. "
                 "If it has none, run its command again: finished folds are kept"
             )
     threshold: dict[str, Any] = crossval["threshold"]
@@ -81,31 +80,35 @@ def _update_metrics(writer: BundleWriter, known: dict[str, Any]) -> None:
 
 def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: TeacherAnswers | None) -> None:
     manifest, images = writer.manifest, known["images"]
-    judges = ReferenceImages(
-        tuple(one["file"] for one in images),
-        tuple(one["sha256"] for one in images),
-        np.array([manifest.labels.index(one["label"]) for one in images], np.intp),
-        np.array([one["probabilities"] for one in images], np.float32),
+    reference = ReferenceImages(
+        tuple(image["file"] for image in images),
+        tuple(image["sha256"] for image in images),
+        np.array([manifest.labels.index(image["label"]) for image in images], np.intp),
+        np.array([image["probabilities"] for image in images], np.float32),
         teacher,
     )
     found = {}
     for file, row in known["artefacts"].items():
         positive = np.array(row["probabilities"], np.float32)
         answer = np.stack([1 - positive, positive] if manifest.positive else [positive, 1 - positive], axis=1)
-        ran = {name: row[name] for name in ("engine", "provider", "threads")}
-        found[file] = _keep_distances(compare(answer, judges, manifest, Gate(**row["gate"]), **ran), row)
+        settings = {name: row[name] for name in ("engine", "provider", "threads")}
+        found[file] = _keep_distances(compare(answer, reference, manifest, Gate(**row["gate"]), **settings), row)
     failed = {file: comparison.reasons for file, comparison in found.items() if comparison.verdict == "not met"}
     refused = [f"{file}: {reason}" for file, reasons in failed.items() for reason in reasons]
     if refused:
         raise SystemExit(f"at this threshold the gate refuses {'; '.join(refused)}")
     facts = {name: known[name] for name in ("reference", "split_fingerprint")}
-    content = document(judges, manifest, {file: comparison.to_dict() for file, comparison in found.items()}, facts)
+    content = document(reference, manifest, {file: comparison.to_dict() for file, comparison in found.items()}, facts)
     writer.add_document(PARITY, to_json(content))
     artefacts = manifest.artefacts
     if any(document.file == PAGE for document in manifest.documents):
         writer.add_document(PAGE, page(content, {artefact.file: artefact.size_bytes for artefact in artefacts}))
     summaries = {file: comparison.summary() for file, comparison in found.items()}
-    writer.update(artefacts=tuple(replace(one, parity=summaries.get(one.file, one.parity)) for one in artefacts))
+    writer.update(
+        artefacts=tuple(
+            replace(artefact, parity=summaries.get(artefact.file, artefact.parity)) for artefact in artefacts
+        )
+    )
 
 
 def _keep_distances(compared: Comparison, known: dict[str, Any]) -> Comparison:
@@ -123,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
     if len(bundle.manifest.labels) != 2:
-        raise SystemExit(f"{options.bundle}: {len(bundle.manifest.labels)} labels; parity.json records answers of two")
+        raise SystemExit(f"{options.bundle}: {len(bundle.manifest.labels)} labels; two are needed")
     found = threshold_for(bundle.manifest, json.loads(options.crossval.read_bytes()))
     manifest, old = set_threshold(bundle, found["value"], found["rule"]), bundle.manifest
     print(f"{options.bundle}: threshold {old.threshold} -> {manifest.threshold}")

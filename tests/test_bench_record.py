@@ -289,7 +289,7 @@ def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
 
 
 def test_multiply_adds_are_counted(programs, tiny_bundle):
-    from benchmarks.compare.macs import multiply_adds
+    from benchmarks.compare.roof import multiply_adds
     from mri_edge import Bundle
 
     # 16 x 16 positions, 4 channels, 8 x 8 x 3 each; then 1024 x 2.

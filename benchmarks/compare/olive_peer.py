@@ -39,7 +39,7 @@ def olive_model(
     report = model.with_suffix(".json")
     if not (model.is_file() and report.is_file()):
         if python is None:
-            return "olive-ai wants an environment of its own: name its Python with --olive", {}
+            return "olive-ai needs a separate environment: name its Python with --olive", {}
         if data is None:
             return "no training images to calibrate with", {}
         FRESH.mkdir(parents=True, exist_ok=True)
@@ -69,5 +69,5 @@ def calibration_images(bundle: Bundle, data: Path) -> tuple[Path, ...]:
     training = split.without({image.sha256 for image in split.of("test")})
     files = draw(training.locate(data, "train"), taken.images, taken.seed)
     if record(files, taken.method, taken.seed) != taken:
-        raise DataError(f"{bundle.folder}: the images that calibrated it cannot be drawn anew")
+        raise DataError(f"{bundle.folder}: the images that calibrated it cannot be drawn again")
     return files

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compare import peers
 from benchmarks.guard import undisturbed
 from mri_edge.benchmarking.scenarios import offline, single_stream
 from mri_edge.benchmarking.workload import peak_mib
@@ -29,8 +29,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """
     tensors, batch = np.load(request["tensors"]), request.get("batch", 1)
     start = perf_counter()
-    peer = importlib.import_module(f"benchmarks.compare.peers.{request['peer']}")
-    run = peer.open(request["model"], request["threads"], **request.get("options", {}))
+    run = getattr(peers, request["peer"])(request["model"], request["threads"], **request.get("options", {}))
     opened = perf_counter()
     run(tensors[:1])
     first = perf_counter()
@@ -42,22 +41,16 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
             run(tensors[indices[begin : begin + batch]])
 
     if "runs" in request:
-        clock = partial(
-            undisturbed.seconds_of, all_threads=request["peer"].startswith("keras")
-        )  # it has its own threads
+        has_threads = request["peer"].startswith("keras")  # TensorFlow computes in its own threads
+        clock = partial(undisturbed.seconds_of, all_threads=has_threads)
         images = (tensors[index % len(tensors)][None] for index in range(request["runs"]))
         found: dict[str, Any] = {"ms": [clock(partial(run, image)) * 1e3 for image in images]}
     else:
-        ms = single_stream(
-            lambda index: run(tensors[index : index + 1]),
-            len(tensors),
-            seconds=request["seconds"],
-            queries=request["queries"],
-        )
+        limits = {"seconds": request["seconds"], "queries": request["queries"]}
+        ms = single_stream(lambda index: run(tensors[index : index + 1]), len(tensors), **limits)
         peak = peak_mib()
         run(tensors[np.zeros(batch, int)])
         found = {
-            "driver": "own",
             "load_ms": (opened - start) * 1e3,
             "first_ms": (first - opened) * 1e3,
             "ms": ms,

@@ -15,7 +15,7 @@ from mri_edge.device.machine import installed
 SCALED_BACK = "weights_scaled_back_from"  # a training detail of the bundles that scripts/whole_bundles.py writes
 OLIVE = "Olive's best, in ONNX Runtime"  # measured only with a Python that has olive-ai
 
-# peer (a file in peers/, or benchmark_app): its title, the suffix that it opens, the packages that it needs
+# peer (a function in peers.py, or benchmark_app): its title, the suffix that it opens, the packages that it needs
 _PEERS = {
     "keras_predict": ("keras.Model.predict", ".keras", ("tensorflow", "keras")),
     "keras_function": ("tf.function", ".keras", ("tensorflow", "keras")),

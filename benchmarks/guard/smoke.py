@@ -1,7 +1,7 @@
 """Compare accuracy and relative latency with the committed record: the benchmark that CI runs.
 
     python -m benchmarks.guard.smoke             # about a minute; exit 5 if something got worse, naming the stage
-    python -m benchmarks.guard.smoke --quick     # seconds: only the stages that need no process of their own
+    python -m benchmarks.guard.smoke --quick     # seconds: only the stages that need no separate process
     python -m benchmarks.guard.smoke --record    # after an intended change: write the record again
 
 Only ratios are compared, each to a reference program in the same run (``stages.py``). What the record contains and a
@@ -54,10 +54,13 @@ def run_for_record() -> dict[str, Any]:
     """Return the median of three runs for each ratio: a lucky run would set a limit that later runs miss."""
     runs = [run() for _ in range(3)]
     middle = {
-        what: sorted((one["latency"][what] for one in runs), key=lambda found: found["ratio"])[1]
+        what: sorted((measured["latency"][what] for measured in runs), key=lambda found: found["ratio"])[1]
         for what in runs[0]["latency"]
     }
-    return runs[0] | {"latency": middle, "disturbed": sorted({mark for one in runs for mark in one["disturbed"]})}
+    return runs[0] | {
+        "latency": middle,
+        "disturbed": sorted({mark for measured in runs for mark in measured["disturbed"]}),
+    }
 
 
 def measure_slow_models_again(fresh: dict[str, Any], record: dict[str, Any], *, quick: bool = False) -> None:
@@ -75,9 +78,14 @@ def compare(fresh: dict[str, Any], record: dict[str, Any], *, quick: bool = Fals
 
     What the record contains and this run does not is worse, too, except ratios that ``quick`` leaves out.
     """
-    wrong = [(one["stage"], f"{one['what']}: {one['detail']}") for one in fresh["accuracy"] if one["wrong"]]
+    wrong = [
+        (finding["stage"], f"{finding['what']}: {finding['detail']}")
+        for finding in fresh["accuracy"]
+        if finding["wrong"]
+    ]
     wrong += [
-        (one["stage"], f"{one['what']}: not compared, as it was for the record") for one in _missing(fresh, record)
+        (finding["stage"], f"{finding['what']}: not compared, as it was for the record")
+        for finding in _missing(fresh, record)
     ]
     slow = []
     for what, row, limit in _limits(fresh, record):
@@ -96,14 +104,14 @@ def compare(fresh: dict[str, Any], record: dict[str, Any], *, quick: bool = Fals
 
 def _missing(fresh: dict[str, Any], record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return comparisons of the record that this run lacks and could have made here."""
-    made = {(one["stage"], one["what"]) for one in fresh["accuracy"]}
+    made = {(finding["stage"], finding["what"]) for finding in fresh["accuracy"]}
     without_openvino = "openvino" not in fresh["libraries"]
     return [
-        one
-        for one in record["accuracy"]
-        if (one["stage"], one["what"]) not in made
-        and (fresh["real_scans"] or accuracy.REAL not in one["what"])
-        and not (without_openvino and one["what"].endswith("in openvino"))
+        finding
+        for finding in record["accuracy"]
+        if (finding["stage"], finding["what"]) not in made
+        and (fresh["real_scans"] or accuracy.REAL not in finding["what"])
+        and not (without_openvino and finding["what"].endswith("in openvino"))
     ]
 
 
@@ -128,7 +136,7 @@ def report(fresh: dict[str, Any], record: dict[str, Any] | None) -> list[str]:
         shown = f"{limit:.2f}" if limit else "-"
         lines.append(f"{row['stage']:<8}{row['ratio']:>8.2f}{was:>8}{shown:>8}{row['ms']:>9.3f}  {what}")
     for stage in accuracy.STAGES:
-        wrong = [one["wrong"] for one in fresh["accuracy"] if one["stage"] == stage]
+        wrong = [finding["wrong"] for finding in fresh["accuracy"] if finding["stage"] == stage]
         if wrong:
             lines.append(f"{stage}: {len(wrong) - sum(wrong)} of {len(wrong)} comparisons right")
     if "openvino" not in fresh["libraries"]:
@@ -141,7 +149,7 @@ def report(fresh: dict[str, Any], record: dict[str, Any] | None) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, write the fresh record and compare; return 0 or WORSE."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave out what needs processes of its own")
+    parser.add_argument("--quick", action="store_true", help="leave out the stages that need separate processes")
     parser.add_argument("--record", action="store_true", help="write the committed record for this kind of machine")
     parser.add_argument("--out", type=Path, default=FRESH, help="the fresh record; default: build/bench-smoke.json")
     options = parser.parse_args(arguments)

@@ -29,8 +29,8 @@ from mri_edge.testing import FakeEngine
 STAGES = ("decode", "resize", "infer", "rest", "start")
 _REPEATS = 15
 _ROUNDS = 3
-# For a network of a quarter of a millisecond, one process in four is a third faster by chance of memory layout; with so
-# many rounds the fastest process of each subject is of that kind.
+# If a network takes a quarter of a millisecond, one process in four is a third faster by chance, because of its memory
+# layout. With this many rounds every subject has such a process, and the fastest counts.
 _TINY_ROUNDS = 12
 _RUNS = 10
 _STARTS = 5
@@ -57,7 +57,7 @@ class Ratio:
 
 
 def measure(model: str, scans: Sequence[Path], *, quick: bool = False) -> list[Ratio]:
-    """Return all ratios of a model; ``quick`` leaves out those that need processes of their own."""
+    """Return all ratios of a model; ``quick`` leaves out those that need separate processes."""
     bundle = Bundle.open(model)
     ratios = _in_process(model, bundle, scans)
     return ratios if quick else [*ratios, *_engines(model, bundle, scans), _start(model, bundle, scans[0])]
@@ -89,8 +89,8 @@ def _in_process(model: str, bundle: Bundle, scans: Sequence[Path]) -> list[Ratio
 
 
 def _engines(model: str, bundle: Bundle, scans: Sequence[Path]) -> list[Ratio]:
-    """Compare the engine with a plain ONNX Runtime script, and int8 with its float twin; in processes, in turn."""
-    artefact = next(one for one in bundle.manifest.artefacts if one.file == "model.int8.onnx")
+    """Compare the engine with a plain ONNX Runtime script, and int8 with its float twin; in separate processes."""
+    artefact = next(artefact for artefact in bundle.manifest.artefacts if artefact.file == "model.int8.onnx")
     path = bundle.path_of(artefact)
     with tempfile.TemporaryDirectory() as folder:
         tensors, twin = Path(folder) / "tensors.npy", Path(folder) / "twin.onnx"

@@ -22,8 +22,8 @@ def seconds_of(action: Callable[[], object], *, all_threads: bool = False) -> fl
     """
     with ExitStack() as stack:
         read_wait = _wait_of_all_threads if all_threads else _open_wait_of_this_thread(stack)
-        # Both reads lie between the two clock readings: a wait between a read and the clock would be subtracted
-        # without having been counted.
+        # Both waits are read between the two clock readings. Otherwise a wait between a read and the clock would be
+        # subtracted although the clock did not count it.
         start = time.perf_counter()
         before = read_wait()
         action()

@@ -1,6 +1,6 @@
 """Compare every ratio of the last `make bench` with the committed records, on which README and docs are based.
 
-A ratio is reproduced if it lies between the lowest and the highest round of the record, or within 15% beyond. The exit
+A ratio is reproduced if it is between the lowest and the highest round of the record, or within 15% beyond. The exit
 code is 5 if one is not, or was not measured. Ratios are shown but not judged if the run had BUSY=1 and the record had
 not, or on another CPU or number of cores. Also not judged: Olive without OLIVE=, and all that needs the training data.
 """
@@ -32,7 +32,7 @@ class Claim:
 
     @property
     def reproduced(self) -> bool:
-        """Whether it was measured and lies within the limits."""
+        """Whether it was measured and is within the limits."""
         return self.fresh is not None and self.low <= self.fresh <= self.high
 
     @property
@@ -44,8 +44,8 @@ class Claim:
         """Return the claim for the report."""
         if self.fresh is None:
             return f"{'NOT MEASURED' if judged else 'not measured':<15} {'-':>8}  {self._limits}: {self.problem}"
-        word = "reproduced" if self.reproduced else "NOT REPRODUCED" if judged else "other"
-        return f"{word:<15} {self.fresh:>8.3g}  {self._limits}"
+        outcome = "reproduced" if self.reproduced else "NOT REPRODUCED" if judged else "other"
+        return f"{outcome:<15} {self.fresh:>8.3g}  {self._limits}"
 
     @property
     def _limits(self) -> str:

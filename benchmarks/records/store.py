@@ -48,7 +48,7 @@ def kind_of_machine(machine: dict[str, Any]) -> str:
     """Return the folder name for a machine's records: its architecture and its best instructions for int8."""
     name, _, instructions = machine["cpu"].rpartition("): ")
     architecture, has = name.rpartition("(")[2], instructions.split(", ")
-    return "-".join([architecture, *[one for one in _INT8_INSTRUCTIONS if one in has][:1]])
+    return "-".join([architecture, *[instruction for instruction in _INT8_INSTRUCTIONS if instruction in has][:1]])
 
 
 def same_machine(fresh: dict[str, Any], record: dict[str, Any]) -> bool:

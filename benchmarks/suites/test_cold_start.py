@@ -37,12 +37,14 @@ needs_peak_memory = pytest.mark.skipif(not hasattr(os, "EX_SOFTWARE"), reason="n
 def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference network with random weights: the time does not depend on their values."""
     pytest.importorskip("tensorflow", reason="needs mri-edge[train]")
-    from mri_edge.train.models.vgg16 import build_network
-    from mri_edge.train.models.weights import build_backbone
-    from mri_edge.train.recipes.base import REFERENCE
+    from mri_edge.train.models.network import build_network
+    from mri_edge.train.models.vgg16 import build_backbone
+    from mri_edge.train.recipes.registry import find_recipe
 
     path = tmp_path_factory.mktemp("keras") / "model.keras"
-    build_network(build_backbone(None, 128, 128), REFERENCE, classes=2, seed=0).whole.save(path)
+    recipe = find_recipe("reference")
+    backbone = build_backbone(None, 128, 128)
+    build_network(backbone, recipe.head, recipe.schedule.learning_rate, classes=2, seed=0).whole.save(path)
     return path
 
 

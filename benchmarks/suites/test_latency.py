@@ -1,12 +1,9 @@
-"""Latency by pytest-benchmark: every artefact in every engine, batches, threads, and the parts around the engine.
-
-The tables are for reading; only ratios within the run are asserted.
-"""
+"""Latency of batches, threads and a warm scan as ratios, and the parts around the engine by pytest-benchmark."""
 
 from __future__ import annotations
 
 import json
-import os
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -15,16 +12,13 @@ import pytest
 from benchmarks.compare.subjects import bundles
 from benchmarks.processes import SCAN, SCANS, output, ratio_of_medians, script
 from mri_edge import Bundle, Classifier
-from mri_edge.benchmarking.benchmark import subjects
 from mri_edge.benchmarking.tuning import thread_counts
 from mri_edge.bundles.bundle import embedded_models
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import cpu
-from mri_edge.engines import open_engine
 from mri_edge.scans.readers import picture
 
 BUNDLES = bundles()
-SUBJECTS = [(name, one) for name, bundle in BUNDLES.items() for one in subjects(bundle) if one.problem is None]
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -41,17 +35,6 @@ def ms_of(engine, batch: np.ndarray) -> float:
     return (perf_counter() - start) * 1e3
 
 
-@pytest.mark.parametrize(("name", "subject"), SUBJECTS, ids=lambda item: getattr(item, "engine", item))
-def test_each_artefact_in_each_engine(benchmark, name, subject):
-    benchmark.group = f"{name}, one image, model only"
-    benchmark.name = f"{subject.artefact.file}, {subject.engine}"
-    bundle = BUNDLES[name]
-    engine = open_engine(bundle.path_of(subject.artefact), engine=subject.engine, provider="cpu")
-    answer = benchmark.pedantic(engine.run, (tensors(bundle, 1),), rounds=15, warmup_rounds=2)
-    engine.close()
-    assert answer.shape == (1, len(bundle.manifest.labels))
-
-
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize(
     ("int8", "full", "least"),
@@ -59,7 +42,7 @@ def test_each_artefact_in_each_engine(benchmark, name, subject):
     ids=["ONNX Runtime", "LiteRT"],
 )
 def test_int8_is_faster_than_float(int8, full, least, batch, report):
-    """Each artefact in a process of its own, in turn, on all cores."""
+    """Each artefact in a separate process, in turn, on all cores."""
     bundle = BUNDLES["vgg16"]
     if not (bundle.folder / "model.onnx").is_file():
         pytest.skip("only shipped files: make bench with DATA=DIR, or python -m scripts.whole_bundles")
@@ -100,34 +83,20 @@ def test_threads_scale(name, report):
     assert best[max(best)] <= 1.1 * best[1]
 
 
-def test_decoding(benchmark):
-    benchmark.group = "file to answer"
-    benchmark(picture.load, SCANS[0])
-
-
-def test_preprocessing(benchmark):
-    benchmark.group = "file to answer"
-    benchmark(Bundle.open().manifest.preprocessing.resize_picture, picture.load(SCANS[0]))
-
-
-@pytest.mark.parametrize("name", BUNDLES)
-def test_file_to_answer(benchmark, name):
-    benchmark.group = "file to answer"
-    with Classifier.load(name, many=False) as classifier:
-        assert benchmark(classifier.predict, SCANS[0]).file == os.fspath(SCANS[0])
+PARTS = {
+    "decoding": lambda name: partial(picture.load, SCANS[0]),
+    "preprocessing": lambda name: partial(Bundle.open().manifest.preprocessing.resize_picture, picture.load(SCANS[0])),
+    "file to answer": lambda name: partial(Classifier.load(name, workload="single").predict, SCANS[0]),
+    "opening the bundle": lambda name: partial(Bundle.open, name),
+    "loading the classifier": lambda name: lambda: Classifier.load(name).close(),
+}
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_bundle_opening(benchmark, name):
-    benchmark.group = "loading"
-    assert benchmark(Bundle.open, name).manifest.artefacts
-
-
-@pytest.mark.parametrize("name", BUNDLES)
-def test_classifier_loading(benchmark, name):
-    """Hashes and a session: what a cold start needs after its imports."""
-    benchmark.group = "loading"
-    benchmark.pedantic(lambda: Classifier.load(name).close(), rounds=5, warmup_rounds=1)
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_around_the_engine(benchmark, part, name):
+    benchmark.group = part
+    benchmark(PARTS[part](name))
 
 
 @pytest.mark.parametrize("model", embedded_models())

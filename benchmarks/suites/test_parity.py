@@ -13,14 +13,19 @@ from mri_edge.export.parity.gate import DEFAULT_GATES
 from mri_edge.inference.prediction import decide
 from mri_edge.scans.readers import picture
 
-SUBJECTS = [(name, bundle, one) for name, bundle in bundles().items() for one in subjects(bundle) if not one.problem]
-# int8 kernels of other libraries round differently where a value lies between two steps: one more label may change.
+SUBJECTS = [
+    (name, bundle, subject) for name, bundle in bundles().items() for subject in subjects(bundle) if not subject.problem
+]
+# int8 kernels of other libraries round differently where a value is between two steps: one more label may change.
 FLIPS = {"float32": 0, "float16": 0, "dynamic": 1, "int8": 1}
 
 
 @pytest.mark.parametrize(
     ("bundle", "subject"),
-    [pytest.param(bundle, one, id=f"{name}-{one.artefact.file}-{one.engine}") for name, bundle, one in SUBJECTS],
+    [
+        pytest.param(bundle, subject, id=f"{name}-{subject.artefact.file}-{subject.engine}")
+        for name, bundle, subject in SUBJECTS
+    ],
 )
 def test_artefact_agrees_with_keras_on_the_reference_images(bundle, subject, report):
     data, manifest, artefact = data_folder(), bundle.manifest, subject.artefact

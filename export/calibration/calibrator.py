@@ -1,4 +1,4 @@
-"""Observe every tensor of a model on the calibration images, whichever runtime shows the tensors.
+"""Observe every tensor of a model on the calibration images, with ONNX Runtime or LiteRT.
 
 Images are read in small batches. Of each tensor only a histogram of fixed size and the mean of each
 channel are kept, so that memory does not grow with the number of images.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from mri_edge.bundles.manifest import Calibration
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError
-from mri_edge.export.settings import Settings
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
 from .histogram import METHODS, Histogram, Method, Range
 from .images import Pixels, draw, find_copies, pictures_in, read_batches, record, refuse_test_images
+
+if TYPE_CHECKING:
+    from mri_edge.export.exporter import Settings
 
 # Runs a batch of pixels and returns the tensors to observe, by name.
 Observer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
@@ -115,8 +118,8 @@ def choose_calibration(
     def draw_training(candidates: Split, count: int, seed: int) -> tuple[Path, ...]:
         drawn = draw(candidates.locate(settings.data, "train"), count, seed)
         # A copy of a test image in another format is recognized only when it is decoded; then one fewer is taken.
-        twins = find_copies(drawn, tests, preprocessing)
-        return tuple(file for file in drawn if file not in twins)
+        copies = find_copies(drawn, tests, preprocessing)
+        return tuple(file for file in drawn if file not in copies)
 
     if settings.calibration:
         files = draw(pictures_in(settings.calibration), settings.calibration_images, settings.seed)

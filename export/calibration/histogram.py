@@ -25,7 +25,7 @@ class Histogram:
         self.counts = np.zeros(2 * BINS, np.int64)
 
     def range(self, method: Method) -> Range:
-        """Lowest and highest value to represent, by one of ``METHODS``; zero always lies within."""
+        """Lowest and highest value to represent, by one of ``METHODS``; zero is always within."""
         if method == "minmax":
             return self.minmax()
         return self.entropy() if method == "entropy" else self.percentile()

@@ -85,9 +85,9 @@ def find_copies(files: Iterable[Path], tests: Mapping[str, Path], preprocessing:
 
 def refuse_test_images(files: Iterable[Path], tests: Mapping[str, Path], preprocessing: Preprocessing) -> None:
     """Raise DataError if one of ``files`` equals a test image; see ``find_copies``."""
-    for file, twin in find_copies(files, tests, preprocessing).items():
+    for file, test in find_copies(files, tests, preprocessing).items():
         raise DataError(
-            f"{file}: is the test image {twin}; calibration must not see the images of the comparison",
+            f"{file}: is the test image {test}; calibration must not see the images of the comparison",
             "Remove it from the calibration folder",
         )
 

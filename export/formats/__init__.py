@@ -1,8 +1,7 @@
 """Registry of export formats: one module each, found by its file name.
 
-A module names itself with ``NAME`` and its artefact with ``FILE``, ``FORMAT`` and ``PRECISION``, says with
-``CALIBRATED`` whether it needs calibration images, and makes the file's bytes in ``convert``. Its default
-gate is the one of its precision, ``parity.gate.DEFAULT_GATES``. To add a format, add a file.
+Each module defines what ``Format`` lists. Its default gate is the one of its precision, ``parity.gate.DEFAULT_GATES``.
+To add a format, add a file.
 """
 
 from __future__ import annotations
@@ -10,27 +9,67 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mri_edge.bundles.manifest import Precision
-from mri_edge.errors import UsageError
+from mri_edge.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
-    from mri_edge.export.conversion import Conversion
+    from onnx import ModelProto
 
-# The formats of --quantize: each int8 artefact with the float one beside which it is judged.
+    from mri_edge.export.calibration.calibrator import Calibrator
+    from mri_edge.export.sources.device_graph import DeviceGraph
+
+# The formats of --quantize: each int8 artefact, and the float artefact of the same kind.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
+
+
+@dataclass
+class Conversion:
+    """What all formats of one export start from; each float model is made once, when a format first needs it."""
+
+    graph: DeviceGraph
+    positive: int
+    calibrator: Calibrator | None = None
+
+    @cached_property
+    def float_onnx(self) -> ModelProto:
+        """The float32 ONNX model, with heatmap outputs if its head allows them. Change a copy, never this object."""
+        from mri_edge.export.onnx.convert import float_model
+        from mri_edge.export.onnx.explanation import with_explanation
+
+        model = float_model(self.graph)
+        try:
+            return with_explanation(model, self.positive)
+        except ConversionError:  # another kind of head: the model classifies without a heatmap
+            return model
+
+    @cached_property
+    def float_tflite(self) -> bytes:
+        """The float32 TFLite file."""
+        from mri_edge.export.tflite.convert import float_model
+
+        return float_model(self.graph)
+
+    def calibration(self) -> Calibrator:
+        """The calibrator; UsageError if this export has no calibration images."""
+        if self.calibrator is None:
+            raise UsageError("int8 formats need calibration images", "Name them with --data or --calibration")
+        return self.calibrator
 
 
 class Format(Protocol):
     """What each module in this folder defines."""
 
     NAME: str
-    FILE: str
-    FORMAT: str
+    FILE: str  # of the artefact
+    FORMAT: str  # in the manifest
     PRECISION: Precision
-    CALIBRATED: bool
-    convert: Callable[[Conversion], tuple[bytes, dict[str, Any]]]
+    CALIBRATED: bool  # whether it needs calibration images
+    LIBRARIES: tuple[str, ...]  # packages whose versions the manifest records
+    convert: Callable[[Conversion], tuple[bytes, dict[str, Any]]]  # the file, and facts about how it was made
 
 
 def format_names() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.conversion import Conversion
+from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.convert import OPSET
 
 NAME = "onnx"
@@ -13,6 +13,7 @@ FILE = "model.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "float32"
 CALIBRATED = False
+LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime")
 
 
 def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:

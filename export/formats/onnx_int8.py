@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.conversion import Conversion
+from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.convert import OPSET
 from mri_edge.export.onnx.quantize import quantize
 
@@ -14,6 +14,7 @@ FILE = "model.int8.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "int8"
 CALIBRATED = True
+LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime")
 
 
 def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.conversion import Conversion
+from mri_edge.export.formats import Conversion
 
 NAME = "tflite"
 FILE = "model.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "float32"
 CALIBRATED = False
+LIBRARIES = ("tensorflow", "keras")
 
 
 def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.conversion import Conversion
+from mri_edge.export.formats import Conversion
 from mri_edge.export.tflite.quantize import quantize
 
 NAME = "tflite-int8"
@@ -13,6 +13,7 @@ FILE = "model.int8.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "int8"
 CALIBRATED = True
+LIBRARIES = ("tensorflow", "keras")
 
 
 def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:

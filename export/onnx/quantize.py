@@ -4,9 +4,9 @@ Activations are unsigned; weights are signed and use 7 bits. x86 CPUs without VN
 products in 16 bits with saturation: 2 x 255 x 127 overflows, 2 x 255 x 64 does not. So the artefact
 gives the same answer on every CPU.
 
-``quantize_static`` of ONNX Runtime runs its own calibration; with ``TensorQuantOverrides`` for our ranges it gives
-the same numbers in another order of nodes, so files would change. Therefore ``QDQQuantizer`` gets our ranges. The
-releases 1.20 to 1.23 do not export ``TensorsData`` from ``onnxruntime.quantization``, so its module is imported.
+``quantize_static`` of ONNX Runtime runs its own calibration. With ``TensorQuantOverrides`` for our ranges it gives
+the same numbers in another order of nodes, so files would change. Therefore ``QDQQuantizer`` gets our ranges.
+``TensorsData`` comes from its own module. Tested with onnxruntime 1.32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure how far an artefact's answers are from the Keras model's on the same images."""
+"""Measure how far an artefact's answers are from the Keras model's answers for the same images."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Gate:
     flip_rate: float | None
 
     def override(self, bounds: Gate) -> Gate:
-        """This gate with the bounds that are not None in the other one."""
+        """This gate, with the bounds of the other gate that are not None."""
         return replace(self, **{name: value for name, value in vars(bounds).items() if value is not None})
 
 

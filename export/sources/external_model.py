@@ -19,16 +19,14 @@ from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.errors import ConversionError, DataError, OutputError, first_line
 from mri_edge.export.calibration.images import draw, read_batches
-from mri_edge.export.exporter import Result, Source, add_artefacts
-from mri_edge.export.settings import Settings
+from mri_edge.export.exporter import Result, Settings, Source, add_artefacts
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import recognizes
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
 from .keras_model import answers, load
 from .preprocessing_check import check_preprocessing
-from .saved_model import load_saved_model
-from .saved_model_check import check_saved_model
+from .saved_model import check_saved_model, load_saved_model
 
 TEST_FRACTION = 0.2
 _UNKNOWN = "unknown: the model was made elsewhere"
@@ -115,7 +113,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str]
 
 
 def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
-    """Draw a fifth of each label's pictures as test images, one at least; files of the same bytes have one role.
+    """Draw a fifth of each label's pictures as test images, at least one; files of the same bytes have the same role.
 
     Raises
     ------

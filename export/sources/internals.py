@@ -1,7 +1,6 @@
 """The two functions that use private APIs of TensorFlow and Keras, because no public one does the same.
 
-Last tested with TensorFlow 2.21 and Keras 3.15.1; the extra ``export`` allows TensorFlow 2.20 and 2.21 and Keras
-3.12.4 to 3.15.
+Tested with TensorFlow 2.21 and Keras 3.15.1.
 
 - ``freeze``: tf2onnx's public ``convert.from_function`` also freezes, but gives nodes other names, which would
   change every ONNX file. TensorFlow's public function needs a session of TensorFlow 1.
@@ -25,11 +24,11 @@ def freeze(function: Any) -> Any:
 def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
     """The only layer that reads the model's input, also inside nested models, if it is a plain convolution.
 
-    None if several layers read the input, or if the layer is used twice, grouped or not a ``Conv2D``: only
-    the kernel of a plain one can take over factors of the input.
+    None if several layers read the input, or if the layer is used twice, grouped or not a ``Conv2D``, because
+    factors of the input can be folded only into the kernel of a plain convolution.
     """
     while isinstance(model, keras.Model) and len(model.inputs or ()) == 1:
-        # A Sequential keeps its graph in a Functional model of its own; the nodes in its layers may be outdated.
+        # A Sequential keeps its graph in an inner Functional model; the nodes in its layers may be outdated.
         depths = getattr(model, "_functional", model)._nodes_by_depth
         nodes = [node for depth in depths.values() for node in depth]
         users = [node for node in nodes if any(tensor is model.inputs[0] for tensor in node.input_tensors)]

@@ -1,14 +1,42 @@
-"""Open TensorFlow's SavedModel as a Keras model."""
+"""Open TensorFlow's SavedModel as a Keras model, after a check that its graph only computes.
+
+A SavedModel is a program: TensorFlow has operations that read and write any file, load word lists and call
+Python, and runs some functions as soon as the model is loaded.
+
+The protobuf class of the file has no public name in TensorFlow, since the public loader opens a model without
+a check. ``tensorflow.core.protobuf`` is generated from the file format. Tested with TensorFlow 2.21.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import keras
+import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from mri_edge.errors import ConversionError, first_line
+from mri_edge.authoring.keras_models.bounds import UnsafeModelError, check_unpacked
+from mri_edge.errors import BundleError, ConversionError, first_line
+from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
-from .saved_model_check import check_saved_model
+GRAPH = "saved_model.pb"
+_LARGEST_GRAPH = 256 << 20  # bytes; weights are not in it
+# Operations with a state or side effect that a classifier needs, including its training.
+_STATEFUL = re.compile(
+    r"VarHandleOp|VarIsInitializedOp|VariableShape|ReadVariableOp|DisableCopyOnRead"
+    r"|Assign(Add|Sub)?VariableOp|Resource(Sparse)?(Apply|Gather|Scatter|Strided)\w*|DestroyResourceOp"
+    r"|(Stateful)?PartitionedCall|If|While|Case|Assert|CheckNumerics(V2)?|GuaranteeConst|Empty|TensorArray\w*V3"
+    r"|Random\w+|TruncatedNormal|Multinomial|Stateful\w*(Uniform|Normal)\w*|RngReadAndSkip|RngSkip"
+    r"|StatelessRandomGetAlg"
+)
+# Operations that TensorFlow declares stateless but that reach outside the graph.
+_REACHING = re.compile(r"File|Dataset|PyFunc|Table|Debug|Reader|Queue|Snapshot|^Copy|Summary|Barrier|TPU|Xla")
+# Every SavedModel holds functions that save and restore its variables. Nothing calls them here.
+_SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
 
 
 def load_saved_model(folder: Path, height: int, width: int, original: Path | None = None) -> keras.Model:
@@ -46,3 +74,82 @@ def load_saved_model(folder: Path, height: int, width: int, original: Path | Non
         f"{original}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) ({first_line(reason)})",
         "Save it with model.export",
     ) from reason
+
+
+def check_saved_model(folder: Path) -> None:
+    """Check the graph of a SavedModel.
+
+    Raises
+    ------
+    BundleError
+        There is no graph, it is damaged, or it does more than compute.
+    """
+    path = folder / GRAPH
+    if not path.is_file():
+        raise BundleError(f"{folder}: no SavedModel, there is no file {GRAPH} in it", "Save it with model.export")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_GRAPH + 1)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot read ({error.strerror})", "Copy it again") from error
+    if is_lfs_pointer(content[:64]):
+        raise BundleError(f"{path}: is a Git LFS pointer, not the model", HINT)
+    if len(content) > _LARGEST_GRAPH:
+        raise BundleError(f"{path}: refused: more than {_LARGEST_GRAPH:,} bytes", "Save the weights outside the graph")
+    try:
+        for graph in SavedModel.FromString(content).meta_graphs:
+            _check(graph, len(content))
+    except UnsafeModelError as error:
+        raise BundleError(f"{folder}: refused: {error}", "Save the model again, made of Keras' own layers") from error
+    except Exception as error:  # protobuf's DecodeError, or a number that is no type
+        raise BundleError(f"{path}: damaged ({type(error).__name__})", "Save it with model.export") from error
+
+
+def _check(graph: Any, size: int) -> None:
+    bodies = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
+    saving = {name for name, nodes in bodies.items() if any(node.op in _SAVING for node in nodes)}
+    for nodes in (graph.graph_def.node, *bodies.values()):
+        for node in nodes:
+            _check_operation(node.op, bodies)
+    check_unpacked(sum(map(_constants, (graph.graph_def.node, *bodies.values()))), size, "the graph")
+    called = set(graph.object_graph_def.concrete_functions)
+    if not called:
+        raise UnsafeModelError("it has no functions that are called by name; TensorFlow 1 saved it")
+    if any(name in saving for name in _reached(called, bodies)):
+        raise UnsafeModelError("a function of it writes or reads files")
+
+
+def _check_operation(name: str, bodies: Any) -> None:
+    if name in bodies or name in _SAVING:
+        return
+    try:
+        definition = tf.Graph().op_def_for_type(name)
+    except Exception as error:  # TensorFlow raises its own kind for a name that it does not know
+        raise UnsafeModelError(f"its operation {name!r} is not known") from error
+    if not _STATEFUL.fullmatch(name) if definition.is_stateful else _REACHING.search(name):
+        raise UnsafeModelError(f"its operation {name!r} does more than compute")
+
+
+def _constants(nodes: Iterable[Any]) -> int:
+    """Unpacked bytes of the constants: one number and a shape can describe gigabytes."""
+    tensors = [node.attr["value"].tensor for node in nodes if node.op == "Const"]
+    return sum(
+        tf.as_dtype(tensor.dtype).size * math.prod(max(0, length.size) for length in tensor.tensor_shape.dim)
+        for tensor in tensors
+    )
+
+
+def _reached(names: Iterable[str], bodies: Any) -> set[str]:
+    """The named functions and all that they may call."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name not in bodies:
+            continue
+        reached.add(name)
+        for node in bodies[name]:
+            waiting.append(node.op)
+            for attribute in node.attr.values():
+                waiting += [attribute.func.name, *(function.name for function in attribute.list.func)]
+    return reached

@@ -1,10 +1,10 @@
-"""Full-integer quantization of a TFLite model with our own ranges.
+"""Full-integer quantization of a TFLite model with given ranges.
 
-TensorFlow's quantizer reads the range of each tensor from the file. Its own calibrator knows only min-max and
-runs one operator at a time; we write the ranges of any method into the file instead.
+TensorFlow's quantizer reads the range of each tensor from the file. Its calibrator has only the min-max method and
+runs one operator at a time, so the ranges are written into the file here.
 
 ``mlir_quantize`` is that quantizer. It has no public name: ``tf.lite.TFLiteConverter`` always runs its own
-calibrator first. Last tested with TensorFlow 2.21; the extra ``export`` allows 2.20 and 2.21.
+calibrator first. Tested with TensorFlow 2.21.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Load scenarios SingleStream, Offline and Server, as the MLPerf inference rules define them.
 
 Definitions and early stopping follow https://github.com/mlcommons/inference_policies, ``inference_rules.adoc``
-("Scenarios"; "Early Stopping"). ``benchmarks/compare/loadgen.py`` checks them against MLCommons' own load generator.
+("Scenarios"; "Early Stopping"). ``benchmarks/suites/test_loadgen.py`` compares them with MLCommons' load generator.
 No result is an MLPerf result: those require MLCommons' models, durations and review.
 """
 

@@ -1,6 +1,6 @@
 """Work around native side effects: messages on stderr, and memory that glibc keeps after ``free``.
 
-This is the only module that calls glibc's malloc (tested with 2.36) and Pillow's libtiff (10.3 to 13) through ctypes.
+This is the only module that calls glibc's malloc (tested with 2.36) and Pillow's libtiff through ctypes.
 Where a function does not exist, the side effect remains.
 """
 

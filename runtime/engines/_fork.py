@@ -2,7 +2,8 @@
 
 A forked child has its parent's memory but not its threads. The native part of an inherited engine waits for threads
 that do not exist, when it runs and when it is destroyed. So the child never runs or destroys it; its memory is shared
-with the parent and released when the child ends. Uses ``ctypes.pythonapi`` of CPython (3.10 to 3.13).
+with the parent and released when the child ends. Uses ``ctypes.pythonapi`` (tested with
+CPython 3.10, 3.11, 3.12 and 3.13).
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
     if found != name:
         reason, fix = _explain_failure(onnxruntime, model, provider) or (f"{found} started", _DOCTOR)
         raise ProviderUnavailable(f"provider {provider!r} did not start: {reason}", fix)
-    # A private attribute, read only by the fallback that is off (onnxruntime 1.20 to 1.32). It keeps the whole file.
+    # A private attribute, read only by the disabled fallback (tested with onnxruntime 1.32). It keeps the whole file.
     session._model_bytes = None
     return session
 

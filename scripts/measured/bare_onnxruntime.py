@@ -1,4 +1,4 @@
-"""Classify one scan with the shortest ONNX Runtime script, beside which `mri-edge predict` is measured.
+"""Classify a scan with the shortest ONNX Runtime script, to which `mri-edge predict` is compared.
 
 Arguments: MODEL SCAN [THREADS]; by default the library chooses the threads.
 """

@@ -1,6 +1,6 @@
 """Run a command and print its largest resident set, in the unit of the kernel. Arguments: COMMAND [ARG ...].
 
-A child starts with the peak of its parent, and a test suite's is large: so this small program is the parent.
+A child starts with the peak of its parent. That of a test suite is large, so this small program is the parent.
 """
 
 import os

@@ -17,8 +17,8 @@ from mri_edge.scans.readers import picture
 model, folder, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 paths = sorted(entry.path for entry in os.scandir(folder))
 classifier = Classifier.load(model, provider="cpu")
-fit = classifier.bundle.manifest.preprocessing.resize_picture
-batch = np.stack([fit(picture.load(path)) for path in paths[: classifier.batch_size]])
+resize = classifier.bundle.manifest.preprocessing.resize_picture
+batch = np.stack([resize(picture.load(path)) for path in paths[: classifier.batch_size]])
 
 
 def from_files():
@@ -33,7 +33,7 @@ def from_memory():
 
 def prepare():
     for path in paths[::10]:
-        fit(picture.load(path))
+        resize(picture.load(path))
 
 
 def rate(call, count):

@@ -1,11 +1,12 @@
-"""Run the product on emulated 64-bit ARM, and compare every probability with this machine's.
+"""Run mri-edge on emulated 64-bit ARM processors, and compare every probability with this machine's.
 
     make test-arm64                                 needs root on a Debian, see root.sh
     python tests/arm64/check.py --root DIR [BUNDLE...] [--record FILE]
 
 On each core: `doctor`, `verify`, the engines' contract tests, `predict` on the demo scans with every embedded
-model and every BUNDLE, each artefact in each engine, and a short `tune`. No network once the wheel is installed.
-Exit code: 0 all agrees, 1 something does not, 2 cannot be done here. Emulated times say nothing about a board.
+model and every BUNDLE, each artefact in each engine, and a short `tune`. After the installation there is no network.
+Exit code: 0 if all agrees, 1 if something does not, 2 if this machine cannot emulate. Emulated times say nothing about
+a board.
 """
 
 from __future__ import annotations
@@ -32,49 +33,49 @@ from mri_edge.engines import engine_files
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 HOST = Path(sys.executable).with_name("mri-edge")
-FURTHER = "/bundles/"  # inside
-VENV = "/opt/mri-edge"  # inside; enter.sh has its bin first in PATH
+FURTHER = "/bundles/"  # in the emulated system
+VENV = "/opt/mri-edge"  # in the emulated system; enter.sh puts its bin first in PATH
 CORES = {"cortex-a72": "Raspberry Pi 4: no dot products", "cortex-a76": "Raspberry Pi 5: dot products"}
 ENGINES = ("onnxruntime", "litert")
-# The emulated system gets this machine's versions, so that a difference is the processor's.
+# The emulated system gets the versions of this machine, so that only the processor differs.
 PACKAGES = ("ai-edge-litert", "click", "flatbuffers", "numpy", "onnxruntime", "pillow", "protobuf")
-# How far apart a probability may be, by precision. float32: other kernels sum in another order. float16: what export
-# allows it against Keras; the A76 computes in half precision where x86 widens to float32 (2.4e-3 seen). dynamic: each
-# run measures its ranges anew, and one kernel rounds otherwise than the other (6.6e-4 seen). int8: sums are integers
-# and exact on both, what is left is the last layer in float (1.2e-7 seen).
+# The largest difference of a probability, by precision. float32: other kernels sum in another order. float16: the limit
+# of export; the A76 computes in half precision where x86 widens to float32 (2.4e-3 measured). dynamic: each run sets
+# its own ranges, and the kernels round differently (6.6e-4 measured). int8: sums of integers are exact on both;
+# the last layer is float (1.2e-7 measured).
 BOUNDS = {"float32": 1e-5, "float16": 5e-3, "dynamic": 5e-3, "int8": 1e-5}
 LIMIT = 1800  # seconds for one emulated command; the slowest takes minutes
 
 Record = dict[str, Any]
-Models = list[tuple[Bundle, str]]  # each with its name, or its folder inside
+Models = list[tuple[Bundle, str]]  # each with its name, or its folder in the emulated system
 
 
 class Failed(Exception):
-    """A command that did not do what it should; its words are the reason."""
+    """A command failed or gave a wrong result; the message is the reason."""
 
 
 class Emulated:
-    """The ARM system on one core: runs commands in it."""
+    """The emulated ARM system, in which commands run."""
 
     def __init__(self, root: Path, out: Path, folders: dict[Path, str]) -> None:
         self.root, self.out = root, out
         self._folders = folders
 
     def run(self, core: str, *command: str, offline: bool = True) -> str:
-        """Standard output of a command."""
+        """Run a command on ``core`` and return its standard output."""
         see = [part for folder, place in self._folders.items() for part in ("--see", str(folder), place)]
-        # What tune finds on one core is not true of the other.
+        # The profile of tune holds for a core, so each core has its own cache.
         command = ("env", f"XDG_CACHE_HOME=/out/{core}", *command)
         entered = [HERE / "enter.sh", *(["--offline"] if offline else []), *see, "--write", self.out, "/out"]
         return run(*map(str, entered), str(self.root), core, *command)
 
 
 def main() -> int:
-    """Parse the command line, do all, print and write the record."""
+    """Run everything, and print and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="further bundles to compare")
-    parser.add_argument("--root", type=Path, required=True, help="the ARM Debian; made if it is not there")
-    parser.add_argument("--suite", default="bookworm", help="Debian's suite, where it is made")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the ARM Debian; created if missing")
+    parser.add_argument("--suite", default="bookworm", help="the suite of Debian to install")
     parser.add_argument("--core", action="append", choices=CORES, help="default: all")
     parser.add_argument("--record", type=Path, help="write the findings here, as JSON")
     asked = parser.parse_args()
@@ -86,7 +87,7 @@ def main() -> int:
     out.mkdir()
     embedded = [Bundle.open(name) for name in embedded_models()]
     further = [Bundle.open(folder.resolve()) for folder in asked.bundles]
-    # Inside, an embedded model is given by name, which finds the one in the installed wheel.
+    # In the emulated system the name of an embedded model finds the one in the installed wheel.
     places = {bundle.folder: f"{FURTHER}{i}" for i, bundle in enumerate(further)}
     models = [(bundle, bundle.folder.name) for bundle in embedded]
     models += [(bundle, places[bundle.folder]) for bundle in further]
@@ -99,9 +100,9 @@ def main() -> int:
     with ThreadPoolExecutor(len(cores)) as pool:
         found = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers), cores))
     record["models"] = {bundle.folder.name: origin(bundle) for bundle, _ in models}
-    record["cores"] = {core: result.facts for core, result in zip(cores, found, strict=True)}
-    record["comparisons"] = [row for comparison in found for row in comparison.comparisons]
-    problems = [words for comparison in found for words in comparison.problems]
+    record["cores"] = {core: findings.facts for core, findings in zip(cores, found, strict=True)}
+    record["comparisons"] = [row for findings in found for row in findings.comparisons]
+    problems = [problem for findings in found for problem in findings.problems]
     record["problems"] = problems
     if asked.record:
         asked.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -121,7 +122,7 @@ class Findings:
 
 
 def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: dict[tuple[str, ...], Any]) -> Findings:
-    """All there is to do on one core; a failure ends its step and not the others."""
+    """Run every step on a core; a failure ends only its own step."""
     found = Findings({"board": CORES[core]})
     for step in (lambda: contract(emulated, core, tiny), lambda: device_commands(emulated, core, models)):
         try:
@@ -132,24 +133,24 @@ def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: 
         for artefact, engine in runs(bundle):
             try:
                 there = predict(emulated, core, place, artefact, engine)
-                one = compare(bundle, artefact, answers[place, artefact, engine], there)
+                compared = compare(bundle, artefact, answers[place, artefact, engine], there)
             except Failed as failure:
                 found.problems.append(f"{core}: {place} {artefact} in {engine}: {failure}")
                 continue
-            one = {"core": core, "model": bundle.folder.name, "artefact": artefact, "engine": engine, **one}
-            words = (
-                f"{one['model']} {artefact} in {engine}: labels {'equal' if one['labels_equal'] else 'DIFFER'}, "
-                f"largest difference {one['largest_difference']:.2g} (allowed {one['bound']:g})"
+            row = {"core": core, "model": bundle.folder.name, "artefact": artefact, "engine": engine, **compared}
+            line = (
+                f"{row['model']} {artefact} in {engine}: labels {'equal' if row['labels_equal'] else 'DIFFER'}, "
+                f"largest difference {row['largest_difference']:.2g} (allowed {row['bound']:g})"
             )
-            say(core, words)
-            found.comparisons.append(one)
-            if not agrees(one):
-                found.problems.append(f"{core}: {words}")
+            say(core, line)
+            found.comparisons.append(row)
+            if not agrees(row):
+                found.problems.append(f"{core}: {line}")
     return found
 
 
 def install(emulated: Emulated) -> Record:
-    """Build the wheel as CI does, put it into a fresh environment inside, weigh what came, add the tests' needs."""
+    """Build the wheel, install it in the emulated system, and return the facts of the record."""
     say("here", "building the wheel")
     source = emulated.out / "source"  # a copy, as the build leaves files in it
     run("git", "checkout-index", "--all", f"--prefix={source}/", cwd=CHECKOUT)
@@ -177,19 +178,19 @@ def install(emulated: Emulated) -> Record:
 
 
 def _install(emulated: Emulated, wheel: str, pip: tuple[str, ...]) -> Record:
-    """The wheel alone into a fresh environment, weighed; then the extra and pytest. Weights by package, in megabytes.
+    """Install the wheel and list the megabytes of each package; then add the extra ``litert`` and pytest.
 
-    An environment with the very same libraries is kept, and gets the new wheel: emulated, pip takes minutes.
+    If the environment has the same libraries already, only the wheel is replaced, because emulated pip takes minutes.
     """
     stamp = emulated.root / VENV[1:] / "made-of.json"
     made_of = (emulated.out / "constraints.txt").read_text() + (CHECKOUT / "pyproject.toml").read_text()
     known = json.loads(stamp.read_text()) if stamp.is_file() else {}
     weigh = [sys.executable, str(CHECKOUT / "scripts" / "weigh_install.py"), "--site"]
     if known.get("made_of") == made_of:
-        say("emulated", "installing the wheel beside the libraries of the last time")
+        say("emulated", "installing the wheel; the libraries are those of the last run")
         emulated.run("cortex-a72", *pip, "--no-deps", "--force-reinstall", f"/out/dist/{wheel}", offline=False)
     else:
-        say("emulated", "installing it in a fresh environment")
+        say("emulated", "installing the wheel in a new environment")
         emulated.run("cortex-a72", "python3", "-m", "venv", "--clear", VENV, offline=False)
         emulated.run("cortex-a72", *pip, f"/out/dist/{wheel}", offline=False)
         known = {"made_of": made_of, "packages": list(json.loads(run(*weigh, str(_site(emulated))))["packages"])}
@@ -206,7 +207,7 @@ def _site(emulated: Emulated) -> Path:
 
 
 def contract_on_host(out: Path) -> Path:
-    """Run the contract tests here; they leave the tiny models, which are made with onnx and tensorflow, in a folder."""
+    """Run the contract tests here; return the folder with the tiny models that they make with onnx and TensorFlow."""
     say("here", "the engines' contract tests")
     (out / "tiny").mkdir()
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engines/test_engines.py"]
@@ -215,23 +216,23 @@ def contract_on_host(out: Path) -> Path:
 
 
 def contract(emulated: Emulated, core: str, tiny: Path) -> Record:
-    """Run the contract tests there, on the same tiny models; how many passed and which were skipped."""
+    """Run the contract tests on a core with the same tiny models; return the numbers of passed and skipped."""
     pytest = [f"{VENV}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml=/out/{core}.xml"]
     emulated.run(core, "env", f"MRI_EDGE_TINY=/out/{tiny.name}", *pytest, "/src/tests/engines/test_engines.py")
     suite = ET.parse(emulated.out / f"{core}.xml").getroot()[0]  # noqa: S314 (our own pytest wrote it)
-    skipped = sorted({element.get("message", "") for element in suite.iter("skipped")})
+    skipped = sorted({test.get("message", "") for test in suite.iter("skipped")})
     total, missed = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
     say(core, f"contract: {total - missed} passed, {missed} skipped ({'; '.join(skipped)})")
     return {"contract": {"passed": total - missed, "skipped": missed, "skipped_because": skipped}}
 
 
 def device_commands(emulated: Emulated, core: str, models: Models) -> Record:
-    """Run what README recommends on a device: doctor, verify and tune, then predict with the profile."""
+    """Run doctor, verify and tune as deploy/README.md says, and check that predict uses the profile of tune."""
     doctor = json.loads(emulated.run(core, "mri-edge", "doctor", "--json"))
-    # None: the library loads, and the embedded model has nothing for it. The comparisons try it for real.
+    # None: the library loads, but the embedded model has no artefact for it. The comparisons run it.
     works = {row["engine"]: row["works"] for row in doctor["engines"] if row["provider"] == "cpu"}
     if missing := [name for name in ENGINES if works.get(name, False) is False]:
-        raise Failed(f"doctor: {', '.join(missing)} does not work: {doctor['engines']}")
+        raise Failed(f"doctor: these engines do not work: {', '.join(missing)}: {doctor['engines']}")
     facts = {"instructions": doctor["machine"]["instructions"], "verify": {}, "tune": {}}
     for _, place in models:
         if place.startswith(FURTHER):  # they are large, and tuning runs each candidate several times
@@ -241,9 +242,9 @@ def device_commands(emulated: Emulated, core: str, models: Models) -> Record:
         tuned = json.loads(emulated.run(core, *TUNE, "--model", place))
         chosen = {key: tuned["single"][key] for key in ("artefact", "engine", "threads", "batch")}
         facts["tune"][place] = chosen
-        output = emulated.run(core, "sh", "-c", 'mri-edge predict "$0" --model "$1" -v 2>&1', SCAN, place)
-        if "ignored" in output:
-            raise Failed(f"predict does not take the profile of tune: {output}")
+        printed = emulated.run(core, "sh", "-c", 'mri-edge predict "$0" --model "$1" -v 2>&1', SCAN, place)
+        if "ignored" in printed:
+            raise Failed(f"predict does not use the profile of tune: {printed}")
     say(core, f"doctor: {facts['instructions']}; verify: {facts['verify']}; tune: {facts['tune']}")
     return facts
 
@@ -255,44 +256,44 @@ FEW = ("mni152-slice-1.jpg", "phantom-1.jpg")
 
 
 def origin(bundle: Bundle) -> Record:
-    """How a model came about, so that the record can be made again."""
+    """Return how a model was trained, so that the record can be made again."""
     training = bundle.manifest.training
     return {"recipe": training.recipe, "seed": training.seed, "data": training.data_fingerprint}
 
 
 def runs(bundle: Bundle) -> list[tuple[str, str]]:
-    """Each artefact of a bundle with each engine that opens it, the quick ones first."""
+    """List each artefact of a bundle with each engine that opens it, the smallest first."""
     suffixes = {name: engine_files()[name].SUFFIXES for name in ENGINES}
-    files = [item.file for item in sorted(bundle.manifest.artefacts, key=lambda item: item.size_bytes)]
+    files = [artefact.file for artefact in sorted(bundle.manifest.artefacts, key=lambda artefact: artefact.size_bytes)]
     return [(file, name) for file in files for name in ENGINES if file.endswith(suffixes[name])]
 
 
 def on_host(bundle: Bundle, place: str, artefact: str, engine: str) -> list[Record]:
-    """What this machine answers."""
+    """Return the results of ``predict`` on this machine."""
     command = predict_command(str(CHECKOUT), str(bundle.folder), artefact, engine, few=place.startswith(FURTHER))
     return lines(run(str(HOST), *command))
 
 
 def predict(emulated: Emulated, core: str, place: str, artefact: str, engine: str) -> list[Record]:
-    """What the emulated one answers."""
+    """Return the results of ``predict`` on an emulated core."""
     command = predict_command("/src", place, artefact, engine, few=place.startswith(FURTHER))
     return lines(emulated.run(core, "mri-edge", *command))
 
 
 def predict_command(checkout: str, model: str, artefact: str, engine: str, *, few: bool) -> list[str]:
-    """One command line for both sides. The batch is given, as the profile of tune would give another there."""
+    """Return the arguments of ``predict`` for both machines; --batch is set because a profile of tune may differ."""
     scans = [f"{checkout}/examples/{name}" for name in FEW] if few else [f"{checkout}/examples"]
     return ["predict", *scans, "--json", "--model", model, "--artefact", artefact, "--engine", engine, "--batch", "8"]
 
 
 def lines(text: str) -> list[Record]:
-    """Results of ``predict --json``."""
+    """Parse the results of ``predict --json``."""
     return [json.loads(line) for line in text.splitlines()]
 
 
 def compare(bundle: Bundle, artefact: str, here: list[Record], there: list[Record]) -> Record:
-    """Labels and probabilities of the same scans, here and there."""
-    names = [[Path(row["file"]).name for row in side] for side in (here, there)]
+    """Compare labels and probabilities of the same scans on both machines."""
+    names = [[Path(result["file"]).name for result in results] for results in (here, there)]
     if names[0] != names[1] or not here:
         raise Failed(f"other scans: {names}")
     apart = [
@@ -305,19 +306,19 @@ def compare(bundle: Bundle, artefact: str, here: list[Record], there: list[Recor
         "sha256": facts.sha256,
         "precision": facts.precision,
         "scans": len(here),
-        "labels_equal": [row["label"] for row in here] == [row["label"] for row in there],
+        "labels_equal": [result["label"] for result in here] == [result["label"] for result in there],
         "largest_difference": max(apart),
         "bound": BOUNDS[facts.precision],
     }
 
 
-def agrees(one: Record) -> bool:
-    """Whether a comparison holds; NaN does not."""
-    return one["labels_equal"] and one["largest_difference"] <= one["bound"]
+def agrees(row: Record) -> bool:
+    """Whether a comparison shows the same labels and a difference within the bound; NaN is beyond it."""
+    return row["labels_equal"] and row["largest_difference"] <= row["bound"]
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    """Standard output of a command that ends well; else Failed with its last words."""
+    """Run a command and return its standard output. Raises Failed with the end of its output."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False, timeout=LIMIT, cwd=cwd
@@ -325,14 +326,14 @@ def run(*command: str, cwd: Path | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise Failed(f"no answer within {LIMIT} s: {command}") from None
     if done.returncode:
-        words = re.sub(r"\s+", " ", (done.stderr + done.stdout)[-1500:])
-        raise Failed(f"exit code {done.returncode} of {' '.join(map(str, command[-6:]))}: {words}")
+        printed = re.sub(r"\s+", " ", (done.stderr + done.stdout)[-1500:])
+        raise Failed(f"exit code {done.returncode} of {' '.join(map(str, command[-6:]))}: {printed}")
     return done.stdout
 
 
-def say(where: str, words: str) -> None:
-    """A line for the person who waits, with the minutes so far."""
-    print(f"[{(time.monotonic() - START) / 60:5.1f} min] {where}: {words}", file=sys.stderr, flush=True)
+def say(where: str, text: str) -> None:
+    """Print a line with the minutes since the start."""
+    print(f"[{(time.monotonic() - START) / 60:5.1f} min] {where}: {text}", file=sys.stderr, flush=True)
 
 
 START = time.monotonic()

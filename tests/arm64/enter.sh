@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run a command inside of the ARM Debian that root.sh made, on the CPU named.
+# Run a command in the ARM Debian that root.sh made, on an emulated CPU.
 #
 #   enter.sh [--offline] [--see FOLDER PLACE]... [--write FOLDER PLACE]... ROOT CPU COMMAND...
 #
 # CPU is a real core that qemu knows: cortex-a72 (Raspberry Pi 4), cortex-a76 (Raspberry Pi 5). Not "max": the SME
-# emulation of qemu 7.2 gives LiteRT wrong int8 answers. FOLDER is seen at PLACE, read-only unless --write.
-# All mounts live in a namespace of their own, which ends with the command; --offline leaves it no network either.
+# emulation of qemu 7.2 gives LiteRT wrong int8 answers. FOLDER is mounted at PLACE, read-only unless --write.
+# All mounts are in a new namespace, which ends with the command. --offline leaves it without a network.
 set -euo pipefail
 
 if [ -z "${ARM64_NAMESPACE:-}" ]; then
@@ -18,7 +18,7 @@ while [[ $1 == --see || $1 == --write ]]; do folders+=("$1" "$2" "$3"); shift 3;
 root=$(realpath -- "$1") cpu=$2 home=/root
 shift 2
 
-cpuinfo() { # the lines of /proc/cpuinfo that programs look at, as a board with such a core has them
+cpuinfo() { # the lines of /proc/cpuinfo that programs read, as on a board with this core
     local part variant revision features="fp asimd evtstrm crc32 cpuid" core
     case $cpu in
         cortex-a72) part=0xd08 variant=0x0 revision=3 ;;
@@ -26,7 +26,7 @@ cpuinfo() { # the lines of /proc/cpuinfo that programs look at, as a board with 
             part=0xd0b variant=0x4 revision=1
             features+=" aes pmull sha1 sha2 atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
             ;;
-        *) echo "enter.sh: which core is '$cpu'? Known: cortex-a72, cortex-a76" >&2; exit 2 ;;
+        *) echo "enter.sh: unknown core '$cpu'. Known: cortex-a72, cortex-a76" >&2; exit 2 ;;
     esac
     for core in $(seq 0 $(($(nproc) - 1))); do
         printf '%s\t: %s\n' processor "$core" BogoMIPS 108.00 Features "$features" 'CPU implementer' 0x41 \
@@ -34,7 +34,7 @@ cpuinfo() { # the lines of /proc/cpuinfo that programs look at, as a board with 
         echo
     done
 }
-see() { # a file of this machine, where it has one
+see() { # mount a file of this machine, if it exists
     [ -e "$1" ] || return 0
     mkdir -p "$(dirname "$root$2")"
     [ -e "$root$2" ] || : >"$root$2"
@@ -46,7 +46,7 @@ trap 'rm -f -- "$info"' EXIT
 cpuinfo >"$info"
 mount --make-rprivate /
 for name in proc sys dev; do mount --rbind /$name "$root/$name"; done
-# qemu 7.2 shows this machine's own, x86 text, on which the import of onnxruntime crashes.
+# qemu 7.2 shows the x86 text of this machine, and importing onnxruntime crashes on it.
 mount --bind "$info" "$root/proc/cpuinfo"
 set -- "${folders[@]}" -- "$@"
 while [ "$1" != -- ]; do
@@ -56,7 +56,7 @@ while [ "$1" != -- ]; do
     shift 3
 done
 shift
-# pip's index and certificates are this machine's.
+# pip uses the index and certificates of this machine.
 certificates=/etc/ssl/certs/ca-certificates.crt
 see /etc/resolv.conf /etc/resolv.conf
 see /etc/pip.conf /etc/pip.conf

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Do wheels for 64-bit ARM exist of all that `pip install mri-edge` and its extra `litert` need?
+# Check that 64-bit ARM wheels exist for every package that mri-edge and its extra `litert` need.
 #
-#   resolve.sh PYTHON [VERSION...]      PYTHON: one with pip 22.2 or newer; VERSION: of the device's Python
+#   resolve.sh PYTHON [VERSION...]      PYTHON: an interpreter with pip 22.2 or newer; VERSION: the Python of the device
 #
-# Asks the package index, for the glibc of Ubuntu 22.04 (2.35, JetPack 6) and all that came after. Installs nothing.
+# It asks the package index for wheels that run with the glibc of Ubuntu 22.04 (2.35, JetPack 6). It installs nothing.
 set -euo pipefail
 python=$1
 shift
@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf -- "$work"' EXIT
 platforms=(--platform manylinux2014_aarch64)
 for minor in $(seq 17 35); do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done
-# What pyproject.toml asks for, without building the package itself.
+# The dependencies in pyproject.toml, without building the package.
 "$python" - <<'PYTHON' >"$work/requirements.txt"
 import re
 text = open("pyproject.toml", encoding="utf-8").read()
@@ -28,8 +28,8 @@ for version in "$@"; do
         { echo "Python $version on 64-bit ARM:" >&2; grep -v WARNING "$work/errors" >&2; exit 1; }
     "$python" - "$version" "$work/report.json" <<'PYTHON'
 import json, sys
-found = [one["metadata"] for one in json.load(open(sys.argv[2]))["install"]]
-names = sorted(f"{one['name'].lower()} {one['version']}" for one in found)
+found = [package["metadata"] for package in json.load(open(sys.argv[2]))["install"]]
+names = sorted(f"{package['name'].lower()} {package['version']}" for package in found)
 print(f"Python {sys.argv[1]} on 64-bit ARM: {', '.join(names)}")
 PYTHON
 done

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Make a Debian of 64-bit ARM in a folder, which this x86-64 machine runs by emulation.
+# Install a 64-bit ARM Debian in a folder; this x86-64 machine runs it by emulation.
 #
 #   root.sh DIR [SUITE]      SUITE: bookworm (Python 3.11, the default), trixie (3.13)
 #
-# Steps that are done already are skipped. Exit code 2: cannot be done here, with the reason.
-# It changes two things on this machine: it installs Debian's qemu-user-static and debootstrap, and it tells the
-# kernel to start ARM programs through qemu. To undo the latter: echo -1 >/proc/sys/fs/binfmt_misc/qemu-aarch64
+# Finished steps are skipped. Exit code 2: this machine cannot do it; the message is the reason.
+# It changes two things on this machine: it installs Debian's qemu-user-static and debootstrap, and it registers qemu
+# with the kernel as the interpreter of ARM programs. To undo the latter: echo -1 >/proc/sys/fs/binfmt_misc/qemu-aarch64
 set -euo pipefail
 
 stop() { echo "root.sh: $*" >&2; exit 2; }
 [ $# -ge 1 ] || stop "usage: root.sh DIR [SUITE]"
-[ "$(id -u)" = 0 ] || stop "needs root: debootstrap and chroot do. Try it in a virtual machine with Debian"
+[ "$(id -u)" = 0 ] || stop "needs root, for debootstrap and chroot. Try it in a virtual machine with Debian"
 command -v apt-get >/dev/null || stop "needs Debian: its package qemu-user-static, and its mirror"
 
 command -v qemu-aarch64-static >/dev/null || {
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static >/dev/null
 }
-# With flag F the kernel holds qemu open, so that it is found inside of a chroot too.
+# With flag F the kernel holds qemu open, so that it is also found in a chroot.
 table=/proc/sys/fs/binfmt_misc
 [ -e $table/register ] || mount -t binfmt_misc binfmt_misc $table ||
     stop "the kernel has no binfmt_misc, or this container may not mount it"

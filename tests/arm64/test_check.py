@@ -1,4 +1,4 @@
-"""`make test-arm64` fails where it should, and would accept the committed record."""
+"""`make test-arm64` finds differences, and the committed record has none."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="module")
 def check() -> ModuleType:
-    """The script, as a module: it is no package's."""
+    """The script as a module, loaded by path because it is in no package."""
     spec = spec_from_file_location("arm64_check", HERE / "check.py")
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
@@ -47,14 +47,14 @@ def test_difference_and_label_decide(check: ModuleType, tiny_bundle: Path, there
     assert check.agrees(found) is agrees
 
 
-def test_other_scans_are_no_comparison(check: ModuleType, tiny_bundle: Path) -> None:
+def test_results_of_other_scans_are_refused(check: ModuleType, tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     for there in ([], _answers(0.9, name="another.jpg")):
         with pytest.raises(check.Failed, match="other scans"):
             check.compare(bundle, "model.onnx", _answers(0.9), there)
 
 
-def test_record_holds(check: ModuleType) -> None:
+def test_the_committed_record_has_no_problem(check: ModuleType) -> None:
     record = json.loads((HERE / "record.json").read_text(encoding="utf-8"))
     assert record["problems"] == []
     assert set(record["cores"]) == set(check.CORES)

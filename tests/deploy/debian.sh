@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make a bare Debian with Python in a folder, from the mirror that this machine's own packages come from.
+# Install a minimal Debian with Python in a folder, from the Debian mirror of this machine.
 #
 #   debian.sh DIR ARCHITECTURE SUITE [PACKAGE...]      debian.sh /var/tmp/bare amd64 bookworm systemd-sysv
 #
-# Nothing is done if it is there already. Exit code 2: cannot be done here, with the reason.
+# If it exists already, nothing is done. Exit code 2: this machine cannot do it; the message is the reason.
 set -euo pipefail
 
 stop() { echo "$(basename "$0"): $*" >&2; exit 2; }
@@ -11,8 +11,8 @@ stop() { echo "$(basename "$0"): $*" >&2; exit 2; }
 root=$(realpath -m -- "$1") architecture=$2 suite=$3
 shift 3
 [ "$root" != / ] || stop "DIR must not be /"
-[ "$(id -u)" = 0 ] || stop "needs root: debootstrap and chroot do. Try it in a virtual machine with Debian"
-command -v apt-get >/dev/null || stop "needs Debian: its packages, and its mirror"
+[ "$(id -u)" = 0 ] || stop "needs root, for debootstrap and chroot. Try it in a virtual machine with Debian"
+command -v apt-get >/dev/null || stop "needs Debian, for its packages and its mirror"
 [ ! -e "$root/var/lib/dpkg/status" ] || exit 0
 [ ! -e "$root" ] || [ -z "$(ls -A "$root")" ] || stop "$root is neither empty nor a Debian"
 
@@ -21,11 +21,11 @@ command -v debootstrap >/dev/null || {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends debootstrap >/dev/null
 }
 here=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-# shellcheck disable=SC2016 # apt fills that in
+# shellcheck disable=SC2016 # apt replaces it
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' "Release: $here" | sed -n 1p)
 [ -n "$mirror" ] || stop "no Debian mirror in the apt sources (apt-get update first)"
 mkdir -p "$(dirname "$root")"
-# Built beside its place and then moved there: an interrupted run leaves no half of a Debian behind.
+# It is built in a temporary folder and then renamed, so that an interrupted run leaves no incomplete Debian.
 made=$(mktemp -d -p "$(dirname "$root")" debian.XXXXXX)
 trap 'rm -rf --one-file-system -- "$made"' EXIT
 echo "debootstrap $suite $architecture: some minutes" >&2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Boot a Debian in a container, install the service there by the very commands of deploy/README.md, and use it.
+# Boot a Debian in a container, install the service there with the commands of deploy/README.md, and use it.
 #
 #   sudo bash tests/deploy/service.sh [DIR]      DIR: where the Debian is kept (/var/tmp/mri-edge-service)
 #
-# A user brings scans and a broken one; the service is killed, comes back, and is stopped. Needs root on a Debian with
-# the package index in reach; installs systemd-container. Exit code: 0 all well, 1 not so, 2 cannot be done here.
+# A user brings scans and a broken file; the service is killed, restarts, and is stopped. Needs root, Debian and the
+# package index; installs systemd-container. Exit code: 0 passed, 1 failed, 2 this machine cannot do it.
 set -euo pipefail
 
 folder=${1:-/var/tmp/mri-edge-service} checkout=$(realpath "$(dirname "$0")/../..")
@@ -29,7 +29,7 @@ set -eux
 cd /src
 bash -eux /install.sh
 id anna || useradd --create-home --groups mri-edge anna
-wait_for() { for _ in $(seq 240); do [ -e "$1" ] && return; sleep 0.5; done; echo "never came: $1"; exit 1; }
+wait_for() { for _ in $(seq 240); do [ -e "$1" ] && return; sleep 0.5; done; echo "missing after two minutes: $1"; exit 1; }
 main() { systemctl show --property MainPID --value mri-edge-watch; }
 out=/var/lib/mri-edge/out
 runuser -u anna -- cp /src/examples/phantom-1.jpg /src/examples/mni152-slice-1.jpg /var/lib/mri-edge/in/
@@ -39,7 +39,7 @@ wait_for $out/done/mni152-slice-1.jpg
 wait_for $out/failed/broken.jpg
 runuser -u anna -- grep '"label": "tumour"' $out/results/phantom-1.jpg.json
 runuser -u anna -- grep '"label": "no tumour"' $out/results/mni152-slice-1.jpg.json
-# What it may not: another's home, a file outside of its folders, the network, to gain rights.
+# The service cannot gain rights and has no network.
 grep -E 'NoNewPrivs:\s1|Seccomp:\s2|CapBnd:\s0+$' /proc/"$(main)"/status | wc -l | grep -x 3
 grep VmHWM /proc/"$(main)"/status
 nsenter --target "$(main)" --net ip -brief address 2>/dev/null || true
@@ -53,7 +53,7 @@ systemctl stop mri-edge-watch
 systemctl show --property Result --value mri-edge-watch | grep -x success
 systemctl show --property ExecMainStatus --value mri-edge-watch | grep -x 0
 systemd-analyze security --no-pager mri-edge-watch | tail -n 1
-echo ALL WELL
+echo PASSED
 USE
 cat >"$root/etc/systemd/system/use.service" <<'UNIT'
 [Unit]
@@ -67,13 +67,13 @@ StandardOutput=file:/use.log
 StandardError=append:/use.log
 UNIT
 ln -sf /etc/systemd/system/use.service "$root/etc/systemd/system/multi-user.target.wants/use.service"
-echo "booting; what happens in there is in $root/use.log" >&2
+echo "booting; the log is $root/use.log" >&2
 timeout 1500 systemd-nspawn --quiet --directory "$root" --boot --register=no --keep-unit --resolv-conf=off --console=pipe \
     </dev/null >"$folder/console.log" 2>&1 || true
-if ! grep -qx 'ALL WELL' "$root/use.log"; then
+if ! grep -qx 'PASSED' "$root/use.log"; then
     tail -n 20 "$root/use.log" >&2
-    echo "service.sh: NOT well" >&2
+    echo "service.sh: FAILED" >&2
     exit 1
 fi
 grep -E '^VmHWM|^→' "$root/use.log"
-echo "service.sh: all well"
+echo "service.sh: passed"

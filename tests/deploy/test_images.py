@@ -37,7 +37,7 @@ def test_image_runs_mri_edge_as_a_user_without_rights(file: Path) -> None:
     found = _instructions(file)
     assert {name for name, _ in found} <= KNOWN
     last = dict(found)  # the last occurrence of each instruction
-    assert int(last["USER"]) >= 1000  # a number: Kubernetes cannot check that a name is not root
+    assert int(last["USER"]) >= 1000  # a number, because Kubernetes cannot check that a name is not root
     assert "ENTRYPOINT" in [name for name, _ in found[[name for name, _ in found].index("USER") :]]
     assert json.loads(last["ENTRYPOINT"]) == ["mri-edge"]
     for command in (json.loads(last["CMD"]), json.loads(last["HEALTHCHECK"].partition(" CMD ")[2])[1:]):

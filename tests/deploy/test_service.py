@@ -1,4 +1,4 @@
-"""The systemd service is hardened, systemd accepts it, and its command line is valid."""
+"""The systemd service: its exposure, its syntax, and its command line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mri_edge.errors import BundleError, UsageError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "mri-edge-watch.service"
-# systemd's measure, from 0 to 10: "safe" is below 2. What is left of it is said in the unit: it reads /proc/cpuinfo
-# and talks to systemd, its results may be read by its group, and it runs in the machine's own root.
+# systemd's measure from 0 to 10; "safe" is below 2. The rest is intended: the service reads /proc/cpuinfo, reports to
+# systemd, lets its group read the results, and runs in the root folder of the machine.
 EXPOSURE = 0.2
 
 
@@ -35,7 +35,7 @@ def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_service_is_as_closed_as_it_was() -> None:
+def test_exposure_of_the_service_does_not_grow() -> None:
     done = _analyze("security", "--offline=true", "--no-pager", str(UNIT))
     [found] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert float(found) <= EXPOSURE, done.stdout
@@ -44,15 +44,15 @@ def test_service_is_as_closed_as_it_was() -> None:
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
     text = UNIT.read_text(encoding="utf-8")
     [command] = _settings(UNIT, "ExecStart")
-    here = tmp_path / UNIT.name  # systemd looks whether the program exists
+    here = tmp_path / UNIT.name  # systemd checks that the program exists
     here.write_text(text.replace(shlex.split(command)[0], sys.executable), encoding="utf-8")
     done = _analyze("verify", "--man=no", str(here))
     assert UNIT.name not in done.stderr, done.stderr
     here.write_text(text.replace("MemoryMax", "MemoryLots"), encoding="utf-8")
-    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # systemd reports unknown settings
+    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # so an unknown line is reported
 
 
-def test_service_starts_a_command_that_there_is() -> None:
+def test_service_starts_an_existing_command() -> None:
     [command] = _settings(UNIT, "ExecStart")
     program, name, *arguments = shlex.split(command)
     assert Path(program).name == "mri-edge"
@@ -63,7 +63,7 @@ def test_service_starts_a_command_that_there_is() -> None:
     made = dict(re.findall(r"^d (\S+)\s+(\d+ \S+ \S+)$", (DEPLOY / "tmpfiles.conf").read_text(), re.M))
     assert made[str(incoming)] == "2770 mri-edge mri-edge"
     [state] = _settings(UNIT, "StateDirectory")
-    assert str(out) in [f"/var/lib/{name}" for name in state.split()]
+    assert str(out) in [f"/var/lib/{folder}" for folder in state.split()]
     with pytest.raises(click.UsageError):
         watch.make_context("watch", [*arguments, "--no-such-option"])
 

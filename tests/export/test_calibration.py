@@ -36,7 +36,7 @@ def test_draw_is_proportional_to_each_group_and_repeatable_by_seed():
     files = paths(30, 60, 10)
     drawn = draw(files, 20, seed=4)
     groups = dict(files)
-    assert [sum(groups[one] == group for one in drawn) for group in range(3)] == [6, 12, 2]
+    assert [sum(groups[index] == group for index in drawn) for group in range(3)] == [6, 12, 2]
     assert draw(files, 20, seed=4) == drawn
     assert draw(files, 20, seed=5) != drawn
 
@@ -56,11 +56,11 @@ def test_record_depends_on_contents_not_on_names(pictures, tmp_path):
 def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_path):
     files = [path for path, _ in pictures_in(pictures)][:3]
     tests = {digest(read_resized(path, SMALL)): path for path in files}
-    twin = tmp_path / "innocent.bmp"
-    Image.open(files[1]).save(twin)
+    copy = tmp_path / "copy.bmp"
+    Image.open(files[1]).save(copy)
     refuse_test_images([path for path, _ in pictures_in(pictures)][3:], tests, SMALL)
-    with pytest.raises(DataError, match=r"innocent\.bmp: is the test image .*01\.png"):
-        refuse_test_images([twin], tests, SMALL)
+    with pytest.raises(DataError, match=r"copy\.bmp: is the test image .*01\.png"):
+        refuse_test_images([copy], tests, SMALL)
 
 
 def test_missing_empty_and_damaged_calibration_folders_are_refused(tmp_path):
@@ -119,10 +119,10 @@ def test_a_tensor_of_zeros_has_an_empty_range(method):
 
 
 def test_memory_does_not_grow_with_the_number_of_images(pictures):
-    one = next(path for path, _ in pictures_in(pictures))
+    picture = next(path for path, _ in pictures_in(pictures))
 
     def peak(count):
-        calibrator = Calibrator((one,) * count, Preprocessing(64, 64), record([one], "minmax", 0))
+        calibrator = Calibrator((picture,) * count, Preprocessing(64, 64), record([picture], "minmax", 0))
         tracemalloc.start()
         seen = calibrator.observe(lambda batch: {"pixels": batch.astype(np.float32)}, channel_axis=-1)
         _, highest = tracemalloc.get_traced_memory()
@@ -140,10 +140,10 @@ def test_a_candidate_that_answers_nan_does_not_win_a_search(pictures, monkeypatc
         return np.full((1, 2), {b"first": np.nan, b"reference": 0.5}.get(content, 0.6))
 
     monkeypatch.setattr(search, "_probabilities", answers)
-    one = next(path for path, _ in pictures_in(pictures))
-    calibrator = Calibrator((one,), SMALL, record([one], "search", 0), held_out=(one,))
+    picture = next(path for path, _ in pictures_in(pictures))
+    calibrator = Calibrator((picture,), SMALL, record([picture], "search", 0), held_out=(picture,))
     content, facts = search.build_best(
         calibrator, lambda recipe: (b"first" if recipe == SEARCHED[0] else b"other", {}), b"reference", ".onnx"
     )
     assert content == b"other"
-    assert [one["mean_difference"] for one in facts["search"]["tried"]][:2] == [None, pytest.approx(0.1)]
+    assert [candidate["mean_difference"] for candidate in facts["search"]["tried"]][:2] == [None, pytest.approx(0.1)]

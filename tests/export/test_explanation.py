@@ -15,7 +15,7 @@ import tensorflow as tf
 from mri_edge import Bundle
 from mri_edge.errors import ConversionError
 from mri_edge.export.calibration.calibrator import Observation
-from mri_edge.export.conversion import Conversion
+from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.explanation import with_explanation
 from mri_edge.export.onnx.quantize import activations, head, observer, quantize_with
 from mri_edge.export.sources.device_graph import device_graph
@@ -46,7 +46,9 @@ def network(ending: str) -> keras.Model:
     elif ending in ("branches", "biased branches"):
         hidden = layers.GlobalAveragePooling2D(name="head")(hidden)
         bias = "ones" if ending == "biased branches" else "zeros"  # without biases the sum goes into a Gemm
-        straight, bent = (layers.Dense(16, activation=one, bias_initializer=bias)(hidden) for one in (None, "relu"))
+        straight, bent = (
+            layers.Dense(16, activation=activation, bias_initializer=bias)(hidden) for activation in (None, "relu")
+        )
         hidden = layers.Add()([straight, bent])
     elif ending == "pixels":
         hidden = layers.Flatten(name="head")(entry)
@@ -72,7 +74,7 @@ def grad_cam(model: keras.Model, label: int) -> np.ndarray:
 
 def run(model: bytes) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_outputs()]
+    names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"pixels": PIXELS}), strict=True))
 
 
@@ -120,7 +122,7 @@ def test_int8_activation_follows_grad_cam(ending):
 def test_unknown_heads_export_without_an_explanation(ending, stands):
     model = network(ending)
     conversion = Conversion(device_graph(model, PREPROCESSING), 1)
-    assert [one.name for one in conversion.float_onnx.graph.output] == ["probabilities"]
+    assert [output.name for output in conversion.float_onnx.graph.output] == ["probabilities"]
     with pytest.raises(ConversionError, match=f"it contains {stands}"):
         with_explanation(conversion.float_onnx, 1)
 

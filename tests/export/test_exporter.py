@@ -49,7 +49,7 @@ def staging_of(bundle: Path) -> list[Path]:
 
 def wait_for_staging(process: subprocess.Popen[str], bundle: Path, file: str) -> None:
     deadline = time.monotonic() + 120
-    while not any((one / file).exists() for one in staging_of(bundle)):
+    while not any((folder / file).exists() for folder in staging_of(bundle)):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -100,7 +100,11 @@ def test_a_second_export_adds_and_replaces(bundle, pictures):
     for formats in ("onnx,onnx-int8", "onnx-int8,tflite"):
         assert run(["export", str(bundle), "--formats", formats, "--data", str(pictures)]) == 0
     files = ("model.onnx", "model.int8.onnx", "model.tflite")
-    assert [one.file for one in Bundle.open(bundle).manifest.artefacts] == ["model.keras", "model.onnx", *files[1:]]
+    assert [artefact.file for artefact in Bundle.open(bundle).manifest.artefacts] == [
+        "model.keras",
+        "model.onnx",
+        *files[1:],
+    ]
     assert set(json.loads((bundle / "parity.json").read_text())["artefacts"]) == set(files)
     Bundle.open(bundle).verify()
 
@@ -134,14 +138,14 @@ def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
 @pytest.mark.parametrize("as_bytes", [True, False], ids=["same bytes", "same pixels"])
 def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tmp_path, as_bytes):
     """The reference's split divides duplicates; the calibration images are drawn without them."""
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings
 
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     leaked, tested = data / "no" / "00.png", data / "no" / "59.png"
     Image.open(tested).save(leaked, compress_level=0)
     if as_bytes:
         shutil.copy(tested, leaked)
-    leaky = Split(tuple(replace(one, sha256=sha256_of(data / one.file)) for one in split.images))
+    leaky = Split(tuple(replace(image, sha256=sha256_of(data / image.file)) for image in split.images))
     tests = {digest(read_resized(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
     settings = Settings(("onnx-int8",), data, calibration_images=60)
     found = choose_calibration(leaky, SMALL, settings, tests)
@@ -153,23 +157,25 @@ def test_identical_pictures_have_one_role(three_folders):
     from mri_edge.export.sources.external_model import split_pictures
 
     split = split_pictures(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
-    roles = {one.sha256: {its.role for its in split.images if its.sha256 == one.sha256} for one in split.images}
+    roles = {
+        image.sha256: {copy.role for copy in split.images if copy.sha256 == image.sha256} for image in split.images
+    }
     assert {len(its) for its in roles.values()} == {1}
     assert len(split.of("test")) < len(split.of("train"))
 
 
 @pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
 def test_search_images_cover_every_class_and_do_not_calibrate(split, pictures, monkeypatch, folder):
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings
 
     monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
-    trained = Split(tuple(one for one in split.images if one.role == "train"))
+    trained = Split(tuple(image for image in split.images if image.role == "train"))
     mine = pictures if folder else None
     settings = Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
     found = choose_calibration(trained, SMALL, settings, {})
     labels = [path.parent.name for path in found.held_out]
     assert (len(labels), abs(labels.count("no") - labels.count("yes")) <= 2) == (20, True)
-    assert not {sha256_of(one) for one in found.held_out} & {sha256_of(one) for one in found.files}
+    assert not {sha256_of(file) for file in found.held_out} & {sha256_of(file) for file in found.files}
 
 
 def test_every_label_has_a_test_image(tmp_path):
@@ -179,7 +185,7 @@ def test_every_label_has_a_test_image(tmp_path):
         (tmp_path / label).mkdir()
         for index in range(count):
             (tmp_path / label / f"{index}.png").write_text(f"{label} {index}")
-    tested = [one.label for one in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
+    tested = [image.label for image in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
     assert (tested.count(0), tested.count(1)) == (10, 1)
 
 
@@ -191,7 +197,7 @@ def test_search_chooses_the_best_recipe_on_training_images(bundle, pictures):
     tried = made["search"]["tried"]
     assert made["search"]["images"] == 20  # 60 training images, 40 calibrate
     assert len(tried) == 6
-    best = min(tried, key=lambda one: one["mean_difference"])
+    best = min(tried, key=lambda candidate: candidate["mean_difference"])
     assert {name: best[name] for name in made["recipe"]} == made["recipe"]
     assert manifest.calibration.method == "search"
     assert run(["export", str(bundle), "--formats", "onnx-fp16", "--data", str(pictures)]) == 0  # sets no range
@@ -350,9 +356,9 @@ def test_external_model_exports(external, three_folders, tmp_path, name):
     bundle = Bundle.open(out)
     bundle.verify()
     assert (bundle.manifest.labels, bundle.manifest.positive) == (("a", "b", "c"), 1)
-    made = [one for one in bundle.manifest.artefacts if one.format != "keras"]
-    assert [one.output.shape for one in made] == [(None, 3)] * 4
-    assert max(one.parity.max_difference for one in made if one.precision == "float32") < 1e-5
+    made = [artefact for artefact in bundle.manifest.artefacts if artefact.format != "keras"]
+    assert [artefact.output.shape for artefact in made] == [(None, 3)] * 4
+    assert max(artefact.parity.max_difference for artefact in made if artefact.precision == "float32") < 1e-5
 
 
 def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, monkeypatch):
@@ -370,8 +376,8 @@ def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, m
     monkeypatch.setattr(sys, "argv", ["mri-edge", "export", str(out), *arguments])
     assert run(["export", str(out), *arguments]) == 0
     manifest = Bundle.open(out).manifest
-    made = [one for one in manifest.artefacts if one.format != "keras"]
-    assert [one.output.shape for one in made] == [(None, 2)] * 4
+    made = [artefact for artefact in manifest.artefacts if artefact.format != "keras"]
+    assert [artefact.output.shape for artefact in made] == [(None, 2)] * 4
     assert manifest.name == out.name
     assert manifest.training.seed == 3  # it drew the split
     assert "export PATH --from PATH --labels no,yes" in manifest.creation.command
@@ -407,7 +413,7 @@ def test_bundle_with_a_damaged_model_is_refused(bundle, pictures, capfd, damage)
     path = bundle / "model.keras"
     path.write_bytes(path.read_bytes()[:3000] if damage == "cut off" else b"PK\x03\x04 and no more")
     opened = json.loads((bundle / "manifest.json").read_text())
-    entry = next(one for one in opened["artefacts"] if one["file"] == "model.keras")
+    entry = next(artefact for artefact in opened["artefacts"] if artefact["file"] == "model.keras")
     entry.update(size_bytes=path.stat().st_size, sha256=sha256_of(path))
     (bundle / "manifest.json").write_text(json.dumps(opened))
     before = contents(bundle)

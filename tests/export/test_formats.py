@@ -25,8 +25,7 @@ LARGEST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.1, "int8": 0.1}
 def exported(trained, pictures, tmp_path_factory):
     """The tiny bundle with every format in it."""
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.exporter import export
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings, export
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
     with quiet():
@@ -46,13 +45,13 @@ def reference(model, exported, split, pictures):
 @pytest.mark.parametrize("name", format_names())
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_artefact_agrees_with_keras_at_any_batch(name, batch, exported, reference):
-    one = find_format(name)
+    target = find_format(name)
     pixels, wanted = reference
-    engine = open_engine(exported.path_of(exported.artefact(one.FILE)), provider="cpu")
+    engine = open_engine(exported.path_of(exported.artefact(target.FILE)), provider="cpu")
     assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
     received = np.concatenate([engine.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
     engine.close()
-    assert np.abs(received - wanted).max() <= LARGEST[one.PRECISION]
+    assert np.abs(received - wanted).max() <= LARGEST[target.PRECISION]
     assert np.abs(received.sum(axis=1) - 1).max() < 1e-3  # float16 rounds to 11 bits
 
 
@@ -60,14 +59,14 @@ def test_manifest_keeps_to_its_schema_and_lists_every_artefact(exported):
     schema = json.loads(Path(mri_edge.bundles.manifest.__file__).with_name("manifest.schema.json").read_text())
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
-    files = {one.file for one in exported.manifest.artefacts}
+    files = {artefact.file for artefact in exported.manifest.artefacts}
     assert files == {"model.keras", *(find_format(name).FILE for name in format_names())}
-    for one in exported.manifest.artefacts:
-        if one.format != "keras":
-            assert one.parity is not None, one.file
-            assert one.parity.images == 60
-        if one.format == "onnx":
-            assert one.made_with["opset"] == 17
+    for artefact in exported.manifest.artefacts:
+        if artefact.format != "keras":
+            assert artefact.parity is not None, artefact.file
+            assert artefact.parity.images == 60
+        if artefact.format == "onnx":
+            assert artefact.made_with["opset"] == 17
 
 
 def test_parity_report_names_every_stage_by_its_hash(exported, split, reference):
@@ -81,9 +80,9 @@ def test_parity_report_holds_what_the_page_shows(exported):
     parity = json.loads((exported.folder / "parity.json").read_text())
     html = (exported.folder / "report" / "parity.html").read_text()
     assert len(parity["images"]) == 60
-    for file, one in parity["artefacts"].items():
-        assert len(one["probabilities"]) == 60
-        assert one["p99_difference"] <= one["max_difference"]
+    for file, comparison in parity["artefacts"].items():
+        assert len(comparison["probabilities"]) == 60
+        assert comparison["p99_difference"] <= comparison["max_difference"]
         assert file in html
     assert html.count("<svg") == len(parity["artefacts"])
     assert html.count("<circle") == 60 * len(parity["artefacts"])
@@ -98,7 +97,7 @@ def test_float_onnx_is_lean(exported):
     assert kinds.count("Transpose") == 1
     assert kinds[0] == "Transpose"
     assert not {"Shape", "Gather", "MatMul", "Identity", "Dropout"} & set(kinds)
-    assert [one.version for one in model.opset_import if one.domain == ""] == [17]
+    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [17]
 
 
 def test_int8_onnx_reads_pixels_as_integers(exported):
@@ -118,7 +117,7 @@ def test_int8_tflite_is_integers_up_to_the_head(exported):
     model = read((exported.folder / "model.int8.tflite").read_bytes())
     [subgraph] = model.subgraphs
     names = {value: name for name, value in vars(BuiltinOperator).items() if isinstance(value, int)}
-    kinds = [names[model.operatorCodes[one.opcodeIndex].builtinCode] for one in subgraph.operators]
+    kinds = [names[model.operatorCodes[operator.opcodeIndex].builtinCode] for operator in subgraph.operators]
     assert kinds[0] == "QUANTIZE"
     assert kinds[-3:] == ["DEQUANTIZE", "FULLY_CONNECTED", "SOFTMAX"]
     assert "CAST" not in kinds
@@ -127,7 +126,7 @@ def test_int8_tflite_is_integers_up_to_the_head(exported):
 
 
 def test_quantized_files_are_smaller(exported):
-    sizes = {one.file: one.size_bytes for one in exported.manifest.artefacts}
+    sizes = {artefact.file: artefact.size_bytes for artefact in exported.manifest.artefacts}
     # Names and numbers of the graph weigh much beside 20,000 weights; the full network is held to 26%.
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
     assert sizes["model.int8.tflite"] < 0.5 * sizes["model.tflite"]
@@ -136,19 +135,19 @@ def test_quantized_files_are_smaller(exported):
 
 def test_a_format_is_found_by_its_file():
     for name in format_names():
-        one = find_format(name)
-        assert name == one.NAME
-        assert one.FILE.endswith(f".{one.FORMAT}")
+        target = find_format(name)
+        assert name == target.NAME
+        assert target.FILE.endswith(f".{target.FORMAT}")
 
 
 def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatch):
-    """A file that is dropped into the folder is listed, converted, compared and written."""
+    """A new file in the folder is listed, converted, compared and written."""
     from mri_edge.export import formats
-    from mri_edge.export.exporter import export
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings, export
 
     (tmp_path / "toy_onnx.py").write_text(
         "NAME, FILE, FORMAT, PRECISION, CALIBRATED = 'toy-onnx', 'toy.onnx', 'onnx', 'float32', False\n"
+        "LIBRARIES = ('numpy',)\n"
         "def convert(conversion):\n"
         "    return conversion.float_onnx.SerializeToString(), {'toy': True}\n"
     )
@@ -156,4 +155,4 @@ def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatc
     assert "toy-onnx" in format_names()
     [result] = export(Bundle.open(bundle), Settings(("toy-onnx",), pictures))
     assert result.comparison.verdict == "met"
-    assert Bundle.open(bundle).artefact("toy.onnx").made_with["toy"] is True
+    assert Bundle.open(bundle).artefact("toy.onnx").made_with == {"numpy": np.__version__, "toy": True}

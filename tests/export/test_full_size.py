@@ -16,8 +16,7 @@ def test_sizes_beside_float(tmp_path):
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.calibration.calibrator import Calibrator
     from mri_edge.export.calibration.images import record
-    from mri_edge.export.conversion import Conversion
-    from mri_edge.export.formats import find_format, format_names
+    from mri_edge.export.formats import Conversion, find_format, format_names
     from mri_edge.export.sources.device_graph import device_graph
 
     keras.utils.set_random_seed(0)  # weights do not matter for sizes

@@ -82,7 +82,7 @@ OPERATIONS = {"tf.math.truediv": ("math.truediv", 127.5), "tf.math.subtract": ("
 def as_keras2(item: Any) -> Any:
     """A description of Keras 3 in the words of Keras 2."""
     if isinstance(item, list):
-        return [as_keras2(one) for one in item]
+        return [as_keras2(part) for part in item]
     if not isinstance(item, dict):
         return item
     name, inner = item.get("class_name"), item.get("config")
@@ -187,5 +187,5 @@ def test_it_exports(make, pictures, tmp_path):
     made = {artefact.file: artefact for artefact in bundle.manifest.artefacts}
     assert set(made) == {"model.keras", "model.onnx", "model.tflite"}
     assert max(made[name].parity.max_difference for name in ("model.onnx", "model.tflite")) < 1e-4
-    # What lies in the bundle is a .keras file that exports again.
+    # The bundle contains a .keras file that exports again.
     assert run(["export", str(out), "--data", str(pictures), "--formats", "tflite-fp16"]) == 0

@@ -37,18 +37,18 @@ def network(kind):
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
 def test_artefact_answers_as_keras_does(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
-    from mri_edge.export.conversion import Conversion
+    from mri_edge.export.formats import Conversion
     from mri_edge.export.sources.device_graph import device_graph
 
-    model, one = network(kind), find_format(name)
+    model, target = network(kind), find_format(name)
     files = tuple(path for path, _ in pictures_in(pictures))[::4]
     with quiet():
         conversion = Conversion(device_graph(model, PLAIN), 1, Calibrator(files, PLAIN, record(files, "minmax", 0)))
-        content, _ = one.convert(conversion)
-    (tmp_path / one.FILE).write_bytes(content)
+        content, _ = target.convert(conversion)
+    (tmp_path / target.FILE).write_bytes(content)
     pixels = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3), dtype=np.uint8)
-    engine = open_engine(tmp_path / one.FILE, provider="cpu")
+    engine = open_engine(tmp_path / target.FILE, provider="cpu")
     answer = engine.run(pixels)
     engine.close()
     wanted = np.asarray(model(PLAIN.normalize(pixels), training=False))
-    assert np.abs(answer - wanted).max() <= LARGEST[one.PRECISION]
+    assert np.abs(answer - wanted).max() <= LARGEST[target.PRECISION]

@@ -116,7 +116,7 @@ def test_nan_is_refused_with_both_labels_present(tiny_manifest, precision):
 
 def test_flips_are_listed_by_file_with_both_probabilities(tiny_manifest):
     found = comparison(tiny_manifest, DEFAULT_GATES["int8"], flips=2, accuracy_lost=2)
-    assert [one.file for one in found.flips] == ["0.png", "1.png"]
+    assert [flip.file for flip in found.flips] == ["0.png", "1.png"]
     assert found.flips[0].reference_label == "yes"
     assert found.flips[0].artefact_label == "no"
     assert found.flips[0].reference_probability == pytest.approx(0.8)
@@ -125,8 +125,8 @@ def test_flips_are_listed_by_file_with_both_probabilities(tiny_manifest):
 
 def test_flips_follow_the_threshold_of_the_manifest(tiny_manifest):
     strict = dataclasses.replace(tiny_manifest, threshold=0.7995)
-    found = [comparison(one, DEFAULT_GATES["float16"], shift=0.001) for one in (tiny_manifest, strict)]
-    assert [len(one.flips) for one in found] == [0, 51]
+    found = [comparison(manifest, DEFAULT_GATES["float16"], shift=0.001) for manifest in (tiny_manifest, strict)]
+    assert [len(result.flips) for result in found] == [0, 51]
 
 
 def test_sensitivity_and_specificity_are_of_their_own_labels(tiny_manifest):
@@ -143,5 +143,7 @@ def test_one_label_alone_has_no_auc_and_stays_json(tiny_manifest):
     found = comparison(tiny_manifest, DEFAULT_GATES["int8"])
     assert found.auc.change is None
     assert found.specificity.change is None
-    values = itertools.chain.from_iterable(one.values() for one in found.to_dict().values() if isinstance(one, dict))
+    values = itertools.chain.from_iterable(
+        figure.values() for figure in found.to_dict().values() if isinstance(figure, dict)
+    )
     assert not any(isinstance(value, float) and np.isnan(value) for value in values)

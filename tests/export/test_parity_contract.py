@@ -101,19 +101,21 @@ def test_labels_that_change_are_bounded_at_5_per_cent_and_95_per_cent_confidence
 
 def test_figures_of_a_comparison_equal_numpys(tiny_manifest):
     rng = np.random.default_rng(0)
-    first, second = (np.stack([1 - one, one], axis=1).astype(np.float32) for one in rng.uniform(0.01, 0.99, (2, 300)))
+    first, second = (
+        np.stack([1 - positive, positive], axis=1).astype(np.float32) for positive in rng.uniform(0.01, 0.99, (2, 300))
+    )
     truth = rng.integers(0, 2, 300)
     found = judged(tiny_manifest, "int8", first, second, truth)
     apart = np.abs(first.astype(float) - second)
     assert found.max_difference == pytest.approx(apart.max())
     assert found.mean_difference == pytest.approx(apart.mean())
     assert found.p99_difference == pytest.approx(np.quantile(apart, 0.99))
-    before, after = (one.argmax(axis=1) for one in (first, second))
+    before, after = (answer.argmax(axis=1) for answer in (first, second))
     assert found.accuracy.value == pytest.approx(np.mean(after == truth))
     for change, label in ((found.specificity, 0), (found.sensitivity, 1)):
-        shares = [np.mean(one[truth == label] == label) for one in (before, after)]
-        assert (change.reference, change.artefact) == pytest.approx(tuple(shares))
-        assert change.change == pytest.approx(shares[1] - shares[0])
+        proportions = [np.mean(answer[truth == label] == label) for answer in (before, after)]
+        assert (change.reference, change.artefact) == pytest.approx(tuple(proportions))
+        assert change.change == pytest.approx(proportions[1] - proportions[0])
         assert change.low < change.change < change.high
     assert found.summary().flips == np.count_nonzero(before != after) == len(found.flips)
 
@@ -131,7 +133,7 @@ def test_the_threshold_of_the_manifest_decides_who_is_right(tiny_manifest):
     [(36, 12, 2, 0), (40, 3, 1, 8), (60, 6, 2, 22), (20, 1, 9, 21), (5, 0, 0, 46)],
 )
 def test_a_paired_change_has_newcombes_interval(both, lost, gained, neither):
-    """R. G. Newcombe, Statistics in Medicine 17, 1998, pages 2635 to 2650, method 10, written out anew."""
+    """R. G. Newcombe, Statistics in Medicine 17, 1998, pages 2635 to 2650, method 10, implemented independently."""
     n = both + lost + gained + neither
 
     def wilson(hits):

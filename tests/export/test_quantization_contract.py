@@ -37,7 +37,7 @@ def calibrator(noise) -> Calibrator:
 
 @pytest.fixture(scope="module")
 def graph():
-    """A network whose every kernel holds one large weight and many that rounding loses, all of one sign."""
+    """A network in which every kernel has one large weight and many of the same sign that rounding makes 0."""
     import keras
 
     from mri_edge.export.sources.device_graph import device_graph
@@ -85,9 +85,10 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 def shift_of(float_content, int8_content, suffix, folder, files) -> float:
     """How far quantization moves the log-odds on average."""
     plain, quantized = (
-        log_odds(probabilities(one, suffix, folder, files).astype(float)) for one in (float_content, int8_content)
+        log_odds(probabilities(content, suffix, folder, files).astype(float))
+        for content in (float_content, int8_content)
     )
-    assert np.abs(plain).mean() < 1.5, "the answers are undecided, so that a shift shows"
+    assert np.abs(plain).mean() < 1.5, "the answers must be uncertain, so that a shift is visible"
     return float((quantized - plain).mean())
 
 
@@ -118,7 +119,7 @@ def test_int8_tflite_keeps_the_mean_that_rounding_would_shift(graph, calibrator,
 
 
 def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
-    """As ``quantize`` makes it by itself: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
+    """With the default of ``quantize``, 7 bits: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
     import onnx
 
     from mri_edge.export.onnx.convert import constants, float_model
@@ -126,7 +127,9 @@ def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
 
     content, _ = quantize(float_model(graph), calibrator)
     kernels = [
-        one for one in constants(onnx.load_from_string(content)).values() if one.dtype == np.int8 and one.ndim > 1
+        values
+        for values in constants(onnx.load_from_string(content)).values()
+        if values.dtype == np.int8 and values.ndim > 1
     ]
     assert len(kernels) == 2
     assert {int(np.abs(kernel.astype(int)).max()) for kernel in kernels} == {64}
@@ -142,7 +145,7 @@ def test_mean_rounding_error_equals_the_simulated_one(levels):
     for output in rounded:
         step = np.abs(output).max() / levels
         output[...] = np.round(output / step) * step
-    exact, approximate = (np.einsum("oit,its->os", one, inputs).mean(axis=1) for one in (kernel, rounded))
+    exact, approximate = (np.einsum("oit,its->os", weights, inputs).mean(axis=1) for weights in (kernel, rounded))
     assert mean_rounding_error(kernel, means, levels) == pytest.approx(
         approximate - exact, abs=2e-4
     )  # of 20,000 samples

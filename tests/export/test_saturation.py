@@ -50,7 +50,9 @@ def test_weights_of_the_artefact_fit_seven_bits(trained, pictures):
     for bits in (7, 8):
         content, _ = quantize_with(model, seen, "minmax", head(model), weight_bits=bits)
         kernels = [
-            one for one in constants(onnx.load_from_string(content)).values() if one.dtype == np.int8 and one.ndim > 1
+            values
+            for values in constants(onnx.load_from_string(content)).values()
+            if values.dtype == np.int8 and values.ndim > 1
         ]
         assert len(kernels) == 3
         worst = [kernel.reshape(kernel.shape[0], -1) for kernel in kernels]

@@ -49,7 +49,7 @@ def assert_exported(folder, model, preprocessing):
 
 def test_model_of_a_bundle_swapped_after_the_hash_check(bundle, model, pictures, evil, monkeypatch):
     from mri_edge.export import exporter
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings
 
     assert evil.with_suffix(".keras").stat().st_size == (bundle / "model.keras").stat().st_size
     swap_before(monkeypatch, exporter, "load", bundle / "model.keras", evil)
@@ -59,7 +59,7 @@ def test_model_of_a_bundle_swapped_after_the_hash_check(bundle, model, pictures,
 
 @pytest.mark.parametrize("kind", ["file", "SavedModel"])
 def test_external_model_swapped_while_it_is_opened(kind, trained, model, pictures, evil, tmp_path, monkeypatch):
-    from mri_edge.export.settings import Settings
+    from mri_edge.export.exporter import Settings
     from mri_edge.export.sources import external_model
 
     preprocessing, out = Bundle.open(trained).manifest.preprocessing, tmp_path / "out"
