@@ -24,11 +24,10 @@ from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Source, source_name
 
-from .batching import batched
 from .loading import PendingModel
 from .out_of_distribution import OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide
-from .preparing import Prepared, decode, prepare, prepare_sources
+from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .run_options import RunOptions, Workload
 from .selection import DEFAULT_BATCH
 

@@ -17,10 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from mri_edge.errors import UsageError, printable
 from mri_edge.scans.frame import Pixels
 from mri_edge.storage.atomic import atomic_write, make_folder
-from mri_edge.storage.names import hashed_name, is_too_long
 
 from .classifier import Classifier
-from .prediction import NOTICE, Failure, Prediction, frame_name
+from .prediction import NOTICE, Failure, Prediction, frame_name, hashed_name, is_too_long
 
 # Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith), from dark to bright in even steps of
 # lightness, so that it can be read on a gray scan and in print.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
 SCHEMA_VERSION = 1  # of results: result.schema.json. Keys may be added within a version; a changed meaning is a new one
+_MAX_NAME_BYTES = 200  # file systems allow 255, and a temporary file adds 20 to the name of its scan
 
 
 def decide(probabilities: NDArray[np.float32], positive: int, threshold: float | None) -> NDArray[np.intp]:
@@ -187,3 +190,21 @@ def frame_name(name: str, index: int, frames: int) -> str:
 def _key(source: str | None, index: int, frames: int) -> dict[str, Any]:
     """Return what identifies a frame in JSON. A scan of one frame is identified by its path alone."""
     return {"file": source} if frames == 1 else {"file": source, "index": index, "frames": frames}
+
+
+def is_too_long(name: str) -> bool:
+    """Whether a scan's name is too long to add a suffix."""
+    return len(os.fsencode(name)) > _MAX_NAME_BYTES
+
+
+def hashed_name(name: str, sha256: str) -> str:
+    """Insert the first 12 digits of a hash into a scan's name, shortened if needed: ``a.0123456789ab.png``."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    return f"{_cut(stem, _MAX_NAME_BYTES - 13 - len(os.fsencode(suffix)))}.{sha256[:12]}{suffix}"
+
+
+def _cut(text: str, size: int) -> str:
+    """The start of a name, at most ``size`` bytes in the file system's encoding."""
+    while len(os.fsencode(text)) > size:
+        text = text[:-1]
+    return text

@@ -440,7 +440,7 @@ UNSUPPORTED = {
     "bmp with a jpeg inside": (_bmp(0, 4, JPEG), "0-bit BMP with compression 4"),
     "bmp of 8 bits with a palette of black and white": (
         _bmp(8, 0, bytes([0, 1] * 32), bytes(4) + b"\xff\xff\xff\0", 2),
-        "8-bit BMP with a grey palette of another depth",
+        "8-bit BMP with a gray palette of another depth",
     ),
     "float pixmap": (b"Pf\n2 2\n-1.0\n" + bytes(16), "PPM with pixels of the kind F;32F"),
     "16-bit colour png that is black": (_by_opencv(RGB16 * 0, ".png"), "uses only the lower 8 of its 16 bits"),

@@ -20,8 +20,7 @@ from mri_edge.scans.files import is_transient, out_of_memory
 from mri_edge.scans.frame import Pixels
 
 from . import _tiff
-from ._picture_headers import check_opened
-from ._picture_limits import check_memory, check_size, damaged, unsupported
+from ._picture_limits import check_memory, check_opened, check_size, damaged, unsupported
 
 _BLACK_16 = 1 << 13  # if the highest value of a 16-bit picture is below this, it uses at most an eighth of its range
 

@@ -18,8 +18,16 @@ from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from . import _tiff
-from ._picture_headers import check_before_open, unsupported_kind
-from ._picture_limits import MAX_PIXELS, SMALL_FILE, BoundedFile, damaged, too_large, unsupported
+from ._picture_limits import (
+    MAX_PIXELS,
+    SMALL_FILE,
+    BoundedFile,
+    check_before_open,
+    damaged,
+    too_large,
+    unsupported,
+    unsupported_kind,
+)
 from ._picture_pixels import decoding, pixels_of_array, pixels_of_image, unreadable
 
 NAME = "picture"

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge.errors import InputError, OutputError
-from mri_edge.inference.prediction import as_json
+from mri_edge.inference.prediction import as_json, hashed_name, is_too_long
 from mri_edge.storage.atomic import atomic_move, atomic_write, clear_leftovers, make_folder, sha256_of, sync_folder
-from mri_edge.storage.names import hashed_name, is_too_long
 
 Record = dict[str, Any]
 
