@@ -60,4 +60,4 @@ def _path(name: str) -> str:
     """Return where mkdocstrings finds a public name: a type alias only in the module that defines it."""
     if isinstance(getattr(mri_edge, name), type):
         return f"mri_edge.{name}"
-    return f"mri_edge.{mri_edge._HOMES[name]}.{name}"
+    return f"mri_edge.{mri_edge._MODULES[name]}.{name}"

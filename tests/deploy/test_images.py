@@ -74,7 +74,7 @@ def test_lock_has_hashes_and_no_index(lock: Path) -> None:
     assert "://" not in text
     blocks = re.split(r"\n(?=\w)", text.split("\n# The following packages")[0])
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
-    assert {"numpy", "pillow", "click", "rich", "setuptools"} <= _pinned(lock)
+    assert {"numpy", "pillow", "click", "setuptools"} <= _pinned(lock)
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
