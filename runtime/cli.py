@@ -58,7 +58,7 @@ COMMANDS = {
     "export": (
         "mri_edge.export.command",
         "export",
-        "Convert a trained bundle to ONNX and TFLite, and prove each artefact.",
+        "Convert a trained bundle to ONNX and TFLite, and check each artefact.",
     ),
     "evaluate": (
         "mri_edge.train.cli.evaluate",

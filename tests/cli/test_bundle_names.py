@@ -71,7 +71,7 @@ def test_a_packed_bundle_is_not_written_into(packed: Path, capfd) -> None:
     before = packed.read_bytes()
     for command in (["record", str(packed), SCAN], ["pack", str(packed), "--out", "again"]):
         assert run(["bundle", *command]) == 3
-        assert "is packed, a folder is needed. Unpack it" in capfd.readouterr().err
+        assert "is packed, and a folder is needed. Unpack it" in capfd.readouterr().err
     assert packed.read_bytes() == before
 
 
