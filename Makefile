@@ -76,7 +76,7 @@ lock: | $(BIN)/python  ## write the locks, with hashes, that images and LOCKED=1
 	$(COMPILE) --python-version 3.10 --extra litert --extra openvino --output-file deploy/requirements-engines.lock
 	$(COMPILE) --python-version 3.11 --group cuda --no-emit-package onnxruntime \
 		--output-file deploy/requirements-cuda.lock
-	$(COMPILE) --python-version 3.10 --extra train --extra export --extra bench --extra sign --group dev \
+	$(COMPILE) --python-version 3.10 --extra train --extra export --extra sign --group dev \
 		--output-file requirements-dev.lock
 
 dist: $(VENV)/.dev  ## build the source archive and the wheel in dist/
@@ -103,7 +103,7 @@ model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
 		--out bundles/vgg16 --overwrite
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
-	$(BIN)/mri-edge bundle slim bundles/vgg16 --artefact model.int8.onnx --out runtime/models/vgg16 --overwrite
+	$(BIN)/mri-edge bundle slim bundles/vgg16 --artifact model.int8.onnx --out runtime/models/vgg16 --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
 small: $(VENV)/.dev  ## distill and export the embedded model small again
@@ -112,8 +112,8 @@ small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge train --recipe small --cv 3 --data $(DATA) --backbone-weights torchvision \
 		--out docs/evidence/crossval/small
 	$(BIN)/python scripts/set_threshold.py bundles/small docs/evidence/crossval/small/crossval.json
-	$(BIN)/mri-edge bundle slim bundles/small --artefact model.int8.onnx --artefact model.int8.tflite \
-		--artefact model.onnx --out runtime/models/small --overwrite
+	$(BIN)/mri-edge bundle slim bundles/small --artifact model.int8.onnx --artifact model.int8.tflite \
+		--artifact model.onnx --out runtime/models/small --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
 schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a change of runtime/bundles/manifest.py

@@ -1,4 +1,4 @@
-"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artefact with its model."""
+"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artifact with its model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
 _PAGE = "report/parity.html"
-_HEADER = ("artefact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
+_HEADER = ("artifact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 EPILOG = f"""\b
@@ -41,13 +41,13 @@ Examples:
 Formats: {", ".join(format_names())}
 
 \b
-The gate compares each artefact with the Keras model on the test images:
+The gate compares each artifact with the Keras model on the test images:
   float32   largest |Δp| at most 0.0001
   float16   largest |Δp| at most 0.005
   others    mean |Δp| at most 0.02, at most 5% of the labels changed (95% confidence)
   all       not significantly fewer right answers than the Keras model, nor, where that was
             distilled, than its teacher (exact McNemar, p < 0.05)
-The verdict is met, undecided (too few images to tell; the artefact is kept), or not met: exit code 5,
+The verdict is met, undecided (too few images to tell; the artifact is kept), or not met: exit code 5,
 and nothing is written.
 """
 
@@ -86,8 +86,8 @@ and nothing is written.
 )
 @click.option("--search", is_flag=True, help="Try every method, and the first layer in float, on training images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
-@click.option("--max-difference", type=click.FloatRange(0), help="Gate: largest |Δp| of every artefact.")
-@click.option("--mean-difference", type=click.FloatRange(0), help="Gate: mean |Δp| of every artefact.")
+@click.option("--max-difference", type=click.FloatRange(0), help="Gate: largest |Δp| of every artifact.")
+@click.option("--mean-difference", type=click.FloatRange(0), help="Gate: mean |Δp| of every artifact.")
 @click.option(
     "--flip-rate",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -125,9 +125,9 @@ def export(
     flip_rate: float | None,
     **settings: Any,
 ) -> int:
-    """Convert a trained bundle to ONNX and TFLite, and check each artefact.
+    """Convert a trained bundle to ONNX and TFLite, and check each artifact.
 
-    Artefacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
+    Artifacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
     before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
     """
@@ -208,7 +208,7 @@ def _bundle_to_export(named: str | None) -> Bundle:
     from mri_edge.bundles.bundle import Bundle
 
     if named is None:
-        last = last_trained(lambda bundle: bundle.manifest.artefact(KERAS) is not None)
+        last = last_trained(lambda bundle: bundle.manifest.artifact(KERAS) is not None)
         if last is None:
             raise UsageError(
                 f"no bundle is named, and {RUNS}/ holds none to export", "Train one first: mri-edge train scans/"
@@ -216,14 +216,14 @@ def _bundle_to_export(named: str | None) -> Bundle:
         _say(f"exporting {last.folder}, trained last ({last.manifest.creation.created})")
         return last
     bundle = Bundle.open(named)
-    if bundle.manifest.artefact(KERAS) is None:
-        held = ", ".join(artefact.file for artefact in bundle.manifest.artefacts)
+    if bundle.manifest.artifact(KERAS) is None:
+        held = ", ".join(artifact.file for artifact in bundle.manifest.artifacts)
         raise UsageError(
             f"{named}: is exported already ({held}) and holds no {KERAS} to export again",
             f"Use it: mri-edge predict scan.jpg --model {named}. To export a model of your own, train it first: "
             "mri-edge train scans/",
         )
-    bundle.require_folder()  # the artefacts are written into it
+    bundle.require_folder()  # the artifacts are written into it
     return bundle
 
 
@@ -259,7 +259,7 @@ def _run_quietly(
 
 
 def _print_results(results: list[Result]) -> None:
-    """Print a table with a row for each artefact; then the reasons of the verdicts."""
+    """Print a table with a row for each artifact; then the reasons of the verdicts."""
     from mri_edge.authoring.figures import with_interval
 
     rows = [_HEADER]
@@ -267,8 +267,8 @@ def _print_results(results: list[Result]) -> None:
         comparison = result.comparison
         rows.append(
             (
-                result.artefact.file,
-                f"{result.artefact.size_bytes / 1e6:.1f}",
+                result.artifact.file,
+                f"{result.artifact.size_bytes / 1e6:.1f}",
                 with_interval(comparison.accuracy.value, comparison.accuracy.low, comparison.accuracy.high),
                 f"{comparison.max_difference:.1e}",
                 f"{comparison.mean_difference:.1e}",
@@ -280,7 +280,7 @@ def _print_results(results: list[Result]) -> None:
         click.echo(line)
     for result in results:
         for reason in result.comparison.reasons:
-            click.echo(f"{result.artefact.file}: {result.comparison.verdict}: {reason}")
+            click.echo(f"{result.artifact.file}: {result.comparison.verdict}: {reason}")
 
 
 @contextmanager

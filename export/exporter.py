@@ -1,4 +1,4 @@
-"""Export one model: convert it, run each artefact in its own engine, compare, judge, and write all or nothing."""
+"""Export one model: convert it, run each artifact in its own engine, compare, judge, and write all or nothing."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """One artefact and its comparison with the Keras model."""
+    """One artifact and its comparison with the Keras model."""
 
-    artefact: Artifact
+    artifact: Artifact
     comparison: Comparison
 
     def __str__(self) -> str:
         comparison = self.comparison
         return (
-            f"{self.artefact.file}  {self.artefact.size_bytes / 1e6:.1f} MB  accuracy "
+            f"{self.artifact.file}  {self.artifact.size_bytes / 1e6:.1f} MB  accuracy "
             f"{with_interval(comparison.accuracy.value, comparison.accuracy.low, comparison.accuracy.high)}  "
             f"{len(comparison.flips)} of {comparison.images} labels changed  {comparison.verdict}"
         )
@@ -85,7 +85,7 @@ class ExportRefusedError(GateError):
 
     def __init__(self, results: Sequence[Result]) -> None:
         refused = [result for result in results if result.comparison.verdict == "not met"]
-        reasons = "; ".join(f"{result.artefact.file}: {', '.join(result.comparison.reasons)}" for result in refused)
+        reasons = "; ".join(f"{result.artifact.file}: {', '.join(result.comparison.reasons)}" for result in refused)
         super().__init__(f"{reasons}. Nothing was written", "See 'mri-edge export --help' for the gate's limits")
         self.results = list(results)
 
@@ -94,9 +94,9 @@ class ExportRefusedError(GateError):
 
 
 def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = lambda _: None) -> list[Result]:
-    """Convert the Keras model of a bundle, and add the artefacts to the bundle.
+    """Convert the Keras model of a bundle, and add the artifacts to the bundle.
 
-    Nothing is written unless the verdict is ``met`` or ``undecided`` for every artefact.
+    Nothing is written unless the verdict is ``met`` or ``undecided`` for every artifact.
 
     Parameters
     ----------
@@ -110,27 +110,27 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
     ConversionError
         The model cannot be converted to one of the formats.
     ExportRefusedError
-        An artefact is too far from the Keras model.
+        An artifact is too far from the Keras model.
     OutputError
         The bundle cannot be written.
     """
     step("opening the model")
-    artefact = bundle.artefact(KERAS)
+    artifact = bundle.artifact(KERAS)
     source = Source(
-        load(bundle.folder / artefact.file, bundle.read(artefact)),
+        load(bundle.folder / artifact.file, bundle.read(artifact)),
         bundle.manifest,
         _read_split(bundle),
-        {"file": KERAS, "sha256": artefact.sha256},
+        {"file": KERAS, "sha256": artifact.sha256},
         _read_teacher(bundle),
     )
     with rewrite_bundle(bundle) as writer:
-        return add_artefacts(writer, source, settings, step)
+        return add_artifacts(writer, source, settings, step)
 
 
-def add_artefacts(
+def add_artifacts(
     writer: BundleWriter, source: Source, settings: Settings, step: Callable[[str], None]
 ) -> list[Result]:
-    """Convert, compare, and add artefacts, ``parity.json`` and its page to a bundle that is being written."""
+    """Convert, compare, and add artifacts, ``parity.json`` and its page to a bundle that is being written."""
     preprocessing = source.manifest.preprocessing
     formats = [find_format(name) for name in settings.formats]
     step("reading the images")
@@ -155,13 +155,13 @@ def add_artefacts(
         content, facts = target.convert(conversion)
         step(f"checking {target.FILE} on {len(pixels)} test images")
         gate = DEFAULT_GATES[target.PRECISION].override(settings.gate)
-        results.append(_add_artefact(target, content, facts, writer, pixels, images, gate))
-        step(f"{results[-1]}  artefact {len(results)} of {len(formats)}, {pace.words(len(results), len(formats))}")
+        results.append(_add_artifact(target, content, facts, writer, pixels, images, gate))
+        step(f"{results[-1]}  artifact {len(results)} of {len(formats)}, {pace.words(len(results), len(formats))}")
     if any(result.comparison.verdict == "not met" for result in results):
         raise ExportRefusedError(results)
-    if calibrator and any(result.artefact.precision == "int8" for result in results):
+    if calibrator and any(result.artifact.precision == "int8" for result in results):
         writer.update(calibration=calibrator.record)
-    comparisons = {result.artefact.file: result.comparison.to_dict() for result in results}
+    comparisons = {result.artifact.file: result.comparison.to_dict() for result in results}
     facts = {"reference": source.origin, "split_fingerprint": source.split.split_fingerprint}
     write_parity(writer, images, comparisons, facts)
     return results
@@ -193,7 +193,7 @@ def _reference_images(
     )
 
 
-def _add_artefact(
+def _add_artifact(
     target: Format,
     content: bytes,
     facts: dict[str, Any],
@@ -202,7 +202,7 @@ def _add_artefact(
     images: ReferenceImages,
     gate: Gate,
 ) -> Result:
-    """Write one artefact into the staged bundle, run it in its own engine, and list it in the manifest."""
+    """Write one artifact into the staged bundle, run it in its own engine, and list it in the manifest."""
     path = writer.path(target.FILE)
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")
@@ -211,7 +211,7 @@ def _add_artefact(
         comparison = compare(
             answer, images, writer.manifest, gate, engine=engine.name, provider=engine.provider, threads=engine.threads
         )
-        artefact = Artifact(
+        artifact = Artifact(
             file=target.FILE,
             format=target.FORMAT,
             precision=target.PRECISION,
@@ -224,7 +224,7 @@ def _add_artefact(
         )
     finally:
         engine.close()
-    return Result(writer.add_artefact(artefact), comparison)
+    return Result(writer.add_artifact(artifact), comparison)
 
 
 def _batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

@@ -45,7 +45,7 @@ COMMANDS = {
     "bench": (
         "mri_edge.commands.bench",
         "bench",
-        "Measure every artefact in every engine, each in its own process.",
+        "Measure every artifact in every engine, each in its own process.",
     ),
     "warmup": ("mri_edge.commands.warmup", "warmup", "Build and cache what a provider needs before the first scan."),
     "doctor": ("mri_edge.commands.doctor", "doctor", "Show which engines and providers work on this machine."),
@@ -58,7 +58,7 @@ COMMANDS = {
     "export": (
         "mri_edge.export.command",
         "export",
-        "Convert a trained bundle to ONNX and TFLite, and check each artefact.",
+        "Convert a trained bundle to ONNX and TFLite, and check each artifact.",
     ),
     "evaluate": (
         "mri_edge.train.cli.evaluate",

@@ -13,7 +13,7 @@
     │   ├── SignatureError      a required signature is missing or wrong    exit 3
     │   ├── WeightsError        backbone weights are missing or untrusted   exit 3
     │   └── ConversionError     a model cannot be converted to a format     exit 3
-    ├── EngineError             an engine cannot run the artefact           exit 4
+    ├── EngineError             an engine cannot run the artifact           exit 4
     │   ├── EngineUnavailable   the engine's library is not installed       exit 4
     │   └── ProviderUnavailable the execution provider did not start         exit 4
     └── GateError               an accuracy gate was not met                exit 5
@@ -144,7 +144,7 @@ class ConversionError(BundleError):
 
 
 class EngineError(MriEdgeError):
-    """An inference engine cannot open or run an artefact."""
+    """An inference engine cannot open or run an artifact."""
 
     exit_code = 4
 

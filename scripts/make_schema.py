@@ -14,6 +14,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from mri_edge.bundles.decode import json_key
 from mri_edge.bundles.manifest import SCHEMA_VERSION, Manifest
 
 SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
@@ -54,12 +55,12 @@ def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     properties = {}
     for field in fields:
         bounds = _BOUNDS.get(f"{kind.__name__}.{field.name}", {})
-        properties[field.name] = {**_rule(hints[field.name], definitions), **bounds}
+        properties[json_key(field.name)] = {**_rule(hints[field.name], definitions), **bounds}
     return {
         "description": (kind.__doc__ or "").strip().partition("\n")[0],
         "type": "object",
         "properties": properties,
-        "required": [field.name for field in fields if _is_required(field) or field.name == "schema_version"],
+        "required": [json_key(field.name) for field in fields if _is_required(field) or field.name == "schema_version"],
     }
 
 

@@ -1,4 +1,4 @@
-"""Fit a bundle's out-of-distribution check again, on the features of the artefact that the device runs.
+"""Fit a bundle's out-of-distribution check again, on the features of the artifact that the device runs.
 
     python scripts/refit_out_of_distribution.py BUNDLE --data DIR        # DIR: the data that it was trained on
 

@@ -100,13 +100,13 @@ def _update_parity(writer: BundleWriter, known: dict[str, Any], teacher: Teacher
     facts = {name: known[name] for name in ("reference", "split_fingerprint")}
     content = document(reference, manifest, {file: comparison.to_dict() for file, comparison in found.items()}, facts)
     writer.add_document(PARITY, to_json(content))
-    artefacts = manifest.artefacts
+    artifacts = manifest.artifacts
     if any(document.file == PAGE for document in manifest.documents):
-        writer.add_document(PAGE, page(content, {artefact.file: artefact.size_bytes for artefact in artefacts}))
+        writer.add_document(PAGE, page(content, {artifact.file: artifact.size_bytes for artifact in artifacts}))
     summaries = {file: comparison.summary() for file, comparison in found.items()}
     writer.update(
-        artefacts=tuple(
-            replace(artefact, parity=summaries.get(artefact.file, artefact.parity)) for artefact in artefacts
+        artifacts=tuple(
+            replace(artifact, parity=summaries.get(artifact.file, artifact.parity)) for artifact in artifacts
         )
     )
 

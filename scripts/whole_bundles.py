@@ -136,9 +136,9 @@ def restore_shipped(name: str, out: Path) -> None:
     """Replace files made here by the shipped ones: another CPU sums in another order, and so rounds differently."""
     shipped = Bundle.open(EMBEDDED / name)
     with rewrite_bundle(Bundle.open(out)) as writer:
-        for artefact in shipped.manifest.artefacts:
-            shutil.copyfile(shipped.path_of(artefact), writer.path(artefact.file))
-            writer.add_artefact(artefact)
+        for artifact in shipped.manifest.artifacts:
+            shutil.copyfile(shipped.path_of(artifact), writer.path(artifact.file))
+            writer.add_artifact(artifact)
 
 
 def main(arguments: list[str] | None = None) -> int:

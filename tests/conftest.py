@@ -117,7 +117,7 @@ def tiny_onnx(tiny_models: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_manifest() -> Manifest:
-    """A complete manifest without artefacts."""
+    """A complete manifest without artifacts."""
     return Manifest(
         name="tiny",
         version="1",
@@ -125,7 +125,7 @@ def tiny_manifest() -> Manifest:
         positive=1,
         threshold=None,
         preprocessing=Preprocessing(),
-        artefacts=(),
+        artifacts=(),
         creation=Creation(
             created="2026-01-01T00:00:00+00:00",
             command="pytest",
@@ -151,7 +151,7 @@ def tiny_manifest() -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def tiny_artefact() -> Artifact:
+def tiny_artifact() -> Artifact:
     """The manifest's entry for ``tiny_onnx`` as ``model.onnx``, without its size and hash."""
     return Artifact(
         file="model.onnx",
@@ -165,10 +165,10 @@ def tiny_artefact() -> Artifact:
 
 
 @pytest.fixture
-def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Path:
-    """A new bundle folder for each test. Its only artefact is ``tiny_onnx``, as ``model.onnx``."""
+def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact) -> Path:
+    """A new bundle folder for each test. Its only artifact is ``tiny_onnx``, as ``model.onnx``."""
     folder = tmp_path / "tiny"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())
-        writer.add_artefact(tiny_artefact)
+        writer.add_artifact(tiny_artifact)
     return folder

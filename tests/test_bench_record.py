@@ -346,7 +346,7 @@ def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
     pixels = np.stack([preprocessing.resize_picture(picture.load(scan)) for scan in scans])
     network = whole_bundles.keras_network(bundle, find_recipe(bundle.manifest.training.recipe))
     whole = (bundle.folder / whole_bundles.FLOAT).is_file()
-    with Classifier.load(name, artefact=whole_bundles.FLOAT if whole else None) as shipped:
+    with Classifier.load(name, artifact=whole_bundles.FLOAT if whole else None) as shipped:
         apart = np.abs(predict(network.whole, pixels, preprocessing) - shipped.engine.run(pixels)).max()
     assert apart < (1e-5 if whole else 0.03)
 
@@ -359,15 +359,15 @@ def test_shipped_files_replace_those_made_here(programs, tmp_path):
 
     shipped = Bundle.open(EMBEDDED / "small")
     with rewrite_bundle(shipped, tmp_path / "whole") as writer:
-        artefact = shipped.artefact("int8.onnx")
-        writer.path(artefact.file).write_bytes(b"made here")
-        writer.add_artefact(artefact)
+        artifact = shipped.artifact("int8.onnx")
+        writer.path(artifact.file).write_bytes(b"made here")
+        writer.add_artifact(artifact)
         writer.path("model.fp16.onnx").write_bytes(b"does not ship")
-        writer.add_artefact(replace(artefact, file="model.fp16.onnx", precision="float16"))
+        writer.add_artifact(replace(artifact, file="model.fp16.onnx", precision="float16"))
     whole_bundles.restore_shipped("small", tmp_path / "whole")
     whole = Bundle.open(tmp_path / "whole")
     whole.verify()
-    assert [artefact for artefact in whole.manifest.artefacts if artefact not in shipped.manifest.artefacts] == [
-        whole.artefact("fp16.onnx")
+    assert [artifact for artifact in whole.manifest.artifacts if artifact not in shipped.manifest.artifacts] == [
+        whole.artifact("fp16.onnx")
     ]
-    assert len(whole.manifest.artefacts) == len(shipped.manifest.artefacts) + 1
+    assert len(whole.manifest.artifacts) == len(shipped.manifest.artifacts) + 1

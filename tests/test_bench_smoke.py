@@ -167,7 +167,7 @@ def test_a_planted_fault_is_found_and_its_stage_named_first(fault, stage, tmp_pa
 
 
 def test_the_float_twin_is_the_same_network(guard, tmp_path):
-    """Its answers differ from those of the int8 artefact only by the rounding to 8 bits."""
+    """Its answers differ from those of the int8 artifact only by the rounding to 8 bits."""
     pytest.importorskip("onnx", reason="the twin is built with onnx (group 'dev')")
     import numpy as np
 

@@ -36,7 +36,7 @@ def judged(
     gate: Gate = NO_LIMIT,
     teacher: TeacherAnswers | None = None,
 ) -> Comparison:
-    """An artefact's probabilities of "yes" against the Keras model's."""
+    """An artifact's probabilities of "yes" against the Keras model's."""
     files = tuple(f"{index}.png" for index in range(len(truth)))
     images = ReferenceImages(files, ({},) * len(truth), np.asarray(truth), columns(reference), teacher)
     return compare(columns(answer), images, manifest, gate, engine="fake", provider="none", threads=1)
@@ -67,7 +67,7 @@ def test_how_far_probabilities_may_move(tiny_manifest, precision, shift, verdict
 
 
 @pytest.mark.parametrize(("precision", "verdict"), [("float32", "not met"), ("int8", "met")])
-def test_one_image_that_moves_far_is_an_exact_artefacts_fault_alone(tiny_manifest, precision, verdict):
+def test_one_image_that_moves_far_is_an_exact_artifacts_fault_alone(tiny_manifest, precision, verdict):
     answer = np.full(60, 0.8)
     answer[7] = 0.9
     assert judged(tiny_manifest, [0.8] * 60, answer, [1] * 60, DEFAULT_GATES[precision]).verdict == verdict
@@ -119,7 +119,7 @@ def test_fewer_right_answers_are_refused_where_chance_does_not_explain_them_and_
     ("lost", "gained", "verdict"), [(5, 0, "met"), (6, 0, "not met"), (0, 6, "met"), (0, 30, "met")]
 )
 def test_a_student_may_be_better_than_its_teacher_and_not_clearly_worse(tiny_manifest, lost, gained, verdict):
-    """Where they differ the student says "yes" and the teacher "no"; the Keras model is the artefact's equal."""
+    """Where they differ the student says "yes" and the teacher "no"; the Keras model is the artifact's equal."""
     truth = np.ones(80, int)
     truth[:lost] = 0
     called = [0] * (lost + gained) + [1] * (80 - lost - gained)
@@ -168,17 +168,17 @@ def test_figures_of_both_models_and_their_change(tiny_manifest):
     reference = [0.9] * 9 + [0.2] + [0.1] * 6 + [0.7, 0.8]
     answer = [0.9] * 7 + [0.4] * 2 + [0.3] + [0.1] * 7 + [0.8]
     found = judged(tiny_manifest, reference, answer, truth)
-    assert (found.sensitivity.reference, found.sensitivity.artefact) == (0.9, 0.7)
+    assert (found.sensitivity.reference, found.sensitivity.artifact) == (0.9, 0.7)
     assert found.sensitivity.change == pytest.approx(-0.2)
-    assert (found.specificity.reference, found.specificity.artefact) == (0.75, 0.875)
+    assert (found.specificity.reference, found.specificity.artifact) == (0.75, 0.875)
     assert found.specificity.change == pytest.approx(0.125)
     for change in (found.sensitivity, found.specificity):
         assert change.low < change.change < change.high
-    # Of 80 pairs the Keras model has 9 * 8 + 6 in order; the artefact 7 * 8 + 2 * 7 + 7.
+    # Of 80 pairs the Keras model has 9 * 8 + 6 in order; the artifact 7 * 8 + 2 * 7 + 7.
     assert found.auc.reference == pytest.approx(78 / 80)
-    assert found.auc.artefact == pytest.approx(77 / 80)
+    assert found.auc.artifact == pytest.approx(77 / 80)
     assert found.auc.change == pytest.approx(-1 / 80)
-    assert [(flip.file, flip.truth, flip.reference_label, flip.artefact_label) for flip in found.flips] == [
+    assert [(flip.file, flip.truth, flip.reference_label, flip.artifact_label) for flip in found.flips] == [
         ("7.png", "yes", "yes", "no"),
         ("8.png", "yes", "yes", "no"),
         ("16.png", "no", "yes", "no"),

@@ -19,7 +19,7 @@ from mri_edge.cli import COMMANDS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # Options that make a command take a minute instead of ten.
-SHORT = {"train": ["--epochs", "1"], "bench": ["--artefact", "model.int8.onnx"]}
+SHORT = {"train": ["--epochs", "1"], "bench": ["--artifact", "model.int8.onnx"]}
 
 
 def draw_scans(folder: Path) -> None:

@@ -38,7 +38,7 @@ def test_the_old_threshold_gives_the_same_bundle(bundle, set_threshold):
     before = {entry.file: bundle.path_of(entry).read_bytes() for entry in bundle.entries()}
     was = bundle.manifest
     now = set_threshold(bundle, was.threshold, was.training.details["threshold_rule"])
-    assert (now.metrics, now.training, now.artefacts) == (was.metrics, was.training, was.artefacts)
+    assert (now.metrics, now.training, now.artifacts) == (was.metrics, was.training, was.artifacts)
     again = Bundle.open(bundle.folder)
     again.verify()
     assert {entry.file: again.path_of(entry).read_bytes() for entry in again.entries()} == before

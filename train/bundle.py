@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import mri_edge
 from mri_edge.authoring.card import METRICS
-from mri_edge.authoring.keras_file import KERAS, keras_artefact
+from mri_edge.authoring.keras_file import KERAS, keras_artifact
 from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.writer import new_bundle
@@ -81,7 +81,7 @@ def write_bundle(
         positive=labels.positive,
         threshold=threshold,
         preprocessing=recipe.preprocessing,
-        artefacts=(),
+        artifacts=(),
         creation=current_provenance(),
         training=Training(
             recipe=recipe.name,
@@ -118,7 +118,7 @@ def write_bundle(
     )
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
         network.whole.save(writer.path(KERAS))
-        writer.add_artefact(keras_artefact(recipe.preprocessing, len(labels.names)))
+        writer.add_artifact(keras_artifact(recipe.preprocessing, len(labels.names)))
         writer.add_document(METRICS, measured)
         writer.add_document(SPLIT, split.to_json())
         for file, content in (documents or {}).items():

@@ -47,7 +47,7 @@ class BundleTeacher:
                 )
         self._classifiers = [open_classifier(bundle, None, None, "auto", None) for bundle in bundles]
         self.bundles = tuple(bundles)
-        self.sha256 = tuple(classifier.artefact.sha256 for classifier in self._classifiers)
+        self.sha256 = tuple(classifier.artifact.sha256 for classifier in self._classifiers)
 
     def __call__(self, pixels: distil.Views) -> distil.Answers:
         """uint8 (N, height, width, 3) RGB -> probabilities float32 (N, classes)."""

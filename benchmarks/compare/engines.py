@@ -1,4 +1,4 @@
-"""Measure every artefact in every engine beside what people would use instead, with the same images, threads and load.
+"""Measure every artifact in every engine beside what people would use instead, with the same images, threads and load.
 
     python -m benchmarks.compare.engines              # minutes; needs a quiet machine; writes build/bench/compare.json
     python -m benchmarks.compare.engines --record     # writes benchmarks/results/KIND/compare.json
@@ -83,7 +83,7 @@ def row_of(
     row: dict[str, Any] = {
         "bundle": subject.bundle,
         "title": subject.title,
-        "artefact": subject.artefact,
+        "artefact": subject.artifact,
         "size_bytes": subject.model.stat().st_size,
         "problem": problem,
     }

@@ -58,7 +58,7 @@ def olive_model(
 
 
 def calibration_images(bundle: Bundle, data: Path) -> tuple[Path, ...]:
-    """Return the images that calibrated the bundle's int8 artefacts, drawn again as the exporter drew them.
+    """Return the images that calibrated the bundle's int8 artifacts, drawn again as the exporter drew them.
 
     Raises
     ------

@@ -127,14 +127,14 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
 
 
 def multiply_adds(bundle: Bundle) -> int | None:
-    """Count in the float ONNX artefact, else in the first ONNX artefact; None without any. VGG16 at 128 x 128: 5.013e9.
+    """Count in the float ONNX artifact, else in the first ONNX artifact; None without any. VGG16 at 128 x 128: 5.013e9.
 
     For each output value a convolution does kernel area x input channels of a group; a matrix product does
     rows x columns in all. The explanation (Grad-CAM) and biases are not counted.
     """
     import onnx
 
-    files = [artefact.file for artefact in bundle.manifest.artefacts if artefact.file.endswith(".onnx")]
+    files = [artifact.file for artifact in bundle.manifest.artifacts if artifact.file.endswith(".onnx")]
     if not files:
         return None
     model = onnx.load(bundle.folder / ("model.onnx" if "model.onnx" in files else files[0]))

@@ -1,4 +1,4 @@
-"""List what is measured: every artefact of a bundle in each of our engines, and in the peers beside them."""
+"""List what is measured: every artifact of a bundle in each of our engines, and in the peers beside them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Subject:
     title: str
     peer: str
     model: Path
-    artefact: str
+    artifact: str
     options: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
     @property
     def key(self) -> str:
         """Its name in the record."""
-        return f"{self.bundle}: {self.title}: {self.artefact}"
+        return f"{self.bundle}: {self.title}: {self.artifact}"
 
 
 def bundles() -> dict[str, Bundle]:
@@ -63,11 +63,11 @@ def subjects_of(name: str, bundle: Bundle, olive: Path | str, recipe: str = "") 
     folder = bundle.folder
     found = []
     for ours in our_subjects(bundle):
-        title, file = f"mri-edge, {ours.engine}", ours.artefact.file
+        title, file = f"mri-edge, {ours.engine}", ours.artifact.file
         found.append(
             Subject(name, title, "mri_edge_engine", folder / file, file, {"engine": ours.engine}, ours.problem)
         )
-    files = {artefact.file for artefact in bundle.manifest.artefacts}
+    files = {artifact.file for artifact in bundle.manifest.artifacts}
     for peer, (title, suffix, packages) in _PEERS.items():
         missing = ", ".join(sorted(set(packages) - set(installed(packages))))
         problem = f"not available: {missing} is not installed" if missing else None

@@ -140,11 +140,11 @@ def _reference_images(model: str, bundle: Bundle, data: Path) -> Iterator[Findin
     reference = np.array([image["probabilities"] for image in known], np.float32)
     keras = decide(reference, manifest.positive, manifest.threshold)
     y_true = np.array([manifest.labels.index(image["label"]) for image in known])
-    for artefact in manifest.artefacts:
-        parity, what_file = artefact.parity, f"{what}, {artefact.file}"
-        if parity is None or not artefact.file.endswith(".onnx"):
+    for artifact in manifest.artifacts:
+        parity, what_file = artifact.parity, f"{what}, {artifact.file}"
+        if parity is None or not artifact.file.endswith(".onnx"):
             continue
-        with Classifier.load(bundle, artefact=artefact.file, engine="onnxruntime", provider="cpu") as classifier:
+        with Classifier.load(bundle, artifact=artifact.file, engine="onnxruntime", provider="cpu") as classifier:
             batches = (tensors[begin : begin + 8] for begin in range(0, len(tensors), 8))
             found = np.concatenate([classifier.engine.run(batch) for batch in batches])
         mean = float(np.abs(found - reference).mean())

@@ -68,7 +68,7 @@ def _in_process(model: str, bundle: Bundle, scans: Sequence[Path]) -> list[Ratio
     preprocessing = bundle.manifest.preprocessing
     size = (preprocessing.width, preprocessing.height)
     engine = FakeEngine((preprocessing.height, preprocessing.width, 3), len(bundle.manifest.labels))
-    classifier = Classifier(bundle, bundle.manifest.artefacts[0], engine)
+    classifier = Classifier(bundle, bundle.manifest.artifacts[0], engine)
     names = {
         "decode": "images.load / Pillow's decoding",
         "resize": "Preprocessing.fit / Pillow's resizing",
@@ -90,8 +90,8 @@ def _in_process(model: str, bundle: Bundle, scans: Sequence[Path]) -> list[Ratio
 
 def _engines(model: str, bundle: Bundle, scans: Sequence[Path]) -> list[Ratio]:
     """Compare the engine with a plain ONNX Runtime script, and int8 with its float twin; in separate processes."""
-    artefact = next(artefact for artefact in bundle.manifest.artefacts if artefact.file == "model.int8.onnx")
-    path = bundle.path_of(artefact)
+    artifact = next(artifact for artifact in bundle.manifest.artifacts if artifact.file == "model.int8.onnx")
+    path = bundle.path_of(artifact)
     with tempfile.TemporaryDirectory() as folder:
         tensors, twin = Path(folder) / "tensors.npy", Path(folder) / "twin.onnx"
         np.save(tensors, np.stack([bundle.manifest.preprocessing.resize_picture(images.load(scan)) for scan in scans]))
@@ -99,7 +99,7 @@ def _engines(model: str, bundle: Bundle, scans: Sequence[Path]) -> list[Ratio]:
         subjects = {"ours": ("mri_edge_engine", path), "plain": ("onnxruntime_script", path)}
         subjects["float"] = ("mri_edge_engine", twin)
         ms: dict[str, list[float]] = {name: [] for name in subjects}
-        for _ in range(_TINY_ROUNDS if artefact.size_bytes <= TINY else _ROUNDS):
+        for _ in range(_TINY_ROUNDS if artifact.size_bytes <= TINY else _ROUNDS):
             for name, (peer, file) in subjects.items():
                 request = {"peer": peer, "model": str(file), "threads": 1, "tensors": str(tensors), "runs": _RUNS}
                 ms[name] += json.loads(output(module("benchmarks.compare.run_peer", json.dumps(request)))[-1])["ms"]

@@ -29,7 +29,7 @@ _P90 = "p90"
 _HEADINGS = {  # title of each column: whether it contains numbers
     "model": False,
     "what runs": False,
-    "artefact": False,
+    "artifact": False,
     "MB": True,
     "ms, one image": True,
     _P90: True,

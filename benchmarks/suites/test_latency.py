@@ -42,14 +42,14 @@ def ms_of(engine, batch: np.ndarray) -> float:
     ids=["ONNX Runtime", "LiteRT"],
 )
 def test_int8_is_faster_than_float(int8, full, least, batch, report):
-    """Each artefact in a separate process, in turn, on all cores."""
+    """Each artifact in a separate process, in turn, on all cores."""
     bundle = BUNDLES["vgg16"]
     if not (bundle.folder / "model.onnx").is_file():
         pytest.skip("only shipped files: make bench with DATA=DIR, or python -m scripts.whole_bundles")
     seconds: dict[str, list[float]] = {int8: [], full: []}
     for _ in range(5):
         for name, values in seconds.items():
-            command = script("run_artefact.py", bundle.path_of(bundle.artefact(name)), batch, available_cpus())
+            command = script("run_artifact.py", bundle.path_of(bundle.artifact(name)), batch, available_cpus())
             values.append(float(output(command)[-1]))
     ratio = ratio_of_medians(seconds, full, int8)
     report(f"{full} / {int8}, batch {batch}", ratio)

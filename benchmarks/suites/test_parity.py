@@ -1,4 +1,4 @@
-"""Parity on the reference test images: every artefact in every engine against Keras, image by image."""
+"""Parity on the reference test images: every artifact in every engine against Keras, image by image."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ FLIPS = {"float32": 0, "float16": 0, "dynamic": 1, "int8": 1}
 @pytest.mark.parametrize(
     ("bundle", "subject"),
     [
-        pytest.param(bundle, subject, id=f"{name}-{subject.artefact.file}-{subject.engine}")
+        pytest.param(bundle, subject, id=f"{name}-{subject.artifact.file}-{subject.engine}")
         for name, bundle, subject in SUBJECTS
     ],
 )
-def test_artefact_agrees_with_keras_on_the_reference_images(bundle, subject, report):
-    data, manifest, artefact = data_folder(), bundle.manifest, subject.artefact
+def test_artifact_agrees_with_keras_on_the_reference_images(bundle, subject, report):
+    data, manifest, artifact = data_folder(), bundle.manifest, subject.artifact
     images = reference_images(bundle, data)
     if not images or data is None:
         pytest.skip("no real scans, or a bundle without parity.json: set MRI_EDGE_DATA to the data folder")
     tensors = np.stack([manifest.preprocessing.resize_picture(picture.load(data / image["file"])) for image in images])
-    engine = open_engine(bundle.path_of(artefact), engine=subject.engine, provider="cpu")
+    engine = open_engine(bundle.path_of(artifact), engine=subject.engine, provider="cpu")
     found = np.concatenate([engine.run(tensors[begin : begin + 8]) for begin in range(0, len(tensors), 8)])
     engine.close()
     reference = np.array([image["probabilities"] for image in images], np.float32)
@@ -42,7 +42,7 @@ def test_artefact_agrees_with_keras_on_the_reference_images(bundle, subject, rep
     report("largest |Δp|", float(difference.max()))
     report("mean |Δp|", float(difference.mean()))
     report("labels changed", flips)
-    gate = DEFAULT_GATES[artefact.precision]
+    gate = DEFAULT_GATES[artifact.precision]
     assert gate.max_difference is None or difference.max() <= gate.max_difference
     assert gate.mean_difference is None or difference.mean() <= gate.mean_difference
-    assert flips <= (artefact.parity.flips if artefact.parity else 0) + FLIPS[artefact.precision]
+    assert flips <= (artifact.parity.flips if artifact.parity else 0) + FLIPS[artifact.precision]

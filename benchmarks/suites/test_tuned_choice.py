@@ -1,4 +1,4 @@
-"""What ``mri-edge tune`` chooses, beside every engine with the default artefact, all cores, and batch 1 or 8."""
+"""What ``mri-edge tune`` chooses, beside every engine with the default artifact, all cores, and batch 1 or 8."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def profiles(tmp_path_factory: pytest.TempPathFactory):
 def test_tuned_choice_is_no_slower_than_any_engine_by_default(profiles, many, report):
     batch = DEFAULT_BATCH if many else 1
     best = load_profile(BUNDLE, profiles).best(many=many)
-    choices = {"tuned": (best.artefact, best.engine, best.threads, best.batch)}
+    choices = {"tuned": (best.artifact, best.engine, best.threads, best.batch)}
     for name, engine in engine_files().items():
         if not engine.MODULE or engine.missing():
             continue
         try:
-            choices[name] = (select(BUNDLE, engine=name).artefact.file, name, available_cpus(), batch)
-        except MriEdgeError:  # the bundle has no artefact for it
+            choices[name] = (select(BUNDLE, engine=name).artifact.file, name, available_cpus(), batch)
+        except MriEdgeError:  # the bundle has no artifact for it
             continue
     seconds = {name: [] for name in choices}
     for _ in range(ROUNDS):
-        for name, (artefact, engine, threads, size) in choices.items():
-            command = script("run_artefact.py", BUNDLE.folder / artefact, size, threads, engine)
+        for name, (artifact, engine, threads, size) in choices.items():
+            command = script("run_artifact.py", BUNDLE.folder / artifact, size, threads, engine)
             seconds[name].append(float(output(command)[-1]) / size)
     for name in choices:
         ratio = ratio_of_medians(seconds, name, "tuned")

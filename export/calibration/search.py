@@ -27,7 +27,7 @@ def build_best(calibrator: Calibrator, build: Callable[[Recipe], Built], referen
     build
         Makes a candidate's bytes and facts from a recipe.
     reference
-        Bytes of the float artefact; the candidate with the smallest mean |Δp| from it wins.
+        Bytes of the float artifact; the candidate with the smallest mean |Δp| from it wins.
     suffix
         File name suffix of both, which decides the engine.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mri_edge.export.calibration.calibrator import Calibrator
     from mri_edge.export.sources.device_graph import DeviceGraph
 
-# The formats of --quantize: each int8 artefact, and the float artefact of the same kind.
+# The formats of --quantize: each int8 artifact, and the float artifact of the same kind.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
 
 
@@ -64,7 +64,7 @@ class Format(Protocol):
     """What each module in this folder defines."""
 
     NAME: str
-    FILE: str  # of the artefact
+    FILE: str  # of the artifact
     FORMAT: str  # in the manifest
     PRECISION: Precision
     CALIBRATED: bool  # whether it needs calibration images

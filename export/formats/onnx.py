@@ -1,4 +1,4 @@
-"""ONNX, float32: the model that every other ONNX artefact is made from."""
+"""ONNX, float32: the model that every other ONNX artifact is made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TFLite, float32: the model that every other TFLite artefact is made from."""
+"""TFLite, float32: the model that every other TFLite artifact is made from."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Static int8 quantization of an ONNX model in QDQ form.
 
 Activations are unsigned; weights are signed and use 7 bits. x86 CPUs without VNNI add pairs of u8 x s8
-products in 16 bits with saturation: 2 x 255 x 127 overflows, 2 x 255 x 64 does not. So the artefact
+products in 16 bits with saturation: 2 x 255 x 127 overflows, 2 x 255 x 64 does not. So the artifact
 gives the same answer on every CPU.
 
 ``quantize_static`` of ONNX Runtime runs its own calibration. With ``TensorQuantOverrides`` for our ranges it gives

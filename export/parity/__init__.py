@@ -1,1 +1,1 @@
-"""The comparison of each artefact with the Keras model, and the gate that judges it."""
+"""The comparison of each artifact with the Keras model, and the gate that judges it."""

@@ -1,8 +1,8 @@
-"""Measure how far an artefact's answers are from the Keras model's answers for the same images."""
+"""Measure how far an artifact's answers are from the Keras model's answers for the same images."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from mri_edge.authoring.intervals import Interval, wilson_interval
 from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.bundles.decode import to_plain
 from mri_edge.bundles.manifest import Manifest, Parity
 from mri_edge.inference.prediction import decide
 
@@ -42,25 +43,25 @@ class ReferenceImages:
 
 @dataclass(frozen=True)
 class Flip:
-    """An image that artefact and Keras model label differently, with both probabilities of the positive label."""
+    """An image that artifact and Keras model label differently, with both probabilities of the positive label."""
 
     file: str
     truth: str
     reference_label: str
-    artefact_label: str
+    artifact_label: str
     reference_probability: float
-    artefact_probability: float
+    artifact_probability: float
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of the Keras model and of the artefact, and their difference with a paired interval.
+    """A figure of the Keras model and of the artifact, and their difference with a paired interval.
 
     All None if no image has the label that the figure is about, or if an answer is not a number.
     """
 
     reference: float | None = None
-    artefact: float | None = None
+    artifact: float | None = None
     change: float | None = None
     low: float | None = None
     high: float | None = None
@@ -68,7 +69,7 @@ class Change:
 
 @dataclass(frozen=True)
 class AgainstTeacher:
-    """The artefact of a distilled model beside the model's teacher.
+    """The artifact of a distilled model beside the model's teacher.
 
     ``changed`` counts the labels that differ; ``accuracy`` is the teacher's.
     """
@@ -83,7 +84,7 @@ class AgainstTeacher:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One artefact compared with the Keras model."""
+    """One artifact compared with the Keras model."""
 
     engine: str
     provider: str
@@ -112,7 +113,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for ``parity.json``."""
-        return asdict(self)
+        return to_plain(self)
 
 
 def compare(
@@ -125,7 +126,7 @@ def compare(
     provider: str,
     threads: int,
 ) -> Comparison:
-    """Compare an artefact's probabilities (N, classes) with the Keras model's, and judge them by ``gate``."""
+    """Compare an artifact's probabilities (N, classes) with the Keras model's, and judge them by ``gate``."""
     difference = np.abs(answer.astype(np.float64) - images.reference)
     before = decide(images.reference, manifest.positive, manifest.threshold)
     after = decide(answer, manifest.positive, manifest.threshold)
@@ -209,5 +210,5 @@ def _auc_change(is_positive: NDArray[np.bool_], before: NDArray[np.float32], aft
     # NaN cannot be ranked; the gate refuses it.
     if is_positive.all() or not is_positive.any() or not np.isfinite([before, after]).all():
         return Change()
-    reference, artefact = (float(roc_auc_score(is_positive, scores)) for scores in (before, after))
-    return Change(reference, artefact, artefact - reference)
+    reference, artifact = (float(roc_auc_score(is_positive, scores)) for scores in (before, after))
+    return Change(reference, artifact, artifact - reference)

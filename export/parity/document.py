@@ -31,7 +31,7 @@ def write_parity(
     Parameters
     ----------
     comparisons
-        ``Comparison.to_dict`` of each artefact, by file name.
+        ``Comparison.to_dict`` of each artifact, by file name.
     facts
         The model and the split that were compared; equal facts mean the same comparison.
     """
@@ -39,13 +39,13 @@ def write_parity(
     if previous.is_file():
         known = json.loads(previous.read_text(encoding="utf-8"))
         if all(known.get(name) == value for name, value in facts.items()):
-            listed = {artefact.file for artefact in writer.manifest.artefacts}
+            listed = {artifact.file for artifact in writer.manifest.artifacts}
             kept = {file: comparison for file, comparison in known["artefacts"].items() if file in listed}
             comparisons = kept | comparisons
     content = document(images, writer.manifest, comparisons, facts)
     writer.add_document(PARITY, to_json(content))
     writer.add_document(
-        PAGE, page(content, {artefact.file: artefact.size_bytes for artefact in writer.manifest.artefacts})
+        PAGE, page(content, {artifact.file: artifact.size_bytes for artifact in writer.manifest.artifacts})
     )
 
 
@@ -81,21 +81,21 @@ def to_json(content: dict[str, Any]) -> str:
 
 
 def page(parity: dict[str, Any], sizes: dict[str, int]) -> str:
-    """HTML text from the content of ``parity.json`` and the size of each artefact in bytes."""
-    plots = {file: _scatter(artefact, parity) for file, artefact in parity["artefacts"].items()}
+    """HTML text from the content of ``parity.json`` and the size of each artifact in bytes."""
+    plots = {file: _scatter(artifact, parity) for file, artifact in parity["artefacts"].items()}
     return render(_TEMPLATE, title="Parity report", parity=parity, sizes=sizes, plots=plots)
 
 
-def _scatter(artefact: dict[str, Any], parity: dict[str, Any]) -> dict[str, Any]:
-    """Coordinates in pixels: the Keras probability to the right, the artefact's upwards.
+def _scatter(artifact: dict[str, Any], parity: dict[str, Any]) -> dict[str, Any]:
+    """Coordinates in pixels: the Keras probability to the right, the artifact's upwards.
 
     A point off the diagonal is a difference.
     """
     positive = parity["positive"]
     threshold = parity["threshold"] if parity["threshold"] is not None else 0.5
-    changed = {flip["file"] for flip in artefact["flips"]}
+    changed = {flip["file"] for flip in artifact["flips"]}
     points = []
-    for image, probability in zip(parity["images"], artefact["probabilities"], strict=True):
+    for image, probability in zip(parity["images"], artifact["probabilities"], strict=True):
         reference = image["probabilities"][positive]
         points.append(
             {

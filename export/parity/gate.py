@@ -1,4 +1,4 @@
-"""Decide whether an artefact is close enough to the Keras model: met, undecided or not met."""
+"""Decide whether an artifact is close enough to the Keras model: met, undecided or not met."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Gate:
-    """The bounds of one artefact; None leaves a bound out.
+    """The bounds of one artifact; None leaves a bound out.
 
     ``max_difference`` and ``mean_difference`` bound |Δp| over all images and classes. ``flip_rate`` bounds the
     proportion of images whose label changes, at 95% confidence; with too few images the verdict is undecided.
@@ -47,7 +47,7 @@ DEFAULT_GATES: dict[Precision, Gate] = {
 
 
 def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and its reasons; ``worse`` if the artefact has fewer right answers than the Keras model."""
+    """The verdict and its reasons; ``worse`` if the artifact has fewer right answers than the Keras model."""
     gate, flips, images = comparison.gate, len(comparison.flips), comparison.images
     failed = []
     # "not <=" also refuses NaN.

@@ -1,4 +1,4 @@
-"""Export a model that was made elsewhere: make a bundle for it, and add its artefacts."""
+"""Export a model that was made elsewhere: make a bundle for it, and add its artifacts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mri_edge.authoring.keras_file import KERAS, keras_artefact
+from mri_edge.authoring.keras_file import KERAS, keras_artifact
 from mri_edge.authoring.keras_models.loading import ARCHIVE, check_kind
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.writer import check_target, new_bundle
@@ -19,7 +19,7 @@ from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.errors import ConversionError, DataError, OutputError, first_line
 from mri_edge.export.calibration.images import draw, read_batches
-from mri_edge.export.exporter import Result, Settings, Source, add_artefacts
+from mri_edge.export.exporter import Result, Settings, Source, add_artifacts
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import recognizes
 from mri_edge.storage.atomic import fingerprint, sha256_of
@@ -86,9 +86,9 @@ def export_external(
                 writer.path(KERAS).write_bytes(content)
             else:
                 model.save(writer.path(KERAS))
-            writer.add_artefact(keras_artefact(preprocessing, len(labels)))
+            writer.add_artifact(keras_artifact(preprocessing, len(labels)))
         writer.add_document(SPLIT, split.to_json())
-        return add_artefacts(writer, Source(model, manifest, split, origin), settings, step)
+        return add_artifacts(writer, Source(model, manifest, split, origin), settings, step)
 
 
 def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str], bytes | None]:
@@ -172,7 +172,7 @@ def _manifest(
         positive=positive,
         threshold=None,
         preprocessing=preprocessing,
-        artefacts=(),
+        artifacts=(),
         creation=current_provenance(),
         training=Training(
             recipe=_UNKNOWN,

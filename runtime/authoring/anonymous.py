@@ -103,7 +103,7 @@ def check_anonymous(bundle: Bundle) -> None:
         if found:
             raise BundleError(
                 f"{bundle.folder}: {entry.file} names scans, and this bundle is to be passed on",
-                "Make a copy without them: 'mri-edge bundle slim BUNDLE --artefact FILE --out DIR'",
+                "Make a copy without them: 'mri-edge bundle slim BUNDLE --artifact FILE --out DIR'",
             )
 
 

@@ -1,7 +1,7 @@
 """Write the model card ``MODEL_CARD.md`` from the records of a bundle.
 
 The sections follow M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. ``BundleWriter.finish`` writes an
-existing card again at every change of the bundle, so that it never describes artefacts that are gone.
+existing card again at every change of the bundle, so that it never describes artifacts that are gone.
 """
 
 from __future__ import annotations
@@ -210,19 +210,19 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
     return [
         *blocks,
         "Artefacts, and how far each is from the float model on the same images:",
-        Table(("artefact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artefacts(manifest))),
+        Table(("artefact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
     ]
 
 
-def _artefacts(manifest: Manifest) -> Iterable[tuple[str, ...]]:
-    for artefact in manifest.artefacts:
-        parity = artefact.parity
+def _artifacts(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    for artifact in manifest.artifacts:
+        parity = artifact.parity
         figures = (
             (parity.verdict, f"{parity.max_difference:.1e}", f"{parity.flips} of {parity.images}")
             if parity
             else ("–", "–", "–")
         )
-        yield artefact.file, artefact.precision, f"{artefact.size_bytes / 1e6:.1f}", *figures
+        yield artifact.file, artifact.precision, f"{artifact.size_bytes / 1e6:.1f}", *figures
 
 
 def _mistakes(manifest: Manifest, test: list[dict[str, Any]]) -> list[str | Table]:

@@ -32,7 +32,7 @@ from .writer import rewrite_bundle
 
 
 def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
-    """Add scans to a bundle with their results on this machine: pixels, tensors, probabilities of every artefact.
+    """Add scans to a bundle with their results on this machine: pixels, tensors, probabilities of every artifact.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     UsageError
         Two scans have the same name, or there is no scan.
     InputError, BundleError, EngineError
-        A scan or the notice cannot be read, an artefact cannot be run.
+        A scan or the notice cannot be read, an artifact cannot be run.
     """
     names = [FOLDER + path.name for path in scans]
     if len(set(names)) < len(names) or not names:
@@ -62,11 +62,11 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     # In a gray picture all three channels share memory: keep one.
     arrays |= {f"pixels-{i}": rgb[:, :, 0] if rgb.strides[2] == 0 else rgb for i, rgb in enumerate(pixels)}
     engines = {}
-    for artefact in bundle.manifest.artefacts:
-        engine = engine_here(artefact)
+    for artifact in bundle.manifest.artifacts:
+        engine = engine_here(artifact)
         if engine:
-            engines[artefact.file] = engine
-            arrays[f"probabilities-{artefact.file}"] = probabilities_of(bundle, artefact, engine, tensors)
+            engines[artifact.file] = engine
+            arrays[f"probabilities-{artifact.file}"] = probabilities_of(bundle, artifact, engine, tensors)
     facts = Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
     others = [entry.file for entry in bundle.entries() if not is_golden(entry.file)]
     with rewrite_bundle(bundle, keep=others) as writer:

@@ -1,4 +1,4 @@
-"""``model.keras``, from which every artefact is made: its manifest entry, and its output as one column per class."""
+"""``model.keras``, from which every artifact is made: its manifest entry, and its output as one column per class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mri_edge.scans.preprocessing import Preprocessing
 KERAS = "model.keras"
 
 
-def keras_artefact(preprocessing: Preprocessing, classes: int) -> Artifact:
+def keras_artifact(preprocessing: Preprocessing, classes: int) -> Artifact:
     """The manifest entry of ``model.keras``, before size and hash are known."""
     return Artifact(
         file=KERAS,

@@ -43,7 +43,7 @@ def pack(bundle: Bundle, out: Path) -> None:
     if packed_size(sizes) > archive.LARGEST:
         raise BundleError(
             f"{bundle.folder}: packed it would have more than {archive.LARGEST} bytes",
-            "Leave artefacts out: bundle slim",
+            "Leave artifacts out: bundle slim",
         )
     with atomic_file(out) as file:
 

@@ -1,6 +1,6 @@
 """The record ``teacher.json`` in a distilled model's bundle: answers of its teacher on the test images.
 
-Training writes it; export compares every artefact of the student with it.
+Training writes it; export compares every artifact of the student with it.
 """
 
 from __future__ import annotations

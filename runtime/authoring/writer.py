@@ -25,7 +25,7 @@ def rewrite_bundle(
     """Change a bundle, or make a changed copy at ``out``, atomically.
 
     ``keep`` names the files to keep (default: all). When a bundle is changed, its files are hard-linked where possible,
-    so that adding an artefact does not copy a large bundle. Files that the manifest does not list (a user's notes)
+    so that adding an artifact does not copy a large bundle. Files that the manifest does not list (a user's notes)
     stay; a signature is dropped. A copy at ``out`` shares no file with the bundle, and each copied file is hashed.
     Fields of the manifest that this release does not know are dropped.
 
@@ -46,7 +46,7 @@ def rewrite_bundle(
     kept = [entry for entry in bundle.entries() if keep is None or entry.file in keep]
     manifest = replace(
         bundle.manifest,
-        artefacts=tuple(entry for entry in kept if isinstance(entry, Artifact)),
+        artifacts=tuple(entry for entry in kept if isinstance(entry, Artifact)),
         documents=tuple(entry for entry in kept if isinstance(entry, Document)),
     )
     with atomic_folder(target) as staging:
@@ -128,18 +128,18 @@ class BundleWriter:
         path.unlink(missing_ok=True)
         return path
 
-    def add_artefact(self, artefact: Artifact) -> Artifact:
-        """List a model file that was written at ``path(artefact.file)``. Returns it with size and hash.
+    def add_artifact(self, artifact: Artifact) -> Artifact:
+        """List a model file that was written at ``path(artifact.file)``. Returns it with size and hash.
 
         Raises BundleError for an ONNX file with external data, because the manifest would not cover all of the model.
         """
-        path = self.folder / artefact.file
+        path = self.folder / artifact.file
         if path.suffix == ".onnx":
             check_self_contained(path.read_bytes(), path)
-        size, digest = self._size_and_hash(artefact.file)
-        listed = replace(artefact, size_bytes=size, sha256=digest)
-        others = tuple(other for other in self.manifest.artefacts if other.file != artefact.file)
-        self.manifest = replace(self.manifest, artefacts=(*others, listed))
+        size, digest = self._size_and_hash(artifact.file)
+        listed = replace(artifact, size_bytes=size, sha256=digest)
+        others = tuple(other for other in self.manifest.artifacts if other.file != artifact.file)
+        self.manifest = replace(self.manifest, artifacts=(*others, listed))
         return listed
 
     def add_document(self, file: str, content: str | bytes | None = None) -> None:

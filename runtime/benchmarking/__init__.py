@@ -1,1 +1,1 @@
-"""Measure artefacts in engines on this device: scenarios, isolated processes, tuning."""
+"""Measure artifacts in engines on this device: scenarios, isolated processes, tuning."""

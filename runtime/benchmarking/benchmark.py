@@ -1,4 +1,4 @@
-"""Measure every artefact of a bundle in every engine for ``mri-edge bench``.
+"""Measure every artifact of a bundle in every engine for ``mri-edge bench``.
 
 Each subject runs once per round (A B C, A B C, …) in a new process, so that a disturbance of the machine affects all of
 them alike. Every latency counts.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
+from mri_edge.bundles.decode import to_plain
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, memory
@@ -60,9 +61,9 @@ PROFILES = {
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One artefact in one engine. ``problem`` is the reason, if it is known in advance that it cannot run here."""
+    """One artifact in one engine. ``problem`` is the reason, if it is known in advance that it cannot run here."""
 
-    artefact: Artifact
+    artifact: Artifact
     engine: str
     problem: str | None = None
 
@@ -98,7 +99,7 @@ class Row:
     slower than the engine alone, else ``engine``.
     """
 
-    artefact: str
+    artifact: str
     engine: str
     precision: str
     size_bytes: int
@@ -138,12 +139,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as ``mri-edge bench --json`` prints them."""
-        return {**asdict(self), "notice": f"{NOTICE} Not an MLPerf result."}
+        return {**to_plain(self), "notice": f"{NOTICE} Not an MLPerf result."}
 
 
-def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None = None) -> list[Subject]:
-    """All pairs of an artefact and an engine that opens its file, installed or not, or only the named ones."""
-    named = (bundle.artefact(artefact),) if artefact else bundle.manifest.artefacts
+def subjects(bundle: Bundle, *, artifact: str | None = None, engine: str | None = None) -> list[Subject]:
+    """All pairs of an artifact and an engine that opens its file, installed or not, or only the named ones."""
+    named = (bundle.artifact(artifact),) if artifact else bundle.manifest.artifacts
     files = [engine_file(engine)] if engine else list(engine_files().values())
     found = [
         Subject(chosen, file.NAME, f"{reason}. {remedy(file)}" if (reason := file.missing()) else None)
@@ -152,9 +153,9 @@ def subjects(bundle: Bundle, *, artefact: str | None = None, engine: str | None 
         if chosen.file.endswith(file.SUFFIXES)
     ]
     if not found:
-        available = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
+        available = ", ".join(artifact.file for artifact in bundle.manifest.artifacts) or "no model"
         raise BundleError(
-            f"{bundle.folder}: no artefact that an engine opens. It has: {available}", "See 'mri-edge export'"
+            f"{bundle.folder}: no artifact that an engine opens. It has: {available}", "See 'mri-edge export'"
         )
     return found
 
@@ -190,7 +191,7 @@ def measure(
     scans: Sequence[str],
     profile: str = "smoke",
     *,
-    artefact: str | None = None,
+    artifact: str | None = None,
     engine: str | None = None,
     provider: str = "auto",
     threads: int | None = None,
@@ -203,14 +204,14 @@ def measure(
     Raises
     ------
     IntegrityError, BundleError, UsageError
-        The bundle was changed, has no artefact for the engines, or a name is unknown.
+        The bundle was changed, has no artifact for the engines, or a name is unknown.
     EngineError
         No subject could run.
     """
     check_threads(threads)
     bundle.verify()
     plan = PROFILES[profile]
-    found = subjects(bundle, artefact=artefact, engine=engine)
+    found = subjects(bundle, artifact=artifact, engine=engine)
     readings: dict[Subject, list[Reading]] = {subject: [] for subject in found}
     problems = {subject: subject.problem for subject in found if subject.problem}
     watch = Watch()
@@ -221,7 +222,7 @@ def measure(
             "benchmarking.workload:measure",
             Request(
                 bundle=str(bundle.folder),
-                artefact=subject.artefact.file,
+                artifact=subject.artifact.file,
                 engine=subject.engine,
                 provider=provider,
                 threads=threads or available_cpus(),
@@ -243,7 +244,7 @@ def measure(
     if all(subject in problems for subject in found):
         # Prefer the failure of an installed engine to the message that another is not installed.
         reason = next((problems[subject] for subject in found if not subject.problem), next(iter(problems.values())))
-        raise EngineError(f"{bundle.folder}: no artefact could run: {reason}", "See 'mri-edge doctor'")
+        raise EngineError(f"{bundle.folder}: no artifact could run: {reason}", "See 'mri-edge doctor'")
     clocks = [reading.clock for runs in readings.values() for reading in runs if reading.clock is not None]
     slow = slow_clock(clocks)
     return Report(
@@ -296,12 +297,12 @@ def stream(rounds: Sequence[Sequence[float]]) -> Stream:
 
 
 def _row(subject: Subject, readings: list[Reading], problem: str | None) -> Row:
-    parity = subject.artefact.parity
+    parity = subject.artifact.parity
     row: dict[str, Any] = {
-        "artefact": subject.artefact.file,
+        "artifact": subject.artifact.file,
         "engine": subject.engine,
-        "precision": subject.artefact.precision,
-        "size_bytes": subject.artefact.size_bytes,
+        "precision": subject.artifact.precision,
+        "size_bytes": subject.artifact.size_bytes,
         "parity": parity.verdict if parity else None,
         "problem": problem,
     }

@@ -1,6 +1,6 @@
 """Try one engine in a separate process, so that a crash of its library becomes a result.
 
-``attempt`` opens one artefact in one engine in a new process and runs it on noise: ``doctor`` reports whether that
+``attempt`` opens one artifact in one engine in a new process and runs it on noise: ``doctor`` reports whether that
 works, ``tune`` how fast it is.
 """
 
@@ -24,14 +24,14 @@ _MIN_RUNS = 3  # on slow machines, even if they exceed the time
 
 @dataclass(frozen=True)
 class Trial:
-    """What to try: an ``artefact`` of a ``bundle``. Without a bundle, only the engine's library is imported.
+    """What to try: an ``artifact`` of a ``bundle``. Without a bundle, only the engine's library is imported.
 
     ``seconds`` is how long to repeat the run, after two runs that do not count; 0 runs once.
     """
 
     engine: str
     bundle: str | None = None
-    artefact: str = ""
+    artifact: str = ""
     provider: str = "auto"
     threads: int | None = None
     batch: int = 1
@@ -68,7 +68,7 @@ def perform(trial: Trial) -> Outcome:
         return Outcome()
     bundle = Bundle.open(trial.bundle, signed_by=trial.signed_by)
     start = perf_counter()
-    model = ModelFile.of(bundle, bundle.artefact(trial.artefact))
+    model = ModelFile.of(bundle, bundle.artifact(trial.artifact))
     engine = open_engine(model, engine=trial.engine, provider=trial.provider, threads=trial.threads)
     open_ms = (perf_counter() - start) * 1e3
     del model

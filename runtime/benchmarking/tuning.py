@@ -1,4 +1,4 @@
-"""Find the fastest engine, artefact, thread count and batch size on this device, each measured in its own process."""
+"""Find the fastest engine, artifact, thread count and batch size on this device, each measured in its own process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Track = Callable[[Sequence["Candidate"], str], Iterable["Candidate"]]
 class Candidate:
     """One way to run a bundle."""
 
-    artefact: str
+    artifact: str
     engine: str
     threads: int
     batch: int
@@ -57,18 +57,18 @@ _Readings = dict[Candidate, list[Measurement]]
 
 
 def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int] = BATCHES) -> list[Candidate]:
-    """All combinations of artefacts that did not fail their parity gate, installed engines, threads and batch sizes."""
+    """All combinations of artifacts that did not fail their parity gate, installed engines, threads and batch sizes."""
     engines = [
         file
         for file in engine_files().values()
         if not {*providers_of(file, provider)}.isdisjoint({"auto", *file.PROVIDERS}) and not file.missing()
     ]
     return [
-        Candidate(artefact.file, engine.NAME, threads, batch)
+        Candidate(artifact.file, engine.NAME, threads, batch)
         for batch in sorted({1, *batches})
-        for artefact in allowed(bundle)
+        for artifact in allowed(bundle)
         for engine in engines
-        if artefact.file.endswith(engine.SUFFIXES)
+        if artifact.file.endswith(engine.SUFFIXES)
         for threads in thread_counts(available_cpus())
     ]
 
@@ -94,15 +94,15 @@ def tune(
     IntegrityError
         A file of the bundle was changed.
     BundleError
-        No artefact of the bundle can run on this machine.
+        No artifact of the bundle can run on this machine.
     EngineError
         Every candidate failed.
     """
     bundle.verify()
     to_measure = candidates(bundle, provider=provider, batches=batches)
     if not to_measure:
-        available = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
-        raise BundleError(f"{bundle.folder}: no artefact for the installed engines. It has: {available}")
+        available = ", ".join(artifact.file for artifact in bundle.manifest.artifacts) or "no model"
+        raise BundleError(f"{bundle.folder}: no artifact for the installed engines. It has: {available}")
     watch = Watch()
     readings: _Readings = {}
     failed: dict[Candidate, str] = {}
@@ -111,7 +111,7 @@ def tune(
         trial = Trial(
             engine=candidate.engine,
             bundle=str(bundle.folder),
-            artefact=candidate.artefact,
+            artifact=candidate.artifact,
             provider=provider,
             threads=candidate.threads,
             batch=candidate.batch,
@@ -123,7 +123,7 @@ def tune(
             failed[candidate] = outcome.problem
             readings.pop(candidate, None)
             return
-        where = candidate.artefact, candidate.engine, provider, outcome.provider or ""
+        where = candidate.artifact, candidate.engine, provider, outcome.provider or ""
         measurement = Measurement(*where, candidate.threads, candidate.batch, outcome.ms, outcome.runs)
         readings.setdefault(candidate, []).append(measurement)
 

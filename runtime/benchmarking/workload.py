@@ -1,4 +1,4 @@
-"""Measure one artefact in one engine in all scenarios; ``mri-edge bench`` runs this in a separate process."""
+"""Measure one artifact in one engine in all scenarios; ``mri-edge bench`` runs this in a separate process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Request:
     """
 
     bundle: str
-    artefact: str
+    artifact: str
     engine: str
     provider: str
     threads: int
@@ -71,8 +71,8 @@ class Reading:
 def measure(request: Request) -> Reading:
     """Measure in this process. Raises what ``Classifier.load`` and ``predict`` do."""
     bundle = Bundle.open(request.bundle, signed_by=request.signed_by)
-    artefact = bundle.artefact(request.artefact)
-    model = ModelFile.of(bundle, artefact)
+    artifact = bundle.artifact(request.artifact)
+    model = ModelFile.of(bundle, artifact)
     resize = bundle.manifest.preprocessing.resize_picture
     tensors = np.stack([resize(picture.load(scan)) for scan in request.scans])
     count = len(tensors)
@@ -98,7 +98,7 @@ def measure(request: Request) -> Reading:
     run_all([0] * request.batch)  # an engine may prepare for a new batch size
     model_rate = offline(run_all, count, queries=request.samples)
 
-    classifier = Classifier(bundle, artefact, engine, batch_size=request.batch)
+    classifier = Classifier(bundle, artifact, engine, batch_size=request.batch)
     latencies = []
 
     def predict(index: int) -> None:

@@ -157,7 +157,7 @@ def padded(size: int) -> int:
 
 def sorted_entries(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
     """The listed files sorted by name. Raises BundleError for names that are not valid together on every system."""
-    listed: list[Artifact | Document] = [*manifest.artefacts, *manifest.documents]
+    listed: list[Artifact | Document] = [*manifest.artifacts, *manifest.documents]
     entries = sorted(listed, key=lambda entry: entry.file.encode())
     taken = {_fold(MANIFEST), _fold(SIGNATURE)}
     folders: set[str] = set()

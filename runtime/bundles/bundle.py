@@ -131,8 +131,8 @@ class Bundle:
         return self.archive.signature if self.archive else _read_signature(self.folder)
 
     def entries(self) -> tuple[Artifact | Document, ...]:
-        """All listed files: artefacts, then documents."""
-        return (*self.manifest.artefacts, *self.manifest.documents)
+        """All listed files: artifacts, then documents."""
+        return (*self.manifest.artifacts, *self.manifest.documents)
 
     def read(self, entry: Artifact | Document) -> bytes:
         """Read a listed file and compare its SHA-256 with the manifest.
@@ -188,18 +188,18 @@ class Bundle:
         for entry in self.entries():
             self.read(entry)
 
-    def artefact(self, name: str) -> Artifact:
-        """Find an artefact by its file name, with or without the leading ``model.``: ``"int8.onnx"``.
+    def artifact(self, name: str) -> Artifact:
+        """Find an artifact by its file name, with or without the leading ``model.``: ``"int8.onnx"``.
 
         Raises
         ------
         UsageError
-            The bundle has no such artefact; the message lists those it has.
+            The bundle has no such artifact; the message lists those it has.
         """
-        found = self.manifest.artefact(name) or self.manifest.artefact(f"model.{name}")
+        found = self.manifest.artifact(name) or self.manifest.artifact(f"model.{name}")
         if found is None:
-            known = ", ".join(artefact.file for artefact in self.manifest.artefacts) or "none"
-            raise UsageError(f"{self.folder}: no artefact {name!r}", f"It has: {known}")
+            known = ", ".join(artifact.file for artifact in self.manifest.artifacts) or "none"
+            raise UsageError(f"{self.folder}: no artifact {name!r}", f"It has: {known}")
         return found
 
     def check_complete(self) -> None:

@@ -19,6 +19,19 @@ _T = TypeVar("_T")
 _AGAIN = "Make or copy the bundle again"
 
 
+def json_key(field: str) -> str:
+    """Return the key of a dataclass field in JSON.
+
+    The formats spell "artefact" in British English: another spelling would make existing bundles unreadable.
+    """
+    return field.replace("artifact", "artefact")
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """Turn a dataclass into plain types, with the keys of JSON. ``read`` is the inverse."""
+    return dataclasses.asdict(record, dict_factory=lambda items: {json_key(field): value for field, value in items})
+
+
 def parse(text: str | bytes, origin: str) -> Any:
     """Parse JSON. Raises ManifestError, which names ``origin``, for anything else, including NaN."""
     try:
@@ -95,14 +108,16 @@ def _read_container(kind: Any, value: Any, where: str) -> Any:
 def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _invalid(where, "an object", value)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {json_key(field.name): field for field in dataclasses.fields(kind)}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
     hints = _hints(kind)
-    known = {name: item for name, item in value.items() if name in fields}
-    return kind(**{name: _read(hints[name], item, f"{where}: {name}") for name, item in known.items()})
+    known = {key: item for key, item in value.items() if key in fields}
+    return kind(
+        **{fields[key].name: _read(hints[fields[key].name], item, f"{where}: {key}") for key, item in known.items()}
+    )
 
 
 @lru_cache(maxsize=32)

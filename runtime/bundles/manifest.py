@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mri_edge.errors import ManifestError, printable
 from mri_edge.scans.preprocessing import Preprocessing
 
-from .decode import is_plain_relative, parse, read
+from .decode import is_plain_relative, parse, read, to_plain
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
@@ -37,7 +37,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference between an artefact and the float Keras model on the same images.
+    """Difference between an artifact and the float Keras model on the same images.
 
     ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images with a changed label.
     """
@@ -121,9 +121,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The images that set the ranges of an int8 artefact. Test images are never among them.
+    """The images that set the ranges of an int8 artifact. Test images are never among them.
 
-    Each artefact records its own in ``made_with``; the bundle's is that of the newest int8 artefact.
+    Each artifact records its own in ``made_with``; the bundle's is that of the newest int8 artifact.
     """
 
     method: str
@@ -162,7 +162,7 @@ class Manifest:
     positive: int
     threshold: float | None
     preprocessing: Preprocessing
-    artefacts: tuple[Artifact, ...]
+    artifacts: tuple[Artifact, ...]
     creation: Creation
     training: Training
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -181,12 +181,12 @@ class Manifest:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over everything that determines an answer: artefacts, labels, threshold and preprocessing.
+        """SHA-256 over everything that determines an answer: artifacts, labels, threshold and preprocessing.
 
         It differs between trainings. Packing, unpacking, signing or renaming a bundle does not change it.
         """
         facts = [
-            sorted(artefact.sha256 for artefact in self.artefacts),
+            sorted(artifact.sha256 for artifact in self.artifacts),
             self.labels,
             self.positive,
             self.threshold,
@@ -197,7 +197,7 @@ class Manifest:
     def to_json(self) -> str:
         """Indented JSON text that ends with a line feed. Raises ManifestError for NaN and infinity."""
         try:
-            return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            return json.dumps(to_plain(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
             raise ManifestError(f"{self.name}: a value in the manifest is not a finite number") from error
 
@@ -223,18 +223,18 @@ class Manifest:
         manifest._check(origin)
         return manifest
 
-    def artefact(self, file: str) -> Artifact | None:
-        """The artefact with that file name, or None."""
-        return next((artefact for artefact in self.artefacts if artefact.file == file), None)
+    def artifact(self, file: str) -> Artifact | None:
+        """The artifact with that file name, or None."""
+        return next((artifact for artifact in self.artifacts if artifact.file == file), None)
 
     def calibrations(self) -> dict[Calibration, list[str]]:
-        """The calibrations of the int8 artefacts, each with its files. An artefact without one has the bundle's."""
+        """The calibrations of the int8 artifacts, each with its files. An artifact without one has the bundle's."""
         found: dict[Calibration, list[str]] = {}
-        for artefact in self.artefacts:
-            own = artefact.made_with.get("calibration")
-            calibration = read(Calibration, own, f"{artefact.file}: calibration") if own else self.calibration
-            if artefact.precision == "int8" and calibration:
-                found.setdefault(calibration, []).append(artefact.file)
+        for artifact in self.artifacts:
+            own = artifact.made_with.get("calibration")
+            calibration = read(Calibration, own, f"{artifact.file}: calibration") if own else self.calibration
+            if artifact.precision == "int8" and calibration:
+                found.setdefault(calibration, []).append(artifact.file)
         return found
 
     def _check(self, origin: str) -> None:
@@ -252,7 +252,7 @@ class Manifest:
                 "preprocessing: size must be positive and deviation not zero",
             ),
         ]
-        files = [artefact.file for artefact in self.artefacts] + [document.file for document in self.documents]
+        files = [artifact.file for artifact in self.artifacts] + [document.file for document in self.documents]
         problems.append((len(set(files)) < len(files), "a file is listed twice"))
         problems += [(not is_plain_relative(file), f"{file!r}: files must be inside the bundle") for file in files]
         for wrong, message in problems:

@@ -1,4 +1,4 @@
-"""``mri-edge bench``: measure latency, throughput and memory of every artefact in every engine on this device."""
+"""``mri-edge bench``: measure latency, throughput and memory of every artifact in every engine on this device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Examples:
   mri-edge bench
   mri-edge bench my-bundle --profile full --json > bench.json
   mri-edge bench --scans archive/ --engine onnxruntime --threads 1
-  mri-edge bench --artefact model.int8.onnx --server 50
+  mri-edge bench --artifact model.int8.onnx --server 50
 """
 
 
@@ -33,11 +33,11 @@ Examples:
     type=click.Choice(["smoke", "full"]),
     default="smoke",
     show_default=True,
-    help="smoke: seconds for each artefact; full: enough queries for the 99th percentile.",
+    help="smoke: seconds for each artifact; full: enough queries for the 99th percentile.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with everything that was measured.")
 @click.option("--scans", multiple=True, metavar="PATH", help="Files or folders to measure with. Default: demo scans.")
-@click.option("--artefact", metavar="FILE", help="Measure only this artefact.")
+@click.option("--artifact", metavar="FILE", help="Measure only this artifact.")
 @click.option("--engine", metavar="NAME", help="Measure only this engine.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 @click.option(
@@ -55,13 +55,13 @@ def bench(
     profile: str,
     as_json: bool,
     scans: tuple[str, ...],
-    artefact: str | None,
+    artifact: str | None,
     engine: str | None,
     threads: int | None,
     server_ms: float | None,
     provider: str,
 ) -> None:
-    """Measure every artefact in every engine, each in its own process.
+    """Measure every artifact in every engine, each in its own process.
 
     SingleStream and Offline as the MLPerf inference rules define them, once for the model alone and
     once from file to answer. A percentile is an upper bound with 99% confidence, or n/a if there
@@ -76,7 +76,7 @@ def bench(
         bundle,
         scans_for(bundle, scans, lambda message: click.echo(f"mri-edge: {printable(message)}", err=True)),
         profile,
-        artefact=artefact,
+        artifact=artifact,
         engine=engine,
         provider=provider,
         threads=threads,
@@ -92,7 +92,7 @@ def bench(
 
 
 _MODEL_COLUMNS = (
-    "artefact",
+    "artifact",
     "engine",
     "MB",
     "load",
@@ -105,7 +105,7 @@ _MODEL_COLUMNS = (
     "parity",
     "provider",
 )
-_FILE_COLUMNS = ("artefact", "engine", "p50", "p90", "p99", "images/s", "bound by", "decode", "resize", "infer")
+_FILE_COLUMNS = ("artifact", "engine", "p50", "p90", "p99", "images/s", "bound by", "decode", "resize", "infer")
 
 
 def _lines(report: Report) -> list[str]:
@@ -125,11 +125,11 @@ def _lines(report: Report) -> list[str]:
     lines += table(rows, right=[i for i in range(len(columns)) if i not in (0, 1)])
     lines.append("")
     lines += [
-        click.style(f"{row.artefact} in {row.engine} did not run: {printable(row.problem)}", fg="yellow")
+        click.style(f"{row.artifact} in {row.engine} did not run: {printable(row.problem)}", fg="yellow")
         for row in report.rows
         if row.problem
     ]
-    disturbed = [*report.marks, *(f"{row.artefact} in {row.engine}: {mark}" for row in ran for mark in row.marks)]
+    disturbed = [*report.marks, *(f"{row.artifact} in {row.engine}: {mark}" for row in ran for mark in row.marks)]
     lines += [click.style(f"DISTURBED  {mark}", fg="red") for mark in disturbed]
     lines.append(
         click.style(
@@ -143,7 +143,7 @@ def _lines(report: Report) -> list[str]:
 
 def _model_cells(row: Row) -> list[str]:
     return [
-        row.artefact,
+        row.artifact,
         row.engine,
         f"{row.size_bytes / 1e6:.2f}",
         _figure(row.load_ms),
@@ -159,7 +159,7 @@ def _model_cells(row: Row) -> list[str]:
 def _file_cells(row: Row, server_ms: float | None) -> list[str]:
     stages = [f"{row.stages_ms[stage]:.2f}" for stage in ("decode", "resize", "infer")]
     server = [_figure(row.server_rate) if row.server_rate else "none"] if server_ms else []
-    return [row.artefact, row.engine, *_bounds(row.file), _figure(row.file_rate), row.bound_by or "", *stages, *server]
+    return [row.artifact, row.engine, *_bounds(row.file), _figure(row.file_rate), row.bound_by or "", *stages, *server]
 
 
 def _bounds(stream: Stream | None) -> list[str]:

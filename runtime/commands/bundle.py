@@ -13,7 +13,7 @@ from .usage import Group
 
 EXAMPLES = """\b
 Examples:
-  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/
+  mri-edge bundle slim full/ --artifact model.int8.onnx --out device/
   mri-edge bundle record device/ examples/*.jpg
   mri-edge bundle sign device/ --key hospital.pem
   mri-edge bundle pack device/ --out device.mribundle
@@ -33,14 +33,16 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
     bundle.add_command(command)
 
 
-@bundle.command(epilog="\b\nExample:\n  mri-edge bundle slim full/ --artefact model.int8.onnx --out device/")
+@bundle.command(epilog="\b\nExample:\n  mri-edge bundle slim full/ --artifact model.int8.onnx --out device/")
 @required_bundle_argument
-@click.option("--artefact", "artefacts", multiple=True, required=True, help="Artifact to keep; may be repeated.")
+@click.option(
+    "--artifact", "--artefact", "artifacts", multiple=True, required=True, help="Artifact to keep; may be repeated."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new bundle.")
 @click.option("--name", help="Name of the model in the new manifest (default: unchanged).")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
-def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
-    """Copy BUNDLE with only the named artefacts, for a device that runs just these.
+def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
+    """Copy BUNDLE with only the named artifacts, for a device that runs just these.
 
     Metrics, parity report, model card and golden values are kept; pages and pictures are not. Names of images
     are replaced by the first digits of their SHA-256, by which 'mri-edge evaluate' finds them. BUNDLE may be packed.
@@ -55,7 +57,7 @@ def slim(model: str, artefacts: tuple[str, ...], out: Path, name: str | None, ov
 
     check_target(out, overwrite=overwrite)
     source = Bundle.open_unsigned(model)
-    keep = [source.artefact(artefact).file for artefact in artefacts]
+    keep = [source.artifact(artifact).file for artifact in artifacts]
     documents = {document.file: document for document in source.manifest.documents}
     split = documents.pop(SPLIT, None)
     keep += [file for file in documents if "/" not in file or is_golden(file)]

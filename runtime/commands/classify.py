@@ -103,7 +103,7 @@ def _print(line: str, form: str | None, *, flush: bool) -> None:
 def _journal(path: Path, classifier: Classifier) -> Journal:
     from mri_edge.inference.journal import Journal
 
-    return Journal(path, classifier.bundle.manifest.title, classifier.artefact)
+    return Journal(path, classifier.bundle.manifest.title, classifier.artifact)
 
 
 def _notify(message: str) -> None:

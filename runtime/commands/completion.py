@@ -18,7 +18,7 @@ Examples:
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that completes commands in a shell.
 
-    It also completes models, artefacts, engines and providers.
+    It also completes models, artifacts, engines and providers.
     """
     from click.shell_completion import get_completion_class
 

@@ -49,7 +49,7 @@ class Finding:
 def doctor(as_json: bool, model: str) -> int:
     """Show which engines and providers work on this machine.
 
-    Each runs an artefact of the model in a separate process, so that a crash of its library is
+    Each runs an artifact of the model in a separate process, so that a crash of its library is
     reported too. The exit code is 3 if the model cannot be used, 4 if no engine runs it.
     """
     facts, problems = _facts(), _problems()
@@ -73,7 +73,7 @@ def doctor(as_json: bool, model: str) -> int:
         _print(facts, problems, findings)
     if any(finding.works for finding in findings):
         return 0
-    usable = any(_artefact_for(file, "cpu", bundle) for file in engine_files().values() if file.MODULE)
+    usable = any(_artifact_for(file, "cpu", bundle) for file in engine_files().values() if file.MODULE)
     return EngineError.exit_code if usable else BundleError.exit_code
 
 
@@ -118,32 +118,32 @@ def _examine(file: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
     version = ", ".join(installed(file.PACKAGES).values())
     if missing := file.missing():
         return Finding(file.NAME, version, provider, False, f"{missing}. {remedy(file)}")
-    artefact = _artefact_for(file, provider, bundle)
+    artifact = _artifact_for(file, provider, bundle)
     trial = Trial(file.NAME, provider=provider)
-    if bundle and artefact:
-        trial = replace(trial, bundle=str(bundle.folder), artefact=artefact.file)
-    works, detail = _judge(attempt(trial, time_limit=_TIME_LIMIT), artefact)
+    if bundle and artifact:
+        trial = replace(trial, bundle=str(bundle.folder), artifact=artifact.file)
+    works, detail = _judge(attempt(trial, time_limit=_TIME_LIMIT), artifact)
     return Finding(file.NAME, version, provider, works, detail)
 
 
-def _artefact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artifact | None:
-    """The smallest artefact that the engine opens; float32 on accelerators, few of which run all of int8."""
-    usable = [artefact for artefact in allowed(bundle) if artefact.file.endswith(file.SUFFIXES)] if bundle else []
+def _artifact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artifact | None:
+    """The smallest artifact that the engine opens; float32 on accelerators, few of which run all of int8."""
+    usable = [artifact for artifact in allowed(bundle) if artifact.file.endswith(file.SUFFIXES)] if bundle else []
     return min(
         usable,
-        key=lambda artefact: (provider != "cpu" and artefact.precision != "float32", artefact.size_bytes),
+        key=lambda artifact: (provider != "cpu" and artifact.precision != "float32", artifact.size_bytes),
         default=None,
     )
 
 
-def _judge(outcome: Outcome, artefact: Artifact | None) -> tuple[bool | None, str]:
+def _judge(outcome: Outcome, artifact: Artifact | None) -> tuple[bool | None, str]:
     if outcome.problem:
         return False, outcome.problem
-    if artefact is None:
-        return None, "the library loads; no artefact to try it with"
+    if artifact is None:
+        return None, "the library loads; no artifact to try it with"
     return (
         True,
-        f"{outcome.provider}, {artefact.file}: opened in {outcome.open_ms:.0f} ms, first run {outcome.ms:.0f} ms",
+        f"{outcome.provider}, {artifact.file}: opened in {outcome.open_ms:.0f} ms, first run {outcome.ms:.0f} ms",
     )
 
 

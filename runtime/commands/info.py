@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from mri_edge.authoring.figures import with_interval
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import to_plain
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import NOTICE, stdout_json
@@ -33,7 +32,7 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
     """
     bundle = Bundle.open(model, signed_by=signed_by)
     if as_json:
-        click.echo(stdout_json(asdict(bundle.manifest), indent=2))
+        click.echo(stdout_json(to_plain(bundle.manifest), indent=2))
         return
     manifest = bundle.manifest
     click.echo(f"{click.style(manifest.title, bold=True)}  {click.style(printable(str(bundle.folder)), dim=True)}")
@@ -41,8 +40,8 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
         click.secho(f"\n{heading}", bold=True)
         for line in table([(_one_line(name), _one_line(value)) for name, value in rows], heading=False):
             click.echo(f"  {line}")
-    click.secho("\nartefacts", bold=True)
-    for line in table(_artefacts(manifest), right=(2, 3, 4)):
+    click.secho("\nartifacts", bold=True)
+    for line in table(_artifacts(manifest), right=(2, 3, 4)):
         click.echo(f"  {line}")
     click.secho(f"\n{NOTICE}", dim=True)
 
@@ -99,11 +98,11 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
     return facts
 
 
-def _artefacts(manifest: Manifest) -> list[tuple[str, ...]]:
+def _artifacts(manifest: Manifest) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("file", "precision", "MB", "max |Δp|", "flips", "parity")]
-    for artefact in manifest.artefacts:
-        parity = artefact.parity
+    for artifact in manifest.artifacts:
+        parity = artifact.parity
         figures = (f"{parity.max_difference:.2g}", f"{parity.flips}/{parity.images}", parity.verdict) if parity else ()
-        size = f"{artefact.size_bytes / 1e6:.2f}"
-        rows.append((printable(artefact.file), artefact.precision, size, *(figures or ("", "", ""))))
+        size = f"{artifact.size_bytes / 1e6:.2f}"
+        rows.append((printable(artifact.file), artifact.precision, size, *(figures or ("", "", ""))))
     return rows

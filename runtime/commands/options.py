@@ -34,7 +34,7 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [CompletionItem(incomplete, type="file"), *names]
 
 
-def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _complete_artifacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     from mri_edge.bundles.bundle import Bundle
@@ -42,13 +42,13 @@ def _complete_artefacts(ctx: click.Context, param: click.Parameter, incomplete: 
 
     try:
         model = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
-        artefacts = Bundle.open(model).manifest.artefacts
+        artifacts = Bundle.open(model).manifest.artifacts
     except MriEdgeError:  # the command itself will report what is wrong with the bundle
         return []
     return [
-        CompletionItem(artefact.file, help=artefact.precision)
-        for artefact in artefacts
-        if artefact.file.startswith(incomplete)
+        CompletionItem(artifact.file, help=artifact.precision)
+        for artifact in artifacts
+        if artifact.file.startswith(incomplete)
     ]
 
 
@@ -147,12 +147,14 @@ def _named_twice(bundle: str, model: str) -> UsageError:
 _MODEL_TO_CHANGE = click.option(
     "--model", metavar="BUNDLE", shell_complete=complete_models, help="The same as the argument BUNDLE."
 )
-ARTEFACT = click.option(
-    "--artefact",
+ARTIFACT = click.option(
+    "--artifact",
+    "--artefact",  # the spelling of earlier versions
+    "artifact",
     metavar="FILE",
-    envvar="MRI_EDGE_ARTEFACT",
+    envvar=["MRI_EDGE_ARTIFACT", "MRI_EDGE_ARTEFACT"],
     show_envvar=True,
-    shell_complete=_complete_artefacts,
+    shell_complete=_complete_artifacts,
     help="File of the bundle to run, for example model.int8.onnx.",
 )
 ENGINE = click.option(
@@ -161,7 +163,7 @@ ENGINE = click.option(
     envvar="MRI_EDGE_ENGINE",
     show_envvar=True,
     shell_complete=_complete_engines,
-    help="onnxruntime (or onnx, ort), litert (or tflite), openvino. Default: by the artefact.",
+    help="onnxruntime (or onnx, ort), litert (or tflite), openvino. Default: by the artifact.",
 )
 PROVIDER = click.option(
     "--provider",
@@ -212,23 +214,23 @@ VERBOSE = click.option(
 
 
 def run_options(function: Function) -> Function:
-    """Add ``--artefact --engine --provider --threads --allow-fallback -v``; the command gets them as ``run``."""
+    """Add ``--artifact --engine --provider --threads --allow-fallback -v``; the command gets them as ``run``."""
 
     @wraps(function)
     def with_run(
         *arguments: Any,
-        artefact: str | None,
+        artifact: str | None,
         engine: str | None,
         provider: str,
         threads: int | None,
         allow_fallback: bool,
         **options: Any,
     ) -> Any:
-        run = RunOptions(artefact, engine, provider, threads, allow_fallback=allow_fallback)
+        run = RunOptions(artifact, engine, provider, threads, allow_fallback=allow_fallback)
         return function(*arguments, run=run, **options)
 
     decorated = cast(Function, with_run)
-    for option in reversed((ARTEFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
+    for option in reversed((ARTIFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
         decorated = option(decorated)
     return decorated
 

@@ -72,7 +72,7 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
                 result.threshold,
                 result.model,
                 result.model_hash,
-                result.artefact,
+                result.artifact,
                 result.engine,
                 result.provider,
                 *(f"{part:.3f}" for part in (latency.decode, latency.resize, latency.infer)),
@@ -102,7 +102,7 @@ def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
     positive = manifest.labels[manifest.positive]
     printable_labels = {label: printable(label) for label in manifest.labels}
-    yield click.style(f"{manifest.title} | {classifier.artefact.file} | {engine.name} | {engine.provider}", dim=True)
+    yield click.style(f"{manifest.title} | {classifier.artifact.file} | {engine.name} | {engine.provider}", dim=True)
     wide = max(len("label"), *map(len, printable_labels.values()))
     heading = f"p({printable_labels[positive]})"
     yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import to_plain
 from mri_edge.device.dirs import profile_folder
 from mri_edge.errors import OutputError, printable
 from mri_edge.inference.prediction import stdout_json
@@ -46,7 +46,7 @@ def tune(
 ) -> None:
     """Measure what runs the model fastest on this device, for predict to use.
 
-    All combinations of engines, artefacts that did not fail their parity gate, threads and batch sizes run in
+    All combinations of engines, artifacts that did not fail their parity gate, threads and batch sizes run in
     separate processes, the fastest three times. The profile is valid until the CPU, the number of cores, a
     library or the model changes; then predict says so and uses its default rule.
     """
@@ -66,14 +66,14 @@ def tune(
     if as_json:
         record = {
             "profile": str(path),
-            "single": asdict(_best(found, provider, many=False)),
-            "many": asdict(_best(found, provider, many=True)),
-            **asdict(found.profile),
-            "failed": [{**asdict(subject), "problem": problem} for subject, problem in found.failed],
+            "single": to_plain(_best(found, provider, many=False)),
+            "many": to_plain(_best(found, provider, many=True)),
+            **to_plain(found.profile),
+            "failed": [{**to_plain(subject), "problem": problem} for subject, problem in found.failed],
         }
         click.echo(stdout_json(record, indent=2))
         return
-    rows = [("ms per scan", "batch", "threads", "engine", "artefact")]
+    rows = [("ms per scan", "batch", "threads", "engine", "artifact")]
     for measurement in found.profile.measurements:
         rows.append(
             (
@@ -81,11 +81,11 @@ def tune(
                 str(measurement.batch),
                 str(measurement.threads),
                 measurement.engine,
-                measurement.artefact,
+                measurement.artifact,
             )
         )
     for candidate, problem in found.failed:
-        why = click.style(f"{candidate.artefact}: {printable(problem)}", fg="yellow")
+        why = click.style(f"{candidate.artifact}: {printable(problem)}", fg="yellow")
         rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
     for line in table(rows, right=(0, 1, 2)):
         click.echo(line)
@@ -115,7 +115,7 @@ def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
         yield from track(candidates, label, len(candidates))
         return
     for number, candidate in enumerate(candidates, 1):
-        how = f"{candidate.artefact} in {candidate.engine}, threads {candidate.threads}, batch {candidate.batch}"
+        how = f"{candidate.artifact} in {candidate.engine}, threads {candidate.threads}, batch {candidate.batch}"
         click.echo(f"mri-edge: {label}, {number} of {len(candidates)}: {how}", err=True)
         yield candidate
 
@@ -127,7 +127,7 @@ def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
 
 
 def _describe(measurement: Measurement) -> str:
-    where = f"{measurement.artefact} in {measurement.engine} on {measurement.ran}"
+    where = f"{measurement.artifact} in {measurement.engine} on {measurement.ran}"
     return (
         f"{where}, threads {measurement.threads}, batch {measurement.batch}: {measurement.ms_per_scan:.2f} ms per scan"
     )

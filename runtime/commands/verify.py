@@ -72,13 +72,13 @@ def _print(bundle: Bundle, report: Report) -> None:
     elif report.replayed:
         click.secho("This device's CPU reproduces the recorded results.", fg="green")
     elif report.recorded:
-        click.secho("NOT REPLAYED  No engine here runs an artefact with golden values. See 'mri-edge doctor'", fg="red")
+        click.secho("NOT REPLAYED  No engine here runs an artifact with golden values. See 'mri-edge doctor'", fg="red")
     else:
         click.echo("Every hash is correct. The bundle has no golden values, so nothing was replayed.")
 
 
 def _group(check: Check) -> tuple[str, str]:
-    """Group checks of scans and files by stage, and others by artefact and engine."""
+    """Group checks of scans and files by stage, and others by artifact and engine."""
     return check.stage, f"{check.subject}  {check.engine}" if check.engine else ""
 
 

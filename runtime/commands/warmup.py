@@ -51,7 +51,7 @@ def warmup(
         classifier = Classifier.load_with(run, model, require_signature=signed_by)
     with classifier:
         opened = classifier.engine
-        click.echo(f"{classifier.artefact.file} in {opened.name} on {opened.provider}", err=True)
+        click.echo(f"{classifier.artifact.file} in {opened.name} on {opened.provider}", err=True)
         for batch in batches or sorted({1, classifier.batch_size}):
             scans = noise(opened.input, batch)
             for name in ("first run", "next run"):

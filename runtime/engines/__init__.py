@@ -62,8 +62,8 @@ class ModelFile:
     is_self_contained: bool = False
 
     @classmethod
-    def of(cls, bundle: Bundle, artefact: Artifact) -> ModelFile:
-        """Read an artefact of a bundle.
+    def of(cls, bundle: Bundle, artifact: Artifact) -> ModelFile:
+        """Read an artifact of a bundle.
 
         Raises
         ------
@@ -72,9 +72,9 @@ class ModelFile:
         BundleError
             An ONNX file that stores a part of the model in another file.
         """
-        content = bundle.read_hashed(artefact)
-        is_self_contained = check_self_contained(content, bundle.folder / artefact.file)
-        return cls(artefact.file, content, artefact.sha256, is_self_contained)
+        content = bundle.read_hashed(artifact)
+        is_self_contained = check_self_contained(content, bundle.folder / artifact.file)
+        return cls(artifact.file, content, artifact.sha256, is_self_contained)
 
     @classmethod
     def read(cls, path: Path) -> ModelFile:
@@ -88,11 +88,11 @@ class ModelFile:
 
 @runtime_checkable
 class Engine(Protocol):
-    """An opened artefact.
+    """An opened artifact.
 
     ``provider`` is the execution provider in use, read back after opening. ``threads`` is the number of intra-op
     threads. ``input`` and ``outputs`` are the tensors that the file declares: the first output is the probabilities;
-    artefacts that support heatmaps also have ``features`` and ``activation``.
+    artifacts that support heatmaps also have ``features`` and ``activation``.
     """
 
     name: str
@@ -191,12 +191,12 @@ def open_engine(
     threads: int | None = None,
     **options: Any,
 ) -> Engine:
-    """Open an artefact.
+    """Open an artifact.
 
     Parameters
     ----------
     model
-        The artefact's content, or its path.
+        The artifact's content, or its path.
     engine
         Name or alias of an engine; ``None`` takes the preferred one for the suffix.
     provider
@@ -217,7 +217,7 @@ def open_engine(
     if not name.endswith(chosen.SUFFIXES):
         raise UsageError(
             f"engine {chosen.NAME!r} opens {', '.join(chosen.SUFFIXES)} files. Received: {name}",
-            "Choose another --engine or --artefact",
+            "Choose another --engine or --artifact",
         )
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider {provider!r}", f"Providers: {', '.join(PROVIDERS)}")

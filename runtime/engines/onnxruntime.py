@@ -218,7 +218,7 @@ def _explain_failure(onnxruntime: Any, model: ModelFile, provider: str) -> tuple
     except Exception:  # noqa: BLE001 (the lenient session fails too: report the first error)
         return None
     if lenient.get_providers()[0] == _PROVIDERS[provider]:
-        return "it cannot run the whole model: parts would run on the CPU", "Try another --artefact, such as float32"
+        return "it cannot run the whole model: parts would run on the CPU", "Try another --artifact, such as float32"
     return None
 
 

@@ -49,7 +49,7 @@ class Classifier:
     def __init__(
         self,
         bundle: Bundle,
-        artefact: Artifact,
+        artifact: Artifact,
         engine: Engine,
         *,
         batch_size: int = DEFAULT_BATCH,
@@ -60,7 +60,7 @@ class Classifier:
         ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction.
         """
         self.bundle = bundle
-        self.artefact = artefact
+        self.artifact = artifact
         self.engine = engine
         self.batch_size = batch_size
         self._closed = False
@@ -77,13 +77,13 @@ class Classifier:
         declared = engine.input.shape[1:]
         if declared != (preprocessing.height, preprocessing.width, 3):
             raise EngineError(
-                f"{artefact.file}: takes {declared}, the manifest specifies "
+                f"{artifact.file}: takes {declared}, the manifest specifies "
                 f"{(preprocessing.height, preprocessing.width, 3)}",
                 "Export the model again",
             )
         if engine.outputs[0].shape[1:] != (len(bundle.manifest.labels),):
             raise EngineError(
-                f"{artefact.file}: gives {engine.outputs[0].shape[1:]} values, "
+                f"{artifact.file}: gives {engine.outputs[0].shape[1:]} values, "
                 f"the manifest has {len(bundle.manifest.labels)} labels",
                 "Export the model again",
             )
@@ -93,7 +93,7 @@ class Classifier:
         cls,
         model: str | os.PathLike[str] | Bundle = DEFAULT_MODEL,
         *,
-        artefact: str | None = None,
+        artifact: str | None = None,
         engine: str | None = None,
         provider: str = "auto",
         threads: int | None = None,
@@ -108,7 +108,7 @@ class Classifier:
         model
             The name of an embedded model, a bundle folder (``"./small"`` if an embedded model has that name), a
             packed bundle, or an opened Bundle.
-        artefact, engine, provider, threads, workload, allow_fallback
+        artifact, engine, provider, threads, workload, allow_fallback
             How to run it; see ``RunOptions``. ``selection.select`` chooses what is left out.
         require_signature
             File of the public key that must have signed the bundle. Default: the environment variable
@@ -121,7 +121,7 @@ class Classifier:
         UsageError, EngineUnavailable, ProviderUnavailable, EngineError
             The engine cannot run it.
         """
-        run = RunOptions(artefact, engine, provider, threads, workload, allow_fallback)
+        run = RunOptions(artifact, engine, provider, threads, workload, allow_fallback)
         return cls.load_with(run, model, require_signature=require_signature)
 
     @classmethod
@@ -147,7 +147,7 @@ class Classifier:
         """Wait for a model that is being opened. Raises what ``PendingModel.wait`` does."""
         loaded = pending.wait()
         classifier = cls(
-            pending.bundle, loaded.artefact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
+            pending.bundle, loaded.artifact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
         )
         classifier._run = pending.run
         return classifier
@@ -305,7 +305,7 @@ class Classifier:
         probabilities = outputs[self.engine.outputs[0].name]
         if not np.isfinite(probabilities).all():
             raise EngineError(
-                f"{self.artefact.file}: returns probabilities that are not finite in {self.engine.name} "
+                f"{self.artifact.file}: returns probabilities that are not finite in {self.engine.name} "
                 f"({self.engine.provider})",
                 "Use another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
             )
@@ -324,8 +324,8 @@ class Classifier:
                 positive=labels[manifest.positive],
                 threshold=manifest.threshold,
                 model=model,
-                model_hash=self.artefact.sha256[:12],
-                artefact=self.artefact.file,
+                model_hash=self.artifact.sha256[:12],
+                artifact=self.artifact.file,
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
@@ -339,18 +339,18 @@ class Classifier:
         ]
 
     def _open_again(self, run: RunOptions) -> None:
-        """In a forked child, open the same artefact in the same engine. The same provider must start."""
+        """In a forked child, open the same artifact in the same engine. The same provider must start."""
         with self._locks.setdefault(os.getpid(), Lock()):
             inherited = self.engine
             if not is_inherited(inherited):  # another thread has opened it meanwhile
                 return
             threads = min(inherited.threads, available_cpus())  # a worker may have fewer cores
-            same = replace(run, artifact=self.artefact.file, engine=inherited.name, threads=threads)
+            same = replace(run, artifact=self.artifact.file, engine=inherited.name, threads=threads)
             engine = PendingModel(self.bundle, same).wait().engine
             if engine.provider != inherited.provider:
                 engine.close()
                 raise EngineError(
-                    f"{self.artefact.file}: the parent process runs it on {inherited.provider}, but in this process "
+                    f"{self.artifact.file}: the parent process runs it on {inherited.provider}, but in this process "
                     f"{engine.provider} started",
                     "Load the classifier after the fork",
                 )

@@ -55,7 +55,7 @@ def draw_each(
     Raises
     ------
     UsageError
-        The artefact has no activation output.
+        The artifact has no activation output.
     OutputError
         The folder cannot be written.
     """
@@ -64,13 +64,13 @@ def draw_each(
 
 
 def require_activation(classifier: Classifier) -> None:
-    """Raise UsageError if the artefact has no activation output."""
+    """Raise UsageError if the artifact has no activation output."""
     if all(output.name != "activation" for output in classifier.engine.outputs):
-        artefacts = classifier.bundle.manifest.artefacts
-        others = ", ".join(artefact.file for artefact in artefacts if artefact.format == "onnx")
+        artifacts = classifier.bundle.manifest.artifacts
+        others = ", ".join(artifact.file for artifact in artifacts if artifact.format == "onnx")
         raise UsageError(
-            f"{classifier.artefact.file}: has no class activation, so there is no heatmap",
-            f"Choose another --artefact: {others or 'none in this bundle has one'}",
+            f"{classifier.artifact.file}: has no class activation, so there is no heatmap",
+            f"Choose another --artifact: {others or 'none in this bundle has one'}",
         )
 
 
@@ -154,7 +154,7 @@ def _color_table() -> Pixels:
 def _with_caption(picture: Image.Image, prediction: Prediction, scan: str | None) -> bytes:
     lines = (
         f"{prediction.label}   p({prediction.positive}) = {prediction.probability:.3f}",
-        f"{prediction.model}   {prediction.artefact}",
+        f"{prediction.model}   {prediction.artifact}",
         NOTICE,
     )
     font = ImageFont.load_default(size=14)

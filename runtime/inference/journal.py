@@ -30,8 +30,8 @@ class Journal:
         The file; it need not exist.
     model
         Title of the model. A file with answers of another model is refused.
-    artefact
-        The artefact that runs. A file with answers of an artefact of the same name but another hash is refused too,
+    artifact
+        The artifact that runs. A file with answers of an artifact of the same name but another hash is refused too,
         because the model was trained again.
 
     Attributes
@@ -47,12 +47,12 @@ class Journal:
         The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, model: str, artefact: Artifact | None = None) -> None:
+    def __init__(self, path: Path, model: str, artifact: Artifact | None = None) -> None:
         from mri_edge.storage.lock import lock
 
         self.path = path
         self._model = model
-        self._artefact = artefact
+        self._artifact = artifact
         self._done: set[str] = set()  # scans that are complete, or that ``remaining`` has yielded
         self._frames: dict[str, set[int]] = {}  # which frames have an answer, of scans that have several
         self._failures: dict[tuple[str, int], dict[str, Any]] = {}
@@ -153,11 +153,11 @@ class Journal:
         if "error" in record:
             self._failures[scan, index] = record
             return
-        model, artefact, digest = record["model"], record["artefact"], record["model_hash"]
-        ours = self._artefact
+        model, artifact, digest = record["model"], record["artefact"], record["model_hash"]
+        ours = self._artifact
         if model != self._model:
             found, wanted = repr(model), repr(self._model)
-        elif ours is not None and artefact == ours.file and digest != ours.sha256[:12]:
+        elif ours is not None and artifact == ours.file and digest != ours.sha256[:12]:
             found, wanted = f"{model!r} ({digest})", f"{self._model!r} ({ours.sha256[:12]})"
         else:
             if not scan:

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class LoadedModel:
     """An opened model. ``warnings`` are added to every prediction."""
 
-    artefact: Artifact
+    artifact: Artifact
     engine: Engine
     batch_size: int
     warnings: tuple[ResultWarning, ...]
@@ -49,7 +49,7 @@ class PendingModel:
     def _begin(self, selection: Selection) -> None:
         self._selection = selection
         pool = ThreadPoolExecutor(2, thread_name_prefix="open")
-        reading = pool.submit(ModelFile.of, self.bundle, selection.artefact)
+        reading = pool.submit(ModelFile.of, self.bundle, selection.artifact)
         _import_library(selection.engine)
         self._loading = pool.submit(self._open, selection, reading)
         pool.shutdown(wait=False)
@@ -71,7 +71,7 @@ class PendingModel:
             loaded = self._loading.result()
         _log.info(
             "%s (%s), engine %s, provider %s, threads %d, batch %d; verified and opened in %.0f ms",
-            self.bundle.folder / loaded.artefact.file,
+            self.bundle.folder / loaded.artifact.file,
             self._selection.reason,
             loaded.engine.name,
             loaded.engine.provider,
@@ -101,7 +101,7 @@ class PendingModel:
             engine = open_engine(model, engine=name, provider="cpu", threads=threads)
             message = f"{error.problem}; {engine.provider} ran in its place"
             warnings = (ResultWarning("provider_fallback", message),)
-        return LoadedModel(selection.artefact, engine, selection.batch, warnings)
+        return LoadedModel(selection.artifact, engine, selection.batch, warnings)
 
 
 def _import_library(engine: str) -> None:

@@ -84,7 +84,7 @@ class OutOfDistributionCheck:
     def check_fits(self, outputs: Sequence[TensorSpec]) -> None:
         """Raise IntegrityError unless the model has as many features as the plane, because every scan would fail."""
         features = next((spec for spec in outputs if spec.name == FEATURES), None)
-        if features is None:  # the artefact gives probabilities only, so there is nothing to check
+        if features is None:  # the artifact gives probabilities only, so there is nothing to check
             return
         width = features.shape[-1] if len(features.shape) == 2 else None
         if width != self.plane.shape[1]:

@@ -97,15 +97,15 @@ class Prediction:
         The label that ``decide`` chose.
     probabilities
         Probability of each label, in [0, 1], in the manifest's order.
-    model, model_hash, artefact, engine, provider
-        What ran: model name and version, the first 12 digits of the artefact's SHA-256, file in the bundle, engine,
+    model, model_hash, artifact, engine, provider
+        What ran: model name and version, the first 12 digits of the artifact's SHA-256, file in the bundle, engine,
         execution provider as read back from the engine.
     warnings
         Reasons to distrust the answer.
     heatmap
         Path of the picture that shows which regions support the positive label, if one was written.
     activation
-        Grad-CAM of the positive label, float32 (h, w), at least 0, if the artefact has that output, otherwise ``None``.
+        Grad-CAM of the positive label, float32 (h, w), at least 0, if the artifact has that output, otherwise ``None``.
         Not part of ``to_dict``.
     pixels
         The frame as it was decoded, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
@@ -118,7 +118,7 @@ class Prediction:
     threshold: float | None
     model: str
     model_hash: str
-    artefact: str
+    artifact: str
     engine: str
     provider: str
     latency_ms: Latency
@@ -145,7 +145,7 @@ class Prediction:
             "threshold": self.threshold,
             "model": self.model,
             "model_hash": self.model_hash,
-            "artefact": self.artefact,
+            "artefact": self.artifact,
             "engine": self.engine,
             "provider": self.provider,
             "latency_ms": {

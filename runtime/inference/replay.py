@@ -41,7 +41,7 @@ _Status = Literal["same", "near", "differs", "not tried"]
 # or 2. A decoder with the fast transform differs by 3 to 27, and that is reported.
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _LOSSY_TOLERANCE = 2
-# By the precision of the artefact. float32: kernels sum in different orders (ONNX Runtime, OpenVINO and
+# By the precision of the artifact. float32: kernels sum in different orders (ONNX Runtime, OpenVINO and
 # LiteRT were at most 1.7e-6 apart on 253 scans). float16: 11 bits, and CPUs without it compute in float32.
 # int8, dynamic: a value on the edge between two steps rounds either way in other kernels (ONNX Runtime
 # and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
@@ -77,13 +77,13 @@ class Report:
 
     @property
     def replayed(self) -> int:
-        """Number of runs of an artefact in an engine."""
+        """Number of runs of an artifact in an engine."""
         return sum(check.stage == "probabilities" and check.status != "not tried" for check in self.checks)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """``golden.json``: the scans in order, the engine that computed each artefact's values, and the machine."""
+    """``golden.json``: the scans in order, the engine that computed each artifact's values, and the machine."""
 
     schema_version: int
     scans: tuple[str, ...]
@@ -94,7 +94,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class _Golden:
-    """The record: scans as listed files, their pixels, tensors, and probabilities by artefact."""
+    """The record: scans as listed files, their pixels, tensors, and probabilities by artifact."""
 
     scans: tuple[Document, ...]
     pixels: tuple[Pixels, ...]
@@ -160,24 +160,24 @@ def _replay_resize(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
 def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> Iterator[Check]:
     preprocessing, manifest = bundle.manifest.preprocessing, bundle.manifest
     tensors = np.stack([preprocessing.resize_picture(pixels) for pixels in decoded])
-    for artefact in manifest.artefacts:
-        if artefact.file not in golden.probabilities:
+    for artifact in manifest.artifacts:
+        if artifact.file not in golden.probabilities:
             continue
-        expected = golden.probabilities[artefact.file]
-        engines = [file for file in engine_files().values() if artefact.file.endswith(file.SUFFIXES)]
+        expected = golden.probabilities[artifact.file]
+        engines = [file for file in engine_files().values() if artifact.file.endswith(file.SUFFIXES)]
         for file in engines:
             if reason := file.missing():
-                yield Check("probabilities", artefact.file, file.NAME, "not tried", reason)
+                yield Check("probabilities", artifact.file, file.NAME, "not tried", reason)
                 continue
             try:
-                found = probabilities_of(bundle, artefact, file.NAME, golden.tensors)
+                found = probabilities_of(bundle, artifact, file.NAME, golden.tensors)
                 same_input = np.array_equal(tensors, golden.tensors)
-                chain = found if same_input else probabilities_of(bundle, artefact, file.NAME, tensors)
+                chain = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors)
             except EngineError as error:
-                yield Check("probabilities", artefact.file, file.NAME, "differs", str(error))
+                yield Check("probabilities", artifact.file, file.NAME, "differs", str(error))
                 continue
-            yield _compare_probabilities(artefact, file.NAME, found, expected)
-            yield _compare_labels(bundle, golden.scans, artefact, file.NAME, chain, expected)
+            yield _compare_probabilities(artifact, file.NAME, found, expected)
+            yield _compare_labels(bundle, golden.scans, artifact, file.NAME, chain, expected)
 
 
 def _compare_pixels(
@@ -195,20 +195,20 @@ def _compare_pixels(
     return Check(stage, subject, "", "differs", detail)
 
 
-def _compare_probabilities(artefact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
+def _compare_probabilities(artifact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
     difference = float(np.abs(found - expected).max())
-    tolerance = _TOLERANCES[artefact.precision]
+    tolerance = _TOLERANCES[artifact.precision]
     if difference == 0:
-        return Check("probabilities", artefact.file, engine, "same")
-    detail = f"up to {difference:.2g} apart; {tolerance:g} is expected for {artefact.precision}"
+        return Check("probabilities", artifact.file, engine, "same")
+    detail = f"up to {difference:.2g} apart; {tolerance:g} is expected for {artifact.precision}"
     # NaN is not <= the tolerance, so it differs.
-    return Check("probabilities", artefact.file, engine, "near" if difference <= tolerance else "differs", detail)
+    return Check("probabilities", artifact.file, engine, "near" if difference <= tolerance else "differs", detail)
 
 
 def _compare_labels(
     bundle: Bundle,
     scans: tuple[Document, ...],
-    artefact: Artifact,
+    artifact: Artifact,
     engine: str,
     found: Probabilities,
     expected: Probabilities,
@@ -225,21 +225,21 @@ def _compare_labels(
         for scan, now, then in rows
         if now != then
     ]
-    return Check("label", artefact.file, engine, "differs" if flipped else "same", "; ".join(flipped))
+    return Check("label", artifact.file, engine, "differs" if flipped else "same", "; ".join(flipped))
 
 
-def engine_here(artefact: Artifact) -> str | None:
-    """Return the preferred engine of an artefact, or None if it is not installed or none opens such files."""
+def engine_here(artifact: Artifact) -> str | None:
+    """Return the preferred engine of an artifact, or None if it is not installed or none opens such files."""
     try:
-        file = engine_for(artefact.file)
+        file = engine_for(artifact.file)
     except EngineError:
         return None
     return None if file.missing() else file.NAME
 
 
-def probabilities_of(bundle: Bundle, artefact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
-    """Run one artefact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
-    opened = open_engine(ModelFile.of(bundle, artefact), engine=engine, provider="cpu")
+def probabilities_of(bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
+    """Run one artifact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
+    opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider="cpu")
     try:
         return opened.run(tensors)
     finally:

@@ -1,4 +1,4 @@
-"""Choose which artefact of a bundle runs, in which engine and how, unless the caller has decided."""
+"""Choose which artifact of a bundle runs, in which engine and how, unless the caller has decided."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_BATCH = 8
 TINY = 1 << 20  # bytes
 _TINY_BATCH = 64
 
-# Of the installed engines the first is taken, ONNX Runtime before LiteRT: for the int8 artefacts of the embedded
+# Of the installed engines the first is taken, ONNX Runtime before LiteRT: for the int8 artifacts of the embedded
 # network LiteRT takes 1.03 to 1.06 times the CPU time of ONNX Runtime with VNNI (AMD Zen 4, batch 1 and 8, one thread),
 # too little to prefer either. 'mri-edge tune' measures what is faster on a device.
 # Where the CPU sums 8-bit products in one instruction, int8 is the fastest and exact. On other x86 CPUs int8 is faster
@@ -48,7 +48,7 @@ class Selection:
         The provider on which the device profile was measured; None without a profile.
     """
 
-    artefact: Artifact
+    artifact: Artifact
     engine: str
     threads: int | None
     batch: int
@@ -59,45 +59,45 @@ class Selection:
 def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True) -> Selection:
     """Choose by ``run``, then by the device profile, then by a rule that suits most machines.
 
-    An artefact that failed its parity gate is only chosen if ``run`` names it. Measurements of a device profile count
+    An artifact that failed its parity gate is only chosen if ``run`` names it. Measurements of a device profile count
     only if they were made with the provider and threads that ``run`` asks for. ``tuned=False`` ignores the profile.
 
     Raises
     ------
     UsageError
-        Unknown engine or artefact.
+        Unknown engine or artifact.
     BundleError
         The bundle holds nothing that the engine opens.
     EngineUnavailable
-        The bundle holds artefacts, but no engine for them is installed.
+        The bundle holds artifacts, but no engine for them is installed.
     """
     run = run or RunOptions()
-    artefact = bundle.artefact(run.artifact) if run.artifact is not None else None
+    artifact = bundle.artifact(run.artifact) if run.artifact is not None else None
     engine = engine_file(run.engine) if run.engine is not None else None
-    if tuned and (selection := _by_profile(bundle, artefact, engine, run)):
+    if tuned and (selection := _by_profile(bundle, artifact, engine, run)):
         return selection
-    if artefact:
-        return _untuned(artefact, engine or engine_for(artefact.file), run.threads, "as asked for")
+    if artifact:
+        return _untuned(artifact, engine or engine_for(artifact.file), run.threads, "as asked for")
     return _untuned(*_by_rule(bundle, engine), run.threads, "by the rule for this CPU")
 
 
-def _untuned(artefact: Artifact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
-    if artefact.size_bytes <= TINY:
-        return Selection(artefact, engine.NAME, threads or 1, _TINY_BATCH, reason)
-    return Selection(artefact, engine.NAME, threads, DEFAULT_BATCH, reason)
+def _untuned(artifact: Artifact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
+    if artifact.size_bytes <= TINY:
+        return Selection(artifact, engine.NAME, threads or 1, _TINY_BATCH, reason)
+    return Selection(artifact, engine.NAME, threads, DEFAULT_BATCH, reason)
 
 
 def allowed(bundle: Bundle) -> list[Artifact]:
-    """Return the artefacts that may run without being named: all but those that failed their parity gate."""
+    """Return the artifacts that may run without being named: all but those that failed their parity gate."""
     return [
-        artefact
-        for artefact in bundle.manifest.artefacts
-        if artefact.parity is None or artefact.parity.verdict != "not met"
+        artifact
+        for artifact in bundle.manifest.artifacts
+        if artifact.parity is None or artifact.parity.verdict != "not met"
     ]
 
 
 def _by_profile(
-    bundle: Bundle, artefact: Artifact | None, engine: EngineFile | None, run: RunOptions
+    bundle: Bundle, artifact: Artifact | None, engine: EngineFile | None, run: RunOptions
 ) -> Selection | None:
     try:
         if not os.path.isdir(profile_folder()):  # the usual case, which should not import anything
@@ -118,7 +118,7 @@ def _by_profile(
         return None
     best = profile.best(
         provider=run.provider,
-        artefact=artefact.file if artefact else None,
+        artifact=artifact.file if artifact else None,
         engine=engine.NAME if engine else None,
         threads=run.threads,
         many=run.workload == "many",
@@ -126,15 +126,15 @@ def _by_profile(
     if best is None:
         return None
     return Selection(
-        bundle.artefact(best.artefact), best.engine, best.threads, best.batch, "by the device profile", best.ran
+        bundle.artifact(best.artifact), best.engine, best.threads, best.batch, "by the device profile", best.ran
     )
 
 
 def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, EngineFile]:
     processor, not_installed = cpu(), []
     for candidate in [engine] if engine else engines_by_preference():
-        artefacts = [artefact for artefact in allowed(bundle) if artefact.file.endswith(candidate.SUFFIXES)]
-        if not artefacts:
+        artifacts = [artifact for artifact in allowed(bundle) if artifact.file.endswith(candidate.SUFFIXES)]
+        if not artifacts:
             continue
         if engine is None and candidate.missing():
             not_installed.append(candidate)
@@ -143,11 +143,11 @@ def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, Engin
             ".onnx" in candidate.SUFFIXES and "avx2" in processor.instructions
         )
         order = _INT8_FIRST if int8_is_fast else _FLOAT_FIRST
-        return min(artefacts, key=lambda artefact: order.index(artefact.precision)), candidate
+        return min(artifacts, key=lambda artifact: order.index(artifact.precision)), candidate
     if not_installed:
         reasons = "; ".join(f"{candidate.NAME}: {candidate.missing()}" for candidate in not_installed)
         raise EngineUnavailable(f"{bundle.folder}: no engine for it is installed ({reasons})", remedy(not_installed[0]))
-    files = ", ".join(artefact.file for artefact in bundle.manifest.artefacts) or "no model"
+    files = ", ".join(artifact.file for artifact in bundle.manifest.artifacts) or "no model"
     wanted = f"engine {engine.NAME!r}" if engine else "any engine"
     raise BundleError(
         f"{bundle.folder}: nothing in it for {wanted}. It has: {files}", "Make one with 'mri-edge export BUNDLE'"

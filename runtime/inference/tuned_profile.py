@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.decode import parse, read
+from mri_edge.bundles.decode import parse, read, to_plain
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu, installed
@@ -32,7 +32,7 @@ class Measurement:
     ``provider`` is the requested provider, ``ran`` the one that started.
     """
 
-    artefact: str
+    artifact: str
     engine: str
     provider: str
     ran: str
@@ -62,7 +62,7 @@ class Profile:
         self,
         *,
         provider: str = "auto",
-        artefact: str | None = None,
+        artifact: str | None = None,
         engine: str | None = None,
         threads: int | None = None,
         many: bool = True,
@@ -75,7 +75,7 @@ class Profile:
             measurement
             for measurement in self.measurements
             if measurement.provider == provider
-            and artefact in (None, measurement.artefact)
+            and artifact in (None, measurement.artifact)
             and engine in (None, measurement.engine)
             and threads in (None, measurement.threads)
             and (many or measurement.batch == 1)
@@ -108,7 +108,7 @@ class Profile:
         with suppress(OSError):  # atomic_write reports it with a better message
             path.parent.mkdir(parents=True, exist_ok=True)
         whole = replace(self, measurements=(*self.measurements, *self._others(path)))
-        atomic_write(path, json.dumps(asdict(whole), indent=1) + "\n")
+        atomic_write(path, json.dumps(to_plain(whole), indent=1) + "\n")
         return path
 
     def _others(self, path: Path) -> list[Measurement]:
@@ -151,10 +151,10 @@ def _read(path: Path) -> Profile | None:
 
 
 def fingerprint_of(bundle: Bundle) -> str:
-    """Return a SHA-256 over the name, hash and parity verdict of every artefact, which changes with any of them."""
+    """Return a SHA-256 over the name, hash and parity verdict of every artifact, which changes with any of them."""
     return fingerprint(
-        f"{artefact.file}\0{artefact.sha256}\0{artefact.parity.verdict if artefact.parity else ''}"
-        for artefact in bundle.manifest.artefacts
+        f"{artifact.file}\0{artifact.sha256}\0{artifact.parity.verdict if artifact.parity else ''}"
+        for artifact in bundle.manifest.artifacts
     )
 
 

@@ -1,4 +1,4 @@
-"""Print the median seconds of one run of an artefact in this process. Arguments: PATH BATCH THREADS [ENGINE]."""
+"""Print the median seconds of one run of an artifact in this process. Arguments: PATH BATCH THREADS [ENGINE]."""
 
 import statistics
 import sys

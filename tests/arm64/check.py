@@ -4,7 +4,7 @@
     python tests/arm64/check.py --root DIR [BUNDLE...] [--record FILE]
 
 On each core: `doctor`, `verify`, the engines' contract tests, `predict` on the demo scans with every embedded
-model and every BUNDLE, each artefact in each engine, and a short `tune`. After the installation there is no network.
+model and every BUNDLE, each artifact in each engine, and a short `tune`. After the installation there is no network.
 Exit code: 0 if all agrees, 1 if something does not, 2 if this machine cannot emulate. Emulated times say nothing about
 a board.
 """
@@ -130,16 +130,16 @@ def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: 
         except Failed as failure:
             found.problems.append(f"{core}: {failure}")
     for bundle, place in models:
-        for artefact, engine in runs(bundle):
+        for artifact, engine in runs(bundle):
             try:
-                there = predict(emulated, core, place, artefact, engine)
-                compared = compare(bundle, artefact, answers[place, artefact, engine], there)
+                there = predict(emulated, core, place, artifact, engine)
+                compared = compare(bundle, artifact, answers[place, artifact, engine], there)
             except Failed as failure:
-                found.problems.append(f"{core}: {place} {artefact} in {engine}: {failure}")
+                found.problems.append(f"{core}: {place} {artifact} in {engine}: {failure}")
                 continue
-            row = {"core": core, "model": bundle.folder.name, "artefact": artefact, "engine": engine, **compared}
+            row = {"core": core, "model": bundle.folder.name, "artefact": artifact, "engine": engine, **compared}
             line = (
-                f"{row['model']} {artefact} in {engine}: labels {'equal' if row['labels_equal'] else 'DIFFER'}, "
+                f"{row['model']} {artifact} in {engine}: labels {'equal' if row['labels_equal'] else 'DIFFER'}, "
                 f"largest difference {row['largest_difference']:.2g} (allowed {row['bound']:g})"
             )
             say(core, line)
@@ -229,7 +229,7 @@ def contract(emulated: Emulated, core: str, tiny: Path) -> Record:
 def device_commands(emulated: Emulated, core: str, models: Models) -> Record:
     """Run doctor, verify and tune as deploy/README.md says, and check that predict uses the profile of tune."""
     doctor = json.loads(emulated.run(core, "mri-edge", "doctor", "--json"))
-    # None: the library loads, but the embedded model has no artefact for it. The comparisons run it.
+    # None: the library loads, but the embedded model has no artifact for it. The comparisons run it.
     works = {row["engine"]: row["works"] for row in doctor["engines"] if row["provider"] == "cpu"}
     if missing := [name for name in ENGINES if works.get(name, False) is False]:
         raise Failed(f"doctor: these engines do not work: {', '.join(missing)}: {doctor['engines']}")
@@ -251,7 +251,7 @@ def device_commands(emulated: Emulated, core: str, models: Models) -> Record:
 
 TUNE = ("mri-edge", "tune", "--json", "--seconds", "0.01", "--batch", "1")
 SCAN = "/src/examples/phantom-1.jpg"
-# All demo scans for the embedded models; one of each label for the others, whose float artefacts take a minute a scan.
+# All demo scans for the embedded models; one of each label for the others, whose float artifacts take a minute a scan.
 FEW = ("mni152-slice-1.jpg", "phantom-1.jpg")
 
 
@@ -262,28 +262,28 @@ def origin(bundle: Bundle) -> Record:
 
 
 def runs(bundle: Bundle) -> list[tuple[str, str]]:
-    """List each artefact of a bundle with each engine that opens it, the smallest first."""
+    """List each artifact of a bundle with each engine that opens it, the smallest first."""
     suffixes = {name: engine_files()[name].SUFFIXES for name in ENGINES}
-    files = [artefact.file for artefact in sorted(bundle.manifest.artefacts, key=lambda artefact: artefact.size_bytes)]
+    files = [artifact.file for artifact in sorted(bundle.manifest.artifacts, key=lambda artifact: artifact.size_bytes)]
     return [(file, name) for file in files for name in ENGINES if file.endswith(suffixes[name])]
 
 
-def on_host(bundle: Bundle, place: str, artefact: str, engine: str) -> list[Record]:
+def on_host(bundle: Bundle, place: str, artifact: str, engine: str) -> list[Record]:
     """Return the results of ``predict`` on this machine."""
-    command = predict_command(str(CHECKOUT), str(bundle.folder), artefact, engine, few=place.startswith(FURTHER))
+    command = predict_command(str(CHECKOUT), str(bundle.folder), artifact, engine, few=place.startswith(FURTHER))
     return lines(run(str(HOST), *command))
 
 
-def predict(emulated: Emulated, core: str, place: str, artefact: str, engine: str) -> list[Record]:
+def predict(emulated: Emulated, core: str, place: str, artifact: str, engine: str) -> list[Record]:
     """Return the results of ``predict`` on an emulated core."""
-    command = predict_command("/src", place, artefact, engine, few=place.startswith(FURTHER))
+    command = predict_command("/src", place, artifact, engine, few=place.startswith(FURTHER))
     return lines(emulated.run(core, "mri-edge", *command))
 
 
-def predict_command(checkout: str, model: str, artefact: str, engine: str, *, few: bool) -> list[str]:
+def predict_command(checkout: str, model: str, artifact: str, engine: str, *, few: bool) -> list[str]:
     """Return the arguments of ``predict`` for both machines; --batch is set because a profile of tune may differ."""
     scans = [f"{checkout}/examples/{name}" for name in FEW] if few else [f"{checkout}/examples"]
-    return ["predict", *scans, "--json", "--model", model, "--artefact", artefact, "--engine", engine, "--batch", "8"]
+    return ["predict", *scans, "--json", "--model", model, "--artifact", artifact, "--engine", engine, "--batch", "8"]
 
 
 def lines(text: str) -> list[Record]:
@@ -291,7 +291,7 @@ def lines(text: str) -> list[Record]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def compare(bundle: Bundle, artefact: str, here: list[Record], there: list[Record]) -> Record:
+def compare(bundle: Bundle, artifact: str, here: list[Record], there: list[Record]) -> Record:
     """Compare labels and probabilities of the same scans on both machines."""
     names = [[Path(result["file"]).name for result in results] for results in (here, there)]
     if names[0] != names[1] or not here:
@@ -301,7 +301,7 @@ def compare(bundle: Bundle, artefact: str, here: list[Record], there: list[Recor
         for mine, theirs in zip(here, there, strict=True)
         for label in bundle.manifest.labels
     ]
-    facts = bundle.artefact(artefact)
+    facts = bundle.artifact(artifact)
     return {
         "sha256": facts.sha256,
         "precision": facts.precision,

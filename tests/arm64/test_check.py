@@ -65,10 +65,10 @@ def test_the_committed_record_has_no_problem(check: ModuleType) -> None:
         assert row["bound"] == check.BOUNDS[row["precision"]]
     rows = [row for row in record["comparisons"] if row["model"] in embedded_models()]
     shipped = [
-        (bundle, artefact) for bundle in map(Bundle.open, embedded_models()) for artefact in bundle.manifest.artefacts
+        (bundle, artifact) for bundle in map(Bundle.open, embedded_models()) for artifact in bundle.manifest.artifacts
     ]
     assert {(row["model"], row["artefact"]): row["sha256"] for row in rows} == {
-        (bundle.folder.name, artefact.file): artefact.sha256 for bundle, artefact in shipped
+        (bundle.folder.name, artifact.file): artifact.sha256 for bundle, artifact in shipped
     }
     engines = {(row["core"], row["engine"]) for row in record["comparisons"]}
     assert engines == {(core, engine) for core in check.CORES for engine in check.ENGINES}

@@ -61,7 +61,7 @@ def full(tiny_bundle: Path) -> Path:
 
 
 def test_a_slim_bundle_names_no_image_and_no_path(full: Path, tmp_path: Path, capfd) -> None:
-    assert run(["bundle", "slim", str(full), "--artefact", "model.onnx", "--out", str(tmp_path / "slim")]) == 0
+    assert run(["bundle", "slim", str(full), "--artifact", "model.onnx", "--out", str(tmp_path / "slim")]) == 0
     found = texts(tmp_path / "slim")
     assert {"manifest.json", "metrics.json", "parity.json", "MODEL_CARD.md", "split.npy"} <= set(found)
     for file, text in found.items():
@@ -93,7 +93,7 @@ def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp
             step()
     assert not (tmp_path / "packed").exists()
     assert not (full / "manifest.json.sig").exists()
-    assert run(["bundle", "slim", str(full), "--artefact", "model.onnx", "--out", str(tmp_path / "slim")]) == 0
+    assert run(["bundle", "slim", str(full), "--artifact", "model.onnx", "--out", str(tmp_path / "slim")]) == 0
     deliver(tmp_path / "slim")
 
 

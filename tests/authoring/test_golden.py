@@ -137,8 +137,8 @@ def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
     ],
 )
 def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeypatch, precision, by, status):
-    [artefact] = recorded.manifest.artefacts
-    manifest = replace(recorded.manifest, artefacts=(replace(artefact, precision=precision),))
+    [artifact] = recorded.manifest.artifacts
+    manifest = replace(recorded.manifest, artifacts=(replace(artifact, precision=precision),))
     shift_answers(monkeypatch, by)
     report = replay.replay(replace(recorded, manifest=manifest))
     found = [check for check in report.checks if check.stage == "probabilities" and check.engine == "onnxruntime"]
@@ -176,7 +176,7 @@ def test_recording_again_replaces_the_record(recorded):
 def test_a_slim_bundle_keeps_its_golden_values(recorded, tmp_path, capfd):
     from mri_edge.cli import run
 
-    assert run(["bundle", "slim", str(recorded.folder), "--artefact", "model.onnx", "--out", str(tmp_path / "s")]) == 0
+    assert run(["bundle", "slim", str(recorded.folder), "--artifact", "model.onnx", "--out", str(tmp_path / "s")]) == 0
     report = replay.replay(Bundle.open(tmp_path / "s"))
     assert report.first_difference is None
     assert "label" in {check.stage for check in report.checks}

@@ -29,10 +29,10 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def test_new_bundle_opens_and_verifies(tiny_bundle: Path, tiny_onnx: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     bundle.verify()
-    [artefact] = bundle.manifest.artefacts
-    assert artefact.size_bytes == tiny_onnx.stat().st_size
-    assert artefact.sha256 == sha256_of(tiny_onnx)
-    assert bundle.path_of(artefact).read_bytes() == tiny_onnx.read_bytes()
+    [artifact] = bundle.manifest.artifacts
+    assert artifact.size_bytes == tiny_onnx.stat().st_size
+    assert artifact.sha256 == sha256_of(tiny_onnx)
+    assert bundle.path_of(artifact).read_bytes() == tiny_onnx.read_bytes()
     assert sorted(_contents(tiny_bundle)) == [MANIFEST, "model.onnx"]
 
 
@@ -111,22 +111,22 @@ def test_check_free_sees_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.
 # --- changing
 
 
-def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artefact: Artifact) -> None:
+def test_rewriting_adds_and_replaces(tiny_bundle: Path, tiny_artifact: Artifact) -> None:
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.int8.onnx").write_bytes(b"smaller")
-        stamped = writer.add_artefact(replace(tiny_artefact, file="model.int8.onnx", precision="int8"))
+        stamped = writer.add_artifact(replace(tiny_artifact, file="model.int8.onnx", precision="int8"))
         assert stamped.size_bytes == 7
     bundle = Bundle.open(tiny_bundle)
     bundle.verify()
-    assert [artefact.file for artefact in bundle.manifest.artefacts] == ["model.onnx", "model.int8.onnx"]
+    assert [artifact.file for artifact in bundle.manifest.artifacts] == ["model.onnx", "model.int8.onnx"]
 
 
-def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artefact: Artifact) -> None:
+def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path, tiny_artifact: Artifact) -> None:
     before = _contents(tiny_bundle)
     with rewrite_bundle(Bundle.open(tiny_bundle), tmp_path / "copy") as writer:
         # The copy's files are hard links: writing must not reach the original through them.
         writer.path("model.onnx").write_bytes(b"changed")
-        writer.add_artefact(tiny_artefact)
+        writer.add_artifact(tiny_artifact)
         writer.add_document("metrics.json", "{}")
     assert _contents(tiny_bundle) == before
     Bundle.open(tiny_bundle).verify()
@@ -134,11 +134,11 @@ def test_rewriting_a_copy_leaves_the_original(tiny_bundle: Path, tmp_path: Path,
     assert (tmp_path / "copy" / "model.onnx").read_bytes() == b"changed"
 
 
-def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artefact: Artifact) -> None:
+def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artifact: Artifact) -> None:
     before = _contents(tiny_bundle)
     with pytest.raises(ZeroDivisionError), rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.path("model.onnx").write_bytes(b"half")
-        writer.add_artefact(tiny_artefact)
+        writer.add_artifact(tiny_artifact)
         raise ZeroDivisionError
     assert _contents(tiny_bundle) == before
     assert [path.name for path in tiny_bundle.parent.iterdir()] == [tiny_bundle.name]
@@ -194,7 +194,7 @@ def test_one_changed_byte_is_found_before_the_file_is_used(tiny_bundle: Path, pl
     path.write_bytes(content)
     bundle = Bundle.open(tiny_bundle)  # sizes are right: opening is cheap and does not hash
     with pytest.raises(IntegrityError, match=r"model\.onnx: SHA-256 is .*, the manifest says"):
-        bundle.path_of(bundle.artefact("model.onnx"))
+        bundle.path_of(bundle.artifact("model.onnx"))
     with pytest.raises(IntegrityError):
         bundle.verify()
 
@@ -280,11 +280,11 @@ def test_a_folder_in_the_way_is_not_taken_for_an_embedded_model(
     assert Bundle.open("./vgg16").manifest.name == "tiny"
 
 
-def test_artefact_by_its_long_and_short_name(tiny_bundle: Path) -> None:
+def test_artifact_by_its_long_and_short_name(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    assert bundle.artefact("onnx") is bundle.artefact("model.onnx")
-    with pytest.raises(UsageError, match=r"no artefact 'tflite'") as caught:
-        bundle.artefact("tflite")
+    assert bundle.artifact("onnx") is bundle.artifact("model.onnx")
+    with pytest.raises(UsageError, match=r"no artifact 'tflite'") as caught:
+        bundle.artifact("tflite")
     assert "model.onnx" in caught.value.hint
 
 
@@ -339,9 +339,9 @@ def test_a_title_distinguishes_two_trainings_and_stays_when_a_bundle_is_copied(
 ) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", manifest.title)
-    [artefact] = manifest.artefacts
+    [artifact] = manifest.artifacts
     for other in (
-        replace(manifest, artefacts=(replace(artefact, sha256="0" * 64),)),
+        replace(manifest, artifacts=(replace(artifact, sha256="0" * 64),)),
         replace(manifest, threshold=0.4),
         replace(manifest, labels=("yes", "no")),
         replace(manifest, positive=0),

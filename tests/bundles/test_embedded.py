@@ -20,17 +20,17 @@ def test_an_embedded_model_is_complete_and_replays_its_golden_values(name, capfd
     bundle.verify()
     assert bundle.manifest.name == name
     assert bundle.manifest.novelty is not None
-    assert all(artefact.parity and artefact.parity.verdict != "not met" for artefact in bundle.manifest.artefacts)
+    assert all(artifact.parity and artifact.parity.verdict != "not met" for artifact in bundle.manifest.artifacts)
     assert run(["verify", name]) == 0
     assert "This device's CPU reproduces the recorded results" in capfd.readouterr().out
 
 
 def test_small_model_keeps_its_budget():
     """At most 150 KB in 8 bits, ONNX and TFLite, and 0.6 MB in float."""
-    artefacts = Bundle.open("small").manifest.artefacts
-    assert {artefact.file for artefact in artefacts} >= {"model.int8.onnx", "model.int8.tflite", "model.onnx"}
-    for artefact in artefacts:
-        assert artefact.size_bytes <= (150_000 if artefact.precision == "int8" else 600_000), artefact.file
+    artifacts = Bundle.open("small").manifest.artifacts
+    assert {artifact.file for artifact in artifacts} >= {"model.int8.onnx", "model.int8.tflite", "model.onnx"}
+    for artifact in artifacts:
+        assert artifact.size_bytes <= (150_000 if artifact.precision == "int8" else 600_000), artifact.file
 
 
 def test_the_small_model_names_its_teacher():
@@ -58,9 +58,9 @@ def test_readme_states_the_figures_of_each_models_manifest():
             and f"AUC {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" in line
         ]
         changed = {
-            artefact.format: artefact.parity.flips
-            for artefact in manifest.artefacts
-            if artefact.parity and artefact.precision == "int8"
+            artifact.format: artifact.parity.flips
+            for artifact in manifest.artifacts
+            if artifact.parity and artifact.precision == "int8"
         }
         words = f"int8 changes {changed['onnx']} of {accuracy.images} labels"
         assert words + (f" in ONNX, {changed['tflite']} in TFLite |" if "tflite" in changed else " |") in row

@@ -24,15 +24,15 @@ SCHEMA = CHECKOUT / "runtime" / "bundles" / "manifest.schema.json"
 
 
 @pytest.fixture(scope="session")
-def full(tiny_manifest: Manifest, tiny_artefact: Artifact) -> Manifest:
+def full(tiny_manifest: Manifest, tiny_artifact: Artifact) -> Manifest:
     """A manifest with every optional part."""
     parity = Parity("undecided", images=51, max_difference=0.01, mean_difference=0.001, flips=1)
     return replace(
         tiny_manifest,
         threshold=0.5,
-        artefacts=(
-            replace(tiny_artefact, parity=parity, made_with={"opset": 17, "per_channel": True}),
-            replace(tiny_artefact, file="small/model.int8.onnx", precision="int8"),
+        artifacts=(
+            replace(tiny_artifact, parity=parity, made_with={"opset": 17, "per_channel": True}),
+            replace(tiny_artifact, file="small/model.int8.onnx", precision="int8"),
         ),
         metrics={"accuracy": Metric(0.88, 0.77, 0.95, images=51, method="Wilson")},
         calibration=Calibration("minmax", images=202, seed=0, fingerprint="1" * 64),
@@ -56,11 +56,11 @@ def _refused(data: Any) -> str:
 # --- calibration
 
 
-def test_an_int8_artefact_records_what_calibrated_it(full: Manifest, tiny_artefact: Artifact) -> None:
-    """The manifest holds the last calibration; artefacts of older bundles have no calibration of their own."""
+def test_an_int8_artifact_records_what_calibrated_it(full: Manifest, tiny_artifact: Artifact) -> None:
+    """The manifest holds the last calibration; artifacts of older bundles have no calibration of their own."""
     searched = Calibration("search", images=9, seed=1, fingerprint="2" * 64)
-    own = replace(tiny_artefact, file="own.onnx", precision="int8", made_with={"calibration": asdict(searched)})
-    manifest = replace(full, artefacts=(*full.artefacts, own))
+    own = replace(tiny_artifact, file="own.onnx", precision="int8", made_with={"calibration": asdict(searched)})
+    manifest = replace(full, artifacts=(*full.artifacts, own))
     calibrations = Manifest.from_json(manifest.to_json()).calibrations()
     assert calibrations == {full.calibration: ["small/model.int8.onnx"], searched: ["own.onnx"]}
     [training] = [section for section in card(manifest, {}, Split(())) if section.title == "Training Data"]
@@ -113,9 +113,9 @@ def test_text_is_readable_and_ends_with_a_line_feed(full: Manifest) -> None:
     assert text.endswith("}\n")
 
 
-def test_artefact_by_file(full: Manifest) -> None:
-    assert full.artefact("model.onnx") is full.artefacts[0]
-    assert full.artefact("none") is None
+def test_artifact_by_file(full: Manifest) -> None:
+    assert full.artifact("model.onnx") is full.artifacts[0]
+    assert full.artifact("none") is None
 
 
 def test_defaults_may_be_left_out(plain: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def test_files_lie_inside_the_bundle(plain: dict[str, Any], part: str, path: str
 @pytest.mark.parametrize("path", ["a.onnx", "report/roc.png", "..a", "a..b", ".hidden", "Größe.onnx", "a b", "..."])
 def test_plain_names_are_taken(plain: dict[str, Any], path: str) -> None:
     plain["artefacts"][0]["file"] = path
-    assert Manifest.from_json(json.dumps(plain)).artefacts[0].file == path
+    assert Manifest.from_json(json.dumps(plain)).artifacts[0].file == path
 
 
 @pytest.mark.parametrize(

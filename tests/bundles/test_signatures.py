@@ -45,7 +45,7 @@ def public(keys: Path) -> Path:
 
 @pytest.fixture
 def signed(tiny_bundle: Path, keys: Path) -> Path:
-    """A signed bundle with a document beside its artefact."""
+    """A signed bundle with a document beside its artifact."""
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("report/notes.txt", "words")
     sign(Bundle.open(tiny_bundle), keys / "our.pem", passphrase=no_passphrase)

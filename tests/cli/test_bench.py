@@ -1,4 +1,4 @@
-"""`mri-edge bench` runs every artefact in every engine, and the arithmetic of its report is right."""
+"""`mri-edge bench` runs every artifact in every engine, and the arithmetic of its report is right."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def short(monkeypatch):
     monkeypatch.setitem(benchmark.PROFILES, "smoke", Plan(rounds=2, seconds=0.01, queries=6, samples=4))
 
 
-def test_every_artefact_is_measured_in_every_engine(tiny_bundle, capfd, monkeypatch):
+def test_every_artifact_is_measured_in_every_engine(tiny_bundle, capfd, monkeypatch):
     rounds = []
     monkeypatch.setattr(
         benchmark, "run_isolated", lambda *given, **named: rounds.append(run_isolated(*given, **named)) or rounds[-1]
@@ -77,7 +77,7 @@ def test_scans_may_be_many(tiny_bundle):
     """The list is longer than one program argument may be: 128 KiB on Linux."""
     request = workload.Request(
         bundle=str(tiny_bundle),
-        artefact="model.onnx",
+        artifact="model.onnx",
         engine="onnxruntime",
         provider="cpu",
         threads=1,
@@ -93,9 +93,9 @@ def test_scans_may_be_many(tiny_bundle):
 
 def test_a_row_holds_the_verdict_of_the_gate(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
-    [first] = bundle.manifest.artefacts
+    [first] = bundle.manifest.artifacts
     with rewrite_bundle(bundle) as writer:
-        writer.add_artefact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
+        writer.add_artifact(replace(first, parity=Parity("undecided", 51, 0.1, 0.01, 1)))
     report = benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
     assert [row.parity for row in report.rows] == ["undecided"]
 
@@ -119,7 +119,7 @@ def test_subjects_run_in_turn(tiny_bundle, monkeypatch):
 def test_subjects_that_all_fail_in_a_later_round_are_an_error(tiny_bundle, monkeypatch):
     answers = iter([dict(_READING), "gone"])
     monkeypatch.setattr(benchmark, "run_isolated", lambda *_, **__: next(answers))
-    with pytest.raises(EngineError, match="no artefact could run: gone"):
+    with pytest.raises(EngineError, match="no artifact could run: gone"):
         benchmark.measure(Bundle.open(tiny_bundle), [SCAN], engine="onnxruntime")
 
 
@@ -162,8 +162,8 @@ def test_nothing_is_trimmed():
     [
         (["nowhere"], 3, "no such bundle folder"),
         (["--engine", "abacus"], 2, "unknown engine"),
-        (["--artefact", "model.abacus"], 2, "no artefact"),
-        (["--engine", "litert"], 3, "no artefact that an engine opens"),
+        (["--artifact", "model.abacus"], 2, "no artifact"),
+        (["--engine", "litert"], 3, "no artifact that an engine opens"),
         (["--scans", "nowhere-*.jpg"], 2, "no file matches"),
         (["--scans", "nope.jpg"], 2, "error: nope.jpg: no such file"),
         (["--scans", str(EXAMPLES / "NOTICE")], 2, "not PNG, JPEG"),
@@ -218,5 +218,5 @@ _READING = {
 
 
 def _both(bundle, **_):
-    [artefact] = bundle.manifest.artefacts
-    return [benchmark.Subject(artefact, "onnxruntime"), benchmark.Subject(artefact, "openvino")]
+    [artifact] = bundle.manifest.artifacts
+    return [benchmark.Subject(artifact, "onnxruntime"), benchmark.Subject(artifact, "openvino")]

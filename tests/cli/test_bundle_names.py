@@ -32,8 +32,8 @@ READERS = {
     "warmup by option": ["warmup", "--model", "{}"],
     "predict": ["predict", SCAN, "--model", "{}"],
     "watch": ["watch", "in", "--out", "out", "--once", "--model", "{}"],
-    "slim": ["bundle", "slim", "{}", "--artefact", "model.onnx", "--out", "slim"],
-    "slim by option": ["bundle", "slim", "--model", "{}", "--artefact", "model.onnx", "--out", "slim"],
+    "slim": ["bundle", "slim", "{}", "--artifact", "model.onnx", "--out", "slim"],
+    "slim by option": ["bundle", "slim", "--model", "{}", "--artifact", "model.onnx", "--out", "slim"],
 }
 SLOW = {"bench", "tune"}
 

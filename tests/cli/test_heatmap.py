@@ -22,15 +22,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def explaining_bundle(tiny_bundle: Path) -> Path:
-    """The tiny bundle with an artefact that gives the activation too."""
-    onnx = pytest.importorskip("onnx", reason="the artefact is built with onnx (group 'dev')")
+    """The tiny bundle with an artifact that gives the activation too."""
+    onnx = pytest.importorskip("onnx", reason="the artifact is built with onnx (group 'dev')")
     explanation = pytest.importorskip("mri_edge.export.onnx.explanation")
     bundle = Bundle.open(tiny_bundle)
-    [artefact] = bundle.manifest.artefacts
-    model = explanation.with_explanation(onnx.load(tiny_bundle / artefact.file), positive=1)
+    [artifact] = bundle.manifest.artifacts
+    model = explanation.with_explanation(onnx.load(tiny_bundle / artifact.file), positive=1)
     with rewrite_bundle(bundle) as writer:
-        writer.path(artefact.file).write_bytes(model.SerializeToString())
-        writer.add_artefact(artefact)
+        writer.path(artifact.file).write_bytes(model.SerializeToString())
+        writer.add_artifact(artifact)
     return tiny_bundle
 
 
@@ -128,7 +128,7 @@ def test_scan_that_can_be_read_once_alone_is_drawn_too(explaining_bundle, tmp_pa
     assert Path("why/pipe.jpg.png").is_file()
 
 
-def test_an_artefact_without_activation_is_refused_and_nothing_is_written(tiny_bundle, tmp_path, capfd):
+def test_an_artifact_without_activation_is_refused_and_nothing_is_written(tiny_bundle, tmp_path, capfd):
     scan = str(EXAMPLES / "phantom-1.jpg")
     assert run(["predict", scan, "--heatmap", str(tmp_path / "why"), "--model", str(tiny_bundle)]) == 2
     out, err = capfd.readouterr()

@@ -128,7 +128,7 @@ BARRED = {
     "bundle pack to a long name": (["bundle", "pack", "small", "--out", LONG], 6),
     "bundle unpack": (["bundle", "unpack", "barred/small.mribundle", "--out", "out"], 3),
     "bundle unpack into": (["bundle", "unpack", "none.mribundle", "--out", "barred"], 2),
-    "bundle slim": (["bundle", "slim", "small", "--artefact", "int8.onnx", "--out", "barred/device"], 6),
+    "bundle slim": (["bundle", "slim", "small", "--artifact", "int8.onnx", "--out", "barred/device"], 6),
     "bundle record": (["bundle", "record", "small", "barred/1.jpg"], 2),
 }
 

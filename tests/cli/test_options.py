@@ -44,7 +44,7 @@ sys.exit(str({"onnxruntime", "openvino", "ai_edge_litert"} & set(sys.modules)))
     ("variable", "value", "words"),
     [
         ("MRI_EDGE_MODEL", "/no/such/bundle", "/no/such/bundle: no such bundle folder"),
-        ("MRI_EDGE_ARTEFACT", "model.int4.onnx", "no artefact 'model.int4.onnx'"),
+        ("MRI_EDGE_ARTIFACT", "model.int4.onnx", "no artifact 'model.int4.onnx'"),
         ("MRI_EDGE_ENGINE", "caffe", "unknown engine 'caffe'"),
         ("MRI_EDGE_PROVIDER", "abacus", "unknown provider 'abacus'"),
         ("MRI_EDGE_THREADS", "0", "--threads"),
@@ -144,8 +144,8 @@ def test_values_of_options_are_completed(tiny_bundle):
     assert complete("mri-edge predict --engine l") == ["litert"]
     assert complete("mri-edge predict --engine ") == offered()
     assert complete("mri-edge predict --provider c") == ["cpu", "cuda", "coreml"]
-    assert complete(f"mri-edge predict --model {tiny_bundle} --artefact m") == ["model.onnx"]
-    assert complete("mri-edge predict --artefact m", MRI_EDGE_MODEL="/no/such/bundle") == []
+    assert complete(f"mri-edge predict --model {tiny_bundle} --artifact m") == ["model.onnx"]
+    assert complete("mri-edge predict --artifact m", MRI_EDGE_MODEL="/no/such/bundle") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

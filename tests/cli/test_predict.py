@@ -190,7 +190,7 @@ def test_patterns_recursion_and_lists_on_stdin(predict, folder, monkeypatch):
     [
         (["--engine", "caffe"], 2, "unknown engine 'caffe'"),
         (["--provider", "abacus"], 2, "unknown provider 'abacus'"),
-        (["--artefact", "model.int4.onnx"], 2, "It has: "),
+        (["--artifact", "model.int4.onnx"], 2, "It has: "),
         (["--threads", "0"], 2, "--threads"),
         (["--provider", "directml"], 4, "no DmlExecutionProvider"),
     ],

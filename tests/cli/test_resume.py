@@ -144,7 +144,7 @@ def test_the_same_failure_is_not_written_again(tiny_bundle, many, tmp_path, capf
 
 
 def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, many, tmp_path, capfd):
-    """Both are called "tiny 1", so only the hash of the artefact distinguishes them."""
+    """Both are called "tiny 1", so only the hash of the artifact distinguishes them."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
 
@@ -152,11 +152,11 @@ def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, ma
     command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal)]
     assert run([*command, str(many / "0001.png")]) == 0
     bundle = Bundle.open(tiny_bundle)
-    [artefact] = bundle.manifest.artefacts
+    [artifact] = bundle.manifest.artifacts
     with rewrite_bundle(bundle) as writer:
-        content = (tiny_bundle / artefact.file).read_bytes()
-        writer.path(artefact.file).write_bytes(content + b"\x72\x00")  # an empty field of another name at its end
-        writer.add_artefact(artefact)
+        content = (tiny_bundle / artifact.file).read_bytes()
+        writer.path(artifact.file).write_bytes(content + b"\x72\x00")  # an empty field of another name at its end
+        writer.add_artifact(artifact)
     before = journal.read_bytes()
     assert run([*command, str(many / "0002.png")]) == 2
     assert "is an answer of 'tiny 1 (" in capfd.readouterr().err

@@ -24,7 +24,7 @@ PRINTING = [
     ["completion", "bash"],
     ["warmup", "--model", "small", "--batch", "1"],
     ["tune", "--model", "small", "--seconds", "0.01", "--batch", "1"],
-    ["bench", "small", "--engine", "onnxruntime", "--artefact", "model.int8.onnx", "--scans", SCAN],
+    ["bench", "small", "--engine", "onnxruntime", "--artifact", "model.int8.onnx", "--scans", SCAN],
     ["--help"],
     ["predict", "--help"],
     ["--version"],

@@ -123,20 +123,20 @@ def test_nothing_that_runs_is_an_error(tiny_bundle, bench):
         tune(Bundle.open(tiny_bundle))
 
 
-def test_artefacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
+def test_artifacts_that_failed_their_gate_are_not_measured(tiny_bundle, bench):
     from dataclasses import replace
 
     from mri_edge.bundles.manifest import Parity
 
     bundle = Bundle.open(tiny_bundle)
-    [first] = bundle.manifest.artefacts
+    [first] = bundle.manifest.artifacts
     worse = replace(first, file="model.int8.onnx", precision="int8", parity=Parity("not met", 51, 0.5, 0.2, 9))
     with rewrite_bundle(bundle) as writer:
         writer.path(worse.file).write_bytes((tiny_bundle / "model.onnx").read_bytes())
-        writer.add_artefact(worse)
+        writer.add_artifact(worse)
     made = bench(lambda trial, again: 1.0)
     tune(Bundle.open(tiny_bundle))
-    assert {trial.artefact for trial in made.tried} == {"model.onnx"}
+    assert {trial.artifact for trial in made.tried} == {"model.onnx"}
 
 
 def test_a_trial_measures_in_a_process_of_its_own(tiny_bundle):

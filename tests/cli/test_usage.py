@@ -52,8 +52,8 @@ def test_a_name_unlike_any_other_gets_no_suggestion(capfd):
         (["watch", "in"], ["--out"]),
         (["watch", "--once", "--settle", "0"], ["IN", "--out"]),
         (["watch", "--out", "out"], ["IN"]),
-        (["bundle", "slim"], ["BUNDLE", "--artefact", "--out"]),
-        (["bundle", "slim", "--artefact", "int8.onnx"], ["BUNDLE", "--out"]),
+        (["bundle", "slim"], ["BUNDLE", "--artifact", "--out"]),
+        (["bundle", "slim", "--artifact", "int8.onnx"], ["BUNDLE", "--out"]),
         (["bundle", "sign"], ["BUNDLE", "--key"]),
         (["completion"], ["bash"]),
     ],
@@ -62,7 +62,7 @@ def test_a_name_unlike_any_other_gets_no_suggestion(capfd):
 def test_everything_that_is_missing_is_reported_at_once(arguments, missing, capfd):
     said = _usage_error(capfd, *arguments)
     assert said.count("Missing") == 1
-    options = [word for word in ("IN", "BUNDLE", "--out", "--artefact", "--key", "bash") if f"'{word}" in said]
+    options = [word for word in ("IN", "BUNDLE", "--out", "--artifact", "--key", "bash") if f"'{word}" in said]
     assert [word for word in missing if word not in said] == []
     assert set(options) <= set(missing)
 

@@ -29,14 +29,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Path:
+def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artifact: Artifact) -> Path:
     """A bundle for the fake engine, which opens at once and answers with the mean gray level."""
     from dataclasses import replace
 
     folder = tmp_path_factory.mktemp("fake") / "bundle"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')
-        writer.add_artefact(replace(tiny_artefact, file="model.fake", format="fake"))
+        writer.add_artifact(replace(tiny_artifact, file="model.fake", format="fake"))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Every engine keeps the same contract, tested with tiny artefacts that hold the same weights."""
+"""Every engine keeps the same contract, tested with tiny artifacts that hold the same weights."""
 
 from __future__ import annotations
 
@@ -71,25 +71,25 @@ def tiny_fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ARTEFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake"}
+ARTIFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake"}
 
 
 @pytest.fixture(params=sorted(engine_files()))
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
-    """Open a tiny artefact in each engine in turn; skip the test if the library is missing."""
+    """Open a tiny artifact in each engine in turn; skip the test if the library is missing."""
     name = request.param
     file = engine_file(name)
-    assert set(file.SUFFIXES) <= set(ARTEFACTS), f"engine {name!r} opens a new suffix: give the tests a tiny artefact"
+    assert set(file.SUFFIXES) <= set(ARTIFACTS), f"engine {name!r} opens a new suffix: give the tests a tiny artifact"
     if reason := file.missing():
         pytest.skip(reason)
-    artefact = request.getfixturevalue(ARTEFACTS[file.SUFFIXES[0]])
+    artifact = request.getfixturevalue(ARTIFACTS[file.SUFFIXES[0]])
     made: list[Engine] = []
 
     def open_it(**options: Any) -> Engine:
-        made.append(open_engine(artefact, engine=name, **{"threads": 1, "provider": "cpu", **options}))
+        made.append(open_engine(artifact, engine=name, **{"threads": 1, "provider": "cpu", **options}))
         return made[-1]
 
-    open_it.artefact, open_it.file = artefact, file  # type: ignore[attr-defined]
+    open_it.artifact, open_it.file = artifact, file  # type: ignore[attr-defined]
     yield open_it
     for engine in made:
         engine.close()
@@ -155,10 +155,10 @@ def test_batches_of_every_size_give_the_rows_of_single_runs(opened: Callable[...
 def test_engines_of_one_model_agree(tiny_onnx: Path, tiny_tflite: Path) -> None:
     answers = {}
     for file in engine_files().values():
-        artefact = {".onnx": tiny_onnx, ".tflite": tiny_tflite}.get(file.SUFFIXES[0])
-        if file.missing() or artefact is None:  # the artefacts of other engines have other weights
+        artifact = {".onnx": tiny_onnx, ".tflite": tiny_tflite}.get(file.SUFFIXES[0])
+        if file.missing() or artifact is None:  # the artifacts of other engines have other weights
             continue
-        engine = open_engine(artefact, engine=file.NAME, provider="cpu", threads=1)
+        engine = open_engine(artifact, engine=file.NAME, provider="cpu", threads=1)
         answers[file.NAME] = engine.run(_batch(5))
         engine.close()
     for name, answer in answers.items():
@@ -281,18 +281,18 @@ def test_cuda_without_a_gpu_is_an_error_and_not_the_cpu(tiny_onnx: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(5000), None], ids=["empty", "text", "zeros", "half"])
-def test_damaged_artefact_is_an_engine_error(
+def test_damaged_artifact_is_an_engine_error(
     opened: Callable[..., Engine], content: bytes | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    original = opened.artefact.read_bytes()
-    path = tmp_path / opened.artefact.name
+    original = opened.artifact.read_bytes()
+    path = tmp_path / opened.artifact.name
     path.write_bytes(original[: len(original) // 2] if content is None else content)
     with pytest.raises(EngineError, match=path.name):
         open_engine(path, engine=opened.file.NAME, provider="cpu", threads=1)
     assert capfd.readouterr().out == ""
 
 
-def test_missing_artefact_is_an_engine_error(opened: Callable[..., Engine], tmp_path: Path) -> None:
+def test_missing_artifact_is_an_engine_error(opened: Callable[..., Engine], tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="none"):
         open_engine(tmp_path / f"none{opened.file.SUFFIXES[0]}", engine=opened.file.NAME)
 

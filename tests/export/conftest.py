@@ -98,7 +98,7 @@ def trained(model, split: Split, tiny_manifest: Manifest, tmp_path_factory: pyte
     shape = (None, SIZE, SIZE, 3)
     with new_bundle(folder, dataclasses.replace(tiny_manifest, preprocessing=IMAGENET)) as writer:
         model.save(writer.path("model.keras"))
-        writer.add_artefact(
+        writer.add_artifact(
             Artifact(
                 file="model.keras",
                 format="keras",

@@ -130,8 +130,8 @@ def test_unknown_heads_export_without_an_explanation(ending, stands):
 @pytest.mark.data
 def test_embedded_model_explains_itself_on_real_scans(scans):
     bundle = Bundle.open()
-    artefact = bundle.artefact("model.int8.onnx")
-    session = onnxruntime.InferenceSession(str(bundle.path_of(artefact)), providers=["CPUExecutionProvider"])
+    artifact = bundle.artifact("model.int8.onnx")
+    session = onnxruntime.InferenceSession(str(bundle.path_of(artifact)), providers=["CPUExecutionProvider"])
     paths = sorted(Path(scans, "navoneel", "yes").iterdir())[:8]
     batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(path)) for path in paths])
     probabilities, features, activation = session.run(

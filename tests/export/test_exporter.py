@@ -65,25 +65,25 @@ def noise(tmp_path):
     return folder
 
 
-def test_quantize_prints_a_table_and_writes_four_artefacts(bundle, pictures, capfd):
+def test_quantize_prints_a_table_and_writes_four_artifacts(bundle, pictures, capfd):
     assert run(["export", str(bundle), "--quantize", "--data", str(pictures)]) == 0
     printed, messages = capfd.readouterr()
     for file in ("model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite"):
         assert file in printed
         assert (bundle / file).is_file()
     *steps, report, following = messages.splitlines()
-    # A line a step, an artefact with figures and times, and no log line of TensorFlow, tf2onnx or XNNPACK.
+    # A line a step, an artifact with figures and times, and no log line of TensorFlow, tf2onnx or XNNPACK.
     assert all(re.match(r"\d+:\d\d  \w", line) for line in steps), messages
     figures = r"accuracy [01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  0 of 60 labels changed  met"
     times = r"\d+:\d\d elapsed, about \d+:\d\d left"
-    assert re.search(rf"model\.onnx  \d\.\d MB  {figures}  artefact 1 of 4, {times}", messages)
+    assert re.search(rf"model\.onnx  \d\.\d MB  {figures}  artifact 1 of 4, {times}", messages)
     assert report == f"report: {bundle / 'report' / 'parity.html'}"
     assert (bundle / "report" / "parity.html").is_file()
     assert following == f"next: mri-edge predict scan.jpg --model {bundle}"
     Bundle.open(bundle).verify()
 
 
-def test_artefacts_of_a_student_are_compared_with_its_teacher(bundle, pictures):
+def test_artifacts_of_a_student_are_compared_with_its_teacher(bundle, pictures):
     images = len(Split.from_json((bundle / "split.json").read_bytes()).of("test"))
     answers = TeacherAnswers(("big (robust, seed 0)",), (1,) * images, ((0.25, 0.75),) * images)
     with rewrite_bundle(Bundle.open(bundle)) as writer:
@@ -100,7 +100,7 @@ def test_a_second_export_adds_and_replaces(bundle, pictures):
     for formats in ("onnx,onnx-int8", "onnx-int8,tflite"):
         assert run(["export", str(bundle), "--formats", formats, "--data", str(pictures)]) == 0
     files = ("model.onnx", "model.int8.onnx", "model.tflite")
-    assert [artefact.file for artefact in Bundle.open(bundle).manifest.artefacts] == [
+    assert [artifact.file for artifact in Bundle.open(bundle).manifest.artifacts] == [
         "model.keras",
         "model.onnx",
         *files[1:],
@@ -193,7 +193,7 @@ def test_search_chooses_the_best_recipe_on_training_images(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
     manifest = Bundle.open(bundle).manifest
-    made = manifest.artefact("model.int8.onnx").made_with
+    made = manifest.artifact("model.int8.onnx").made_with
     tried = made["search"]["tried"]
     assert made["search"]["images"] == 20  # 60 training images, 40 calibrate
     assert len(tried) == 6
@@ -252,7 +252,7 @@ def test_interrupted_export_keeps_the_old_bundle(bundle, pictures):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 400 kB: the tiny bundle fits on it, the artefacts do not."""
+    """A disk of 400 kB: the tiny bundle fits on it, the artifacts do not."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
@@ -356,9 +356,9 @@ def test_external_model_exports(external, three_folders, tmp_path, name):
     bundle = Bundle.open(out)
     bundle.verify()
     assert (bundle.manifest.labels, bundle.manifest.positive) == (("a", "b", "c"), 1)
-    made = [artefact for artefact in bundle.manifest.artefacts if artefact.format != "keras"]
-    assert [artefact.output.shape for artefact in made] == [(None, 3)] * 4
-    assert max(artefact.parity.max_difference for artefact in made if artefact.precision == "float32") < 1e-5
+    made = [artifact for artifact in bundle.manifest.artifacts if artifact.format != "keras"]
+    assert [artifact.output.shape for artifact in made] == [(None, 3)] * 4
+    assert max(artifact.parity.max_difference for artifact in made if artifact.precision == "float32") < 1e-5
 
 
 def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, monkeypatch):
@@ -376,8 +376,8 @@ def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, m
     monkeypatch.setattr(sys, "argv", ["mri-edge", "export", str(out), *arguments])
     assert run(["export", str(out), *arguments]) == 0
     manifest = Bundle.open(out).manifest
-    made = [artefact for artefact in manifest.artefacts if artefact.format != "keras"]
-    assert [artefact.output.shape for artefact in made] == [(None, 2)] * 4
+    made = [artifact for artifact in manifest.artifacts if artifact.format != "keras"]
+    assert [artifact.output.shape for artifact in made] == [(None, 2)] * 4
     assert manifest.name == out.name
     assert manifest.training.seed == 3  # it drew the split
     assert "export PATH --from PATH --labels no,yes" in manifest.creation.command
@@ -413,7 +413,7 @@ def test_bundle_with_a_damaged_model_is_refused(bundle, pictures, capfd, damage)
     path = bundle / "model.keras"
     path.write_bytes(path.read_bytes()[:3000] if damage == "cut off" else b"PK\x03\x04 and no more")
     opened = json.loads((bundle / "manifest.json").read_text())
-    entry = next(artefact for artefact in opened["artefacts"] if artefact["file"] == "model.keras")
+    entry = next(artifact for artifact in opened["artefacts"] if artifact["file"] == "model.keras")
     entry.update(size_bytes=path.stat().st_size, sha256=sha256_of(path))
     (bundle / "manifest.json").write_text(json.dumps(opened))
     before = contents(bundle)

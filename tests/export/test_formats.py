@@ -44,10 +44,10 @@ def reference(model, exported, split, pictures):
 
 @pytest.mark.parametrize("name", format_names())
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_artefact_agrees_with_keras_at_any_batch(name, batch, exported, reference):
+def test_artifact_agrees_with_keras_at_any_batch(name, batch, exported, reference):
     target = find_format(name)
     pixels, wanted = reference
-    engine = open_engine(exported.path_of(exported.artefact(target.FILE)), provider="cpu")
+    engine = open_engine(exported.path_of(exported.artifact(target.FILE)), provider="cpu")
     assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
     received = np.concatenate([engine.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
     engine.close()
@@ -55,18 +55,18 @@ def test_artefact_agrees_with_keras_at_any_batch(name, batch, exported, referenc
     assert np.abs(received.sum(axis=1) - 1).max() < 1e-3  # float16 rounds to 11 bits
 
 
-def test_manifest_keeps_to_its_schema_and_lists_every_artefact(exported):
+def test_manifest_keeps_to_its_schema_and_lists_every_artifact(exported):
     schema = json.loads(Path(mri_edge.bundles.manifest.__file__).with_name("manifest.schema.json").read_text())
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
-    files = {artefact.file for artefact in exported.manifest.artefacts}
+    files = {artifact.file for artifact in exported.manifest.artifacts}
     assert files == {"model.keras", *(find_format(name).FILE for name in format_names())}
-    for artefact in exported.manifest.artefacts:
-        if artefact.format != "keras":
-            assert artefact.parity is not None, artefact.file
-            assert artefact.parity.images == 60
-        if artefact.format == "onnx":
-            assert artefact.made_with["opset"] == 17
+    for artifact in exported.manifest.artifacts:
+        if artifact.format != "keras":
+            assert artifact.parity is not None, artifact.file
+            assert artifact.parity.images == 60
+        if artifact.format == "onnx":
+            assert artifact.made_with["opset"] == 17
 
 
 def test_parity_report_names_every_stage_by_its_hash(exported, split, reference):
@@ -126,7 +126,7 @@ def test_int8_tflite_is_integers_up_to_the_head(exported):
 
 
 def test_quantized_files_are_smaller(exported):
-    sizes = {artefact.file: artefact.size_bytes for artefact in exported.manifest.artefacts}
+    sizes = {artifact.file: artifact.size_bytes for artifact in exported.manifest.artifacts}
     # Names and numbers of the graph weigh much beside 20,000 weights; the full network is held to 26%.
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
     assert sizes["model.int8.tflite"] < 0.5 * sizes["model.tflite"]
@@ -155,4 +155,4 @@ def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatc
     assert "toy-onnx" in format_names()
     [result] = export(Bundle.open(bundle), Settings(("toy-onnx",), pictures))
     assert result.comparison.verdict == "met"
-    assert Bundle.open(bundle).artefact("toy.onnx").made_with == {"numpy": np.__version__, "toy": True}
+    assert Bundle.open(bundle).artifact("toy.onnx").made_with == {"numpy": np.__version__, "toy": True}

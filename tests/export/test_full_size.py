@@ -1,4 +1,4 @@
-"""Sizes of the artefacts of the reference network."""
+"""Sizes of the artifacts of the reference network."""
 
 from __future__ import annotations
 

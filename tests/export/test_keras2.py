@@ -184,7 +184,7 @@ def test_it_exports(make, pictures, tmp_path):
     assert run(["export", str(out), *arguments, "--formats", "onnx,tflite"]) == 0
     bundle = Bundle.open(out)
     bundle.verify()
-    made = {artefact.file: artefact for artefact in bundle.manifest.artefacts}
+    made = {artifact.file: artifact for artifact in bundle.manifest.artifacts}
     assert set(made) == {"model.keras", "model.onnx", "model.tflite"}
     assert max(made[name].parity.max_difference for name in ("model.onnx", "model.tflite")) < 1e-4
     # The bundle contains a .keras file that exports again.

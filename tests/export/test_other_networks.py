@@ -1,4 +1,4 @@
-"""Artefacts of networks unlike the tiny one answer as Keras does."""
+"""Artifacts of networks unlike the tiny one answer as Keras does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def network(kind):
 
 @pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
-def test_artefact_answers_as_keras_does(kind, name, pictures, tmp_path):
+def test_artifact_answers_as_keras_does(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.formats import Conversion
     from mri_edge.export.sources.device_graph import device_graph

@@ -49,7 +49,7 @@ def test_paired_interval_covers_the_truth():
 
 
 def comparison(manifest, gate, images=51, flips=0, shift=0.001, accuracy_lost=0, teacher=None):
-    """An artefact that is off by ``shift`` everywhere and flips the first images; those lost were right before."""
+    """An artifact that is off by ``shift`` everywhere and flips the first images; those lost were right before."""
     reference = np.tile(np.array([[0.2, 0.8]], np.float32), (images, 1))
     answer = reference + np.array([[shift, -shift]], np.float32)
     answer[:flips] = [[0.6, 0.4]]
@@ -83,7 +83,7 @@ def test_the_three_verdicts(tiny_manifest, precision, options, verdict):
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(4, "met"), (9, "not met")])
 def test_student_is_also_compared_with_its_teacher(tiny_manifest, wrong, verdict):
-    """The artefact is its own Keras model's equal; the teacher called all rightly, the student all but ``wrong``."""
+    """The artifact is its own Keras model's equal; the teacher called all rightly, the student all but ``wrong``."""
     every = 400
     called = [0] * every  # the labels below
     teacher = TeacherAnswers(("big (robust, seed 0)",), tuple(called), ((0.9, 0.1),) * every)
@@ -118,7 +118,7 @@ def test_flips_are_listed_by_file_with_both_probabilities(tiny_manifest):
     found = comparison(tiny_manifest, DEFAULT_GATES["int8"], flips=2, accuracy_lost=2)
     assert [flip.file for flip in found.flips] == ["0.png", "1.png"]
     assert found.flips[0].reference_label == "yes"
-    assert found.flips[0].artefact_label == "no"
+    assert found.flips[0].artifact_label == "no"
     assert found.flips[0].reference_probability == pytest.approx(0.8)
     assert found.first_difference == "logits"
 
@@ -132,9 +132,9 @@ def test_flips_follow_the_threshold_of_the_manifest(tiny_manifest):
 def test_sensitivity_and_specificity_are_of_their_own_labels(tiny_manifest):
     found = comparison(tiny_manifest, DEFAULT_GATES["int8"], flips=4, accuracy_lost=2)
     assert found.sensitivity.reference == 1
-    assert found.sensitivity.artefact == pytest.approx(47 / 49)
+    assert found.sensitivity.artifact == pytest.approx(47 / 49)
     assert found.specificity.reference == 0
-    assert found.specificity.artefact == 1
+    assert found.specificity.artifact == 1
     assert found.auc.change is not None
     assert found.auc.change > 0
 

@@ -1,4 +1,4 @@
-"""Both sides of each limit of the gate, and that it refuses only worse artefacts."""
+"""Both sides of each limit of the gate, and that it refuses only worse artifacts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def turned(rows, count):
 
 @pytest.mark.parametrize("precision", ["int8", "dynamic"])
 @pytest.mark.parametrize(("labels", "verdict"), [(1, "met"), (0, "not met")], ids=["all better", "all worse"])
-def test_only_an_artefact_that_is_worse_than_its_keras_model_is_refused(tiny_manifest, precision, labels, verdict):
+def test_only_an_artifact_that_is_worse_than_its_keras_model_is_refused(tiny_manifest, precision, labels, verdict):
     """Nine labels of 400 change, all for the better or all for the worse: exact McNemar p = 0.004 in both."""
     reference = np.tile(UNSURE, (400, 1))
     truth = np.zeros(400, np.intp)
@@ -114,7 +114,7 @@ def test_figures_of_a_comparison_equal_numpys(tiny_manifest):
     assert found.accuracy.value == pytest.approx(np.mean(after == truth))
     for change, label in ((found.specificity, 0), (found.sensitivity, 1)):
         proportions = [np.mean(answer[truth == label] == label) for answer in (before, after)]
-        assert (change.reference, change.artefact) == pytest.approx(tuple(proportions))
+        assert (change.reference, change.artifact) == pytest.approx(tuple(proportions))
         assert change.change == pytest.approx(proportions[1] - proportions[0])
         assert change.low < change.change < change.high
     assert found.summary().flips == np.count_nonzero(before != after) == len(found.flips)
@@ -125,7 +125,7 @@ def test_the_threshold_of_the_manifest_decides_who_is_right(tiny_manifest):
     strict = replace(tiny_manifest, threshold=0.695)
     found = judged(strict, "int8", reference, reference + np.array([0.01, -0.01]), np.ones(300, np.intp))
     assert len(found.flips) == 300
-    assert (found.sensitivity.reference, found.sensitivity.artefact) == (1, 0)
+    assert (found.sensitivity.reference, found.sensitivity.artifact) == (1, 0)
 
 
 @pytest.mark.parametrize(

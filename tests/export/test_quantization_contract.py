@@ -68,7 +68,7 @@ def graph():
 
 
 def probabilities(content: bytes, suffix: str, folder: Path, files: tuple[Path, ...]) -> np.ndarray:
-    """That of the second label of each picture, in the artefact's own engine."""
+    """That of the second label of each picture, in the artifact's own engine."""
     path = folder / f"model{suffix}"
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")

@@ -27,7 +27,7 @@ def test_eight_bit_weights_saturate_and_seven_bits_never_do(sign):
     assert dot_without_vnni(bright, np.full(64, sign * 64, np.int8)) == exact(bright, np.full(64, sign * 64))
 
 
-def test_weights_of_the_artefact_fit_seven_bits(trained, pictures):
+def test_weights_of_the_artifact_fit_seven_bits(trained, pictures):
     """So every CPU computes the same sums, whatever the activations are: here drawn at their worst."""
     import onnx
 

@@ -75,15 +75,15 @@ def runs(work: Path) -> list[Run]:
         (pictures / label).mkdir(parents=True)
         shutil.copyfile(SCAN, pictures / label / f"{label}.jpg")
     scan, notice = str(pictures / "no" / "no.jpg"), str(SCAN.with_name("NOTICE"))
-    found, held = [], Bundle.open("small").manifest.artefacts
+    found, held = [], Bundle.open("small").manifest.artifacts
     for engine in offered():
         if engine_file(engine).missing() or not any(
-            artefact.file.endswith(engine_file(engine).SUFFIXES) for artefact in held
+            artifact.file.endswith(engine_file(engine).SUFFIXES) for artifact in held
         ):
             continue
         shutil.copyfile(SCAN, incoming / f"{engine}.jpg")
         chosen = ("--model", "small", "--engine", engine)
-        one = ("--engine", engine, "--artefact", f"model.int8{engine_file(engine).SUFFIXES[0]}")
+        one = ("--engine", engine, "--artifact", f"model.int8{engine_file(engine).SUFFIXES[0]}")
         watched = ("watch", str(incoming), "--out", str(work / f"out-{engine}"), "--once", "--settle", "0.1")
         found += [
             Run("predict", engine, ("predict", scan, *chosen)),
@@ -95,7 +95,7 @@ def runs(work: Path) -> list[Run]:
             scored = ("evaluate", "small", "--data", str(pictures), "--role", "all", "--engine", engine)
             found.append(Run("evaluate", engine, (*scored, "--out", str(work / f"evaluation-{engine}"))))
     bundle, packed, key = str(work / "small"), str(work / "small.mribundle"), str(work / "device")
-    kept = ("--artefact", "model.int8.onnx", "--artefact", "model.int8.tflite")
+    kept = ("--artifact", "model.int8.onnx", "--artifact", "model.int8.tflite")
     found += [
         Run("info", "-", ("info", "small")),
         Run("verify", "-", ("verify", "small")),

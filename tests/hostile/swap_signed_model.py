@@ -1,6 +1,6 @@
 """Exchange a signed model at every step of loading: only the signed model ever runs.
 
-``python swap_signed_model.py FOLDER KEY EVIL``: FOLDER is a signed bundle with one artefact, KEY the public key, EVIL a
+``python swap_signed_model.py FOLDER KEY EVIL``: FOLDER is a signed bundle with one artifact, KEY the public key, EVIL a
 model of the same size. The bundle is loaded once for each call of a function that opens, reads, measures or hashes a
 file, or hands a model to an engine's library. Right before and right after that call EVIL takes the model's place.
 Prints one JSON object: how many steps there were, what ran (``signed``, ``evil``) and what was refused.
@@ -48,7 +48,7 @@ class Swap:
 
 def load(folder: Path, key: Path, at: int, evil: Path, engine: str) -> tuple[str, int]:
     """Load once with the exchange at step ``at``; returns what ran and how many steps there were."""
-    [model] = (folder / artefact.file for artefact in Bundle.open(folder).manifest.artefacts)
+    [model] = (folder / artifact.file for artifact in Bundle.open(folder).manifest.artifacts)
     good, copy = model.read_bytes(), evil.with_name("copy")
     shutil.copyfile(evil, copy)
     swap = Swap(model, copy, at)

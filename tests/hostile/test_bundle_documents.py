@@ -197,7 +197,7 @@ def test_hostile_arrays_raise_a_message(full: Path, file: str, content: bytes) -
 
 @pytest.fixture
 def explaining(
-    tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact
+    tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact
 ) -> Callable[..., Path]:
     """Makes a bundle whose model gives four features, with the plane and the limit that it is given."""
     onnx = pytest.importorskip("onnx", reason="the model is made with onnx (group 'dev')")
@@ -209,7 +209,7 @@ def explaining(
         folder = tmp_path / "explaining"
         with new_bundle(folder, tiny_manifest, overwrite=True) as writer:
             writer.path("model.onnx").write_bytes(model.SerializeToString())
-            writer.add_artefact(tiny_artefact)
+            writer.add_artifact(tiny_artifact)
             np.save(writer.path("novelty.npy"), plane)
             writer.add_document("novelty.npy")
             writer.update(novelty=Novelty("novelty.npy", "residual", limit, 0.99, 1, 1))
@@ -302,7 +302,7 @@ def test_control_codes_of_a_manifest_reach_no_terminal(full: Path, tmp_path: Pat
         ["watch", "in", "--out", "out", "--once", "--settle", "0", *model],
         ["warmup", *model],
         ["bench", *model, "--engine", "onnxruntime"],
-        ["bundle", "slim", *model, "--artefact", "model.onnx", "--out", "slim", "--overwrite"],
+        ["bundle", "slim", *model, "--artifact", "model.onnx", "--out", "slim", "--overwrite"],
         ["bundle", "pack", *model, "--out", "packed", "--overwrite"],
         ["bundle", "unpack", "packed", "--out", "unpacked", "--overwrite"],
     ):

@@ -167,7 +167,7 @@ def test_what_is_no_protobuf_reaches_no_engine(content: bytes, tmp_path: Path) -
 
 
 def with_outside_data(folder: Path) -> None:
-    """Make the artefact of a bundle keep a tensor outside; the manifest agrees with it."""
+    """Make the artifact of a bundle keep a tensor outside; the manifest agrees with it."""
     path = folder / "model.onnx"
     model = onnx.load(path)
     in_initializer(model)
@@ -191,7 +191,7 @@ def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, t
 
 
 def test_such_a_bundle_is_not_made(
-    tiny_onnx: Path, tiny_manifest: Manifest, tiny_artefact: Artifact, tmp_path: Path
+    tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
     model = onnx.load(tiny_onnx)
     in_subgraph(model)
@@ -200,5 +200,5 @@ def test_such_a_bundle_is_not_made(
         new_bundle(tmp_path / "bundle", tiny_manifest) as writer,
     ):
         writer.path("model.onnx").write_bytes(model.SerializeToString())
-        writer.add_artefact(tiny_artefact)
+        writer.add_artifact(tiny_artifact)
     assert not (tmp_path / "bundle").exists()

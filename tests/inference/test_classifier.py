@@ -47,7 +47,7 @@ def test_all_kinds_of_source_give_the_same_answer(classifier, picture, tmp_path)
 def test_a_prediction_records_what_ran(classifier, picture):
     prediction = classifier.predict(picture)
     assert re.fullmatch(r"tiny 1 \([0-9a-f]{8}\)", prediction.model)
-    assert (prediction.artefact, prediction.engine, prediction.provider) == (
+    assert (prediction.artifact, prediction.engine, prediction.provider) == (
         "model.onnx",
         "onnxruntime",
         "CPUExecutionProvider",
@@ -185,17 +185,17 @@ def test_forked_worker_opens_its_own(tiny_bundle, classifier, picture):
 
 def test_fake_engine_answers_from_the_mean_grey_level(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
-    fake = Classifier(bundle, bundle.manifest.artefacts[0], FakeEngine((128, 128, 3)))
+    fake = Classifier(bundle, bundle.manifest.artifacts[0], FakeEngine((128, 128, 3)))
     prediction = fake.predict(np.full((40, 40), 51, np.uint8))
     assert prediction.probabilities == pytest.approx({"no": 0.8, "yes": 0.2})
     assert prediction.provider == "FakeExecutionProvider"
 
 
 @pytest.mark.parametrize("engine", [FakeEngine((64, 64, 3)), FakeEngine((128, 128, 3), classes=3)])
-def test_artefact_that_contradicts_the_manifest_is_refused(tiny_bundle, engine):
+def test_artifact_that_contradicts_the_manifest_is_refused(tiny_bundle, engine):
     bundle = Bundle.open(tiny_bundle)
     with pytest.raises(EngineError, match="manifest"):
-        Classifier(bundle, bundle.manifest.artefacts[0], engine)
+        Classifier(bundle, bundle.manifest.artifacts[0], engine)
 
 
 def test_unreadable_scan_raises_input_error(classifier):
@@ -251,7 +251,7 @@ class _NoNumber(FakeEngine):
 
 def test_answer_that_is_no_number_is_an_error_and_no_label(tiny_bundle, picture):
     bundle = Bundle.open(tiny_bundle)
-    broken = Classifier(bundle, bundle.manifest.artefacts[0], _NoNumber((128, 128, 3)))
+    broken = Classifier(bundle, bundle.manifest.artifacts[0], _NoNumber((128, 128, 3)))
     with pytest.raises(EngineError, match=r"not finite.*verify"):
         broken.predict(picture)
 

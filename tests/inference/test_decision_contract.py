@@ -37,14 +37,14 @@ Make = Callable[[int, "float | None"], Path]
 
 
 @pytest.fixture
-def make(tmp_path: Path, tiny_manifest: Manifest, tiny_artefact: Artifact) -> Make:
+def make(tmp_path: Path, tiny_manifest: Manifest, tiny_artifact: Artifact) -> Make:
     """Return a function that makes a bundle for the fake engine with a positive label and a threshold."""
 
     def make_bundle(positive: int, threshold: float | None) -> Path:
         folder = tmp_path / "bundle"
         with new_bundle(folder, replace(tiny_manifest, positive=positive, threshold=threshold)) as writer:
             writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')
-            writer.add_artefact(replace(tiny_artefact, file="model.fake", format="fake"))
+            writer.add_artifact(replace(tiny_artifact, file="model.fake", format="fake"))
         return folder
 
     return make_bundle
@@ -199,7 +199,7 @@ def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshol
     yes = np.array(LEVELS, np.float32) / 255
     reference = np.stack([1 - yes, yes], axis=1)
     labels = np.array([0, 0, 1, 1])
-    mirrored = reference[:, ::-1].copy()  # an artefact that has the two labels the wrong way round
+    mirrored = reference[:, ::-1].copy()  # an artifact that has the two labels the wrong way round
     files = tuple(f"{level}.png" for level in LEVELS)
     judges = ReferenceImages(files, ({},) * 4, labels, reference)
     gate = DEFAULT_GATES["float32"]
@@ -208,7 +208,7 @@ def test_parity_judges_labels_by_the_threshold(tiny_manifest, positive, threshol
     assert [flip.reference_label for flip in found.flips] == [
         label for label, other in zip(expected, of_mirrored, strict=True) if label != other
     ]
-    assert [flip.artefact_label for flip in found.flips] == [
+    assert [flip.artifact_label for flip in found.flips] == [
         other for label, other in zip(expected, of_mirrored, strict=True) if label != other
     ]
     right = sum(label == ("no", "yes")[truth] for label, truth in zip(of_mirrored, labels, strict=True))

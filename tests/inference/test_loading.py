@@ -20,7 +20,7 @@ def test_opening_in_the_background_gives_the_results_of_load(tiny_bundle: Path) 
         Classifier.from_pending(PendingModel(Bundle.open(tiny_bundle))) as opened,
         Classifier.load(tiny_bundle) as loaded,
     ):
-        assert opened.artefact == loaded.artefact
+        assert opened.artifact == loaded.artifact
         assert opened.engine.provider == loaded.engine.provider
 
 
@@ -40,8 +40,8 @@ def test_a_changed_file_is_passed_to_no_engine(tiny_bundle: Path, monkeypatch) -
     bundle = Bundle.open(tiny_bundle)
     handed: list[object] = []
     monkeypatch.setattr("mri_edge.inference.loading.open_engine", lambda model, **options: handed.append(model))
-    other = tuple(replace(artefact, sha256="0" * 64) for artefact in bundle.manifest.artefacts)
-    bundle = replace(bundle, manifest=replace(bundle.manifest, artefacts=other))
+    other = tuple(replace(artifact, sha256="0" * 64) for artifact in bundle.manifest.artifacts)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, artifacts=other))
     with pytest.raises(IntegrityError, match="SHA-256"):
         PendingModel(bundle).wait()
     assert handed == []

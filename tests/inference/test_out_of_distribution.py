@@ -57,7 +57,7 @@ def test_prediction_warns_of_what_is_unlike_the_training_images(tiny_bundle, fea
     bundle = with_plane(tiny_bundle, saved(PLANE))
     picture = np.zeros((128, 128), np.uint8)
     picture[30:90, 30:90] = 150
-    with Classifier(bundle, bundle.manifest.artefacts[0], FeatureEngine(features)) as classifier:
+    with Classifier(bundle, bundle.manifest.artifacts[0], FeatureEngine(features)) as classifier:
         warnings = classifier.predict(picture).warnings
     expected = ResultWarning("unlike_training", "unlike the training images: distance 1.00, limit 0.50", 1.0, 0.5)
     assert warnings == ((expected,) if doubted else ())

@@ -40,7 +40,7 @@ from mri_edge.engines import engine_file, open_engine
 engine, scan = sys.argv[1:]
 parent, opens_after_fork = os.getpid(), getattr(engine_file(engine), "OPENS_AFTER_FORK", True)
 classifier = Classifier.load("small", engine=engine, provider="cpu", threads=available_cpus())
-alone = open_engine(classifier.bundle.folder / classifier.artefact.file, engine=engine, provider="cpu")
+alone = open_engine(classifier.bundle.folder / classifier.artifact.file, engine=engine, provider="cpu")
 wanted = classifier.predict(scan).probabilities
 begun = classifier.predict_batches([scan] * 3, batch_size=1)
 next(begun)
@@ -196,10 +196,10 @@ def engine(request) -> str:
     if reason := engine_file(request.param).missing():
         pytest.skip(reason)
     if not any(
-        artefact.file.endswith(engine_file(request.param).SUFFIXES)
-        for artefact in Bundle.open("small").manifest.artefacts
+        artifact.file.endswith(engine_file(request.param).SUFFIXES)
+        for artifact in Bundle.open("small").manifest.artifacts
     ):
-        pytest.skip(f"the embedded model has no artefact for {request.param}")
+        pytest.skip(f"the embedded model has no artifact for {request.param}")
     return request.param
 
 
@@ -320,7 +320,7 @@ def test_a_copy_has_its_own_engine(tiny_bundle, copied):
 
 def test_a_classifier_that_cannot_be_pickled_raises_a_usage_error(tiny_bundle):
     classifier = Classifier.load(tiny_bundle, threads=1)
-    made = Classifier(classifier.bundle, classifier.artefact, FakeEngine((128, 128, 3)))
+    made = Classifier(classifier.bundle, classifier.artifact, FakeEngine((128, 128, 3)))
     with pytest.raises(UsageError, match=r"cannot be pickled.*opened engine.*Classifier\.load"):
         pickle.dumps(made)
     classifier.close()

@@ -1,4 +1,4 @@
-"""Artefact and engine are chosen by name, device profile or rule; an outdated profile is ignored."""
+"""Artifact and engine are chosen by name, device profile or rule; an outdated profile is ignored."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ def folder(tmp_path, monkeypatch) -> Path:
 def bundle(tiny_bundle) -> Bundle:
     """A bundle that lists float32, int8 and float16 ONNX files and a TFLite file; all met their gate."""
     opened = Bundle.open(tiny_bundle)
-    [first] = opened.manifest.artefacts
+    [first] = opened.manifest.artifacts
     kinds = [("model.onnx", "float32"), ("model.fp16.onnx", "float16"), ("model.int8.onnx", "int8")]
     kinds += [("model.tflite", "float32"), ("model.int8.tflite", "int8")]
     listed = tuple(replace(first, file=file, precision=precision, parity=MET) for file, precision in kinds)
-    return replace(opened, manifest=replace(opened.manifest, artefacts=listed))
+    return replace(opened, manifest=replace(opened.manifest, artifacts=listed))
 
 
 def failing(bundle: Bundle, file: str) -> Bundle:
-    """The same bundle, where one artefact did not meet its gate."""
+    """The same bundle, where one artifact did not meet its gate."""
     listed = tuple(
-        replace(artefact, parity=replace(MET, verdict="not met")) if artefact.file == file else artefact
-        for artefact in bundle.manifest.artefacts
+        replace(artifact, parity=replace(MET, verdict="not met")) if artifact.file == file else artifact
+        for artifact in bundle.manifest.artifacts
     )
-    return replace(bundle, manifest=replace(bundle.manifest, artefacts=listed))
+    return replace(bundle, manifest=replace(bundle.manifest, artifacts=listed))
 
 
-def measurement(artefact="model.onnx", engine="onnxruntime", threads=1, batch=1, ms=10.0, provider="auto"):
-    return Measurement(artefact, engine, provider, "CPUExecutionProvider", threads, batch, ms, 100)
+def measurement(artifact="model.onnx", engine="onnxruntime", threads=1, batch=1, ms=10.0, provider="auto"):
+    return Measurement(artifact, engine, provider, "CPUExecutionProvider", threads, batch, ms, 100)
 
 
 def save(bundle: Bundle, *measurements: Measurement, **changes) -> Profile:
@@ -98,30 +98,30 @@ def test_profile_is_stale_once_an_engines_library_is_another(bundle, caplog, mon
 def test_rule_takes_int8_where_the_cpu_multiplies_it_fast(bundle, monkeypatch, processor, expected):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
     chosen = select(bundle)
-    assert (chosen.artefact.file, chosen.engine) == (expected, "onnxruntime")
+    assert (chosen.artifact.file, chosen.engine) == (expected, "onnxruntime")
 
 
 def test_a_tiny_network_runs_on_one_thread_in_large_batches(bundle):
     [large] = [
-        replace(artefact, size_bytes=17 << 20)
-        for artefact in bundle.manifest.artefacts
-        if artefact.file == "model.onnx"
+        replace(artifact, size_bytes=17 << 20)
+        for artifact in bundle.manifest.artifacts
+        if artifact.file == "model.onnx"
     ]
     for chosen, threads, batch in (
         (select(bundle), 1, 64),
         (select(bundle, RunOptions(threads=3)), 3, 64),
-        (select(replace(bundle, manifest=replace(bundle.manifest, artefacts=(large,)))), None, 8),
+        (select(replace(bundle, manifest=replace(bundle.manifest, artifacts=(large,)))), None, 8),
     ):
         assert (chosen.threads, chosen.batch) == (threads, batch)
 
 
-def test_rule_passes_over_an_artefact_that_failed_its_gate(bundle, monkeypatch):
+def test_rule_passes_over_an_artifact_that_failed_its_gate(bundle, monkeypatch):
     monkeypatch.setattr(selection, "cpu", lambda: VNNI)
-    assert select(failing(bundle, "model.int8.onnx")).artefact.file == "model.onnx"
+    assert select(failing(bundle, "model.int8.onnx")).artifact.file == "model.onnx"
 
 
-def test_a_named_artefact_runs_whatever_the_gate_said(bundle):
-    assert select(failing(bundle, "model.int8.onnx"), RunOptions("int8.onnx")).artefact.file == "model.int8.onnx"
+def test_a_named_artifact_runs_whatever_the_gate_said(bundle):
+    assert select(failing(bundle, "model.int8.onnx"), RunOptions("int8.onnx")).artifact.file == "model.int8.onnx"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_named_artefact_runs_whatever_the_gate_said(bundle):
 )
 def test_rule_within_a_named_engine(bundle, monkeypatch, processor, expected):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
-    assert select(bundle, RunOptions(engine="litert")).artefact.file == expected
+    assert select(bundle, RunOptions(engine="litert")).artifact.file == expected
 
 
 def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
@@ -139,7 +139,7 @@ def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
         select(bundle, RunOptions(engine="caffe"))
     with pytest.raises(UsageError, match="It has: "):
         select(bundle, RunOptions("model.int4.onnx"))
-    empty = replace(bundle, manifest=replace(bundle.manifest, artefacts=()))
+    empty = replace(bundle, manifest=replace(bundle.manifest, artifacts=()))
     with pytest.raises(BundleError, match="no model"):
         select(empty)
     with pytest.raises(BundleError, match="fake"):
@@ -161,8 +161,8 @@ def test_profile_decides_and_knows_single_scans_from_many(bundle):
         measurement("model.int8.onnx", "onnxruntime", threads=2, batch=8, ms=24),
     )
     single, many = select(bundle, RunOptions(workload="single")), select(bundle, RunOptions(workload="many"))
-    assert (single.artefact.file, single.engine, single.threads, single.batch) == ("model.tflite", "litert", 2, 1)
-    assert (many.artefact.file, many.engine, many.threads, many.batch) == ("model.int8.onnx", "onnxruntime", 2, 8)
+    assert (single.artifact.file, single.engine, single.threads, single.batch) == ("model.tflite", "litert", 2, 1)
+    assert (many.artifact.file, many.engine, many.threads, many.batch) == ("model.int8.onnx", "onnxruntime", 2, 8)
 
 
 def test_profile_answers_within_what_is_named(bundle):
@@ -172,9 +172,9 @@ def test_profile_answers_within_what_is_named(bundle):
         measurement("model.onnx", "onnxruntime", threads=1, ms=9),
         measurement("model.int8.onnx", "onnxruntime", threads=2, ms=7),
     )
-    assert select(bundle, RunOptions(engine="onnxruntime")).artefact.file == "model.int8.onnx"
+    assert select(bundle, RunOptions(engine="onnxruntime")).artifact.file == "model.int8.onnx"
     assert select(bundle, RunOptions("model.onnx")).threads == 1
-    assert select(bundle, RunOptions(threads=1)).artefact.file == "model.onnx"
+    assert select(bundle, RunOptions(threads=1)).artifact.file == "model.onnx"
     # Nothing was measured with 7 threads or on CUDA: the rule decides, and keeps what was asked for.
     assert select(bundle, RunOptions(threads=7)).threads == 7
     assert "rule" in select(bundle, RunOptions(provider="cuda")).reason
@@ -193,7 +193,7 @@ def test_stale_profile_is_ignored_with_a_warning(bundle, caplog, monkeypatch, ch
     monkeypatch.setattr(selection, "cpu", lambda: PLAIN)
     save(bundle, measurement("model.tflite", "litert", ms=1), **changes)
     with caplog.at_level(logging.WARNING, "mri_edge"):
-        assert select(bundle).artefact.file == "model.onnx"
+        assert select(bundle).artifact.file == "model.onnx"
     [record] = caplog.records
     assert words in record.getMessage()
     assert "mri-edge tune" in record.getMessage()
@@ -210,9 +210,9 @@ def test_profiles_of_several_providers_are_kept(bundle):
     save(bundle, measurement("model.onnx", threads=1, ms=5))
     save(bundle, measurement("model.int8.onnx", threads=2, ms=6, provider="cpu"))
     save(bundle, measurement("model.int8.onnx", threads=1, ms=4, provider="cpu"))
-    assert (select(bundle).artefact.file, select(bundle).threads) == ("model.onnx", 1)
+    assert (select(bundle).artifact.file, select(bundle).threads) == ("model.onnx", 1)
     assert (
-        select(bundle, RunOptions(provider="cpu")).artefact.file,
+        select(bundle, RunOptions(provider="cpu")).artifact.file,
         select(bundle, RunOptions(provider="cpu")).threads,
     ) == (
         "model.int8.onnx",
@@ -226,8 +226,8 @@ def test_profiles_of_several_providers_are_kept(bundle):
 
 def test_profile_of_another_model_is_not_taken(bundle):
     save(bundle, measurement("model.tflite", "litert", ms=1))
-    [first, *others] = bundle.manifest.artefacts
-    changed = replace(bundle, manifest=replace(bundle.manifest, artefacts=(replace(first, sha256="0" * 64), *others)))
+    [first, *others] = bundle.manifest.artifacts
+    changed = replace(bundle, manifest=replace(bundle.manifest, artifacts=(replace(first, sha256="0" * 64), *others)))
     assert load_profile(bundle) is not None
     assert load_profile(changed) is None
     # A verdict counts like a hash: what failed its gate since must not run.

@@ -1,4 +1,4 @@
-"""The rule that chooses an artefact, on both sides of its limits and down to its last choice."""
+"""The rule that chooses an artifact, on both sides of its limits and down to its last choice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def holding(folder, *files: str, size: int = 17 << 20, verdict: str = "met") -> 
     precisions = {"int8": "int8", "fp16": "float16", "dyn": "dynamic"}
     listed = tuple(
         replace(
-            opened.manifest.artefacts[0],
+            opened.manifest.artifacts[0],
             file=file,
             size_bytes=size,
             precision=precisions.get(file.split(".")[1], "float32"),
@@ -37,7 +37,7 @@ def holding(folder, *files: str, size: int = 17 << 20, verdict: str = "met") -> 
         )
         for file in files
     )
-    return replace(opened, manifest=replace(opened.manifest, artefacts=listed))
+    return replace(opened, manifest=replace(opened.manifest, artifacts=listed))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def holding(folder, *files: str, size: int = 17 << 20, verdict: str = "met") -> 
 )
 def test_the_order_of_precisions(tiny_bundle, monkeypatch, processor, files, chosen):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
-    assert select(holding(tiny_bundle, *files)).artefact.file == chosen
+    assert select(holding(tiny_bundle, *files)).artifact.file == chosen
 
 
 @pytest.mark.parametrize(("size", "threads", "batch"), [(1 << 20, 1, 64), ((1 << 20) + 1, None, 8)])
@@ -64,10 +64,10 @@ def test_a_network_of_one_mebibyte_is_tiny(tiny_bundle, size, threads, batch):
 
 
 @pytest.mark.parametrize("verdict", ["met", "undecided"])
-def test_only_a_gate_that_was_not_met_bars_an_artefact(tiny_bundle, monkeypatch, verdict):
+def test_only_a_gate_that_was_not_met_bars_an_artifact(tiny_bundle, monkeypatch, verdict):
     monkeypatch.setattr(selection, "cpu", lambda: FAST)
     bundle = holding(tiny_bundle, "model.int8.onnx", verdict=verdict)
-    assert select(bundle).artefact.file == "model.int8.onnx"
+    assert select(bundle).artifact.file == "model.int8.onnx"
 
 
 def test_without_any_engine_the_hint_names_the_first_choice(tiny_bundle, monkeypatch):

@@ -140,11 +140,11 @@ def test_a_scan_moved_to_another_disk_is_synced_there_before_it_is_removed_here(
 
 @pytest.mark.parametrize("disks", [1, 2])
 def test_watch_has_the_result_on_disk_before_the_scan_leaves(
-    request, tmp_path, storage, tiny_manifest: Manifest, tiny_artefact: Artifact, disks
+    request, tmp_path, storage, tiny_manifest: Manifest, tiny_artifact: Artifact, disks
 ):
     with new_bundle(tmp_path / "bundle", tiny_manifest) as writer:
         writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')
-        writer.add_artefact(replace(tiny_artefact, file="model.fake", format="fake"))
+        writer.add_artifact(replace(tiny_artifact, file="model.fake", format="fake"))
     incoming = tmp_path / "in"
     incoming.mkdir()
     out = (request.getfixturevalue("other_disk") if disks == 2 else tmp_path) / "out"

@@ -110,8 +110,8 @@ def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
     bundle = Bundle.open(carded)
     assert "| model.onnx | float32 |" in (carded / CARD).read_text()
     with rewrite_bundle(bundle) as writer:
-        artefact = replace(writer.manifest.artefacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
-        writer.add_artefact(artefact)
+        artifact = replace(writer.manifest.artifacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
+        writer.add_artifact(artifact)
     assert "| met | 1.2e-06 | 3 of 51 |" in (carded / CARD).read_text()
     kept = [one.file for one in bundle.manifest.documents]
     with rewrite_bundle(Bundle.open(carded), tmp_path / "slim", keep=kept):

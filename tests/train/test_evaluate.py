@@ -342,10 +342,10 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
     )
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
-        onnx = writer.manifest.artefacts[0]
-        writer.add_artefact(replace(onnx, file="model.keras", format="keras"))
+        onnx = writer.manifest.artifacts[0]
+        writer.add_artifact(replace(onnx, file="model.keras", format="keras"))
     bundle = Bundle.open(tiny_bundle)
-    record = evaluate(bundle, data, artefact="model.keras")
+    record = evaluate(bundle, data, artifact="model.keras")
     assert (record["engine"], record["artefact"]) == ("keras", "model.keras")
     pixels = bundle.manifest.preprocessing.resize_picture(
         np.asarray(Image.open(data / record["predictions"][0]["file"]))
@@ -354,9 +354,9 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
     # A batch of one and a batch of eight sum in another order.
     np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)
     with pytest.raises(UsageError, match="chooses its device"):
-        evaluate(bundle, data, artefact="model.keras", provider="cuda")
+        evaluate(bundle, data, artifact="model.keras", provider="cuda")
     with pytest.raises((UsageError, EngineUnavailable), match="litert"):
-        evaluate(bundle, data, artefact="model.keras", engine="litert")
+        evaluate(bundle, data, artifact="model.keras", engine="litert")
 
 
 def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, data, monkeypatch):
@@ -367,9 +367,9 @@ def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, 
     model = keras.Sequential(layers)
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
-        writer.add_artefact(replace(writer.manifest.artefacts[0], file="model.keras", format="keras"))
+        writer.add_artifact(replace(writer.manifest.artifacts[0], file="model.keras", format="keras"))
     bundle = Bundle.open(tiny_bundle)
-    wanted = evaluate(bundle, data, artefact="model.keras")["predictions"]
+    wanted = evaluate(bundle, data, artifact="model.keras")["predictions"]
     read = Bundle.read
 
     def read_and_exchange(self: Bundle, entry):
@@ -379,14 +379,14 @@ def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, 
         return content
 
     monkeypatch.setattr(Bundle, "read", read_and_exchange)
-    assert evaluate(bundle, data, artefact="model.keras")["predictions"] == wanted
+    assert evaluate(bundle, data, artifact="model.keras")["predictions"] == wanted
     assert (tiny_bundle / "model.keras").read_bytes() == b"another file"
 
 
 def test_a_packed_bundle_is_scored_as_its_folder_is(tiny_bundle, data, tmp_path):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     slim, packed = str(tmp_path / "slim"), str(tmp_path / "slim.mribundle")
-    assert run(["bundle", "slim", str(tiny_bundle), "--artefact", "model.onnx", "--out", slim]) == 0
+    assert run(["bundle", "slim", str(tiny_bundle), "--artifact", "model.onnx", "--out", slim]) == 0
     assert run(["bundle", "pack", slim, "--out", packed]) == 0
     assert evaluate(Bundle.open(packed), data)["predictions"] == evaluate(Bundle.open(slim), data)["predictions"]
 
@@ -394,7 +394,7 @@ def test_a_packed_bundle_is_scored_as_its_folder_is(tiny_bundle, data, tmp_path)
 def test_a_slim_bundle_knows_its_training_images(tiny_bundle, data, tmp_path, capfd):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     slim = tmp_path / "slim"
-    assert run(["bundle", "slim", str(tiny_bundle), "--artefact", "model.onnx", "--out", str(slim)]) == 0
+    assert run(["bundle", "slim", str(tiny_bundle), "--artifact", "model.onnx", "--out", str(slim)]) == 0
     assert not (slim / SPLIT).exists()
     record = evaluate(Bundle.open(slim), data)
     assert {one["file"] for one in record["predictions"]} == {"no/0.png", "yes/3.png"}
@@ -409,7 +409,7 @@ def test_embedded_model_is_as_good_as_its_manifest_says(scans, name):
     assert record["data"]["images"] == bundle.manifest.training.test_images
     assert record["data"]["left_out"]["train"]
     # Made by the float model; int8 may flip as many labels as parity found, and on another CPU one more.
-    parity = bundle.artefact(record["artefact"]).parity
+    parity = bundle.artifact(record["artefact"]).parity
     flips = (parity.flips if parity else 0) + 1
     for figure in ("accuracy", "sensitivity", "specificity"):
         written, found = bundle.manifest.metrics[figure], record["metrics"][figure]

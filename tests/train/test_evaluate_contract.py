@@ -1,4 +1,4 @@
-"""Which artefact `evaluate` runs, and in what: Keras where it is asked for or all there is, else a device's engine."""
+"""Which artifact `evaluate` runs, and in what: Keras where it is asked for or all there is, else a device's engine."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def bundle(tiny_bundle: Path) -> Bundle:
     model = keras.Sequential([*layers, keras.layers.Dense(2, activation="softmax")])
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         model.save(writer.path("model.keras"))
-        writer.add_artefact(replace(writer.manifest.artefacts[0], file="model.keras", format="keras"))
+        writer.add_artifact(replace(writer.manifest.artifacts[0], file="model.keras", format="keras"))
     return Bundle.open(tiny_bundle)
 
 
 def only(bundle: Bundle, *files: str) -> Bundle:
-    kept = tuple(one for one in bundle.manifest.artefacts if one.file in files)
-    return replace(bundle, manifest=replace(bundle.manifest, artefacts=kept))
+    kept = tuple(one for one in bundle.manifest.artifacts if one.file in files)
+    return replace(bundle, manifest=replace(bundle.manifest, artifacts=kept))
 
 
 BOTH = ("model.onnx", "model.keras")
 
 
 @pytest.mark.parametrize(
-    ("held", "artefact", "engine", "ran"),
+    ("held", "artifact", "engine", "ran"),
     [
         (BOTH, None, None, ("model.onnx", "onnxruntime")),
         (BOTH, None, "onnxruntime", ("model.onnx", "onnxruntime")),
@@ -49,13 +49,13 @@ BOTH = ("model.onnx", "model.keras")
         (("model.onnx",), None, None, ("model.onnx", "onnxruntime")),
     ],
 )
-def test_what_runs_in_what(bundle, held, artefact, engine, ran):
-    with open_classifier(only(bundle, *held), artefact, engine, "auto", None) as classifier:
-        assert (classifier.artefact.file, classifier.engine.name) == ran
+def test_what_runs_in_what(bundle, held, artifact, engine, ran):
+    with open_classifier(only(bundle, *held), artifact, engine, "auto", None) as classifier:
+        assert (classifier.artifact.file, classifier.engine.name) == ran
 
 
 @pytest.mark.parametrize(
-    ("held", "artefact", "engine"),
+    ("held", "artifact", "engine"),
     [
         (("model.onnx",), None, "keras"),
         (("model.keras",), None, "onnxruntime"),
@@ -63,6 +63,6 @@ def test_what_runs_in_what(bundle, held, artefact, engine, ran):
         (BOTH, "model.keras", "onnxruntime"),
     ],
 )
-def test_what_does_not_go_together_is_refused(bundle, held, artefact, engine):
+def test_what_does_not_go_together_is_refused(bundle, held, artifact, engine):
     with pytest.raises(MriEdgeError):
-        open_classifier(only(bundle, *held), artefact, engine, "auto", None)
+        open_classifier(only(bundle, *held), artifact, engine, "auto", None)

@@ -145,7 +145,7 @@ def test_a_bundle_scores_no_validation_image_of_a_folder_it_knows_in_part(tiny_b
         writer.add_document(SPLIT, Split(images).to_json())
     if slim:
         out = tmp_path / "slim"
-        assert run(["bundle", "slim", str(tiny_bundle), "--artefact", "model.onnx", "--out", str(out)]) == 0
+        assert run(["bundle", "slim", str(tiny_bundle), "--artifact", "model.onnx", "--out", str(out)]) == 0
         tiny_bundle = out
     shutil.move(data / "3.png", data / "renamed.png")
     shutil.copy(data / "1.png", data / "copy.png")

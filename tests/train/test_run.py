@@ -138,7 +138,7 @@ def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, s
     from mri_edge.scans.readers import picture
 
     result, bundle, _ = trained
-    model = keras.saving.load_model(bundle.path_of(bundle.artefact("model.keras")))
+    model = keras.saving.load_model(bundle.path_of(bundle.artifact("model.keras")))
     scans = [shared_folders / image.file for image in result.split.of("test")]
     pixels = np.stack([small_recipe.preprocessing.resize_picture(picture.load(path)) for path in scans])
     # Another graph over the same float32 weights.

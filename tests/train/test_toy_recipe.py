@@ -67,9 +67,9 @@ def test_trains_exports_and_evaluates(folders: Path, tmp_path: Path, capfd: pyte
     assert (training.recipe, training.backbone, training.backbone_weights) == ("toy", "two convolutions", "random")
     capfd.readouterr()
     assert run(["export", str(out), "--formats", "onnx", "--data", str(folders)]) == 0
-    assert "model.onnx" in [artefact.file for artefact in Bundle.open(out).manifest.artefacts]
+    assert "model.onnx" in [artifact.file for artifact in Bundle.open(out).manifest.artifacts]
     capfd.readouterr()
-    assert run(["evaluate", str(out), "--data", str(folders), "--artefact", "model.onnx", "--json"]) == 0
+    assert run(["evaluate", str(out), "--data", str(folders), "--artifact", "model.onnx", "--json"]) == 0
     record = json.loads(capfd.readouterr().out)
     assert record["recipe"] == "toy"
     assert record["metrics"]["accuracy"]["images"] == training.test_images

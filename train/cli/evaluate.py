@@ -1,4 +1,4 @@
-"""``mri-edge evaluate``: how good a bundle's artefact is on labelled scans."""
+"""``mri-edge evaluate``: how good a bundle's artifact is on labelled scans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.commands.options import ARTEFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
+from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
@@ -27,7 +27,7 @@ _EPILOG = """\b
 Examples:
   mri-edge evaluate
   mri-edge evaluate --data elsewhere/
-  mri-edge evaluate bundles/mine --artefact model.int8.tflite --data elsewhere/ --out report/
+  mri-edge evaluate bundles/mine --artifact model.int8.tflite --data elsewhere/ --out report/
   mri-edge evaluate vgg16 --data scans/ --json > evaluation.json
   mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
@@ -67,7 +67,7 @@ How to train (--recipe to --overwrite) goes with --cv.
 )
 @RECIPE
 @training_options
-@ARTEFACT
+@ARTIFACT
 @ENGINE
 @PROVIDER
 @THREADS
@@ -84,7 +84,7 @@ def evaluate(
     as_json: bool,
     cv: str | None,
     recipe_name: str,
-    artefact: str | None,
+    artifact: str | None,
     engine: str | None,
     provider: str,
     threads: int | None,
@@ -92,7 +92,7 @@ def evaluate(
 ) -> int:
     """Score a model on labelled scans: figures with intervals, mistakes by file.
 
-    At the threshold of its manifest. Any artefact in any engine; model.keras runs in Keras, which
+    At the threshold of its manifest. Any artifact in any engine; model.keras runs in Keras, which
     the others do not need. A scan that cannot be read is reported, the others are scored, and the
     exit code is 1.
 
@@ -124,7 +124,7 @@ def evaluate(
         make_folder(out)  # before the work, not after it
         clear_leftovers(out)
     record = score(
-        bundle, data, role=role, track=track, artefact=artefact, engine=engine, provider=provider, threads=threads
+        bundle, data, role=role, track=track, artifact=artifact, engine=engine, provider=provider, threads=threads
     )
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:

@@ -53,7 +53,7 @@ def scale_probabilities(probabilities: Probabilities, temperature: float) -> Pro
 
 
 def build_in_temperature(model: keras.Model, temperature: float) -> None:
-    """Divide the last Dense layer's kernel and bias, so that every artefact made from the model is calibrated."""
+    """Divide the last Dense layer's kernel and bias, so that every artifact made from the model is calibrated."""
     last = model.layers[-1]
     last.set_weights([weight / temperature for weight in last.get_weights()])
 

@@ -1,4 +1,4 @@
-"""Evaluate an artefact of a bundle on labelled scans: choose the scans that may be scored, compute all metrics."""
+"""Evaluate an artifact of a bundle on labelled scans: choose the scans that may be scored, compute all metrics."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def evaluate(
     bundle: Bundle,
     data: Path,
     *,
-    artefact: str | None = None,
+    artifact: str | None = None,
     engine: str | None = None,
     provider: str = "auto",
     threads: int | None = None,
     role: Role | None = None,
     track: Track = lambda results, label, total: results,
 ) -> dict[str, Any]:
-    """Score an artefact on the scans in ``data``, in plain types: what tables, pages and ``--json`` are drawn from.
+    """Score an artifact on the scans in ``data``, in plain types: what tables, pages and ``--json`` are drawn from.
 
     Parameters
     ----------
-    artefact, engine, provider, threads
-        As for ``Classifier.load``; ``model.keras`` runs in Keras, without ``engine`` if it is the only artefact.
+    artifact, engine, provider, threads
+        As for ``Classifier.load``; ``model.keras`` runs in Keras, without ``engine`` if it is the only artifact.
     role
         ``"test"``: the test images of the bundle's split record. ``"all"``: every image, trained on or
         not. ``None``: those of the test if all of them are in ``data``, else every image that the record
@@ -70,18 +70,18 @@ def evaluate(
     DataError
         Nothing may be scored, nothing can be read, or a folder means no label of the model.
     BundleError, EngineError, UsageError
-        The artefact cannot be run as asked.
+        The artifact cannot be run as asked.
     """
     manifest = bundle.manifest
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
     scans, _ = find_scans(data, trained=trained)
     chosen = choose_scans(scans, split_of(bundle), role)
-    with open_classifier(bundle, artefact, engine, provider, threads) as classifier:
+    with open_classifier(bundle, artifact, engine, provider, threads) as classifier:
         answers = classifier.predict_batches([scan.path for scan in chosen.scans])
         results = list(track(answers, "evaluate", len(chosen.scans)))
         ran = {
-            "artefact": classifier.artefact.file,
-            "precision": classifier.artefact.precision,
+            "artefact": classifier.artifact.file,
+            "precision": classifier.artifact.precision,
             "engine": classifier.engine.name,
             "provider": classifier.engine.provider,
             "threads": classifier.engine.threads,
@@ -203,19 +203,19 @@ def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) 
 
 
 def open_classifier(
-    bundle: Bundle, artefact: str | None, engine: str | None, provider: str, threads: int | None
+    bundle: Bundle, artifact: str | None, engine: str | None, provider: str, threads: int | None
 ) -> Classifier:
     """As ``Classifier.load``, and ``model.keras`` in Keras; errors as there and as for ``open_keras``."""
-    held = bundle.manifest.artefacts
+    held = bundle.manifest.artifacts
     in_keras = [entry for entry in held if entry.file.endswith(keras_engine.SUFFIX)]
-    if artefact is not None:
-        chosen: Artifact | None = bundle.artefact(artefact)
+    if artifact is not None:
+        chosen: Artifact | None = bundle.artifact(artifact)
         wanted = chosen in in_keras and engine in (None, keras_engine.NAME)
     else:
         wanted = bool(in_keras) and (engine == keras_engine.NAME or (engine is None and len(in_keras) == len(held)))
         chosen = in_keras[0] if wanted else None
     if not wanted or chosen is None:
-        return Classifier.load(bundle, artefact=artefact, engine=engine, provider=provider, threads=threads)
+        return Classifier.load(bundle, artifact=artifact, engine=engine, provider=provider, threads=threads)
     opened = keras_engine.open_keras(
         bundle.folder / chosen.file,
         bundle.manifest,

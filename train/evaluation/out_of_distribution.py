@@ -23,7 +23,7 @@ DIMENSIONS = 32
 # The limit is this quantile of the distances of scans outside the fit, in the source where it is largest: a small and
 # varied source lies further out, and training knows no source of a device's own scans. With one quantile over all
 # scans, 8 of 51 test scans of the reference exceeded the limit; with the largest per source 1, and 3 of 537 scans of
-# both sources together. The counts are from the int8 artefact, which is what runs on a device.
+# both sources together. The counts are from the int8 artifact, which is what runs on a device.
 QUANTILE = 0.99
 _MAX_IMAGES = 1000  # images to fit on; more change the plane little
 _FOLDS = 5
