@@ -50,7 +50,7 @@ def tiny_beads(tmp_path_factory):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        item.module.ARTEFACTS[".beads"] = "tiny_beads"
+        item.module.ARTIFACTS[".beads"] = "tiny_beads"
 """
 
 
