@@ -110,7 +110,7 @@ def reference_split() -> Callable[[Sequence[Scan]], Split]:
     from mri_edge.train.data.splits import as_split, choose_test
 
     def split(scans: Sequence[Scan]) -> Split:
-        labels = [one.label for one in scans]
+        labels = [scan.label for scan in scans]
         return as_split(scans, choose_test("reference", labels, [], test_fraction=0.2, seed=42))
 
     return split

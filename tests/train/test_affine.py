@@ -46,17 +46,17 @@ def test_draw_stays_within_the_ranges_of_image_data_generator():
     drawn = [affine.draw(rng, ranges, 100, 200) for _ in range(3000)]
     # Of 3000 uniform draws the extremes come within 1% of the ends, but for a chance below 1e-12.
     for values, low, high in (
-        ([one.rotation for one in drawn], -30, 30),
-        ([one.down for one in drawn], -20, 20),
-        ([one.right for one in drawn], -40, 40),
-        ([one.shear for one in drawn], -0.2, 0.2),
-        ([one.zoom_rows for one in drawn], 0.8, 1.2),
-        ([one.zoom_columns for one in drawn], 0.8, 1.2),
+        ([item.rotation for item in drawn], -30, 30),
+        ([item.down for item in drawn], -20, 20),
+        ([item.right for item in drawn], -40, 40),
+        ([item.shear for item in drawn], -0.2, 0.2),
+        ([item.zoom_rows for item in drawn], 0.8, 1.2),
+        ([item.zoom_columns for item in drawn], 0.8, 1.2),
     ):
         assert low <= min(values) < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < max(values) <= high
     # 3000 throws of a fair coin: 5 standard deviations are 0.046.
-    assert np.mean([one.flip for one in drawn]) == pytest.approx(0.5, abs=0.046)
+    assert np.mean([item.flip for item in drawn]) == pytest.approx(0.5, abs=0.046)
 
 
 def test_no_augmentation_leaves_the_picture_as_it_is():

@@ -121,7 +121,7 @@ def silent_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    for name in [one for one in os.environ if one.startswith("PIP_")]:
+    for name in [item for item in os.environ if item.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first call

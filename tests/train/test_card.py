@@ -89,8 +89,8 @@ def test_mistakes_are_by_the_manifests_threshold(tiny_manifest, split):
     """At 0.5678 the probability 0.56 is no mistake, at 0.5 it is."""
     for threshold, files in ((0.5678, ["no/w|<b>rong.png"]), (0.5, ["no/w|<b>rong.png", "no/fair.png"])):
         sections = card(replace(tiny_manifest, threshold=threshold), MEASURED, split)
-        analyses = next(one for one in sections if one.title == "Quantitative Analyses")
-        tables = [one for one in analyses.blocks if not isinstance(one, str) and one.heads[0] == "file"]
+        analyses = next(section for section in sections if section.title == "Quantitative Analyses")
+        tables = [block for block in analyses.blocks if not isinstance(block, str) and block.heads[0] == "file"]
         assert [row[0] for row in tables[0].rows] == files
 
 
@@ -113,7 +113,7 @@ def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
         artifact = replace(writer.manifest.artifacts[0], parity=Parity("met", 51, 1.2e-6, 1e-7, 3))
         writer.add_artifact(artifact)
     assert "| met | 1.2e-06 | 3 of 51 |" in (carded / CARD).read_text()
-    kept = [one.file for one in bundle.manifest.documents]
+    kept = [document.file for document in bundle.manifest.documents]
     with rewrite_bundle(Bundle.open(carded), tmp_path / "slim", keep=kept):
         pass
     assert "model.onnx" not in (tmp_path / "slim" / CARD).read_text()

@@ -28,7 +28,7 @@ def flawed(folders):
 def test_duplicates_near_duplicates_and_contradictions_are_found(flawed, tmp_path):
     scans, _ = find_scans(flawed)
     findings = inspect(scans, decode(scans, Preprocessing(height=16, width=16), tmp_path / "p.npy").hashes)
-    assert [(one.kind, one.files) for one in findings] == [
+    assert [(finding.kind, finding.files) for finding in findings] == [
         ("duplicate", ("no/copy.png", "no/no03.png")),
         ("near-duplicate", ("no/smooth.png", "yes/smooth-again.png")),
         ("contradictory", ("no/smooth.png", "yes/smooth-again.png")),
@@ -44,7 +44,7 @@ def test_reference_data_leak_as_often_as_is_known(scans, tmp_path):
     hashes = decode(found, Preprocessing(), tmp_path / "p.npy").hashes
     findings = inspect(found, hashes)
     # The project's recipe: 83 of the 253 images have a near-duplicate, 8 of 128 bits or fewer apart.
-    assert len({file for one in findings for file in one.files}) == pytest.approx(83, abs=3)
+    assert len({file for finding in findings for file in finding.files}) == pytest.approx(83, abs=3)
 
 
 def test_unreadable_scans_are_all_named(folders, tmp_path):

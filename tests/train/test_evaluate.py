@@ -91,7 +91,7 @@ def test_calibration_error_by_hand():
     expected = np.abs(np.linspace(0.05, 0.95, 10) - 0.5).mean()
     found = measure(truth, two_columns(score), 1)["calibration_error"]
     assert found.value == pytest.approx(expected, abs=1e-7)  # probabilities are float32
-    assert [one["share"] for one in reliability(truth == 1, score)] == [0.5] * 10
+    assert [item["share"] for item in reliability(truth == 1, score)] == [0.5] * 10
 
 
 def test_bins_are_equal_in_count_and_divide_no_tie():
@@ -124,7 +124,7 @@ def test_auc_interval_is_that_of_delong():
     spread = np.sqrt(right.mean(1).var(ddof=1) / 30 + right.mean(0).var(ddof=1) / 60)
     found = auc(is_positive, score)
     assert found.value == pytest.approx(right.mean())
-    odds = [np.log(one / (1 - one)) for one in (found.low, found.value, found.high)]
+    odds = [np.log(item / (1 - item)) for item in (found.low, found.value, found.high)]
     half = 1.959964 * spread / (found.value * (1 - found.value))
     assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
 
@@ -147,7 +147,9 @@ def test_auc_interval_holds_the_truth(true_area, ill_ones, well_ones):
     is_positive = np.arange(ill_ones + well_ones) < ill_ones
     shift = np.sqrt(2) * norm.ppf(true_area)
     found = [auc(is_positive, rng.normal(shift * is_positive)) for _ in range(300)]
-    assert np.mean([one.low <= true_area <= one.high for one in found]) >= 0.9  # a percentile bootstrap: 0.74 to 0.92
+    assert (
+        np.mean([item.low <= true_area <= item.high for item in found]) >= 0.9
+    )  # a percentile bootstrap: 0.74 to 0.92
 
 
 def test_classes_apart_leave_doubt():
@@ -197,16 +199,16 @@ def test_swapped_folders_give_the_mirrored_result(tiny_bundle, data):
 
 def test_the_manifests_threshold_decides(tiny_bundle, data):
     bundle = Bundle.open(tiny_bundle)
-    scores = sorted(one["probabilities"][1] for one in evaluate(bundle, data)["predictions"])
+    scores = sorted(prediction["probabilities"][1] for prediction in evaluate(bundle, data)["predictions"])
     strict = replace(bundle, manifest=replace(bundle.manifest, threshold=float(np.mean(scores[-4:-2]))))
-    assert sum(one["called"] for one in evaluate(strict, data)["predictions"]) == 3
+    assert sum(prediction["called"] for prediction in evaluate(strict, data)["predictions"]) == 3
 
 
 def test_only_test_images_of_the_training_folder_are_scored(tiny_bundle, data):
     test = {"no/0.png", "no/1.png", "yes/3.png"}
     record_split(tiny_bundle, data, test)
     record = evaluate(Bundle.open(tiny_bundle), data)
-    assert {one["file"] for one in record["predictions"]} == test
+    assert {prediction["file"] for prediction in record["predictions"]} == test
     assert record["data"]["left_out"] == {"train": 13}
     assert record["warnings"] == []
 
@@ -215,14 +217,14 @@ def test_test_images_are_known_under_other_names(tiny_bundle, data):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     (data / "no" / "0.png").rename(data / "no" / "renamed.png")
     record = evaluate(Bundle.open(tiny_bundle), data)
-    assert {one["file"] for one in record["predictions"]} == {"no/renamed.png", "yes/3.png"}
+    assert {prediction["file"] for prediction in record["predictions"]} == {"no/renamed.png", "yes/3.png"}
 
 
 def test_a_test_image_that_was_trained_on_as_well_is_reported(tiny_bundle, data):
     shutil.copy(data / "no" / "0.png", data / "no" / "copy.png")
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     record = evaluate(Bundle.open(tiny_bundle), data)
-    assert {one["file"] for one in record["predictions"]} == {"no/0.png", "yes/3.png"}
+    assert {prediction["file"] for prediction in record["predictions"]} == {"no/0.png", "yes/3.png"}
     assert record["warnings"] == ["1 of the test images are byte for byte among the training images as well."]
 
 
@@ -233,7 +235,7 @@ def test_training_images_among_others_are_left_out(tiny_bundle, data, tmp_path):
         shutil.copy(data / file, used / file)
     record_split(tiny_bundle, used, set())
     record = evaluate(Bundle.open(tiny_bundle), data)
-    files = {one["file"] for one in record["predictions"]}
+    files = {prediction["file"] for prediction in record["predictions"]}
     assert len(files) == 14
     assert not files & {"no/2.png", "yes/5.png"}
     assert record["data"]["left_out"] == {"train": 2}
@@ -272,7 +274,7 @@ def test_unreadable_scan_is_reported_and_the_others_are_scored(tiny_bundle, data
     printed, said = capfd.readouterr()
     record = json.loads(printed)
     assert record["data"]["images"] == 16
-    assert [one["file"] for one in record["unreadable"]] == ["no/broken.png"]
+    assert [item["file"] for item in record["unreadable"]] == ["no/broken.png"]
     assert "broken.png: damaged picture" in said
     assert "broken.png" in (out / "evaluation.html").read_text()
 
@@ -285,7 +287,7 @@ def test_record_goes_round_and_the_page_needs_no_network(tiny_bundle, data, tmp_
     page = (out / "evaluation.html").read_text()
     sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", page)
     assert len(sources) == 2
-    assert all(one.startswith("data:image/svg+xml;base64,") for one in sources)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert "http" not in re.sub(r"base64,[\w+/=]*", "", page)
     for one in record["worst"]:
         assert one["file"] in page
@@ -295,10 +297,10 @@ def test_record_goes_round_and_the_page_needs_no_network(tiny_bundle, data, tmp_
 
 def test_worst_mistakes_come_first(tiny_bundle, data):
     record = evaluate(Bundle.open(tiny_bundle), data)
-    wrong = [one for one in record["predictions"] if one["called"] != one["label"]]
+    wrong = [prediction for prediction in record["predictions"] if prediction["called"] != prediction["label"]]
     assert record["mistakes"] == len(wrong) > 1
-    given = [one["probabilities"][one["label"]] for one in record["worst"]]
-    assert given == sorted(one["probabilities"][one["label"]] for one in wrong)[: len(given)]
+    given = [item["probabilities"][item["label"]] for item in record["worst"]]
+    assert given == sorted(item["probabilities"][item["label"]] for item in wrong)[: len(given)]
 
 
 def test_tables_name_every_figure(tiny_bundle, data, capfd):
@@ -397,7 +399,7 @@ def test_a_slim_bundle_knows_its_training_images(tiny_bundle, data, tmp_path, ca
     assert run(["bundle", "slim", str(tiny_bundle), "--artifact", "model.onnx", "--out", str(slim)]) == 0
     assert not (slim / SPLIT).exists()
     record = evaluate(Bundle.open(slim), data)
-    assert {one["file"] for one in record["predictions"]} == {"no/0.png", "yes/3.png"}
+    assert {prediction["file"] for prediction in record["predictions"]} == {"no/0.png", "yes/3.png"}
     assert record["data"]["left_out"] == {"train": 14}
 
 

@@ -29,7 +29,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 def only(bundle: Bundle, *files: str) -> Bundle:
-    kept = tuple(one for one in bundle.manifest.artifacts if one.file in files)
+    kept = tuple(artifact for artifact in bundle.manifest.artifacts if artifact.file in files)
     return replace(bundle, manifest=replace(bundle.manifest, artifacts=kept))
 
 

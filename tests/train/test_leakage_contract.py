@@ -85,7 +85,7 @@ def test_copies_are_found_by_their_bytes_where_their_hashes_say_nothing():
     """Equal bytes are duplicates even if their hashes lie far apart."""
     scans = [Scan(Path(name), name, "no", label, sha) for name, label, sha in (("a", 0, "1"), ("b", 1, "1"))]
     hashes = np.stack([np.zeros(duplicates.HASH_BITS, bool), np.ones(duplicates.HASH_BITS, bool)])
-    assert [(one.kind, one.files) for one in inspect(scans, hashes)] == [
+    assert [(item.kind, item.files) for item in inspect(scans, hashes)] == [
         ("duplicate", ("a", "b")),
         ("contradictory", ("a", "b")),
     ]
@@ -220,7 +220,7 @@ def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_
         expected = np.flatnonzero(trainable & ~np.isin(data.group, held))
         np.testing.assert_array_equal(np.sort(learned), expected)
         assert set(data.label[validation]) == {0, 1}
-    assert sum(one["models"]["model"]["accuracy"]["images"] for one in result["by_fold"]) == 100
+    assert sum(item["models"]["model"]["accuracy"]["images"] for item in result["by_fold"]) == 100
 
 
 @pytest.mark.parametrize("folds", [2, None])
@@ -278,7 +278,7 @@ def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     result = crossval.cross_validate(two_sources, tmp_path / "out", recipe, **given)
     data = collections[0]
-    assert sorted(np.concatenate([one.held for one in seen])) == list(range(100))
+    assert sorted(np.concatenate([item.held for item in seen])) == list(range(100))
     for one in seen:
         learned = np.concatenate([one.train, one.validation])
         assert len(set(one.train) & set(one.validation)) == 0
@@ -340,7 +340,7 @@ def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():
     source = np.array(["b", "a", "c", "a", "b", "c", "a"])
     label = np.array([0, 0, 1, 1, 1, 0, 0])
     folds = by_source(source, label)
-    assert [one.tolist() for one in folds] == [[1, 3, 6], [0, 4], [2, 5]]
+    assert [fold.tolist() for fold in folds] == [[1, 3, 6], [0, 4], [2, 5]]
 
 
 # Figures of a cross-validation
@@ -377,7 +377,7 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
     """Tumour slices are bright, healthy ones dark, and the network reads nothing else, at a threshold of 0.4."""
     rng = np.random.default_rng(1)
     data = flat_collection(60)
-    greys = [rng.integers(*((150, 211) if one else (40, 81)), (40, 40), dtype=np.uint8) for one in data.label]
+    greys = [rng.integers(*((150, 211) if item else (40, 81)), (40, 40), dtype=np.uint8) for item in data.label]
     slices = [mri.Slice(grey, (0, 0, 40, 40)) for grey in greys]
     pixels = np.stack([mri.resize(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
     data = dataclasses.replace(data, slices=slices, pixels=pixels)

@@ -49,17 +49,17 @@ def variance_by_definition(positive, score, group) -> float:
     area = right.mean()
     above, below = right.mean(1) - area, right.mean(0) - area
     everyone = sorted(set(group.tolist()))
-    of_ill = {one: above[group[positive] == one].sum() for one in everyone}
-    of_well = {one: below[group[~positive] == one].sum() for one in everyone}
+    of_ill = {item: above[group[positive] == item].sum() for item in everyone}
+    of_well = {item: below[group[~positive] == item].sum() for item in everyone}
     is_positive, well = positive.sum(), (~positive).sum()
     some_ill, some_well = len(set(group[positive].tolist())), len(set(group[~positive].tolist()))
     return float(
-        some_ill / (some_ill - 1) * sum(one**2 for one in of_ill.values()) / is_positive**2
-        + some_well / (some_well - 1) * sum(one**2 for one in of_well.values()) / well**2
+        some_ill / (some_ill - 1) * sum(item**2 for item in of_ill.values()) / is_positive**2
+        + some_well / (some_well - 1) * sum(item**2 for item in of_well.values()) / well**2
         + 2
         * len(everyone)
         / (len(everyone) - 1)
-        * sum(of_ill[one] * of_well[one] for one in everyone)
+        * sum(of_ill[item] * of_well[item] for item in everyone)
         / (is_positive * well)
     )
 
@@ -72,7 +72,7 @@ def test_the_interval_of_grouped_images_is_that_of_its_definition(seed):
     spread = np.sqrt(variance_by_definition(positive, score, group))
     found = auc(positive, score, group)
     half = Z * spread / (found.value * (1 - found.value))
-    odds = [np.log(one / (1 - one)) for one in (found.low, found.value, found.high)]
+    odds = [np.log(item / (1 - item)) for item in (found.low, found.value, found.high)]
     assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
     assert found.images == 56
 
@@ -217,10 +217,10 @@ def test_reliability_by_hand():
     score = np.array([0.1, 0.3, 0.6, 0.8]).repeat(5)
     positive = np.arange(20) % 5 >= np.array([4, 3, 1, 0]).repeat(5)
     found = reliability(positive, score)
-    assert [one["probability"] for one in found] == pytest.approx([0.1, 0.3, 0.6, 0.8])
-    assert [one["share"] for one in found] == [0.2, 0.4, 0.8, 1.0]
-    assert [one["images"] for one in found] == [5] * 4
-    assert [(one["low"], one["high"]) for one in found] == [
+    assert [item["probability"] for item in found] == pytest.approx([0.1, 0.3, 0.6, 0.8])
+    assert [item["share"] for item in found] == [0.2, 0.4, 0.8, 1.0]
+    assert [item["images"] for item in found] == [5] * 4
+    assert [(item["low"], item["high"]) for item in found] == [
         (wilson_metric(n, 5).low, wilson_metric(n, 5).high) for n in (1, 2, 4, 5)
     ]
 
@@ -228,7 +228,7 @@ def test_reliability_by_hand():
 def test_each_folder_has_its_own_share():
     folders = ["b/yes", "a/no", "b/yes", "a/no", "a/no"]
     found = by_folder(folders, np.array([1, 0, 1, 0, 0]), np.array([True, False, False, False, True]))
-    assert [(one["folder"], one["label"], one["value"], one["images"]) for one in found] == [
+    assert [(item["folder"], item["label"], item["value"], item["images"]) for item in found] == [
         ("a/no", 0, pytest.approx(1 / 3), 3),
         ("b/yes", 1, 0.5, 2),
     ]

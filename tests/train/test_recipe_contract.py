@@ -128,7 +128,8 @@ def heads(labels, tumour_level):
     """Healthy slices are heads of level 110, the others of ``tumour_level``: a collection without pictures on disk."""
     label = np.array(labels)
     slices = [
-        mri.Slice(grey, mri.head_box(grey)) for grey in (ellipse(110 if one == 0 else tumour_level) for one in labels)
+        mri.Slice(grey, mri.head_box(grey))
+        for grey in (ellipse(110 if label == 0 else tumour_level) for label in labels)
     ]
     names = [f"{one}/{index}.png" for index, one in enumerate(labels)]
     scans = [Scan(None, name, name[0], one, name) for name, one in zip(names, labels, strict=True)]
@@ -249,7 +250,7 @@ def test_one_wild_batch_weighs_no_more_than_the_largest_gradient_that_is_planned
     finetune(whole, backbone, dataclasses.replace(PLAN, steps=20, largest_gradient=limit), wild)
     moments = [variable for variable in whole.optimizer.variables if variable.path.endswith("velocity")]
     assert len(moments) == 4
-    largest = max(float(np.max(keras.ops.convert_to_numpy(one))) for one in moments)
+    largest = max(float(np.max(keras.ops.convert_to_numpy(moment))) for moment in moments)
     assert (largest <= 1) == clipped
 
 
@@ -257,7 +258,13 @@ def test_what_remains_is_the_mean_of_the_weights_of_every_step_by_hand():
     whole, backbone = build_small_network()
     kept = []
     plan = dataclasses.replace(PLAN, steps=25, averaging=0.8)
-    finetune(whole, backbone, plan, make_batch, lambda *_: kept.append([one.copy() for one in whole.get_weights()]))
+    finetune(
+        whole,
+        backbone,
+        plan,
+        make_batch,
+        lambda *_: kept.append([get_weight.copy() for get_weight in whole.get_weights()]),
+    )
     mean = kept[plan.warm_steps]
     for weights in kept[plan.warm_steps + 1 :]:
         mean = [0.8 * old + 0.2 * new for old, new in zip(mean, weights, strict=True)]
@@ -444,6 +451,6 @@ def test_rows_of_roles_are_those_of_the_record_without_what_was_left_out(collect
 def test_a_split_says_test_of_those_that_were_chosen_and_excluded_of_those_left_out(collection):
     test = np.arange(len(collection.scans)) % 5 == 0
     record = as_split(collection.scans[:-2], test[:-2], collection.scans[-2:])
-    assert [one.role == "test" for one in record.images[:-2]] == test[:-2].tolist()
-    assert [one.role for one in record.images[-2:]] == ["excluded"] * 2
+    assert [image.role == "test" for image in record.images[:-2]] == test[:-2].tolist()
+    assert [image.role for image in record.images[-2:]] == ["excluded"] * 2
     assert json.loads(record.to_json())["images"][0]["role"] == "test"

@@ -56,11 +56,11 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     assert all(not train & held for train, held in learned)
     for number, (_, held) in enumerate(learned, start=1):
         assert {index for index, one in enumerate(record["images"]) if one["fold"] == number} == held
-    right = sum(one["called"]["model"] == one["label"] for one in record["images"])
+    right = sum(image["called"]["model"] == image["label"] for image in record["images"])
     assert record["pooled"]["model"]["accuracy"]["value"] == pytest.approx(right / 30)
-    assert sum(one["models"]["model"]["accuracy"]["images"] for one in record["by_fold"]) == 30
+    assert sum(item["models"]["model"]["accuracy"]["images"] for item in record["by_fold"]) == 30
     assert {
-        one["model"]["auc"]["method"] for one in (record["pooled"], *(one["models"] for one in record["by_fold"]))
+        one["model"]["auc"]["method"] for one in (record["pooled"], *(item["models"] for item in record["by_fold"]))
     } == {auc.GROUPED}
 
 

@@ -69,7 +69,9 @@ def test_hash_knows_a_slice_again_after_resizing_jpeg_and_brightening():
     encoded = io.BytesIO()
     smooth.resize((130, 150)).point(lambda value: value * 1.15 + 8).save(encoded, "JPEG", quality=40)
     other = Image.fromarray(rng.integers(0, 200, (9, 9), dtype=np.uint8)).resize((180, 180), Image.Resampling.BICUBIC)
-    own, again, another = (duplicates.difference_hash(images.load(one)) for one in (smooth, encoded.getvalue(), other))
+    own, again, another = (
+        duplicates.difference_hash(images.load(item)) for item in (smooth, encoded.getvalue(), other)
+    )
     assert np.count_nonzero(own != again) <= duplicates.SAME_SLICE_BITS
     assert np.count_nonzero(own != another) > 2 * duplicates.KEEP_APART_BITS
 
@@ -155,13 +157,13 @@ def slices_of_patients(patients, slices):
     """A collection of folders ``no`` and ``yes``, half of the patients in each; pictures are not looked at."""
     whose = np.repeat(np.arange(patients), slices)
     label = (whose >= patients // 2).astype(int)
-    names = [("no", "yes")[one] for one in label]
+    names = [("no", "yes")[item] for item in label]
     scans = [
         Scan(Path(f"{i}.png"), f"{name}/{i}.png", name, one, str(i))
         for i, (name, one) in enumerate(zip(names, label, strict=True))
     ]
     hashes = np.random.default_rng(0).random((len(label), duplicates.HASH_BITS)) < 0.5
-    group = duplicates.groups(hashes, patients=[str(one) for one in whose])
+    group = duplicates.groups(hashes, patients=[str(item) for item in whose])
     return Collection(scans, [], np.zeros((0,), np.uint8), label, np.array([""] * len(label)), group, hashes)
 
 
@@ -175,7 +177,7 @@ def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
         "excluded": 0,
     }
     roles = np.array([image.role for image in split.images])
-    assert all(len(set(roles[collection.group == one])) == 1 for one in np.unique(collection.group))
+    assert all(len(set(roles[collection.group == item])) == 1 for item in np.unique(collection.group))
     assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
 
 
@@ -232,7 +234,7 @@ def test_bundle_says_how_it_was_made(as_reference, tiny_recipe, weights_file, tm
     assert details["target_sensitivity"] == 0.95
     split = Split.from_json((out / "split.json").read_text())
     expected = reference_split(find_scans(two_sources / "a")[0])
-    assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in expected.of("test")}
+    assert {item.sha256 for item in split.of("test")} == {item.sha256 for item in expected.of("test")}
     saved = keras.models.load_model(out / "model.keras")
     test = [two_sources / image.file for image in split.of("test")]
     preprocessing = manifest.preprocessing
@@ -266,7 +268,7 @@ def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
     pooled = result["pooled"]["model"]
     assert pooled["auc"]["images"] == len(collection.scans)
     assert pooled["sensitivity"]["images"] == 50
-    (stressed,) = {one["auc"]["images"] for one in result["stress"]["model"].values()}
+    (stressed,) = {item["auc"]["images"] for item in result["stress"]["model"].values()}
     assert 80 <= stressed <= 100  # as many of either kind as the rarer one has in its fold
     assert set(result["stress"]["model"]) == {"none", *shifts.CHANGES}
     json.dumps(result)  # plain types
@@ -316,7 +318,7 @@ def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans, ref
     collection, _ = collection_of(scans, find_recipe("robust"))
     split = assigned.choose_roles(collection)
     of_reference = reference_split(find_scans(scans / "navoneel")[0])
-    assert {one.sha256 for one in split.of("test")} == {one.sha256 for one in of_reference.of("test")}
+    assert {item.sha256 for item in split.of("test")} == {item.sha256 for item in of_reference.of("test")}
     roles = np.array([image.role for image in split.images])
     apart = np.count_nonzero(
         collection.hashes[roles == "test"][:, None] != collection.hashes[np.isin(roles, ("train", "validation"))][None],

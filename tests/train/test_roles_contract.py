@@ -150,6 +150,6 @@ def test_a_bundle_scores_no_validation_image_of_a_folder_it_knows_in_part(tiny_b
     shutil.move(data / "3.png", data / "renamed.png")
     shutil.copy(data / "1.png", data / "copy.png")
     found = evaluate(Bundle.open(tiny_bundle), data.parent)
-    assert {one["file"] for one in found["predictions"]} == {"yes/0.png", "yes/2.png", "yes/4.png"}
+    assert {prediction["file"] for prediction in found["predictions"]} == {"yes/0.png", "yes/2.png", "yes/4.png"}
     assert found["data"]["left_out"] == {"validation": 3}
     assert found["metrics"]["accuracy"]["images"] == 3

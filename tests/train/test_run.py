@@ -123,7 +123,7 @@ def test_bundle_is_complete(trained, small_recipe):
     assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
     measured = json.loads((bundle.folder / "metrics.json").read_text())
     assert len(measured["history"]) == small_recipe.schedule.epochs
-    np.testing.assert_array_equal([one["probabilities"] for one in measured["test"]], result.probabilities.tolist())
+    np.testing.assert_array_equal([item["probabilities"] for item in measured["test"]], result.probabilities.tolist())
 
 
 def test_intended_use_is_what_the_labels_say():
@@ -182,7 +182,7 @@ def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_f
     whose = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
     assert whose["train"] | whose["test"] == set(patient.values())
     assert not whose["train"] & whose["test"]
-    assert any({"ye0", "ye3"} <= one for one in whose.values())
+    assert any({"ye0", "ye3"} <= item for item in whose.values())
     assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
 
 

@@ -92,9 +92,9 @@ def test_views_are_moved_and_lit_but_stay_views():
     assert changed.shape == (6, SIZE, SIZE, 1)
     assert changed.dtype == np.float32
     assert 0 <= changed.min() <= changed.max() <= 1
-    assert len({one.tobytes() for one in changed}) == 6
+    assert len({item.tobytes() for item in changed}) == 6
     np.testing.assert_array_equal(changed, distil.moved_and_lit(np.random.default_rng(0), views))
-    sizes = {int((one[..., 0] > one.mean() + 0.2).sum()) for one in changed}
+    sizes = {int((item[..., 0] > item.mean() + 0.2).sum()) for item in changed}
     assert sizes == {64}  # the square is whole wherever it went
 
 

@@ -32,7 +32,7 @@ def record(**roles: list[str]) -> Split:
 
 
 def files(scans: list[Scan]) -> list[str]:
-    return [one.file for one in scans]
+    return [scan.file for scan in scans]
 
 
 # --- which split
@@ -85,7 +85,7 @@ def test_a_grouped_split_divides_no_group(seed):
 
 def test_every_image_has_its_role_in_order_and_what_was_left_out_comes_last():
     split = as_split([scan("a"), scan("b", 1), scan("c")], np.array([False, True, False]), [scan("d", 1)])
-    assert [(one.file, one.sha256, one.label, one.role) for one in split.images] == [
+    assert [(image.file, image.sha256, image.label, image.role) for image in split.images] == [
         ("a", digest("a"), 0, "train"),
         ("b", digest("b"), 1, "test"),
         ("c", digest("c"), 0, "train"),
@@ -168,7 +168,7 @@ def test_a_kind_needs_as_many_groups_as_there_are_folds():
 
 def test_each_source_is_held_out_alone_in_order():
     source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
-    assert [one.tolist() for one in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
+    assert [item.tolist() for item in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
 
 
 def test_sources_without_which_nothing_can_be_learned_are_reported():
@@ -279,5 +279,5 @@ def test_a_bundle_holds_its_record_whole_or_condensed_or_not_at_all():
     assert Split.find({"split.json", "split.npy"}, contents.__getitem__) == split
     condensed = Split.find({"split.npy"}, contents.__getitem__)
     assert condensed is not None
-    assert [(one.file, one.role) for one in condensed.images] == [("", "train"), ("", "test")]
+    assert [(image.file, image.role) for image in condensed.images] == [("", "train"), ("", "test")]
     assert Split.find({"model.onnx"}, contents.__getitem__) is None

@@ -48,8 +48,8 @@ def obuchowski(is_positive, score, group) -> float:
     excess10 = {c: sum(v10[i] for i in of_ill[c]) - len(of_ill[c]) * area for c in clusters}
     excess01 = {c: sum(v01[j] for j in of_well[c]) - len(of_well[c]) * area for c in clusters}
     i10, i01, i = sum(map(bool, of_ill.values())), sum(map(bool, of_well.values())), len(clusters)
-    s10 = i10 / ((i10 - 1) * m) * sum(one**2 for one in excess10.values())
-    s01 = i01 / ((i01 - 1) * n) * sum(one**2 for one in excess01.values())
+    s10 = i10 / ((i10 - 1) * m) * sum(item**2 for item in excess10.values())
+    s01 = i01 / ((i01 - 1) * n) * sum(item**2 for item in excess01.values())
     s11 = i / (i - 1) * sum(excess10[c] * excess01[c] for c in clusters)
     return s10 / m + s01 / n + 2 * s11 / (m * n)
 
@@ -60,7 +60,7 @@ def test_the_variance_of_groups_with_both_classes_is_obuchowskis(seed):
     group = rng.integers(0, 9, 40)
     is_positive = rng.random(40) < 0.5
     score = rng.normal(is_positive + rng.normal(0, 1, 9)[group], 1).round(1)  # rounded: ties happen
-    assert any(0 < is_positive[group == one].mean() < 1 for one in range(9))
+    assert any(0 < is_positive[group == index].mean() < 1 for index in range(9))
     assert variance_of(auc(is_positive, score, group)) == pytest.approx(obuchowski(is_positive, score, group), rel=1e-5)
 
 
@@ -77,8 +77,8 @@ def test_the_variance_of_patients_with_both_classes_is_that_of_repeated_studies(
     for _ in range(studies):
         patient = rng.normal(0, 1.5, patients).repeat(2)
         found.append(auc(is_positive, rng.normal(1.2 * is_positive + patient, 0.8), group))
-    real = np.var([one.value for one in found])
-    said = np.mean([variance_of(one) for one in found])
+    real = np.var([item.value for item in found])
+    said = np.mean([variance_of(item) for item in found])
     # The variance of 800 values is known to within 5%, one standard deviation.
     assert said == pytest.approx(real, rel=0.2)
 
@@ -201,9 +201,9 @@ def test_the_reliability_curve_sets_the_mean_probability_beside_the_share_of_pos
     score = np.linspace(0.05, 0.95, 10).repeat(20)
     positive = np.arange(200) % 20 < np.arange(10).repeat(20)  # 0, 1, … 9 of 20 in each bin
     points = reliability(positive, score)
-    assert [one["probability"] for one in points] == pytest.approx(np.linspace(0.05, 0.95, 10))
-    assert [one["share"] for one in points] == pytest.approx(np.arange(10) / 20)
-    assert [one["images"] for one in points] == [20] * 10
+    assert [point["probability"] for point in points] == pytest.approx(np.linspace(0.05, 0.95, 10))
+    assert [point["share"] for point in points] == pytest.approx(np.arange(10) / 20)
+    assert [point["images"] for point in points] == [20] * 10
 
 
 def test_details_have_the_truth_in_the_rows():
@@ -234,11 +234,11 @@ def test_a_record_is_about_the_positive_label_at_the_threshold(positive):
     area = metrics_of_sklearn.auc(curve["false_positive_rate"], curve["true_positive_rate"])
     assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(is_positive, score))
     assert found["reliability"] == reliability(is_positive, score)
-    assert {one["folder"]: one["value"] for one in found["folders"]} == pytest.approx(
-        {str(one): np.mean(called[truth == one] == one) for one in (0, 1)}
+    assert {folder["folder"]: folder["value"] for folder in found["folders"]} == pytest.approx(
+        {str(item): np.mean(called[truth == item] == item) for item in (0, 1)}
     )
-    assert [one["label"] for one in found["folders"]] == [0, 1]
-    assert [one["called"] for one in found["predictions"]] == called.tolist()
+    assert [folder["label"] for folder in found["folders"]] == [0, 1]
+    assert [prediction["called"] for prediction in found["predictions"]] == called.tolist()
 
 
 def test_among_equally_good_thresholds_the_widest_gap_decides():
@@ -273,7 +273,7 @@ def test_a_paired_interval_is_narrower_than_that_of_two_samples_and_holds_the_di
     hard = rng.normal(0, 1, 240)  # what makes an image hard for both
     teacher = rng.normal(1.5 * is_positive + hard, 0.2)
     student = rng.normal(1.5 * is_positive + hard, 0.2)
-    answers = [Answers(one, one > 0.75) for one in (teacher, student)]
+    answers = [Answers(item, item > 0.75) for item in (teacher, student)]
     found = student_minus_teacher(is_positive, *answers, np.arange(240))["auc"]
     assert found["low"] <= found["value"] <= found["high"]
     alone = auc(is_positive, student)

@@ -34,8 +34,8 @@ def test_no_other_threshold_is_better(seed, sensitivity):
     threshold = choose_threshold(score, label, sensitivity)
     found, cleared = figures_at(threshold, score, label)
     assert found >= sensitivity
-    everywhere = [figures_at(one, score, label) for one in np.linspace(0, 1, 1001)]
-    assert found + cleared >= max(sum(one) for one in everywhere if one[0] >= sensitivity) - 1e-12
+    everywhere = [figures_at(item, score, label) for item in np.linspace(0, 1, 1001)]
+    assert found + cleared >= max(sum(item) for item in everywhere if item[0] >= sensitivity) - 1e-12
     assert not np.isclose(score, threshold).any()  # it sits on no image
 
 
@@ -114,7 +114,7 @@ def test_the_difference_is_the_students_figure_less_the_teachers():
     alone = student_minus_teacher(np.ones(8, bool), teacher, student, np.arange(8))
     assert set(alone) == {"accuracy"}
     same = student_minus_teacher(is_positive, teacher, teacher, np.arange(8))
-    assert {(one["low"], one["value"], one["high"]) for one in same.values()} == {(0, 0, 0)}
+    assert {(item["low"], item["value"], item["high"]) for item in same.values()} == {(0, 0, 0)}
 
 
 def test_a_threshold_is_chosen_over_the_answers_of_all_seeds_and_the_asked_images_alone():
