@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,16 @@ def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_a
         writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())
         writer.add_artifact(tiny_artifact)
     return folder
+
+
+@pytest.fixture
+def recipe_code() -> Callable[[str], str]:
+    """Return a function that gives the first Python block below a heading of CONTRIBUTING.md."""
+
+    def find(heading: str) -> str:
+        text = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+        code = re.search(r"```python\n(.*?)```", text.partition(f"## {heading}")[2], re.DOTALL)
+        assert code
+        return code[1]
+
+    return find

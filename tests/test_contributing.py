@@ -6,7 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -54,16 +57,9 @@ def pytest_collection_modifyitems(items):
 """
 
 
-def engine_of_the_recipe() -> str:
-    recipe = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add an engine")[2]
-    code = re.search(r"```python\n(.*?)```", recipe, re.DOTALL)
-    assert code
-    return code[1]
-
-
-def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path) -> None:
+def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path, recipe_code: Callable[[str], str]) -> None:
     (tmp_path / "engines").mkdir()
-    (tmp_path / "engines" / "abacus.py").write_text(engine_of_the_recipe(), encoding="utf-8")
+    (tmp_path / "engines" / "abacus.py").write_text(recipe_code("Add an engine"), encoding="utf-8")
     (tmp_path / "abacus_rt.py").write_text(LIBRARY)
     metadata = tmp_path / "abacus_rt-1.0.dist-info"
     metadata.mkdir()
@@ -98,9 +94,10 @@ def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path) -> None:
     assert int(passed[1]) > 25, done.stdout
 
 
-def test_the_recipe_passes_the_linter(tmp_path: Path) -> None:
-    path = tmp_path / "abacus.py"
-    path.write_text(engine_of_the_recipe(), encoding="utf-8")
+@pytest.mark.parametrize("section", ["Add an engine", "Add a reader"])
+def test_the_recipe_passes_the_linter(section: str, tmp_path: Path, recipe_code: Callable[[str], str]) -> None:
+    path = tmp_path / "recipe.py"
+    path.write_text(recipe_code(section), encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]
     settings = ["--config", str(CHECKOUT / "pyproject.toml"), str(path)]
     for check in (["check", "--ignore", "INP001"], ["format", "--check"]):

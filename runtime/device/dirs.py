@@ -19,13 +19,7 @@ def cache_folder() -> Path:
     UsageError
         This user has no home folder, as is the case for some users of services and containers.
     """
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        root = "~/Library/Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return _expand(root)
+    return _user_folder("~/Library/Caches", "XDG_CACHE_HOME", "~/.cache")
 
 
 def state_folder() -> Path:
@@ -38,16 +32,17 @@ def state_folder() -> Path:
     UsageError
         As for ``cache_folder``.
     """
+    return _user_folder("~/Library/Application Support", "XDG_STATE_HOME", "~/.local/state")
+
+
+def _user_folder(mac: str, variable: str, default: str) -> Path:
+    """The folder of this system: ``mac``, or on Linux the value of ``variable``, else ``default``."""
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
-        root = "~/Library/Application Support"
+        root = mac
     else:
-        root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return _expand(root)
-
-
-def _expand(root: str) -> Path:
+        root = os.environ.get(variable) or default
     folder = os.path.expanduser(root)
     if folder.startswith("~"):
         raise UsageError(

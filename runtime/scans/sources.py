@@ -57,12 +57,11 @@ def expand(
         elif os.path.isdir(argument):
             skipped = _SkippedFiles()
             scans = _scans_in(argument, recursive, skipped)
-            hint = f"Pictures end in {', '.join(readers.suffixes())}"
-            yield from _or_error(scans, argument, "the folder has no pictures in it", hint, skipped, notify)
+            yield from _or_error(scans, argument, "the folder has no pictures in it", skipped, notify, _suffix_hint)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
             skipped = _SkippedFiles()
             matches = _matches(argument, recursive, skipped)
-            yield from _or_error(matches, argument, "no file matches this pattern", "", skipped, notify)
+            yield from _or_error(matches, argument, "no file matches this pattern", skipped, notify)
         else:
             yield argument
 
@@ -141,9 +140,9 @@ def _or_error(
     paths: Iterator[str | InputError],
     argument: str,
     problem: str,
-    hint: str,
     skipped: _SkippedFiles,
     notify: Callable[[str], None],
+    hint: Callable[[], str] = str,
 ) -> Iterator[str | InputError]:
     """Yield ``paths``, or an InputError if there are none; then report what was skipped."""
     empty = True
@@ -151,10 +150,15 @@ def _or_error(
         empty = False
         yield path
     if empty:
-        full_hint = ". ".join(filter(None, (str(skipped), hint)))
+        full_hint = ". ".join(filter(None, (str(skipped), hint())))
         yield InputError(f"{argument}: {problem}", full_hint, code="missing", source=argument)
     elif str(skipped):
         notify(f"{argument}: {skipped}")
+
+
+def _suffix_hint() -> str:
+    """List the suffixes of all readers; this imports every reader, so it is called for an error only."""
+    return f"Pictures end in {', '.join(readers.suffixes())}"
 
 
 class _SkippedFiles:

@@ -96,7 +96,7 @@ def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd)
     ids=str,
 )
 @pytest.mark.parametrize(
-    "command", [["predict", str(EXAMPLES / "phantom-1.jpg")], ["info"], ["verify"]], ids=lambda one: one[0]
+    "command", [["predict", str(EXAMPLES / "phantom-1.jpg")], ["info"], ["verify"]], ids=lambda words: words[0]
 )
 def test_no_colour_where_none_is_wanted(command, environment, coloured):
     screen = _on_a_terminal(command, environment)

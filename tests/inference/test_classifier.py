@@ -158,7 +158,7 @@ def test_four_threads_share_one_classifier(classifier, picture):
     rotated = [picture.rotate(10 * turn) for turn in range(40)]
     alone = [classifier.predict(picture).probability for picture in rotated]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda one: classifier.predict(one).probability, rotated))
+        together = list(pool.map(lambda image: classifier.predict(image).probability, rotated))
     assert together == alone
 
 
@@ -203,7 +203,7 @@ def test_unreadable_scan_raises_input_error(classifier):
         classifier.predict("missing.png")
 
 
-@pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x"), ["a.png"]], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x"), ["a.png"]], ids=lambda value: type(value).__name__)
 def test_source_of_another_kind_is_named(classifier, picture, source):
     words = f"a path, the bytes of a file, a Pillow image or a numpy array. Received: {type(source).__name__}"
     with pytest.raises(InputError, match=words):
@@ -211,7 +211,7 @@ def test_source_of_another_kind_is_named(classifier, picture, source):
     assert [type(result) for result in classifier.predict_batches([source, picture])] == [Failure, Prediction]
 
 
-@pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda value: type(value).__name__)
 def test_one_scan_is_not_taken_for_many(classifier, sources):
     with pytest.raises(UsageError, match=r"takes many scans. Received: .*in"):
         classifier.predict_batches(sources)

@@ -60,7 +60,8 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     assert record["pooled"]["model"]["accuracy"]["value"] == pytest.approx(right / 30)
     assert sum(item["models"]["model"]["accuracy"]["images"] for item in record["by_fold"]) == 30
     assert {
-        one["model"]["auc"]["method"] for one in (record["pooled"], *(item["models"] for item in record["by_fold"]))
+        figures["model"]["auc"]["method"]
+        for figures in (record["pooled"], *(item["models"] for item in record["by_fold"]))
     } == {auc.GROUPED}
 
 
@@ -120,7 +121,7 @@ def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, 
     )
     assert record["excluded"] == ["no/no00.png"]
     assert record["patients"] == "patients.csv"
-    files = [one["file"] for one in sorted(record["images"], key=lambda one: one["file"])]
+    files = [image["file"] for image in sorted(record["images"], key=lambda image: image["file"])]
     assert "no/no00.png" not in files
     patient = [f"{file[:2]}{int(file[-6:-4]) // 4}" for file in files]
     assert len(learned) == 3
