@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -217,6 +218,10 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    mounted = runpy.run_path(str(DOCS / "hooks.py"))["MOUNTED"]
+    sources = [*DOCS.rglob("*.md"), *(path for pattern in mounted for path in CHECKOUT.glob(pattern))]
+    pages_expected = sum(path.suffix == ".md" for path in sources)
+    assert len(list(tmp_path.rglob("index.html"))) == pages_expected  # two pages with one address would be one file
     api = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     import mri_edge
 
