@@ -71,6 +71,6 @@ def _path(name: str) -> str:
     return f"mri_edge.{mri_edge._MODULES[name]}.{name}"
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Show the examples in the help of a command as code: mkdocs-click joins their lines to a paragraph."""
-    return EXAMPLES.sub(r"<pre><code>\1</code></pre>", html)
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """Show the examples in the help of a command as code: mkdocs-click joins their lines into a paragraph."""
+    return EXAMPLES.sub(r"<pre><code>\1</code></pre>", html) if page.file.src_uri == "commands.md" else html
