@@ -148,7 +148,7 @@ def test_claim_is_judged_by_the_spread_in_its_record(benchmarks_importable):
 
 
 @pytest.mark.parametrize(
-    ("title", "rows", "of_run", "code", "words"),
+    ("title", "rows", "of_run", "code", "pattern"),
     [
         ("OpenVINO", {"fast": {"problem": "not available: no openvino"}}, {}, 5, "NOT MEASURED .*fast: not available"),
         ("OpenVINO", {}, {}, 5, "NOT MEASURED .*fast: not in this run"),
@@ -162,12 +162,12 @@ def test_claim_is_judged_by_the_spread_in_its_record(benchmarks_importable):
         ("Olive's best, in ONNX Runtime", {}, {"olive_asked": True}, 5, "NOT MEASURED .*small: Olive"),
     ],
     ids=[
-        *("peer missing", "nothing measured", "no baseline", "another CPU", "other cores", "cores not said"),
+        *("peer missing", "nothing measured", "no baseline", "another CPU", "other cores", "cores not recorded"),
         *("a busy run", "without the data", "Olive was not asked for", "Olive was asked for"),
     ],
 )
 def test_claim_that_was_not_measured_is_not_reproduced(
-    benchmarks_importable, monkeypatch, capsys, title, rows, of_run, code, words
+    benchmarks_importable, monkeypatch, capsys, title, rows, of_run, code, pattern
 ):
     from benchmarks.records import claims
 
@@ -179,7 +179,7 @@ def test_claim_that_was_not_measured_is_not_reproduced(
     monkeypatch.setattr(claims.store, "load", lambda name: record)
     monkeypatch.setattr(claims.store, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
     assert claims.main() == code
-    assert re.search(words, capsys.readouterr().out)
+    assert re.search(pattern, capsys.readouterr().out)
 
 
 def test_different_recipe_of_olive_is_the_same_claim(benchmarks_importable):
@@ -227,14 +227,14 @@ def test_olive_uses_our_calibration_images_and_runs_again_if_they_change(
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\ncp "$3" "$4"\necho "{\\"threads\\": $5}"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(olive_peer, "FRESH", tmp_path / "kept")
+    monkeypatch.setattr(olive_peer, "FRESH", tmp_path / "fresh")
 
     drawn = calibrate(seed=0)
-    made, said = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
-    assert said == {"threads": 3}
+    model, facts = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
+    assert facts == {"threads": 3}
     levels = [int(path.stem) * 20 for path in drawn]
-    assert np.load(made).reshape(4, -1).mean(axis=1).tolist() == levels
-    assert olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3) == (made, said)
+    assert np.load(model).reshape(4, -1).mean(axis=1).tolist() == levels
+    assert olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3) == (model, facts)
     assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=2)[0], str)
     assert calibrate(seed=1) != drawn
     assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3)[0], str)

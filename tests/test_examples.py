@@ -42,6 +42,6 @@ def test_demo_scan_is_an_8_bit_gray_image_with_a_dark_border(path: Path) -> None
 
 def test_notice_contains_the_terms_of_the_template() -> None:
     notice = " ".join((EXAMPLES / "NOTICE").read_text(encoding="utf-8").split())
-    for words in ("McConnell Brain Imaging Centre", "Montreal Neurological Institute", "McGill University"):
-        assert words in notice
+    for name in ("McConnell Brain Imaging Centre", "Montreal Neurological Institute", "McGill University"):
+        assert name in notice
     assert "Permission to use, copy, modify, and distribute" in notice

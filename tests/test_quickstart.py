@@ -80,35 +80,35 @@ def quickstart() -> list[list[str]]:
 @pytest.mark.slow
 def test_quickstart_works_in_an_empty_folder(workspace: Path, weights_options: list[str]) -> None:
     commands = quickstart()
-    assert [words[0] for words in commands] == ["train", "export", "predict", "evaluate", "verify", "bench"]
-    said = {}
-    for words in commands:
-        more = [*SHORT.get(words[0], []), *(weights_options if words[0] == "train" else [])]
+    assert [command[0] for command in commands] == ["train", "export", "predict", "evaluate", "verify", "bench"]
+    results = {}
+    for command in commands:
+        options = [*SHORT.get(command[0], []), *(weights_options if command[0] == "train" else [])]
         done = subprocess.run(
-            [sys.executable, "-m", "mri_edge", *words, *more],
+            [sys.executable, "-m", "mri_edge", *command, *options],
             cwd=workspace,
             capture_output=True,
             text=True,
             check=False,
             timeout=600,
         )
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-        said[words[0]] = done
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        results[command[0]] = done
 
     # Each command prints its report and the next command.
-    report, following = said["train"].stderr.splitlines()[-2:]
+    report, following = results["train"].stderr.splitlines()[-2:]
     assert (report, following) == ("report: runs/vgg16/report/index.html", "next: mri-edge export --quantize")
     assert (workspace / "runs/vgg16/report/index.html").is_file()
-    report, following = said["export"].stderr.splitlines()[-2:]
+    report, following = results["export"].stderr.splitlines()[-2:]
     assert report == "report: runs/vgg16/report/parity.html"
     assert following == "next: mri-edge predict scan.jpg --model runs/vgg16"
     # If stderr is not a terminal, training still prints progress. export and evaluate print the bundle that they use.
-    assert "epoch   1/1  loss" in said["train"].stderr
-    assert "exporting runs/vgg16, trained last" in said["export"].stderr
-    assert "scoring runs/vgg16, trained last" in said["evaluate"].stderr
-    assert f"with the data of its training, {workspace / 'scans'}" in said["evaluate"].stderr
-    assert "vgg16" in said["predict"].stdout
-    assert "8 images" in said["evaluate"].stdout
+    assert "epoch   1/1  loss" in results["train"].stderr
+    assert "exporting runs/vgg16, trained last" in results["export"].stderr
+    assert "scoring runs/vgg16, trained last" in results["evaluate"].stderr
+    assert f"with the data of its training, {workspace / 'scans'}" in results["evaluate"].stderr
+    assert "vgg16" in results["predict"].stdout
+    assert "8 images" in results["evaluate"].stdout
 
     # The bundle must not contain the path of the folder that it was created in.
     for path in (workspace / "runs").rglob("*"):
@@ -119,8 +119,8 @@ def test_quickstart_works_in_an_empty_folder(workspace: Path, weights_options: l
 
     # If the data folder was moved, the error names the option for it.
     (workspace / "scans").rename(workspace / "moved")
-    again = [sys.executable, "-m", "mri_edge", "export", "--quantize"]
-    done = subprocess.run(again, cwd=workspace, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "mri_edge", "export", "--quantize"]
+    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no longer there. Name the folder where the images are now: --data DIR" in done.stderr
 
@@ -149,8 +149,8 @@ def test_export_of_an_embedded_model_prints_what_to_run_instead(tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 2
-    for words in ("is exported already", "mri-edge predict scan.jpg --model vgg16", "mri-edge train scans/"):
-        assert words in done.stderr
+    for text in ("is exported already", "mri-edge predict scan.jpg --model vgg16", "mri-edge train scans/"):
+        assert text in done.stderr
 
 
 def test_train_lists_all_missing_options_at_once(tmp_path: Path) -> None:
@@ -163,6 +163,6 @@ def test_train_lists_all_missing_options_at_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    for words in ("missing: DIR", "--teacher BUNDLE", "mri-edge train scans/ --recipe small --teacher vgg16"):
-        assert words in done.stderr
+    for text in ("missing: DIR", "--teacher BUNDLE", "mri-edge train scans/ --recipe small --teacher vgg16"):
+        assert text in done.stderr
     assert not list(tmp_path.iterdir())
