@@ -23,6 +23,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Variables that the tests read: the folders of the real scans, of the tiny models, and of public image test suites.
 READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY", "MRI_EDGE_SUITES")
+# Coverage traces every Python process, which then writes a data file. The processes of these tests run without it,
+# because the tests check the files that a process writes, its limits or its CPU time.
+UNTRACED = ("test_no_network.py", "test_picture_limits.py", "test_a_limit_on_file_sizes_is_a_full_disk")
 SLOW_TIMEOUT = 900  # seconds for a test that is marked slow; pyproject.toml sets the limit for the others
 
 
@@ -47,6 +50,13 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         # If this variable were set, a program that forgets to flush its output would pass the tests.
         patch.delenv("PYTHONUNBUFFERED", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def untraced_processes(request: pytest.FixtureRequest) -> None:
+    """Keep coverage out of the processes that the tests in UNTRACED start."""
+    if any(name in request.node.nodeid for name in UNTRACED):
+        request.getfixturevalue("monkeypatch").delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(autouse=True)
