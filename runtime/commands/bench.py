@@ -10,11 +10,12 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
 
-from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.benchmark import Report, Row, Spread, Stream
+    from mri_edge.inference.selection import RunOptions
 
 EXAMPLES = """\b
 Examples:
@@ -37,9 +38,6 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with everything that was measured.")
 @click.option("--scans", multiple=True, metavar="PATH", help="Files or folders to measure with. Default: demo scans.")
-@click.option("--artifact", metavar="FILE", help="Measure only this artifact.")
-@click.option("--engine", metavar="NAME", help="Measure only this engine.")
-@click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 @click.option(
     "--server",
     "server_ms",
@@ -47,19 +45,20 @@ Examples:
     metavar="MS",
     help="Search for the highest rate of random arrivals with a 99th percentile below MS.",
 )
-@PROVIDER
-@VERBOSE
+@run_options(
+    click.option("--artifact", metavar="FILE", help="Measure only this artifact."),
+    click.option("--engine", metavar="NAME", help="Measure only this engine."),
+    click.option("--threads", type=click.IntRange(min=1), help="Default: the cores that this process may use."),
+    PROVIDER,
+)
 def bench(
     model: str,
     signed_by: str | None,
     profile: str,
     as_json: bool,
     scans: tuple[str, ...],
-    artifact: str | None,
-    engine: str | None,
-    threads: int | None,
     server_ms: float | None,
-    provider: str,
+    run: RunOptions,
 ) -> None:
     """Measure every artifact in every engine, each in its own process.
 
@@ -76,10 +75,10 @@ def bench(
         bundle,
         scans_for(bundle, scans, lambda message: click.echo(f"mri-edge: {printable(message)}", err=True)),
         profile,
-        artifact=artifact,
-        engine=engine,
-        provider=provider,
-        threads=threads,
+        artifact=run.artifact,
+        engine=run.engine,
+        provider=run.provider,
+        threads=run.threads,
         server_ms=server_ms,
         signed_by=signed_by,
         track=lambda items, label: track(items, label, len(items)),

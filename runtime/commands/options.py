@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they look and behave the same everywhere."""
+"""Options that several commands share, so that they look and behave the same in each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from click.core import ParameterSource
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _VARIABLE
 from mri_edge.errors import UsageError, printable
-from mri_edge.inference.run_options import RunOptions
 
 from .usage import OneOfTwo
 
@@ -213,28 +212,32 @@ VERBOSE = click.option(
 )
 
 
-def run_options(function: Function) -> Function:
-    """Add ``--artifact --engine --provider --threads --allow-fallback -v``; the command gets them as ``run``."""
+_RUN_FIELDS = ("artifact", "engine", "provider", "threads", "allow_fallback")
 
-    @wraps(function)
-    def with_run(
-        *arguments: Any,
-        artifact: str | None,
-        engine: str | None,
-        provider: str,
-        threads: int | None,
-        allow_fallback: bool,
-        **options: Any,
-    ) -> Any:
-        run = RunOptions(artifact, engine, provider, threads, allow_fallback=allow_fallback)
-        return function(*arguments, run=run, **options)
 
-    decorated = cast(Function, with_run)
-    for option in reversed((ARTIFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
-        decorated = option(decorated)
-    return decorated
+def run_options(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Add options that say how to run a model, then ``-v``; the command gets their values as ``run``, a RunOptions.
+
+    Without arguments it adds all of them: ``--artifact --engine --provider --threads --allow-fallback``.
+    """
+    chosen = options or (ARTIFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK)
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def with_run(*arguments: Any, **values: Any) -> Any:
+            from mri_edge.inference.selection import RunOptions
+
+            run = RunOptions(**{field: values.pop(field) for field in _RUN_FIELDS if field in values})
+            return function(*arguments, run=run, **values)
+
+        decorated = cast(Function, with_run)
+        for option in reversed((*chosen, VERBOSE)):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 def model_options(function: Function) -> Function:
-    """Add ``--model`` and ``run_options``: what runs, and how."""
-    return MODEL(run_options(function))
+    """Add ``--model`` and all of ``run_options``: what runs, and how."""
+    return MODEL(run_options()(function))

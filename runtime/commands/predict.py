@@ -12,7 +12,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.device.native import return_freed_memory
 from mri_edge.errors import UsageError
 from mri_edge.inference.loading import PendingModel
-from mri_edge.inference.run_options import RunOptions
+from mri_edge.inference.selection import RunOptions
 
 from .options import REQUIRE_SIGNATURE, model_options
 

@@ -16,11 +16,12 @@ from mri_edge.device.dirs import profile_folder
 from mri_edge.errors import OutputError, printable
 from mri_edge.inference.prediction import stdout_json
 
-from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.tuning import Candidate, Tuning
+    from mri_edge.inference.selection import RunOptions
     from mri_edge.inference.tuned_profile import Measurement
 
 EXAMPLES = """\b
@@ -39,10 +40,9 @@ Examples:
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
-@PROVIDER
-@VERBOSE
+@run_options(PROVIDER)
 def tune(
-    as_json: bool, seconds: float, batches: tuple[int, ...], model: str, signed_by: str | None, provider: str
+    as_json: bool, seconds: float, batches: tuple[int, ...], model: str, signed_by: str | None, run: RunOptions
 ) -> None:
     """Measure what runs the model fastest on this device, for predict to use.
 
@@ -57,7 +57,7 @@ def tune(
     found = measure(
         Bundle.open(model, signed_by=signed_by),
         signed_by=signed_by,
-        provider=provider,
+        provider=run.provider,
         batches=batches or BATCHES,
         seconds=seconds,
         track=_track,
@@ -66,8 +66,8 @@ def tune(
     if as_json:
         record = {
             "profile": str(path),
-            "single": to_plain(_best(found, provider, many=False)),
-            "many": to_plain(_best(found, provider, many=True)),
+            "single": to_plain(_best(found, run.provider, many=False)),
+            "many": to_plain(_best(found, run.provider, many=True)),
             **to_plain(found.profile),
             "failed": [{**to_plain(subject), "problem": problem} for subject, problem in found.failed],
         }
@@ -89,8 +89,8 @@ def tune(
         rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
     for line in table(rows, right=(0, 1, 2)):
         click.echo(line)
-    click.echo(f"single scan: {_describe(_best(found, provider, many=False))}")
-    click.echo(f"many scans:  {_describe(_best(found, provider, many=True))}")
+    click.echo(f"single scan: {_describe(_best(found, run.provider, many=False))}")
+    click.echo(f"many scans:  {_describe(_best(found, run.provider, many=True))}")
     click.echo(f"saved in {path}")
 
 

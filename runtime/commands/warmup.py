@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
-from mri_edge.inference.run_options import RunOptions
-
 from .options import REQUIRE_SIGNATURE, bundle_argument, run_options
 from .progress import Bar, redraws
+
+if TYPE_CHECKING:
+    from mri_edge.inference.selection import RunOptions
 
 EXAMPLES = """\b
 Examples:
@@ -31,7 +33,7 @@ Examples:
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
-@run_options
+@run_options()
 def warmup(
     batches: tuple[int, ...],
     model: str,

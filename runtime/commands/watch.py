@@ -15,7 +15,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import frame_name, stdout_json
-from mri_edge.inference.run_options import RunOptions
+from mri_edge.inference.selection import RunOptions
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch

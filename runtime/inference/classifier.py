@@ -28,8 +28,7 @@ from .loading import PendingModel
 from .out_of_distribution import OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
-from .run_options import RunOptions, Workload
-from .selection import DEFAULT_BATCH
+from .selection import DEFAULT_BATCH, RunOptions, Workload
 
 
 class Classifier:

@@ -15,8 +15,7 @@ from mri_edge.engines import Engine, ModelFile, engine_file, open_engine
 from mri_edge.errors import ProviderUnavailable
 from mri_edge.scans.checks import ResultWarning
 
-from .run_options import RunOptions
-from .selection import Selection, select
+from .selection import RunOptions, Selection, select
 
 _log = logging.getLogger(__name__)
 

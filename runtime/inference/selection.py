@@ -1,10 +1,11 @@
-"""Choose which artifact of a bundle runs, in which engine and how, unless the caller has decided."""
+"""Choose which artifact of a bundle runs, in which engine and how, where the caller leaves it open."""
 
 from __future__ import annotations
 
 import logging
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
@@ -12,8 +13,6 @@ from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
 from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
-
-from .run_options import RunOptions
 
 DEFAULT_BATCH = 8
 # A network below this size has finished before a second thread has started, and takes less time than decoding, so other
@@ -32,6 +31,39 @@ _INT8_FIRST = ("int8", "float32", "dynamic", "float16")
 _FLOAT_FIRST = ("float32", "dynamic", "float16", "int8")
 
 _log = logging.getLogger(__name__)
+
+Workload = Literal["single", "many"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The caller's choices for running a model. ``select`` chooses whatever is None.
+
+    Attributes
+    ----------
+    artifact
+        File of the bundle, ``"model.int8.onnx"``. None: the best one that an installed engine opens.
+    engine
+        ``"onnxruntime"`` (or ``"onnx"``, ``"ort"``), ``"litert"`` (or ``"tflite"``), ``"openvino"``.
+        None: the preferred engine for the artifact.
+    provider
+        ``"auto"`` takes the best execution provider that starts, ``"gpu"`` the best GPU provider. Any other
+        provider must start, or ProviderUnavailable is raised.
+    threads
+        Intra-op threads, at most the cores that this process may use. None: as the device profile says, else 1 for
+        a model below 1 MiB and all those cores for a larger one.
+    workload
+        Whether scans come one by one or many at a time. A device profile knows the best choice for each.
+    allow_fallback
+        Run on the CPU if ``provider`` does not start, with a warning in every prediction.
+    """
+
+    artifact: str | None = None
+    engine: str | None = None
+    provider: str = "auto"
+    threads: int | None = None
+    workload: Workload = "many"
+    allow_fallback: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from mri_edge.device.machine import Cpu, cpu
 from mri_edge.engines import engine_file, engine_files, offered
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from mri_edge.inference import selection, tuned_profile
-from mri_edge.inference.run_options import RunOptions
-from mri_edge.inference.selection import select
+from mri_edge.inference.selection import RunOptions, select
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions, load_profile
 
 VNNI = Cpu("x86_64", "new", frozenset({"avx2", "vnni"}))
