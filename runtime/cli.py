@@ -167,9 +167,9 @@ def cli(ctx: click.Context) -> None:
     """Edge-deployable inference for brain-MRI tumour classification.
 
     \b
-    mri-edge predict scan.jpg                 classify one scan
-    mri-edge train scans/                     train a model of your own
-    mri-edge export --quantize                convert it to ONNX and TFLite
+        mri-edge predict scan.jpg                 classify one scan
+        mri-edge train scans/                     train a model of your own
+        mri-edge export --quantize                convert it to ONNX and TFLite
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

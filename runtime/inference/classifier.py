@@ -22,7 +22,7 @@ from mri_edge.engines import Engine, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Source, source_name
+from mri_edge.scans.frame import Source, not_one_frame
 
 from .loading import PendingModel
 from .out_of_distribution import OutOfDistributionCheck
@@ -168,12 +168,7 @@ class Classifier:
         predictions = self.predict_frames(source, keep_pixels=keep_pixels)
         prediction = next(predictions, None)
         if prediction is None or prediction.frames != 1:
-            frames = prediction.frames if prediction else 0
-            raise InputError(
-                f"{source_name(source)}: holds {frames} frames, one is needed",
-                "Use predict_frames",
-                code="unsupported",
-            )
+            raise not_one_frame(source, prediction.frames if prediction else 0, "Use predict_frames")
         return prediction
 
     def predict_frames(self, source: Source, *, keep_pixels: bool = False) -> Iterator[Prediction]:

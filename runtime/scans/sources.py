@@ -88,8 +88,8 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 def _matches(pattern: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
-            if special_file_kind(path):
-                skipped.add(path)
+            if kind := special_file_kind(path):
+                skipped.add(path, kind)
             else:
                 yield path
         elif "**" in pattern:  # the files in this folder match as well
@@ -115,10 +115,16 @@ def _scans_in(folder: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[
                 skipped.add(entry.path, "link to a folder")
             else:
                 yield from _scans_in(entry.path, recursive, skipped)
-        elif (_is_file(entry) or not special_file_kind(entry.path)) and readers.recognizes(entry.path):
-            yield entry.path
+        elif not _is_file(entry) and (kind := special_file_kind(entry.path)):
+            skipped.add(entry.path, kind)
         else:
-            skipped.add(entry.path)
+            head = b""
+            if readers.has_known_suffix(entry.path) or readers.recognizes_content(
+                head := readers.first_bytes(entry.path), entry.path
+            ):
+                yield entry.path
+            else:
+                skipped.add(entry.path, _kind(entry.name, head))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -169,9 +175,8 @@ class _SkippedFiles:
         self._counts: dict[str, int] = {}
         self._folders = 0
 
-    def add(self, path: str, kind: str | None = None) -> None:
-        """Count a file. Without ``kind`` its name and first bytes decide which kind it is."""
-        kind = kind or _kind(path)
+    def add(self, path: str, kind: str) -> None:
+        """Count a file of this kind."""
         names = self._names.setdefault(kind, [])
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if len(names) < _NAMED:
@@ -203,24 +208,13 @@ class _SkippedFiles:
         return f"{names}, …" if self._counts[kind] > _NAMED else names
 
 
-def _kind(path: str) -> str:
-    name = Path(path).name
-    if kind := special_file_kind(path):
-        return kind
+def _kind(name: str, head: bytes) -> str:
+    """Return the kind of a file that no reader recognizes, from its name and its first bytes."""
     for suffix, kind in _KINDS.items():
         if name.lower().endswith(suffix):
             return kind
-    if _is_dicom(path):
+    if head[128:132] == b"DICM":  # DICOM part 10, section 7.1; scanners write names without a suffix
         return "DICOM"
     if name.startswith("."):
         return "hidden"
     return printable(Path(name).suffix) or "no suffix"
-
-
-def _is_dicom(path: str) -> bool:
-    """Whether the file begins as DICOM does (part 10, section 7.1); scanners write names without a suffix."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False

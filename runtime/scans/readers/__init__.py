@@ -18,8 +18,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from mri_edge.errors import InputError
-from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame, source_name
 
 HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header of NIfTI-1 (348 bytes)
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
@@ -70,7 +69,12 @@ def recognizes(path: str | os.PathLike[str]) -> bool:
     files and for anything that is not a regular file.
     """
     path = os.fspath(path)
-    return _by_suffix(path) is not None or _by_content(_head(path), path) is not None
+    return has_known_suffix(path) or recognizes_content(first_bytes(path), path)
+
+
+def recognizes_content(head: bytes, path: str) -> bool:
+    """Whether some reader takes the file at ``path``, which begins with ``head``."""
+    return _by_content(head, path) is not None
 
 
 def read(source: Source) -> Iterable[Frame]:
@@ -83,7 +87,7 @@ def read(source: Source) -> Iterable[Frame]:
     """
     path = source_name(source)
     if path is not None:
-        reader = _by_suffix(path) or _by_content(_head(path), path)
+        reader = _by_suffix(path) or _by_content(first_bytes(path), path)
     elif isinstance(source, bytes | bytearray | memoryview):
         reader = _by_content(bytes(source[:HEAD_BYTES]), "")
     else:
@@ -101,7 +105,7 @@ def load(source: Source) -> Pixels:
     """
     frames = list(read(source))
     if len(frames) != 1:
-        raise InputError(f"{source_name(source)}: holds {len(frames)} frames, one is needed", code="unsupported")
+        raise not_one_frame(source, len(frames))
     return frames[0].pixels
 
 
@@ -118,8 +122,8 @@ def _by_content(head: bytes, path: str) -> Reader | None:
     return next((reader for reader in readers() if reader.recognizes(head, path)), None) if head else None
 
 
-def _head(path: str) -> bytes:
-    """The first bytes of a regular file; empty if there are none or they should not be read."""
+def first_bytes(path: str) -> bytes:
+    """Return the first ``HEAD_BYTES`` bytes of a file; none of a hidden or temporary file, a pipe or a device."""
     file = Path(path)
     if file.name.startswith(".") or file.name.lower().endswith(TEMPORARY):
         return b""
