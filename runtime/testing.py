@@ -23,7 +23,7 @@ PROVIDERS = ("cpu",)
 
 
 def missing() -> str | None:
-    """The reason why this engine cannot run on this machine: none."""
+    """Return None: this engine runs on every machine."""
     return None
 
 

@@ -12,10 +12,10 @@ import click
 from click.core import ParameterSource
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL
-from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _VARIABLE
+from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _SIGNATURE_VARIABLE
 from mri_edge.errors import UsageError, printable
 
-from .usage import OneOfTwo
+from .usage import RequiredUnlessModel
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete files and folders first, then embedded models: Bash drops earlier items when it reads the file item."""
+    """Complete files and folders, then embedded models: when Bash reads the item for files, it drops earlier items."""
     from click.shell_completion import CompletionItem
 
     from mri_edge.bundles.bundle import embedded_models
@@ -42,7 +42,7 @@ def _complete_artifacts(ctx: click.Context, param: click.Parameter, incomplete: 
     try:
         model = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
         artifacts = Bundle.open(model).manifest.artifacts
-    except MriEdgeError:  # the command itself will report what is wrong with the bundle
+    except MriEdgeError:  # the command reports what is wrong with the bundle
         return []
     return [
         CompletionItem(artifact.file, help=artifact.precision)
@@ -64,7 +64,7 @@ def _complete_providers(ctx: click.Context, param: click.Parameter, incomplete: 
 
 
 class _StderrHandler(logging.Handler):
-    """Writes log records to stderr in the form of the program's other messages."""
+    """Writes log records to stderr in the form of the program's messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(f"mri-edge: {record.levelname.lower()}: {printable(record.getMessage())}", err=True)
@@ -106,7 +106,7 @@ def bundle_argument(function: Function) -> Function:
 def required_bundle_argument(function: Function) -> Function:
     """Add ``BUNDLE`` and ``--model``, one of which is required, for commands that create or change a bundle."""
 
-    @click.argument("bundle", cls=OneOfTwo, metavar="BUNDLE", required=False, shell_complete=complete_models)
+    @click.argument("bundle", cls=RequiredUnlessModel, metavar="BUNDLE", required=False, shell_complete=complete_models)
     @_MODEL_TO_CHANGE
     @wraps(function)
     def with_bundle(*arguments: Any, bundle: str | None, model: str | None, **options: Any) -> Any:
@@ -196,7 +196,7 @@ REQUIRE_SIGNATURE = click.option(
     "--require-signature",
     "signed_by",
     metavar="KEY",
-    envvar=_VARIABLE,
+    envvar=_SIGNATURE_VARIABLE,
     show_envvar=True,
     help="Use the bundle only if this public key (PEM file) verifies its signature and no file has changed since.",
 )

@@ -1,4 +1,4 @@
-"""``mri-edge warmup``: open and run a model before the first scan, so that slow preparations are done."""
+"""``mri-edge warmup``: open and run a model before the first scan, so that slow preparations are done by then."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Examples:
     "batches",
     type=click.IntRange(1, 1024),
     multiple=True,
-    help="Batch size to run. Default: 1, and as tuned.",
+    help="Batch size to run. Default: 1 and the tuned size.",
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
@@ -63,7 +63,7 @@ def warmup(
 
 @contextmanager
 def _clock(name: str) -> Iterator[None]:
-    """Name the step on a terminal's stderr while the block runs, then print its time on stdout."""
+    """Show the step on a terminal's stderr while the block runs, then print its time on stdout."""
     start = perf_counter()
     with Bar(name) if redraws(sys.stderr) else nullcontext():
         yield
