@@ -278,7 +278,7 @@ def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: in
     content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(content)
-    assert "block.bin expected here" in str(refused(path, tmp_path / "out"))
+    assert "does not hold block.bin where the manifest puts it" in str(refused(path, tmp_path / "out"))
 
 
 def relisted(good: Path, **changes: object) -> bytes:
@@ -302,9 +302,9 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "..\\block.bin"}, "inside the bundle"),
         ({"file": "z.txt"}, "twice"),
         ({"file": "Z.TXT"}, "twice"),
-        ({"size_bytes": 511}, "expected here"),  # the archive has the same number of blocks
-        ({"size_bytes": 513}, "by its manifest it has"),
-        ({"size_bytes": 1 << 50}, "by its manifest it has"),
+        ({"size_bytes": 511}, "does not hold block.bin"),  # the archive has the same number of blocks
+        ({"size_bytes": 513}, "the files in its manifest make"),
+        ({"size_bytes": 1 << 50}, "the files in its manifest make"),
         ({"size_bytes": -512}, "negative"),
         ({"sha256": "0" * 64}, "SHA-256"),
     ],

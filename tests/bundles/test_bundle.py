@@ -276,7 +276,7 @@ def test_a_folder_in_the_way_is_not_taken_for_an_embedded_model(
     assert Bundle.open("small").manifest.name == "small"
     assert caplog.text == ""
     assert Bundle.open().manifest.name == "vgg16"
-    assert "not the bundle in this folder, which is ./vgg16" in caplog.text
+    assert "using the embedded model. The bundle in the current folder is ./vgg16" in caplog.text
     assert Bundle.open("./vgg16").manifest.name == "tiny"
 
 

@@ -113,7 +113,7 @@ def test_every_command_honours_the_variable(
     monkeypatch.setenv(VARIABLE, "our.pub.pem")
     words = [word.format(tiny_bundle) for word in READERS[command]]
     assert run(words) == 3
-    assert "not signed, and a signature by our.pub.pem is required" in capfd.readouterr().err
+    assert "is not signed, but a signature that our.pub.pem verifies is required" in capfd.readouterr().err
     assert run(["bundle", "sign", str(tiny_bundle), "--key", "our.pem"]) == 0
     assert run(words) == 0, capfd.readouterr().err
 

@@ -654,7 +654,7 @@ def test_a_second_watch_on_a_folder_is_refused(places, started, tmp_path, capfd)
         places.out = out
         assert places.once() == 2
         err = capfd.readouterr().err
-        assert f"another mri-edge works in this folder (process {started.pid})" in err
+        assert f"another mri-edge uses this folder (process {started.pid})" in err
         assert len(err.splitlines()) == 1
 
 

@@ -292,7 +292,7 @@ def test_only_leftovers_are_cleared(outbox):
 def test_a_folder_is_locked_by_one_program_and_the_next_names_it(tmp_path):
     with locked(tmp_path) as first:
         assert first is True
-        taken = rf"another mri-edge works in this folder \(process {os.getpid()}\)"
+        taken = rf"another mri-edge uses this folder \(process {os.getpid()}\)"
         with pytest.raises(UsageError, match=taken), locked(tmp_path):
             pass
     assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
