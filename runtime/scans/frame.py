@@ -33,7 +33,7 @@ class Frame:
     index, count
         Position of this frame in its source, from 0, and how many frames the source holds.
     metadata
-        Facts from the file that a later step needs. Nothing that identifies a patient.
+        Facts from the file that a later step needs, without anything that identifies a patient.
     """
 
     pixels: Pixels = field(repr=False, compare=False)
@@ -44,7 +44,7 @@ class Frame:
 
 
 def source_name(source: Source) -> str | None:
-    """Return the path as it was given, or None for a scan that did not come as a path."""
+    """Return the path as it was given, or None for a scan that was not given as a path."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else None
 
 

@@ -127,7 +127,7 @@ def test_a_pipe_that_is_named_is_read_or_given_up(predict, tmp_path):
     assert time.monotonic() - start < 40
     failure, answer = map(json.loads, out.splitlines())
     assert (code, failure["code"]) == (1, "not_a_file")
-    assert "nobody wrote to" in failure["error"]
+    assert "no data arrived on this pipe" in failure["error"]
     assert "label" in answer
 
 
@@ -159,7 +159,7 @@ def test_a_terminal_that_is_named_is_given_up(predict):
     os.close(screen)
     os.close(end)
     assert (code, json.loads(out)["code"]) == (1, "not_a_file")
-    assert "is a device that nobody wrote to" in json.loads(out)["error"]
+    assert "no data arrived on this device" in json.loads(out)["error"]
 
 
 # --- cells

@@ -1,11 +1,12 @@
-"""Readers of scan files: one file per format, discovered in this folder.
+"""Find the reader of a scan file. This folder holds one file for each format.
 
 A reader file defines its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have,
 ``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source)``, which returns the frames.
-It imports the format's library inside ``read``, because another reader may handle the file.
+It imports the library of the format inside ``read``, because another reader may handle the file.
 
-Two rules decide which reader takes a file. A known suffix is enough, so that listing a folder of 10,000 pictures
-opens none of them. Otherwise the first ``HEAD_BYTES`` bytes of the file decide: scanners write names without a suffix.
+Two rules decide which reader takes a file. A known suffix is enough, so that no file is opened to list a folder of
+10,000 pictures. Otherwise the first ``HEAD_BYTES`` bytes of the file decide, because scanners write names without a
+suffix.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame, source_na
 
 HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header of NIfTI-1 (348 bytes)
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
-"""Endings that copying programs (rsync, browsers, Windows, editors) give to a file while they write it."""
+"""Endings of the names that programs (rsync, browsers, Windows, editors) give to a file while they write it."""
 
-_DEFAULT = "picture"  # tried first; also reads files that no reader recognizes, to explain what is wrong with them
+_DEFAULT = "picture"  # tried first; it also reads unrecognized files, in order to explain what is wrong with them
 
 
 class Reader(Protocol):
@@ -58,15 +59,14 @@ def suffixes() -> tuple[str, ...]:
 
 
 def has_known_suffix(path: str | os.PathLike[str]) -> bool:
-    """Whether a name ends as scan files of some format do. The file is not opened."""
+    """Whether a file name ends in the suffix of some format. The file is not opened."""
     return _by_suffix(os.fspath(path)) is not None
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:
     """Whether a file in a folder is a scan that some reader takes.
 
-    A file with a known suffix is not opened. For others the first bytes are read, except for hidden and temporary
-    files and for anything that is not a regular file.
+    A file with a known suffix is not opened. For other files ``first_bytes`` are read.
     """
     path = os.fspath(path)
     return has_known_suffix(path) or recognizes_content(first_bytes(path), path)
