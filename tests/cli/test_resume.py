@@ -191,7 +191,7 @@ def test_answers_of_two_models_are_not_mixed(tiny_bundle, many, tmp_path, capfd)
         first.write(Failure("a.png", InputError("gone")))
     command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]
     assert run(command) == 0  # an error is nobody's answer
-    with pytest.raises(UsageError, match=r"line 2 is an answer of 'tiny 1 .*', and this is 'other 2'"):
+    with pytest.raises(UsageError, match=r"line 2 is an answer of 'tiny 1 .*', but the model is 'other 2'"):
         Journal(journal, "other 2")
     assert len(lines_of(journal)) == 2
 

@@ -151,9 +151,9 @@ def test_files_that_are_no_scans_are_left_in_place(places, capfd):
     err = capfd.readouterr().err
     assert sorted(path.name for path in places.incoming.iterdir() if path.name != ".mri-edge.lock") == before
     assert places.files() == []
-    assert "letter.pdf: left alone, no reader recognizes it" in err
-    assert "link.png: left alone, it is a link" in err
-    assert ("pipe.png: left alone, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
+    assert "letter.pdf: ignored, no reader recognizes it" in err
+    assert "link.png: ignored, it is a link" in err
+    assert ("pipe.png: ignored, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
     assert ".hidden" not in err
 
 
@@ -365,13 +365,13 @@ def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
     places.scan("a.png")
     words = started.stderr.readline()
     assert "cannot write" in words
-    assert "tried again" in words
+    assert "tries again" in words
     time.sleep(0.5)
     assert started.poll() is None
     assert (places.incoming / "a.png").exists()
     (places.out / "results").mkdir()
     wait_for((places.out / "done" / "a.png").exists)
-    assert started.stderr.readline() == "mri-edge: going on\n"  # and it logged nothing else in the meantime
+    assert started.stderr.readline() == "mri-edge: the watch continues\n"  # and it logged nothing else in the meantime
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
@@ -484,7 +484,7 @@ def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
     filling.unlink()
     wait_for(lambda: len(list((places.out / "done").iterdir())) == 12)
     status, out, err = end(process)
-    assert (status, err) == (0, "mri-edge: going on\nmri-edge: stopped\n")
+    assert (status, err) == (0, "mri-edge: the watch continues\nmri-edge: stopped\n")
     assert sorted(Path(json.loads(line)["file"]).name for line in out.splitlines()) == sorted(
         f"{index}.png" for index in range(4, 12)
     )
@@ -496,7 +496,7 @@ def _waiting(process: subprocess.Popen[str], words: str) -> None:
     assert process.stderr is not None
     said = process.stderr.readline()
     assert words in said
-    assert "tried again" in said
+    assert "tries again" in said
     time.sleep(0.5)
     assert process.poll() is None
 

@@ -100,7 +100,7 @@ def test_answers_of_another_model_are_refused_and_left_as_they_were(path, answer
     with Journal(path, "other 2") as journal:
         journal.write(answer("a.png", model="other 2"))
     text = path.read_text()
-    with pytest.raises(MriEdgeError, match="line 1 is an answer of 'other 2', and this is 'tiny 1'"):
+    with pytest.raises(MriEdgeError, match="line 1 is an answer of 'other 2', but the model is 'tiny 1'"):
         Journal(path, TITLE)
     assert path.read_text() == text
     with Journal(path, "other 2") as journal:  # the refused one holds no lock
