@@ -309,7 +309,9 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"sha256": "0" * 64}, "SHA-256"),
     ],
 )
-def test_lying_manifests(good: Path, tmp_path: Path, changes: dict[str, object], words: str | None) -> None:
+def test_a_manifest_that_contradicts_the_archive_is_refused(
+    good: Path, tmp_path: Path, changes: dict[str, object], words: str | None
+) -> None:
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(relisted(good, **changes))
     if words is None:
@@ -318,7 +320,7 @@ def test_lying_manifests(good: Path, tmp_path: Path, changes: dict[str, object],
         assert words in str(refused(path, tmp_path / "out"))
 
 
-def test_what_is_no_packed_bundle(good: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_packed_bundle_is_refused(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as file:

@@ -136,7 +136,7 @@ def test_each_scan_has_its_result_and_is_moved(places, capfd):
     assert places.once() == 0  # nothing left to do
 
 
-def test_files_that_are_no_scans_are_left_in_place(places, capfd):
+def test_files_that_are_not_scans_stay_in_place(places, capfd):
     places.scan(".hidden.png")
     places.scan("a.png.part")
     places.scan("b.png.tmp")
@@ -325,7 +325,7 @@ sys.exit(cli.run(sys.argv[1:]))
     ]
 
 
-def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, capfd, monkeypatch):
+def test_a_scan_without_enough_memory_waits_and_does_not_fail(places, capfd, monkeypatch):
     path = places.scan("a.png", 10)
 
     def fail(*_: object) -> None:
@@ -341,7 +341,7 @@ def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, 
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
-def test_a_result_without_its_move_is_not_made_again(places, capfd):
+def test_a_scan_with_a_result_is_only_moved(places, capfd):
     """This is the state that a kill between the two steps leaves."""
     path = places.scan("a.png", 10)
     content = path.read_bytes()
@@ -606,7 +606,7 @@ def test_an_error_of_the_model_never_fails_a_scan(places, tiny_manifest, tmp_pat
     assert places.files() == []
 
 
-def test_a_bundle_with_a_foreign_plane_puts_no_scan_aside(places, tmp_path, capfd):
+def test_a_bundle_with_a_plane_of_another_model_moves_no_scan(places, tmp_path, capfd):
     """A novelty.npy of another width, listed with its right hash, once moved six good scans to failed/."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
@@ -670,7 +670,7 @@ def test_a_file_system_without_locks_is_reported(places, monkeypatch, capfd):
     assert "this file system has no locks" in capfd.readouterr().err
 
 
-def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, capfd):
+def test_an_unreadable_result_is_not_written_again(places, monkeypatch, capfd):
     """While the share fails, watch cannot know whether the scan has a result, so it waits."""
     content = places.scan("a.png").read_bytes()
     assert places.once() == 0

@@ -249,7 +249,7 @@ def test_a_plane_that_does_not_fit_is_a_fault_of_the_bundle_not_of_scans(
     assert list((tmp_path / "out").glob("failed/*")) == []
 
 
-def test_a_limit_that_is_no_number_is_no_manifest(explaining: Callable[..., Path]) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(explaining: Callable[..., Path]) -> None:
     folder = explaining(np.eye(3, 4, dtype=np.float32))
     text = (folder / MANIFEST).read_text()
     for limit in ("NaN", "Infinity", "1e999", '"1"', "null"):

@@ -156,7 +156,7 @@ def test_two_halves_of_a_message_are_one(tiny_onnx: Path) -> None:
         b"\x3a\xff\xff\xff\xff\x0f",
     ],
 )
-def test_what_is_no_protobuf_reaches_no_engine(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_protobuf_reaches_no_engine(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(EngineError, match=r"model\.onnx: "):
@@ -190,7 +190,7 @@ def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, t
     assert not (tmp_path / "slim").exists()
 
 
-def test_such_a_bundle_is_not_made(
+def test_a_bundle_with_external_data_is_not_written(
     tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
     model = onnx.load(tiny_onnx)

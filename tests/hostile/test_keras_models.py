@@ -71,7 +71,7 @@ def test_the_command_reports_it_in_one_line(name, tmp_path, capfd):
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_small_file_takes_no_large_memory(tmp_path):
+def test_a_small_file_does_not_take_much_memory(tmp_path):
     """In a process of its own, whose peak is that of opening alone."""
     command = [sys.executable, str(PROGRAM), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)

@@ -58,7 +58,7 @@ def test_other_contents_are_not_taken_for_pictures(tmp_path: Path, head: bytes) 
     assert not readers.recognizes(tmp_path / "IM0001")
 
 
-def test_a_dicom_file_with_a_tiff_in_its_preamble_is_no_picture(tmp_path: Path) -> None:
+def test_a_dicom_file_with_a_tiff_preamble_is_not_a_picture(tmp_path: Path) -> None:
     (tmp_path / "IM0001").write_bytes(b"II*\0".ljust(128, b"\0") + b"DICM")
     assert not readers.recognizes(tmp_path / "IM0001")
 
