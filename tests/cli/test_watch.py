@@ -512,7 +512,7 @@ def test_a_watched_folder_that_is_missing_at_the_start_is_waited_for(places):
     wait_for((places.out / "done" / "a.png").exists)
     status, _, err = end(process)
     assert status == 0
-    assert [line.split(" ")[1] for line in err.splitlines()] == ["watching", "going", "stopped"]
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["watching", "the", "stopped"]
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 

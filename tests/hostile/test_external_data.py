@@ -138,7 +138,7 @@ def test_a_model_without_such_a_part_is_taken(tiny_onnx: Path) -> None:
 
 
 def test_two_halves_of_a_message_are_one(tiny_onnx: Path) -> None:
-    """Protobuf merges a message that comes twice: a graph may follow the graph."""
+    """Protobuf merges a message that occurs twice, so a file may contain a second graph."""
     more = ModelProto()
     more.graph.initializer.append(outside())
     assert find_external_data(tiny_onnx.read_bytes() + more.SerializeToString()) == "tensor 'stray'"
@@ -167,7 +167,7 @@ def test_a_file_that_is_not_a_protobuf_reaches_no_engine(content: bytes, tmp_pat
 
 
 def with_outside_data(folder: Path) -> None:
-    """Make the artifact of a bundle keep a tensor outside; the manifest agrees with it."""
+    """Store a tensor of a bundle's artifact in another file, and update the manifest."""
     path = folder / "model.onnx"
     model = onnx.load(path)
     in_initializer(model)
