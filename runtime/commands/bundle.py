@@ -44,8 +44,9 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artifacts, for a device that runs just these.
 
-    Metrics, parity report, model card and golden values are kept; pages and pictures are not. The first digits of
-    their SHA-256 replace the names of images, and 'mri-edge evaluate' recognizes images by them. BUNDLE may be packed.
+    Metrics, parity report, model card and golden values are kept; pages and pictures are not. Names of images are
+    replaced by the first digits of their SHA-256, so that 'mri-edge evaluate' still recognizes the images. BUNDLE may
+    be packed.
     """
     from dataclasses import replace
 
