@@ -51,7 +51,7 @@ _MODULES = {
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
     "ResultWarning": "scans.checks",
-    "RunOptions": "inference.run_options",
+    "RunOptions": "inference.selection",
     "SignatureError": "errors",
     "Source": "scans.frame",
     "UsageError": "errors",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from mri_edge.inference.prediction import Failure as Failure
     from mri_edge.inference.prediction import Latency as Latency
     from mri_edge.inference.prediction import Prediction as Prediction
-    from mri_edge.inference.run_options import RunOptions as RunOptions
+    from mri_edge.inference.selection import RunOptions as RunOptions
     from mri_edge.scans.checks import ResultWarning as ResultWarning
     from mri_edge.scans.frame import Frame as Frame
     from mri_edge.scans.frame import Source as Source

@@ -247,7 +247,7 @@ def _script() -> dict[str, Any]:
     return runpy.run_path(str(CHECKOUT / "scripts" / "make_schema.py"))
 
 
-def test_committed_schema_is_what_the_script_makes() -> None:
+def test_the_committed_schema_equals_the_generated_one() -> None:
     assert SCHEMA.read_text(encoding="utf-8") == _script()["text"](), "run: python scripts/make_schema.py"
 
 

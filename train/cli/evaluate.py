@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
+from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, complete_models, run_options
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
@@ -19,6 +19,7 @@ from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
 from .options import RECIPE, TRAINING, training_options
 
 if TYPE_CHECKING:
+    from mri_edge.inference.selection import RunOptions
     from mri_edge.train.evaluation.evaluate import Role
 
 _NEEDED = ("sklearn", "scipy", "matplotlib", "jinja2")
@@ -67,11 +68,7 @@ How to train (--recipe to --overwrite) goes with --cv.
 )
 @RECIPE
 @training_options
-@ARTIFACT
-@ENGINE
-@PROVIDER
-@THREADS
-@VERBOSE
+@run_options(ARTIFACT, ENGINE, PROVIDER, THREADS)
 @click.pass_context
 def evaluate(
     ctx: click.Context,
@@ -84,10 +81,7 @@ def evaluate(
     as_json: bool,
     cv: str | None,
     recipe_name: str,
-    artifact: str | None,
-    engine: str | None,
-    provider: str,
-    threads: int | None,
+    run: RunOptions,
     **training: Any,
 ) -> int:
     """Score a model on labelled scans: figures with intervals, mistakes by file.
@@ -124,7 +118,14 @@ def evaluate(
         make_folder(out)  # before the work, not after it
         clear_leftovers(out)
     record = score(
-        bundle, data, role=role, track=track, artifact=artifact, engine=engine, provider=provider, threads=threads
+        bundle,
+        data,
+        role=role,
+        track=track,
+        artifact=run.artifact,
+        engine=run.engine,
+        provider=run.provider,
+        threads=run.threads,
     )
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:
