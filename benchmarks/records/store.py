@@ -12,30 +12,32 @@ from typing import Any
 from benchmarks.processes import CHECKOUT
 from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import machine_facts
+from mri_edge.device.machine import installed
+from mri_edge.inference.tuned_profile import library_versions
 from mri_edge.scans import readers
 from mri_edge.storage.atomic import sha256_of
 
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
-MAIN = "x86_64-avx2"  # the kind of machine whose record the summary shows in full
+MAIN = "x86_64-avx2"  # the kind of machine whose record the documents show in full
 # A kind is named after the first of these that it has, because the speed of int8, and so most ratios, depend on it.
 _INT8_INSTRUCTIONS = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
 
 
-def parse_arguments(description: str | None, busy: str, arguments: list[str] | None, **options: Any) -> Any:
+def parse_arguments(description: str | None, busy: str, **options: Any) -> Any:
     """Parse ``--record``, ``--busy`` (described by ``busy``) and further options, given as NAME=settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write the committed record")
     parser.add_argument("--busy", action="store_true", help=f"for a machine with other work: {busy}")
     for name, settings in options.items():
         parser.add_argument(f"--{name}", **settings)
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
-def facts(libraries: dict[str, str]) -> dict[str, Any]:
-    """Return what begins every record: time, machine, versions of libraries."""
+def facts(*packages: str) -> dict[str, Any]:
+    """Return what begins every record: time, machine, versions of the engines' libraries and of ``packages``."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"created": created, "machine": machine_facts(), "libraries": libraries}
+    return {"created": created, "machine": machine_facts(), "libraries": library_versions() | installed(packages)}
 
 
 def data_folder() -> Path | None:
@@ -56,23 +58,20 @@ def same_machine(fresh: dict[str, Any], record: dict[str, Any]) -> bool:
 
     Under a hypervisor the name of a CPU often says only who made it, so cores and threads are compared as well.
     """
-
-    def where(record: dict[str, Any]) -> tuple[Any, ...]:
-        return record["machine"]["cpu"], record["machine"].get("cores"), record.get("threads")
-
-    pairs = zip(where(fresh), where(record), strict=True)
-    return all(ours == theirs or None in (ours, theirs) for ours, theirs in pairs)
+    here, there = (
+        (made["machine"]["cpu"], made["machine"].get("cores"), made.get("threads")) for made in (fresh, record)
+    )
+    return all(ours == theirs or None in (ours, theirs) for ours, theirs in zip(here, there, strict=True))
 
 
 def kinds() -> list[str]:
     """Return the kinds of machine with committed records, ``MAIN`` first."""
-    return sorted(
-        (folder.name for folder in COMMITTED.iterdir() if folder.is_dir()), key=lambda kind: (kind != MAIN, kind)
-    )
+    found = [folder.name for folder in COMMITTED.iterdir() if folder.is_dir()]
+    return sorted(found, key=lambda kind: (kind != MAIN, kind))
 
 
 def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
-    """Write a record and print its path."""
+    """Write a record, and return and print its path."""
     folder = COMMITTED / kind_of_machine(record["machine"]) if committed else FRESH
     path = folder / f"{name}.json"
     write(path, record)
@@ -110,7 +109,7 @@ def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
     entry = next((document for document in bundle.manifest.documents if document.file == "parity.json"), None)
     if data is None or entry is None:
         return []
-    known = {image["sha256"]["file"]: image for image in json.loads(bundle.read(entry))["images"]}
     pictures = (path for path in sorted(data.rglob("*")) if readers.has_known_suffix(path))
     found = {sha256_of(path): path.relative_to(data).as_posix() for path in pictures}
-    return [{**image, "file": found[digest]} for digest, image in known.items() if digest in found]
+    images = json.loads(bundle.read(entry))["images"]
+    return [{**image, "file": found[image["sha256"]["file"]]} for image in images if image["sha256"]["file"] in found]
