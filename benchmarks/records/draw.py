@@ -4,7 +4,7 @@
     python -m benchmarks.records.draw --check    # write nothing, exit 1 if one differs from the records
 
 In README.md and ``docs/**/*.md`` the tables stand between ``<!-- benchmarks: tables -->`` and
-``<!-- benchmarks: end -->``. Rows that stand elsewhere, below the same heading, are checked.
+``<!-- benchmarks: end -->``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,17 +224,6 @@ def drawn(text: str, path: Path, found: dict[str, Records]) -> str:
     return BLOCK.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
 
 
-def misquoted(text: str, found: dict[str, Records]) -> Iterator[str]:
-    """Yield the rows below a heading of our tables that no record gives, wherever they stand in a document."""
-    known = "\n".join([tables(found, ""), *(page(kind, records) for kind, records in found.items())]).splitlines()
-    headings = {heading for heading, line in pairwise(known) if line.startswith("| ---")}
-    inside = False
-    for line in text.splitlines():
-        inside = line in headings or (inside and line.startswith("|"))
-        if inside and line not in known:
-            yield line
-
-
 def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> int:
     """Write or check everything; return 0 if it agrees with the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,21 +231,21 @@ def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> 
     check = parser.parse_args(arguments).check
     found = committed()
     wanted = {store.COMMITTED / kind / "README.md": page(kind, records) for kind, records in found.items()}
-    documents = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    texts = {path: path.read_text(encoding="utf-8") for path in documents}
-    wanted |= {path: drawn(text, path, found) for path, text in texts.items() if BLOCK.search(text)}
-    wrong = [f"{path.name}: no record says {row}" for path, text in texts.items() for row in misquoted(text, found)]
+    for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        if BLOCK.search(text):
+            wanted[path] = drawn(text, path, found)
     if check:
-        wrong += [f"{path}: differs" for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
-    else:
-        from benchmarks.records.plots import draw_all
+        wrong = [f"{path}: differs" for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+        print("\n".join(wrong) or "the tables agree with the records")
+        return int(bool(wrong))
+    from benchmarks.records.plots import draw_all
 
-        for path, text in wanted.items():
-            path.write_text(text, encoding="utf-8")
-        for kind, records in found.items():
-            draw_all(store.COMMITTED / kind, plots_of(records.compare), records.compare, records.cold_start)
-    print("\n".join(wrong) or "tables and plots agree with the records")
-    return int(bool(wrong))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
+    for kind, records in found.items():
+        draw_all(store.COMMITTED / kind, plots_of(records.compare), records.compare, records.cold_start)
+    return 0
 
 
 if __name__ == "__main__":
