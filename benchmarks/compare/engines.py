@@ -25,16 +25,15 @@ from benchmarks.compare.roof import multiply_adds
 from benchmarks.compare.run_peer import run_in_process
 from benchmarks.compare.subjects import SCALED_BACK, Subject, bundles, subjects_of
 from benchmarks.processes import SCANS, output
-from benchmarks.records.store import data_folder, facts, parse_arguments, reference_images, save
+from benchmarks.records.store import facts, parse_arguments, save
+from benchmarks.reference import agreement, data_folder, reference_images, tensors_of
 from mri_edge import Bundle
-from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.benchmarking.benchmark import spread, stream
 from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import EMBEDDED
 from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
-from mri_edge.inference.prediction import NOTICE, decide
-from mri_edge.scans.readers import picture
+from mri_edge.inference.prediction import NOTICE
 
 BASELINE = "vgg16: keras.Model.predict: model.keras"
 # The queries of all rounds together are enough for the 90th percentile.
@@ -81,14 +80,7 @@ def row_of(
     for name in {"load_ms", "first_ms", "rate", "peak_mib"} & set(rounds[0]):
         row[name] = asdict(spread(reading[name] for reading in rounds))
     if images and "probabilities" in rounds[0]:
-        manifest = bundle.manifest
-        answer = np.array(rounds[0]["probabilities"], np.float32)
-        reference = np.array([image["probabilities"] for image in images], np.float32)
-        y_true = np.array([manifest.labels.index(image["label"]) for image in images])
-        y_pred, keras = (decide(values, manifest.positive, manifest.threshold) for values in (answer, reference))
-        row["accuracy"] = asdict(wilson_interval(int((y_pred == y_true).sum()), len(y_true)))
-        row["flips"] = int((y_pred != keras).sum())
-        row["mean_difference"] = float(np.abs(answer - reference).mean())
+        row |= agreement(bundle, images, np.array(rounds[0]["probabilities"], np.float32))
     return row
 
 
@@ -117,8 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name, bundle in opened.items():
             files = [data / image["file"] for image in images[name] if data] or SCANS
-            resize = bundle.manifest.preprocessing.resize_picture
-            np.save(Path(work) / f"{name}.npy", np.stack([resize(picture.load(file)) for file in files]))
+            np.save(Path(work) / f"{name}.npy", tensors_of(bundle, files))
             model, olive_facts[name] = olive_model(options.olive, bundle, data, threads)
             recipe = olive_facts[name].get("chosen", "")
             readings |= {subject: [] for subject in subjects_of(name, bundle, model, recipe)}

@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.records.store import reference_images
+from benchmarks.reference import agreement, reference_images, tensors_of
 from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import subjects
 from mri_edge.engines import engine_files, open_engine
-from mri_edge.inference.prediction import decide
 from mri_edge.inference.replay import replay
 from mri_edge.scans.readers import picture
 
@@ -113,32 +112,28 @@ def _write_channel_means(path: Path, shape: tuple[int, ...]) -> None:
 
 def _reference_images(model: str, bundle: Bundle, data: Path) -> Iterator[Finding]:
     """Compare tensors by hash, and probabilities and labels in every engine with the Keras model's."""
-    known, manifest = reference_images(bundle, data), bundle.manifest
+    known = reference_images(bundle, data)
     if not known:
         return
-    [entry] = [document for document in manifest.documents if document.file == "parity.json"]
+    [entry] = [document for document in bundle.manifest.documents if document.file == "parity.json"]
     what = f"{model}: {len(known)} {REAL}"
     missing = len(json.loads(bundle.read(entry))["images"]) - len(known)
     yield Finding("hashes", what, f"{missing} files changed or missing", bool(missing))
-    tensors = np.stack([manifest.preprocessing.resize_picture(picture.load(data / image["file"])) for image in known])
+    tensors = tensors_of(bundle, [data / image["file"] for image in known])
     hashes = [hashlib.sha256(tensor.tobytes()).hexdigest() for tensor in tensors]
     wrong = sum(found != image["sha256"]["tensor"] for found, image in zip(hashes, known, strict=True))
     yield Finding("tensor", what, f"{wrong} tensors differ from the record", wrong > 0)
-    reference = np.array([image["probabilities"] for image in known], np.float32)
-    keras = decide(reference, manifest.positive, manifest.threshold)
-    y_true = np.array([manifest.labels.index(image["label"]) for image in known])
     for subject in subjects(bundle):
         parity, file = subject.artifact.parity, subject.artifact.file
         if parity is None or subject.problem:
             continue
         engine = open_engine(bundle.path_of(subject.artifact), engine=subject.engine, provider="cpu")
-        found = np.concatenate([engine.run(tensors[begin : begin + 8]) for begin in range(0, len(tensors), 8)])
+        answers = [engine.run(tensors[begin : begin + 8]) for begin in range(0, len(tensors), 8)]
         engine.close()
-        mean = float(np.abs(found - reference).mean())
+        found = agreement(bundle, known, np.concatenate(answers))
         where = f"{what}, {file}" + (f" in {subject.engine}" if subject.engine != "onnxruntime" else "")
+        mean, flips, accuracy = found["mean_difference"], found["flips"], found["accuracy"]["value"]
         detail = f"mean |Δp| {mean:.4f}, {parity.mean_difference:.4f} in the record"
         yield Finding("probabilities", where, detail, mean > parity.mean_difference + _MEAN_MARGIN)
-        y_pred = decide(found, manifest.positive, manifest.threshold)
-        flips, right = int((y_pred != keras).sum()), int((y_pred == y_true).sum())
-        detail = f"{flips} labels changed ({parity.flips} in the record), {right} of {len(known)} right"
+        detail = f"{flips} labels changed ({parity.flips} in the record), accuracy {accuracy:.3f}"
         yield Finding("label", where, detail, flips > parity.flips + _FLIPS_MARGIN)

@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks.guard import accuracy, stages
 from benchmarks.processes import CHECKOUT, SCANS
-from benchmarks.records.store import data_folder, facts, load, same_machine, save, write
+from benchmarks.records.store import facts, load, same_machine, save, write
+from benchmarks.reference import data_folder
 from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import embedded_models
 from mri_edge.inference.prediction import NOTICE

@@ -19,6 +19,7 @@ from benchmarks.compare.run_peer import run_in_process
 from benchmarks.guard import undisturbed
 from benchmarks.guard.float_twin import write_float_twin
 from benchmarks.processes import alternate, cpu_seconds, program, script
+from benchmarks.reference import tensors_of
 from mri_edge import Bundle, Classifier
 from mri_edge.inference.selection import TINY
 from mri_edge.scans.readers import picture
@@ -81,7 +82,7 @@ def _engines(bundle: Bundle, scans: Sequence[Path]) -> Rows:
     path = bundle.path_of(artifact)
     with tempfile.TemporaryDirectory() as folder:
         tensors, twin = Path(folder) / "tensors.npy", Path(folder) / "twin.onnx"
-        np.save(tensors, np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(scan)) for scan in scans]))
+        np.save(tensors, tensors_of(bundle, scans))
         write_float_twin(path, twin)
         subjects = (("mri_edge_engine", path), ("onnxruntime_script", path), ("mri_edge_engine", twin))
         rounds = _TINY_ROUNDS if artifact.size_bytes <= TINY else _ROUNDS

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import CHECKOUT
-from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import machine_facts
 from mri_edge.device.machine import installed
 from mri_edge.inference.tuned_profile import library_versions
-from mri_edge.scans import readers
-from mri_edge.storage.atomic import sha256_of
 
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
@@ -38,12 +34,6 @@ def facts(*packages: str) -> dict[str, Any]:
     """Return what begins every record: time, machine, versions of the engines' libraries and of ``packages``."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"created": created, "machine": machine_facts(), "libraries": library_versions() | installed(packages)}
-
-
-def data_folder() -> Path | None:
-    """Return the folder of real scans, ``MRI_EDGE_DATA`` or beside the checkout; None if it does not exist."""
-    folder = Path(os.environ.get("MRI_EDGE_DATA") or CHECKOUT.parent / "shared" / "data")
-    return folder if (folder / "navoneel" / "yes").is_dir() else None
 
 
 def kind_of_machine(machine: dict[str, Any]) -> str:
@@ -99,17 +89,3 @@ def load_fresh(name: str) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
-    """Return the test images of ``parity.json`` with labels and Keras' probabilities; empty without data or that file.
-
-    A shipped bundle identifies images by hash alone, so ``file``, relative to ``data``, is found by hashing.
-    """
-    entry = next((document for document in bundle.manifest.documents if document.file == "parity.json"), None)
-    if data is None or entry is None:
-        return []
-    pictures = (path for path in sorted(data.rglob("*")) if readers.has_known_suffix(path))
-    found = {sha256_of(path): path.relative_to(data).as_posix() for path in pictures}
-    images = json.loads(bundle.read(entry))["images"]
-    return [{**image, "file": found[image["sha256"]["file"]]} for image in images if image["sha256"]["file"] in found]
