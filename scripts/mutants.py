@@ -234,7 +234,7 @@ class Scratch:
         os.utime(path, (self._changes, self._changes))
 
     def run(self, tests: Sequence[str], cpu_s: float, *, slow: bool = False, trace: Path | None = None) -> str:
-        """Run tests in a fork: "passed", "failed", or "timed out" after ``cpu_s`` of CPU time or 20 times that in all."""
+        """Run tests in a fork: "passed", "failed", or "timed out" after ``cpu_s`` or 20 times that in real time."""
         child = os.fork()
         if child == 0:
             self._run_here(tests, cpu_s, slow, trace)

@@ -31,7 +31,7 @@ def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
-def test_demo_scan_is_an_8_bit_grey_picture_with_a_dark_border(path: Path) -> None:
+def test_demo_scan_is_an_8_bit_gray_picture_with_a_dark_border(path: Path) -> None:
     pixels = picture.load(path)
     assert pixels.shape == (256, 256, 3)
     assert pixels.strides[2] == 0  # grey: read once, resized once

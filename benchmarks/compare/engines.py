@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare.engines              # minutes; needs a quiet machine; writes build/bench/compare.json
     python -m benchmarks.compare.engines --record     # writes benchmarks/results/KIND/compare.json
-    python -m benchmarks.compare.engines --olive PY   # PY: a Python with olive-ai, whose best model takes part
+    python -m benchmarks.compare.engines --olive PY   # PY: a Python with olive-ai; its best model takes part
 
 Each subject has a process of its own, and all run in turn, round by round. ``subjects.py`` lists them. The images are
 the reference's test images, or the demo scans without the data folder.

@@ -49,7 +49,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         return [run(tensors[indices[begin : begin + batch]]) for begin in range(0, len(indices), batch)]
 
     if "runs" in request:
-        # TensorFlow computes in its own threads, whose waits only the CPU time of the process excludes.
+        # TensorFlow computes in its own threads. Only the CPU time of the process excludes their waits.
         clock = _cpu_seconds_of if request["peer"].startswith("keras") else undisturbed.seconds_of
         images = (tensors[index % len(tensors)][None] for index in range(request["runs"]))
         found: dict[str, Any] = {"ms": [clock(partial(run, image)) * 1e3 for image in images]}

@@ -1,8 +1,8 @@
 """Check each stage from file to label for correct results, each with a correct input.
 
 There are three sources: the golden scans of each bundle; a color card drawn here, because gray scans would not show
-swapped channels; and, with the data folder, the reference's test images, whose hashes and Keras probabilities are in
-each bundle's ``parity.json``.
+swapped channels; and, with the data folder, the reference's test images: each bundle's ``parity.json`` has their
+hashes and Keras' probabilities.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from mri_edge.inference.tuned_profile import library_versions
 
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
-MAIN = "x86_64-avx2"  # the kind of machine whose record the documents show in full
+MAIN = "x86_64-avx2"  # the documents show the record of this kind of machine in full
 # A kind is named after the first of these that it has, because the speed of int8, and so most ratios, depend on it.
 _INT8_INSTRUCTIONS = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
 
@@ -70,7 +70,7 @@ def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record to ``path``, whose folder is created."""
+    """Write a record to ``path``, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
