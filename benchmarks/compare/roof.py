@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.guard import undisturbed
 from benchmarks.records import store
@@ -32,18 +33,28 @@ _ROUNDS, _BUSY_ROUNDS = 3, 1
 Product = Callable[[], object]
 
 
-def onnxruntime_product(left: np.ndarray, right: np.ndarray, threads: int) -> Product:
-    """Return ONNX Runtime's MatMul, or MatMulInteger for uint8."""
+def products(size: tuple[int, int, int], threads: int) -> dict[tuple[str, str], Product]:
+    """Return a matrix product of random numbers by kind and library; ``size`` is rows, inner size, columns."""
+    rows, inner, columns = size
+    rng = np.random.default_rng(0)
+    pixels, weights = rng.integers(0, 255, (rows, inner), np.uint8), rng.integers(-64, 64, (inner, columns), np.int8)
+    left, right = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, inner), (inner, columns)))
+    return {
+        ("int8", "onnxruntime"): _onnxruntime_product("MatMulInteger", pixels, weights, threads),
+        ("float32", "onnxruntime"): _onnxruntime_product("MatMul", left, right, threads),
+        ("float32", "numpy"): lambda: left @ right,
+    }
+
+
+def _onnxruntime_product(operator: str, left: np.ndarray, right: np.ndarray, threads: int) -> Product:
     import onnxruntime
     from onnx import numpy_helper, parser
 
-    operator, kind, answer = (
-        ("MatMulInteger", "uint8", "int32") if left.dtype == np.uint8 else ("MatMul", *["float"] * 2)
+    kinds = "uint8[N, K] left) => (int32" if operator == "MatMulInteger" else "float[N, K] left) => (float"
+    text = (
+        f'<ir_version: 8, opset_import: ["": 13]> graph ({kinds}[N, M] product) {{ product = {operator}(left, right) }}'
     )
-    (rows, inner), columns = left.shape, right.shape[1]
-    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 13]>
-        graph ({kind}[{rows}, {inner}] left) => ({answer}[{rows}, {columns}] product)
-        {{ product = {operator}(left, right) }}""")
+    model = parser.parse_model(text)
     model.graph.initializer.append(numpy_helper.from_array(right, "right"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -51,47 +62,20 @@ def onnxruntime_product(left: np.ndarray, right: np.ndarray, threads: int) -> Pr
     return lambda: session.run(None, {"left": left})
 
 
-def numpy_product(left: np.ndarray, right: np.ndarray, threads: int) -> Product:
-    """Return NumPy's matrix product, by its own BLAS."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(threads)  # until this process ends
-    return lambda: left @ right
-
-
-PRODUCTS = {
-    ("onnxruntime", "int8"): onnxruntime_product,
-    ("onnxruntime", "float32"): onnxruntime_product,
-    ("numpy", "float32"): numpy_product,
-}
-
-
-def run_product(library: str, kind: str, size: tuple[int, int, int], threads: int) -> float:
-    """Return the multiply-adds a second of the fastest run: a bound is what can be reached."""
-    rows, inner, columns = size
-    rng = np.random.default_rng(0)
-    if kind == "int8":
-        left, right = rng.integers(0, 255, (rows, inner), np.uint8), rng.integers(-64, 64, (inner, columns), np.int8)
-    else:
-        left, right = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, inner), (inner, columns)))
-    product = PRODUCTS[library, kind](left, right, threads)
-    # The wait for a core can be subtracted for one thread; of several threads only one thread's wait is known.
-    clock = undisturbed.seconds_of if threads == 1 else partial(timeit.timeit, number=1)
-    product()
-    best, until = math.inf, time.perf_counter() + _SECONDS
-    while time.perf_counter() < until:
-        best = min(best, clock(product))
-    return rows * inner * columns / best
-
-
 def measure(threads: int, rounds: int) -> dict[str, Any]:
-    """Return the record: all products in turn; the best of each kind is the bound."""
+    """Return the record: all products in turn. The best of each kind is the bound, because it can be reached."""
     watch = Watch()
     best: dict[str, dict[str, float]] = {"int8": {}, "float32": {}}
-    for _ in range(rounds):
-        for library, kind in PRODUCTS:
-            rates = [run_product(library, kind, size, threads) for size in SIZES]
-            best[kind][library] = max(*rates, best[kind].get(library, 0.0))
+    # The wait for a core can be subtracted for one thread; of several threads only one thread's wait is known.
+    clock = undisturbed.seconds_of if threads == 1 else partial(timeit.timeit, number=1)
+    with threadpool_limits(threads):  # of NumPy's BLAS
+        for size in SIZES * rounds:
+            for (kind, library), product in products(size, threads).items():
+                product()
+                fastest, until = math.inf, time.perf_counter() + _SECONDS
+                while time.perf_counter() < until:
+                    fastest = min(fastest, clock(product))
+                best[kind][library] = max(math.prod(size) / fastest, best[kind].get(library, 0.0))
     return {
         **store.facts("numpy"),
         "threads": threads,

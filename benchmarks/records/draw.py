@@ -65,13 +65,13 @@ def tables(found: dict[str, Records], results: str) -> str:
     for kind, records in found.items():
         if kind == store.MAIN:
             lines += [_circumstances(records), "", *_table(records, _fastest(records, _group)), "", *_absent(records)]
-            lines += [*_cold_starts(records), "", *_notes(records), ""]
+            lines += [*_cold_starts(records, records.cold_start["rows"]), "", *_notes(records), ""]
         else:
-            baseline = records.cold_start["baseline"]
+            names = {name for name in records.cold_start["rows"] if "mri-edge predict" in name}
             rows = {*_fastest(records, _our_arithmetic), records.compare["baseline"]}
             lines += [f"On another kind of machine, `{kind}`: {_circumstances(records)}", ""]
             lines += [*_table(records, rows), ""]
-            lines += [*_cold_starts(records, lambda name: "mri-edge predict" in name or name == baseline), ""]  # noqa: B023
+            lines += [*_cold_starts(records, names | {records.cold_start["baseline"]}), ""]
     links = ", ".join(f"[{kind}]({results}/{kind}/README.md)" for kind in found)
     return "\n".join([*lines, f"Every row, by kind of machine: {links}."])
 
@@ -88,7 +88,7 @@ def page(kind: str, records: Records) -> str:
         *_table(records, records.compare["rows"], with_p90=True),
         "",
         *_absent(records),
-        *_cold_starts(records),
+        *_cold_starts(records, records.cold_start["rows"]),
         "",
         *_notes(records),
         "p90 is the bound that holds with 99% confidence.",
@@ -174,11 +174,11 @@ def _absent(records: Records) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _cold_starts(records: Records, is_wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+def _cold_starts(records: Records, names: Collection[str]) -> list[str]:
     rows = sorted(records.cold_start["rows"].items(), key=lambda item: item[1]["seconds"]["value"])
     unit = "CPU seconds" if records.cold_start["busy"] else "seconds"
     columns = {"cold start, the whole process": False, unit: True, "times the Keras script": True}
-    cells = [[name, _spread(row["seconds"]), _spread(row.get("times_faster"))] for name, row in rows if is_wanted(name)]
+    cells = [[name, _spread(row["seconds"]), _spread(row.get("times_faster"))] for name, row in rows if name in names]
     return _markdown(columns, cells)
 
 
