@@ -28,7 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # import the package `openvino_telemetry`, and the entry None here makes that import fail.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-# All public names and the modules they live in. Each is imported when it is first used, so that `import mri_edge`
+# All public names and the modules that define them. Each is imported when it is first used, so that `import mri_edge`
 # costs nothing. Errors that only training and export raise are in `mri_edge.errors`.
 _MODULES = {
     "Artifact": "bundles.manifest",
