@@ -48,10 +48,11 @@ def place(tmp_path: Path) -> Path:
 def offline(request: pytest.FixtureRequest) -> list[str]:
     """If ImageNet weights are neither cached nor reachable, return options of ``train`` for random ones from a file."""
     from mri_edge.errors import WeightsError
-    from mri_edge.train.models import weights
+    from mri_edge.train.models.weight_files import KERNEL_SHAPES
+    from mri_edge.train.models.weights import load_weights
 
     try:
-        weights.load_weights("auto")
+        load_weights("auto")
     except WeightsError:
         rng = np.random.default_rng(6)
         layers = {
@@ -59,7 +60,7 @@ def offline(request: pytest.FixtureRequest) -> list[str]:
                 "kernel": (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32),
                 "bias": np.zeros(shape[3], np.float32),
             }
-            for index, shape in enumerate(weights.KERNEL_SHAPES)
+            for index, shape in enumerate(KERNEL_SHAPES)
         }
         import pickle
 

@@ -26,11 +26,10 @@ from mri_edge.bundles.split import Split
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
-from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
+from mri_edge.train.data.duplicates import inspect, table
 from mri_edge.train.data.folder import Labels, Selection, select
-from mri_edge.train.data.folds import by_group, by_source
-from mri_edge.train.data.roles import choose_roles, grouped_folds, hold_out, may_train
+from mri_edge.train.data.roles import by_group, by_source, choose_roles, grouped_folds, hold_out, may_train
 from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures
 from mri_edge.train.loops.checkpoint import check_space, work_folder
 from mri_edge.train.loops.distil import Pool, open_pool

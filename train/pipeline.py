@@ -19,11 +19,10 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.data.audit import Finding, inspect, table
 from mri_edge.train.data.collection import collect, store_bytes
+from mri_edge.train.data.duplicates import Finding, inspect, table
 from mri_edge.train.data.folder import Labels, Scan, Selection, select
-from mri_edge.train.data.roles import assign_roles, rows_of
-from mri_edge.train.data.splits import find_split
+from mri_edge.train.data.roles import assign_roles, find_split, rows_of
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
@@ -34,7 +33,7 @@ from mri_edge.train.loops.progress import step_progress
 from mri_edge.train.models.network import Network, predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
 from mri_edge.train.reports.report import draw_report
 
@@ -97,7 +96,7 @@ def train_bundle(
     excluded, groups
         As ``data.folder.exclude`` and ``data.folder.read_groups`` take them.
     split
-        One of the recipe's splits, or ``None`` as ``data.splits.find_split`` takes it.
+        One of the recipe's splits, or ``None`` as ``data.roles.find_split`` takes it.
     say
         Called with the table of findings in the data, before training, and with a line for each long step.
 
@@ -164,7 +163,7 @@ def train_bundle(
 def repeats_reference(recipe: RecipeSpec, split: str, scans: Sequence[Scan]) -> bool:
     """Return whether a training repeats the reference's own: same recipe, same split, exactly the same pictures."""
     same = (recipe.name, split) == ("reference", "reference")
-    return same and fingerprint(scan.sha256 for scan in scans) == published.DATA
+    return same and fingerprint(scan.sha256 for scan in scans) == reference.DATA
 
 
 def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, seed: int, split: str) -> list[object]:

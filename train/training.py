@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.data.collection import Collection, Indices
 from mri_edge.train.data.folder import Labels
@@ -19,7 +20,6 @@ from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
 from mri_edge.train.loops.finetune import Batch, Plan, fast_precision, finetune
 from mri_edge.train.loops.head import Epoch, Images, fit
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.loops.progress import step_progress, training_progress
 from mri_edge.train.models.network import Network, build_network, predict
 from mri_edge.train.models.registry import find_backbone
@@ -221,7 +221,7 @@ def build_in_precision(
     weights: BackboneWeights | None, recipe: RecipeSpec, classes: int, seed: int, precision: str
 ) -> Network:
     """Build a recipe's network with a Keras dtype policy; ``weights`` of ``None`` are random."""
-    keras = load_keras()
+    keras = load_keras("train")
     backbone = find_backbone(recipe.backbone)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)

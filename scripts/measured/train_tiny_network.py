@@ -4,14 +4,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mri_edge.train.loops.keras import load_keras
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.train.models.registry import BACKBONES, find_backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.pipeline import train_bundle
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.registry import find_recipe
 
-keras = load_keras()
+keras = load_keras("train")
 name, data, out = sys.argv[1:]
 
 

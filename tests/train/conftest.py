@@ -80,7 +80,8 @@ def small_recipe():
 def small_weights():
     """Seeded random weights in the shapes of VGG16, scaled so that features keep their size (He et al. 2015)."""
     pytest.importorskip("keras", reason="needs the extra 'train'")
-    from mri_edge.train.models.weights import KERNEL_SHAPES, BackboneWeights
+    from mri_edge.train.models.weight_files import KERNEL_SHAPES
+    from mri_edge.train.models.weights import BackboneWeights
 
     rng = np.random.default_rng(6)
     arrays = tuple(
@@ -107,7 +108,7 @@ def weights_file(small_weights, tmp_path_factory) -> Path:
 @pytest.fixture
 def reference_split() -> Callable[[Sequence[Scan]], Split]:
     """The reference's own split of scans: a fifth tests, by scikit-learn's generator with seed 42."""
-    from mri_edge.train.data.splits import as_split, choose_test
+    from mri_edge.train.data.roles import as_split, choose_test
 
     def split(scans: Sequence[Scan]) -> Split:
         labels = [scan.label for scan in scans]

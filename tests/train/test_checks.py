@@ -9,9 +9,10 @@ from mri_edge.errors import DataError
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.data.audit import check_roles, inspect, table
-from mri_edge.train.data.folder import decode, exclude, find_scans, read_groups
-from mri_edge.train.data.splits import choose_test
+from mri_edge.train.data.collection import decode
+from mri_edge.train.data.duplicates import inspect, table
+from mri_edge.train.data.folder import exclude, find_scans, read_groups
+from mri_edge.train.data.roles import check_roles, choose_test
 
 
 @pytest.fixture

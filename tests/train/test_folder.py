@@ -9,7 +9,8 @@ pytest.importorskip("sklearn", reason="needs the extra 'train'")
 from mri_edge.errors import DataError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
-from mri_edge.train.data.folder import decode, exclude, find_scans
+from mri_edge.train.data.collection import decode
+from mri_edge.train.data.folder import exclude, find_scans
 
 
 def put(path):

@@ -19,7 +19,7 @@ from mri_edge.train.data import roles as assigned
 from mri_edge.train.data import sampling
 from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Labels, Scan, find_scans
-from mri_edge.train.data.splits import as_split
+from mri_edge.train.data.roles import as_split
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
 from mri_edge.train.loops.finetune import Plan, finetune

@@ -16,7 +16,7 @@ pytest.importorskip("keras", reason="needs the extra 'train'")
 from mri_edge.cli import run
 from mri_edge.train import crossval, training
 from mri_edge.train.crossval import cross_validate
-from mri_edge.train.data.folds import by_group
+from mri_edge.train.data.roles import by_group
 from mri_edge.train.evaluation import auc
 from mri_edge.train.recipes import registry
 

@@ -33,7 +33,7 @@ from mri_edge.train.data.folder import Labels, Scan, find_scans, select
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.vgg16 import build_backbone, ignore_color
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.registry import find_recipe
 from mri_edge.train.recipes.robust import ROBUST
@@ -59,7 +59,7 @@ def collection_of(data, recipe):
 def as_reference(two_sources, monkeypatch):
     """``two_sources``, its source ``a`` in the place of the reference's data set."""
     contents = [scan.sha256 for scan in find_scans(two_sources / "a")[0]]
-    monkeypatch.setattr(published, "DATA", fingerprint(contents))
+    monkeypatch.setattr(reference, "DATA", fingerprint(contents))
     return two_sources
 
 

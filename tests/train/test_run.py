@@ -25,7 +25,7 @@ from mri_edge.train import bundle as record
 from mri_edge.train import pipeline
 from mri_edge.train.data.folder import Labels, find_scans
 from mri_edge.train.loops import checkpoint as unfinished
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.reference import REFERENCE
 from mri_edge.train.recipes.robust import ROBUST
 
@@ -161,7 +161,7 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
 def test_figures_of_the_reference_are_shown_only_for_its_own_pictures_and_split(folders, small_recipe, monkeypatch):
     scans, _ = find_scans(folders)
     assert not pipeline.repeats_reference(small_recipe, "reference", scans)
-    monkeypatch.setattr(published, "DATA", fingerprint(scan.sha256 for scan in scans))
+    monkeypatch.setattr(reference, "DATA", fingerprint(scan.sha256 for scan in scans))
     assert pipeline.repeats_reference(small_recipe, "reference", scans)
     assert not pipeline.repeats_reference(small_recipe, "stratified", scans)
     assert not pipeline.repeats_reference(small_recipe, "reference", scans[1:])

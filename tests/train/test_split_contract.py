@@ -12,9 +12,9 @@ from mri_edge.errors import DataError, UsageError
 
 selection_of_sklearn = pytest.importorskip("sklearn.model_selection", reason="needs the extra 'train'")
 
-from mri_edge.train.data import duplicates, folds
+from mri_edge.train.data import duplicates, roles
 from mri_edge.train.data.folder import Scan
-from mri_edge.train.data.splits import as_split, choose_test, find_split
+from mri_edge.train.data.roles import as_split, choose_test, find_split
 from mri_edge.train.evaluation.evaluate import choose_scans
 
 
@@ -150,7 +150,7 @@ def test_groups_are_joined_by_chains_and_by_patients():
 def test_folds_hold_out_everyone_once_and_divide_no_group(count):
     kind = np.array(["no"] * 40 + ["yes"] * 60)
     group = np.arange(100) // 2
-    held = folds.by_group(kind, group, count)
+    held = roles.by_group(kind, group, count)
     assert len(held) == count
     assert sorted(np.concatenate(held).tolist()) == list(range(100))
     for part in held:
@@ -161,23 +161,23 @@ def test_folds_hold_out_everyone_once_and_divide_no_group(count):
 
 def test_a_kind_needs_as_many_groups_as_there_are_folds():
     kind, group = np.array(["a"] * 6 + ["b"] * 6), np.array([0, 0, 1, 1, 2, 2, *range(3, 9)])
-    assert len(folds.by_group(kind, group, 3)) == 3
+    assert len(roles.by_group(kind, group, 3)) == 3
     with pytest.raises(DataError, match="has 3 distinct slices"):
-        folds.by_group(kind, group, 4)
+        roles.by_group(kind, group, 4)
 
 
 def test_each_source_is_held_out_alone_in_order():
     source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
-    assert [item.tolist() for item in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
+    assert [item.tolist() for item in roles.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
 
 
 def test_sources_without_which_nothing_can_be_learned_are_reported():
     with pytest.raises(DataError, match="one source only"):
-        folds.by_source(np.array(["a", "a"]), np.array([0, 1]))
+        roles.by_source(np.array(["a", "a"]), np.array([0, 1]))
     source = np.array(["a", "a", "b", "b"])
     for label, name in (([0, 1, 1, 1], "a"), ([1, 1, 0, 1], "b")):
         with pytest.raises(DataError, match=f"'{name}' cannot be left out"):
-            folds.by_source(source, np.array(label))
+            roles.by_source(source, np.array(label))
 
 
 # --- who may be scored

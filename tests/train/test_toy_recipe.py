@@ -15,7 +15,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.models import registry as backbones
-from mri_edge.train.models.backbone import Backbone
+from mri_edge.train.models.network import Backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes import registry as recipes
 from mri_edge.train.recipes.base import Augmentation, Head, HeadTraining, RecipeSpec

@@ -151,9 +151,9 @@ def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, 
             _say(f"the bundle goes to {place}")
 
         def run() -> TrainedBundle:
-            from mri_edge.train.loops.keras import load_keras
+            from mri_edge.authoring.quiet import load_keras
 
-            load_keras()
+            load_keras("train")
             from mri_edge.train.pipeline import train_bundle
 
             return train_bundle(scans, place, recipe, name=name or place.absolute().name, **chosen)
@@ -180,9 +180,9 @@ def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | Non
     import json
 
     def run() -> dict[str, Any]:
-        from mri_edge.train.loops.keras import load_keras
+        from mri_edge.authoring.quiet import load_keras
 
-        load_keras()
+        load_keras("train")
         from mri_edge.train.crossval import cross_validate
 
         return cross_validate(scans, out, recipe, folds=folds, **chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -10,13 +11,16 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.errors import OutputError
+from mri_edge.commands.progress import track
+from mri_edge.device.cpu import available_cpus
+from mri_edge.errors import DataError, InputError, OutputError
+from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.transforms.mri import Slice
 
-from . import duplicates
-from .folder import Decoded, Scan, decode, pixel_bytes
+from .duplicates import HASH_BITS, Hashes, difference_hash, groups
+from .folder import Scan
 
 Indices = NDArray[np.intp]
 
@@ -37,7 +41,7 @@ class Collection:
     label: Indices
     source: NDArray[np.str_]
     group: Indices
-    hashes: duplicates.Hashes
+    hashes: Hashes
 
 
 def collect(
@@ -53,7 +57,7 @@ def collect(
     Parameters
     ----------
     patients
-        The patient of each scan: scans of one patient are in one group, together with near-duplicates.
+        The patient of each scan: scans of one patient are in one group, together with near-
     store
         Folder for the pixels and slices, which are mapped from there; ``None`` keeps them in memory.
     with_slices
@@ -79,7 +83,7 @@ def collect(
         pixels=decoded.pixels,
         label=np.array([scan.label for scan in scans]),
         source=np.array([scan.source for scan in scans]),
-        group=duplicates.groups(decoded.hashes, patients=patients),
+        group=groups(decoded.hashes, patients=patients),
         hashes=decoded.hashes,
     )
 
@@ -122,3 +126,64 @@ def _decode_to_disk(
         index: Slice(mapped[start : start + height * width].reshape(height, width), head)
         for index, (start, (height, width), head) in places.items()
     }
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
+
+    pixels: NDArray[np.uint8]
+    hashes: Hashes
+
+
+def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
+    """Return the bytes that ``decode`` writes to its store."""
+    return len(scans) * preprocessing.height * preprocessing.width * 3
+
+
+def decode(
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing,
+    store: Path | None,
+    each: Callable[[int, Pixels], None] = lambda index, picture: None,
+) -> Decoded:
+    """Decode all scans once.
+
+    Parameters
+    ----------
+    store
+        File for the pixels, which are memory-mapped from it; ``None`` keeps them in memory.
+    each
+        Called with each scan's position and its picture at its own size, by several threads at a time.
+
+    Raises
+    ------
+    DataError
+        Some scans cannot be read; the message names all of them.
+    """
+    shape = (len(scans), preprocessing.height, preprocessing.width, 3)
+    pixels = np.empty(shape, np.uint8)
+    if store is not None:
+        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+    hashes = np.zeros((len(scans), HASH_BITS), bool)
+    unreadable: list[str] = []
+
+    def fill(index: int) -> None:
+        try:
+            picture = readers.load(scans[index].path)
+        except InputError as error:
+            unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
+        else:
+            pixels[index] = preprocessing.resize_picture(picture)
+            hashes[index] = difference_hash(picture)
+            each(index, picture)
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
+            pass
+    if unreadable:
+        raise DataError(
+            f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
+            "Repair them, or leave them out with --exclude",
+        )
+    return Decoded(pixels, hashes)

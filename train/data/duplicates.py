@@ -1,8 +1,11 @@
-"""Find near-duplicates by perceptual hashes, and the groups that no split may divide."""
+"""Find duplicates and near-duplicates, contradictory labels among them, and the groups that no split may divide."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +13,14 @@ from PIL import Image
 
 from mri_edge.scans.frame import Pixels
 
+from .folder import Scan
+
 HASH_BITS = 128
 # Two pictures at most this many bits (of 128) apart show the same slice; the reference's leakage is counted so.
 SAME_SLICE_BITS = 8
 # Keeping a test set apart uses a wider limit: a lost training image costs little.
 KEEP_APART_BITS = 12
+_SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
 
 Hashes = NDArray[np.bool_]
 
@@ -60,3 +66,50 @@ def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] 
         parent[root(index)] = root(first_of.setdefault(patient, index))
     roots = [root(index) for index in range(len(hashes))]
     return np.unique(roots, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The files of one finding: pictures with the same content, or of the same slice."""
+
+    kind: str
+    files: tuple[str, ...]
+
+
+def inspect(scans: Sequence[Scan], hashes: Hashes) -> list[Finding]:
+    """Find duplicates, near-duplicates and contradictions.
+
+    ``duplicate``: files of the same bytes. ``near-duplicate``: different bytes, perceptual hashes at most
+    ``SAME_SLICE_BITS`` of 128 apart. ``contradictory``: either, with two labels.
+    """
+    contents: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        contents[scan.sha256].append(scan)
+    same = [tuple(group) for group in contents.values() if len(group) > 1]
+    near = [
+        (scans[first], scans[second])
+        for first, second in close_pairs(hashes, SAME_SLICE_BITS)
+        if scans[first].sha256 != scans[second].sha256
+    ]
+    pairs = [pair for group in same for pair in combinations(group, 2)] + near
+    found: dict[str, Sequence[Sequence[Scan]]] = {
+        "duplicate": same,
+        "near-duplicate": near,
+        "contradictory": [pair for pair in pairs if pair[0].label != pair[1].label],
+    }
+    return [Finding(kind, tuple(scan.file for scan in group)) for kind, groups in found.items() for group in groups]
+
+
+def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
+    """Format the findings as lines of text, a few of each kind; empty if there are none."""
+    kinds: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        kinds[finding.kind].append(finding)
+    lines = []
+    for kind, of_kind in kinds.items():
+        images = {file for finding in of_kind for file in finding.files}
+        lines.append(f"{kind:<15} {len(of_kind):>5} groups, {len(images)} of {len(scans)} images")
+        lines += [f"{'':<15}   {'  =  '.join(finding.files)}" for finding in of_kind[:_SHOWN]]
+        if len(of_kind) > _SHOWN:
+            lines.append(f"{'':<15}   … and {len(of_kind) - _SHOWN} more")
+    return "\n".join(lines)

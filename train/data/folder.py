@@ -1,27 +1,19 @@
-"""List the labelled scans of a data folder and decode them to the network's size."""
+"""List the labelled scans of a data folder, leave out what the user excludes, and read the patients."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS
-from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
-from mri_edge.errors import DataError, InputError
+from mri_edge.errors import DataError
 from mri_edge.scans import readers
-from mri_edge.scans.frame import Pixels
-from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
-
-from . import duplicates
 
 
 @dataclass(frozen=True)
@@ -79,67 +71,6 @@ def find_scans(data: Path, positive: str | None = None, *, trained: Labels | Non
             for (_, label, _, _, relative, path), digest in zip(found, hashes, strict=True)
         ]
     return scans, labels
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
-
-    pixels: NDArray[np.uint8]
-    hashes: duplicates.Hashes
-
-
-def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
-    """Return the bytes that ``decode`` writes to its store."""
-    return len(scans) * preprocessing.height * preprocessing.width * 3
-
-
-def decode(
-    scans: Sequence[Scan],
-    preprocessing: Preprocessing,
-    store: Path | None,
-    each: Callable[[int, Pixels], None] = lambda index, picture: None,
-) -> Decoded:
-    """Decode all scans once.
-
-    Parameters
-    ----------
-    store
-        File for the pixels, which are memory-mapped from it; ``None`` keeps them in memory.
-    each
-        Called with each scan's position and its picture at its own size, by several threads at a time.
-
-    Raises
-    ------
-    DataError
-        Some scans cannot be read; the message names all of them.
-    """
-    shape = (len(scans), preprocessing.height, preprocessing.width, 3)
-    pixels = np.empty(shape, np.uint8)
-    if store is not None:
-        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
-    hashes = np.zeros((len(scans), duplicates.HASH_BITS), bool)
-    unreadable: list[str] = []
-
-    def fill(index: int) -> None:
-        try:
-            picture = readers.load(scans[index].path)
-        except InputError as error:
-            unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
-        else:
-            pixels[index] = preprocessing.resize_picture(picture)
-            hashes[index] = duplicates.difference_hash(picture)
-            each(index, picture)
-
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
-            pass
-    if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
-            "Repair them, or leave them out with --exclude",
-        )
-    return Decoded(pixels, hashes)
 
 
 @dataclass(frozen=True)

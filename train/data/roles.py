@@ -1,4 +1,4 @@
-"""Assign a role to each image: train, validation, test or excluded."""
+"""Assign a role to each image: train, validation, test or excluded; make the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -6,22 +6,38 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from mri_edge.bundles.split import Role, Split, SplitImage
+from mri_edge.errors import DataError, UsageError
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import SplitPolicy
 
-from . import duplicates, folds
-from .audit import check_roles
 from .collection import Collection, Indices
+from .duplicates import KEEP_APART_BITS, close_pairs
 from .folder import Scan
-from .splits import as_split, choose_test
 
 VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
 _GROUPED_TEST_FOLDS = 5
 # The reference's own split, which every recipe that keeps its test images apart must know.
 _REFERENCE_SPLIT = SplitPolicy(("reference",))
+
+
+def find_split(split: str | None, *, patients: bool) -> str:
+    """Return ``split``; if it is None, ``"grouped"`` if patients are known, else ``"reference"``.
+
+    Raises
+    ------
+    UsageError
+        Patients are known, and the requested split would divide them.
+    """
+    if patients and split not in (None, "grouped"):
+        raise UsageError(
+            f"--groups keeps patients together, and split {split!r} divides them",
+            "Leave --split out, or take --split grouped",
+        )
+    return split or ("grouped" if patients else "reference")
 
 
 def assign_roles(
@@ -49,6 +65,53 @@ def rows_of(split: Split, data: Collection) -> tuple[Indices, Indices, Indices]:
     roles = np.array([image.role for image in split.images[: len(data.scans)]])
     train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
     return train, validation, test
+
+
+def choose_test(
+    split: str, labels: NDArray[np.intp], groups: NDArray[np.intp], *, test_fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose the test images: bool (N,).
+
+    ``reference``: scikit-learn's ``train_test_split`` over the images in their order. ``stratified``: the same
+    with the proportions of the labels kept. ``grouped``: no group is divided; proportions are kept approximately.
+
+    Raises
+    ------
+    DataError
+        Too few images or groups.
+    """
+    indices = np.arange(len(labels))
+    try:
+        if split == "grouped":
+            folds = StratifiedGroupKFold(round(1 / test_fraction), shuffle=True, random_state=seed)
+            _, test = next(folds.split(indices, labels, groups))
+        else:
+            keep = labels if split == "stratified" else None
+            _, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=keep)
+    except ValueError as error:
+        raise DataError(
+            f"{len(labels)} images cannot be split ({error})", "Add images, or choose another --split"
+        ) from error
+    return np.isin(indices, test)
+
+
+def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[Scan] = ()) -> Split:
+    """Make the record for the bundle: the scans in their order, then the excluded ones."""
+    roles: list[Role] = ["test" if is_test else "train" for is_test in test]
+    roles += ["excluded"] * len(excluded)
+    images = zip([*scans, *excluded], roles, strict=True)
+    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in images))
+
+
+def check_roles(labels: NDArray[np.intp], test: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Raise DataError unless training and test hold images of every label."""
+    for role, chosen in (("training", ~test), ("test", test)):
+        missing = [name for index, name in enumerate(names) if index not in labels[chosen]]
+        if missing:
+            raise DataError(
+                f"no image of {', '.join(missing)} falls into the {role} part",
+                "Add images of it, or choose another --split",
+            )
 
 
 def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
@@ -89,7 +152,7 @@ def may_train(data: Collection) -> NDArray[np.bool_]:
 def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
     """Return True for the chosen images, all images of their groups, and all within ``KEEP_APART_BITS`` of one."""
     mask = np.isin(data.group, data.group[chosen])
-    for first, second in duplicates.close_pairs(data.hashes, duplicates.KEEP_APART_BITS):
+    for first, second in close_pairs(data.hashes, KEEP_APART_BITS):
         if first in chosen or second in chosen:
             mask[[first, second]] = True
     return mask
@@ -106,14 +169,14 @@ def grouped_folds(data: Collection, candidates: Indices, parts: int) -> list[Ind
     Raises DataError if there are too few groups.
     """
     folder = np.array([data.scans[index].folder for index in candidates])
-    return folds.by_group(folder, data.group[candidates], parts)
+    return by_group(folder, data.group[candidates], parts)
 
 
 def _reference_test(data: Collection) -> Indices | None:
     """Return the test images of the source that is the reference's data set, or None if there is none."""
     for source in np.unique(data.source):
         members = np.flatnonzero(data.source == source)
-        if fingerprint(data.scans[index].sha256 for index in members.tolist()) == published.DATA:
+        if fingerprint(data.scans[index].sha256 for index in members.tolist()) == reference.DATA:
             test = choose_test(
                 "reference",
                 data.label[members],
@@ -123,3 +186,41 @@ def _reference_test(data: Collection) -> Indices | None:
             )
             return np.asarray(members[test])
     return None
+
+
+def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 0) -> list[Indices]:
+    """Return the positions that each fold holds out: whole groups, each kind of image (N,) as balanced as they allow.
+
+    Raises
+    ------
+    DataError
+        A kind has fewer groups than there are folds.
+    """
+    fewest = min(len(np.unique(group[kind == name])) for name in np.unique(kind))
+    if fewest < folds:
+        raise DataError(
+            f"a class has {fewest} distinct slices, or patients, left to choose from: too few for {folds} folds",
+            "Give more of that class, or ask for fewer folds",
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return [held for _, held in splitter.split(kind, kind, group)]
+
+
+def by_source(source: NDArray[np.str_], label: Indices) -> list[Indices]:
+    """Return the positions of each source's images (N,) as one fold, in alphabetical order.
+
+    Raises
+    ------
+    DataError
+        There is only one source, or without some source a label has no image to learn from.
+    """
+    names = np.unique(source).tolist()
+    if len(names) < 2:
+        raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
+    for name in names:
+        if len(np.unique(label[source != name])) < len(np.unique(label)):
+            raise DataError(
+                f"source {name!r} cannot be left out: no other has images of one of its labels",
+                "Take --cv 5 in its place",
+            )
+    return [np.flatnonzero(source == name) for name in names]

@@ -9,11 +9,11 @@ import numpy as np
 
 from mri_edge.authoring.keras_file import one_column_a_class
 from mri_edge.authoring.keras_models.loading import open_model
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Manifest, TensorSpec
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, empty_outputs
 from mri_edge.errors import EngineUnavailable, UsageError
-from mri_edge.train.loops.keras import load_keras
 
 NAME = "keras"
 SUFFIX = ".keras"
@@ -71,7 +71,7 @@ def open_keras(
     if provider != "auto" or threads is not None:
         raise UsageError(f"{path.name} runs in Keras, which chooses its device and threads itself", "Leave them open")
     try:
-        keras = load_keras()
+        keras = load_keras("train")
     except UsageError as error:
         raise EngineUnavailable(f"{path.name} needs Keras: {error.problem}", error.hint) from error
     model = open_model(path, keras, content)

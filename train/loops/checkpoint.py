@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from mri_edge import __version__
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.authoring.runs import RUNS
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, fingerprint
 from mri_edge.storage.staging import lock_folder
-
-from .keras import load_keras
 
 # If a work folder contains only these, no epoch has ended: there is nothing to resume, all of it is recomputed.
 _BEFORE_TRAINING = {"identity", "pixels.npy", "slices", "validation.npy", "views.npy"}
@@ -180,7 +179,7 @@ def check_space(work: Path, wanted: int) -> None:
 
 def save(path: Path, variables: Sequence[Any], facts: object) -> None:
     """Write Keras variables, and facts as JSON values, atomically."""
-    keras = load_keras()
+    keras = load_keras("train")
     content = io.BytesIO()
     arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
     np.savez(content, facts=json.dumps(facts), **arrays)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.storage.atomic import atomic_write
 from mri_edge.train.evaluation.calibration import scale_probabilities
 
 from .finetune import made_ahead
-from .keras import load_keras
 
 Views = NDArray[np.uint8]
 Answers = NDArray[np.float32]
@@ -94,7 +94,7 @@ def distil(
     student: Any, pool: Pool, plan: Plan, seed: int, report: Report = lambda done, total, loss: None
 ) -> list[float]:
     """Train ``student``, gray float32 (N, height, width, 1) -> probabilities, in place; return each step's loss."""
-    keras = load_keras()
+    keras = load_keras("train")
     targets = scale_probabilities(pool.answers, plan.temperature).astype(np.float32)
     epoch_steps = len(targets) // plan.batch
     total = epoch_steps * plan.epochs

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.device import machine
 
 from . import checkpoint as checkpoints
-from .keras import load_keras
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 Made = TypeVar("Made")
@@ -62,7 +62,7 @@ def fast_precision() -> str:
     found = machine.cpu()
     if found.architecture == "x86_64" and found.instructions & {"amx-bf16", "bf16"}:
         return "mixed_bfloat16"
-    keras = load_keras()
+    keras = load_keras("train")
     return "mixed_bfloat16" if keras.distribution.list_devices("gpu") else "float32"
 
 
@@ -100,7 +100,7 @@ def finetune(
     -------
     Loss of each step.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     total = plan.warm_steps + plan.steps
     losses: list[float] = checkpoints.facts_in(checkpoint) or []
     resumed = len(losses)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.train.models.network import Network
 from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.transforms import affine
 
 from . import checkpoint as checkpoints
-from .keras import load_keras
 
 # Images in a batch of the backbone: enough to keep the cores busy; about 100 MB of activations per layer.
 BACKBONE_BATCH = 32
@@ -119,7 +119,7 @@ def fit(
     say, began, trained, epoch_ended
         Called with a message before the first epoch, its number, the count of trained images, and each epoch.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     head = network.head
     classes = head.output_shape[-1]
     targets = keras.utils.to_categorical(train.labels, classes)

@@ -1,16 +1,68 @@
-"""A classifier as one object: backbone, head, and both together; how it is built and how it predicts."""
+"""Define what a backbone provides, build a classifier on one, and predict with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.recipes.base import Head
+
+from .weights import BackboneWeights
+
+
+@dataclass(frozen=True)
+class StudentNetwork:
+    """A network that trains in one form and ships in another, as a student of a distillation does.
+
+    ``build_trainable(recipe, classes, seed)`` gives gray float32 (N, height, width, 1) from 0 to 1 -> probabilities;
+    ``build_shipped(recipe, classes)`` gives the ``Network`` that ships, without weights; ``fold(trained, shipped)``
+    transfers the weights; ``architecture(recipe)`` describes the network for the manifest, in plain types.
+    """
+
+    build_trainable: Callable[..., Any]
+    build_shipped: Callable[..., Any]
+    fold: Callable[[Any, Any], None]
+    architecture: Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that recipes can name.
+
+    Attributes
+    ----------
+    title
+        Its name in the manifest.
+    build
+        ``(weights, height, width)`` -> frozen Keras model: float32 (N, height, width, 3) -> a feature map of
+        ``feature_channels`` channels at a ``feature_stride``-th of the size. Weights of ``None`` are random.
+    load_weights
+        ``(source, say)`` -> the weights that ``--backbone-weights`` names.
+    stages
+        Prefix of the layer names of each stage, from the input upwards; fine-tuning freezes whole stages.
+    preprocessing
+        The one that the weights were trained with.
+    ignore_color
+        Changes a built backbone so that color cannot matter, in place; ``None`` where that is not needed.
+    student
+        How the network is trained where it is distilled.
+    """
+
+    title: str
+    build: Callable[[BackboneWeights | None, int, int], Any]
+    load_weights: Callable[[str, Callable[[str], None]], BackboneWeights]
+    stages: tuple[str, ...]
+    preprocessing: Preprocessing
+    feature_stride: int
+    feature_channels: int
+    ignore_color: Callable[[Any, Preprocessing], None] | None = None
+    student: StudentNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +80,7 @@ class Network:
 
 def build_network(backbone: Any, head: Head, learning_rate: float, classes: int, seed: int) -> Network:
     """Put a seeded head on ``backbone`` and compile with Adam and categorical cross-entropy."""
-    keras = load_keras()
+    keras = load_keras("train")
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     stack = [layers.Flatten(name="flatten")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mri_edge.errors import UsageError
 
-from .backbone import Backbone
+from .network import Backbone
 from .small_cnn import SMALL_CNN
 from .vgg16 import VGG16
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.errors import UsageError
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.recipes.base import RecipeSpec
 
-from .backbone import Backbone, StudentNetwork
-from .network import Network
+from .network import Backbone, Network, StudentNetwork
 from .weights import BackboneWeights
 
 
@@ -50,7 +49,7 @@ _Weights = list[NDArray[np.float32]]
 
 def build_trainable(recipe: RecipeSpec, classes: int, seed: int) -> Any:
     """Build the network that trains: float32 (N, height, width, 1), gray from 0 to 1 -> probabilities (N, classes)."""
-    keras = load_keras()
+    keras = load_keras("train")
     keras.utils.set_random_seed(seed)
     pictures = tensor = keras.Input((recipe.preprocessing.height, recipe.preprocessing.width, 1))
     for convolution in STACK:
@@ -66,7 +65,7 @@ def build_trainable(recipe: RecipeSpec, classes: int, seed: int) -> Any:
 
 def build_shipped(recipe: RecipeSpec, classes: int) -> Network:
     """Build the network that ships, without its weights: it takes normalized pictures float32 (N, height, width, 3)."""
-    keras = load_keras()
+    keras = load_keras("train")
     size = recipe.preprocessing
     pictures = tensor = keras.Input((size.height, size.width, 3), name="image")
     for number, convolution in enumerate(STACK, start=1):
@@ -95,7 +94,7 @@ def fold(trained: Any, shipped: Network) -> None:
 
     Batch normalization becomes part of kernel and bias, and the one gray channel becomes the mean of three.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     layers = [layer for layer in trained.layers if layer.weights]
     plain: list[_Weights] = []
     for layer, following in zip(layers, [*layers[1:], None], strict=True):

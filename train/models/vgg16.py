@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.loops.keras import load_keras
 
-from .backbone import Backbone
+from .network import Backbone
 from .weights import BackboneWeights, load_weights
 
 
@@ -18,7 +18,7 @@ def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> 
 
     ``None`` keeps the random initial weights.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     backbone = keras.applications.VGG16(weights=None, include_top=False, input_shape=(height, width, 3), name="vgg16")
     if weights is not None:
         convolutions = [layer for layer in backbone.layers if isinstance(layer, keras.layers.Conv2D)]

