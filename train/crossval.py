@@ -40,7 +40,7 @@ from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
 from mri_edge.train.recipes.registry import find_recipe
-from mri_edge.train.transforms.shifts import CHANGES
+from mri_edge.train.transforms.mri import CHANGES
 
 from .pipeline import feature_bytes
 from .training import Job, Trained, draw_pool, pool_bytes, schedule_of, train_model

@@ -23,8 +23,8 @@ from mri_edge.storage.atomic import sha256_of
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
-from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.evaluate import evaluate
+from mri_edge.train.evaluation.intervals import auc
 from mri_edge.train.evaluation.metrics import bins_of, measure, reliability, wilson_metric
 
 

@@ -24,8 +24,8 @@ from mri_edge.train.data.duplicates import inspect
 from mri_edge.train.data.folder import Labels, Scan, find_scans
 from mri_edge.train.data.roles import by_source
 from mri_edge.train.evaluation import out_of_distribution
-from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.crossval_figures import Stress, figures
+from mri_edge.train.evaluation.intervals import auc
 from mri_edge.train.evaluation.metrics import wilson_metric
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.distilled import SMALL

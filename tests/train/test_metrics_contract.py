@@ -10,7 +10,7 @@ import pytest
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
 from mri_edge.train.evaluation import intervals
-from mri_edge.train.evaluation.auc import auc, both_kinds
+from mri_edge.train.evaluation.intervals import auc, both_kinds
 from mri_edge.train.evaluation.metrics import (
     bins_of,
     by_folder,

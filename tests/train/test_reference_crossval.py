@@ -17,7 +17,7 @@ from mri_edge.cli import run
 from mri_edge.train import crossval, training
 from mri_edge.train.crossval import cross_validate
 from mri_edge.train.data.roles import by_group
-from mri_edge.train.evaluation import auc
+from mri_edge.train.evaluation import intervals
 from mri_edge.train.recipes import registry
 
 
@@ -62,7 +62,7 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     assert {
         figures["model"]["auc"]["method"]
         for figures in (record["pooled"], *(item["models"] for item in record["by_fold"]))
-    } == {auc.GROUPED}
+    } == {intervals.GROUPED_DELONG}
 
 
 def test_a_source_without_which_a_label_has_no_image_is_reported_before_training(

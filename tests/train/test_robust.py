@@ -37,7 +37,7 @@ from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.registry import find_recipe
 from mri_edge.train.recipes.robust import ROBUST
-from mri_edge.train.transforms import mri, shifts
+from mri_edge.train.transforms import mri
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
     assert pooled["sensitivity"]["images"] == 50
     (stressed,) = {item["auc"]["images"] for item in result["stress"]["model"].values()}
     assert 80 <= stressed <= 100  # as many of either kind as the rarer one has in its fold
-    assert set(result["stress"]["model"]) == {"none", *shifts.CHANGES}
+    assert set(result["stress"]["model"]) == {"none", *mri.CHANGES}
     json.dumps(result)  # plain types
 
 
@@ -302,7 +302,7 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
     scan = mri.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
     other = rng.integers(0, 255, (50, 50), dtype=np.uint8)
     plain = mri.resize(scan.grey, tiny_recipe.preprocessing)
-    changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in shifts.CHANGES.items()}
+    changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in mri.CHANGES.items()}
     for picture in changed.values():
         assert picture.dtype == np.uint8
         assert picture.shape == plain.shape

@@ -24,7 +24,7 @@ from mri_edge.train import crossval, training
 from mri_edge.train.data import folder
 from mri_edge.train.data.collection import collect
 from mri_edge.train.data.roles import choose_roles
-from mri_edge.train.evaluation import paired
+from mri_edge.train.evaluation import crossval_figures
 from mri_edge.train.loops import checkpoint, distil
 from mri_edge.train.models import small_cnn
 from mri_edge.train.models.network import Network
@@ -143,20 +143,20 @@ def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
     is_positive = rng.random(300) < 0.6
     score = np.round(rng.normal(is_positive, 1), 1)  # with ties
     false_positive, found, _ = roc_curve(is_positive, score, drop_intermediate=False)
-    expected = 1 - false_positive[np.argmax(found >= paired.SENSITIVITY)]
-    assert paired.specificity_at(is_positive, score, np.ones((1, 300)))[0] == pytest.approx(expected)
-    one, chance = (paired.Answers(its, its > 0.5) for its in (score, rng.normal(size=300)))
+    expected = 1 - false_positive[np.argmax(found >= crossval_figures.SENSITIVITY)]
+    assert crossval_figures.specificity_at(is_positive, score, np.ones((1, 300)))[0] == pytest.approx(expected)
+    one, chance = (crossval_figures.BinaryAnswers(its, its > 0.5) for its in (score, rng.normal(size=300)))
     group = np.arange(300)
-    same = paired.student_minus_teacher(is_positive, one, one, group)
-    worse = paired.student_minus_teacher(is_positive, one, chance, group)
-    twins = paired.student_minus_teacher(is_positive.repeat(2), twice(one), twice(chance), group.repeat(2))
+    same = crossval_figures.student_minus_teacher(is_positive, one, one, group)
+    worse = crossval_figures.student_minus_teacher(is_positive, one, chance, group)
+    twins = crossval_figures.student_minus_teacher(is_positive.repeat(2), twice(one), twice(chance), group.repeat(2))
     for figure in ("auc", "specificity", "accuracy"):
         assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
         assert worse[figure]["high"] < 0
         for bound in ("value", "low", "high"):
             assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "a copy of each image adds nothing"
     assert set(
-        paired.student_minus_teacher(
+        crossval_figures.student_minus_teacher(
             is_positive[is_positive], one.of(is_positive), chance.of(is_positive), group[is_positive]
         )
     ) == {"accuracy"}
@@ -168,24 +168,25 @@ def test_the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_image
     rng = np.random.default_rng(3)
     is_positive, fold_of = rng.random(600) < 0.6, rng.integers(0, 4, 600)
     students = {
-        name: paired.Answers(rng.normal(is_positive, 0.6).clip(0, 1), np.zeros(600, bool)) for name in ("a", "b")
+        name: crossval_figures.BinaryAnswers(rng.normal(is_positive, 0.6).clip(0, 1), np.zeros(600, bool))
+        for name in ("a", "b")
     }
     choosable = rng.random(600) < 0.9
-    called = paired.called_by_other_folds(is_positive, students, fold_of, choosable)
+    called = crossval_figures.called_by_other_folds(is_positive, students, fold_of, choosable)
     for fold in (1, 2, 3):
         others = np.flatnonzero(np.isin(fold_of, [1, 2, 3]) & (fold_of != fold) & choosable)
-        threshold = paired.threshold_of(is_positive, list(students.values()), others)
+        threshold = crossval_figures.threshold_of(is_positive, list(students.values()), others)
         for name, one in students.items():
             np.testing.assert_array_equal(
                 called[name].called[fold_of == fold], one.positive[fold_of == fold] >= threshold
             )
     assert not called["a"].called[fold_of == 0].any()
     # Neither what a fold holds nor a test image moves the fold's own threshold.
-    other = {name: paired.Answers(one.positive.copy(), one.called) for name, one in students.items()}
+    other = {name: crossval_figures.BinaryAnswers(one.positive.copy(), one.called) for name, one in students.items()}
     for one in other.values():
         one.positive[(fold_of == 1) & is_positive] = 0
         one.positive[~choosable & (fold_of != 1)] = 0.5
-    again = paired.called_by_other_folds(is_positive, other, fold_of, choosable)
+    again = crossval_figures.called_by_other_folds(is_positive, other, fold_of, choosable)
     healthy = (fold_of == 1) & ~is_positive & choosable
     np.testing.assert_array_equal(again["a"].called[healthy], called["a"].called[healthy])
 

@@ -12,12 +12,11 @@ from scipy.special import logit
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
 from mri_edge.train.data.folder import Scan
-from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.calibration import choose_threshold
+from mri_edge.train.evaluation.crossval_figures import BinaryAnswers, specificity_at, student_minus_teacher
 from mri_edge.train.evaluation.evaluate import score as score_scans
-from mri_edge.train.evaluation.intervals import RESAMPLES, basic, draw_outcomes, percentile
+from mri_edge.train.evaluation.intervals import RESAMPLES, auc, basic, draw_outcomes, percentile
 from mri_edge.train.evaluation.metrics import bins_of, details, measure, reliability, weighted_auc
-from mri_edge.train.evaluation.paired import Answers, specificity_at, student_minus_teacher
 
 Z = 1.959964
 
@@ -273,7 +272,7 @@ def test_a_paired_interval_is_narrower_than_that_of_two_samples_and_holds_the_di
     hard = rng.normal(0, 1, 240)  # what makes an image hard for both
     teacher = rng.normal(1.5 * is_positive + hard, 0.2)
     student = rng.normal(1.5 * is_positive + hard, 0.2)
-    answers = [Answers(item, item > 0.75) for item in (teacher, student)]
+    answers = [BinaryAnswers(item, item > 0.75) for item in (teacher, student)]
     found = student_minus_teacher(is_positive, *answers, np.arange(240))["auc"]
     assert found["low"] <= found["value"] <= found["high"]
     alone = auc(is_positive, student)

@@ -11,8 +11,8 @@ metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the ex
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.train.evaluation.calibration import choose_threshold, fit_temperature, scale_probabilities
-from mri_edge.train.evaluation.paired import (
-    Answers,
+from mri_edge.train.evaluation.crossval_figures import (
+    BinaryAnswers,
     called_by_other_folds,
     specificity_at,
     student_minus_teacher,
@@ -102,8 +102,12 @@ def test_specificity_at_a_sensitivity_is_that_of_the_first_threshold_that_reache
 
 def test_the_difference_is_the_students_figure_less_the_teachers():
     is_positive = np.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
-    teacher = Answers(np.array([0.9, 0.8, 0.7, 0.6, 0.65, 0.2, 0.1, 0.3]), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool))
-    student = Answers(np.array([0.9, 0.8, 0.7, 0.2, 0.65, 0.1, 0.1, 0.3]), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool))
+    teacher = BinaryAnswers(
+        np.array([0.9, 0.8, 0.7, 0.6, 0.65, 0.2, 0.1, 0.3]), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    )
+    student = BinaryAnswers(
+        np.array([0.9, 0.8, 0.7, 0.2, 0.65, 0.1, 0.1, 0.3]), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
+    )
     found = student_minus_teacher(is_positive, teacher, student, np.arange(8))
     assert found["accuracy"]["value"] == pytest.approx(5 / 8 - 7 / 8)
     assert found["auc"]["value"] == pytest.approx((16 - 2) / 16 - 15 / 16)
@@ -119,8 +123,8 @@ def test_the_difference_is_the_students_figure_less_the_teachers():
 
 def test_a_threshold_is_chosen_over_the_answers_of_all_seeds_and_the_asked_images_alone():
     is_positive = np.array([0, 0, 1, 1, 1], bool)
-    first = Answers(np.array([0.1, 0.2, 0.6, 0.8, 0.0]), np.zeros(5, bool))
-    second = Answers(np.array([0.1, 0.3, 0.5, 0.9, 0.0]), np.zeros(5, bool))
+    first = BinaryAnswers(np.array([0.1, 0.2, 0.6, 0.8, 0.0]), np.zeros(5, bool))
+    second = BinaryAnswers(np.array([0.1, 0.3, 0.5, 0.9, 0.0]), np.zeros(5, bool))
     rows = np.array([0, 1, 2, 3])  # not the positive image that both miss
     assert threshold_of(is_positive, [first, second], rows) == pytest.approx(0.4)
 
@@ -130,9 +134,11 @@ def test_each_fold_is_called_at_the_threshold_of_the_others():
     is_positive = np.array([0, 0, 1, 1] * 2, bool)
     fold = np.array([1] * 4 + [2] * 4)
     score = np.array([0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    called = called_by_other_folds(is_positive, {"s": Answers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))["s"]
+    called = called_by_other_folds(is_positive, {"s": BinaryAnswers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))[
+        "s"
+    ]
     assert called.called.tolist() == [False] * 4 + [True] * 4
     assert called.positive.tolist() == score.tolist()
     outside = np.array([1] * 4 + [2] * 3 + [0])  # no fold: not called
-    part = called_by_other_folds(is_positive, {"s": Answers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
+    part = called_by_other_folds(is_positive, {"s": BinaryAnswers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
     assert part["s"].called.tolist() == [False] * 4 + [True] * 3 + [False]

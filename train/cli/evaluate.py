@@ -16,7 +16,7 @@ from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
 
-from .options import RECIPE, TRAINING, training_options
+from .train import RECIPE, TRAINING, train, training_options
 
 if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
@@ -104,8 +104,6 @@ def evaluate(
             "pip install 'mri-edge[evaluate]'",
         )
     if cv is not None:
-        from .train import train
-
         code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, **training)
         return code
     _check_no_training(ctx)

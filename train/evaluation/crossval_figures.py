@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from mri_edge.train.data.collection import Collection, Indices
-from mri_edge.train.transforms.shifts import CHANGES
+from mri_edge.train.transforms.mri import CHANGES
 
-from . import paired
-from .auc import auc, both_kinds
-from .metrics import measure_answers, wilson_metric
+from .calibration import choose_threshold
+from .intervals import GROUP_BOOTSTRAP, auc, bootstrap, both_kinds, percentile
+from .metrics import measure_answers, weighted_auc, wilson_metric
+
+SENSITIVITY = 0.95  # where specificity is compared
 
 Flags = NDArray[np.bool_]
 
@@ -58,7 +60,7 @@ def figures(
 
     These are the metrics of ``metrics.measure``, with labels at the folds' own thresholds, and also:
     ``false_positive_rate_at_sensitivity``, the fraction of other images called positive where the fraction of
-    positives found first reaches ``paired.SENSITIVITY``; ``right_by_folder`` for each class folder; ``auc_by_source``.
+    positives found first reaches ``SENSITIVITY``; ``right_by_folder`` for each class folder; ``auc_by_source``.
     Metrics that need both classes are left out if there is only one. Intervals of the AUC account for groups of
     near-duplicates, those of proportions treat images as independent.
     """
@@ -72,7 +74,7 @@ def figures(
     }
     if both_kinds(is_positive):
         false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
-        first = int(np.argmax(true_positive >= paired.SENSITIVITY))
+        first = int(np.argmax(true_positive >= SENSITIVITY))
         negatives = int((~is_positive).sum())
         found["false_positive_rate_at_sensitivity"] = asdict(
             wilson_metric(round(false_positive[first] * negatives), negatives)
@@ -125,21 +127,21 @@ def compare_students(
     is_positive = data.label == positive_label
     scored = np.flatnonzero(fold_of)
     folds = np.unique(fold_of[scored]).tolist()
-    flags = {name: paired.Answers(model.positive, model.called == positive_label) for name, model in answers.items()}
+    flags = {name: BinaryAnswers(model.positive, model.called == positive_label) for name, model in answers.items()}
     students = {name: model for name, model in flags.items() if name != teacher}
     unseen = np.flatnonzero(selectable & (fold_of > 0))
 
-    def differences(rows: Indices, of: Mapping[str, paired.Answers] = students) -> dict[str, Any]:
+    def differences(rows: Indices, of: Mapping[str, BinaryAnswers] = students) -> dict[str, Any]:
         of_teacher, group = flags[teacher].of(rows), data.group[rows]
         return {
-            name: paired.student_minus_teacher(is_positive[rows], of_teacher, model.of(rows), group)
+            name: student_minus_teacher(is_positive[rows], of_teacher, model.of(rows), group)
             for name, model in of.items()
         }
 
     found = {
         # For a bundle of this recipe: the threshold of its own validation depends on few negative images.
         "threshold": {
-            "value": paired.threshold_of(is_positive, list(students.values()), unseen),
+            "value": threshold_of(is_positive, list(students.values()), unseen),
             "rule": f"best Youden index among those of the target sensitivity, on answers of {len(students)} students "
             f"to {len(unseen)} images out of fold, no test image among them",
         },
@@ -147,7 +149,7 @@ def compare_students(
         "student_minus_teacher_by_fold": {str(fold): differences(np.flatnonzero(fold_of == fold)) for fold in folds},
     }
     if len(folds) > 1:
-        called = paired.called_by_other_folds(is_positive, students, fold_of, selectable)
+        called = called_by_other_folds(is_positive, students, fold_of, selectable)
         found["pooled_at_threshold_of_other_folds"] = {
             name: figures(
                 data,
@@ -167,3 +169,99 @@ def _labels_of(called_positive: Flags, called: Indices, positive_label: int, dat
     another = (positive_label + 1) % (int(data.label.max()) + 1)
     others = np.where(called == positive_label, another, called)
     return np.where(called_positive, positive_label, others).astype(np.intp)
+
+
+@dataclass
+class BinaryAnswers:
+    """One model's answers over all folds: of each image, positive probability and whether it was called positive."""
+
+    positive: NDArray[np.float64]
+    called: Flags
+
+    def of(self, rows: Indices) -> BinaryAnswers:
+        """Return the answers to some of the images."""
+        return BinaryAnswers(self.positive[rows], self.called[rows])
+
+
+def student_minus_teacher(
+    is_positive: Flags, teacher: BinaryAnswers, student: BinaryAnswers, group: Indices
+) -> dict[str, dict[str, Any]]:
+    """Return the student's metrics minus the teacher's on the same images (N,), with paired intervals; plain types.
+
+    Each bootstrap resample contains the same images for both models, so that difficulty which they share cancels
+    out; it is drawn by ``group`` (N,) as in ``intervals.bootstrap``. AUC and specificity need an image of each class.
+    ``specificity`` is measured at a sensitivity of ``SENSITIVITY``, with each model's own threshold; ``accuracy`` uses
+    the labels that each model gave.
+    """
+
+    def differences(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        parts = [_paired_figures(is_positive, answers, weights) for answers in (student, teacher)]
+        return {name: parts[0][name] - parts[1][name] for name in parts[0]}
+
+    found = {name: values[0] for name, values in differences(np.ones((1, len(is_positive)))).items()}
+    resampled = bootstrap(differences, is_positive, group)
+    return {
+        name: asdict(percentile(value, resampled[name], len(is_positive), GROUP_BOOTSTRAP))
+        for name, value in found.items()
+    }
+
+
+def _paired_figures(
+    is_positive: Flags, answers: BinaryAnswers, weights: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    accuracy = weights @ (answers.called == is_positive) / weights.sum(axis=1)
+    if not both_kinds(is_positive):
+        return {"accuracy": accuracy}
+    return {
+        "auc": weighted_auc(is_positive, answers.positive)(weights),
+        "specificity": specificity_at(is_positive, answers.positive, weights),
+        "accuracy": accuracy,
+    }
+
+
+def specificity_at(is_positive: Flags, score: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the specificity (R,) where the sensitivity first reaches ``SENSITIVITY``, for weights (R, N)."""
+    order = np.argsort(-score, kind="stable")
+    last_of_tie = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    sensitivity, false_positive_rate = (
+        (weights[:, order] * kind[order]).cumsum(axis=1)[:, last_of_tie] / (weights @ kind)[:, None]
+        for kind in (is_positive.astype(float), (~is_positive).astype(float))
+    )
+    first = (sensitivity >= SENSITIVITY - 1e-12).argmax(axis=1)
+    return 1 - np.asarray(false_positive_rate[np.arange(len(first)), first])
+
+
+def threshold_of(is_positive: Flags, students: Sequence[BinaryAnswers], rows: Indices) -> float:
+    """Choose one threshold for students of all seeds from their answers to images that they were not trained on.
+
+    Out-of-fold images are more numerous than one validation set; scikit-learn's ``TunedThresholdClassifierCV``
+    chooses in the same way. ``rows`` must not contain test images.
+    """
+    scores = np.concatenate([student.positive[rows] for student in students])
+    return choose_threshold(scores, np.tile(is_positive[rows], len(students)).astype(int))
+
+
+def called_by_other_folds(
+    is_positive: Flags, students: Mapping[str, BinaryAnswers], fold_of: Indices, choosable: Flags
+) -> dict[str, BinaryAnswers]:
+    """Label the images of each fold at the threshold that the other folds choose.
+
+    Parameters
+    ----------
+    is_positive
+        bool (N,).
+    students
+        BinaryAnswers (N,) of each.
+    fold_of
+        Fold of each image (N,), 0 for none; at least two folds.
+    choosable
+        bool (N,): images from which a threshold may be chosen; no test images.
+    """
+    called = {name: np.zeros(len(is_positive), bool) for name in students}
+    for fold in np.unique(fold_of[fold_of > 0]):
+        others = np.flatnonzero((fold_of > 0) & (fold_of != fold) & choosable)
+        threshold = threshold_of(is_positive, list(students.values()), others)
+        held = fold_of == fold
+        for name, student in students.items():
+            called[name][held] = student.positive[held] >= threshold
+    return {name: BinaryAnswers(student.positive, called[name]) for name, student in students.items()}

@@ -23,7 +23,7 @@ from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.folder import Labels, Scan, find_scans
 
 from . import keras_engine
-from .auc import both_kinds
+from .intervals import both_kinds
 from .metrics import by_folder, measure, reliability, roc
 
 Role = Literal["test", "all"]

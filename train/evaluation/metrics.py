@@ -15,8 +15,7 @@ from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import decide
 
-from .auc import auc, both_kinds
-from .intervals import Figures, Weights, basic, bootstrap, draw_outcomes, percentile
+from .intervals import Figures, Weights, auc, basic, bootstrap, both_kinds, draw_outcomes, percentile
 
 WILSON = "Wilson score interval (Wilson 1927)"
 INDIRECT = "Wilson score interval of TP / (TP + FP + FN), as F1 (Lam et al. 2023)"
@@ -66,7 +65,7 @@ def measure(
     positive, threshold
         As in the manifest. All metrics except accuracy compare the positive label with all others.
     group
-        int (N,): images of one group are not independent; the interval of the AUC accounts for it, see ``auc.auc``.
+        int (N,): images of one group are not independent; the interval of the AUC accounts for it.
 
     Returns
     -------
