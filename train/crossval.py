@@ -38,7 +38,7 @@ from mri_edge.train.loops.progress import step_progress
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
+from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec
 from mri_edge.train.recipes.registry import find_recipe
 from mri_edge.train.transforms.mri import CHANGES
 
@@ -102,7 +102,7 @@ def cross_validate(
         if isinstance(recipe.schedule, FineTuning):
             facts.insert(0, fast_precision())
         store = work_folder(out, facts, overwrite=overwrite, resume=resume)
-        needed = store_bytes(scans, recipe.preprocessing, with_slices=_needs_slices(recipe))
+        needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
         check_space(store, needed + feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)])
     say(f"reading {len(scans)} scans")
     collection = collect(
@@ -110,7 +110,7 @@ def cross_validate(
         recipe.preprocessing,
         patients=selection.patients,
         store=None if distilled else store,
-        with_slices=_needs_slices(recipe),
+        with_slices=recipe.needs_slices,
     )
     if findings := inspect(scans, collection.hashes):
         say(table(scans, findings))
@@ -446,10 +446,6 @@ def _claim(out: Path, identity: str) -> None:
 
 
 # Parts of the record.
-
-
-def _needs_slices(recipe: RecipeSpec) -> bool:
-    return isinstance(recipe.transforms, ScanViews)
 
 
 def _describe_grouping(folds: int | None, trainable: NDArray[np.bool_]) -> str:

@@ -26,7 +26,7 @@ from mri_edge.train.data.roles import assign_roles, find_split, rows_of
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
-from mri_edge.train.loops.distil import Pool, open_pool
+from mri_edge.train.loops.distil import BundleTeacher, Pool, open_pool
 from mri_edge.train.loops.finetune import fast_precision
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.loops.progress import step_progress
@@ -34,11 +34,10 @@ from mri_edge.train.models.network import Network, predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes import reference
-from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
+from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec
 from mri_edge.train.reports.report import draw_report
 
 from .bundle import write_bundle
-from .teacher import BundleTeacher
 from .training import Job, Trained, draw_pool, pool_bytes, train_model
 
 # Bundle and checkpoint, the old and the new one while it is replaced. A checkpoint of fine-tuning holds the weights,
@@ -126,7 +125,7 @@ def train_bundle(
             recipe.preprocessing,
             patients=selection.patients,
             store=work,
-            with_slices=isinstance(recipe.transforms, ScanViews),
+            with_slices=recipe.needs_slices,
         )
         findings = [] if teacher else inspect(scans, collection.hashes)  # the teacher's training reported them
         if findings:
@@ -179,7 +178,7 @@ def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, s
 
 
 def _check_space(work: Path, recipe: RecipeSpec, scans: Sequence[Scan]) -> None:
-    needed = store_bytes(scans, recipe.preprocessing, with_slices=isinstance(recipe.transforms, ScanViews))
+    needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
     needed += feature_bytes(recipe, len(scans)) + _MODEL_BYTES[type(recipe.schedule)]
     if open_pool(work) is None:
         needed += pool_bytes(recipe)

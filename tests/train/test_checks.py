@@ -105,5 +105,5 @@ def test_grouped_split_divides_no_group_and_stratified_keeps_shares():
 def test_too_few_images_are_reported():
     with pytest.raises(DataError, match="cannot be split"):
         choose_test("stratified", [0, 1, 1], [], test_fraction=0.2, seed=0)
-    with pytest.raises(DataError, match="no image of ill falls into the test part"):
+    with pytest.raises(DataError, match="no test image has the label ill"):
         check_roles(np.array([0, 0, 1]), np.array([True, False, False]), ("well", "ill"))

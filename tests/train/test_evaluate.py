@@ -255,7 +255,7 @@ def test_training_images_are_refused_unless_said(tiny_bundle, data):
 
 def test_folders_must_mean_labels_of_the_model(tiny_bundle, data):
     (data / "yes").rename(data / "perhaps")
-    with pytest.raises(DataError, match="'perhaps' means no label of the model"):
+    with pytest.raises(DataError, match="'perhaps' matches no label of the model"):
         evaluate(Bundle.open(tiny_bundle), data)
 
 

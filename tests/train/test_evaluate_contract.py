@@ -14,7 +14,7 @@ from mri_edge.errors import MriEdgeError
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
-from mri_edge.train.evaluation.evaluate import open_classifier
+from mri_edge.train.evaluation.keras_engine import open_classifier
 
 
 @pytest.fixture

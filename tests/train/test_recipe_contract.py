@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import asdict
 
@@ -22,25 +23,30 @@ from mri_edge.train.data.folder import Labels, Scan, find_scans
 from mri_edge.train.data.roles import as_split
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
-from mri_edge.train.loops.finetune import Plan, finetune
+from mri_edge.train.loops import finetune as loop
 from mri_edge.train.models.network import Network, predict
-from mri_edge.train.recipes.base import Head
+from mri_edge.train.models.vgg16 import VGG16
+from mri_edge.train.recipes.base import Distillation, FineTuning, Head
 from mri_edge.train.recipes.distilled import SMALL
 from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
-PLAN = Plan(
-    frozen_blocks=2,
-    warm_steps=3,
-    warm_rate=0.02,
-    steps=90,
-    rate=0.05,
+SCHEDULE = FineTuning(
+    epochs=90,
+    batch=1,
+    learning_rate=0.05,
+    epoch_images=1,
+    frozen_stages=2,
+    warmup_steps=3,
+    warmup_rate=0.02,
     rise=10,
     weight_decay=0.0,
     largest_gradient=1.0,
     averaging=0.0,
+    label_smoothing=0.0,
 )
+finetune = functools.partial(loop.finetune, stages=VGG16.stages)
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +237,14 @@ def cosine(step, steps, rise, rate, floor):
 def test_fine_tuning_rises_and_falls_along_half_a_cosine_to_2_per_cent():
     whole, backbone = build_small_network()
     rates = []
-    finetune(whole, backbone, PLAN, make_batch, lambda *_: rates.append(float(whole.optimizer.learning_rate)))
-    assert rates[: PLAN.warm_steps] == pytest.approx([PLAN.warm_rate] * PLAN.warm_steps)
-    expected = [cosine(step, PLAN.steps, PLAN.rise, PLAN.rate, 0.02) for step in range(1, PLAN.steps + 1)]
-    assert rates[PLAN.warm_steps :] == pytest.approx(expected, rel=1e-4)  # the schedule computes in float32
-    assert rates[-1] == pytest.approx(0.02 * PLAN.rate)
+    finetune(whole, backbone, SCHEDULE, make_batch, lambda *_: rates.append(float(whole.optimizer.learning_rate)))
+    assert rates[: SCHEDULE.warmup_steps] == pytest.approx([SCHEDULE.warmup_rate] * SCHEDULE.warmup_steps)
+    expected = [
+        cosine(step, SCHEDULE.steps, SCHEDULE.rise, SCHEDULE.learning_rate, 0.02)
+        for step in range(1, SCHEDULE.steps + 1)
+    ]
+    assert rates[SCHEDULE.warmup_steps :] == pytest.approx(expected, rel=1e-4)  # the schedule computes in float32
+    assert rates[-1] == pytest.approx(0.02 * SCHEDULE.learning_rate)
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(1.0, True), (1e9, False)])
@@ -244,10 +253,10 @@ def test_one_wild_batch_weighs_no_more_than_the_largest_gradient_that_is_planned
 
     def wild(step):
         pictures, targets = make_batch(step)
-        return (pictures * 1e4, targets[:, ::-1]) if step == PLAN.warm_steps + 4 else (pictures, targets)
+        return (pictures * 1e4, targets[:, ::-1]) if step == SCHEDULE.warmup_steps + 4 else (pictures, targets)
 
     whole, backbone = build_small_network()
-    finetune(whole, backbone, dataclasses.replace(PLAN, steps=20, largest_gradient=limit), wild)
+    finetune(whole, backbone, dataclasses.replace(SCHEDULE, epochs=20, largest_gradient=limit), wild)
     moments = [variable for variable in whole.optimizer.variables if variable.path.endswith("velocity")]
     assert len(moments) == 4
     largest = max(float(np.max(keras.ops.convert_to_numpy(moment))) for moment in moments)
@@ -257,16 +266,16 @@ def test_one_wild_batch_weighs_no_more_than_the_largest_gradient_that_is_planned
 def test_what_remains_is_the_mean_of_the_weights_of_every_step_by_hand():
     whole, backbone = build_small_network()
     kept = []
-    plan = dataclasses.replace(PLAN, steps=25, averaging=0.8)
+    schedule = dataclasses.replace(SCHEDULE, epochs=25, averaging=0.8)
     finetune(
         whole,
         backbone,
-        plan,
+        schedule,
         make_batch,
         lambda *_: kept.append([get_weight.copy() for get_weight in whole.get_weights()]),
     )
-    mean = kept[plan.warm_steps]
-    for weights in kept[plan.warm_steps + 1 :]:
+    mean = kept[schedule.warmup_steps]
+    for weights in kept[schedule.warmup_steps + 1 :]:
         mean = [0.8 * old + 0.2 * new for old, new in zip(mean, weights, strict=True)]
     for found, by_hand, last in zip(whole.get_weights()[2:], mean[2:], kept[-1][2:], strict=True):
         np.testing.assert_allclose(found, by_hand, atol=1e-5)
@@ -275,7 +284,7 @@ def test_what_remains_is_the_mean_of_the_weights_of_every_step_by_hand():
 
 def test_weights_decay_as_planned():
     """Without a gradient a step of AdamW leaves 1 - rate x decay of a weight."""
-    plan = dataclasses.replace(PLAN, steps=20, rise=1, weight_decay=0.5)
+    schedule = dataclasses.replace(SCHEDULE, epochs=20, rise=1, weight_decay=0.5)
     whole, backbone = build_small_network()
     start = {}
 
@@ -283,11 +292,16 @@ def test_weights_decay_as_planned():
         return np.zeros((8, 6), np.float32), np.full((8, 2), 0.5, np.float32)
 
     def keep(done, total, loss):
-        if done == plan.warm_steps:
+        if done == schedule.warmup_steps:
             start["weights"] = whole.get_weights()[2]
 
-    finetune(whole, backbone, plan, still, keep)
-    left = np.prod([1 - 0.5 * cosine(step, plan.steps, plan.rise, plan.rate, 0.02) for step in range(plan.steps)])
+    finetune(whole, backbone, schedule, still, keep)
+    left = np.prod(
+        [
+            1 - 0.5 * cosine(step, schedule.steps, schedule.rise, schedule.learning_rate, 0.02)
+            for step in range(schedule.steps)
+        ]
+    )
     np.testing.assert_allclose(whole.get_weights()[2], left * start["weights"], rtol=1e-4)
 
 
@@ -298,9 +312,19 @@ def test_distilling_rises_and_falls_along_half_a_cosine_and_learns_softened_answ
     rng = np.random.default_rng(0)
     answers = np.tile(np.array([[0.9, 0.1]], np.float32), (32, 1))
     pool = distil.Pool(rng.integers(0, 255, (32, 8, 8), dtype=np.uint8), answers)
-    plan = distil.Plan(epochs=40, batch=8, rate=0.05, rise=20, weight_decay=0.0, temperature=2.0)
+    schedule = Distillation(
+        epochs=40,
+        batch=8,
+        learning_rate=0.05,
+        teacher="robust",
+        pool_views=32,
+        rise=20,
+        weight_decay=0.0,
+        temperature=2.0,
+        students=1,
+    )
     rates = []
-    distil.distil(student, pool, plan, 0, lambda *_: rates.append(float(student.optimizer.learning_rate)))
+    distil.distil(student, pool, schedule, 0, lambda *_: rates.append(float(student.optimizer.learning_rate)))
     expected = [cosine(step, 160, 20, 0.05, 0.0) for step in range(1, 161)]
     assert rates == pytest.approx(expected, abs=1e-6)
     found = np.asarray(student.predict_on_batch(pool.views[..., None].astype(np.float32) / 255))
@@ -359,9 +383,10 @@ def test_targets_are_smoothed_by_a_twentieth(two_layers, collection, roles, tiny
     batches = []
     real = training.finetune
 
-    def watch(network, backbone, plan, make_batch, *arguments, **options):
+    def watch(network, backbone, schedule, make_batch, *arguments, **options):
         batches.append(make_batch(0))
-        return real(network, backbone, dataclasses.replace(plan, steps=2), make_batch, *arguments, **options)
+        two_steps = dataclasses.replace(schedule, epochs=1, epoch_images=2 * schedule.batch)
+        return real(network, backbone, two_steps, make_batch, *arguments, **options)
 
     monkeypatch.setattr(training, "finetune", watch)
     labels = TWO if classes == 2 else Labels(("no tumour", "tumour", "other"), 1, {})

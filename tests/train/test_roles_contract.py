@@ -113,14 +113,14 @@ def test_images_beside_the_test_are_counted_in_a_warning(record):
     assert [scan.file for scan in chosen.scans] == ["no/t.png"]
     assert chosen.left_out == {"unknown": 2, "train": 1}
     [warning] = chosen.warnings
-    assert warning.startswith("2 images that the bundle's split record does not know are not scored")
+    assert warning.startswith("2 images that are not in the bundle's split record are not scored")
 
 
 def test_a_test_image_in_the_folder_of_another_label_is_reported(record):
     [scan] = scans_of(("yes/t.png", "one"))
     moved = Scan(scan.path, scan.file, "yes", 1, scan.sha256)
     chosen = choose_scans([moved], record(("no/t.png", "one", "test")), None)
-    assert chosen.warnings == ["1 images lie in the folder of another label than in the bundle's record."]
+    assert chosen.warnings == ["1 images are in the folder of another label than in the bundle's record."]
     assert choose_scans([scan], record(("yes/t.png", "one", "test")), None).warnings == []
 
 

@@ -119,11 +119,11 @@ def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_
     assert opened is not None
     np.testing.assert_array_equal(opened.views, pool.views)
     np.testing.assert_array_equal(opened.answers, pool.answers)
-    plan = dataclasses.replace(training.distil_plan(recipe.schedule), epochs=6, batch=8, rise=5)
+    schedule = dataclasses.replace(recipe.schedule, epochs=6, batch=8, rise=5)
 
     def student():
         network = small_cnn.build_trainable(recipe, 2, seed=4)
-        return network, distil.distil(network, pool, plan, seed=4)
+        return network, distil.distil(network, pool, schedule, seed=4)
 
     (first, losses), (again, _) = student(), student()
     for one, two in zip(first.get_weights(), again.get_weights(), strict=True):

@@ -172,7 +172,7 @@ def test_each_source_is_held_out_alone_in_order():
 
 
 def test_sources_without_which_nothing_can_be_learned_are_reported():
-    with pytest.raises(DataError, match="one source only"):
+    with pytest.raises(DataError, match="only one source"):
         roles.by_source(np.array(["a", "a"]), np.array([0, 1]))
     source = np.array(["a", "a", "b", "b"])
     for label, name in (([0, 1, 1, 1], "a"), ([1, 1, 0, 1], "b")):
@@ -243,7 +243,7 @@ def test_of_copies_with_several_roles_the_one_nearest_to_training_counts():
 
 def test_a_test_image_in_the_folder_of_another_label_is_reported():
     [words] = choose_scans([scan("a", label=1)], record(test=["a"]), None).warnings
-    assert words == "1 images lie in the folder of another label than in the bundle's record."
+    assert words == "1 images are in the folder of another label than in the bundle's record."
 
 
 def test_everything_is_scored_where_it_is_asked_for_and_what_was_seen_is_said_loudly():

@@ -24,15 +24,16 @@ from .folder import Scan
 
 Indices = NDArray[np.intp]
 
-_LARGEST_SLICE = 512 * 512  # bytes of the largest slices that are common in public data sets
+_LARGEST_SLICE = 512 * 512  # bytes; larger slices are rare in public data sets
 
 
 @dataclass(frozen=True)
 class Collection:
     """The scans of a data folder; arrays have one entry per scan.
 
-    ``slices`` have their own size (empty where no recipe needs them), ``pixels`` are uint8 (N, height, width, 3) RGB
-    at the network's size; ``source`` is the folder above the class folders, ``group`` the near-duplicate group.
+    ``slices`` keep their own size; the list is empty if the recipe does not need them. ``pixels`` are uint8
+    (N, height, width, 3) RGB at the network's size. ``source`` is the folder above the class folders, ``group`` the
+    number of the near-duplicate group.
     """
 
     scans: Sequence[Scan]
@@ -57,16 +58,16 @@ def collect(
     Parameters
     ----------
     patients
-        The patient of each scan: scans of one patient are in one group, together with near-
+        Patient of each scan. Scans of one patient form one group, as near-duplicates do.
     store
-        Folder for the pixels and slices, which are mapped from there; ``None`` keeps them in memory.
+        Folder for the pixels and slices, which are memory-mapped; ``None`` keeps them in memory.
     with_slices
         Also keep the slices at their own size.
 
     Raises
     ------
     DataError
-        Scans cannot be read; the message names all of them.
+        Some scans cannot be read; the message names all of them.
     OutputError
         The store cannot be written.
     """
@@ -89,7 +90,7 @@ def collect(
 
 
 def store_bytes(scans: Sequence[Scan], preprocessing: Preprocessing, *, with_slices: bool = True) -> int:
-    """Return the bytes that ``collect`` writes to its store, at most, for scans of the usual sizes."""
+    """Return an upper bound of the bytes that ``collect`` writes to its store, for scans of common sizes."""
     return pixel_bytes(scans, preprocessing) + (len(scans) * _LARGEST_SLICE if with_slices else 0)
 
 
@@ -121,7 +122,9 @@ def _decode_to_disk(
             file.flush()
             mapped = np.asarray(np.memmap(file, np.uint8, "r"))
     except OSError as error:
-        raise OutputError(f"{store}: cannot write ({error.strerror})", "Make room, or name another folder") from error
+        raise OutputError(
+            f"{store}: cannot write ({error.strerror})", "Free disk space, or name another folder"
+        ) from error
     return decoded, {
         index: Slice(mapped[start : start + height * width].reshape(height, width), head)
         for index, (start, (height, width), head) in places.items()
@@ -152,9 +155,9 @@ def decode(
     Parameters
     ----------
     store
-        File for the pixels, which are memory-mapped from it; ``None`` keeps them in memory.
+        File for the pixels, which is memory-mapped; ``None`` keeps them in memory.
     each
-        Called with each scan's position and its picture at its own size, by several threads at a time.
+        Called with the position of each scan and its picture at its own size, from several threads.
 
     Raises
     ------
@@ -184,6 +187,6 @@ def decode(
     if unreadable:
         raise DataError(
             f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
-            "Repair them, or leave them out with --exclude",
+            "Repair them, or exclude them with --exclude",
         )
     return Decoded(pixels, hashes)

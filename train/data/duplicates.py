@@ -1,4 +1,4 @@
-"""Find duplicates and near-duplicates, contradictory labels among them, and the groups that no split may divide."""
+"""Find duplicates, near-duplicates and contradictory labels, and the groups that no split may divide."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mri_edge.scans.frame import Pixels
 from .folder import Scan
 
 HASH_BITS = 128
-# Two pictures at most this many bits (of 128) apart show the same slice; the reference's leakage is counted so.
+# Two pictures whose hashes differ in at most this many bits of 128 show the same slice.
 SAME_SLICE_BITS = 8
-# Keeping a test set apart uses a wider limit: a lost training image costs little.
+# A wider limit keeps training images away from the test set, because losing a training image costs little.
 KEEP_APART_BITS = 12
 _SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
 
@@ -28,8 +28,8 @@ Hashes = NDArray[np.bool_]
 def difference_hash(pixels: Pixels) -> Hashes:
     """Compute the row and column difference hash: uint8 (H, W, 3) -> bool (128,).
 
-    N. Krawetz, "Kind of like that", 2013: whether brightness rises between neighbours of a grid of
-    9 x 8 cells, and of one of 8 x 9.
+    N. Krawetz, "Kind of like that", 2013. Each bit says whether brightness rises between two neighbors in a grid of
+    9 x 8 cells, or in one of 8 x 9.
     """
     grey = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
     across = np.asarray(grey.resize((9, 8), Image.Resampling.LANCZOS))
@@ -38,7 +38,7 @@ def difference_hash(pixels: Pixels) -> Hashes:
 
 
 def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
-    """Return index pairs (P, 2), first < second, of pictures at most ``bits`` apart; memory grows with P only."""
+    """Return index pairs (P, 2), first < second, of pictures at most ``bits`` apart. Memory grows only with P."""
     signs = np.where(hashes, np.float32(1), np.float32(-1))
     pairs = []
     for start in range(0, len(hashes), 512):
@@ -50,7 +50,7 @@ def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
 
 
 def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
-    """Return the group of each picture (N,): a chain of close pairs, or one patient, is one group."""
+    """Return the group of each picture (N,). A chain of close pairs is one group, and so are the scans of a patient."""
     parent = np.arange(len(hashes))
 
     def root(index: int) -> int:
@@ -70,7 +70,7 @@ def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] 
 
 @dataclass(frozen=True)
 class Finding:
-    """The files of one finding: pictures with the same content, or of the same slice."""
+    """The files of one finding, and what they have in common: ``kind`` as ``inspect`` describes it."""
 
     kind: str
     files: tuple[str, ...]
@@ -79,8 +79,8 @@ class Finding:
 def inspect(scans: Sequence[Scan], hashes: Hashes) -> list[Finding]:
     """Find duplicates, near-duplicates and contradictions.
 
-    ``duplicate``: files of the same bytes. ``near-duplicate``: different bytes, perceptual hashes at most
-    ``SAME_SLICE_BITS`` of 128 apart. ``contradictory``: either, with two labels.
+    ``duplicate`` files have the same bytes. ``near-duplicate`` files have different bytes, and perceptual hashes at
+    most ``SAME_SLICE_BITS`` apart. ``contradictory`` files are either, but have different labels.
     """
     contents: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
@@ -101,7 +101,7 @@ def inspect(scans: Sequence[Scan], hashes: Hashes) -> list[Finding]:
 
 
 def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
-    """Format the findings as lines of text, a few of each kind; empty if there are none."""
+    """Format the findings as lines of text, at most ``_SHOWN`` of each kind. Return "" if there are none."""
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         kinds[finding.kind].append(finding)

@@ -18,14 +18,14 @@ from .collection import Collection, Indices
 from .duplicates import KEEP_APART_BITS, close_pairs
 from .folder import Scan
 
-VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
+VALIDATION_FOLDS = 8  # one of them validates: it fits the temperature and the threshold
 _GROUPED_TEST_FOLDS = 5
-# The reference's own split, which every recipe that keeps its test images apart must know.
+# The reference's own split, from which recipes with ``keep_apart`` take their test images.
 _REFERENCE_SPLIT = SplitPolicy(("reference",))
 
 
 def find_split(split: str | None, *, patients: bool) -> str:
-    """Return ``split``; if it is None, ``"grouped"`` if patients are known, else ``"reference"``.
+    """Return ``split``, or the default: ``"grouped"`` if patients are known, else ``"reference"``.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def find_split(split: str | None, *, patients: bool) -> str:
     if patients and split not in (None, "grouped"):
         raise UsageError(
             f"--groups keeps patients together, and split {split!r} divides them",
-            "Leave --split out, or take --split grouped",
+            "Omit --split, or use --split grouped",
         )
     return split or ("grouped" if patients else "reference")
 
@@ -43,12 +43,12 @@ def find_split(split: str | None, *, patients: bool) -> str:
 def assign_roles(
     data: Collection, policy: SplitPolicy, split: str, label_names: Sequence[str], left_out: Sequence[Scan] = ()
 ) -> Split:
-    """Give every image its role, by the policy of a recipe and the name of a split.
+    """Assign a role to every image by the split policy of a recipe and the name of a split.
 
     Raises
     ------
     DataError
-        Too few images or groups, or a role has no image of some label.
+        There are too few images or groups, or a role lacks images of a label.
     """
     if policy.keep_apart:
         return choose_roles(data, split, left_out)
@@ -60,7 +60,7 @@ def assign_roles(
 def rows_of(split: Split, data: Collection) -> tuple[Indices, Indices, Indices]:
     """Return the rows of the collection that train, validate and test.
 
-    Scans that were left out from the start are at the end of a split and have no row.
+    Scans that the user excluded come last in the split and have no row.
     """
     roles = np.array([image.role for image in split.images[: len(data.scans)]])
     train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
@@ -72,8 +72,8 @@ def choose_test(
 ) -> NDArray[np.bool_]:
     """Choose the test images: bool (N,).
 
-    ``reference``: scikit-learn's ``train_test_split`` over the images in their order. ``stratified``: the same
-    with the proportions of the labels kept. ``grouped``: no group is divided; proportions are kept approximately.
+    ``reference`` is scikit-learn's ``train_test_split`` of the images in their order. ``stratified`` also keeps the
+    proportions of the labels. ``grouped`` divides no group and keeps the proportions approximately.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def choose_test(
 
 
 def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[Scan] = ()) -> Split:
-    """Make the record for the bundle: the scans in their order, then the excluded ones."""
+    """Make the split record of a bundle: the scans in their order, then the excluded ones."""
     roles: list[Role] = ["test" if is_test else "train" for is_test in test]
     roles += ["excluded"] * len(excluded)
     images = zip([*scans, *excluded], roles, strict=True)
@@ -104,27 +104,27 @@ def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[
 
 
 def check_roles(labels: NDArray[np.intp], test: NDArray[np.bool_], names: Sequence[str]) -> None:
-    """Raise DataError unless training and test hold images of every label."""
+    """Raise DataError unless training and test images include every label."""
     for role, chosen in (("training", ~test), ("test", test)):
         missing = [name for index, name in enumerate(names) if index not in labels[chosen]]
         if missing:
             raise DataError(
-                f"no image of {', '.join(missing)} falls into the {role} part",
-                "Add images of it, or choose another --split",
+                f"no {role} image has the label {', '.join(missing)}",
+                "Add images of that label, or choose another --split",
             )
 
 
 def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
     """Assign roles so that no near-duplicate of a test image trains or validates.
 
-    With ``"reference"`` the reference's own test images test, if one source is exactly its data set; otherwise, and
-    with ``"grouped"``, a fifth of the groups tests. Slices close to a test image are excluded, like ``left_out``. One
-    in eight of the remaining groups validates, separately in every class folder.
+    With ``"reference"``, the test images are the reference's own if one source is exactly its data set. Otherwise, and
+    with ``"grouped"``, they are a fifth of the groups. Images close to a test image are excluded, as ``left_out`` are.
+    One in eight of the remaining groups validates, separately in each class folder.
 
     Raises
     ------
     DataError
-        A class folder has too few groups of slices to hold any out.
+        A class folder has too few groups of images to hold any out.
     """
     test = _reference_test(data) if split == "reference" else None
     if test is None:
@@ -144,13 +144,13 @@ def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[
 
 
 def may_train(data: Collection) -> NDArray[np.bool_]:
-    """Return bool (N,): False for the reference's test images, if they are in the data, and all images near them."""
+    """Return bool (N,): False for the reference's test images if the data contain them, and for images near them."""
     test = _reference_test(data)
     return np.ones(len(data.scans), bool) if test is None else ~near(data, test)
 
 
 def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
-    """Return True for the chosen images, all images of their groups, and all within ``KEEP_APART_BITS`` of one."""
+    """Return bool (N,): True for the chosen images, for their groups, and for images within ``KEEP_APART_BITS``."""
     mask = np.isin(data.group, data.group[chosen])
     for first, second in close_pairs(data.hashes, KEEP_APART_BITS):
         if first in chosen or second in chosen:
@@ -159,12 +159,12 @@ def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
 
 
 def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS) -> Indices:
-    """Return positions in ``candidates`` of the first of ``parts`` folds, as ``grouped_folds`` makes them."""
+    """Return the positions in ``candidates`` that the first of ``parts`` grouped folds holds out."""
     return grouped_folds(data, candidates, parts)[0]
 
 
 def grouped_folds(data: Collection, candidates: Indices, parts: int) -> list[Indices]:
-    """Return positions in ``candidates`` that each fold holds out: whole groups, balanced over class folders.
+    """Return the positions in ``candidates`` that each fold holds out: whole groups, balanced over class folders.
 
     Raises DataError if there are too few groups.
     """
@@ -189,7 +189,7 @@ def _reference_test(data: Collection) -> Indices | None:
 
 
 def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 0) -> list[Indices]:
-    """Return the positions that each fold holds out: whole groups, each kind of image (N,) as balanced as they allow.
+    """Return the positions that each fold holds out: whole groups, balanced over ``kind`` (N,) as far as possible.
 
     Raises
     ------
@@ -199,8 +199,8 @@ def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 
     fewest = min(len(np.unique(group[kind == name])) for name in np.unique(kind))
     if fewest < folds:
         raise DataError(
-            f"a class has {fewest} distinct slices, or patients, left to choose from: too few for {folds} folds",
-            "Give more of that class, or ask for fewer folds",
+            f"a class has {fewest} distinct slices or patients left: too few for {folds} folds",
+            "Add images of that class, or ask for fewer folds",
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [held for _, held in splitter.split(kind, kind, group)]
@@ -212,15 +212,15 @@ def by_source(source: NDArray[np.str_], label: Indices) -> list[Indices]:
     Raises
     ------
     DataError
-        There is only one source, or without some source a label has no image to learn from.
+        There is only one source, or leaving out a source leaves a label without images.
     """
     names = np.unique(source).tolist()
     if len(names) < 2:
-        raise DataError("there is one source only", "Sources are folders of class folders: data/<source>/<class>/")
+        raise DataError("the data have only one source", "Sources are folders of class folders: data/<source>/<class>/")
     for name in names:
         if len(np.unique(label[source != name])) < len(np.unique(label)):
             raise DataError(
-                f"source {name!r} cannot be left out: no other has images of one of its labels",
-                "Take --cv 5 in its place",
+                f"source {name!r} cannot be left out: no other source has images of one of its labels",
+                "Use --cv 5 instead",
             )
     return [np.flatnonzero(source == name) for name in names]

@@ -1,4 +1,4 @@
-"""Compute the metrics of a cross-validation: per model, under stress, and of students compared with their teacher."""
+"""Compute the figures of a cross-validation: of each model, under stress, and of students minus their teacher."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Flags = NDArray[np.bool_]
 
 @dataclass
 class Answers:
-    """One model's answers over all folds: probability of the positive label, and label index, for each image (N,)."""
+    """One model's answers over all folds: the positive probability and the predicted label index of each image (N,)."""
 
     positive: NDArray[np.float64]
     called: Indices
 
     @classmethod
     def empty(cls, images: int) -> Answers:
-        """Return zeros, to be filled fold by fold."""
+        """Return zeros, which the folds fill in one by one."""
         return cls(np.zeros(images), np.zeros(images, np.intp))
 
     def columns(self) -> tuple[NDArray[np.float64], Indices]:
-        """Return both arrays, in the order in which ``figures`` takes them."""
+        """Return both arrays in the order of the parameters of ``figures``."""
         return self.positive, self.called
 
 
 @dataclass(frozen=True)
 class Stress:
-    """Answers under changes: rows (M,), probabilities and whether called positive (1 + changes, M); unchanged first."""
+    """Answers under changes: rows (M,), probabilities and positive calls (1 + changes, M), unchanged scans first."""
 
     rows: Indices
     positive: NDArray[np.floating[Any]]
@@ -56,13 +56,13 @@ class Stress:
 def figures(
     data: Collection, chosen: Indices, positive_label: int, positive: NDArray[np.float64], called: Indices
 ) -> dict[str, Any]:
-    """Compute the metrics of the answers (N,) to the images ``chosen``; plain types.
+    """Compute the metrics of the answers (N,) to the images ``chosen``, in plain types.
 
-    These are the metrics of ``metrics.measure``, with labels at the folds' own thresholds, and also:
-    ``false_positive_rate_at_sensitivity``, the fraction of other images called positive where the fraction of
-    positives found first reaches ``SENSITIVITY``; ``right_by_folder`` for each class folder; ``auc_by_source``.
-    Metrics that need both classes are left out if there is only one. Intervals of the AUC account for groups of
-    near-duplicates, those of proportions treat images as independent.
+    These are the metrics of ``metrics.measure``, with labels at the thresholds of the folds;
+    ``false_positive_rate_at_sensitivity``, measured where the sensitivity first reaches ``SENSITIVITY``;
+    ``right_by_folder`` for each class folder; and ``auc_by_source``. Metrics that need both classes are omitted if
+    there is only one. Intervals of the AUC account for groups of near-duplicates; those of proportions treat images as
+    independent.
     """
     label = data.label[chosen]
     is_positive = label == positive_label
@@ -95,7 +95,7 @@ def figures(
 
 
 def stress_figures(parts: Sequence[Stress], is_positive: Flags) -> dict[str, Any]:
-    """Return AUC, sensitivity and specificity under each change, over all folds; empty if no image was scored."""
+    """Return AUC, sensitivity and specificity under each change, over all folds, or {} if no image was scored."""
     scored = [part for part in parts if len(part.rows)]
     if not scored:
         return {}
@@ -120,7 +120,7 @@ def compare_students(
     fold_of: Indices,
     selectable: Flags,
 ) -> dict[str, Any]:
-    """Compare every student with the teacher on the images that have a fold; plain types.
+    """Compare every student with the teacher on the images that a fold scored, in plain types.
 
     Thresholds are chosen on ``selectable`` images (N,) only.
     """
@@ -139,7 +139,7 @@ def compare_students(
         }
 
     found = {
-        # For a bundle of this recipe: the threshold of its own validation depends on few negative images.
+        # Suggested for a bundle of this recipe, because its own validation set has few negative images.
         "threshold": {
             "value": threshold_of(is_positive, list(students.values()), unseen),
             "rule": f"best Youden index among those of the target sensitivity, on answers of {len(students)} students "
@@ -165,7 +165,7 @@ def compare_students(
 
 
 def _labels_of(called_positive: Flags, called: Indices, positive_label: int, data: Collection) -> Indices:
-    """Label indices for calls at another threshold: images that are no longer positive get another label."""
+    """Return label indices for calls at another threshold; images that are no longer positive get another label."""
     another = (positive_label + 1) % (int(data.label.max()) + 1)
     others = np.where(called == positive_label, another, called)
     return np.where(called_positive, positive_label, others).astype(np.intp)
@@ -173,7 +173,7 @@ def _labels_of(called_positive: Flags, called: Indices, positive_label: int, dat
 
 @dataclass
 class BinaryAnswers:
-    """One model's answers over all folds: of each image, positive probability and whether it was called positive."""
+    """One model's answers over all folds: the positive probability of each image (N,), and whether it is positive."""
 
     positive: NDArray[np.float64]
     called: Flags
@@ -186,12 +186,12 @@ class BinaryAnswers:
 def student_minus_teacher(
     is_positive: Flags, teacher: BinaryAnswers, student: BinaryAnswers, group: Indices
 ) -> dict[str, dict[str, Any]]:
-    """Return the student's metrics minus the teacher's on the same images (N,), with paired intervals; plain types.
+    """Return the student's metrics minus the teacher's on the same images (N,), with paired intervals.
 
-    Each bootstrap resample contains the same images for both models, so that difficulty which they share cancels
-    out; it is drawn by ``group`` (N,) as in ``intervals.bootstrap``. AUC and specificity need an image of each class.
-    ``specificity`` is measured at a sensitivity of ``SENSITIVITY``, with each model's own threshold; ``accuracy`` uses
-    the labels that each model gave.
+    Each bootstrap resample contains the same images for both models, so that images which are hard for both cancel
+    out. It is drawn by ``group`` (N,), see ``intervals.bootstrap``. AUC and specificity need images of both classes.
+    ``specificity`` is measured where each model reaches a sensitivity of ``SENSITIVITY``; ``accuracy`` uses the labels
+    that each model predicted.
     """
 
     def differences(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -232,10 +232,10 @@ def specificity_at(is_positive: Flags, score: NDArray[np.float64], weights: NDAr
 
 
 def threshold_of(is_positive: Flags, students: Sequence[BinaryAnswers], rows: Indices) -> float:
-    """Choose one threshold for students of all seeds from their answers to images that they were not trained on.
+    """Choose one threshold for students of all seeds from their out-of-fold answers to the images ``rows``.
 
-    Out-of-fold images are more numerous than one validation set; scikit-learn's ``TunedThresholdClassifierCV``
-    chooses in the same way. ``rows`` must not contain test images.
+    There are more such images than in one validation set; scikit-learn's ``TunedThresholdClassifierCV`` works in the
+    same way. ``rows`` must not contain test images.
     """
     scores = np.concatenate([student.positive[rows] for student in students])
     return choose_threshold(scores, np.tile(is_positive[rows], len(students)).astype(int))
@@ -251,11 +251,11 @@ def called_by_other_folds(
     is_positive
         bool (N,).
     students
-        BinaryAnswers (N,) of each.
+        BinaryAnswers (N,) of each student.
     fold_of
-        Fold of each image (N,), 0 for none; at least two folds.
+        Fold of each image (N,), 0 for none. There must be at least two folds.
     choosable
-        bool (N,): images from which a threshold may be chosen; no test images.
+        bool (N,): images that may choose a threshold. Test images must be excluded.
     """
     called = {name: np.zeros(len(is_positive), bool) for name in students}
     for fold in np.unique(fold_of[fold_of > 0]):

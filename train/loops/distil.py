@@ -8,7 +8,7 @@ small random shift, flip and change of brightness, which do not change the answe
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.quiet import load_keras
-from mri_edge.storage.atomic import atomic_write
+from mri_edge.authoring.teacher import TeacherAnswers
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import Split
+from mri_edge.errors import DataError
+from mri_edge.inference.prediction import decide
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.storage.atomic import atomic_write, fingerprint
+from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.calibration import scale_probabilities
+from mri_edge.train.evaluation.keras_engine import open_classifier
+from mri_edge.train.models.weights import BackboneWeights
+from mri_edge.train.recipes.base import Distillation
 
 from .finetune import made_ahead
 
@@ -28,29 +38,10 @@ Teacher = Callable[[Views], Answers]
 Report = Callable[[int, int, float], None]
 ViewsOf = Callable[[int], Views]
 
+_TEACHER_BATCH = 64  # images that the teachers score at once
 _VIEWS, _ANSWERS = "views.npy", "answers.npy"
 _LARGEST_SHIFT = 5  # pixels of 128
 _GAIN, _OFFSET = 0.15, 0.04  # contrast and brightness, to either side
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to distil.
-
-    Attributes
-    ----------
-    epochs, batch, rate, weight_decay
-        Passes over the pool, and AdamW with a linear rise over the first ``rise`` steps, then half a cosine.
-    temperature
-        Softens the teacher's answers, so that they distinguish near misses from far ones.
-    """
-
-    epochs: int
-    batch: int
-    rate: float
-    rise: int
-    weight_decay: float
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +50,81 @@ class Pool:
 
     views: Views
     answers: Answers
+
+
+class BundleTeacher:
+    """The mean answer of one or more bundles, each in the best engine for this machine."""
+
+    def __init__(self, bundles: Sequence[Bundle], labels: Labels, preprocessing: Preprocessing) -> None:
+        """Open the bundles.
+
+        Raises
+        ------
+        DataError
+            A bundle has other labels or another input size.
+        BundleError, EngineError
+            A bundle cannot run on this machine.
+        """
+        size = (preprocessing.height, preprocessing.width)
+        for bundle in bundles:
+            manifest = bundle.manifest
+            input_size = (manifest.preprocessing.height, manifest.preprocessing.width)
+            if manifest.labels != labels.names or input_size != size:
+                raise DataError(
+                    f"{bundle.folder}: a teacher must have the labels {', '.join(labels.names)} and take "
+                    f"{size[0]} x {size[1]} pixels. Received: {', '.join(manifest.labels)}, "
+                    f"{input_size[0]} x {input_size[1]}",
+                    "Name another --teacher",
+                )
+        self._classifiers = [open_classifier(bundle, None, None, "auto", None) for bundle in bundles]
+        self.bundles = tuple(bundles)
+        self.sha256 = tuple(classifier.artifact.sha256 for classifier in self._classifiers)
+
+    def __call__(self, pixels: Views) -> Answers:
+        """uint8 (N, height, width, 3) RGB -> probabilities float32 (N, classes)."""
+        answers = [classifier.engine.run(pixels) for classifier in self._classifiers]
+        return np.asarray(np.mean(answers, axis=0, dtype=np.float32))
+
+    def check_split(self, split: Split) -> None:
+        """Raise DataError unless every teacher was trained on exactly this split, else its answers leak."""
+        for bundle in self.bundles:
+            if bundle.manifest.training.split_fingerprint != split.split_fingerprint:
+                raise DataError(
+                    f"{bundle.folder}: trained on another split of the images, so it may have seen test images",
+                    "Train a teacher on this data: mri-edge train --recipe robust",
+                )
+
+    def answers(self, pixels: Views) -> TeacherAnswers:
+        """Record their answers to the test images, uint8 (N, height, width, 3) RGB in the order of the split."""
+        pieces = [self(pixels[start : start + _TEACHER_BATCH]) for start in range(0, len(pixels), _TEACHER_BATCH)]
+        probabilities = np.concatenate(pieces)
+        manifests = [bundle.manifest for bundle in self.bundles]
+        thresholds = [manifest.threshold for manifest in manifests if manifest.threshold is not None]
+        # Each teacher was calibrated separately: the threshold of their mean is the mean of their thresholds.
+        threshold = float(np.mean(thresholds)) if len(thresholds) == len(manifests) else None
+        called = decide(probabilities, manifests[0].positive, threshold)
+        return TeacherAnswers(
+            self.names, tuple(called.tolist()), tuple(tuple(row) for row in probabilities.astype(float).tolist())
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name, recipe and seed of each teacher."""
+        manifests = [bundle.manifest for bundle in self.bundles]
+        return tuple(
+            f"{manifest.name} ({manifest.training.recipe}, seed {manifest.training.seed})" for manifest in manifests
+        )
+
+    def origin(self) -> BackboneWeights:
+        """Describe the teachers where a manifest describes backbone weights: the network learned their answers."""
+        first = self.bundles[0].manifest
+        licence = f"that of the teacher's backbone: {first.licences.get('backbone weights', 'not stated')}"
+        return BackboneWeights((), f"distilled from {', '.join(self.names)}", licence, fingerprint(self.sha256))
+
+    def close(self) -> None:
+        """Close the engines."""
+        for classifier in self._classifiers:
+            classifier.close()
 
 
 def make_pool(
@@ -91,26 +157,26 @@ def open_pool(store: Path) -> Pool | None:
 
 
 def distil(
-    student: Any, pool: Pool, plan: Plan, seed: int, report: Report = lambda done, total, loss: None
+    student: Any, pool: Pool, schedule: Distillation, seed: int, report: Report = lambda done, total, loss: None
 ) -> list[float]:
     """Train ``student``, gray float32 (N, height, width, 1) -> probabilities, in place; return each step's loss."""
     keras = load_keras("train")
-    targets = scale_probabilities(pool.answers, plan.temperature).astype(np.float32)
-    epoch_steps = len(targets) // plan.batch
-    total = epoch_steps * plan.epochs
+    targets = scale_probabilities(pool.answers, schedule.temperature).astype(np.float32)
+    epoch_steps = len(targets) // schedule.batch
+    total = epoch_steps * schedule.epochs
 
     def make_batch(step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         epoch, place = divmod(step, epoch_steps)
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(targets))
-        chosen = np.sort(order[place * plan.batch : (place + 1) * plan.batch])
+        chosen = np.sort(order[place * schedule.batch : (place + 1) * schedule.batch])
         rng = np.random.default_rng([seed, 4, step])
         return moved_and_lit(rng, pool.views[chosen]), targets[chosen]
 
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total - plan.rise), warmup_target=plan.rate, warmup_steps=plan.rise
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, total - schedule.rise), warmup_target=schedule.learning_rate, warmup_steps=schedule.rise
     )
     student.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=plan.weight_decay), loss="categorical_crossentropy"
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=schedule.weight_decay), loss="categorical_crossentropy"
     )
     losses = []
     for batch, wanted in made_ahead(make_batch, total):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.device import machine
+from mri_edge.train.recipes.base import FineTuning
 
 from . import checkpoint as checkpoints
 
@@ -20,36 +20,6 @@ Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 Made = TypeVar("Made")
 
 _AHEAD = 4  # batches that are prepared in advance
-_VGG_STAGES = tuple(f"block{number}_" for number in range(1, 6))  # Keras' names of VGG's layers
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to fine-tune.
-
-    Attributes
-    ----------
-    frozen_blocks
-        Stages of the backbone that keep their weights, counted from the input.
-    warm_steps, warm_rate
-        Steps of Adam, at that rate, for the head alone: a random head would spoil the blocks below.
-    steps, rate
-        Steps of AdamW for head and upper blocks: a linear rise over ``rise`` steps, then half a cosine
-        down to 2% of ``rate``.
-    weight_decay, largest_gradient, averaging
-        AdamW's decay, the norm to which a gradient is clipped, and the momentum of the running mean of
-        the weights, which is what remains at the end.
-    """
-
-    frozen_blocks: int
-    warm_steps: int
-    warm_rate: float
-    steps: int
-    rate: float
-    rise: int
-    weight_decay: float
-    largest_gradient: float
-    averaging: float
 
 
 def fast_precision() -> str:
@@ -69,13 +39,12 @@ def fast_precision() -> str:
 def finetune(
     network: Any,
     backbone: Any,
-    plan: Plan,
+    schedule: FineTuning,
     make_batch: Callable[[int], Batch],
     report: Callable[[int, int, float], None] = lambda done, total, loss: None,
     *,
-    stages: Sequence[str] = _VGG_STAGES,
+    stages: Sequence[str],
     checkpoint: Path | None = None,
-    every: int = 64,
 ) -> list[float]:
     """Train in place.
 
@@ -93,15 +62,15 @@ def finetune(
     stages
         Prefixes of the layer names of each stage of the backbone, from the input upwards.
     checkpoint
-        File for the state, saved every ``every`` steps; if it exists, training continues from it and ends
-        with the same weights as an uninterrupted one.
+        File for the state, saved after every epoch; if it exists, training continues from it and ends with the same
+        weights as an uninterrupted one.
 
     Returns
     -------
     Loss of each step.
     """
     keras = load_keras("train")
-    total = plan.warm_steps + plan.steps
+    total = schedule.warmup_steps + schedule.steps
     losses: list[float] = checkpoints.facts_in(checkpoint) or []
     resumed = len(losses)
     batches = made_ahead(make_batch, total, resumed)
@@ -119,27 +88,27 @@ def finetune(
         for _ in range(max(first, resumed), last):
             network.reset_metrics()  # otherwise Keras returns the mean since compilation
             losses.append(float(network.train_on_batch(*next(batches), return_dict=True)["loss"]))
-            if checkpoint and len(losses) % every == 0:
+            if checkpoint and len(losses) % schedule.epoch_steps == 0:
                 checkpoints.save(checkpoint, state, losses)
             report(len(losses), total, losses[-1])
 
     backbone.trainable = False
-    run(0, plan.warm_steps, keras.optimizers.Adam(plan.warm_rate))
-    _unfreeze(backbone, tuple(stages[: plan.frozen_blocks]))
+    run(0, schedule.warmup_steps, keras.optimizers.Adam(schedule.warmup_rate))
+    _unfreeze(backbone, tuple(stages[: schedule.frozen_stages]))
     optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
-            max(1, plan.steps - plan.rise),
+            max(1, schedule.steps - schedule.rise),
             alpha=0.02,
-            warmup_target=plan.rate,
-            warmup_steps=plan.rise,
+            warmup_target=schedule.learning_rate,
+            warmup_steps=schedule.rise,
         ),
-        weight_decay=plan.weight_decay,
-        clipnorm=plan.largest_gradient,
+        weight_decay=schedule.weight_decay,
+        clipnorm=schedule.largest_gradient,
         use_ema=True,
-        ema_momentum=plan.averaging,
+        ema_momentum=schedule.averaging,
     )
-    run(plan.warm_steps, total, optimizer)
+    run(schedule.warmup_steps, total, optimizer)
     optimizer.finalize_variable_values(network.trainable_variables)
     return losses
 

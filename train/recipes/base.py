@@ -232,6 +232,11 @@ class RecipeSpec:
         return isinstance(self.schedule, Distillation)
 
     @property
+    def needs_slices(self) -> bool:
+        """Whether a training draws views from the scans at their own size."""
+        return isinstance(self.transforms, ScanViews)
+
+    @property
     def augmentation(self) -> Augmentation:
         """The affine transforms of a head training. Raises TypeError if the recipe has views of scans instead."""
         if not isinstance(self.transforms, Augmentation):
