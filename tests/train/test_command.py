@@ -87,7 +87,7 @@ def test_interrupted_says_how_to_go_on_and_a_resumed_training_what_is_next(folde
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130, lines
     assert lines[0] == "the bundle goes to runs/vgg16\n"
-    assert lines[-2] == "mri-edge: interrupted; what is done is kept. To go on:\n"
+    assert lines[-2] == "mri-edge: interrupted; finished work is saved. To continue:\n"
     again = lines[-1].split()
     assert again == ["mri-edge", "train", *options, "--out", "runs/vgg16", "--resume"]
 
@@ -114,7 +114,7 @@ def test_interrupted_before_anything_was_kept_leaves_nothing(folders, weights_fi
         if line.startswith("reading 30 scans"):
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130, lines
-    assert lines[-2] == "mri-edge: interrupted before anything was kept. To begin anew:\n"
+    assert lines[-2] == "mri-edge: interrupted before anything was saved. To start over:\n"
     assert lines[-1].split() == ["mri-edge", "train", *options]
     assert not (tmp_path / "new").exists()
 
@@ -163,9 +163,9 @@ def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, 
         ([], ["missing: DIR", "mri-edge train scans/"]),
         (["--cv", "3"], ["missing: DIR", "--out DIR", "mri-edge train scans/ --cv 3 --out figures/"]),
         (["--recipe", "small", "data"], ["missing: --teacher", "mri-edge train data --recipe small --teacher vgg16"]),
-        (["one", "--data", "two"], ["two data folders are named: one", "two"]),
-        (["data", "--overwrite"], ["--overwrite replaces what stands at --out"]),
-        (["data", "--resume"], ["runs/ holds no training of vgg16 that was cut off"]),
+        (["one", "--data", "two"], ["two data folders given: one", "two"]),
+        (["data", "--overwrite"], ["--overwrite replaces the bundle at --out"]),
+        (["data", "--resume"], ["runs/ has no interrupted training of vgg16"]),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_everything(arguments, words, tmp_path, monkeypatch, capfd) -> None:

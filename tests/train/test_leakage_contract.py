@@ -141,10 +141,10 @@ def watch_training(monkeypatch):
 
 
 def brightness(batch):
-    """Probabilities (N, 2): that of a tumour is the picture's mean grey, 0 to 1."""
+    """Probabilities (N, 2): that of a tumour is the picture's mean gray, 0 to 1."""
     mean, deviation = (np.array(values) for values in (ROBUST.preprocessing.mean, ROBUST.preprocessing.deviation))
-    grey = (np.asarray(batch) * deviation + mean).mean(axis=(1, 2, 3))
-    return np.stack([1 - grey, grey], axis=1).astype(np.float32)
+    gray = (np.asarray(batch) * deviation + mean).mean(axis=(1, 2, 3))
+    return np.stack([1 - gray, gray], axis=1).astype(np.float32)
 
 
 @pytest.fixture
@@ -378,8 +378,8 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
     rng = np.random.default_rng(1)
     data = flat_collection(60)
     greys = [rng.integers(*((150, 211) if item else (40, 81)), (40, 40), dtype=np.uint8) for item in data.label]
-    slices = [mri.Slice(grey, (0, 0, 40, 40)) for grey in greys]
-    pixels = np.stack([mri.resize(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
+    slices = [mri.Slice(gray, (0, 0, 40, 40)) for gray in greys]
+    pixels = np.stack([mri.resize(gray, tiny_recipe.preprocessing) for gray in greys])[..., None].repeat(3, -1)
     data = dataclasses.replace(data, slices=slices, pixels=pixels)
     watch_training(monkeypatch)
     everyone = np.ones(60, bool)
@@ -405,8 +405,8 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
 def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, tmp_path, monkeypatch):
     """As ``decide`` has it on a device: at least the threshold."""
     data = flat_collection(40)
-    grey = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
-    slices = [mri.Slice(grey, (0, 0, 40, 40))] * 40
+    gray = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
+    slices = [mri.Slice(gray, (0, 0, 40, 40))] * 40
     data = dataclasses.replace(data, slices=slices, pixels=np.full((40, 32, 32, 3), 102, np.uint8))
     monkeypatch.setattr(
         crossval,

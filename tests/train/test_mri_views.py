@@ -1,4 +1,4 @@
-"""Grey augmentation and drawn lesions: repeatable, within bounds, and blind to what they should be blind to."""
+"""Gray augmentation and drawn lesions: repeatable, within bounds, and blind to what they should be blind to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SIZE = Preprocessing(height=64, width=48)
 def head(height: int = 120, width: int = 100, level: int = 100) -> np.ndarray:
     """A bright ellipse with some texture on black: uint8 (height, width, 3)."""
     down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    grey = np.where((down / 0.8) ** 2 + (across / 0.6) ** 2 < 1, level + 20 * np.sin(9 * down + 7 * across), 0)
-    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    gray = np.where((down / 0.8) ** 2 + (across / 0.6) ** 2 < 1, level + 20 * np.sin(9 * down + 7 * across), 0)
+    return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def test_head_box_leaves_out_writing_in_a_corner():
@@ -36,10 +36,10 @@ def test_head_box_of_an_empty_picture_is_the_picture():
 
 
 def test_cut_pads_with_black_and_keeps_the_pixels_where_they_were():
-    grey = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
-    part = mri.cut(grey, (-3, 2, 8, 15))
+    gray = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
+    part = mri.cut(gray, (-3, 2, 8, 15))
     assert part.shape == (11, 13)
-    np.testing.assert_array_equal(part[3:, :10], grey[:8, 2:])
+    np.testing.assert_array_equal(part[3:, :10], gray[:8, 2:])
     assert not part[:3].any()
     assert not part[:, 10:].any()
 

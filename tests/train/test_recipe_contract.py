@@ -119,13 +119,13 @@ def test_views_meet_noise_unless_their_grey_levels_stay_as_they_are():
     size = Preprocessing(height=96, width=96)
     rough = []
     for seed in range(250):
-        view = mri.augment(np.random.default_rng(seed), scan, scan.grey, size).astype(float)
+        view = mri.augment(np.random.default_rng(seed), scan, scan.gray, size).astype(float)
         rough.append(np.diff(view[40:56, 40:56], 2, axis=1).std() > 2)
     assert 0.1 < np.mean(rough) < 0.32
 
 
 def ellipse(level: int) -> np.ndarray:
-    """A head of one grey level on black, uint8 (96, 96)."""
+    """A head of one gray level on black, uint8 (96, 96)."""
     down, across = np.mgrid[-1:1:96j, -1:1:96j]
     return np.where((down / 0.8) ** 2 + (across / 0.65) ** 2 < 1, level, 0).astype(np.uint8)
 
@@ -134,8 +134,8 @@ def heads(labels, tumour_level):
     """Healthy slices are heads of level 110, the others of ``tumour_level``: a collection without pictures on disk."""
     label = np.array(labels)
     slices = [
-        mri.Slice(grey, mri.head_box(grey))
-        for grey in (ellipse(110 if label == 0 else tumour_level) for label in labels)
+        mri.Slice(gray, mri.head_box(gray))
+        for gray in (ellipse(110 if label == 0 else tumour_level) for label in labels)
     ]
     names = [f"{one}/{index}.png" for index, one in enumerate(labels)]
     scans = [Scan(None, name, name[0], one, name) for name, one in zip(names, labels, strict=True)]
@@ -151,9 +151,9 @@ def lesions_drawn(monkeypatch):
     drawn = []
     real = sampling.draw_lesion
 
-    def watch(rng, grey):
-        result = real(rng, grey)
-        drawn.append((grey.copy(), result.copy()))
+    def watch(rng, gray):
+        result = real(rng, gray)
+        drawn.append((gray.copy(), result.copy()))
         return result
 
     monkeypatch.setattr(sampling, "draw_lesion", watch)
@@ -196,7 +196,7 @@ def test_what_is_drawn_in_a_slice_is_seen_in_the_view(tiny_recipe):
     scan = heads([0], tumour_level=0).slices[0]
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        view = mri.augment(rng, scan, scan.grey, tiny_recipe.preprocessing, lambda rng, grey: np.full_like(grey, 200))
+        view = mri.augment(rng, scan, scan.gray, tiny_recipe.preprocessing, lambda rng, gray: np.full_like(gray, 200))
         # All of the picture is the drawing: the background of the head is gone, but for corners that turning leaves.
         assert (view[8:24, 8:24] > 30).all()
 
@@ -424,7 +424,7 @@ def test_nothing_of_a_training_depends_on_test_images(two_layers, collection, ro
     pixels[others] = 255 - pixels[others]
     label[others] = 1 - label[others]
     for index in others:
-        slices[index] = dataclasses.replace(slices[index], grey=255 - slices[index].grey)
+        slices[index] = dataclasses.replace(slices[index], gray=255 - slices[index].gray)
     changed = dataclasses.replace(collection, pixels=pixels, label=label, slices=slices)
     again = trained_on(changed, roles, tiny_recipe)
     for one, other in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):

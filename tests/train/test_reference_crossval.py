@@ -153,4 +153,4 @@ def test_folds_that_are_no_number_are_refused_and_nothing_is_trained(folders, tm
 
 def test_evaluate_refuses_to_train_a_trained_model(folders, capfd):
     assert run(["evaluate", "--data", str(folders), "--exclude", "no/*"]) == 2
-    assert "--exclude says how to train" in capfd.readouterr().err
+    assert "--exclude applies to training" in capfd.readouterr().err

@@ -118,18 +118,18 @@ def test_first_layer_sees_grey_alone_and_grey_as_before(small_weights):
     first = keras.Model(backbone.input, backbone.get_layer("block1_conv1").output)
     rng = np.random.default_rng(3)
     tinted = rng.uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    grey = np.repeat(tinted.mean(axis=-1, keepdims=True), 3, axis=-1)
+    gray = np.repeat(tinted.mean(axis=-1, keepdims=True), 3, axis=-1)
 
     def answer(pixels):
         return np.asarray(first.predict_on_batch(preprocessing.normalize(pixels)))
 
-    before = answer(grey)
+    before = answer(gray)
     assert np.abs(answer(tinted) - before).max() > 0.1
     ignore_color(backbone, preprocessing)
     # float32 sums of 27 products of a few units each
-    np.testing.assert_allclose(answer(tinted), answer(grey), atol=1e-4)
+    np.testing.assert_allclose(answer(tinted), answer(gray), atol=1e-4)
     inner = (slice(None), slice(1, -1), slice(1, -1))
-    np.testing.assert_allclose(answer(grey)[inner], before[inner], atol=1e-4)
+    np.testing.assert_allclose(answer(gray)[inner], before[inner], atol=1e-4)
 
 
 def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(as_reference, tiny_recipe):
@@ -301,7 +301,7 @@ def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
     pixels[20:70, 15:55] = rng.integers(60, 200, (50, 40), dtype=np.uint8)
     scan = mri.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
     other = rng.integers(0, 255, (50, 50), dtype=np.uint8)
-    plain = mri.resize(scan.grey, tiny_recipe.preprocessing)
+    plain = mri.resize(scan.gray, tiny_recipe.preprocessing)
     changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in mri.CHANGES.items()}
     for picture in changed.values():
         assert picture.dtype == np.uint8
@@ -374,7 +374,7 @@ def test_slices_on_disk_are_those_in_memory(two_sources, tiny_recipe, tmp_path):
     mapped = collect(scans, tiny_recipe.preprocessing, store=tmp_path)
     np.testing.assert_array_equal(held.pixels, mapped.pixels)
     for one, other in zip(held.slices, mapped.slices, strict=True):
-        np.testing.assert_array_equal(one.grey, other.grey)
+        np.testing.assert_array_equal(one.gray, other.gray)
         assert one.head == other.head
 
 

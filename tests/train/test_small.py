@@ -72,8 +72,8 @@ def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
     shipped = small_cnn.build_shipped(recipe, 2)
     small_cnn.fold(trained, shipped)
     tinted = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.float32)
-    grey = tinted.mean(axis=-1, keepdims=True) / 255
-    expected = np.asarray(trained.predict_on_batch(grey))
+    gray = tinted.mean(axis=-1, keepdims=True) / 255
+    expected = np.asarray(trained.predict_on_batch(gray))
     found = np.asarray(shipped.whole.predict_on_batch(recipe.preprocessing.normalize(tinted)))
     np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums in another order
     features = shipped.backbone.predict_on_batch(recipe.preprocessing.normalize(tinted))
@@ -88,12 +88,12 @@ def test_full_network_keeps_its_budget():
 def test_views_are_moved_and_lit_but_stay_views():
     views = np.zeros((6, SIZE, SIZE), np.uint8)
     views[:, 12:20, 12:20] = 200
-    changed = distil.moved_and_lit(np.random.default_rng(0), views)
+    changed = distil.augment_views(np.random.default_rng(0), views)
     assert changed.shape == (6, SIZE, SIZE, 1)
     assert changed.dtype == np.float32
     assert 0 <= changed.min() <= changed.max() <= 1
     assert len({item.tobytes() for item in changed}) == 6
-    np.testing.assert_array_equal(changed, distil.moved_and_lit(np.random.default_rng(0), views))
+    np.testing.assert_array_equal(changed, distil.augment_views(np.random.default_rng(0), views))
     sizes = {int((item[..., 0] > item.mean() + 0.2).sum()) for item in changed}
     assert sizes == {64}  # the square is whole wherever it went
 
@@ -306,8 +306,8 @@ def test_folds_of_several_machines_make_one_cross_validation(
     ("arguments", "said"),
     [
         (["--recipe", "small", "--cv", "3", "--fold", "4"], "there are folds 1 to 3. Received: 4"),
-        (["--recipe", "robust", "--cv", "3", "--fold", "1"], "--fold goes with --recipe small --cv"),
-        (["--recipe", "small", "--teacher", "vgg16", "--fold", "1"], "--fold goes with --recipe small --cv"),
+        (["--recipe", "robust", "--cv", "3", "--fold", "1"], "--fold applies only to --recipe small"),
+        (["--recipe", "small", "--teacher", "vgg16", "--fold", "1"], "--fold applies only to --recipe small"),
     ],
     ids=["no such fold", "another recipe", "no cross-validation"],
 )
@@ -324,7 +324,7 @@ def test_a_fold_alone_is_asked_for_rightly(two_sources, tmp_path, capfd, argumen
 )
 def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, arguments):
     assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *arguments]) == 2
-    assert re.search("--teacher BUNDLE(, whose answers| goes with --recipe small)", capfd.readouterr().err)
+    assert re.search("--teacher BUNDLE(, from which| applies only to --recipe small)", capfd.readouterr().err)
 
 
 def test_a_disk_without_space_for_the_views_is_reported_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):

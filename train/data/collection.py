@@ -115,8 +115,8 @@ def _decode_to_disk(
             def keep(index: int, picture: Pixels) -> None:
                 own_size = Slice.from_pixels(picture)
                 with lock:
-                    places[index] = file.tell(), own_size.grey.shape, own_size.head
-                    file.write(own_size.grey.tobytes())
+                    places[index] = file.tell(), own_size.gray.shape, own_size.head
+                    file.write(own_size.gray.tobytes())
 
             decoded = decode(scans, preprocessing, store / "pixels.npy", keep)
             file.flush()

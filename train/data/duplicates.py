@@ -31,9 +31,9 @@ def difference_hash(pixels: Pixels) -> Hashes:
     N. Krawetz, "Kind of like that", 2013. Each bit says whether brightness rises between two neighbors in a grid of
     9 x 8 cells, or in one of 8 x 9.
     """
-    grey = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
-    across = np.asarray(grey.resize((9, 8), Image.Resampling.LANCZOS))
-    down = np.asarray(grey.resize((8, 9), Image.Resampling.LANCZOS))
+    gray = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
+    across = np.asarray(gray.resize((9, 8), Image.Resampling.LANCZOS))
+    down = np.asarray(gray.resize((8, 9), Image.Resampling.LANCZOS))
     return np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
 
 

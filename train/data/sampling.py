@@ -58,7 +58,7 @@ def view_maker(
                 mri.augment(
                     rng,
                     data.slices[rng.choice(healthy_order) if with_lesion else index],
-                    data.slices[rng.choice(train)].grey,
+                    data.slices[rng.choice(train)].gray,
                     preprocessing,
                     draw_lesion if with_lesion else None,
                     transforms,

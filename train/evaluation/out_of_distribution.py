@@ -99,7 +99,7 @@ def _balance_sources(rows: NDArray[np.intp], source: NDArray[np.str_], rng: np.r
 
 
 def _plane(roots: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return mean and principal directions of square-rooted features (N, channels): float32 (1 + directions, channels)."""
+    """Return mean and principal directions of square-rooted features (N, channels): (1 + directions, channels)."""
     mean = roots.mean(axis=0)
     # The images span at most this many directions.
     directions = np.linalg.svd(roots - mean, full_matrices=False)[2][: min(DIMENSIONS, max(1, len(roots) - 1))]

@@ -1,8 +1,8 @@
-"""Distil a teacher into a small network: collect its answers to random views, then train on them.
+"""Distil trained bundles, the teachers, into a small network: collect their answers to random views, train on these.
 
-G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015; the targets are the teacher's
-answers alone, no true labels. The teacher scores each view once; the student sees it many times, each time with a
-small random shift, flip and change of brightness, which do not change the answer.
+G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network", 2015; the targets are the
+teacher's answers alone, not the true labels. The teacher scores each view once. The student sees it many times, each
+time with a small random shift, flip and change of brightness, which do not change the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mri_edge.train.evaluation.keras_engine import open_classifier
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import Distillation
 
-from .finetune import made_ahead
+from .finetune import prefetch
 
 Views = NDArray[np.uint8]
 Answers = NDArray[np.float32]
@@ -41,7 +41,7 @@ ViewsOf = Callable[[int], Views]
 _TEACHER_BATCH = 64  # images that the teachers score at once
 _VIEWS, _ANSWERS = "views.npy", "answers.npy"
 _LARGEST_SHIFT = 5  # pixels of 128
-_GAIN, _OFFSET = 0.15, 0.04  # contrast and brightness, to either side
+_GAIN, _OFFSET = 0.15, 0.04  # of contrast and brightness, in both directions
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class BundleTeacher:
         self.sha256 = tuple(classifier.artifact.sha256 for classifier in self._classifiers)
 
     def __call__(self, pixels: Views) -> Answers:
-        """uint8 (N, height, width, 3) RGB -> probabilities float32 (N, classes)."""
+        """Return probabilities float32 (N, classes) for pictures uint8 (N, height, width, 3) RGB."""
         answers = [classifier.engine.run(pixels) for classifier in self._classifiers]
         return np.asarray(np.mean(answers, axis=0, dtype=np.float32))
 
     def check_split(self, split: Split) -> None:
-        """Raise DataError unless every teacher was trained on exactly this split, else its answers leak."""
+        """Raise DataError unless every teacher was trained on exactly this split; otherwise its answers would leak."""
         for bundle in self.bundles:
             if bundle.manifest.training.split_fingerprint != split.split_fingerprint:
                 raise DataError(
@@ -95,7 +95,7 @@ class BundleTeacher:
                 )
 
     def answers(self, pixels: Views) -> TeacherAnswers:
-        """Record their answers to the test images, uint8 (N, height, width, 3) RGB in the order of the split."""
+        """Return the answers to the test images, uint8 (N, height, width, 3) RGB in the order of the split."""
         pieces = [self(pixels[start : start + _TEACHER_BATCH]) for start in range(0, len(pixels), _TEACHER_BATCH)]
         probabilities = np.concatenate(pieces)
         manifests = [bundle.manifest for bundle in self.bundles]
@@ -116,7 +116,7 @@ class BundleTeacher:
         )
 
     def origin(self) -> BackboneWeights:
-        """Describe the teachers where a manifest describes backbone weights: the network learned their answers."""
+        """Describe the teachers in the form in which a manifest describes backbone weights."""
         first = self.bundles[0].manifest
         licence = f"that of the teacher's backbone: {first.licences.get('backbone weights', 'not stated')}"
         return BackboneWeights((), f"distilled from {', '.join(self.names)}", licence, fingerprint(self.sha256))
@@ -130,7 +130,7 @@ class BundleTeacher:
 def make_pool(
     views_of: ViewsOf, steps: int, teacher: Teacher, store: Path, report: Report = lambda done, total, loss: None
 ) -> Pool:
-    """Draw ``steps`` batches of gray views of equal size, and store them with the teacher's answers in ``store``.
+    """Draw ``steps`` batches of gray views, and write them with the teacher's answers to ``store``.
 
     The views are memory-mapped. An existing pool is replaced.
     """
@@ -138,19 +138,19 @@ def make_pool(
     shape = (steps * batch[0], *batch[1:])
     views = np.lib.format.open_memmap(store / _VIEWS, mode="w+", dtype=np.uint8, shape=shape)
     answers = []
-    for step, drawn in enumerate(made_ahead(views_of, steps)):
+    for step, drawn in enumerate(prefetch(views_of, steps)):
         views[step * batch[0] : (step + 1) * batch[0]] = drawn
         answers.append(teacher(drawn[..., None].repeat(3, axis=-1)))
         report(step + 1, steps, 0.0)
     views.flush()
     content, all_answers = io.BytesIO(), np.concatenate(answers)
     np.save(content, all_answers)
-    atomic_write(store / _ANSWERS, content.getbuffer())  # written last: if they exist, the pool is complete
+    atomic_write(store / _ANSWERS, content.getbuffer())  # written last, so that its presence means a complete pool
     return Pool(views, all_answers)
 
 
 def open_pool(store: Path) -> Pool | None:
-    """Return the pool that ``make_pool`` wrote to ``store``; None if there is none or it is incomplete."""
+    """Return the pool that ``make_pool`` wrote to ``store``, or None if it is missing or incomplete."""
     if not (store / _ANSWERS).is_file():
         return None
     return Pool(np.load(store / _VIEWS, mmap_mode="r"), np.load(store / _ANSWERS))
@@ -159,7 +159,10 @@ def open_pool(store: Path) -> Pool | None:
 def distil(
     student: Any, pool: Pool, schedule: Distillation, seed: int, report: Report = lambda done, total, loss: None
 ) -> list[float]:
-    """Train ``student``, gray float32 (N, height, width, 1) -> probabilities, in place; return each step's loss."""
+    """Train ``student`` in place and return the loss of each step.
+
+    ``student`` maps gray views float32 (N, height, width, 1) to probabilities (N, classes).
+    """
     keras = load_keras("train")
     targets = scale_probabilities(pool.answers, schedule.temperature).astype(np.float32)
     epoch_steps = len(targets) // schedule.batch
@@ -170,7 +173,7 @@ def distil(
         order = np.random.default_rng([seed, 3, epoch]).permutation(len(targets))
         chosen = np.sort(order[place * schedule.batch : (place + 1) * schedule.batch])
         rng = np.random.default_rng([seed, 4, step])
-        return moved_and_lit(rng, pool.views[chosen]), targets[chosen]
+        return augment_views(rng, pool.views[chosen]), targets[chosen]
 
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total - schedule.rise), warmup_target=schedule.learning_rate, warmup_steps=schedule.rise
@@ -179,14 +182,14 @@ def distil(
         optimizer=keras.optimizers.AdamW(rate, weight_decay=schedule.weight_decay), loss="categorical_crossentropy"
     )
     losses = []
-    for batch, wanted in made_ahead(make_batch, total):
+    for batch, wanted in prefetch(make_batch, total):
         losses.append(float(student.train_on_batch(batch, wanted, return_dict=True)["loss"]))
         report(len(losses), total, losses[-1])
     return losses
 
 
-def moved_and_lit(rng: np.random.Generator, views: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Flip, shift and relight views uint8 (N, height, width) at random: float32 (N, height, width, 1), 0 to 1."""
+def augment_views(rng: np.random.Generator, views: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Flip, shift and brighten views uint8 (N, height, width) at random: float32 (N, height, width, 1), 0 to 1."""
     count, height, width = views.shape
     reach = _LARGEST_SHIFT
     framed = np.pad(views, ((0, 0), (reach, reach), (reach, reach)), mode="edge")

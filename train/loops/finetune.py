@@ -1,4 +1,4 @@
-"""Fine-tune a network: warm up the head, then train it with the upper blocks, on batches made in a thread."""
+"""Fine-tune a network: warm up its head, then train it together with the upper stages of the backbone."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _AHEAD = 4  # batches that are prepared in advance
 def fast_precision() -> str:
     """Return ``mixed_bfloat16`` if the hardware multiplies bfloat16 faster than float32, else ``float32``.
 
-    Products in bfloat16, sums and weights in float32. Measured for a step of VGG16 on CPUs: with AMX five
-    times as fast, with AVX512-BF16 1.8 times. The backend lists the GPUs.
+    Products are computed in bfloat16, sums and weights in float32. On CPUs, a step of VGG16 is five times as fast with
+    AMX, and 1.8 times with AVX512-BF16 (measured). GPUs are those that the backend lists.
     """
-    # On ARM the flag "bf16" promises no measured speed-up.
+    # The ARM flag "bf16" is ignored, because no speed-up was measured there.
     found = machine.cpu()
     if found.architecture == "x86_64" and found.instructions & {"amx-bf16", "bf16"}:
         return "mixed_bfloat16"
@@ -46,17 +46,17 @@ def finetune(
     stages: Sequence[str],
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Train in place.
+    """Train a network in place.
 
     Parameters
     ----------
     network
-        Keras model of normalized pictures float32 (N, H, W, 3) that ends in class probabilities.
+        Keras model that maps normalized pictures float32 (N, H, W, 3) to class probabilities.
     backbone
-        The VGG16 inside ``network``.
+        The backbone inside ``network``.
     make_batch
-        Called once for each step 0, 1, … in a separate thread; returns pictures and targets (N, classes).
-        Its result must depend on the step only, so that a run with the same seed is repeatable.
+        Called once for each step, 0, 1, …, in a separate thread; returns pictures and targets (N, classes). Its result
+        must depend only on the step, so that a run is repeatable.
     report
         Called after each step with the steps done, the total, and the loss of the step.
     stages
@@ -67,21 +67,21 @@ def finetune(
 
     Returns
     -------
-    Loss of each step.
+    The loss of each step.
     """
     keras = load_keras("train")
     total = schedule.warmup_steps + schedule.steps
     losses: list[float] = checkpoints.facts_in(checkpoint) or []
     resumed = len(losses)
-    batches = made_ahead(make_batch, total, resumed)
+    batches = prefetch(make_batch, total, resumed)
 
     def run(first: int, last: int, optimizer: Any) -> None:
-        """Train steps ``first`` to ``last``, except those that the checkpoint contains."""
+        """Train the steps from ``first`` to ``last`` that the checkpoint does not contain."""
         if last < resumed:
             return
         network.compile(optimizer=optimizer, loss="categorical_crossentropy")
         optimizer.build(network.trainable_variables)
-        # The network's variables include the state of its dropout.
+        # The variables of the network include the random state of its dropout.
         state = [*network.variables, *optimizer.variables]
         if checkpoint and resumed > first:
             checkpoints.restore(checkpoint, state)
@@ -119,8 +119,8 @@ def _unfreeze(backbone: Any, frozen: tuple[str, ...]) -> None:
         layer.trainable = not layer.name.startswith(frozen)
 
 
-def made_ahead(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
-    """Yield ``make_batch(first)`` to ``make_batch(count - 1)``, made in a separate thread while the caller works."""
+def prefetch(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
+    """Yield ``make_batch(first)`` to ``make_batch(count - 1)``, each computed in a thread while the caller works."""
     with ThreadPoolExecutor(1) as thread:
         waiting: list[Future[Made]] = []
         for step in range(first, count):

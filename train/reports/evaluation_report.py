@@ -1,4 +1,4 @@
-"""Show the record of an evaluation: as one HTML page that needs no network, and as tables on a terminal."""
+"""Show the record of an evaluation as a self-contained HTML page and as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = {
 _TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
 _BLUE, _GRAY, _RED = "#1f5fa8", "#9aa5b1", "#a51d24"
 _PLOT_SIZE = (4.2, 4.2)  # inches
-_ON_TERMINAL = 10  # mistakes that the terminal names
+_ON_TERMINAL = 10  # mistakes listed on the terminal
 
 _Heads = tuple[str, ...]
 _Rows = list[tuple[str, ...]]
@@ -37,13 +37,13 @@ _Table = tuple[str, _Heads, _Rows]  # title, column heads, rows
 
 
 def evaluation_page(record: dict[str, Any]) -> str:
-    """HTML text from the record of ``evaluate``; it names the scans and contains none."""
+    """Return the HTML page of a record of ``evaluate``. It lists file names of scans but contains no scans."""
     plots = {"ROC curve": _roc_plot(record)} if record["roc"] else {}
     plots["Reliability diagram"] = _reliability_plot(record)
     mistakes = [_mistakes(record, len(record["worst"]), "probability of the truth")]
     if record["unreadable"]:
         unreadable: _Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
-        mistakes.append(("Unreadable", ("file", "why"), unreadable))
+        mistakes.append(("Unreadable", ("file", "reason"), unreadable))
     return render(
         _TEMPLATE,
         title=f"Evaluation of {record['model']}: {record['artefact']}",
@@ -95,11 +95,11 @@ def _facts(record: dict[str, Any]) -> list[str]:
 
 
 def _tables(record: dict[str, Any]) -> list[_Table]:
-    """The tables that page and terminal share."""
+    """Return the tables that page and terminal have in common."""
     return [
-        ("How good", ("figure", HEAD, "images"), _metrics(record)),
+        ("Metrics", ("figure", HEAD, "images"), _metrics(record)),
         ("Confusion matrix", *_confusion(record)),
-        ("By folder", ("folder", "label", "right", "share (95% interval)"), _folders(record)),
+        ("By folder", ("folder", "label", "correct", HEAD), _folders(record)),
     ]
 
 
@@ -108,14 +108,14 @@ def _metrics(record: dict[str, Any]) -> _Rows:
     for key, name in NAMES.items():
         metric = record["metrics"].get(key)
         if metric is None:
-            rows.append((name, "these images cannot tell", "0"))
+            rows.append((name, "undefined for these images", "0"))
         else:
             rows.append((name, _with_interval(metric), str(metric["images"])))
     return rows
 
 
 def _methods(record: dict[str, Any]) -> list[str]:
-    """How the intervals were computed: one line for each method."""
+    """Describe how the intervals were computed, one line per method."""
     names_by_method: dict[str, list[str]] = {}
     for key, metric in record["metrics"].items():
         names_by_method.setdefault(metric["method"], []).append(NAMES[key])
@@ -146,7 +146,7 @@ def _folders(record: dict[str, Any]) -> _Rows:
 
 
 def _mistakes(record: dict[str, Any], shown: int, probability_head: str) -> _Table:
-    """At most ``shown`` mistakes, the worst first."""
+    """List at most ``shown`` mistakes, the worst first."""
     total, labels = record["mistakes"], record["labels"]
     title = f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
     rows: _Rows = [
@@ -183,9 +183,9 @@ def _roc_plot(record: dict[str, Any]) -> bytes:
 
 
 def _reliability_plot(record: dict[str, Any]) -> bytes:
-    """Draw the fraction of positives over probability, with Wilson intervals; below, a histogram of probabilities."""
+    """Draw the fraction of positives over probability, with Wilson intervals, above a histogram of probabilities."""
     points, positive = record["reliability"], record["positive"]
-    figure, axes = _square("probability of the positive label", "share of positives")
+    figure, axes = _square("probability of the positive label", "fraction of positives")
     axes.errorbar(
         [point["probability"] for point in points],
         [point["share"] for point in points],
