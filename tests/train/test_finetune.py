@@ -1,4 +1,4 @@
-"""Fine-tuning on a network of three small layers: who moves when, in which order, and what remains."""
+"""Test fine-tuning on a network of three small layers: which weights change when, and the result."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def moved(before, after, part):
     return max(np.abs(after[path] - before[path]).max() for path in before if part in path)
 
 
-def test_head_warms_up_alone_then_upper_blocks_follow_and_lower_ones_stay(network):
+def test_head_warms_up_then_upper_stages_train_and_lower_ones_stay_frozen(network):
     whole, backbone = network
     start = weights_of(whole)
     seen, told = [], []
@@ -93,7 +93,7 @@ def test_head_warms_up_alone_then_upper_blocks_follow_and_lower_ones_stay(networ
     assert moved(start, weights_of(whole), "block3") > 0
 
 
-def test_what_remains_is_the_running_mean(network):
+def test_result_is_the_running_mean(network):
     whole, backbone = network
     start = whole.get_weights()
     kept = {}
@@ -102,11 +102,11 @@ def test_what_remains_is_the_running_mean(network):
         finetune(whole, backbone, dataclasses.replace(SCHEDULE, averaging=averaging), make_batch)
         kept[averaging] = weights_of(whole)
     before = dict(zip(kept[0.0], start, strict=True))
-    # Over 12 steps a mean with momentum 0.9 is still near to where it began.
+    # After 12 steps, a mean with momentum 0.9 is still close to its start.
     assert 0 < moved(before, kept[0.9], "block3") < moved(before, kept[0.0], "block3")
 
 
-def test_an_error_in_a_batch_reaches_the_caller(network):
+def test_error_in_a_batch_reaches_the_caller(network):
     def broken(step):
         raise ValueError("no such slice")
 
@@ -116,7 +116,7 @@ def test_an_error_in_a_batch_reaches_the_caller(network):
 
 @pytest.fixture(scope="module")
 def unbroken():
-    """Weights and losses of runs that were never cut off, by precision."""
+    """Weights and losses of uninterrupted trainings, by precision."""
     schedule = dataclasses.replace(SCHEDULE, averaging=0.9, weight_decay=0.01)
     kept = {}
     for precision in ("float32", "mixed_bfloat16"):
@@ -136,7 +136,7 @@ def unbroken():
         pytest.param(15, 1, "float32", id="at the end"),
     ],
 )
-def test_cut_off_and_resumed_ends_with_the_weights_of_an_unbroken_run(unbroken, tmp_path, cut, epoch_steps, precision):
+def test_resumed_training_ends_with_the_same_weights(unbroken, tmp_path, cut, epoch_steps, precision):
     schedule, kept = unbroken
     expected, losses = kept[precision]
     schedule = dataclasses.replace(schedule, epochs=schedule.epochs // epoch_steps, epoch_images=epoch_steps)

@@ -1,4 +1,4 @@
-"""No image, look-alike or patient is on both sides of a split or a fold, whichever recipe and way of folding."""
+"""Test that no image, near-duplicate or patient is on both sides of a split or a fold, for every recipe."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def tiny_recipe():
 
 
 def apart(hash_, bits):
-    """A hash that differs in ``bits`` places."""
+    """Return a hash that differs in ``bits`` bits."""
     return hash_ ^ (np.arange(duplicates.HASH_BITS) < bits)
 
 
-# Look-alikes
+# --- near-duplicates
 
 
 @pytest.mark.parametrize(("bits", "together"), [(0, True), (8, True), (9, False), (12, False)])
-def test_pictures_of_at_most_8_bits_apart_are_one_group(bits, together):
+def test_pictures_at_most_8_bits_apart_form_a_group(bits, together):
     one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
     group = duplicates.groups(np.stack([one, apart(one, bits)]))
     assert (group[0] == group[1]) == together
 
 
-def test_a_chain_of_look_alikes_is_one_group_however_far_its_ends_are_apart():
+def test_chain_of_near_duplicates_is_one_group():
     one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
     chain = np.stack([apart(one, bits) for bits in (0, 32, 8, 24, 16)])  # links of 8 bits, in no order
     assert np.count_nonzero(chain[0] != chain[1]) == 32
@@ -67,7 +67,7 @@ def test_a_chain_of_look_alikes_is_one_group_however_far_its_ends_are_apart():
 
 
 @pytest.mark.parametrize("middle", [0, 1, 2])
-def test_two_look_alikes_of_a_third_are_one_group_in_any_order(middle):
+def test_group_does_not_depend_on_the_order_of_near_duplicates(middle):
     one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
     arms = [apart(one, 8), np.roll(apart(np.roll(one, -64), 8), 64)]  # 16 bits from each other
     arms.insert(middle, one)
@@ -76,13 +76,13 @@ def test_two_look_alikes_of_a_third_are_one_group_in_any_order(middle):
 
 
 @pytest.mark.parametrize(("bits", "pairs"), [(7, 0), (8, 1), (9, 1)])
-def test_a_pair_is_close_up_to_and_with_the_bits_that_are_asked(bits, pairs):
+def test_close_pairs_include_the_given_number_of_bits(bits, pairs):
     one = np.random.default_rng(1).random(duplicates.HASH_BITS) < 0.5
     assert len(duplicates.close_pairs(np.stack([one, apart(one, 8)]), bits)) == pairs
 
 
-def test_copies_are_found_by_their_bytes_where_their_hashes_say_nothing():
-    """Equal bytes are duplicates even if their hashes lie far apart."""
+def test_copies_are_found_by_their_bytes():
+    """Files of equal bytes are duplicates even if their hashes are far apart."""
     scans = [Scan(Path(name), name, "no", label, sha) for name, label, sha in (("a", 0, "1"), ("b", 1, "1"))]
     hashes = np.stack([np.zeros(duplicates.HASH_BITS, bool), np.ones(duplicates.HASH_BITS, bool)])
     assert [(item.kind, item.files) for item in inspect(scans, hashes)] == [
@@ -92,7 +92,7 @@ def test_copies_are_found_by_their_bytes_where_their_hashes_say_nothing():
 
 
 def flat_collection(count, groups=None):
-    """``count`` scans of random hashes, the halves of two labels; pictures are not looked at."""
+    """Create ``count`` scans with random hashes, half of each label, without pictures."""
     label = (np.arange(count) >= count // 2).astype(np.intp)
     scans = [Scan(Path(f"{i}"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(label)]
     hashes = np.random.default_rng(0).random((count, duplicates.HASH_BITS)) < 0.5
@@ -115,7 +115,7 @@ def test_no_image_within_12_bits_of_a_test_image_trains_or_validates():
     assert {role[index] for index in far} == {"train", "validation"}
 
 
-def test_what_is_in_one_group_with_a_test_image_trains_nothing_however_unlike_it():
+def test_group_of_a_test_image_never_trains():
     data = flat_collection(160, np.arange(160) // 2 * 2)  # pairs, by patient
     role = np.array([image.role for image in roles.choose_roles(data).images])
     for one in np.unique(data.group[role == "test"]):
@@ -124,11 +124,11 @@ def test_what_is_in_one_group_with_a_test_image_trains_nothing_however_unlike_it
     assert np.flatnonzero(mask).tolist() == [10, 11, 40, 41]
 
 
-# Folds
+# --- folds
 
 
 def watch_training(monkeypatch):
-    """Train nothing; list who would have trained and who validated, in the order of the folds."""
+    """Train nothing, but record which images would train and validate in each fold."""
     seen = []
 
     def train(job, *arguments):
@@ -141,7 +141,7 @@ def watch_training(monkeypatch):
 
 
 def brightness(batch):
-    """Probabilities (N, 2): that of a tumour is the picture's mean gray, 0 to 1."""
+    """Return probabilities (N, 2), where that of a tumor is the mean gray level of the picture, 0 to 1."""
     mean, deviation = (np.array(values) for values in (ROBUST.preprocessing.mean, ROBUST.preprocessing.deviation))
     gray = (np.asarray(batch) * deviation + mean).mean(axis=(1, 2, 3))
     return np.stack([1 - gray, gray], axis=1).astype(np.float32)
@@ -149,14 +149,14 @@ def brightness(batch):
 
 @pytest.fixture
 def copied_between_sources(two_sources):
-    """``two_sources`` where three pictures of each class of ``a`` are in ``b`` too, as another type of file."""
+    """``two_sources`` with three pictures of each class of ``a`` copied to ``b`` in another file format."""
     for inner, outer in (("no", "notumor"), ("yes", "glioma")):
         for path in sorted((two_sources / "a" / inner).iterdir())[:3]:
             Image.open(path).save(two_sources / "b" / outer / f"copy-{path.stem}.bmp")
     return two_sources
 
 
-def test_leaving_out_a_source_leaves_out_its_look_alikes_in_the_others(
+def test_leaving_out_a_source_excludes_its_near_duplicates_in_others(
     copied_between_sources, tiny_recipe, tmp_path, monkeypatch
 ):
     scans, labels = find_scans(copied_between_sources)
@@ -172,7 +172,7 @@ def test_leaving_out_a_source_leaves_out_its_look_alikes_in_the_others(
         assert len(learned) == 50 - (0 if name == "a" else 6)
 
 
-def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
+def test_head_training_excludes_near_duplicates_in_other_sources(
     copied_between_sources, small_recipe, weights_file, tmp_path, monkeypatch
 ):
     seen = []
@@ -199,7 +199,7 @@ def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
 
 
 @pytest.mark.parametrize("folds", [3, None])
-def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_train(
+def test_fold_trains_and_calibrates_without_held_out_and_excluded_images(
     two_sources, tiny_recipe, tmp_path, monkeypatch, folds
 ):
     scans, labels = find_scans(two_sources)
@@ -224,7 +224,7 @@ def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_
 
 
 @pytest.mark.parametrize("folds", [2, None])
-def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
+def test_robust_cross_validation_respects_patients_and_exclusions(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch, folds
 ):
     scans, _ = find_scans(two_sources)
@@ -256,10 +256,10 @@ def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
         assert not parts[2] & (parts[0] | parts[1])
 
 
-def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
+def test_teacher_and_students_train_and_calibrate_without_held_out_images(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
-    """One source stands for the reference's: its test images, and what is near them, train nothing in any fold."""
+    """One source replaces the reference's data: its test images and images near them never train in any fold."""
     kept_apart = np.arange(100) % 25 < 5
     monkeypatch.setattr(crossval, "may_train", lambda data: ~kept_apart)
     seen = []
@@ -292,7 +292,7 @@ def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
 
 
 def brightness_of_labels(data, rows):
-    """Scores (N,) that rank by label, with one mistake in ten."""
+    """Return scores (N,) that order images by label, with one mistake in ten."""
     return np.where((rows % 10 == 0) ^ (data.label[rows] == 1), 0.7, 0.2) + rows / 1000
 
 
@@ -300,7 +300,7 @@ class _StopError(Exception):
     pass
 
 
-def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_validation_images(
+def test_feature_distance_is_fitted_on_training_and_limited_on_validation_images(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     data = collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
@@ -322,8 +322,8 @@ def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_valida
         assert {record.images[row].role for row in some} == {role}
 
 
-def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
-    """Thirty images span all of a plane of their own: from it their distance is nothing, and everything new is far."""
+def test_training_images_are_measured_from_a_plane_fitted_without_them():
+    """Thirty images define a plane exactly: their own distance from it is 0, while that of new images is large."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(60, 200, (330, 4, 8, 3), dtype=np.uint8)
 
@@ -336,17 +336,17 @@ def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
     assert outside.mean() < 0.25
 
 
-def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():
+def test_fold_of_a_source_has_exactly_its_images():
     source = np.array(["b", "a", "c", "a", "b", "c", "a"])
     label = np.array([0, 0, 1, 1, 1, 0, 0])
     folds = by_source(source, label)
     assert [fold.tolist() for fold in folds] == [[1, 3, 6], [0, 4], [2, 5]]
 
 
-# Figures of a cross-validation
+# --- figures of a cross-validation
 
 
-def test_figures_of_a_fold_are_those_of_scikit_learn_and_respect_groups():
+def test_figures_of_a_fold_equal_scikit_learn_and_respect_groups():
     rng = np.random.default_rng(0)
     data = flat_collection(160, np.arange(160) // 4)
     data = dataclasses.replace(data, source=np.where(np.arange(160) % 3 == 0, "a", "b"))
@@ -373,8 +373,8 @@ def test_figures_of_a_fold_are_those_of_scikit_learn_and_respect_groups():
     assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(is_positive[part], score[part]).value)
 
 
-def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_recipe, tmp_path, monkeypatch):
-    """Tumour slices are bright, healthy ones dark, and the network reads nothing else, at a threshold of 0.4."""
+def test_stress_tests_detect_a_model_that_relies_on_brightness(tiny_recipe, tmp_path, monkeypatch):
+    """Tumor slices are bright, healthy ones dark, and the network uses only brightness, at a threshold of 0.4."""
     rng = np.random.default_rng(1)
     data = flat_collection(60)
     greys = [rng.integers(*((150, 211) if item else (40, 81)), (40, 40), dtype=np.uint8) for item in data.label]
@@ -402,8 +402,8 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
         assert shares(change) == (1, 1)
 
 
-def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, tmp_path, monkeypatch):
-    """As ``decide`` has it on a device: at least the threshold."""
+def test_probability_equal_to_the_threshold_is_positive(tiny_recipe, tmp_path, monkeypatch):
+    """A probability of at least the threshold is positive, as ``decide`` has it on a device."""
     data = flat_collection(40)
     gray = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
     slices = [mri.Slice(gray, (0, 0, 40, 40))] * 40
