@@ -46,17 +46,17 @@ def test_draw_stays_within_the_ranges_of_image_data_generator():
     drawn = [affine.draw(rng, ranges, 100, 200) for _ in range(3000)]
     # The extremes of 3000 uniform draws are within 1% of the ends, except with a probability below 1e-12.
     for values, low, high in (
-        ([item.rotation for item in drawn], -30, 30),
-        ([item.down for item in drawn], -20, 20),
-        ([item.right for item in drawn], -40, 40),
-        ([item.shear for item in drawn], -0.2, 0.2),
-        ([item.zoom_rows for item in drawn], 0.8, 1.2),
-        ([item.zoom_columns for item in drawn], 0.8, 1.2),
+        ([transform.rotation for transform in drawn], -30, 30),
+        ([transform.down for transform in drawn], -20, 20),
+        ([transform.right for transform in drawn], -40, 40),
+        ([transform.shear for transform in drawn], -0.2, 0.2),
+        ([transform.zoom_rows for transform in drawn], 0.8, 1.2),
+        ([transform.zoom_columns for transform in drawn], 0.8, 1.2),
     ):
         assert low <= min(values) < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < max(values) <= high
     # For 3000 tosses of a fair coin, 5 standard deviations are 0.046.
-    assert np.mean([item.flip for item in drawn]) == pytest.approx(0.5, abs=0.046)
+    assert np.mean([transform.flip for transform in drawn]) == pytest.approx(0.5, abs=0.046)
 
 
 def test_empty_augmentation_changes_nothing():

@@ -20,7 +20,7 @@ from mri_edge.train.models.weights import load_weights
 
 def same(received, expected):
     pairs = zip(sum(received.arrays, ()), sum(expected.arrays, ()), strict=True)
-    return all(np.array_equal(one, other) for one, other in pairs)
+    return all(np.array_equal(left, right) for left, right in pairs)
 
 
 def test_checkpoint_and_archive_give_the_same_arrays(weights_file, small_weights, tmp_path):
@@ -121,7 +121,7 @@ def silent_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    for name in [item for item in os.environ if item.startswith("PIP_")]:
+    for name in [variable for variable in os.environ if variable.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first call

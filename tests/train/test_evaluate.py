@@ -91,7 +91,7 @@ def test_calibration_error_computed_by_hand():
     expected = np.abs(np.linspace(0.05, 0.95, 10) - 0.5).mean()
     found = measure(truth, two_columns(score), 1)["calibration_error"]
     assert found.value == pytest.approx(expected, abs=1e-7)  # probabilities are float32
-    assert [item["share"] for item in reliability(truth == 1, score)] == [0.5] * 10
+    assert [point["share"] for point in reliability(truth == 1, score)] == [0.5] * 10
 
 
 def test_bins_have_equal_counts_and_divide_no_tie():
@@ -124,7 +124,7 @@ def test_auc_interval_equals_delong():
     spread = np.sqrt(right.mean(1).var(ddof=1) / 30 + right.mean(0).var(ddof=1) / 60)
     found = auc(is_positive, score)
     assert found.value == pytest.approx(right.mean())
-    odds = [np.log(item / (1 - item)) for item in (found.low, found.value, found.high)]
+    odds = [np.log(value / (1 - value)) for value in (found.low, found.value, found.high)]
     half = 1.959964 * spread / (found.value * (1 - found.value))
     assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
 
@@ -141,14 +141,14 @@ def test_images_of_a_group_count_as_one():
 
 
 @pytest.mark.parametrize("true_area", [0.9, 0.98])
-@pytest.mark.parametrize(("ill_ones", "well_ones"), [(10, 10), (31, 20), (100, 30)])
-def test_auc_interval_covers_the_truth(true_area, ill_ones, well_ones):
+@pytest.mark.parametrize(("positives", "negatives"), [(10, 10), (31, 20), (100, 30)])
+def test_auc_interval_covers_the_truth(true_area, positives, negatives):
     rng = np.random.default_rng(5)
-    is_positive = np.arange(ill_ones + well_ones) < ill_ones
+    is_positive = np.arange(positives + negatives) < positives
     shift = np.sqrt(2) * norm.ppf(true_area)
     found = [auc(is_positive, rng.normal(shift * is_positive)) for _ in range(300)]
     assert (
-        np.mean([item.low <= true_area <= item.high for item in found]) >= 0.9
+        np.mean([metric.low <= true_area <= metric.high for metric in found]) >= 0.9
     )  # a percentile bootstrap: 0.74 to 0.92
 
 
@@ -274,7 +274,7 @@ def test_unreadable_scan_is_reported_and_the_others_are_scored(tiny_bundle, data
     printed, said = capfd.readouterr()
     record = json.loads(printed)
     assert record["data"]["images"] == 16
-    assert [item["file"] for item in record["unreadable"]] == ["no/broken.png"]
+    assert [failure["file"] for failure in record["unreadable"]] == ["no/broken.png"]
     assert "broken.png: damaged picture" in said
     assert "broken.png" in (out / "evaluation.html").read_text()
 
@@ -289,8 +289,8 @@ def test_record_survives_json_and_the_page_is_self_contained(tiny_bundle, data, 
     assert len(sources) == 2
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert "http" not in re.sub(r"base64,[\w+/=]*", "", page)
-    for one in record["worst"]:
-        assert one["file"] in page
+    for mistake in record["worst"]:
+        assert mistake["file"] in page
     auc = record["metrics"]["auc"]
     assert f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in page
 
@@ -299,8 +299,8 @@ def test_worst_mistakes_come_first(tiny_bundle, data):
     record = evaluate(Bundle.open(tiny_bundle), data)
     wrong = [prediction for prediction in record["predictions"] if prediction["called"] != prediction["label"]]
     assert record["mistakes"] == len(wrong) > 1
-    given = [item["probabilities"][item["label"]] for item in record["worst"]]
-    assert given == sorted(item["probabilities"][item["label"]] for item in wrong)[: len(given)]
+    given = [mistake["probabilities"][mistake["label"]] for mistake in record["worst"]]
+    assert given == sorted(mistake["probabilities"][mistake["label"]] for mistake in wrong)[: len(given)]
 
 
 def test_tables_list_every_metric(tiny_bundle, data, capfd):

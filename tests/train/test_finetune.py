@@ -72,14 +72,14 @@ def moved(before, after, part):
 def test_head_warms_up_then_upper_stages_train_and_lower_ones_stay_frozen(network):
     whole, backbone = network
     start = weights_of(whole)
-    seen, told = [], []
+    seen, reported = [], []
 
     def watched(step):
         seen.append(step)
         return make_batch(step)
 
     def report(done, total, loss):
-        told.append((done, total))
+        reported.append((done, total))
         if done == SCHEDULE.warmup_steps:
             warm = weights_of(whole)
             assert moved(start, warm, "head") > 0
@@ -87,7 +87,7 @@ def test_head_warms_up_then_upper_stages_train_and_lower_ones_stay_frozen(networ
 
     losses = finetune(whole, backbone, SCHEDULE, watched, report)
     assert seen == list(range(15))
-    assert told == [(step, 15) for step in range(1, 16)]
+    assert reported == [(step, 15) for step in range(1, 16)]
     assert np.mean(losses[-5:]) < np.mean(losses[:3])
     assert moved(start, weights_of(whole), "block1") == 0
     assert moved(start, weights_of(whole), "block3") > 0
@@ -157,5 +157,5 @@ def test_resumed_training_ends_with_the_same_weights(unbroken, tmp_path, cut, ep
     resumed, backbone = build(precision)
     assert finetune(resumed, backbone, schedule, watched, checkpoint=checkpoint) == losses
     assert steps == list(range(cut // epoch_steps * epoch_steps, 15))
-    for one, other in zip(expected, resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(expected, resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)

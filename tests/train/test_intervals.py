@@ -37,7 +37,7 @@ def test_groups_of_both_classes_are_drawn_whole_and_no_resample_lacks_a_class():
     positive = np.array([1, 0, 0, 0, 1, 1, 1, 1], bool)
     drawn = np.stack(list(weights_of(positive, group).values()), axis=1)
     assert drawn.shape == (RESAMPLES, 8)
-    assert all((drawn[:, group == item] == drawn[:, group == item][:, :1]).all() for item in (7, 2))
+    assert all((drawn[:, group == number] == drawn[:, group == number][:, :1]).all() for number in (7, 2))
     np.testing.assert_array_equal(drawn[:, 0] + drawn[:, 3], 2)  # of the two mixed groups
     np.testing.assert_array_equal(drawn[:, 6] + drawn[:, 7], 2)  # of the two with one class
     assert (drawn @ ~positive > 0).all()

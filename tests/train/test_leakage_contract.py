@@ -85,7 +85,7 @@ def test_copies_are_found_by_their_bytes():
     """Files of equal bytes are duplicates even if their hashes are far apart."""
     scans = [Scan(Path(name), name, "no", label, sha) for name, label, sha in (("a", 0, "1"), ("b", 1, "1"))]
     hashes = np.stack([np.zeros(duplicates.HASH_BITS, bool), np.ones(duplicates.HASH_BITS, bool)])
-    assert [(item.kind, item.files) for item in inspect(scans, hashes)] == [
+    assert [(finding.kind, finding.files) for finding in inspect(scans, hashes)] == [
         ("duplicate", ("a", "b")),
         ("contradictory", ("a", "b")),
     ]
@@ -118,8 +118,8 @@ def test_no_image_within_12_bits_of_a_test_image_trains_or_validates():
 def test_group_of_a_test_image_never_trains():
     data = flat_collection(160, np.arange(160) // 2 * 2)  # pairs, by patient
     role = np.array([image.role for image in roles.choose_roles(data).images])
-    for one in np.unique(data.group[role == "test"]):
-        assert set(role[data.group == one]) <= {"test", "excluded"}
+    for group in np.unique(data.group[role == "test"]):
+        assert set(role[data.group == group]) <= {"test", "excluded"}
     mask = roles.near(data, np.array([10, 40]))
     assert np.flatnonzero(mask).tolist() == [10, 11, 40, 41]
 
@@ -220,7 +220,7 @@ def test_fold_trains_and_calibrates_without_held_out_and_excluded_images(
         expected = np.flatnonzero(trainable & ~np.isin(data.group, held))
         np.testing.assert_array_equal(np.sort(learned), expected)
         assert set(data.label[validation]) == {0, 1}
-    assert sum(item["models"]["model"]["accuracy"]["images"] for item in result["by_fold"]) == 100
+    assert sum(fold["models"]["model"]["accuracy"]["images"] for fold in result["by_fold"]) == 100
 
 
 @pytest.mark.parametrize("folds", [2, None])
@@ -278,16 +278,16 @@ def test_teacher_and_students_train_and_calibrate_without_held_out_images(
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     result = crossval.cross_validate(two_sources, tmp_path / "out", recipe, **given)
     data = collections[0]
-    assert sorted(np.concatenate([item.held for item in seen])) == list(range(100))
-    for one in seen:
-        learned = np.concatenate([one.train, one.validation])
-        assert len(set(one.train) & set(one.validation)) == 0
-        assert not set(data.group[learned]) & set(data.group[one.held])
-        expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[one.held]))
-        np.testing.assert_array_equal(np.sort(learned), expected)
-        assert set(data.label[one.validation]) == {0, 1}
+    assert sorted(np.concatenate([fold.held for fold in seen])) == list(range(100))
+    for fold in seen:
+        used = np.concatenate([fold.train, fold.validation])
+        assert len(set(fold.train) & set(fold.validation)) == 0
+        assert not set(data.group[used]) & set(data.group[fold.held])
+        expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[fold.held]))
+        np.testing.assert_array_equal(np.sort(used), expected)
+        assert set(data.label[fold.validation]) == {0, 1}
     assert [image["fold"] for image in result["images"]] == [
-        next(number for number, one in enumerate(seen, 1) if index in one.held) for index in range(100)
+        next(number for number, fold in enumerate(seen, 1) if index in fold.held) for index in range(100)
     ]
 
 
@@ -354,21 +354,21 @@ def test_figures_of_a_fold_equal_scikit_learn_and_respect_groups():
     positive = np.clip(rng.normal(0.4 + 0.25 * data.label, 0.2), 0, 1).round(2)
     called = positive >= 0.55
     found = figures(data, chosen, 1, positive, called)
-    is_positive, score, said = data.label[chosen] == 1, positive[chosen], called[chosen]
+    is_positive, score, is_called = data.label[chosen] == 1, positive[chosen], called[chosen]
     assert found["auc"] == dataclasses.asdict(auc(is_positive, score, data.group[chosen]))
     assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(
         auc(is_positive, score).high - auc(is_positive, score).low
     )
-    assert found["sensitivity"]["value"] == pytest.approx(recall_score(is_positive, said))
-    assert found["specificity"]["value"] == pytest.approx(recall_score(is_positive, said, pos_label=False))
+    assert found["sensitivity"]["value"] == pytest.approx(recall_score(is_positive, is_called))
+    assert found["specificity"]["value"] == pytest.approx(recall_score(is_positive, is_called, pos_label=False))
     assert found["sensitivity"]["images"] == is_positive.sum()
-    assert found["accuracy"] == dataclasses.asdict(wilson_metric(np.sum(said == is_positive), 120))
+    assert found["accuracy"] == dataclasses.asdict(wilson_metric(np.sum(is_called == is_positive), 120))
     false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
-    least = min(one for one, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
+    least = min(rate for rate, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
     assert found["false_positive_rate_at_sensitivity"]["value"] == pytest.approx(least)
     for name in ("0", "1"):
         inside = data.label[chosen] == int(name)
-        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((said == is_positive)[inside]))
+        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((is_called == is_positive)[inside]))
     part = data.source[chosen] == "a"
     assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(is_positive[part], score[part]).value)
 
@@ -377,7 +377,7 @@ def test_stress_tests_detect_a_model_that_relies_on_brightness(tiny_recipe, tmp_
     """Tumor slices are bright, healthy ones dark, and the network uses only brightness, at a threshold of 0.4."""
     rng = np.random.default_rng(1)
     data = flat_collection(60)
-    greys = [rng.integers(*((150, 211) if item else (40, 81)), (40, 40), dtype=np.uint8) for item in data.label]
+    greys = [rng.integers(*((150, 211) if label else (40, 81)), (40, 40), dtype=np.uint8) for label in data.label]
     slices = [mri.Slice(gray, (0, 0, 40, 40)) for gray in greys]
     pixels = np.stack([mri.resize(gray, tiny_recipe.preprocessing) for gray in greys])[..., None].repeat(3, -1)
     data = dataclasses.replace(data, slices=slices, pixels=pixels)
@@ -387,19 +387,19 @@ def test_stress_tests_detect_a_model_that_relies_on_brightness(tiny_recipe, tmp_
         data, everyone, None, tiny_recipe, labels=TWO, folds=2, seed=0, store=tmp_path / "folds"
     )
 
-    def shares(change):
+    def rates(change):
         return tuple(result["stress"]["model"][change][name]["value"] for name in ("sensitivity", "specificity"))
 
-    assert shares("none") == (1, 1)
+    assert rates("none") == (1, 1)
     assert result["stress"]["model"]["none"]["auc"]["value"] == 1
     assert result["stress"]["model"]["none"]["sensitivity"]["images"] == 30
-    assert shares("half as bright") == (0, 1)
-    assert shares("gamma 0.6") == (1, 0)  # 60 becomes 107
-    assert shares("black margin of a fifth") == (0, 1)  # half of the picture is black then
-    assert shares("greys of another label's slice") == (0, 0)
+    assert rates("half as bright") == (0, 1)
+    assert rates("gamma 0.6") == (1, 0)  # 60 becomes 107
+    assert rates("black margin of a fifth") == (0, 1)  # half of the picture is black then
+    assert rates("greys of another label's slice") == (0, 0)
     assert result["stress"]["model"]["greys of another label's slice"]["auc"]["value"] == 0
     for change in ("half the resolution", "JPEG quality 15", "cropped to the head"):
-        assert shares(change) == (1, 1)
+        assert rates(change) == (1, 1)
 
 
 def test_probability_equal_to_the_threshold_is_positive(tiny_recipe, tmp_path, monkeypatch):

@@ -36,10 +36,10 @@ def test_both_kinds_requires_one_of_each(flags, both):
 # --- AUC
 
 
-def scores(seed: int, is_positive: int, well: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def scores(seed: int, positives: int, negatives: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    positive = np.arange(is_positive + well) < is_positive
-    return positive, rng.normal(apart * positive).round(1)  # rounded: ties happen
+    positive = np.arange(positives + negatives) < positives
+    return positive, rng.normal(apart * positive).round(1)  # rounded, so that there are ties
 
 
 def variance_by_definition(positive, score, group) -> float:
@@ -48,19 +48,19 @@ def variance_by_definition(positive, score, group) -> float:
     right = (pairs > 0) + (pairs == 0) / 2
     area = right.mean()
     above, below = right.mean(1) - area, right.mean(0) - area
-    everyone = sorted(set(group.tolist()))
-    of_ill = {item: above[group[positive] == item].sum() for item in everyone}
-    of_well = {item: below[group[~positive] == item].sum() for item in everyone}
-    is_positive, well = positive.sum(), (~positive).sum()
-    some_ill, some_well = len(set(group[positive].tolist())), len(set(group[~positive].tolist()))
+    all_groups = sorted(set(group.tolist()))
+    of_positive = {number: above[group[positive] == number].sum() for number in all_groups}
+    of_negative = {number: below[group[~positive] == number].sum() for number in all_groups}
+    positives, negatives = positive.sum(), (~positive).sum()
+    positive_groups, negative_groups = len(set(group[positive].tolist())), len(set(group[~positive].tolist()))
     return float(
-        some_ill / (some_ill - 1) * sum(item**2 for item in of_ill.values()) / is_positive**2
-        + some_well / (some_well - 1) * sum(item**2 for item in of_well.values()) / well**2
+        positive_groups / (positive_groups - 1) * sum(number**2 for number in of_positive.values()) / positives**2
+        + negative_groups / (negative_groups - 1) * sum(number**2 for number in of_negative.values()) / negatives**2
         + 2
-        * len(everyone)
-        / (len(everyone) - 1)
-        * sum(of_ill[item] * of_well[item] for item in everyone)
-        / (is_positive * well)
+        * len(all_groups)
+        / (len(all_groups) - 1)
+        * sum(of_positive[number] * of_negative[number] for number in all_groups)
+        / (positives * negatives)
     )
 
 
@@ -72,7 +72,7 @@ def test_interval_of_grouped_images_equals_its_definition(seed):
     spread = np.sqrt(variance_by_definition(positive, score, group))
     found = auc(positive, score, group)
     half = Z * spread / (found.value * (1 - found.value))
-    odds = [np.log(item / (1 - item)) for item in (found.low, found.value, found.high)]
+    odds = [np.log(value / (1 - value)) for value in (found.low, found.value, found.high)]
     assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
     assert found.images == 56
 

@@ -46,7 +46,7 @@ def test_cut_pads_with_black_and_does_not_move_pixels():
 
 def test_match_histogram_reproduces_the_gray_levels_of_the_reference():
     rng = np.random.default_rng(0)
-    own, wanted = (rng.normal(centre, 20, (128, 128)).clip(0, 255).astype(np.uint8) for centre in (60, 160))
+    own, wanted = (rng.normal(center, 20, (128, 128)).clip(0, 255).astype(np.uint8) for center in (60, 160))
     matched = mri.match_histogram(own, wanted)
     fractions = np.linspace(0.05, 0.95, 19)
     # Rounding down and interpolating between levels cost one level each.
@@ -79,9 +79,9 @@ def test_views_hide_brightness_and_framing():
 
     first, second = views(dark), views(bright)
     for measure in (lambda view: np.percentile(view, 95), lambda view: (view > 12).mean()):
-        one, other = (np.array([measure(view) for view in many]) for many in (first, second))
+        dark_values, bright_values = (np.array([measure(view) for view in many]) for many in (first, second))
         # A fifth of the dark, tight views exceed the median of the bright, wide ones, or the other way round.
-        overlap = min(np.mean(one > np.median(other)), np.mean(one < np.median(other)))
+        overlap = min(np.mean(dark_values > np.median(bright_values)), np.mean(dark_values < np.median(bright_values)))
         assert overlap > 0.05
 
 

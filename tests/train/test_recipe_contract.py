@@ -425,8 +425,8 @@ def test_training_does_not_depend_on_test_images(two_layers, collection, roles, 
         slices[index] = dataclasses.replace(slices[index], gray=255 - slices[index].gray)
     changed = dataclasses.replace(collection, pixels=pixels, label=label, slices=slices)
     again = trained_on(changed, roles, tiny_recipe)
-    for one, other in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     assert (first.temperature, first.threshold) == (again.temperature, again.threshold)
 
 

@@ -155,15 +155,15 @@ def test_roles_exclude_near_duplicates_of_test_images_and_divide_no_group(as_ref
 
 def slices_of_patients(patients, slices):
     """Create a collection of folders ``no`` and ``yes``, with half of the patients each, without pictures."""
-    whose = np.repeat(np.arange(patients), slices)
-    label = (whose >= patients // 2).astype(int)
-    names = [("no", "yes")[item] for item in label]
+    patient_of = np.repeat(np.arange(patients), slices)
+    label = (patient_of >= patients // 2).astype(int)
+    names = [("no", "yes")[index] for index in label]
     scans = [
         Scan(Path(f"{i}.png"), f"{name}/{i}.png", name, one, str(i))
         for i, (name, one) in enumerate(zip(names, label, strict=True))
     ]
     hashes = np.random.default_rng(0).random((len(label), duplicates.HASH_BITS)) < 0.5
-    group = duplicates.groups(hashes, patients=[str(item) for item in whose])
+    group = duplicates.groups(hashes, patients=[str(patient) for patient in patient_of])
     return Collection(scans, [], np.zeros((0,), np.uint8), label, np.array([""] * len(label)), group, hashes)
 
 
@@ -177,7 +177,7 @@ def test_other_data_in_folders_no_and_yes_is_not_mistaken_for_the_reference():
         "excluded": 0,
     }
     roles = np.array([image.role for image in split.images])
-    assert all(len(set(roles[collection.group == item])) == 1 for item in np.unique(collection.group))
+    assert all(len(set(roles[collection.group == group])) == 1 for group in np.unique(collection.group))
     assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
 
 
@@ -200,8 +200,8 @@ def test_same_seed_gives_same_calibrated_weights_and_frozen_stages(two_sources, 
         return training.train_model(job, tiny_recipe)
 
     first, again, other = once(0), once(0), once(1)
-    for one, two in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     assert first.threshold == again.threshold
     kept = first.network.backbone.get_layer("block2_conv2").get_weights()[0]
     tuned = first.network.backbone.get_layer("block3_conv1").get_weights()[0]
@@ -209,8 +209,8 @@ def test_same_seed_gives_same_calibrated_weights_and_frozen_stages(two_sources, 
     assert np.abs(tuned - small_weights.arrays[4][0]).max() > 0
     assert np.abs(tuned - other.network.backbone.get_layer("block3_conv1").get_weights()[0]).max() > 0
     assert {layer.compute_dtype for layer in first.network.whole.layers} == {"float32"}
-    for one, two in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     positive = predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
     is_positive = collection.label[validation] == 1
     assert np.mean(positive[is_positive] >= first.threshold) >= 0.95
@@ -232,7 +232,7 @@ def test_bundle_records_how_it_was_trained(as_reference, tiny_recipe, weights_fi
     assert details["target_sensitivity"] == 0.95
     split = Split.from_json((out / "split.json").read_text())
     expected = reference_split(find_scans(two_sources / "a")[0])
-    assert {item.sha256 for item in split.of("test")} == {item.sha256 for item in expected.of("test")}
+    assert {image.sha256 for image in split.of("test")} == {image.sha256 for image in expected.of("test")}
     saved = keras.models.load_model(out / "model.keras")
     test = [two_sources / image.file for image in split.of("test")]
     preprocessing = manifest.preprocessing
@@ -314,7 +314,7 @@ def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans, ref
     collection, _ = collection_of(scans, find_recipe("robust"))
     split = assigned.choose_roles(collection)
     of_reference = reference_split(find_scans(scans / "navoneel")[0])
-    assert {item.sha256 for item in split.of("test")} == {item.sha256 for item in of_reference.of("test")}
+    assert {image.sha256 for image in split.of("test")} == {image.sha256 for image in of_reference.of("test")}
     roles = np.array([image.role for image in split.images])
     apart = np.count_nonzero(
         collection.hashes[roles == "test"][:, None] != collection.hashes[np.isin(roles, ("train", "validation"))][None],
@@ -369,9 +369,9 @@ def test_slices_on_disk_equal_those_in_memory(two_sources, tiny_recipe, tmp_path
     held = collect(scans, tiny_recipe.preprocessing)
     mapped = collect(scans, tiny_recipe.preprocessing, store=tmp_path)
     np.testing.assert_array_equal(held.pixels, mapped.pixels)
-    for one, other in zip(held.slices, mapped.slices, strict=True):
-        np.testing.assert_array_equal(one.gray, other.gray)
-        assert one.head == other.head
+    for left, right in zip(held.slices, mapped.slices, strict=True):
+        np.testing.assert_array_equal(left.gray, right.gray)
+        assert left.head == right.head
 
 
 @pytest.mark.slow
@@ -390,8 +390,8 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(two_sources, wei
     assert 2 <= len(unfinished.facts_in(checkpoint)) < 12
     subprocess.run([*command, str(tmp_path / "broken"), str(weights_file), "resume"], check=True, timeout=300)
     whole, broken = (keras.models.load_model(tmp_path / name / "model.keras") for name in ("whole", "broken"))
-    for one, other in zip(whole.get_weights(), broken.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(whole.get_weights(), broken.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     thresholds = {Bundle.open(tmp_path / name).manifest.threshold for name in ("whole", "broken")}
     assert len(thresholds) == 1
     assert not checkpoint.parent.exists()

@@ -123,7 +123,7 @@ def test_bundle_of_a_training_is_complete(trained, small_recipe):
     assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
     measured = json.loads((bundle.folder / "metrics.json").read_text())
     assert len(measured["history"]) == small_recipe.schedule.epochs
-    np.testing.assert_array_equal([item["probabilities"] for item in measured["test"]], result.probabilities.tolist())
+    np.testing.assert_array_equal([image["probabilities"] for image in measured["test"]], result.probabilities.tolist())
 
 
 def test_intended_use_depends_on_the_labels():
@@ -179,10 +179,10 @@ def test_no_split_divides_patients(folders, small_recipe, weights_file, tmp_path
     recipe = small_recipe.with_epochs(1)
     chosen = {"backbone_weights": str(weights_file), "seed": 1, "groups": csv}
     split = pipeline.train_bundle(folders, out, recipe, **chosen).split
-    whose = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
-    assert whose["train"] | whose["test"] == set(patient.values())
-    assert not whose["train"] & whose["test"]
-    assert any({"ye0", "ye3"} <= item for item in whose.values())
+    patients_by_role = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
+    assert patients_by_role["train"] | patients_by_role["test"] == set(patient.values())
+    assert not patients_by_role["train"] & patients_by_role["test"]
+    assert any({"ye0", "ye3"} <= patients for patients in patients_by_role.values())
     assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
 
 

@@ -92,9 +92,9 @@ def test_views_are_shifted_and_brightened_within_bounds():
     assert changed.shape == (6, SIZE, SIZE, 1)
     assert changed.dtype == np.float32
     assert 0 <= changed.min() <= changed.max() <= 1
-    assert len({item.tobytes() for item in changed}) == 6
+    assert len({view.tobytes() for view in changed}) == 6
     np.testing.assert_array_equal(changed, distil.augment_views(np.random.default_rng(0), views))
-    sizes = {int((item[..., 0] > item.mean() + 0.2).sum()) for item in changed}
+    sizes = {int((view[..., 0] > view.mean() + 0.2).sum()) for view in changed}
     assert sizes == {64}  # the square is whole wherever it went
 
 
@@ -126,8 +126,8 @@ def test_student_learns_from_its_teacher_and_is_repeatable(tmp_path, recipe, sha
         return network, distil.distil(network, pool, schedule, seed=4)
 
     (first, losses), (again, _) = student(), student()
-    for one, two in zip(first.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     assert len(losses) == 72
     # The cross-entropy is at least the entropy of the softened answers: at a temperature of 2, 0.9 becomes 0.75.
     floor = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))

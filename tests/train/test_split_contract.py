@@ -168,7 +168,7 @@ def test_each_kind_needs_as_many_groups_as_folds():
 
 def test_each_source_is_held_out_in_order():
     source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
-    assert [item.tolist() for item in roles.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
+    assert [fold.tolist() for fold in roles.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
 
 
 def test_sources_that_cannot_be_left_out_are_reported():

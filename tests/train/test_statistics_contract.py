@@ -47,8 +47,8 @@ def obuchowski(is_positive, score, group) -> float:
     excess10 = {c: sum(v10[i] for i in of_ill[c]) - len(of_ill[c]) * area for c in clusters}
     excess01 = {c: sum(v01[j] for j in of_well[c]) - len(of_well[c]) * area for c in clusters}
     i10, i01, i = sum(map(bool, of_ill.values())), sum(map(bool, of_well.values())), len(clusters)
-    s10 = i10 / ((i10 - 1) * m) * sum(item**2 for item in excess10.values())
-    s01 = i01 / ((i01 - 1) * n) * sum(item**2 for item in excess01.values())
+    s10 = i10 / ((i10 - 1) * m) * sum(value**2 for value in excess10.values())
+    s01 = i01 / ((i01 - 1) * n) * sum(value**2 for value in excess01.values())
     s11 = i / (i - 1) * sum(excess10[c] * excess01[c] for c in clusters)
     return s10 / m + s01 / n + 2 * s11 / (m * n)
 
@@ -76,10 +76,10 @@ def test_variance_of_patients_with_both_classes_equals_simulation():
     for _ in range(studies):
         patient = rng.normal(0, 1.5, patients).repeat(2)
         found.append(auc(is_positive, rng.normal(1.2 * is_positive + patient, 0.8), group))
-    real = np.var([item.value for item in found])
-    said = np.mean([variance_of(item) for item in found])
+    real = np.var([metric.value for metric in found])
+    estimated = np.mean([variance_of(metric) for metric in found])
     # The standard deviation of the variance of 800 values is 5%.
-    assert said == pytest.approx(real, rel=0.2)
+    assert estimated == pytest.approx(real, rel=0.2)
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(10, 10), (31, 20), (100, 30), (5, 40)])
@@ -234,7 +234,7 @@ def test_record_describes_the_positive_label_at_the_threshold(positive):
     assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(is_positive, score))
     assert found["reliability"] == reliability(is_positive, score)
     assert {folder["folder"]: folder["value"] for folder in found["folders"]} == pytest.approx(
-        {str(item): np.mean(called[truth == item] == item) for item in (0, 1)}
+        {str(label): np.mean(called[truth == label] == label) for label in (0, 1)}
     )
     assert [folder["label"] for folder in found["folders"]] == [0, 1]
     assert [prediction["called"] for prediction in found["predictions"]] == called.tolist()
@@ -272,7 +272,7 @@ def test_paired_interval_is_narrower_than_an_unpaired_one():
     hard = rng.normal(0, 1, 240)  # what makes an image hard for both
     teacher = rng.normal(1.5 * is_positive + hard, 0.2)
     student = rng.normal(1.5 * is_positive + hard, 0.2)
-    answers = [BinaryAnswers(item, item > 0.75) for item in (teacher, student)]
+    answers = [BinaryAnswers(score, score > 0.75) for score in (teacher, student)]
     found = student_minus_teacher(is_positive, *answers, np.arange(240))["auc"]
     assert found["low"] <= found["value"] <= found["high"]
     alone = auc(is_positive, student)

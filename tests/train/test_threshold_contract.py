@@ -34,8 +34,8 @@ def test_no_other_threshold_is_better_than_the_chosen_one(seed, sensitivity):
     threshold = choose_threshold(score, label, sensitivity)
     found, cleared = figures_at(threshold, score, label)
     assert found >= sensitivity
-    everywhere = [figures_at(item, score, label) for item in np.linspace(0, 1, 1001)]
-    assert found + cleared >= max(sum(item) for item in everywhere if item[0] >= sensitivity) - 1e-12
+    everywhere = [figures_at(threshold, score, label) for threshold in np.linspace(0, 1, 1001)]
+    assert found + cleared >= max(sum(pair) for pair in everywhere if pair[0] >= sensitivity) - 1e-12
     assert not np.isclose(score, threshold).any()  # it sits on no image
 
 
@@ -118,7 +118,7 @@ def test_difference_is_student_minus_teacher():
     alone = student_minus_teacher(np.ones(8, bool), teacher, student, np.arange(8))
     assert set(alone) == {"accuracy"}
     same = student_minus_teacher(is_positive, teacher, teacher, np.arange(8))
-    assert {(item["low"], item["value"], item["high"]) for item in same.values()} == {(0, 0, 0)}
+    assert {(metric["low"], metric["value"], metric["high"]) for metric in same.values()} == {(0, 0, 0)}
 
 
 def test_threshold_uses_all_students_and_only_the_given_images():
