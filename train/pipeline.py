@@ -26,7 +26,7 @@ from mri_edge.train.data.roles import assign_roles, find_split, rows_of
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
-from mri_edge.train.loops.distil import BundleTeacher, Pool, open_pool
+from mri_edge.train.loops.distil import BundleTeacher, open_pool
 from mri_edge.train.loops.finetune import fast_precision
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.loops.progress import step_progress
@@ -135,7 +135,10 @@ def train_bundle(
             _check_teacher(teacher, record, work)
         train, validation, test = rows_of(record, collection)
         job = Job(collection, labels, train, validation, test, weights, seed, work)
-        pool = _ask_teacher(job, recipe, teacher, work) if teacher else None
+        pool = None
+        if teacher:
+            with step_progress("asking the teacher") as report:
+                pool = draw_pool(job, recipe, teacher, work, report)
         trained = train_model(job, recipe, pool)
         say(f"scoring {len(test)} test images")
         documents: dict[str, str | bytes] = {}
@@ -200,11 +203,6 @@ def _check_teacher(teacher: BundleTeacher, split: Split, work: Path) -> None:
     except DataError:
         shutil.rmtree(work, ignore_errors=True)  # there is nothing to resume
         raise
-
-
-def _ask_teacher(job: Job, recipe: RecipeSpec, teacher: BundleTeacher, work: Path) -> Pool:
-    with step_progress("asking the teacher") as report:
-        return draw_pool(job, recipe, teacher, work, report)
 
 
 def _split_name(recipe: RecipeSpec, split: str, groups: Path | None) -> str:

@@ -414,7 +414,7 @@ def test_interrupted_cross_validation_keeps_finished_folds(
     chosen = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     with pytest.raises(KeyboardInterrupt):
         crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
-    with pytest.raises(OutputError, match="--resume goes on"):
+    with pytest.raises(OutputError, match="Use --resume to continue"):
         crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
     resumed = crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen, resume=True)
     assert len(trained) == 4

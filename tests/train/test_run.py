@@ -206,7 +206,7 @@ def test_missing_space_and_unfinished_work_are_reported_first(
     (tmp_path / ".out.training" / "checkpoint.npz").touch()
     with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
-    with pytest.raises(OutputError, match="another recipe, seed, data or backbone"):
+    with pytest.raises(OutputError, match="another recipe, seed, data, backbone"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
 
 
@@ -215,7 +215,7 @@ def test_state_of_another_version_is_not_resumed(tmp_path, monkeypatch):
     (work / "checkpoint.npz").touch()
     assert unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True) == work
     monkeypatch.setattr(unfinished, "__version__", "0.0.1")
-    with pytest.raises(OutputError, match="another version of mri-edge made it"):
+    with pytest.raises(OutputError, match="backbone or version of mri-edge"):
         unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True)
 
 

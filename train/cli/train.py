@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,77 +136,68 @@ def training_options(function: Function) -> Function:
     "[default: reference, or grouped with --groups]",
 )
 @training_options
-def train(
-    folder: Path | None,
-    data: Path | None,
-    out: Path | None,
-    recipe_name: str,
-    backbone_weights: str,
-    teachers: tuple[str, ...],
-    positive: str | None,
-    seed: int,
-    epochs: int | None,
-    name: str | None,
-    cv: str | None,
-    only: int | None,
-    excluded: tuple[str, ...],
-    split: str | None,
-    groups: Path | None,
-    resume: bool,
-    overwrite: bool,
-) -> int:
+def train(**given: Any) -> int:
     """Train a model from a folder of scans and write it as a bundle.
 
     DIR contains one folder per class, or one such folder per source. Prints the classification report;
     progress goes to stderr.
     """
-    recipe = find_recipe(recipe_name)
-    if epochs:
-        recipe = recipe.with_epochs(epochs)
-    scans = _check_given(recipe, folder, data, out, teachers=teachers, cv=cv)
-    _check_options(
-        recipe,
-        teachers=teachers,
-        cv=cv,
-        only=only,
-        excluded=excluded,
-        split=split,
-        groups=groups,
-        numbered=out is None,
-        overwrite=overwrite,
-    )
-    chosen = {
-        "seed": seed,
-        "backbone_weights": backbone_weights,
-        "positive": positive,
-        "excluded": excluded,
-        "groups": groups,
-        "overwrite": overwrite,
-        "resume": resume,
-        "say": _say,
-    }
-    if cv is not None:
-        assert out is not None  # noqa: S101 (_check_given requires it with --cv)
-        return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen | {"only": only})
-    return _train(scans, out, recipe, name, chosen | {"teachers": teachers, "split": split})
+    options = _Options(**given)
+    recipe = find_recipe(options.recipe_name)
+    if options.epochs:
+        recipe = recipe.with_epochs(options.epochs)
+    scans = _find_data(options, recipe)
+    _check_options(options, recipe)
+    if options.cv is not None:
+        return _cross_validate(scans, recipe, options)
+    return _train(scans, recipe, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of the command, as click passes them."""
+
+    folder: Path | None
+    data: Path | None
+    out: Path | None
+    recipe_name: str
+    backbone_weights: str
+    teachers: tuple[str, ...]
+    positive: str | None
+    seed: int
+    epochs: int | None
+    name: str | None
+    cv: str | None
+    only: int | None
+    excluded: tuple[str, ...]
+    split: str | None
+    groups: Path | None
+    resume: bool
+    overwrite: bool
+
+    def common(self) -> dict[str, Any]:
+        """Return the arguments that a training and a cross-validation have in common."""
+        names = ("seed", "backbone_weights", "positive", "excluded", "groups", "overwrite", "resume")
+        return {name: getattr(self, name) for name in names} | {"say": _say}
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, chosen: dict[str, Any]) -> int:
-    """Train a bundle at ``out``, or in ``runs/`` if it is None; print its metrics and the next command."""
+def _train(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
+    """Train a bundle at ``--out`` or in ``runs/``; print its metrics and the next command."""
     from mri_edge.authoring.runs import as_typed, remember_data
     from mri_edge.authoring.writer import check_target
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.train.loops.checkpoint import claimed, claimed_run
 
     claim: AbstractContextManager[Path]
+    out = options.out
     if out is None:
-        claim = claimed_run(recipe.run_name, resume=chosen["resume"])
+        claim = claimed_run(recipe.run_name, resume=options.resume)
     else:
-        check_target(out, overwrite=chosen["overwrite"])
+        check_target(out, overwrite=options.overwrite)
         claim = claimed(out)
     with claim as place:
         if out is None:
@@ -217,7 +209,10 @@ def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, 
             load_keras("train")
             from mri_edge.train.pipeline import train_bundle
 
-            return train_bundle(scans, place, recipe, name=name or place.absolute().name, **chosen)
+            name = options.name or place.absolute().name
+            return train_bundle(
+                scans, place, recipe, name=name, teachers=options.teachers, split=options.split, **options.common()
+            )
 
         trained = _until_interrupted(run, place)
     if trained is None:
@@ -236,9 +231,13 @@ def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, 
     return 0
 
 
-def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | None, chosen: dict[str, Any]) -> int:
-    """Cross-validate a recipe into ``out``, and print the main figures."""
+def _cross_validate(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
+    """Cross-validate a recipe into ``--out``, and print the main figures."""
     import json
+
+    out = options.out
+    assert out is not None and options.cv is not None  # noqa: PT018, S101 (for the type checker)
+    folds = None if options.cv == "sources" else int(options.cv)
 
     def run() -> dict[str, Any]:
         from mri_edge.authoring.quiet import load_keras
@@ -246,7 +245,7 @@ def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | Non
         load_keras("train")
         from mri_edge.train.crossval import cross_validate
 
-        return cross_validate(scans, out, recipe, folds=folds, **chosen)
+        return cross_validate(scans, out, recipe, folds=folds, only=options.only, **options.common())
 
     if recipe.needs_teacher:  # always continues with the answers in --out
         figures = _until_interrupted(run, None)
@@ -303,16 +302,9 @@ def _report_of(place: Path) -> Path:
     return report if report.is_file() else place / CARD
 
 
-def _check_given(
-    recipe: RecipeSpec,
-    folder: Path | None,
-    data: Path | None,
-    out: Path | None,
-    *,
-    teachers: tuple[str, ...],
-    cv: str | None,
-) -> Path:
+def _find_data(options: _Options, recipe: RecipeSpec) -> Path:
     """Return the data folder. Raises UsageError that lists everything missing and shows a complete command."""
+    folder, data, out, cv = options.folder, options.data, options.out, options.cv
     if folder is not None and data is not None and folder != data:
         raise UsageError(f"two data folders given: {folder}, and {data} with --data", "Give only one")
     scans = folder or data
@@ -322,9 +314,9 @@ def _check_given(
     if recipe.name != DEFAULT_RECIPE:
         example.append(f"--recipe {recipe.name}")
     if recipe.needs_teacher and cv is None:
-        if not teachers:
+        if not options.teachers:
             missing.append("--teacher BUNDLE, from which the small network learns")
-        example.append(f"--teacher {teachers[0] if teachers else 'vgg16'}")
+        example.append(f"--teacher {options.teachers[0] if options.teachers else 'vgg16'}")
     if cv is not None:
         if out is None:
             missing.append("--out DIR, the folder for the figures of --cv")
@@ -334,34 +326,24 @@ def _check_given(
     return scans
 
 
-def _check_options(
-    recipe: RecipeSpec,
-    *,
-    teachers: tuple[str, ...],
-    cv: str | None,
-    only: int | None,
-    excluded: tuple[str, ...],
-    split: str | None,
-    groups: Path | None,
-    numbered: bool,
-    overwrite: bool,
-) -> None:
+def _check_options(options: _Options, recipe: RecipeSpec) -> None:
     """Raise UsageError for options that do not apply to the recipe or to a cross-validation."""
+    cv, split = options.cv, options.split
     if cv is not None and cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
         raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv!r}")
-    if teachers and (not recipe.needs_teacher or cv is not None):
+    if options.teachers and (not recipe.needs_teacher or cv is not None):
         raise UsageError(
             "--teacher BUNDLE applies only to --recipe small without --cv, which trains its own teachers",
             "mri-edge train scans/ --recipe small --teacher vgg16",
         )
     if recipe.needs_teacher:
         # Do not silently train on an image that the user wants to exclude.
-        unsupported = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
+        unsupported = {"--exclude": options.excluded, "--groups": options.groups, "--split": split}
         for option in (name for name, given in unsupported.items() if given):
             raise UsageError(
                 f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
             )
-    if only is not None and not (cv is not None and recipe.needs_teacher):
+    if options.only is not None and not (cv is not None and recipe.needs_teacher):
         raise UsageError("--fold applies only to --recipe small with --cv FOLDS", "Omit --fold")
     if cv is not None and split is not None:
         raise UsageError("--cv tests every image in turn, so --split has no meaning", "Omit --split")
@@ -370,7 +352,7 @@ def _check_options(
             f"recipe {recipe.name!r} keeps near-duplicates of test images out of training, as a {split} split does not",
             "Omit --split, or use --split grouped",
         )
-    if numbered and overwrite:
+    if options.out is None and options.overwrite:
         raise UsageError(
             "--overwrite replaces the bundle at --out, and without --out a new folder in runs/ is used",
             "Give --out, or omit --overwrite",
