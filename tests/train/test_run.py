@@ -64,7 +64,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(folders, weights
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
+    assert not (tmp_path / "broken").exists(), "the training ended before it was killed"
     assert 1 <= len(unfinished.facts_in(checkpoint)) < epochs
     subprocess.run(command(folders, tmp_path / "broken", weights_file, epochs, "resume"), check=True, timeout=300)
 
@@ -119,7 +119,7 @@ def test_bundle_of_a_training_is_complete(trained, small_recipe):
     assert manifest.preprocessing == small_recipe.preprocessing
     assert manifest.labels == ("no tumour", "tumour")
     assert "with and without a visible tumour" in manifest.intended_use
-    assert "public" not in (bundle.folder / "MODEL_CARD.md").read_text(), "nobody said so of these data"
+    assert "public" not in (bundle.folder / "MODEL_CARD.md").read_text(), "these data are not known to be public"
     assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
     measured = json.loads((bundle.folder / "metrics.json").read_text())
     assert len(measured["history"]) == small_recipe.schedule.epochs
@@ -155,7 +155,7 @@ def test_report_is_self_contained(trained):
     assert {"confusion-matrix.png", "roc.png", "accuracy.png", "loss.png", "model.png"} <= set(pictures)
     assert page.count("data:image/png;base64,") == len(pictures)
     assert "http" not in page
-    assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
+    assert "reference" not in page.replace("recipe reference", ""), "these are not the images of the reference"
 
 
 def test_reference_figures_are_shown_only_for_its_data_and_split(folders, small_recipe, monkeypatch):

@@ -154,7 +154,7 @@ def test_specificity_equals_the_roc_curve_and_a_model_equals_itself():
         assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
         assert worse[figure]["high"] < 0
         for bound in ("value", "low", "high"):
-            assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "a copy of each image adds nothing"
+            assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "copies add no evidence"
     assert set(
         crossval_figures.student_minus_teacher(
             is_positive[is_positive], one.of(is_positive), chance.of(is_positive), group[is_positive]

@@ -15,7 +15,7 @@ from mri_edge.train.transforms.mri import CHANGES
 
 from .calibration import choose_threshold
 from .intervals import GROUP_BOOTSTRAP, auc, bootstrap, both_kinds, percentile
-from .metrics import measure_answers, weighted_auc, wilson_metric
+from .metrics import fraction_metric, measure_answers, weighted_auc, wilson_metric
 
 SENSITIVITY = 0.95  # where specificity is compared
 
@@ -81,8 +81,7 @@ def figures(
         )
     folder = np.array([data.scans[index].folder for index in chosen])
     found["right_by_folder"] = {
-        name: asdict(wilson_metric(int(right[folder == name].sum()), int((folder == name).sum())))
-        for name in np.unique(folder).tolist()
+        name: asdict(fraction_metric(right[folder == name])) for name in np.unique(folder).tolist()
     }
     source = data.source[chosen]
     masks = {name: source == name for name in np.unique(source).tolist()}
@@ -105,8 +104,8 @@ def stress_figures(parts: Sequence[Stress], is_positive: Flags) -> dict[str, Any
     return {
         change: {
             "auc": asdict(auc(truth, score.astype(np.float64))),
-            "sensitivity": asdict(wilson_metric(int(answer[truth].sum()), int(truth.sum()))),
-            "specificity": asdict(wilson_metric(int((~answer[~truth]).sum()), int((~truth).sum()))),
+            "sensitivity": asdict(fraction_metric(answer[truth])),
+            "specificity": asdict(fraction_metric(~answer[~truth])),
         }
         for change, score, answer in zip(("none", *CHANGES), positive, called, strict=True)
     }

@@ -32,6 +32,11 @@ def wilson_metric(hits: Count, total: Count) -> Metric:
     return Metric(interval.value, interval.low, interval.high, int(total), WILSON)
 
 
+def fraction_metric(hits: Flags) -> Metric:
+    """Return the fraction of True in bool (N,) with Wilson's interval."""
+    return wilson_metric(np.count_nonzero(hits), len(hits))
+
+
 def f1(hits: Count, wrong: Count) -> Metric:
     """Return F1 of ``hits`` true positives and ``wrong`` false positives and negatives, with a Wilson interval.
 
@@ -95,7 +100,7 @@ def measure_answers(
     figures = _figures(is_positive, score)
     values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
     resampled = bootstrap(figures, is_positive)
-    metrics = {"accuracy": wilson_metric(np.count_nonzero(chosen == truth), len(truth))}
+    metrics = {"accuracy": fraction_metric(chosen == truth)}
     if both_kinds(is_positive):
         metrics["auc"] = auc(is_positive, score, group)
     fractions = {
@@ -126,8 +131,7 @@ def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> 
     found = []
     for name in np.unique(names).tolist():
         inside = names == name
-        part = wilson_metric(np.count_nonzero(right[inside]), np.count_nonzero(inside))
-        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(part)})
+        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(fraction_metric(right[inside]))})
     return found
 
 
@@ -137,7 +141,7 @@ def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
     points = []
     for number in np.unique(found):
         inside = found == number
-        part = wilson_metric(np.count_nonzero(positive[inside]), np.count_nonzero(inside))
+        part = fraction_metric(positive[inside])
         points.append(
             {
                 "probability": float(score[inside].mean()),

@@ -26,7 +26,6 @@ from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import atomic_write, fingerprint
 from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.calibration import scale_probabilities
-from mri_edge.train.evaluation.keras_engine import open_classifier
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import Distillation
 
@@ -65,6 +64,8 @@ class BundleTeacher:
         BundleError, EngineError
             A bundle cannot run on this machine.
         """
+        from mri_edge.train.evaluation.keras_engine import open_classifier  # only a teacher needs the engines
+
         size = (preprocessing.height, preprocessing.width)
         for bundle in bundles:
             manifest = bundle.manifest
