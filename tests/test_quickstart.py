@@ -48,10 +48,11 @@ def workspace(tmp_path: Path) -> Path:
 def weights_options(request: pytest.FixtureRequest) -> list[str]:
     """Options of ``train`` for random weights from a file, if ImageNet weights are neither cached nor reachable."""
     from mri_edge.errors import WeightsError
-    from mri_edge.train.models import weights
+    from mri_edge.train.models.weight_files import KERNEL_SHAPES
+    from mri_edge.train.models.weights import load_weights
 
     try:
-        weights.load_weights("auto")
+        load_weights("auto")
     except WeightsError:
         rng = np.random.default_rng(6)
         layers = {
@@ -59,7 +60,7 @@ def weights_options(request: pytest.FixtureRequest) -> list[str]:
                 "kernel": (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32),
                 "bias": np.zeros(shape[3], np.float32),
             }
-            for index, shape in enumerate(weights.KERNEL_SHAPES)
+            for index, shape in enumerate(KERNEL_SHAPES)
         }
         import pickle
 
@@ -106,7 +107,7 @@ def test_quickstart_works_in_an_empty_folder(workspace: Path, weights_options: l
     assert "epoch   1/1  loss" in results["train"].stderr
     assert "exporting runs/vgg16, trained last" in results["export"].stderr
     assert "scoring runs/vgg16, trained last" in results["evaluate"].stderr
-    assert f"with the data of its training, {workspace / 'scans'}" in results["evaluate"].stderr
+    assert f"scoring on its training folder, {workspace / 'scans'}" in results["evaluate"].stderr
     assert "vgg16" in results["predict"].stdout
     assert "8 images" in results["evaluate"].stdout
 

@@ -59,7 +59,8 @@ def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callab
     """Yield each damaged file, and the function that opens it."""
     rng = np.random.default_rng(7)
     if kind.startswith("backbone"):
-        from mri_edge.train.models.weights import KERNEL_SHAPES, load_weights
+        from mri_edge.train.models.weight_files import KERNEL_SHAPES
+        from mri_edge.train.models.weights import load_weights
 
         arrays = [(np.zeros(shape, np.float32), np.zeros(shape[3], np.float32)) for shape in KERNEL_SHAPES]
         path = folder / "sound"
