@@ -15,8 +15,7 @@ import click
 from mri_edge.commands.output import table
 from mri_edge.errors import UsageError
 
-from .formats import QUANTIZE, format_names
-from .options import check_from_options, choose_formats, parse_labels, parse_preprocessing, positive_index
+from .formats import QUANTIZE, check_format, format_names
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     _Run = Callable[[Settings, Callable[[str], None]], list[Result]]
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
-_PAGE = "report/parity.html"
+_DEFAULT_FORMATS = ("onnx", "tflite")
 _HEADER = ("artifact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
@@ -52,6 +51,11 @@ and nothing is written.
 """
 
 
+def _split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """The parts of a list separated by commas, without empty ones."""
+    return None if text is None else tuple(part for part in map(str.strip, text.split(",")) if part)
+
+
 @click.command(epilog=EPILOG)
 @click.argument("position", metavar="[BUNDLE]", required=False, type=click.Path())
 @click.option("--model", type=click.Path(), metavar="BUNDLE", help="The same as BUNDLE.  [default: the last in runs/]")
@@ -60,7 +64,12 @@ and nothing is written.
     type=click.Path(path_type=Path),
     help="The folder that training used.  [default: the one it recorded on this machine]",
 )
-@click.option("--formats", metavar="LIST", help="Formats to make, separated by commas (default: onnx,tflite).")
+@click.option(
+    "--formats",
+    metavar="LIST",
+    callback=_split,
+    help=f"Formats to make, separated by commas (default: {','.join(_DEFAULT_FORMATS)}).",
+)
 @click.option("--quantize", is_flag=True, help=f"Short for {','.join(QUANTIZE)}.")
 @click.option("--all", "every", is_flag=True, help="Every format.")
 @click.option(
@@ -100,7 +109,12 @@ and nothing is written.
     metavar="MODEL",
     help="A .keras or .h5 file or SavedModel made elsewhere; BUNDLE is the new bundle for it.",
 )
-@click.option("--labels", metavar="LIST", help="With --from: the model's labels in order, which are folders in --data.")
+@click.option(
+    "--labels",
+    metavar="LIST",
+    callback=_split,
+    help="With --from: the model's labels in order, which are folders in --data.",
+)
 @click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not make it clear.")
 @click.option(
     "--preprocessing",
@@ -112,11 +126,11 @@ def export(
     position: str | None,
     model: str | None,
     data: Path | None,
-    formats: str | None,
+    formats: tuple[str, ...] | None,
     quantize: bool,
     every: bool,
     external: Path | None,
-    labels: str | None,
+    labels: tuple[str, ...] | None,
     positive: str | None,
     preprocessing: str | None,
     overwrite: bool,
@@ -134,10 +148,12 @@ def export(
     from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data
     from mri_edge.bundles.bundle import Bundle
 
-    names = choose_formats(formats, quantize, every)
+    names = _choose_formats(formats, quantize, every)
     named = choose_bundle(position, model)
     if external is not None:
-        check_from_options(named, data, labels, preprocessing)
+        from .options import parse_description
+
+        described = parse_description(named, data, labels, positive, preprocessing)
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"
@@ -153,9 +169,7 @@ def export(
 
             return export_bundle(bundle, chosen, step=step)
     else:
-        folder, scans = Path(str(named)), Path(str(data))
-        labels_in_order, prepared = parse_labels(str(labels)), parse_preprocessing(str(preprocessing))
-        index = positive_index(labels_in_order, positive)
+        folder, scans = described.bundle, described.data
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .sources.external_model import export_external
@@ -163,9 +177,9 @@ def export(
             return export_external(
                 external,
                 folder,
-                labels_in_order,
-                index,
-                prepared,
+                described.labels,
+                described.positive,
+                described.preprocessing,
                 chosen,
                 overwrite=overwrite,
                 step=step,
@@ -187,10 +201,24 @@ def export(
     _print_results(results)
     if refused:
         raise refused
+    from .parity.document import PAGE
+
     remember_data(Bundle.open(folder.absolute()), scans)
-    _say(f"report: {folder / _PAGE}")
+    _say(f"report: {folder / PAGE}")
     _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(as_typed(folder))}")
     return 0
+
+
+def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool) -> tuple[str, ...]:
+    """Names of the formats to make. UsageError if a name is unknown, or two of the three options are given."""
+    if sum((listed is not None, quantize, every)) > 1:
+        raise UsageError("--formats, --quantize and --all exclude one another")
+    if every:
+        return format_names()
+    names = QUANTIZE if quantize else tuple(dict.fromkeys(listed or _DEFAULT_FORMATS))
+    for name in names:
+        check_format(name)
+    return names
 
 
 def _bundle_to_export(named: str | None) -> Bundle:
@@ -203,8 +231,8 @@ def _bundle_to_export(named: str | None) -> Bundle:
     BundleError
         It cannot be opened.
     """
-    from mri_edge.authoring.keras_file import KERAS
     from mri_edge.authoring.runs import RUNS, last_trained
+    from mri_edge.authoring.writer import KERAS
     from mri_edge.bundles.bundle import Bundle
 
     if named is None:
@@ -260,7 +288,7 @@ def _run_quietly(
 
 def _print_results(results: list[Result]) -> None:
     """Print a table with a row for each artifact; then the reasons of the verdicts."""
-    from mri_edge.authoring.figures import with_interval
+    from mri_edge.authoring.intervals import with_interval
 
     rows = [_HEADER]
     for result in results:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.figures import with_interval
-from mri_edge.authoring.keras_file import KERAS
+from mri_edge.authoring.intervals import with_interval
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
-from mri_edge.authoring.writer import BundleWriter, rewrite_bundle
+from mri_edge.authoring.writer import KERAS, BundleWriter, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.bundles.split import SPLIT, Split
@@ -23,8 +22,8 @@ from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 
 from .calibration.calibrator import choose_calibration
-from .calibration.histogram import Method
 from .calibration.images import digest, read_resized
+from .calibration.observation import Method
 from .formats import Conversion, Format, find_format
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity

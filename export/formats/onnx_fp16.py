@@ -8,7 +8,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.calibration.calibrator import Calibrator, Observation
+from mri_edge.export.calibration.calibrator import Calibrator
+from mri_edge.export.calibration.observation import Observation
 from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.convert import OPSET, constants, finalize
 from mri_edge.export.onnx.quantize import observer

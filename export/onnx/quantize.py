@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mri_edge.device.cpu import available_cpus
-from mri_edge.export.calibration.bias_correction import mean_rounding_error
-from mri_edge.export.calibration.calibrator import Calibrator, Observation, Observer, Recipe
-from mri_edge.export.calibration.histogram import Method, Range
-from mri_edge.export.calibration.search import build_best
+from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
+from mri_edge.export.calibration.observation import Method, Observation, Range, mean_rounding_error
 from mri_edge.export.sources.device_graph import INPUT
 
 from .convert import constants, consumers, finalize, set_constant
@@ -50,7 +48,7 @@ def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str
             return quantize_with(model, observed, recipe.method, [first(model), *head(model)])
         return quantize_with(with_channel, observed, recipe.method, head(model))
 
-    return build_best(calibrator, build, model.SerializeToString(), ".onnx")
+    return calibrator.build_best(build, model.SerializeToString(), ".onnx")
 
 
 def quantize_with(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from mri_edge.authoring.intervals import Interval, wilson_interval
@@ -16,8 +18,8 @@ from mri_edge.bundles.manifest import Manifest, Parity
 from mri_edge.inference.prediction import decide
 
 from .gate import DEFAULT_GATES, Gate, Verdict, judge
-from .significance import mcnemar, paired_change
 
+Flags = NDArray[np.bool_]
 Probabilities = NDArray[np.float32]
 
 # Log-odds of probabilities closer to 0 or 1 than this are dominated by rounding.
@@ -171,6 +173,42 @@ def compare(
     return replace(comparison, verdict=verdict, reasons=reasons, first_difference=_first_difference(comparison))
 
 
+def mcnemar(first: Flags, second: Flags) -> float:
+    """Two-sided exact p-value for equal error rates on the same images (Q. McNemar, Psychometrika 12, 1947).
+
+    ``first`` and ``second`` hold for each image whether that classifier was right.
+    """
+    lost, gained = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def paired_change(before: Flags, after: Flags) -> Interval:
+    """Change of a proportion between two classifiers on the same images, with Newcombe's interval.
+
+    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based
+    on paired data", Statistics in Medicine 17, 1998, method 10.
+    """
+    total = len(before)
+    first, second = wilson_interval(int(before.sum()), total), wilson_interval(int(after.sum()), total)
+    both, neither = int(np.sum(before & after)), int(np.sum(~before & ~after))
+    lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    cross: float = both * neither - lost * gained
+    if cross >= 0:  # continuity correction
+        cross = max(0.0, cross - total / 2)
+    correlation = cross / math.sqrt(margins) if margins else 0.0
+    change = second.value - first.value
+
+    def half_width(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b))
+
+    return Interval(
+        change,
+        change - half_width(second.value - second.low, first.high - first.value),
+        change + half_width(second.high - second.value, first.value - first.low),
+    )
+
+
 def _compare_with_teacher(
     teacher: TeacherAnswers, answer: Probabilities, y_pred: NDArray[np.intp], y_true: NDArray[np.intp]
 ) -> AgainstTeacher:
@@ -199,14 +237,14 @@ def _log_odds(probabilities: Probabilities) -> NDArray[np.float64]:
     return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
-def _change(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Change:
+def _change(before: Flags, after: Flags) -> Change:
     if len(before) == 0:
         return Change()
     paired = paired_change(before, after)
     return Change(float(before.mean()), float(after.mean()), paired.value, paired.low, paired.high)
 
 
-def _auc_change(is_positive: NDArray[np.bool_], before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
+def _auc_change(is_positive: Flags, before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
     # NaN cannot be ranked; the gate refuses it.
     if is_positive.all() or not is_positive.any() or not np.isfinite([before, after]).all():
         return Change()

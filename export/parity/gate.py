@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from mri_edge.bundles.manifest import Precision
+from scipy import stats
 
-from .significance import exact_bounds, images_needed
+from mri_edge.authoring.intervals import CONFIDENCE
+from mri_edge.bundles.manifest import Precision
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -73,3 +75,18 @@ def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, .
     if failed:
         return "not met", tuple(failed)
     return ("undecided", tuple(undecided)) if undecided else ("met", ())
+
+
+def exact_bounds(successes: int, total: int) -> tuple[float, float]:
+    """Lower and upper one-sided exact 95% bounds of a proportion.
+
+    C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits", Biometrika 26, 1934.
+    """
+    lower = stats.binomtest(successes, total, alternative="greater").proportion_ci(CONFIDENCE, method="exact").low
+    upper = stats.binomtest(successes, total, alternative="less").proportion_ci(CONFIDENCE, method="exact").high
+    return float(lower), float(upper)
+
+
+def images_needed(rate: float) -> int:
+    """Number of images without an event that shows, with 95% confidence, that its rate is at most ``rate``."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - rate))

@@ -4,6 +4,11 @@ If the network starts with a convolution, channel order, scale and deviation are
 and the mean becomes a subtraction before it. The mean cannot be folded: a convolution pads its *input*
 with zeros, and a bias in place of the mean would also be added at the borders, where the padding has no
 mean. Otherwise the same steps become operations of the graph.
+
+Two steps use private APIs of TensorFlow 2.21 and Keras 3.15.1, because no public one does the same. To freeze the
+graph, TensorFlow's public function needs a session of TensorFlow 1, and tf2onnx's ``convert.from_function`` gives nodes
+other names, which would change every ONNX file. To find the layer that reads the pixels, ``Layer.input`` names only the
+first use of a layer, and ``Model.layers`` does not say which layer reads which tensor.
 """
 
 from __future__ import annotations
@@ -13,14 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from mri_edge.errors import ConversionError
 from mri_edge.scans.preprocessing import Preprocessing
-
-from .internals import first_convolution, freeze
 
 INPUT = "pixels"
 OUTPUT = "probabilities"
@@ -67,7 +72,25 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
             return tf.identity(answer, name=OUTPUT)
 
         traced = tf.function(probabilities).get_concrete_function(tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT))
-        return DeviceGraph(freeze(traced), *size, classes)
+        return DeviceGraph(convert_variables_to_constants_v2(traced), *size, classes)
+
+
+def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
+    """The only layer that reads the model's input, also inside nested models, if it is a plain convolution.
+
+    None if several layers read the input, or if the layer is used twice, grouped or not a ``Conv2D``, because
+    factors of the input can be folded only into the kernel of a plain convolution.
+    """
+    while isinstance(model, keras.Model) and len(model.inputs or ()) == 1:
+        # A Sequential keeps its graph in an inner Functional model; the nodes in its layers may be outdated.
+        depths = getattr(model, "_functional", model)._nodes_by_depth
+        nodes = [node for depth in depths.values() for node in depth]
+        users = [node for node in nodes if any(tensor is model.inputs[0] for tensor in node.input_tensors)]
+        if len(users) != 1 or sum(node.operation is users[0].operation for node in nodes) != 1:
+            return None
+        model = users[0].operation
+    plain = type(model) is keras.layers.Conv2D and model.groups == 1 and model.data_format == "channels_last"
+    return model if plain else None
 
 
 def _check_classifier(model: Any, size: tuple[int, int]) -> int:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mri_edge.authoring.keras_file import KERAS, keras_artifact
 from mri_edge.authoring.keras_models.loading import ARCHIVE, check_kind
 from mri_edge.authoring.provenance import current_provenance
-from mri_edge.authoring.writer import check_target, new_bundle
+from mri_edge.authoring.writer import KERAS, check_target, new_bundle
 from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.errors import ConversionError, DataError, OutputError, first_line
@@ -86,7 +85,7 @@ def export_external(
                 writer.path(KERAS).write_bytes(content)
             else:
                 model.save(writer.path(KERAS))
-            writer.add_artifact(keras_artifact(preprocessing, len(labels)))
+            writer.add_keras_model()
         writer.add_document(SPLIT, split.to_json())
         return add_artifacts(writer, Source(model, manifest, split, origin), settings, step)
 

@@ -9,8 +9,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.keras_file import one_column_a_class
-from mri_edge.authoring.keras_models.loading import open_model
+from mri_edge.authoring.keras_models.loading import one_column_a_class, open_model
 from mri_edge.errors import ConversionError
 from mri_edge.scans.preprocessing import Preprocessing
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mri_edge.authoring.intervals import Interval, wilson_interval
 from mri_edge.export.calibration.images import draw, read_batches
-from mri_edge.export.parity.significance import Flags, mcnemar
+from mri_edge.export.parity.comparison import Flags, mcnemar
 from mri_edge.scans.preprocessing import Preprocessing
 
 from .keras_model import answers

@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from mri_edge.authoring.keras_models.bounds import UnsafeModelError, check_unpacked
+from mri_edge.authoring.keras_models.containers import UnsafeModelError, check_unpacked
 from mri_edge.errors import BundleError, ConversionError, first_line
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 

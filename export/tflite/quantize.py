@@ -19,12 +19,10 @@ from tensorflow.lite.python.convert import mlir_quantize
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import ConversionError, first_line
-from mri_edge.export.calibration.bias_correction import mean_rounding_error
-from mri_edge.export.calibration.calibrator import Calibrator, Observation, Observer, Recipe
-from mri_edge.export.calibration.histogram import Method, Range
-from mri_edge.export.calibration.search import build_best
+from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
+from mri_edge.export.calibration.observation import Method, Observation, Range, mean_rounding_error
 
-from .flatbuffer import (
+from .convert import (
     BuiltinOperator,
     constant,
     float_activations,
@@ -52,7 +50,7 @@ def quantize(content: bytes, calibrator: Calibrator) -> tuple[bytes, dict[str, A
         keep = [*head(content), *(first(content) if recipe.first_in_float else ())]
         return quantize_with(content, observed, recipe.method, keep)
 
-    return build_best(calibrator, build, content, ".tflite")
+    return calibrator.build_best(build, content, ".tflite")
 
 
 def quantize_with(

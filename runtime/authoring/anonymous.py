@@ -20,8 +20,8 @@ from mri_edge.errors import BundleError, ManifestError
 from mri_edge.inference.replay import is_golden
 from mri_edge.scans.readers import suffixes
 
-from .keras_file import KERAS
 from .provenance import replace_paths
+from .writer import KERAS
 
 _TEXT_SUFFIXES = (".json", ".md", ".html", ".txt", ".csv")
 _IMAGE_NAME = re.compile(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .figures import with_interval
+from .intervals import with_interval
 
 _SHARED = Path(__file__).with_name("templates")
 

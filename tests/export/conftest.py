@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artifact, Manifest, TensorSpec
+from mri_edge.bundles.manifest import Manifest
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
@@ -95,20 +95,9 @@ def model(pictures: Path, split: Split):
 def trained(model, split: Split, tiny_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle as training leaves it: model.keras, split.json, manifest."""
     folder = tmp_path_factory.mktemp("trained") / "bundle"
-    shape = (None, SIZE, SIZE, 3)
     with new_bundle(folder, dataclasses.replace(tiny_manifest, preprocessing=IMAGENET)) as writer:
         model.save(writer.path("model.keras"))
-        writer.add_artifact(
-            Artifact(
-                file="model.keras",
-                format="keras",
-                precision="float32",
-                size_bytes=0,
-                sha256="",
-                input=TensorSpec("image", "float32", shape),
-                output=TensorSpec("probabilities", "float32", (None, 2)),
-            )
-        )
+        writer.add_keras_model()
         writer.add_document(SPLIT, split.to_json())
     return folder
 

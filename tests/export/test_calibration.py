@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from mri_edge.errors import DataError
-from mri_edge.export.calibration import search
+from mri_edge.export.calibration import calibrator as calibration
 from mri_edge.export.calibration.calibrator import SEARCHED, Calibrator
-from mri_edge.export.calibration.histogram import BINS, Histogram
 from mri_edge.export.calibration.images import (
     digest,
     draw,
@@ -23,6 +22,7 @@ from mri_edge.export.calibration.images import (
     record,
     refuse_test_images,
 )
+from mri_edge.export.calibration.observation import BINS, Histogram
 from mri_edge.scans.preprocessing import Preprocessing
 
 SMALL = Preprocessing(16, 16)
@@ -139,11 +139,12 @@ def test_a_candidate_that_answers_nan_does_not_win_a_search(pictures, monkeypatc
     def answers(content, suffix, batches):
         return np.full((1, 2), {b"first": np.nan, b"reference": 0.5}.get(content, 0.6))
 
-    monkeypatch.setattr(search, "_probabilities", answers)
+    def build(recipe):
+        return (b"first" if recipe == SEARCHED[0] else b"other"), {}
+
+    monkeypatch.setattr(calibration, "_probabilities", answers)
     picture = next(path for path, _ in pictures_in(pictures))
     calibrator = Calibrator((picture,), SMALL, record([picture], "search", 0), held_out=(picture,))
-    content, facts = search.build_best(
-        calibrator, lambda recipe: (b"first" if recipe == SEARCHED[0] else b"other", {}), b"reference", ".onnx"
-    )
+    content, facts = calibrator.build_best(build, b"reference", ".onnx")
     assert content == b"other"
     assert [candidate["mean_difference"] for candidate in facts["search"]["tried"]][:2] == [None, pytest.approx(0.1)]

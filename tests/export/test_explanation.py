@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mri_edge import Bundle
 from mri_edge.errors import ConversionError
-from mri_edge.export.calibration.calibrator import Observation
+from mri_edge.export.calibration.observation import Observation
 from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.explanation import with_explanation
 from mri_edge.export.onnx.quantize import activations, head, observer, quantize_with

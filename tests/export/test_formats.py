@@ -112,7 +112,7 @@ def test_int8_onnx_reads_pixels_as_integers(exported):
 
 
 def test_int8_tflite_is_integers_up_to_the_head(exported):
-    from mri_edge.export.tflite.flatbuffer import BuiltinOperator, read
+    from mri_edge.export.tflite.convert import BuiltinOperator, read
 
     model = read((exported.folder / "model.int8.tflite").read_bytes())
     [subgraph] = model.subgraphs

@@ -10,9 +10,8 @@ import pytest
 
 from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.authoring.teacher import TeacherAnswers
-from mri_edge.export.parity.comparison import ReferenceImages, compare
-from mri_edge.export.parity.gate import DEFAULT_GATES, Gate
-from mri_edge.export.parity.significance import exact_bounds, images_needed, mcnemar, paired_change
+from mri_edge.export.parity.comparison import ReferenceImages, compare, mcnemar, paired_change
+from mri_edge.export.parity.gate import DEFAULT_GATES, Gate, exact_bounds, images_needed
 
 
 def test_wilson_interval_is_its_formula():

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from mri_edge.authoring.teacher import TeacherAnswers
-from mri_edge.export.parity.comparison import ReferenceImages, compare
+from mri_edge.export.parity.comparison import ReferenceImages, compare, paired_change
 from mri_edge.export.parity.gate import DEFAULT_GATES
-from mri_edge.export.parity.significance import paired_change
 
 Z = 1.959964
 UNSURE = (0.55, 0.45)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from mri_edge.engines import open_engine
-from mri_edge.export.calibration.bias_correction import mean_rounding_error
-from mri_edge.export.calibration.calibrator import Calibrator, Observation
+from mri_edge.export.calibration.calibrator import Calibrator
 from mri_edge.export.calibration.images import record
+from mri_edge.export.calibration.observation import Observation, mean_rounding_error
 from mri_edge.scans.preprocessing import Preprocessing
 
 SIZE = 16

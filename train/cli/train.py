@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.intervals import with_interval
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import decide
 

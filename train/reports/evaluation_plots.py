@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.intervals import with_interval
 
 _BLUE, _GRAY, _RED = "#1f5fa8", "#9aa5b1", "#a51d24"
 _SIZE = (4.2, 4.2)  # inches

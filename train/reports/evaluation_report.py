@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.authoring.intervals import HEAD, with_interval
 from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
 

@@ -1,4 +1,7 @@
-"""Histogram of a tensor's values, of fixed size, and the range that each calibration method derives from it."""
+"""Collect what int8 needs to know of each tensor: its range, and the mean of each channel.
+
+Only a histogram of fixed size and the means are kept, so that memory does not grow with the number of images.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,54 @@ class Histogram:
     def _clip(self, low: float, high: float) -> Range:
         lowest, highest = self.minmax()
         return max(lowest, min(low, 0.0)), min(highest, max(high, 0.0))
+
+
+class Observation:
+    """The values of one tensor on the calibration images: their histogram, and the mean of each channel."""
+
+    def __init__(self, channel_axis: int) -> None:
+        self._axis = channel_axis
+        self._histogram = Histogram()
+        self._sum: NDArray[np.float64] | float = 0.0
+        self._count = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Add the tensor of one batch, (n, …)."""
+        self._histogram.add(values)
+        axis = self._axis % values.ndim
+        others = tuple(index for index in range(values.ndim) if index != axis)
+        self._sum = self._sum + values.sum(axis=others, dtype=np.float64)
+        self._count += values.size // values.shape[axis]
+
+    def range(self, method: Method) -> Range:
+        """Lowest and highest value to represent."""
+        return self._histogram.range(method)
+
+    @property
+    def channel_means(self) -> NDArray[np.float64]:
+        """Mean of each channel, float64 (channels,)."""
+        return np.asarray(self._sum) / self._count
+
+
+def mean_rounding_error(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
+    """Mean error of each output when ``kernel`` is rounded, float32 (outputs,): subtract it from the bias.
+
+    M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
+    section 4.2; here with measured means of the inputs. Padding is ignored.
+
+    Parameters
+    ----------
+    kernel
+        float32 (outputs, inputs, taps).
+    means
+        Mean of each input over the calibration images, (inputs,).
+    levels
+        Largest integer of a weight: 127 for 8 bits, 64 for 7. Scales are symmetric, one per output.
+    """
+    scale = np.abs(kernel).max(axis=(1, 2), keepdims=True) / levels
+    scale[scale == 0] = 1
+    error = (np.rint(kernel / scale) * scale - kernel).sum(axis=2, dtype=np.float64)
+    return np.asarray(error @ means, np.float32)
 
 
 def _divergence(magnitudes: NDArray[np.float64], size: int) -> float:
