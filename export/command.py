@@ -145,7 +145,7 @@ def export(
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
     before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
     """
-    from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data
+    from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data, remembered_data
     from mri_edge.bundles.bundle import Bundle
 
     names = _choose_formats(formats, quantize, every)
@@ -162,7 +162,9 @@ def export(
     run: _Run
     if external is None:
         bundle = _bundle_to_export(named)
-        folder, scans = bundle.folder, data or _remembered_data(bundle)
+        folder, scans = bundle.folder, data or remembered_data(bundle)
+        if data is None:
+            _say(f"with the data of its training, {scans}")
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .exporter import export as export_bundle
@@ -174,17 +176,7 @@ def export(
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .sources.external_model import export_external
 
-            return export_external(
-                external,
-                folder,
-                described.labels,
-                described.positive,
-                described.preprocessing,
-                chosen,
-                overwrite=overwrite,
-                step=step,
-                warn=warnings.append,
-            )
+            return export_external(external, described, chosen, overwrite=overwrite, step=step, warn=warnings.append)
 
     try:
         results, refused = _run_quietly(
@@ -253,14 +245,6 @@ def _bundle_to_export(named: str | None) -> Bundle:
         )
     bundle.require_folder()  # the artifacts are written into it
     return bundle
-
-
-def _remembered_data(bundle: Bundle) -> Path:
-    from mri_edge.authoring.runs import remembered_data
-
-    scans = remembered_data(bundle)
-    _say(f"with the data of its training, {scans}")
-    return scans
 
 
 def _say(text: str) -> None:

@@ -131,6 +131,7 @@ def add_artifacts(
 ) -> list[Result]:
     """Convert, compare, and add artifacts, ``parity.json`` and its page to a bundle that is being written."""
     preprocessing = source.manifest.preprocessing
+    graph = device_graph(source.model, preprocessing)
     formats = [find_format(name) for name in settings.formats]
     step("reading the images")
     located = source.split.locate(settings.data, "test")
@@ -146,7 +147,7 @@ def add_artifacts(
         calibrator = choose_calibration(source.split, preprocessing, settings, tests, step)
     step("running the Keras model")
     images = _reference_images(source, located, pixels, tensors)
-    conversion = Conversion(device_graph(source.model, preprocessing), source.manifest.positive, calibrator)
+    conversion = Conversion(graph, source.manifest.positive, calibrator)
     results: list[Result] = []
     pace = Pace()
     for target in formats:
@@ -167,15 +168,19 @@ def add_artifacts(
 
 
 def _read_split(bundle: Bundle) -> Split:
-    entry = next((document for document in bundle.manifest.documents if document.file == SPLIT), None)
-    if entry is None:
-        raise BundleError(f"{bundle.folder}: no {SPLIT} in it, so no image is known to be a test image")
-    return Split.from_json(bundle.read(entry), origin=str(bundle.folder / SPLIT))
+    content = _read_document(bundle, SPLIT)
+    if content is None:
+        raise BundleError(f"{bundle.folder}: contains no {SPLIT}, so the test images are not known")
+    return Split.from_json(content, origin=str(bundle.folder / SPLIT))
 
 
 def _read_teacher(bundle: Bundle) -> TeacherAnswers | None:
-    entry = next((document for document in bundle.manifest.documents if document.file == TEACHER), None)
-    return TeacherAnswers.from_json(bundle.read(entry), str(bundle.folder / TEACHER)) if entry else None
+    content = _read_document(bundle, TEACHER)
+    return TeacherAnswers.from_json(content, str(bundle.folder / TEACHER)) if content is not None else None
+
+
+def _read_document(bundle: Bundle, file: str) -> bytes | None:
+    return next((bundle.read(document) for document in bundle.manifest.documents if document.file == file), None)
 
 
 def _reference_images(

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Description:
-    """The bundle to make, the folder of pictures, and what the model file does not say about the model."""
+class ModelDescription:
+    """What a model file does not say: the labels in the order of the outputs, and the preprocessing.
+
+    ``bundle`` is the folder to make; ``data`` holds one folder of pictures for each label.
+    """
 
     bundle: Path
     data: Path
@@ -30,7 +33,7 @@ def parse_description(
     labels: tuple[str, ...] | None,
     positive: str | None,
     preprocessing: str | None,
-) -> Description:
+) -> ModelDescription:
     """Check and parse the values of the options.
 
     Raises
@@ -55,7 +58,7 @@ def parse_description(
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UsageError(f"--from needs at least two different --labels. Received: {','.join(labels)!r}")
     prepared = _parse_preprocessing(preprocessing)
-    return Description(Path(bundle), data, labels, positive_index(labels, positive), prepared)
+    return ModelDescription(Path(bundle), data, labels, positive_index(labels, positive), prepared)
 
 
 def positive_index(labels: tuple[str, ...], positive: str | None) -> int:

@@ -14,6 +14,8 @@ Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Range = tuple[float, float]
 
+PIXELS: Range = (0.0, 255.0)
+
 BINS = 2048  # on either side of zero, as TensorRT's entropy calibrator takes
 LEVELS = 128  # a candidate range is compared with its reduction to this many levels, as TensorRT does
 PERCENTILE = 99.99  # of all values; those beyond saturate

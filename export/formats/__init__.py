@@ -49,9 +49,9 @@ class Conversion:
     @cached_property
     def float_tflite(self) -> bytes:
         """The float32 TFLite file."""
-        from mri_edge.export.tflite.convert import float_model
+        from mri_edge.export.tflite.convert import to_tflite
 
-        return float_model(self.graph)
+        return to_tflite(self.graph)
 
     def calibration(self) -> Calibrator:
         """The calibrator; UsageError if this export has no calibration images."""
@@ -63,7 +63,6 @@ class Conversion:
 class Format(Protocol):
     """What each module in this folder defines."""
 
-    NAME: str
     FILE: str  # of the artifact
     FORMAT: str  # in the manifest
     PRECISION: Precision

@@ -8,7 +8,6 @@ from mri_edge.bundles.manifest import Precision
 from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.convert import OPSET
 
-NAME = "onnx"
 FILE = "model.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.convert import OPSET, constants, finalize
 from mri_edge.export.onnx.quantize import observer
 
-NAME = "onnx-fp16"
 FILE = "model.fp16.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "float16"
@@ -48,9 +48,7 @@ def to_float16(model: ModelProto, calibrator: Calibrator) -> tuple[ModelProto, l
         if value.dtype == np.float32 and np.abs(value).max(initial=0) > _LIMIT
     }
     kept = [node.name for node in model.graph.node if node.op_type == "Softmax" or _touches(node, large)]
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return finalize(convert_float_to_float16(copy, keep_io_types=True, node_block_list=kept)), kept
+    return finalize(convert_float_to_float16(deepcopy(model), keep_io_types=True, node_block_list=kept)), kept
 
 
 def _largest(observation: Observation) -> float:

@@ -9,7 +9,6 @@ from mri_edge.export.formats import Conversion
 from mri_edge.export.onnx.convert import OPSET
 from mri_edge.export.onnx.quantize import quantize
 
-NAME = "onnx-int8"
 FILE = "model.int8.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "int8"

@@ -7,7 +7,6 @@ from typing import Any
 from mri_edge.bundles.manifest import Precision
 from mri_edge.export.formats import Conversion
 
-NAME = "tflite"
 FILE = "model.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "float32"

@@ -8,7 +8,6 @@ from mri_edge.bundles.manifest import Precision
 from mri_edge.export.formats import Conversion
 from mri_edge.export.tflite.quantize import quantize
 
-NAME = "tflite-int8"
 FILE = "model.int8.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "int8"

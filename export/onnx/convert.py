@@ -45,14 +45,14 @@ def float_model(graph: DeviceGraph) -> ModelProto:
             "An operation of the model has no ONNX form; versions that work: pip install 'mri-edge[export]'",
         ) from error
     _rename_input_and_output(model)
-    model = fuse(model)
+    model = _fuse(model)
     _make_reshapes_constant(model)
     _transpose_pixels_first(model)
     _fold_flatten_order(model)
-    return finalize(fuse(model))
+    return finalize(_fuse(model))
 
 
-def fuse(model: ModelProto) -> ModelProto:
+def _fuse(model: ModelProto) -> ModelProto:
     """ONNX Runtime's basic optimization, offline: constants folded, batch norm and bias fused.
 
     Higher levels add operators and layouts that only one runtime or CPU knows.
@@ -118,7 +118,7 @@ def consumers(model: ModelProto, name: str) -> list[NodeProto]:
     return [node for node in model.graph.node if name in node.input]
 
 
-def rewire(model: ModelProto, old: str, new: str) -> None:
+def _rewire(model: ModelProto, old: str, new: str) -> None:
     """Make every node that reads ``old`` read ``new``."""
     for node in model.graph.node:
         for index, name in enumerate(node.input):
@@ -126,7 +126,7 @@ def rewire(model: ModelProto, old: str, new: str) -> None:
                 node.input[index] = new
 
 
-def permutation(node: NodeProto) -> tuple[int, ...] | None:
+def _permutation(node: NodeProto) -> tuple[int, ...] | None:
     """Axis order of a Transpose; None for another node."""
     if node.op_type != "Transpose":
         return None
@@ -136,13 +136,13 @@ def permutation(node: NodeProto) -> tuple[int, ...] | None:
 def _rename_input_and_output(model: ModelProto) -> None:
     """Give the graph's input and output the names of ``device_graph``."""
     [entry], [exit_] = model.graph.input, model.graph.output
-    rewire(model, entry.name, INPUT)
+    _rewire(model, entry.name, INPUT)
     entry.name = INPUT
     if exit_.name == OUTPUT:
         return
     for node in model.graph.node:
         node.output[:] = [OUTPUT if name == exit_.name else name for name in node.output]
-    rewire(model, exit_.name, OUTPUT)
+    _rewire(model, exit_.name, OUTPUT)
     exit_.name = OUTPUT
 
 
@@ -181,7 +181,7 @@ def _transpose_pixels_first(model: ModelProto) -> None:
         if len(readers) != 1:
             return
         [node] = readers
-        if permutation(node) == _TO_NCHW:
+        if _permutation(node) == _TO_NCHW:
             break
         arithmetic = node.op_type in ("Sub", "Mul", "Div") and values.get(node.input[1], np.empty(0)).shape in (
             (),
@@ -198,7 +198,7 @@ def _transpose_pixels_first(model: ModelProto) -> None:
             turned = f"{step.output[0]}/by_channel"
             set_constant(model, turned, values[step.input[1]].reshape(-1, 1, 1))
             step.input[1] = turned
-    rewire(model, node.output[0], name)
+    _rewire(model, node.output[0], name)
     node.input[0], steps[0].input[0] = INPUT, node.output[0]
     _sort(model)
 
@@ -224,7 +224,7 @@ def _fold_flatten_order(model: ModelProto) -> None:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.graph.value_info
     }
     values = constants(model)
-    for transpose in [node for node in model.graph.node if permutation(node) == _TO_NHWC]:
+    for transpose in [node for node in model.graph.node if _permutation(node) == _TO_NHWC]:
         reshape = _only_reader(model, transpose, "Reshape")
         dense = reshape and _only_reader(model, reshape, "MatMul", "Gemm")
         if (

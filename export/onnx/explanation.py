@@ -12,6 +12,7 @@ own: if its windows do not overlap, it only moves each gradient to one position 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,10 @@ def with_explanation(model: ModelProto, positive: int) -> ModelProto:
         Between the last feature map and the softmax is something other than pooling, flattening, dense
         layers and ReLU; or no feature map has several positions.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    _Explanation(copy).write(positive)
-    onnx.checker.check_model(copy, full_check=True)
-    return copy
+    explained = deepcopy(model)
+    _Explanation(explained).write(positive)
+    onnx.checker.check_model(explained, full_check=True)
+    return explained
 
 
 class _Explanation:

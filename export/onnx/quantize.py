@@ -12,6 +12,7 @@ the same numbers in another order of nodes, so files would change. Therefore ``Q
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
-from mri_edge.export.calibration.observation import Method, Observation, Range, mean_rounding_error
+from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
 from mri_edge.export.sources.device_graph import INPUT
 
 from .convert import constants, consumers, finalize, set_constant
@@ -32,7 +33,6 @@ QUANTIZED = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose"),
 )
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-PIXELS: Range = (0.0, 255.0)
 
 
 def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
@@ -64,9 +64,8 @@ def quantize_with(
     from onnxruntime.quantization.calibrate import TensorsData
 
     ranges = {name: observation.range(method) for name, observation in observed.items()}
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    _correct_biases(copy, observed, keep_float, levels=64 if weight_bits == 7 else 127)
+    corrected = deepcopy(model)
+    _correct_biases(corrected, observed, keep_float, levels=64 if weight_bits == 7 else 127)
     # The input of a ReLU gets the range of its output: saturation then does the work of the ReLU, which is removed.
     clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _is_explanation(node.name)]
     for node in reversed(clipped):  # a ReLU may read a ReLU
@@ -76,7 +75,7 @@ def quantize_with(
         ranges[cast.output[0]] = PIXELS
     bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     quantizer = QDQQuantizer(
-        copy,
+        corrected,
         per_channel=True,
         reduce_range=weight_bits == 7,
         weight_qType=QuantType.QInt8,
@@ -114,8 +113,7 @@ def observer(model: ModelProto) -> Observer:
     import onnxruntime
 
     names = activations(model)
-    exposed = ModelProto()
-    exposed.CopyFrom(model)
+    exposed = deepcopy(model)
     exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
@@ -178,30 +176,29 @@ def _move_mean_to_channel(model: ModelProto) -> ModelProto:
     The kernel of that channel adds what the subtraction would have. Zero padding applies to it as well, so
     the borders are exact.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    values = constants(copy)
-    cast = _find_cast(copy)
-    readers = consumers(copy, cast.output[0]) if cast else []
+    moved = deepcopy(model)
+    values = constants(moved)
+    cast = _find_cast(moved)
+    readers = consumers(moved, cast.output[0]) if cast else []
     if cast is None or [node.op_type for node in readers] != ["Sub"] or readers[0].input[1] not in values:
-        return copy
+        return moved
     [subtraction] = readers
-    readers = consumers(copy, subtraction.output[0])
+    readers = consumers(moved, subtraction.output[0])
     if [node.op_type for node in readers] != ["Conv"] or values[readers[0].input[1]].shape[1] != 3:
-        return copy
+        return moved
     [convolution] = readers
     kernel, mean = values[convolution.input[1]], values[subtraction.input[1]].reshape(1, 3, 1, 1)
     channel = -(kernel * mean).sum(axis=1, keepdims=True) / 255
-    set_constant(copy, convolution.input[1], np.concatenate([kernel, channel], axis=1).astype(np.float32))
-    set_constant(copy, "one_more_channel", np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
-    set_constant(copy, "full", np.array(255, np.uint8))
+    set_constant(moved, convolution.input[1], np.concatenate([kernel, channel], axis=1).astype(np.float32))
+    set_constant(moved, "one_more_channel", np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
+    set_constant(moved, "full", np.array(255, np.uint8))
     name = f"{cast.input[0]}/with_constant"
-    copy.graph.node.append(
+    moved.graph.node.append(
         helper.make_node("Pad", [cast.input[0], "one_more_channel", "full"], [name], name="constant_channel")
     )
     cast.input[0], convolution.input[0] = name, cast.output[0]
-    copy.graph.node.remove(subtraction)
-    return finalize(copy)
+    moved.graph.node.remove(subtraction)
+    return finalize(moved)
 
 
 def _find_cast(model: ModelProto) -> NodeProto | None:

@@ -56,7 +56,7 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
         The model has other inputs or outputs.
     """
     size = (preprocessing.height, preprocessing.width)
-    classes = _check_classifier(model, size)
+    classes = check_classifier(model, preprocessing)
     convolution = first_convolution(model)
     with _fold_preprocessing(convolution, preprocessing) as offset:
 
@@ -93,12 +93,13 @@ def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
     return model if plain else None
 
 
-def _check_classifier(model: Any, size: tuple[int, int]) -> int:
-    """Number of classes; ConversionError if the model does not classify one image at a time."""
-    if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != (*size, 3):
+def check_classifier(model: Any, preprocessing: Preprocessing) -> int:
+    """Return the number of classes. Raises ConversionError if a Keras model has other inputs or outputs."""
+    height, width = preprocessing.height, preprocessing.width
+    if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != (height, width, 3):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.inputs)
         raise ConversionError(
-            f"{model.name}: must take one input (N, {size[0]}, {size[1]}, 3), as its preprocessing says. "
+            f"{model.name}: must take one input (N, {height}, {width}, 3), as its preprocessing says. "
             f"Received: {shapes}"
         )
     if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or not model.outputs[0].shape[1]:

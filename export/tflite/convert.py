@@ -5,8 +5,7 @@ A file is edited as Python objects, by the schema that LiteRT ships.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flatbuffers
 import numpy as np
@@ -21,27 +20,26 @@ BuiltinOperator = schema.BuiltinOperator
 _FILE_IDENTIFIER = b"TFL3"
 
 
-def float_model(graph: DeviceGraph) -> bytes:
-    """The float32 TFLite file. Raises ConversionError for an operation that TFLite does not have."""
-    return finalize(convert(graph))
+def to_tflite(graph: DeviceGraph, weights: Literal["float32", "float16", "int8"] = "float32") -> bytes:
+    """Convert with TensorFlow's converter. Input and output get the names that ``device_graph`` gives them.
 
-
-def convert(graph: DeviceGraph, optimizations: Sequence[Any] = (), supported_types: Sequence[Any] = ()) -> bytes:
-    """Run TensorFlow's converter with its settings of the same names; only built-in TFLite operations are allowed."""
+    Raises
+    ------
+    ConversionError
+        TFLite has no built-in operation for an operation of the model.
+    """
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.function])
-    converter.optimizations = list(optimizations)
-    converter.target_spec.supported_types = list(supported_types)
+    if weights != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if weights == "float16":
+        converter.target_spec.supported_types = [tf.float16]
     try:
-        return bytes(converter.convert())
+        content = bytes(converter.convert())
     except Exception as error:  # ConverterError, ValueError or RuntimeError
         raise ConversionError(
             f"TensorFlow {tf.__version__} cannot convert this model to TFLite: {first_line(error)}",
             "An operation of the model has no TFLite form",
         ) from error
-
-
-def finalize(content: bytes) -> bytes:
-    """Make reshape targets constant, name input and output as ``device_graph`` does, and drop what is unused."""
     model = read(content)
     [subgraph] = model.subgraphs
     _make_reshapes_constant(model, subgraph)

@@ -20,7 +20,7 @@ from tensorflow.lite.python.convert import mlir_quantize
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import ConversionError, first_line
 from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
-from mri_edge.export.calibration.observation import Method, Observation, Range, mean_rounding_error
+from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
 
 from .convert import (
     BuiltinOperator,
@@ -34,7 +34,6 @@ from .convert import (
     write,
 )
 
-PIXELS: Range = (0.0, 255.0)
 _DENSE = (BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 _WEIGHTED = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 
