@@ -1,4 +1,4 @@
-"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artifact with its model."""
+"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artifact with Keras."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Pictures that set the int8 ranges, in place of training images. Test images are refused.",
+    help="Pictures that set the int8 ranges instead of training images. Test images are refused.",
 )
 @click.option(
     "--calibration-method",
@@ -94,7 +94,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     help="How many images are drawn, in proportion to the size of each class.",
 )
 @click.option("--search", is_flag=True, help="Try every method, and the first layer in float, on training images.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing the calibration images.")
 @click.option("--max-difference", type=click.FloatRange(0), help="Gate: largest |Δp| of every artifact.")
 @click.option("--mean-difference", type=click.FloatRange(0), help="Gate: mean |Δp| of every artifact.")
 @click.option(
@@ -115,7 +115,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     callback=_split,
     help="With --from: the model's labels in order, which are folders in --data.",
 )
-@click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not make it clear.")
+@click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not show it.")
 @click.option(
     "--preprocessing",
     metavar="JSON",
@@ -143,7 +143,7 @@ def export(
 
     Artifacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
-    before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
+    before it is added to BUNDLE. Without BUNDLE, the bundle in runs/ that was trained last is exported.
     """
     from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data, remembered_data
     from mri_edge.bundles.bundle import Bundle
@@ -214,12 +214,12 @@ def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool)
 
 
 def _bundle_to_export(named: str | None) -> Bundle:
-    """The bundle that was named; else the one in ``runs/`` that was trained last, which is printed.
+    """Open the named bundle or, without a name, the bundle in ``runs/`` that was trained last.
 
     Raises
     ------
     UsageError
-        There is none, or it has no Keras model to export.
+        There is none, or it contains no Keras model.
     BundleError
         It cannot be opened.
     """
@@ -254,7 +254,7 @@ def _say(text: str) -> None:
 def _run_quietly(
     run: _Run, formats: tuple[str, ...], bounds: tuple[float | None, ...], **settings: Any
 ) -> tuple[list[Result], ExportRefusedError | None]:
-    """Import TensorFlow and run with progress on stderr; the results, and the error if a gate was not met."""
+    """Import TensorFlow and run with progress on stderr. Returns the results, and an error if a gate was not met."""
     from mri_edge.authoring.quiet import load_keras, quiet, terminal
     from mri_edge.storage.staging import use_temporary_folder
 
@@ -271,7 +271,7 @@ def _run_quietly(
 
 
 def _print_results(results: list[Result]) -> None:
-    """Print a table with a row for each artifact; then the reasons of the verdicts."""
+    """Print a table with a row for each artifact, then the reasons of the verdicts."""
     from mri_edge.authoring.intervals import with_interval
 
     rows = [_HEADER]
@@ -297,7 +297,7 @@ def _print_results(results: list[Result]) -> None:
 
 @contextmanager
 def _progress(stream: TextIO) -> Iterator[Callable[[str], None]]:
-    """A function that shows the current step: a spinner on a terminal, else a line with the time."""
+    """Yield a function that shows the current step: with a spinner on a terminal, else on a line with the time."""
     from mri_edge.commands.progress import Bar, Pace, redraws
 
     if redraws(stream):

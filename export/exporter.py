@@ -1,9 +1,9 @@
-"""Export one model: convert it, run each artifact in its own engine, compare, judge, and write all or nothing."""
+"""Export a model: convert it, run each artifact in its engine, compare it with Keras, and write all or none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .calibration.observation import Method
 from .formats import Conversion, Format, find_format
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity
-from .parity.gate import DEFAULT_GATES, UNCHANGED, Gate
+from .parity.gate import DEFAULT_GATES, Gate
 from .sources.device_graph import device_graph
 from .sources.keras_model import answers, load
 
@@ -36,10 +36,10 @@ _BATCH = 16  # images that run through an engine at a time
 
 @dataclass(frozen=True)
 class Settings:
-    """Which formats to make, with which images, and how strictly to judge them.
+    """The formats to make, the images to use, and the limits of the gate.
 
-    ``calibration`` names a folder to use instead of the training images. ``search`` chooses the method and
-    the float layers on training images. A None in ``gate`` keeps the default bound of the format.
+    ``calibration`` is a folder to use instead of the training images. ``search`` chooses the method and
+    the float layers on training images. A None in ``gate`` keeps the default limit of the format.
     """
 
     formats: tuple[str, ...]
@@ -49,12 +49,12 @@ class Settings:
     calibration_images: int = 128
     search: bool = False
     seed: int = 0
-    gate: Gate = UNCHANGED
+    gate: Gate = field(default_factory=Gate)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The Keras model to export, its manifest, the split with the test images, its origin and its teacher."""
+    """The Keras model to export, its manifest, the split with the test images, its origin, and its teacher."""
 
     model: Any
     manifest: Manifest
@@ -85,7 +85,7 @@ class ExportRefusedError(GateError):
     def __init__(self, results: Sequence[Result]) -> None:
         refused = [result for result in results if result.comparison.verdict == "not met"]
         reasons = "; ".join(f"{result.artifact.file}: {', '.join(result.comparison.reasons)}" for result in refused)
-        super().__init__(f"{reasons}. Nothing was written", "See 'mri-edge export --help' for the gate's limits")
+        super().__init__(f"{reasons}. Nothing was written", "'mri-edge export --help' lists the limits of the gate")
         self.results = list(results)
 
     def __reduce__(self) -> Any:
@@ -136,7 +136,7 @@ def add_artifacts(
     step("reading the images")
     located = source.split.locate(settings.data, "test")
     if not located:
-        raise DataError("the split has no test image, so nothing can be compared", "Train or split again")
+        raise DataError("the split has no test images to compare on", "Train or split again")
     pixels = np.empty((len(located), preprocessing.height, preprocessing.width, 3), np.uint8)
     for row, (path, _) in zip(pixels, located, strict=True):
         row[...] = read_resized(path, preprocessing)
@@ -206,7 +206,7 @@ def _add_artifact(
     images: ReferenceImages,
     gate: Gate,
 ) -> Result:
-    """Write one artifact into the staged bundle, run it in its own engine, and list it in the manifest."""
+    """Write one artifact into the staged bundle, run it in its engine, and list it in the manifest."""
     path = writer.path(target.FILE)
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")

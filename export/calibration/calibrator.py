@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from mri_edge.bundles.manifest import Calibration
 from mri_edge.bundles.split import Split
 from mri_edge.engines import open_engine
 from mri_edge.errors import DataError
+from mri_edge.export.formats import Converted
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 # Runs a batch of pixels and returns the tensors to observe, by name.
 Observer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
-# The bytes of an artifact, and facts about how it was made.
-Built = tuple[bytes, dict[str, Any]]
 
 HELD_OUT = 64  # training images on which a search compares its candidates; they do not calibrate
 
@@ -65,7 +64,7 @@ class Calibrator:
                 observations.setdefault(name, Observation(channel_axis)).add(values)
         return observations
 
-    def build_best(self, build: Callable[[Recipe], Built], reference: bytes, suffix: str) -> Built:
+    def build_best(self, build: Callable[[Recipe], Converted], reference: bytes, suffix: str) -> Converted:
         """Build the artifact of ``recipe`` or, if there are ``held_out`` images, of the best of ``SEARCHED``.
 
         Parameters

@@ -1,4 +1,4 @@
-"""Collect what int8 needs to know of each tensor: its range, and the mean of each channel.
+"""Collect statistics of each tensor on the calibration images: its range, and the mean of each channel.
 
 Only a histogram of fixed size and the means are kept, so that memory does not grow with the number of images.
 """
@@ -22,7 +22,7 @@ PERCENTILE = 99.99  # of all values; those beyond saturate
 
 
 class Histogram:
-    """Counts over a symmetric range that doubles when a value falls outside."""
+    """Counts of values over a symmetric range that doubles when a value is outside of it."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
@@ -30,18 +30,18 @@ class Histogram:
         self.counts = np.zeros(2 * BINS, np.int64)
 
     def range(self, method: Method) -> Range:
-        """Lowest and highest value to represent, by one of ``METHODS``; zero is always within."""
+        """The range to represent, by one of ``METHODS``; it always contains zero."""
         if method == "minmax":
             return self.minmax()
         return self.entropy() if method == "entropy" else self.percentile()
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count values, of any shape."""
+        """Count the values of an array of any shape."""
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
         reach = max(abs(self.low), abs(self.high))
         if self.limit == 0:
-            self.limit = reach  # every value so far was zero and stays in the middle bin
+            self.limit = reach  # every earlier value was zero and stays in the middle bin
         while reach > self.limit:
             self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), BINS // 2)
             self.limit *= 2
@@ -84,7 +84,7 @@ class Histogram:
 
 
 class Observation:
-    """The values of one tensor on the calibration images: their histogram, and the mean of each channel."""
+    """Histogram and channel means of one tensor over the calibration images."""
 
     def __init__(self, channel_axis: int) -> None:
         self._axis = channel_axis
@@ -101,7 +101,7 @@ class Observation:
         self._count += values.size // values.shape[axis]
 
     def range(self, method: Method) -> Range:
-        """Lowest and highest value to represent."""
+        """The range to represent, see ``Histogram.range``."""
         return self._histogram.range(method)
 
     @property
@@ -111,10 +111,10 @@ class Observation:
 
 
 def mean_rounding_error(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
-    """Mean error of each output when ``kernel`` is rounded, float32 (outputs,): subtract it from the bias.
+    """Mean error of each output if ``kernel`` is rounded, float32 (outputs,). Subtract it from the bias.
 
     M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
-    section 4.2; here with measured means of the inputs. Padding is ignored.
+    section 4.2, but with measured means of the inputs. Padding is ignored.
 
     Parameters
     ----------

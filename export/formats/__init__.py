@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from mri_edge.export.calibration.calibrator import Calibrator
-    from mri_edge.export.sources.device_graph import DeviceGraph
+
+# The bytes of an artifact, and facts about how it was made, for the manifest.
+Converted = tuple[bytes, dict[str, Any]]
 
 # The formats of --quantize: the int8 artifacts, and the float artifacts they are made from.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
@@ -30,7 +32,7 @@ QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
 class Conversion:
     """What all formats of one export start from. Each float model is made once, when a format first needs it."""
 
-    graph: DeviceGraph
+    graph: Any  # the function of ``device_graph``
     positive: int
     calibrator: Calibrator | None = None
 
@@ -68,7 +70,7 @@ class Format(Protocol):
     PRECISION: Precision
     CALIBRATED: bool  # whether it needs calibration images
     LIBRARIES: tuple[str, ...]  # packages whose versions the manifest records
-    convert: Callable[[Conversion], tuple[bytes, dict[str, Any]]]  # the file, and facts about how it was made
+    convert: Callable[[Conversion], Converted]
 
 
 def format_names() -> tuple[str, ...]:

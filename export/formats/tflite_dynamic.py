@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
 from mri_edge.export.tflite.convert import to_tflite
 
 FILE = "model.dynamic.tflite"
@@ -15,7 +13,7 @@ CALIBRATED = False
 LIBRARIES = ("tensorflow", "keras")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
     facts = {"weights": "int8 per channel", "activations": "int8, ranges of each run"}
     return to_tflite(conversion.graph, "int8"), facts

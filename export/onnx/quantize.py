@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from mri_edge.device.cpu import available_cpus
 from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
 from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
+from mri_edge.export.formats import Converted
 from mri_edge.export.sources.device_graph import INPUT
 
 from .convert import constants, consumers, finalize, set_constant
@@ -35,7 +36,7 @@ QUANTIZED = (
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
-def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
+def quantize(model: ModelProto, calibrator: Calibrator) -> Converted:
     """The int8 QDQ file of a float model, and facts about how it was made.
 
     The classifying layer and all after it stay in float: they have a few hundred weights and much influence.
@@ -43,7 +44,7 @@ def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str
     with_channel = _move_mean_to_channel(model)
     observed = calibrator.observe(observer(with_channel), channel_axis=1)
 
-    def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
+    def build(recipe: Recipe) -> Converted:
         if recipe.first_in_float:  # then the subtraction can stay as well
             return quantize_with(model, observed, recipe.method, [first(model), *head(model)])
         return quantize_with(with_channel, observed, recipe.method, head(model))
@@ -58,7 +59,7 @@ def quantize_with(
     keep_float: Sequence[str],
     *,
     weight_bits: Literal[7, 8] = 7,
-) -> tuple[bytes, dict[str, Any]]:
+) -> Converted:
     """Quantize with given observations; ``keep_float`` names the nodes that stay in float."""
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
@@ -97,14 +98,12 @@ def quantize_with(
 
 def activations(model: ModelProto) -> list[str]:
     """Names of the float tensors that need a range: all but outputs, explanations, and what only a ReLU reads."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    floats = [
-        value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    ]
     return [
-        name
-        for name in floats
-        if not _is_explanation(name) and {node.op_type for node in consumers(model, name)} != {"Relu"}
+        value.name
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+        and not _is_explanation(value.name)
+        and {node.op_type for node in consumers(model, value.name)} != {"Relu"}
     ]
 
 

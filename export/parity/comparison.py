@@ -30,10 +30,10 @@ _CLOSEST_TO_CERTAIN = 1e-7
 class ReferenceImages:
     """The test images of a comparison, with the Keras model's answers.
 
-    ``stages`` holds the SHA-256 of each stage before the model, image by image: ``file`` (its bytes) and
-    ``tensor`` (the pixels that the model takes). Another device that computes the same two has the same
-    input, so the first stage that differs can be named. ``labels`` is (N,), ``reference`` the Keras model's
-    probabilities (N, classes); ``teacher`` is given for a distilled model.
+    ``stages`` gives the SHA-256 of the two stages before the model for each image: ``file``, its bytes, and
+    ``tensor``, the resized pixels. Another device compares its own to find the first stage that differs.
+    ``labels`` is (N,), ``reference`` the Keras model's probabilities (N, classes). Only distilled models have a
+    ``teacher``.
     """
 
     files: tuple[str, ...]
@@ -45,7 +45,7 @@ class ReferenceImages:
 
 @dataclass(frozen=True)
 class Flip:
-    """An image that artifact and Keras model label differently, with both probabilities of the positive label."""
+    """An image that the artifact labels differently, with both probabilities of the positive label."""
 
     file: str
     truth: str
@@ -59,7 +59,7 @@ class Flip:
 class Change:
     """A figure of the Keras model and of the artifact, and their difference with a paired interval.
 
-    All None if no image has the label that the figure is about, or if an answer is not a number.
+    All are None if no image has the label of the figure, or if an answer is not a number.
     """
 
     reference: float | None = None
@@ -71,9 +71,9 @@ class Change:
 
 @dataclass(frozen=True)
 class AgainstTeacher:
-    """The artifact of a distilled model beside the model's teacher.
+    """The artifact of a distilled model compared with the model's teacher.
 
-    ``changed`` counts the labels that differ; ``accuracy`` is the teacher's.
+    ``changed`` is the number of labels that differ, and ``accuracy`` that of the teacher.
     """
 
     teachers: tuple[str, ...]
@@ -110,11 +110,11 @@ class Comparison:
     teacher: AgainstTeacher | None
 
     def summary(self) -> Parity:
-        """The part that the manifest keeps."""
+        """The figures that the manifest records."""
         return Parity(self.verdict, self.images, self.max_difference, self.mean_difference, len(self.flips))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for ``parity.json``."""
+        """Plain types for ``parity.json``."""
         return to_plain(self)
 
 
@@ -225,7 +225,7 @@ def _compare_with_teacher(
 
 
 def _first_difference(comparison: Comparison) -> str | None:
-    """The first stage that differs by more than rounding: ``logits``, ``label`` or None; the input is the same."""
+    """The first stage that differs by more than rounding: ``logits``, ``label`` or None."""
     limit = DEFAULT_GATES["float32"].max_difference or 0.0
     if comparison.max_difference > limit:
         return "logits"

@@ -2,7 +2,7 @@
 
 If the network starts with a convolution, channel order, scale and deviation are folded into its kernel,
 and the mean becomes a subtraction before it. The mean cannot be folded: a convolution pads its *input*
-with zeros, and a bias in place of the mean would also be added at the borders, where the padding has no
+with zeros, and a bias in place of the mean would be wrong at the borders, where the padding has no
 mean. Otherwise the same steps become operations of the graph.
 
 Two steps use private APIs of TensorFlow 2.21 and Keras 3.15.1, because no public one does the same. To freeze the
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -31,18 +30,10 @@ INPUT = "pixels"
 OUTPUT = "probabilities"
 
 
-@dataclass(frozen=True)
-class DeviceGraph:
-    """A frozen TensorFlow function from uint8 (N, height, width, 3) RGB to float32 (N, classes); N is dynamic."""
-
-    function: Any
-    height: int
-    width: int
-    classes: int
-
-
-def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
+def device_graph(model: Any, preprocessing: Preprocessing) -> Any:
     """Freeze a Keras model behind its preprocessing.
+
+    Returns a TensorFlow function from uint8 (N, height, width, 3) RGB to float32 (N, classes); N is dynamic.
 
     Parameters
     ----------
@@ -56,7 +47,7 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
         The model has other inputs or outputs.
     """
     size = (preprocessing.height, preprocessing.width)
-    classes = check_classifier(model, preprocessing)
+    check_classifier(model, preprocessing)
     convolution = first_convolution(model)
     with _fold_preprocessing(convolution, preprocessing) as offset:
 
@@ -72,14 +63,14 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
             return tf.identity(answer, name=OUTPUT)
 
         traced = tf.function(probabilities).get_concrete_function(tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT))
-        return DeviceGraph(convert_variables_to_constants_v2(traced), *size, classes)
+        return convert_variables_to_constants_v2(traced)
 
 
 def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
-    """The only layer that reads the model's input, also inside nested models, if it is a plain convolution.
+    """The only layer that reads the model's input, possibly in a nested model, if it is a plain convolution.
 
     None if several layers read the input, or if the layer is used twice, grouped or not a ``Conv2D``, because
-    factors of the input can be folded only into the kernel of a plain convolution.
+    factors of the input can only be folded into the kernel of a plain convolution.
     """
     while isinstance(model, keras.Model) and len(model.inputs or ()) == 1:
         # A Sequential keeps its graph in an inner Functional model; the nodes in its layers may be outdated.
@@ -93,8 +84,8 @@ def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
     return model if plain else None
 
 
-def check_classifier(model: Any, preprocessing: Preprocessing) -> int:
-    """Return the number of classes. Raises ConversionError if a Keras model has other inputs or outputs."""
+def check_classifier(model: Any, preprocessing: Preprocessing) -> None:
+    """Raise ConversionError unless a Keras model takes one preprocessed image and gives one row of classes."""
     height, width = preprocessing.height, preprocessing.width
     if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != (height, width, 3):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.inputs)
@@ -105,11 +96,10 @@ def check_classifier(model: Any, preprocessing: Preprocessing) -> int:
     if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or not model.outputs[0].shape[1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.outputs)
         raise ConversionError(f"{model.name}: must give one output (N, classes). Received: {shapes}")
-    return max(2, int(model.outputs[0].shape[1]))
 
 
 def _normalize(values: Any, preprocessing: Preprocessing) -> Any:
-    """``Preprocessing.normalize`` as TensorFlow operations, without those that change nothing."""
+    """``Preprocessing.normalize`` as TensorFlow operations, without operations that have no effect."""
     if preprocessing.channel_order == "BGR":
         values = tf.gather(values, [2, 1, 0], axis=3)
     if preprocessing.scale != 1:
@@ -125,7 +115,7 @@ def _normalize(values: Any, preprocessing: Preprocessing) -> Any:
 def _fold_preprocessing(convolution: Any | None, preprocessing: Preprocessing) -> Iterator[NDArray[np.float64]]:
     """Fold channel order, scale and deviation into the kernel until the block ends.
 
-    Yields what the graph must still subtract from the 8-bit values, float64 (3,), R G B.
+    Yields the offset that the graph must still subtract from the pixels, float64 (3,), R G B.
     """
     deviation, mean = np.asarray(preprocessing.deviation), np.asarray(preprocessing.mean)
     # (scale * x - mean) / deviation = (x - mean / scale) * (scale / deviation)

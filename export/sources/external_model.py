@@ -1,4 +1,4 @@
-"""Export a model that was made elsewhere: make a bundle for it, and add its artifacts."""
+"""Export a model made elsewhere: make a bundle for it, and add the artifacts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str]
 
 
 def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
-    """Draw a fifth of each label's pictures as test images, at least one; files of the same bytes have the same role.
+    """Draw a fifth of each label's pictures as test images, at least one. Identical files get the same role.
 
     Raises
     ------

@@ -28,7 +28,7 @@ def load(path: Path, content: bytes | None = None) -> keras.Model:
 def answers(
     model: keras.Model, batches: Iterable[NDArray[np.uint8]], preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
-    """The Keras model's probabilities for pixels uint8 (n, H, W, 3): float32 (N, classes)."""
+    """The Keras model's probabilities, float32 (N, classes), for batches of pixels uint8 (n, H, W, 3)."""
     probabilities = [
         keras.ops.convert_to_numpy(model(preprocessing.normalize(batch), training=False)).astype(np.float32)
         for batch in batches

@@ -14,21 +14,21 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from mri_edge.errors import ConversionError, first_line
-from mri_edge.export.sources.device_graph import INPUT, OUTPUT, DeviceGraph
+from mri_edge.export.sources.device_graph import INPUT, OUTPUT
 
 BuiltinOperator = schema.BuiltinOperator
 _FILE_IDENTIFIER = b"TFL3"
 
 
-def to_tflite(graph: DeviceGraph, weights: Literal["float32", "float16", "int8"] = "float32") -> bytes:
-    """Convert with TensorFlow's converter. Input and output get the names that ``device_graph`` gives them.
+def to_tflite(graph: Any, weights: Literal["float32", "float16", "int8"] = "float32") -> bytes:
+    """Convert a function of ``device_graph`` with TensorFlow's converter. Input and output keep their names.
 
     Raises
     ------
     ConversionError
         TFLite has no built-in operation for an operation of the model.
     """
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.function])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
     if weights != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if weights == "float16":

@@ -66,7 +66,7 @@ def test_a_test_image_under_another_name_and_format_is_refused(pictures, tmp_pat
 def test_missing_empty_and_damaged_calibration_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         pictures_in(tmp_path / "missing")
-    with pytest.raises(DataError, match="no picture in it"):
+    with pytest.raises(DataError, match="contains no picture"):
         pictures_in(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(DataError, match=r"broken\.png"):

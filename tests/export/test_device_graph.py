@@ -47,7 +47,7 @@ def run(model, preprocessing, pixels):
     from mri_edge.export.sources.device_graph import device_graph
 
     graph = device_graph(model, preprocessing)
-    return graph.function(tf.constant(pixels))[0].numpy()
+    return graph(tf.constant(pixels))[0].numpy()
 
 
 def expected(model, preprocessing, pixels):
