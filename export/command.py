@@ -239,7 +239,7 @@ def _bundle_to_export(named: str | None) -> Bundle:
     if bundle.manifest.artifact(KERAS) is None:
         held = ", ".join(artifact.file for artifact in bundle.manifest.artifacts)
         raise UsageError(
-            f"{named}: is exported already ({held}) and holds no {KERAS} to export again",
+            f"{named}: is exported already ({held}) and contains no {KERAS} to export again",
             f"Use it: mri-edge predict scan.jpg --model {named}. To export a model of your own, train it first: "
             "mri-edge train scans/",
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Runs a batch of pixels and returns the tensors to observe, by name.
 Observer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
 
-HELD_OUT = 64  # training images on which a search compares its candidates; they do not calibrate
+HELD_OUT = 64  # training images on which a search compares its candidates; not used for calibration
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ SEARCHED = tuple(Recipe(method, first) for first in (False, True) for method in 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """The calibration images, and the recipe to build with; ``held_out`` images ask for a search instead.
+    """The calibration images, and the recipe to build with. If there are ``held_out`` images, a search chooses it.
 
     ``record`` goes into the manifest. ``step`` is called with a line of text for each candidate of a search.
     """
@@ -137,12 +137,12 @@ def choose_calibration(
     else:
         files = draw_training(training, settings.calibration_images, settings.seed)
     if not files:
-        raise DataError("no training image to calibrate with", "Name a folder with --calibration")
+        raise DataError("there is no training image to calibrate with", "Name a folder with --calibration")
     held_out: tuple[Path, ...] = ()
     if settings.search:
         held_out = draw_training(training.without({sha256_of(file) for file in files}), HELD_OUT, settings.seed + 1)
         if not held_out:
-            raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
+            raise DataError("--search needs training images beyond those for calibration", "Lower --calibration-images")
     method = "search" if settings.search else settings.method
     return Calibrator(
         files, preprocessing, record(files, method, settings.seed), Recipe(settings.method), held_out, step

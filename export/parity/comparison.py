@@ -176,7 +176,7 @@ def compare(
 def mcnemar(first: Flags, second: Flags) -> float:
     """Two-sided exact p-value for equal error rates on the same images (Q. McNemar, Psychometrika 12, 1947).
 
-    ``first`` and ``second`` hold for each image whether that classifier was right.
+    ``first`` and ``second`` say for each image whether that classifier was right.
     """
     lost, gained = int(np.sum(first & ~second)), int(np.sum(~first & second))
     return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0

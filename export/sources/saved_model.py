@@ -35,7 +35,7 @@ _STATEFUL = re.compile(
 )
 # Operations that TensorFlow declares stateless but that reach outside the graph.
 _REACHING = re.compile(r"File|Dataset|PyFunc|Table|Debug|Reader|Queue|Snapshot|^Copy|Summary|Barrier|TPU|Xla")
-# Every SavedModel holds functions that save and restore its variables. Nothing calls them here.
+# Every SavedModel contains functions that save and restore its variables. They are never called here.
 _SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
 
 
@@ -86,7 +86,7 @@ def check_saved_model(folder: Path) -> None:
     """
     path = folder / GRAPH
     if not path.is_file():
-        raise BundleError(f"{folder}: not a SavedModel, it contains no file {GRAPH}", "Save it with model.export")
+        raise BundleError(f"{folder}: not a SavedModel, there is no file {GRAPH} in it", "Save it with model.export")
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST_GRAPH + 1)
@@ -100,7 +100,7 @@ def check_saved_model(folder: Path) -> None:
         for graph in SavedModel.FromString(content).meta_graphs:
             _check(graph, len(content))
     except UnsafeModelError as error:
-        raise BundleError(f"{folder}: refused: {error}", "Save the model again, made of Keras' own layers") from error
+        raise BundleError(f"{folder}: refused: {error}", "Save the model again, with only Keras' own layers") from error
     except Exception as error:  # DecodeError of protobuf, or an unknown data type
         raise BundleError(f"{path}: damaged ({type(error).__name__})", "Save it with model.export") from error
 
@@ -124,7 +124,7 @@ def _check_operation(name: str, bodies: Any) -> None:
         return
     try:
         definition = tf.Graph().op_def_for_type(name)
-    except Exception as error:  # TensorFlow raises its own kind for a name that it does not know
+    except Exception as error:  # TensorFlow raises an error of its own for an unknown name
         raise UnsafeModelError(f"its operation {name!r} is not known") from error
     if not _STATEFUL.fullmatch(name) if definition.is_stateful else _REACHING.search(name):
         raise UnsafeModelError(f"its operation {name!r} does more than compute")

@@ -1,4 +1,4 @@
-"""Compute and format the 95% interval that training, evaluation and export put beside every figure."""
+"""Compute and format the 95% interval of the figures of training, evaluation and export."""
 
 from __future__ import annotations
 

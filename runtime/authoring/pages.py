@@ -1,6 +1,6 @@
 """Render HTML reports from Jinja2 templates. A page is a single file that loads nothing from the network.
 
-A template extends ``page.html.jinja``, which holds the style, and may import the macros ``table`` and
+A template extends ``page.html.jinja``, which contains the style, and may import the macros ``table`` and
 ``picture`` from ``macros.html.jinja``. Values are escaped for HTML.
 """
 

@@ -50,7 +50,7 @@ def open_model(path: Path, keras: Any, content: bytes | None = None) -> Any:
     BundleError
         Not a Keras model, damaged, or it contains code, refers to other files, or unpacks to too much.
     OutputError
-        The temporary folder cannot hold the copy.
+        The temporary folder is too small for the copy, or cannot be written.
     """
     kind = check_kind(path) if content is None else _kind_of(content[:_HEAD], path)
     with tempfile.TemporaryDirectory(prefix="mri-edge-model-") as name:
@@ -172,7 +172,7 @@ def _build(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
 
 
 def _check_draft(build: Callable[[], Any], size: int, keras: Any) -> None:
-    """Build the model without memory for its variables, and check their sum. Call in a thread of its own.
+    """Build the model without memory for its variables, and check their sum. Call it in a separate thread.
 
     Keras keeps a list of variables without memory for each thread, and would allocate them later.
     """
