@@ -121,7 +121,7 @@ def _check(item: dict[str, Any]) -> None:
     if known and registered in (None, name):
         return
     if name in ("Lambda", "__lambda__"):
-        raise UnsafeModelError("it contains a Lambda layer, which is code")
+        raise UnsafeModelError("it holds a Lambda layer, which is code")
     place = f" of {module!r}" if module is not None else ""
     alias = f" registered as {registered!r}" if registered not in (None, name) else ""
-    raise UnsafeModelError(f"it contains {name!r}{place}{alias}, which is not a layer that is known to be harmless")
+    raise UnsafeModelError(f"it holds {name!r}{place}{alias}, which is not a layer that is known to be harmless")

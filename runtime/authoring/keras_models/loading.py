@@ -147,7 +147,7 @@ def _check_and_convert(content: str | bytes) -> str:
     config = json.loads(content)
     if not isinstance(config, dict) or config.get("class_name") not in _CONTAINERS:
         name = config.get("class_name") if isinstance(config, dict) else type(config).__name__
-        raise UnsafeModelError(f"it contains {name!r}, not a model of layers")
+        raise UnsafeModelError(f"it holds {name!r}, not a model of layers")
     config = to_keras3(config)
     check_description(config)
     return json.dumps(config)
