@@ -37,7 +37,7 @@ def decide(probabilities: NDArray[np.float32], positive: int | None, threshold: 
     int (N,)
     """
     others = probabilities.copy()
-    if threshold is None:
+    if threshold is None or positive is None:
         chosen: NDArray[np.intp] = others.argmax(axis=1)
         return chosen
     others[:, positive] = -1
