@@ -196,7 +196,7 @@ def _measure_all_labels(
     labels = np.unique(truth).tolist()
     parts = [_label_metrics(truth, probabilities, chosen, label, group) for label in labels]
     never = Metric(0.0, 0.0, 1.0, 0, WILSON)  # the precision of a label that is never called
-    figures = _macro_figures(truth, probabilities, chosen, labels)
+    figures = macro_figures(truth, probabilities, chosen, labels)
     resampled = bootstrap(figures, truth, group)
     metrics = {"accuracy": fraction_metric(chosen == truth, group)}
     for name, values in figures(np.ones((1, len(truth)))).items():
@@ -218,7 +218,7 @@ def _widest(value: float, resampled: NDArray[np.float64], combined: Metric, grou
     return replace(drawn, low=low, high=high, method=f"{drawn.method}; at least as wide as {COMBINED}")
 
 
-def _macro_figures(
+def macro_figures(
     truth: NDArray[np.intp], probabilities: NDArray[np.float64], chosen: NDArray[np.intp], labels: Sequence[int]
 ) -> Callable[[Weights], Figures]:
     """Return a function from image weights (R, N) to the means over ``labels``, of those that a resample contains."""
