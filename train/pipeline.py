@@ -246,6 +246,12 @@ def _write(
             labels,
             recipe,
             compare=compare_with_published,
+            threshold=trained.threshold,
+            facts=[
+                ("Training", f"{len(job.train)} images, {len(job.validation)} for validation, seed {job.seed}"),
+                ("Split", split_name),
+                ("Data", f"SHA-256 of the images and their labels: {record.data_fingerprint[:16]}"),
+            ],
         )
     write_bundle(
         out,
