@@ -15,7 +15,7 @@ from typing import Any
 
 from mri_edge.inference.prediction import NOTICE
 
-from .figures import with_interval
+from .intervals import with_interval
 from .provenance import current_provenance
 
 # Colors by name, on a light and on a dark background. Each has a contrast of at least 4.5 to its background, except

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mri_edge.authoring.figures import HEAD
+from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
 from mri_edge.errors import InputError

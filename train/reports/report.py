@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix
 
-from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.authoring.intervals import HEAD, with_interval
 from mri_edge.authoring.pages import render
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.intervals import with_interval
 
 NAMES = {
     "accuracy": "accuracy",
