@@ -207,7 +207,7 @@ def curve_plot(
 ) -> Plot:
     """Draw quantities over the epochs: a name, epochs and values of each; ``note`` ends the legend."""
     with rc_context(_STYLE):
-        figure = Figure((4.8, 3.6 + 0.2 * len(series)), layout="constrained")
+        figure = Figure((_SIZE[0], 3.2 + 0.2 * len(series)), layout="constrained")
         axes = figure.subplots()
         for (name, epochs, values), color, dash in zip(
             series, ("muted", "blue", "orange"), ("-", "-", "--"), strict=False

@@ -168,7 +168,7 @@ def _diagram(network: Network) -> Plot:
 
     def describe(layer: Any) -> str:
         shape = tuple(layer.output.shape[1:])
-        return f"{layer.name}  ({type(layer).__name__})\n{shape}  {layer.count_params():,} parameters"
+        return f"{layer.name} ({type(layer).__name__})\n{shape}, {layer.count_params():,} parameters"
 
     inner = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
     parts = [inner[start : start + _COLUMN] for start in range(0, len(inner), _COLUMN)]
