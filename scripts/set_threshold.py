@@ -73,7 +73,8 @@ def _update_metrics(writer: BundleWriter, known: dict[str, Any]) -> None:
     folder = {entry["label"]: entry["folder"] for entry in known["folders"]}
     files = [image["file"] if "/" in image["file"] else f"{folder[image['label']]}/{image['file']}" for image in test]
     decision = (manifest.positive, manifest.threshold)
-    content = json.loads(metrics_document(files, y_true, probabilities, *decision, metrics, known["history"]))
+    text = metrics_document(files, y_true, probabilities, *decision, metrics, known["history"], names=manifest.labels)
+    content = json.loads(text)
     content["test"] = test
     writer.add_document(METRICS, json.dumps(content, indent=1) + "\n")
 

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1  # of result.schema.json. Keys may be added within a version;
 _MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are 20 longer
 
 
-def decide(probabilities: NDArray[np.float32], positive: int, threshold: float | None) -> NDArray[np.intp]:
+def decide(probabilities: NDArray[np.float32], positive: int | None, threshold: float | None) -> NDArray[np.intp]:
     """Return the label index of each row. Prediction, parity and evaluation all use this rule.
 
     Parameters
@@ -37,7 +37,7 @@ def decide(probabilities: NDArray[np.float32], positive: int, threshold: float |
     int (N,)
     """
     others = probabilities.copy()
-    if threshold is None:
+    if threshold is None or positive is None:
         chosen: NDArray[np.intp] = others.argmax(axis=1)
         return chosen
     others[:, positive] = -1

@@ -220,7 +220,7 @@ def _train(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
     from mri_edge.train.evaluation.metrics import report_text
 
     called = decide(trained.probabilities, trained.labels.positive, trained.threshold)
-    click.echo(report_text(trained.truth, called))
+    click.echo(report_text(trained.truth, called, trained.labels.names))
     for key, metric in trained.metrics.items():
         click.echo(f"{key:<17} {with_interval(metric.value, metric.low, metric.high)}  of {metric.images}")
     click.echo(f"{place}: written")
