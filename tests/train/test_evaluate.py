@@ -341,6 +341,7 @@ def test_page_of_four_labels_without_a_positive_one(tiny_bundle, data):
         "by_label": {label: dict.fromkeys(("sensitivity", "precision", "f1", "auc"), figure) for label in labels},
         "confusion_matrix": np.eye(4, dtype=int).tolist(),
         "roc": None,
+        "roc_by_label": dict.fromkeys(labels, record["roc"]),
         "folders": [],
         "worst": [prediction for prediction in record["predictions"] if prediction["called"] != prediction["label"]],
     }

@@ -180,12 +180,15 @@ def test_plots_are_readable_on_both_backgrounds(trained):
         xml.etree.ElementTree.fromstring(svg)  # noqa: S314 (our own file)
 
 
-def test_report_shows_what_the_reference_published(trained, shared_folders, small_recipe):
+def test_report_shows_what_the_reference_published(trained):
     """Curves that were not published are not drawn: the plots say so, and show the published points."""
+    from mri_edge.train.evaluation.metrics import roc
+    from mri_edge.train.reports.plots import RocCurve
     from mri_edge.train.reports.report import _history_plot, _roc
 
     result, _, _ = trained
-    plot = _roc(result.truth, result.probabilities, result.metrics, result.labels, compare=True)
+    curve = RocCurve("tumour", roc(result.truth == 1, result.probabilities[:, 1]))
+    plot = _roc([curve], compare=True)
     assert plot.svg.count("reference: answers of") == 4  # twice in the legend, twice in the text for screen readers
     assert "reference: AUC 0.97, curve not published" in plot.svg
     assert "reference: loss not published" in _history_plot(result.history, "loss", compare=True).svg

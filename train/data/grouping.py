@@ -105,7 +105,9 @@ def group_scans(
     group of its own, as is every file of the other sources, unless it has near-duplicates.
     """
     if rule.patients:
-        return Grouping(groups(hashes, patients=patients), f"patients in {rule.patients.name}, joined with {NEAR_DUPLICATES}")
+        return Grouping(
+            groups(hashes, patients=patients), f"patients in {rule.patients.name}, joined with {NEAR_DUPLICATES}"
+        )
     if not rule.block:
         return Grouping(groups(hashes), NEAR_DUPLICATES)
     ordered = [source.pooled.name for source in order if source.pooled.carries_identity]
@@ -113,7 +115,9 @@ def group_scans(
         return Grouping(groups(hashes), f"{NEAR_DUPLICATES} (file order carries no identity, so there are no blocks)")
     keys = [_block(scan, rule.block) if scan.source in ordered else scan.file for scan in scans]
     where = f" in {', '.join(ordered)}" if any(ordered) else ""
-    return Grouping(groups(hashes, patients=keys), f"blocks of {rule.block} numbers{where}, joined with {NEAR_DUPLICATES}")
+    return Grouping(
+        groups(hashes, patients=keys), f"blocks of {rule.block} numbers{where}, joined with {NEAR_DUPLICATES}"
+    )
 
 
 def _block(scan: Scan, size: int) -> str:

@@ -29,7 +29,9 @@ NEIGHBORS = 5  # largest difference of the numbers of two neighbors
 # files are numbered patient by patient, the multiple is 60 and more. Wilson's interval takes images as independent,
 # while two images are often the nearest of each other; the wide gap covers that.
 _TIMES_CHANCE = 3
-_QUERIES = 2000  # images per class folder that look for the nearest; the 95% interval is then at most 0.022 to each side
+_QUERIES = (
+    2000  # images per class folder that look for the nearest; the 95% interval is then at most 0.022 to each side
+)
 _ROWS, _COLUMNS = 256, 4096  # of a block of correlations, which take 4 MB
 
 # The last number of a name, and what is before it. Numbers of more than 15 digits keep their first digits as a prefix.

@@ -190,28 +190,33 @@ def _plots(record: dict[str, Any]) -> list[Any]:
     """Draw confusion matrix, ROC curves and reliability; the tables on a terminal do not need matplotlib."""
     import numpy as np
 
-    from mri_edge.train.evaluation.metrics import reliability, roc
-
     from .plots import OperatingPoint, RocCurve, confusion_plot, reliability_plot, roc_plot
 
     labels, metrics, positive = record["labels"], record["metrics"], record["positive"]
-    truth = np.array([prediction["label"] for prediction in record["predictions"]])
-    probabilities = np.array([prediction["probabilities"] for prediction in record["predictions"]])
     plots = [confusion_plot([("", record["confusion_matrix"])], labels)]
-    if positive is not None:
-        if record["roc"]:
-            chosen = OperatingPoint("at the threshold, 95% intervals", metrics["sensitivity"], metrics["specificity"])
-            plots.append(roc_plot([RocCurve(labels[positive], record["roc"], metrics["auc"])], chosen))
-        event, of = f"with label {labels[positive]}", f"probability of {labels[positive]}"
-        return [*plots, reliability_plot(record["reliability"], probabilities[:, positive], event, of)]
     by_label = record.get("by_label", {})
+    found = record["roc_by_label"] if by_label else {labels[positive]: record["roc"]}
     curves = [
-        RocCurve(label, roc(truth == index, probabilities[:, index]), by_label.get(label, {}).get("auc"))
-        for index, label in enumerate(labels)
-        if 0 < np.count_nonzero(truth == index) < len(truth)
+        RocCurve(label, points, by_label[label]["auc"] if by_label else metrics["auc"])
+        for label, points in found.items()
+        if points
     ]
-    called = np.array([prediction["called"] for prediction in record["predictions"]])
-    confidence = probabilities[np.arange(len(called)), called]
-    bins = reliability(called == truth, confidence)
-    plots += [roc_plot(curves)] if curves else []
-    return [*plots, reliability_plot(bins, confidence, "called correctly", "probability of the called label")]
+    if curves:
+        chosen = None
+        if positive is not None and record["roc"]:
+            at = f"{labels[positive]}, " if by_label else ""
+            chosen = OperatingPoint(
+                f"{at}at the threshold, 95% intervals", metrics["sensitivity"], metrics["specificity"]
+            )
+        plots.append(roc_plot(curves, chosen))
+    if positive is None:
+        event, of = "called correctly", "probability of the called label"
+    else:
+        event, of = f"with label {labels[positive]}", f"probability of {labels[positive]}"
+    scores = np.array(
+        [
+            prediction["probabilities"][prediction["called"] if positive is None else positive]
+            for prediction in record["predictions"]
+        ]
+    )
+    return [*plots, reliability_plot(record["reliability"], scores, event, of)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from mri_edge.authoring.pages import render
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import decide
-from mri_edge.train.data.folder import Labels
-from mri_edge.train.evaluation.metrics import roc
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.evaluation.metrics import by_label, roc
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.models.network import Network
 from mri_edge.train.recipes import reference
@@ -74,10 +74,10 @@ def draw_report(
         Names and texts for the head of the page, such as seed and split. They must not name scans.
     """
     called = decide(probabilities, labels.positive, threshold)
-    plots = {
-        "confusion-matrix": _confusion(test.labels, called, labels, compare=compare),
-        "roc": _roc(test.labels, probabilities, metrics, labels, compare=compare),
-    }
+    figures = by_label(test.labels, probabilities, called, labels.names)
+    plots = {"confusion-matrix": _confusion(test.labels, called, labels, compare=compare)}
+    if curves := _curves(test.labels, probabilities, figures, labels):
+        plots["roc"] = _roc(curves, compare=compare)
     if history:
         plots["accuracy"] = _history_plot(history, "accuracy", compare=compare)
         plots["loss"] = _history_plot(history, "loss", compare=compare)
@@ -93,7 +93,9 @@ def draw_report(
         metric_heads=("figure", HEAD, "images", *(["reference"] if compare else [])),
         metric_rows=_metric_rows(metrics, compare=compare),
         label_heads=LABEL_HEADS if len(labels.names) > 2 else ("label", "precision", "recall", "F1", "images"),
-        label_rows=_label_rows(test.labels, probabilities, called, labels, compare=compare),
+        label_rows=label_rows(figures)
+        if len(labels.names) > 2
+        else _report_rows(test.labels, called, labels, compare=compare),
         plots=[plot for name, plot in plots.items() if name != "model"],
         diagram=plots["model"],
         summary=_summary(network),
@@ -114,26 +116,18 @@ def _confusion(truth: NDArray[np.intp], called: NDArray[np.intp], labels: Labels
     return confusion_plot(panels, labels.names)
 
 
-def _roc(
-    truth: NDArray[np.intp],
-    probabilities: NDArray[np.float32],
-    metrics: dict[str, Metric],
-    labels: Labels,
-    *,
-    compare: bool,
-) -> Plot:
-    """Draw the curve of the positive label; without one, a curve for each label that some test images have."""
-    auc = metrics.get("auc")
-    shown = range(len(labels.names)) if labels.positive is None else [labels.positive]
-    curves = [
-        RocCurve(
-            labels.names[index],
-            roc(truth == index, probabilities[:, index]),
-            asdict(auc) if auc and labels.positive is not None else None,
-        )
-        for index in shown
-        if 0 < np.count_nonzero(truth == index) < len(truth)
+def _curves(
+    truth: NDArray[np.intp], probabilities: NDArray[np.float32], figures: dict[str, Any], labels: Labels
+) -> list[RocCurve]:
+    """Return the curve of the positive label, with more than two labels those of all. ``figures`` are ``by_label``."""
+    return [
+        RocCurve(name, roc(truth == index, probabilities[:, index]), figures[name]["auc"])
+        for index, name in enumerate(labels.names)
+        if "auc" in figures[name] and (len(labels.names) > 2 or index == labels.positive)
     ]
+
+
+def _roc(curves: Sequence[RocCurve], *, compare: bool) -> Plot:
     if not compare:
         return roc_plot(curves)
     points = [
@@ -224,19 +218,10 @@ def _metric_rows(metrics: dict[str, Metric], *, compare: bool) -> list[list[str]
     return rows
 
 
-def _label_rows(
-    truth: NDArray[np.intp],
-    probabilities: NDArray[np.float32],
-    called: NDArray[np.intp],
-    labels: Labels,
-    *,
-    compare: bool,
+def _report_rows(
+    truth: NDArray[np.intp], called: NDArray[np.intp], labels: Labels, *, compare: bool
 ) -> list[tuple[str, ...]]:
-    """Return the rows of scikit-learn's classification report; for more than two labels, metrics with intervals."""
-    if len(labels.names) > 2:
-        from mri_edge.train.evaluation.metrics import by_label
-
-        return label_rows(by_label(truth, probabilities, called, labels.names))
+    """Return the rows of scikit-learn's classification report of two labels, and those that the reference published."""
     report = classification_report(
         truth, called, labels=range(2), target_names=list(labels.names), zero_division=0, output_dict=True
     )
