@@ -109,10 +109,16 @@ class Study:
             (
                 f"- **Held out**: {_HOW[self.rank].format(grouping=record['grouping'])}",
                 f"- **Optimistic**: {_WHY_OPTIMISTIC[self.rank]}",
-                f"- **Command**: `{_command(record)}`, {self._seeds()}, {_folds(record)}.",
+                f"- **Command**: `{_command(record)}`, {self._seeds()}, {_folds(record)}, {self._length()}.",
                 f"- **Record**: {self.link}, with the answer to every image.",
             )
         )
+
+    def _length(self) -> str:
+        """Return how long each model was trained."""
+        length = _length(self.record["schedule"])
+        teacher = self.record["teacher"]
+        return f"{_length(teacher['schedule'])} for the teacher, {length} for the students" if teacher else length
 
     def _seeds(self) -> str:
         students = [model.split()[-1] for model in self.models if model.startswith("student")]
@@ -149,7 +155,14 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         draws=DRAWS,
         bundles=bundles,
         models=_models(bundles),
-        commands=[(name, bundle["manifest"]["creation"]["command"]) for name, bundle in bundles.items()],
+        commands=[
+            (
+                name,
+                bundle["manifest"]["creation"]["command"],
+                _length(bundle["manifest"]["training"]["details"]["plan"]),
+            )
+            for name, bundle in bundles.items()
+        ],
         metrics=_metrics(bundles),
         parity=_parity(bundles),
         runs=_runs(root / "docs" / "evidence" / "runs.json"),
@@ -180,6 +193,10 @@ def _command(record: Mapping[str, Any]) -> str:
     folds = "sources" if record["protocol"] == "sources" else record["folds"]
     groups = " --groups near-duplicates" if record["grouping"].startswith("near-duplicates") else ""
     return f"mri-edge train DIR --recipe {record['recipe']} --cv {folds}{groups} --seed {record['seed']} --out OUT"
+
+
+def _length(schedule: Mapping[str, Any]) -> str:
+    return next(f"{schedule[unit]:,} {unit}" for unit in ("steps", "epochs") if unit in schedule)
 
 
 def _folds(record: Mapping[str, Any]) -> str:
@@ -423,7 +440,7 @@ def _methods(studies: Iterable[Study]) -> list[tuple[str, str]]:
             for key, name in _FIGURES.items():
                 if key in figures and name not in names.setdefault(figures[key]["method"], []):
                     names[figures[key]["method"]].append(name)
-    return [(", ".join(found), method) for method, found in names.items() if found]
+    return [("; ".join(found), method) for method, found in names.items() if found]
 
 
 # Formatting.
