@@ -40,7 +40,8 @@ Examples:
 Formats: {", ".join(format_names())}
 
 \b
-The gate compares each artifact with the Keras model on the test images:
+The gate compares each artifact with the Keras model. |Δp| and changed labels are counted on the test images
+and on images of the training that did not calibrate, up to 2,000 in all; right answers on the test images:
   float32   largest |Δp| at most 0.0001
   float16   largest |Δp| at most 0.005
   others    mean |Δp| at most 0.02, at most 5% of the labels changed (95% confidence)
@@ -115,7 +116,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     callback=_split,
     help="With --from: the model's labels in order, which are folders in --data.",
 )
-@click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not show it.")
+@click.option("--positive", metavar="LABEL", help="With --from: the positive label. More than two labels need none.")
 @click.option(
     "--preprocessing",
     metavar="JSON",
@@ -142,8 +143,8 @@ def export(
     """Convert a trained bundle to ONNX and TFLite, and check each artifact.
 
     Artifacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
-    Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
-    before it is added to BUNDLE. Without BUNDLE, the bundle in runs/ that was trained last is exported.
+    Each is run in its own engine and compared with the Keras model of BUNDLE before it is added to BUNDLE.
+    Without BUNDLE, the bundle in runs/ that was trained last is exported.
     """
     from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data, remembered_data
     from mri_edge.bundles.bundle import Bundle
@@ -284,12 +285,17 @@ def _print_results(results: list[Result]) -> None:
                 with_interval(comparison.accuracy.value, comparison.accuracy.low, comparison.accuracy.high),
                 f"{comparison.max_difference:.1e}",
                 f"{comparison.mean_difference:.1e}",
-                f"{len(comparison.flips)}/{comparison.images}",
+                f"{len(comparison.flips):,}/{comparison.images:,}",
                 comparison.verdict,
             )
         )
     for line in table(rows, right=range(1, 6)):
         click.echo(line)
+    images, tests = results[0].comparison.images, results[0].comparison.test_images
+    if images > tests:
+        click.echo(f"Accuracy on {tests:,} test images; the rest on these and {images - tests:,} others.")
+    else:
+        click.echo(f"All figures on {tests:,} test images: --data has no other images that did not calibrate.")
     for result in results:
         for reason in result.comparison.reasons:
             click.echo(f"{result.artifact.file}: {result.comparison.verdict}: {reason}")

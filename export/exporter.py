@@ -22,12 +22,12 @@ from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 
 from .calibration.calibrator import choose_calibration
-from .calibration.images import digest, read_resized
 from .calibration.observation import Method
 from .formats import Conversion, Format, find_format
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity
 from .parity.gate import DEFAULT_GATES, Gate
+from .parity.images import ComparedImages, add_others, read_tests, run_batches
 from .sources.device_graph import device_graph
 from .sources.keras_model import answers, load
 
@@ -75,7 +75,7 @@ class Result:
         return (
             f"{self.artifact.file}  {self.artifact.size_bytes / 1e6:.1f} MB  accuracy "
             f"{with_interval(comparison.accuracy.value, comparison.accuracy.low, comparison.accuracy.high)}  "
-            f"{len(comparison.flips)} of {comparison.images} labels changed  {comparison.verdict}"
+            f"{len(comparison.flips):,} of {comparison.images:,} labels change  {comparison.verdict}"
         )
 
 
@@ -105,7 +105,7 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
     Raises
     ------
     DataError
-        An image is missing, changed or unreadable, or a calibration image is a test image.
+        A test image is missing or changed, an image is unreadable, or a calibration image is a test image.
     ConversionError
         The model cannot be converted to one of the formats.
     ExportRefusedError
@@ -134,28 +134,27 @@ def add_artifacts(
     graph = device_graph(source.model, preprocessing)
     formats = [find_format(name) for name in settings.formats]
     step("reading the images")
-    located = source.split.locate(settings.data, "test")
-    if not located:
+    if not source.split.of("test"):
         raise DataError("the split has no test images to compare on", "Train or split again")
-    pixels = np.empty((len(located), preprocessing.height, preprocessing.width, 3), np.uint8)
-    for row, (path, _) in zip(pixels, located, strict=True):
-        row[...] = read_resized(path, preprocessing)
-    tensors = [digest(image) for image in pixels]
-    tests = {tensor: path for tensor, (path, _) in zip(tensors, located, strict=True)}
+    compared = read_tests(source.split, settings.data, preprocessing)
     calibrator = None
     if any(target.CALIBRATED for target in formats):
+        tests = {tensor: settings.data / file for tensor, file in compared.tests.items()}
         calibrator = choose_calibration(source.split, preprocessing, settings, tests, step)
-    step("running the Keras model")
-    images = _reference_images(source, located, pixels, tensors)
-    conversion = Conversion(graph, source.manifest.positive, calibrator)
+    compared = add_others(
+        compared, source.split, settings.data, preprocessing, calibrator, seed=settings.seed, step=step
+    )
+    step(f"comparing on {compared}")
+    images = _reference_images(source, compared, step)
+    manifest = source.manifest
+    conversion = Conversion(graph, manifest.positive if len(manifest.labels) == 2 else None, calibrator)
     results: list[Result] = []
     pace = Pace()
     for target in formats:
         step(f"making {target.FILE}")
         content, facts = target.convert(conversion)
-        step(f"checking {target.FILE} on {len(pixels)} test images")
         gate = DEFAULT_GATES[target.PRECISION].override(settings.gate)
-        results.append(_add_artifact(target, content, facts, writer, pixels, images, gate))
+        results.append(_add_artifact(target, content, facts, writer, compared.pixels, images, gate, step))
         step(f"{results[-1]}  artifact {len(results)} of {len(formats)}, {pace.words(len(results), len(formats))}")
     if any(result.comparison.verdict == "not met" for result in results):
         raise ExportRefusedError(results)
@@ -183,18 +182,15 @@ def _read_document(bundle: Bundle, file: str) -> bytes | None:
     return next((bundle.read(document) for document in bundle.manifest.documents if document.file == file), None)
 
 
-def _reference_images(
-    source: Source, located: list[tuple[Path, int]], pixels: NDArray[np.uint8], tensors: list[str]
-) -> ReferenceImages:
-    """The Keras model's answers for the test images."""
-    recorded = source.split.of("test")
-    return ReferenceImages(
-        tuple(image.file for image in recorded),
-        tuple({"file": image.sha256, "tensor": tensor} for image, tensor in zip(recorded, tensors, strict=True)),
-        np.array([label for _, label in located], np.intp),
-        answers(source.model, _batches(pixels), source.manifest.preprocessing),
-        source.teacher,
-    )
+def _reference_images(source: Source, compared: ComparedImages, step: Callable[[str], None]) -> ReferenceImages:
+    """The Keras model's answers for the compared images."""
+
+    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return answers(source.model, [batch], source.manifest.preprocessing)
+
+    step(f"running the Keras model on {len(compared.pixels):,} images")
+    reference = run_batches(run, compared.pixels, _BATCH, lambda done: step(f"running the Keras model: {done}"))
+    return ReferenceImages(compared.files, compared.stages, compared.labels, reference, source.teacher, compared.others)
 
 
 def _add_artifact(
@@ -205,13 +201,15 @@ def _add_artifact(
     pixels: NDArray[np.uint8],
     images: ReferenceImages,
     gate: Gate,
+    step: Callable[[str], None],
 ) -> Result:
     """Write one artifact into the staged bundle, run it in its engine, and list it in the manifest."""
     path = writer.path(target.FILE)
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")
     try:
-        answer = np.concatenate([engine.run(batch) for batch in _batches(pixels)])
+        step(f"checking {target.FILE} on {len(pixels):,} images")
+        answer = run_batches(engine.run, pixels, _BATCH, lambda done: step(f"checking {target.FILE}: {done}"))
         comparison = compare(
             answer, images, writer.manifest, gate, engine=engine.name, provider=engine.provider, threads=engine.threads
         )
@@ -229,7 +227,3 @@ def _add_artifact(
     finally:
         engine.close()
     return Result(writer.add_artifact(artifact), comparison)
-
-
-def _batches(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    return [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]

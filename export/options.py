@@ -23,7 +23,7 @@ class ModelDescription:
     bundle: Path
     data: Path
     labels: tuple[str, ...]
-    positive: int
+    positive: int | None
     preprocessing: Preprocessing
 
 
@@ -61,8 +61,10 @@ def parse_description(
     return ModelDescription(Path(bundle), data, labels, positive_index(labels, positive), prepared)
 
 
-def positive_index(labels: tuple[str, ...], positive: str | None) -> int:
-    """Index of the label named ``positive`` or, without a name, of the one that means a tumour in public data sets.
+def positive_index(labels: tuple[str, ...], positive: str | None) -> int | None:
+    """Index of the label named ``positive``; None without a name if there are more than two labels.
+
+    Of two labels without a name it is the one that means a tumour in public data sets.
 
     Raises
     ------
@@ -73,6 +75,8 @@ def positive_index(labels: tuple[str, ...], positive: str | None) -> int:
         return labels.index(positive)
     if positive is not None:
         raise UsageError(f"no label {positive!r}", f"Labels: {', '.join(labels)}")
+    if len(labels) > 2:
+        return None
     known = [KNOWN_FOLDERS.get(label.lower()) for label in labels]
     if None in known or known.count(1) != 1:
         raise UsageError(f"which label is the positive one? Labels: {', '.join(labels)}", "Add --positive LABEL")

@@ -22,8 +22,8 @@ SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
 # No empty part, "." or "..", and no backslash, colon or control character.
 _PLAIN_RELATIVE = {"pattern": r"^(?!.*(^|/)\.{0,2}(/|$))[^\\:\x00-\x1f\x7f]+$"}
-# What the manifest checks beyond types. Two checks concern several fields at once, which a schema cannot express:
-# `positive` is an index into `labels`, and no file is listed twice.
+# What the manifest checks beyond types. Three checks concern several fields at once, which a schema cannot express:
+# `positive` is an index into `labels`, a `threshold` needs a `positive`, and no file is listed twice.
 _BOUNDS: dict[str, dict[str, Any]] = {
     "Manifest.schema_version": {"const": SCHEMA_VERSION},
     "Manifest.labels": {"minItems": 2, "uniqueItems": True},

@@ -19,7 +19,7 @@ from mri_edge.authoring.writer import KERAS, new_bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Training
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.inference.prediction import NOTICE, decide
-from mri_edge.train.data.folder import Labels
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.evaluation.metrics import by_folder, by_label, details
 from mri_edge.train.recipes.base import RecipeSpec
 

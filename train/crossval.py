@@ -26,10 +26,12 @@ from mri_edge.bundles.split import Split
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
+from mri_edge.train.data.audit import audit, check_groups
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
-from mri_edge.train.data.duplicates import inspect, table
-from mri_edge.train.data.folder import Labels, Selection, select
+from mri_edge.train.data.grouping import BLOCKS, GroupRule, parse_groups
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import by_group, by_source, choose_roles, grouped_folds, hold_out, may_train
+from mri_edge.train.data.selection import Selection, select
 from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures
 from mri_edge.train.loops.checkpoint import check_space, work_folder
 from mri_edge.train.loops.distil import Pool, open_pool
@@ -60,8 +62,9 @@ def cross_validate(
     seed: int,
     backbone_weights: str = "auto",
     positive: str | None = None,
+    labels: str | None = None,
     excluded: Sequence[str] = (),
-    groups: Path | None = None,
+    groups: str | Path | None = None,
     only: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -72,7 +75,11 @@ def cross_validate(
     Parameters
     ----------
     folds
-        Number of folds that keep near-duplicates and patients together; ``None`` leaves out one source at a time.
+        Number of folds that keep groups together; ``None`` leaves out one source at a time.
+    positive, labels
+        As ``positive`` and ``rule`` of ``data.labels.choose_labels``.
+    groups
+        As for ``data.grouping.parse_groups``; None means blocks of file numbers.
     only
         For a distillation, train only this fold, counted from 1; the figures cover all folds in ``out``.
     overwrite, resume
@@ -91,8 +98,9 @@ def cross_validate(
     if only is not None and not 1 <= only <= (folds or 0):
         raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
     make_folder(out)
-    selection = select(data, positive, excluded, groups)
-    scans, labels = selection.scans, selection.labels
+    rule = parse_groups(BLOCKS if groups is None else groups)
+    selection = select(data, positive, excluded, rule, labels=labels, say=say)
+    scans = selection.scans
     weights = find_backbone(_trained_first(recipe).backbone).load_weights(backbone_weights, say)
     if distilled:
         _claim(out, _identity(recipe, selection, weights, folds, seed))
@@ -108,19 +116,20 @@ def cross_validate(
     collection = collect(
         scans,
         recipe.preprocessing,
+        rule=rule,
         patients=selection.patients,
         store=None if distilled else store,
         with_slices=recipe.needs_slices,
     )
-    if findings := inspect(scans, collection.hashes):
-        say(table(scans, findings))
+    audit(collection, rule, say)
+    check_groups(collection, selection.labels.names, folds or 2)
     # The reference's split ignores patients, so if they are known, it excludes no images from training.
-    keep_out = recipe.split.keep_apart and groups is None
+    keep_out = recipe.split.keep_apart and rule.patients is None
     trainable = may_train(collection) if keep_out else np.ones(len(scans), bool)
     record = score_folds(
-        collection, trainable, weights, recipe, labels=labels, folds=folds, seed=seed, store=store, only=only
+        collection, trainable, weights, recipe, labels=selection.labels, folds=folds, seed=seed, store=store, only=only
     )
-    record["patients"] = groups.name if groups else None
+    record["patients"] = rule.patients.name if rule.patients else None
     record["excluded"] = [scan.file for scan in selection.left_out]
     atomic_write(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     if not distilled:
@@ -192,7 +201,7 @@ def score_folds(
         "labels": list(labels.names),
         "positive": labels.positive,
         "split_fingerprint": split.split_fingerprint if split else None,
-        "grouping": _describe_grouping(folds, trainable),
+        "grouping": _describe_grouping(data, folds, trainable),
         "schedule": schedule_of(recipe),
         "teacher": _describe_teacher(recipe, seed),
         "pooled": {name: figures(data, scored, labels.positive, *model.columns()) for name, model in answers.items()},
@@ -239,7 +248,7 @@ def _make_folds(
         learn = rows[trainable & ~np.isin(data.group, data.group[held])]
         validation = np.empty(0, np.intp)
         if recipe.split.validation_folds:
-            validation = learn[hold_out(data, learn, recipe.split.validation_folds)]
+            validation = learn[hold_out(data, learn, recipe.split.validation_folds, seed)]
         made.append(Fold(number, held, np.setdiff1d(learn, validation), validation))
     return made
 
@@ -428,8 +437,13 @@ def _identity(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights
     assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
     facts: list[Any] = [_values(_trained_first(recipe)), schedule.pool_views, schedule.batch]
     facts += [folds, seed, weights.sha256]
-    if (selection.labels.names, selection.labels.positive) != (KNOWN_LABELS, 1):
-        facts.append(selection.labels.names[selection.labels.positive])
+    labels, rule = selection.labels, selection.rule
+    if labels.names != KNOWN_LABELS or labels.positive_name is None:
+        facts.append([*labels.names, labels.positive_name])
+    elif labels.positive != 1:
+        facts.append(labels.positive_name)
+    if rule != GroupRule():
+        facts += [str(rule), selection.patients]
     images = (f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in selection.scans)
     return fingerprint([json.dumps(facts), *images])
 
@@ -439,7 +453,7 @@ def _claim(out: Path, identity: str) -> None:
     mark = out / "identity"
     if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise OutputError(
-            f"{out}: contains a cross-validation with other data, positive label, recipe, seed or folds",
+            f"{out}: contains a cross-validation with other data, positive label, groups, recipe, seed or folds",
             "Choose another folder with --out",
         )
     atomic_write(mark, identity)
@@ -448,9 +462,9 @@ def _claim(out: Path, identity: str) -> None:
 # Parts of the record.
 
 
-def _describe_grouping(folds: int | None, trainable: NDArray[np.bool_]) -> str:
+def _describe_grouping(data: Collection, folds: int | None, trainable: NDArray[np.bool_]) -> str:
     """Describe what no fold divides, and whether some images (N,) were excluded from training in every fold."""
-    by = "near-duplicates" if folds else "sources"
+    by = data.grouping if folds else "sources"
     return by if trainable.all() else f"{by}; test images and their neighbours train nothing"
 
 

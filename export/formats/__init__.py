@@ -30,10 +30,13 @@ QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
 
 @dataclass
 class Conversion:
-    """What all formats of one export start from. Each float model is made once, when a format first needs it."""
+    """What all formats of one export start from. Each float model is made once, when a format first needs it.
+
+    ``explained`` is the index of the label that heatmaps are about; None: of each image the most probable one.
+    """
 
     graph: Any  # the function of ``device_graph``
-    positive: int
+    explained: int | None
     calibrator: Calibrator | None = None
 
     @cached_property
@@ -44,7 +47,7 @@ class Conversion:
 
         model = float_model(self.graph)
         try:
-            return with_explanation(model, self.positive)
+            return with_explanation(model, self.explained)
         except ConversionError:  # a head without a closed form: the model classifies, but gives no heatmap
             return model
 

@@ -1,4 +1,4 @@
-"""Add two outputs to an ONNX classifier: the means of its last feature map, and Grad-CAM of the positive label.
+"""Add outputs to an ONNX classifier: the means of its last feature map, and Grad-CAM of a label.
 
 Grad-CAM (Selvaraju et al., ICCV 2017) weights the channels of the last feature map A by the mean
 gradient of the class's logit, and keeps the positive part of the weighted sum. A is followed by a small
@@ -25,15 +25,17 @@ from .convert import constants, shapes
 
 FEATURES = "features"
 ACTIVATION = "activation"
+EXPLAINED = "explained"
 PREFIX = "explanation/"  # of every node that is added; quantization leaves these in float
 _FLATTENING = ("Reshape", "Flatten", "Squeeze")
 
 
-def with_explanation(model: ModelProto, positive: int) -> ModelProto:
-    """A copy of a float ``model`` (NCHW inside) with two more outputs.
+def with_explanation(model: ModelProto, label: int | None) -> ModelProto:
+    """A copy of a float ``model`` (NCHW inside) with two or three more outputs.
 
     ``features`` is float32 (N, channels), the mean of each channel of the last feature map;
-    ``activation`` float32 (N, h, w), Grad-CAM of label ``positive``, at least 0, in logits.
+    ``activation`` float32 (N, h, w), Grad-CAM of the label with index ``label``, at least 0, in logits. If ``label`` is
+    None, it is about the most probable label of each image, and ``explained``, float32 (N), gives the index of that.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def with_explanation(model: ModelProto, positive: int) -> ModelProto:
         layers and ReLU; or no feature map has several positions.
     """
     explained = deepcopy(model)
-    _Explanation(explained).write(positive)
+    _Explanation(explained).write(label)
     onnx.checker.check_model(explained, full_check=True)
     return explained
 
@@ -56,14 +58,18 @@ class _Explanation:
         self._constants, self._shapes = constants(model), shapes(model)
         self._written = 0
 
-    def write(self, positive: int) -> None:
+    def write(self, label: int | None) -> None:
         probabilities = self._graph.output[0]
         softmax = self._makers[probabilities.name]
         if softmax.op_type != "Softmax":
             raise _unknown(softmax)
-        chosen = np.zeros((1, probabilities.type.tensor_type.shape.dim[1].dim_value), np.float32)
-        chosen[0, positive] = 1
-        gradient, node = self._constant(chosen), self._before(softmax)
+        one_hot = np.eye(probabilities.type.tensor_type.shape.dim[1].dim_value, dtype=np.float32)
+        if label is None:
+            best = self._add("ArgMax", softmax.input[0], axis=1, keepdims=0)
+            gradient = self._add("Gather", self._constant(one_hot), best)
+        else:
+            best, gradient = None, self._constant(one_hot[label : label + 1])
+        node = self._before(softmax)
         while node.op_type in ("Gemm", "MatMul", "Add", "Relu"):
             if not self._constants.keys() >= set(node.input[1:]):  # the other operand is another branch
                 raise _unknown(node)
@@ -85,6 +91,9 @@ class _Explanation:
         if self._positions(feature_map) < 2 or (node.op_type in _FLATTENING and not self._channels_second(feature_map)):
             raise _unknown(node)
         self._finish(feature_map, gradient)
+        if best is not None:
+            self._add("Cast", best, output=EXPLAINED, to=TensorProto.FLOAT)
+            self._graph.output.append(helper.make_tensor_value_info(EXPLAINED, TensorProto.FLOAT, ["N"]))
 
     def _before(self, node: NodeProto) -> NodeProto:
         """The node that makes the first input of another; ConversionError if that is a constant or the pixels."""

@@ -18,8 +18,10 @@ from mri_edge.bundles.manifest import Manifest, Parity
 from mri_edge.inference.prediction import decide
 
 from .gate import DEFAULT_GATES, Gate, Verdict, judge
+from .images import Others
 
 Flags = NDArray[np.bool_]
+Indices = NDArray[np.intp]  # of labels
 Probabilities = NDArray[np.float32]
 
 # Log-odds of probabilities closer to 0 or 1 than this are dominated by rounding.
@@ -28,24 +30,33 @@ _CLOSEST_TO_CERTAIN = 1e-7
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """The test images of a comparison, with the Keras model's answers.
+    """The images of a comparison, the test images first, with the Keras model's answers.
 
-    ``stages`` gives the SHA-256 of the two stages before the model for each image: ``file``, its bytes, and
+    ``stages`` gives the SHA-256 of the two stages before the model for each test image: ``file``, its bytes, and
     ``tensor``, the resized pixels. Another device compares its own to find the first stage that differs.
     ``labels`` is (N,), ``reference`` the Keras model's probabilities (N, classes). Only distilled models have a
-    ``teacher``.
+    ``teacher``, which answered the test images. ``others`` describes the images that are not test images.
     """
 
     files: tuple[str, ...]
     stages: tuple[dict[str, str], ...]
-    labels: NDArray[np.intp]
+    labels: Indices
     reference: Probabilities
     teacher: TeacherAnswers | None = None
+    others: Others | None = None
+
+    @property
+    def tests(self) -> int:
+        """Number of test images."""
+        return len(self.files) - (self.others.images if self.others else 0)
 
 
 @dataclass(frozen=True)
 class Flip:
-    """An image that the artifact labels differently, with both probabilities of the positive label."""
+    """An image that the artifact labels differently.
+
+    Both probabilities are of the positive label or, without one, each of the label that the model chose.
+    """
 
     file: str
     truth: str
@@ -59,7 +70,7 @@ class Flip:
 class Change:
     """A figure of the Keras model and of the artifact, and their difference with a paired interval.
 
-    All are None if no image has the label of the figure, or if an answer is not a number.
+    All are None if no test image has the label of the figure, or if an answer is not a number.
     """
 
     reference: float | None = None
@@ -86,7 +97,15 @@ class AgainstTeacher:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One artifact compared with the Keras model."""
+    """One artifact compared with the Keras model.
+
+    The differences and ``flips`` are about all ``images``, which need no label. The figures of right and wrong answers,
+    ``accuracy`` to ``auc`` and ``teacher``, are about the ``test_images`` alone. Without a positive label ``auc`` is
+    the mean over the labels, each against all others, and sensitivity and specificity are None.
+
+    ``probabilities`` has a value for each test image: of the positive label or, without one, of the label that the
+    Keras model chose.
+    """
 
     engine: str
     provider: str
@@ -95,6 +114,8 @@ class Comparison:
     reasons: tuple[str, ...]
     gate: Gate
     images: int
+    test_images: int
+    others: Others | None
     max_difference: float
     mean_difference: float
     p99_difference: float
@@ -139,13 +160,14 @@ def compare(
             manifest.labels[images.labels[index]],
             manifest.labels[before[index]],
             manifest.labels[after[index]],
-            float(images.reference[index, positive]),
-            float(answer[index, positive]),
+            float(images.reference[index, before[index] if positive is None else positive]),
+            float(answer[index, after[index] if positive is None else positive]),
         )
         for index in np.flatnonzero(before != after)
     )
-    right_before, right_after = before == images.labels, after == images.labels
-    is_positive = images.labels == positive
+    tests = images.tests
+    truth = images.labels[:tests]
+    right_before, right_after = before[:tests] == truth, after[:tests] == truth
     comparison = Comparison(
         engine=engine,
         provider=provider,
@@ -154,19 +176,23 @@ def compare(
         reasons=(),
         gate=gate,
         images=len(answer),
+        test_images=tests,
+        others=images.others,
         max_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
         p99_difference=float(np.quantile(difference, 0.99)),
         max_logit_difference=float(np.abs(_log_odds(answer) - _log_odds(images.reference)).max()),
         first_difference=None,
         flips=flips,
-        accuracy=wilson_interval(int(right_after.sum()), len(answer)),
+        accuracy=wilson_interval(int(right_after.sum()), tests),
         mcnemar_p=mcnemar(right_before, right_after),
-        sensitivity=_change(before[is_positive] == positive, after[is_positive] == positive),
-        specificity=_change(before[~is_positive] != positive, after[~is_positive] != positive),
-        auc=_auc_change(is_positive, images.reference[:, positive], answer[:, positive]),
-        probabilities=tuple(float(value) for value in answer[:, positive]),
-        teacher=_compare_with_teacher(images.teacher, answer, after, images.labels) if images.teacher else None,
+        sensitivity=_rate_change(before[:tests], after[:tests], truth, positive, of_positives=True),
+        specificity=_rate_change(before[:tests], after[:tests], truth, positive, of_positives=False),
+        auc=_auc_change(truth, images.reference[:tests], answer[:tests], positive),
+        probabilities=tuple(
+            float(answer[index, before[index] if positive is None else positive]) for index in range(tests)
+        ),
+        teacher=_compare_with_teacher(images.teacher, answer[:tests], after[:tests], truth) if images.teacher else None,
     )
     worse = int(right_after.sum()) < int(right_before.sum())
     verdict, reasons = judge(comparison, worse=worse)
@@ -210,7 +236,7 @@ def paired_change(before: Flags, after: Flags) -> Interval:
 
 
 def _compare_with_teacher(
-    teacher: TeacherAnswers, answer: Probabilities, y_pred: NDArray[np.intp], y_true: NDArray[np.intp]
+    teacher: TeacherAnswers, answer: Probabilities, y_pred: Indices, y_true: Indices
 ) -> AgainstTeacher:
     teacher_pred = np.array(teacher.called, np.intp)
     right, teacher_right = y_pred == y_true, teacher_pred == y_true
@@ -244,9 +270,25 @@ def _change(before: Flags, after: Flags) -> Change:
     return Change(float(before.mean()), float(after.mean()), paired.value, paired.low, paired.high)
 
 
-def _auc_change(is_positive: Flags, before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
-    # NaN cannot be ranked; the gate refuses it.
-    if is_positive.all() or not is_positive.any() or not np.isfinite([before, after]).all():
+def _rate_change(
+    before: Indices, after: Indices, truth: Indices, positive: int | None, *, of_positives: bool
+) -> Change:
+    """Change of the sensitivity or, of negatives, of the specificity."""
+    if positive is None:
         return Change()
-    reference, artifact = (float(roc_auc_score(is_positive, scores)) for scores in (before, after))
+    rows = (truth == positive) == of_positives
+    return _change((before[rows] == positive) == of_positives, (after[rows] == positive) == of_positives)
+
+
+def _auc_change(truth: Indices, before: Probabilities, after: Probabilities, positive: int | None) -> Change:
+    """Change of the AUC of the positive label or, without one, of the mean AUC of each label against all others."""
+    labels = range(before.shape[1]) if positive is None else [positive]
+    flags = [truth == label for label in labels]
+    # NaN cannot be ranked; the gate refuses it.
+    if any(of_label.all() or not of_label.any() for of_label in flags) or not np.isfinite([before, after]).all():
+        return Change()
+    reference, artifact = (
+        float(np.mean([roc_auc_score(flags[i], scores[:, label]) for i, label in enumerate(labels)]))
+        for scores in (before, after)
+    )
     return Change(reference, artifact, artifact - reference)

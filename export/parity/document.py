@@ -40,7 +40,12 @@ def write_parity(
         known = json.loads(previous.read_text(encoding="utf-8"))
         if all(known.get(name) == value for name, value in facts.items()):
             listed = {artifact.file for artifact in writer.manifest.artifacts}
-            kept = {file: comparison for file, comparison in known["artefacts"].items() if file in listed}
+            # Earlier releases compared on the test images alone, and did not say so.
+            kept = {
+                file: {"test_images": comparison["images"], "others": None, **comparison}
+                for file, comparison in known["artefacts"].items()
+                if file in listed
+            }
             comparisons = kept | comparisons
     content = document(images, writer.manifest, comparisons, facts)
     writer.add_document(PARITY, to_json(content))
@@ -52,8 +57,13 @@ def write_parity(
 def document(
     images: ReferenceImages, manifest: Manifest, comparisons: dict[str, dict[str, Any]], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of ``parity.json``: the facts, the Keras model's answers, and all comparisons."""
-    right = decide(images.reference, manifest.positive, manifest.threshold) == images.labels
+    """The content of ``parity.json``: the facts, the Keras model's answers for the test images, and all comparisons.
+
+    Of the other images it names those whose label changes.
+    """
+    tests = images.tests
+    called = decide(images.reference, manifest.positive, manifest.threshold)[:tests]
+    right = called == images.labels[:tests]
     return {
         **facts,
         "labels": list(manifest.labels),
@@ -68,7 +78,7 @@ def document(
                 "probabilities": [float(value) for value in row],
             }
             for file, stages, label, row in zip(
-                images.files, images.stages, images.labels, images.reference, strict=True
+                images.files[:tests], images.stages, images.labels[:tests], images.reference[:tests], strict=True
             )
         ],
         "artefacts": comparisons,
@@ -87,21 +97,26 @@ def page(parity: dict[str, Any], sizes: dict[str, int]) -> str:
 
 
 def _scatter(artifact: dict[str, Any], parity: dict[str, Any]) -> dict[str, Any]:
-    """Coordinates in pixels of a plot of the artifact's probabilities (y) against those of Keras (x)."""
+    """Coordinates in pixels of a plot of the artifact's probabilities (y) against those of Keras (x).
+
+    They are of the positive label or, without one, of the label that Keras chose, which has no line of a threshold.
+    """
     positive = parity["positive"]
-    threshold = parity["threshold"] if parity["threshold"] is not None else 0.5
+    threshold = 0.5 if parity["threshold"] is None else parity["threshold"]
+    references = [
+        max(image["probabilities"]) if positive is None else image["probabilities"][positive]
+        for image in parity["images"]
+    ]
+    named = list(zip(parity["images"], references, artifact["probabilities"], strict=True))
+    points = [(image["file"], reference, probability) for image, reference, probability in named]
+    tests = {image["file"] for image in parity["images"]}
+    if positive is not None:  # of the other images, those whose label changes
+        points += [
+            (flip["file"], flip["reference_probability"], flip["artefact_probability"])
+            for flip in artifact["flips"]
+            if flip["file"] not in tests
+        ]
     changed = {flip["file"] for flip in artifact["flips"]}
-    points = []
-    for image, probability in zip(parity["images"], artifact["probabilities"], strict=True):
-        reference = image["probabilities"][positive]
-        points.append(
-            {
-                "x": _x(reference),
-                "y": _y(probability),
-                "changed": image["file"] in changed,
-                "title": f"{image['file']}: {reference:.4f}, {probability:.4f}",
-            }
-        )
     return {
         "size": _SIDE + 2 * _MARGIN,
         "side": _SIDE,
@@ -110,9 +125,18 @@ def _scatter(artifact: dict[str, Any], parity: dict[str, Any]) -> dict[str, Any]
         "top": _y(1),
         "bottom": _y(0),
         "middle": _x(0.5),
-        "threshold_x": _x(threshold),
-        "threshold_y": _y(threshold),
-        "points": points,
+        "threshold_x": None if positive is None else _x(threshold),
+        "threshold_y": None if positive is None else _y(threshold),
+        "of": "the label that Keras chose" if positive is None else parity["labels"][positive],
+        "points": [
+            {
+                "x": _x(reference),
+                "y": _y(probability),
+                "changed": file in changed,
+                "title": f"{file}: {reference:.4f}, {probability:.4f}",
+            }
+            for file, reference, probability in points
+        ],
     }
 
 

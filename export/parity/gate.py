@@ -23,8 +23,8 @@ SIGNIFICANCE = 0.05
 class Gate:
     """The limits for one artifact; None means no limit.
 
-    ``max_difference`` and ``mean_difference`` bound |Δp| over all images and classes. ``flip_rate`` bounds the
-    proportion of images whose label changes, at 95% confidence; with too few images the verdict is undecided.
+    ``max_difference`` and ``mean_difference`` bound |Δp| over all compared images and classes. ``flip_rate`` bounds the
+    proportion of these images whose label changes, at 95% confidence; with too few images the verdict is undecided.
     """
 
     max_difference: float | None = None
@@ -64,10 +64,10 @@ def judge(comparison: Comparison, *, worse: bool) -> tuple[Verdict, tuple[str, .
     if gate.flip_rate is not None:
         lowest, highest = exact_bounds(flips, images)
         if lowest > gate.flip_rate:
-            failed.append(f"{flips} of {images} labels change, the limit is {gate.flip_rate:.1%}")
+            failed.append(f"{flips:,} of {images:,} labels change, the limit is {gate.flip_rate:.1%}")
         elif highest > gate.flip_rate:
             undecided.append(
-                f"{flips} of {images} labels change, so the true rate may be up to {highest:.1%} and the limit is "
+                f"{flips:,} of {images:,} labels change, so the true rate may be up to {highest:.1%} and the limit is "
                 f"{gate.flip_rate:.1%}: too few images to tell, {images_needed(gate.flip_rate)} without a change would"
             )
     if failed:

@@ -104,7 +104,7 @@ def _model_details(manifest: Manifest) -> list[str | Table]:
         "SHA-256 of the weights": training.backbone_sha256,
         "recipe": f"{training.recipe}, seed {training.seed}",
         "input": f"RGB pictures, resized to {prepared.height} x {prepared.width} ({prepared.resize})",
-        "labels": f"{', '.join(manifest.labels)}; positive: {_positive(manifest)}",
+        "labels": f"{', '.join(manifest.labels)}; positive: {manifest.positive_label or 'none'}",
         "libraries": ", ".join(f"{name} {version}" for name, version in made.libraries.items()),
         "platform": made.platform,
         "made again by": made.command,
@@ -134,7 +134,7 @@ def _metrics(manifest: Manifest) -> list[str | Table]:
         rule = "The answer is the likeliest label; no threshold was chosen."
     else:
         rule = (
-            f"A picture is called {_positive(manifest)!r} if its probability is at least {manifest.threshold:.4g}, "
+            f"A picture is called {manifest.positive_label!r} if its probability is at least {manifest.threshold:.4g}, "
             "else the likeliest other label."
         )
     details = manifest.training.details
@@ -194,6 +194,8 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
     if matrix := metrics.get("confusion_matrix"):
         counts = [(label, *map(str, row)) for label, row in zip(manifest.labels, matrix, strict=True)]
         blocks.append(Table(("truth", *(f"called {label}" for label in manifest.labels)), counts))
+    if len(manifest.labels) > 2 and (by_label := metrics.get("by_label")):
+        blocks += ["Each label against all others:", _by_label(manifest, by_label)]
     if folders := metrics.get("folders"):
         rows = [
             (
@@ -209,9 +211,25 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
         blocks += _mistakes(manifest, test)
     return [
         *blocks,
-        "Artefacts, and how far each is from the float model on the same images:",
-        Table(("artefact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
+        "Artifacts, and how far each is from the float model on images that did not calibrate it:",
+        Table(("artifact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
     ]
+
+
+def _by_label(manifest: Manifest, by_label: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """A row for each label, and a column for each figure that a label has."""
+    names = list(dict.fromkeys(name for figures in by_label.values() for name in figures))
+    rows = [
+        (
+            label,
+            *(
+                with_interval(figure["value"], figure["low"], figure["high"]) if figure else "–"
+                for figure in (by_label.get(label, {}).get(name) for name in names)
+            ),
+        )
+        for label in manifest.labels
+    ]
+    return Table(("label", *(f"{_metric_name(name)} (95% interval)" for name in names)), rows)
 
 
 def _artifacts(manifest: Manifest) -> Iterable[tuple[str, ...]]:
@@ -277,11 +295,9 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     return content
 
 
-def _positive(manifest: Manifest) -> str:
-    return manifest.labels[manifest.positive]
-
-
 def _metric_name(name: str) -> str:
+    if name.startswith("macro_"):  # the mean over the labels
+        return f"macro {_metric_name(name.removeprefix('macro_'))}"
     return {"auc": "AUC", "f1": "F1", "brier": "Brier score"}.get(name, name.replace("_", " "))
 
 

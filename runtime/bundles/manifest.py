@@ -152,14 +152,15 @@ class Novelty:
 class Manifest:
     """The whole manifest.
 
-    ``labels`` are in index order. ``positive`` is the index of the label to which sensitivity and ``threshold`` refer.
-    Without a threshold the answer is the most probable label.
+    ``labels`` are in index order. ``positive`` is the index of the label to which sensitivity and ``threshold`` refer;
+    models with more than two labels may have none, and then have no threshold either. Without a threshold the answer is
+    the most probable label.
     """
 
     name: str
     version: str
     labels: tuple[str, ...]
-    positive: int
+    positive: int | None
     threshold: float | None
     preprocessing: Preprocessing
     artifacts: tuple[Artifact, ...]
@@ -178,6 +179,11 @@ class Manifest:
     def title(self) -> str:
         """Name, version and the first digits of ``content_hash``. Every result contains this text."""
         return f"{printable(self.name)} {printable(self.version)} ({self.content_hash[:8]})"
+
+    @property
+    def positive_label(self) -> str | None:
+        """The name of the positive label, or None."""
+        return None if self.positive is None else self.labels[self.positive]
 
     @cached_property
     def content_hash(self) -> str:
@@ -242,7 +248,14 @@ class Manifest:
         problems = [
             (len(self.labels) < 2, f"labels: at least two are needed. Received: {list(self.labels)}"),
             (len(set(self.labels)) < len(self.labels), f"labels: repeated in {list(self.labels)}"),
-            (not 0 <= self.positive < len(self.labels), f"positive: no label has index {self.positive}"),
+            (
+                self.positive is not None and not 0 <= self.positive < len(self.labels),
+                f"positive: no label has index {self.positive}",
+            ),
+            (
+                self.positive is None and self.threshold is not None,
+                f"threshold: needs a positive label. Received: {self.threshold}, and positive is null",
+            ),
             (
                 self.threshold is not None and not 0 <= self.threshold <= 1,
                 f"threshold: must be in [0, 1]. Received: {self.threshold}",

@@ -59,7 +59,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
             "answers",
             [
                 ("labels", ", ".join(manifest.labels)),
-                ("positive", manifest.labels[manifest.positive]),
+                ("positive", manifest.positive_label or "none"),
                 ("threshold", threshold),
             ],
         ),

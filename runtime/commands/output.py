@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mri_edge.errors import printable
-from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name, stdout_json
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction, displayed_label, frame_name, stdout_json
 
 if TYPE_CHECKING:
     from mri_edge.inference.classifier import Classifier
@@ -90,6 +90,8 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
 def _result_table(results: Results, classifier: Classifier) -> Iterator[str]:
     """Yield a table for a terminal: what ran, one row per scan, and the notice. The column of unknown width is last.
 
+    It shows the probability of the positive label or, of a model with more than two labels, of the answer.
+
     If the only scan fails there is no table, because stderr already gives the reason.
     """
     results = iter(results)
@@ -103,19 +105,21 @@ def _result_table(results: Results, classifier: Classifier) -> Iterator[str]:
 
 def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
-    positive = manifest.labels[manifest.positive]
-    printable_labels = {label: printable(label) for label in manifest.labels}
+    labels, positive = manifest.labels, manifest.positive_label
+    printable_labels = {label: printable(label) for label in labels}
     yield click.style(f"{manifest.title} | {classifier.artifact.file} | {engine.name} | {engine.provider}", dim=True)
     label_width = max(len("label"), *map(len, printable_labels.values()))
-    heading = f"p({printable_labels[positive]})"
+    shown = displayed_label("label", positive, labels)
+    heading = f"p({printable_labels.get(shown, shown)})"
     yield click.style(f"{'label':<{label_width}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
             yield f"{'-':<{label_width}}  {'-':>{len(heading)}}  {'-':>7}  {printable(_name(result))} (not classified)"
             continue
-        color = "red" if result.label == positive else "green"
+        color = None if positive is None else "red" if result.label == positive else "green"
         label = click.style(f"{printable_labels[result.label]:<{label_width}}", fg=color)
-        figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
+        probability = result.probabilities[displayed_label(result.label, positive, labels)]
+        figures = f"{probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
         yield f"{label}  {figures}  {printable(_name(result))}"
         for warning in result.warnings:
             yield click.style(f"{'':<{label_width}}  warning: {printable(str(warning))}", fg="yellow")

@@ -14,7 +14,7 @@ import click
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.prediction import frame_name, stdout_json
+from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
 from mri_edge.inference.selection import RunOptions
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
@@ -175,9 +175,10 @@ def _output() -> Iterator[Callable[[str], None]]:
 def _line(record: Record) -> str:
     if "error" in record:
         return _escape(f"{record['moved_to']}  {record['error']}")
-    positive = record["positive"]
+    probabilities = record["probabilities"]
+    shown = displayed_label(record["label"], record["positive"], probabilities)
     name = frame_name(record["moved_to"], record.get("index", 0), record.get("frames", 1))
-    answer = f"{name}  {record['label']}  p({positive}) = {record['probabilities'][positive]:.3f}"
+    answer = f"{name}  {record['label']}  p({shown}) = {probabilities[shown]:.3f}"
     return _escape("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
 
 

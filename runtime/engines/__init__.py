@@ -92,7 +92,8 @@ class Engine(Protocol):
 
     ``provider`` is the execution provider in use, read back after opening. ``threads`` is the number of intra-op
     threads. ``input`` and ``outputs`` are the tensors that the file declares: the first output is the probabilities;
-    artifacts that support heatmaps also have ``features`` and ``activation``.
+    artifacts that support heatmaps also have ``features`` and ``activation``, and with more than two labels
+    ``explained``, the index of the label that the activation is about.
     """
 
     name: str

@@ -18,7 +18,7 @@ import numpy as np
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.cpu import available_cpus
-from mri_edge.engines import Engine, is_inherited
+from mri_edge.engines import Engine, Outputs, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
@@ -29,6 +29,8 @@ from .out_of_distribution import OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
+
+_EXPORT_AGAIN = "Export the model again"
 
 
 class Classifier:
@@ -78,13 +80,13 @@ class Classifier:
             raise EngineError(
                 f"{artifact.file}: takes {declared}, the manifest specifies "
                 f"{(preprocessing.height, preprocessing.width, 3)}",
-                "Export the model again",
+                _EXPORT_AGAIN,
             )
         if engine.outputs[0].shape[1:] != (len(bundle.manifest.labels),):
             raise EngineError(
                 f"{artifact.file}: gives {engine.outputs[0].shape[1:]} values, "
                 f"the manifest has {len(bundle.manifest.labels)} labels",
-                "Export the model again",
+                _EXPORT_AGAIN,
             )
 
     @classmethod
@@ -306,6 +308,7 @@ class Classifier:
         features, check = outputs.get("features"), self._distribution_check
         unlike_training = [()] * len(prepared) if check is None or features is None else check.warnings_for(features)
         activations = outputs.get("activation", [None] * len(prepared))
+        explained = self._explained(outputs, len(prepared))
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         labels, model = manifest.labels, manifest.title
         return [
@@ -315,7 +318,7 @@ class Classifier:
                 frames=scan.frame.count,
                 label=labels[label_index],
                 probabilities=dict(zip(labels, row, strict=True)),
-                positive=labels[manifest.positive],
+                positive=manifest.positive_label,
                 threshold=manifest.threshold,
                 model=model,
                 model_hash=self.artifact.sha256[:12],
@@ -325,12 +328,25 @@ class Classifier:
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
                 warnings=self._warnings + scan.warnings + unlike,
                 activation=activation,
+                explained=explained_label,
                 pixels=scan.original,
             )
-            for scan, row, label_index, activation, unlike in zip(
-                prepared, probabilities.tolist(), chosen.tolist(), activations, unlike_training, strict=True
+            for scan, row, label_index, activation, explained_label, unlike in zip(
+                prepared, probabilities.tolist(), chosen.tolist(), activations, explained, unlike_training, strict=True
             )
         ]
+
+    def _explained(self, outputs: Outputs, scans: int) -> list[str | None]:
+        """Return the label that each activation is about: artifacts with more than two labels give its index."""
+        manifest = self.bundle.manifest
+        if "activation" not in outputs:
+            return [None] * scans
+        if "explained" not in outputs:
+            return [manifest.positive_label] * scans
+        indices, count = outputs["explained"], len(manifest.labels)
+        if not np.isin(indices, range(count)).all():
+            raise EngineError(f"{self.artifact.file}: explains labels that the bundle does not have", _EXPORT_AGAIN)
+        return [manifest.labels[int(index)] for index in indices]
 
     def _open_again(self, run: RunOptions) -> None:
         """In a forked child, open the same artifact in the same engine. The same provider must start."""

@@ -19,7 +19,7 @@ from mri_edge.scans.frame import Pixels
 from mri_edge.storage.atomic import atomic_write, make_folder
 
 from .classifier import Classifier
-from .prediction import NOTICE, Failure, Prediction, frame_name, hashed_name, is_too_long
+from .prediction import NOTICE, Failure, Prediction, displayed_label, frame_name, hashed_name, is_too_long
 
 # Nine colors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith). Its lightness rises evenly, so that it can
 # be read on a gray scan and in print.
@@ -123,9 +123,10 @@ def overlay(
     pixels
         uint8 (H, W, 3) RGB, the decoded frame.
     activation
-        float32 (h, w), at least 0, any scale: Grad-CAM of the positive label on the last feature map.
+        float32 (h, w), at least 0, any scale: Grad-CAM of the label ``prediction.explained`` on the last feature map.
     prediction
-        Its label, probability and model are written below the picture, with the notice about research use.
+        Its label, probability, explained label and model are written below the picture, with the notice about research
+        use.
     scan
         A hash that identifies the scan; stored in the file as text.
 
@@ -152,8 +153,10 @@ def _color_table() -> Pixels:
 
 
 def _with_caption(picture: Image.Image, prediction: Prediction, scan: str | None) -> bytes:
+    shown = displayed_label(prediction.label, prediction.positive, prediction.probabilities)
+    explained = f"   heatmap: evidence for {prediction.explained}" if prediction.explained else ""
     lines = (
-        f"{prediction.label}   p({prediction.positive}) = {prediction.probability:.3f}",
+        f"{prediction.label}   p({shown}) = {prediction.probabilities[shown]:.3f}{explained}",
         f"{prediction.model}   {prediction.artifact}",
         NOTICE,
     )

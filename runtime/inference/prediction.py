@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,25 @@ def decide(probabilities: NDArray[np.float32], positive: int | None, threshold: 
         float32 (N, classes).
     positive, threshold
         As in the manifest. A row is positive if its probability of ``positive`` is at least ``threshold``, otherwise it
-        gets the likeliest other label. Without a threshold it gets the likeliest label of all.
+        gets the likeliest other label. Without a positive label or a threshold it gets the likeliest label of all.
 
     Returns
     -------
     int (N,)
     """
     others = probabilities.copy()
-    if threshold is None or positive is None:
+    if positive is None or threshold is None:
         chosen: NDArray[np.intp] = others.argmax(axis=1)
         return chosen
     others[:, positive] = -1
     chosen = others.argmax(axis=1)
     chosen[probabilities[:, positive] >= threshold] = positive
     return chosen
+
+
+def displayed_label(answer: str, positive: str | None, labels: Collection[str]) -> str:
+    """Return the label of which people are shown the probability: the positive one of two, otherwise the answer."""
+    return answer if positive is None or len(labels) > 2 else positive
 
 
 def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
@@ -97,16 +103,21 @@ class Prediction:
         The label that ``decide`` chose.
     probabilities
         Probability of each label, in [0, 1], in the manifest's order.
+    positive, threshold
+        As in the manifest. Models with more than two labels may have neither.
     model, model_hash, artifact, engine, provider
         What ran: model name and version, the first 12 digits of the artifact's SHA-256, its file in the bundle, the
         engine, and the execution provider that the engine reports.
     warnings
         Reasons to distrust the answer.
     heatmap
-        Path of the picture that shows which regions support the positive label, if one was written.
+        Path of the picture that shows which regions support ``explained``, if one was written.
     activation
-        Grad-CAM of the positive label, float32 (h, w), at least 0, if the artifact has that output, otherwise ``None``.
-        Not part of ``to_dict``.
+        Grad-CAM of the label ``explained``, float32 (h, w), at least 0, if the artifact has that output, otherwise
+        ``None``. Not part of ``to_dict``.
+    explained
+        The label that ``activation`` is about: the positive one of two labels; of more than two labels the one to which
+        the artifact gives the highest probability. ``None`` without an activation. Not part of ``to_dict``.
     pixels
         The decoded frame, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
     """
@@ -114,7 +125,7 @@ class Prediction:
     source: str | None
     label: str
     probabilities: dict[str, float]
-    positive: str
+    positive: str | None
     threshold: float | None
     model: str
     model_hash: str
@@ -127,12 +138,13 @@ class Prediction:
     index: int = 0
     frames: int = 1
     activation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    explained: str | None = field(default=None, repr=False, compare=False)
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     @property
     def probability(self) -> float:
-        """Probability of the positive label."""
-        return self.probabilities[self.positive]
+        """Probability of the positive label or, for a model without one, of ``label``."""
+        return self.probabilities[self.label if self.positive is None else self.positive]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, which ``mri-edge predict --json`` prints as one line; see ``result.schema.json``."""

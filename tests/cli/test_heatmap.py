@@ -27,7 +27,7 @@ def explaining_bundle(tiny_bundle: Path) -> Path:
     explanation = pytest.importorskip("mri_edge.export.onnx.explanation")
     bundle = Bundle.open(tiny_bundle)
     [artifact] = bundle.manifest.artifacts
-    model = explanation.with_explanation(onnx.load(tiny_bundle / artifact.file), positive=1)
+    model = explanation.with_explanation(onnx.load(tiny_bundle / artifact.file), label=1)
     with rewrite_bundle(bundle) as writer:
         writer.path(artifact.file).write_bytes(model.SerializeToString())
         writer.add_artifact(artifact)

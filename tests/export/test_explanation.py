@@ -96,6 +96,27 @@ def test_float_activation_is_grad_cam(head_kind, label):
     np.testing.assert_allclose(out["features"], last.numpy().mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head_kind", ["flatten", "average", "kept axes"])
+def test_without_a_label_each_image_gets_the_grad_cam_of_its_most_probable_label(head_kind):
+    model = network(head_kind)
+    classes = model.get_layer("classes")
+    logits = keras.Model(model.inputs, classes.input)(PREPROCESSING.normalize(PIXELS)) @ classes.kernel
+    classes.set_weights([classes.kernel, -np.median(logits, axis=0)])  # so that each label is the best of some images
+    out = run(Conversion(device_graph(model, PREPROCESSING), None).float_onnx.SerializeToString())
+    best = out["probabilities"].argmax(axis=1)
+    assert len(set(best)) > 1
+    assert out["explained"].dtype == np.float32
+    assert out["explained"].tolist() == best.tolist()
+    of_each = np.stack([grad_cam(model, label) for label in range(3)])
+    np.testing.assert_allclose(out["activation"], of_each[best, np.arange(len(best))], rtol=2e-3, atol=1e-4)
+
+
+def test_with_a_label_the_graph_has_no_choice_in_it():
+    graph = Conversion(device_graph(network("flatten"), PREPROCESSING), 1).float_onnx.graph
+    assert {output.name for output in graph.output} == {"probabilities", "features", "activation"}
+    assert not {"ArgMax", "Gather"} & {node.op_type for node in graph.node}
+
+
 @pytest.mark.parametrize("head_kind", ["flatten", "average"])
 def test_int8_activation_correlates_with_grad_cam(head_kind):
     model = network(head_kind)

@@ -74,7 +74,7 @@ def test_quantize_prints_a_table_and_writes_four_artifacts(bundle, pictures, cap
     *steps, report, next_step = messages.splitlines()
     # One line per step, with figures and times for each artifact. No log line of TensorFlow, tf2onnx or XNNPACK.
     assert all(re.match(r"\d+:\d\d  \w", line) for line in steps), messages
-    figures = r"accuracy [01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  0 of 60 labels changed  met"
+    figures = r"accuracy [01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  0 of 60 labels change  met"
     times = r"\d+:\d\d elapsed, about \d+:\d\d left"
     assert re.search(rf"model\.onnx  \d\.\d MB  {figures}  artifact 1 of 4, {times}", messages)
     assert report == f"report: {bundle / 'report' / 'parity.html'}"
@@ -310,7 +310,12 @@ def test_the_positive_label_is_given_or_known():
     assert positive_index(("Glioma", "notumor"), None) == 0
     assert positive_index(("no", "yes"), "no") == 0
     with pytest.raises(UsageError, match="which label"):
-        positive_index(("notumor", "glioma", "pituitary"), None)
+        positive_index(("glioma", "pituitary"), None)
+
+
+def test_more_than_two_labels_need_no_positive_one():
+    assert positive_index(("notumor", "glioma", "pituitary"), None) is None
+    assert positive_index(("notumor", "glioma", "pituitary"), "glioma") == 1
 
 
 PLAIN = '{"height": 32, "width": 32, "scale": 1}'

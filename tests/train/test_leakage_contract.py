@@ -19,9 +19,10 @@ from sklearn.metrics import recall_score, roc_curve
 
 from mri_edge.train import crossval, pipeline
 from mri_edge.train.data import duplicates, roles
+from mri_edge.train.data.audit import inspect
 from mri_edge.train.data.collection import Collection, collect
-from mri_edge.train.data.duplicates import inspect
-from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import by_source
 from mri_edge.train.evaluation import out_of_distribution
 from mri_edge.train.evaluation.crossval_figures import Stress, figures

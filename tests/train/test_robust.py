@@ -29,7 +29,10 @@ from mri_edge.train import crossval, pipeline, training
 from mri_edge.train.data import duplicates, sampling
 from mri_edge.train.data import roles as assigned
 from mri_edge.train.data.collection import Collection, collect
-from mri_edge.train.data.folder import Labels, Scan, find_scans, select
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.grouping import parse_groups
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.data.selection import select
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.vgg16 import build_backbone, ignore_color
@@ -185,7 +188,7 @@ def test_too_few_slices_to_hold_out_are_reported(folders, tiny_recipe):
     for path in sorted((folders / "no").iterdir())[4:]:
         path.unlink()
     collection, _ = collection_of(folders, tiny_recipe)
-    with pytest.raises(DataError, match="distinct slices"):
+    with pytest.raises(DataError, match="class 'no' has 4 groups of images left: too few for 5 folds"):
         assigned.choose_roles(collection)
 
 
@@ -349,10 +352,10 @@ def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tin
         patient = f"both-{scan.label}" if number == 24 else f"{scan.folder}-{number // 2 if number < 8 else number}"
         rows.append(f"{scan.file},{patient}")
     csv.write_text("\n".join(rows))
-    selection = select(two_sources, None, ["a/no/1[0-2].png"], csv)
+    selection = select(two_sources, None, ["a/no/1[0-2].png"], parse_groups(csv))
     assert len(selection.left_out) == 3
     used = len(selection.scans)
-    collection = collect(selection.scans, tiny_recipe.preprocessing, patients=selection.patients)
+    collection = collect(selection.scans, tiny_recipe.preprocessing, rule=selection.rule, patients=selection.patients)
     for split in ("reference", "grouped"):
         record = assigned.choose_roles(collection, split, selection.left_out)
         roles = np.array([image.role for image in record.images])

@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+
+from mri_edge.errors import DataError
+
+from .collection import Collection
 from .duplicates import SAME_SLICE_BITS, Hashes, close_pairs
 from .folder import Scan
+from .grouping import BLOCKS, NEAR_DUPLICATES, GroupRule
+from .order import NEIGHBORS, SourceOrder
 
 _SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
+
+
+def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) -> list[Finding]:
+    """Find duplicates and contradictions, and pass tables of them and of the order of files to ``say``.
+
+    The table of the order, with a recommendation, is left out if no source is ordered or if ``rule`` keeps neighbors
+    together already. ``rule`` is the value of ``--groups``, None if it was not given.
+    """
+    findings = inspect(data.scans, data.hashes)
+    if findings:
+        say(table(data.scans, findings))
+    if rule is not None:
+        say(f"groups: {data.grouping}; {len(np.unique(data.group))} groups of {len(data.scans)} images")
+    if rule is None or not (rule.block or rule.patients):
+        ordered = [source for source in data.order if source.pooled.carries_identity]
+        if ordered:
+            say(order_table(ordered))
+    return findings
+
+
+def check_groups(data: Collection, names: Sequence[str], needed: int = 2) -> None:
+    """Check that every label has at least ``needed`` groups, because no split or fold divides a group.
+
+    Raises DataError that names the label, the number of its groups, and what to do.
+    """
+    for index, name in enumerate(names):
+        of_label = data.label == index
+        images, found = np.count_nonzero(of_label), len(np.unique(data.group[of_label]))
+        if images and found < needed:
+            raise DataError(
+                f"label {name!r} has {found} group{'' if found == 1 else 's'} of images ({images} images, grouped by "
+                f"{data.grouping}), and at least {needed} are needed, because a group is never divided",
+                f"Use smaller groups (--groups {BLOCKS}:SIZE or {NEAR_DUPLICATES}), fewer folds or more images",
+            )
 
 
 @dataclass(frozen=True)
@@ -58,3 +99,23 @@ def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
         if len(of_kind) > _SHOWN:
             lines.append(f"{'':<15}   … and {len(of_kind) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def order_table(ordered: Sequence[SourceOrder]) -> str:
+    """Format the measurement of ordered sources as lines of text, with a recommendation as the last line."""
+    folders = [folder for source in ordered for folder in source.folders]
+    width = max(len(folder.name) for folder in folders)
+    lines = [f"{'nearest image by number':<{width}}  images  within {NEIGHBORS} [95% interval]  by chance"]
+    lines += [
+        f"{folder.name:<{width}}  {folder.images:>6}  {folder.fraction:>8.2f} [{folder.low:.2f}, {folder.high:.2f}]"
+        f"{'':<3}{folder.chance:>10.3f}"
+        for folder in folders
+    ]
+    found = ", ".join(
+        f"{source.pooled.name or 'the data'} ({source.pooled.fraction:.2f} of images against "
+        f"{source.pooled.chance:.2f} by chance)"
+        for source in ordered
+    )
+    return "\n".join(
+        [*lines, f"File order carries identity in {found}. Use --groups {BLOCKS} to keep neighbors together."]
+    )

@@ -104,10 +104,9 @@ def group_scans(
     A block has consecutive numbers of one class folder and one prefix of file names. A file without a number is a
     group of its own, as is every file of the other sources, unless it has near-duplicates.
     """
+    joined = f"joined with {NEAR_DUPLICATES}"
     if rule.patients:
-        return Grouping(
-            groups(hashes, patients=patients), f"patients in {rule.patients.name}, joined with {NEAR_DUPLICATES}"
-        )
+        return Grouping(groups(hashes, patients=patients), f"patients in {rule.patients.name}, {joined}")
     if not rule.block:
         return Grouping(groups(hashes), NEAR_DUPLICATES)
     ordered = [source.pooled.name for source in order if source.pooled.carries_identity]
@@ -115,28 +114,9 @@ def group_scans(
         return Grouping(groups(hashes), f"{NEAR_DUPLICATES} (file order carries no identity, so there are no blocks)")
     keys = [_block(scan, rule.block) if scan.source in ordered else scan.file for scan in scans]
     where = f" in {', '.join(ordered)}" if any(ordered) else ""
-    return Grouping(
-        groups(hashes, patients=keys), f"blocks of {rule.block} numbers{where}, joined with {NEAR_DUPLICATES}"
-    )
+    return Grouping(groups(hashes, patients=keys), f"blocks of {rule.block} numbers{where}, {joined}")
 
 
 def _block(scan: Scan, size: int) -> str:
     name = numbered(scan.file)
     return scan.file if name is None else f"{scan.folder}/{name[0]}\0{name[1] // size}"
-
-
-def check_groups(label: NDArray[np.intp], grouping: Grouping, names: Sequence[str], needed: int = 2) -> None:
-    """Raise DataError unless every label (N,) has at least ``needed`` groups: a group is never divided.
-
-    The message names the label, the number of its groups and what to do.
-    """
-    for index, name in enumerate(names):
-        images = int((label == index).sum())
-        found = len(np.unique(grouping.group[label == index]))
-        if images and found < needed:
-            raise DataError(
-                f"label {name!r} has {found} group{'' if found == 1 else 's'} of images ({images} images, grouped by "
-                f"{grouping.text}), and at least {needed} are needed, because a split or fold never divides a group",
-                f"Use smaller groups (--groups {BLOCKS}:SIZE with a smaller SIZE, or --groups {NEAR_DUPLICATES}), fewer "
-                "folds, or more images",
-            )

@@ -21,17 +21,14 @@ from mri_edge.scans.frame import Pixels
 
 from .folder import Scan
 
-
 THUMBNAIL = 24  # pixels, in both directions
 NEIGHBORS = 5  # largest difference of the numbers of two neighbors
-# A source counts as ordered if the lower bound of its fraction exceeds this multiple of chance. Independent files give
-# a multiple of 1, and small tilts of order (a batch of scans, a scanner) stay below 2: 0.9 and 1.6 in navoneel. Where
-# files are numbered patient by patient, the multiple is 60 and more. Wilson's interval takes images as independent,
-# while two images are often the nearest of each other; the wide gap covers that.
+# A source counts as ordered if the lower bound of its fraction exceeds this multiple of chance. Files in no order give
+# a multiple of 1, and weak order (files of one scanner or one website in a row) stays below 2: 1.6 and 1.8 in the
+# folders of navoneel. In nickparvar, which is numbered patient by patient, it is 79 to 108 for tumors. Wilson's
+# interval takes images as independent, while two images are often the nearest of each other; the wide gap covers that.
 _TIMES_CHANCE = 3
-_QUERIES = (
-    2000  # images per class folder that look for the nearest; the 95% interval is then at most 0.022 to each side
-)
+_QUERIES = 2000  # images per class folder that look for their nearest, for an interval of at most 0.022 to each side
 _ROWS, _COLUMNS = 256, 4096  # of a block of correlations, which take 4 MB
 
 # The last number of a name, and what is before it. Numbers of more than 15 digits keep their first digits as a prefix.
@@ -156,4 +153,4 @@ def _standardize(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return float32 (N, pixels) of mean 0 and norm 1, so that a product of two rows is their correlation."""
     flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6))

@@ -18,7 +18,8 @@ from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, decide
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.labels import Labels
 
 from .keras_engine import open_classifier
 from .metrics import by_folder, by_label, measure, reliability, roc_of
@@ -47,7 +48,9 @@ def evaluate(
     provider: str = "auto",
     threads: int | None = None,
     role: Role | None = None,
+    labels: str | None = None,
     track: Track = lambda results, label, total: results,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Score an artifact on the scans in ``data``; return the record behind ``--json`` and the reports, in plain types.
 
@@ -58,8 +61,12 @@ def evaluate(
     role
         ``"test"`` scores the test images of the bundle's split record, ``"all"`` every image. ``None`` scores the
         test images if ``data`` contains all of them, otherwise every image that the record does not list.
+    labels
+        As ``rule`` of ``data.labels.match_labels``: None uses the folders of the model's training.
     track
         Wraps the iterator of results to show progress; called with the results, a label and their number.
+    say
+        Called with the labels and their folders.
 
     Raises
     ------
@@ -70,7 +77,8 @@ def evaluate(
     """
     manifest = bundle.manifest
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
-    scans, _ = find_scans(data, trained=trained)
+    scans, found = find_scans(data, rule=labels, trained=trained)
+    say(found.describe())
     chosen = choose_scans(scans, split_of(bundle), role)
     with open_classifier(bundle, artifact, engine, provider, threads) as classifier:
         answers = classifier.predict_batches([scan.path for scan in chosen.scans])
