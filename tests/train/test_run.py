@@ -193,7 +193,7 @@ def test_report_shows_what_the_reference_published(trained):
     assert plot.svg.count("reference: answers of") == 4  # twice in the legend, twice in the text for screen readers
     assert "reference: AUC 0.97, curve not published" in plot.svg
     assert "reference: loss not published" in _history_plot(result.history, "loss", compare=True).svg
-    assert "validation, reference" in _history_plot(result.history, "accuracy", compare=True).svg
+    assert "test images, reference" in _history_plot(result.history, "accuracy", compare=True).svg
 
 
 def test_reference_figures_are_shown_only_for_its_data_and_split(folders, small_recipe, monkeypatch):

@@ -141,17 +141,17 @@ def _history_plot(history: Sequence[Epoch], quantity: str, *, compare: bool) -> 
     epochs = [epoch.number for epoch in history]
     series: list[tuple[str, Sequence[int], Sequence[float]]] = [
         ("training (augmented)", epochs, [getattr(epoch, quantity) for epoch in history]),
-        ("validation", epochs, [getattr(epoch, f"val_{quantity}") for epoch in history]),
+        ("test images", epochs, [getattr(epoch, f"val_{quantity}") for epoch in history]),
     ]
     note = ""
     if compare and quantity == "accuracy":
         published = reference.VALIDATION_ACCURACY
-        series.append(("validation, reference", range(1, len(published) + 1), published))
+        series.append(("test images, reference", range(1, len(published) + 1), published))
     elif compare:
         note = f"reference: {quantity} not published"
     caption = (
         f"{quantity.capitalize()} after each epoch, on the training images, with augmentation and dropout, and on the "
-        "validation images."
+        "test images, which are only watched: they choose nothing."
     )
     return curve_plot(quantity.capitalize(), caption, series, note)
 
