@@ -142,8 +142,8 @@ def training_options(function: Function) -> Function:
     "only",
     type=click.IntRange(1),
     metavar="NUMBER",
-    help="For recipe 'small' with --cv: train only this fold, so that several machines can share the work. The "
-    "figures cover all folds in --out.",
+    help="With --cv: train only this fold, so that several machines can share the work. The figures cover all folds "
+    "in --out.",
 )
 @click.option(
     "--split",
@@ -194,7 +194,7 @@ class _Options:
 
     def common(self) -> dict[str, Any]:
         """Return the arguments that a training and a cross-validation have in common."""
-        names = ("seed", "backbone_weights", "labels", "positive", "excluded", "groups", "overwrite", "resume")
+        names = ("seed", "backbone_weights", "labels", "positive", "excluded", "groups", "overwrite")
         return {name: getattr(self, name) for name in names} | {"say": _say}
 
 
@@ -228,7 +228,14 @@ def _train(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
 
             name = options.name or place.absolute().name
             return train_bundle(
-                scans, place, recipe, name=name, teachers=options.teachers, split=options.split, **options.common()
+                scans,
+                place,
+                recipe,
+                name=name,
+                teachers=options.teachers,
+                split=options.split,
+                resume=options.resume,
+                **options.common(),
             )
 
         trained = _until_interrupted(run, place)
@@ -264,17 +271,20 @@ def _cross_validate(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
 
         return cross_validate(scans, out, recipe, folds=folds, only=options.only, **options.common())
 
-    if recipe.needs_teacher:  # always continues with the answers in --out
-        figures = _until_interrupted(run, None)
-    else:
-        from mri_edge.train.loops.checkpoint import claimed
-
-        with claimed(out):
-            figures = _until_interrupted(run, out)
+    figures = _until_interrupted(run, None)  # continues with the answers in --out
     if figures is None:
         return _INTERRUPTED
-    compared = ("student_minus_teacher", "threshold", "student_minus_teacher_at_threshold_of_other_folds")
-    shown = ("folds_scored", "pooled", *compared, "stress")
+    shown = (
+        "grouping",
+        "folds_scored",
+        "pooled",
+        "mean_of_folds",
+        "by_source",
+        "threshold",
+        "student_minus_teacher",
+        "student_minus_teacher_at_threshold_of_other_folds",
+        "stress",
+    )
     click.echo(json.dumps({key: figures[key] for key in shown if key in figures}, indent=1))
     _say(f"report: {out / 'crossval.json'}")
     _say(f"next, for the model itself: {shlex.join(['mri-edge', 'train', str(scans), '--recipe', recipe.name])}")
@@ -362,8 +372,8 @@ def _check_options(options: _Options, recipe: RecipeSpec) -> None:
             raise UsageError(
                 f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
             )
-    if options.only is not None and not (cv is not None and recipe.needs_teacher):
-        raise UsageError("--fold applies only to --recipe small with --cv FOLDS", "Omit --fold")
+    if options.only is not None and cv is None:
+        raise UsageError("--fold applies only to a cross-validation (--cv)", "Omit --fold")
     if cv is not None and split is not None:
         raise UsageError("--cv tests every image in turn, so --split has no meaning", "Omit --split")
     if split is not None and split not in recipe.split.names:

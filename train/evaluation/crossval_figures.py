@@ -16,7 +16,7 @@ from mri_edge.train.transforms.mri import CHANGES
 
 from .calibration import choose_threshold
 from .crossval_record import TEACHER, ScoredImages
-from .intervals import COMBINED, GROUP_BOOTSTRAP, Figures, Weights, bootstrap, both_kinds, mean_of, percentile
+from .intervals import COMBINED, GROUP_BOOTSTRAP, Figures, Weights, auc, bootstrap, both_kinds, mean_of, percentile
 from .metrics import by_label, fraction_metric, macro_figures, measure_answers, weighted_auc
 
 SENSITIVITY = 0.95  # where specificity is compared
@@ -283,12 +283,27 @@ def stress_figures(parts: Sequence[Stress], label: Indices, group: Indices, posi
     rows = np.concatenate([part.rows for part in scored])
     probabilities = np.concatenate([part.probabilities for part in scored], axis=1)
     called = np.concatenate([part.called for part in scored], axis=1)
-    shown = ("auc", "sensitivity", "specificity") if positive is not None else ("accuracy", "macro_auc")
-    found = {}
-    for change, scores, answer in zip(("none", *CHANGES), probabilities, called, strict=True):
-        metrics = measure_answers(label[rows], scores, answer, positive, group[rows])
-        found[change] = {name: asdict(metrics[name]) for name in shown if name in metrics}
-    return found
+    truth, of_group = label[rows], group[rows]
+    return {
+        change: {
+            name: asdict(metric) for name, metric in _main_metrics(truth, scores, answer, positive, of_group).items()
+        }
+        for change, scores, answer in zip(("none", *CHANGES), probabilities, called, strict=True)
+    }
+
+
+def _main_metrics(
+    truth: Indices, probabilities: NDArray[np.floating[Any]], called: Indices, positive: int | None, group: Indices
+) -> dict[str, Metric]:
+    if positive is None:
+        metrics = measure_answers(truth, probabilities, called, None, group)
+        return {name: metrics[name] for name in ("accuracy", "macro_auc")}
+    is_positive = truth == positive
+    return {
+        "auc": auc(is_positive, probabilities[:, positive].astype(np.float64), group),
+        "sensitivity": fraction_metric((called == positive)[is_positive], group[is_positive]),
+        "specificity": fraction_metric((called != positive)[~is_positive], group[~is_positive]),
+    }
 
 
 @dataclass

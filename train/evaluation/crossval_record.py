@@ -50,8 +50,8 @@ Schema version 2, one for every recipe. Every metric is ``{value, low, high, ima
 ``images``
     Columns with one entry per scored image: ``file`` (relative to the data folder), ``sha256`` (its first 16 digits),
     ``label``, ``group``, ``source``, ``fold``, ``selectable`` (1 if the image may choose a threshold; 0 for images that
-    test a bundle of this recipe, and images near them), ``probabilities`` (``{model: [[one per label]]}``, 6 significant
-    digits) and ``called`` (``{model: [label index]}``).
+    test a bundle of this recipe, and images near them), ``probabilities`` (``{model: [[one per label]]}``, with 6
+    significant digits) and ``called`` (``{model: [label index]}``).
 ``creation``
     Versions and date.
 """
@@ -141,7 +141,7 @@ def image_columns(
         float (N, classes) and int (N,) of each model.
     """
     rows = np.flatnonzero(fold_of)
-    scans = [data.scans[row] for row in rows]
+    scans = [data.scans[row] for row in rows.tolist()]
     return {
         "file": [scan.file for scan in scans],
         "sha256": [short(scan.sha256) for scan in scans],
