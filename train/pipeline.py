@@ -257,17 +257,22 @@ def _write(
     metrics = measure(truth, probabilities, labels.positive, trained.threshold, group)
     if findings is not None:
         documents["data.json"] = json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"
-    if trained.history:
-        documents |= draw_report(
-            trained.network,
-            Images(data.pixels, test, truth),
-            probabilities,
-            metrics,
-            trained.history,
-            labels,
-            recipe,
-            compare=compare_with_published,
-        )
+    documents |= draw_report(
+        trained.network,
+        Images(data.pixels, test, truth),
+        probabilities,
+        metrics,
+        trained.history,
+        labels,
+        recipe,
+        compare=compare_with_published,
+        threshold=trained.threshold,
+        facts=[
+            ("Training", f"{len(job.train)} images, {len(job.validation)} for validation, seed {job.seed}"),
+            ("Split", split_name),
+            ("Data", f"SHA-256 of the images and their labels: {record.data_fingerprint[:16]}"),
+        ],
+    )
     write_bundle(
         out,
         trained.network,
