@@ -2,6 +2,7 @@
 
 The input of each stage is the recorded output of the stage before, so that the first stage that differs is the
 cause: file -> decoded pixels -> resized tensor -> probabilities. Only the label is computed end to end on the device.
+The probabilities are those of the artifact itself, so a recalibration changes no golden value; the labels follow it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestErr
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.readers import picture
 
-from .prediction import decide
+from .prediction import decide, recalibrated
 
 RECORD = "golden.json"
 ARRAYS = "golden.npz"
@@ -214,12 +215,10 @@ def _compare_labels(
     expected: Probabilities,
 ) -> Check:
     manifest = bundle.manifest
-    rows = zip(
-        scans,
-        decide(found, manifest.positive, manifest.threshold),
-        decide(expected, manifest.positive, manifest.threshold),
-        strict=True,
+    now_and_then = (
+        decide(recalibrated(answers, manifest), manifest.positive, manifest.threshold) for answers in (found, expected)
     )
+    rows = zip(scans, *now_and_then, strict=True)
     flipped = [
         f"{scan.file}: {manifest.labels[now]} in place of {manifest.labels[then]}"
         for scan, now, then in rows
