@@ -215,10 +215,13 @@ def _compare_labels(
     expected: Probabilities,
 ) -> Check:
     manifest = bundle.manifest
-    now_and_then = (
-        decide(recalibrated(answers, manifest), manifest.positive, manifest.threshold) for answers in (found, expected)
+    found, expected = recalibrated(found, manifest), recalibrated(expected, manifest)
+    rows = zip(
+        scans,
+        decide(found, manifest.positive, manifest.threshold),
+        decide(expected, manifest.positive, manifest.threshold),
+        strict=True,
     )
-    rows = zip(scans, *now_and_then, strict=True)
     flipped = [
         f"{scan.file}: {manifest.labels[now]} in place of {manifest.labels[then]}"
         for scan, now, then in rows
