@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mri_edge.authoring.recalibration import RECALIBRATION, recalibrated_scans
 from mri_edge.authoring.writer import check_target, rewrite_bundle
@@ -228,9 +229,17 @@ def _read(
     if not rows:
         raise DataError(f"none of {len(scans)} images can be read, {unreadable[0]['error']}", "Name other scans")
     read = [scans[row] for row in rows]
-    group = duplicates.groups(np.stack(hashes), patients=[patients[row] for row in rows] if patients else None)
+    group = _groups(np.stack(hashes), [patients[row] for row in rows] if patients else None)
     label = np.array([scan.label for scan in read], np.intp)
     return _Reading(read, Answers(np.stack(probabilities), label, group), unreadable, unlike, ran)
+
+
+def _groups(hashes: duplicates.Hashes, patients: list[str] | None) -> NDArray[np.intp]:
+    """Return the group of each scan (N,). Without patients, scans that look the same are compared with others once."""
+    if patients:
+        return duplicates.groups(hashes, patients=patients)
+    different, place = np.unique(hashes, axis=0, return_inverse=True)
+    return duplicates.groups(different)[place.ravel()]
 
 
 def _problem(result: Prediction | Failure) -> str | None:

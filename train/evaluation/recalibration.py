@@ -2,7 +2,8 @@
 
 The figures to expect are cross-fitted: temperature and threshold are chosen on all folds but one and judged on that
 one, fold by fold. Judged on the scans that chose it, a threshold looks better than it is, most of all with few scans.
-No fold divides a group of near-duplicates or a patient, and a group counts as one scan in every interval.
+No fold divides a group of near-duplicates or a patient, and a group counts as one scan in every interval. That the
+written threshold is another than those that were judged widens the intervals; see ``threshold_choice``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from mri_edge.train.data.folds import by_group
 
 from .auc import auc
 from .calibration import choose_threshold, fit_temperature
+from .intervals import Figures
+from .threshold_choice import METHOD, choice_errors
 
 FOLDS = 5
 _Z = float(norm.ppf(0.975))
@@ -135,37 +138,37 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
     independent = tuple(math.floor(answers.independent(answers.label == index) + 1e-9) for index in range(classes))
     _require_enough(independent, labels, goal)
     whole = fit(answers, goal)
-    folds, called, after = _cross_fit(answers, goal)
+    held_out = _cross_fit(answers, goal)
     before = decide(answers.probabilities, goal.positive, threshold)
     if binary:
         is_positive = answers.label == goal.positive
-        area = auc(is_positive, answers.probabilities[:, goal.positive].astype(np.float64), answers.group)
+        score = answers.probabilities[:, goal.positive].astype(np.float64)
+        area = auc(is_positive, score, answers.group)
         if area.low <= 0.5:
             raise GateError(
                 f"the answers to these scans cannot be told from chance: AUC {area.value:.3f} "
                 f"({area.low:.3f} to {area.high:.3f}). Nothing was written",
                 "Check that the folders have the right labels; a threshold does not help here",
             )
-        expected = {"auc": area, **_rates(answers, called, goal, f"judged by {FOLDS} folds that did not choose it")}
-        known = {"auc": area, **_rates(answers, before, goal, "before")}
+        errors = choice_errors(is_positive, score, answers.group, held_out.fold, goal.sensitivity)
+        expected = {"auc": area, **_rates(answers, held_out.called, goal, errors)}
+        known = {"auc": area, **_rates(answers, before, goal)}
     else:
-        every = np.ones(len(answers.label), bool)
-        likeliest = decide(answers.probabilities, goal.positive, None)
-        expected = {"accuracy": _fraction(answers, every, likeliest == answers.label, "of the likeliest label")}
-        known = {"accuracy": _fraction(answers, every, before == answers.label, "before")}
-    log_loss = _log_loss(after, answers.label, goal)
+        expected = {"accuracy": _accuracy(answers, decide(answers.probabilities, goal.positive, None))}
+        known = {"accuracy": _accuracy(answers, before)}
+    log_loss = _log_loss(held_out.probabilities, answers.label, goal)
     log_loss_before = _log_loss(answers.probabilities, answers.label, goal)
     warnings = [*_few(independent, labels, goal)]
     if log_loss >= log_loss_before:
         warnings.append(
-            f"the temperature does not improve the probabilities of scans that did not choose it: "
-            f"log loss {log_loss_before:.3f} before, {log_loss:.3f} after"
+            f"The temperature does not improve the probabilities of scans that did not choose it: "
+            f"log loss {log_loss_before:.3f} before, {log_loss:.3f} after."
         )
     if binary and expected["sensitivity"].high < goal.sensitivity:
         warnings.append(
-            f"a sensitivity of {goal.sensitivity:g} is not to be expected: {expected['sensitivity'].high:.3f} at most"
+            f"A sensitivity of {goal.sensitivity:g} is not to be expected: {expected['sensitivity'].high:.3f} at most."
         )
-    return Recalibrated(whole, folds, expected, known, log_loss, log_loss_before, independent, tuple(warnings))
+    return Recalibrated(whole, held_out.fits, expected, known, log_loss, log_loss_before, independent, tuple(warnings))
 
 
 def fit(answers: Answers, goal: Goal) -> Fit:
@@ -243,68 +246,90 @@ def _few(independent: Sequence[int], labels: Sequence[str], goal: Goal) -> list[
     if found < positives:
         lowest = score_interval(1, found)[0]
         warnings.append(
-            f"few scans: {labels[goal.positive]!r} has {found} independent ones. Even if all were found, the "
-            f"sensitivity could be {lowest:.2f}; {positives} are needed to show {goal.sensitivity:g}"
+            f"Few scans: {labels[goal.positive]!r} has {found} independent ones. Even if all were found, the "
+            f"sensitivity could be {lowest:.2f}; {positives} are needed to show {goal.sensitivity:g}."
         )
     if cleared < negatives:
         warnings.append(
-            f"few scans: {labels[1 - goal.positive]!r} has {cleared} independent ones; "
-            f"{negatives} are needed for a specificity to within 0.1"
+            f"Few scans: {labels[1 - goal.positive]!r} has {cleared} independent ones; "
+            f"{negatives} are needed for a specificity to within 0.1."
         )
     return warnings
 
 
-def _cross_fit(answers: Answers, goal: Goal) -> tuple[tuple[Fit, ...], Indices, NDArray[np.float32]]:
-    """Return the fit of each fold, and for each scan the label and the probabilities by the other folds' fit."""
-    called = np.zeros(len(answers.label), np.intp)
+@dataclass(frozen=True)
+class _CrossFitted:
+    """The fit of each fold; for each scan (N,) its fold, and the label and probabilities by the other folds' fit."""
+
+    fits: tuple[Fit, ...]
+    fold: Indices
+    called: Indices
+    probabilities: NDArray[np.float32]
+
+
+def _cross_fit(answers: Answers, goal: Goal) -> _CrossFitted:
+    scans = np.arange(len(answers.label))
+    fold, called = np.zeros(len(scans), np.intp), np.zeros(len(scans), np.intp)
     probabilities = np.zeros_like(answers.probabilities)
     fits = []
-    for held in by_group(answers.label, answers.group, FOLDS):
-        others = np.setdiff1d(np.arange(len(answers.label)), held)
-        chosen = fit(answers.at(others), goal)
+    for number, held in enumerate(by_group(answers.label, answers.group, FOLDS)):
+        chosen = fit(answers.at(np.setdiff1d(scans, held)), goal)
         probabilities[held] = rescale(
             answers.probabilities[held], chosen.temperature, goal.log_odds_offset, goal.positive
         )
         called[held] = decide(probabilities[held], goal.positive, chosen.threshold)
+        fold[held] = number
         fits.append(chosen)
-    return tuple(fits), called, probabilities
+    return _CrossFitted(tuple(fits), fold, called, probabilities)
 
 
-def _rates(answers: Answers, called: Indices, goal: Goal, when: str) -> dict[str, Metric]:
+def _rates(answers: Answers, called: Indices, goal: Goal, errors: Figures | None = None) -> dict[str, Metric]:
     """Return sensitivity and specificity, and with a prevalence the predictive values that follow from them.
 
-    The limits of a predictive value are at the limits of both fractions, each with 97.5% confidence: by Bonferroni's
-    inequality both hold with 95%. They are somewhat too wide.
+    ``errors`` are those of ``choice_errors``, for a threshold that these scans chose. The limits of a predictive value
+    are at the limits of both fractions, each with 97.5% confidence: by Bonferroni's inequality both hold with 95%.
+    They are somewhat too wide.
     """
     is_positive = answers.label == goal.positive
     right = called == answers.label
-    found = {
-        "sensitivity": _fraction(answers, is_positive, right, when),
-        "specificity": _fraction(answers, ~is_positive, right, when),
-    }
+    rows = {"sensitivity": is_positive, "specificity": ~is_positive}
+    values = {name: float(right[kind].mean()) for name, kind in rows.items()}
+
+    def limits(name: str, confidence: float = 0.95) -> tuple[float, float]:
+        low, high = score_interval(values[name], answers.independent(rows[name]), confidence)
+        if errors is not None:
+            tail = (1 - confidence) / 2
+            lowest, highest = values[name] + np.quantile(errors[name], (tail, 1 - tail))
+            low, high = min(low, max(float(lowest), 0.0)), max(high, min(float(highest), 1.0))
+        return low, high
+
+    found = {}
+    for name, kind in rows.items():
+        method = _method(answers.independent(kind)) + (f"; widened by {METHOD}" if errors is not None else "")
+        found[name] = Metric(values[name], *limits(name), int(kind.sum()), method)
     if goal.prevalence is not None:
-        found_limits, cleared_limits = (
-            score_interval(metric.value, answers.independent(rows), 0.975)
-            for metric, rows in zip(found.values(), (is_positive, ~is_positive), strict=True)
-        )
-        values = predictive_value(found["sensitivity"].value, found["specificity"].value, goal.prevalence)
-        lows = predictive_value(found_limits[0], cleared_limits[0], goal.prevalence)
-        highs = predictive_value(found_limits[1], cleared_limits[1], goal.prevalence)
+        found_limits, cleared_limits = (limits(name, 0.975) for name in rows)
+        points = predictive_value(values["sensitivity"], values["specificity"], goal.prevalence)
+        low = predictive_value(found_limits[0], cleared_limits[0], goal.prevalence)
+        high = predictive_value(found_limits[1], cleared_limits[1], goal.prevalence)
         method = (
-            f"by Bayes' rule for a prevalence of {goal.prevalence:g}, from sensitivity and specificity and their "
-            f"97.5% Wilson limits (Bonferroni), {when}"
+            f"by Bayes' rule for a prevalence of {goal.prevalence:g}, from sensitivity and specificity and limits of "
+            "both with 97.5% (Bonferroni)"
         )
-        for name, value, low, high in zip(("precision", "negative_predictive_value"), values, lows, highs, strict=True):
-            found[name] = Metric(value, low, high, len(answers.label), method)
+        for index, name in enumerate(("precision", "negative_predictive_value")):
+            found[name] = Metric(points[index], low[index], high[index], len(answers.label), method)
     return found
 
 
-def _fraction(answers: Answers, rows: Flags, right: Flags, when: str) -> Metric:
-    independent = answers.independent(rows)
-    value = float(right[rows].mean())
-    low, high = score_interval(value, independent)
-    method = f"Wilson score interval (Wilson 1927) of {independent:.0f} independent scans, {when}"
-    return Metric(value, low, high, int(rows.sum()), method)
+def _accuracy(answers: Answers, called: Indices) -> Metric:
+    right = called == answers.label
+    independent = answers.independent(np.ones(len(right), bool))
+    value = float(right.mean())
+    return Metric(value, *score_interval(value, independent), len(right), _method(independent))
+
+
+def _method(independent: float) -> str:
+    return f"Wilson score interval (Wilson 1927) of {independent:.0f} independent scans"
 
 
 def _log_loss(probabilities: NDArray[np.float32], label: Indices, goal: Goal) -> float:
