@@ -4,8 +4,8 @@ The interval of a cross-validated fraction leaves out that the written threshold
 simulated data Wilson's interval alone held its sensitivity in 85 to 88% of 200 sets of 100 scans of each label, and its
 specificity in 70 to 79% of sets of 20, where 95% are meant (normal scores, AUC 0.92 to 0.998). So the whole procedure
 is repeated on resampled groups of scans. There the truth is known: it is the fraction of all scans. With the
-errors found in this way the intervals held the truth in 94% of these sets or more. S. Bates, T. Hastie and R. Tibshirani,
-"Cross-validation: what does it estimate and how well does it do it?", JASA 2024, describe the problem.
+errors found in this way the intervals held the truth in 94% of these sets or more. S. Bates, T. Hastie and
+R. Tibshirani, "Cross-validation: what does it estimate and how well does it do it?", JASA 2024, describe the problem.
 """
 
 from __future__ import annotations
