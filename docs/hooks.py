@@ -1,7 +1,7 @@
-"""MkDocs hook: show pages that live elsewhere in the repository, and write the Python API from the public list.
+"""MkDocs hook: add pages from outside docs/ to the site, and generate the Python API page from the public list.
 
-Pages link to files as they lie in the repository, so that links work on GitHub as well. Files of MOUNTED join the site
-under their path in the repository, and links between the two are adjusted.
+Pages link to files by their paths in the repository, so that the links also work on GitHub. The hook adds the files of
+MOUNTED to the site under those paths and adjusts the links between them and docs/.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ MOUNTED = [
     "examples/NOTICE",
     "tests/arm64/record.json",
 ]
+# The site's address of a mounted page that would otherwise overwrite a page of docs/.
+ADDRESSES = {"benchmarks/README.md": "benchmarks/method/index.html"}
+WIDE = ("benchmarks.md", "benchmarks/")  # pages whose tables need the room of the table of contents
+EXAMPLES = re.compile(r"<p>((?:mri-edge [^\n<]+\n?)+)</p>")
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")
 
 
@@ -34,13 +38,17 @@ def on_files(files: Any, *, config: Any) -> Any:
     for pattern in MOUNTED:
         for path in sorted(CHECKOUT.glob(pattern)):
             source = path.relative_to(CHECKOUT).as_posix()
-            files.append(File.generated(config, source, abs_src_path=str(path)))
+            file = File.generated(config, source, abs_src_path=str(path))
+            file.dest_uri = ADDRESSES.get(source, file.dest_uri)
+            files.append(file)
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, files: Any, **_: Any) -> str:
-    """Adjust links, and fill in the public list."""
+    """Adjust the links of a page, and insert the public list."""
     here = page.file.src_uri
+    if here.startswith(WIDE):
+        page.meta["hide"] = ["toc"]
     mounted = (CHECKOUT / here).is_file()
     folder = posixpath.dirname(here if mounted else f"docs/{here}")
 
@@ -57,7 +65,12 @@ def on_page_markdown(markdown: str, *, page: Any, files: Any, **_: Any) -> str:
 
 
 def _path(name: str) -> str:
-    """Return where mkdocstrings finds a public name: a type alias only in the module that defines it."""
+    """Return the path under which mkdocstrings finds a public name: a type alias only in its own module."""
     if isinstance(getattr(mri_edge, name), type):
         return f"mri_edge.{name}"
     return f"mri_edge.{mri_edge._MODULES[name]}.{name}"
+
+
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """Show the examples in the help of a command as code: mkdocs-click joins their lines into a paragraph."""
+    return EXAMPLES.sub(r"<pre><code>\1</code></pre>", html) if page.file.src_uri == "commands.md" else html

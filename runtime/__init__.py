@@ -28,7 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # import the package `openvino_telemetry`, and the entry None here makes that import fail.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-# All public names and the modules they live in. Each is imported when it is first used, so that `import mri_edge`
+# All public names and the modules that define them. Each is imported when it is first used, so that `import mri_edge`
 # costs nothing. Errors that only training and export raise are in `mri_edge.errors`.
 _MODULES = {
     "Artifact": "bundles.manifest",
@@ -51,7 +51,7 @@ _MODULES = {
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
     "ResultWarning": "scans.checks",
-    "RunOptions": "inference.run_options",
+    "RunOptions": "inference.selection",
     "SignatureError": "errors",
     "Source": "scans.frame",
     "UsageError": "errors",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from mri_edge.inference.prediction import Failure as Failure
     from mri_edge.inference.prediction import Latency as Latency
     from mri_edge.inference.prediction import Prediction as Prediction
-    from mri_edge.inference.run_options import RunOptions as RunOptions
+    from mri_edge.inference.selection import RunOptions as RunOptions
     from mri_edge.scans.checks import ResultWarning as ResultWarning
     from mri_edge.scans.frame import Frame as Frame
     from mri_edge.scans.frame import Source as Source

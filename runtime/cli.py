@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mri_edge.commands.progress import plain
+from mri_edge.commands.progress import is_colorless
 from mri_edge.commands.usage import Group, explain
 
 from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
@@ -40,7 +40,7 @@ COMMANDS = {
     "tune": (
         "mri_edge.commands.tune",
         "tune",
-        "Measure what runs the model fastest on this device, for predict to use.",
+        "Find the fastest way to run a model on this device, and save it for predict.",
     ),
     "bench": (
         "mri_edge.commands.bench",
@@ -104,7 +104,7 @@ def _exit_when_reader_ends() -> Iterator[None]:
 
 
 class _CommandTable(Group):
-    """A group that imports a command only when it is chosen."""
+    """A group that imports a command only when it runs."""
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Parse the arguments; this prints the output of --help and --version."""
@@ -117,7 +117,7 @@ class _CommandTable(Group):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
+        """Return the names in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -172,16 +172,16 @@ def cli(ctx: click.Context) -> None:
     """Edge-deployable inference for brain-MRI tumour classification.
 
     \b
-    mri-edge predict scan.jpg                 classify one scan
-    mri-edge train scans/                     train a model of your own
-    mri-edge export --quantize                convert it to ONNX and TFLite
+        mri-edge predict scan.jpg                 classify one scan
+        mri-edge train scans/                     train a model of your own
+        mri-edge export --quantize                convert it to ONNX and TFLite
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the program: run a command, turn errors into one line and an exit code."""
+    """Run a command, and exit with its code. This is the entry point of the program."""
     _fill_closed_streams()
     sys.exit(run(arguments))
 
@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _fill_closed_streams() -> None:
     """Open the null device in place of closed standard streams.
 
-    Otherwise the next file that is opened gets the descriptor of one of them, and a library's messages go into it.
+    Otherwise the next file that the program opens would get the descriptor of such a stream, and messages of libraries
+    would be written into that file.
     """
     for number in range(3):
         try:
@@ -205,11 +206,13 @@ def run(arguments: list[str] | None = None) -> int:
     if sys.stdout is None:
         click.echo("mri-edge: error: standard output is closed. Write it to a file or to /dev/null", err=True)
         return OutputError.exit_code
-    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what its encoding lacks, as stderr does
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that its encoding lacks, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        # None is what click returns for a command without an exit code of its own.
-        code: Any = cli.main(arguments, prog_name="mri-edge", standalone_mode=False, color=False if plain() else None)
+        # click returns None for a command that returns no exit code.
+        code: Any = cli.main(
+            arguments, prog_name="mri-edge", standalone_mode=False, color=False if is_colorless() else None
+        )
         return int(code or 0)
     except MriEdgeError as error:
         click.echo(f"mri-edge: error: {printable(str(error))}", err=True)
@@ -229,6 +232,6 @@ def run(arguments: list[str] | None = None) -> int:
         message = printable(explain(error).rstrip("."))
         click.echo(f"mri-edge: error: {message}{'' if message.endswith('?') else '.'} See '{path} --help'", err=True)
         return error.exit_code
-    except click.Abort as error:  # its text, if any, says how to continue
+    except click.Abort as error:  # its message, if any, says how to continue
         click.echo(f"mri-edge: interrupted{f'. {error}' if str(error) else ''}", err=True)
         return 130  # 128 + SIGINT, as in shells

@@ -23,7 +23,7 @@ PROVIDERS = ("cpu",)
 
 
 def missing() -> str | None:
-    """The reason why this engine cannot run on this machine: none."""
+    """Return None: this engine runs on every machine."""
     return None
 
 
@@ -58,8 +58,8 @@ class FakeEngine:
         return result.astype(np.float32)
 
     def run_all(self, batch: Batch) -> Outputs:
-        """All outputs by name; see ``Engine.run_all``."""
+        """Return all outputs by name; see ``Engine.run_all``."""
         return {"probabilities": self.run(batch)}
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""

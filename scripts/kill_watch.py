@@ -23,18 +23,18 @@ from PIL import Image
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 
 
-def deliver(folder: Path, count: int, chance: random.Random, *, ahead: int = 1_000_000) -> None:
-    """Write ``count`` different scans as senders do: half of them in pieces, the others by a rename.
+def deliver(folder: Path, count: int, rng: random.Random, *, max_waiting: int = 1_000_000) -> None:
+    """Write ``count`` different scans as senders do: half of them in pieces, the others with a rename.
 
-    It pauses while more than ``ahead`` files wait in the folder.
+    It pauses while more than ``max_waiting`` files wait in the folder.
     """
-    pixels = np.random.default_rng(chance.randrange(1 << 32))
+    pixels = np.random.default_rng(rng.randrange(1 << 32))
     for number in range(count):
-        while number % 100 == 0 and count_of(folder) > ahead:
+        while number % 100 == 0 and count_of(folder) > max_waiting:
             time.sleep(0.1)
         path = folder / f"{number:05d}.png"
         temporary = path.with_suffix(".part")
-        size = (chance.randrange(20, 120), chance.randrange(20, 120))
+        size = (rng.randrange(20, 120), rng.randrange(20, 120))
         Image.fromarray(pixels.integers(0, 256, size, np.uint8)).save(temporary, "PNG")
         if number % 2:
             temporary.rename(path)
@@ -48,7 +48,7 @@ def deliver(folder: Path, count: int, chance: random.Random, *, ahead: int = 1_0
 
 
 def count_of(folder: Path) -> int:
-    """Return the number of files in a folder, without temporary ones, whose names begin with a dot."""
+    """Return the number of files in a folder. Temporary ones, which begin with a dot, do not count."""
     return sum(not path.name.startswith(".") for path in folder.iterdir()) if folder.is_dir() else 0
 
 
@@ -71,30 +71,30 @@ def faults(incoming: Path, out: Path, count: int) -> list[str]:
 
 
 def main() -> int:
-    """Return 0 if every scan has exactly one result, and enough kills hit a program at work."""
+    """Return 0 if every scan has exactly one result, and enough kills hit a program that was working."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="vgg16")
     options = parser.parse_args()
-    chance = random.Random(options.seed)
+    rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         incoming, out = Path(folder, "in"), Path(folder, "out")
         incoming.mkdir()
         command = [PROGRAM, "watch", incoming, "--out", out, "--model", options.model, "--threads", "1"]
         command += ["--every", "0.05", "--settle", "0.1"]
-        sender = threading.Thread(target=deliver, args=(incoming, options.scans, chance))
+        sender = threading.Thread(target=deliver, args=(incoming, options.scans, rng))
         sender.start()
         results, done = out / "results", out / "done"
         kills = idle = between = 0
         # Kill after a random number of results, and up to 30 ms later.
-        for wanted in sorted(chance.sample(range(1, options.scans), options.kills)):
-            wanted = max(wanted, count_of(results) + 1)  # noqa: PLW2901
+        for results_before_kill in sorted(rng.sample(range(1, options.scans), options.kills)):
+            limit = max(results_before_kill, count_of(results) + 1)
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-                while process.poll() is None and count_of(results) < wanted:
+                while process.poll() is None and count_of(results) < limit:
                     time.sleep(0.003)
-                time.sleep(chance.uniform(0, 0.03))
+                time.sleep(rng.uniform(0, 0.03))
                 process.send_signal(signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
             idle += not any(path.suffix == ".png" for path in incoming.iterdir())

@@ -35,7 +35,7 @@ Picture = NDArray[np.floating[Any]]
 class Lesion:
     """A lesion as it looks with contrast agent; lengths in mm, gray levels in [0, 1].
 
-    ``rim`` is the width of the bright border (the whole lesion is bright if it equals ``radius``), ``oedema`` the width
+    ``rim`` is the width of the bright border (the whole lesion is bright if it equals ``radius``), ``edema`` the width
     of the darker swelling around it, ``push`` how far it displaces the tissue.
     """
 
@@ -43,7 +43,7 @@ class Lesion:
     y: float
     radius: float
     rim: float
-    oedema: float
+    edema: float
     push: float
     bright: float = 0.9
     core: float = 0.12
@@ -65,18 +65,18 @@ SCANS = (
     Scan("mni152-slice-2", 20, gamma=1.3, gain=0.5),
     Scan("mni152-slice-3", 38, gamma=1.9, gain=0.75),
     # A ring around a necrotic core, like a glioblastoma.
-    Scan("phantom-1", 24, gain=0.42, lesions=(Lesion(-36, 22, radius=17, rim=5, oedema=17, push=7),)),
+    Scan("phantom-1", 24, gain=0.42, lesions=(Lesion(-36, 22, radius=17, rim=5, edema=17, push=7),)),
     # A bright, uniform mass at the skull, like a meningioma.
-    Scan("phantom-2", 34, gain=0.45, lesions=(Lesion(40, 14, radius=20, rim=20, oedema=7, push=9, bright=0.82),)),
+    Scan("phantom-2", 34, gain=0.45, lesions=(Lesion(40, 14, radius=20, rim=20, edema=7, push=9, bright=0.82),)),
     # Several small ones, like metastases.
     Scan(
         "phantom-3",
         14,
         gain=0.44,
         lesions=(
-            Lesion(42, -38, radius=11, rim=3.5, oedema=13, push=3),
-            Lesion(-30, 34, radius=6.5, rim=6.5, oedema=8, push=2),
-            Lesion(-46, -34, radius=5, rim=5, oedema=6, push=1),
+            Lesion(42, -38, radius=11, rim=3.5, edema=13, push=3),
+            Lesion(-30, 34, radius=6.5, rim=6.5, edema=8, push=2),
+            Lesion(-46, -34, radius=5, rim=5, edema=6, push=1),
         ),
     ),
 )
@@ -133,27 +133,29 @@ def _distance(lesion: Lesion, x: Picture, y: Picture, rng: np.random.Generator) 
 
 
 def _add(brain: Picture, lesion: Lesion, distance: Picture, rng: np.random.Generator, step: float) -> Picture:
-    patchy = _texture(rng, 3 / step)
-    swelling = _soft(lesion.oedema * (1 + 0.35 * _texture(rng, 9 / step)) - distance, 2.5)
+    patches = _texture(rng, 3 / step)
+    swelling = _soft(lesion.edema * (1 + 0.35 * _texture(rng, 9 / step)) - distance, 2.5)
     brain = brain * (1 - 0.38 * swelling)
     mass = _soft(-distance, 0.8)
     solid = lesion.rim >= lesion.radius
-    core = 0.0 if solid else _soft(-distance - lesion.rim * (1 + 0.4 * patchy), 1.2)
-    grey = lesion.bright * (1 + 0.07 * patchy) * (1 - core) + lesion.core * (1 + 0.3 * patchy) * core
-    return brain * (1 - mass) + grey * mass
+    core = 0.0 if solid else _soft(-distance - lesion.rim * (1 + 0.4 * patches), 1.2)
+    gray = lesion.bright * (1 + 0.07 * patches) * (1 - core) + lesion.core * (1 + 0.3 * patches) * core
+    return brain * (1 - mass) + gray * mass
 
 
 def _skull(outline: Picture, rng: np.random.Generator, step: float) -> Picture:
     """Draw the surroundings of the brain in T1: dark fluid and bone, brighter marrow, bright fat, skin."""
     even = ndimage.gaussian_filter(outline, 7 / step)  # bone and skin do not follow the sulci
-    thick = np.where(outline < 4, outline, even) / (1 + 0.08 * _texture(rng, 25 / step))
-    patchy = _texture(rng, 2 / step)
+    thickness = np.where(outline < 4, outline, even) / (1 + 0.08 * _texture(rng, 25 / step))
+    patches = _texture(rng, 2 / step)
 
     def layer(inner: float, outer: float) -> Picture:
-        return _soft(thick - inner, 0.5) * _soft(outer - thick, 0.5)
+        return _soft(thickness - inner, 0.5) * _soft(outer - thickness, 0.5)
 
     return (
-        0.07 * layer(0, 4) + 0.3 * (1 + 0.25 * patchy) * layer(6, 8.5) + 0.85 * (1 + 0.08 * patchy) * layer(11.5, 15.5)
+        0.07 * layer(0, 4)
+        + 0.3 * (1 + 0.25 * patches) * layer(6, 8.5)
+        + 0.85 * (1 + 0.08 * patches) * layer(11.5, 15.5)
     )
 
 

@@ -1,13 +1,12 @@
 """Plant small faults in a copy of the code and report which ones the tests miss: ``make mutants``.
 
 A run draws a sample of mutants (a swapped comparison, a changed limit, a removed statement) from the modules in
-``tests/mutants.toml``. Each is written into a copy of the checkout, where only the tests that execute the changed line
-run. Outcomes are saved in ``build/mutants.json`` after each mutant, and an interrupted run continues from there.
-``--planted`` runs the faults of ``tests/planted_faults.toml`` instead, and each of them must be noticed. Both need
-Python 3.11.
+``tests/mutants.toml``. The script writes each into a copy of the checkout and runs only the tests that execute the
+changed line. It saves each outcome in ``build/mutants.json``, from which an interrupted run continues. ``--planted``
+runs the faults of ``tests/planted_faults.toml`` instead; the tests must notice each of them. Both need Python 3.11.
 
-Why neither mutmut nor cosmic-ray: mutmut does not mutate module constants, such as the limits here, and does not find a
-package that is installed from a folder of another name; cosmic-ray changes the checkout itself.
+mutmut does not mutate module constants, such as the limits here, and does not find a package that is installed from a
+folder of another name. cosmic-ray changes the checkout itself.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ SAVED = CHECKOUT / "build" / "mutants.json"
 RECORD = CHECKOUT / "tests" / "mutants.json"
 PLANTED = CHECKOUT / "tests" / "planted_faults.toml"
 
-# What the tests import, loaded once because each mutant runs in a fork. None of it may import mri_edge.
+# Libraries that the tests import. They are loaded once, because each mutant runs in a fork. None may import mri_edge.
 LIBRARIES = (
     "cryptography.hazmat.primitives.serialization",
     "hypothesis",
@@ -73,7 +73,7 @@ _OPPOSITE = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minim
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of a module: bytes ``start`` to ``end`` become ``new``. ``lines`` are those of its statement."""
+    """A change of a module: ``new`` replaces bytes ``start`` to ``end``. ``lines`` are the lines of the statement."""
 
     file: str
     start: int
@@ -125,29 +125,27 @@ def changes(node: ast.AST) -> Iterator[str]:  # noqa: PLR0912 (one case for each
 
 def mutants_of(file: str, source: bytes, seed: int) -> list[Mutant]:
     """Return every mutant of a module; ``rank`` is a random order that does not depend on other code."""
-    begins = [0]
-    for line in source.splitlines(keepends=True):
-        begins.append(begins[-1] + len(line))
+    line_starts = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
     found: list[Mutant] = []
-    times: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
 
     def add(node: Any, statement: Any, function: str | None) -> None:
         target = node.test if isinstance(node, ast.If | ast.IfExp | ast.While) else node
-        start = begins[target.lineno - 1] + target.col_offset
-        end = begins[target.end_lineno - 1] + target.end_col_offset
+        start = line_starts[target.lineno - 1] + target.col_offset
+        end = line_starts[target.end_lineno - 1] + target.end_col_offset
         header = statement.body[0].lineno - 1 if hasattr(statement, "body") else statement.end_lineno
         lines = range(statement.lineno, max(header, statement.lineno) + 1)
         for new in changes(node):
             old = source[start:end].decode()
             name = f"{seed} {file} {function} {old} {new}"
-            times[name] += 1
-            rank = hashlib.sha256(f"{name} {times[name]}".encode()).hexdigest()
+            occurrences[name] += 1
+            rank = hashlib.sha256(f"{name} {occurrences[name]}".encode()).hexdigest()
             found.append(Mutant(file, start, end, old, new, function, lines, rank))
 
     def visit(node: ast.AST, statement: ast.AST, function: str | None) -> None:
-        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.If) and "win32" in ast.unparse(node.test)):
+        if isinstance(node, ast.JoinedStr):
             return
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and any(name in ast.unparse(node.test) for name in ("win32", "TYPE_CHECKING")):
             return
         statement = node if isinstance(node, ast.stmt) else statement
         if hasattr(node, "lineno"):
@@ -182,18 +180,18 @@ class Trace:
         return self._call
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Record a test that fails without any fault; it judges no mutant."""
+        """Record a test that fails without any fault. No mutant is judged by it."""
         if report.failed:
             self.tests[report.nodeid] = {"failed": True}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Start to trace."""
+        """Start tracing."""
         self.lines, self.start = defaultdict(set), (time.process_time(), time.monotonic())
         threading.settrace(self._call)
         sys.settrace(self._call)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Record the lines. Caches are cleared, so that the next test executes what it needs."""
+        """Record the lines, and clear caches, so that the next test executes all lines that it depends on."""
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
         lines = {file: sorted(lines) for file, lines in self.lines.items()}
@@ -210,17 +208,13 @@ class Trace:
 
 
 class Scratch:
-    """A copy of the checkout in which tests run; links make it importable as the installed package."""
+    """A copy of the checkout to run tests in. Links make it importable as the installed package."""
 
     def __init__(self, folder: Path) -> None:
         self.tree, self.package, self._folder = folder / "tree", folder / "site" / "mri_edge", folder
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=CHECKOUT,
-            capture_output=True,
-            check=True,
-        )
-        for name in filter(None, listed.stdout.decode().split("\0")):
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+        for name in filter(None, listed.stdout.split("\0")):
             if (CHECKOUT / name).is_file():
                 (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(CHECKOUT / name, self.tree / name)
@@ -233,7 +227,7 @@ class Scratch:
             import_module(name)
 
     def write(self, file: str | Path, content: bytes) -> None:
-        """Change a file, with a new modification time, so that Python does not use an old compiled file."""
+        """Change a file and its modification time, so that Python compiles it again."""
         self._changes += 1
         path = self.tree / file
         path.write_bytes(content)
@@ -247,7 +241,7 @@ class Scratch:
         end = time.monotonic() + 20 * cpu_s
         while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
             time.sleep(0.02)
-        with suppress(ProcessLookupError):  # the test, if it still runs, and its children
+        with suppress(ProcessLookupError):  # ends the test, if it still runs, and its children
             os.killpg(child, signal.SIGKILL)
         if done[0] == 0:
             os.waitpid(child, 0)
@@ -283,7 +277,7 @@ class Scratch:
 
 
 class Judge:
-    """Determines the outcome of each mutant: ``killed``, ``timed out``, ``survived`` or ``untested``."""
+    """Determine the outcome of each mutant: ``killed``, ``timed out``, ``survived`` or ``untested``."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -292,23 +286,19 @@ class Judge:
 
     def outcome(self, mutant: Mutant, source: bytes) -> str:
         """Run the tests of the changed line, fastest first, until one fails."""
-        noted = self._tests(mutant)
-        text = mutant.apply(source)
-        key = hashlib.sha256(text + self._content(SCOPE[mutant.file])).hexdigest()
+        tests, mutated = self._tests(mutant), mutant.apply(source)
+        key = hashlib.sha256(mutated + self._content(SCOPE[mutant.file])).hexdigest()
         if key not in self._saved:
-            self._saved[key] = self._try(mutant.file, source, text, noted)
+            outcome = "untested"
+            if tests:
+                self._scratch.write(mutant.file, mutated)
+                try:
+                    outcome = self._scratch.run(list(tests), 10 + 5 * sum(tests.values()))
+                finally:
+                    self._scratch.write(mutant.file, source)
+            self._saved[key] = {"passed": "survived", "failed": "killed"}.get(outcome, outcome)
             self._save()
         return str(self._saved[key])
-
-    def _try(self, file: str, source: bytes, text: bytes, tests: dict[str, float]) -> str:
-        if not tests:
-            return "untested"
-        self._scratch.write(file, text)
-        try:
-            ended = self._scratch.run(list(tests), 10 + 5 * sum(tests.values()))
-        finally:
-            self._scratch.write(file, source)
-        return {"passed": "survived", "failed": "killed"}.get(ended, ended)
 
     def _tests(self, mutant: Mutant) -> dict[str, float]:
         """Return the CPU seconds of each test that executes the statement, or the module if it is in no function."""
@@ -336,7 +326,7 @@ class Judge:
         return dict(self._saved[key])
 
     def _content(self, names: Sequence[str]) -> bytes:
-        """Return a hash of the files that determine an outcome; a name may be a test in a file."""
+        """Return a hash of the files that an outcome depends on. A name may be that of a test in a file."""
         digest = hashlib.sha256()
         for name in sorted({name.partition("::")[0] for name in [*names, "tests/conftest.py"]}):
             if (self._scratch.tree / name).is_file():
@@ -345,9 +335,9 @@ class Judge:
 
     def _save(self) -> None:
         SAVED.parent.mkdir(exist_ok=True)
-        partial = SAVED.with_suffix(".new")
-        partial.write_text(json.dumps(self._saved), encoding="utf-8")
-        partial.replace(SAVED)
+        temporary = SAVED.with_suffix(".new")
+        temporary.write_text(json.dumps(self._saved), encoding="utf-8")
+        temporary.replace(SAVED)
 
 
 def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> None:
@@ -355,54 +345,54 @@ def sample(scratch: Scratch, size: int, seed: int, only: str, record: Path) -> N
     from scipy.stats import binomtest
 
     sources = {file: (scratch.tree / file).read_bytes() for file in SCOPE if (scratch.tree / file).is_file()}
-    every = [mutant for file, source in sources.items() for mutant in mutants_of(file, source, seed)]
-    drawn = sorted(every, key=lambda mutant: mutant.rank)[:size]
+    mutants = [mutant for file, source in sources.items() for mutant in mutants_of(file, source, seed)]
+    drawn = sorted(mutants, key=lambda mutant: mutant.rank)[:size]
     drawn.sort(key=lambda mutant: (not mutant.file.startswith("runtime"), mutant.file, mutant.start, mutant.new))
     judge = Judge(scratch)
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     missed = []
     for mutant in (mutant for mutant in drawn if only in mutant.file):
         if not mutant.file.startswith("runtime"):
-            import_module("keras")  # their tests import it, which takes seconds
+            import_module("keras")  # takes seconds, and the tests of train and export import it
         outcome = judge.outcome(mutant, sources[mutant.file])
         outcomes[mutant.file][outcome] += 1
         if outcome in ("survived", "untested"):
             missed.append(f"{outcome}: {mutant}")
             print(missed[-1], flush=True)
     total = sum(outcomes.values(), Counter())
-    found, judged = total["killed"] + total["timed out"], total.total()
-    interval = binomtest(found, judged).proportion_ci(method="wilson")
-    score = {"noticed": found, "of": judged, "low": round(interval.low, 3), "high": round(interval.high, 3)}
-    content = {"seed": seed, "mutants": len(every), "score": score, "modules": outcomes, "missed": missed}
+    noticed, judged = total["killed"] + total["timed out"], total.total()
+    interval = binomtest(noticed, judged).proportion_ci(method="wilson")
+    score = {"noticed": noticed, "of": judged, "low": round(interval.low, 3), "high": round(interval.high, 3)}
+    content = {"seed": seed, "mutants": len(mutants), "score": score, "modules": outcomes, "missed": missed}
     record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for file, counts in outcomes.items():
         print(f"{file:<34} {counts['killed'] + counts['timed out']:>3} of {counts.total():>3}  {dict(counts)}")
     for name in sorted(judge.broken):
         print(f"skipped, fails without any fault: {name}")
-    print(f"{found} of {judged} noticed: {found / judged:.1%} (95% {interval.low:.1%} to {interval.high:.1%})")
+    print(f"{noticed} of {judged} noticed: {noticed / judged:.1%} (95% {interval.low:.1%} to {interval.high:.1%})")
 
 
 def planted(scratch: Scratch, only: str) -> int:
-    """Plant each named fault; return how many were not noticed, or no longer match the code."""
+    """Plant each named fault. Return how many the tests missed or no longer match the code."""
     faults = [fault for fault in tomllib.loads(PLANTED.read_text(encoding="utf-8"))["fault"] if only in fault["name"]]
     passing: dict[tuple[str, ...], bool] = {}
     missed = 0
     for fault in faults:
         pattern = fault.get("pattern") or re.escape(fault["old"])
         texts = {file: file.read_text(encoding="utf-8") for file in scratch.tree.glob(fault["file"])}
-        places = [file for file, text in texts.items() for _ in re.finditer(pattern, text)]
+        matches = [file for file, text in texts.items() for _ in re.finditer(pattern, text)]
         tests = tuple(test for test in fault["tests"] if (scratch.tree / test.partition("::")[0]).exists())
-        if len(places) != 1:
-            outcome = f"STALE: the text occurs {len(places)} times"
+        if len(matches) != 1:
+            outcome = f"STALE: the text occurs {len(matches)} times"
         elif not tests:
             outcome = f"STALE: none of its tests exists: {', '.join(fault['tests'])}"
         else:
             if tests not in passing:
                 passing[tests] = scratch.run(tests, 1200, slow=True) == "passed"
-            [place] = places
-            scratch.write(place, re.sub(pattern, lambda _, new=fault["new"]: new, texts[place]).encode())
+            [file] = matches
+            scratch.write(file, re.sub(pattern, lambda _, new=fault["new"]: new, texts[file]).encode())
             outcome = "MISSED" if scratch.run(tests, 1200, slow=True) == "passed" else "noticed"
-            scratch.write(place, texts[place].encode())
+            scratch.write(file, texts[file].encode())
             if not passing[tests]:
                 outcome = "BROKEN: its tests fail without the fault"
         missed += outcome != "noticed"
@@ -412,12 +402,12 @@ def planted(scratch: Scratch, only: str) -> int:
 
 
 def main() -> None:
-    """Judge a sample, or the planted faults."""
+    """Judge a sample of mutants, or the planted faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=250, help="how many mutants to judge")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--only", default="", help="part of the file, or of the fault's name, to run")
-    parser.add_argument("--record", type=Path, default=RECORD, help="file for the outcomes")
+    parser.add_argument("--seed", type=int, default=0, help="selects the sample")
+    parser.add_argument("--only", default="", help="run only files, or faults, with this text in their name")
+    parser.add_argument("--record", type=Path, default=RECORD, help="where to write the outcomes")
     parser.add_argument("--planted", action="store_true", help="run the planted faults instead of a sample")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

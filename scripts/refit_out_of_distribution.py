@@ -24,17 +24,17 @@ BATCH = 32
 
 def main() -> None:
     """Compute features, fit the check, and rewrite the bundle."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("bundle", help="folder, or name of an embedded model")
-    options.add_argument("--data", type=Path, required=True)
-    chosen = options.parse_args()
-    bundle = Bundle.open(chosen.bundle)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder, or name of an embedded model")
+    parser.add_argument("--data", type=Path, required=True)
+    options = parser.parse_args()
+    bundle = Bundle.open(options.bundle)
     training = bundle.manifest.training
-    scans, _ = find_scans(chosen.data)
+    scans, _ = find_scans(options.data)
     data = collect(scans, bundle.manifest.preprocessing)
     split = choose_roles(data)
     if split.split_fingerprint != training.split_fingerprint:
-        raise SystemExit(f"{chosen.data}: not the images, or not the split, that {bundle.folder} was trained on")
+        raise SystemExit(f"{options.data}: not the images, or not the split, that {bundle.folder} was trained on")
     train, held_out, test = rows_of(split, data)
     with Classifier.load(bundle, engine="onnxruntime") as classifier:
 

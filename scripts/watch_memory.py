@@ -38,24 +38,25 @@ def main() -> int:
         incoming.mkdir()
         command = [PROGRAM, "watch", incoming, "--out", out, "--model", options.model, "--threads", "1"]
         # Few scans wait at a time: a long list of them takes memory that is later freed, which would hide a leak.
-        delivery = partial(deliver, incoming, options.scans, random.Random(0), ahead=100)
+        delivery = partial(deliver, incoming, options.scans, random.Random(0), max_waiting=100)
         sender = threading.Thread(target=delivery, daemon=True)
         sender.start()
         start = time.monotonic()
-        seen: list[float] = []
+        memory_mb: list[float] = []
         with subprocess.Popen([*command, "--settle", "0.2"], stdout=subprocess.DEVNULL) as process:
             for tenth in range(1, 11):
-                while process.poll() is None and count_of(out / "done") < options.scans * tenth // 10:
+                count = options.scans * tenth // 10
+                while process.poll() is None and count_of(out / "done") < count:
                     time.sleep(0.05)
                 if process.poll() is not None:
                     print("watch ended early")
                     return 1
-                seen.append(resident_mb(process.pid))
-                print(f"{options.scans * tenth // 10:>6} scans  {seen[-1]:6.1f} MB  {time.monotonic() - start:5.0f} s")
+                memory_mb.append(resident_mb(process.pid))
+                print(f"{count:>6} scans  {memory_mb[-1]:6.1f} MB  {time.monotonic() - start:5.0f} s")
             process.terminate()
         sender.join()
-    print(f"end / first tenth: {seen[-1] / seen[0]:.3f}")
-    return int(seen[-1] > _ALLOWED * seen[0])
+    print(f"end / first tenth: {memory_mb[-1] / memory_mb[0]:.3f}")
+    return int(memory_mb[-1] > _ALLOWED * memory_mb[0])
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ def main() -> None:
 def _measure(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
-    begun = time.monotonic()
+    start = time.monotonic()
     pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", str(CHECKOUT)]
     subprocess.run(pip, check=True)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     [site] = folder.glob("lib/python3.*/site-packages")
     sizes = weigh(site)
     predict = [python, "-c", _PREDICT, str(CHECKOUT / "examples")]
@@ -69,8 +69,8 @@ def _measure(folder: Path) -> None:
         sys.exit(f"predict failed: {done.stderr}")
     for name, size in sizes.items():
         [package] = distributions(path=[str(site)], name=name)
-        tops = {str(file).partition("/")[0].removesuffix(".py") for file in package.files or ()}
-        print(f"{size:7.1f} MB  {name:<16}  {'imported' if tops & set(answer['modules']) else ''}")
+        modules = {str(file).partition("/")[0].removesuffix(".py") for file in package.files or ()}
+        print(f"{size:7.1f} MB  {name:<16}  {'imported' if modules & set(answer['modules']) else ''}")
     print(f"{sum(sizes.values()):7.1f} MB  in total, installed in {seconds:.0f} s with downloads")
 
 

@@ -18,18 +18,21 @@ from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Artifact, Creation, Manifest, TensorSpec, Training
 from mri_edge.scans.preprocessing import Preprocessing
 
-# A process that was started in the background ignores Ctrl-C, and so would the programs that tests interrupt.
+# A process that was started in the background ignores SIGINT, and its children inherit that. Tests interrupt programs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-# The variables that tests read: the real scans, the tiny models of a device, public test suites of pictures.
+# Variables that the tests read: the folders of the real scans, of the tiny models, and of public image test suites.
 READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY", "MRI_EDGE_SUITES")
-SLOW_TIMEOUT = 900  # seconds for a test that is marked slow; pyproject.toml has the limit of the others
+# Coverage traces every Python process, which then writes a data file. The processes of these tests run without it,
+# because the tests check the files that a process writes, its limits or its CPU time.
+UNTRACED = ("test_no_network.py", "test_picture_limits.py", "test_a_limit_on_file_sizes_is_a_full_disk")
+SLOW_TIMEOUT = 900  # seconds for a test that is marked slow; pyproject.toml sets the limit for the others
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give slow tests more time. Devices run the tests without pytest-timeout."""
+    """Give slow tests more time, if pytest-timeout is installed. Devices run the tests without it."""
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
@@ -37,23 +40,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the options and device profiles of this machine out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("MRI_EDGE_") and name not in READ_BY_TESTS:
                 patch.delenv(name)
         patch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path_factory.getbasetemp() / "no-profiles"))
-        # Training notes there which data folder it used; keep that out of the user's home.
+        # Training records the path of its data folder there. Keep that out of the user's home.
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        # With this variable set, a program that forgets to flush its output would pass.
+        # If this variable were set, a program that forgets to flush its output would pass the tests.
         patch.delenv("PYTHONUNBUFFERED", raising=False)
         yield
 
 
 @pytest.fixture(autouse=True)
-def own_log() -> Iterator[None]:
-    """Restore the logger after a command ran inside the test process, because the next test may read the log."""
+def untraced_processes(request: pytest.FixtureRequest) -> None:
+    """Keep coverage out of the processes that the tests in UNTRACED start."""
+    if any(name in request.node.nodeid for name in UNTRACED):
+        request.getfixturevalue("monkeypatch").delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def restored_logger() -> Iterator[None]:
+    """Restore the logger, which commands in the test process configure, because the next test may read the log."""
     logger = logging.getLogger("mri_edge")
     handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     yield
@@ -63,23 +73,23 @@ def own_log() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scans() -> Path:
-    """The data folder, with ``navoneel/no`` and ``navoneel/yes``. The test is skipped if there is none."""
+    """The data folder with ``navoneel/no`` and ``navoneel/yes``. Skips the test if there is none."""
     folder = Path(os.environ.get("MRI_EDGE_DATA") or CHECKOUT.parent / "shared" / "data")
     if not (folder / "navoneel" / "yes").is_dir():
-        pytest.skip(f"no real scans: {folder} holds no navoneel/yes; name the data folder in MRI_EDGE_DATA")
+        pytest.skip(f"no real scans: {folder} has no navoneel/yes; set MRI_EDGE_DATA to the data folder")
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny models. ``MRI_EDGE_TINY`` names one to keep, for a device that cannot make them."""
-    kept = os.environ.get("MRI_EDGE_TINY")
-    return Path(kept) if kept else tmp_path_factory.mktemp("tiny")
+    """The folder of the tiny models. ``MRI_EDGE_TINY`` sets it, for a device that cannot build them."""
+    folder = os.environ.get("MRI_EDGE_TINY")
+    return Path(folder) if folder else tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny_models: Path) -> Path:
-    """A seeded ONNX model of 3 layers: uint8 (N, 128, 128, 3) RGB -> float32 (N, 2), rows that sum to 1."""
+    """A seeded ONNX model with 3 layers: uint8 (N, 128, 128, 3) RGB -> float32 (N, 2), rows sum to 1."""
     path = tiny_models / "model.onnx"
     if path.exists():
         return path
@@ -111,7 +121,7 @@ def tiny_onnx(tiny_models: Path) -> Path:
             weights("dense", 4 * 16 * 16, 2),
         ],
     )
-    # These versions are old so that every supported ONNX Runtime opens the model.
+    # These versions are old, so every supported ONNX Runtime can open the model.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
@@ -197,7 +207,7 @@ def tiny_artifact() -> Artifact:
 
 @pytest.fixture
 def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact) -> Path:
-    """A new bundle folder for each test. Its only artifact is ``tiny_onnx``, as ``model.onnx``."""
+    """A new bundle folder for each test. Its only artifact is ``model.onnx``, a copy of ``tiny_onnx``."""
     folder = tmp_path / "tiny"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())
@@ -207,7 +217,7 @@ def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_a
 
 @pytest.fixture
 def recipe_code() -> Callable[[str], str]:
-    """Return a function that gives the first Python block below a heading of CONTRIBUTING.md."""
+    """Return a function that returns the first Python block below a heading of CONTRIBUTING.md."""
 
     def find(heading: str) -> str:
         text = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Documents agree with the committed benchmark records, and the programs that make the records work."""
+"""The documents agree with the committed benchmark records, and the benchmark programs work."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KINDS = sorted(path.parent for path in (BENCHMARKS / "results").glob("*/compare.
 
 
 @pytest.fixture
-def programs(monkeypatch):
-    """The checkout on the path: its benchmarks are not installed."""
+def benchmarks_importable(monkeypatch):
+    """Add the checkout to ``sys.path``, because its benchmarks are not installed."""
     monkeypatch.syspath_prepend(str(CHECKOUT))
 
 
@@ -31,38 +31,22 @@ def test_documents_agree_with_the_records():
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/speed/benchmarks.md"])
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("<!-- benchmarks: tables -->\n", "<!-- benchmarks: end -->\n"), ("", "")],
-    ids=["block", "copy"],
-)
-def test_a_figure_that_was_changed_by_hand_is_found_in_any_document(programs, tmp_path, file, before, after):
+def test_figure_edited_by_hand_is_detected_in_any_document(benchmarks_importable, tmp_path, file):
     from benchmarks.records import draw
 
     (tmp_path / "README.md").write_text("# A README without figures\n", encoding="utf-8")
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    tables = draw.blocks(draw.committed(), "results")["tables"]
-    right = f"{before}\n{tables}\n\n{after}"
-    if before:
-        right = draw.drawn(right, tmp_path / file, draw.committed())
+    block = "<!-- benchmarks: tables -->\n<!-- benchmarks: end -->\n"
+    right = draw.drawn(block, tmp_path / file, draw.committed())
     (tmp_path / file).write_text(right, encoding="utf-8")
     assert draw.main(["--check"], root=tmp_path) == 0
-    row = next(line for line in tables.splitlines() if "keras.Model.predict" in line)
+    row = next(line for line in right.splitlines() if "keras.Model.predict" in line)
     (tmp_path / file).write_text(right.replace(row, row.replace("0", "1", 1)), encoding="utf-8")
     assert draw.main(["--check"], root=tmp_path) == 1
 
 
-def test_the_summary_is_five_rows_of_the_tables(programs):
-    from benchmarks.records import draw
-
-    blocks = draw.blocks(draw.committed(), "results")
-    summary = [line for line in blocks["summary"].splitlines() if line.startswith("|")]
-    assert len(summary) == 2 + 5
-    assert set(summary) <= set(blocks["tables"].splitlines())
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_plots_exist_and_contain_no_image(kind):
+def test_plots_exist_and_contain_no_bitmap(kind):
     shown = re.findall(r"!\[(\w+)\]\(\1\.svg\)", (kind / "README.md").read_text(encoding="utf-8"))
     assert "cold_start" in shown
     for name in shown:
@@ -72,7 +56,7 @@ def test_plots_exist_and_contain_no_image(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_figure_lies_between_its_rounds(kind):
+def test_every_figure_is_between_its_lowest_and_highest_round(kind):
     record = json.loads((kind / "compare.json").read_text(encoding="utf-8"))
     spreads = [row["times_faster"] for row in record["rows"].values() if "times_faster" in row]
     spreads += [row["model"]["median"] for row in record["rows"].values() if "model" in row]
@@ -83,7 +67,7 @@ def test_every_figure_lies_between_its_rounds(kind):
 @pytest.mark.parametrize(
     ("ships", "moved", "shown"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)], ids=str
 )
-def test_accuracy_is_shown_only_for_the_model_that_ships(programs, monkeypatch, ships, moved, shown):
+def test_accuracy_is_shown_only_for_the_embedded_model(benchmarks_importable, monkeypatch, ships, moved, shown):
     from benchmarks.records import draw
     from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
@@ -99,7 +83,7 @@ def test_accuracy_is_shown_only_for_the_model_that_ships(programs, monkeypatch, 
         assert ("latency" in draw.plots_of(compared)) is shown
 
 
-def test_records_are_stored_by_kind_of_machine(programs):
+def test_records_are_stored_by_kind_of_machine(benchmarks_importable):
     from benchmarks.records import store
 
     assert store.kinds()[0] == store.MAIN
@@ -117,19 +101,19 @@ def test_records_are_stored_by_kind_of_machine(programs):
         ("unknown (riscv64): instructions unknown", "riscv64"),
     ],
 )
-def test_a_kind_of_machine_is_named_after_its_int8_instructions(programs, cpu, kind):
+def test_kind_of_machine_is_named_after_its_int8_instructions(benchmarks_importable, cpu, kind):
     from benchmarks.records import store
 
     assert store.kind_of_machine({"cpu": cpu}) == kind
 
 
-def test_measurements_ignore_the_profiles_of_this_machine(programs):
+def test_measurements_ignore_the_device_profiles_of_this_machine(benchmarks_importable):
     from benchmarks import processes
 
     assert not Path(processes.ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]).exists()
 
 
-def test_a_claim_is_judged_by_the_spread_of_its_record(programs):
+def test_claim_is_judged_by_the_spread_in_its_record(benchmarks_importable):
     from benchmarks.records import claims
 
     record = {
@@ -143,12 +127,12 @@ def test_a_claim_is_judged_by_the_spread_of_its_record(programs):
         return {"rows": {"fast": {"times_faster": {"value": value}}}}
 
     for value, reproduced in ((10.0, True), (7.0, False), (13.0, False)):
-        [one] = claims.judge("x", fresh(value), record)
-        assert (one.fresh, one.reproduced, one.judged) == (value, reproduced, True)
+        [claim] = claims.judge("x", fresh(value), record)
+        assert (claim.fresh, claim.reproduced, claim.judged) == (value, reproduced, True)
 
 
 @pytest.mark.parametrize(
-    ("title", "rows", "of_run", "code", "words"),
+    ("title", "rows", "of_run", "code", "pattern"),
     [
         ("OpenVINO", {"fast": {"problem": "not available: no openvino"}}, {}, 5, "NOT MEASURED .*fast: not available"),
         ("OpenVINO", {}, {}, 5, "NOT MEASURED .*fast: not in this run"),
@@ -162,12 +146,12 @@ def test_a_claim_is_judged_by_the_spread_of_its_record(programs):
         ("Olive's best, in ONNX Runtime", {}, {"olive_asked": True}, 5, "NOT MEASURED .*small: Olive"),
     ],
     ids=[
-        *("peer missing", "nothing measured", "no baseline", "another CPU", "other cores", "cores not said"),
+        *("peer missing", "nothing measured", "no baseline", "another CPU", "other cores", "cores not recorded"),
         *("a busy run", "without the data", "Olive was not asked for", "Olive was asked for"),
     ],
 )
-def test_a_claim_that_was_not_measured_is_not_reproduced(
-    programs, monkeypatch, capsys, title, rows, of_run, code, words
+def test_claim_that_was_not_measured_is_not_reproduced(
+    benchmarks_importable, monkeypatch, capsys, title, rows, of_run, code, pattern
 ):
     from benchmarks.records import claims
 
@@ -179,10 +163,10 @@ def test_a_claim_that_was_not_measured_is_not_reproduced(
     monkeypatch.setattr(claims.store, "load", lambda name: record)
     monkeypatch.setattr(claims.store, "load_fresh", lambda name: {**record, "rows": rows, **of_run})
     assert claims.main() == code
-    assert re.search(words, capsys.readouterr().out)
+    assert re.search(pattern, capsys.readouterr().out)
 
 
-def test_another_recipe_of_olive_is_the_same_claim(programs):
+def test_different_recipe_of_olive_is_the_same_claim(benchmarks_importable):
     from benchmarks.records import claims
 
     def of(recipe, value):
@@ -190,14 +174,14 @@ def test_another_recipe_of_olive_is_the_same_claim(programs):
         row = {"bundle": "small", "title": claims.OLIVE, "times_faster": spread}
         return {"baseline": "slow", "rows": {f"small: {claims.OLIVE}: model.onnx, {recipe}": row}}
 
-    [one] = claims.judge("compare", of("static QDQ", 10.5), of("static QOperator", 10.0))
-    assert one.reproduced
+    [claim] = claims.judge("compare", of("static QDQ", 10.5), of("static QOperator", 10.0))
+    assert claim.reproduced
 
 
-def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
-    programs, monkeypatch, tmp_path, tiny_bundle
+def test_olive_uses_our_calibration_images_and_runs_again_if_they_change(
+    benchmarks_importable, monkeypatch, tmp_path, tiny_bundle
 ):
-    """A stub of Olive's Python writes its arguments."""
+    """A stub replaces the Python of Olive and writes its arguments."""
     import numpy as np
     from PIL import Image
 
@@ -215,7 +199,7 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
     scans = sorted(data.iterdir())
     roles = ["train"] * 9 + ["test"] * 3
     pairs = enumerate(zip(scans, roles, strict=True))
-    split = Split(tuple(SplitImage(one.name, sha256_of(one), i % 2, role) for i, (one, role) in pairs))
+    split = Split(tuple(SplitImage(scan.name, sha256_of(scan), i % 2, role) for i, (scan, role) in pairs))
 
     def calibrate(seed):
         drawn = draw(split.locate(data, "train"), 4, seed)
@@ -227,14 +211,14 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\ncp "$3" "$4"\necho "{\\"threads\\": $5}"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(olive_peer, "FRESH", tmp_path / "kept")
+    monkeypatch.setattr(olive_peer, "FRESH", tmp_path / "fresh")
 
     drawn = calibrate(seed=0)
-    made, said = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
-    assert said == {"threads": 3}
+    model, facts = olive_peer.olive_model(str(python), Bundle.open(tiny_bundle), data, threads=3)
+    assert facts == {"threads": 3}
     levels = [int(path.stem) * 20 for path in drawn]
-    assert np.load(made).reshape(4, -1).mean(axis=1).tolist() == levels
-    assert olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3) == (made, said)
+    assert np.load(model).reshape(4, -1).mean(axis=1).tolist() == levels
+    assert olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3) == (model, facts)
     assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=2)[0], str)
     assert calibrate(seed=1) != drawn
     assert isinstance(olive_peer.olive_model(None, Bundle.open(tiny_bundle), data, threads=3)[0], str)
@@ -243,14 +227,14 @@ def test_olive_is_calibrated_with_our_images_and_runs_again_when_they_change(
     assert str(scans[0].parent) in text
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize(
     ("claims", "suites", "busy", "fails", "ran"),
     [(0, 0, "", False, True), (5, 0, "", True, True), (0, 1, "", True, True), (5, 0, "1", True, False)],
-    ids=["all well", "a claim fails", "a suite fails", "busy"],
+    ids=["all pass", "a claim fails", "a suite fails", "busy"],
 )
 def test_make_bench_runs_its_suites_even_if_claims_fail(tmp_path, claims, suites, busy, fails, ran):
-    """Stubs of Python and pytest print their arguments."""
+    """Stubs replace Python and pytest and print their arguments."""
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     for name, code in (("python", f'case "$2" in *claims) exit {claims};; esac'), ("pytest", f"exit {suites}")):
@@ -267,7 +251,7 @@ def test_make_bench_runs_its_suites_even_if_claims_fail(tmp_path, claims, suites
 
 
 @pytest.mark.parametrize("peer", ["mri_edge_engine", "onnxruntime_script", "openvino_api"])
-def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
+def test_peers_return_the_same_probabilities(benchmarks_importable, peer, tiny_onnx, tmp_path):
     import numpy as np
 
     if peer == "openvino_api":
@@ -284,19 +268,19 @@ def test_peers_give_the_same_answer(programs, peer, tiny_onnx, tmp_path):
     from mri_edge.engines import open_engine
 
     expected = open_engine(tiny_onnx, engine="onnxruntime", provider="cpu").run(tensors)
-    # OpenVINO computes in bfloat16, with 8 bits of mantissa, where the CPU has it.
+    # If the CPU supports bfloat16, OpenVINO computes in it, with 8 bits of mantissa.
     np.testing.assert_allclose(found["probabilities"], expected, atol=5e-3 if peer == "openvino_api" else 1e-5)
 
 
-def test_multiply_adds_are_counted(programs, tiny_bundle):
+def test_multiply_adds_are_counted(benchmarks_importable, tiny_bundle):
     from benchmarks.compare.roof import multiply_adds
     from mri_edge import Bundle
 
-    # 16 x 16 positions, 4 channels, 8 x 8 x 3 each; then 1024 x 2.
+    # Convolution: 16 x 16 positions, 4 channels, 8 x 8 x 3 weights. Dense layer: 1024 x 2.
     assert multiply_adds(Bundle.open(tiny_bundle)) == 16 * 16 * 4 * 8 * 8 * 3 + 1024 * 2
 
 
-def test_the_undisturbed_clock_counts_sleep_and_work(programs):
+def test_undisturbed_clock_counts_sleep_and_work(benchmarks_importable):
     import time
 
     from benchmarks.guard import undisturbed
@@ -312,8 +296,8 @@ def test_the_undisturbed_clock_counts_sleep_and_work(programs):
         cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])
 
 
-def test_a_wait_outside_the_measurement_is_not_subtracted(programs, monkeypatch):
-    """A thread that waits for a core between reading the clock and reading its wait must not get negative times."""
+def test_wait_outside_the_measurement_is_not_subtracted(benchmarks_importable, monkeypatch):
+    """A thread may wait for a core between reading the clock and reading its wait. The time must not be negative."""
     import time
 
     from benchmarks.guard import undisturbed
@@ -329,8 +313,8 @@ def test_a_wait_outside_the_measurement_is_not_subtracted(programs, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["small", "vgg16"])
-def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
-    """Its answers equal the shipped ones: but for rounding with float weights, within the parity gate with int8."""
+def test_embedded_model_is_rebuilt_in_keras(benchmarks_importable, name):
+    """The results equal those of the embedded model: up to rounding for float, within the parity gate for int8."""
     pytest.importorskip("keras", reason="Keras builds the network (extra 'train')")
     import numpy as np
 
@@ -347,12 +331,12 @@ def test_an_embedded_model_is_rebuilt_in_keras(programs, name):
     network = whole_bundles.keras_network(bundle, find_recipe(bundle.manifest.training.recipe))
     whole = (bundle.folder / whole_bundles.FLOAT).is_file()
     with Classifier.load(name, artifact=whole_bundles.FLOAT if whole else None) as shipped:
-        apart = np.abs(predict(network.whole, pixels, preprocessing) - shipped.engine.run(pixels)).max()
-    assert apart < (1e-5 if whole else 0.03)
+        difference = np.abs(predict(network.whole, pixels, preprocessing) - shipped.engine.run(pixels)).max()
+    assert difference < (1e-5 if whole else 0.03)
 
 
-def test_shipped_files_replace_those_made_here(programs, tmp_path):
-    """int8 files made on another CPU differ in some roundings, and in the label of one of the 51 images."""
+def test_embedded_files_replace_rebuilt_ones(benchmarks_importable, tmp_path):
+    """int8 files made on another CPU differ by rounding, and in the label of one of the 51 images."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import EMBEDDED, Bundle
     from scripts import whole_bundles

@@ -1,4 +1,4 @@
-"""The smoke benchmark finds planted faults, naming the stage of each, and raises no alarm without one."""
+"""The smoke benchmark detects planted faults and names their stage, and reports nothing without a fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-# Each runs before the benchmark imports anything.
+# Code that runs before the benchmark starts.
 FAULTS = {
     "nothing": "",
     "a sleep in the resizer": """
@@ -23,7 +23,7 @@ def slow(*arguments):
     return resize(*arguments)
 preprocessing.resize_bilinear = slow
 """,
-    "a disturbance of the resizer that passes": """
+    "a temporary disturbance of the resizer": """
 import time
 from itertools import count
 from mri_edge.scans import preprocessing
@@ -68,7 +68,7 @@ def smoke(fault: str, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 
-def test_nothing_is_worse_without_a_change(tmp_path):
+def test_nothing_is_worse_without_a_fault(tmp_path):
     done = smoke("nothing", tmp_path / "fresh.json")
     assert done.returncode == 0, done.stdout + done.stderr
     fresh = json.loads((tmp_path / "fresh.json").read_text(encoding="utf-8"))
@@ -76,8 +76,8 @@ def test_nothing_is_worse_without_a_change(tmp_path):
     assert not any(row["wrong"] for row in fresh["accuracy"])
 
 
-def test_a_disturbed_stage_is_measured_again(tmp_path):
-    done = smoke("a disturbance of the resizer that passes", tmp_path / "fresh.json")
+def test_disturbed_stage_is_measured_again(tmp_path):
+    done = smoke("a temporary disturbance of the resizer", tmp_path / "fresh.json")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -91,7 +91,7 @@ def guard(monkeypatch):
 
 
 def measured(cpu="one", cores=2, ratio=0.26, **others):
-    """Return a record like that of ``smoke.run``, with one stage each of latency and accuracy."""
+    """Return a record like those of ``smoke.run``, with one latency and one accuracy."""
     row = {"stage": "infer", "ratio": ratio, "ms": 1.0, "ruler_ms": 1.0}
     replayed = {"stage": "label", "what": "vgg16: model.int8.onnx in onnxruntime", "detail": "same", "wrong": False}
     return {
@@ -104,17 +104,17 @@ def measured(cpu="one", cores=2, ratio=0.26, **others):
     }
 
 
-def test_on_another_cpu_int8_may_gain_less_but_not_be_slower_than_float(guard):
+def test_on_another_cpu_int8_may_be_less_fast_but_not_slower_than_float(guard):
     record = measured("one with dot products")
     assert guard.compare(measured("one without", ratio=0.9), record) == []
     assert guard.compare(measured("one without", ratio=1.1), record) != []
     assert guard.compare(measured("one with dot products", ratio=0.5), record) != []
     assert guard.compare(measured("one with dot products", cores=8, ratio=0.5), record) == []
-    record["machine"].pop("cores")  # as in older records
+    record["machine"].pop("cores")  # older records lack it
     assert guard.compare(measured("one with dot products", cores=8, ratio=0.5), record) != []
 
 
-def test_the_record_is_the_median_of_three_runs(guard, monkeypatch):
+def test_record_is_the_median_of_three_runs(guard, monkeypatch):
     runs = iter([measured(ratio=0.71, disturbed=[]), measured(ratio=1.05, disturbed=["hot"]), measured(disturbed=[])])
     monkeypatch.setattr(guard, "run", lambda: next(runs))
     record = guard.run_for_record()
@@ -122,7 +122,7 @@ def test_the_record_is_the_median_of_three_runs(guard, monkeypatch):
     assert record["disturbed"] == ["hot"]
 
 
-def test_a_stage_that_is_no_longer_measured_is_worse(guard):
+def test_stage_that_is_no_longer_measured_is_worse(guard):
     record = measured()
     assert guard.compare(record, record) == []
     [line] = guard.compare(measured(latency={}), record)
@@ -142,8 +142,8 @@ def test_a_stage_that_is_no_longer_measured_is_worse(guard):
         ("small: model.int8.tflite in litert", {"libraries": {"onnxruntime": "1"}}, True),
     ],
 )
-def test_a_comparison_that_is_impossible_here_is_not_worse(guard, what, without, worse):
-    """CI has no OpenVINO, and few machines have the real scans; LiteRT is always installed with the tests."""
+def test_comparison_that_is_impossible_on_this_machine_is_not_worse(guard, what, without, worse):
+    """CI has no OpenVINO, and few machines have the real scans. LiteRT is always installed with the tests."""
     more = {"stage": "probabilities", "what": what, "detail": "same", "wrong": False}
     record = measured(accuracy=[more, *measured()["accuracy"]])
     assert bool(guard.compare(measured(**without), record)) is worse
@@ -159,15 +159,15 @@ def test_a_comparison_that_is_impossible_here_is_not_worse(guard, what, without,
         ("exchanged channels in the engine", "accuracy, probabilities"),
     ],
 )
-def test_a_planted_fault_is_found_and_its_stage_named_first(fault, stage, tmp_path):
+def test_planted_fault_is_detected_and_its_stage_is_named_first(fault, stage, tmp_path):
     done = smoke(fault, tmp_path / "fresh.json")
     assert done.returncode == 5, done.stdout + done.stderr
     worse = [line for line in done.stdout.splitlines() if line.startswith("WORSE  ")]
     assert worse[0].startswith(f"WORSE  {stage}: ")
 
 
-def test_the_float_twin_is_the_same_network(guard, tmp_path):
-    """Its answers differ from those of the int8 artifact only by the rounding to 8 bits."""
+def test_float_twin_is_the_same_network(guard, tmp_path):
+    """Its results differ from those of the int8 artifact only by the rounding to 8 bits."""
     pytest.importorskip("onnx", reason="the twin is built with onnx (group 'dev')")
     import numpy as np
 
@@ -181,7 +181,7 @@ def test_the_float_twin_is_the_same_network(guard, tmp_path):
     write_float_twin(path, twin)
     scans = sorted((CHECKOUT / "examples").glob("*.jpg"))
     batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(scan)) for scan in scans])
-    quantised, full = (open_engine(model, engine="onnxruntime", provider="cpu").run(batch) for model in (path, twin))
+    quantized, full = (open_engine(model, engine="onnxruntime", provider="cpu").run(batch) for model in (path, twin))
     # 0.03 is the parity limit of int8 for a single image; see runtime/inference/replay.py.
-    assert np.abs(quantised - full).max() < 0.03
+    assert np.abs(quantized - full).max() < 0.03
     assert twin.stat().st_size > 3.5 * path.stat().st_size

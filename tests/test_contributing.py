@@ -1,4 +1,4 @@
-"""The engine that CONTRIBUTING.md shows how to write keeps the contract of all engines."""
+"""The example engine in CONTRIBUTING.md satisfies the contract of all engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-# The made-up library of the recipe: a model is JSON, the answer is the mean grey level.
+# The invented library of the example. A model is JSON, and the result is the mean gray level.
 LIBRARY = """
 import json
 import numpy as np
@@ -30,14 +30,14 @@ class Frame:
         try:
             assert json.loads(content) == "beads"
         except (ValueError, AssertionError) as error:
-            raise AbacusError("these are no beads") from error
+            raise AbacusError("not beads") from error
 
     def count(self, batch):
         bright = batch.reshape(len(batch), -1).mean(axis=1) / 255
         return [np.stack([1 - bright, bright], axis=1)]
 """
 
-# What the recipe has one put into the tests, and the engine's file into the folder that is searched.
+# The additions to the tests that CONTRIBUTING.md asks for. The plugin also makes the engine's file discoverable.
 PLUGIN = """
 from pathlib import Path
 import pytest
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items):
 """
 
 
-def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path, recipe_code: Callable[[str], str]) -> None:
+def test_example_engine_satisfies_the_contract(tmp_path: Path, recipe_code: Callable[[str], str]) -> None:
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "abacus.py").write_text(recipe_code("Add an engine"), encoding="utf-8")
     (tmp_path / "abacus_rt.py").write_text(LIBRARY)
@@ -95,7 +95,7 @@ def test_recipe_for_an_engine_keeps_the_contract(tmp_path: Path, recipe_code: Ca
 
 
 @pytest.mark.parametrize("section", ["Add an engine", "Add a reader"])
-def test_the_recipe_passes_the_linter(section: str, tmp_path: Path, recipe_code: Callable[[str], str]) -> None:
+def test_example_passes_the_linter(section: str, tmp_path: Path, recipe_code: Callable[[str], str]) -> None:
     path = tmp_path / "recipe.py"
     path.write_text(recipe_code(section), encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff"]

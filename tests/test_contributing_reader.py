@@ -1,4 +1,4 @@
-"""The reader that CONTRIBUTING.md shows how to write works in every command."""
+"""The example reader in CONTRIBUTING.md works in every command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _stack(*slices: np.ndarray) -> bytes:
 
 @pytest.fixture
 def stack_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_code: Callable[[str], str]) -> Iterator[None]:
-    """Put the recipe's one file where readers are looked for."""
+    """Make the example reader discoverable."""
     folder = tmp_path / "more readers"
     folder.mkdir()
     (folder / "stack.py").write_text(recipe_code("Add a reader"), encoding="utf-8")
@@ -51,7 +51,7 @@ def slices() -> list[np.ndarray]:
 
 @pytest.fixture
 def scans(tmp_path: Path, slices: list[np.ndarray], stack_reader: None) -> Path:
-    """A folder with a stack of three slices, a stack without a suffix, and a picture."""
+    """A folder with a stack of three slices, a stack without a suffix, and an image."""
     folder = tmp_path / "scans"
     folder.mkdir()
     (folder / "head.stack").write_bytes(_stack(*slices))
@@ -76,7 +76,7 @@ EXPECTED = [
 
 
 @pytest.mark.parametrize("batch", ["1", "2", "8"])
-def test_predict_gives_a_result_for_every_frame(scans: Path, capfd: pytest.CaptureFixture[str], batch: str) -> None:
+def test_predict_writes_a_result_for_every_frame(scans: Path, capfd: pytest.CaptureFixture[str], batch: str) -> None:
     assert run(["predict", str(scans), "--json", "--batch", batch]) == 0
     out, err = capfd.readouterr()
     assert _keys(_lines(out)) == EXPECTED
@@ -87,7 +87,7 @@ def test_predict_gives_a_result_for_every_frame(scans: Path, capfd: pytest.Captu
         jsonschema.validate(record, schema)
 
 
-def test_frames_get_the_answers_of_their_pictures(scans: Path, slices: list[np.ndarray]) -> None:
+def test_frames_get_the_same_results_as_single_images(scans: Path, slices: list[np.ndarray]) -> None:
     with Classifier.load("small") as classifier:
         alone = [classifier.predict(plane).probability for plane in slices]
         frames = list(classifier.predict_frames(scans / "head.stack"))
@@ -96,14 +96,14 @@ def test_frames_get_the_answers_of_their_pictures(scans: Path, slices: list[np.n
             classifier.predict(scans / "head.stack")
 
 
-def test_a_damaged_stack_is_one_failure(scans: Path) -> None:
+def test_damaged_stack_is_one_failure(scans: Path) -> None:
     (scans / "head.stack").write_bytes((scans / "head.stack").read_bytes()[:-1])
     with Classifier.load("small") as classifier:
         results = list(classifier.predict_batches([str(scans / "IM0001"), str(scans / "head.stack")]))
     assert [type(result) for result in results] == [Prediction, Prediction, Failure]
 
 
-def test_every_frame_has_a_row_that_names_it(scans: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_csv_rows_name_every_frame(scans: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", str(scans), "--csv"]) == 0
     names = [Path(row.partition(",")[0]).name for row in capfd.readouterr().out.splitlines()[1:]]
     assert names == ["IM0001-0", "IM0001-1", "head.stack-0", "head.stack-1", "head.stack-2", "z.jpg"]
@@ -125,7 +125,7 @@ def test_resume_continues_inside_a_stack(scans: Path, tmp_path: Path, capfd: pyt
     assert _keys(_lines(journal.read_text())) == EXPECTED
 
 
-def test_every_frame_has_a_heatmap_of_its_own(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_frame_has_its_own_heatmap(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", str(scans), "--json", "--heatmap", str(tmp_path / "why")]) == 0
     named = [Path(record["heatmap"]).name for record in _lines(capfd.readouterr().out)]
     stacks = ["IM0001-0", "IM0001-1", "head.stack-0", "head.stack-1", "head.stack-2"]
@@ -146,7 +146,7 @@ def test_watch_writes_a_result_for_every_frame(scans: Path, tmp_path: Path, capf
     assert {record["moved_to"] for record in records} == {"done/IM0001", "done/head.stack", "done/z.jpg"}
 
 
-def test_a_frames_result_never_replaces_that_of_a_scan_of_its_name(scans: Path, tmp_path: Path) -> None:
+def test_result_of_a_frame_never_replaces_the_result_of_a_scan_with_the_same_name(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (scans / "head.stack-1").write_bytes((EXAMPLES / "phantom-2.jpg").read_bytes())
     assert run(["watch", str(scans), "--out", str(out), "--once", "--settle", "0"]) == 0
@@ -155,7 +155,7 @@ def test_a_frames_result_never_replaces_that_of_a_scan_of_its_name(scans: Path, 
     assert len({(record["sha256"], record.get("index")) for record in results}) == len(EXPECTED) + 1
 
 
-def test_a_reader_is_imported_only_for_files_that_may_be_its_own(stack_reader: None) -> None:
+def test_reader_is_imported_only_if_no_earlier_reader_claims_the_file(stack_reader: None) -> None:
     readers.load(EXAMPLES / "phantom-1.jpg")
     assert MODULE not in sys.modules
     assert readers.suffixes()[-1] == ".stack"

@@ -1,14 +1,15 @@
-"""README and docs/: links and anchors resolve, commands run, and what the pages show is what the program prints.
+"""README and docs/: links and anchors resolve, and commands run and print the output that the pages show.
 
-A fenced `console` block runs as it stands, with `scans/`, `scan.jpg`, `incoming/` and `examples/` in an empty folder.
-Output below a command is compared; `...` stands for anything. An HTML comment before the fence changes that:
-`<!-- numbers vary -->` compares no numbers, `<!-- not run: REASON -->` only parses the commands.
+The commands of a fenced `console` block run unchanged in a folder with `scans/`, `scan.jpg`, `incoming/` and
+`examples/`. The output below a command is compared; `...` matches anything. An HTML comment before the block changes
+this: `<!-- numbers vary -->` ignores numbers, and `<!-- not run: REASON -->` only parses the commands.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -32,12 +33,12 @@ def page_name(path: Path) -> str:
 
 
 def prose(path: Path) -> str:
-    """The text of a page without its fenced blocks."""
+    """Return the text of a page without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    """Return the anchors of a page's headings, as GitHub and MkDocs generate them."""
     titles = re.findall(r"^#+ (.+)$", prose(path), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
@@ -56,7 +57,7 @@ def test_links_and_anchors_resolve(page: Path) -> None:
 
 
 def blocks(page: Path) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Each console block of a page: its mark, and its commands with the output shown below each."""
+    """Return the console blocks of a page: the mark, and the commands with the output below each."""
     found = []
     for mark, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         commands: list[tuple[str, list[str]]] = []
@@ -70,7 +71,7 @@ def blocks(page: Path) -> list[tuple[str, list[tuple[str, list[str]]]]]:
 
 
 def arguments_of_ours(command: str) -> list[list[str]]:
-    """The arguments of each `mri-edge` in a command line, up to a pipe or a redirection."""
+    """Return the arguments of each `mri-edge` in a command line, up to a pipe or a redirection."""
     lexer = shlex.shlex(command, posix=True, punctuation_chars="|>;")
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
@@ -99,7 +100,7 @@ BLOCKS_RUN = [
 
 @pytest.mark.parametrize("command", COMMANDS_SHOWN)
 def test_command_is_accepted(command: str) -> None:
-    """Parse the command, also where its block is not run."""
+    """This includes the commands of blocks that are not run."""
     for name, *arguments in arguments_of_ours(command):
         assert name in COMMANDS
         cli.get_command(click.Context(cli), name).make_context(name, arguments, resilient_parsing=True)
@@ -125,7 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def normalize(line: str, *, numbers: bool) -> str:
-    """Replace what differs between two runs: times and hashes, with ``numbers`` every number."""
+    """Replace everything that differs between two runs: times, hashes and, with ``numbers``, every number."""
     line = re.sub(r'"latency_ms": \{[^}]*\}', '"latency_ms": {}', line)
     line = re.sub(r"(0\.\d{4})\d{6,}", r"\1", line)
     line = re.sub(r"^((?:no )?tumour +0\.\d{3}) +[\d.]+ ", r"\1 TIME ", line)
@@ -136,16 +137,16 @@ def normalize(line: str, *, numbers: bool) -> str:
 
 
 def matches(shown: list[str], printed: str, *, numbers: bool) -> bool:
-    """Whether the output is as shown; `...` in a line, or as a line, matches anything."""
+    """Return whether the output is as shown. `...` in a line, or as a line, matches anything."""
     wanted = "\n".join(normalize(line, numbers=numbers) for line in shown)
     pattern = re.escape(wanted).replace(r"\.\.\.", ".*")
     got = "\n".join(normalize(line, numbers=numbers) for line in printed.splitlines())
     return re.fullmatch(pattern, got, re.S) is not None
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the pages show a POSIX shell")
+@pytest.mark.skipif(sys.platform == "win32", reason="the pages use a POSIX shell")
 @pytest.mark.parametrize(("mark", "commands"), BLOCKS_RUN)
-def test_commands_run_and_print_what_is_shown(mark: str, commands: list[tuple[str, list[str]]], folder: Path) -> None:
+def test_commands_print_the_output_on_the_page(mark: str, commands: list[tuple[str, list[str]]], folder: Path) -> None:
     if any("bundle sign" in command or "--require-signature" in command for command, _ in commands):
         pytest.importorskip("cryptography", reason="needs the extra 'sign'")
     environment = os.environ | {
@@ -153,7 +154,7 @@ def test_commands_run_and_print_what_is_shown(mark: str, commands: list[tuple[st
         "NO_COLOR": "1",
         "COLUMNS": "200",
     }
-    environment |= {"MRI_EDGE_PROFILE_DIR": str(folder / "profiles")}  # no device profile of this machine's user
+    environment |= {"MRI_EDGE_PROFILE_DIR": str(folder / "profiles")}  # do not use the user's device profiles
     for command, shown in commands:
         if not arguments_of_ours(command):
             continue
@@ -181,7 +182,7 @@ def test_commands_run_and_print_what_is_shown(mark: str, commands: list[tuple[st
         (["first", "last"], "first\n2\nlast\n", False),
     ],
 )
-def test_comparison_sees_a_changed_line(shown: list[str], printed: str, same: bool) -> None:
+def test_comparison_detects_a_changed_line(shown: list[str], printed: str, same: bool) -> None:
     assert matches(shown, printed, numbers=False) == same
 
 
@@ -189,22 +190,22 @@ def test_readme_is_short() -> None:
     assert len((CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
 
 
-def test_speed_in_readme_is_that_of_the_drawn_table() -> None:
+def test_speed_in_readme_is_from_the_generated_table() -> None:
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    drawn = (DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    generated = (DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in readme.splitlines() if re.match(r"\| (small|vgg16) \|", line)]
     assert len(rows) == SPEED_ROWS
-    assert [row for row in rows if row not in drawn] == []
+    assert [row for row in rows if row not in generated] == []
 
 
-def test_pages_say_research_use_only() -> None:
+def test_pages_state_research_use_only() -> None:
     user_pages = [page for page in PAGES if page.name not in ("CONTRIBUTING.md", "CHANGELOG.md")]
     reference = {"api.md", "commands.md", "architecture.md", "maintaining.md"}
     silent = [page.name for page in user_pages if "research use only" not in page.read_text(encoding="utf-8").lower()]
     assert set(silent) <= reference
 
 
-def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
     for library in ("mkdocs", "mkdocs_click", "material", "mkdocstrings"):
         pytest.importorskip(library, reason="needs the dependency group 'docs'")
     pytest.importorskip("keras", reason="the command reference covers train and export")
@@ -217,6 +218,10 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    mounted = runpy.run_path(str(DOCS / "hooks.py"))["MOUNTED"]
+    sources = [*DOCS.rglob("*.md"), *(path for pattern in mounted for path in CHECKOUT.glob(pattern))]
+    pages_expected = sum(path.suffix == ".md" for path in sources)
+    assert len(list(tmp_path.rglob("index.html"))) == pages_expected  # two pages with one address would be one file
     api = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     import mri_edge
 
@@ -226,5 +231,5 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
         if not name.startswith("_") and not re.search(rf'id="mri_edge\.([\w.]+\.)?{name}"', api)
     ] == []
     pages = "".join(page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html"))
-    assert "Sentinel" not in pages  # the command reference shows the help as the program prints it
+    assert "Sentinel" not in pages  # an internal default of click must not appear in the command reference
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!example)[^"]+"', pages) == []

@@ -1,4 +1,4 @@
-"""The error classes and exit codes are those that the module docstring lists."""
+"""The error classes and exit codes match the module docstring."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = [
 ]
 
 
-def test_docstring_draws_the_tree() -> None:
+def test_docstring_lists_the_error_classes_and_exit_codes() -> None:
     drawn: dict[str, tuple[str, int]] = {}
     parents = ["MriEdgeError"]
     for line in (errors.__doc__ or "").splitlines():
@@ -35,13 +35,13 @@ def test_docstring_draws_the_tree() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_problem_and_hint_make_the_message(kind: type[MriEdgeError]) -> None:
+def test_message_contains_problem_and_hint(kind: type[MriEdgeError]) -> None:
     assert str(kind("scan.jpg: no such file")) == "scan.jpg: no such file"
     assert str(kind("scan.jpg: no such file", "Look again")) == "scan.jpg: no such file. Look again"
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_errors_travel_between_processes(kind: type[MriEdgeError]) -> None:
+def test_errors_can_be_pickled(kind: type[MriEdgeError]) -> None:
     error = pickle.loads(pickle.dumps(kind("problem", "hint")))  # noqa: S301
     assert type(error) is kind
     assert (error.problem, error.hint) == ("problem", "hint")
@@ -51,5 +51,5 @@ def test_errors_travel_between_processes(kind: type[MriEdgeError]) -> None:
     ("error", "line"),
     [(ValueError("one\ntwo"), "one"), (ValueError("\n  late"), "late"), (RuntimeError(), "RuntimeError")],
 )
-def test_what_a_library_says_is_one_line_even_if_it_says_nothing(error, line):
+def test_first_line_of_a_library_error_is_never_empty(error, line):
     assert first_line(error) == line

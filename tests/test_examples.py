@@ -1,4 +1,4 @@
-"""The demo scans are those that their script draws, and the program reads them."""
+"""The demo scans are the output of their script, and the program reads them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
     for name in drawn:
         new, old = (np.asarray(Image.open(folder / name), np.int16) for folder in (tmp_path, EXAMPLES))
         assert new.shape == old.shape
-        # Another libjpeg or SciPy may round otherwise: then a few DCT coefficients move by one step
-        # of quality 92 (up to 16 grey levels in one 8x8 block), while the picture stays the same.
+        # Another libjpeg or SciPy may round differently. Then a few DCT coefficients move by one step of quality 92,
+        # which is up to 16 gray levels in one 8x8 block, and the picture looks the same.
         assert np.abs(new - old).max() <= 16
         assert np.abs(new - old).mean() <= 0.1
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
-def test_demo_scan_is_an_8_bit_grey_picture_with_a_dark_border(path: Path) -> None:
+def test_demo_scan_is_an_8_bit_gray_image_with_a_dark_border(path: Path) -> None:
     pixels = picture.load(path)
     assert pixels.shape == (256, 256, 3)
-    assert pixels.strides[2] == 0  # grey: read once, resized once
+    assert pixels.strides[2] == 0  # a gray image has one channel in memory
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert border.mean() < 10
     assert pixels[64:192, 64:192].mean() > 40
 
 
-def test_notice_carries_the_terms_of_the_template() -> None:
+def test_notice_contains_the_terms_of_the_template() -> None:
     notice = " ".join((EXAMPLES / "NOTICE").read_text(encoding="utf-8").split())
-    for words in ("McConnell Brain Imaging Centre", "Montreal Neurological Institute", "McGill University"):
-        assert words in notice
+    for name in ("McConnell Brain Imaging Centre", "Montreal Neurological Institute", "McGill University"):
+        assert name in notice
     assert "Permission to use, copy, modify, and distribute" in notice

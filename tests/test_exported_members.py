@@ -1,4 +1,4 @@
-"""The public names of `mri_edge`: which exist, where they are defined, and what their import loads."""
+"""The public names of `mri_edge`: the list, the modules that define them, and the cost of the import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import mri_edge
 
-# Removing a name breaks somebody's program: change this list together with CHANGELOG.md.
+# Removing a name breaks users' programs. Change this list together with CHANGELOG.md.
 PUBLIC = [
     "Artifact",
     "Bundle",
@@ -68,7 +68,7 @@ def test_type_checkers_see_the_same_list() -> None:
     assert seen == mri_edge._MODULES
 
 
-def test_source_is_the_union_of_what_a_scan_may_be_given_as() -> None:
+def test_source_is_the_union_of_accepted_scan_types() -> None:
     from mri_edge.scans import frame
 
     assert mri_edge.Source is frame.Source
@@ -88,11 +88,11 @@ def test_star_import_gives_the_list() -> None:
     assert set(PUBLIC) <= set(names)
 
 
-def test_the_import_loads_nothing_heavy() -> None:
+def test_import_loads_no_other_packages() -> None:
     program = (
         "import sys; before = set(sys.modules); import mri_edge;"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
-        "print(sorted(name for name in new - set(sys.stdlib_module_names) if sys.modules[name]))"  # None bars an import
+        "print(sorted(name for name in new - set(sys.stdlib_module_names) if sys.modules[name]))"  # None: blocked
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "['mri_edge']\n"

@@ -1,4 +1,4 @@
-"""The layout: which package may import which, what is installed, and what is in the repository."""
+"""The layout: the allowed imports, the installed packages, and the contents of the repository."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_packages_import_only_the_layers_below_them(installed_tree: Path) -> Non
 
 
 def test_an_upward_import_breaks_the_contract(installed_tree: Path) -> None:
-    """The test above would also pass if the linter saw nothing."""
+    """This proves that the linter checks the packages at all."""
     device = installed_tree / "mri_edge" / "device"
     device.unlink()
     device.mkdir()
@@ -55,7 +55,7 @@ def test_an_upward_import_breaks_the_contract(installed_tree: Path) -> None:
 
 
 def test_every_folder_with_code_is_an_installed_package() -> None:
-    """A folder that is missing from the list works when installed editable and is absent from the wheel."""
+    """A folder that is missing from the list works in an editable installation, but the wheel lacks it."""
     tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
     tables = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {path.parent for folder in PACKAGES for path in (CHECKOUT / folder).rglob("*.py")}
@@ -69,7 +69,7 @@ def test_every_folder_with_code_is_an_installed_package() -> None:
 
 
 def test_no_folder_holds_more_than_16_modules() -> None:
-    """A newcomer must be able to find each task in the tree."""
+    """A newcomer must be able to find things in the tree."""
     folders = {path.parent for folder in PACKAGES for path in (CHECKOUT / folder).rglob("*.py")}
     counts = {
         folder.relative_to(CHECKOUT).as_posix(): sum(path.name != "__init__.py" for path in folder.glob("*.py"))
@@ -78,7 +78,7 @@ def test_no_folder_holds_more_than_16_modules() -> None:
     assert {folder: count for folder, count in counts.items() if count > 16} == {}
 
 
-def test_the_folder_cannot_be_imported_under_its_own_name() -> None:
+def test_runtime_folder_cannot_be_imported_under_its_own_name() -> None:
     program = "import sys; sys.path.insert(0, ''); import runtime"
     done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -92,31 +92,31 @@ def _tracked() -> list[str]:
     return [name for name in done.stdout.split("\0") if name and (CHECKOUT / name).is_file()]
 
 
-def test_no_file_contains_a_path_of_a_developers_machine() -> None:
+def test_no_file_contains_a_path_from_a_developers_machine() -> None:
     private = re.compile(rb"(?<![\w.~])/(?:root|work|Users/\w+|home/\w+)/")
     found = [name for name in _tracked() if private.search((CHECKOUT / name).read_bytes())]
     assert found == []
 
 
-def test_no_picture_but_the_demo_scans_is_in_the_repository() -> None:
-    """Scans are other people's: they stay in the data folder. Golden values are of the demo scans, byte for byte."""
+def test_repository_contains_no_images_except_the_demo_scans() -> None:
+    """Scans stay in the data folder. The golden values of the models contain exact copies of demo scans."""
     pictures = {".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".nii", ".gz", ".npy", ".npz"}
     demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
-    # The out-of-distribution plane is 17 rows of channel means, split.npy ten bytes an image: neither shows a picture.
+    # novelty.npy contains 17 rows of channel means, and split.npy ten bytes per image. Neither contains an image.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|(novelty|split)\.npy)")
-    # The answers of a cross-validation: a number for each scan, its probability of a tumour.
-    answers = re.compile(r"docs/evidence/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
+    # The predictions of a cross-validation: a tumor probability for each scan.
+    predictions = re.compile(r"docs/evidence/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
     found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}
-    assert {name for name in found if not golden.fullmatch(name) and not answers.fullmatch(name)} == set()
-    for name in filter(answers.fullmatch, found):
-        with np.load(CHECKOUT / name, allow_pickle=False) as kept:
-            assert {array: kept[array].ndim for array in kept} == {
+    assert {name for name in found if not golden.fullmatch(name) and not predictions.fullmatch(name)} == set()
+    for name in filter(predictions.fullmatch, found):
+        with np.load(CHECKOUT / name, allow_pickle=False) as arrays:
+            assert {key: array.ndim for key, array in arrays.items()} == {
                 "positive": 1,
                 "called": 1,
                 "temperature": 0,
                 "threshold": 0,
                 "made_by": 0,
-                **({"validation": 1, "validation_is_positive": 1} if "validation" in kept else {}),
+                **({"validation": 1, "validation_is_positive": 1} if "validation" in arrays else {}),
             }
     assert {
         name for name in found if not name.endswith((".npz", ".npy")) and (CHECKOUT / name).read_bytes() not in demo

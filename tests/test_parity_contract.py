@@ -1,4 +1,4 @@
-"""The parity gate on both sides of each limit, with figures calculated by hand and without TensorFlow."""
+"""The parity gate on both sides of each limit, with values that were calculated by hand, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def judged(
     gate: Gate = NO_LIMIT,
     teacher: TeacherAnswers | None = None,
 ) -> Comparison:
-    """An artifact's probabilities of "yes" against the Keras model's."""
+    """Compare the probabilities of "yes" from an artifact with those from the Keras model."""
     files = tuple(f"{index}.png" for index in range(len(truth)))
     images = ReferenceImages(files, ({},) * len(truth), np.asarray(truth), columns(reference), teacher)
     return compare(columns(answer), images, manifest, gate, engine="fake", provider="none", threads=1)
@@ -59,7 +59,7 @@ def judged(
     ],
 )
 @pytest.mark.parametrize("way", [1, -1])
-def test_how_far_probabilities_may_move(tiny_manifest, precision, shift, verdict, way):
+def test_limit_of_probability_differences(tiny_manifest, precision, shift, verdict, way):
     reference = np.full(60, 0.8)
     found = judged(tiny_manifest, reference, reference + way * shift, [1] * 60, DEFAULT_GATES[precision])
     assert found.verdict == verdict
@@ -67,15 +67,15 @@ def test_how_far_probabilities_may_move(tiny_manifest, precision, shift, verdict
 
 
 @pytest.mark.parametrize(("precision", "verdict"), [("float32", "not met"), ("int8", "met")])
-def test_one_image_that_moves_far_is_an_exact_artifacts_fault_alone(tiny_manifest, precision, verdict):
+def test_one_image_with_a_large_difference_fails_only_float_artifacts(tiny_manifest, precision, verdict):
     answer = np.full(60, 0.8)
     answer[7] = 0.9
     assert judged(tiny_manifest, [0.8] * 60, answer, [1] * 60, DEFAULT_GATES[precision]).verdict == verdict
 
 
 @pytest.mark.parametrize("images", [100, 400])
-def test_how_many_labels_may_change(tiny_manifest, images):
-    """Refused where so many would be too unlikely if the share were at its limit of a twentieth."""
+def test_limit_of_changed_labels(tiny_manifest, images):
+    """The gate fails if so many changes would be too unlikely at the limit of 5%."""
     unlikely = next(k for k in range(images) if stats.binom.sf(k - 1, images, 0.05) < 0.05)
     few = max((k for k in range(images) if stats.binom.cdf(k, images, 0.05) < 0.05), default=-1)
     for flips in (few, few + 1, unlikely - 1, unlikely):
@@ -84,13 +84,13 @@ def test_how_many_labels_may_change(tiny_manifest, images):
         reference, answer = np.full(images, 0.51), np.full(images, 0.51)
         answer[:flips] = 0.49
         truth = np.ones(images, int)
-        truth[: flips // 2] = 0  # as many right answers as before: this is about labels alone
+        truth[: flips // 2] = 0  # the accuracy stays the same, because this test is only about labels
         found = judged(tiny_manifest, reference, answer, truth, Gate(None, None, 0.05))
         assert len(found.flips) == flips
         assert found.verdict == ("met" if flips <= few else "not met" if flips >= unlikely else "undecided")
 
 
-def test_a_few_images_are_too_few_to_tell_and_the_reason_says_how_many_would_do(tiny_manifest):
+def test_with_too_few_images_the_reason_states_how_many_are_needed(tiny_manifest):
     assert images_needed(0.05) == 59
     assert images_needed(0.01) == 299
     for images, verdict in ((58, "undecided"), (59, "met")):
@@ -102,10 +102,8 @@ def test_a_few_images_are_too_few_to_tell_and_the_reason_says_how_many_would_do(
 @pytest.mark.parametrize(
     ("lost", "gained", "verdict"), [(5, 0, "met"), (6, 0, "not met"), (0, 6, "met"), (0, 30, "met")]
 )
-def test_fewer_right_answers_are_refused_where_chance_does_not_explain_them_and_more_never_are(
-    tiny_manifest, lost, gained, verdict
-):
-    """Of 5 changes all to the worse have a p of 0.0625 and 6 have 0.03125."""
+def test_gate_fails_for_significantly_fewer_correct_labels_and_never_for_more(tiny_manifest, lost, gained, verdict):
+    """If all changes are for the worse, 5 changes have p = 0.0625 and 6 have p = 0.03125."""
     reference, answer, truth = np.full(80, 0.51), np.full(80, 0.51), np.ones(80, int)
     answer[: lost + gained] = 0.49
     truth[lost : lost + gained] = 0
@@ -118,8 +116,8 @@ def test_fewer_right_answers_are_refused_where_chance_does_not_explain_them_and_
 @pytest.mark.parametrize(
     ("lost", "gained", "verdict"), [(5, 0, "met"), (6, 0, "not met"), (0, 6, "met"), (0, 30, "met")]
 )
-def test_a_student_may_be_better_than_its_teacher_and_not_clearly_worse(tiny_manifest, lost, gained, verdict):
-    """Where they differ the student says "yes" and the teacher "no"; the Keras model is the artifact's equal."""
+def test_student_may_be_better_than_its_teacher_but_not_significantly_worse(tiny_manifest, lost, gained, verdict):
+    """Where they differ, the student says "yes" and the teacher "no". Artifact and Keras model are equal."""
     truth = np.ones(80, int)
     truth[:lost] = 0
     called = [0] * (lost + gained) + [1] * (80 - lost - gained)
@@ -134,10 +132,10 @@ def test_a_student_may_be_better_than_its_teacher_and_not_clearly_worse(tiny_man
     assert found.teacher.mcnemar_p == pytest.approx(min(1, 2 * 0.5 ** (lost + gained)))
 
 
-# --- the figures
+# --- the metrics
 
 
-def test_differences_are_over_all_images_and_classes(tiny_manifest):
+def test_differences_cover_all_images_and_classes(tiny_manifest):
     shifts = np.linspace(0, 0.2, 101)
     found = judged(tiny_manifest, [0.5] * 101, 0.5 + shifts, [1] * 101)
     assert found.max_difference == pytest.approx(0.2)
@@ -146,7 +144,7 @@ def test_differences_are_over_all_images_and_classes(tiny_manifest):
     assert found.images == 101
 
 
-def test_log_odds_differ_where_probabilities_hardly_do(tiny_manifest):
+def test_log_odds_differ_even_if_probabilities_hardly_do(tiny_manifest):
     found = judged(tiny_manifest, [0.5, 0.9, 0.99], [0.5, 0.91, 0.999], [1, 1, 1])
     odds = [np.log(p / (1 - p)) for p in (0.99, 0.999)]
     assert found.max_logit_difference == pytest.approx(odds[1] - odds[0], rel=1e-3)  # probabilities are float32
@@ -163,7 +161,7 @@ def test_the_first_stage_that_differs_is_named(tiny_manifest, answer, stage):
     assert judged(manifest, [0.3, 0.5, 0.8], answer, [0, 1, 1]).first_difference == stage
 
 
-def test_figures_of_both_models_and_their_change(tiny_manifest):
+def test_metrics_of_both_models_and_their_change(tiny_manifest):
     truth = [1] * 10 + [0] * 8
     reference = [0.9] * 9 + [0.2] + [0.1] * 6 + [0.7, 0.8]
     answer = [0.9] * 7 + [0.4] * 2 + [0.3] + [0.1] * 7 + [0.8]
@@ -174,7 +172,7 @@ def test_figures_of_both_models_and_their_change(tiny_manifest):
     assert found.specificity.change == pytest.approx(0.125)
     for change in (found.sensitivity, found.specificity):
         assert change.low < change.change < change.high
-    # Of 80 pairs the Keras model has 9 * 8 + 6 in order; the artifact 7 * 8 + 2 * 7 + 7.
+    # Of 80 pairs the Keras model orders 9 * 8 + 6 correctly, and the artifact 7 * 8 + 2 * 7 + 7.
     assert found.auc.reference == pytest.approx(78 / 80)
     assert found.auc.artifact == pytest.approx(77 / 80)
     assert found.auc.change == pytest.approx(-1 / 80)
@@ -190,14 +188,14 @@ def test_figures_of_both_models_and_their_change(tiny_manifest):
 
 
 @pytest.mark.parametrize("truth", [[1, 1, 1], [0, 0, 0]])
-def test_of_one_label_alone_there_is_no_area(tiny_manifest, truth):
+def test_auc_needs_images_of_both_labels(tiny_manifest, truth):
     found = judged(tiny_manifest, [0.2, 0.6, 0.8], [0.3, 0.6, 0.8], truth)
     assert asdict(found.auc) == dict.fromkeys(asdict(found.auc))
     missing = found.specificity if truth[0] else found.sensitivity
     assert asdict(missing) == dict.fromkeys(asdict(missing))
 
 
-def test_the_record_holds_every_image_and_reads_as_json(tiny_manifest):
+def test_record_contains_every_image_and_is_valid_json(tiny_manifest):
     images = ReferenceImages(
         ("a.png", "ä.png"), ({"file": "x"}, {"file": "y"}), np.array([0, 1]), columns([0.25, 0.25])
     )
@@ -222,14 +220,14 @@ def pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, 
     return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
 
 
-def test_the_paired_interval_is_the_published_one():
+def test_paired_interval_equals_the_published_one():
     # R. G. Newcombe, Statistics in Medicine 17, 1998, pages 2635 to 2650, table II, method 10: 36, 12, 2, 0.
     found = paired_change(*pairs(36, 2, 12, 0))
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
 
 
 @pytest.mark.parametrize("counts", [(36, 2, 12, 0), (20, 3, 1, 9), (5, 5, 5, 5), (0, 4, 6, 0)])
-def test_the_paired_interval_is_mirrored_when_before_and_after_change_places(counts):
+def test_paired_interval_is_mirrored_if_before_and_after_are_swapped(counts):
     before, after = pairs(*counts)
     found, other = paired_change(before, after), paired_change(after, before)
     assert (other.value, other.low, other.high) == pytest.approx((-found.value, -found.high, -found.low))
@@ -241,29 +239,29 @@ def test_the_paired_interval_is_mirrored_when_before_and_after_change_places(cou
     ("counts", "correlation"),
     [
         ((5, 5, 5, 5), 0.0),
-        ((12, 2, 3, 13), (12 * 13 - 2 * 3 - 15) / np.sqrt(14 * 16 * 15 * 15)),  # above n / 2: less n / 2
-        ((4, 3, 3, 4), 0.0),  # 7, that is n / 2: nothing
-        ((3, 4, 5, 4), (3 * 4 - 4 * 5) / np.sqrt(7 * 9 * 8 * 8)),  # below 0: as it is
+        ((12, 2, 3, 13), (12 * 13 - 2 * 3 - 15) / np.sqrt(14 * 16 * 15 * 15)),  # above n / 2: n / 2 is subtracted
+        ((4, 3, 3, 4), 0.0),  # 7 = n / 2: zero
+        ((3, 4, 5, 4), (3 * 4 - 4 * 5) / np.sqrt(7 * 9 * 8 * 8)),  # below 0: unchanged
         ((20, 0, 0, 0), 0.0),
     ],
 )
-def test_the_paired_interval_heeds_how_much_the_answers_go_together(counts, correlation):
+def test_paired_interval_uses_the_correlation_of_the_two_results(counts, correlation):
     total = sum(counts)
     before, after = pairs(*counts)
     one, two = wilson_interval(int(before.sum()), total), wilson_interval(int(after.sum()), total)
 
-    def reach(a: float, b: float) -> float:
+    def half_width(a: float, b: float) -> float:
         return float(np.sqrt(max(0, a**2 + b**2 - 2 * correlation * a * b)))
 
     found = paired_change(before, after)
     change = two.value - one.value
     assert found.value == pytest.approx(change)
-    assert found.low == pytest.approx(change - reach(two.value - two.low, one.high - one.value))
-    assert found.high == pytest.approx(change + reach(two.high - two.value, one.value - one.low))
+    assert found.low == pytest.approx(change - half_width(two.value - two.low, one.high - one.value))
+    assert found.high == pytest.approx(change + half_width(two.high - two.value, one.value - one.low))
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (3, 10), (10, 10), (7, 200)])
-def test_one_sided_bounds_hold_five_per_cent_each(hits, total):
+def test_one_sided_bounds_have_five_percent_each(hits, total):
     below, above = exact_bounds(hits, total)
     if hits:
         assert stats.binom.sf(hits - 1, total, below) == pytest.approx(0.05)
@@ -275,7 +273,7 @@ def test_one_sided_bounds_hold_five_per_cent_each(hits, total):
         assert above == 1
 
 
-def test_mcnemar_counts_only_where_the_two_differ():
+def test_mcnemar_counts_only_differences():
     first, second = pairs(30, 8, 1, 20)
     assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(2 * (1 + 9) / 2**9)
     assert mcnemar(first, first) == 1.0

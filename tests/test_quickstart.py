@@ -1,4 +1,4 @@
-"""Run README's commands from train to bench, unchanged, in an empty folder."""
+"""The commands of README's quickstart, from train to bench, run unchanged in an empty folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ for library in ("keras", "tf2onnx", "sklearn"):
 from mri_edge.cli import COMMANDS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-# Options that make a command take a minute instead of ten.
+# Options that shorten a command from ten minutes to one.
 SHORT = {"train": ["--epochs", "1"], "bench": ["--artifact", "model.int8.onnx"]}
 
 
 def draw_scans(folder: Path) -> None:
-    """40 pictures at the network's size, without and with a bright square."""
+    """Draw 40 images at the network's input size: 20 without and 20 with a bright square."""
     rng = np.random.default_rng(5)
     for label in ("no", "yes"):
         (folder / label).mkdir(parents=True)
@@ -36,22 +36,23 @@ def draw_scans(folder: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder that holds only ``scans/`` and ``scan.jpg``."""
-    place = tmp_path / "empty"
-    draw_scans(place / "scans")
-    Image.open(place / "scans" / "yes" / "00.png").save(place / "scan.jpg")
-    return place
+def workspace(tmp_path: Path) -> Path:
+    """A folder that contains only ``scans/`` and ``scan.jpg``."""
+    workspace = tmp_path / "empty"
+    draw_scans(workspace / "scans")
+    Image.open(workspace / "scans" / "yes" / "00.png").save(workspace / "scan.jpg")
+    return workspace
 
 
 @pytest.fixture
-def offline(request: pytest.FixtureRequest) -> list[str]:
-    """If ImageNet weights are neither cached nor reachable, return options of ``train`` for random ones from a file."""
+def weights_options(request: pytest.FixtureRequest) -> list[str]:
+    """Options of ``train`` for random weights from a file, if ImageNet weights are neither cached nor reachable."""
     from mri_edge.errors import WeightsError
-    from mri_edge.train.models import weights
+    from mri_edge.train.models.weight_files import KERNEL_SHAPES
+    from mri_edge.train.models.weights import load_weights
 
     try:
-        weights.load_weights("auto")
+        load_weights("auto")
     except WeightsError:
         rng = np.random.default_rng(6)
         layers = {
@@ -59,7 +60,7 @@ def offline(request: pytest.FixtureRequest) -> list[str]:
                 "kernel": (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:3]))).astype(np.float32),
                 "bias": np.zeros(shape[3], np.float32),
             }
-            for index, shape in enumerate(weights.KERNEL_SHAPES)
+            for index, shape in enumerate(KERNEL_SHAPES)
         }
         import pickle
 
@@ -70,7 +71,7 @@ def offline(request: pytest.FixtureRequest) -> list[str]:
 
 
 def quickstart() -> list[list[str]]:
-    """Return the commands of README's quickstart from train on, in their order."""
+    """Return the commands of README's quickstart, from train on."""
     section = README.read_text(encoding="utf-8").partition("\n## Quickstart\n")[2].partition("\n## ")[0]
     section = section[section.index("```console\n$ mri-edge train") :].partition("\n")[2].partition("```")[0]
     lines = [line.removeprefix("$ ").partition("  #")[0].split() for line in section.splitlines()]
@@ -78,49 +79,49 @@ def quickstart() -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_the_quickstart_of_the_readme_works_in_an_empty_folder(place: Path, offline: list[str]) -> None:
+def test_quickstart_works_in_an_empty_folder(workspace: Path, weights_options: list[str]) -> None:
     commands = quickstart()
-    assert [words[0] for words in commands] == ["train", "export", "predict", "evaluate", "verify", "bench"]
-    said = {}
-    for words in commands:
-        more = [*SHORT.get(words[0], []), *(offline if words[0] == "train" else [])]
+    assert [command[0] for command in commands] == ["train", "export", "predict", "evaluate", "verify", "bench"]
+    results = {}
+    for command in commands:
+        options = [*SHORT.get(command[0], []), *(weights_options if command[0] == "train" else [])]
         done = subprocess.run(
-            [sys.executable, "-m", "mri_edge", *words, *more],
-            cwd=place,
+            [sys.executable, "-m", "mri_edge", *command, *options],
+            cwd=workspace,
             capture_output=True,
             text=True,
             check=False,
             timeout=600,
         )
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-        said[words[0]] = done
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        results[command[0]] = done
 
-    # Each command names the next one, and the page to look at.
-    report, following = said["train"].stderr.splitlines()[-2:]
+    # Each command prints its report and the next command.
+    report, following = results["train"].stderr.splitlines()[-2:]
     assert (report, following) == ("report: runs/vgg16/report/index.html", "next: mri-edge export --quantize")
-    assert (place / "runs/vgg16/report/index.html").is_file()
-    report, following = said["export"].stderr.splitlines()[-2:]
+    assert (workspace / "runs/vgg16/report/index.html").is_file()
+    report, following = results["export"].stderr.splitlines()[-2:]
     assert report == "report: runs/vgg16/report/parity.html"
     assert following == "next: mri-edge predict scan.jpg --model runs/vgg16"
-    # If stderr is not a terminal, training still prints; export and evaluate name what they chose.
-    assert "epoch   1/1  loss" in said["train"].stderr
-    assert "exporting runs/vgg16, trained last" in said["export"].stderr
-    assert "scoring runs/vgg16, trained last" in said["evaluate"].stderr
-    assert f"with the data of its training, {place / 'scans'}" in said["evaluate"].stderr
-    assert "vgg16" in said["predict"].stdout
-    assert "8 images" in said["evaluate"].stdout
+    # If stderr is not a terminal, training still prints progress. export and evaluate print the bundle that they use.
+    assert "epoch   1/1  loss" in results["train"].stderr
+    assert "exporting runs/vgg16, trained last" in results["export"].stderr
+    assert "scoring runs/vgg16, trained last" in results["evaluate"].stderr
+    assert f"scoring on its training folder, {workspace / 'scans'}" in results["evaluate"].stderr
+    assert "vgg16" in results["predict"].stdout
+    assert "8 images" in results["evaluate"].stdout
 
-    # The bundle must not contain the path where it was made.
-    for path in (place / "runs").rglob("*"):
+    # The bundle must not contain the path of the folder that it was created in.
+    for path in (workspace / "runs").rglob("*"):
         if path.suffix in (".json", ".md", ".html"):
-            assert str(place) not in path.read_text(encoding="utf-8"), path
-    manifest = json.loads((place / "runs/vgg16/manifest.json").read_text(encoding="utf-8"))
+            assert str(workspace) not in path.read_text(encoding="utf-8"), path
+    manifest = json.loads((workspace / "runs/vgg16/manifest.json").read_text(encoding="utf-8"))
     assert manifest["creation"]["command"].startswith("mri-edge train PATH")
 
-    # If the data folder has moved, the error names the option for it.
-    (place / "scans").rename(place / "moved")
-    again = [sys.executable, "-m", "mri_edge", "export", "--quantize"]
-    done = subprocess.run(again, cwd=place, capture_output=True, text=True, check=False)
+    # If the data folder was moved, the error names the option for it.
+    (workspace / "scans").rename(workspace / "moved")
+    command = [sys.executable, "-m", "mri_edge", "export", "--quantize"]
+    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no longer there. Name the folder where the images are now: --data DIR" in done.stderr
 
@@ -140,7 +141,7 @@ def test_export_without_a_bundle_prints_how_to_train_one(tmp_path: Path) -> None
     assert not os.listdir(tmp_path)  # noqa: PTH208
 
 
-def test_export_of_an_embedded_model_prints_its_purpose(tmp_path: Path) -> None:
+def test_export_of_an_embedded_model_prints_what_to_run_instead(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mri_edge", "export", "vgg16", "--quantize"],
         cwd=tmp_path,
@@ -149,11 +150,11 @@ def test_export_of_an_embedded_model_prints_its_purpose(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    for words in ("is exported already", "mri-edge predict scan.jpg --model vgg16", "mri-edge train scans/"):
-        assert words in done.stderr
+    for text in ("is exported already", "mri-edge predict scan.jpg --model vgg16", "mri-edge train scans/"):
+        assert text in done.stderr
 
 
-def test_train_names_all_that_is_missing_at_once(tmp_path: Path) -> None:
+def test_train_lists_all_missing_options_at_once(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mri_edge", "train", "--recipe", "small"],
         cwd=tmp_path,
@@ -163,6 +164,6 @@ def test_train_names_all_that_is_missing_at_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    for words in ("missing: DIR", "--teacher BUNDLE", "mri-edge train scans/ --recipe small --teacher vgg16"):
-        assert words in done.stderr
+    for text in ("missing: DIR", "--teacher BUNDLE", "mri-edge train scans/ --recipe small --teacher vgg16"):
+        assert text in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A new threshold changes the figures that depend on it, computed from the recorded answers, and nothing else."""
+"""A new threshold changes the figures that depend on it, from the recorded predictions, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_threshold(script):
     return script["set_threshold"]
 
 
-def test_the_old_threshold_gives_the_same_bundle(bundle, set_threshold):
+def test_old_threshold_writes_the_same_bundle(bundle, set_threshold):
     before = {entry.file: bundle.path_of(entry).read_bytes() for entry in bundle.entries()}
     was = bundle.manifest
     now = set_threshold(bundle, was.threshold, was.training.details["threshold_rule"])
@@ -44,7 +44,7 @@ def test_the_old_threshold_gives_the_same_bundle(bundle, set_threshold):
     assert {entry.file: again.path_of(entry).read_bytes() for entry in again.entries()} == before
 
 
-def test_a_threshold_of_another_model_or_other_images_is_refused(bundle, script):
+def test_threshold_of_another_model_or_other_images_is_rejected(bundle, script):
     found = {"value": 0.4, "rule": RULE}
     crossval = {"recipe": "small", "labels": ["no tumour", "tumour"], "positive": 1, "threshold": found}
     crossval["split_fingerprint"] = bundle.manifest.training.split_fingerprint
@@ -55,7 +55,7 @@ def test_a_threshold_of_another_model_or_other_images_is_refused(bundle, script)
             script["threshold_for"](bundle.manifest, crossval | other)
 
 
-def test_a_new_threshold_changes_dependent_figures_but_no_distance(bundle, set_threshold):
+def test_new_threshold_changes_accuracy_but_not_differences_of_probabilities(bundle, set_threshold):
     known = json.loads((bundle.folder / "parity.json").read_bytes())
     set_threshold(bundle, 0.3, RULE)
     changed = Bundle.open(bundle.folder)

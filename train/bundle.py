@@ -57,16 +57,16 @@ def write_bundle(
     out_of_distribution: FittedOutOfDistribution | None = None,
     documents: Mapping[str, str | bytes] | None = None,
 ) -> None:
-    """Write the bundle at ``out``, completely or not at all.
+    """Write a bundle at ``out``, completely or not at all.
 
     Parameters
     ----------
     probabilities
         float32 (N, classes) of the test images, in the order of the split.
     training_details
-        What the manifest records about the training, in plain types.
+        Recorded about the training in the manifest, in plain types.
     documents
-        Content of additional files by their path in the bundle.
+        Content of additional files, by their path in the bundle.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def metrics_document(
     metrics: dict[str, Metric],
     history: Sequence[dict[str, Any]],
 ) -> str:
-    """Return the content of ``metrics.json``: figures on the test images (N), and the data of tables and plots."""
+    """Return the content of ``metrics.json``: metrics on the test images (N,), and the data of tables and plots."""
     right = decide(probabilities, positive, threshold) == truth
     content = {
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
@@ -153,7 +153,7 @@ def metrics_document(
 
 
 def intended_use(labels: Labels) -> str:
-    """Describe what a model with these labels does, followed by the notice."""
+    """Describe what a model with these labels is for, followed by the notice."""
     if labels.names == KNOWN_LABELS:
         return f"Sorts two-dimensional brain-MRI slices into those with and without a visible tumour. {NOTICE}"
     return f"Sorts pictures of the kind that it was trained on by label: {', '.join(labels.names)}. {NOTICE}"

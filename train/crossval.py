@@ -1,10 +1,10 @@
-"""Leak-free cross-validation of any recipe: no near-duplicate, patient or source is on both sides of a fold.
+"""Cross-validate any recipe without leaks: no near-duplicate, patient or source is on both sides of a fold.
 
-Every image is scored once by a model that saw neither it nor a near-duplicate of it. For a distillation every fold
-trains a teacher and students of several seeds, which are compared on the same images.
+Every image is scored once, by a model that saw neither the image nor a near-duplicate of it. For a distillation, each
+fold trains a teacher and students of several seeds, which are compared on the same images.
 
-Finished answers are kept per fold and model, so that an interrupted run continues with the next one. For a
-distillation they stay in the output folder: its folds can be trained on several machines and copied together.
+Answers are stored per fold and model, so that an interrupted run continues with the next one. For a distillation they
+stay in the output folder, so that several machines can train its folds and the folders can be merged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from mri_edge.bundles.split import Split
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
-from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
+from mri_edge.train.data.duplicates import inspect, table
 from mri_edge.train.data.folder import Labels, Selection, select
-from mri_edge.train.data.folds import by_group, by_source
-from mri_edge.train.data.roles import choose_roles, grouped_folds, hold_out, may_train
+from mri_edge.train.data.roles import by_group, by_source, choose_roles, grouped_folds, hold_out, may_train
 from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures
 from mri_edge.train.loops.checkpoint import check_space, work_folder
 from mri_edge.train.loops.distil import Pool, open_pool
@@ -39,16 +38,16 @@ from mri_edge.train.loops.progress import step_progress
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
+from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec
 from mri_edge.train.recipes.registry import find_recipe
-from mri_edge.train.transforms.shifts import CHANGES
+from mri_edge.train.transforms.mri import CHANGES
 
 from .pipeline import feature_bytes
 from .training import Job, Trained, draw_pool, pool_bytes, schedule_of, train_model
 
 SCHEMA_VERSION = 1
 TEACHER, SINGLE = "teacher", "model"
-# Old and new checkpoint while one replaces the other; for a distillation those of its teacher.
+# Space for two checkpoints, while the new one replaces the old one; for a distillation, those of its teacher.
 _STATE_BYTES = {HeadTraining: 50_000_000, FineTuning: 700_000_000, Distillation: 600_000_000}
 
 
@@ -75,20 +74,20 @@ def cross_validate(
     folds
         Number of folds that keep near-duplicates and patients together; ``None`` leaves out one source at a time.
     only
-        Of a distillation, train this fold alone, counted from 1; the figures cover the folds that ``out`` holds.
+        For a distillation, train only this fold, counted from 1; the figures cover all folds in ``out``.
     overwrite, resume
-        As for ``pipeline.train_bundle``; a distillation always continues with what ``out`` holds.
+        As for ``pipeline.train_bundle``; a distillation always continues with the answers in ``out``.
 
     Raises
     ------
     UsageError
-        There is no such fold, or a distillation is asked for by source.
+        The fold does not exist, or a distillation is to be cross-validated by source.
     DataError, WeightsError, OutputError
-        The data, the weights or the output folder are unfit. All are raised before training.
+        The data, the weights or the output folder cannot be used. All are raised before training.
     """
     distilled = isinstance(recipe.schedule, Distillation)
     if distilled and folds is None:
-        raise UsageError(f"recipe {recipe.name!r} is cross-validated by near-duplicates, not by source", "Say --cv 3")
+        raise UsageError(f"recipe {recipe.name!r} cannot be cross-validated by source", "Use --cv 3")
     if only is not None and not 1 <= only <= (folds or 0):
         raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
     make_folder(out)
@@ -103,7 +102,7 @@ def cross_validate(
         if isinstance(recipe.schedule, FineTuning):
             facts.insert(0, fast_precision())
         store = work_folder(out, facts, overwrite=overwrite, resume=resume)
-        needed = store_bytes(scans, recipe.preprocessing, with_slices=_needs_slices(recipe))
+        needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
         check_space(store, needed + feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)])
     say(f"reading {len(scans)} scans")
     collection = collect(
@@ -111,11 +110,11 @@ def cross_validate(
         recipe.preprocessing,
         patients=selection.patients,
         store=None if distilled else store,
-        with_slices=_needs_slices(recipe),
+        with_slices=recipe.needs_slices,
     )
     if findings := inspect(scans, collection.hashes):
         say(table(scans, findings))
-    # The reference's split ignores patients: if they are known, it excludes no image from training.
+    # The reference's split ignores patients, so if they are known, it excludes no images from training.
     keep_out = recipe.split.keep_apart and groups is None
     trainable = may_train(collection) if keep_out else np.ones(len(scans), bool)
     record = score_folds(
@@ -141,14 +140,14 @@ def score_folds(
     store: Path,
     only: int | None = None,
 ) -> dict[str, Any]:
-    """Train and calibrate on all other folds and score the fold, for each fold; return the record in plain types.
+    """Score each fold by a model trained and calibrated on the other folds; return the record in plain types.
 
     Parameters
     ----------
     trainable
-        bool (N,): False for images that are scored and never trained on.
+        bool (N,): False for images that are scored but never trained on.
     store
-        Folder for the answers of finished folds and the state of the current one.
+        Folder for the answers of finished folds and the state of the current fold.
     """
     split = choose_roles(data) if isinstance(recipe.schedule, Distillation) else None
     all_folds = _make_folds(data, trainable, recipe, folds, seed)
@@ -217,7 +216,7 @@ def score_folds(
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: its number from 1, and the rows for testing, training and calibration."""
+    """One fold: its number, from 1, and the rows to test, to train and to calibrate on."""
 
     number: int
     held: Indices
@@ -246,7 +245,7 @@ def _make_folds(
 
 
 def _models(recipe: RecipeSpec, seed: int) -> dict[str, tuple[RecipeSpec, int]]:
-    """Return recipe and seed of each model that a fold trains, the teacher first."""
+    """Return recipe and seed of each model that a fold trains; a teacher is the first."""
     if not isinstance(recipe.schedule, Distillation):
         return {SINGLE: (recipe, seed)}
     students = range(seed, seed + recipe.schedule.students)
@@ -263,7 +262,7 @@ def _trained_first(recipe: RecipeSpec) -> RecipeSpec:
 
 @dataclass(frozen=True)
 class FoldAnswers:
-    """One model's answers to the held images (N,), with its temperature, its threshold and its stress tests."""
+    """One model's answers to the held-out images (N,), with its temperature, threshold and stress tests."""
 
     positive: NDArray[np.float64]
     called: NDArray[np.intp]
@@ -280,7 +279,7 @@ def _fold_answers(
     store: Path,
     label: str,
 ) -> dict[str, FoldAnswers]:
-    """Return the answers of each model; missing models are trained."""
+    """Return the answers of each model, training those that are missing."""
     folder = _folder(store, fold)
     missing = _missing(fold, models, store)
     pool = None
@@ -303,7 +302,7 @@ def _fold_answers(
 
 
 def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder: Path, label: str) -> Pool:
-    """Train the teacher of a fold and store its answers to the pool."""
+    """Train the teacher of a fold; store its answers and those to the pool."""
     job = dataclasses.replace(context, store=folder, label=f"{label}, teacher")
     trained = train_model(job, teacher_recipe)
 
@@ -318,13 +317,13 @@ def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder:
 
 
 def _keep(path: Path, trained: Trained, job: Job, recipe: RecipeSpec, *, stress_tests: bool) -> None:
-    """Write the answers atomically, with the validation scores, so that another threshold rule can be tried later."""
+    """Write the answers atomically, with the validation scores, so that other threshold rules can be tested later."""
     positive = job.labels.positive
     held, validation = (
         predict(trained.quick.whole, job.data.pixels, recipe.preprocessing, rows=rows) if len(rows) else None
         for rows in (job.watched, job.validation)
     )
-    assert held is not None  # noqa: S101 (a fold holds images)
+    assert held is not None  # noqa: S101 (a fold is never empty)
     called = decide(held.astype(np.float64), positive, trained.threshold)
     stress = asdict(_stress(trained, job, recipe)) if stress_tests else {}
     partial = path.with_name(f".{path.name}")
@@ -359,7 +358,7 @@ def _read(path: Path) -> FoldAnswers:
 
 
 def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
-    """Score as many positive as negative held slices under each change; empty if the fold has only one class."""
+    """Score as many positive as negative held-out slices under each change; none if the fold has only one class."""
     data, positive = job.data, job.labels.positive
     rng = np.random.default_rng([job.seed, 2])
     is_positive = data.label[job.watched] == positive
@@ -367,8 +366,8 @@ def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
     if count == 0:
         return Stress.empty()
     rows = np.concatenate([rng.choice(job.watched[kind], count, replace=False) for kind in (is_positive, ~is_positive)])
-    # Each slice gets the gray levels of a slice of the other class in one of the changes.
-    others = [data.slices[index].grey for index in np.roll(rows, count)]
+    # One of the changes gives each slice the gray levels of a slice of the other class.
+    others = [data.slices[index].gray for index in np.roll(rows, count)]
     scores = []
     for change in (None, *CHANGES.values()):
         if change is None:
@@ -387,7 +386,7 @@ def _folder(store: Path, fold: Fold) -> Path:
 
 
 def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> list[str]:
-    """Return the models whose answers are not stored, or were made by another recipe."""
+    """Return the models without stored answers, or with answers of another recipe."""
 
     def is_kept(name: str, recipe: RecipeSpec) -> bool:
         path = _folder(store, fold) / f"{name}.npz"
@@ -410,7 +409,7 @@ def _clear_state(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-# What identifies a run: values without field names, so that renaming a field keeps finished folds.
+# A run is identified by values without field names, so that renaming a field does not discard finished folds.
 
 
 def _made_by(recipe: RecipeSpec) -> str:
@@ -424,7 +423,7 @@ def _values(recipe: RecipeSpec) -> list[Any]:
 
 
 def _identity(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, folds: int | None, seed: int) -> str:
-    """Hash everything that decides teachers and pools; students may change in a finished run."""
+    """Hash everything that determines teachers and pools; the students of a finished run may change."""
     schedule = recipe.schedule
     assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
     facts: list[Any] = [_values(_trained_first(recipe)), schedule.pool_views, schedule.batch]
@@ -440,17 +439,13 @@ def _claim(out: Path, identity: str) -> None:
     mark = out / "identity"
     if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise OutputError(
-            f"{out}: holds a cross-validation with other data, positive label, recipe, seed or folds",
-            "Name another folder with --out",
+            f"{out}: contains a cross-validation with other data, positive label, recipe, seed or folds",
+            "Choose another folder with --out",
         )
     atomic_write(mark, identity)
 
 
 # Parts of the record.
-
-
-def _needs_slices(recipe: RecipeSpec) -> bool:
-    return isinstance(recipe.transforms, ScanViews)
 
 
 def _describe_grouping(folds: int | None, trainable: NDArray[np.bool_]) -> str:
@@ -467,6 +462,6 @@ def _describe_teacher(recipe: RecipeSpec, seed: int) -> dict[str, Any] | None:
 def _compare(
     data: Collection, labels: Labels, answers: dict[str, Answers], fold_of: NDArray[np.int_], split: Split
 ) -> dict[str, Any]:
-    # Exclude test images from threshold selection: the threshold may go into the bundle that they test.
+    # Exclude test images from threshold selection, because the threshold may go into the bundle that they test.
     selectable = np.isin([image.role for image in split.images[: len(data.scans)]], ("train", "validation"))
     return compare_students(data, labels.positive, answers, TEACHER, fold_of, selectable)

@@ -1,4 +1,4 @@
-"""Train by any recipe, from a data folder to a bundle: the order in which the parts of this package are called."""
+"""Train any recipe, from a data folder to a bundle."""
 
 from __future__ import annotations
 
@@ -19,39 +19,37 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.data.audit import Finding, inspect, table
 from mri_edge.train.data.collection import collect, store_bytes
+from mri_edge.train.data.duplicates import Finding, inspect, table
 from mri_edge.train.data.folder import Labels, Scan, Selection, select
-from mri_edge.train.data.roles import assign_roles, rows_of
-from mri_edge.train.data.splits import find_split
+from mri_edge.train.data.roles import assign_roles, find_split, rows_of
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
-from mri_edge.train.loops.distil import Pool, open_pool
+from mri_edge.train.loops.distil import BundleTeacher, open_pool
 from mri_edge.train.loops.finetune import fast_precision
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.loops.progress import step_progress
 from mri_edge.train.models.network import Network, predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes import published
-from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec, ScanViews
+from mri_edge.train.recipes import reference
+from mri_edge.train.recipes.base import Distillation, FineTuning, HeadTraining, RecipeSpec
 from mri_edge.train.reports.report import draw_report
 
 from .bundle import write_bundle
-from .teacher import BundleTeacher
 from .training import Job, Trained, draw_pool, pool_bytes, train_model
 
-# Bundle and checkpoint, the old and the new one while it is replaced. A checkpoint of fine-tuning holds the weights,
-# both moments of AdamW and the running mean; a student is small.
+# Space for the bundle and for two checkpoints, while the new one replaces the old one. A checkpoint of fine-tuning has
+# the weights, both moments of AdamW and the running mean; students are small.
 _MODEL_BYTES = {HeadTraining: 200_000_000, FineTuning: 700_000_000, Distillation: 5_000_000}
 
 
 @dataclass(frozen=True)
 class TrainedBundle:
-    """The result of a training besides its bundle.
+    """The result of a training, besides its bundle.
 
-    ``truth`` int (N,) and ``probabilities`` float32 (N, classes) are of the test images.
+    ``truth`` int (N,) and ``probabilities`` float32 (N, classes) belong to the test images.
     """
 
     network: Network
@@ -81,30 +79,30 @@ def train_bundle(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> TrainedBundle:
-    """Train by ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
+    """Train ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
 
-    The state of an unfinished training is in a folder next to ``out``, from which ``resume`` continues.
+    The state of an unfinished training is kept in a folder next to ``out``; ``resume`` continues from it.
 
     Parameters
     ----------
     backbone_weights
-        As ``models.weights.load_weights`` takes it; not used by a distillation.
+        As for ``models.weights.load_weights``; a distillation does not use it.
     teachers
         Bundle folders or names of embedded models, trained on the same split of the same data. A distillation learns
-        their mean answer.
+        the mean of their answers.
     name
-        Name of the model in the manifest; ``None`` takes the recipe's.
+        Name of the model in the manifest; ``None`` uses that of the recipe's run folder.
     excluded, groups
-        As ``data.folder.exclude`` and ``data.folder.read_groups`` take them.
+        As for ``data.folder.select``.
     split
-        One of the recipe's splits, or ``None`` as ``data.splits.find_split`` takes it.
+        One of the recipe's splits, or ``None`` for the default of ``data.roles.find_split``.
     say
-        Called with the table of findings in the data, before training, and with a line for each long step.
+        Called with a message before each long step, and with the table of duplicates in the data.
 
     Raises
     ------
     UsageError, DataError, WeightsError, BundleError, OutputError
-        The split, the data, the weights, a teacher or the output folder are unfit. All are raised before training.
+        The split, the data, the weights, a teacher or the output folder cannot be used. All are raised before training.
     """
     split = find_split(split, patients=groups is not None)
     check_target(out, overwrite=overwrite)
@@ -127,9 +125,9 @@ def train_bundle(
             recipe.preprocessing,
             patients=selection.patients,
             store=work,
-            with_slices=isinstance(recipe.transforms, ScanViews),
+            with_slices=recipe.needs_slices,
         )
-        findings = [] if teacher else inspect(scans, collection.hashes)  # the teacher's training reported them
+        findings = [] if teacher else inspect(scans, collection.hashes)  # the training of the teacher has reported them
         if findings:
             say(table(scans, findings))
         record = assign_roles(collection, recipe.split, split, labels.names, selection.left_out)
@@ -137,7 +135,10 @@ def train_bundle(
             _check_teacher(teacher, record, work)
         train, validation, test = rows_of(record, collection)
         job = Job(collection, labels, train, validation, test, weights, seed, work)
-        pool = _ask_teacher(job, recipe, teacher, work) if teacher else None
+        pool = None
+        if teacher:
+            with step_progress("asking the teacher") as report:
+                pool = draw_pool(job, recipe, teacher, work, report)
         trained = train_model(job, recipe, pool)
         say(f"scoring {len(test)} test images")
         documents: dict[str, str | bytes] = {}
@@ -162,16 +163,16 @@ def train_bundle(
 
 
 def repeats_reference(recipe: RecipeSpec, split: str, scans: Sequence[Scan]) -> bool:
-    """Return whether a training repeats the reference's own: same recipe, same split, exactly the same pictures."""
+    """Return whether a training repeats the reference's: the same recipe, split and pictures."""
     same = (recipe.name, split) == ("reference", "reference")
-    return same and fingerprint(scan.sha256 for scan in scans) == published.DATA
+    return same and fingerprint(scan.sha256 for scan in scans) == reference.DATA
 
 
 def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, seed: int, split: str) -> list[object]:
-    """Everything that decides what ``--resume`` may continue, in plain types."""
+    """Return what must stay the same for ``--resume``, in plain types."""
     schedule = recipe.schedule
     if isinstance(schedule, Distillation):
-        # A resumed distillation reuses the pool, which takes longest and does not depend on how the student trains.
+        # A resumed distillation reuses the pool, which is expensive and does not depend on the training of the student.
         decides: list[object] = [repr(recipe.preprocessing), repr(recipe.transforms)]
         decides += [schedule.batch, schedule.pool_views, seed]
     else:
@@ -180,7 +181,7 @@ def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, s
 
 
 def _check_space(work: Path, recipe: RecipeSpec, scans: Sequence[Scan]) -> None:
-    needed = store_bytes(scans, recipe.preprocessing, with_slices=isinstance(recipe.transforms, ScanViews))
+    needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
     needed += feature_bytes(recipe, len(scans)) + _MODEL_BYTES[type(recipe.schedule)]
     if open_pool(work) is None:
         needed += pool_bytes(recipe)
@@ -188,7 +189,7 @@ def _check_space(work: Path, recipe: RecipeSpec, scans: Sequence[Scan]) -> None:
 
 
 def feature_bytes(recipe: RecipeSpec, images: int) -> int:
-    """Return the bytes of the features that a head training stores, if all ``images`` were for validation."""
+    """Return an upper bound of the bytes of the features that a head training stores: those of all ``images``."""
     if not isinstance(recipe.schedule, HeadTraining):
         return 0
     backbone, size = find_backbone(recipe.backbone), recipe.preprocessing
@@ -200,13 +201,8 @@ def _check_teacher(teacher: BundleTeacher, split: Split, work: Path) -> None:
     try:
         teacher.check_split(split)
     except DataError:
-        shutil.rmtree(work, ignore_errors=True)  # it holds nothing that a resumed training could use
+        shutil.rmtree(work, ignore_errors=True)  # there is nothing to resume
         raise
-
-
-def _ask_teacher(job: Job, recipe: RecipeSpec, teacher: BundleTeacher, work: Path) -> Pool:
-    with step_progress("asking the teacher") as report:
-        return draw_pool(job, recipe, teacher, work, report)
 
 
 def _split_name(recipe: RecipeSpec, split: str, groups: Path | None) -> str:
@@ -249,7 +245,7 @@ def _write(
             trained.history,
             labels,
             recipe,
-            beside=compare_with_published,
+            compare=compare_with_published,
         )
     write_bundle(
         out,

@@ -25,7 +25,7 @@ from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction
-from mri_edge.inference.run_options import RunOptions
+from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data import duplicates
 from mri_edge.train.data.folder import Labels, Scan, find_scans, read_groups

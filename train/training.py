@@ -11,26 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.data.collection import Collection, Indices
 from mri_edge.train.data.folder import Labels
-from mri_edge.train.data.sampling import view_maker
+from mri_edge.train.data.sampling import ViewsOf, view_maker
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
-from mri_edge.train.loops.finetune import Batch, Plan, fast_precision, finetune
+from mri_edge.train.loops.finetune import Batch, fast_precision, finetune
 from mri_edge.train.loops.head import Epoch, Images, fit
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.loops.progress import step_progress, training_progress
 from mri_edge.train.models.network import Network, build_network, predict
 from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
-from mri_edge.train.recipes.base import (
-    Calibration,
-    Distillation,
-    FineTuning,
-    HeadTraining,
-    RecipeSpec,
-)
+from mri_edge.train.recipes.base import Calibration, Distillation, FineTuning, HeadTraining, RecipeSpec
 
 Teacher = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -42,14 +36,14 @@ class Job:
     Attributes
     ----------
     train, validation, watched
-        Rows of ``data``. ``validation`` images choose temperature and threshold, where the recipe calibrates; the
-        loss on ``watched`` images is shown after each epoch of a head training, and decides nothing.
+        Rows of ``data``. The temperature and the threshold are chosen on ``validation`` images if the recipe
+        calibrates. The loss on ``watched`` images is only shown after each epoch of a head training.
     weights
-        Of the backbone; ``None`` draws them, which serves tests.
+        Pretrained weights of the backbone; ``None`` keeps random ones, for tests.
     store
-        Folder for checkpoint and features; ``None`` keeps none.
+        Folder for the checkpoint and stored features; ``None`` stores neither.
     label
-        Put before each line of progress: ``"fold 2/5"``.
+        Prefix of each line of progress, such as ``"fold 2/5"``.
     """
 
     data: Collection
@@ -64,7 +58,7 @@ class Job:
 
     @property
     def checkpoint(self) -> Path | None:
-        """File that holds the state of the training."""
+        """The file with the state of the training, or None without a store."""
         return self.store / "checkpoint.npz" if self.store else None
 
 
@@ -72,8 +66,8 @@ class Job:
 class Trained:
     """A finished network and how it was made.
 
-    ``network`` computes in float32 and is what ships; ``quick`` has the same weights in the precision of the training.
-    ``temperature`` is built into both. ``details`` go into the manifest.
+    ``network`` computes in float32 and is exported; ``quick`` has the same weights in the precision of the training.
+    Both include the temperature. ``details`` go into the manifest.
     """
 
     network: Network
@@ -85,7 +79,7 @@ class Trained:
 
 
 def train_model(job: Job, recipe: RecipeSpec, pool: distil.Pool | None = None) -> Trained:
-    """Train on ``job.train``, calibrate on ``job.validation``; a distillation learns from ``pool``."""
+    """Train on ``job.train`` and calibrate on ``job.validation``. A distillation learns from ``pool`` instead."""
     if isinstance(recipe.schedule, HeadTraining):
         return _train_head(job, recipe, recipe.schedule)
     if isinstance(recipe.schedule, FineTuning):
@@ -96,11 +90,30 @@ def train_model(job: Job, recipe: RecipeSpec, pool: distil.Pool | None = None) -
 
 
 def schedule_of(recipe: RecipeSpec) -> dict[str, Any]:
-    """Return the schedule as it is recorded with a cross-validation, in plain types."""
+    """Return the schedule as manifests and cross-validations record it, in plain types."""
     schedule = recipe.schedule
     if isinstance(schedule, HeadTraining):
         return dataclasses.asdict(schedule)
-    return dataclasses.asdict(_finetune_plan(schedule) if isinstance(schedule, FineTuning) else distil_plan(schedule))
+    if isinstance(schedule, FineTuning):
+        return {
+            "frozen_blocks": schedule.frozen_stages,
+            "warm_steps": schedule.warmup_steps,
+            "warm_rate": schedule.warmup_rate,
+            "steps": schedule.steps,
+            "rate": schedule.learning_rate,
+            "rise": schedule.rise,
+            "weight_decay": schedule.weight_decay,
+            "largest_gradient": schedule.largest_gradient,
+            "averaging": schedule.averaging,
+        }
+    return {
+        "epochs": schedule.epochs,
+        "batch": schedule.batch,
+        "rate": schedule.learning_rate,
+        "rise": schedule.rise,
+        "weight_decay": schedule.weight_decay,
+        "temperature": schedule.temperature,
+    }
 
 
 def _train_head(job: Job, recipe: RecipeSpec, schedule: HeadTraining) -> Trained:
@@ -123,44 +136,29 @@ def _train_head(job: Job, recipe: RecipeSpec, schedule: HeadTraining) -> Trained
             epoch_ended=progress.epoch,
         )
     temperature = threshold = None
-    details = _head_details(recipe, schedule)
+    details = {
+        "name": recipe.name,
+        "preprocessing": dataclasses.asdict(recipe.preprocessing),
+        "augmentation": dataclasses.asdict(recipe.augmentation),
+        "test_share": recipe.split.test_fraction,
+        "split_seed": recipe.split.seed,
+        **dataclasses.asdict(recipe.head),
+        "learning_rate": schedule.learning_rate,
+        "batch": schedule.batch,
+        "epochs": schedule.epochs,
+    }
     if recipe.calibration:
         temperature, threshold = calibrate(network, job, recipe.preprocessing, recipe.calibration)
         details |= _calibration_facts(job, recipe.calibration, temperature)
     return Trained(network, network, temperature, threshold, details, history)
 
 
-def _head_details(recipe: RecipeSpec, schedule: HeadTraining) -> dict[str, Any]:
-    return {
-        "name": recipe.name,
-        "preprocessing": dataclasses.asdict(recipe.preprocessing),
-        "augmentation": dataclasses.asdict(recipe.augmentation),
-        "test_share": recipe.split.test_fraction,
-        "split_seed": recipe.split.seed,
-        "hidden": recipe.head.hidden,
-        "dropout": recipe.head.dropout,
-        "learning_rate": schedule.learning_rate,
-        "batch": schedule.batch,
-        "epochs": schedule.epochs,
-    }
-
-
 def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     backbone = find_backbone(recipe.backbone)
     classes = len(job.labels.names)
     precision = fast_precision()
-    plan = _finetune_plan(schedule)
     working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
-    views_of = view_maker(
-        job.data,
-        job.train,
-        recipe.preprocessing,
-        recipe.scan_views,
-        steps=plan.warm_steps + plan.steps,
-        batch=schedule.batch,
-        labels=job.labels,
-        seed=job.seed,
-    )
+    views_of = _view_maker(job, recipe, schedule.warmup_steps + schedule.steps)
 
     def make_batch(step: int) -> Batch:
         views, label = views_of(step)
@@ -168,18 +166,17 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
         targets[np.arange(len(label)), label] += 1 - schedule.label_smoothing
         return recipe.preprocessing.normalize(views[..., None].repeat(3, axis=-1)), targets
 
-    with step_progress(job.label or "fine-tuning", first=plan.warm_steps, every=schedule.epoch_steps) as report:
+    with step_progress(job.label or "fine-tuning", first=schedule.warmup_steps, every=schedule.epoch_steps) as report:
         losses = finetune(
             working.whole,
             working.backbone,
-            plan,
+            schedule,
             make_batch,
             report,
             stages=backbone.stages,
             checkpoint=job.checkpoint,
-            every=schedule.epoch_steps,
         )
-    # The same weights in a network that computes in float32: this one is kept and exported.
+    # Copy the weights to a network that computes in float32, which is exported.
     network = build_in_precision(None, recipe, classes, job.seed, "float32")
     network.whole.set_weights(working.whole.get_weights())
     policy = recipe.calibration or Calibration()
@@ -192,7 +189,7 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
         threshold,
         {
             "architecture": dataclasses.asdict(recipe.head),
-            "plan": dataclasses.asdict(plan),
+            "plan": schedule_of(recipe),
             "precision": precision,
             "batch": schedule.batch,
             "label_smoothing": schedule.label_smoothing,
@@ -203,25 +200,24 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     )
 
 
-def _finetune_plan(schedule: FineTuning) -> Plan:
-    return Plan(
-        frozen_blocks=schedule.frozen_stages,
-        warm_steps=schedule.warmup_steps,
-        warm_rate=schedule.warmup_rate,
-        steps=schedule.steps,
-        rate=schedule.learning_rate,
-        rise=schedule.rise,
-        weight_decay=schedule.weight_decay,
-        largest_gradient=schedule.largest_gradient,
-        averaging=schedule.averaging,
+def _view_maker(job: Job, recipe: RecipeSpec, steps: int) -> ViewsOf:
+    return view_maker(
+        job.data,
+        job.train,
+        recipe.preprocessing,
+        recipe.scan_views,
+        steps=steps,
+        batch=recipe.schedule.batch,
+        labels=job.labels,
+        seed=job.seed,
     )
 
 
 def build_in_precision(
     weights: BackboneWeights | None, recipe: RecipeSpec, classes: int, seed: int, precision: str
 ) -> Network:
-    """Build a recipe's network with a Keras dtype policy; ``weights`` of ``None`` are random."""
-    keras = load_keras()
+    """Build a recipe's network with a Keras dtype policy; ``None`` keeps random initial weights."""
+    keras = load_keras("train")
     backbone = find_backbone(recipe.backbone)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
@@ -238,27 +234,18 @@ def build_in_precision(
 def draw_pool(
     job: Job, recipe: RecipeSpec, teacher: Teacher, store: Path, report: distil.Report = lambda done, total, loss: None
 ) -> distil.Pool:
-    """Draw the pool's views of the training images with the teacher's answers; reuse a complete pool in ``store``."""
+    """Draw random views of the training images and ask the teacher about them, unless ``store`` has a complete pool."""
     if (found := distil.open_pool(store)) is not None:
         return found
     schedule = recipe.schedule
     assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
     steps = schedule.pool_views // schedule.batch
-    views_of = view_maker(
-        job.data,
-        job.train,
-        recipe.preprocessing,
-        recipe.scan_views,
-        steps=steps,
-        batch=schedule.batch,
-        labels=job.labels,
-        seed=job.seed,
-    )
+    views_of = _view_maker(job, recipe, steps)
     return distil.make_pool(lambda step: views_of(step)[0], steps, teacher, store, report)
 
 
 def pool_bytes(recipe: RecipeSpec) -> int:
-    """Return the bytes that ``draw_pool`` writes to its store, 0 where the recipe has no pool."""
+    """Return the bytes that ``draw_pool`` writes to its store, or 0 if the recipe has no pool."""
     views = recipe.schedule.pool_views if isinstance(recipe.schedule, Distillation) else 0
     return views * recipe.preprocessing.height * recipe.preprocessing.width
 
@@ -267,10 +254,10 @@ def _distil(job: Job, recipe: RecipeSpec, schedule: Distillation, pool: distil.P
     student = find_backbone(recipe.backbone).student
     if student is None:
         raise ValueError(f"backbone {recipe.backbone!r} cannot be distilled")
-    classes, plan = len(job.labels.names), distil_plan(schedule)
+    classes = len(job.labels.names)
     trainable = student.build_trainable(recipe, classes, job.seed)
     with step_progress(job.label or "distilling", every=len(pool.answers) // schedule.batch) as report:
-        losses = distil.distil(trainable, pool, plan, job.seed, report)
+        losses = distil.distil(trainable, pool, schedule, job.seed, report)
     network = student.build_shipped(recipe, classes)
     student.fold(trainable, network)
     policy = recipe.calibration or Calibration()
@@ -282,25 +269,13 @@ def _distil(job: Job, recipe: RecipeSpec, schedule: Distillation, pool: distil.P
         threshold,
         {
             "architecture": student.architecture(recipe),
-            "plan": dataclasses.asdict(plan),
+            "plan": schedule_of(recipe),
             "pool_views": len(pool.answers),
             "loss_by_epoch": np.reshape(losses, (schedule.epochs, -1)).mean(axis=1).tolist(),
             "temperature": temperature,
             "threshold_rule": policy.threshold_rule,
             "validation_images": len(job.validation),
         },
-    )
-
-
-def distil_plan(schedule: Distillation) -> distil.Plan:
-    """Return the schedule as the plan of the loop."""
-    return distil.Plan(
-        epochs=schedule.epochs,
-        batch=schedule.batch,
-        rate=schedule.learning_rate,
-        rise=schedule.rise,
-        weight_decay=schedule.weight_decay,
-        temperature=schedule.temperature,
     )
 
 

@@ -16,8 +16,6 @@ from benchmarks.records.store import facts, parse_arguments, save
 from mri_edge.benchmarking.benchmark import spread
 from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import EMBEDDED, embedded_models
-from mri_edge.device.machine import installed
-from mri_edge.inference.tuned_profile import library_versions
 
 ROUNDS, BUSY_ROUNDS = 4, 2
 BASELINE = "Keras script"
@@ -36,22 +34,15 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Measure all commands in turn, and write the record."""
-    options = parse_arguments(__doc__, "CPU time, of all threads", arguments)
+    options = parse_arguments(__doc__, "CPU time, of all threads")
     rounds, watch = BUSY_ROUNDS if options.busy else ROUNDS, Watch()
     seconds = alternate(commands(), rounds, cpu_seconds if options.busy else wall_seconds)
     rows = {name: {"seconds": asdict(spread(values))} for name, values in seconds.items()}
     add_ratios(rows, BASELINE, seconds)
-    record = {
-        **facts(library_versions() | installed(("tensorflow", "keras"))),
-        "busy": options.busy,
-        "rounds": rounds,
-        "baseline": BASELINE,
-        "disturbed": list(watch.marks()),
-        "rows": rows,
-    }
-    save("cold_start", record, committed=options.record)
+    record = facts("tensorflow", "keras") | {"busy": options.busy, "rounds": rounds, "baseline": BASELINE}
+    save("cold_start", record | {"disturbed": list(watch.marks()), "rows": rows}, committed=options.record)
     for name, row in rows.items():
         print(f"{row['seconds']['value'] * 1e3:>8.0f} ms  {name}")
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare.engines              # minutes; needs a quiet machine; writes build/bench/compare.json
     python -m benchmarks.compare.engines --record     # writes benchmarks/results/KIND/compare.json
-    python -m benchmarks.compare.engines --olive PY   # PY: a Python with olive-ai, whose best model takes part
+    python -m benchmarks.compare.engines --olive PY   # PY: a Python with olive-ai; its best model takes part
 
 Each subject has a process of its own, and all run in turn, round by round. ``subjects.py`` lists them. The images are
 the reference's test images, or the demo scans without the data folder.
@@ -10,11 +10,9 @@ the reference's test images, or the demo scans without the data folder.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -24,26 +22,23 @@ import numpy as np
 
 from benchmarks.compare.olive_peer import olive_model
 from benchmarks.compare.roof import multiply_adds
+from benchmarks.compare.run_peer import run_in_process
 from benchmarks.compare.subjects import SCALED_BACK, Subject, bundles, subjects_of
-from benchmarks.processes import SCANS, module, output
-from benchmarks.records.store import data_folder, facts, parse_arguments, reference_images, save
+from benchmarks.processes import SCANS, output
+from benchmarks.records.store import facts, parse_arguments, save
+from benchmarks.reference import agreement, data_folder, reference_images, tensors_of
 from mri_edge import Bundle
-from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.benchmarking.benchmark import spread, stream
 from mri_edge.benchmarking.throttle import Watch
 from mri_edge.bundles.bundle import EMBEDDED
 from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
-from mri_edge.device.machine import installed
-from mri_edge.inference.prediction import NOTICE, decide
-from mri_edge.inference.tuned_profile import library_versions
-from mri_edge.scans.readers import picture
+from mri_edge.inference.prediction import NOTICE
 
 BASELINE = "vgg16: keras.Model.predict: model.keras"
 # The queries of all rounds together are enough for the 90th percentile.
 LOAD = {"seconds": 1.0, "queries": 22, "samples": 24, "batch": 8}
 ROUNDS, BUSY_ROUNDS, BUSY_QUERIES = 3, 2, 8
-_LIBRARIES = ("tensorflow", "keras", "numpy", "pillow")
 # mri_edge is imported first: it keeps OpenVINO from reporting its use.
 _APP = "import mri_edge; from openvino.tools.benchmark.main import main; main()"
 
@@ -56,20 +51,16 @@ def run_subject(subject: Subject, tensors: Path, threads: int, *, answers: bool,
     RuntimeError
         It does not run here; the message is the reason.
     """
-    if subject.peer == "benchmark_app":
-        if busy:
-            raise RuntimeError("not available: it keeps its own clock, which counts what others took of the CPU")
-        return _run_app(subject, threads, np.load(tensors, mmap_mode="r").shape[1:])
-    request = {"peer": subject.peer, "model": str(subject.model), "options": subject.options, "threads": threads}
-    request |= {"tensors": str(tensors), "answers": answers, **LOAD, **({"runs": BUSY_QUERIES} if busy else {})}
-    return json.loads(output(module("benchmarks.compare.run_peer", json.dumps(request)))[-1])
-
-
-def _run_app(subject: Subject, threads: int, shape: Iterable[int]) -> dict[str, Any]:
-    """Run OpenVINO's ``benchmark_app``, which measures itself on random pixels and prints only the median."""
-    options = {"-m": subject.model, "-d": "CPU", "-api": "sync", "-nireq": 1, "-nthreads": threads, "-hint": "none"}
-    options |= {"-t": max(1, round(LOAD["seconds"])), "-shape": f"[1,{','.join(map(str, shape))}]"}
-    lines = output([sys.executable, "-c", _APP, *(part for pair in options.items() for part in pair)])
+    if subject.peer != "benchmark_app":
+        request = LOAD | ({"runs": BUSY_QUERIES} if busy else {})
+        request |= {"peer": subject.peer, "model": subject.model, "options": subject.options, "threads": threads}
+        return run_in_process(**request, tensors=tensors, answers=answers)
+    if busy:
+        raise RuntimeError("not available: it keeps its own clock, which counts what others took of the CPU")
+    # OpenVINO's benchmark_app measures itself on random pixels and prints only the median.
+    shape = ",".join(map(str, np.load(tensors, mmap_mode="r").shape[1:]))
+    options = f"-d CPU -api sync -nireq 1 -nthreads {threads} -hint none -t {LOAD['seconds']:.0f} -shape [1,{shape}]"
+    lines = output([sys.executable, "-c", _APP, "-m", subject.model, *options.split()])
     found = re.search(r"Median: +([\d.]+) (ms|us)", "\n".join(lines))
     if not found:
         raise RuntimeError((lines or ["it printed nothing"])[-1])
@@ -80,39 +71,24 @@ def row_of(
     subject: Subject, rounds: list[dict[str, Any]], problem: str | None, bundle: Bundle, images: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return a subject's row of the record; figures that were not measured are left out."""
-    row: dict[str, Any] = {
-        "bundle": subject.bundle,
-        "title": subject.title,
-        "artefact": subject.artifact,
-        "size_bytes": subject.model.stat().st_size,
-        "problem": problem,
-    }
-    if problem or not rounds:
+    row: dict[str, Any] = {"bundle": subject.bundle, "title": subject.title, "artefact": subject.artifact}
+    row |= {"size_bytes": subject.model.stat().st_size, "problem": problem}
+    if problem:
         return row
     row["model"] = asdict(stream([reading["ms"] for reading in rounds]))
     row["round_ms"] = [round(median(reading["ms"]), 4) for reading in rounds]
-    if "probabilities" not in rounds[0]:
-        return row
     for name in {"load_ms", "first_ms", "rate", "peak_mib"} & set(rounds[0]):
         row[name] = asdict(spread(reading[name] for reading in rounds))
-    if images:
-        manifest = bundle.manifest
-        answer = np.array(rounds[0]["probabilities"], np.float32)
-        reference = np.array([image["probabilities"] for image in images], np.float32)
-        y_true = np.array([manifest.labels.index(image["label"]) for image in images])
-        y_pred, keras = (decide(values, manifest.positive, manifest.threshold) for values in (answer, reference))
-        row["accuracy"] = asdict(wilson_interval(int((y_pred == y_true).sum()), len(y_true)))
-        row["flips"] = int((y_pred != keras).sum())
-        row["mean_difference"] = float(np.abs(answer - reference).mean())
+    if images and "probabilities" in rounds[0]:
+        row |= agreement(bundle, images, np.array(rounds[0]["probabilities"], np.float32))
     return row
 
 
 def add_ratios(rows: dict[str, dict[str, Any]], baseline: str, values: dict[str, list[float]]) -> None:
     """Add to each row how many times faster it is than the baseline: the median over rounds, which are paired."""
-    for name, row in rows.items():
-        if baseline in values and name in values:
-            pairs = zip(values[baseline], values[name], strict=True)
-            row["times_faster"] = asdict(spread(slow / fast for slow, fast in pairs))
+    for name in values if baseline in values else ():
+        pairs = zip(values[baseline], values[name], strict=True)
+        rows[name]["times_faster"] = asdict(spread(slow / fast for slow, fast in pairs))
 
 
 def is_shipped_model(name: str, bundle: Bundle) -> bool:
@@ -121,49 +97,43 @@ def is_shipped_model(name: str, bundle: Bundle) -> bool:
     return {**training.details, SCALED_BACK: None} == {**embedded.details, SCALED_BACK: None}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Measure all subjects, round by round, and write the record."""
     olive = {"metavar": "PYTHON", "help": "a Python with olive-ai; its model is kept in build/bench"}
-    busy = "one thread each, on a clock that excludes the wait for a core"
-    options = parse_arguments(__doc__, busy, arguments, olive=olive)
+    options = parse_arguments(__doc__, "one thread each, on a clock that excludes the wait for a core", olive=olive)
     rounds = BUSY_ROUNDS if options.busy else ROUNDS
     data, threads, opened = data_folder(), 1 if options.busy else available_cpus(), bundles()
+    images = {name: reference_images(bundle, data) for name, bundle in opened.items()}
+    olive_facts = {}
+    readings: dict[Subject, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as work:
-        subjects: list[tuple[Subject, Path]] = []
-        images, olive_facts = {}, {}
         for name, bundle in opened.items():
-            tensors = Path(work) / f"{name}.npy"
-            images[name] = reference_images(bundle, data)
             files = [data / image["file"] for image in images[name] if data] or SCANS
-            resize = bundle.manifest.preprocessing.resize_picture
-            np.save(tensors, np.stack([resize(picture.load(file)) for file in files]))
+            np.save(Path(work) / f"{name}.npy", tensors_of(bundle, files))
             model, olive_facts[name] = olive_model(options.olive, bundle, data, threads)
             recipe = olive_facts[name].get("chosen", "")
-            subjects += [(subject, tensors) for subject in subjects_of(name, bundle, model, recipe)]
-        readings: dict[str, list[dict[str, Any]]] = {subject.key: [] for subject, _ in subjects}
-        problems = {subject.key: subject.problem for subject, _ in subjects if subject.problem}
+            readings |= {subject: [] for subject in subjects_of(name, bundle, model, recipe)}
+        problems = {subject: subject.problem for subject in readings if subject.problem}
         watch = Watch()
-        for subject, tensors in track(subjects * rounds, "compare", len(subjects) * rounds):
-            key = subject.key
-            if key in problems:
-                continue
-            try:
-                answers = not readings[key]
-                readings[key].append(run_subject(subject, tensors, threads, answers=answers, busy=options.busy))
-            except RuntimeError as error:
-                problems[key] = str(error)
+        for subject in track([*readings] * rounds, "compare", len(readings) * rounds):
+            if subject not in problems:
+                tensors, answers = Path(work) / f"{subject.bundle}.npy", not readings[subject]
+                try:
+                    reading = run_subject(subject, tensors, threads, answers=answers, busy=options.busy)
+                    readings[subject].append(reading)
+                except RuntimeError as error:
+                    problems[subject] = str(error)
         disturbed = list(watch.marks())
-        rows = {}
-        for subject, _ in subjects:
-            key, name = subject.key, subject.bundle
-            rows[key] = row_of(subject, readings[key], problems.get(key), opened[name], images[name])
+        rows = {
+            subject.key: row_of(subject, found, problems.get(subject), opened[subject.bundle], images[subject.bundle])
+            for subject, found in readings.items()
+        }
     add_ratios(rows, BASELINE, {key: row["round_ms"] for key, row in rows.items() if "round_ms" in row})
     record = {
-        **facts(library_versions() | installed(_LIBRARIES)),
+        **facts("tensorflow", "keras", "numpy", "pillow"),
         "threads": threads,
         "rounds": rounds,
         "busy": options.busy,
-        "driver": "mri-edge",
         "images": {name: len(known) for name, known in images.items()},
         "multiply_adds": {name: multiply_adds(bundle) for name, bundle in opened.items()},
         "scaled_back": {name: SCALED_BACK in bundle.manifest.training.details for name, bundle in opened.items()},

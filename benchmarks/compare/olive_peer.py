@@ -50,10 +50,8 @@ def olive_model(
                 np.save(pictures, np.concatenate(list(read_batches(files, bundle.manifest.preprocessing))))
                 command = [python, PROGRAM, bundle.folder / "model.onnx", pictures, model, threads]
                 report.write_text(output(command, cwd=Path(folder))[-1] + "\n", encoding="utf-8")
-            except MriEdgeError as error:
-                return error.problem, {}
-            except RuntimeError as error:
-                return str(error), {}
+            except (MriEdgeError, RuntimeError) as error:
+                return getattr(error, "problem", str(error)), {}
     return model, json.loads(report.read_text(encoding="utf-8"))
 
 

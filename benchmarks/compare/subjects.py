@@ -28,7 +28,7 @@ _PEERS = {
 _PEER_FILES = ("model.keras", "model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """One row: a model file that ``peer`` runs. ``problem`` says why it cannot run here."""
 
@@ -60,25 +60,20 @@ def bundles() -> dict[str, Bundle]:
 
 def subjects_of(name: str, bundle: Bundle, olive: Path | str, recipe: str = "") -> list[Subject]:
     """List the rows of a bundle. ``olive``: Olive's model of ``model.onnx`` by ``recipe``, or why there is none."""
-    folder = bundle.folder
-    found = []
+    found, files = [], {artifact.file for artifact in bundle.manifest.artifacts}
+
+    def add(title: str, peer: str, file: str, problem: str | None = None, **options: Any) -> None:
+        found.append(Subject(name, title, peer, bundle.folder / file, file, options, problem))
+
     for ours in our_subjects(bundle):
-        title, file = f"mri-edge, {ours.engine}", ours.artifact.file
-        found.append(
-            Subject(name, title, "mri_edge_engine", folder / file, file, {"engine": ours.engine}, ours.problem)
-        )
-    files = {artifact.file for artifact in bundle.manifest.artifacts}
+        add(f"mri-edge, {ours.engine}", "mri_edge_engine", ours.artifact.file, ours.problem, engine=ours.engine)
     for peer, (title, suffix, packages) in _PEERS.items():
         missing = ", ".join(sorted(set(packages) - set(installed(packages))))
-        problem = f"not available: {missing} is not installed" if missing else None
         for file in _PEER_FILES:
             if file in files and file.endswith(suffix):
-                found.append(Subject(name, title, peer, folder / file, file, problem=problem))
-    if "model.onnx" in files:
-        if isinstance(olive, Path):
-            made = Subject(name, OLIVE, "onnxruntime_script", olive, f"model.onnx, {recipe}")
-        else:
-            reason = f"not available: {olive}"
-            made = Subject(name, OLIVE, "onnxruntime_script", folder / "model.onnx", "model.onnx", problem=reason)
-        found.append(made)
+                add(title, peer, file, f"not available: {missing} is not installed" if missing else None)
+    if "model.onnx" in files and isinstance(olive, Path):
+        found.append(Subject(name, OLIVE, "onnxruntime_script", olive, f"model.onnx, {recipe}"))
+    elif "model.onnx" in files:
+        add(OLIVE, "onnxruntime_script", "model.onnx", f"not available: {olive}")
     return found

@@ -1,8 +1,8 @@
 """Check each stage from file to label for correct results, each with a correct input.
 
-There are three sources: the golden scans of each bundle; a color card drawn here, because grey scans would not show
-swapped channels; and, with the data folder, the reference's test images, whose hashes and Keras probabilities are in
-each bundle's ``parity.json``.
+There are three sources: the golden scans of each bundle; a color card drawn here, because gray scans would not show
+swapped channels; and, with the data folder, the reference's test images: each bundle's ``parity.json`` has their
+hashes and Keras' probabilities.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.records.store import reference_images
-from mri_edge import Bundle, Classifier
+from benchmarks.reference import agreement, reference_images, tensors_of
+from mri_edge import Bundle
+from mri_edge.benchmarking.benchmark import subjects
 from mri_edge.engines import engine_files, open_engine
-from mri_edge.inference.prediction import decide
 from mri_edge.inference.replay import replay
-from mri_edge.scans.readers import picture as images
+from mri_edge.scans.readers import picture
 
 STAGES = ("hashes", "pixels", "tensor", "probabilities", "label")
 REAL = "reference images"  # part of the name of each comparison that needs the data folder
 # How much farther from Keras than in the bundle's parity record the reference images may be, because int8 kernels of
-# another CPU round differently: in mean |Δp|, and in labels.
+# another CPU or library round differently: in mean |Δp|, and in labels.
 _MEAN_MARGIN = 0.01
 _FLIPS_MARGIN = 2
 _MEANS_TOLERANCE = 1e-4  # float32 means of 16,384 values
@@ -47,47 +47,39 @@ class Finding:
 def check(model: str, data: Path | None) -> list[Finding]:
     """Return all findings of a model, in the order of the stages."""
     bundle = Bundle.open(model)
-    findings = [*_golden(model, bundle), *_card(model, bundle)]
+    findings = [*_golden(model, bundle), *_color_card(model, bundle)]
     if data is not None:
         findings += _reference_images(model, bundle, data)
     return sorted(findings, key=lambda finding: STAGES.index(finding.stage))
 
 
-def draw_card() -> np.ndarray:
-    """Return a picture whose channels differ at every pixel and in their means: uint8 (150, 170, 3) RGB."""
-    down, right = np.mgrid[0:150, 0:170]
-    channels = (down, 255 - right, 40 + 30 * np.sin(down / 9) * np.cos(right / 7))
-    return np.stack([np.rint(channel) for channel in channels], axis=-1).astype(np.uint8)
+def _golden(model: str, bundle: Bundle) -> Iterator[Finding]:
+    for found in replay(bundle).checks:
+        if found.status != "not tried":
+            what = " in ".join(part for part in (found.subject, found.engine) if part)
+            yield Finding(found.stage, f"{model}: {what}", found.detail or found.status, found.status == "differs")
 
 
-def resize_exactly(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize bilinearly in float64, with half-pixel centers and without antialiasing; the resizer may differ by 1."""
+def _color_card(model: str, bundle: Bundle) -> Iterator[Finding]:
+    """Compare the decoder with what was drawn, the resizer with SciPy's, and each engine's input by its means."""
     from scipy import ndimage
 
-    factors = (height / pixels.shape[0], width / pixels.shape[1], 1)
-    resized = ndimage.zoom(pixels.astype(float), factors, order=1, mode="nearest", grid_mode=True)
-    return np.rint(resized).astype(np.uint8)
-
-
-def _golden(model: str, bundle: Bundle) -> Iterator[Finding]:
-    for check in replay(bundle).checks:
-        if check.status != "not tried":
-            what = " in ".join(part for part in (check.subject, check.engine) if part)
-            wrong = check.status == "differs"
-            yield Finding(check.stage, f"{model}: {what}", check.detail or check.status, wrong)
-
-
-def _card(model: str, bundle: Bundle) -> Iterator[Finding]:
-    card = draw_card()
+    # The channels differ at every pixel and in their means.
+    down, right = np.mgrid[0:150, 0:170]
+    channels = (down, 255 - right, 40 + 30 * np.sin(down / 9) * np.cos(right / 7))
+    card = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(card).save(file, "PNG")
-    difference = int(np.abs(images.load(file.getvalue()).astype(int) - card).max())
-    yield Finding("pixels", f"{model}: coloured card", f"up to {difference} of 255 apart", difference > 0)
+    difference = int(np.abs(picture.load(file.getvalue()).astype(int) - card).max())
+    yield Finding("pixels", f"{model}: color card", f"up to {difference} of 255 apart", difference > 0)
 
+    # In float64, bilinear, with half-pixel centers and without antialiasing.
     preprocessing = bundle.manifest.preprocessing
-    exact = resize_exactly(card, preprocessing.height, preprocessing.width)
+    factors = (preprocessing.height / card.shape[0], preprocessing.width / card.shape[1], 1)
+    resized = ndimage.zoom(card.astype(float), factors, order=1, mode="nearest", grid_mode=True)
+    exact = np.rint(resized).astype(np.uint8)
     difference = int(np.abs(preprocessing.resize_picture(card).astype(int) - exact).max())
-    yield Finding("tensor", f"{model}: coloured card", f"up to {difference} of 255 apart", difference > 1)
+    yield Finding("tensor", f"{model}: color card", f"up to {difference} of 255 apart", difference > 1)
 
     means = exact.mean(axis=(0, 1)) / 255
     with tempfile.TemporaryDirectory() as folder:
@@ -98,59 +90,50 @@ def _card(model: str, bundle: Bundle) -> Iterator[Finding]:
                 engine = open_engine(network, engine=entry.NAME, provider="cpu", threads=1)
                 error = float(np.abs(engine.run(exact[None])[0] - means).max())
                 engine.close()
-                what = f"{model}: coloured card's channel means in {entry.NAME}"
+                what = f"{model}: color card's channel means in {entry.NAME}"
                 yield Finding("probabilities", what, f"up to {error:.2g} apart", error > _MEANS_TOLERANCE)
 
 
 def _write_channel_means(path: Path, shape: tuple[int, ...]) -> None:
-    """Write an ONNX model that returns the mean of each channel, which shows how an engine changes its input."""
+    """Write an ONNX model that returns the mean of each channel, in old versions that every supported engine opens."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
 
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["float", "full"], ["scaled"]),
-        helper.make_node("ReduceMean", ["scaled"], ["means"], axes=[1, 2], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "means",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", *shape])],
-        [helper.make_tensor_value_info("means", TensorProto.FLOAT, ["N", shape[2]])],
-        [numpy_helper.from_array(np.float32(255), "full")],
-    )
-    # Old versions, which every supported engine opens.
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    height, width, channels = shape
+    text = f"""<ir_version: 8, opset_import: ["": 13]>
+        graph (uint8[N, {height}, {width}, {channels}] pixels) => (float[N, {channels}] means)
+        <float full = {{255}}>
+        {{
+            values = Cast<to = {onnx.TensorProto.FLOAT}>(pixels)
+            scaled = Div(values, full)
+            means = ReduceMean<axes = [1, 2], keepdims = 0>(scaled)
+        }}"""
+    onnx.save(onnx.parser.parse_model(text), path)
 
 
 def _reference_images(model: str, bundle: Bundle, data: Path) -> Iterator[Finding]:
-    """Compare tensors by hash, and probabilities and labels with the Keras model's."""
-    entry = next((document for document in bundle.manifest.documents if document.file == "parity.json"), None)
+    """Compare tensors by hash, and probabilities and labels in every engine with the Keras model's."""
     known = reference_images(bundle, data)
-    if entry is None or not known:
+    if not known:
         return
+    [entry] = [document for document in bundle.manifest.documents if document.file == "parity.json"]
     what = f"{model}: {len(known)} {REAL}"
     missing = len(json.loads(bundle.read(entry))["images"]) - len(known)
     yield Finding("hashes", what, f"{missing} files changed or missing", bool(missing))
-    manifest = bundle.manifest
-    tensors = np.stack([manifest.preprocessing.resize_picture(images.load(data / image["file"])) for image in known])
+    tensors = tensors_of(bundle, [data / image["file"] for image in known])
     hashes = [hashlib.sha256(tensor.tobytes()).hexdigest() for tensor in tensors]
     wrong = sum(found != image["sha256"]["tensor"] for found, image in zip(hashes, known, strict=True))
     yield Finding("tensor", what, f"{wrong} tensors differ from the record", wrong > 0)
-    reference = np.array([image["probabilities"] for image in known], np.float32)
-    keras = decide(reference, manifest.positive, manifest.threshold)
-    y_true = np.array([manifest.labels.index(image["label"]) for image in known])
-    for artifact in manifest.artifacts:
-        parity, what_file = artifact.parity, f"{what}, {artifact.file}"
-        if parity is None or not artifact.file.endswith(".onnx"):
+    for subject in subjects(bundle):
+        parity, file = subject.artifact.parity, subject.artifact.file
+        if parity is None or subject.problem:
             continue
-        with Classifier.load(bundle, artifact=artifact.file, engine="onnxruntime", provider="cpu") as classifier:
-            batches = (tensors[begin : begin + 8] for begin in range(0, len(tensors), 8))
-            found = np.concatenate([classifier.engine.run(batch) for batch in batches])
-        mean = float(np.abs(found - reference).mean())
+        engine = open_engine(bundle.path_of(subject.artifact), engine=subject.engine, provider="cpu")
+        answers = [engine.run(tensors[begin : begin + 8]) for begin in range(0, len(tensors), 8)]
+        engine.close()
+        found = agreement(bundle, known, np.concatenate(answers))
+        where = f"{what}, {file}" + (f" in {subject.engine}" if subject.engine != "onnxruntime" else "")
+        mean, flips, accuracy = found["mean_difference"], found["flips"], found["accuracy"]["value"]
         detail = f"mean |Δp| {mean:.4f}, {parity.mean_difference:.4f} in the record"
-        yield Finding("probabilities", what_file, detail, mean > parity.mean_difference + _MEAN_MARGIN)
-        y_pred = decide(found, manifest.positive, manifest.threshold)
-        flips, right = int((y_pred != keras).sum()), int((y_pred == y_true).sum())
-        detail = f"{flips} labels changed ({parity.flips} in the record), {right} of {len(known)} right"
-        yield Finding("label", what_file, detail, flips > parity.flips + _FLIPS_MARGIN)
+        yield Finding("probabilities", where, detail, mean > parity.mean_difference + _MEAN_MARGIN)
+        detail = f"{flips} labels changed ({parity.flips} in the record), accuracy {accuracy:.3f}"
+        yield Finding("label", where, detail, flips > parity.flips + _FLIPS_MARGIN)

@@ -7,21 +7,16 @@ On other systems this is the plain clock.
 
 from __future__ import annotations
 
-import glob
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 
-def seconds_of(action: Callable[[], object], *, all_threads: bool = False) -> float:
-    """Return the seconds that ``action`` takes, without the time this thread waited for a core.
-
-    ``all_threads`` subtracts the waits of every thread of this process, for libraries that work in their own threads.
-    It is exact only if one thread works at a time.
-    """
+def seconds_of(action: Callable[[], object]) -> float:
+    """Return the seconds that ``action`` takes, without the time this thread waited for a core."""
     with ExitStack() as stack:
-        read_wait = _wait_of_all_threads if all_threads else _open_wait_of_this_thread(stack)
+        read_wait = _open_wait_of_this_thread(stack)
         # Both waits are read between the two clock readings. Otherwise a wait between a read and the clock would be
         # subtracted although the clock did not count it.
         start = time.perf_counter()
@@ -39,14 +34,3 @@ def _open_wait_of_this_thread(stack: ExitStack) -> Callable[[], int]:
         return lambda: 0
     stack.callback(os.close, descriptor)
     return lambda: int(os.pread(descriptor, 100, 0).split()[1])
-
-
-def _wait_of_all_threads() -> int:
-    total = 0
-    for file in glob.glob("/proc/self/task/*/schedstat"):
-        try:
-            with open(file, encoding="ascii") as statistics:
-                total += int(statistics.read().split()[1])
-        except (OSError, ValueError, IndexError):  # the thread ended meanwhile
-            continue
-    return total

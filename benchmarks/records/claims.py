@@ -21,48 +21,43 @@ NOT_REPRODUCED = 5
 
 @dataclass(frozen=True)
 class Claim:
-    """A ratio of the record: the lowest and highest that pass, and the fresh one or the problem that prevented it."""
+    """A ratio of the record: the lowest and highest that pass, and the fresh one or the problem that prevented it.
+
+    A claim that is not ``judged`` cannot fail.
+    """
 
     name: str
     low: float
     high: float
     fresh: float | None
     problem: str
-    optional: bool
+    judged: bool
 
     @property
     def reproduced(self) -> bool:
         """Whether it was measured and is within the limits."""
         return self.fresh is not None and self.low <= self.fresh <= self.high
 
-    @property
-    def judged(self) -> bool:
-        """Whether it can fail: an optional claim that was not measured cannot."""
-        return self.fresh is not None or not self.optional
-
     def line(self, *, judged: bool) -> str:
         """Return the claim for the report."""
+        limits = f"({self.low:.3g} to {self.high:.3g})  {self.name}"
         if self.fresh is None:
-            return f"{'NOT MEASURED' if judged else 'not measured':<15} {'-':>8}  {self._limits}: {self.problem}"
+            return f"{'NOT MEASURED' if judged else 'not measured':<15} {'-':>8}  {limits}: {self.problem}"
         outcome = "reproduced" if self.reproduced else "NOT REPRODUCED" if judged else "other"
-        return f"{outcome:<15} {self.fresh:>8.3g}  {self._limits}"
-
-    @property
-    def _limits(self) -> str:
-        return f"({self.low:.3g} to {self.high:.3g})  {self.name}"
+        return f"{outcome:<15} {self.fresh:>8.3g}  {limits}"
 
 
-def judge(name: str, fresh: dict[str, Any], record: dict[str, Any], *, whole: bool = True) -> list[Claim]:
-    """Return each ratio of the record beside the fresh one. ``whole`` is False if there were no training data."""
+def judge(name: str, fresh: dict[str, Any], record: dict[str, Any], *, has_data: bool = True) -> list[Claim]:
+    """Return each ratio of the record beside the fresh one. ``has_data``: the run had the training data."""
     claims, fresh_rows = [], _rows_by_claim(fresh["rows"])
     for key, row in _rows_by_claim(record["rows"]).items():
         recorded, now = row.get("times_faster"), fresh_rows.get(key, {})
         if recorded and key != record["baseline"]:
-            low, high = recorded["low"] * (1 - MARGIN), recorded["high"] * (1 + MARGIN)
-            value = now["times_faster"]["value"] if "times_faster" in now else None
+            value = now.get("times_faster", {}).get("value")
             problem = now.get("problem") or ("its baseline was not measured" if now else "not in this run")
-            optional = not whole or (row.get("title") == OLIVE and not fresh.get("olive_asked"))
-            claims.append(Claim(f"{name}: {key}", low, high, value, problem, optional))
+            is_optional = not has_data or (row.get("title") == OLIVE and not fresh.get("olive_asked"))
+            low, high = recorded["low"] * (1 - MARGIN), recorded["high"] * (1 + MARGIN)
+            claims.append(Claim(f"{name}: {key}", low, high, value, problem, value is not None or not is_optional))
     return claims
 
 
@@ -76,15 +71,14 @@ def difference(fresh: dict[str, Any], record: dict[str, Any]) -> str | None:
     if fresh["busy"] != record["busy"]:
         return f"the record was made {'with' if record['busy'] else 'without'} --busy, this run was not"
     if not store.same_machine(fresh, record):
-        machine = record["machine"]
-        return f"the record is of {machine['cpu']}, cores: {machine.get('cores', 'unknown')}"
+        return f"the record is of {record['machine']['cpu']}, cores: {record['machine'].get('cores', 'unknown')}"
     return None
 
 
 def main() -> int:
     """Print every ratio; return 0 if all that can be judged here are reproduced."""
     failed = judged = 0
-    whole = any((store.load_fresh("compare") or {}).get("images", {}).values())
+    has_data = any((store.load_fresh("compare") or {}).get("images", {}).values())
     for name in RECORDS:
         fresh, record = store.load_fresh(name), store.load(name)
         if fresh is None or record is None:
@@ -93,7 +87,7 @@ def main() -> int:
         reason = difference(fresh, record)
         if reason:
             print(f"{name}: {reason}: shown, not judged")
-        for claim in judge(name, fresh, record, whole=whole):
+        for claim in judge(name, fresh, record, has_data=has_data):
             counts = not reason and claim.judged
             print(claim.line(judged=counts))
             failed += counts and not claim.reproduced

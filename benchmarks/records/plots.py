@@ -31,12 +31,10 @@ def draw_all(folder: Path, wanted: Sequence[str], compared: dict[str, Any], star
     """
     mpl.rcParams |= {"svg.hashsalt": "mri-edge", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     rows = [row for row in compared["rows"].values() if "model" in row and "accuracy" in row]
-    files = list(
-        {(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}.values()
-    )  # one point for each file
+    files = {(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}  # one point for each file
     drawings = {
-        "latency": lambda: _against_accuracy(rows, "latency"),
-        "size": lambda: _against_accuracy(files, "size"),
+        "latency": lambda: _against_accuracy(rows, "ms for one image, model only (log)", legend=True),
+        "size": lambda: _against_accuracy(list(files.values()), "MB on disk (log)", legend=False),
         "cold_start": lambda: _bars(started),
     }
     for name, draw in drawings.items():
@@ -52,26 +50,26 @@ def _kind(title: str) -> tuple[str, str]:
     return next(kind for starts, kind in KINDS.items() if title.startswith(starts))
 
 
-def _against_accuracy(rows: list[dict[str, Any]], against: str) -> Figure:
+def _against_accuracy(rows: list[dict[str, Any]], label: str, *, legend: bool) -> Figure:
+    """Draw the latency, or the size of the file, against the accuracy; ``legend`` explains the colors of the peers."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     models = sorted({row["bundle"] for row in rows})
-    colors: dict[str, Any] = {}
-    shapes: dict[str, Any] = {}
+    handles: dict[str, dict[str, Any]] = {"colors": {}, "shapes": {}}
     for row in sorted(rows, key=lambda row: row["title"].startswith("mri-edge")):  # ours last, on top of the others
         interval, (color, name) = row["accuracy"], _kind(row["title"])
-        x, y = row["model"]["median"]["value"] if against == "latency" else row["size_bytes"] / 1e6, interval["value"]
+        x, y = row["model"]["median"]["value"] if label.startswith("ms") else row["size_bytes"] / 1e6, interval["value"]
         axes.errorbar(x, y, [[y - interval["low"]], [interval["high"] - y]], color=color, fmt="none", alpha=0.25, lw=1)
         marker = MARKERS[models.index(row["bundle"]) % len(MARKERS)]
         axes.plot(x, y, marker, color=color, ms=6, alpha=0.8)
-        if against == "latency":  # every peer runs files of the same sizes
-            colors[name] = Line2D([], [], color=color, marker="s", ls="", label=name)
-        shapes[row["bundle"]] = Line2D([], [], color="black", marker=marker, ls="", label=f"model {row['bundle']}")
-    label = "ms for one image, model only (log)" if against == "latency" else "MB on disk (log)"
+        if legend:
+            handles["colors"][name] = Line2D([], [], color=color, marker="s", ls="", label=name)
+        shape = Line2D([], [], color="black", marker=marker, ls="", label=f"model {row['bundle']}")
+        handles["shapes"][row["bundle"]] = shape
     axes.set(xscale="log", xlabel=label, ylabel="accuracy on the test images, 95% interval")
     axes.grid(alpha=0.2)
     _use_plain_numbers(axes)
-    handles = [*colors.values(), *shapes.values()]
-    figure.legend(handles=handles, frameon=False, fontsize=8, loc="outside upper center", ncols=6)
+    entries = [handle for group in handles.values() for handle in group.values()]
+    figure.legend(handles=entries, frameon=False, fontsize=8, loc="outside upper center", ncols=6)
     return figure
 
 

@@ -4,44 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import CHECKOUT
-from mri_edge import Bundle
 from mri_edge.benchmarking.benchmark import machine_facts
-from mri_edge.scans import readers
-from mri_edge.storage.atomic import sha256_of
+from mri_edge.device.machine import installed
+from mri_edge.inference.tuned_profile import library_versions
 
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
-MAIN = "x86_64-avx2"  # the kind of machine whose record the summary shows in full
+MAIN = "x86_64-avx2"  # the documents show the record of this kind of machine in full
 # A kind is named after the first of these that it has, because the speed of int8, and so most ratios, depend on it.
 _INT8_INSTRUCTIONS = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
 
 
-def parse_arguments(description: str | None, busy: str, arguments: list[str] | None, **options: Any) -> Any:
+def parse_arguments(description: str | None, busy: str, **options: Any) -> Any:
     """Parse ``--record``, ``--busy`` (described by ``busy``) and further options, given as NAME=settings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write the committed record")
     parser.add_argument("--busy", action="store_true", help=f"for a machine with other work: {busy}")
     for name, settings in options.items():
         parser.add_argument(f"--{name}", **settings)
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
-def facts(libraries: dict[str, str]) -> dict[str, Any]:
-    """Return what begins every record: time, machine, versions of libraries."""
+def facts(*packages: str) -> dict[str, Any]:
+    """Return what begins every record: time, machine, versions of the engines' libraries and of ``packages``."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"created": created, "machine": machine_facts(), "libraries": libraries}
-
-
-def data_folder() -> Path | None:
-    """Return the folder of real scans, ``MRI_EDGE_DATA`` or beside the checkout; None if it does not exist."""
-    folder = Path(os.environ.get("MRI_EDGE_DATA") or CHECKOUT.parent / "shared" / "data")
-    return folder if (folder / "navoneel" / "yes").is_dir() else None
+    return {"created": created, "machine": machine_facts(), "libraries": library_versions() | installed(packages)}
 
 
 def kind_of_machine(machine: dict[str, Any]) -> str:
@@ -56,23 +48,20 @@ def same_machine(fresh: dict[str, Any], record: dict[str, Any]) -> bool:
 
     Under a hypervisor the name of a CPU often says only who made it, so cores and threads are compared as well.
     """
-
-    def where(record: dict[str, Any]) -> tuple[Any, ...]:
-        return record["machine"]["cpu"], record["machine"].get("cores"), record.get("threads")
-
-    pairs = zip(where(fresh), where(record), strict=True)
-    return all(ours == theirs or None in (ours, theirs) for ours, theirs in pairs)
+    here, there = (
+        (made["machine"]["cpu"], made["machine"].get("cores"), made.get("threads")) for made in (fresh, record)
+    )
+    return all(ours == theirs or None in (ours, theirs) for ours, theirs in zip(here, there, strict=True))
 
 
 def kinds() -> list[str]:
     """Return the kinds of machine with committed records, ``MAIN`` first."""
-    return sorted(
-        (folder.name for folder in COMMITTED.iterdir() if folder.is_dir()), key=lambda kind: (kind != MAIN, kind)
-    )
+    found = [folder.name for folder in COMMITTED.iterdir() if folder.is_dir()]
+    return sorted(found, key=lambda kind: (kind != MAIN, kind))
 
 
 def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
-    """Write a record and print its path."""
+    """Write a record, and return and print its path."""
     folder = COMMITTED / kind_of_machine(record["machine"]) if committed else FRESH
     path = folder / f"{name}.json"
     write(path, record)
@@ -81,7 +70,7 @@ def save(name: str, record: dict[str, Any], *, committed: bool) -> Path:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record to ``path``, whose folder is created."""
+    """Write a record to ``path``, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -100,17 +89,3 @@ def load_fresh(name: str) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def reference_images(bundle: Bundle, data: Path | None) -> list[dict[str, Any]]:
-    """Return the test images of ``parity.json`` with labels and Keras' probabilities; empty without data or that file.
-
-    A shipped bundle identifies images by hash alone, so ``file``, relative to ``data``, is found by hashing.
-    """
-    entry = next((document for document in bundle.manifest.documents if document.file == "parity.json"), None)
-    if data is None or entry is None:
-        return []
-    known = {image["sha256"]["file"]: image for image in json.loads(bundle.read(entry))["images"]}
-    pictures = (path for path in sorted(data.rglob("*")) if readers.has_known_suffix(path))
-    found = {sha256_of(path): path.relative_to(data).as_posix() for path in pictures}
-    return [{**image, "file": found[digest]} for digest, image in known.items() if digest in found]

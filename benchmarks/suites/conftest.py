@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.processes import ENVIRONMENT
 
-# Models that the suites open in this process ignore the profiles of this machine, too.
-os.environ["MRI_EDGE_PROFILE_DIR"] = ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]
+os.environ.update(ENVIRONMENT)  # models that the suites open in this process ignore the profiles of this machine, too
 
 
 @pytest.fixture

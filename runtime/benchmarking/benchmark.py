@@ -128,7 +128,6 @@ class Report:
     created: str
     profile: str
     plan: Plan
-    driver: str
     scans: int
     batch: int
     server_ms: float | None
@@ -252,7 +251,6 @@ def measure(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         profile=profile,
         plan=plan,
-        driver="own",
         scans=len(scans),
         batch=DEFAULT_BATCH,
         server_ms=server_ms,

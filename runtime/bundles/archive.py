@@ -4,8 +4,8 @@ A packed bundle is a POSIX tar (ustar) without compression: its bytes do not dep
 file cannot expand to a large one, and ``tar -tf`` lists it. It contains ``manifest.json``, then ``manifest.json.sig``
 if the bundle is signed, then the files in the manifest sorted by name, and two blocks of zeros. ``header`` makes the
 only valid header for a name and size: a regular file of mode 644, owner 0, time 0. The reader needs no tar library. It
-refuses any other header, and with it links, devices and unusual paths. Size and offset of every file follow from the
-manifest, so that each can be read alone.
+refuses any other header, which excludes links, devices and unusual paths. The manifest determines the size and offset
+of every file, so that each can be read alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIGNATURE_BYTES = 64
 END = bytes(1024)
 _BLOCK = 512
 _MAX_NAME_BYTES = 100  # the size of the field in a ustar header
-_COPY_AGAIN = "Copy it again, or ask who made it"
+_COPY_AGAIN = "Copy it again, or ask its author"
 # Names that Windows reserves for devices, with any suffix.
 _WINDOWS_DEVICES = {
     "con",
@@ -37,7 +37,7 @@ _WINDOWS_DEVICES = {
 
 
 class Archive:
-    """An opened packed bundle. Opening reads manifest and signature; ``read`` reads a listed file."""
+    """An opened packed bundle. Opening it reads the manifest and the signature; ``read`` reads a listed file."""
 
     def __init__(self, path: Path) -> None:
         """Raises BundleError or IntegrityError if the file is not a packed bundle."""
@@ -57,7 +57,7 @@ class Archive:
         return [(MANIFEST, self.manifest), *signature]
 
     def locate(self, manifest: Manifest) -> Sequence[Artifact | Document]:
-        """Compute the offset of each listed file; returns the files in their order.
+        """Compute the offset of each listed file, and return the files in their order.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Archive:
             offset += _BLOCK + padded(entry.size_bytes)
         if self.size != offset + len(END):
             raise IntegrityError(
-                f"{self.path}: {self.size} bytes, by its manifest it has {offset + len(END)}", _COPY_AGAIN
+                f"{self.path}: {self.size} bytes, the files in its manifest make {offset + len(END)}", _COPY_AGAIN
             )
         return entries
 
@@ -82,9 +82,7 @@ class Archive:
         with self._open() as file:
             file.seek(self._offsets[entry.file])
             if file.read(_BLOCK) != header(entry.file, entry.size_bytes):
-                raise IntegrityError(
-                    f"{self.path}: {entry.file} expected here as a regular file of its size", _COPY_AGAIN
-                )
+                raise IntegrityError(f"{self.path}: does not hold {entry.file} where the manifest puts it", _COPY_AGAIN)
             return self._content(file, entry.file, entry.size_bytes)
 
     def check_end(self) -> None:
@@ -92,7 +90,7 @@ class Archive:
         with self._open() as file:
             file.seek(self.size - len(END))
             if file.read() != END:
-                raise IntegrityError(f"{self.path}: has no end marker of a packed bundle", _COPY_AGAIN)
+                raise IntegrityError(f"{self.path}: has no end marker", _COPY_AGAIN)
 
     def _open(self) -> BinaryIO:
         if not os.path.isfile(self.path):
@@ -123,12 +121,12 @@ class Archive:
         content = file.read(size)
         padding = bytes(padded(size) - size)
         if len(content) < size or file.read(len(padding)) != padding:
-            raise IntegrityError(f"{self.path}: ends or differs within {name}", _COPY_AGAIN)
+            raise IntegrityError(f"{self.path}: is cut off or damaged within {name}", _COPY_AGAIN)
         return content
 
 
 def header(name: str, size: int) -> bytes:
-    """The only valid ustar header of a regular file (POSIX.1-2017, pax, "ustar Interchange Format")."""
+    """Make the only valid ustar header of a regular file (POSIX.1-2017, pax, "ustar Interchange Format")."""
     fields = (
         name.encode().ljust(100, b"\0"),
         b"0000644\0" + b"0000000\0" * 2,  # mode, owner, group
@@ -146,17 +144,17 @@ def header(name: str, size: int) -> bytes:
 
 
 def packed_size(parts: Sequence[int]) -> int:
-    """Size in bytes of a packed bundle with files of these sizes, including headers and end."""
+    """Return the size in bytes of a packed bundle with files of these sizes, including headers and end."""
     return sum(_BLOCK + padded(size) for size in parts) + len(END)
 
 
 def padded(size: int) -> int:
-    """Size of a file's content padded to whole blocks."""
+    """Return the size of a file's content padded to whole blocks."""
     return size + -size % _BLOCK
 
 
 def sorted_entries(manifest: Manifest, origin: str) -> Sequence[Artifact | Document]:
-    """The listed files sorted by name. Raises BundleError for names that are not valid together on every system."""
+    """Sort the listed files by name. Raises BundleError for names that cannot exist together on every system."""
     listed: list[Artifact | Document] = [*manifest.artifacts, *manifest.documents]
     entries = sorted(listed, key=lambda entry: entry.file.encode())
     taken = {_fold(MANIFEST), _fold(SIGNATURE)}
@@ -179,7 +177,7 @@ def sorted_entries(manifest: Manifest, origin: str) -> Sequence[Artifact | Docum
 
 
 def _why_not_portable(file: str) -> str:
-    """The reason why a file name is not valid on every system; empty if it is."""
+    """Return why a file name is not valid on every system, or an empty text."""
     if len(file.encode()) > _MAX_NAME_BYTES:
         return f"is longer than {_MAX_NAME_BYTES} bytes"
     for part in file.split("/"):

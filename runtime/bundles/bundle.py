@@ -1,4 +1,4 @@
-"""Open and verify a bundle: a folder with a manifest and the files of one model. ``authoring.writer`` makes them."""
+"""Open and verify a bundle: a folder with a manifest and the files of one model. ``authoring.writer`` writes one."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Bundle:
         Parameters
         ----------
         signed_by
-            Public key file (PEM, Ed25519) that must have signed the bundle. Every file is then hashed, and a file that
-            the signed manifest does not list is an error. Default: the environment variable
-            ``MRI_EDGE_REQUIRE_SIGNATURE``, so that it applies however a bundle is opened.
+            File of the public key (PEM, Ed25519) that must verify its signature. Every file is then hashed, and
+            a file that the signed manifest does not list is an error. Default: the environment variable
+            ``MRI_EDGE_REQUIRE_SIGNATURE``, so that the requirement applies to every way of opening a bundle.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class Bundle:
         IntegrityError
             A listed file is missing or has another size.
         SignatureError
-            The bundle is not signed with that key.
+            The bundle is not signed, or the key does not verify its signature.
         UsageError
             The key cannot be read or its name is empty, or the extra ``sign`` is not installed.
         """
@@ -90,7 +90,7 @@ class Bundle:
 
     @classmethod
     def open_packed(cls, file: Path, *, signed_by: str | os.PathLike[str] | None = None) -> Bundle:
-        """Open a packed bundle and hash every file of it; parameters and errors as for ``open``."""
+        """Open a packed bundle and hash all of its files; parameters and errors as for ``open``."""
         key = _required_key(signed_by)
         archive = Archive(file)
         if key is not None:
@@ -115,7 +115,7 @@ class Bundle:
         return bundle
 
     def require_folder(self) -> Path:
-        """The bundle's folder. Raises BundleError if the bundle is packed."""
+        """Return the bundle's folder. Raises BundleError if the bundle is packed."""
         if self.archive:
             raise BundleError(
                 f"{self.folder}: is packed, and a folder is needed", "Unpack it: 'mri-edge bundle unpack'"
@@ -123,15 +123,15 @@ class Bundle:
         return self.folder
 
     def manifest_bytes(self) -> bytes:
-        """The manifest's bytes, which a signature signs."""
+        """Return the bytes of the manifest, which a signature covers."""
         return self.archive.manifest if self.archive else _read_manifest(self.folder)
 
     def signature_bytes(self) -> bytes | None:
-        """The bundle's signature, unchecked; None if it is not signed."""
+        """Return the bundle's signature, unchecked; None if it is not signed."""
         return self.archive.signature if self.archive else _read_signature(self.folder)
 
     def entries(self) -> tuple[Artifact | Document, ...]:
-        """All listed files: artifacts, then documents."""
+        """Return all listed files: artifacts, then documents."""
         return (*self.manifest.artifacts, *self.manifest.documents)
 
     def read(self, entry: Artifact | Document) -> bytes:
@@ -144,7 +144,7 @@ class Bundle:
         IntegrityError
             The file was changed or cannot be read.
         BundleError
-            An ONNX file that stores a part of the model in another file.
+            An ONNX file stores a part of the model in another file.
         """
         content = self.read_hashed(entry)
         if isinstance(entry, Artifact):
@@ -152,7 +152,7 @@ class Bundle:
         return content
 
     def read_hashed(self, entry: Artifact | Document) -> bytes:
-        """As ``read``, but without checking for data in other files: the code that opens the model does that."""
+        """Read as ``read`` does, without the check for data in other files, which ``engines.ModelFile`` makes."""
         path = self.folder / entry.file
         if self.archive:
             content = self.archive.read(entry)
@@ -205,16 +205,16 @@ class Bundle:
     def check_complete(self) -> None:
         """Raise IntegrityError if the folder contains a link, or a file that the manifest does not list.
 
-        A model file may refer to other files, which an engine would open unchecked.
+        An engine would open such a file unchecked if a model file refers to it.
         """
         for path in self.unlisted_paths():
             raise IntegrityError(
-                f"{path}: {'a link' if path.is_symlink() else 'no file that the manifest lists'}",
+                f"{path}: {'is a link' if path.is_symlink() else 'is not listed in the manifest'}",
                 "A signed bundle may contain only signed files: remove it",
             )
 
     def unlisted_paths(self) -> Iterator[Path]:
-        """Links, and files that the manifest does not list. A packed bundle has none."""
+        """Yield links, and files that the manifest does not list. A packed bundle has none."""
         if self.archive:
             return
         listed = {MANIFEST, SIGNATURE, *(entry.file for entry in self.entries())}
@@ -235,7 +235,7 @@ class Bundle:
                     raise IntegrityError(f"{path}: is a Git LFS pointer, not the file", HINT)
             raise IntegrityError(
                 f"{path}: {size} bytes, the manifest says {entry.size_bytes}",
-                "The file was changed or copied only in part: copy the bundle again",
+                "The file was changed or copied only partly: copy the bundle again",
             )
 
     def _check_hash(self, path: Path, entry: Artifact | Document, found: str) -> None:
@@ -271,7 +271,7 @@ def check_self_contained(content: bytes, path: Path) -> bool:
 
 
 def _required_key(signed_by: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-    """The public key file that must have signed a bundle: the argument, else the environment variable's, else None."""
+    """Return the key that must verify a signature: the argument, else the environment variable, else None."""
     return os.environ.get(REQUIRE_SIGNATURE) if signed_by is None else signed_by
 
 
@@ -323,9 +323,7 @@ def _find(model: str | os.PathLike[str]) -> Path:
     embedded = EMBEDDED / folder.name
     if folder.name == str(model) and os.path.isdir(embedded):  # takes precedence over the current folder
         if os.path.isfile(folder / MANIFEST):
-            _log.warning(
-                "%s: the model that comes with the package, not the bundle in this folder, which is ./%s", model, model
-            )
+            _log.warning("%s: using the embedded model. The bundle in the current folder is ./%s", model, model)
         return embedded
     if os.path.isdir(folder) or os.path.isfile(folder):
         return folder
@@ -334,7 +332,7 @@ def _find(model: str | os.PathLike[str]) -> Path:
 
 
 def embedded_models() -> list[str]:
-    """Names of the models in the package."""
+    """Return the names of the models in the package."""
     if not EMBEDDED.is_dir():
         return []
     return sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / MANIFEST).is_file())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mri_edge.errors import ManifestError
 
 _T = TypeVar("_T")
-_AGAIN = "Make or copy the bundle again"
+_REMEDY = "Make or copy the bundle again"
 
 
 def json_key(field: str) -> str:
@@ -28,7 +28,7 @@ def json_key(field: str) -> str:
 
 
 def to_plain(record: Any) -> dict[str, Any]:
-    """Turn a dataclass into plain types, with the keys of JSON. ``read`` is the inverse."""
+    """Convert a dataclass to plain types, with the keys of JSON. ``read`` is the inverse."""
     return dataclasses.asdict(record, dict_factory=lambda items: {json_key(field): value for field, value in items})
 
 
@@ -40,7 +40,7 @@ def parse(text: str | bytes, origin: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON but not valid text
         return value
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{origin}: not valid JSON ({error})", _AGAIN) from error
+        raise ManifestError(f"{origin}: not valid JSON ({error})", _REMEDY) from error
 
 
 def read(kind: type[_T], value: Any, origin: str) -> _T:
@@ -61,7 +61,7 @@ def read(kind: type[_T], value: Any, origin: str) -> _T:
 
 
 def is_plain_relative(file: str) -> bool:
-    """True for ``a/b.onnx``; False for absolute paths, drive letters, ``..``, backslashes, control characters."""
+    """Whether a path stays in its folder on every system: not absolute, no ``..``, drive, backslash or control code."""
     parts = file.split("/")
     return file.isprintable() and all(part not in ("", ".", "..") for part in parts) and not set(file) & set("\\:")
 
@@ -112,7 +112,7 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
-            raise ManifestError(f"{where}: field {name!r} is missing", _AGAIN)
+            raise ManifestError(f"{where}: field {name!r} is missing", _REMEDY)
     hints = _hints(kind)
     known = {key: item for key, item in value.items() if key in fields}
     return kind(
@@ -139,8 +139,8 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _invalid(where: str, wanted: str, received: Any) -> ManifestError:
-    return ManifestError(f"{where}: must be {wanted}. Received: {_abbreviate(received)}", _AGAIN)
+def _invalid(where: str, expected: str, received: Any) -> ManifestError:
+    return ManifestError(f"{where}: must be {expected}. Received: {_abbreviate(received)}", _REMEDY)
 
 
 def _abbreviate(value: Any) -> str:
@@ -154,7 +154,7 @@ def read_array(content: bytes, origin: str) -> NDArray[Any]:
         return parse_array(content)
     except Exception as error:  # NumPy parses a header as Python, so SyntaxError and many others
         raise ManifestError(
-            f"{origin}: no NumPy array ({str(error).strip() or type(error).__name__})", _AGAIN
+            f"{origin}: not a NumPy array ({str(error).strip() or type(error).__name__})", _REMEDY
         ) from error
 
 
@@ -167,10 +167,10 @@ def parse_array(content: bytes) -> NDArray[Any]:
     version = np.lib.format.read_magic(file)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if reader is None:
-        raise ValueError(f"version {version} of the format")
+        raise ValueError(f"unsupported version {version}")
     shape, column_major, dtype = reader(file)
     if dtype.hasobject or dtype.itemsize == 0:
-        raise ValueError(f"holds {dtype}")
+        raise ValueError(f"unsupported dtype {dtype}")
     count = 1
     for size in shape:
         count *= size

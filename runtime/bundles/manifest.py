@@ -1,4 +1,4 @@
-"""The manifest: everything that a program needs to know about a model, as frozen dataclasses and JSON.
+"""Define the manifest: all that a program needs to know about a model, as frozen dataclasses and JSON.
 
 Every bundle contains a ``manifest.json``. ``manifest.schema.json`` in this folder is the same contract as a JSON
 Schema (draft 2020-12); a test checks that they agree.
@@ -28,7 +28,7 @@ _VERSIONS = (SCHEMA_VERSION, RECALIBRATED_VERSION)
 # Beyond these limits a recalibration says nothing, and 64-bit numbers could overflow when it is applied.
 TEMPERATURES = (0.01, 100.0)
 MAX_OFFSET = 50.0
-MANIFEST_LIMIT = 16 << 20  # bytes; typical manifests have 10 kB
+MANIFEST_LIMIT = 16 << 20  # bytes; a typical manifest has 10 kB
 
 Precision = Literal["float32", "float16", "int8", "dynamic"]
 
@@ -44,7 +44,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference between an artifact and the float Keras model on the same images.
+    """Difference between the answers of an artifact and of the float Keras model for the same images.
 
     ``verdict`` is ``met``, ``not met`` or ``undecided``; ``flips`` counts images with a changed label.
     """
@@ -98,7 +98,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Creation:
-    """How the bundle was made, in enough detail to make it again."""
+    """How the bundle was made, in enough detail to reproduce it."""
 
     created: str
     command: str
@@ -249,7 +249,7 @@ class Manifest:
 
     @cached_property
     def title(self) -> str:
-        """Name, version and the first digits of ``content_hash``. Every result names the model by it."""
+        """Name, version and the first digits of ``content_hash``. Every result contains this text."""
         return f"{printable(self.name)} {printable(self.version)} ({self.content_hash[:8]})"
 
     @cached_property
@@ -279,7 +279,7 @@ class Manifest:
         return plain
 
     def to_json(self) -> str:
-        """Indented JSON text that ends with a line feed. Raises ManifestError for NaN and infinity."""
+        """Return indented JSON text that ends with a line feed. Raises ManifestError for NaN and infinity."""
         try:
             return json.dumps(self.to_plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
@@ -309,11 +309,11 @@ class Manifest:
         return manifest
 
     def artifact(self, file: str) -> Artifact | None:
-        """The artifact with that file name, or None."""
+        """Return the artifact with that file name, or None."""
         return next((artifact for artifact in self.artifacts if artifact.file == file), None)
 
     def calibrations(self) -> dict[Calibration, list[str]]:
-        """The calibrations of the int8 artifacts, each with its files. An artifact without one has the bundle's."""
+        """Return the calibrations of the int8 artifacts, each with its files. The bundle's is the default."""
         found: dict[Calibration, list[str]] = {}
         for artifact in self.artifacts:
             own = artifact.made_with.get("calibration")
@@ -323,7 +323,7 @@ class Manifest:
         return found
 
     def _check(self, origin: str) -> None:
-        """Check what the types do not express."""
+        """Check the rules that types cannot express."""
         recalibration = self.recalibration
         problems = [
             (

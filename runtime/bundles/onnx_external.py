@@ -1,4 +1,4 @@
-"""Find data of an ONNX model that is stored in other files, from the bytes alone, without the package ``onnx``.
+"""Find data of an ONNX model that is stored in other files, without the package ``onnx``.
 
 A tensor may refer to another file for its data (``external_data``). The hash of the model does not cover that file, and
 a model opened from bytes would read it from the current folder. The search follows the fields of ``onnx.proto`` that
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# message -> {field number: message in that field}; of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+# message -> {field number: message in that field}; see https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 _SUBMESSAGES = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
@@ -67,7 +67,7 @@ def _external_tensor(content: bytes, start: int, end: int) -> str | None:
 
 
 def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Fields of the message in ``content[start:end]``: number, wire type, start and end of the value."""
+    """Yield the fields of the message in ``content[start:end]``: number, wire type, start and end of the value."""
     position = start
     while position < end:
         tag, position = _varint(content, position, end)

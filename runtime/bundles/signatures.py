@@ -1,4 +1,4 @@
-"""Check and make Ed25519 signatures of bundles. They sign the manifest, which lists every file with its SHA-256.
+"""Check and make Ed25519 signatures of bundles. They cover the manifest, which lists every file with its SHA-256.
 
 The signature is the file ``manifest.json.sig``: the 64 bytes of RFC 8032 and nothing else, so that
 ``openssl pkeyutl -verify -rawin`` can check it too. Keys are PEM: PKCS #8 and SubjectPublicKeyInfo. Only this module
@@ -34,7 +34,7 @@ def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> N
     public = _public_key(key)
     if signature is None:
         raise SignatureError(
-            f"{origin}: not signed, and a signature by {key} is required",
+            f"{origin}: is not signed, but a signature that {key} verifies is required",
             "Ask its author for a signed bundle; 'mri-edge bundle sign' makes a signature",
         )
     from cryptography.exceptions import InvalidSignature
@@ -43,34 +43,36 @@ def check(manifest: bytes, signature: bytes | None, key: Path, origin: str) -> N
         public.verify(signature, manifest)
     except InvalidSignature as error:
         raise SignatureError(
-            f"{origin}: its signature is not one of {key} over this {MANIFEST}",
-            "It was changed, or signed with another key: do not use it, ask its author",
+            f"{origin}: its signature does not match {key} and this {MANIFEST}",
+            "It was changed, or signed with another key: do not use it, and ask its author",
         ) from error
 
 
 def make_keys(private: Path, public: Path) -> str:
-    """Write a new key pair, the private one readable only for its owner. Returns the fingerprint.
+    """Write a new key pair, with a private key that only its owner can read. Returns the fingerprint.
 
     Raises
     ------
     UsageError
         One of the files exists.
     OutputError
-        One of them cannot be written. Then neither file is left behind.
+        One of the files cannot be written. Then neither remains.
     """
     serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     for path in (private, public):
         if os.path.lexists(path):
-            raise UsageError(f"{path}: is there already", _NEW_FILE)
+            raise UsageError(f"{path}: already exists", _NEW_FILE)
     key = Ed25519PrivateKey.generate()
-    secret = key.private_bytes(
+    private_pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    shared = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public_pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     made: list[Path] = []
-    for path, content, mode in ((private, secret, 0o600), (public, shared, 0o644)):
+    for path, content, mode in ((private, private_pem, 0o600), (public, public_pem, 0o644)):
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 made.append(path)
@@ -83,12 +85,12 @@ def make_keys(private: Path, public: Path) -> str:
 
 
 def fingerprint(key: Path) -> str:
-    """``fingerprint_of`` the public key in a file. Raises UsageError."""
+    """Return ``fingerprint_of`` the public key in a file. Raises UsageError."""
     return fingerprint_of(_public_key(key))
 
 
 def fingerprint_of(key: Ed25519PublicKey) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a public key, for people to compare."""
+    """Return the first 16 hexadecimal digits of a public key's SHA-256, for people to compare."""
     serialization = _serialization()
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return hashlib.sha256(raw).hexdigest()[:16]
@@ -98,10 +100,11 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    text = _pem(path)
+    text = _read_pem(path)
     if b"PRIVATE KEY" in text:
         raise UsageError(
-            f"{path}: is a private key, but the public key is needed", "Keep the private key where you sign"
+            f"{path}: is a private key, but the public key is needed",
+            "Keep the private key where you sign",
         )
     try:
         key = serialization.load_pem_public_key(text)
@@ -113,14 +116,14 @@ def _public_key(path: Path) -> Ed25519PublicKey:
 
 
 def private_key(path: Path, passphrase: Callable[[], str]) -> Ed25519PrivateKey:
-    """Read a private key. ``passphrase`` is called only if the key is protected by one. Raises UsageError."""
+    """Read a private key. ``passphrase`` is called only if a passphrase protects the key. Raises UsageError."""
     serialization = _serialization()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    text = _pem(path)
-    secret = passphrase().encode() if b"ENCRYPTED" in text else None
+    text = _read_pem(path)
+    phrase = passphrase().encode() if b"ENCRYPTED" in text else None
     try:
-        key = serialization.load_pem_private_key(text, secret)
+        key = serialization.load_pem_private_key(text, phrase)
     except Exception as error:
         raise UsageError(f"{path}: cannot open the private key as PEM ({first_line(error)})", _KEYGEN) from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -133,7 +136,7 @@ _KEYGEN = "Make a pair with 'mri-edge bundle keygen'"
 _LARGEST_KEY = 64 << 10
 
 
-def _pem(path: Path) -> bytes:
+def _read_pem(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(_LARGEST_KEY)

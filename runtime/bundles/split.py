@@ -1,8 +1,8 @@
 """The split record ``split.json``: which images were used for training, validation and test.
 
-Training writes it. Export (calibration, parity), evaluation and benchmarks read it, so that test images never calibrate
-and training images are never scored. A slim bundle contains the condensed form ``split.npy``, without names of
-images: scoring needs only their hashes.
+Training writes it. Export (calibration, parity), evaluation and benchmarks read it, so that no test image is used for
+calibration and no training image is scored. A slim bundle contains the condensed form ``split.npy`` without the names
+of images, because scoring needs only their hashes.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ class SplitImage:
 
 
 def short(sha256: str) -> str:
-    """The first digits of a SHA-256, which condensed and full records have."""
+    """Return the first digits of a SHA-256, which both condensed and full records contain."""
     return sha256[:_DIGITS]
 
 
 @dataclass(frozen=True)
 class Split:
-    """All images of a training run, in the order of the recipe."""
+    """All images of a training run, in the recipe's order."""
 
     images: tuple[SplitImage, ...]
 
     def of(self, role: Role) -> list[SplitImage]:
-        """The images with that role, in order."""
+        """Return the images with that role, in order."""
         return [image for image in self.images if image.role == role]
 
     def without(self, contents: Container[str]) -> Split:
-        """The split without the images that have one of these SHA-256."""
+        """Return the split without the images that have one of these hashes."""
         return Split(tuple(image for image in self.images if image.sha256 not in contents))
 
     @property
@@ -71,7 +71,7 @@ class Split:
         return fingerprint(f"{image.sha256}\0{image.role}" for image in self.images)
 
     def to_json(self) -> str:
-        """JSON text with one image per line, so that two splits can be compared line by line."""
+        """Return JSON text with one image per line, so that two splits can be compared line by line."""
         lines = ",\n".join("  " + json.dumps(asdict(image), ensure_ascii=False) for image in self.images)
         return f'{{"images": [\n{lines}\n]}}\n'
 
@@ -85,7 +85,7 @@ class Split:
         return split
 
     def to_condensed(self) -> bytes:
-        """A NumPy file, uint8 (N, 10): role, label and the first 8 bytes of the SHA-256 of each image."""
+        """Return a NumPy file, uint8 (N, 10): role, label and the first 8 bytes of the SHA-256 of each image."""
         rows = [
             bytes([_ROLES.index(image.role), image.label]) + bytes.fromhex(short(image.sha256)) for image in self.images
         ]
@@ -108,13 +108,13 @@ class Split:
 
     @classmethod
     def find(cls, files: Container[str], content: Callable[[str], bytes]) -> Split | None:
-        """Read the record, full or condensed, from a bundle's ``files`` with ``content``; None if there is none."""
+        """Read the full or condensed record of a bundle with these ``files`` by ``content(file)``; None without one."""
         if SPLIT in files:
             return cls.from_json(content(SPLIT))
         return cls.from_condensed(content(CONDENSED)) if CONDENSED in files else None
 
     def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
-        """Paths below ``data`` and labels of the images with ``role``. Each image's hash is checked.
+        """Return the paths below ``data`` and the labels of the images with ``role``, after checking their hashes.
 
         Raises
         ------
@@ -126,12 +126,12 @@ class Split:
             path = data / image.file
             if not path.is_file():
                 raise DataError(
-                    f"{path}: the bundle was trained with this image, and it is missing",
+                    f"{path}: is missing, but the bundle was trained with this image",
                     "Name with --data the folder that training used",
                 )
             if sha256_of(path) != image.sha256:
                 raise DataError(
-                    f"{path}: differs from the image of that name in training",
+                    f"{path}: differs from the image of this name in training",
                     "Name with --data the folder that training used",
                 )
             found.append((path, image.label))

@@ -10,11 +10,12 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
 
-from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.benchmark import Report, Row, Spread, Stream
+    from mri_edge.inference.selection import RunOptions
 
 EXAMPLES = """\b
 Examples:
@@ -35,11 +36,8 @@ Examples:
     show_default=True,
     help="smoke: seconds for each artifact; full: enough queries for the 99th percentile.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object with everything that was measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all measurements.")
 @click.option("--scans", multiple=True, metavar="PATH", help="Files or folders to measure with. Default: demo scans.")
-@click.option("--artifact", metavar="FILE", help="Measure only this artifact.")
-@click.option("--engine", metavar="NAME", help="Measure only this engine.")
-@click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 @click.option(
     "--server",
     "server_ms",
@@ -47,25 +45,26 @@ Examples:
     metavar="MS",
     help="Search for the highest rate of random arrivals with a 99th percentile below MS.",
 )
-@PROVIDER
-@VERBOSE
+@run_options(
+    click.option("--artifact", metavar="FILE", help="Measure only this artifact."),
+    click.option("--engine", metavar="NAME", help="Measure only this engine."),
+    click.option("--threads", type=click.IntRange(min=1), help="Default: the cores that this process may use."),
+    PROVIDER,
+)
 def bench(
     model: str,
     signed_by: str | None,
     profile: str,
     as_json: bool,
     scans: tuple[str, ...],
-    artifact: str | None,
-    engine: str | None,
-    threads: int | None,
     server_ms: float | None,
-    provider: str,
+    run: RunOptions,
 ) -> None:
     """Measure every artifact in every engine, each in its own process.
 
-    SingleStream and Offline as the MLPerf inference rules define them, once for the model alone and
-    once from file to answer. A percentile is an upper bound with 99% confidence, or n/a if there
-    are too few queries. Without BUNDLE: the embedded model. Not an MLPerf result.
+    Runs the SingleStream and Offline scenarios of the MLPerf inference rules, once for the model alone
+    and once from file to answer. A percentile is an upper bound with 99% confidence, or n/a if there
+    are too few queries. Without BUNDLE: the embedded model. This is not an MLPerf result.
     """
     from mri_edge.benchmarking.benchmark import measure, scans_for
 
@@ -76,10 +75,10 @@ def bench(
         bundle,
         scans_for(bundle, scans, lambda message: click.echo(f"mri-edge: {printable(message)}", err=True)),
         profile,
-        artifact=artifact,
-        engine=engine,
-        provider=provider,
-        threads=threads,
+        artifact=run.artifact,
+        engine=run.engine,
+        provider=run.provider,
+        threads=run.threads,
         server_ms=server_ms,
         signed_by=signed_by,
         track=lambda items, label: track(items, label, len(items)),
@@ -109,19 +108,19 @@ _FILE_COLUMNS = ("artifact", "engine", "p50", "p90", "p99", "images/s", "bound b
 
 
 def _lines(report: Report) -> list[str]:
-    machine, ran = report.machine, [row for row in report.rows if row.model]
+    machine, measured = report.machine, [row for row in report.rows if row.model]
     lines = [
         click.style(f"{report.bundle} on {machine.get('board') or machine['cpu']}", bold=True),
-        f"{ran[0].threads} threads, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
+        f"{measured[0].threads} threads, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
         f"in Offline; times in ms",
         "",
         click.style("model only", bold=True),
-        *table([_MODEL_COLUMNS, *map(_model_cells, ran)], right=range(2, 10)),
+        *table([_MODEL_COLUMNS, *map(_model_cells, measured)], right=range(2, 10)),
         "",
         click.style("file to answer", bold=True),
     ]
     columns = [*_FILE_COLUMNS, *([f"queries/s under {report.server_ms:g} ms"] if report.server_ms else [])]
-    rows = [columns, *(_file_cells(row, report.server_ms) for row in ran)]
+    rows = [columns, *(_file_cells(row, report.server_ms) for row in measured)]
     lines += table(rows, right=[i for i in range(len(columns)) if i not in (0, 1)])
     lines.append("")
     lines += [
@@ -129,7 +128,7 @@ def _lines(report: Report) -> list[str]:
         for row in report.rows
         if row.problem
     ]
-    disturbed = [*report.marks, *(f"{row.artifact} in {row.engine}: {mark}" for row in ran for mark in row.marks)]
+    disturbed = [*report.marks, *(f"{row.artifact} in {row.engine}: {mark}" for row in measured for mark in row.marks)]
     lines += [click.style(f"DISTURBED  {mark}", fg="red") for mark in disturbed]
     lines.append(
         click.style(

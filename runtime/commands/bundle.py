@@ -1,4 +1,4 @@
-"""``mri-edge bundle``: make a small bundle for a device, and record golden values to verify it there."""
+"""``mri-edge bundle``: make a small bundle for a device, and record golden values with which it is verified there."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artifacts, for a device that runs just these.
 
-    Metrics, parity report, model card and golden values are kept; pages and pictures are not. Names of images
-    are replaced by the first digits of their SHA-256, by which 'mri-edge evaluate' finds them. BUNDLE may be packed.
+    Metrics, parity report, model card and golden values are kept; pages and pictures are not. Names of images are
+    replaced by the first digits of their SHA-256, so that 'mri-edge evaluate' still recognizes the images. BUNDLE may
+    be packed.
     """
     from dataclasses import replace
 
@@ -82,12 +83,12 @@ def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, ov
     "--notice",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text file with owner and licence of the scans. Default: the file NOTICE next to the first scan.",
+    help="Text file with the owner and the license of the scans. Default: the file NOTICE next to the first scan.",
 )
 def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
     """Add SCANs to BUNDLE with their results on this machine, for 'mri-edge verify' to replay on a device.
 
-    The scans are passed on with the bundle: use demo scans that permit this, never a patient's.
+    Whoever gets the bundle gets the scans: use demo scans with a license that permits this, never a patient's.
     """
     from mri_edge.authoring.golden import record
     from mri_edge.bundles.bundle import Bundle
@@ -96,7 +97,7 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
     notice = notice or scans[0].parent / "NOTICE"
     if not os.path.isfile(notice):
         raise UsageError(
-            f"{notice}: no such file; scans that are passed on need a notice that permits it", "Name one with --notice"
+            f"{notice}: no such file; a notice must permit the distribution of the scans", "Name one with --notice"
         )
     record(Bundle.open_unsigned(model), scans, notice)
     click.echo(f"{model}: golden values of {len(scans)} scans recorded")

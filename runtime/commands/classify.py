@@ -22,7 +22,7 @@ from .progress import at_terminal, track
 if TYPE_CHECKING:
     from mri_edge.inference.journal import Journal
 
-_MAX_WAIT_S = 0.05  # how long a scan from standard input waits for others before it is answered
+_MAX_WAIT_S = 0.05  # how long a scan from standard input waits for others to fill its batch
 
 
 def classify(
@@ -45,7 +45,7 @@ def classify(
         show_progress = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
         total = None
         if show_progress and not streamed:
-            sources = list(sources)  # the remaining time can only be estimated from the number of scans
+            sources = list(sources)  # an estimate of the remaining time needs the number of scans
             total = len(sources)
         if heatmap and batch is None:
             batch = 1  # scans stay in memory until they are drawn, and drawing takes most of the time
@@ -117,7 +117,7 @@ def _flush_stdout() -> None:
 
 
 class _Counter:
-    """Passes results on, counts them, and reports each failure on stderr as it passes."""
+    """Yields the results, counts them, and reports each failure on stderr."""
 
     def __init__(self, results: Iterable[Prediction | Failure]) -> None:
         self.results = 0

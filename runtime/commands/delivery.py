@@ -30,7 +30,7 @@ def pack(model: str, out: Path, overwrite: bool) -> None:
     from mri_edge.storage.atomic import sha256_of
 
     if os.path.exists(out) and not overwrite:
-        raise UsageError(f"{out}: is there already", "Name another file, or add --overwrite")
+        raise UsageError(f"{out}: already exists", "Name another file, or add --overwrite")
     pack(Bundle.open_unsigned(model), out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(out)}")
 
@@ -47,10 +47,10 @@ Examples:
 @REQUIRE_SIGNATURE
 @_OVERWRITE
 def unpack(packed: Path, out: Path, signed_by: str | None, overwrite: bool) -> None:
-    """Make a folder from a packed bundle.
+    """Unpack a packed bundle into a folder.
 
-    Nothing is written unless every byte is what pack writes: links, paths outside the folder, files that the manifest
-    does not list, other sizes and other hashes are refused.
+    Nothing is written unless every byte is as pack writes it: links, paths outside the folder, files that the manifest
+    does not list, wrong sizes and wrong hashes are refused.
     """
     from mri_edge.authoring.packing import unpack
 
@@ -65,7 +65,7 @@ def sign(model: str, key: Path) -> None:
     """Sign BUNDLE after checking its files.
 
     The signature covers the manifest, which lists every file with its hash. It is the file manifest.json.sig in
-    BUNDLE; pack includes it. Sign last: a change of the bundle removes the signature.
+    BUNDLE; pack includes it. Sign last: changing the bundle removes the signature.
     """
     from mri_edge.authoring.signing import sign
     from mri_edge.bundles.bundle import Bundle
@@ -82,8 +82,8 @@ def sign(model: str, key: Path) -> None:
 def verify_signature(model: str, key: Path) -> None:
     """Check a signature and all files that it covers.
 
-    The exit code is 3 unless KEY's owner signed this bundle, packed or a folder, and no file has changed since.
-    'predict' and 'watch' check the same with --require-signature KEY.
+    The exit code is 3 unless the owner of KEY signed BUNDLE and no file has changed since. BUNDLE may be packed.
+    'predict' and 'watch' make the same check with --require-signature KEY.
     """
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.signatures import fingerprint
@@ -98,7 +98,7 @@ def keygen(name: Path) -> None:
     """Make a key pair for signing.
 
     NAME.pem signs bundles: keep it secret. NAME.pub.pem is for the devices. The private key is not protected by a
-    passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, for which sign then asks.
+    passphrase: 'openssl pkey -in NAME.pem -aes256 -out SAFE.pem' adds one, and sign then asks for it.
     """
     from mri_edge.bundles.signatures import make_keys
 

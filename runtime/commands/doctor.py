@@ -1,4 +1,4 @@
-"""``mri-edge doctor``: describe this machine and try which engines and providers work on it."""
+"""``mri-edge doctor``: describe this machine, and test which engines and providers work on it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Finding:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @MODEL
 @VERBOSE
 def doctor(as_json: bool, model: str) -> int:
     """Show which engines and providers work on this machine.
 
-    Each runs an artifact of the model in a separate process, so that a crash of its library is
+    Each engine runs an artifact of the model in a separate process, so that a crash of its library is
     reported too. The exit code is 3 if the model cannot be used, 4 if no engine runs it.
     """
     facts, problems = _facts(), _problems()
@@ -106,7 +106,7 @@ def _problems() -> list[str]:
         if len(found) > 1:
             names = " and ".join(f"{name} {version}" for name, version in found.items())
             problems.append(
-                f"{names} are both installed and overwrite one another: pip uninstall {' '.join(found)}, "
+                f"{names} are both installed and overwrite each other: pip uninstall {' '.join(found)}, "
                 "then install the one you want"
             )
     if is_32_bit_arm():
@@ -127,7 +127,7 @@ def _examine(file: EngineFile, provider: str, bundle: Bundle | None) -> Finding:
 
 
 def _artifact_for(file: EngineFile, provider: str, bundle: Bundle | None) -> Artifact | None:
-    """The smallest artifact that the engine opens; float32 on accelerators, few of which run all of int8."""
+    """Return the smallest artifact that the engine opens; a float32 one for accelerators, as few run all of int8."""
     usable = [artifact for artifact in allowed(bundle) if artifact.file.endswith(file.SUFFIXES)] if bundle else []
     return min(
         usable,
@@ -148,7 +148,7 @@ def _judge(outcome: Outcome, artifact: Artifact | None) -> tuple[bool | None, st
 
 
 def _print(facts: dict[str, str], problems: list[str], findings: list[Finding]) -> None:
-    """Print tables with the longest column last, so that reasons can be searched and copied."""
+    """Print tables with the longest column last, so that reasons stay on one line and can be copied."""
     for line in table(list(facts.items()), heading=False):
         click.echo(line)
     answers = {True: ("yes", "green"), False: ("no", "yellow"), None: ("?", "white")}

@@ -24,7 +24,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @bundle_argument
 @REQUIRE_SIGNATURE
-@click.option("--json", "as_json", is_flag=True, help="The manifest itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def info(model: str, signed_by: str | None, as_json: bool) -> None:
     """Show the contents of a model bundle.
 
@@ -47,7 +47,7 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
 
 
 def _one_line(value: object) -> str:
-    """Put text of a manifest on one line. Control codes are escaped, because they would act on the terminal."""
+    """Put a text of the manifest on one line. Control codes are escaped, because the terminal would obey them."""
     return printable(" ".join(str(value).split()))
 
 
@@ -98,7 +98,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
         ]
         facts.append(("calibration", rows))
     texts = [("intended use", manifest.intended_use), ("limits", manifest.limits), *manifest.licences.items()]
-    facts.append(("use and licences", [(name, text) for name, text in texts if text]))
+    facts.append(("use and licenses", [(name, text) for name, text in texts if text]))
     return facts
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they look and behave the same everywhere."""
+"""Options that several commands share, so that they look and behave the same in each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import click
 from click.core import ParameterSource
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL
-from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _VARIABLE
+from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _SIGNATURE_VARIABLE
 from mri_edge.errors import UsageError, printable
-from mri_edge.inference.run_options import RunOptions
 
-from .usage import OneOfTwo
+from .usage import RequiredUnlessModel
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -25,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete files and folders first, then embedded models: Bash drops earlier items when it reads the file item."""
+    """Complete files and folders, then embedded models: when Bash reads the item for files, it drops earlier items."""
     from click.shell_completion import CompletionItem
 
     from mri_edge.bundles.bundle import embedded_models
@@ -43,7 +42,7 @@ def _complete_artifacts(ctx: click.Context, param: click.Parameter, incomplete: 
     try:
         model = ctx.params.get("bundle") or ctx.params.get("model") or DEFAULT_MODEL
         artifacts = Bundle.open(model).manifest.artifacts
-    except MriEdgeError:  # the command itself will report what is wrong with the bundle
+    except MriEdgeError:  # the command reports what is wrong with the bundle
         return []
     return [
         CompletionItem(artifact.file, help=artifact.precision)
@@ -65,7 +64,7 @@ def _complete_providers(ctx: click.Context, param: click.Parameter, incomplete: 
 
 
 class _StderrHandler(logging.Handler):
-    """Writes log records to stderr in the form of the program's other messages."""
+    """Writes log records to stderr in the form of the program's messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         click.echo(f"mri-edge: {record.levelname.lower()}: {printable(record.getMessage())}", err=True)
@@ -107,7 +106,7 @@ def bundle_argument(function: Function) -> Function:
 def required_bundle_argument(function: Function) -> Function:
     """Add ``BUNDLE`` and ``--model``, one of which is required, for commands that create or change a bundle."""
 
-    @click.argument("bundle", cls=OneOfTwo, metavar="BUNDLE", required=False, shell_complete=complete_models)
+    @click.argument("bundle", cls=RequiredUnlessModel, metavar="BUNDLE", required=False, shell_complete=complete_models)
     @_MODEL_TO_CHANGE
     @wraps(function)
     def with_bundle(*arguments: Any, bundle: str | None, model: str | None, **options: Any) -> Any:
@@ -197,7 +196,7 @@ REQUIRE_SIGNATURE = click.option(
     "--require-signature",
     "signed_by",
     metavar="KEY",
-    envvar=_VARIABLE,
+    envvar=_SIGNATURE_VARIABLE,
     show_envvar=True,
     help="Use the bundle only if this public key (PEM file) verifies its signature and no file has changed since.",
 )
@@ -213,28 +212,32 @@ VERBOSE = click.option(
 )
 
 
-def run_options(function: Function) -> Function:
-    """Add ``--artifact --engine --provider --threads --allow-fallback -v``; the command gets them as ``run``."""
+_RUN_FIELDS = ("artifact", "engine", "provider", "threads", "allow_fallback")
 
-    @wraps(function)
-    def with_run(
-        *arguments: Any,
-        artifact: str | None,
-        engine: str | None,
-        provider: str,
-        threads: int | None,
-        allow_fallback: bool,
-        **options: Any,
-    ) -> Any:
-        run = RunOptions(artifact, engine, provider, threads, allow_fallback=allow_fallback)
-        return function(*arguments, run=run, **options)
 
-    decorated = cast(Function, with_run)
-    for option in reversed((ARTIFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK, VERBOSE)):
-        decorated = option(decorated)
-    return decorated
+def run_options(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Add options that say how to run a model, then ``-v``; the command gets their values as ``run``, a RunOptions.
+
+    Without arguments it adds all of them: ``--artifact --engine --provider --threads --allow-fallback``.
+    """
+    chosen = options or (ARTIFACT, ENGINE, PROVIDER, THREADS, ALLOW_FALLBACK)
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def with_run(*arguments: Any, **values: Any) -> Any:
+            from mri_edge.inference.selection import RunOptions
+
+            run = RunOptions(**{field: values.pop(field) for field in _RUN_FIELDS if field in values})
+            return function(*arguments, run=run, **values)
+
+        decorated = cast(Function, with_run)
+        for option in reversed((*chosen, VERBOSE)):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 def model_options(function: Function) -> Function:
-    """Add ``--model`` and ``run_options``: what runs, and how."""
-    return MODEL(run_options(function))
+    """Add ``--model`` and all of ``run_options``: what runs, and how."""
+    return MODEL(run_options()(function))

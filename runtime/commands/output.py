@@ -17,16 +17,16 @@ Results = Iterable[Prediction | Failure]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading: bool = True) -> list[str]:
-    """Lines of a table. Each column is as wide as its widest cell, and columns are two spaces apart.
+    """Return the lines of a table. Each column is as label_width as its widest cell, and columns are two spaces apart.
 
-    The last column is not padded, so that long text stays whole and can be searched and copied. Cells may be styled.
+    Long text in the last column is not wrapped, so that it can be searched and copied. Cells may be styled.
 
     Parameters
     ----------
     rows
-        The same number of cells in each.
+        Rows with the same number of cells.
     right
-        Positions of the columns that are aligned to the right: numbers.
+        Positions of the columns that are aligned to the right, such as numbers.
     heading
         Whether the first row is a heading, which is drawn bold.
     """
@@ -43,13 +43,13 @@ def _pad(cell: str, width: int, *, right: bool) -> str:
 
 
 def _json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
-    """One JSON object per line: ``Prediction.to_dict`` or ``Failure.to_dict``."""
+    """Yield one JSON object per line: ``Prediction.to_dict`` or ``Failure.to_dict``."""
     for result in results:
         yield stdout_json(result.to_dict())
 
 
 def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
-    """CSV (RFC 4180): a header, then one row per scan. A failed scan has only ``file``, ``error`` and ``error_code``.
+    """Yield CSV (RFC 4180): a header, then one row per scan. A failed scan only has its name, the error and its code.
 
     A cell that a spreadsheet would read as a formula gets a leading apostrophe. So does a cell that begins with an
     apostrophe, so that removing one leading apostrophe always restores the cell.
@@ -85,9 +85,9 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
 
 
 def _result_table(results: Results, classifier: Classifier) -> Iterator[str]:
-    """A table for the terminal: what ran, one row per scan, and the notice. The file is last so that rows can stream.
+    """Yield a table for a terminal: what ran, one row per scan, and the notice. The column of unknown width is last.
 
-    If the only scan fails there is no table; stderr gives the reason.
+    If the only scan fails there is no table, because stderr already gives the reason.
     """
     results = iter(results)
     first = list(islice(results, 1))
@@ -103,19 +103,19 @@ def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     positive = manifest.labels[manifest.positive]
     printable_labels = {label: printable(label) for label in manifest.labels}
     yield click.style(f"{manifest.title} | {classifier.artifact.file} | {engine.name} | {engine.provider}", dim=True)
-    wide = max(len("label"), *map(len, printable_labels.values()))
+    label_width = max(len("label"), *map(len, printable_labels.values()))
     heading = f"p({printable_labels[positive]})"
-    yield click.style(f"{'label':<{wide}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
+    yield click.style(f"{'label':<{label_width}}  {heading:>{len(heading)}}  {'ms':>7}  file", bold=True)
     for result in results:
         if isinstance(result, Failure):
-            yield f"{'-':<{wide}}  {'-':>{len(heading)}}  {'-':>7}  {printable(_name(result))} (not classified)"
+            yield f"{'-':<{label_width}}  {'-':>{len(heading)}}  {'-':>7}  {printable(_name(result))} (not classified)"
             continue
         color = "red" if result.label == positive else "green"
-        label = click.style(f"{printable_labels[result.label]:<{wide}}", fg=color)
+        label = click.style(f"{printable_labels[result.label]:<{label_width}}", fg=color)
         figures = f"{result.probability:>{len(heading)}.3f}  {result.latency_ms.total:>7.1f}"
         yield f"{label}  {figures}  {printable(_name(result))}"
         for warning in result.warnings:
-            yield click.style(f"{'':<{wide}}  warning: {printable(str(warning))}", fg="yellow")
+            yield click.style(f"{'':<{label_width}}  warning: {printable(str(warning))}", fg="yellow")
     yield click.style(NOTICE, dim=True)
 
 

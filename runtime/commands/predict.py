@@ -12,7 +12,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.device.native import return_freed_memory
 from mri_edge.errors import UsageError
 from mri_edge.inference.loading import PendingModel
-from mri_edge.inference.run_options import RunOptions
+from mri_edge.inference.selection import RunOptions
 
 from .options import REQUIRE_SIGNATURE, model_options
 
@@ -30,9 +30,9 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("scans", nargs=-1, required=True, metavar="SCAN...")
-@click.option("--json", "form", flag_value="json", help="One JSON object per line.")
-@click.option("--csv", "form", flag_value="csv", help="CSV with a header.")
-@click.option("-r", "--recursive", is_flag=True, help="Take the pictures of subfolders too.")
+@click.option("--json", "form", flag_value="json", help="Print one JSON object per line.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV with a header.")
+@click.option("-r", "--recursive", is_flag=True, help="Classify the scans in subfolders too.")
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -68,8 +68,8 @@ def predict(
 ) -> int:
     """Classify scans with an exported model.
 
-    A SCAN is a file, a folder, a pattern, or - for paths on standard input, each of which
-    is classified as it arrives.
+    A SCAN is a file, a folder, a pattern, or - for paths on standard input, which are
+    classified as they arrive.
     Results come in input order. A scan that cannot be read is reported, the others are
     still classified, and the exit code is 1.
 
@@ -81,7 +81,7 @@ def predict(
         single = len(scans) == 1 and os.path.isfile(scans[0])
         run = replace(run, workload="single" if single else "many")
         pending = PendingModel(Bundle.open(model, signed_by=signed_by), run)
-        # Imported here and not above, because the engine's library reads the model meanwhile.
+        # These imports take place while the model is opened in other threads.
         from mri_edge.inference.classifier import Classifier
 
         from .classify import classify

@@ -20,13 +20,13 @@ def at_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def plain() -> bool:
-    """Whether output must have no colors: ``NO_COLOR`` is set (no-color.org), or the terminal has none."""
+def is_colorless() -> bool:
+    """Whether output must have no colors: ``NO_COLOR`` is set (no-color.org), or the terminal is a simple one."""
     return bool(os.environ.get("NO_COLOR")) or _is_dumb()
 
 
 def redraws(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal on which a line can be drawn over."""
+    """Whether a stream is a terminal that can redraw a line."""
     return at_terminal(stream) and not _is_dumb()
 
 
@@ -38,11 +38,11 @@ class Pace:
     """Measure how long work has taken and estimate how long the rest takes at the same rate."""
 
     def __init__(self, done: int = 0) -> None:
-        """``done`` counts the units that an earlier, interrupted run finished; they do not count for the rate."""
+        """``done``: units that an earlier, interrupted run finished. They do not count toward the rate."""
         self._start, self._done = time.monotonic(), done
 
     def clock(self) -> str:
-        """Time since the work began: ``1:02``."""
+        """Return the time since the work began: ``1:02``."""
         return _clock(self.elapsed)
 
     @property
@@ -51,7 +51,7 @@ class Pace:
         return time.monotonic() - self._start
 
     def words(self, done: int, total: int) -> str:
-        """``1:02 elapsed, about 7:35 left``, after ``done`` of ``total`` units."""
+        """Return ``1:02 elapsed, about 7:35 left``, after ``done`` of ``total`` units."""
         words = f"{self.clock()} elapsed"
         if self._done < done < total:
             words += f", about {_clock(self.elapsed / (done - self._done) * (total - done))} left"
@@ -72,7 +72,7 @@ class Bar:
     """
 
     def __init__(self, label: str, total: int | None = None, *, done: int = 0, stream: TextIO | None = None) -> None:
-        """``total`` None: the count is shown without a bar. ``done``: units finished before, as for ``Pace``."""
+        """If ``total`` is None, the count is shown without a bar. ``done`` is as for ``Pace``."""
         self._label, self._total, self._done = label, total, done
         self._stream: TextIO = stream or sys.stderr
         self._pace = Pace(done)
@@ -93,7 +93,7 @@ class Bar:
         self.clear()
 
     def update(self, done: int, *, total: int | None = None, label: str | None = None) -> None:
-        """Set how much is done; unless the label changes, the line is drawn at most ten times a second."""
+        """Set how many units are done. The line is drawn at most ten times a second, unless the label changes."""
         is_due = label not in (None, self._label) or time.monotonic() >= self._next
         self._done = done
         self._total = total or self._total
@@ -110,7 +110,7 @@ class Bar:
         self._stream.flush()
 
     def clear(self) -> None:
-        """Erase the line. Spaces work on every terminal; some strip escape sequences."""
+        """Erase the line with spaces, because some terminals ignore escape sequences."""
         if self._shown:
             self._stream.write(f"\r{' ' * len(self._shown)}\r")
             self._stream.flush()
@@ -125,7 +125,7 @@ class Bar:
 
 
 class _AboveBar:
-    """A standard stream that erases the bar before it writes and draws it again after a whole line."""
+    """A standard stream that erases the bar before it writes, and draws the bar again after a whole line."""
 
     def __init__(self, stream: TextIO, bar: Bar) -> None:
         self._stream, self._bar = stream, bar
@@ -149,7 +149,7 @@ def _columns(stream: TextIO) -> int:
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield ``items`` and show progress on a terminal's stderr. With ``total`` it includes the remaining time."""
+    """Yield ``items``, and show progress if stderr is a terminal. With ``total`` it shows the remaining time too."""
     if not redraws(sys.stderr):
         yield from items
         return

@@ -1,4 +1,4 @@
-"""``mri-edge tune``: measure what runs a model fastest on this device, for ``predict`` to use."""
+"""``mri-edge tune``: find the fastest way to run a model on this device, and save it for ``predict``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from mri_edge.device.dirs import profile_folder
 from mri_edge.errors import OutputError, printable
 from mri_edge.inference.prediction import stdout_json
 
-from .options import PROVIDER, REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.tuning import Candidate, Tuning
+    from mri_edge.inference.selection import RunOptions
     from mri_edge.inference.tuned_profile import Measurement
 
 EXAMPLES = """\b
@@ -32,49 +33,48 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object with every measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all measurements.")
 @click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Time for each candidate.")
 @click.option(
     "--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="Batch size to try. Default: 1, 4, 8."
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
-@PROVIDER
-@VERBOSE
+@run_options(PROVIDER)
 def tune(
-    as_json: bool, seconds: float, batches: tuple[int, ...], model: str, signed_by: str | None, provider: str
+    as_json: bool, seconds: float, batches: tuple[int, ...], model: str, signed_by: str | None, run: RunOptions
 ) -> None:
-    """Measure what runs the model fastest on this device, for predict to use.
+    """Find the fastest way to run a model on this device, and save it for predict.
 
-    All combinations of engines, artifacts that did not fail their parity gate, threads and batch sizes run in
-    separate processes, the fastest three times. The profile is valid until the CPU, the number of cores, a
-    library or the model changes; then predict says so and uses its default rule.
+    Measures all combinations of engines, artifacts that did not fail their parity gate, threads and batch sizes in
+    separate processes, the fastest of them three times. The profile is valid until the CPU, the number of cores, a
+    library or the model changes. Then predict logs a warning and uses its default rule.
     """
     from mri_edge.benchmarking.tuning import BATCHES
     from mri_edge.benchmarking.tuning import tune as measure
 
     _check_writable(profile_folder())
-    found = measure(
+    tuning = measure(
         Bundle.open(model, signed_by=signed_by),
         signed_by=signed_by,
-        provider=provider,
+        provider=run.provider,
         batches=batches or BATCHES,
         seconds=seconds,
         track=_track,
     )
-    path = found.profile.save()
+    path = tuning.profile.save()
     if as_json:
         record = {
             "profile": str(path),
-            "single": to_plain(_best(found, provider, many=False)),
-            "many": to_plain(_best(found, provider, many=True)),
-            **to_plain(found.profile),
-            "failed": [{**to_plain(subject), "problem": problem} for subject, problem in found.failed],
+            "single": to_plain(_best(tuning, run.provider, many=False)),
+            "many": to_plain(_best(tuning, run.provider, many=True)),
+            **to_plain(tuning.profile),
+            "failed": [{**to_plain(subject), "problem": problem} for subject, problem in tuning.failed],
         }
         click.echo(stdout_json(record, indent=2))
         return
     rows = [("ms per scan", "batch", "threads", "engine", "artifact")]
-    for measurement in found.profile.measurements:
+    for measurement in tuning.profile.measurements:
         rows.append(
             (
                 f"{measurement.ms_per_scan:.2f}",
@@ -84,18 +84,18 @@ def tune(
                 measurement.artifact,
             )
         )
-    for candidate, problem in found.failed:
+    for candidate, problem in tuning.failed:
         why = click.style(f"{candidate.artifact}: {printable(problem)}", fg="yellow")
         rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
     for line in table(rows, right=(0, 1, 2)):
         click.echo(line)
-    click.echo(f"single scan: {_describe(_best(found, provider, many=False))}")
-    click.echo(f"many scans:  {_describe(_best(found, provider, many=True))}")
+    click.echo(f"single scan: {_describe(_best(tuning, run.provider, many=False))}")
+    click.echo(f"many scans:  {_describe(_best(tuning, run.provider, many=True))}")
     click.echo(f"saved in {path}")
 
 
 def _check_writable(folder: Path) -> None:
-    """Check that the profile can be written, before measuring for minutes."""
+    """Check that the profile can be written, because the measurement takes minutes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -120,8 +120,8 @@ def _track(candidates: Sequence[Candidate], label: str) -> Iterable[Candidate]:
         yield candidate
 
 
-def _best(found: Tuning, provider: str, *, many: bool) -> Measurement:
-    best = found.profile.best(provider=provider, many=many)
+def _best(tuning: Tuning, provider: str, *, many: bool) -> Measurement:
+    best = tuning.profile.best(provider=provider, many=many)
     assert best is not None, "a profile has at least one measurement of a single scan"  # noqa: S101
     return best
 

@@ -1,4 +1,4 @@
-"""Explain wrong usage: name all missing options, and suggest the command that was probably meant."""
+"""Explain wrong usage: name all missing options, and suggest the command that the user probably meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 class Group(click.Group):
-    """A command group that suggests a command when it does not know the given one."""
+    """A command group that suggests a similar command for an unknown one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -31,15 +31,15 @@ class Group(click.Group):
         return ""
 
 
-class OneOfTwo(click.Argument):
+class RequiredUnlessModel(click.Argument):
     """An argument that is required unless the option ``--model`` is given."""
 
 
 def explain(error: click.UsageError) -> str:
     """Describe a usage error in one line. It names all missing parameters, where click names only the first.
 
-    When click raises MissingParameter, it has processed everything that was given. So any other required parameter
-    without a value is missing too.
+    When click raises MissingParameter, it has processed all given values. So any other required parameter without a
+    value is missing too.
     """
     message = " ".join(error.format_message().split())
     ctx = error.ctx
@@ -47,7 +47,7 @@ def explain(error: click.UsageError) -> str:
         return message
     missing = []
     for parameter in ctx.command.get_params(ctx):
-        if isinstance(parameter, OneOfTwo):
+        if isinstance(parameter, RequiredUnlessModel):
             if not any(isinstance(ctx.params.get(name), str) for name in (str(parameter.name), "model")):
                 missing.append(f"argument {parameter.get_error_hint(ctx)}")
         elif parameter.required and parameter.name not in ctx.params:
@@ -55,7 +55,7 @@ def explain(error: click.UsageError) -> str:
                 parameter.handle_parse_result(ctx, {}, [])  # it may be set in the environment
             except click.MissingParameter:
                 missing.append(f"{parameter.param_type_name} {parameter.get_error_hint(ctx)}")
-            except click.UsageError:  # given but invalid: the next call reports it
+            except click.UsageError:  # it was given but is invalid: click reports it in the next run
                 continue
     if len(missing) < 2:
         return message

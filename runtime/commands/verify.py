@@ -33,13 +33,13 @@ _COLORS = {"same": "green", "near": "yellow", "differs": "red", "not tried": Non
 @click.command(epilog=EXAMPLES)
 @bundle_argument
 @REQUIRE_SIGNATURE
-@click.option("--json", "as_json", is_flag=True, help="One JSON object with every comparison.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all comparisons.")
 @VERBOSE
 def verify(model: str, signed_by: str | None, as_json: bool) -> int:
     """Check a bundle's hashes, and replay its golden values on this device's CPU.
 
     Compares file bytes, decoded pixels, resized tensor, probabilities and label. The exit code is 3
-    if a stage differs, and the first is named; 4 if no installed engine can replay anything.
+    if a stage differs, and the output names the first; 4 if no installed engine can replay anything.
     Without BUNDLE: the embedded model.
     """
     from mri_edge.inference.replay import replay
@@ -83,7 +83,7 @@ def _print(bundle: Bundle, report: Report) -> None:
 
 
 def _group(check: Check) -> tuple[str, str]:
-    """Group checks of scans and files by stage, and others by artifact and engine."""
+    """Return the group of a check: its stage, and its artifact and engine if it has an engine."""
     return check.stage, f"{check.subject}  {check.engine}" if check.engine else ""
 
 

@@ -1,4 +1,4 @@
-"""``mri-edge warmup``: open and run a model before the first scan, so that slow preparations are done."""
+"""``mri-edge warmup``: open and run a model before the first scan, so that slow preparations are done by then."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
-from mri_edge.inference.run_options import RunOptions
-
 from .options import REQUIRE_SIGNATURE, bundle_argument, run_options
 from .progress import Bar, redraws
+
+if TYPE_CHECKING:
+    from mri_edge.inference.selection import RunOptions
 
 EXAMPLES = """\b
 Examples:
@@ -27,11 +29,11 @@ Examples:
     "batches",
     type=click.IntRange(1, 1024),
     multiple=True,
-    help="Batch size to run. Default: 1, and as tuned.",
+    help="Batch size to run. Default: 1 and the tuned size.",
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
-@run_options
+@run_options()
 def warmup(
     batches: tuple[int, ...],
     model: str,
@@ -61,7 +63,7 @@ def warmup(
 
 @contextmanager
 def _clock(name: str) -> Iterator[None]:
-    """Name the step on a terminal's stderr while the block runs, then print its time on stdout."""
+    """Show the step on a terminal's stderr while the block runs, then print its time on stdout."""
     start = perf_counter()
     with Bar(name) if redraws(sys.stderr) else nullcontext():
         yield

@@ -15,7 +15,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import frame_name, stdout_json
-from mri_edge.inference.run_options import RunOptions
+from mri_edge.inference.selection import RunOptions
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
@@ -40,7 +40,7 @@ Examples:
     metavar="DIR",
     help="Folder for results/, done/, failed/ and heatmaps/, created if missing.",
 )
-@click.option("--heatmap", is_flag=True, help="Write DIR/heatmaps/SCAN.png too (Grad-CAM).")
+@click.option("--heatmap", is_flag=True, help="Also write DIR/heatmaps/SCAN.png (Grad-CAM).")
 @click.option("--json", "as_lines", is_flag=True, help="Print the results as JSON lines.")
 @click.option(
     "--once",
@@ -83,11 +83,12 @@ def watch(
     moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot or end in .part or
     .tmp are ignored, so a sender may write under such a name and rename. Subfolders are ignored.
 
-    It may be killed at any moment: no scan is lost and none gets two results. While a disk is full, read-only or
-    missing, even at the start, it waits and scans stay in IN; --once exits with 6 instead. The same scan gets no
-    second result: for results of another model, use another DIR. A second watch on IN or DIR is refused.
+    The program may be killed at any moment: no scan is lost and none gets two results. While a disk is full,
+    read-only or missing, even at the start, it waits and scans stay in IN; --once exits with 6 instead. The same scan
+    gets no second result: for results of another model, use another DIR. A second watch on IN or DIR is refused.
 
-    SIGTERM ends it after the current scan with exit code 0, Ctrl-C with 130; --once exits with 1 if a scan failed.
+    SIGTERM ends the watch after the current scan with exit code 0, Ctrl-C with 130; --once exits with 1 if a scan
+    failed.
 
     Research use only: not a medical device.
     """
@@ -100,7 +101,7 @@ def watch(
         received = stack.enter_context(_stopped_by_signals(watch))
         write_line = stack.enter_context(_output())
         watch.check_model()
-        notify("READY=1")  # even if it waits for a disk: systemd would stop a service that takes long to start
+        notify("READY=1")  # before it waits for a disk, because systemd stops a service that takes long to start
         for record in watch.records(every_s=every, once=once):
             write_line(stdout_json(record) if as_lines else _line(record))
         notify("STOPPING=1")
@@ -119,8 +120,8 @@ def _check_folders(folder: Path, outbox: Outbox, *, once: bool) -> None:
         if os.path.exists(path) and not os.path.isdir(path):
             raise UsageError(f"{path}: is a file, not a folder", "Name a folder")
     real = os.path.realpath(folder)
-    for own in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
-        if real == os.path.realpath(own):
+    for subfolder in (outbox.results, outbox.heatmaps, outbox.done, outbox.failed):
+        if real == os.path.realpath(subfolder):
             raise UsageError(f"{folder}: --out {outbox.folder} writes its files there", "Name two different folders")
 
 
@@ -181,7 +182,7 @@ def _line(record: Record) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape a text with a file name: line feeds could forge a line, and invalid UTF-8 could end the program."""
+    """Escape a text with a file name: a line feed could forge a line, and invalid UTF-8 could end the program."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

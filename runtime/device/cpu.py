@@ -11,7 +11,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def available_cpus() -> int:
-    """Cores that this process may use, at least 1: the smaller of affinity mask and cgroup CPU quota."""
+    """Return the cores that this process may use, at least 1: the smaller of affinity mask and cgroup CPU quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:  # macOS, Windows
@@ -21,7 +21,7 @@ def available_cpus() -> int:
 
 
 def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list[Path]:
-    """Cgroup folders with limits for this process: ``root``, and every group from there down to its own.
+    """Return the cgroup folders with limits for this process: ``root``, and every group from there down to its own.
 
     In a container the process's group is usually ``root``; in a systemd service or scope it is below. Version 1 has one
     tree for each controller; ``cpu`` and ``memory`` are used here.
@@ -46,7 +46,7 @@ def cgroup_folders(root: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> list
 
 
 def cgroup_quota(folder: Path) -> float | None:
-    """CPU quota in cores from cgroup version 2 (``cpu.max``) or 1 (``cpu.cfs_*``) files; None without one.
+    """Return the CPU quota in cores from the files of cgroup version 2 (``cpu.max``) or 1 (``cpu.cfs_*``), or None.
 
     ``folder`` is a group, or the root of version 1, where the files are below ``cpu``.
     """

@@ -1,4 +1,4 @@
-"""Folders of this user for mri-edge: cache (profiles of ``tune``, engines of ``warmup``) and state."""
+"""Find the user's folders for mri-edge: cache (profiles of ``tune``, engines of ``warmup``) and state."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from mri_edge.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for mri-edge by the conventions of the system. It need not exist.
+    """Return the user's cache folder for mri-edge by the conventions of the system. It need not exist.
 
     XDG base directory specification on Linux; ``~/Library/Caches``; ``%LOCALAPPDATA%``.
 
     Raises
     ------
     UsageError
-        This user has no home folder, as is the case for some users of services and containers.
+        This user has no home folder, which is common in services and containers.
     """
     return _user_folder("~/Library/Caches", "XDG_CACHE_HOME", "~/.cache")
 
 
 def state_folder() -> Path:
-    """The user's folder for what mri-edge remembers between runs and cannot compute again. It need not exist.
+    """Return the user's folder for facts that mri-edge keeps between runs and cannot compute again. It need not exist.
 
     XDG base directory specification on Linux; ``~/Library/Application Support``; ``%LOCALAPPDATA%``.
 
@@ -36,7 +36,7 @@ def state_folder() -> Path:
 
 
 def _user_folder(mac: str, variable: str, default: str) -> Path:
-    """The folder of this system: ``mac``, or on Linux the value of ``variable``, else ``default``."""
+    """Return the folder for this system: ``mac``, or on Linux the value of ``variable``, else ``default``."""
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
@@ -46,13 +46,13 @@ def _user_folder(mac: str, variable: str, default: str) -> Path:
     folder = os.path.expanduser(root)
     if folder.startswith("~"):
         raise UsageError(
-            "this user has no home folder to keep profiles and caches in",
+            "this user has no home folder for profiles and caches",
             "Set HOME to a folder, or MRI_EDGE_PROFILE_DIR for the profiles of 'mri-edge tune' only",
         )
     return Path(folder) / "mri-edge"
 
 
 def profile_folder() -> Path:
-    """Folder of device profiles: ``MRI_EDGE_PROFILE_DIR``, else in ``cache_folder``, which may raise UsageError."""
+    """Return the folder of device profiles: ``MRI_EDGE_PROFILE_DIR``, or one in ``cache_folder``, which may raise."""
     configured = os.environ.get("MRI_EDGE_PROFILE_DIR")
     return Path(configured) if configured else cache_folder() / "profiles"

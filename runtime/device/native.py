@@ -19,11 +19,11 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Make glibc return freed memory to the system within the block. It affects the whole process.
+    """Make glibc return freed memory to the system within the block. This affects the whole process.
 
-    An engine frees about as much memory as it keeps while it opens a model, and glibc would keep the freed pieces for
-    later. Returning them lowers the peak of one prediction by a fifth. Afterwards large pieces are kept again, so that
-    arrays do not need new pages each time.
+    While an engine opens a model, it frees about as much memory as it keeps, and glibc would keep the freed memory for
+    later. Returning it lowers the peak of one prediction by a fifth. After the block large pieces are kept again, so
+    that arrays do not need new pages each time.
     """
     import ctypes
 
@@ -41,7 +41,7 @@ def return_freed_memory() -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Return memory to the system that glibc keeps in each thread's arena after a large picture was freed."""
+    """Return the memory to the system that glibc keeps in each thread's arena after a large picture was freed."""
     import ctypes
 
     with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows

@@ -1,11 +1,11 @@
-"""Inference engines: the protocol, and a registry of the files in this folder, one per engine.
+"""Define the protocol of inference engines, and a registry of the files in this folder, one for each engine.
 
 An engine file defines
 
-- ``NAME``, that of the file; ``SUFFIXES`` of the model files that it opens, and ``PROVIDERS``,
-- ``MODULE``, its library; ``PACKAGES``, which contain it (one is installed at a time); ``EXTRA``, which installs it,
-- ``missing()``: the reason why it cannot run on this machine, or None,
-- ``open(model, *, threads, provider)``: opens the bytes of a ``ModelFile``. Only this imports the library,
+- ``NAME``, which is the name of the file; ``SUFFIXES`` of the model files that it opens, and its ``PROVIDERS``,
+- ``MODULE``, its library; ``PACKAGES`` that contain it (one is installed at a time); ``EXTRA`` that installs it,
+- ``missing()``, which returns the reason why it cannot run on this machine, or None,
+- ``open(model, *, threads, provider)``, which opens the bytes of a ``ModelFile``. Only this imports the library,
 - ``OPENS_AFTER_FORK = False`` if its library cannot start in a forked child of a process that used it.
 """
 
@@ -39,13 +39,13 @@ Outputs = dict[str, NDArray[np.float32]]
 
 # Values of --provider. Each engine file maps those that it supports to the names in its library.
 PROVIDERS = ("auto", "cpu", "gpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
-# "gpu" is the first of these that starts. CUDA precedes TensorRT, which builds its engine for minutes.
+# "gpu" is the first of these that starts. CUDA precedes TensorRT, which takes minutes to build its engine.
 _GPU_PROVIDERS = ("cuda", "tensorrt", "coreml", "directml")
-# Other names of engines: a short name, and the name of the file format.
+# Other names of engines: short names, and the names of their file formats.
 ENGINE_ALIASES = {"onnx": "onnxruntime", "ort": "onnxruntime", "tflite": "litert"}
-# An engine that is not listed here comes after these.
+# Engines that are not listed here follow.
 _PREFERRED = ("onnxruntime", "litert", "openvino")
-_FAKE_ENGINE = "fake"  # mri_edge.testing; the last one
+_FAKE_ENGINE = "fake"  # mri_edge.testing; it is the last choice
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ModelFile:
         IntegrityError
             The file was changed.
         BundleError
-            An ONNX file that stores a part of the model in another file.
+            An ONNX file stores a part of the model in another file.
         """
         content = bundle.read_hashed(artifact)
         is_self_contained = check_self_contained(content, bundle.folder / artifact.file)
@@ -152,12 +152,12 @@ def engines_by_preference() -> Iterator[EngineFile]:
 
 @lru_cache(maxsize=1)
 def engine_files() -> dict[str, EngineFile]:
-    """All engines by name, installed or not, in order of preference; the fake one is last."""
+    """Return all engines by name, installed or not, in order of preference; the fake one is last."""
     return {file.NAME: file for file in engines_by_preference()}
 
 
 def offered() -> list[str]:
-    """Names of the engines that users can choose: all but the fake one, which has no library."""
+    """Return the names of the engines that users can choose: all but the fake one, which has no library."""
     return [name for name, file in engine_files().items() if file.MODULE]
 
 
@@ -170,7 +170,7 @@ def engine_file(name: str) -> EngineFile:
 
 
 def engine_for(path: str | Path) -> EngineFile:
-    """The preferred engine that opens files with this suffix.
+    """Return the preferred engine that opens files with this suffix.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def open_engine(
 
 
 def providers_of(file: EngineFile, provider: str) -> list[str]:
-    """Providers to try in turn for one of ``PROVIDERS``. An engine without GPU support refuses ``"gpu"`` itself."""
+    """Return the providers to try in turn for one of ``PROVIDERS``. Engines without GPU support refuse ``"gpu"``."""
     if provider != "gpu":
         return [provider]
     return [name for name in _GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
@@ -255,8 +255,8 @@ def providers_of(file: EngineFile, provider: str) -> list[str]:
 def check_threads(threads: int | None) -> None:
     """Raise UsageError for a thread count that this process cannot use.
 
-    More threads than cores only wait for one another, and thousands exhaust memory. Lowering the number silently would
-    make the records differ from the request.
+    More threads than cores only wait for one another, and thousands exhaust memory. If the number were lowered
+    silently, records would differ from the request.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: {threads}")
@@ -281,14 +281,14 @@ def _check_onnx(model: ModelFile) -> None:
 
 
 def remedy(file: EngineFile) -> str:
-    """Explain how to install an engine's library."""
+    """Return the hint that says how to install an engine's library."""
     if is_32_bit_arm():
         return "No engine has wheels for 32-bit ARM: use a 64-bit system image"
     return f"pip install 'mri-edge[{file.EXTRA}]'" if file.EXTRA else "pip install mri-edge"
 
 
 def check_cpu_only(engine: str, provider: str) -> None:
-    """Raise ProviderUnavailable for any provider but the CPU; for engines that run only there."""
+    """Raise ProviderUnavailable for any provider but the CPU. Engines that run only on the CPU call this."""
     if provider not in ("auto", "cpu"):
         raise ProviderUnavailable(
             f"engine {engine!r} runs on the CPU only. Received: --provider {provider}", "Use --engine onnxruntime"
@@ -298,7 +298,7 @@ def check_cpu_only(engine: str, provider: str) -> None:
 def check_model(
     name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> tuple[TensorSpec, tuple[TensorSpec, ...]]:
-    """Check the declared tensors and return the input and the outputs, of which the first is the probabilities.
+    """Check the declared tensors. Return the input, and the outputs with the probabilities first.
 
     Raises
     ------
@@ -314,7 +314,7 @@ def check_model(
 
 
 def empty_outputs(outputs: Sequence[TensorSpec]) -> Outputs:
-    """Outputs for an empty batch: float32 (0, …) each. Some engines refuse such batches."""
+    """Return the outputs for an empty batch, which some engines refuse: float32 (0, …) each."""
     return {spec.name: np.empty((0, *(size or 0 for size in spec.shape[1:])), np.float32) for spec in outputs}
 
 

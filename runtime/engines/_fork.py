@@ -1,9 +1,8 @@
 """Disable engines in a forked child, where they would hang or crash.
 
-A forked child has its parent's memory but not its threads. The native part of an inherited engine waits for threads
-that do not exist, when it runs and when it is destroyed. So the child never runs or destroys it; its memory is shared
-with the parent and released when the child ends. Uses ``ctypes.pythonapi`` (tested with
-CPython 3.10, 3.11, 3.12 and 3.13).
+A forked child has its parent's memory but not its threads. When an inherited engine runs or is destroyed, its native
+part waits for threads that do not exist. So the child never runs or destroys it; its memory is shared with the parent
+and released when the child ends. This module uses ``ctypes.pythonapi`` (tested with CPython 3.10 to 3.13).
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _inherited: set[str] = set()  # names of engines that a parent opened before the
 
 
 def guard(engine: Any) -> None:
-    """Disable ``engine`` in every child that this process forks: it refuses to run, and ``close`` has no effect."""
+    """Disable ``engine`` in every forked child of this process: it refuses to run, and ``close`` does nothing."""
     _opened[:] = [reference for reference in _opened if reference() is not None]
     _opened.append(weakref.ref(engine))
     _used.add(engine.name)
 
 
 def is_inherited(engine: Any) -> bool:
-    """Whether an engine was opened before this process was forked, so that it cannot run here."""
+    """Whether an engine was opened before this process was forked, and so cannot run in it."""
     return getattr(engine, "run_all", None) is _refuse
 
 
@@ -48,7 +47,7 @@ def _refuse(batch: object) -> NoReturn:
 
 
 def _close_nothing() -> None:
-    """Threads and memory belong to the parent."""
+    """Do nothing: the threads and the memory belong to the parent."""
 
 
 def _disable_inherited() -> None:

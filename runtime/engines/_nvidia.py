@@ -35,7 +35,7 @@ _INSTALL_LIBRARIES = (
 
 
 def explain(provider: str, libraries: Path, load: Load = ctypes.CDLL) -> tuple[str, str] | None:
-    """Find why a ``"cuda"`` or ``"tensorrt"`` provider does not start: reason and fix, or None.
+    """Find out why the provider ``"cuda"`` or ``"tensorrt"`` does not start: return reason and fix, or None.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def explain(provider: str, libraries: Path, load: Load = ctypes.CDLL) -> tuple[s
 
 
 def gpu_name(load: Load = ctypes.CDLL) -> str:
-    """Name and compute capability of the first GPU as part of a file name, ``"NVIDIA-Orin-sm87"``; or ``NO_GPU``."""
+    """Return name and compute capability of the first GPU for a file name, ``"NVIDIA-Orin-sm87"``, or ``NO_GPU``."""
     try:
         driver = load(_DRIVER)
     except OSError:

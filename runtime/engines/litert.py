@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) with XNNPACK: ``.tflite`` files on the CPU, the small engine for ARM boards."""
+"""LiteRT (TensorFlow Lite) with XNNPACK: runs ``.tflite`` files on the CPU. It is the small engine for ARM boards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROVIDERS = ("cpu",)
 
 
 def missing() -> str | None:
-    """The reason why this engine cannot run on this machine, or None."""
+    """Return the reason why this engine cannot run on this machine, or None."""
     return None if find_spec("ai_edge_litert") else "the package ai-edge-litert is not installed"
 
 
@@ -32,7 +32,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> LiteRTEng
 
 
 class LiteRTEngine:
-    """One interpreter, resized to each batch. It has state, so a lock guards ``run``."""
+    """One interpreter. Its input is resized to each batch, and it has state, so a lock guards ``run``."""
 
     name = NAME
     provider = "XNNPACK"
@@ -68,7 +68,7 @@ class LiteRTEngine:
         return self.run_all(batch)[self.outputs[0].name]
 
     def run_all(self, batch: Batch) -> Outputs:
-        """All outputs by name; see ``Engine.run_all``."""
+        """Return all outputs by name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)

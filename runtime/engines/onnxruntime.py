@@ -1,4 +1,4 @@
-"""ONNX Runtime: ``.onnx`` files on the CPU and on its GPU and NPU execution providers."""
+"""ONNX Runtime: runs ``.onnx`` files on the CPU and on its GPU and NPU execution providers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PROVIDERS = {
     "directml": "DmlExecutionProvider",
 }
 PROVIDERS = tuple(_PROVIDERS)
-# Without TensorRT, which builds an engine for minutes and so must be requested.
+# Without TensorRT: it takes minutes to build an engine, so it must be requested.
 _AUTO = ("cuda", "coreml", "directml", "openvino", "cpu")
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 def missing() -> str | None:
-    """The reason why this engine cannot run on this machine, or None."""
+    """Return the reason why this engine cannot run on this machine, or None."""
     return None if find_spec("onnxruntime") else "the package onnxruntime is not installed"
 
 
@@ -64,7 +64,7 @@ class OnnxRuntimeEngine:
             ) from error
         self.threads = threads
         onnxruntime.disable_telemetry_events()  # on Windows, mri_edge/__init__ cannot disable it
-        # Errors are raised here; do not log them to stderr too, nor warnings for authors of graphs.
+        # Do not log to stderr: errors are raised as exceptions, and warnings are meant for authors of graphs.
         onnxruntime.set_default_logger_severity(4)
         self._session = _open_session(onnxruntime, model, threads, provider)
         self.provider = str(self._session.get_providers()[0])
@@ -73,7 +73,7 @@ class OnnxRuntimeEngine:
                 [_spec(node) for node in nodes()] for nodes in (self._session.get_inputs, self._session.get_outputs)
             ]
         except UnicodeDecodeError as error:
-            raise EngineError(f"{model.name}: names of its tensors are not UTF-8", "Export the model again") from error
+            raise EngineError(f"{model.name}: its tensor names are not UTF-8", "Export the model again") from error
         self.input, self.outputs = check_model(model.name, *specs)
 
     def run(self, batch: Batch) -> Probabilities:
@@ -81,7 +81,7 @@ class OnnxRuntimeEngine:
         return self.run_all(batch)[self.outputs[0].name]
 
     def run_all(self, batch: Batch) -> Outputs:
-        """All outputs by name; see ``Engine.run_all``."""
+        """Return all outputs by name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)
@@ -97,7 +97,7 @@ class OnnxRuntimeEngine:
 
 
 def choose_providers(wanted: str, installed: list[str]) -> list[str]:
-    """Choose the providers to try in turn, best first.
+    """Return the providers to try in turn, best first.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def choose_providers(wanted: str, installed: list[str]) -> list[str]:
 
 
 def _engine_cache(model: ModelFile) -> Path:
-    """Folder of TensorRT engines for a model file, named after its hash, the GPU and the version of ONNX Runtime."""
+    """Return the folder of TensorRT engines for a model file, the GPU and the version of ONNX Runtime."""
     from mri_edge.device.dirs import cache_folder
     from mri_edge.device.machine import installed
 
@@ -130,14 +130,14 @@ def _engine_cache(model: ModelFile) -> Path:
     return cache_folder() / "tensorrt" / f"{model.sha256[:32]}-{gpu_name()}-{version}"
 
 
-_DOCTOR = "See 'mri-edge doctor' for what works here"
-# Not an extra of this package: pip would also install the CPU wheel, which overwrites files of this one.
+_DOCTOR = "See 'mri-edge doctor' for what works on this machine"
+# It is not an extra of this package, because pip would also install the CPU wheel, which overwrites its files.
 _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (a Jetson: deploy/jetson.md)"
 _WHEELS = {
     "cuda": _GPU_WHEEL,
     "tensorrt": _GPU_WHEEL,
     "openvino": "Use --engine openvino ('mri-edge[openvino]'), or onnxruntime-openvino in place of onnxruntime",
-    "coreml": "The macOS wheel of onnxruntime has it",
+    "coreml": "The macOS wheel of onnxruntime contains it",
     "directml": "pip uninstall onnxruntime, then pip install onnxruntime-directml (Windows)",
 }
 
@@ -157,7 +157,7 @@ def _session_on(onnxruntime: Any, model: ModelFile, threads: int, provider: str)
     name = _PROVIDERS[provider]
     settings = _tensorrt_settings(model) if provider == "tensorrt" else {}
     if provider in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
-        with redirect_stdout(StringIO()):  # it prints missing libraries; _explain_failure reports them
+        with redirect_stdout(StringIO()):  # it prints which libraries are missing; _explain_failure reports them
             onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(
@@ -207,7 +207,7 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
 
 
 def _explain_failure(onnxruntime: Any, model: ModelFile, provider: str) -> tuple[str, str] | None:
-    """Find why a provider did not start: reason and fix, or None if only the library's message is known."""
+    """Find out why a provider did not start: return reason and fix, or None if only the library's message is known."""
     libraries = Path(onnxruntime.__file__).parent / "capi"
     if provider in ("cuda", "tensorrt") and (found := explain(provider, libraries)):
         return found

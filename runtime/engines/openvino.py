@@ -1,4 +1,4 @@
-"""OpenVINO: ``.onnx`` files on the CPUs that its plugin supports."""
+"""OpenVINO: runs ``.onnx`` files on the CPUs that its plugin supports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ EXTRA = "openvino"
 MODULE = "openvino"
 PACKAGES = ("openvino",)
 PROVIDERS = ("cpu",)
-# In a forked child its scheduler, TBB, waits for threads of the parent: opening sometimes hangs.
+# In a forked child its scheduler, TBB, waits for threads of the parent, so that opening a model sometimes hangs.
 OPENS_AFTER_FORK = False
 
 
 def missing() -> str | None:
-    """The reason why this engine cannot run on this machine, or None."""
+    """Return the reason why this engine cannot run on this machine, or None."""
     return None if find_spec("openvino") else "the package openvino is not installed"
 
 
@@ -48,7 +48,7 @@ class OpenVINOEngine:
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
-            # By default OpenVINO computes float32 in bfloat16 if the CPU can, which parity was not tested with.
+            # By default OpenVINO computes float32 in bfloat16 if the CPU can. Parity was not tested with that.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
@@ -70,21 +70,21 @@ class OpenVINOEngine:
         return self.run_all(batch)[self.outputs[0].name]
 
     def run_all(self, batch: Batch) -> Outputs:
-        """All outputs by name; see ``Engine.run_all``."""
+        """Return all outputs by name; see ``Engine.run_all``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)
         try:
             try:
-                request = self._free.pop()  # atomic, so that no other thread takes the same
+                request = self._free.pop()  # atomic, so that no other thread takes the same request
             except IndexError:
                 request = self._compiled.create_infer_request()
             results = request.infer([batch])
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {first_line(error)}") from error
-        answer = {spec.name: np.array(results[index], np.float32) for index, spec in enumerate(self.outputs)}
+        outputs = {spec.name: np.array(results[index], np.float32) for index, spec in enumerate(self.outputs)}
         self._free.append(request)  # after the copy, because the next run overwrites its results
-        return answer
+        return outputs
 
     def close(self) -> None:
         """Release the compiled model and its requests with their threads and memory."""

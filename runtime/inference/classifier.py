@@ -22,22 +22,21 @@ from mri_edge.engines import Engine, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Source, source_name
+from mri_edge.scans.frame import Source, not_one_frame
 
 from .loading import PendingModel
 from .out_of_distribution import OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide, recalibrated
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
-from .run_options import RunOptions, Workload
-from .selection import DEFAULT_BATCH
+from .selection import DEFAULT_BATCH, RunOptions, Workload
 
 
 class Classifier:
     """Classifies scans. Safe to share between threads.
 
-    After a ``fork`` the child opens the model again in an engine of its own, at its first prediction; ``close`` in the
-    child does not close the parent's. A pickled classifier holds the arguments of ``load`` and is opened again from
-    these.
+    After a ``fork`` the child opens the model again in its own engine, at its first prediction; ``close`` in the child
+    does not close the parent's engine. A pickled classifier contains the arguments of ``load``, and unpickling it opens
+    the model again.
 
     >>> from mri_edge import Classifier
     >>> with Classifier.load() as classifier:
@@ -55,7 +54,7 @@ class Classifier:
         batch_size: int = DEFAULT_BATCH,
         warnings: tuple[ResultWarning, ...] = (),
     ) -> None:
-        """Combine an opened bundle and engine, such as a fake engine in tests. Otherwise use ``load``.
+        """Combine an opened bundle and an opened engine, such as a fake one in tests. Otherwise use ``load``.
 
         ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction.
         """
@@ -67,7 +66,7 @@ class Classifier:
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
         self._require_signature: str | os.PathLike[str] | None = None
-        self._run: RunOptions | None = None  # None if the engine was passed in
+        self._run: RunOptions | None = None  # None if the caller opened the engine
         # One lock for each process: after a fork the parent's may be held by a thread that the child does not have.
         self._locks: dict[int, Lock] = {}
         self._distribution_check = OutOfDistributionCheck.of(bundle)
@@ -109,7 +108,7 @@ class Classifier:
             The name of an embedded model, a bundle folder (``"./small"`` if an embedded model has that name), a
             packed bundle, or an opened Bundle.
         artifact, engine, provider, threads, workload, allow_fallback
-            How to run it; see ``RunOptions``. ``selection.select`` chooses what is left out.
+            How to run it; see ``RunOptions``. ``selection.select`` chooses the omitted ones.
         require_signature
             File of the public key that must have signed the bundle. Default: the environment variable
             MRI_EDGE_REQUIRE_SIGNATURE.
@@ -132,7 +131,7 @@ class Classifier:
         *,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Classifier:
-        """Open a model as ``load`` does, with the options in one object."""
+        """Open a model as ``load`` does, with its options in one object."""
         if isinstance(model, Bundle) and require_signature is None:
             bundle = model  # opening it checked the same environment variable
         else:
@@ -144,7 +143,7 @@ class Classifier:
 
     @classmethod
     def from_pending(cls, pending: PendingModel) -> Classifier:
-        """Wait for a model that is being opened. Raises what ``PendingModel.wait`` does."""
+        """Wait until a model is open, and return its classifier. Raises what ``PendingModel.wait`` does."""
         loaded = pending.wait()
         classifier = cls(
             pending.bundle, loaded.artifact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
@@ -155,26 +154,21 @@ class Classifier:
     def predict(self, source: Source, *, keep_pixels: bool = False) -> Prediction:
         """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, or an array.
 
-        With ``keep_pixels`` the prediction holds the frame as it was decoded.
+        With ``keep_pixels`` the prediction contains the decoded frame.
 
         Raises
         ------
         InputError
             The scan cannot be read, or holds several frames.
         EngineError
-            The engine failed, or gave probabilities that are not finite.
+            The engine failed, or returned probabilities that are not finite.
         UsageError
             The classifier is closed.
         """
         predictions = self.predict_frames(source, keep_pixels=keep_pixels)
         prediction = next(predictions, None)
         if prediction is None or prediction.frames != 1:
-            frames = prediction.frames if prediction else 0
-            raise InputError(
-                f"{source_name(source)}: holds {frames} frames, one is needed",
-                "Use predict_frames",
-                code="unsupported",
-            )
+            raise not_one_frame(source, prediction.frames if prediction else 0, "Use predict_frames")
         return prediction
 
     def predict_frames(self, source: Source, *, keep_pixels: bool = False) -> Iterator[Prediction]:
@@ -195,7 +189,7 @@ class Classifier:
         keep_pixels: bool = False,
         max_wait: float | None = None,
     ) -> Iterator[Prediction | Failure]:
-        """Classify many scans: yields in input order, with a Failure in place of a scan that cannot be read.
+        """Classify many scans. Yields results in input order, with a Failure in place of a scan that cannot be read.
 
         An InputError among the sources becomes a Failure, so that a listing can report missing files.
         ``workers`` threads decode scans during inference, at most two batches ahead, so that memory stays bounded
@@ -208,7 +202,7 @@ class Classifier:
         workers
             Threads that decode. Default: one for each core that this process may use.
         keep_pixels
-            Whether each prediction holds its frame as it was decoded.
+            Whether each prediction contains its decoded frame.
         max_wait
             Seconds that a scan waits for others to complete its batch, for a source that may be slow. ``sources`` is
             then read in a thread of its own. Default: batches are always completed.
@@ -236,7 +230,7 @@ class Classifier:
     def _predict_batches(
         self, batches: Iterator[list[Source | InputError]], batch_size: int, workers: int, keep_pixels: bool
     ) -> Iterator[Prediction | Failure]:
-        # Each thread gets its part of a batch at once: passing scans one by one takes longer than resizing them.
+        # Each thread gets its part of a batch at once: passing the scans one by one takes longer than resizing them.
         part = -(-batch_size // workers)
         process = os.getpid()
         preprocessing = self.bundle.manifest.preprocessing
@@ -259,14 +253,14 @@ class Classifier:
                             yield result
                             if os.getpid() != process:
                                 raise UsageError(
-                                    "these results were started in another process", "Call predict_batches again"
+                                    "predict_batches was called in another process", "Call predict_batches again"
                                 )
             finally:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
 
     def close(self) -> None:
-        """Free the engine's memory and threads. The classifier cannot be used afterwards."""
+        """Release the engine's memory and threads. The classifier cannot be used afterwards."""
         self._closed = True
         self.engine.close()
 
@@ -343,7 +337,7 @@ class Classifier:
         """In a forked child, open the same artifact in the same engine. The same provider must start."""
         with self._locks.setdefault(os.getpid(), Lock()):
             inherited = self.engine
-            if not is_inherited(inherited):  # another thread has opened it meanwhile
+            if not is_inherited(inherited):  # another thread has opened it in the meantime
                 return
             threads = min(inherited.threads, available_cpus())  # a worker may have fewer cores
             same = replace(run, artifact=self.artifact.file, engine=inherited.name, threads=threads)

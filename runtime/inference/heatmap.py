@@ -1,4 +1,4 @@
-"""Draw heatmaps: a scan overlaid with its class activation, and the answer below."""
+"""Draw heatmaps: the scan, overlaid with its class activation, above a caption with the answer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mri_edge.storage.atomic import atomic_write, make_folder
 from .classifier import Classifier
 from .prediction import NOTICE, Failure, Prediction, frame_name, hashed_name, is_too_long
 
-# Nine anchors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith), from dark to bright in even steps of
-# lightness, so that it can be read on a gray scan and in print.
-_ANCHORS = np.array(
+# Nine colors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith). Its lightness rises evenly, so that it can
+# be read on a gray scan and in print.
+_COLORS = np.array(
     [
         (0, 0, 4),
         (31, 12, 72),
@@ -38,19 +38,19 @@ _ANCHORS = np.array(
     np.float32,
 )
 _SHORT_SIDE = 384  # pixels; smaller scans are enlarged, so that the caption fits
-_LONG_SIDE = 4096  # pixels; limit of that enlargement: a picture of 2 x 20,000 would become one of 4 GB
-_SCAN = "mri-edge scan"  # keyword of the PNG text that identifies the scan
+_LONG_SIDE = 4096  # pixels; limit of that enlargement: otherwise a picture of 2 x 20,000 would take 4 GB
+_SCAN = "mri-edge scan"  # keyword of the text in the PNG that identifies the scan
 _OPACITY = 0.6  # opacity where the activation is largest
 
 
 def draw_each(
     results: Iterable[Prediction | Failure], classifier: Classifier, folder: Path
 ) -> Iterator[Prediction | Failure]:
-    """Yield the results, after writing a heatmap into ``folder`` for each; the result then holds its path.
+    """Write a heatmap into ``folder`` for each result, and yield the result with its path.
 
     ``scans/a.jpg`` gets ``folder/a.jpg.png``. If another scan has that picture already, it gets
-    ``folder/a.HASH.jpg.png``, with a hash of its absolute path. So no two scans ever share a picture, in this run or
-    another. Frame 3 of a scan with several is named ``a.nii-3``. The predictions must have kept their pixels.
+    ``folder/a.HASH.jpg.png``, with a hash of its absolute path, so that no two scans ever share a picture, even in
+    different runs. Frame 3 of a scan with several is named ``a.nii-3``. The predictions must have kept their pixels.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def require_activation(classifier: Classifier) -> None:
         artifacts = classifier.bundle.manifest.artifacts
         others = ", ".join(artifact.file for artifact in artifacts if artifact.format == "onnx")
         raise UsageError(
-            f"{classifier.artifact.file}: has no class activation, so there is no heatmap",
+            f"{classifier.artifact.file}: has no class activation, so it gives no heatmap",
             f"Choose another --artifact: {others or 'none in this bundle has one'}",
         )
 
@@ -94,7 +94,7 @@ def _draw_each(results: Iterable[Prediction | Failure], folder: Path) -> Iterato
 
 
 def _target(folder: Path, name: str, scan: str) -> Path:
-    """Return the path for a scan's heatmap. It may replace an older one of this scan, never that of another scan."""
+    """Return the path for a scan's heatmap, which may replace an older one of this scan, but no other file."""
     hashed = folder / f"{hashed_name(name, scan)}.png"
     if is_too_long(name):
         return hashed
@@ -121,13 +121,13 @@ def overlay(
     Parameters
     ----------
     pixels
-        uint8 (H, W, 3) RGB, the frame as it was decoded.
+        uint8 (H, W, 3) RGB, the decoded frame.
     activation
         float32 (h, w), at least 0, any scale: Grad-CAM of the positive label on the last feature map.
     prediction
-        Its label, probability and model are written below the picture, with the notice that it is for research.
+        Its label, probability and model are written below the picture, with the notice about research use.
     scan
-        Identifies the scan; stored in the file as text.
+        A hash that identifies the scan; stored in the file as text.
 
     Returns
     -------
@@ -146,8 +146,8 @@ def overlay(
 
 
 def _color_table() -> Pixels:
-    steps = np.linspace(0, len(_ANCHORS) - 1, 256)
-    channels = [np.interp(steps, np.arange(len(_ANCHORS)), _ANCHORS[:, channel]) for channel in range(3)]
+    steps = np.linspace(0, len(_COLORS) - 1, 256)
+    channels = [np.interp(steps, np.arange(len(_COLORS)), _COLORS[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=1).astype(np.uint8)
 
 
@@ -158,15 +158,15 @@ def _with_caption(picture: Image.Image, prediction: Prediction, scan: str | None
         NOTICE,
     )
     font = ImageFont.load_default(size=14)
-    wide = max(picture.width, *(round(font.getlength(line)) + 16 for line in lines))
-    page = Image.new("RGB", (wide, picture.height + 20 * len(lines) + 12), "white")
-    page.paste(picture, ((wide - picture.width) // 2, 0))
+    width = max(picture.width, *(round(font.getlength(line)) + 16 for line in lines))
+    page = Image.new("RGB", (width, picture.height + 20 * len(lines) + 12), "white")
+    page.paste(picture, ((width - picture.width) // 2, 0))
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):
         draw.text((8, picture.height + 6 + 20 * number), printable(line), fill="black", font=font)
     file = io.BytesIO()
-    about = PngInfo()
+    metadata = PngInfo()
     if scan is not None:
-        about.add_text(_SCAN, scan)
-    page.save(file, "PNG", pnginfo=about)
+        metadata.add_text(_SCAN, scan)
+    page.save(file, "PNG", pnginfo=metadata)
     return file.getvalue()

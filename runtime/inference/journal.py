@@ -1,4 +1,4 @@
-"""A results file that survives a kill: whole lines are appended, and the next run continues where it ended."""
+"""Keep results in a file that survives a kill: append whole lines, and let the next run continue where they end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEGINNING = f'{{"schema_version": {SCHEMA_VERSION}, "file": '.encode()  # of ev
 class Journal:
     """JSON lines on disk, one for each frame of each scan.
 
-    Opening the file reads which scans have an answer and removes a last line that was cut short by a kill. Each result
+    Opening the file reads which scans have an answer, and removes a last line that a kill has cut short. Each result
     is written as a whole line by one ``write``, so that the file always ends in a whole line or in one partial line. A
     file that holds anything else is refused and not changed. Only one program at a time may write it.
 
@@ -42,7 +42,7 @@ class Journal:
     Raises
     ------
     UsageError
-        Another program writes the file, or it holds answers of another model or is not a journal.
+        Another program writes the file, it holds answers of another model, or it is not a journal.
     OutputError
         The file cannot be read or written.
     """
@@ -58,7 +58,7 @@ class Journal:
         self._failures: dict[tuple[str, int], dict[str, Any]] = {}
         self.skipped = 0
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{path}: is not a regular file, so it cannot be read again and continued", "Name another")
+            raise UsageError(f"{path}: is not a regular file, so it cannot be continued", "Name another file")
         try:
             # Unbuffered: the system gets each line as a whole, and keeps it however the process ends.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
@@ -70,7 +70,7 @@ class Journal:
         except BlockingIOError as error:
             self.close()
             raise UsageError(
-                f"{path}: another mri-edge writes it", "Wait for that one, or name another file"
+                f"{path}: another mri-edge writes it", "Wait until it ends, or name another file"
             ) from error
         except OSError as error:
             self.close()
@@ -131,7 +131,7 @@ class Journal:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    # A kill leaves a line that begins like ours, or a part of that beginning. Anything else is foreign.
+                    # A kill leaves a line that begins as ours do, or a part of that beginning. Any other is foreign.
                     if line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:
                         raise self._foreign(number)
                     cut_short = True
@@ -171,13 +171,13 @@ class Journal:
             self._done.add(scan)
             return
         raise UsageError(
-            f"{self.path}: line {number} is an answer of {found}, and this is {wanted}",
-            "Name a new file, or the model of this one",
+            f"{self.path}: line {number} is an answer of {found}, but the model is {wanted}",
+            "Name a new file, or the model that wrote this one",
         )
 
     def _foreign(self, number: int) -> UsageError:
         return UsageError(
-            f"{self.path}: line {number} is not a result of mri-edge, so nothing is written to this file",
+            f"{self.path}: line {number} is not a result of mri-edge, so this file is not changed",
             "Name a new file, or the one to continue",
         )
 

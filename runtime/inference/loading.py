@@ -15,8 +15,7 @@ from mri_edge.engines import Engine, ModelFile, engine_file, open_engine
 from mri_edge.errors import ProviderUnavailable
 from mri_edge.scans.checks import ResultWarning
 
-from .run_options import RunOptions
-from .selection import Selection, select
+from .selection import RunOptions, Selection, select
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ class LoadedModel:
 class PendingModel:
     """A model that is being opened; ``wait`` returns it when it is open.
 
-    Hashing a file and opening a model take most of their time outside Python. A cold ``predict`` imports the engine's
-    library during the first, and the decoder and other modules during the second. The engine opens exactly the bytes
+    Hashing a file and opening a model spend most of their time outside Python. A cold ``predict`` imports the engine's
+    library during the hashing, and the decoder and other modules during the opening. The engine opens exactly the bytes
     that were hashed.
     """
 
@@ -82,11 +81,11 @@ class PendingModel:
         return loaded
 
     def _contradicts_profile(self, engine: Engine) -> bool:
-        """Whether the selection relies on measurements on another provider than the one that started."""
+        """Whether the selection relies on measurements with another provider than the one that started."""
         measured_on = self._selection.measured_on
         if measured_on in (None, engine.provider):
             return False
-        message = "device profile ignored, it was made on %s and %s started. Run 'mri-edge tune' again"
+        message = "device profile ignored, it was made on %s but %s started. Run 'mri-edge tune' again"
         _log.warning(message, measured_on, engine.provider)
         return True
 

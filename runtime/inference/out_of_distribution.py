@@ -1,6 +1,6 @@
-"""Warn about pictures that are unlike the training images, judged by the means of the network's last feature map.
+"""Warn about pictures that are unlike the training images, by the means of the network's last feature map.
 
-The features of training images are near a plane of few dimensions. The distance of a picture is the length of its
+The features of training images lie near a plane of few dimensions. The distance of a picture is the length of its
 component outside that plane: the residual of a principal-component analysis. Jackson and Mudholkar (Technometrics
 1979) call its square Q. Square roots are taken first, because means of rectified channels are skewed.
 """
@@ -45,7 +45,7 @@ def distances(features: Features, plane: NDArray[np.float32]) -> NDArray[np.floa
 
 
 class OutOfDistributionCheck:
-    """The plane of one bundle's training images, and the largest distance without a warning."""
+    """The plane of one bundle's training images, and the largest distance that causes no warning."""
 
     def __init__(self, plane: NDArray[np.float32], limit: float, origin: str = "") -> None:
         self.plane = plane
@@ -93,7 +93,7 @@ class OutOfDistributionCheck:
             )
 
     def warnings_for(self, features: Features) -> list[tuple[ResultWarning, ...]]:
-        """Return for each picture the warning that it is unlike the training images, or nothing."""
+        """Return for each picture the warning that it is unlike the training images, if it is."""
         return [
             (self._warning(distance),) if distance > self.limit else ()
             for distance in distances(features, self.plane).tolist()

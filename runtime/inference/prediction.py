@@ -1,4 +1,4 @@
-"""The result for one frame: a prediction or a failure, the rule that chooses its label, and its JSON."""
+"""Define the result for one frame, a prediction or a failure, the rule that chooses its label, and its JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
-SCHEMA_VERSION = 1  # of results: result.schema.json. Keys may be added within a version; a changed meaning is a new one
+SCHEMA_VERSION = 1  # of result.schema.json. Keys may be added within a version; a change of meaning needs a new one
 _SMALLEST = 1e-12  # probabilities below it count as this one: the logarithm of 0 is infinite
-_MAX_NAME_BYTES = 200  # file systems allow 255, and a temporary file adds 20 to the name of its scan
+_MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are 20 longer
 
 
 def decide(probabilities: NDArray[np.float32], positive: int, threshold: float | None) -> NDArray[np.intp]:
@@ -85,7 +85,7 @@ def rescale(
 
 
 def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """Return JSON that can be written and displayed whatever file names it contains.
+    """Return JSON that can be written and displayed with any file names in it.
 
     On Linux a name may be invalid UTF-8, and may contain codes that move the cursor or reverse the text direction.
     """
@@ -97,7 +97,7 @@ _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 def stdout_json(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """Return ``as_json`` for standard output: ASCII unless that is UTF-8, which readers of JSON expect.
+    """Return ``as_json`` for standard output. It is ASCII unless the output is UTF-8, which readers of JSON expect.
 
     JSON escapes only the control codes below U+0020. Those from U+007F on also act on a terminal.
     """
@@ -128,7 +128,7 @@ class Prediction:
     Attributes
     ----------
     source
-        The path as it was given, or ``None`` for a scan that came as bytes, an image or an array.
+        The path as it was given, or ``None`` for bytes, an image or an array.
     index, frames
         Position of the frame in its source, from 0, and how many frames the source holds.
     label
@@ -136,8 +136,8 @@ class Prediction:
     probabilities
         Probability of each label, in [0, 1], in the manifest's order.
     model, model_hash, artifact, engine, provider
-        What ran: model name and version, the first 12 digits of the artifact's SHA-256, file in the bundle, engine,
-        execution provider as read back from the engine.
+        What ran: model name and version, the first 12 digits of the artifact's SHA-256, its file in the bundle, the
+        engine, and the execution provider that the engine reports.
     warnings
         Reasons to distrust the answer.
     heatmap
@@ -146,7 +146,7 @@ class Prediction:
         Grad-CAM of the positive label, float32 (h, w), at least 0, if the artifact has that output, otherwise ``None``.
         Not part of ``to_dict``.
     pixels
-        The frame as it was decoded, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
+        The decoded frame, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
     """
 
     source: str | None
@@ -173,7 +173,7 @@ class Prediction:
         return self.probabilities[self.positive]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types: what ``mri-edge predict --json`` prints on one line; see ``result.schema.json``."""
+        """Return plain types, which ``mri-edge predict --json`` prints as one line; see ``result.schema.json``."""
         return {
             "schema_version": SCHEMA_VERSION,
             **_key(self.source, self.index, self.frames),
@@ -200,7 +200,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """Takes the place of a prediction for a scan, or a frame of it, that could not be read."""
+    """The result for a scan, or a frame of it, that could not be read."""
 
     source: str | None
     error: InputError
@@ -242,7 +242,7 @@ def hashed_name(name: str, sha256: str) -> str:
 
 
 def _cut(text: str, size: int) -> str:
-    """The start of a name, at most ``size`` bytes in the file system's encoding."""
+    """Return the start of a name, at most ``size`` bytes in the file system's encoding."""
     while len(os.fsencode(text)) > size:
         text = text[:-1]
     return text

@@ -1,4 +1,4 @@
-"""Read scans in batches and resize their frames: everything that happens before the network sees them."""
+"""Read scans in batches and resize their frames: everything that happens before the network runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mri_edge.scans.preprocessing import Preprocessing
 
 from .prediction import Failure
 
-_MAX_WAITING_BYTES = 4 << 20  # of decoded frames that wait in a thread for the next ones, to be resized together
+_MAX_WAITING_BYTES = 4 << 20  # of decoded frames that a thread collects to resize them together
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Decoded:
 class Prepared:
     """A frame resized to the network's input, uint8 (h, w, 3), and its warnings.
 
-    ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` are the
-    pixels before that, or None if they are not kept.
+    ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` holds the
+    pixels before resizing, or None if they are not kept.
     """
 
     frame: Frame
@@ -75,7 +75,7 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
 def prepare_sources(
     sources: Sequence[Source | InputError], preprocessing: Preprocessing, *, keep_pixels: bool
 ) -> list[Prepared | Failure]:
-    """Read and prepare every frame of some scans in order. What cannot be read becomes a Failure."""
+    """Read and prepare every frame of some scans in order. A scan or frame that cannot be read becomes a Failure."""
     prepared: list[Prepared | Failure] = []
     waiting: list[Decoded | Failure] = []
     waiting_bytes = 0
@@ -168,13 +168,13 @@ class _End:
 def _timed(items: Iterable[Item], size: int, max_wait: float) -> Iterator[list[Item]]:
     queue: Queue[Item | _End] = Queue(maxsize=size)
     stopped = Event()
-    # A daemon: it may block forever on standard input, which must not keep the program from ending.
+    # It is a daemon, because it may block forever on standard input, which must not keep the program from ending.
     Thread(target=_fill, args=(items, queue, stopped), name="read sources", daemon=True).start()
     try:
         first_wait, end = max_wait, None
         while end is None:
             batch, end = _next_batch(queue, size, first_wait, max_wait)
-            first_wait = max_wait if batch else _CHECK_S  # no scan is waiting for its answer
+            first_wait = max_wait if batch else _CHECK_S  # after an empty batch no scan waits for its answer
             yield batch
         if end.error is not None:
             raise end.error

@@ -1,7 +1,7 @@
-"""Golden values: the results for a bundle's scans when it was made, replayed on any device stage by stage.
+"""Replay golden values: compare this device's results, stage by stage, with those recorded in the bundle.
 
-The input of each stage is the recorded output of the stage before, so that the first stage that differs is the
-cause: file -> decoded pixels -> resized tensor -> probabilities. Only the label is computed end to end on the device.
+The stages are file -> decoded pixels -> resized tensor -> probabilities. The input of each stage is the recorded output
+of the previous one, so that the first stage that differs is the cause. Only the label is computed end to end here.
 The probabilities are those of the artifact itself, so a recalibration changes no golden value; the labels follow it.
 """
 
@@ -32,7 +32,7 @@ FOLDER = "golden/"
 NOTICE = FOLDER + "NOTICE"
 
 SCHEMA_VERSION = 1
-_ARRAYS_LIMIT = 256 << 20  # bytes when unpacked; six demo scans take some 2 MB
+_ARRAYS_LIMIT = 256 << 20  # bytes when unpacked; six demo scans take about 2 MB
 
 _Stage = Literal["hashes", "pixels", "tensor", "probabilities", "label"]
 _Status = Literal["same", "near", "differs", "not tried"]
@@ -95,7 +95,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class _Golden:
-    """The record: scans as listed files, their pixels, tensors, and probabilities by artifact."""
+    """The golden record: the scans as listed files, their pixels and tensors, and the probabilities by artifact."""
 
     scans: tuple[Document, ...]
     pixels: tuple[Pixels, ...]
@@ -116,7 +116,7 @@ def replay(bundle: Bundle) -> Report:
     Raises
     ------
     ManifestError
-        The record is not valid, although its hash is right.
+        The record is not valid, although its hash is correct.
     """
     checks = list(_check_hashes(bundle))
     if all(check.status == "same" for check in checks) and (golden := _read(bundle)):
@@ -173,12 +173,12 @@ def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> I
             try:
                 found = probabilities_of(bundle, artifact, file.NAME, golden.tensors)
                 same_input = np.array_equal(tensors, golden.tensors)
-                chain = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors)
+                end_to_end = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors)
             except EngineError as error:
                 yield Check("probabilities", artifact.file, file.NAME, "differs", str(error))
                 continue
             yield _compare_probabilities(artifact, file.NAME, found, expected)
-            yield _compare_labels(bundle, golden.scans, artifact, file.NAME, chain, expected)
+            yield _compare_labels(bundle, golden.scans, artifact, file.NAME, end_to_end, expected)
 
 
 def _compare_pixels(
@@ -262,7 +262,7 @@ def _read(bundle: Bundle) -> _Golden | None:
         pixels = tuple(_three_channels(arrays[f"pixels-{i}"]) for i in range(len(scans)))
         probabilities = {file: arrays[f"probabilities-{file}"] for file in facts.engines}
         golden = _Golden(scans, pixels, arrays["tensors"], probabilities)
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for damaged files
+    except Exception as error:  # zipfile, zlib and NumPy raise many types of exceptions for damaged files
         raise ManifestError(f"{origin}: not a golden record ({error!r})", "Record it again") from error
     size = (len(scans), bundle.manifest.preprocessing.height, bundle.manifest.preprocessing.width, 3)
     shape = (len(scans), len(bundle.manifest.labels))
@@ -282,7 +282,7 @@ def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
         size = sum(member.file_size for member in members)
         if size > _ARRAYS_LIMIT:
             raise ValueError(f"{ARRAYS} unpacks to {size:,} bytes")
-        # A member never gives more than the size that it declares: zipfile stops there.
+        # zipfile never reads more of a member than its declared size.
         return {member.filename.removesuffix(".npy"): parse_array(archive.read(member)) for member in members}
 
 

@@ -1,10 +1,11 @@
-"""Choose which artifact of a bundle runs, in which engine and how, unless the caller has decided."""
+"""Choose which artifact of a bundle runs, in which engine and how, where the caller leaves it open."""
 
 from __future__ import annotations
 
 import logging
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
@@ -13,17 +14,15 @@ from mri_edge.device.machine import cpu
 from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 
-from .run_options import RunOptions
-
 DEFAULT_BATCH = 8
 # A network below this size has finished before a second thread has started, and takes less time than decoding, so other
 # threads decode meanwhile: `small` (0.14 MB) takes 0.13 ms on one thread and 0.14 on two (AMD Zen 4).
 TINY = 1 << 20  # bytes
 _TINY_BATCH = 64
 
-# Of the installed engines the first is taken, ONNX Runtime before LiteRT: for the int8 artifacts of the embedded
+# The first installed engine is chosen, ONNX Runtime before LiteRT: for the int8 artifacts of the embedded
 # network LiteRT takes 1.03 to 1.06 times the CPU time of ONNX Runtime with VNNI (AMD Zen 4, batch 1 and 8, one thread),
-# too little to prefer either. 'mri-edge tune' measures what is faster on a device.
+# a difference too small to matter. 'mri-edge tune' measures what is faster on a device.
 # Where the CPU sums 8-bit products in one instruction, int8 is the fastest and exact. On other x86 CPUs int8 is faster
 # in ONNX only: with AVX2 (AMD Zen 3) vgg16 takes 0.52 of float32's time, `small` 0.64 to 0.78, and weights of 7 bits
 # keep the sums in range (export/onnx/quantize.py); in LiteRT int8 takes 0.98 and 1.6 times float32's. float16 and
@@ -33,10 +32,43 @@ _FLOAT_FIRST = ("float32", "dynamic", "float16", "int8")
 
 _log = logging.getLogger(__name__)
 
+Workload = Literal["single", "many"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The caller's choices for running a model. ``select`` chooses whatever is None.
+
+    Attributes
+    ----------
+    artifact
+        File of the bundle, ``"model.int8.onnx"``. None: the best one that an installed engine opens.
+    engine
+        ``"onnxruntime"`` (or ``"onnx"``, ``"ort"``), ``"litert"`` (or ``"tflite"``), ``"openvino"``.
+        None: the preferred engine for the artifact.
+    provider
+        ``"auto"`` takes the best execution provider that starts, ``"gpu"`` the best GPU provider. Any other
+        provider must start, or ProviderUnavailable is raised.
+    threads
+        Intra-op threads, at most the cores that this process may use. None: as the device profile says, else 1 for
+        a model below 1 MiB and all those cores for a larger one.
+    workload
+        Whether scans come one by one or many at a time. A device profile knows the best choice for each.
+    allow_fallback
+        Run on the CPU if ``provider`` does not start, with a warning in every prediction.
+    """
+
+    artifact: str | None = None
+    engine: str | None = None
+    provider: str = "auto"
+    threads: int | None = None
+    workload: Workload = "many"
+    allow_fallback: bool = False
+
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run and how.
+    """The chosen artifact, and how to run it.
 
     Attributes
     ----------
@@ -60,7 +92,7 @@ def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True)
     """Choose by ``run``, then by the device profile, then by a rule that suits most machines.
 
     An artifact that failed its parity gate is only chosen if ``run`` names it. Measurements of a device profile count
-    only if they were made with the provider and threads that ``run`` asks for. ``tuned=False`` ignores the profile.
+    only if they were made with the provider and threads that ``run`` requests. ``tuned=False`` ignores the profile.
 
     Raises
     ------
@@ -77,7 +109,7 @@ def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True)
     if tuned and (selection := _by_profile(bundle, artifact, engine, run)):
         return selection
     if artifact:
-        return _untuned(artifact, engine or engine_for(artifact.file), run.threads, "as asked for")
+        return _untuned(artifact, engine or engine_for(artifact.file), run.threads, "as requested")
     return _untuned(*_by_rule(bundle, engine), run.threads, "by the rule for this CPU")
 
 
@@ -100,7 +132,7 @@ def _by_profile(
     bundle: Bundle, artifact: Artifact | None, engine: EngineFile | None, run: RunOptions
 ) -> Selection | None:
     try:
-        if not os.path.isdir(profile_folder()):  # the usual case, which should not import anything
+        if not os.path.isdir(profile_folder()):  # the usual case, in which nothing should be imported
             return None
     except UsageError:  # there is no home folder, and so no profile
         return None
@@ -150,5 +182,5 @@ def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, Engin
     files = ", ".join(artifact.file for artifact in bundle.manifest.artifacts) or "no model"
     wanted = f"engine {engine.NAME!r}" if engine else "any engine"
     raise BundleError(
-        f"{bundle.folder}: nothing in it for {wanted}. It has: {files}", "Make one with 'mri-edge export BUNDLE'"
+        f"{bundle.folder}: has no artifact for {wanted}. It has: {files}", "Make one with 'mri-edge export BUNDLE'"
     )

@@ -1,4 +1,4 @@
-"""The device profile: what ``mri-edge tune`` measured on this device, and the choice that follows from it.
+"""Read and write the device profile: what ``mri-edge tune`` measured on this device, and the choice that follows.
 
 It is one small JSON file for each bundle. Every ``predict`` reads it, so checking whether it is still valid takes
 microseconds, and reading it needs only ``json``.
@@ -22,7 +22,7 @@ from mri_edge.engines import engine_files
 from mri_edge.errors import ManifestError
 from mri_edge.storage.atomic import atomic_write, fingerprint
 
-_LIMIT = 4 << 20  # bytes; a hundred measurements are some 15 kB
+_LIMIT = 4 << 20  # bytes; a hundred measurements take about 15 kB
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Profile:
         return "; ".join(changed) or None
 
     def save(self, folder: Path | None = None) -> Path:
-        """Write the profile, keep valid measurements of other providers, and return the file.
+        """Write the profile, with the valid measurements of other providers, and return its path.
 
         Raises
         ------

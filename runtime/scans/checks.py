@@ -1,4 +1,4 @@
-"""Warn about pictures that do not look like a brain scan: cheap rules on the pixels, each with its false-alarm rate.
+"""Warn about pictures that do not look like a brain scan, by cheap rules on the pixels with known false-alarm rates.
 
 The limits were chosen on the 3,975 scans of both public data sets (navoneel and nickparvar, see the README). The
 comment at each limit gives the proportion of those scans that it warns about. ``tests/scans/test_checks.py`` measures
@@ -25,7 +25,7 @@ _MAX_STEP = 35  # of 255, mean between neighbors; noise has 40 to 84: 0.15 %
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason to distrust one answer; ``str`` gives the message.
+    """A reason to distrust one answer; ``str`` returns the message.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class ResultWarning:
     message
         The reason for people.
     value, limit
-        What was measured and the bound it breaks, where there is one.
+        The measured value and the limit that it violates, or None.
     """
 
     code: str
@@ -47,14 +47,14 @@ class ResultWarning:
 
 
 def warnings_for(sizes: Sequence[tuple[int, int]], resized: Pixels) -> list[tuple[ResultWarning, ...]]:
-    """Return for each picture the warnings that it may not be a brain scan; nearly every scan has none.
+    """Return the warnings for each picture that it may not be a brain scan; nearly all scans have none.
 
     Parameters
     ----------
     sizes
-        Height and width of each picture as it was decoded, in pixels.
+        Height and width of each decoded picture, in pixels.
     resized
-        uint8 (N, h, w, 3) RGB, the pictures in the size of the network's input.
+        uint8 (N, h, w, 3) RGB: the pictures, resized to the network's input.
     """
     sample = resized[:, ::4, ::4]  # one pixel of sixteen is enough
     red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]

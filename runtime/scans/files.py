@@ -1,4 +1,4 @@
-"""Open a scan file without blocking forever, and separate errors of the system from errors of the scan."""
+"""Open a scan file without blocking forever, and distinguish errors of the system from errors of the scan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from mri_edge.errors import InputError
 
 _WAIT_S = 10.0
-# Streams that the caller has opened already: `<(...)` in a shell, standard input. No limit applies to their sender.
+# Streams that the caller has already opened: `<(...)` in a shell, standard input. Their writers have no time limit.
 _DESCRIPTOR = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
@@ -31,7 +31,7 @@ def open_scan(path: str) -> FileIO:
         return FileIO(path)
     if kind == "socket":
         raise InputError(f"{path}: is a socket, not a picture", code="not_a_file")
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a blocking open would wait until a writer comes
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a blocking open would wait for a writer
     try:
         _await_data(number, path, kind)
         os.set_blocking(number, True)
@@ -48,14 +48,14 @@ def _await_data(number: int, path: str, kind: str) -> None:
     poller.register(number, POLLIN)
     if not poller.poll(_WAIT_S * 1000):
         raise InputError(
-            f"{path}: is a {kind} that nobody wrote to within {_WAIT_S:.0f} s",
+            f"{path}: no data arrived on this {kind} within {_WAIT_S:.0f} s",
             "Start its writer first, or pass the scan as /dev/stdin",
             code="not_a_file",
         )
 
 
 def special_file_kind(path: str) -> str | None:
-    """Return "pipe", "socket" or "device" for what may be opened but is neither a file nor a folder, else None."""
+    """Return "pipe", "socket" or "device" for a path that is neither a file nor a folder, else None."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
@@ -68,16 +68,16 @@ def special_file_kind(path: str) -> str | None:
 
 
 def out_of_memory(name: str) -> InputError:
-    """Return the error for a scan that does not fit in memory. Raise it from the MemoryError, for ``is_transient``."""
+    """Return the error for a scan that does not fit in memory. Raise it from the MemoryError: see ``is_transient``."""
     hint = "Free some memory and try again, or make the picture smaller"
     return InputError(f"{name}: cannot read (out of memory)", hint, code="out_of_memory")
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether an error is about memory or disks at this moment and says nothing about the scan itself.
+    """Whether an error concerns memory or disks at this moment, and not the scan itself.
 
-    Pillow's own OSErrors have no number. A damaged picture may point beyond the end of the file, which gives EINVAL.
-    For a file that is gone (ENOENT) there is nothing to wait for.
+    Pillow's own OSErrors have no number. A damaged picture may refer to a position outside the file, which causes
+    EINVAL. A file that is gone (ENOENT) does not come back.
     """
     if isinstance(error, OSError):
         return error.errno not in (None, errno.EINVAL, errno.ENOENT)

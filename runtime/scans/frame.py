@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.errors import InputError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -31,7 +33,7 @@ class Frame:
     index, count
         Position of this frame in its source, from 0, and how many frames the source holds.
     metadata
-        Facts from the file that a later step needs. Nothing that identifies a patient.
+        Facts from the file that a later step needs, without anything that identifies a patient.
     """
 
     pixels: Pixels = field(repr=False, compare=False)
@@ -42,5 +44,11 @@ class Frame:
 
 
 def source_name(source: Source) -> str | None:
-    """Return the path as it was given, or None for a scan that did not come as a path."""
+    """Return the path as it was given, or None for a scan that was not given as a path."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+def not_one_frame(source: Source, count: int, hint: str = "") -> InputError:
+    """Return the error for a scan of ``count`` frames where one is needed."""
+    name = source_name(source) or "the scan"
+    return InputError(f"{name}: holds {count} frames, one is needed", hint, code="unsupported")

@@ -1,4 +1,4 @@
-"""The preprocessing of a model as data: size, channel order and normalization.
+"""Describe the preprocessing of a model as data: size, channel order and normalization.
 
 Training, calibration, export and prediction all use this class, so that pixels on the device are prepared as they
 were in training.
@@ -32,10 +32,10 @@ class Preprocessing:
     channel_order
         Order of the channels in the network's input.
     scale
-        Factor that the 8-bit value is multiplied with first.
+        Factor by which the 8-bit value is multiplied first.
     mean, deviation
-        Mean, which is subtracted first, and standard deviation, by which the result is divided. One value per channel,
-        in ``channel_order``, in scaled units. ``deviation`` is a key of the manifest.
+        Mean, which is then subtracted, and standard deviation, by which the result is divided. One value per channel,
+        in ``channel_order`` and scaled units. ``deviation`` is a key of the manifest.
     """
 
     height: int = 128

@@ -15,19 +15,19 @@ from mri_edge.errors import InputError
 
 from .frame import Pixels
 
-# Along one axis: index of the first and of the second neighbor, weight of the first and of the second.
+# Along one axis: the indices of the first and second neighbors, then the weights of the first and second.
 _Neighbors = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]
 
 # Weights of a pixel pair are integers that sum to 2**11; OpenCV, imgproc/src/resize.cpp
 # (INTER_RESIZE_COEF_BITS). The same fixed-point arithmetic gives the same result.
 _COEFFICIENT_BITS = 11
-# In a larger picture only the needed pixels are gathered, because whole rows may be long.
+# From a larger picture only the needed pixels are gathered, because its rows may be long.
 _LARGE_PIXELS = 1 << 22
 _BUFFER_VALUES = 1 << 18  # values in one step: four gray pictures of 256 x 256, which fit the cache of one core
 
 
 def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixels:
-    """Bilinear resize without antialiasing, as OpenCV's ``INTER_LINEAR`` does for 8-bit pictures.
+    """Resize bilinearly without antialiasing, as OpenCV's ``INTER_LINEAR`` does for 8-bit pictures.
 
     Pictures of one size are resized together. Threads that resize single pictures slow each other
     down, because each of NumPy's many short steps releases and takes the interpreter lock.
@@ -81,12 +81,12 @@ def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixe
 
 def _write(picture: Pixels, out: Pixels) -> None:
     """Write uint8 (height, width, 1 or 3) to (height, width, 3)."""
-    for channel in range(3):  # strided copies take half the time of np.repeat
+    for channel in range(3):  # strided copies take half as long as np.repeat
         out[:, :, channel] = picture[:, :, channel % picture.shape[2]]
 
 
 def _blend_large(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resize a large picture, uint8 (rows, columns, 3), in memory that depends on the result's size alone."""
+    """Resize a large picture, uint8 (rows, columns, 3). The memory depends only on the size of the result."""
     rows, columns, _ = pixels.shape
     (upper, lower, *vertical), (left, right, *horizontal) = _neighbors(rows, height, 1), _neighbors(columns, width, 1)
     corners = pixels[np.ix_(np.concatenate((upper, lower)), np.concatenate((left, right)))]
@@ -102,7 +102,7 @@ def _blend_large(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _blend(planes: Sequence[Pixels], down: _Neighbors, across: _Neighbors, channels: int) -> Pixels:
-    """uint8 (rows, columns * channels) each, all of one shape -> uint8 (N, height, width, channels)."""
+    """Resize planes, uint8 (rows, columns * channels) of one shape, to uint8 (N, height, width, channels)."""
     upper, lower, above, below = down
     left, right, before, after = across
     count, height, values = len(planes), len(upper), planes[0].shape[1]
@@ -130,7 +130,7 @@ def _blend(planes: Sequence[Pixels], down: _Neighbors, across: _Neighbors, chann
 
 
 class _Buffers(threading.local):
-    """Buffers of one thread, used again: writing to pages that the system just handed out takes twice as long."""
+    """Buffers that one thread reuses, because writing to memory fresh from the system takes twice as long."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, NDArray[Any]] = {}
@@ -152,9 +152,9 @@ _buffers = _Buffers()
 def _neighbors(source: int, target: int, channels: int) -> _Neighbors:
     """Return the neighbors along one axis and their weights, each of length ``target * channels``.
 
-    ``channels``: number of values of each pixel, side by side.
+    ``channels`` is the number of adjacent values that make a pixel.
     """
-    # float32 as in OpenCV, so that the weights round in the same way.
+    # float32 as in OpenCV, so that the weights are rounded in the same way.
     position = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.intp)
     fraction = position - first.astype(np.float32)

@@ -1,6 +1,6 @@
 """List the scans that a command line names: files, folders, patterns, or paths on standard input.
 
-Files of a folder that are not scans are counted by kind, so that none is skipped silently.
+It counts the files of a folder that are not scans by kind, so that none is skipped silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mri_edge.errors import InputError, printable
 from . import readers
 from .files import special_file_kind
 
-_NAMED = 3  # files of each kind that are named; the others are only counted
+_MAX_NAMED = 3  # files of each kind that a message names; the others are only counted
 _KINDS = {
     ".dcm": "DICOM",
     ".dicom": "DICOM",
@@ -38,12 +38,12 @@ def expand(
       depth; with ``recursive`` also for the scans in folders that it matches).
     - ``-`` stands for the paths on standard input, one per line.
 
-    Pipes, sockets and devices in a folder or behind a pattern are skipped. One that is named directly is yielded.
+    Pipes, sockets and devices are skipped in folders and in matches of a pattern, and yielded if named directly.
 
     Parameters
     ----------
     notify
-        Called with one line for each folder or pattern with skipped files.
+        Called with one line about each folder or pattern with skipped files.
     """
     for argument in arguments:
         if argument == "-":
@@ -57,20 +57,20 @@ def expand(
         elif os.path.isdir(argument):
             skipped = _SkippedFiles()
             scans = _scans_in(argument, recursive, skipped)
-            yield from _or_error(scans, argument, "the folder has no pictures in it", skipped, notify, _suffix_hint)
+            yield from _with_report(scans, argument, "the folder has no pictures in it", skipped, notify, _suffix_hint)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
             skipped = _SkippedFiles()
             matches = _matches(argument, recursive, skipped)
-            yield from _or_error(matches, argument, "no file matches this pattern", skipped, notify)
+            yield from _with_report(matches, argument, "no file matches this pattern", skipped, notify)
         else:
             yield argument
 
 
 def _lines(stream: BinaryIO) -> Iterator[str]:
-    """Yield the lines of ``stream`` as they come, without line ends, decoded as file names (not always UTF-8).
+    """Yield the lines of ``stream`` as they arrive, without line ends, decoded as file names (not always UTF-8).
 
-    The file descriptor is read directly. A thread that waits inside the stream's own ``read`` holds its lock, and
-    Python aborts when it finds that lock taken at exit.
+    It reads the file descriptor directly. A thread that waits in the stream's own ``read`` holds the stream's lock, and
+    Python aborts if that lock is taken at exit.
     """
     try:
         number = stream.fileno()
@@ -88,8 +88,8 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 def _matches(pattern: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
-            if special_file_kind(path):
-                skipped.add(path)
+            if kind := special_file_kind(path):
+                skipped.add(path, kind)
             else:
                 yield path
         elif "**" in pattern:  # the files in this folder match as well
@@ -111,14 +111,20 @@ def _scans_in(folder: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[
         if _is_folder(entry):
             if not recursive:
                 skipped.add_folder()
-            elif entry.is_symlink():  # it could lead in circles
+            elif entry.is_symlink():  # it could lead back to a parent folder
                 skipped.add(entry.path, "link to a folder")
             else:
                 yield from _scans_in(entry.path, recursive, skipped)
-        elif (_is_file(entry) or not special_file_kind(entry.path)) and readers.recognizes(entry.path):
-            yield entry.path
+        elif not _is_file(entry) and (kind := special_file_kind(entry.path)):
+            skipped.add(entry.path, kind)
         else:
-            skipped.add(entry.path)
+            head = b""
+            if readers.has_known_suffix(entry.path) or readers.recognizes_content(
+                head := readers.first_bytes(entry.path), entry.path
+            ):
+                yield entry.path
+            else:
+                skipped.add(entry.path, _kind(entry.name, head))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -129,14 +135,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether the entry is a file; costs a system call for links only."""
+    """Whether the entry is a file. This takes a system call for links only."""
     try:
         return entry.is_file()
     except OSError:  # as in _is_folder
         return False
 
 
-def _or_error(
+def _with_report(
     paths: Iterator[str | InputError],
     argument: str,
     problem: str,
@@ -157,7 +163,7 @@ def _or_error(
 
 
 def _suffix_hint() -> str:
-    """List the suffixes of all readers; this imports every reader, so it is called for an error only."""
+    """List the suffixes of all readers. It is called only for an error, because it imports every reader."""
     return f"Pictures end in {', '.join(readers.suffixes())}"
 
 
@@ -169,12 +175,11 @@ class _SkippedFiles:
         self._counts: dict[str, int] = {}
         self._folders = 0
 
-    def add(self, path: str, kind: str | None = None) -> None:
-        """Count a file. Without ``kind`` its name and first bytes decide which kind it is."""
-        kind = kind or _kind(path)
+    def add(self, path: str, kind: str) -> None:
+        """Count a file of this kind."""
         names = self._names.setdefault(kind, [])
         self._counts[kind] = self._counts.get(kind, 0) + 1
-        if len(names) < _NAMED:
+        if len(names) < _MAX_NAMED:
             names.append(Path(path).name)
 
     def add_folder(self) -> None:
@@ -200,27 +205,16 @@ class _SkippedFiles:
 
     def _names_of(self, kind: str) -> str:
         names = ", ".join(map(printable, self._names[kind]))
-        return f"{names}, …" if self._counts[kind] > _NAMED else names
+        return f"{names}, …" if self._counts[kind] > _MAX_NAMED else names
 
 
-def _kind(path: str) -> str:
-    name = Path(path).name
-    if kind := special_file_kind(path):
-        return kind
+def _kind(name: str, head: bytes) -> str:
+    """Return the kind of a file that no reader recognizes, from its name and its first bytes."""
     for suffix, kind in _KINDS.items():
         if name.lower().endswith(suffix):
             return kind
-    if _is_dicom(path):
+    if head[128:132] == b"DICM":  # DICOM part 10, section 7.1; scanners write names without a suffix
         return "DICOM"
     if name.startswith("."):
         return "hidden"
     return printable(Path(name).suffix) or "no suffix"
-
-
-def _is_dicom(path: str) -> bool:
-    """Whether the file begins as DICOM does (part 10, section 7.1); scanners write names without a suffix."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False

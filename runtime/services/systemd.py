@@ -1,4 +1,4 @@
-"""Tell systemd that the service is ready, alive or stopping (``sd_notify``). Does nothing without systemd."""
+"""Report to systemd that the service is ready, alive or stopping (``sd_notify``), if systemd started it."""
 
 from __future__ import annotations
 

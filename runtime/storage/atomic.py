@@ -19,7 +19,7 @@ _CHUNK = 4 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
@@ -28,7 +28,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fingerprint(lines: Iterable[str]) -> str:
-    """SHA-256 over lines of text, as 64 hexadecimal digits."""
+    """Return the SHA-256 over lines of text as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode())
@@ -88,7 +88,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(path: Path) -> None:
-    """Sync a folder, so that names created or renamed in it survive a power cut where the system supports that."""
+    """Sync a folder, so that new and renamed entries survive a power cut where the system supports that."""
     with suppress(OSError):  # Windows cannot open folders, and some network shares cannot sync them
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -128,7 +128,8 @@ def atomic_move(source: Path, target: Path) -> None:
             source.unlink()
     except OSError as error:
         raise OutputError(
-            f"{source}: cannot be moved to {target} ({error.strerror})", "Both folders must be writable, with space"
+            f"{source}: cannot be moved to {target} ({error.strerror})",
+            "Both folders must be writable, with free space",
         ) from error
     finally:
         with suppress(OSError):
@@ -136,19 +137,19 @@ def atomic_move(source: Path, target: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove files that a killed program left half-written. Call it only where no other program writes."""
+    """Remove files that a killed program left half-written. Call it only while no other program writes there."""
     for path in folder.glob(".*.new-????????"):
         with suppress(OSError):
             path.unlink()
 
 
 def discard_stdout() -> None:
-    """Discard buffered standard output. On a full disk, Python would try to write it at exit and fail again."""
+    """Discard buffered standard output, which Python would otherwise write at exit and fail again on a full disk."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results and its parents. Call it before long work. Raises OutputError."""
+    """Make a folder for results, and its parents. Call it before long work. Raises OutputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Detect Git LFS pointers: small text files in place of models and scans in a clone without ``git lfs pull``."""
+"""Detect Git LFS pointers: the small text files that replace models and scans until ``git lfs pull`` is run."""
 
 from __future__ import annotations
 
-HINT = "Run 'git lfs pull' in the clone that it comes from"
+HINT = "Run 'git lfs pull' in the clone from which it was copied"
 
 # "version https://git-lfs.github.com/spec/v1"; the first releases used the host hawser.github.com.
 _BEGINNINGS = (b"version https://git-lfs.", b"version https://hawser.")

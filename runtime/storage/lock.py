@@ -1,4 +1,4 @@
-"""Lock files and folders. The system releases a lock when its program ends, however it ends."""
+"""Lock files and folders. The system releases a lock when its program ends, even by a crash or a kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCK = ".mri-edge.lock"
 def locked(folder: Path) -> Iterator[bool]:
     """Lock a folder for one program while the block runs. Yields False if its file system has no locks.
 
-    The lock file is not removed afterwards: otherwise two programs could each lock a file of this name.
+    The lock file is not removed afterwards: otherwise two programs could lock two different files of this name.
 
     Raises
     ------
@@ -37,10 +37,10 @@ def locked(folder: Path) -> Iterator[bool]:
             is_locked = lock(file)
         except BlockingIOError as error:
             raise UsageError(
-                f"{folder}: another mri-edge works in this folder{_owner(file)}", "Stop it, or name another folder"
+                f"{folder}: another mri-edge uses this folder{_owner(file)}", "Stop it, or name another folder"
             ) from error
         if is_locked:
-            with suppress(OSError):  # full disk: the process number only informs users
+            with suppress(OSError):  # on a full disk the process number, which only informs users, is missing
                 file.truncate(0)
                 file.write(b"%d\n" % os.getpid())
         yield is_locked

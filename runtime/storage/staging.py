@@ -20,8 +20,8 @@ from .lock import lock
 def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
     """Make and lock the folder ``prefix`` plus 8 random digits in ``parent``; remove it when the block ends.
 
-    Folders with the same prefix left behind by killed programs are removed first. On systems that cannot lock folders,
-    nothing is removed.
+    Folders with the same prefix that killed programs left behind are removed first, except on systems that cannot lock
+    folders.
 
     Raises
     ------
@@ -85,9 +85,9 @@ def lock_folder(folder: Path) -> int | None:
 
 @contextmanager
 def use_temporary_folder(purpose: str) -> Iterator[None]:
-    """Put temporary files of this program and of its libraries into one folder that is removed at the end.
+    """Put the temporary files of this program and its libraries into one folder, and remove it at the end.
 
-    Such folders of killed programs with the same purpose are removed first.
+    Folders that killed programs with the same purpose left behind are removed first.
 
     Raises
     ------
@@ -123,5 +123,5 @@ def _make(parent: Path, prefix: str, mode: int) -> tuple[Path, int | None]:
         try:
             return folder, lock_folder(folder)
         except (BlockingIOError, FileNotFoundError):
-            # Before it was locked, another program took it for abandoned and removed it.
+            # Another program took it for abandoned, and locked or removed it first.
             continue

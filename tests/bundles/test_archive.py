@@ -278,7 +278,7 @@ def test_a_header_that_differs_by_anything(good: Path, tmp_path: Path, place: in
     content[start + 148 : start + 156] = b"%06o\0 " % sum(content[start : start + 512])
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(content)
-    assert "block.bin expected here" in str(refused(path, tmp_path / "out"))
+    assert "does not hold block.bin where the manifest puts it" in str(refused(path, tmp_path / "out"))
 
 
 def relisted(good: Path, **changes: object) -> bytes:
@@ -302,14 +302,16 @@ def relisted(good: Path, **changes: object) -> bytes:
         ({"file": "..\\block.bin"}, "inside the bundle"),
         ({"file": "z.txt"}, "twice"),
         ({"file": "Z.TXT"}, "twice"),
-        ({"size_bytes": 511}, "expected here"),  # the archive has the same number of blocks
-        ({"size_bytes": 513}, "by its manifest it has"),
-        ({"size_bytes": 1 << 50}, "by its manifest it has"),
+        ({"size_bytes": 511}, "does not hold block.bin"),  # the archive has the same number of blocks
+        ({"size_bytes": 513}, "the files in its manifest make"),
+        ({"size_bytes": 1 << 50}, "the files in its manifest make"),
         ({"size_bytes": -512}, "negative"),
         ({"sha256": "0" * 64}, "SHA-256"),
     ],
 )
-def test_lying_manifests(good: Path, tmp_path: Path, changes: dict[str, object], words: str | None) -> None:
+def test_a_manifest_that_contradicts_the_archive_is_refused(
+    good: Path, tmp_path: Path, changes: dict[str, object], words: str | None
+) -> None:
     path = tmp_path / "hostile.mribundle"
     path.write_bytes(relisted(good, **changes))
     if words is None:
@@ -318,7 +320,7 @@ def test_lying_manifests(good: Path, tmp_path: Path, changes: dict[str, object],
         assert words in str(refused(path, tmp_path / "out"))
 
 
-def test_what_is_no_packed_bundle(good: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_packed_bundle_is_refused(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as file:

@@ -73,7 +73,9 @@ def test_a_bundle_is_overwritten_only_on_request(tiny_bundle: Path, tiny_manifes
     assert list(_contents(tiny_bundle)) == [MANIFEST]
 
 
-def test_what_is_no_bundle_is_never_overwritten(tmp_path: Path, tiny_bundle: Path, tiny_manifest: Manifest) -> None:
+def test_a_folder_without_a_bundle_is_never_overwritten(
+    tmp_path: Path, tiny_bundle: Path, tiny_manifest: Manifest
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years")
@@ -144,7 +146,7 @@ def test_rewriting_that_fails_leaves_the_bundle(tiny_bundle: Path, tiny_artifact
     assert [path.name for path in tiny_bundle.parent.iterdir()] == [tiny_bundle.name]
 
 
-def test_rewriting_keeps_what_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_rewriting_keeps_the_named_files(tiny_bundle: Path, tmp_path: Path) -> None:
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.add_document("metrics.json", "{}")
         writer.add_document("report/page.html", "<p>")
@@ -228,7 +230,7 @@ def test_missing_manifest(tiny_bundle: Path) -> None:
         Bundle.open(tiny_bundle)
 
 
-def test_manifest_of_another_kind(tiny_bundle: Path) -> None:
+def test_a_manifest_that_is_huge_or_a_folder_is_refused(tiny_bundle: Path) -> None:
     path = tiny_bundle / MANIFEST
     path.write_bytes(path.read_bytes() + b" " * (17 << 20))
     with pytest.raises(ManifestError, match="larger than 16 MiB"):
@@ -252,7 +254,7 @@ def test_files_outside_the_bundle_are_never_read(tiny_bundle: Path, file: str) -
 # --- finding
 
 
-def test_unknown_model_lists_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_model_lists_the_embedded_ones(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle folder") as caught:
         Bundle.open(tmp_path / "none")
     assert str((embedded_models() and ", ".join(embedded_models())) or "none") in caught.value.hint
@@ -267,7 +269,7 @@ def test_embedded_models_are_found_by_plain_names_only(name: str) -> None:
         Bundle.open(name)
 
 
-def test_a_folder_in_the_way_is_not_taken_for_an_embedded_model(
+def test_an_embedded_model_takes_precedence_over_a_folder_of_its_name(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -276,7 +278,7 @@ def test_a_folder_in_the_way_is_not_taken_for_an_embedded_model(
     assert Bundle.open("small").manifest.name == "small"
     assert caplog.text == ""
     assert Bundle.open().manifest.name == "vgg16"
-    assert "not the bundle in this folder, which is ./vgg16" in caplog.text
+    assert "using the embedded model. The bundle in the current folder is ./vgg16" in caplog.text
     assert Bundle.open("./vgg16").manifest.name == "tiny"
 
 

@@ -51,7 +51,7 @@ def largest_file(folder: Path, manifest: Manifest) -> int:
     return size - BLOCK - (text + -text % BLOCK) - BLOCK
 
 
-def test_a_bundle_of_four_gibibytes_may_be_packed_and_one_of_a_block_more_may_not(tmp_path, tiny_manifest):
+def test_a_bundle_of_up_to_four_gibibytes_can_be_packed(tmp_path, tiny_manifest):
     folder, nowhere = tmp_path / "bundle", tmp_path / "no folder" / "out"
     size = largest_file(folder, tiny_manifest)
     with pytest.raises(OutputError):  # its size is accepted, but the test does not write four gibibytes
@@ -75,7 +75,7 @@ def test_a_signature_counts_too(tmp_path, tiny_manifest):
         pack(bundle, tmp_path / "no folder" / "out")
 
 
-@pytest.mark.parametrize(("size", "words"), [(LARGEST + 1, "has at most"), (LARGEST, "by its manifest it has")])
+@pytest.mark.parametrize(("size", "words"), [(LARGEST + 1, "has at most"), (LARGEST, "the files in its manifest make")])
 def test_a_packed_bundle_beyond_four_gibibytes_is_refused_by_its_size(tmp_path, tiny_manifest, size, words):
     folder, packed = tmp_path / "bundle", tmp_path / "large.mribundle"
     pack(listing(folder, tiny_manifest), packed)
@@ -168,7 +168,7 @@ def test_the_fingerprint_is_that_of_the_raw_key(keys):
     assert fingerprint(keys[1]) == hashlib.sha256(raw).hexdigest()[:16]
 
 
-def test_the_private_key_is_for_its_owner_alone_and_the_public_one_for_all(keys):
+def test_only_the_owner_can_read_the_private_key(keys):
     mask = os.umask(0)
     os.umask(mask)
     assert [stat.S_IMODE(path.stat().st_mode) for path in keys] == [0o600 & ~mask, 0o644 & ~mask]
@@ -197,7 +197,7 @@ def test_a_passphrase_is_asked_only_of_a_key_that_has_one(keys, tmp_path):
         private_key(locked, lambda: "wrong")
 
 
-def test_of_a_huge_file_that_is_no_key_only_the_beginning_is_read(tmp_path):
+def test_only_the_beginning_of_a_huge_key_file_is_read(tmp_path):
     pytest.importorskip("cryptography", reason="needs the extra 'sign'")
     from mri_edge.bundles.signatures import fingerprint
 

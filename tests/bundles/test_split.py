@@ -62,7 +62,7 @@ def test_the_condensed_record_names_no_image(split: Split) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no array", _saved(np.zeros((2, 9), np.uint8)), _saved(np.full((2, 10), 9.0))]
 )
-def test_what_is_no_condensed_record_is_refused(content: bytes) -> None:
+def test_a_file_that_is_not_a_condensed_record_is_refused(content: bytes) -> None:
     with pytest.raises(ManifestError, match=r"split\.npy"):
         Split.from_condensed(content)
 
@@ -91,7 +91,7 @@ def test_missing_or_changed_image_stops_the_work(split: Split, data: Path) -> No
     ("change", "data_too"),
     [({"file": "no/other.jpg"}, True), ({"sha256": "0" * 64}, True), ({"label": 1}, True), ({"role": "test"}, False)],
 )
-def test_fingerprints_change_with_what_they_name(split: Split, change: dict[str, object], data_too: bool) -> None:
+def test_fingerprints_change_with_their_content(split: Split, change: dict[str, object], data_too: bool) -> None:
     changed = Split((replace(split.images[0], **change), *split.images[1:]))  # type: ignore[arg-type]
     assert (changed.data_fingerprint != split.data_fingerprint) is data_too
     named = "sha256" in change or "role" in change

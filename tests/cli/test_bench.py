@@ -91,7 +91,7 @@ def test_scans_may_be_many(tiny_bundle):
     assert answer.startswith(f"{request.scans[0]}: no such file")
 
 
-def test_a_row_holds_the_verdict_of_the_gate(tiny_bundle):
+def test_a_row_contains_the_verdict_of_the_gate(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
     [first] = bundle.manifest.artifacts
     with rewrite_bundle(bundle) as writer:

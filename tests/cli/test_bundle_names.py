@@ -113,7 +113,7 @@ def test_every_command_honours_the_variable(
     monkeypatch.setenv(VARIABLE, "our.pub.pem")
     words = [word.format(tiny_bundle) for word in READERS[command]]
     assert run(words) == 3
-    assert "not signed, and a signature by our.pub.pem is required" in capfd.readouterr().err
+    assert "is not signed, but a signature that our.pub.pem verifies is required" in capfd.readouterr().err
     assert run(["bundle", "sign", str(tiny_bundle), "--key", "our.pem"]) == 0
     assert run(words) == 0, capfd.readouterr().err
 
@@ -157,7 +157,7 @@ def test_predict_opens_a_bundle_whose_path_is_any_bytes(
     assert done.stdout.startswith(b'{"')
 
 
-def test_a_file_that_is_no_bundle_is_refused_with_a_message(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_bundle_is_refused_with_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nothing of ours")
     with pytest.raises(BundleError, match=r"is not a packed bundle. A bundle is a folder, or a file made by"):
         Bundle.open(tmp_path / "file")

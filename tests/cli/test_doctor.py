@@ -82,7 +82,7 @@ def test_an_illegal_instruction_is_a_finding_and_not_a_crash(plant, tiny_bundle,
 
 @posix
 @pytest.mark.parametrize(("signal_name", "words"), [("SIGSEGV", "crashed"), ("SIGKILL", "memory")])
-def test_other_ways_to_die_are_named(plant, signal_name, words):
+def test_other_ways_in_which_a_process_ends_are_named(plant, signal_name, words):
     plant(signal_name)
     problem = attempt(Trial("planted"), time_limit=60).problem
     assert words in problem

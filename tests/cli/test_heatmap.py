@@ -91,7 +91,7 @@ def test_two_scans_never_share_a_picture(explaining_bundle, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("content", [b"my notes", None], ids=["a file", "a picture"])
-def test_a_file_of_somebody_else_is_not_drawn_over(explaining_bundle, tmp_path, capfd, content):
+def test_a_foreign_file_is_not_overwritten(explaining_bundle, tmp_path, capfd, content):
     scan, mine = tmp_path / "x.jpg", tmp_path / "x.jpg.png"
     scan.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
     if content is None:
@@ -116,7 +116,7 @@ def test_odd_names(explaining_bundle, tmp_path, capfd, name):
     assert json.loads(capfd.readouterr().out)["heatmap"] == str(picture)
 
 
-def test_scan_that_can_be_read_once_alone_is_drawn_too(explaining_bundle, tmp_path, monkeypatch, capfd):
+def test_a_scan_that_can_be_read_only_once_gets_a_heatmap(explaining_bundle, tmp_path, monkeypatch, capfd):
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     monkeypatch.chdir(tmp_path)

@@ -35,7 +35,7 @@ def trace(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["-", *offered()])
-def test_commands_open_no_connection_and_write_only_where_asked(engine, trace, tmp_path):
+def test_commands_open_no_connection_and_write_only_where_requested(engine, trace, tmp_path):
     if engine != "-" and (reason := engine_file(engine).missing()):
         pytest.skip(reason)
     for run in record.runs(tmp_path):
@@ -56,12 +56,12 @@ def test_commands_open_no_connection_and_write_only_where_asked(engine, trace, t
         ("s.sendto(b'', ('127.0.0.1', 9999))", False),
     ],
 )
-def test_a_call_would_be_seen(trace, program, calls):
+def test_a_connection_would_be_detected(trace, program, calls):
     program = f"import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.setblocking(False); {program}"
     assert bool(trace(sys.executable, "-c", program).calls) == calls
 
 
-def test_a_file_in_the_home_would_be_seen(trace, tmp_path):
+def test_a_file_in_the_home_folder_would_be_detected(trace, tmp_path):
     program = "import os, threading; t = threading.Thread(target=lambda: open(os.environ['HOME'] + '/id', 'w'))"
     found = trace(sys.executable, "-c", f"{program}; t.start(); t.join(); os.mkdir(os.path.expanduser('~/stats'))")
     home = tmp_path / "home"

@@ -156,7 +156,7 @@ for name, (arguments, _) in json.load(sys.stdin).items():
 
 
 @pytest.mark.parametrize("home", [None, "barred"])
-def test_no_home_is_no_profile(tiny_bundle, tmp_path, home):
+def test_without_a_home_folder_there_is_no_profile(tiny_bundle, tmp_path, home):
     (tmp_path / "barred").mkdir(mode=0)
     drop = _as_user()
     if home is None:  # a number without an account, as containers have it: nobody knows its home
@@ -173,7 +173,7 @@ def test_no_home_is_no_profile(tiny_bundle, tmp_path, home):
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
-def test_list_that_comes_slowly_is_answered_as_it_comes(tiny_bundle, tmp_path, form):
+def test_scans_of_a_slow_list_are_answered_as_they_arrive(tiny_bundle, tmp_path, form):
     """A user who names one scan and waits gets its answer, however large the batch is."""
     command = [PROGRAM, "predict", "-", form, "--model", tiny_bundle]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -110,7 +110,7 @@ def test_help_names_the_environment_variables(capfd, variable):
     assert f"MRI_EDGE_{variable}" in re.sub(r"\s+", "", capfd.readouterr().out)
 
 
-def test_logs_say_what_runs_and_keep_out_of_the_results(tiny_bundle, capfd):
+def test_logs_say_what_runs_and_stay_out_of_the_results(tiny_bundle, capfd):
     arguments = ["predict", "--json", "--model", str(tiny_bundle), "--threads", "1", SCAN]
     assert run([*arguments, "-v"]) == 0
     out, err = capfd.readouterr()

@@ -94,7 +94,7 @@ def test_folder_without_pictures(predict, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "text.jpg", "*.gif"])
-def test_one_scan_that_fails_is_one_line_in_all(predict, folder, name):
+def test_a_single_failed_scan_prints_one_line(predict, folder, name):
     code, out, err = predict(folder / name)
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1

@@ -103,7 +103,7 @@ def test_a_picture_without_a_file(tiny_bundle):
     [{"schema_version": 2}, {"warnings": ["words"]}, {"model_hash": "?"}, {"error": "both"}, {"threshold": 2}],
     ids=str,
 )
-def test_the_schema_refuses_what_no_command_writes(tiny_bundle, change):
+def test_the_schema_refuses_results_that_no_command_writes(tiny_bundle, change):
     with Classifier.load(tiny_bundle) as classifier:
         record = classifier.predict(np.zeros((200, 200), np.uint8)).to_dict() | change
     with pytest.raises(jsonschema.ValidationError):

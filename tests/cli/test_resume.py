@@ -37,7 +37,7 @@ def lines_of(journal: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in journal.read_text().splitlines()]
 
 
-def test_killed_runs_leave_one_result_for_each_scan_together(tiny_bundle, many, tmp_path):
+def test_killed_runs_together_write_one_result_for_each_scan(tiny_bundle, many, tmp_path):
     journal = tmp_path / "out.jsonl"
     command = [PROGRAM, "predict", many, "--model", tiny_bundle, "--resume", journal]
     kills = 0
@@ -102,7 +102,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_a_file_that_is_no_journal_is_left_alone(tiny_bundle, many, tmp_path, capfd, content):
+def test_a_file_that_is_not_a_journal_is_unchanged(tiny_bundle, many, tmp_path, capfd, content):
     notes = tmp_path / "notes.txt"
     notes.write_bytes(content)
     before = notes.stat()
@@ -163,7 +163,7 @@ def test_answers_of_a_model_that_was_trained_again_are_not_mixed(tiny_bundle, ma
     assert journal.read_bytes() == before
 
 
-def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bundle, many, tmp_path, capfd):
+def test_failed_scans_are_tried_again_and_a_scan_named_twice_has_one_line(tiny_bundle, many, tmp_path, capfd):
     journal, late = tmp_path / "out.jsonl", tmp_path / "late.png"
     command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png"), str(late)]
     assert run([*command, str(late)]) == 1
@@ -175,7 +175,7 @@ def test_what_failed_is_tried_again_and_a_scan_named_twice_has_one_line(tiny_bun
     assert [("label" in row, row["file"]) for row in lines_of(journal)][2:] == [(True, str(late))]
 
 
-def test_a_second_run_on_one_file_is_refused_and_takes_nothing_from_it(tiny_bundle, many, tmp_path, capfd):
+def test_a_second_run_on_a_journal_is_refused_and_removes_nothing(tiny_bundle, many, tmp_path, capfd):
     journal = tmp_path / "out.jsonl"
     with Journal(journal, "tiny 1") as first:
         first.write(Failure("a.png", InputError("gone")))
@@ -191,7 +191,7 @@ def test_answers_of_two_models_are_not_mixed(tiny_bundle, many, tmp_path, capfd)
         first.write(Failure("a.png", InputError("gone")))
     command = ["predict", "--model", str(tiny_bundle), "--resume", str(journal), str(many / "0001.png")]
     assert run(command) == 0  # an error is nobody's answer
-    with pytest.raises(UsageError, match=r"line 2 is an answer of 'tiny 1 .*', and this is 'other 2'"):
+    with pytest.raises(UsageError, match=r"line 2 is an answer of 'tiny 1 .*', but the model is 'other 2'"):
         Journal(journal, "other 2")
     assert len(lines_of(journal)) == 2
 

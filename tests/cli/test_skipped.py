@@ -127,7 +127,7 @@ def test_a_pipe_that_is_named_is_read_or_given_up(predict, tmp_path):
     assert time.monotonic() - start < 40
     failure, answer = map(json.loads, out.splitlines())
     assert (code, failure["code"]) == (1, "not_a_file")
-    assert "nobody wrote to" in failure["error"]
+    assert "no data arrived on this pipe" in failure["error"]
     assert "label" in answer
 
 
@@ -144,7 +144,7 @@ def test_streams_that_the_shell_opened_are_read(tiny_bundle, tmp_path, place):
 
 
 @posix
-def test_a_socket_is_no_picture(predict, tmp_path):
+def test_a_socket_is_not_a_picture(predict, tmp_path):
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
         end.bind(str(tmp_path / "s.jpg"))
         code, out, err = predict("s.jpg", "--json")
@@ -159,7 +159,7 @@ def test_a_terminal_that_is_named_is_given_up(predict):
     os.close(screen)
     os.close(end)
     assert (code, json.loads(out)["code"]) == (1, "not_a_file")
-    assert "is a device that nobody wrote to" in json.loads(out)["error"]
+    assert "no data arrived on this device" in json.loads(out)["error"]
 
 
 # --- cells
@@ -172,7 +172,7 @@ FORMULAS = [
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names are POSIX")
-def test_no_cell_is_a_formula_and_every_name_comes_back(predict, tmp_path):
+def test_no_cell_is_a_formula_and_every_name_can_be_restored(predict, tmp_path):
     fill(tmp_path, **dict.fromkeys(FORMULAS, SCAN))
     (tmp_path / "=bad.jpg").write_text("no picture")
     code, out, _ = predict("--csv", "--", *FORMULAS, "=bad.jpg", "=missing.jpg")
@@ -248,7 +248,7 @@ def _pieces(screen: int) -> Iterator[bytes]:
     ],
     ids=lambda words: words[0].strip("\x9b31m\x07") or "no command",
 )
-def test_no_name_of_a_bundle_or_an_option_does_either(tiny_bundle, tmp_path, monkeypatch, capfd, command):
+def test_no_name_of_a_bundle_or_an_option_acts_on_the_terminal(tiny_bundle, tmp_path, monkeypatch, capfd, command):
     monkeypatch.chdir(tmp_path)
     tiny_bundle.rename("b\x9b31m\x07")
     Path("i\x9b31m\x07\nn").mkdir()

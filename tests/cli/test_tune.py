@@ -65,7 +65,7 @@ def test_the_fastest_is_chosen_for_one_scan_and_for_many(tiny_bundle, bench):
     assert found.best(many=True).ms_per_scan == 0.75
 
 
-def test_one_lucky_second_does_not_win(tiny_bundle, bench):
+def test_a_single_fast_measurement_does_not_decide(tiny_bundle, bench):
     """A candidate that is fast once and slow when it runs again loses to one that is steady."""
 
     def ms(trial: Trial, again: int) -> float:
@@ -110,7 +110,7 @@ def test_a_leader_that_dies_later_is_out(tiny_bundle, bench):
 
 
 @pytest.mark.parametrize("marks", [("other programs kept 1.5 of 2 cores busy",), ()], ids=["disturbed", "quiet"])
-def test_what_disturbed_the_machine_meanwhile_is_reported(tiny_bundle, bench, monkeypatch, caplog, marks):
+def test_a_disturbance_of_the_machine_is_reported(tiny_bundle, bench, monkeypatch, caplog, marks):
     bench(lambda trial, again: 1.0)
     monkeypatch.setattr(tuning, "Watch", lambda: SimpleNamespace(marks=lambda: marks))
     tune(Bundle.open(tiny_bundle), batches=(1,))

@@ -67,7 +67,7 @@ def test_everything_that_is_missing_is_reported_at_once(arguments, missing, capf
     assert set(options) <= set(missing)
 
 
-def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd):
+def test_options_set_in_the_environment_are_not_missing(tmp_path, monkeypatch, capfd):
     import click
 
     from mri_edge.commands.usage import explain
@@ -98,7 +98,7 @@ def test_what_the_environment_gives_is_not_missing(tmp_path, monkeypatch, capfd)
 @pytest.mark.parametrize(
     "command", [["predict", str(EXAMPLES / "phantom-1.jpg")], ["info"], ["verify"]], ids=lambda words: words[0]
 )
-def test_no_colour_where_none_is_wanted(command, environment, coloured):
+def test_output_has_no_color_if_none_is_wanted(command, environment, coloured):
     screen = _on_a_terminal(command, environment)
     assert (b"\x1b[" in screen) is coloured
     assert b"vgg16" in screen

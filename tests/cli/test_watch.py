@@ -136,7 +136,7 @@ def test_each_scan_has_its_result_and_is_moved(places, capfd):
     assert places.once() == 0  # nothing left to do
 
 
-def test_files_that_are_no_scans_are_left_in_place(places, capfd):
+def test_files_that_are_not_scans_stay_in_place(places, capfd):
     places.scan(".hidden.png")
     places.scan("a.png.part")
     places.scan("b.png.tmp")
@@ -151,9 +151,9 @@ def test_files_that_are_no_scans_are_left_in_place(places, capfd):
     err = capfd.readouterr().err
     assert sorted(path.name for path in places.incoming.iterdir() if path.name != ".mri-edge.lock") == before
     assert places.files() == []
-    assert "letter.pdf: left alone, no reader recognizes it" in err
-    assert "link.png: left alone, it is a link" in err
-    assert ("pipe.png: left alone, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
+    assert "letter.pdf: ignored, no reader recognizes it" in err
+    assert "link.png: ignored, it is a link" in err
+    assert ("pipe.png: ignored, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
     assert ".hidden" not in err
 
 
@@ -325,7 +325,7 @@ sys.exit(cli.run(sys.argv[1:]))
     ]
 
 
-def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, capfd, monkeypatch):
+def test_a_scan_without_enough_memory_waits_and_does_not_fail(places, capfd, monkeypatch):
     path = places.scan("a.png", 10)
 
     def fail(*_: object) -> None:
@@ -341,7 +341,7 @@ def test_a_scan_that_memory_did_not_suffice_for_waits_and_is_no_failure(places, 
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
-def test_a_result_without_its_move_is_not_made_again(places, capfd):
+def test_a_scan_with_a_result_is_only_moved(places, capfd):
     """This is the state that a kill between the two steps leaves."""
     path = places.scan("a.png", 10)
     content = path.read_bytes()
@@ -365,13 +365,13 @@ def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
     places.scan("a.png")
     words = started.stderr.readline()
     assert "cannot write" in words
-    assert "tried again" in words
+    assert "tries again" in words
     time.sleep(0.5)
     assert started.poll() is None
     assert (places.incoming / "a.png").exists()
     (places.out / "results").mkdir()
     wait_for((places.out / "done" / "a.png").exists)
-    assert started.stderr.readline() == "mri-edge: going on\n"  # and it logged nothing else in the meantime
+    assert started.stderr.readline() == "mri-edge: the watch continues\n"  # and it logged nothing else in the meantime
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
@@ -484,7 +484,7 @@ def test_a_full_disk_loses_nothing(tmp_path, fake_bundle, small_disk):
     filling.unlink()
     wait_for(lambda: len(list((places.out / "done").iterdir())) == 12)
     status, out, err = end(process)
-    assert (status, err) == (0, "mri-edge: going on\nmri-edge: stopped\n")
+    assert (status, err) == (0, "mri-edge: the watch continues\nmri-edge: stopped\n")
     assert sorted(Path(json.loads(line)["file"]).name for line in out.splitlines()) == sorted(
         f"{index}.png" for index in range(4, 12)
     )
@@ -496,7 +496,7 @@ def _waiting(process: subprocess.Popen[str], words: str) -> None:
     assert process.stderr is not None
     said = process.stderr.readline()
     assert words in said
-    assert "tried again" in said
+    assert "tries again" in said
     time.sleep(0.5)
     assert process.poll() is None
 
@@ -512,7 +512,7 @@ def test_a_watched_folder_that_is_missing_at_the_start_is_waited_for(places):
     wait_for((places.out / "done" / "a.png").exists)
     status, _, err = end(process)
     assert status == 0
-    assert [line.split(" ")[1] for line in err.splitlines()] == ["watching", "going", "stopped"]
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["watching", "the", "stopped"]
     assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
@@ -606,7 +606,7 @@ def test_an_error_of_the_model_never_fails_a_scan(places, tiny_manifest, tmp_pat
     assert places.files() == []
 
 
-def test_a_bundle_with_a_foreign_plane_puts_no_scan_aside(places, tmp_path, capfd):
+def test_a_bundle_with_a_plane_of_another_model_moves_no_scan(places, tmp_path, capfd):
     """A novelty.npy of another width, listed with its right hash, once moved six good scans to failed/."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
@@ -654,7 +654,7 @@ def test_a_second_watch_on_a_folder_is_refused(places, started, tmp_path, capfd)
         places.out = out
         assert places.once() == 2
         err = capfd.readouterr().err
-        assert f"another mri-edge works in this folder (process {started.pid})" in err
+        assert f"another mri-edge uses this folder (process {started.pid})" in err
         assert len(err.splitlines()) == 1
 
 
@@ -670,7 +670,7 @@ def test_a_file_system_without_locks_is_reported(places, monkeypatch, capfd):
     assert "this file system has no locks" in capfd.readouterr().err
 
 
-def test_an_unreadable_result_is_not_made_a_second_time(places, monkeypatch, capfd):
+def test_an_unreadable_result_is_not_written_again(places, monkeypatch, capfd):
     """While the share fails, watch cannot know whether the scan has a result, so it waits."""
     content = places.scan("a.png").read_bytes()
     assert places.once() == 0

@@ -73,7 +73,7 @@ def test_groups_of_version_1_are_followed_in_the_trees_that_count(tmp_path: Path
 
 
 @pytest.mark.parametrize("line", ["0::/\n", "0::/../outside\n", "4:cpu,cpuacct:/\n", "4:pids:/docker/1\n", ""])
-def test_other_membership_means_the_root_alone(tmp_path: Path, line: str) -> None:
+def test_an_unknown_group_membership_leaves_only_the_root(tmp_path: Path, line: str) -> None:
     membership = tmp_path / "cgroup"
     membership.write_text(line)
     assert cgroup_folders(tmp_path, membership) == [tmp_path]
@@ -93,5 +93,5 @@ def test_smallest_limit_counts_and_is_rounded_up(
     assert available_cpus() == cores
 
 
-def test_this_machine_has_at_least_one_and_no_more_than_it_has() -> None:
+def test_the_number_of_cpus_is_between_one_and_those_of_the_machine() -> None:
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)

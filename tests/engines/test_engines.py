@@ -169,7 +169,7 @@ def test_views_are_taken_as_they_are(opened: Callable[..., Engine]) -> None:
     ],
     ids=str,
 )
-def test_wrong_batch_is_named_and_does_no_harm(opened: Callable[..., Engine], wrong: Any) -> None:
+def test_a_wrong_batch_is_reported_and_leaves_the_engine_usable(opened: Callable[..., Engine], wrong: Any) -> None:
     engine = opened()
     before = engine.run(_batch(2))
     with pytest.raises(InputError, match=r"batch must .*Received: "):
@@ -228,7 +228,7 @@ def test_engine_names_the_package_that_brings_its_library(name: str) -> None:
 
 
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in ("auto", "cpu", "gpu")])
-def test_explicit_provider_comes_up_or_is_refused(opened: Callable[..., Engine], provider: str) -> None:
+def test_an_explicit_provider_starts_or_is_refused(opened: Callable[..., Engine], provider: str) -> None:
     try:
         engine = opened(provider=provider)
     except ProviderUnavailable as error:
@@ -239,7 +239,7 @@ def test_explicit_provider_comes_up_or_is_refused(opened: Callable[..., Engine],
     assert provider in named
 
 
-def test_automatic_provider_always_comes_up(opened: Callable[..., Engine]) -> None:
+def test_the_automatic_provider_always_starts(opened: Callable[..., Engine]) -> None:
     assert opened(provider="auto").provider
 
 
@@ -339,7 +339,7 @@ def test_unknown_engine_provider_and_thread_count(tiny_onnx: Path) -> None:
 
 
 @pytest.mark.parametrize("alias", ENGINE_ALIASES)
-def test_engine_is_known_by_other_names(alias: str) -> None:
+def test_an_engine_has_aliases(alias: str) -> None:
     assert engine_file(alias) is engine_files()[ENGINE_ALIASES[alias]]
     assert alias not in engine_files()  # an alias that is an engine would hide it
 

@@ -104,7 +104,7 @@ def test_order_of_providers(wanted, installed, expected):
     assert choose_providers(wanted, installed) == expected
 
 
-def test_auto_takes_the_best_that_really_comes_up(stand_in, tiny_onnx):
+def test_auto_chooses_the_best_provider_that_starts(stand_in, tiny_onnx):
     stand_in(GPU_WHEEL, [CUDA, CPU])
     assert open_engine(tiny_onnx).provider == CUDA
     module = stand_in(GPU_WHEEL, [CPU])
@@ -127,7 +127,7 @@ def test_a_provider_for_only_a_part_of_the_model_does_not_count(stand_in, tiny_o
     assert open_engine(tiny_onnx).provider == CPU
 
 
-def test_gpu_is_the_best_that_comes_up(stand_in, tiny_onnx):
+def test_gpu_chooses_the_best_gpu_provider_that_starts(stand_in, tiny_onnx):
     for working in (CUDA, TENSORRT):
         stand_in(GPU_WHEEL, [working, CPU])
         assert open_engine(tiny_onnx, provider="gpu").provider == working

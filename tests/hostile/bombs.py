@@ -1,4 +1,4 @@
-"""Small and large files that make a decoder use as much memory and time as the limits allow, and more.
+"""Make files that make a decoder use as much memory and time as the limits allow, and more.
 
 ``python tests/hostile/bombs.py FOLDER`` writes them all (some 900 MB, a minute) and measures each.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageFile
 
-ImageFile.MAXBLOCK = 1 << 29  # a progressive JPEG is written in one piece
+ImageFile.MAXBLOCK = 1 << 29  # Pillow writes a progressive JPEG in one piece
 
 _SIDE = 8000
 _PLAIN = {"metadata": None, "photometric": "minisblack"}
@@ -50,12 +50,12 @@ def _tiff(pixels: np.ndarray[Any, Any], **options: Any) -> bytes:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """Make one chunk of a PNG."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def png(width: int, height: int, bits: int, colour: int, row: bytes, *before: bytes, interlace: int = 0) -> bytes:
-    """A PNG of equal rows, each with its filter byte; ``before`` are chunks before the pixels."""
+    """Make a PNG of equal rows, each with its filter byte. ``before`` are the chunks before the pixels."""
     packer = zlib.compressobj(6)
     pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlace))
@@ -63,7 +63,7 @@ def png(width: int, height: int, bits: int, colour: int, row: bytes, *before: by
 
 
 def rle_bmp(width: int, height: int, body: bytes) -> bytes:
-    """A run-length encoded BMP of 8 bits with a palette of two colours."""
+    """Make a run-length encoded 8-bit BMP with a palette of two colors."""
     palette = bytes([0, 0, 9, 0, 255, 255, 255, 0])
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 2, 2)
     return b"BM" + struct.pack("<IHHI", 62 + len(body), 0, 0, 62) + header + palette + body
@@ -79,7 +79,7 @@ def _bits(text: str) -> bytes:
 
 
 def progressive(scans: int, side: int = _SIDE) -> bytes:
-    """A progressive JPEG whose every extra scan (97 bytes) is another pass over all blocks."""
+    """Make a progressive JPEG in which every extra scan (97 bytes) is another pass over all blocks."""
     blocks = (side // 8) ** 2
     whole = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64)
     whole += _segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
@@ -92,7 +92,7 @@ def progressive(scans: int, side: int = _SIDE) -> bytes:
 
 
 def dense_refinement(scans: int, side: int) -> bytes:
-    """A progressive JPEG in which no coefficient is zero, and each extra scan corrects all 63 of every block."""
+    """Make a progressive JPEG without zero coefficients, in which each extra scan corrects all 63 of every block."""
     blocks = (side // 8) ** 2
     whole = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64)
     whole += _segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
@@ -107,7 +107,7 @@ def dense_refinement(scans: int, side: int) -> bytes:
 
 
 def repeated_sequential(scans: int) -> bytes:
-    """A sequential JPEG of two components in scans of their own, one of them again and again."""
+    """Make a sequential JPEG of two components in separate scans, with one scan repeated."""
     whole = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64)
     frame = b"".join(bytes([component, 0x11, 0]) for component in (1, 2, 3))
     whole += _segment(0xC0, struct.pack(">BHHB", 8, 4000, 4000, 3) + frame)
@@ -120,7 +120,7 @@ def repeated_sequential(scans: int) -> bytes:
 
 
 def arithmetic(side: int, progressive_too: bool = False) -> bytes:
-    """An arithmetic-coded JPEG of random data: every decision is dear."""
+    """Make an arithmetic-coded JPEG of random data, in which every decision is expensive."""
     data = np.random.default_rng(1).integers(0, 255, side * side // 2, np.uint8).tobytes()
     whole = b"\xff\xd8" + _segment(0xDB, b"\0" + b"\1" * 64)
     frame = b"".join(bytes([component, 0x11, 0]) for component in (1, 2, 3))
@@ -141,7 +141,7 @@ def _gif_with(blocks: bytes) -> bytes:
 
 
 def raw_tiff(tags: dict[int, tuple[int, Any]], body: bytes) -> bytes:
-    """A little-endian TIFF: ``body`` from byte 8 on, then the directory; a value is one LONG, or an array of them."""
+    """Make a little-endian TIFF: ``body`` from byte 8 on, then the directory. Values are LONGs or arrays of LONGs."""
     place, entries, arrays = 8 + len(body), [], b""
     after = place + 2 + 12 * len(tags) + 4
     for tag, (kind, values) in sorted(tags.items()):
@@ -162,7 +162,7 @@ def raw_tiff(tags: dict[int, tuple[int, Any]], body: bytes) -> bytes:
 
 
 def tiff_of(width: int, height: int, compression: int, body: bytes, **extra: tuple[int, Any]) -> bytes:
-    """A grey 8-bit TIFF of one strip; ``extra`` are tags by their number, as ``t273=(4, 8)``."""
+    """Make a gray 8-bit TIFF of one strip. ``extra`` are tags by their number, such as ``t273=(4, 8)``."""
     tags: dict[int, tuple[int, Any]] = {
         256: (4, width), 257: (4, height), 258: (3, 8), 259: (3, compression), 262: (3, 1),
         273: (4, 8), 277: (3, 1), 278: (4, height), 279: (4, len(body)),
@@ -171,7 +171,7 @@ def tiff_of(width: int, height: int, compression: int, body: bytes, **extra: tup
 
 
 def _shared_strips() -> bytes:
-    """100,000 strips that all are the same megabyte, which must be reversed bit by bit."""
+    """Make a TIFF of 60,000 strips that are all the same megabyte, in which the bits of each byte must be reversed."""
     body = bytes(1 << 20)
     strips = 60_000
     return tiff_of(
@@ -186,7 +186,7 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _interlaced() -> bytes:
-    """Adam7, all passes of zeros: the number of bytes is what counts."""
+    """Make a PNG with Adam7 passes of zeros; only the number of bytes matters."""
     side, passes = 7000, ((8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2))
     size = sum((1 + 8 * -(-side // across)) * -(-side // down) for across, down in passes)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 1))
@@ -194,7 +194,7 @@ def _interlaced() -> bytes:
 
 
 def _many_idats() -> bytes:
-    """Pixels in pieces of one byte, and empty pieces between them."""
+    """Make a PNG with millions of empty chunks, then the pixels in chunks of one byte."""
     packed = zlib.compress(bytes(9 * 8), 0)
     pieces = b"".join(chunk(b"IDAT", packed[place : place + 1]) for place in range(len(packed)))
     whole = png(8, 8, 8, 0, bytes(9))
@@ -203,7 +203,7 @@ def _many_idats() -> bytes:
 
 
 def _looping() -> bytes:
-    """A directory whose next one is itself."""
+    """Make a TIFF with a directory that names itself as the next one."""
     whole = bytearray(tiff_of(64, 64, 1, bytes(4096)))
     (place,) = struct.unpack_from("<I", whole, 4)
     (entries,) = struct.unpack_from("<H", whole, place)
@@ -294,7 +294,7 @@ from mri_edge.scans.readers import picture
 from mri_edge.errors import InputError
 from mri_edge.scans.resize import resize_bilinear
 def spent():
-    status = open("/proc/self/status").read()  # ru_maxrss of a new process is that of its parent
+    status = open("/proc/self/status").read()  # ru_maxrss of a new process starts at that of its parent
     return time.process_time(), int(status.partition("VmHWM:")[2].split()[0]) * 1024
 resize_bilinear([picture.load(np.zeros((300, 300, 3), np.uint8))], 128, 128)
 cpu, peak = spent()
@@ -310,7 +310,7 @@ print(json.dumps({"answer": answer, "cpu_s": after - cpu, "peak_mb": (top - peak
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Decode and resize a file in a process of its own: answer, seconds of CPU, rise of the peak memory in MB."""
+    """Decode and resize a file in a new process. Return the answer, the CPU seconds and the rise of the peak in MB."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, timeout=300, check=False
     )

@@ -34,14 +34,14 @@ from mri_edge.scans.readers import _picture_pixels, picture
 JUDGED = Path(__file__).with_name("judged_differences.json")
 SUFFIXES = {*picture.SUFFIXES, ".pnm", ".pbm", ".jpe"}
 _CLOSE = 2  # of 255
-_VERSION = re.compile(r"-v?[0-9.]+(?=/)")  # of the folder that an archive unpacks to
+_VERSION = re.compile(r"-v?[0-9.]+(?=/)")  # in the name of the folder in an archive
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One file: "equal", "differs", "refused" or "alone", and in which way."""
+    """The result for one file: "equal", "differs", "refused" or "alone", and the details."""
 
     file: str
     verdict: str
@@ -67,7 +67,7 @@ def compare(folder: Path) -> list[Compared]:
 
 
 def unjudged(results: list[Compared], judged: dict[str, str]) -> list[Compared]:
-    """The differences, and refusals of what others read, that nobody has judged."""
+    """Return the differences, and refusals of files that others read, that are not judged yet."""
     found = [
         result
         for result in results
@@ -137,7 +137,7 @@ def _by_tifffile(path: Path) -> Array | None:
 
 
 def _tiff_rgb(values: Array, page: Any) -> Array | None:
-    """8-bit RGB by our rule from what tifffile gives: the samples as they are stored."""
+    """Convert the stored samples that tifffile returns to 8-bit RGB by our rule."""
     if values.ndim == 3 and page.planarconfig == 2 and page.samplesperpixel > 1:
         values = np.moveaxis(values, 0, -1)
     bits, photometric = page.bitspersample, page.photometric
@@ -173,7 +173,7 @@ _PEERS = {"tifffile": _by_tifffile, "OpenCV": _by_opencv, "OpenCV colour": parti
 
 
 def main() -> int:
-    """Print the table; 1 if a difference is not judged."""
+    """Print the table, and return 1 if a difference is not judged."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fetch", action="store_true", help="get the source archives first")

@@ -21,8 +21,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-CRAFTERS: dict[str, tuple[Callable[[Path], Path], str]] = {}  # name -> crafter, words of the refusal
-BOMBS: set[str] = set()  # those that ask for memory
+CRAFTERS: dict[str, tuple[Callable[[Path], Path], str]] = {}  # name -> crafter, text of the refusal
+BOMBS: set[str] = set()  # names of those that request memory
 GIGABYTE = 1 << 30
 
 
@@ -36,11 +36,11 @@ def crafter(words: str, *, bomb: bool = False) -> Callable[[Callable[[Path], Pat
     return add
 
 
-# Sound files to begin with.
+# Valid files to start from.
 
 
 def network(*extra: Any) -> Any:
-    """32 x 32 pictures to two probabilities; ``extra`` layers lie after the convolution."""
+    """Make a model from 32 x 32 pictures to two probabilities, with ``extra`` layers after the convolution."""
     import keras
 
     layers = keras.layers
@@ -63,7 +63,7 @@ def save(folder: Path, name: str, *extra: Any) -> Path:
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The same ``.keras`` file with another description."""
+    """Write the same ``.keras`` file with another description."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(members["config.json"])
@@ -75,12 +75,12 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 
 
 def with_layer(folder: Path, layer: dict[str, Any]) -> Path:
-    """A sound ``.keras`` file with one more entry among its layers."""
+    """Write a valid ``.keras`` file with one more entry among its layers."""
     return rewritten(save(folder, "model.keras"), lambda config: config["config"]["layers"].insert(2, layer))
 
 
 def with_weights(folder: Path, change: Callable[[h5py.File], None], name: str = "model.h5") -> Path:
-    """A sound ``.h5`` file whose HDF5 content is changed."""
+    """Write a valid ``.h5`` file, and change its HDF5 content."""
     path = save(folder, name)
     with h5py.File(path, "r+") as file:
         change(file)
@@ -108,7 +108,7 @@ def _lambda(folder: Path) -> Any:
 
 
 def _forget(folder: Path) -> None:
-    (folder / "marker").unlink(missing_ok=True)  # making the layer's model ran it
+    (folder / "marker").unlink(missing_ok=True)  # it ran when the model was made
 
 
 @crafter("Lambda layer")
@@ -320,7 +320,7 @@ def empty_array(folder: Path) -> Path:
 
 @crafter("unpacks to", bomb=True)
 def many_empty_arrays(folder: Path) -> Path:
-    """Each within what one array may take, in all 6 GB."""
+    """Write arrays that are each within the limit of one array, but take 6 GB together."""
 
     def change(file: h5py.File) -> None:
         for index in range(600):
@@ -331,7 +331,7 @@ def many_empty_arrays(folder: Path) -> Path:
 
 @crafter("unpacks to", bomb=True)
 def packed_array(folder: Path) -> Path:
-    """Half a gigabyte of zeros in as many kilobytes; written chunk by chunk, for the crafter's own memory."""
+    """Write half a gigabyte of zeros as half a megabyte, chunk by chunk to save memory."""
 
     def change(file: h5py.File) -> None:
         chunk = zlib.compress(bytes(1 << 20), 9)
@@ -344,7 +344,7 @@ def packed_array(folder: Path) -> Path:
 
 @crafter("inflates to more", bomb=True)
 def chunk_without_end(folder: Path) -> Path:
-    """A chunk of 16 kB whose stream holds a gigabyte: HDF5 inflates all of it."""
+    """Write a chunk of 16 kB that HDF5 inflates to a gigabyte."""
 
     def change(file: h5py.File) -> None:
         packer = zlib.compressobj(9)
@@ -367,7 +367,7 @@ def one_array_named_a_thousand_times(folder: Path) -> Path:
 
 @crafter("unpacks to", bomb=True)
 def packed_archive(folder: Path) -> Path:
-    """A ``.keras`` of some kilobytes with half a gigabyte of zeros in its weights."""
+    """Write a ``.keras`` file of some kilobytes with half a gigabyte of zeros in its weights."""
     path = save(folder, "model.keras")
 
     def change(file: h5py.File) -> None:
@@ -395,7 +395,7 @@ def member_twice(folder: Path) -> Path:
 
 @crafter("layers need", bomb=True)
 def wide_layer(folder: Path) -> Path:
-    """The weights are small, the description asks for 8 GB."""
+    """Write small weights with a description that requests 8 GB."""
 
     def change(config: dict[str, Any]) -> None:
         config["config"]["layers"][-1]["config"]["units"] = 500_000_000
@@ -440,7 +440,7 @@ def deep_description(folder: Path) -> Path:
 
 @crafter("Keras cannot open it")
 def sizes_that_lie(folder: Path) -> Path:
-    """The archive's directory says 10 bytes of a member that inflates to more."""
+    """Write an archive that declares 10 bytes for a member that inflates to more."""
     path = packed_archive(folder)
     content = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\x01\x02", 24), (b"PK\x03\x04", 22)):
@@ -451,7 +451,7 @@ def sizes_that_lie(folder: Path) -> Path:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Open each bomb; by name, by how many MB the peak of this process rose."""
+    """Open each bomb. Return by name how many MB the peak memory of this process rose."""
     import resource
 
     import keras
@@ -462,7 +462,7 @@ def measure(folder: Path) -> dict[str, float]:
     paths = {}
     for name in sorted(BOMBS):
         (folder / name).mkdir()
-        # In a process of its own: what crafting takes must not hide what opening takes.
+        # In a new process, because the memory for crafting must not hide that for opening.
         child = os.fork()
         if child == 0:
             CRAFTERS[name][0](folder / name)

@@ -34,7 +34,7 @@ def named(module: str, name: str) -> bytes:
 
 
 def array(shape: bytes, dtype: bytes, state: bytes, values: bytes) -> bytes:
-    """The opcodes of an array as NumPy pickles it, its parts as opcodes."""
+    """Return the opcodes with which NumPy pickles an array. The parts are given as opcodes."""
     empty = named("numpy._core.multiarray", "_reconstruct") + named("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
     kind = named("numpy", "dtype") + dtype + b"\x89\x88\x87R" + state
     return empty + b"(K\x01" + shape + kind + b"\x89" + values + b"tb"
@@ -57,13 +57,13 @@ class _Call:
 
 
 def checkpoint(kernel: bytes) -> bytes:
-    """A checkpoint whose first kernel is made by some opcodes."""
+    """Make a checkpoint in which these opcodes create the first kernel."""
     return PROTOCOL + b"}" + text("VGG16_0") + b"}" + text("Conv_0") + b"}" + text("kernel") + kernel + b"sss."
 
 
 def pickles(marker: Path) -> dict[str, bytes]:
-    """Hostile pickles by name; those that run code make ``marker``."""
-    tuples = b"N\x85" + b"".join(b"2\x86" for _ in range(60))  # each holds the one before twice
+    """Make hostile pickles by name. Those that run code create the file ``marker``."""
+    tuples = b"N\x85" + b"".join(b"2\x86" for _ in range(60))  # each contains the previous one twice
     doubled = b")" + b"".join(b"\x94h" + bytes([index]) + b"\x86" for index in range(60))
     return {
         "calls mkdir": pickle.dumps({"VGG16_0": _Call(os.mkdir, str(marker))}),
@@ -93,7 +93,7 @@ def pickles(marker: Path) -> dict[str, bytes]:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """Hostile files of the other kinds by name."""
+    """Make hostile files of the other kinds by name."""
     made = {}
 
     def path(name: str, suffix: str) -> Path:
@@ -145,7 +145,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def measure(folder: Path) -> dict[str, tuple[float, float, str]]:
-    """Read each file; by name, by how many MB the peak of this process rose, the seconds, and the refusal."""
+    """Read each file. Return by name how many MB the peak memory rose, the seconds, and the refusal."""
     import resource
 
     from mri_edge.errors import WeightsError

@@ -1,4 +1,4 @@
-"""Damage model files in many ways and open each: it opens, or it is refused with a message.
+"""Damage model files in many ways, and check that each opens or is refused with a message.
 
     python tests/hostile/fuzz_models.py OUT KIND COUNT
 
@@ -23,7 +23,7 @@ import numpy as np
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """Cut off, bits turned, a run overwritten, or a piece taken out."""
+    """Cut the content off, flip bits, overwrite a run of bytes, or remove a piece."""
     kind = rng.integers(4)
     start = int(rng.integers(len(content)))
     if kind == 0:
@@ -39,7 +39,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def damaged_inside(content: bytes, rng: np.random.Generator) -> bytes:
-    """An archive of which one member is damaged, with its check sum made anew."""
+    """Damage one member of an archive, and correct its checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     victim = ("config.json", "model.weights.h5")[int(rng.integers(2))]
@@ -51,15 +51,16 @@ def damaged_inside(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def head(content: bytes) -> bytes:
-    """Where HDF5 and pickle keep what is not numbers: little of a large file."""
+    """Return where HDF5 and pickle store other data than numbers, a small part of a large file."""
     return content[:16_384]
 
 
 def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callable[[Path], object]]]:
-    """Each damaged file, and what opens it."""
+    """Yield each damaged file, and the function that opens it."""
     rng = np.random.default_rng(7)
     if kind.startswith("backbone"):
-        from mri_edge.train.models.weights import KERNEL_SHAPES, load_weights
+        from mri_edge.train.models.weight_files import KERNEL_SHAPES
+        from mri_edge.train.models.weights import load_weights
 
         arrays = [(np.zeros(shape, np.float32), np.zeros(shape[3], np.float32)) for shape in KERNEL_SHAPES]
         path = folder / "sound"

@@ -1,4 +1,4 @@
-"""Mutate pictures of every format and hold the decoder to its limits: pixels or InputError, 5 s of CPU, 500 MB.
+"""Mutate pictures of every format, and check the decoder's limits: pixels or InputError, 5 s of CPU, 500 MB.
 
     python tests/hostile/fuzz_pictures.py [MUTATIONS] [SEED]
 
@@ -41,7 +41,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 @lru_cache(maxsize=1)
 def seeds() -> tuple[bytes, ...]:
-    """Sound pictures of 48 x 64 pixels in every format, mode and coding that is read."""
+    """Make valid pictures of 48 x 64 pixels in every supported format, mode and coding."""
     slope = np.linspace(0, 255, 64)[None] * np.linspace(0.2, 1, 48)[:, None]
     grey = Image.fromarray(slope.astype(np.uint8))
     colour = Image.merge("RGB", (grey, grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT), grey))
@@ -88,7 +88,7 @@ def _rle(grey: Image.Image) -> bytes:
 
 
 def mutation(seed: int) -> bytes:
-    """A sound picture changed in a few places: bytes, numbers of 2 and 4 bytes, pieces repeated, cut or moved."""
+    """Change a valid picture in a few places: bytes, numbers of 2 and 4 bytes, pieces repeated, removed or moved."""
     rng = random.Random(seed)
     changed = bytearray(rng.choice(seeds()))
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
@@ -117,7 +117,7 @@ def mutation(seed: int) -> bytes:
 
 
 def _with_checksums(content: bytes) -> bytes:
-    """Set the checksums of a PNG right, for its chunks to be read at all."""
+    """Correct the checksums of a PNG, because otherwise its chunks are not read."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
     whole, place = bytearray(content), 8
@@ -132,7 +132,7 @@ def _with_checksums(content: bytes) -> bytes:
 
 @dataclass
 class Outcome:
-    """What a run of mutations came to: the worst figures, each with its seed, and how often each answer was given."""
+    """The results of a run: the worst figures, each with its seed, and how often each answer occurred."""
 
     cpu_s: tuple[float, int] = (0.0, -1)
     peak_mb: tuple[float, int] = (0.0, -1)
@@ -141,7 +141,7 @@ class Outcome:
 
 
 def run(mutations: int, first: int = 0) -> Outcome:
-    """Decode and resize so many mutations."""
+    """Decode and resize this number of mutations."""
     outcome = Outcome()
     for seed in range(first, first + mutations):
         content = mutation(seed)
@@ -171,7 +171,7 @@ def _memory(name: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Begin the peak anew, where the system can: Linux, proc(5)."""
+    """Reset the peak memory where the system can, on Linux: see proc(5)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

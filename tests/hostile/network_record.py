@@ -25,7 +25,7 @@ from mri_edge.engines import engine_file, offered
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 SCAN = Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg"
 
-# With these set, openvino_telemetry, ONNX Runtime and others report nothing, as on a build server. Users set none.
+# These variables of build servers stop openvino_telemetry, ONNX Runtime and others from reporting. Users set none.
 BUILD_SERVER = (
     *("CI", "CI_NAME", "CONTINUOUS_INTEGRATION", "BUILD_ID", "BUILD_NUMBER", "RUN_ID", "TF_BUILD", "GITHUB_ACTIONS"),
     *(
@@ -42,15 +42,15 @@ BUILD_SERVER = (
 )
 SYSCALLS = "trace=network,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
 LOOPBACK = re.compile(r'inet_addr\("127\.|"::1"|"::ffff:127\.')
-NAME_SERVER = re.compile(r"htons\((53|5353|853)\)")  # a lookup by way of this machine's own resolver is a lookup
-# The C library and Python itself write here, in any program.
+NAME_SERVER = re.compile(r"htons\((53|5353|853)\)")  # a query to this machine's own resolver counts too
+# The C library and Python write here in every program.
 SYSTEM = ("/dev/", "/proc/", "/sys/", "anon_inode:")
-CACHES = (".cache/mri-edge/", ".cache/matplotlib/", ".config/matplotlib/")  # the last is made, and stays empty
+CACHES = (".cache/mri-edge/", ".cache/matplotlib/", ".config/matplotlib/")  # the last one is created and stays empty
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command: its name in the table, the engine it is about (``-``: all that are here), its arguments."""
+    """One command: its name in the table, its engine (``-``: all installed ones) and its arguments."""
 
     name: str
     engine: str
@@ -59,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a command did: its exit code, the calls to the network, the files written where none were asked for."""
+    """What a command did: its exit code, its network calls, and the files that it wrote without being asked to."""
 
     code: int
     calls: tuple[str, ...]
@@ -68,7 +68,7 @@ class Finding:
 
 
 def runs(work: Path) -> list[Run]:
-    """Return each command once for every installed engine that it can use; its input files are made in ``work``."""
+    """Return each command once for every installed engine that it can use. Makes the input files in ``work``."""
     incoming, pictures = work / "incoming", work / "pictures"
     incoming.mkdir()
     for label in ("no", "yes"):
@@ -120,7 +120,7 @@ def runs(work: Path) -> list[Run]:
 
 
 def trace(command: list[str], work: Path) -> Finding:
-    """Run a command as a user with a new home would, watched by strace.
+    """Run a command under strace, as a user with a new home folder would.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def trace(command: list[str], work: Path) -> Finding:
 
 
 def _may_write(path: str, work: Path) -> bool:
-    """Whether a path is in ``work`` but not in the home there, or in the home's cache folder of mri-edge."""
+    """Whether a path is in ``work`` outside the home folder, or in the cache folder of mri-edge."""
     if path.startswith(SYSTEM):
         return True
     home = f"{work}/home/"
@@ -161,7 +161,7 @@ def _may_write(path: str, work: Path) -> bool:
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
-    """The calls of a trace, each in one line: one that another thread interrupted is written in two."""
+    """Yield the calls of a trace, each as one line. strace splits a call that another thread interrupts."""
     begun: dict[str, str] = {}
     for line in lines:
         process, _, call = line.partition(" ")
@@ -175,14 +175,14 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 
 def _is_call(line: str) -> bool:
-    """Whether a line is a call that leaves this machine, or asks a name server for the way."""
+    """Whether a line is a call that leaves this machine, or a query to a name server."""
     if not line.startswith(("connect(", "sendto(", "sendmsg(", "sendmmsg(")) or "AF_INET" not in line:
         return False
     return LOOPBACK.search(line) is None or NAME_SERVER.search(line) is not None
 
 
 def _written(line: str, work: Path) -> Iterator[str]:
-    """The paths that a line makes or opens to write, if the call went well."""
+    """Return the paths that a successful call creates or opens for writing."""
     name, _, rest = line.partition("(")
     arguments, _, result = rest.rpartition(" = ")
     if not result or result.startswith(("-1", "?")):

@@ -1,4 +1,4 @@
-"""Exchange a signed model at every step of loading: only the signed model ever runs.
+"""Exchange a signed model at every step of loading, and check that only the signed model runs.
 
 ``python swap_signed_model.py FOLDER KEY EVIL``: FOLDER is a signed bundle with one artifact, KEY the public key, EVIL a
 model of the same size. The bundle is loaded once for each call of a function that opens, reads, measures or hashes a
@@ -28,7 +28,7 @@ STEPS = {"open", "read", "readall", "stat", "fstat", "update", "hexdigest", "ope
 
 
 class Swap:
-    """Puts the evil model in place at the step with one number."""
+    """Puts the evil model in place at one step, given by its number."""
 
     def __init__(self, model: Path, evil: Path, at: int) -> None:
         self.model, self.evil, self.at = model, evil, at
@@ -47,7 +47,7 @@ class Swap:
 
 
 def load(folder: Path, key: Path, at: int, evil: Path, engine: str) -> tuple[str, int]:
-    """Load once with the exchange at step ``at``; returns what ran and how many steps there were."""
+    """Load once with the exchange at step ``at``. Returns which model ran, and the number of steps."""
     [model] = (folder / artifact.file for artifact in Bundle.open(folder).manifest.artifacts)
     good, copy = model.read_bytes(), evil.with_name("copy")
     shutil.copyfile(evil, copy)
@@ -68,8 +68,8 @@ def load(folder: Path, key: Path, at: int, evil: Path, engine: str) -> tuple[str
 
 
 def main(folder: Path, key: Path, evil: Path, engine: str) -> None:
-    """Try every step and print what ran."""
-    load(folder, key, 0, evil, engine)  # what Python imports on the way would count as steps
+    """Try every step, and print which model ran."""
+    load(folder, key, 0, evil, engine)  # otherwise imports by Python would count as steps
     signed, steps = load(folder, key, 0, evil, engine)
     outcomes = Counter(load(folder, key, at, evil, engine)[0] for at in range(1, steps + 1))
     refused = outcomes.pop("refused", 0)

@@ -1,4 +1,4 @@
-"""A damaged document of a bundle gives one line and exit code 3, never a traceback."""
+"""A damaged document of a bundle causes one line and exit code 3, never a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mri_edge.storage.atomic import sha256_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCAN = str(EXAMPLES / "phantom-1.jpg")
-# Damages of a kind for each document. The whole run, once in a while: MRI_EDGE_FUZZ=2000 pytest tests/hostile
+# Damaged variants of each document. For a long run: MRI_EDGE_FUZZ=2000 pytest tests/hostile
 ROUNDS = int(os.environ.get("MRI_EDGE_FUZZ", "12"))
 JSONS = ("golden.json", "metrics.json", "parity.json", "teacher.json")
 ARRAYS = ("novelty.npy", CONDENSED, "golden.npz")
@@ -74,7 +74,7 @@ def full(tiny_bundle: Path) -> Path:
 
 
 def put(folder: Path, file: str, content: bytes) -> None:
-    """Change a document, and the manifest with it: the hash is right, only the content is not."""
+    """Change a document, and its hash in the manifest, so that only the content is wrong."""
     (folder / file).write_bytes(content)
     manifest = json.loads((folder / MANIFEST).read_text())
     for entry in manifest["documents"]:
@@ -84,7 +84,7 @@ def put(folder: Path, file: str, content: bytes) -> None:
 
 
 def read_all(folder: Path) -> None:
-    """Read whatever commands read of a bundle; errors of ours are right, any other is a fault."""
+    """Read all that commands read from a bundle. Only MriEdgeErrors are acceptable."""
     steps: tuple[Callable[[], object], ...] = (
         lambda: replay(Bundle.open(folder)),
         lambda: Classifier.load(folder).close(),
@@ -107,7 +107,7 @@ def _rewrite(bundle: Bundle, out: Path) -> None:
 
 
 def damaged(content: bytes, rng: random.Random) -> Iterator[bytes]:
-    """Cut, changed in some bits, with bytes put in, with a part twice."""
+    """Cut the content, flip some bits, insert bytes, or repeat a part."""
     place = rng.randrange(len(content))
     yield content[:place]
     changed = bytearray(content)
@@ -128,7 +128,7 @@ def test_damaged_documents_raise_a_message(full: Path, file: str) -> None:
 
 
 def _variants(value: Any) -> Iterator[Any]:
-    """The same JSON with one value in it replaced, at every place in turn."""
+    """Yield the same JSON with one value replaced, at every position in turn."""
     yield from VALUES
     items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
     for key, item in list(items):
@@ -161,7 +161,7 @@ def test_a_manifest_with_any_wrong_value_raises_a_message(full: Path, capfd) -> 
 
 
 def header(text: str) -> bytes:
-    """A ``.npy`` file with this header and no data."""
+    """Make a ``.npy`` file with this header and no data."""
     body = text.encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
 
@@ -192,14 +192,14 @@ def test_hostile_arrays_raise_a_message(full: Path, file: str, content: bytes) -
     read_all(full)
 
 
-# --- a plane that does not fit the model
+# --- a plane that does not match the model
 
 
 @pytest.fixture
 def explaining(
     tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact
 ) -> Callable[..., Path]:
-    """Makes a bundle whose model gives four features, with the plane and the limit that it is given."""
+    """Return a function that makes a bundle with the given plane and limit for a model with four features."""
     onnx = pytest.importorskip("onnx", reason="the model is made with onnx (group 'dev')")
 
     def make(plane: np.ndarray[Any, Any], limit: float = 1.0) -> Path:
@@ -249,7 +249,7 @@ def test_a_plane_that_does_not_fit_is_a_fault_of_the_bundle_not_of_scans(
     assert list((tmp_path / "out").glob("failed/*")) == []
 
 
-def test_a_limit_that_is_no_number_is_no_manifest(explaining: Callable[..., Path]) -> None:
+def test_a_limit_that_is_not_a_number_is_refused(explaining: Callable[..., Path]) -> None:
     folder = explaining(np.eye(3, 4, dtype=np.float32))
     text = (folder / MANIFEST).read_text()
     for limit in ("NaN", "Infinity", "1e999", '"1"', "null"):
@@ -322,7 +322,7 @@ def test_control_codes_of_a_manifest_reach_no_terminal(full: Path, tmp_path: Pat
 
 
 def test_a_document_beside_the_manifest_is_not_read(tiny_bundle: Path) -> None:
-    """What the manifest does not list does not exist."""
+    """A file that the manifest does not list is ignored."""
     (tiny_bundle / "metrics.json").write_text("not JSON")
     assert all(isinstance(entry, Artifact | Document) for entry in Bundle.open(tiny_bundle).entries())
     read_all(tiny_bundle)

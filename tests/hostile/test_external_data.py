@@ -138,7 +138,7 @@ def test_a_model_without_such_a_part_is_taken(tiny_onnx: Path) -> None:
 
 
 def test_two_halves_of_a_message_are_one(tiny_onnx: Path) -> None:
-    """Protobuf merges a message that comes twice: a graph may follow the graph."""
+    """Protobuf merges a message that occurs twice, so a file may contain a second graph."""
     more = ModelProto()
     more.graph.initializer.append(outside())
     assert find_external_data(tiny_onnx.read_bytes() + more.SerializeToString()) == "tensor 'stray'"
@@ -156,7 +156,7 @@ def test_two_halves_of_a_message_are_one(tiny_onnx: Path) -> None:
         b"\x3a\xff\xff\xff\xff\x0f",
     ],
 )
-def test_what_is_no_protobuf_reaches_no_engine(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_protobuf_reaches_no_engine(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(EngineError, match=r"model\.onnx: "):
@@ -167,7 +167,7 @@ def test_what_is_no_protobuf_reaches_no_engine(content: bytes, tmp_path: Path) -
 
 
 def with_outside_data(folder: Path) -> None:
-    """Make the artifact of a bundle keep a tensor outside; the manifest agrees with it."""
+    """Store a tensor of a bundle's artifact in another file, and update the manifest."""
     path = folder / "model.onnx"
     model = onnx.load(path)
     in_initializer(model)
@@ -190,7 +190,7 @@ def test_such_a_bundle_is_neither_run_nor_copied_nor_packed(tiny_bundle: Path, t
     assert not (tmp_path / "slim").exists()
 
 
-def test_such_a_bundle_is_not_made(
+def test_a_bundle_with_external_data_is_not_written(
     tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact, tmp_path: Path
 ) -> None:
     model = onnx.load(tiny_onnx)

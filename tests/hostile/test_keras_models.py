@@ -71,8 +71,8 @@ def test_the_command_reports_it_in_one_line(name, tmp_path, capfd):
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_small_file_takes_no_large_memory(tmp_path):
-    """In a process of its own, whose peak is that of opening alone."""
+def test_a_small_file_does_not_take_much_memory(tmp_path):
+    """Open the model in a new process, so that the peak memory is that of opening it."""
     command = [sys.executable, str(PROGRAM), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -30,7 +30,7 @@ class Writes(tf.Module):
 
 
 class Saves(tf.Module):
-    """Writes by the operation that every SavedModel has for its own variables."""
+    """A module that writes a file with the operation that every SavedModel uses for its variables."""
 
     def __init__(self, marker):
         super().__init__()
@@ -44,7 +44,7 @@ class Saves(tf.Module):
 
 
 class Looks(tf.Module):
-    """Reads a word list as soon as it is loaded."""
+    """A module that reads a word list as soon as it is loaded."""
 
     def __init__(self, words):
         super().__init__()

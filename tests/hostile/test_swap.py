@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).with_name("swap_signed_model.py")
 
 @pytest.fixture
 def evil(tiny_onnx: Path, tmp_path: Path) -> Path:
-    """A model as long as the tiny one, with other weights."""
+    """A model of the same size as the tiny one, with other weights."""
     from onnx import numpy_helper
 
     model = onnx.load(tiny_onnx)
@@ -67,7 +67,7 @@ def test_a_signed_model_exchanged_at_any_step_never_runs(tiny_bundle: Path, key:
 
 
 def test_a_signed_model_that_is_exchanged_all_the_time_never_runs(tiny_bundle: Path, key: Path, evil: Path) -> None:
-    """Two models exchange their names as fast as the machine can."""
+    """Exchange the names of two models as fast as the machine can."""
     model = tiny_bundle / "model.onnx"
     good, bad, ended = tiny_bundle.with_name("good"), evil, threading.Event()
     good.write_bytes(model.read_bytes())

@@ -67,7 +67,7 @@ def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_order_holds_whatever_the_batch_and_the_workers(classifier, picture, batch_size, workers):
+def test_results_keep_the_input_order_for_every_batch_size_and_worker_count(classifier, picture, batch_size, workers):
     turned = [picture.rotate(9 * turn) for turn in range(20)]
     results = classifier.predict_batches(turned, batch_size=batch_size, workers=workers)
     expected = [classifier.predict(picture).probability for picture in turned]
@@ -204,7 +204,7 @@ def test_unreadable_scan_raises_input_error(classifier):
 
 
 @pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x"), ["a.png"]], ids=lambda value: type(value).__name__)
-def test_source_of_another_kind_is_named(classifier, picture, source):
+def test_the_message_names_an_unsupported_type_of_source(classifier, picture, source):
     words = f"a path, the bytes of a file, a Pillow image or a numpy array. Received: {type(source).__name__}"
     with pytest.raises(InputError, match=words):
         classifier.predict(source)
@@ -212,13 +212,13 @@ def test_source_of_another_kind_is_named(classifier, picture, source):
 
 
 @pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda value: type(value).__name__)
-def test_one_scan_is_not_taken_for_many(classifier, sources):
+def test_predict_batches_refuses_a_single_scan(classifier, sources):
     with pytest.raises(UsageError, match=r"takes many scans. Received: .*in"):
         classifier.predict_batches(sources)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": -1}, {"batch_size": 0}, {"workers": -1}])
-def test_batches_and_workers_are_at_least_one_at_the_call(classifier, picture, options):
+def test_batch_size_and_workers_are_checked_at_the_call(classifier, picture, options):
     with pytest.raises(UsageError, match="at least 1"):
         classifier.predict_batches([picture], **options)
 
@@ -249,7 +249,7 @@ class _NoNumber(FakeEngine):
         return {"probabilities": np.full((len(batch), 2), np.nan, np.float32)}
 
 
-def test_answer_that_is_no_number_is_an_error_and_no_label(tiny_bundle, picture):
+def test_probabilities_that_are_not_finite_are_an_error(tiny_bundle, picture):
     bundle = Bundle.open(tiny_bundle)
     broken = Classifier(bundle, bundle.manifest.artifacts[0], _NoNumber((128, 128, 3)))
     with pytest.raises(EngineError, match=r"not finite.*verify"):

@@ -69,13 +69,13 @@ def test_a_probability_at_the_threshold_is_positive_and_one_just_below_is_not():
     assert decide(rows, 1, float(at)).tolist() == [1, 0]
 
 
-def test_below_the_threshold_the_likeliest_other_label_is_given():
+def test_below_the_threshold_the_likeliest_other_label_is_chosen():
     rows = np.array([[0.2, 0.45, 0.35], [0.35, 0.45, 0.2], [0.1, 0.6, 0.3]], np.float32)
     assert decide(rows, 1, 0.5).tolist() == [2, 0, 1]
     assert decide(rows, 1, None).tolist() == [1, 1, 1]
 
 
-def test_another_label_is_given_although_every_other_probability_is_zero():
+def test_another_label_is_chosen_even_if_all_other_probabilities_are_zero():
     assert decide(np.array([[0.0, 1.0]], np.float32), 1, 1.0).tolist() == [1]
     assert decide(np.array([[0.0, 0.9]], np.float32), 1, 1.0).tolist() == [0]
 
@@ -237,7 +237,7 @@ def test_times_are_rounded_to_the_microsecond_and_add_up(prediction):
     json.dumps(record)
 
 
-def test_pictures_are_no_part_of_what_a_prediction_is_compared_and_shown_by(prediction):
+def test_pictures_are_not_part_of_the_equality_and_repr_of_a_prediction(prediction):
     picture = np.zeros((2, 2, 3), np.uint8)
     with_pictures = replace(prediction, pixels=picture, activation=np.zeros((2, 2), np.float32))
     assert with_pictures == prediction

@@ -29,7 +29,7 @@ def _damage(bundle: Path, content: bytes) -> None:
     model.write_bytes(content.ljust(model.stat().st_size, b"\0")[: model.stat().st_size])
 
 
-def test_changed_file_is_named_before_what_the_engine_says_of_it(tiny_bundle: Path) -> None:
+def test_a_changed_file_is_reported_before_any_error_of_the_engine(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     _damage(tiny_bundle, b"no model")
     with pytest.raises(IntegrityError, match="SHA-256"):
@@ -47,7 +47,7 @@ def test_a_changed_file_is_passed_to_no_engine(tiny_bundle: Path, monkeypatch) -
     assert handed == []
 
 
-def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
+def test_a_profile_of_another_provider_than_the_started_one_is_ignored(
     tiny_bundle: Path, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     """A profile tuned on a GPU does not apply once the GPU's driver is gone."""
@@ -59,7 +59,7 @@ def test_a_profile_made_on_another_provider_than_came_up_is_ignored(
     opened = PendingModel(bundle).wait()
     opened.engine.close()
     assert opened.batch_size != 5
-    assert "made on CUDAExecutionProvider and CPUExecutionProvider started" in caplog.text
+    assert "made on CUDAExecutionProvider but CPUExecutionProvider started" in caplog.text
     caplog.clear()
     replace(profile, measurements=(replace(measured, ran="CPUExecutionProvider"),)).save()
     opened = PendingModel(bundle).wait()

@@ -53,7 +53,7 @@ def test_the_distance_is_the_part_outside_the_plane():
 
 
 @pytest.mark.parametrize(("features", "doubted"), [([36, 4, 9], False), ([1, 9, 9], True)])
-def test_prediction_warns_of_what_is_unlike_the_training_images(tiny_bundle, features, doubted):
+def test_a_prediction_warns_about_a_picture_unlike_the_training_images(tiny_bundle, features, doubted):
     bundle = with_plane(tiny_bundle, saved(PLANE))
     picture = np.zeros((128, 128), np.uint8)
     picture[30:90, 30:90] = 150

@@ -292,7 +292,7 @@ def _ask(port: int) -> tuple[int, bool | str]:
         connection.close()
 
 
-def test_a_pickle_holds_the_arguments_of_load_and_not_the_model(tiny_bundle):
+def test_a_pickle_contains_the_arguments_of_load_and_not_the_model(tiny_bundle):
     with Classifier.load(tiny_bundle, threads=1, provider="cpu") as classifier:
         content = pickle.dumps(classifier)
         wanted = classifier.predict(SCAN)

@@ -17,8 +17,7 @@ from mri_edge.device.machine import Cpu, cpu
 from mri_edge.engines import engine_file, engine_files, offered
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from mri_edge.inference import selection, tuned_profile
-from mri_edge.inference.run_options import RunOptions
-from mri_edge.inference.selection import select
+from mri_edge.inference.selection import RunOptions, select
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions, load_profile
 
 VNNI = Cpu("x86_64", "new", frozenset({"avx2", "vnni"}))
@@ -120,7 +119,7 @@ def test_rule_passes_over_an_artifact_that_failed_its_gate(bundle, monkeypatch):
     assert select(failing(bundle, "model.int8.onnx")).artifact.file == "model.onnx"
 
 
-def test_a_named_artifact_runs_whatever_the_gate_said(bundle):
+def test_a_named_artifact_runs_even_if_its_gate_was_not_met(bundle):
     assert select(failing(bundle, "model.int8.onnx"), RunOptions("int8.onnx")).artifact.file == "model.int8.onnx"
 
 
@@ -165,7 +164,7 @@ def test_profile_decides_and_knows_single_scans_from_many(bundle):
     assert (many.artifact.file, many.engine, many.threads, many.batch) == ("model.int8.onnx", "onnxruntime", 2, 8)
 
 
-def test_profile_answers_within_what_is_named(bundle):
+def test_a_profile_is_searched_within_the_given_options(bundle):
     save(
         bundle,
         measurement("model.tflite", "litert", threads=2, ms=5),
@@ -199,7 +198,7 @@ def test_stale_profile_is_ignored_with_a_warning(bundle, caplog, monkeypatch, ch
     assert "mri-edge tune" in record.getMessage()
 
 
-def test_a_profile_that_holds_is_used_in_silence(bundle, caplog):
+def test_a_valid_profile_is_used_without_a_message(bundle, caplog):
     save(bundle, measurement())
     with caplog.at_level(logging.WARNING, "mri_edge"):
         assert select(bundle).reason == "by the device profile"
@@ -224,7 +223,7 @@ def test_profiles_of_several_providers_are_kept(bundle):
     assert "rule" in select(bundle).reason
 
 
-def test_profile_of_another_model_is_not_taken(bundle):
+def test_a_profile_of_another_model_is_not_used(bundle):
     save(bundle, measurement("model.tflite", "litert", ms=1))
     [first, *others] = bundle.manifest.artifacts
     changed = replace(bundle, manifest=replace(bundle.manifest, artifacts=(replace(first, sha256="0" * 64), *others)))

@@ -56,7 +56,7 @@ def demo(name: str = "mni152-slice-1.jpg") -> Pixels:
     ],
     ids=["photograph", "text page", "inverted scan", "black", "grey", "noise", "thumbnail", "strip"],
 )
-def test_a_picture_that_is_no_scan_gets_a_warning(pixels, code, word):
+def test_a_picture_that_is_not_a_scan_gets_a_warning(pixels, code, word):
     [doubt] = [doubt for doubt in doubts_about(pixels) if doubt.code == code]
     assert word in str(doubt) == doubt.message
     below = code in ("tiny", "blank")

@@ -150,7 +150,7 @@ def _png_of_16_bits_with_alpha(grey: np.ndarray[Any, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
-def test_8_bits_in_16_of_colour_are_refused_and_not_read_as_black(kind: str) -> None:
+def test_8_bits_in_16_bit_color_are_refused_and_not_read_as_black(kind: str) -> None:
     with pytest.raises(InputError, match=r"uses only the lower 8 of its 16 bits"):
         picture.load(_by_opencv(RGB16 >> 8, kind))
 
@@ -161,7 +161,7 @@ def test_12_bits_in_16_are_refused_and_not_read_as_black(kind: str) -> None:
         picture.load(RAW[kind]())
 
 
-def test_only_16_bits_that_hold_something_are_refused() -> None:
+def test_16_bits_that_are_blank_or_use_the_upper_ones_are_read() -> None:
     black = np.zeros((40, 60), np.uint16)
     assert not picture.load(black).any()  # blank, so the checks warn about it
     dark = black.copy()
@@ -182,7 +182,7 @@ def test_turned_tiff_is_set_upright(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("tag", [0, 9, 99])
-def test_orientation_that_is_not_defined_is_passed_over(tag: int) -> None:
+def test_an_undefined_orientation_is_ignored(tag: int) -> None:
     np.testing.assert_array_equal(picture.load(_encoded(COLOUR, "PNG", exif=_exif(tag))), RGB)
 
 
@@ -196,7 +196,7 @@ def test_damaged_exif_does_not_spoil_the_picture() -> None:
     assert sorted(pixels.shape) == [3, 40, 60]
 
 
-def test_stream_without_end_is_refused() -> None:
+def test_an_endless_stream_is_refused() -> None:
     if not Path("/dev/zero").exists():
         pytest.skip("this system has no /dev/zero")
     with pytest.raises(InputError, match="/dev/zero: too large, more than 244 MiB"):
@@ -356,7 +356,7 @@ def test_path_with_a_null_character_is_an_input_error() -> None:
         picture.load("scan\0.jpg")
 
 
-def test_formats_that_scans_do_not_come_in_reach_no_parser(tmp_path: Path) -> None:
+def test_formats_that_scans_do_not_use_reach_no_parser(tmp_path: Path) -> None:
     path = tmp_path / "scan.jpg"
     COLOUR.save(path, "TGA")  # Pillow reads it
     with pytest.raises(InputError, match="not PNG, JPEG"):
@@ -398,7 +398,7 @@ def test_any_error_of_a_parser_becomes_an_input_error(error: Exception, monkeypa
     [(MemoryError(), "out of memory"), (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle")],
 )
 @pytest.mark.parametrize("step", ["open", "load"])
-def test_what_the_system_lacks_is_no_damage_of_the_picture(
+def test_errors_of_the_system_are_not_reported_as_damaged_pictures(
     error: Exception, reason: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -454,7 +454,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_a_kind_that_is_not_read_is_called_unsupported(kind: str) -> None:
+def test_an_unsupported_kind_is_reported_as_unsupported(kind: str) -> None:
     content, words = UNSUPPORTED[kind]
     with pytest.raises(InputError) as caught:
         picture.load(content)
@@ -487,7 +487,7 @@ def test_refusals_have_a_code_for_programs(tmp_path: Path) -> None:
     }
 
 
-def test_a_chance_marker_in_a_colour_profile_makes_no_jpeg_unsupported() -> None:
+def test_a_marker_in_a_color_profile_does_not_make_a_jpeg_unsupported() -> None:
     profile = b"\xff\xc9\xff\xca\xff\xda" * 40
     np.testing.assert_array_equal(picture.load(_encoded(COLOUR, "JPEG", icc_profile=profile)), picture.load(JPEG))
 

@@ -75,7 +75,7 @@ def _with_frame(jpeg: bytes, components: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_would_take_too_much_is_refused_with_value_and_limit_before_it_is_spent(kind: str) -> None:
+def test_a_picture_that_needs_too_much_is_refused_before_decoding_with_value_and_limit(kind: str) -> None:
     make, limit = REFUSED[kind]
     content = make()
     tracemalloc.start()
@@ -220,9 +220,7 @@ with Classifier.load(sys.argv[1]) as classifier:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
-def test_lack_of_memory_fails_one_scan_and_the_others_are_answered(
-    kind: str, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_scan_without_enough_memory_fails_alone(kind: str, tiny_bundle: Path, tmp_path: Path) -> None:
     small, large = tmp_path / "small.png", tmp_path / f"large.{kind}"
     Image.new("L", (200, 200), 90).save(small)
     options = {"tif": {"compression": "tiff_lzw"}, "jpg": {"progressive": True}, "png": {"compress_level": 1}}[kind]
@@ -310,7 +308,7 @@ with decoding.large, decoding:  # as a thread that decodes
     assert done.stdout.strip() == "0"
 
 
-def test_the_watch_services_limits_are_beyond_what_one_file_may_take() -> None:
+def test_the_limits_of_the_watch_service_exceed_those_of_one_file() -> None:
     settings = dict(re.findall(r"^(MemoryMax|WatchdogSec)=(\S+)$", UNIT.read_text(encoding="utf-8"), re.M))
     program = 110e6  # bytes; with the embedded model, as the unit states
     assert settings["MemoryMax"] == "1G"

@@ -81,7 +81,7 @@ def test_a_gray_view_of_three_channels_is_resized_like_a_copy(size: tuple[int, i
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
-def test_one_grey_level_stays_what_it_is(level: int) -> None:
+def test_a_uniform_gray_level_is_unchanged(level: int) -> None:
     pixels = np.full((301, 77, 3), level, np.uint8)
     assert (_resize(pixels, 128, 128) == level).all()
 

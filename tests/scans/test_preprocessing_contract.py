@@ -55,7 +55,7 @@ def test_twice_as_large_by_hand():
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
-def test_one_pixel_of_colour_keeps_a_picture_from_being_taken_for_grey(channel):
+def test_a_picture_with_one_colored_pixel_is_not_gray(channel):
     picture = np.full((40, 30, 3), 100, np.uint8)
     picture[20, 10, channel] = 101 + 100
     [found] = resize_bilinear([picture], 80, 60)
@@ -92,6 +92,6 @@ def test_many_pictures_of_many_sizes_come_back_in_their_order(count):
     ],
     ids=lambda picture: f"{picture.dtype} {picture.shape}",
 )
-def test_what_is_no_picture_is_refused_among_good_ones_too(picture):
+def test_an_invalid_picture_among_valid_ones_is_refused(picture):
     with pytest.raises(InputError, match=r"picture must be uint8 \(H, W, 3\)"):
         resize_bilinear([np.zeros((4, 4, 3), np.uint8), picture], 8, 8)

@@ -58,13 +58,13 @@ def test_other_contents_are_not_taken_for_pictures(tmp_path: Path, head: bytes) 
     assert not readers.recognizes(tmp_path / "IM0001")
 
 
-def test_a_dicom_file_with_a_tiff_in_its_preamble_is_no_picture(tmp_path: Path) -> None:
+def test_a_dicom_file_with_a_tiff_preamble_is_not_a_picture(tmp_path: Path) -> None:
     (tmp_path / "IM0001").write_bytes(b"II*\0".ljust(128, b"\0") + b"DICM")
     assert not readers.recognizes(tmp_path / "IM0001")
 
 
 def test_a_known_suffix_is_enough_and_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_head", lambda path: pytest.fail("the file was looked into"))
+    monkeypatch.setattr(readers, "first_bytes", lambda path: pytest.fail("the file was looked into"))
     for index in range(100):
         (tmp_path / f"{index}.PNG").touch()
     names, messages = _expand(tmp_path)
@@ -80,4 +80,4 @@ def test_a_pipe_without_a_suffix_is_never_opened(tmp_path: Path) -> None:
 def test_only_a_bounded_head_is_read(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 32)
-    assert len(readers._head(str(tmp_path / "large"))) == readers.HEAD_BYTES
+    assert len(readers.first_bytes(str(tmp_path / "large"))) == readers.HEAD_BYTES

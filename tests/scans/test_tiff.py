@@ -111,7 +111,7 @@ def test_pixels_are_those_that_were_written_or_refused(
 
 @pytest.mark.parametrize("dtype", ["u4", "f4", "f8", "i1", "i2", "i4"])
 @pytest.mark.parametrize(("photometric", "channels", "extra"), LAYOUTS)
-def test_other_numbers_are_unsupported_and_never_called_damaged(
+def test_other_sample_formats_are_unsupported_and_not_damaged(
     dtype: str, photometric: str, channels: int, extra: str | None
 ) -> None:
     for planar, order in itertools.product(("contig", "separate"), "<>"):
@@ -186,7 +186,7 @@ def test_ycbcr_is_read_from_jpeg_and_otherwise_unsupported() -> None:
 
 
 @pytest.mark.parametrize(("photometric", "words"), [("cielab", "CIELab"), ("logluv", "LogLuv"), ("cfa", "CFA")])
-def test_other_colours_are_named(photometric: str, words: str) -> None:
+def test_the_message_names_an_unsupported_color_space(photometric: str, words: str) -> None:
     file = io.BytesIO()
     channels = 1 if photometric == "cfa" else 3
     pixels = _samples(channels, "u1")[:, :, 0] if channels == 1 else _samples(3, "u1")

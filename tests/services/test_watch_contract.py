@@ -90,7 +90,7 @@ def test_any_change_restarts_the_settling_time(incoming, clock, change):
     assert sorted(names(arrivals)) == ["a.png", "b.png"]
 
 
-def test_the_oldest_comes_first_and_of_one_time_the_first_by_name(incoming, clock):
+def test_scans_are_ordered_by_time_and_then_by_name(incoming, clock):
     for name, modified_s in (("c.png", 5), ("a.png", 7), ("d.png", 3), ("b.png", 5)):
         write(incoming / name, modified_s=modified_s)
     assert names(Arrivals(incoming, 0, clock=clock)) == ["d.png", "b.png", "c.png", "a.png"]
@@ -126,7 +126,7 @@ def test_a_file_that_disappeared_is_forgotten(incoming, clock):
     assert arrivals.pending == 1
 
 
-def test_a_postponed_scan_comes_again_counted_from_its_first_sight(incoming, clock):
+def test_a_postponed_scan_waits_from_the_time_it_was_first_seen(incoming, clock):
     arrivals = Arrivals(incoming, 2.0, clock=clock)
     write(incoming / "a.png")
     arrivals.look()
@@ -181,7 +181,7 @@ def test_a_suspect_is_known_by_its_name_until_it_ends_in_order(tmp_path):
     later.end("never begun")
 
 
-def test_of_two_suspects_the_other_stays_noted(tmp_path):
+def test_the_other_of_two_suspects_stays_recorded(tmp_path):
     first = InProgress(tmp_path)
     first.begin("a.png", "aa")
     InProgress(tmp_path).begin("b.png", "bb")
@@ -228,7 +228,7 @@ def test_a_result_is_found_again_by_the_hash_of_its_scan(outbox, incoming):
 
 
 @pytest.mark.parametrize("taken", ["results/a.png.json", "done/a.png", "failed/a.png"])
-def test_a_name_that_is_taken_by_something_else_gives_way_to_one_with_the_hash(outbox, incoming, taken):
+def test_a_name_with_the_hash_is_used_if_the_plain_one_is_taken(outbox, incoming, taken):
     _, sha256 = scan(incoming, "a.png")
     (outbox.folder / taken).write_text('{"sha256": "another"}')
     assert outbox.place("a.png", sha256) == (f"a.{sha256[:12]}.png", None)
@@ -251,7 +251,7 @@ def test_a_folder_in_the_place_of_a_result_is_in_the_way(outbox, incoming):
 
 
 @pytest.mark.parametrize("letter", ["n", "ü"])
-def test_a_long_name_is_cut_to_what_every_file_beside_it_can_bear(outbox, incoming, letter):
+def test_a_long_name_is_cut_so_that_suffixes_can_be_added(outbox, incoming, letter):
     width = len(letter.encode())
     longest = letter * (196 // width) + ".png"
     path, sha256 = scan(incoming, longest)
@@ -289,10 +289,10 @@ def test_only_leftovers_are_cleared(outbox):
 # --- one program at a time
 
 
-def test_a_folder_is_locked_by_one_program_and_the_next_names_it(tmp_path):
+def test_a_second_program_cannot_lock_a_folder_and_names_the_first(tmp_path):
     with locked(tmp_path) as first:
         assert first is True
-        taken = rf"another mri-edge works in this folder \(process {os.getpid()}\)"
+        taken = rf"another mri-edge uses this folder \(process {os.getpid()}\)"
         with pytest.raises(UsageError, match=taken), locked(tmp_path):
             pass
     assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"

@@ -64,7 +64,7 @@ def test_sha256_of_more_than_one_piece(tmp_path: Path) -> None:
 # --- one file
 
 
-def test_atomic_write_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
+def test_atomic_write_replaces_the_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     atomic_write(path, "old")
     atomic_write(path, "Größe\n")

@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 # --- the results file
 
 
-def test_only_what_was_answered_is_left_out_and_each_scan_comes_once(path, answer):
+def test_only_answered_scans_are_skipped_and_each_other_scan_is_yielded_once(path, answer):
     with Journal(path, TITLE) as journal:
         journal.write(answer("a.png"))
         journal.write(Failure("b.png", InputError("b.png: damaged")))
@@ -83,7 +83,7 @@ def test_a_truncated_last_line_is_dropped_and_the_lines_before_it_stay(path, ans
 
 
 @pytest.mark.parametrize("line", ["not json", "[1]", "null", '{"file": "a.png"}', "{}"])
-def test_another_file_is_refused_and_left_as_it_was(path, answer, line):
+def test_a_file_that_is_not_a_journal_is_refused_and_unchanged(path, answer, line):
     for number, before in ((1, []), (3, ["a.png", "b.png"])):
         path.unlink(missing_ok=True)
         with Journal(path, TITLE) as journal:
@@ -96,18 +96,18 @@ def test_another_file_is_refused_and_left_as_it_was(path, answer, line):
         assert path.read_text() == text
 
 
-def test_answers_of_another_model_are_refused_and_left_as_they_were(path, answer):
+def test_a_journal_of_another_model_is_refused_and_unchanged(path, answer):
     with Journal(path, "other 2") as journal:
         journal.write(answer("a.png", model="other 2"))
     text = path.read_text()
-    with pytest.raises(MriEdgeError, match="line 1 is an answer of 'other 2', and this is 'tiny 1'"):
+    with pytest.raises(MriEdgeError, match="line 1 is an answer of 'other 2', but the model is 'tiny 1'"):
         Journal(path, TITLE)
     assert path.read_text() == text
     with Journal(path, "other 2") as journal:  # the refused one holds no lock
         assert list(journal.remaining(["a.png", "b.png"])) == ["b.png"]
 
 
-def test_one_program_at_a_time_and_the_next_one_after_it(path, answer):
+def test_only_one_program_at_a_time_writes_a_journal(path, answer):
     with Journal(path, TITLE) as journal:
         with pytest.raises(MriEdgeError, match="another mri-edge writes it"):
             Journal(path, TITLE)
@@ -116,7 +116,7 @@ def test_one_program_at_a_time_and_the_next_one_after_it(path, answer):
         assert list(journal.remaining(["a.png"])) == []
 
 
-def test_what_is_no_plain_file_is_refused(tmp_path):
+def test_a_journal_must_be_a_regular_file(tmp_path):
     with pytest.raises(MriEdgeError, match="not a regular file"):
         Journal(tmp_path, TITLE)
     with pytest.raises(MriEdgeError, match="not a regular file"):
@@ -202,7 +202,7 @@ def test_a_move_replaces_a_file_and_a_missing_source_changes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_errors_about_other_things_pass_through_a_new_folder(tmp_path):
+def test_errors_that_do_not_concern_the_new_folder_are_raised_unchanged(tmp_path):
     def fail(error: OSError) -> None:
         with atomic_folder(tmp_path / "out") as staging:
             (staging / "half").touch()

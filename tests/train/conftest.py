@@ -1,4 +1,4 @@
-"""Small stand-ins for the real training: folders of drawn pictures, a recipe that takes seconds."""
+"""Provide small data folders of drawn pictures, and a recipe that trains in seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Image.Image:
-    """Noise, with a bright square somewhere or without: something that a head can learn."""
+    """Draw noise, with or without a bright square at a random place, which a head can learn to detect."""
     pixels = rng.integers(0, 90, (size, size), dtype=np.uint8)
     if bright:
         row, column = rng.integers(0, size - 12, 2)
@@ -28,7 +28,7 @@ def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Imag
 
 
 def draw_folders(data: Path, seed: int = 5) -> Path:
-    """A data folder with ``no`` (14 pictures) and ``yes`` (16)."""
+    """Create a data folder with ``no`` (14 pictures) and ``yes`` (16 pictures)."""
     rng = np.random.default_rng(seed)
     for name, count in (("no", 14), ("yes", 16)):
         (data / name).mkdir(parents=True)
@@ -39,19 +39,19 @@ def draw_folders(data: Path, seed: int = 5) -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """The drawn data folder, one for each test."""
+    """A new data folder for each test."""
     return draw_folders(tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
 def shared_folders(tmp_path_factory) -> Path:
-    """The drawn data folder, for tests that leave it as it is."""
+    """A shared data folder, for tests that do not change it."""
     return draw_folders(tmp_path_factory.mktemp("shared") / "data")
 
 
 @pytest.fixture
 def two_sources(tmp_path: Path) -> Path:
-    """``data/a/{no,yes}`` and ``data/b/{notumor,glioma}``: 25 pictures each, noise without or with a bright square."""
+    """``data/a/{no,yes}`` and ``data/b/{notumor,glioma}``, with 25 pictures each."""
     rng = np.random.default_rng(8)
     for folder in ("a/no", "a/yes", "b/notumor", "b/glioma"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -63,7 +63,7 @@ def two_sources(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_recipe():
-    """The reference recipe for 32 x 32 pictures, 3 epochs of batches of 4."""
+    """The reference recipe for 32 x 32 pictures, with 3 epochs and batches of 4."""
     pytest.importorskip("keras", reason="needs the extra 'train'")
     from mri_edge.train.recipes.base import Head
     from mri_edge.train.recipes.reference import REFERENCE
@@ -78,9 +78,10 @@ def small_recipe():
 
 @pytest.fixture(scope="session")
 def small_weights():
-    """Seeded random weights in the shapes of VGG16, scaled so that features keep their size (He et al. 2015)."""
+    """Seeded random weights with the shapes of VGG16, scaled so that features keep their variance (He et al. 2015)."""
     pytest.importorskip("keras", reason="needs the extra 'train'")
-    from mri_edge.train.models.weights import KERNEL_SHAPES, BackboneWeights
+    from mri_edge.train.models.weight_files import KERNEL_SHAPES
+    from mri_edge.train.models.weights import BackboneWeights
 
     rng = np.random.default_rng(6)
     arrays = tuple(
@@ -95,7 +96,7 @@ def small_weights():
 
 @pytest.fixture(scope="session")
 def weights_file(small_weights, tmp_path_factory) -> Path:
-    """``small_weights`` as a ``.ckpt`` of the kind that carries torchvision's."""
+    """``small_weights`` as a ``.ckpt``, in the format of torchvision's weights."""
     import pickle
 
     layers = {f"Conv_{i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate(small_weights.arrays)}
@@ -106,8 +107,8 @@ def weights_file(small_weights, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def reference_split() -> Callable[[Sequence[Scan]], Split]:
-    """The reference's own split of scans: a fifth tests, by scikit-learn's generator with seed 42."""
-    from mri_edge.train.data.splits import as_split, choose_test
+    """A function that splits scans as the reference does: a fifth tests, by scikit-learn with seed 42."""
+    from mri_edge.train.data.roles import as_split, choose_test
 
     def split(scans: Sequence[Scan]) -> Split:
         labels = [scan.label for scan in scans]

@@ -1,4 +1,4 @@
-"""Trains the robust recipe, tiny, in a process of its own: data, out, weights, and ``resume`` or nothing."""
+"""Train a tiny robust recipe in a process of its own. Arguments: data, out, weights, and optionally ``resume``."""
 
 import dataclasses
 import sys
@@ -13,7 +13,7 @@ recipe = dataclasses.replace(
     ROBUST,
     preprocessing=dataclasses.replace(ROBUST.preprocessing, height=32, width=32),
     head=Head(hidden=8, dropout=0.5),
-    # A checkpoint after every second step.
+    # An epoch, and so a checkpoint, every two steps.
     schedule=dataclasses.replace(ROBUST.schedule, batch=4, epochs=4, epoch_images=8, warmup_steps=4, rise=1),
 )
 train_bundle(Path(data), Path(out), recipe, backbone_weights=weights, seed=3, resume="resume" in sys.argv)

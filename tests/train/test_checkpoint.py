@@ -1,4 +1,4 @@
-"""Where a training goes that nobody named, and what is left there of one that was cut off."""
+"""Test the choice of a run folder, its lock, and what an interrupted training leaves there."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def run_name() -> str:
         return str(out)
 
 
-def cut_off(out: Path, *files: str) -> None:
-    """What a kill leaves of a training of ``out``."""
+def leave_interrupted(out: Path, *files: str) -> None:
+    """Create what a killed training of ``out`` leaves behind."""
     work = work_folder(out, [], overwrite=True, resume=False)
     for file in files:
         (work / file).write_text("")
 
 
-def test_two_at_once_never_take_the_same_folder(tmp_path: Path) -> None:
+def test_concurrent_trainings_never_use_the_same_folder(tmp_path: Path) -> None:
     processes = []
     for _ in range(3):
         command = [sys.executable, "-c", HOLDER]
@@ -51,19 +51,19 @@ def test_two_at_once_never_take_the_same_folder(tmp_path: Path) -> None:
     for process in processes:
         process.kill()
         process.communicate()
-    # A kill leaves nothing that stands in the way, and the next run takes it away.
+    # The remains of a killed training do not block the next one, which removes them.
     assert run_name() == "runs/vgg16"
     assert not (tmp_path / "runs" / ".vgg16.training").exists()
 
 
-def test_what_stands_there_is_never_overwritten(tmp_path: Path) -> None:
+def test_existing_files_and_folders_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "vgg16").write_text("a file of the user")
     (tmp_path / "runs" / "vgg16-2").mkdir()
     assert run_name() == "runs/vgg16-3"
 
 
-def test_a_run_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_training_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), claimed_run("vgg16", resume=False):
         raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError), claimed(Path("a/b/mine")):
@@ -71,35 +71,35 @@ def test_a_run_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_to_resume_is_cleared_and_an_epoch_that_ended_is_kept() -> None:
-    cut_off(Path("runs/vgg16"), "pixels.npy", "validation.npy", "views.npy", ".checkpoint.npz.new-0123abcd")
-    cut_off(Path("runs/vgg16"), "pixels.npy", "validation.npy")
+def test_state_is_kept_only_once_an_epoch_has_ended() -> None:
+    leave_interrupted(Path("runs/vgg16"), "pixels.npy", "validation.npy", "views.npy", ".checkpoint.npz.new-0123abcd")
+    leave_interrupted(Path("runs/vgg16"), "pixels.npy", "validation.npy")
     assert not has_state(Path("runs/vgg16"))
     assert run_name() == "runs/vgg16"
-    cut_off(Path("runs/vgg16"), "checkpoint.npz")
+    leave_interrupted(Path("runs/vgg16"), "checkpoint.npz")
     assert run_name() == "runs/vgg16-2"
     assert has_state(Path("runs/vgg16"))
 
 
-def test_resume_takes_the_last_that_was_cut_off() -> None:
-    with pytest.raises(UsageError, match="holds no training of vgg16"), claimed_run("vgg16", resume=True):
+def test_resume_continues_the_last_interrupted_training() -> None:
+    with pytest.raises(UsageError, match="has no interrupted training of vgg16"), claimed_run("vgg16", resume=True):
         pass
-    cut_off(Path("runs/vgg16-2"), "checkpoint.npz")
-    cut_off(Path("runs/vgg16"), "checkpoint.npz")
-    cut_off(Path("runs/vgg16-3"), "pixels.npy")  # nothing to go on with
-    cut_off(Path("runs/small"), "answers.npy")
+    leave_interrupted(Path("runs/vgg16-2"), "checkpoint.npz")
+    leave_interrupted(Path("runs/vgg16"), "checkpoint.npz")
+    leave_interrupted(Path("runs/vgg16-3"), "pixels.npy")  # nothing to resume
+    leave_interrupted(Path("runs/small"), "answers.npy")
     with claimed_run("vgg16", resume=True) as out:
         assert out == Path("runs/vgg16")
     with claimed_run("small", resume=True) as out:
         assert out == Path("runs/small")
 
 
-def test_one_training_at_a_time_works_on_a_result() -> None:
+def test_only_one_training_at_a_time_writes_an_output() -> None:
     with ExitStack() as first:
         first.enter_context(claimed(Path("mine")))
-        with pytest.raises(UsageError, match="another training is at work on it"), claimed(Path("mine")):
+        with pytest.raises(UsageError, match="another training is writing it"), claimed(Path("mine")):
             pass
-        work_folder(Path("mine"), [], overwrite=True, resume=False)  # keeps the lock that is held
+        work_folder(Path("mine"), [], overwrite=True, resume=False)  # does not release the lock
         with pytest.raises(UsageError, match="another training"), claimed(Path("mine")):
             pass
     with claimed(Path("mine")):

@@ -1,4 +1,4 @@
-"""What is found wrong with a data folder before training, and how the folder is split."""
+"""Test the checks of a data folder before training, exclusion, patients and the choice of test images."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,15 @@ from mri_edge.errors import DataError
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.data.audit import check_roles, inspect, table
-from mri_edge.train.data.folder import decode, exclude, find_scans, read_groups
-from mri_edge.train.data.splits import choose_test
+from mri_edge.train.data.collection import decode
+from mri_edge.train.data.duplicates import inspect, table
+from mri_edge.train.data.folder import exclude, find_scans, read_groups
+from mri_edge.train.data.roles import check_roles, choose_test
 
 
 @pytest.fixture
 def flawed(folders):
-    """``folders`` with a copy, a resized copy under the other label, and a picture of its own."""
+    """``folders`` with a copied picture, a new picture, and a resized copy of it with the other label."""
     (folders / "no" / "copy.png").write_bytes((folders / "no" / "no03.png").read_bytes())
     smooth = np.add.outer(np.arange(64) * 2, np.arange(64)).astype(np.uint8)
     smooth[20:30, 30:50] = 240
@@ -39,15 +40,15 @@ def test_duplicates_near_duplicates_and_contradictions_are_found(flawed, tmp_pat
 
 
 @pytest.mark.data
-def test_reference_data_leak_as_often_as_is_known(scans, tmp_path):
+def test_reference_data_has_the_known_number_of_near_duplicates(scans, tmp_path):
     found, _ = find_scans(scans / "navoneel")
     hashes = decode(found, Preprocessing(), tmp_path / "p.npy").hashes
     findings = inspect(found, hashes)
-    # The project's recipe: 83 of the 253 images have a near-duplicate, 8 of 128 bits or fewer apart.
+    # 83 of the 253 images have a near-duplicate, at most 8 of 128 bits apart.
     assert len({file for finding in findings for file in finding.files}) == pytest.approx(83, abs=3)
 
 
-def test_unreadable_scans_are_all_named(folders, tmp_path):
+def test_error_lists_all_unreadable_scans(folders, tmp_path):
     (folders / "no" / "empty.png").touch()
     (folders / "yes" / "text.jpg").write_text("hello")
     scans, _ = find_scans(folders)
@@ -55,7 +56,7 @@ def test_unreadable_scans_are_all_named(folders, tmp_path):
         decode(scans, Preprocessing(), tmp_path / "p.npy")
 
 
-def test_palette_and_16_bit_pictures_are_read(folders, tmp_path):
+def test_palette_and_16_bit_pictures_are_decoded(folders, tmp_path):
     pixels = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40)
     Image.fromarray(pixels * 40).save(folders / "no" / "deep.png")
     Image.fromarray((pixels % 251).astype(np.uint8)).convert("P").save(folders / "yes" / "palette.png")
@@ -63,7 +64,7 @@ def test_palette_and_16_bit_pictures_are_read(folders, tmp_path):
     assert len(decode(scans, Preprocessing(), tmp_path / "p.npy").pixels) == 32
 
 
-def test_exclude_takes_patterns_and_lists_and_refuses_what_matches_nothing(folders, tmp_path):
+def test_exclude_accepts_patterns_and_lists_and_rejects_patterns_without_a_match(folders, tmp_path):
     scans, _ = find_scans(folders)
     listing = tmp_path / "leave-out.txt"
     listing.write_text("no/no00.png\n\nyes/yes1*.png\n")
@@ -74,7 +75,7 @@ def test_exclude_takes_patterns_and_lists_and_refuses_what_matches_nothing(folde
         exclude(scans, ["nö/*"])
 
 
-def test_groups_must_name_every_scan(folders, tmp_path):
+def test_groups_must_list_every_scan(folders, tmp_path):
     scans, _ = find_scans(folders)
     path = tmp_path / "patients.csv"
     path.write_text("file,group\n" + "".join(f"{scan.file},p{i // 3}\n" for i, scan in enumerate(scans)))
@@ -83,14 +84,14 @@ def test_groups_must_name_every_scan(folders, tmp_path):
     with pytest.raises(DataError, match="no group for 29 scans"):
         read_groups(path, scans)
     path.write_text("file,group\n" + "".join(f"{scan.file},\n" for scan in scans))
-    with pytest.raises(DataError, match="no group for 30 scans"):  # not one patient of no name
+    with pytest.raises(DataError, match="no group for 30 scans"):  # an empty name is not a patient
         read_groups(path, scans)
     path.write_text("name,patient\nno/no00.png,a\n")
     with pytest.raises(DataError, match="file,group"):
         read_groups(path, scans)
 
 
-def test_grouped_split_divides_no_group_and_stratified_keeps_shares():
+def test_grouped_split_divides_no_group_and_stratified_keeps_proportions():
     rng = np.random.default_rng(4)
     labels = rng.permutation([0] * 40 + [1] * 60)
     groups = rng.integers(0, 30, 100)
@@ -104,5 +105,5 @@ def test_grouped_split_divides_no_group_and_stratified_keeps_shares():
 def test_too_few_images_are_reported():
     with pytest.raises(DataError, match="cannot be split"):
         choose_test("stratified", [0, 1, 1], [], test_fraction=0.2, seed=0)
-    with pytest.raises(DataError, match="no image of ill falls into the test part"):
-        check_roles(np.array([0, 0, 1]), np.array([True, False, False]), ("well", "ill"))
+    with pytest.raises(DataError, match="no test image has the label tumour"):
+        check_roles(np.array([0, 0, 1]), np.array([True, False, False]), ("healthy", "tumour"))

@@ -1,4 +1,4 @@
-"""The command ``train``: what it says while it works, where it stops, and what to do next."""
+"""Test the command ``train``: its progress, its errors and its hints for the next step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAIN = [sys.executable, "-m", "mri_edge", "train"]
 _LEFT = r"\d+:\d\d elapsed, about \d+:\d\d left"
 
 
-def test_an_epoch_is_a_line_where_no_terminal_is(capfd) -> None:
+def test_epoch_is_one_line_without_a_terminal(capfd) -> None:
     with training_progress(100, 3, "fold 2/5, ") as progress:
         progress.started(1)
         progress.images(100)
@@ -33,7 +33,7 @@ def test_an_epoch_is_a_line_where_no_terminal_is(capfd) -> None:
     assert re.fullmatch(rf"fold 2/5, epoch   3/3  {figures}  \d+:\d\d elapsed", last)
 
 
-def test_epochs_that_were_kept_say_nothing_of_the_time_left(monkeypatch, capfd) -> None:
+def test_resumed_epochs_do_not_affect_the_time_estimate(monkeypatch, capfd) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with training_progress(100, 20) as progress:
@@ -43,7 +43,7 @@ def test_epochs_that_were_kept_say_nothing_of_the_time_left(monkeypatch, capfd) 
     assert "1:00 elapsed, about 9:00 left" in capfd.readouterr().err
 
 
-def test_steps_are_a_line_an_epoch_and_never_silent_for_long(monkeypatch, capfd) -> None:
+def test_steps_print_a_line_per_epoch_and_are_never_silent_for_long(monkeypatch, capfd) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with step_progress("fine-tuning", first=60, every=64) as report:
@@ -65,7 +65,7 @@ def test_steps_are_a_line_an_epoch_and_never_silent_for_long(monkeypatch, capfd)
     assert len(capfd.readouterr().err.splitlines()) == 1 + 3  # after 3, 5 and 7 steps
 
 
-def test_a_dumb_terminal_gets_lines_in_place_of_bars(monkeypatch, capfd) -> None:
+def test_dumb_terminal_gets_lines_instead_of_bars(monkeypatch, capfd) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "dumb")
     with training_progress(100, 1) as progress:
@@ -74,7 +74,7 @@ def test_a_dumb_terminal_gets_lines_in_place_of_bars(monkeypatch, capfd) -> None
 
 
 @pytest.mark.slow
-def test_interrupted_says_how_to_go_on_and_a_resumed_training_what_is_next(folders, weights_file, tmp_path) -> None:
+def test_interrupted_training_says_how_to_continue(folders, weights_file, tmp_path) -> None:
     options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "4"]
     process = subprocess.Popen(
         [*TRAIN, *options], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -87,7 +87,7 @@ def test_interrupted_says_how_to_go_on_and_a_resumed_training_what_is_next(folde
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130, lines
     assert lines[0] == "the bundle goes to runs/vgg16\n"
-    assert lines[-2] == "mri-edge: interrupted; what is done is kept. To go on:\n"
+    assert lines[-2] == "mri-edge: interrupted; finished work is saved. To continue:\n"
     again = lines[-1].split()
     assert again == ["mri-edge", "train", *options, "--out", "runs/vgg16", "--resume"]
 
@@ -104,7 +104,7 @@ def test_interrupted_says_how_to_go_on_and_a_resumed_training_what_is_next(folde
     assert os.listdir(tmp_path / "runs") == ["vgg16"]  # noqa: PTH208
 
 
-def test_interrupted_before_anything_was_kept_leaves_nothing(folders, weights_file, tmp_path) -> None:
+def test_training_interrupted_early_leaves_nothing(folders, weights_file, tmp_path) -> None:
     options = [str(folders), "--backbone-weights", str(weights_file), "--out", "new/mine"]
     process = subprocess.Popen([*TRAIN, *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -114,12 +114,12 @@ def test_interrupted_before_anything_was_kept_leaves_nothing(folders, weights_fi
         if line.startswith("reading 30 scans"):
             process.send_signal(signal.SIGINT)
     assert process.wait() == 130, lines
-    assert lines[-2] == "mri-edge: interrupted before anything was kept. To begin anew:\n"
+    assert lines[-2] == "mri-edge: interrupted before anything was saved. To start over:\n"
     assert lines[-1].split() == ["mri-edge", "train", *options]
     assert not (tmp_path / "new").exists()
 
 
-def test_a_killed_training_leaves_nothing_that_the_next_does_not_clear(folders, weights_file, tmp_path) -> None:
+def test_next_training_clears_what_a_killed_one_left(folders, weights_file, tmp_path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -139,7 +139,7 @@ def test_a_killed_training_leaves_nothing_that_the_next_does_not_clear(folders, 
     assert not list(temporary.iterdir())
 
 
-def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
+def test_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
     from mri_edge.cli import run
     from mri_edge.train.recipes import registry
 
@@ -163,12 +163,12 @@ def test_a_model_is_named_after_its_folder(folders, small_recipe, weights_file, 
         ([], ["missing: DIR", "mri-edge train scans/"]),
         (["--cv", "3"], ["missing: DIR", "--out DIR", "mri-edge train scans/ --cv 3 --out figures/"]),
         (["--recipe", "small", "data"], ["missing: --teacher", "mri-edge train data --recipe small --teacher vgg16"]),
-        (["one", "--data", "two"], ["two data folders are named: one", "two"]),
-        (["data", "--overwrite"], ["--overwrite replaces what stands at --out"]),
-        (["data", "--resume"], ["runs/ holds no training of vgg16 that was cut off"]),
+        (["one", "--data", "two"], ["two data folders given: one", "two"]),
+        (["data", "--overwrite"], ["--overwrite replaces the bundle at --out"]),
+        (["data", "--resume"], ["runs/ has no interrupted training of vgg16"]),
     ],
 )
-def test_wrong_usage_is_one_line_that_names_everything(arguments, words, tmp_path, monkeypatch, capfd) -> None:
+def test_wrong_usage_is_one_line_that_lists_every_problem(arguments, words, tmp_path, monkeypatch, capfd) -> None:
     from mri_edge.cli import run
 
     monkeypatch.chdir(tmp_path)

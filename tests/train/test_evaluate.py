@@ -1,4 +1,4 @@
-"""Evaluation: figures against scikit-learn and by hand, intervals, which images are scored, the page."""
+"""Test evaluation: metrics against scikit-learn, intervals, the choice of images, tables and page."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mri_edge.storage.atomic import sha256_of
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 pytest.importorskip("matplotlib", reason="needs the extra 'train'")
 
-from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.evaluate import evaluate
+from mri_edge.train.evaluation.intervals import auc
 from mri_edge.train.evaluation.metrics import bins_of, measure, reliability, wilson_metric
 
 
@@ -34,7 +34,7 @@ def two_columns(score: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Eight pictures of noise in each of ``no`` and ``yes``."""
+    """Create eight pictures of noise in each of ``no`` and ``yes``."""
     rng = np.random.default_rng(9)
     for name in ("no", "yes"):
         folder = tmp_path / "data" / name
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def record_split(bundle: Path, data: Path, test: set[str], role: str = "train") -> None:
-    """Write a split record into ``bundle``: the files in ``test`` test, the others of ``data`` have ``role``."""
+    """Write a split record into ``bundle``: ``test`` files test, the other files of ``data`` have ``role``."""
     images = tuple(
         SplitImage(
             path.relative_to(data).as_posix(),
@@ -60,7 +60,7 @@ def record_split(bundle: Path, data: Path, test: set[str], role: str = "train") 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_are_those_of_scikit_learn(seed):
+def test_metrics_equal_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 2, 200)
     score = np.clip(rng.normal(0.4 + 0.2 * truth, 0.2), 0, 1).round(2)  # rounded: ties happen
@@ -84,24 +84,24 @@ def test_figures_are_those_of_scikit_learn(seed):
         assert metric.low < metric.high
 
 
-def test_calibration_error_by_hand():
-    # Twenty images, two a bin: in each bin the mean probability is 0.1 below the share of positives, 0 or 1/2 or 1.
+def test_calibration_error_computed_by_hand():
+    # Twenty images, two per bin. The mean probability of a bin is 0.1 below its fraction of positives: 0, 1/2 or 1.
     truth = np.array([0, 1] * 10)
     score = np.linspace(0.05, 0.95, 10).repeat(2)
     expected = np.abs(np.linspace(0.05, 0.95, 10) - 0.5).mean()
     found = measure(truth, two_columns(score), 1)["calibration_error"]
     assert found.value == pytest.approx(expected, abs=1e-7)  # probabilities are float32
-    assert [item["share"] for item in reliability(truth == 1, score)] == [0.5] * 10
+    assert [point["share"] for point in reliability(truth == 1, score)] == [0.5] * 10
 
 
-def test_bins_are_equal_in_count_and_divide_no_tie():
+def test_bins_have_equal_counts_and_divide_no_tie():
     assert np.bincount(bins_of(np.random.default_rng(0).random(1000))).tolist() == [100] * 10
     tied = bins_of(np.array([0.2] * 7 + [0.9] * 13))
     assert len(set(tied[:7])) == len(set(tied[7:])) == 1
     assert tied[0] < tied[-1]
 
 
-def test_wilson_interval_is_the_published_one():
+def test_wilson_interval_equals_published_values():
     # R. G. Newcombe, Statistics in Medicine 17, 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
     published = {
         (81, 263): (0.2553, 0.3662),
@@ -114,8 +114,8 @@ def test_wilson_interval_is_the_published_one():
         assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)  # printed with four digits
 
 
-def test_auc_interval_is_that_of_delong():
-    """Against the definition of E. R. DeLong et al., Biometrics 44, 1988, pair by pair."""
+def test_auc_interval_equals_delong():
+    """Compare with the definition of E. R. DeLong et al., Biometrics 44, 1988, pair by pair."""
     rng = np.random.default_rng(3)
     is_positive = np.arange(90) % 3 == 0
     score = rng.normal(1.5 * is_positive).round(1)  # rounded: ties happen
@@ -124,13 +124,13 @@ def test_auc_interval_is_that_of_delong():
     spread = np.sqrt(right.mean(1).var(ddof=1) / 30 + right.mean(0).var(ddof=1) / 60)
     found = auc(is_positive, score)
     assert found.value == pytest.approx(right.mean())
-    odds = [np.log(item / (1 - item)) for item in (found.low, found.value, found.high)]
+    odds = [np.log(value / (1 - value)) for value in (found.low, found.value, found.high)]
     half = 1.959964 * spread / (found.value * (1 - found.value))
     assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
 
 
-def test_images_of_one_group_count_as_one():
-    """Twenty copies of each image say no more than one of each (N. A. Obuchowski, 1997)."""
+def test_images_of_a_group_count_as_one():
+    """Twenty copies of each image add no evidence (N. A. Obuchowski, 1997)."""
     rng = np.random.default_rng(4)
     is_positive = np.arange(60) % 2 == 0
     score = rng.normal(1.2 * is_positive)
@@ -141,32 +141,32 @@ def test_images_of_one_group_count_as_one():
 
 
 @pytest.mark.parametrize("true_area", [0.9, 0.98])
-@pytest.mark.parametrize(("ill_ones", "well_ones"), [(10, 10), (31, 20), (100, 30)])
-def test_auc_interval_holds_the_truth(true_area, ill_ones, well_ones):
+@pytest.mark.parametrize(("positives", "negatives"), [(10, 10), (31, 20), (100, 30)])
+def test_auc_interval_covers_the_truth(true_area, positives, negatives):
     rng = np.random.default_rng(5)
-    is_positive = np.arange(ill_ones + well_ones) < ill_ones
+    is_positive = np.arange(positives + negatives) < positives
     shift = np.sqrt(2) * norm.ppf(true_area)
     found = [auc(is_positive, rng.normal(shift * is_positive)) for _ in range(300)]
     assert (
-        np.mean([item.low <= true_area <= item.high for item in found]) >= 0.9
+        np.mean([metric.low <= true_area <= metric.high for metric in found]) >= 0.9
     )  # a percentile bootstrap: 0.74 to 0.92
 
 
-def test_classes_apart_leave_doubt():
+def test_perfectly_separated_classes_have_an_interval():
     for ones in (1, 2, 5, 20):
         is_positive = np.arange(2 * ones) < ones
         found = measure(is_positive.astype(int), two_columns(is_positive.astype(float)), 1)
         for name in ("auc", "f1"):
             assert found[name].low < 1 == found[name].value == found[name].high
-    # R. G. Newcombe's method 5 by hand where the variance is that of a share: (1 - a)^2 = z^2 a (1 - a).
+    # R. G. Newcombe's method 5 with the variance of a proportion: (1 - a)^2 = z^2 a (1 - a).
     assert auc(np.array([True, False]), np.array([1.0, 0.0])).low == pytest.approx(1 / (1 + 1.959964**2), rel=1e-5)
     nothing = auc(np.array([False, True]), np.array([1.0, 0.0]))
     assert (nothing.value, nothing.low) == (0, 0)
     assert nothing.high == pytest.approx(1 - 1 / (1 + 1.959964**2), rel=1e-5)
 
 
-def test_calibration_error_of_a_calibrated_model_may_be_nothing():
-    """Noise alone makes the value positive: the interval has to reach down to the truth, which is 0."""
+def test_interval_of_the_calibration_error_includes_zero_for_a_calibrated_model():
+    """Noise makes the value positive, so the interval must extend down to the true value, 0."""
     reached = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -177,7 +177,7 @@ def test_calibration_error_of_a_calibrated_model_may_be_nothing():
     assert reached >= 17  # of 20 intervals at 95%, 17 or more hold the truth in 98% of such series
 
 
-def test_undefined_metrics_are_left_out():
+def test_undefined_metrics_are_omitted():
     score = np.array([0.2, 0.3, 0.1, 0.4])
     found = measure(np.zeros(4, int), two_columns(score), 1)
     assert set(found) == {"accuracy", "specificity", "brier", "calibration_error"}
@@ -197,7 +197,7 @@ def test_swapped_folders_give_the_mirrored_result(tiny_bundle, data):
     assert after["mistakes"] == 16 - before["mistakes"]
 
 
-def test_the_manifests_threshold_decides(tiny_bundle, data):
+def test_threshold_of_the_manifest_is_used(tiny_bundle, data):
     bundle = Bundle.open(tiny_bundle)
     scores = sorted(prediction["probabilities"][1] for prediction in evaluate(bundle, data)["predictions"])
     strict = replace(bundle, manifest=replace(bundle.manifest, threshold=float(np.mean(scores[-4:-2]))))
@@ -213,14 +213,14 @@ def test_only_test_images_of_the_training_folder_are_scored(tiny_bundle, data):
     assert record["warnings"] == []
 
 
-def test_test_images_are_known_under_other_names(tiny_bundle, data):
+def test_test_images_are_recognized_under_other_names(tiny_bundle, data):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     (data / "no" / "0.png").rename(data / "no" / "renamed.png")
     record = evaluate(Bundle.open(tiny_bundle), data)
     assert {prediction["file"] for prediction in record["predictions"]} == {"no/renamed.png", "yes/3.png"}
 
 
-def test_a_test_image_that_was_trained_on_as_well_is_reported(tiny_bundle, data):
+def test_test_image_that_was_trained_on_is_reported(tiny_bundle, data):
     shutil.copy(data / "no" / "0.png", data / "no" / "copy.png")
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     record = evaluate(Bundle.open(tiny_bundle), data)
@@ -228,7 +228,7 @@ def test_a_test_image_that_was_trained_on_as_well_is_reported(tiny_bundle, data)
     assert record["warnings"] == ["1 of the test images are byte for byte among the training images as well."]
 
 
-def test_training_images_among_others_are_left_out(tiny_bundle, data, tmp_path):
+def test_training_images_among_others_are_not_scored(tiny_bundle, data, tmp_path):
     used = tmp_path / "used"
     for file in ("no/2.png", "yes/5.png"):
         (used / file).parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def test_training_images_among_others_are_left_out(tiny_bundle, data, tmp_path):
     assert record["data"]["left_out"] == {"train": 2}
 
 
-def test_training_images_are_refused_unless_said(tiny_bundle, data):
+def test_training_images_are_rejected_without_role_all(tiny_bundle, data):
     record_split(tiny_bundle, data, set())
     bundle = Bundle.open(tiny_bundle)
     with pytest.raises(DataError, match="train 16"):
@@ -253,13 +253,13 @@ def test_training_images_are_refused_unless_said(tiny_bundle, data):
     assert "16 OF THESE 16 IMAGES WERE IN TRAINING" in record["warnings"][0]
 
 
-def test_folders_must_mean_labels_of_the_model(tiny_bundle, data):
+def test_folders_must_match_labels_of_the_model(tiny_bundle, data):
     (data / "yes").rename(data / "perhaps")
-    with pytest.raises(DataError, match="'perhaps' means no label of the model"):
+    with pytest.raises(DataError, match="'perhaps' matches no label of the model"):
         evaluate(Bundle.open(tiny_bundle), data)
 
 
-def test_one_class_alone_can_be_scored(tiny_bundle, data):
+def test_single_class_can_be_scored(tiny_bundle, data):
     shutil.rmtree(data / "no")
     record = evaluate(Bundle.open(tiny_bundle), data)
     assert record["roc"] is None
@@ -274,12 +274,12 @@ def test_unreadable_scan_is_reported_and_the_others_are_scored(tiny_bundle, data
     printed, said = capfd.readouterr()
     record = json.loads(printed)
     assert record["data"]["images"] == 16
-    assert [item["file"] for item in record["unreadable"]] == ["no/broken.png"]
+    assert [failure["file"] for failure in record["unreadable"]] == ["no/broken.png"]
     assert "broken.png: damaged picture" in said
     assert "broken.png" in (out / "evaluation.html").read_text()
 
 
-def test_record_goes_round_and_the_page_needs_no_network(tiny_bundle, data, tmp_path, capfd):
+def test_record_survives_json_and_the_page_is_self_contained(tiny_bundle, data, tmp_path, capfd):
     out = tmp_path / "report"
     assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--json", "--out", str(out)]) == 0
     record = json.loads(capfd.readouterr().out)
@@ -289,8 +289,8 @@ def test_record_goes_round_and_the_page_needs_no_network(tiny_bundle, data, tmp_
     assert len(sources) == 2
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert "http" not in re.sub(r"base64,[\w+/=]*", "", page)
-    for one in record["worst"]:
-        assert one["file"] in page
+    for mistake in record["worst"]:
+        assert mistake["file"] in page
     auc = record["metrics"]["auc"]
     assert f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in page
 
@@ -299,11 +299,11 @@ def test_worst_mistakes_come_first(tiny_bundle, data):
     record = evaluate(Bundle.open(tiny_bundle), data)
     wrong = [prediction for prediction in record["predictions"] if prediction["called"] != prediction["label"]]
     assert record["mistakes"] == len(wrong) > 1
-    given = [item["probabilities"][item["label"]] for item in record["worst"]]
-    assert given == sorted(item["probabilities"][item["label"]] for item in wrong)[: len(given)]
+    given = [mistake["probabilities"][mistake["label"]] for mistake in record["worst"]]
+    assert given == sorted(mistake["probabilities"][mistake["label"]] for mistake in wrong)[: len(given)]
 
 
-def test_tables_name_every_figure(tiny_bundle, data, capfd):
+def test_tables_list_every_metric(tiny_bundle, data, capfd):
     for folder in data.iterdir():
         (folder / "0.png").rename(folder / "a[old].png")  # Rich would take that for a style
     assert run(["evaluate", str(tiny_bundle), "--data", str(data)]) == 0
@@ -314,7 +314,7 @@ def test_tables_name_every_figure(tiny_bundle, data, capfd):
     assert "no split record" in said
 
 
-def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):
+def test_missing_packages_are_reported_in_one_line(tiny_bundle, data, monkeypatch, capfd):
     from mri_edge.train.cli import evaluate as evaluate_command
 
     monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None if name == "matplotlib" else object())
@@ -325,13 +325,13 @@ def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):
     )
 
 
-def test_out_that_is_a_file_is_said_before_the_work(tiny_bundle, data, tmp_path, capfd):
+def test_out_that_is_a_file_is_reported_before_scoring(tiny_bundle, data, tmp_path, capfd):
     (tmp_path / "file").write_text("")
     assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--out", str(tmp_path / "file")]) == 6
     assert "file: cannot make the folder" in capfd.readouterr().err
 
 
-def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
+def test_keras_model_is_scored_without_another_engine(tiny_bundle, data):
     keras = pytest.importorskip("keras", reason="needs the extra 'train'")
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
@@ -353,7 +353,7 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
         np.asarray(Image.open(data / record["predictions"][0]["file"]))
     )
     expected = model.predict_on_batch(bundle.manifest.preprocessing.normalize(pixels[None]))[0]
-    # A batch of one and a batch of eight sum in another order.
+    # Batches of one and of eight images sum in another order.
     np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)
     with pytest.raises(UsageError, match="chooses its device"):
         evaluate(bundle, data, artifact="model.keras", provider="cuda")
@@ -361,8 +361,8 @@ def test_keras_model_is_scored_and_opens_nothing_else(tiny_bundle, data):
         evaluate(bundle, data, artifact="model.keras", engine="litert")
 
 
-def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, data, monkeypatch):
-    """A file that takes the model's place once it was hashed is not opened."""
+def test_scored_keras_model_is_the_one_that_was_hashed(tiny_bundle, data, monkeypatch):
+    """A file that replaces the model after it was hashed is not opened."""
     keras = pytest.importorskip("keras", reason="needs the extra 'train'")
     keras.utils.set_random_seed(1)
     layers = [keras.Input((128, 128, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")]
@@ -385,7 +385,7 @@ def test_the_keras_model_that_is_scored_is_the_one_that_was_hashed(tiny_bundle, 
     assert (tiny_bundle / "model.keras").read_bytes() == b"another file"
 
 
-def test_a_packed_bundle_is_scored_as_its_folder_is(tiny_bundle, data, tmp_path):
+def test_packed_bundle_is_scored_like_its_folder(tiny_bundle, data, tmp_path):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     slim, packed = str(tmp_path / "slim"), str(tmp_path / "slim.mribundle")
     assert run(["bundle", "slim", str(tiny_bundle), "--artifact", "model.onnx", "--out", slim]) == 0
@@ -393,7 +393,7 @@ def test_a_packed_bundle_is_scored_as_its_folder_is(tiny_bundle, data, tmp_path)
     assert evaluate(Bundle.open(packed), data)["predictions"] == evaluate(Bundle.open(slim), data)["predictions"]
 
 
-def test_a_slim_bundle_knows_its_training_images(tiny_bundle, data, tmp_path, capfd):
+def test_slim_bundle_recognizes_its_training_images(tiny_bundle, data, tmp_path, capfd):
     record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
     slim = tmp_path / "slim"
     assert run(["bundle", "slim", str(tiny_bundle), "--artifact", "model.onnx", "--out", str(slim)]) == 0
@@ -405,12 +405,12 @@ def test_a_slim_bundle_knows_its_training_images(tiny_bundle, data, tmp_path, ca
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", embedded_models())
-def test_embedded_model_is_as_good_as_its_manifest_says(scans, name):
+def test_embedded_model_reproduces_the_metrics_of_its_manifest(scans, name):
     bundle = Bundle.open(name)
     record = evaluate(bundle, scans)
     assert record["data"]["images"] == bundle.manifest.training.test_images
     assert record["data"]["left_out"]["train"]
-    # Made by the float model; int8 may flip as many labels as parity found, and on another CPU one more.
+    # The metrics are those of the float model. int8 may flip the labels that parity found, and one more on another CPU.
     parity = bundle.artifact(record["artefact"]).parity
     flips = (parity.flips if parity else 0) + 1
     for figure in ("accuracy", "sensitivity", "specificity"):

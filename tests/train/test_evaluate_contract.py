@@ -1,4 +1,4 @@
-"""Which artifact `evaluate` runs, and in what: Keras where it is asked for or all there is, else a device's engine."""
+"""Test which artifact ``evaluate`` runs in which engine: Keras only on request or without another artifact."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mri_edge.errors import MriEdgeError
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
-from mri_edge.train.evaluation.evaluate import open_classifier
+from mri_edge.train.evaluation.keras_engine import open_classifier
 
 
 @pytest.fixture
 def bundle(tiny_bundle: Path) -> Bundle:
-    """The tiny bundle with ``model.keras`` beside ``model.onnx``."""
+    """The tiny bundle with ``model.keras`` next to ``model.onnx``."""
     layers = [keras.Input((128, 128, 3)), keras.layers.AveragePooling2D(64), keras.layers.Flatten()]
     model = keras.Sequential([*layers, keras.layers.Dense(2, activation="softmax")])
     with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
@@ -49,7 +49,7 @@ BOTH = ("model.onnx", "model.keras")
         (("model.onnx",), None, None, ("model.onnx", "onnxruntime")),
     ],
 )
-def test_what_runs_in_what(bundle, held, artifact, engine, ran):
+def test_artifact_and_engine_are_chosen(bundle, held, artifact, engine, ran):
     with open_classifier(only(bundle, *held), artifact, engine, "auto", None) as classifier:
         assert (classifier.artifact.file, classifier.engine.name) == ran
 
@@ -63,6 +63,6 @@ def test_what_runs_in_what(bundle, held, artifact, engine, ran):
         (BOTH, "model.keras", "onnxruntime"),
     ],
 )
-def test_what_does_not_go_together_is_refused(bundle, held, artifact, engine):
+def test_incompatible_artifacts_and_engines_are_rejected(bundle, held, artifact, engine):
     with pytest.raises(MriEdgeError):
         open_classifier(only(bundle, *held), artifact, engine, "auto", None)

@@ -1,27 +1,34 @@
-"""Fine-tuning on a network of three small layers: who moves when, in which order, and what remains."""
+"""Test fine-tuning on a network of three small layers: which weights change when, and the result."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from mri_edge.train.loops.finetune import Plan, finetune
+from mri_edge.train.loops import finetune as loop
+from mri_edge.train.models.vgg16 import VGG16
+from mri_edge.train.recipes.base import FineTuning
 
-PLAN = Plan(
-    frozen_blocks=2,
-    warm_steps=3,
-    warm_rate=0.05,
-    steps=12,
-    rate=0.05,
+SCHEDULE = FineTuning(
+    epochs=12,
+    batch=1,
+    learning_rate=0.05,
+    epoch_images=1,
+    frozen_stages=2,
+    warmup_steps=3,
+    warmup_rate=0.05,
     rise=2,
     weight_decay=0.0,
     largest_gradient=1.0,
     averaging=0.0,
+    label_smoothing=0.0,
 )
+finetune = functools.partial(loop.finetune, stages=VGG16.stages)
 
 
 def make_batch(step):
@@ -62,65 +69,65 @@ def moved(before, after, part):
     return max(np.abs(after[path] - before[path]).max() for path in before if part in path)
 
 
-def test_head_warms_up_alone_then_upper_blocks_follow_and_lower_ones_stay(network):
+def test_head_warms_up_then_upper_stages_train_and_lower_ones_stay_frozen(network):
     whole, backbone = network
     start = weights_of(whole)
-    seen, told = [], []
+    seen, reported = [], []
 
     def watched(step):
         seen.append(step)
         return make_batch(step)
 
     def report(done, total, loss):
-        told.append((done, total))
-        if done == PLAN.warm_steps:
+        reported.append((done, total))
+        if done == SCHEDULE.warmup_steps:
             warm = weights_of(whole)
             assert moved(start, warm, "head") > 0
             assert moved(start, warm, "block") == 0
 
-    losses = finetune(whole, backbone, PLAN, watched, report)
+    losses = finetune(whole, backbone, SCHEDULE, watched, report)
     assert seen == list(range(15))
-    assert told == [(step, 15) for step in range(1, 16)]
+    assert reported == [(step, 15) for step in range(1, 16)]
     assert np.mean(losses[-5:]) < np.mean(losses[:3])
     assert moved(start, weights_of(whole), "block1") == 0
     assert moved(start, weights_of(whole), "block3") > 0
 
 
-def test_what_remains_is_the_running_mean(network):
+def test_result_is_the_running_mean(network):
     whole, backbone = network
     start = whole.get_weights()
     kept = {}
     for averaging in (0.0, 0.9):
         whole.set_weights(start)
-        finetune(whole, backbone, dataclasses.replace(PLAN, averaging=averaging), make_batch)
+        finetune(whole, backbone, dataclasses.replace(SCHEDULE, averaging=averaging), make_batch)
         kept[averaging] = weights_of(whole)
     before = dict(zip(kept[0.0], start, strict=True))
-    # Over 12 steps a mean with momentum 0.9 is still near to where it began.
+    # After 12 steps, a mean with momentum 0.9 is still close to its start.
     assert 0 < moved(before, kept[0.9], "block3") < moved(before, kept[0.0], "block3")
 
 
-def test_an_error_in_a_batch_reaches_the_caller(network):
+def test_error_in_a_batch_reaches_the_caller(network):
     def broken(step):
         raise ValueError("no such slice")
 
     with pytest.raises(ValueError, match="no such slice"):
-        finetune(*network, PLAN, broken)
+        finetune(*network, SCHEDULE, broken)
 
 
 @pytest.fixture(scope="module")
 def unbroken():
-    """Weights and losses of runs that were never cut off, by precision."""
-    plan = dataclasses.replace(PLAN, averaging=0.9, weight_decay=0.01)
+    """Weights and losses of uninterrupted trainings, by precision."""
+    schedule = dataclasses.replace(SCHEDULE, averaging=0.9, weight_decay=0.01)
     kept = {}
     for precision in ("float32", "mixed_bfloat16"):
         whole, backbone = build(precision)
-        losses = finetune(whole, backbone, plan, make_batch)
+        losses = finetune(whole, backbone, schedule, make_batch)
         kept[precision] = (whole.get_weights(), losses)
-    return plan, kept
+    return schedule, kept
 
 
 @pytest.mark.parametrize(
-    ("cut", "every", "precision"),
+    ("cut", "epoch_steps", "precision"),
     [
         pytest.param(2, 1, "float32", id="in the warm-up"),
         pytest.param(3, 1, "float32", id="after the warm-up"),
@@ -129,9 +136,10 @@ def unbroken():
         pytest.param(15, 1, "float32", id="at the end"),
     ],
 )
-def test_cut_off_and_resumed_ends_with_the_weights_of_an_unbroken_run(unbroken, tmp_path, cut, every, precision):
-    plan, kept = unbroken
+def test_resumed_training_ends_with_the_same_weights(unbroken, tmp_path, cut, epoch_steps, precision):
+    schedule, kept = unbroken
     expected, losses = kept[precision]
+    schedule = dataclasses.replace(schedule, epochs=schedule.epochs // epoch_steps, epoch_images=epoch_steps)
 
     def stop(done, total, loss):
         if done == cut:
@@ -139,7 +147,7 @@ def test_cut_off_and_resumed_ends_with_the_weights_of_an_unbroken_run(unbroken, 
 
     checkpoint = tmp_path / "checkpoint.npz"
     with pytest.raises(KeyboardInterrupt):
-        finetune(*build(precision), plan, make_batch, stop, checkpoint=checkpoint, every=every)
+        finetune(*build(precision), schedule, make_batch, stop, checkpoint=checkpoint)
     steps = []
 
     def watched(step):
@@ -147,7 +155,7 @@ def test_cut_off_and_resumed_ends_with_the_weights_of_an_unbroken_run(unbroken, 
         return make_batch(step)
 
     resumed, backbone = build(precision)
-    assert finetune(resumed, backbone, plan, watched, checkpoint=checkpoint, every=every) == losses
-    assert steps == list(range(cut // every * every, 15))
-    for one, other in zip(expected, resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert finetune(resumed, backbone, schedule, watched, checkpoint=checkpoint) == losses
+    assert steps == list(range(cut // epoch_steps * epoch_steps, 15))
+    for left, right in zip(expected, resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)

@@ -1,4 +1,4 @@
-"""The data folder is read in the reference's order, split as the reference was, and refused where it is unfit."""
+"""Test that data folders are listed in the order of the reference, and that invalid folders are rejected."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ pytest.importorskip("sklearn", reason="needs the extra 'train'")
 from mri_edge.errors import DataError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
-from mri_edge.train.data.folder import decode, exclude, find_scans
+from mri_edge.train.data.collection import decode
+from mri_edge.train.data.folder import exclude, find_scans
 
 
 def put(path):
@@ -17,7 +18,7 @@ def put(path):
     Image.new("L", (5, 4), len(path.name)).save(path)
 
 
-def test_order_is_the_reference_s(tmp_path):
+def test_scans_are_in_the_order_of_the_reference(tmp_path):
     for file in ("yes/a.png", "no/b.png", "no/A.png", "no/c.PNG", "no/notes.txt"):
         put(tmp_path / file) if not file.endswith("txt") else (tmp_path / file).write_text("x")
     scans, labels = find_scans(tmp_path)
@@ -27,7 +28,7 @@ def test_order_is_the_reference_s(tmp_path):
     assert labels.positive == 1
 
 
-def test_sources_of_class_folders_and_known_names(tmp_path):
+def test_folders_of_class_folders_are_sources_and_known_names_are_mapped_to_labels(tmp_path):
     for file in ("b/notumor/1.png", "b/glioma/1.png", "b/pituitary/2.png", "a/Yes/1.png", "a/No/1.png"):
         put(tmp_path / file)
     scans, labels = find_scans(tmp_path)
@@ -41,7 +42,7 @@ def test_sources_of_class_folders_and_known_names(tmp_path):
     assert labels.folders == {"no tumour": ["No", "notumor"], "tumour": ["glioma", "pituitary", "Yes"]}
 
 
-def test_other_names_are_the_labels_and_the_positive_one_must_be_said(tmp_path):
+def test_unknown_folder_names_become_labels_and_require_a_positive_one(tmp_path):
     for file in ("red/1.png", "green/1.png", "blue/1.png"):
         put(tmp_path / file)
     with pytest.raises(DataError, match=r"positive one.*blue, green, red"):
@@ -63,19 +64,19 @@ def test_other_names_are_the_labels_and_the_positive_one_must_be_said(tmp_path):
         (["no/1.png", "yes/notes.txt"], "no pictures in yes"),
     ],
 )
-def test_invalid_folders_are_reported_before_anything_is_read(files, message, tmp_path):
+def test_invalid_folders_are_rejected_before_decoding(files, message, tmp_path):
     for file in files:
         put(tmp_path / file) if file.endswith("png") else ((tmp_path / file).parent.mkdir(), (tmp_path / file).touch())
     with pytest.raises(DataError, match=message):
         find_scans(tmp_path)
 
 
-def test_missing_folder(tmp_path):
+def test_missing_folder_is_rejected(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_scans(tmp_path / "nowhere")
 
 
-def test_decode_equals_the_runtime_s_own(folders, tmp_path):
+def test_decoding_equals_that_of_the_runtime(folders, tmp_path):
     scans, _ = find_scans(folders)
     preprocessing = Preprocessing(height=16, width=24)
     pixels = decode(scans, preprocessing, tmp_path / "pixels.npy").pixels
@@ -84,7 +85,7 @@ def test_decode_equals_the_runtime_s_own(folders, tmp_path):
         np.testing.assert_array_equal(row, preprocessing.resize_picture(picture.load(scan.path)))
 
 
-def test_exclude_takes_scans_before_lists_even_inside_the_data_folder(folders, tmp_path, monkeypatch):
+def test_exclude_prefers_scans_to_lists_even_inside_the_data_folder(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(folders)
     scans, _ = find_scans(folders)
     (tmp_path / "list.txt").write_text("no/no01.png\n\nyes/yes0*.png\n")
@@ -97,7 +98,7 @@ def test_exclude_takes_scans_before_lists_even_inside_the_data_folder(folders, t
 
 
 @pytest.mark.data
-def test_reference_split_of_the_reference_data(scans, reference_split):
+def test_reference_split_of_the_reference_data_has_the_published_counts(scans, reference_split):
     found, labels = find_scans(scans / "navoneel")
     split = reference_split(found)
     assert [scan.file for scan in found[:3]] == ["no/1 no.jpeg", "no/10 no.jpg", "no/11 no.jpg"]

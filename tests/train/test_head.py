@@ -1,4 +1,4 @@
-"""Fitting on cached features equals Keras' own fit, and repeats bit for bit with its seed."""
+"""Test that training on cached features equals Keras' own ``fit`` and is repeatable bit for bit."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def weights_of(network):
     return [keras.ops.convert_to_numpy(variable) for variable in network.head.trainable_variables]
 
 
-def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_recipe, pictures):
+def test_fit_equals_keras_fit_on_the_same_pictures(network, small_recipe, pictures):
     train, validation = pictures
     ours, plain = network(), network()
     history = fit(ours, train, validation, small_recipe, seed=3)
@@ -58,29 +58,30 @@ def test_fit_equals_keras_fit_on_the_same_augmented_pictures(network, small_reci
         received = history[epoch - 1]
         for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert getattr(received, key) == pytest.approx(expected[key][0], abs=1e-4), (epoch, key)
-    for one, other in zip(weights_of(ours), weights_of(plain), strict=True):
-        # Adam divides by the gradient's own size, so a weight whose gradient is all rounding moves by up to
-        # the learning rate, 1e-3, in either direction: a few such weights of 8,000 may differ by that much.
-        np.testing.assert_allclose(one, other, atol=2e-3)
-        assert np.mean(np.abs(one - other)) < 1e-5
+    for left, right in zip(weights_of(ours), weights_of(plain), strict=True):
+        # Adam divides by the size of the gradient, so a weight whose gradient is only rounding noise moves by up to the
+        # learning rate, 1e-3, in either direction. A few such weights of 8,000 may differ by that much.
+        np.testing.assert_allclose(left, right, atol=2e-3)
+        assert np.mean(np.abs(left - right)) < 1e-5
 
 
-def test_same_seed_gives_same_weights_bit_for_bit_and_another_seed_others(network, small_recipe, pictures):
+def test_seed_determines_the_weights_bit_for_bit(network, small_recipe, pictures):
     results = []
     for seed in (1, 1, 2):
-        one = network(seed)
-        fit(one, *pictures, small_recipe, seed=seed)
-        results.append(weights_of(one))
+        trained = network(seed)
+        fit(trained, *pictures, small_recipe, seed=seed)
+        results.append(weights_of(trained))
     assert all(np.array_equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not np.array_equal(results[0][0], results[2][0])
 
 
-def test_whole_and_head_share_weights_and_optimiser(network, small_recipe, pictures):
-    one = network()
-    fit(one, *pictures, small_recipe, seed=0)
-    normalised = small_recipe.preprocessing.normalize(pictures[1].pixels)
-    through_head = one.head.predict_on_batch(one.backbone.predict_on_batch(normalised))
-    # The same layers on the same input; two graphs may sum in another order.
-    np.testing.assert_allclose(one.whole.predict_on_batch(normalised), through_head, atol=1e-6)
-    assert one.whole.optimizer is one.head.optimizer
-    assert int(one.whole.optimizer.iterations) == small_recipe.schedule.epochs * -(-22 // small_recipe.schedule.batch)
+def test_whole_and_head_share_weights_and_optimizer(network, small_recipe, pictures):
+    trained = network()
+    fit(trained, *pictures, small_recipe, seed=0)
+    normalized = small_recipe.preprocessing.normalize(pictures[1].pixels)
+    through_head = trained.head.predict_on_batch(trained.backbone.predict_on_batch(normalized))
+    # Two graphs of the same layers may sum in another order.
+    np.testing.assert_allclose(trained.whole.predict_on_batch(normalized), through_head, atol=1e-6)
+    assert trained.whole.optimizer is trained.head.optimizer
+    steps = int(np.ceil(22 / small_recipe.schedule.batch))
+    assert int(trained.whole.optimizer.iterations) == small_recipe.schedule.epochs * steps

@@ -1,4 +1,4 @@
-"""The bootstrap by groups: what belongs together is drawn together, and without groups nothing changes."""
+"""Test the grouped bootstrap: groups are drawn as a whole, and single-image groups change nothing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def weights_of(positive, group=None):
     return bootstrap(lambda weights: {str(i): weights[:, i] for i in range(len(positive))}, positive, group)
 
 
-def test_images_that_are_their_own_groups_are_drawn_as_without_groups():
+def test_groups_of_one_image_are_drawn_as_without_groups():
     positive = np.arange(20) % 3 == 0
     alone, grouped = weights_of(positive), weights_of(positive, 100 - np.arange(20)[::-1])
     for image, drawn in alone.items():
         np.testing.assert_array_equal(grouped[image], drawn)
 
 
-def test_twins_make_no_interval_narrower():
+def test_duplicated_images_do_not_narrow_an_interval():
     rng = np.random.default_rng(4)
     positive = rng.random(60) < 0.5
     score = rng.normal(positive, 1)
@@ -37,7 +37,7 @@ def test_groups_of_both_classes_are_drawn_whole_and_no_resample_lacks_a_class():
     positive = np.array([1, 0, 0, 0, 1, 1, 1, 1], bool)
     drawn = np.stack(list(weights_of(positive, group).values()), axis=1)
     assert drawn.shape == (RESAMPLES, 8)
-    assert all((drawn[:, group == item] == drawn[:, group == item][:, :1]).all() for item in (7, 2))
+    assert all((drawn[:, group == number] == drawn[:, group == number][:, :1]).all() for number in (7, 2))
     np.testing.assert_array_equal(drawn[:, 0] + drawn[:, 3], 2)  # of the two mixed groups
     np.testing.assert_array_equal(drawn[:, 6] + drawn[:, 7], 2)  # of the two with one class
     assert (drawn @ ~positive > 0).all()

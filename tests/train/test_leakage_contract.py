@@ -1,4 +1,4 @@
-"""No image, look-alike or patient is on both sides of a split or a fold, whichever recipe and way of folding."""
+"""Test that no image, near-duplicate or patient is on both sides of a split or a fold, for every recipe."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sklearn.metrics import recall_score, roc_curve
 
 from mri_edge.train import crossval, pipeline
 from mri_edge.train.data import duplicates, roles
-from mri_edge.train.data.audit import inspect
 from mri_edge.train.data.collection import Collection, collect
+from mri_edge.train.data.duplicates import inspect
 from mri_edge.train.data.folder import Labels, Scan, find_scans
-from mri_edge.train.data.folds import by_source
+from mri_edge.train.data.roles import by_source
 from mri_edge.train.evaluation import out_of_distribution
-from mri_edge.train.evaluation.auc import auc
 from mri_edge.train.evaluation.crossval_figures import Stress, figures
+from mri_edge.train.evaluation.intervals import auc
 from mri_edge.train.evaluation.metrics import wilson_metric
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.distilled import SMALL
@@ -44,21 +44,21 @@ def tiny_recipe():
 
 
 def apart(hash_, bits):
-    """A hash that differs in ``bits`` places."""
+    """Return a hash that differs in ``bits`` bits."""
     return hash_ ^ (np.arange(duplicates.HASH_BITS) < bits)
 
 
-# Look-alikes
+# --- near-duplicates
 
 
 @pytest.mark.parametrize(("bits", "together"), [(0, True), (8, True), (9, False), (12, False)])
-def test_pictures_of_at_most_8_bits_apart_are_one_group(bits, together):
+def test_pictures_at_most_8_bits_apart_form_a_group(bits, together):
     one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
     group = duplicates.groups(np.stack([one, apart(one, bits)]))
     assert (group[0] == group[1]) == together
 
 
-def test_a_chain_of_look_alikes_is_one_group_however_far_its_ends_are_apart():
+def test_chain_of_near_duplicates_is_one_group():
     one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
     chain = np.stack([apart(one, bits) for bits in (0, 32, 8, 24, 16)])  # links of 8 bits, in no order
     assert np.count_nonzero(chain[0] != chain[1]) == 32
@@ -67,7 +67,7 @@ def test_a_chain_of_look_alikes_is_one_group_however_far_its_ends_are_apart():
 
 
 @pytest.mark.parametrize("middle", [0, 1, 2])
-def test_two_look_alikes_of_a_third_are_one_group_in_any_order(middle):
+def test_group_does_not_depend_on_the_order_of_near_duplicates(middle):
     one = np.random.default_rng(0).random(duplicates.HASH_BITS) < 0.5
     arms = [apart(one, 8), np.roll(apart(np.roll(one, -64), 8), 64)]  # 16 bits from each other
     arms.insert(middle, one)
@@ -76,23 +76,23 @@ def test_two_look_alikes_of_a_third_are_one_group_in_any_order(middle):
 
 
 @pytest.mark.parametrize(("bits", "pairs"), [(7, 0), (8, 1), (9, 1)])
-def test_a_pair_is_close_up_to_and_with_the_bits_that_are_asked(bits, pairs):
+def test_close_pairs_include_the_given_number_of_bits(bits, pairs):
     one = np.random.default_rng(1).random(duplicates.HASH_BITS) < 0.5
     assert len(duplicates.close_pairs(np.stack([one, apart(one, 8)]), bits)) == pairs
 
 
-def test_copies_are_found_by_their_bytes_where_their_hashes_say_nothing():
-    """Equal bytes are duplicates even if their hashes lie far apart."""
+def test_copies_are_found_by_their_bytes():
+    """Files of equal bytes are duplicates even if their hashes are far apart."""
     scans = [Scan(Path(name), name, "no", label, sha) for name, label, sha in (("a", 0, "1"), ("b", 1, "1"))]
     hashes = np.stack([np.zeros(duplicates.HASH_BITS, bool), np.ones(duplicates.HASH_BITS, bool)])
-    assert [(item.kind, item.files) for item in inspect(scans, hashes)] == [
+    assert [(finding.kind, finding.files) for finding in inspect(scans, hashes)] == [
         ("duplicate", ("a", "b")),
         ("contradictory", ("a", "b")),
     ]
 
 
 def flat_collection(count, groups=None):
-    """``count`` scans of random hashes, the halves of two labels; pictures are not looked at."""
+    """Create ``count`` scans with random hashes, half of each label, without pictures."""
     label = (np.arange(count) >= count // 2).astype(np.intp)
     scans = [Scan(Path(f"{i}"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(label)]
     hashes = np.random.default_rng(0).random((count, duplicates.HASH_BITS)) < 0.5
@@ -115,20 +115,20 @@ def test_no_image_within_12_bits_of_a_test_image_trains_or_validates():
     assert {role[index] for index in far} == {"train", "validation"}
 
 
-def test_what_is_in_one_group_with_a_test_image_trains_nothing_however_unlike_it():
+def test_group_of_a_test_image_never_trains():
     data = flat_collection(160, np.arange(160) // 2 * 2)  # pairs, by patient
     role = np.array([image.role for image in roles.choose_roles(data).images])
-    for one in np.unique(data.group[role == "test"]):
-        assert set(role[data.group == one]) <= {"test", "excluded"}
+    for group in np.unique(data.group[role == "test"]):
+        assert set(role[data.group == group]) <= {"test", "excluded"}
     mask = roles.near(data, np.array([10, 40]))
     assert np.flatnonzero(mask).tolist() == [10, 11, 40, 41]
 
 
-# Folds
+# --- folds
 
 
 def watch_training(monkeypatch):
-    """Train nothing; list who would have trained and who validated, in the order of the folds."""
+    """Train nothing, but record which images would train and validate in each fold."""
     seen = []
 
     def train(job, *arguments):
@@ -141,22 +141,22 @@ def watch_training(monkeypatch):
 
 
 def brightness(batch):
-    """Probabilities (N, 2): that of a tumour is the picture's mean grey, 0 to 1."""
+    """Return probabilities (N, 2), where that of a tumor is the mean gray level of the picture, 0 to 1."""
     mean, deviation = (np.array(values) for values in (ROBUST.preprocessing.mean, ROBUST.preprocessing.deviation))
-    grey = (np.asarray(batch) * deviation + mean).mean(axis=(1, 2, 3))
-    return np.stack([1 - grey, grey], axis=1).astype(np.float32)
+    gray = (np.asarray(batch) * deviation + mean).mean(axis=(1, 2, 3))
+    return np.stack([1 - gray, gray], axis=1).astype(np.float32)
 
 
 @pytest.fixture
 def copied_between_sources(two_sources):
-    """``two_sources`` where three pictures of each class of ``a`` are in ``b`` too, as another type of file."""
+    """``two_sources`` with three pictures of each class of ``a`` copied to ``b`` in another file format."""
     for inner, outer in (("no", "notumor"), ("yes", "glioma")):
         for path in sorted((two_sources / "a" / inner).iterdir())[:3]:
             Image.open(path).save(two_sources / "b" / outer / f"copy-{path.stem}.bmp")
     return two_sources
 
 
-def test_leaving_out_a_source_leaves_out_its_look_alikes_in_the_others(
+def test_leaving_out_a_source_excludes_its_near_duplicates_in_others(
     copied_between_sources, tiny_recipe, tmp_path, monkeypatch
 ):
     scans, labels = find_scans(copied_between_sources)
@@ -172,7 +172,7 @@ def test_leaving_out_a_source_leaves_out_its_look_alikes_in_the_others(
         assert len(learned) == 50 - (0 if name == "a" else 6)
 
 
-def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
+def test_head_training_excludes_near_duplicates_in_other_sources(
     copied_between_sources, small_recipe, weights_file, tmp_path, monkeypatch
 ):
     seen = []
@@ -199,7 +199,7 @@ def test_the_head_only_recipe_leaves_out_look_alikes_in_other_sources_too(
 
 
 @pytest.mark.parametrize("folds", [3, None])
-def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_train(
+def test_fold_trains_and_calibrates_without_held_out_and_excluded_images(
     two_sources, tiny_recipe, tmp_path, monkeypatch, folds
 ):
     scans, labels = find_scans(two_sources)
@@ -220,11 +220,11 @@ def test_a_fold_is_learned_and_calibrated_without_what_is_held_and_what_may_not_
         expected = np.flatnonzero(trainable & ~np.isin(data.group, held))
         np.testing.assert_array_equal(np.sort(learned), expected)
         assert set(data.label[validation]) == {0, 1}
-    assert sum(item["models"]["model"]["accuracy"]["images"] for item in result["by_fold"]) == 100
+    assert sum(fold["models"]["model"]["accuracy"]["images"] for fold in result["by_fold"]) == 100
 
 
 @pytest.mark.parametrize("folds", [2, None])
-def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
+def test_robust_cross_validation_respects_patients_and_exclusions(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch, folds
 ):
     scans, _ = find_scans(two_sources)
@@ -256,10 +256,10 @@ def test_patients_and_exclusions_are_heard_by_the_robust_cross_validation(
         assert not parts[2] & (parts[0] | parts[1])
 
 
-def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
+def test_teacher_and_students_train_and_calibrate_without_held_out_images(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
-    """One source stands for the reference's: its test images, and what is near them, train nothing in any fold."""
+    """One source replaces the reference's data: its test images and images near them never train in any fold."""
     kept_apart = np.arange(100) % 25 < 5
     monkeypatch.setattr(crossval, "may_train", lambda data: ~kept_apart)
     seen = []
@@ -278,21 +278,21 @@ def test_teacher_and_students_learn_and_calibrate_without_what_their_fold_holds(
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     result = crossval.cross_validate(two_sources, tmp_path / "out", recipe, **given)
     data = collections[0]
-    assert sorted(np.concatenate([item.held for item in seen])) == list(range(100))
-    for one in seen:
-        learned = np.concatenate([one.train, one.validation])
-        assert len(set(one.train) & set(one.validation)) == 0
-        assert not set(data.group[learned]) & set(data.group[one.held])
-        expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[one.held]))
-        np.testing.assert_array_equal(np.sort(learned), expected)
-        assert set(data.label[one.validation]) == {0, 1}
+    assert sorted(np.concatenate([fold.held for fold in seen])) == list(range(100))
+    for fold in seen:
+        used = np.concatenate([fold.train, fold.validation])
+        assert len(set(fold.train) & set(fold.validation)) == 0
+        assert not set(data.group[used]) & set(data.group[fold.held])
+        expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[fold.held]))
+        np.testing.assert_array_equal(np.sort(used), expected)
+        assert set(data.label[fold.validation]) == {0, 1}
     assert [image["fold"] for image in result["images"]] == [
-        next(number for number, one in enumerate(seen, 1) if index in one.held) for index in range(100)
+        next(number for number, fold in enumerate(seen, 1) if index in fold.held) for index in range(100)
     ]
 
 
 def brightness_of_labels(data, rows):
-    """Scores (N,) that rank by label, with one mistake in ten."""
+    """Return scores (N,) that order images by label, with one mistake in ten."""
     return np.where((rows % 10 == 0) ^ (data.label[rows] == 1), 0.7, 0.2) + rows / 1000
 
 
@@ -300,7 +300,7 @@ class _StopError(Exception):
     pass
 
 
-def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_validation_images(
+def test_feature_distance_is_fitted_on_training_and_limited_on_validation_images(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     data = collect(find_scans(two_sources)[0], tiny_recipe.preprocessing)
@@ -322,8 +322,8 @@ def test_the_feature_distance_is_fitted_to_training_images_and_limited_by_valida
         assert {record.images[row].role for row in some} == {role}
 
 
-def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
-    """Thirty images span all of a plane of their own: from it their distance is nothing, and everything new is far."""
+def test_training_images_are_measured_from_a_plane_fitted_without_them():
+    """Thirty images define a plane exactly: their own distance from it is 0, while that of new images is large."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(60, 200, (330, 4, 8, 3), dtype=np.uint8)
 
@@ -336,17 +336,17 @@ def test_training_images_are_measured_from_a_plane_that_does_not_hold_them():
     assert outside.mean() < 0.25
 
 
-def test_a_source_is_a_fold_of_all_its_images_and_of_no_other():
+def test_fold_of_a_source_has_exactly_its_images():
     source = np.array(["b", "a", "c", "a", "b", "c", "a"])
     label = np.array([0, 0, 1, 1, 1, 0, 0])
     folds = by_source(source, label)
     assert [fold.tolist() for fold in folds] == [[1, 3, 6], [0, 4], [2, 5]]
 
 
-# Figures of a cross-validation
+# --- figures of a cross-validation
 
 
-def test_figures_of_a_fold_are_those_of_scikit_learn_and_respect_groups():
+def test_figures_of_a_fold_equal_scikit_learn_and_respect_groups():
     rng = np.random.default_rng(0)
     data = flat_collection(160, np.arange(160) // 4)
     data = dataclasses.replace(data, source=np.where(np.arange(160) % 3 == 0, "a", "b"))
@@ -354,32 +354,32 @@ def test_figures_of_a_fold_are_those_of_scikit_learn_and_respect_groups():
     positive = np.clip(rng.normal(0.4 + 0.25 * data.label, 0.2), 0, 1).round(2)
     called = positive >= 0.55
     found = figures(data, chosen, 1, positive, called)
-    is_positive, score, said = data.label[chosen] == 1, positive[chosen], called[chosen]
+    is_positive, score, is_called = data.label[chosen] == 1, positive[chosen], called[chosen]
     assert found["auc"] == dataclasses.asdict(auc(is_positive, score, data.group[chosen]))
     assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(
         auc(is_positive, score).high - auc(is_positive, score).low
     )
-    assert found["sensitivity"]["value"] == pytest.approx(recall_score(is_positive, said))
-    assert found["specificity"]["value"] == pytest.approx(recall_score(is_positive, said, pos_label=False))
+    assert found["sensitivity"]["value"] == pytest.approx(recall_score(is_positive, is_called))
+    assert found["specificity"]["value"] == pytest.approx(recall_score(is_positive, is_called, pos_label=False))
     assert found["sensitivity"]["images"] == is_positive.sum()
-    assert found["accuracy"] == dataclasses.asdict(wilson_metric(np.sum(said == is_positive), 120))
+    assert found["accuracy"] == dataclasses.asdict(wilson_metric(np.sum(is_called == is_positive), 120))
     false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
-    least = min(one for one, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
+    least = min(rate for rate, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
     assert found["false_positive_rate_at_sensitivity"]["value"] == pytest.approx(least)
     for name in ("0", "1"):
         inside = data.label[chosen] == int(name)
-        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((said == is_positive)[inside]))
+        assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((is_called == is_positive)[inside]))
     part = data.source[chosen] == "a"
     assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(is_positive[part], score[part]).value)
 
 
-def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_recipe, tmp_path, monkeypatch):
-    """Tumour slices are bright, healthy ones dark, and the network reads nothing else, at a threshold of 0.4."""
+def test_stress_tests_detect_a_model_that_relies_on_brightness(tiny_recipe, tmp_path, monkeypatch):
+    """Tumor slices are bright, healthy ones dark, and the network uses only brightness, at a threshold of 0.4."""
     rng = np.random.default_rng(1)
     data = flat_collection(60)
-    greys = [rng.integers(*((150, 211) if item else (40, 81)), (40, 40), dtype=np.uint8) for item in data.label]
-    slices = [mri.Slice(grey, (0, 0, 40, 40)) for grey in greys]
-    pixels = np.stack([mri.resize(grey, tiny_recipe.preprocessing) for grey in greys])[..., None].repeat(3, -1)
+    greys = [rng.integers(*((150, 211) if label else (40, 81)), (40, 40), dtype=np.uint8) for label in data.label]
+    slices = [mri.Slice(gray, (0, 0, 40, 40)) for gray in greys]
+    pixels = np.stack([mri.resize(gray, tiny_recipe.preprocessing) for gray in greys])[..., None].repeat(3, -1)
     data = dataclasses.replace(data, slices=slices, pixels=pixels)
     watch_training(monkeypatch)
     everyone = np.ones(60, bool)
@@ -387,26 +387,26 @@ def test_a_model_that_reads_brightness_fails_where_brightness_is_changed(tiny_re
         data, everyone, None, tiny_recipe, labels=TWO, folds=2, seed=0, store=tmp_path / "folds"
     )
 
-    def shares(change):
+    def rates(change):
         return tuple(result["stress"]["model"][change][name]["value"] for name in ("sensitivity", "specificity"))
 
-    assert shares("none") == (1, 1)
+    assert rates("none") == (1, 1)
     assert result["stress"]["model"]["none"]["auc"]["value"] == 1
     assert result["stress"]["model"]["none"]["sensitivity"]["images"] == 30
-    assert shares("half as bright") == (0, 1)
-    assert shares("gamma 0.6") == (1, 0)  # 60 becomes 107
-    assert shares("black margin of a fifth") == (0, 1)  # half of the picture is black then
-    assert shares("greys of another label's slice") == (0, 0)
+    assert rates("half as bright") == (0, 1)
+    assert rates("gamma 0.6") == (1, 0)  # 60 becomes 107
+    assert rates("black margin of a fifth") == (0, 1)  # half of the picture is black then
+    assert rates("greys of another label's slice") == (0, 0)
     assert result["stress"]["model"]["greys of another label's slice"]["auc"]["value"] == 0
     for change in ("half the resolution", "JPEG quality 15", "cropped to the head"):
-        assert shares(change) == (1, 1)
+        assert rates(change) == (1, 1)
 
 
-def test_a_call_at_the_threshold_itself_is_positive(tiny_recipe, tmp_path, monkeypatch):
-    """As ``decide`` has it on a device: at least the threshold."""
+def test_probability_equal_to_the_threshold_is_positive(tiny_recipe, tmp_path, monkeypatch):
+    """A probability of at least the threshold is positive, as ``decide`` has it on a device."""
     data = flat_collection(40)
-    grey = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
-    slices = [mri.Slice(grey, (0, 0, 40, 40))] * 40
+    gray = np.full((40, 40), 102, np.uint8)  # 0.4 of 255
+    slices = [mri.Slice(gray, (0, 0, 40, 40))] * 40
     data = dataclasses.replace(data, slices=slices, pixels=np.full((40, 32, 32, 3), 102, np.uint8))
     monkeypatch.setattr(
         crossval,

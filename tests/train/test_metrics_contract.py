@@ -1,4 +1,4 @@
-"""Areas, intervals and figures against slow definitions, and at the edges where there is nothing to count."""
+"""Test AUC, intervals and metrics against slow definitions, and in edge cases with few or no images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
 from mri_edge.train.evaluation import intervals
-from mri_edge.train.evaluation.auc import auc, both_kinds
+from mri_edge.train.evaluation.intervals import auc, both_kinds
 from mri_edge.train.evaluation.metrics import (
     bins_of,
     by_folder,
@@ -29,55 +29,55 @@ Z = 1.959964
 @pytest.mark.parametrize(
     ("flags", "both"), [([1, 1], False), ([0, 0], False), ([0, 1], True), ([1, 0, 0, 0], True), ([1, 1, 1, 0], True)]
 )
-def test_both_kinds_are_there_from_one_of_each_on(flags, both):
+def test_both_kinds_requires_one_of_each(flags, both):
     assert bool(both_kinds(np.array(flags, bool))) is both
 
 
-# --- the area
+# --- AUC
 
 
-def scores(seed: int, is_positive: int, well: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def scores(seed: int, positives: int, negatives: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    positive = np.arange(is_positive + well) < is_positive
-    return positive, rng.normal(apart * positive).round(1)  # rounded: ties happen
+    positive = np.arange(positives + negatives) < positives
+    return positive, rng.normal(apart * positive).round(1)  # rounded, so that there are ties
 
 
 def variance_by_definition(positive, score, group) -> float:
-    """N. A. Obuchowski, Biometrics 53, 1997, sum by sum: within each kind, and twice across kinds."""
+    """Compute the variance of N. A. Obuchowski, Biometrics 53, 1997, sum by sum: within and across classes."""
     pairs = np.subtract.outer(score[positive], score[~positive])
     right = (pairs > 0) + (pairs == 0) / 2
     area = right.mean()
     above, below = right.mean(1) - area, right.mean(0) - area
-    everyone = sorted(set(group.tolist()))
-    of_ill = {item: above[group[positive] == item].sum() for item in everyone}
-    of_well = {item: below[group[~positive] == item].sum() for item in everyone}
-    is_positive, well = positive.sum(), (~positive).sum()
-    some_ill, some_well = len(set(group[positive].tolist())), len(set(group[~positive].tolist()))
+    all_groups = sorted(set(group.tolist()))
+    of_positive = {number: above[group[positive] == number].sum() for number in all_groups}
+    of_negative = {number: below[group[~positive] == number].sum() for number in all_groups}
+    positives, negatives = positive.sum(), (~positive).sum()
+    positive_groups, negative_groups = len(set(group[positive].tolist())), len(set(group[~positive].tolist()))
     return float(
-        some_ill / (some_ill - 1) * sum(item**2 for item in of_ill.values()) / is_positive**2
-        + some_well / (some_well - 1) * sum(item**2 for item in of_well.values()) / well**2
+        positive_groups / (positive_groups - 1) * sum(number**2 for number in of_positive.values()) / positives**2
+        + negative_groups / (negative_groups - 1) * sum(number**2 for number in of_negative.values()) / negatives**2
         + 2
-        * len(everyone)
-        / (len(everyone) - 1)
-        * sum(of_ill[item] * of_well[item] for item in everyone)
-        / (is_positive * well)
+        * len(all_groups)
+        / (len(all_groups) - 1)
+        * sum(of_positive[number] * of_negative[number] for number in all_groups)
+        / (positives * negatives)
     )
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_interval_of_grouped_images_is_that_of_its_definition(seed):
-    """Groups of several images, some of both kinds: what they share across kinds counts as well."""
+def test_interval_of_grouped_images_equals_its_definition(seed):
+    """With groups of images of both classes, the covariance across classes counts as well."""
     positive, score = scores(seed, 25, 31)
     group = np.random.default_rng(seed).integers(0, 17, len(score)) * 3
     spread = np.sqrt(variance_by_definition(positive, score, group))
     found = auc(positive, score, group)
     half = Z * spread / (found.value * (1 - found.value))
-    odds = [np.log(item / (1 - item)) for item in (found.low, found.value, found.high)]
+    odds = [np.log(value / (1 - value)) for value in (found.low, found.value, found.high)]
     assert np.diff(odds) == pytest.approx([half, half], rel=1e-5)
     assert found.images == 56
 
 
-def test_every_image_its_own_group_is_as_without_groups():
+def test_groups_of_one_image_change_nothing():
     positive, score = scores(5, 12, 20)
     alone, grouped = auc(positive, score), auc(positive, score, np.arange(32)[::-1] * 7)
     assert (grouped.low, grouped.value, grouped.high) == pytest.approx((alone.low, alone.value, alone.high), rel=0.02)
@@ -85,15 +85,15 @@ def test_every_image_its_own_group_is_as_without_groups():
 
 
 @pytest.mark.parametrize("group", [None, np.arange(30) // 2])
-def test_turned_scores_give_the_mirrored_interval(group):
+def test_inverted_scores_give_the_mirrored_interval(group):
     positive, score = scores(6, 12, 18)
     found, turned = auc(positive, score, group), auc(positive, -score, group)
     assert (turned.low, turned.value, turned.high) == pytest.approx((1 - found.high, 1 - found.value, 1 - found.low))
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(1, 1), (2, 2), (5, 9), (20, 20), (31, 20)])
-def test_where_all_pairs_are_in_order_the_interval_is_newcombes(positives, negatives):
-    """R. G. Newcombe, Statistics in Medicine 25, 2006, method 5: the area A at which 1 - A is Z standard errors."""
+def test_interval_of_perfectly_ordered_pairs_equals_newcombe(positives, negatives):
+    """R. G. Newcombe, Statistics in Medicine 25, 2006, method 5: the AUC A at which 1 - A is Z standard errors."""
     positive = np.arange(positives + negatives) < positives
     found = auc(positive, positive.astype(float))
     assert (found.value, found.high) == (1, 1)
@@ -106,7 +106,7 @@ def test_where_all_pairs_are_in_order_the_interval_is_newcombes(positives, negat
     assert turned.high == pytest.approx(1 - found.low)
 
 
-def test_one_group_of_a_kind_gives_no_variance():
+def test_single_group_of_a_class_has_no_variance():
     positive, score = scores(7, 6, 6)
     group = np.where(positive, 0, np.arange(12))
     found = auc(positive, score, group)
@@ -116,7 +116,7 @@ def test_one_group_of_a_kind_gives_no_variance():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_area_of_weighted_images_is_that_of_scikit_learn(seed):
+def test_weighted_auc_equals_scikit_learn(seed):
     positive, score = scores(seed, 30, 40)
     weights = np.random.default_rng(seed).integers(0, 4, (5, 70)).astype(float)
     expected = [metrics_of_sklearn.roc_auc_score(positive, score, sample_weight=row) for row in weights]
@@ -127,8 +127,8 @@ def test_the_area_of_weighted_images_is_that_of_scikit_learn(seed):
 
 
 @pytest.mark.parametrize("images", [7, 2500, 9001])
-def test_every_resample_holds_as_many_of_each_kind_whatever_the_memory(images):
-    """Large sets are resampled in several parts: there are 2,000 resamples all the same, and no two parts alike."""
+def test_resamples_keep_the_class_counts_with_any_memory_limit(images):
+    """Large sets are resampled in parts: still 2,000 resamples in total, and all parts differ."""
     positive = np.arange(images) % 3 == 0
     seen = []
 
@@ -149,7 +149,7 @@ def test_every_resample_holds_as_many_of_each_kind_whatever_the_memory(images):
     assert max(rows * columns for rows, columns in seen) <= 4_000_000
 
 
-def test_drawn_outcomes_are_as_likely_as_they_are_said_to_be():
+def test_drawn_outcomes_have_the_given_probabilities():
     probability = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
     for place, chance in enumerate(probability):
         drawn = intervals.draw_outcomes(lambda outcomes, place=place: outcomes[:, place].astype(float), probability)
@@ -162,7 +162,7 @@ def test_drawn_outcomes_are_as_likely_as_they_are_said_to_be():
     assert len(parts) > 1
 
 
-def test_a_percentile_interval_is_the_middle_95_per_cent():
+def test_percentile_interval_is_the_middle_95_percent():
     found = intervals.percentile(0.5, np.linspace(0, 1, 1001), 12)
     assert (found.value, found.low, found.high, found.images) == (0.5, 0.025, 0.975, 12)
 
@@ -178,17 +178,17 @@ def test_a_percentile_interval_is_the_middle_95_per_cent():
         (0.1, (0.10, 0.30), 0.0, 0.00, 0.10),  # never below 0
     ],
 )
-def test_a_basic_interval_is_mirrored_and_reaches_0_where_noise_would(value, resampled, without, low, high):
+def test_basic_interval_is_mirrored_and_reaches_0_like_noise(value, resampled, without, low, high):
     spread = np.repeat(resampled, 500)  # quantiles of two values are these values
     found = intervals.basic(value, spread, np.full(100, without), 12)
     assert (found.low, found.high) == pytest.approx((low, high))
     assert (found.value, found.images) == (value, 12)
 
 
-# --- the figures
+# --- metrics
 
 
-def test_a_share_of_nothing_is_not_known():
+def test_fraction_of_no_images_is_unknown():
     found = wilson_metric(0, 0)
     assert (found.value, found.low, found.high, found.images) == (0, 0, 1, 0)
     assert (
@@ -200,7 +200,7 @@ def test_a_share_of_nothing_is_not_known():
 
 
 @pytest.mark.parametrize(("hits", "wrong"), [(0, 5), (8, 4), (5, 0)])
-def test_f1_is_that_of_its_counts(hits, wrong):
+def test_f1_matches_its_counts(hits, wrong):
     found, part = f1(hits, wrong), wilson_metric(hits, hits + wrong)
     assert found.value == pytest.approx(2 * hits / (2 * hits + wrong))
     assert found.low == pytest.approx(2 * part.low / (1 + part.low))
@@ -213,7 +213,7 @@ def test_bins_are_numbered_from_0_to_9():
     assert bins_of(np.zeros(7)).tolist() == [5] * 7
 
 
-def test_reliability_by_hand():
+def test_reliability_computed_by_hand():
     score = np.array([0.1, 0.3, 0.6, 0.8]).repeat(5)
     positive = np.arange(20) % 5 >= np.array([4, 3, 1, 0]).repeat(5)
     found = reliability(positive, score)
@@ -225,7 +225,7 @@ def test_reliability_by_hand():
     ]
 
 
-def test_each_folder_has_its_own_share():
+def test_each_folder_has_its_own_accuracy():
     folders = ["b/yes", "a/no", "b/yes", "a/no", "a/no"]
     found = by_folder(folders, np.array([1, 0, 1, 0, 0]), np.array([True, False, False, False, True]))
     assert [(item["folder"], item["label"], item["value"], item["images"]) for item in found] == [
@@ -234,8 +234,8 @@ def test_each_folder_has_its_own_share():
     ]
 
 
-def test_calibration_error_of_few_images_by_hand():
-    """Ten images, each its own bin: the mean distance of probability and outcome."""
+def test_calibration_error_of_few_images_computed_by_hand():
+    """Each of ten images is a bin, so the error is the mean distance of probability and outcome."""
     score = np.linspace(0.05, 0.95, 10).astype(np.float32)
     truth = np.array([0, 0, 1, 0, 1, 0, 1, 1, 0, 1])
     found = measure(truth, np.stack([1 - score, score], axis=1), 1)
@@ -244,7 +244,7 @@ def test_calibration_error_of_few_images_by_hand():
     assert {one.images for name, one in found.items() if name in ("brier", "calibration_error", "f1")} == {10}
 
 
-def test_of_more_than_two_labels_figures_are_about_the_positive_one():
+def test_metrics_of_several_labels_describe_the_positive_one():
     rows = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3], [0.5, 0.1, 0.4]], np.float32)
     truth = np.array([0, 1, 2, 0, 2])
     found = measure(truth, rows, 1)
@@ -257,7 +257,7 @@ def test_of_more_than_two_labels_figures_are_about_the_positive_one():
     assert matrix == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
 
 
-def test_roc_points_are_of_every_threshold_and_begin_without_one():
+def test_roc_has_a_point_per_threshold_and_starts_without_one():
     found = roc(np.array([True, False, True, False]), np.array([0.9, 0.4, 0.35, 0.1]))
     assert found["threshold"][0] is None
     assert None not in found["threshold"][1:]
@@ -268,7 +268,7 @@ def test_roc_points_are_of_every_threshold_and_begin_without_one():
 
 
 @pytest.mark.parametrize("labels", list(itertools.product((0, 1), repeat=2)))
-def test_metrics_undefined_for_two_images_are_left_out(labels):
+def test_metrics_undefined_for_two_images_are_omitted(labels):
     found = measure(np.array(labels), np.array([[0.2, 0.8], [0.7, 0.3]], np.float32), 1)
     assert ("auc" in found) == (len(set(labels)) == 2)
     assert ("sensitivity" in found) == ("f1" in found) == (1 in labels)

@@ -1,4 +1,4 @@
-"""Grey augmentation and drawn lesions: repeatable, within bounds, and blind to what they should be blind to."""
+"""Test random views and drawn lesions: they are repeatable and within bounds, and hide framing and brightness."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ SIZE = Preprocessing(height=64, width=48)
 
 
 def head(height: int = 120, width: int = 100, level: int = 100) -> np.ndarray:
-    """A bright ellipse with some texture on black: uint8 (height, width, 3)."""
+    """Draw a bright textured ellipse on black: uint8 (height, width, 3)."""
     down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    grey = np.where((down / 0.8) ** 2 + (across / 0.6) ** 2 < 1, level + 20 * np.sin(9 * down + 7 * across), 0)
-    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    gray = np.where((down / 0.8) ** 2 + (across / 0.6) ** 2 < 1, level + 20 * np.sin(9 * down + 7 * across), 0)
+    return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def test_head_box_leaves_out_writing_in_a_corner():
+def test_head_box_excludes_writing_in_a_corner():
     pixels = head()
     without = mri.Slice.from_pixels(pixels).head
     pixels[2:5, 2:30] = 255
-    # 3% of 120 rows are 3.6: a line of writing three pixels high is below that in every column.
+    # 3% of 120 rows are 3.6 pixels, so a line of writing of three pixels is below the limit in every column.
     top, left, bottom, right = mri.Slice.from_pixels(pixels).head
     assert (left, bottom, right) == without[1:]
     assert without == pytest.approx((12, 20, 108, 80), abs=3)
     assert top <= without[0]
 
 
-def test_head_box_of_an_empty_picture_is_the_picture():
+def test_head_box_of_an_empty_picture_is_the_whole_picture():
     assert mri.head_box(np.zeros((50, 40), np.uint8)) == (0, 0, 50, 40)
 
 
-def test_cut_pads_with_black_and_keeps_the_pixels_where_they_were():
-    grey = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
-    part = mri.cut(grey, (-3, 2, 8, 15))
+def test_cut_pads_with_black_and_does_not_move_pixels():
+    gray = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
+    part = mri.cut(gray, (-3, 2, 8, 15))
     assert part.shape == (11, 13)
-    np.testing.assert_array_equal(part[3:, :10], grey[:8, 2:])
+    np.testing.assert_array_equal(part[3:, :10], gray[:8, 2:])
     assert not part[:3].any()
     assert not part[:, 10:].any()
 
 
-def test_match_histogram_takes_over_the_reference_s_grey_levels():
+def test_match_histogram_reproduces_the_gray_levels_of_the_reference():
     rng = np.random.default_rng(0)
-    own, wanted = (rng.normal(centre, 20, (128, 128)).clip(0, 255).astype(np.uint8) for centre in (60, 160))
+    own, wanted = (rng.normal(center, 20, (128, 128)).clip(0, 255).astype(np.uint8) for center in (60, 160))
     matched = mri.match_histogram(own, wanted)
-    shares = np.linspace(0.05, 0.95, 19)
-    # One level of rounding down, one of interpolating between levels.
-    np.testing.assert_allclose(np.quantile(matched, shares), np.quantile(wanted, shares), atol=2)
+    fractions = np.linspace(0.05, 0.95, 19)
+    # Rounding down and interpolating between levels cost one level each.
+    np.testing.assert_allclose(np.quantile(matched, fractions), np.quantile(wanted, fractions), atol=2)
     darker, brighter = np.argsort(own.ravel())[[0, -1]]
     assert matched.ravel()[darker] <= matched.ravel()[brighter]
 
 
-def test_the_same_state_gives_the_same_view_and_another_gives_another():
+def test_random_state_determines_the_view():
     scan = mri.Slice.from_pixels(head())
     reference = head(level=180)[..., 0]
-    for seed in range(40):  # enough to pass through every branch
+    for seed in range(40):  # enough to reach every branch
         views = [mri.augment(np.random.default_rng(state), scan, reference, SIZE) for state in (seed, seed, seed + 99)]
         assert views[0].dtype == np.uint8
         assert views[0].shape == (64, 48)
@@ -67,8 +67,8 @@ def test_the_same_state_gives_the_same_view_and_another_gives_another():
         assert (views[0] != views[2]).any()
 
 
-def test_neither_brightness_nor_framing_survives():
-    """Two collections, one dark and tightly cropped, one bright with wide margins: their views overlap."""
+def test_views_hide_brightness_and_framing():
+    """The views of a dark, tightly cropped slice and of a bright one with wide margins overlap."""
     rng = np.random.default_rng(1)
     dark, bright = head(level=40)[15:105, 22:78], np.pad(head(level=190), ((30, 30), (30, 30), (0, 0)))
     reference = head(level=110)[..., 0]
@@ -79,13 +79,13 @@ def test_neither_brightness_nor_framing_survives():
 
     first, second = views(dark), views(bright)
     for measure in (lambda view: np.percentile(view, 95), lambda view: (view > 12).mean()):
-        one, other = (np.array([measure(view) for view in many]) for many in (first, second))
+        dark_values, bright_values = (np.array([measure(view) for view in many]) for many in (first, second))
         # A fifth of the dark, tight views exceed the median of the bright, wide ones, or the other way round.
-        overlap = min(np.mean(one > np.median(other)), np.mean(one < np.median(other)))
+        overlap = min(np.mean(dark_values > np.median(bright_values)), np.mean(dark_values < np.median(bright_values)))
         assert overlap > 0.05
 
 
-def test_a_drawn_lesion_is_visible_and_stays_in_the_head():
+def test_drawn_lesions_are_visible_and_inside_the_head():
     pixels = head(160, 140)[..., 0]
     rim = mri.head_box(pixels)
     for seed in range(60):
@@ -93,7 +93,7 @@ def test_a_drawn_lesion_is_visible_and_stays_in_the_head():
         difference = np.abs(changed.astype(int) - pixels)
         rows, columns = np.nonzero(difference > 8)
         assert len(rows) > 30
-        # The head's mask is closed and softened: a few pixels beyond the rim.
+        # The mask of the head is closed and softened, so it extends a few pixels beyond the rim.
         assert rows.min() >= rim[0] - 4
         assert rows.max() <= rim[2] + 4
         assert columns.min() >= rim[1] - 4
@@ -102,6 +102,6 @@ def test_a_drawn_lesion_is_visible_and_stays_in_the_head():
         np.testing.assert_array_equal(changed, lesions.draw_lesion(np.random.default_rng(seed), pixels))
 
 
-def test_no_lesion_is_drawn_where_there_is_no_head():
+def test_no_lesion_is_drawn_without_a_head():
     empty = np.full((64, 64), 3, np.uint8)
     np.testing.assert_array_equal(lesions.draw_lesion(np.random.default_rng(0), empty), empty)

@@ -1,4 +1,4 @@
-"""The plane that training fits: held-out images stay inside, other pictures fall outside."""
+"""Test the fitted plane: similar images are within its limit, other pictures are not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def backbone():
 
 
 def blobs(count: int, seed: int) -> np.ndarray:
-    """Bright discs on black, of any size, place and brightness."""
+    """Draw bright discs of random size, position and brightness on black."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:32, :32]
     pictures = []
@@ -38,37 +38,37 @@ def blobs(count: int, seed: int) -> np.ndarray:
     return np.array(pictures).astype(np.uint8)
 
 
-def share_outside(backbone, fitted, pictures: np.ndarray) -> float:
+def fraction_outside(backbone, fitted, pictures: np.ndarray) -> float:
     plane = np.load(io.BytesIO(fitted.content), allow_pickle=False)
     return float((distances(keras_features(backbone, PREPROCESSING)(pictures), plane) > fitted.entry.limit).mean())
 
 
 @pytest.mark.parametrize("separate", [True, False], ids=["validation images", "training images alone"])
-def test_plane_accepts_its_own_kind_and_detects_others(backbone, separate):
+def test_plane_accepts_similar_images_and_detects_others(backbone, separate):
     pixels = blobs(400, seed=1)
     train, held_out = (np.arange(300), np.arange(300, 400)) if separate else (np.arange(400), np.arange(0))
     fitted = fit_out_of_distribution(keras_features(backbone, PREPROCESSING), pixels, train, held_out, seed=0)
     assert fitted.entry.held_out_images == 400
-    # 1 in 100 is meant; of 1,000 new ones up to 20 may fall outside (binomial, 99.9%, and that of the limit's 400).
-    assert share_outside(backbone, fitted, blobs(1000, seed=2)) < 0.02
+    # The limit aims at 1 in 100. Of 1,000 new images up to 20 may exceed it (binomial, 99.9%, with that of the 400).
+    assert fraction_outside(backbone, fitted, blobs(1000, seed=2)) < 0.02
     noise = np.random.default_rng(3).integers(0, 256, (50, 32, 32, 3), np.uint8)
-    assert share_outside(backbone, fitted, noise) == 1
+    assert fraction_outside(backbone, fitted, noise) == 1
 
 
-def test_limit_is_that_of_the_source_that_lies_furthest_out():
+def test_limit_comes_from_the_source_with_the_largest_distances():
     rng = np.random.default_rng(5)
     source = np.array(["large"] * 2000 + ["small"] * 60 + ["tiny"] * 5)
     distance = np.concatenate([rng.normal(1, 0.1, 2000), rng.normal(2, 0.1, 60), np.full(5, 9)]).astype(np.float32)
     limit = out_of_distribution._limit(distance, source)
     assert limit == np.quantile(distance[source == "small"], out_of_distribution.QUANTILE), (
-        "five scans are too few to go by"
+        "a source of five scans is too small"
     )
     assert out_of_distribution._limit(distance[:2000], source[:2000]) == np.quantile(
         distance[:2000], out_of_distribution.QUANTILE
     )
 
 
-def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, monkeypatch):
+def test_sources_contribute_equally_as_far_as_they_have_images(backbone, monkeypatch):
     monkeypatch.setattr(out_of_distribution, "_MAX_IMAGES", 40)
     source = np.array(["large"] * 90 + ["small"] * 10)
     chosen = out_of_distribution._balance_sources(np.arange(100), source, np.random.default_rng(0))
@@ -76,7 +76,7 @@ def test_each_source_gives_as_many_images_as_it_has_up_to_its_share(backbone, mo
     assert len(set(chosen.tolist())) == 40
 
 
-def test_same_seed_same_plane(backbone):
+def test_the_same_seed_gives_the_same_plane(backbone):
     pixels = blobs(60, seed=4)
     features = keras_features(backbone, PREPROCESSING)
     first, second = (fit_out_of_distribution(features, pixels, np.arange(60), np.arange(0), seed=7) for _ in range(2))

@@ -1,8 +1,9 @@
-"""What the recipes promise: views, lesions, targets, schedule, clipping, calibration, as the shipped models record."""
+"""Test what the recipes specify: views, lesions, targets, schedule, clipping and calibration."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import asdict
 
@@ -19,28 +20,33 @@ from mri_edge.train.data import roles as assigned
 from mri_edge.train.data import sampling
 from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Labels, Scan, find_scans
-from mri_edge.train.data.splits import as_split
+from mri_edge.train.data.roles import as_split
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
-from mri_edge.train.loops.finetune import Plan, finetune
+from mri_edge.train.loops import finetune as loop
 from mri_edge.train.models.network import Network, predict
-from mri_edge.train.recipes.base import Head
+from mri_edge.train.models.vgg16 import VGG16
+from mri_edge.train.recipes.base import Distillation, FineTuning, Head
 from mri_edge.train.recipes.distilled import SMALL
 from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
-PLAN = Plan(
-    frozen_blocks=2,
-    warm_steps=3,
-    warm_rate=0.02,
-    steps=90,
-    rate=0.05,
+SCHEDULE = FineTuning(
+    epochs=90,
+    batch=1,
+    learning_rate=0.05,
+    epoch_images=1,
+    frozen_stages=2,
+    warmup_steps=3,
+    warmup_rate=0.02,
     rise=10,
     weight_decay=0.0,
     largest_gradient=1.0,
     averaging=0.0,
+    label_smoothing=0.0,
 )
+finetune = functools.partial(loop.finetune, stages=VGG16.stages)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +56,10 @@ def tiny_recipe():
     return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
 
 
-# What is recorded
+# --- records
 
 
-def test_the_robust_recipe_is_the_one_that_the_shipped_model_was_trained_by():
+def test_robust_recipe_is_that_of_the_shipped_model():
     details = Bundle.open("vgg16").manifest.training.details
     assert details["plan"] == training.schedule_of(ROBUST)
     assert details["batch"] == ROBUST.schedule.batch
@@ -63,19 +69,19 @@ def test_the_robust_recipe_is_the_one_that_the_shipped_model_was_trained_by():
     assert details["architecture"] == asdict(ROBUST.head)
 
 
-def test_the_small_recipe_is_the_one_that_the_shipped_model_was_trained_by():
+def test_small_recipe_is_that_of_the_shipped_model():
     details = Bundle.open("small").manifest.training.details
     assert details["plan"] == training.schedule_of(SMALL)
     assert details["pool_views"] == SMALL.schedule.pool_views
     assert details["architecture"]["dropout"] == SMALL.head.dropout
 
 
-# Views
+# --- views
 
 
 @pytest.fixture(scope="module")
 def degraded():
-    """What picture quality makes of a flat field, a ramp and a bright line, each by the same 400 random states."""
+    """Degrade a flat field, a ramp and a bright line with the same 400 random states; return the change of each."""
     flat = np.full((64, 64), 120, np.float32)
     ramp = np.broadcast_to(np.arange(64, dtype=np.float32) + 60, (64, 64))
     line = flat.copy()
@@ -87,49 +93,49 @@ def degraded():
 
     changes = [[change(field, seed) for field in (flat, ramp, line)] for seed in range(400)]
     noisy = np.array([flat.std() > 0.4 for flat, _, _ in changes])
-    # JPEG alone bends a ramp: blurring, sharpening and resizing leave a straight line straight, but for rounding.
+    # Only JPEG bends a ramp. Blurring, sharpening and resizing keep it straight, except for rounding.
     encoded = np.array([ramp.mean() > 0.2 for _, ramp, _ in changes]) & ~noisy
     refocused = np.array([line[:, 18:23].max() > 3 for _, _, line in changes]) & ~noisy & ~encoded
     return noisy, encoded, refocused
 
 
-def test_three_views_in_ten_are_noisy(degraded):
+def test_three_in_ten_views_are_noisy(degraded):
     assert degraded[0].mean() == pytest.approx(0.3, abs=0.08)  # 3.5 standard deviations of 400 throws
 
 
-def test_three_views_in_ten_are_encoded_as_jpeg(degraded):
+def test_three_in_ten_views_are_jpeg_encoded(degraded):
     noisy, encoded, _ = degraded
     assert encoded.sum() / (~noisy).sum() == pytest.approx(0.3, abs=0.1)
 
 
-def test_a_third_of_the_views_is_blurred_or_sharpened(degraded):
+def test_a_third_of_the_views_are_blurred_or_sharpened(degraded):
     noisy, encoded, refocused = degraded
     assert refocused.sum() / (~noisy & ~encoded).sum() == pytest.approx(0.35, abs=0.1)
 
 
-def test_views_meet_noise_unless_their_grey_levels_stay_as_they_are():
-    """Through the whole of ``augment``: of a flat slice 3 views in 10 are untouched, and 0.7 x 0.3 have noise."""
+def test_views_get_noise_unless_they_are_untouched():
+    """``augment`` leaves 3 in 10 views of a flat slice untouched, and 0.7 x 0.3 of the views have noise."""
     scan = mri.Slice(np.full((160, 160), 120, np.uint8), (0, 0, 160, 160))
     size = Preprocessing(height=96, width=96)
     rough = []
     for seed in range(250):
-        view = mri.augment(np.random.default_rng(seed), scan, scan.grey, size).astype(float)
+        view = mri.augment(np.random.default_rng(seed), scan, scan.gray, size).astype(float)
         rough.append(np.diff(view[40:56, 40:56], 2, axis=1).std() > 2)
     assert 0.1 < np.mean(rough) < 0.32
 
 
 def ellipse(level: int) -> np.ndarray:
-    """A head of one grey level on black, uint8 (96, 96)."""
+    """Draw a head of one gray level on black, uint8 (96, 96)."""
     down, across = np.mgrid[-1:1:96j, -1:1:96j]
     return np.where((down / 0.8) ** 2 + (across / 0.65) ** 2 < 1, level, 0).astype(np.uint8)
 
 
 def heads(labels, tumour_level):
-    """Healthy slices are heads of level 110, the others of ``tumour_level``: a collection without pictures on disk."""
+    """Create a collection in memory: healthy slices are heads of level 110, the others of ``tumour_level``."""
     label = np.array(labels)
     slices = [
-        mri.Slice(grey, mri.head_box(grey))
-        for grey in (ellipse(110 if label == 0 else tumour_level) for label in labels)
+        mri.Slice(gray, mri.head_box(gray))
+        for gray in (ellipse(110 if label == 0 else tumour_level) for label in labels)
     ]
     names = [f"{one}/{index}.png" for index, one in enumerate(labels)]
     scans = [Scan(None, name, name[0], one, name) for name, one in zip(names, labels, strict=True)]
@@ -141,13 +147,13 @@ def heads(labels, tumour_level):
 
 @pytest.fixture
 def lesions_drawn(monkeypatch):
-    """The pictures that lesions were drawn in, and what came of them, while views are made."""
+    """Record the pictures before and after a lesion is drawn, while views are made."""
     drawn = []
     real = sampling.draw_lesion
 
-    def watch(rng, grey):
-        result = real(rng, grey)
-        drawn.append((grey.copy(), result.copy()))
+    def watch(rng, gray):
+        result = real(rng, gray)
+        drawn.append((gray.copy(), result.copy()))
         return result
 
     monkeypatch.setattr(sampling, "draw_lesion", watch)
@@ -168,34 +174,34 @@ def labels_of_views(data, recipe, labels, steps):
     return np.concatenate([make(step)[1] for step in range(steps)])
 
 
-def test_three_tumour_views_in_ten_are_healthy_slices_with_a_drawn_lesion(tiny_recipe, lesions_drawn):
-    """Tumour slices are black here, so that a head in a picture is that of a healthy slice."""
+def test_three_in_ten_tumor_views_are_healthy_slices_with_a_lesion(tiny_recipe, lesions_drawn):
+    """Tumor slices are black here, so a picture with a head comes from a healthy slice."""
     label = labels_of_views(heads([0, 1] * 8, tumour_level=0), tiny_recipe, TWO, steps=60)
     tumours = np.count_nonzero(label == 1)
     assert tumours == pytest.approx(len(label) / 2, abs=10)
     assert len(lesions_drawn) / tumours == pytest.approx(0.3, abs=0.1)  # 3.5 standard deviations of 240 throws
     for before, _ in lesions_drawn:
-        assert (before > 40).mean() > 0.15, "the slice is a healthy one"
+        assert (before > 40).mean() > 0.15, "the slice must be a healthy one"
     assert np.mean([(before != after).any() for before, after in lesions_drawn]) > 0.95
 
 
-def test_no_lesion_is_drawn_where_it_would_have_no_label(tiny_recipe, lesions_drawn):
+def test_no_lesion_is_drawn_with_more_than_two_labels(tiny_recipe, lesions_drawn):
     data = heads([0, 1, 2] * 6, tumour_level=0)
     label = labels_of_views(data, tiny_recipe, Labels(("none", "glioma", "meningioma"), 1, {}), steps=20)
     assert set(label) == {0, 1, 2}
     assert lesions_drawn == []
 
 
-def test_what_is_drawn_in_a_slice_is_seen_in_the_view(tiny_recipe):
+def test_drawn_lesion_is_visible_in_the_view(tiny_recipe):
     scan = heads([0], tumour_level=0).slices[0]
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        view = mri.augment(rng, scan, scan.grey, tiny_recipe.preprocessing, lambda rng, grey: np.full_like(grey, 200))
-        # All of the picture is the drawing: the background of the head is gone, but for corners that turning leaves.
+        view = mri.augment(rng, scan, scan.gray, tiny_recipe.preprocessing, lambda rng, gray: np.full_like(gray, 200))
+        # The drawing covers the whole picture, so there is no background except in corners after a rotation.
         assert (view[8:24, 8:24] > 30).all()
 
 
-def test_classes_are_shown_equally_often_even_where_a_source_has_one_class_alone():
+def test_classes_are_balanced_even_if_a_source_has_only_one():
     label = np.repeat([0, 1, 1], [40, 60, 500])
     source = np.repeat(["both", "both", "tumours"], [40, 60, 500])
     drawn = sampling.balanced_draws(label, source, 2 * sampling.ROUND_IMAGES, np.random.default_rng(0))
@@ -203,7 +209,7 @@ def test_classes_are_shown_equally_often_even_where_a_source_has_one_class_alone
     assert 0.1 < np.mean(source[drawn][label[drawn] == 1] == "both") < 0.9
 
 
-# Fine-tuning
+# --- fine-tuning
 
 
 def build_small_network():
@@ -222,60 +228,63 @@ def make_batch(step):
 
 
 def cosine(step, steps, rise, rate, floor):
-    """Learning rate of a step by hand: a linear rise, then half a cosine down to ``floor`` of it."""
+    """Compute the learning rate of a step: a linear rise, then half a cosine down to a fraction ``floor``."""
     if step < rise:
         return rate * step / rise
     return rate * (floor + (1 - floor) * (1 + np.cos(np.pi * (step - rise) / (steps - rise))) / 2)
 
 
-def test_fine_tuning_rises_and_falls_along_half_a_cosine_to_2_per_cent():
+def test_fine_tuning_rate_rises_and_falls_to_2_percent():
     whole, backbone = build_small_network()
     rates = []
-    finetune(whole, backbone, PLAN, make_batch, lambda *_: rates.append(float(whole.optimizer.learning_rate)))
-    assert rates[: PLAN.warm_steps] == pytest.approx([PLAN.warm_rate] * PLAN.warm_steps)
-    expected = [cosine(step, PLAN.steps, PLAN.rise, PLAN.rate, 0.02) for step in range(1, PLAN.steps + 1)]
-    assert rates[PLAN.warm_steps :] == pytest.approx(expected, rel=1e-4)  # the schedule computes in float32
-    assert rates[-1] == pytest.approx(0.02 * PLAN.rate)
+    finetune(whole, backbone, SCHEDULE, make_batch, lambda *_: rates.append(float(whole.optimizer.learning_rate)))
+    assert rates[: SCHEDULE.warmup_steps] == pytest.approx([SCHEDULE.warmup_rate] * SCHEDULE.warmup_steps)
+    expected = [
+        cosine(step, SCHEDULE.steps, SCHEDULE.rise, SCHEDULE.learning_rate, 0.02)
+        for step in range(1, SCHEDULE.steps + 1)
+    ]
+    assert rates[SCHEDULE.warmup_steps :] == pytest.approx(expected, rel=1e-4)  # the schedule computes in float32
+    assert rates[-1] == pytest.approx(0.02 * SCHEDULE.learning_rate)
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(1.0, True), (1e9, False)])
-def test_one_wild_batch_weighs_no_more_than_the_largest_gradient_that_is_planned(limit, clipped):
-    """Adam's second moments are means of squared gradients, so none may pass the square of the largest."""
+def test_gradients_are_clipped(limit, clipped):
+    """Adam's second moments are means of squared gradients, so they cannot exceed the square of the largest."""
 
     def wild(step):
         pictures, targets = make_batch(step)
-        return (pictures * 1e4, targets[:, ::-1]) if step == PLAN.warm_steps + 4 else (pictures, targets)
+        return (pictures * 1e4, targets[:, ::-1]) if step == SCHEDULE.warmup_steps + 4 else (pictures, targets)
 
     whole, backbone = build_small_network()
-    finetune(whole, backbone, dataclasses.replace(PLAN, steps=20, largest_gradient=limit), wild)
+    finetune(whole, backbone, dataclasses.replace(SCHEDULE, epochs=20, largest_gradient=limit), wild)
     moments = [variable for variable in whole.optimizer.variables if variable.path.endswith("velocity")]
     assert len(moments) == 4
     largest = max(float(np.max(keras.ops.convert_to_numpy(moment))) for moment in moments)
     assert (largest <= 1) == clipped
 
 
-def test_what_remains_is_the_mean_of_the_weights_of_every_step_by_hand():
+def test_result_is_the_running_mean_of_the_weights_computed_by_hand():
     whole, backbone = build_small_network()
     kept = []
-    plan = dataclasses.replace(PLAN, steps=25, averaging=0.8)
+    schedule = dataclasses.replace(SCHEDULE, epochs=25, averaging=0.8)
     finetune(
         whole,
         backbone,
-        plan,
+        schedule,
         make_batch,
         lambda *_: kept.append([get_weight.copy() for get_weight in whole.get_weights()]),
     )
-    mean = kept[plan.warm_steps]
-    for weights in kept[plan.warm_steps + 1 :]:
+    mean = kept[schedule.warmup_steps]
+    for weights in kept[schedule.warmup_steps + 1 :]:
         mean = [0.8 * old + 0.2 * new for old, new in zip(mean, weights, strict=True)]
     for found, by_hand, last in zip(whole.get_weights()[2:], mean[2:], kept[-1][2:], strict=True):
         np.testing.assert_allclose(found, by_hand, atol=1e-5)
         assert np.abs(found - last).max() > 1e-3
 
 
-def test_weights_decay_as_planned():
-    """Without a gradient a step of AdamW leaves 1 - rate x decay of a weight."""
-    plan = dataclasses.replace(PLAN, steps=20, rise=1, weight_decay=0.5)
+def test_weights_decay_as_scheduled():
+    """Without a gradient, a step of AdamW multiplies a weight by 1 - rate x decay."""
+    schedule = dataclasses.replace(SCHEDULE, epochs=20, rise=1, weight_decay=0.5)
     whole, backbone = build_small_network()
     start = {}
 
@@ -283,37 +292,52 @@ def test_weights_decay_as_planned():
         return np.zeros((8, 6), np.float32), np.full((8, 2), 0.5, np.float32)
 
     def keep(done, total, loss):
-        if done == plan.warm_steps:
+        if done == schedule.warmup_steps:
             start["weights"] = whole.get_weights()[2]
 
-    finetune(whole, backbone, plan, still, keep)
-    left = np.prod([1 - 0.5 * cosine(step, plan.steps, plan.rise, plan.rate, 0.02) for step in range(plan.steps)])
+    finetune(whole, backbone, schedule, still, keep)
+    left = np.prod(
+        [
+            1 - 0.5 * cosine(step, schedule.steps, schedule.rise, schedule.learning_rate, 0.02)
+            for step in range(schedule.steps)
+        ]
+    )
     np.testing.assert_allclose(whole.get_weights()[2], left * start["weights"], rtol=1e-4)
 
 
-def test_distilling_rises_and_falls_along_half_a_cosine_and_learns_softened_answers(tmp_path):
+def test_distillation_rate_follows_half_a_cosine_and_answers_are_softened(tmp_path):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2, activation="softmax")]
     student = keras.Sequential(layers)
     rng = np.random.default_rng(0)
     answers = np.tile(np.array([[0.9, 0.1]], np.float32), (32, 1))
     pool = distil.Pool(rng.integers(0, 255, (32, 8, 8), dtype=np.uint8), answers)
-    plan = distil.Plan(epochs=40, batch=8, rate=0.05, rise=20, weight_decay=0.0, temperature=2.0)
+    schedule = Distillation(
+        epochs=40,
+        batch=8,
+        learning_rate=0.05,
+        teacher="robust",
+        pool_views=32,
+        rise=20,
+        weight_decay=0.0,
+        temperature=2.0,
+        students=1,
+    )
     rates = []
-    distil.distil(student, pool, plan, 0, lambda *_: rates.append(float(student.optimizer.learning_rate)))
+    distil.distil(student, pool, schedule, 0, lambda *_: rates.append(float(student.optimizer.learning_rate)))
     expected = [cosine(step, 160, 20, 0.05, 0.0) for step in range(1, 161)]
     assert rates == pytest.approx(expected, abs=1e-6)
     found = np.asarray(student.predict_on_batch(pool.views[..., None].astype(np.float32) / 255))
-    # At a temperature of 2 odds of 9 are odds of 3.
+    # A temperature of 2 turns odds of 9 into odds of 3.
     assert found[:, 0].mean() == pytest.approx(0.75, abs=0.03)
 
 
-# A whole robust training, on a network of two layers in the place of VGG16
+# --- a complete robust training, with a network of two layers instead of VGG16
 
 
 @pytest.fixture
 def two_layers(monkeypatch):
-    """A network that trains in a second; everything else of the recipe is as it is."""
+    """Replace the network by one that trains in a second; the rest of the recipe is unchanged."""
 
     def build(weights, recipe, classes, seed, precision):
         keras.utils.set_random_seed(seed)
@@ -337,7 +361,7 @@ def collection(two_sources, tiny_recipe):
 
 @pytest.fixture
 def roles(collection):
-    """Rows that train, validate and test."""
+    """Return the rows that train, validate and test."""
     return assigned.rows_of(assigned.choose_roles(collection), collection)
 
 
@@ -355,13 +379,14 @@ def trained_on(collection, roles, recipe, labels=TWO):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_targets_are_smoothed_by_a_twentieth(two_layers, collection, roles, tiny_recipe, monkeypatch, classes):
+def test_targets_are_smoothed_by_5_percent(two_layers, collection, roles, tiny_recipe, monkeypatch, classes):
     batches = []
     real = training.finetune
 
-    def watch(network, backbone, plan, make_batch, *arguments, **options):
+    def watch(network, backbone, schedule, make_batch, *arguments, **options):
         batches.append(make_batch(0))
-        return real(network, backbone, dataclasses.replace(plan, steps=2), make_batch, *arguments, **options)
+        two_steps = dataclasses.replace(schedule, epochs=1, epoch_images=2 * schedule.batch)
+        return real(network, backbone, two_steps, make_batch, *arguments, **options)
 
     monkeypatch.setattr(training, "finetune", watch)
     labels = TWO if classes == 2 else Labels(("no tumour", "tumour", "other"), 1, {})
@@ -373,15 +398,13 @@ def test_targets_are_smoothed_by_a_twentieth(two_layers, collection, roles, tiny
     assert trained.details["label_smoothing"] == 0.05
 
 
-def test_what_ships_is_calibrated_and_its_threshold_is_chosen_on_calibrated_validation_images(
-    two_layers, collection, roles, tiny_recipe
-):
+def test_threshold_is_chosen_on_calibrated_validation_images(two_layers, collection, roles, tiny_recipe):
     validation = roles[1]
     label = collection.label.copy()
     label[validation[::5]] = 1 - label[validation[::5]]  # else nothing bounds the certainty that fits best
     collection = dataclasses.replace(collection, label=label)
     trained = trained_on(collection, roles, tiny_recipe)
-    assert abs(np.log(trained.temperature)) > 0.1, "the network has to be off for this test to say anything"
+    assert abs(np.log(trained.temperature)) > 0.1, "the network must be miscalibrated for this test"
     for network in (trained.network, trained.quick):
         found = predict(network.whole, collection.pixels, tiny_recipe.preprocessing, rows=validation)
         assert calibration.fit_temperature(found, label[validation]) == pytest.approx(1, abs=0.02)
@@ -390,8 +413,8 @@ def test_what_ships_is_calibrated_and_its_threshold_is_chosen_on_calibrated_vali
         )
 
 
-def test_nothing_of_a_training_depends_on_test_images(two_layers, collection, roles, tiny_recipe):
-    """Other pixels and labels of the images that neither train nor validate: the same weights, the same threshold."""
+def test_training_does_not_depend_on_test_images(two_layers, collection, roles, tiny_recipe):
+    """Changed pixels and labels of all other images do not change the weights or the threshold."""
     first = trained_on(collection, roles, tiny_recipe)
     others = np.setdiff1d(np.arange(len(collection.scans)), np.concatenate(roles[:2]))
     assert len(others) >= 10
@@ -399,11 +422,11 @@ def test_nothing_of_a_training_depends_on_test_images(two_layers, collection, ro
     pixels[others] = 255 - pixels[others]
     label[others] = 1 - label[others]
     for index in others:
-        slices[index] = dataclasses.replace(slices[index], grey=255 - slices[index].grey)
+        slices[index] = dataclasses.replace(slices[index], gray=255 - slices[index].gray)
     changed = dataclasses.replace(collection, pixels=pixels, label=label, slices=slices)
     again = trained_on(changed, roles, tiny_recipe)
-    for one, other in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     assert (first.temperature, first.threshold) == (again.temperature, again.threshold)
 
 
@@ -412,7 +435,7 @@ class _StopError(Exception):
 
 
 @pytest.mark.parametrize("split", ["reference", "grouped"])
-def test_a_bundle_is_trained_by_training_images_and_calibrated_by_validation_images(
+def test_bundle_trains_on_training_images_and_calibrates_on_validation_images(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch, split
 ):
     seen = []
@@ -439,7 +462,7 @@ def test_a_bundle_is_trained_by_training_images_and_calibrated_by_validation_ima
         assert {data.scans[row].file for row in rows} == {image.file for image in record.of(role)} != set()
 
 
-def test_rows_of_roles_are_those_of_the_record_without_what_was_left_out(collection):
+def test_rows_of_roles_match_the_record_without_excluded_scans(collection):
     record = assigned.choose_roles(collection, left_out=collection.scans[:3])
     assert len(record.images) == len(collection.scans) + 3
     for rows, role in zip(assigned.rows_of(record, collection), ("train", "validation", "test"), strict=True):
@@ -448,7 +471,7 @@ def test_rows_of_roles_are_those_of_the_record_without_what_was_left_out(collect
         assert rows.max() < len(collection.scans)
 
 
-def test_a_split_says_test_of_those_that_were_chosen_and_excluded_of_those_left_out(collection):
+def test_split_records_test_and_excluded_images(collection):
     test = np.arange(len(collection.scans)) % 5 == 0
     record = as_split(collection.scans[:-2], test[:-2], collection.scans[-2:])
     assert [image.role == "test" for image in record.images[:-2]] == test[:-2].tolist()

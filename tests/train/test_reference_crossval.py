@@ -1,4 +1,4 @@
-"""Cross-validation of the head-only recipe: no group on both sides, every image scored once, one command."""
+"""Test the cross-validation of head training: undivided groups, one score per image, and its commands."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytest.importorskip("keras", reason="needs the extra 'train'")
 from mri_edge.cli import run
 from mri_edge.train import crossval, training
 from mri_edge.train.crossval import cross_validate
-from mri_edge.train.data.folds import by_group
-from mri_edge.train.evaluation import auc
+from mri_edge.train.data.roles import by_group
+from mri_edge.train.evaluation import intervals
 from mri_edge.train.recipes import registry
 
 
@@ -32,7 +32,7 @@ def test_no_group_is_divided_and_every_image_has_a_fold(seed):
     assert sum(len(set(group[held])) for held in folds) == len(set(group))
 
 
-def test_too_few_groups_are_refused():
+def test_too_few_groups_are_rejected():
     with pytest.raises(DataError, match=r"a class has 2 distinct slices.*too few for 3 folds"):
         by_group(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4]), 3, 0)
 
@@ -62,12 +62,10 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     assert {
         figures["model"]["auc"]["method"]
         for figures in (record["pooled"], *(item["models"] for item in record["by_fold"]))
-    } == {auc.GROUPED}
+    } == {intervals.GROUPED_DELONG}
 
 
-def test_a_source_without_which_a_label_has_no_image_is_reported_before_training(
-    two_sources, small_recipe, weights_file, tmp_path
-):
+def test_source_that_cannot_be_left_out_is_reported_before_training(two_sources, small_recipe, weights_file, tmp_path):
     shutil.rmtree(two_sources / "a" / "yes")
     shutil.rmtree(two_sources / "b" / "notumor")
     chosen = {"folds": None, "backbone_weights": str(weights_file), "seed": 1}
@@ -75,7 +73,7 @@ def test_a_source_without_which_a_label_has_no_image_is_reported_before_training
         cross_validate(two_sources, tmp_path / "figures", small_recipe, **chosen)
 
 
-def test_cut_off_and_resumed_keeps_its_folds_and_gives_the_same(
+def test_resumed_cross_validation_keeps_folds_and_gives_the_same_record(
     folders, small_recipe, weights_file, tmp_path, monkeypatch
 ):
     fitted = []
@@ -97,7 +95,7 @@ def test_cut_off_and_resumed_keeps_its_folds_and_gives_the_same(
     assert {**resumed, "creation": None} == {**whole, "creation": None}
 
 
-def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, tmp_path, monkeypatch):
+def test_patients_and_exclusions_are_respected(folders, small_recipe, weights_file, tmp_path, monkeypatch):
     (tmp_path / "patients.csv").write_text(
         "file,group\n" + "".join(f"{n}/{n}{i:02}.png,{n}{i // 4}\n" for n in ("no", "yes") for i in range(16))
     )
@@ -129,7 +127,7 @@ def test_patients_and_exclusions_are_heard(folders, small_recipe, weights_file, 
         assert not {patient[row] for row in learn} & {patient[row] for row in held}
 
 
-def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
+def test_evaluate_runs_a_cross_validation(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(registry.RECIPES, "reference", small_recipe)
     common = ["evaluate", "--data", str(folders), "--cv", "2", "--backbone-weights", str(weights_file)]
     assert run(common) == 2
@@ -144,13 +142,13 @@ def test_evaluate_hands_cross_validation_on(folders, small_recipe, weights_file,
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 @pytest.mark.parametrize("folds", ["", "1", "all"])
-def test_folds_that_are_no_number_are_refused_and_nothing_is_trained(folders, tmp_path, capfd, command, folds):
+def test_invalid_folds_are_rejected_before_training(folders, tmp_path, capfd, command, folds):
     out = tmp_path / "out"
     assert run([command, "--data", str(folders), "--out", str(out), "--cv", folds]) == 2
     assert f"--cv takes a number of folds from 2, or 'sources'. Received: {folds!r}" in capfd.readouterr().err
     assert not out.exists()
 
 
-def test_evaluate_refuses_to_train_a_trained_model(folders, capfd):
+def test_evaluate_rejects_training_options_without_cv(folders, capfd):
     assert run(["evaluate", "--data", str(folders), "--exclude", "no/*"]) == 2
-    assert "--exclude says how to train" in capfd.readouterr().err
+    assert "--exclude applies to training" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The robust recipe: who trains and who tests, what is drawn, that colour cannot matter, and the bundle it makes."""
+"""Test the robust recipe: roles, draws, independence of color, its bundle, and its cross-validation."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from mri_edge.train.data.folder import Labels, Scan, find_scans, select
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.vgg16 import build_backbone, ignore_color
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.registry import find_recipe
 from mri_edge.train.recipes.robust import ROBUST
-from mri_edge.train.transforms import mri, shifts
+from mri_edge.train.transforms import mri
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def collection_of(data, recipe):
 
 @pytest.fixture
 def as_reference(two_sources, monkeypatch):
-    """``two_sources``, its source ``a`` in the place of the reference's data set."""
+    """``two_sources`` with source ``a`` in place of the reference's data set."""
     contents = [scan.sha256 for scan in find_scans(two_sources / "a")[0]]
-    monkeypatch.setattr(published, "DATA", fingerprint(contents))
+    monkeypatch.setattr(reference, "DATA", fingerprint(contents))
     return two_sources
 
 
-def test_hash_knows_a_slice_again_after_resizing_jpeg_and_brightening():
+def test_hash_is_stable_under_resizing_jpeg_and_brightening():
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 200, (9, 9), dtype=np.uint8)).resize((180, 180), Image.Resampling.BICUBIC)
     encoded = io.BytesIO()
@@ -76,7 +76,7 @@ def test_hash_knows_a_slice_again_after_resizing_jpeg_and_brightening():
     assert np.count_nonzero(own != another) > 2 * duplicates.KEEP_APART_BITS
 
 
-def test_close_pairs_and_groups_equal_a_search_over_all_pairs():
+def test_close_pairs_and_groups_equal_an_exhaustive_search():
     rng = np.random.default_rng(1)
     hashes = rng.random((700, 128)) < 0.5  # more than one block of 512
     for copy, original in ((600, 3), (650, 600), (20, 10)):
@@ -100,7 +100,7 @@ def test_draws_balance_classes_and_sources_and_show_every_image():
     drawn = sampling.balanced_draws(label, source, count, np.random.default_rng(0))
     assert len(drawn) == count
     small = 3 / (3 + np.sqrt(40))  # shares grow with the root of the rarer class: 9 and 40
-    # Each image is drawn as often as it should be to within one, 374 of them in 2,048 draws: a few draws either way.
+    # Each of 374 images is drawn as often as its weight requires, to within one, in 2,048 draws.
     for of_class in (0, 1):
         assert np.mean(label[drawn] == of_class) == pytest.approx(0.5, abs=0.01)
         of_small = np.mean(source[drawn][label[drawn] == of_class] == "small")
@@ -112,32 +112,32 @@ def test_draws_balance_classes_and_sources_and_show_every_image():
         assert of_cell.max() - of_cell.min() <= 1
 
 
-def test_first_layer_sees_grey_alone_and_grey_as_before(small_weights):
+def test_first_layer_ignores_color_and_keeps_its_response_to_gray(small_weights):
     preprocessing = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
     backbone = build_backbone(small_weights, 32, 32)
     first = keras.Model(backbone.input, backbone.get_layer("block1_conv1").output)
     rng = np.random.default_rng(3)
     tinted = rng.uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
-    grey = np.repeat(tinted.mean(axis=-1, keepdims=True), 3, axis=-1)
+    gray = np.repeat(tinted.mean(axis=-1, keepdims=True), 3, axis=-1)
 
     def answer(pixels):
         return np.asarray(first.predict_on_batch(preprocessing.normalize(pixels)))
 
-    before = answer(grey)
+    before = answer(gray)
     assert np.abs(answer(tinted) - before).max() > 0.1
     ignore_color(backbone, preprocessing)
-    # float32 sums of 27 products of a few units each
-    np.testing.assert_allclose(answer(tinted), answer(grey), atol=1e-4)
+    # These are float32 sums of 27 products of a few units each.
+    np.testing.assert_allclose(answer(tinted), answer(gray), atol=1e-4)
     inner = (slice(None), slice(1, -1), slice(1, -1))
-    np.testing.assert_allclose(answer(grey)[inner], before[inner], atol=1e-4)
+    np.testing.assert_allclose(answer(gray)[inner], before[inner], atol=1e-4)
 
 
-def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(as_reference, tiny_recipe):
+def test_roles_exclude_near_duplicates_of_test_images_and_divide_no_group(as_reference, tiny_recipe):
     two_sources = as_reference
     copied = sorted((two_sources / "b" / "notumor").iterdir())[0]
     scans, _ = find_scans(two_sources)
     test = {image.file for image in assigned.choose_roles(collect(scans, tiny_recipe.preprocessing)).of("test")}
-    # A copy of a test image, as another file type, goes into the other source.
+    # Copy a test image to the other source in another file format.
     victim = next(file for file in sorted(test) if file.startswith("a/no"))
     Image.open(two_sources / victim).save(copied.with_name("copy.bmp"))
     collection, _ = collection_of(two_sources, tiny_recipe)
@@ -154,20 +154,20 @@ def test_roles_keep_neighbours_of_test_images_out_and_groups_whole(as_reference,
 
 
 def slices_of_patients(patients, slices):
-    """A collection of folders ``no`` and ``yes``, half of the patients in each; pictures are not looked at."""
-    whose = np.repeat(np.arange(patients), slices)
-    label = (whose >= patients // 2).astype(int)
-    names = [("no", "yes")[item] for item in label]
+    """Create a collection of folders ``no`` and ``yes``, with half of the patients each, without pictures."""
+    patient_of = np.repeat(np.arange(patients), slices)
+    label = (patient_of >= patients // 2).astype(int)
+    names = [("no", "yes")[index] for index in label]
     scans = [
         Scan(Path(f"{i}.png"), f"{name}/{i}.png", name, one, str(i))
         for i, (name, one) in enumerate(zip(names, label, strict=True))
     ]
     hashes = np.random.default_rng(0).random((len(label), duplicates.HASH_BITS)) < 0.5
-    group = duplicates.groups(hashes, patients=[str(item) for item in whose])
+    group = duplicates.groups(hashes, patients=[str(patient) for patient in patient_of])
     return Collection(scans, [], np.zeros((0,), np.uint8), label, np.array([""] * len(label)), group, hashes)
 
 
-def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
+def test_other_data_in_folders_no_and_yes_is_not_mistaken_for_the_reference():
     collection = slices_of_patients(40, 10)
     split = assigned.choose_roles(collection)
     assert {role: len(split.of(role)) for role in ("train", "validation", "test", "excluded")} == {
@@ -177,11 +177,11 @@ def test_other_data_in_folders_no_and_yes_are_not_taken_for_the_reference():
         "excluded": 0,
     }
     roles = np.array([image.role for image in split.images])
-    assert all(len(set(roles[collection.group == item])) == 1 for item in np.unique(collection.group))
-    assert assigned.may_train(collection).all(), "a cross-validation trains on all of them in turn"
+    assert all(len(set(roles[collection.group == group])) == 1 for group in np.unique(collection.group))
+    assert assigned.may_train(collection).all(), "a cross-validation trains on all images in turn"
 
 
-def test_too_few_slices_to_hold_any_out_are_reported(folders, tiny_recipe):
+def test_too_few_slices_to_hold_out_are_reported(folders, tiny_recipe):
     for path in sorted((folders / "no").iterdir())[4:]:
         path.unlink()
     collection, _ = collection_of(folders, tiny_recipe)
@@ -190,9 +190,7 @@ def test_too_few_slices_to_hold_any_out_are_reported(folders, tiny_recipe):
 
 
 @pytest.mark.slow
-def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_were(
-    two_sources, tiny_recipe, small_weights
-):
+def test_same_seed_gives_same_calibrated_weights_and_frozen_stages(two_sources, tiny_recipe, small_weights):
     collection, labels = collection_of(two_sources, tiny_recipe)
     roles = np.array([image.role for image in assigned.choose_roles(collection).images])
     train, validation = (np.flatnonzero(roles == role) for role in ("train", "validation"))
@@ -202,8 +200,8 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
         return training.train_model(job, tiny_recipe)
 
     first, again, other = once(0), once(0), once(1)
-    for one, two in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first.network.whole.get_weights(), again.network.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     assert first.threshold == again.threshold
     kept = first.network.backbone.get_layer("block2_conv2").get_weights()[0]
     tuned = first.network.backbone.get_layer("block3_conv1").get_weights()[0]
@@ -211,15 +209,15 @@ def test_same_seed_same_weights_calibrated_in_float32_and_lower_blocks_as_they_w
     assert np.abs(tuned - small_weights.arrays[4][0]).max() > 0
     assert np.abs(tuned - other.network.backbone.get_layer("block3_conv1").get_weights()[0]).max() > 0
     assert {layer.compute_dtype for layer in first.network.whole.layers} == {"float32"}
-    for one, two in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first.network.whole.get_weights(), first.quick.whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     positive = predict(first.network.whole, collection.pixels[validation], tiny_recipe.preprocessing)[:, 1]
     is_positive = collection.label[validation] == 1
     assert np.mean(positive[is_positive] >= first.threshold) >= 0.95
 
 
 @pytest.mark.slow
-def test_bundle_says_how_it_was_made(as_reference, tiny_recipe, weights_file, tmp_path, reference_split):
+def test_bundle_records_how_it_was_trained(as_reference, tiny_recipe, weights_file, tmp_path, reference_split):
     two_sources = as_reference
     out = tmp_path / "bundle"
     trained = pipeline.train_bundle(two_sources, out, tiny_recipe, backbone_weights=str(weights_file), seed=0)
@@ -234,17 +232,17 @@ def test_bundle_says_how_it_was_made(as_reference, tiny_recipe, weights_file, tm
     assert details["target_sensitivity"] == 0.95
     split = Split.from_json((out / "split.json").read_text())
     expected = reference_split(find_scans(two_sources / "a")[0])
-    assert {item.sha256 for item in split.of("test")} == {item.sha256 for item in expected.of("test")}
+    assert {image.sha256 for image in split.of("test")} == {image.sha256 for image in expected.of("test")}
     saved = keras.models.load_model(out / "model.keras")
     test = [two_sources / image.file for image in split.of("test")]
     preprocessing = manifest.preprocessing
     batch = preprocessing.normalize(np.stack([preprocessing.resize_picture(images.load(path)) for path in test]))
-    # float32 sums in another batch size may be ordered otherwise
+    # float32 sums may have another order with another batch size.
     np.testing.assert_allclose(np.asarray(saved.predict_on_batch(batch)), trained.probabilities, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
+def test_cross_validation_scores_each_image_once_without_leaks(
     two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch
 ):
     collection, labels = collection_of(two_sources, tiny_recipe)
@@ -270,14 +268,12 @@ def test_cross_validation_scores_everything_once_and_trains_on_no_neighbour(
     assert pooled["sensitivity"]["images"] == 50
     (stressed,) = {item["auc"]["images"] for item in result["stress"]["model"].values()}
     assert 80 <= stressed <= 100  # as many of either kind as the rarer one has in its fold
-    assert set(result["stress"]["model"]) == {"none", *shifts.CHANGES}
+    assert set(result["stress"]["model"]) == {"none", *mri.CHANGES}
     json.dumps(result)  # plain types
 
 
 @pytest.mark.slow
-def test_leaving_out_a_source_trains_on_the_others_alone(
-    two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch
-):
+def test_leaving_out_a_source_trains_only_on_the_others(two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch):
     collection, labels = collection_of(two_sources, tiny_recipe)
     seen = []
     real = crossval.train_model
@@ -295,14 +291,14 @@ def test_leaving_out_a_source_trains_on_the_others_alone(
     assert set(result["by_fold"][0]["models"]["model"]["auc_by_source"]) == {"a"}
 
 
-def test_changes_keep_the_size_and_change_the_picture(tiny_recipe):
+def test_stress_changes_alter_the_picture_but_not_its_size(tiny_recipe):
     rng = np.random.default_rng(4)
     pixels = np.zeros((90, 70), np.uint8)
     pixels[20:70, 15:55] = rng.integers(60, 200, (50, 40), dtype=np.uint8)
     scan = mri.Slice.from_pixels(np.repeat(pixels[:, :, None], 3, axis=2))
     other = rng.integers(0, 255, (50, 50), dtype=np.uint8)
-    plain = mri.resize(scan.grey, tiny_recipe.preprocessing)
-    changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in shifts.CHANGES.items()}
+    plain = mri.resize(scan.gray, tiny_recipe.preprocessing)
+    changed = {name: change(scan, other, tiny_recipe.preprocessing) for name, change in mri.CHANGES.items()}
     for picture in changed.values():
         assert picture.dtype == np.uint8
         assert picture.shape == plain.shape
@@ -318,7 +314,7 @@ def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans, ref
     collection, _ = collection_of(scans, find_recipe("robust"))
     split = assigned.choose_roles(collection)
     of_reference = reference_split(find_scans(scans / "navoneel")[0])
-    assert {item.sha256 for item in split.of("test")} == {item.sha256 for item in of_reference.of("test")}
+    assert {image.sha256 for image in split.of("test")} == {image.sha256 for image in of_reference.of("test")}
     roles = np.array([image.role for image in split.images])
     apart = np.count_nonzero(
         collection.hashes[roles == "test"][:, None] != collection.hashes[np.isin(roles, ("train", "validation"))][None],
@@ -327,7 +323,7 @@ def test_no_real_training_image_is_near_a_test_image_of_the_reference(scans, ref
     assert apart.min() > duplicates.KEEP_APART_BITS
 
 
-def test_preprocessing_is_the_weights_own():
+def test_preprocessing_is_that_of_the_weights():
     # torchvision.models.VGG16_Weights.IMAGENET1K_V1.transforms()
     assert find_recipe("robust").preprocessing == Preprocessing(
         channel_order="RGB", scale=1 / 255, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)
@@ -337,14 +333,14 @@ def test_preprocessing_is_the_weights_own():
 @pytest.mark.parametrize(
     "options", [["--cv", "3", "--split", "grouped"], ["--recipe", "robust", "--split", "stratified"]]
 )
-def test_splits_without_sense_are_refused(two_sources, tmp_path, capfd, options):
+def test_meaningless_splits_are_rejected(two_sources, tmp_path, capfd, options):
     assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *options]) == 2
     assert "--split" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tiny_recipe, tmp_path):
-    """Eight pictures of each folder are of four patients, and one patient of each label is in both sources."""
+    """Eight pictures of each folder belong to four patients. One patient of each label is in both sources."""
     everyone, _ = find_scans(two_sources)
     csv = tmp_path / "patients.csv"
     rows = ["file,group"]
@@ -365,22 +361,22 @@ def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tin
         patients = {role: {selection.patients[i] for i in np.flatnonzero(roles[:used] == role)} for role in set(roles)}
         assert not patients["train"] & patients["validation"]
         assert not patients["test"] & (patients["train"] | patients["validation"])
-    assert {image.file[0] for image in record.of("test")} == {"a", "b"}, "grouped tests all sources"
+    assert {image.file[0] for image in record.of("test")} == {"a", "b"}, "a grouped split tests all sources"
 
 
-def test_slices_on_disk_are_those_in_memory(two_sources, tiny_recipe, tmp_path):
+def test_slices_on_disk_equal_those_in_memory(two_sources, tiny_recipe, tmp_path):
     scans, _ = find_scans(two_sources)
     held = collect(scans, tiny_recipe.preprocessing)
     mapped = collect(scans, tiny_recipe.preprocessing, store=tmp_path)
     np.testing.assert_array_equal(held.pixels, mapped.pixels)
-    for one, other in zip(held.slices, mapped.slices, strict=True):
-        np.testing.assert_array_equal(one.grey, other.grey)
-        assert one.head == other.head
+    for left, right in zip(held.slices, mapped.slices, strict=True):
+        np.testing.assert_array_equal(left.gray, right.gray)
+        assert left.head == right.head
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(two_sources, weights_file, tmp_path):
-    """In the precision that this machine trains in."""
+def test_killed_and_resumed_training_ends_with_the_same_weights(two_sources, weights_file, tmp_path):
+    """The precision is that in which this machine trains."""
     script = Path(__file__).with_name("small_robust_run.py")
     command = [sys.executable, str(script), str(two_sources)]
     subprocess.run([*command, str(tmp_path / "whole"), str(weights_file)], check=True, timeout=300)
@@ -390,18 +386,18 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(two_sources
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
+    assert not (tmp_path / "broken").exists(), "the training ended before it was killed"
     assert 2 <= len(unfinished.facts_in(checkpoint)) < 12
     subprocess.run([*command, str(tmp_path / "broken"), str(weights_file), "resume"], check=True, timeout=300)
     whole, broken = (keras.models.load_model(tmp_path / name / "model.keras") for name in ("whole", "broken"))
-    for one, other in zip(whole.get_weights(), broken.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(whole.get_weights(), broken.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     thresholds = {Bundle.open(tmp_path / name).manifest.threshold for name in ("whole", "broken")}
     assert len(thresholds) == 1
     assert not checkpoint.parent.exists()
 
 
-def test_cross_validation_cut_off_keeps_its_finished_folds(
+def test_interrupted_cross_validation_keeps_finished_folds(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     trained = []
@@ -418,7 +414,7 @@ def test_cross_validation_cut_off_keeps_its_finished_folds(
     chosen = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     with pytest.raises(KeyboardInterrupt):
         crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
-    with pytest.raises(OutputError, match="--resume goes on"):
+    with pytest.raises(OutputError, match="Use --resume to continue"):
         crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
     resumed = crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen, resume=True)
     assert len(trained) == 4
@@ -432,7 +428,7 @@ def answer(batch):
     return np.stack([~positive, positive], axis=1).astype(np.float32)
 
 
-def test_a_source_of_one_kind_is_scored_without_the_metrics_that_need_both(
+def test_source_with_one_class_is_scored_without_metrics_that_need_both(
     two_sources, tiny_recipe, weights_file, tmp_path, monkeypatch
 ):
     shutil.copytree(two_sources / "b" / "glioma", two_sources / "c" / "glioma")
@@ -452,7 +448,7 @@ def test_a_source_of_one_kind_is_scored_without_the_metrics_that_need_both(
     )
 
 
-def test_a_source_without_which_a_label_has_no_image_is_reported_before_training(tmp_path):
+def test_source_that_cannot_be_left_out_is_reported_before_training(tmp_path):
     collection = slices_of_patients(20, 1)
     alone = dataclasses.replace(collection, source=np.where(collection.label == 0, "a", "b"))
     with pytest.raises(DataError, match="source 'a' cannot be left out"):
@@ -468,7 +464,7 @@ def test_a_source_without_which_a_label_has_no_image_is_reported_before_training
         )
 
 
-def test_figures_that_cannot_be_written_are_reported_before_the_work(two_sources, tiny_recipe, tmp_path):
+def test_unwritable_output_is_reported_before_training(two_sources, tiny_recipe, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot make the folder"):
         crossval.cross_validate(

@@ -1,4 +1,4 @@
-"""Which images an evaluation may score, by what the bundle's split record knows, whole or condensed."""
+"""Test which images an evaluation may score, with a full and with a condensed split record."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def sha(content: str) -> str:
 
 
 def scans_of(*files: tuple[str, str]) -> list[Scan]:
-    """Scans by name and content, label 0."""
+    """Create scans of label 0 from names and contents."""
     return [Scan(Path(file), file, "no", 0, sha(content)) for file, content in files]
 
 
 @pytest.fixture(params=["whole", "condensed"])
 def record(request):
-    """A split by name, content and role, as a bundle holds it or as a slim one does."""
+    """Create a split from names, contents and roles, full or condensed as in a slim bundle."""
 
     def make(*images: tuple[str, str, str]) -> Split:
         split = Split(tuple(SplitImage(file, sha(content), 0, role) for file, content, role in images))
@@ -44,7 +44,7 @@ def record(request):
     return make
 
 
-def test_no_image_of_training_validation_or_exclusion_counts_as_unseen(record):
+def test_training_validation_and_excluded_images_are_not_unseen(record):
     split = record(
         ("no/t.png", "trained", "train"),
         ("no/v.png", "validated", "validation"),
@@ -65,14 +65,14 @@ def test_no_image_of_training_validation_or_exclusion_counts_as_unseen(record):
     assert chosen.warnings == ["4 images are known from the bundle's training and left out."]
 
 
-def test_validation_images_alone_are_refused(record):
+def test_validation_images_alone_are_rejected(record):
     split = record(("no/v.png", "validated", "validation"))
     with pytest.raises(DataError, match=r"all 1 images are known .*validation 1"):
         choose_scans(scans_of(("no/other name.png", "validated")), split, None)
 
 
 @pytest.mark.parametrize("role", ["train", "validation"])
-def test_a_test_image_with_a_copy_that_chose_the_model_is_reported(record, role):
+def test_test_image_with_a_copy_in_training_is_reported(record, role):
     split = record(("no/t.png", "one", "test"), ("no/copy.png", "one", role), ("no/u.png", "two", "test"))
     scans = scans_of(("no/t.png", "one"), ("no/copy.png", "one"), ("no/u.png", "two"))
     chosen = choose_scans(scans, split, None)
@@ -81,7 +81,7 @@ def test_a_test_image_with_a_copy_that_chose_the_model_is_reported(record, role)
     assert chosen.warnings == ["1 of the test images are byte for byte among the training images as well."]
 
 
-def test_all_images_are_scored_with_the_number_that_chose_the_model(record):
+def test_role_all_counts_images_that_were_used_in_training(record):
     split = record(("no/t.png", "one", "train"), ("no/v.png", "two", "validation"), ("no/x.png", "three", "excluded"))
     scans = scans_of(("no/t.png", "one"), ("no/v.png", "two"), ("no/x.png", "three"), ("no/n.png", "new"))
     chosen = choose_scans(scans, split, "all")
@@ -91,14 +91,14 @@ def test_all_images_are_scored_with_the_number_that_chose_the_model(record):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_copies_with_several_roles_the_nearest_to_training_counts(record, order):
+def test_role_closest_to_training_wins_in_any_order(record, order):
     images = [("a.png", "one", "train"), ("b.png", "one", "validation"), ("c.png", "one", "excluded")]
     scans = scans_of(("no/copy.png", "one"), ("no/new.png", "new"))
     assert choose_scans(scans, record(*images[::order]), None).left_out == {"train": 1}
     assert choose_scans(scans, record(*images[1:][::order]), None).left_out == {"validation": 1}
 
 
-def test_a_part_of_the_test_images_is_not_taken_for_the_test(record):
+def test_part_of_the_test_images_is_not_scored_as_the_test(record):
     split = record(("no/t.png", "one", "test"), ("no/u.png", "two", "test"))
     scans = scans_of(("no/t.png", "one"), ("no/n.png", "new"))
     with pytest.raises(DataError, match="not all of the 2 test images"):
@@ -106,25 +106,25 @@ def test_a_part_of_the_test_images_is_not_taken_for_the_test(record):
     assert choose_scans(scans, split, None).what == "images that were not in training (compared by SHA-256)"
 
 
-def test_images_beside_the_test_are_counted_in_a_warning(record):
+def test_other_images_are_counted_in_a_warning(record):
     split = record(("no/t.png", "one", "test"), ("no/u.png", "two", "train"))
     scans = scans_of(("no/t.png", "one"), ("no/n.png", "new"), ("no/m.png", "newer"), ("no/u.png", "two"))
     chosen = choose_scans(scans, split, None)
     assert [scan.file for scan in chosen.scans] == ["no/t.png"]
     assert chosen.left_out == {"unknown": 2, "train": 1}
     [warning] = chosen.warnings
-    assert warning.startswith("2 images that the bundle's split record does not know are not scored")
+    assert warning.startswith("2 images that are not in the bundle's split record are not scored")
 
 
-def test_a_test_image_in_the_folder_of_another_label_is_reported(record):
+def test_test_image_in_the_folder_of_another_label_is_reported(record):
     [scan] = scans_of(("yes/t.png", "one"))
     moved = Scan(scan.path, scan.file, "yes", 1, scan.sha256)
     chosen = choose_scans([moved], record(("no/t.png", "one", "test")), None)
-    assert chosen.warnings == ["1 images lie in the folder of another label than in the bundle's record."]
+    assert chosen.warnings == ["1 images are in the folder of another label than in the bundle's record."]
     assert choose_scans([scan], record(("yes/t.png", "one", "test")), None).warnings == []
 
 
-def test_of_copies_of_a_test_image_the_one_of_its_name_is_scored():
+def test_copy_with_the_recorded_name_is_scored():
     split = Split((SplitImage("no/b.png", sha("one"), 0, "test"),))
     scans = scans_of(("no/a.png", "one"), ("no/b.png", "one"), ("no/c.png", "one"))
     chosen = choose_scans(scans, split, None)
@@ -133,8 +133,8 @@ def test_of_copies_of_a_test_image_the_one_of_its_name_is_scored():
 
 
 @pytest.mark.parametrize("slim", [False, True], ids=["whole", "slim"])
-def test_a_bundle_scores_no_validation_image_of_a_folder_it_knows_in_part(tiny_bundle, tmp_path, slim):
-    """From pictures to figures: two of five chose the threshold, one of them under another name."""
+def test_validation_images_in_a_mixed_folder_are_not_scored(tiny_bundle, tmp_path, slim):
+    """Two of five pictures chose the threshold, one of them under another name."""
     data = tmp_path / "data" / "yes"
     data.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""One training as a whole: its bundle and report, resumed after a kill, on another Keras backend."""
+"""Test complete trainings: bundle and report, resuming after a kill, and other Keras backends."""
 
 import dataclasses
 import importlib.util
@@ -25,7 +25,7 @@ from mri_edge.train import bundle as record
 from mri_edge.train import pipeline
 from mri_edge.train.data.folder import Labels, find_scans
 from mri_edge.train.loops import checkpoint as unfinished
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.reference import REFERENCE
 from mri_edge.train.recipes.robust import ROBUST
 
@@ -37,7 +37,7 @@ def command(*arguments):
 
 
 def head_weights(bundle, folder):
-    """Arrays of the head in ``model.keras``, read without Keras so that no backend matters."""
+    """Read the arrays of the head in ``model.keras`` without Keras, so that the backend does not matter."""
     import zipfile
 
     with zipfile.ZipFile(bundle / "model.keras") as archive:
@@ -54,7 +54,7 @@ def head_weights(bundle, folder):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(folders, weights_file, tmp_path):
+def test_killed_and_resumed_training_ends_with_the_same_weights(folders, weights_file, tmp_path):
     epochs = 6
     subprocess.run(command(folders, tmp_path / "whole", weights_file, epochs), check=True, timeout=300)
 
@@ -64,7 +64,7 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(folders, we
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert not (tmp_path / "broken").exists(), "it had ended before it was killed"
+    assert not (tmp_path / "broken").exists(), "the training ended before it was killed"
     assert 1 <= len(unfinished.facts_in(checkpoint)) < epochs
     subprocess.run(command(folders, tmp_path / "broken", weights_file, epochs, "resume"), check=True, timeout=300)
 
@@ -79,7 +79,7 @@ def test_killed_and_resumed_ends_with_the_weights_of_an_unbroken_run(folders, we
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_other_keras_backends_train(backend, folders, weights_file, tmp_path):
+def test_training_works_with_other_keras_backends(backend, folders, weights_file, tmp_path):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     environment = {**os.environ, "KERAS_BACKEND": backend}
@@ -91,7 +91,7 @@ def test_other_keras_backends_train(backend, folders, weights_file, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(shared_folders, small_recipe, weights_file, tmp_path_factory):
-    """One small training: what it returned, its bundle, and what it said of the data."""
+    """Train a small network; return the result, the bundle and the messages."""
     root = tmp_path_factory.mktemp("run")
     said = []
     result = pipeline.train_bundle(
@@ -107,7 +107,7 @@ def trained(shared_folders, small_recipe, weights_file, tmp_path_factory):
     return result, Bundle.open(root / "bundle"), said
 
 
-def test_bundle_is_complete(trained, small_recipe):
+def test_bundle_of_a_training_is_complete(trained, small_recipe):
     result, bundle, _ = trained
     bundle.verify()
     manifest = bundle.manifest
@@ -119,20 +119,20 @@ def test_bundle_is_complete(trained, small_recipe):
     assert manifest.preprocessing == small_recipe.preprocessing
     assert manifest.labels == ("no tumour", "tumour")
     assert "with and without a visible tumour" in manifest.intended_use
-    assert "public" not in (bundle.folder / "MODEL_CARD.md").read_text(), "nobody said so of these data"
+    assert "public" not in (bundle.folder / "MODEL_CARD.md").read_text(), "these data are not known to be public"
     assert manifest.metrics["accuracy"].low <= manifest.metrics["accuracy"].value <= manifest.metrics["accuracy"].high
     measured = json.loads((bundle.folder / "metrics.json").read_text())
     assert len(measured["history"]) == small_recipe.schedule.epochs
-    np.testing.assert_array_equal([item["probabilities"] for item in measured["test"]], result.probabilities.tolist())
+    np.testing.assert_array_equal([image["probabilities"] for image in measured["test"]], result.probabilities.tolist())
 
 
-def test_intended_use_is_what_the_labels_say():
+def test_intended_use_depends_on_the_labels():
     assert record.intended_use(Labels(("bleeding", "clear"), 0, {})).startswith(
         "Sorts pictures of the kind that it was trained on by label: bleeding, clear."
     )
 
 
-def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, small_recipe):
+def test_saved_model_reproduces_the_recorded_probabilities(trained, shared_folders, small_recipe):
     import keras
 
     from mri_edge.scans.readers import picture
@@ -141,13 +141,13 @@ def test_saved_model_gives_the_recorded_probabilities(trained, shared_folders, s
     model = keras.saving.load_model(bundle.path_of(bundle.artifact("model.keras")))
     scans = [shared_folders / image.file for image in result.split.of("test")]
     pixels = np.stack([small_recipe.preprocessing.resize_picture(picture.load(path)) for path in scans])
-    # Another graph over the same float32 weights.
+    # The saved model is another graph with the same float32 weights.
     np.testing.assert_allclose(
         model.predict(small_recipe.preprocessing.normalize(pixels), verbose=0), result.probabilities, atol=1e-5
     )
 
 
-def test_report_holds_all_pictures_and_needs_no_network(trained):
+def test_report_is_self_contained(trained):
     _, bundle, _ = trained
     page = (bundle.folder / "report" / "index.html").read_text()
     pictures = sorted(path.name for path in (bundle.folder / "report").glob("*.png"))
@@ -155,21 +155,21 @@ def test_report_holds_all_pictures_and_needs_no_network(trained):
     assert {"confusion-matrix.png", "roc.png", "accuracy.png", "loss.png", "model.png"} <= set(pictures)
     assert page.count("data:image/png;base64,") == len(pictures)
     assert "http" not in page
-    assert "reference" not in page.replace("recipe reference", ""), "these are not the reference's images"
+    assert "reference" not in page.replace("recipe reference", ""), "these are not the images of the reference"
 
 
-def test_figures_of_the_reference_are_shown_only_for_its_own_pictures_and_split(folders, small_recipe, monkeypatch):
+def test_reference_figures_are_shown_only_for_its_data_and_split(folders, small_recipe, monkeypatch):
     scans, _ = find_scans(folders)
     assert not pipeline.repeats_reference(small_recipe, "reference", scans)
-    monkeypatch.setattr(published, "DATA", fingerprint(scan.sha256 for scan in scans))
+    monkeypatch.setattr(reference, "DATA", fingerprint(scan.sha256 for scan in scans))
     assert pipeline.repeats_reference(small_recipe, "reference", scans)
     assert not pipeline.repeats_reference(small_recipe, "stratified", scans)
     assert not pipeline.repeats_reference(small_recipe, "reference", scans[1:])
     assert not pipeline.repeats_reference(dataclasses.replace(small_recipe, name="robust"), "reference", scans)
 
 
-def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_file, tmp_path):
-    """Four pictures a patient; two patients share a picture, and so are on one side too."""
+def test_no_split_divides_patients(folders, small_recipe, weights_file, tmp_path):
+    """Each patient has four pictures. Two patients share a picture, so they must be on the same side."""
     shutil.copy(folders / "yes" / "yes00.png", folders / "yes" / "yes15.png")
     files = [f"{name}/{name}{index:02}.png" for name, count in (("no", 14), ("yes", 16)) for index in range(count)]
     patient = {file: f"{file[:2]}{int(file[-6:-4]) // 4}" for file in files}
@@ -179,21 +179,23 @@ def test_named_patients_are_divided_by_no_split(folders, small_recipe, weights_f
     recipe = small_recipe.with_epochs(1)
     chosen = {"backbone_weights": str(weights_file), "seed": 1, "groups": csv}
     split = pipeline.train_bundle(folders, out, recipe, **chosen).split
-    whose = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
-    assert whose["train"] | whose["test"] == set(patient.values())
-    assert not whose["train"] & whose["test"]
-    assert any({"ye0", "ye3"} <= item for item in whose.values())
+    patients_by_role = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
+    assert patients_by_role["train"] | patients_by_role["test"] == set(patient.values())
+    assert not patients_by_role["train"] & patients_by_role["test"]
+    assert any({"ye0", "ye3"} <= patients for patients in patients_by_role.values())
     assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
 
 
 @pytest.mark.parametrize("recipe", [REFERENCE, ROBUST], ids=["reference", "robust"])
-def test_a_split_that_would_divide_named_patients_is_refused(recipe, folders, tmp_path):
+def test_training_rejects_a_split_that_would_divide_patients(recipe, folders, tmp_path):
     chosen = {"backbone_weights": "none", "seed": 1, "groups": tmp_path / "patients.csv", "split": "reference"}
     with pytest.raises(UsageError, match="--groups keeps patients together, and split 'reference' divides them"):
         pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
 
 
-def test_no_space_and_unfinished_work_are_reported_first(folders, small_recipe, weights_file, tmp_path, monkeypatch):
+def test_missing_space_and_unfinished_work_are_reported_first(
+    folders, small_recipe, weights_file, tmp_path, monkeypatch
+):
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
     monkeypatch.setattr(unfinished.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):
@@ -204,22 +206,24 @@ def test_no_space_and_unfinished_work_are_reported_first(folders, small_recipe, 
     (tmp_path / ".out.training" / "checkpoint.npz").touch()
     with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
-    with pytest.raises(OutputError, match="another recipe, seed, data or backbone"):
+    with pytest.raises(OutputError, match="another recipe, seed, data, backbone"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
 
 
-def test_what_another_version_left_is_not_taken_up(tmp_path, monkeypatch):
+def test_state_of_another_version_is_not_resumed(tmp_path, monkeypatch):
     work = unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=False)
     (work / "checkpoint.npz").touch()
     assert unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True) == work
     monkeypatch.setattr(unfinished, "__version__", "0.0.1")
-    with pytest.raises(OutputError, match="another version of mri-edge made it"):
+    with pytest.raises(OutputError, match="backbone or version of mri-edge"):
         unfinished.work_folder(tmp_path / "out", ["facts"], overwrite=False, resume=True)
 
 
 @pytest.mark.parametrize("recipe", [REFERENCE, ROBUST], ids=["reference", "robust"])
-def test_what_was_mended_is_trained_without_more_ado(recipe, folders, weights_file, tmp_path, monkeypatch):
-    """Unfit data leave nothing behind that the next try would have to --resume or --overwrite."""
+def test_failed_checks_leave_nothing_that_blocks_the_next_training(
+    recipe, folders, weights_file, tmp_path, monkeypatch
+):
+    """After invalid data, the next training needs neither --resume nor --overwrite."""
     (folders / "no" / "broken.png").write_bytes(b"hello")
     chosen = {"backbone_weights": str(weights_file), "seed": 1}
     with pytest.raises(DataError, match=r"1 of 31 scans cannot be read: no/broken\.png"):
@@ -230,7 +234,7 @@ def test_what_was_mended_is_trained_without_more_ado(recipe, folders, weights_fi
         pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
 
 
-def test_a_single_class_is_refused(small_recipe, weights_file, folders, tmp_path):
+def test_single_class_is_rejected(small_recipe, weights_file, folders, tmp_path):
     for path in (folders / "yes").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="no pictures in yes"):

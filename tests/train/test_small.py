@@ -1,4 +1,4 @@
-"""The small recipe: the folded network, the pool, what a student learns, the paired figures, bundle and folds."""
+"""Test the small recipe: folded network, pool, distillation, paired figures, bundle and cross-validation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mri_edge.train import crossval, training
 from mri_edge.train.data import folder
 from mri_edge.train.data.collection import collect
 from mri_edge.train.data.roles import choose_roles
-from mri_edge.train.evaluation import paired
+from mri_edge.train.evaluation import crossval_figures
 from mri_edge.train.loops import checkpoint, distil
 from mri_edge.train.models import small_cnn
 from mri_edge.train.models.network import Network
@@ -39,7 +39,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Students of 2 epochs on a pool of 32 views, one in each fold of a cross-validation."""
+    """The small recipe with 2 epochs on a pool of 32 views, and one student per fold of a cross-validation."""
     schedule = dataclasses.replace(SMALL.schedule, batch=4, epochs=2, pool_views=32, students=1)
     return dataclasses.replace(SMALL, preprocessing=Preprocessing(SIZE, SIZE), schedule=schedule)
 
@@ -53,17 +53,17 @@ def robust_recipe():
 
 @pytest.fixture
 def shallow(monkeypatch):
-    """Students of two convolutions: Keras takes long to trace the full stack."""
+    """Shorten the student to two convolutions, because Keras needs long to trace all of them."""
     monkeypatch.setattr(small_cnn, "STACK", small_cnn.STACK[:2])
 
 
 @pytest.fixture
 def quick(monkeypatch, robust_recipe, shallow):
-    """Shallow students, and teachers of 4 steps."""
+    """Shallow students, and teachers trained for 4 steps."""
     monkeypatch.setitem(registry.RECIPES, "robust", robust_recipe)
 
 
-def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
+def test_folded_network_equals_the_trained_one_and_ignores_color(recipe):
     trained = small_cnn.build_trainable(recipe, 2, seed=1)
     rng = np.random.default_rng(0)
     for layer in trained.layers:  # statistics as after training, not 0 and 1
@@ -72,33 +72,33 @@ def test_folded_network_answers_as_the_trained_one_and_sees_grey_alone(recipe):
     shipped = small_cnn.build_shipped(recipe, 2)
     small_cnn.fold(trained, shipped)
     tinted = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.float32)
-    grey = tinted.mean(axis=-1, keepdims=True) / 255
-    expected = np.asarray(trained.predict_on_batch(grey))
+    gray = tinted.mean(axis=-1, keepdims=True) / 255
+    expected = np.asarray(trained.predict_on_batch(gray))
     found = np.asarray(shipped.whole.predict_on_batch(recipe.preprocessing.normalize(tinted)))
     np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums in another order
     features = shipped.backbone.predict_on_batch(recipe.preprocessing.normalize(tinted))
     np.testing.assert_allclose(np.asarray(shipped.head.predict_on_batch(features)), found, atol=1e-6)
 
 
-def test_full_network_keeps_its_budget():
-    """At most 150 KB in 8 bits with some 20 KB for everything that is no weight."""
+def test_full_network_is_within_its_size_budget():
+    """At most 150 KB in 8 bits, with some 20 KB for everything that is not a weight."""
     assert small_cnn.build_shipped(SMALL, 2).whole.count_params() < 130_000
 
 
-def test_views_are_moved_and_lit_but_stay_views():
+def test_views_are_shifted_and_brightened_within_bounds():
     views = np.zeros((6, SIZE, SIZE), np.uint8)
     views[:, 12:20, 12:20] = 200
-    changed = distil.moved_and_lit(np.random.default_rng(0), views)
+    changed = distil.augment_views(np.random.default_rng(0), views)
     assert changed.shape == (6, SIZE, SIZE, 1)
     assert changed.dtype == np.float32
     assert 0 <= changed.min() <= changed.max() <= 1
-    assert len({item.tobytes() for item in changed}) == 6
-    np.testing.assert_array_equal(changed, distil.moved_and_lit(np.random.default_rng(0), views))
-    sizes = {int((item[..., 0] > item.mean() + 0.2).sum()) for item in changed}
+    assert len({view.tobytes() for view in changed}) == 6
+    np.testing.assert_array_equal(changed, distil.augment_views(np.random.default_rng(0), views))
+    sizes = {int((view[..., 0] > view.mean() + 0.2).sum()) for view in changed}
     assert sizes == {64}  # the square is whole wherever it went
 
 
-def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_path, recipe, shallow):
+def test_student_learns_from_its_teacher_and_is_repeatable(tmp_path, recipe, shallow):
     def views_of(step):
         rng = np.random.default_rng(step)
         label = rng.integers(0, 2, 8)
@@ -119,17 +119,17 @@ def test_student_learns_its_teacher_and_a_seed_gives_the_same_student_again(tmp_
     assert opened is not None
     np.testing.assert_array_equal(opened.views, pool.views)
     np.testing.assert_array_equal(opened.answers, pool.answers)
-    plan = dataclasses.replace(training.distil_plan(recipe.schedule), epochs=6, batch=8, rise=5)
+    schedule = dataclasses.replace(recipe.schedule, epochs=6, batch=8, rise=5)
 
     def student():
         network = small_cnn.build_trainable(recipe, 2, seed=4)
-        return network, distil.distil(network, pool, plan, seed=4)
+        return network, distil.distil(network, pool, schedule, seed=4)
 
     (first, losses), (again, _) = student(), student()
-    for one, two in zip(first.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for left, right in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
     assert len(losses) == 72
-    # Cross-entropy cannot fall below the entropy of the softened answers: 0.9 becomes 0.75 at a temperature of 2.
+    # The cross-entropy is at least the entropy of the softened answers: at a temperature of 2, 0.9 becomes 0.75.
     floor = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     assert floor < np.mean(losses[-12:]) < floor + 0.5 * (np.mean(losses[:12]) - floor)
 
@@ -138,25 +138,25 @@ def twice(answers):
     return answers.of(np.arange(len(answers.called)).repeat(2))
 
 
-def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
+def test_specificity_equals_the_roc_curve_and_a_model_equals_itself():
     rng = np.random.default_rng(2)
     is_positive = rng.random(300) < 0.6
     score = np.round(rng.normal(is_positive, 1), 1)  # with ties
     false_positive, found, _ = roc_curve(is_positive, score, drop_intermediate=False)
-    expected = 1 - false_positive[np.argmax(found >= paired.SENSITIVITY)]
-    assert paired.specificity_at(is_positive, score, np.ones((1, 300)))[0] == pytest.approx(expected)
-    one, chance = (paired.Answers(its, its > 0.5) for its in (score, rng.normal(size=300)))
+    expected = 1 - false_positive[np.argmax(found >= crossval_figures.SENSITIVITY)]
+    assert crossval_figures.specificity_at(is_positive, score, np.ones((1, 300)))[0] == pytest.approx(expected)
+    one, chance = (crossval_figures.BinaryAnswers(its, its > 0.5) for its in (score, rng.normal(size=300)))
     group = np.arange(300)
-    same = paired.student_minus_teacher(is_positive, one, one, group)
-    worse = paired.student_minus_teacher(is_positive, one, chance, group)
-    twins = paired.student_minus_teacher(is_positive.repeat(2), twice(one), twice(chance), group.repeat(2))
+    same = crossval_figures.student_minus_teacher(is_positive, one, one, group)
+    worse = crossval_figures.student_minus_teacher(is_positive, one, chance, group)
+    twins = crossval_figures.student_minus_teacher(is_positive.repeat(2), twice(one), twice(chance), group.repeat(2))
     for figure in ("auc", "specificity", "accuracy"):
         assert same[figure]["value"] == same[figure]["low"] == same[figure]["high"] == 0
         assert worse[figure]["high"] < 0
         for bound in ("value", "low", "high"):
-            assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "a copy of each image adds nothing"
+            assert twins[figure][bound] == pytest.approx(worse[figure][bound]), "copies add no evidence"
     assert set(
-        paired.student_minus_teacher(
+        crossval_figures.student_minus_teacher(
             is_positive[is_positive], one.of(is_positive), chance.of(is_positive), group[is_positive]
         )
     ) == {"accuracy"}
@@ -164,34 +164,35 @@ def test_specificity_is_that_of_the_roc_curve_and_a_model_equals_itself():
     assert worse["accuracy"]["value"] == pytest.approx(right[0] - right[1])
 
 
-def test_the_threshold_of_a_fold_is_chosen_by_the_others_and_never_on_test_images():
+def test_threshold_of_a_fold_is_chosen_on_other_folds_without_test_images():
     rng = np.random.default_rng(3)
     is_positive, fold_of = rng.random(600) < 0.6, rng.integers(0, 4, 600)
     students = {
-        name: paired.Answers(rng.normal(is_positive, 0.6).clip(0, 1), np.zeros(600, bool)) for name in ("a", "b")
+        name: crossval_figures.BinaryAnswers(rng.normal(is_positive, 0.6).clip(0, 1), np.zeros(600, bool))
+        for name in ("a", "b")
     }
     choosable = rng.random(600) < 0.9
-    called = paired.called_by_other_folds(is_positive, students, fold_of, choosable)
+    called = crossval_figures.called_by_other_folds(is_positive, students, fold_of, choosable)
     for fold in (1, 2, 3):
         others = np.flatnonzero(np.isin(fold_of, [1, 2, 3]) & (fold_of != fold) & choosable)
-        threshold = paired.threshold_of(is_positive, list(students.values()), others)
+        threshold = crossval_figures.threshold_of(is_positive, list(students.values()), others)
         for name, one in students.items():
             np.testing.assert_array_equal(
                 called[name].called[fold_of == fold], one.positive[fold_of == fold] >= threshold
             )
     assert not called["a"].called[fold_of == 0].any()
-    # Neither what a fold holds nor a test image moves the fold's own threshold.
-    other = {name: paired.Answers(one.positive.copy(), one.called) for name, one in students.items()}
+    # Neither held-out images nor test images affect the threshold of a fold.
+    other = {name: crossval_figures.BinaryAnswers(one.positive.copy(), one.called) for name, one in students.items()}
     for one in other.values():
         one.positive[(fold_of == 1) & is_positive] = 0
         one.positive[~choosable & (fold_of != 1)] = 0.5
-    again = paired.called_by_other_folds(is_positive, other, fold_of, choosable)
+    again = crossval_figures.called_by_other_folds(is_positive, other, fold_of, choosable)
     healthy = (fold_of == 1) & ~is_positive & choosable
     np.testing.assert_array_equal(again["a"].called[healthy], called["a"].called[healthy])
 
 
 @pytest.mark.slow
-def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_test(
+def test_student_bundle_records_its_teacher_and_rejects_one_of_another_split(
     two_sources, recipe, robust_recipe, weights_file, tmp_path, quick
 ):
     teacher = tmp_path / "teacher"
@@ -209,7 +210,7 @@ def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_te
     assert len(answers.called) == made.test_images == len(trained.truth)
     reopened = keras.models.load_model(out / "model.keras")
     assert len(reopened.inputs[0].shape) == 4
-    # Another picture in the data: another split, in which the teacher may know a test image.
+    # An additional picture gives another split, in which the teacher may have seen a test image.
     extra = two_sources / "b" / "glioma" / "00.png"
     extra.with_name("more.png").write_bytes(extra.read_bytes())
     with pytest.raises(DataError, match="another split"):
@@ -220,7 +221,7 @@ def test_bundle_of_a_student_names_its_teacher_and_refuses_one_that_knows_the_te
 
 @pytest.fixture
 def taught(monkeypatch):
-    """Teachers of one layer in no time; each training adds to the list, and the ``cut_off``-th is cut off."""
+    """Replace training by building one layer; record each training, and interrupt the ``cut_off``-th."""
     calls = []
 
     real = crossval.train_model
@@ -244,7 +245,7 @@ def taught(monkeypatch):
 
 
 @pytest.mark.slow
-def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it_was_cut_off(
+def test_distillation_cross_validation_is_paired_and_resumes(
     two_sources, recipe, weights_file, tmp_path, quick, taught
 ):
     out, given = tmp_path / "cv", {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
@@ -264,10 +265,10 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
     assert f"to {seen} images out of fold" in result["threshold"]["rule"]
     assert json.loads((out / "crossval.json").read_text()) == result
     assert result["labels"][result["positive"]] == "tumour"
-    # Another plan for the students: the teachers stay.
+    # Another schedule for the students does not retrain the teachers.
     crossval.cross_validate(two_sources, out, recipe.with_epochs(1), **given)
     assert len(calls) == 4
-    # What the labels say by themselves may be said; another positive label, as another seed, is another run.
+    # Naming the default positive label changes nothing. Another positive label or seed is another run.
     crossval.cross_validate(two_sources, out, recipe, **given, positive="tumour")
     assert len(calls) == 4
     for other in ({"seed": 1}, {"positive": "no tumour"}):
@@ -276,9 +277,7 @@ def test_cross_validation_pairs_students_with_their_teacher_and_goes_on_where_it
 
 
 @pytest.mark.slow
-def test_folds_of_several_machines_make_one_cross_validation(
-    two_sources, recipe, weights_file, tmp_path, quick, taught
-):
+def test_folds_of_several_machines_can_be_merged(two_sources, recipe, weights_file, tmp_path, quick, taught):
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     calls = taught()
     whole = crossval.cross_validate(two_sources, tmp_path / "whole", recipe, **given)
@@ -288,7 +287,7 @@ def test_folds_of_several_machines_make_one_cross_validation(
         assert "student_minus_teacher_at_threshold_of_other_folds" not in alone
         assert {image["fold"] for image in alone["images"]} == {fold}
     assert len(calls) == 6
-    # Put together: the answers alone, without the views that students learn from.
+    # Merge only the answers, without the views that students learn from.
     together = tmp_path / "together"
     for fold in (1, 2, 3):
         (together / f"fold-{fold}").mkdir(parents=True)
@@ -305,12 +304,12 @@ def test_folds_of_several_machines_make_one_cross_validation(
     ("arguments", "said"),
     [
         (["--recipe", "small", "--cv", "3", "--fold", "4"], "there are folds 1 to 3. Received: 4"),
-        (["--recipe", "robust", "--cv", "3", "--fold", "1"], "--fold goes with --recipe small --cv"),
-        (["--recipe", "small", "--teacher", "vgg16", "--fold", "1"], "--fold goes with --recipe small --cv"),
+        (["--recipe", "robust", "--cv", "3", "--fold", "1"], "--fold applies only to --recipe small"),
+        (["--recipe", "small", "--teacher", "vgg16", "--fold", "1"], "--fold applies only to --recipe small"),
     ],
     ids=["no such fold", "another recipe", "no cross-validation"],
 )
-def test_a_fold_alone_is_asked_for_rightly(two_sources, tmp_path, capfd, arguments, said):
+def test_wrong_use_of_fold_is_rejected(two_sources, tmp_path, capfd, arguments, said):
     assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *arguments]) == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -321,12 +320,12 @@ def test_a_fold_alone_is_asked_for_rightly(two_sources, tmp_path, capfd, argumen
     [["--recipe", "small"], ["--teacher", "vgg16"], ["--recipe", "small", "--cv", "3", "--teacher", "vgg16"]],
     ids=["no teacher", "wrong recipe", "cv trains its own"],
 )
-def test_teacher_goes_with_the_small_recipe(two_sources, tmp_path, capfd, arguments):
+def test_teacher_requires_the_small_recipe(two_sources, tmp_path, capfd, arguments):
     assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *arguments]) == 2
-    assert re.search("--teacher BUNDLE(, whose answers| goes with --recipe small)", capfd.readouterr().err)
+    assert re.search("--teacher BUNDLE(, from which| applies only to --recipe small)", capfd.readouterr().err)
 
 
-def test_a_disk_without_space_for_the_views_is_reported_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
+def test_missing_disk_space_for_the_views_is_reported_first(two_sources, recipe, weights_file, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(OutputError, match="5 MB free, this training needs 439 MB"):
         train_bundle(two_sources, tmp_path / "student", SMALL, teachers=["vgg16"], seed=0)

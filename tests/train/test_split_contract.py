@@ -1,4 +1,4 @@
-"""Who trains, who tests and who may be scored: every role by itself, on lists of names without a picture."""
+"""Test splits, folds and the choice of images to score, on lists of names without pictures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mri_edge.errors import DataError, UsageError
 
 selection_of_sklearn = pytest.importorskip("sklearn.model_selection", reason="needs the extra 'train'")
 
-from mri_edge.train.data import duplicates, folds
+from mri_edge.train.data import duplicates, roles
 from mri_edge.train.data.folder import Scan
-from mri_edge.train.data.splits import as_split, choose_test, find_split
+from mri_edge.train.data.roles import as_split, choose_test, find_split
 from mri_edge.train.evaluation.evaluate import choose_scans
 
 
@@ -27,7 +27,7 @@ def scan(name: str, label: int = 0, content: str | None = None) -> Scan:
 
 
 def record(**roles: list[str]) -> Split:
-    """A split record: names by role, each name its content."""
+    """Create a split record from names by role; the content of an image is its name."""
     return Split(tuple(SplitImage(name, digest(name), 0, role) for role, names in roles.items() for name in names))
 
 
@@ -35,7 +35,7 @@ def files(scans: list[Scan]) -> list[str]:
     return [scan.file for scan in scans]
 
 
-# --- which split
+# --- splits
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def files(scans: list[Scan]) -> list[str]:
         ("reference", False, "reference"),
     ],
 )
-def test_patients_are_kept_together_and_otherwise_what_is_asked_for_is_taken(asked, patients, found):
+def test_default_split_depends_on_patients(asked, patients, found):
     assert find_split(asked, patients=patients) == found
 
 
 @pytest.mark.parametrize("asked", ["reference", "stratified"])
-def test_a_split_that_would_divide_patients_is_refused(asked):
+def test_split_that_would_divide_patients_is_rejected(asked):
     with pytest.raises(UsageError, match="divides them"):
         find_split(asked, patients=True)
 
@@ -62,7 +62,7 @@ def test_a_split_that_would_divide_patients_is_refused(asked):
 LABELS = [0] * 40 + [1] * 60
 
 
-def test_the_references_split_is_scikit_learns_without_regard_to_labels():
+def test_reference_split_is_scikit_learns_without_stratification():
     _, expected = selection_of_sklearn.train_test_split(np.arange(100), test_size=0.2, random_state=42)
     test = choose_test("reference", LABELS, [], test_fraction=0.2, seed=42)
     assert np.flatnonzero(test).tolist() == sorted(expected.tolist())
@@ -70,20 +70,20 @@ def test_the_references_split_is_scikit_learns_without_regard_to_labels():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_stratified_split_keeps_the_shares_of_labels(seed):
+def test_stratified_split_keeps_label_proportions(seed):
     test = choose_test("stratified", LABELS, [], test_fraction=0.2, seed=seed)
     assert np.bincount(np.array(LABELS)[test]).tolist() == [8, 12]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_grouped_split_divides_no_group(seed):
+def test_grouped_split_divides_no_group(seed):
     group = np.arange(100) // 4
     test = choose_test("grouped", LABELS, group, test_fraction=0.2, seed=seed)
     assert not set(group[test]) & set(group[~test])
     assert 12 <= test.sum() <= 28
 
 
-def test_every_image_has_its_role_in_order_and_what_was_left_out_comes_last():
+def test_roles_are_in_order_and_excluded_scans_come_last():
     split = as_split([scan("a"), scan("b", 1), scan("c")], np.array([False, True, False]), [scan("d", 1)])
     assert [(image.file, image.sha256, image.label, image.role) for image in split.images] == [
         ("a", digest("a"), 0, "train"),
@@ -97,7 +97,7 @@ def test_every_image_has_its_role_in_order_and_what_was_left_out_comes_last():
 
 
 def hashes(*differing: range) -> np.ndarray:
-    """Hashes of 128 bits that differ from one of zeros in these bits."""
+    """Return hashes of 128 bits that differ from zeros in these bits."""
     found = np.zeros((len(differing), 128), bool)
     for row, bits in enumerate(differing):
         found[row, list(bits)] = True
@@ -105,13 +105,13 @@ def hashes(*differing: range) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [0, 1, 8, 12])
-def test_pictures_are_close_up_to_just_so_many_bits(bits):
+def test_pictures_are_close_up_to_exactly_the_given_bits(bits):
     found = hashes(range(0), range(bits), range(bits + 1))
     assert [0, 1] in duplicates.close_pairs(found, bits).tolist()
     assert [0, 2] not in duplicates.close_pairs(found, bits).tolist()
 
 
-def test_the_same_slice_is_within_8_bits_and_a_test_image_is_kept_apart_by_12():
+def test_same_slice_is_within_8_bits_and_test_images_are_kept_12_apart():
     found = hashes(range(0), range(8), range(60, 69), range(80, 112))
     group = duplicates.groups(found)
     assert group[0] == group[1]
@@ -120,7 +120,7 @@ def test_the_same_slice_is_within_8_bits_and_a_test_image_is_kept_apart_by_12():
     assert duplicates.KEEP_APART_BITS == 12
 
 
-def test_close_pairs_are_found_across_the_pieces_that_are_compared_at_a_time():
+def test_close_pairs_are_found_across_blocks():
     rng = np.random.default_rng(0)
     found = rng.random((1200, 128)) < 0.5
     twins = {3: 700, 511: 512, 600: 1199, 1023: 1024}
@@ -147,10 +147,10 @@ def test_groups_are_joined_by_chains_and_by_patients():
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_folds_hold_out_everyone_once_and_divide_no_group(count):
+def test_folds_hold_out_each_image_once_and_divide_no_group(count):
     kind = np.array(["no"] * 40 + ["yes"] * 60)
     group = np.arange(100) // 2
-    held = folds.by_group(kind, group, count)
+    held = roles.by_group(kind, group, count)
     assert len(held) == count
     assert sorted(np.concatenate(held).tolist()) == list(range(100))
     for part in held:
@@ -159,33 +159,33 @@ def test_folds_hold_out_everyone_once_and_divide_no_group(count):
         assert np.mean(kind[part] == "no") == pytest.approx(0.4, abs=0.1)
 
 
-def test_a_kind_needs_as_many_groups_as_there_are_folds():
+def test_each_kind_needs_as_many_groups_as_folds():
     kind, group = np.array(["a"] * 6 + ["b"] * 6), np.array([0, 0, 1, 1, 2, 2, *range(3, 9)])
-    assert len(folds.by_group(kind, group, 3)) == 3
+    assert len(roles.by_group(kind, group, 3)) == 3
     with pytest.raises(DataError, match="has 3 distinct slices"):
-        folds.by_group(kind, group, 4)
+        roles.by_group(kind, group, 4)
 
 
-def test_each_source_is_held_out_alone_in_order():
+def test_each_source_is_held_out_in_order():
     source, label = np.array(["b", "a", "b", "a", "c", "c"]), np.array([0, 0, 1, 1, 0, 1])
-    assert [item.tolist() for item in folds.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
+    assert [fold.tolist() for fold in roles.by_source(source, label)] == [[1, 3], [0, 2], [4, 5]]
 
 
-def test_sources_without_which_nothing_can_be_learned_are_reported():
-    with pytest.raises(DataError, match="one source only"):
-        folds.by_source(np.array(["a", "a"]), np.array([0, 1]))
+def test_sources_that_cannot_be_left_out_are_reported():
+    with pytest.raises(DataError, match="only one source"):
+        roles.by_source(np.array(["a", "a"]), np.array([0, 1]))
     source = np.array(["a", "a", "b", "b"])
     for label, name in (([0, 1, 1, 1], "a"), ([1, 1, 0, 1], "b")):
         with pytest.raises(DataError, match=f"'{name}' cannot be left out"):
-            folds.by_source(source, np.array(label))
+            roles.by_source(source, np.array(label))
 
 
-# --- who may be scored
+# --- images to score
 
 
 @pytest.mark.parametrize("role", ["train", "validation", "excluded"])
-def test_what_training_knew_in_any_role_is_no_unseen_image(role: Role):
-    """A validation image chose the threshold, and an excluded one is close to a test image."""
+def test_image_with_any_role_in_training_is_not_unseen(role: Role):
+    """Validation images chose the threshold, and excluded images are close to a test image."""
     split = record(**{role: ["a"], "test": ["elsewhere"]})
     chosen = choose_scans([scan("renamed", content="a"), scan("new")], split, None)
     assert files(chosen.scans) == ["new"]
@@ -195,7 +195,7 @@ def test_what_training_knew_in_any_role_is_no_unseen_image(role: Role):
         choose_scans([scan("a")], split, None)
 
 
-def test_where_all_test_images_are_there_they_alone_are_scored_in_the_order_of_the_record():
+def test_complete_test_images_are_scored_in_recorded_order():
     split = record(train=["a"], validation=["b"], test=["d", "c"])
     scans = [scan("a"), scan("b"), scan("c"), scan("d"), scan("new")]
     for role in (None, "test"):
@@ -206,7 +206,7 @@ def test_where_all_test_images_are_there_they_alone_are_scored_in_the_order_of_t
         assert chosen.warnings[0].startswith("1 images that the bundle's split record does not know")
 
 
-def test_where_a_test_image_is_missing_none_is_scored_as_the_test():
+def test_incomplete_test_images_are_not_scored_as_the_test():
     split = record(train=["a"], test=["c", "d"])
     with pytest.raises(DataError, match="not all of the 2 test images"):
         choose_scans([scan("a"), scan("c")], split, "test")
@@ -216,7 +216,7 @@ def test_where_a_test_image_is_missing_none_is_scored_as_the_test():
         choose_scans([scan("a")], record(train=["a"]), "test")
 
 
-def test_of_copies_of_a_test_image_the_one_of_its_name_is_taken():
+def test_copy_with_the_recorded_name_is_preferred():
     split = record(test=["a"])
     chosen = choose_scans([scan("copy", content="a"), scan("a")], split, None)
     assert files(chosen.scans) == ["a"]
@@ -224,7 +224,7 @@ def test_of_copies_of_a_test_image_the_one_of_its_name_is_taken():
     assert files(choose_scans([scan("x", content="a"), scan("y", content="a")], split, None).scans) == ["x"]
 
 
-def test_a_test_image_that_trained_or_validated_as_well_is_reported():
+def test_test_image_that_also_trained_or_validated_is_reported():
     for role in ("train", "validation"):
         both = Split((*record(test=["a"]).images, SplitImage("copy", digest("a"), 0, role)))
         [words] = choose_scans([scan("a")], both, None).warnings
@@ -233,7 +233,7 @@ def test_a_test_image_that_trained_or_validated_as_well_is_reported():
     assert choose_scans([scan("a")], excluded, None).warnings == []
 
 
-def test_of_copies_with_several_roles_the_one_nearest_to_training_counts():
+def test_role_closest_to_training_wins():
     split = Split(tuple(SplitImage(role, digest("a"), 0, role) for role in ("train", "validation", "excluded")))
     for images in (split.images, split.images[::-1]):
         assert choose_scans([scan("a"), scan("new")], Split(images), None).left_out == {"train": 1}
@@ -241,12 +241,12 @@ def test_of_copies_with_several_roles_the_one_nearest_to_training_counts():
     assert choose_scans([scan("a"), scan("new")], later, None).left_out == {"validation": 1}
 
 
-def test_a_test_image_in_the_folder_of_another_label_is_reported():
+def test_test_image_in_the_folder_of_another_label_is_reported():
     [words] = choose_scans([scan("a", label=1)], record(test=["a"]), None).warnings
-    assert words == "1 images lie in the folder of another label than in the bundle's record."
+    assert words == "1 images are in the folder of another label than in the bundle's record."
 
 
-def test_everything_is_scored_where_it_is_asked_for_and_what_was_seen_is_said_loudly():
+def test_role_all_scores_everything_and_warns_of_training_images():
     split = record(train=["a"], validation=["b"], excluded=["c"], test=["d"])
     chosen = choose_scans([scan(name) for name in "abcde"], split, "all")
     assert files(chosen.scans) == list("abcde")
@@ -255,7 +255,7 @@ def test_everything_is_scored_where_it_is_asked_for_and_what_was_seen_is_said_lo
     assert choose_scans([scan("d"), scan("e")], split, "all").warnings == []
 
 
-def test_without_a_record_nothing_is_known():
+def test_bundle_without_a_record_scores_all_images_with_a_warning():
     chosen = choose_scans([scan("a")], None, None)
     assert files(chosen.scans) == ["a"]
     assert "no split record" in chosen.warnings[0]
@@ -264,7 +264,7 @@ def test_without_a_record_nothing_is_known():
         choose_scans([scan("a")], None, "test")
 
 
-def test_a_condensed_record_gives_the_same_result():
+def test_condensed_record_gives_the_same_result():
     split = record(train=["a"], validation=["b"], test=["d", "c"])
     condensed = Split.from_condensed(split.to_condensed())
     scans = [scan(name) for name in ("a", "b", "c", "d", "new")]
@@ -273,7 +273,7 @@ def test_a_condensed_record_gives_the_same_result():
     assert len(short(scans[0].sha256)) == 16
 
 
-def test_a_bundle_holds_its_record_whole_or_condensed_or_not_at_all():
+def test_bundle_has_a_full_a_condensed_or_no_record():
     split = record(train=["a"], test=["b"])
     contents = {"split.json": split.to_json().encode(), "split.npy": split.to_condensed()}
     assert Split.find({"split.json", "split.npy"}, contents.__getitem__) == split

@@ -1,4 +1,4 @@
-"""The threshold and the temperature that calibration chooses, and what two models are compared by: slow definitions."""
+"""Test calibration and the comparison of two models against slow definitions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the ex
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.train.evaluation.calibration import choose_threshold, fit_temperature, scale_probabilities
-from mri_edge.train.evaluation.paired import (
-    Answers,
+from mri_edge.train.evaluation.crossval_figures import (
+    BinaryAnswers,
     called_by_other_folds,
     specificity_at,
     student_minus_teacher,
@@ -27,47 +27,47 @@ def figures_at(threshold: float, score: np.ndarray, label: np.ndarray) -> tuple[
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("sensitivity", [0.8, 0.95, 1.0])
-def test_no_other_threshold_is_better(seed, sensitivity):
+def test_no_other_threshold_is_better_than_the_chosen_one(seed, sensitivity):
     rng = np.random.default_rng(seed)
     label = (np.arange(30) < 12).astype(int)
     score = np.clip(rng.normal(0.4 + 0.25 * label, 0.2), 0, 1).round(2)
     threshold = choose_threshold(score, label, sensitivity)
     found, cleared = figures_at(threshold, score, label)
     assert found >= sensitivity
-    everywhere = [figures_at(item, score, label) for item in np.linspace(0, 1, 1001)]
-    assert found + cleared >= max(sum(item) for item in everywhere if item[0] >= sensitivity) - 1e-12
+    everywhere = [figures_at(threshold, score, label) for threshold in np.linspace(0, 1, 1001)]
+    assert found + cleared >= max(sum(pair) for pair in everywhere if pair[0] >= sensitivity) - 1e-12
     assert not np.isclose(score, threshold).any()  # it sits on no image
 
 
-def test_of_equally_good_thresholds_the_middle_of_the_widest_gap_is_taken():
+def test_middle_of_the_widest_gap_is_chosen_among_equally_good_thresholds():
     label = np.array([0, 0, 0, 1, 1])
     assert choose_threshold(np.array([0.1, 0.2, 0.3, 0.7, 0.8]), label) == pytest.approx(0.5)
-    # Between 0.2 and 0.3 one image is cleared less and between 0.3 and 0.9 none: the gap of the best ones counts.
+    # A threshold between 0.2 and 0.3 clears one image less than one between 0.3 and 0.9, whose gap therefore counts.
     assert choose_threshold(np.array([0.1, 0.2, 0.3, 0.9, 0.95]), label) == pytest.approx(0.6)
     assert choose_threshold(np.array([0.9, 0.2]), np.array([0, 1])) == pytest.approx(0.1)  # everyone is called
 
 
 @pytest.mark.parametrize("label", [[0, 0, 0], [1, 1, 1]])
-def test_one_kind_alone_has_no_threshold(label):
+def test_single_class_has_no_threshold(label):
     with pytest.raises(DataError, match="all of one class"):
         choose_threshold(np.array([0.1, 0.5, 0.9]), np.array(label))
 
 
 @pytest.mark.parametrize(("confidence", "least", "most"), [(0.999, 0.1, 0.2), (0.5001, 0.1, 10.1)])
-def test_a_temperature_stays_within_one_order_of_magnitude(confidence, least, most):
+def test_temperature_stays_within_one_order_of_magnitude(confidence, least, most):
     sure = np.tile([[1 - confidence, confidence], [confidence, 1 - confidence]], (20, 1))
     found = fit_temperature(sure, np.tile([1, 0], 20))
     assert least - 1e-3 <= found <= most
 
 
-def test_answers_always_wrong_become_as_doubtful_as_may_be_and_those_always_right_as_sure():
+def test_temperature_reaches_its_bounds_for_extreme_answers():
     sure = np.tile([[0.01, 0.99], [0.99, 0.01]], (20, 1))
     assert fit_temperature(sure, np.tile([0, 1], 20)) == pytest.approx(10, rel=0.01)
     doubtful = np.tile([[0.4, 0.6], [0.6, 0.4]], (20, 1))
     assert fit_temperature(doubtful, np.tile([1, 0], 20)) == pytest.approx(0.1, rel=0.01)
 
 
-def test_scaled_probabilities_are_those_of_divided_logits():
+def test_scaled_probabilities_equal_divided_logits():
     logits = np.array([[1.0, 3.0, -2.0], [0.0, 0.0, 5.0]])
 
     def softmax(values):
@@ -81,10 +81,10 @@ def test_scaled_probabilities_are_those_of_divided_logits():
     assert certain.sum() == pytest.approx(1)
 
 
-# --- two models
+# --- comparison of two models
 
 
-def test_specificity_at_a_sensitivity_is_that_of_the_first_threshold_that_reaches_it():
+def test_specificity_uses_the_first_threshold_with_the_sensitivity():
     rng = np.random.default_rng(0)
     is_positive = np.arange(60) % 2 == 0
     score = rng.normal(1.3 * is_positive).round(1)
@@ -100,10 +100,14 @@ def test_specificity_at_a_sensitivity_is_that_of_the_first_threshold_that_reache
         assert one == pytest.approx(best)
 
 
-def test_the_difference_is_the_students_figure_less_the_teachers():
+def test_difference_is_student_minus_teacher():
     is_positive = np.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
-    teacher = Answers(np.array([0.9, 0.8, 0.7, 0.6, 0.65, 0.2, 0.1, 0.3]), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool))
-    student = Answers(np.array([0.9, 0.8, 0.7, 0.2, 0.65, 0.1, 0.1, 0.3]), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool))
+    teacher = BinaryAnswers(
+        np.array([0.9, 0.8, 0.7, 0.6, 0.65, 0.2, 0.1, 0.3]), np.array([1, 1, 1, 1, 1, 0, 0, 0], bool)
+    )
+    student = BinaryAnswers(
+        np.array([0.9, 0.8, 0.7, 0.2, 0.65, 0.1, 0.1, 0.3]), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
+    )
     found = student_minus_teacher(is_positive, teacher, student, np.arange(8))
     assert found["accuracy"]["value"] == pytest.approx(5 / 8 - 7 / 8)
     assert found["auc"]["value"] == pytest.approx((16 - 2) / 16 - 15 / 16)
@@ -114,25 +118,27 @@ def test_the_difference_is_the_students_figure_less_the_teachers():
     alone = student_minus_teacher(np.ones(8, bool), teacher, student, np.arange(8))
     assert set(alone) == {"accuracy"}
     same = student_minus_teacher(is_positive, teacher, teacher, np.arange(8))
-    assert {(item["low"], item["value"], item["high"]) for item in same.values()} == {(0, 0, 0)}
+    assert {(metric["low"], metric["value"], metric["high"]) for metric in same.values()} == {(0, 0, 0)}
 
 
-def test_a_threshold_is_chosen_over_the_answers_of_all_seeds_and_the_asked_images_alone():
+def test_threshold_uses_all_students_and_only_the_given_images():
     is_positive = np.array([0, 0, 1, 1, 1], bool)
-    first = Answers(np.array([0.1, 0.2, 0.6, 0.8, 0.0]), np.zeros(5, bool))
-    second = Answers(np.array([0.1, 0.3, 0.5, 0.9, 0.0]), np.zeros(5, bool))
+    first = BinaryAnswers(np.array([0.1, 0.2, 0.6, 0.8, 0.0]), np.zeros(5, bool))
+    second = BinaryAnswers(np.array([0.1, 0.3, 0.5, 0.9, 0.0]), np.zeros(5, bool))
     rows = np.array([0, 1, 2, 3])  # not the positive image that both miss
     assert threshold_of(is_positive, [first, second], rows) == pytest.approx(0.4)
 
 
-def test_each_fold_is_called_at_the_threshold_of_the_others():
-    """Scores of fold 2 are all higher: at its own threshold it would be called otherwise."""
+def test_each_fold_uses_the_threshold_of_the_others():
+    """All scores of fold 2 are higher, so its own threshold would give other calls."""
     is_positive = np.array([0, 0, 1, 1] * 2, bool)
     fold = np.array([1] * 4 + [2] * 4)
     score = np.array([0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    called = called_by_other_folds(is_positive, {"s": Answers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))["s"]
+    called = called_by_other_folds(is_positive, {"s": BinaryAnswers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))[
+        "s"
+    ]
     assert called.called.tolist() == [False] * 4 + [True] * 4
     assert called.positive.tolist() == score.tolist()
     outside = np.array([1] * 4 + [2] * 3 + [0])  # no fold: not called
-    part = called_by_other_folds(is_positive, {"s": Answers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
+    part = called_by_other_folds(is_positive, {"s": BinaryAnswers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
     assert part["s"].called.tolist() == [False] * 4 + [True] * 3 + [False]

@@ -1,4 +1,4 @@
-"""A new backbone and a new recipe are one file: it registers both, and every command accepts the recipe."""
+"""Test that one file can add a backbone and a recipe, which every command then accepts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.models import registry as backbones
-from mri_edge.train.models.backbone import Backbone
+from mri_edge.train.models.network import Backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes import registry as recipes
 from mri_edge.train.recipes.base import Augmentation, Head, HeadTraining, RecipeSpec
 
 
 def build(weights: BackboneWeights | None, height: int, width: int) -> Any:
-    """Build two convolutions: float32 (N, height, width, 3) -> (N, height // 8, width // 8, 8)."""
+    """Build two convolutions that map float32 (N, height, width, 3) to (N, height // 8, width // 8, 8)."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
     pictures = keras.Input((height, width, 3))
@@ -60,7 +60,9 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(recipes.RECIPES, TOY_RECIPE.name, TOY_RECIPE)
 
 
-def test_trains_exports_and_evaluates(folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_toy_recipe_trains_exports_and_evaluates(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "toy"
     assert run(["train", str(folders), "--recipe", "toy", "--out", str(out)]) == 0
     training = Bundle.open(out).manifest.training
@@ -75,7 +77,7 @@ def test_trains_exports_and_evaluates(folders: Path, tmp_path: Path, capfd: pyte
     assert record["metrics"]["accuracy"]["images"] == training.test_images
 
 
-def test_cross_validates(folders: Path, tmp_path: Path) -> None:
+def test_toy_recipe_is_cross_validated(folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures"
     assert run(["train", str(folders), "--recipe", "toy", "--cv", "2", "--out", str(out)]) == 0
     record = json.loads((out / "crossval.json").read_text())
@@ -83,8 +85,8 @@ def test_cross_validates(folders: Path, tmp_path: Path) -> None:
     assert record["pooled"]["model"]["accuracy"]["images"] == 30
 
 
-def test_fine_tuning_is_a_schedule_away(two_sources: Path, tmp_path: Path) -> None:
-    """The same backbone by the robust recipe's schedule, transforms, split and calibration."""
+def test_toy_backbone_is_fine_tuned_with_the_robust_schedule(two_sources: Path, tmp_path: Path) -> None:
+    """Train it with the schedule, transforms, split and calibration of the robust recipe."""
     import dataclasses
 
     robust = recipes.find_recipe("robust")

@@ -1,4 +1,4 @@
-"""``mri-edge evaluate``: how good a bundle's artifact is on labelled scans."""
+"""``mri-edge evaluate``: score an artifact of a bundle on labelled scans."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from click.core import ParameterSource
 
 from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, VERBOSE, complete_models
+from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, complete_models, run_options
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
 
-from .options import RECIPE, TRAINING, training_options
+from .train import RECIPE, TRAINING, train, training_options
 
 if TYPE_CHECKING:
+    from mri_edge.inference.selection import RunOptions
     from mri_edge.train.evaluation.evaluate import Role
 
 _NEEDED = ("sklearn", "scipy", "matplotlib", "jinja2")
@@ -32,16 +33,16 @@ Examples:
   mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
 \b
-Without BUNDLE: the one in runs/ that was trained last, else the embedded vgg16.
-Without --data: the folder that the bundle was trained from, where this machine has recorded it.
+Without BUNDLE: the bundle in runs/ that was trained last, or the embedded vgg16.
+Without --data: the folder that the bundle was trained on, if it was trained on this machine.
 
 \b
 Which images are scored (compared by SHA-256 with the bundle's split record):
   the folder that training used   its test images
-  other images                    all but those that were in training
-  --role all                      every image, which the report says
+  other images                    all that were not used in training
+  --role all                      every image; the report says so
 
-How to train (--recipe to --overwrite) goes with --cv.
+The training options (--recipe to --overwrite) require --cv.
 """
 
 
@@ -55,23 +56,19 @@ How to train (--recipe to --overwrite) goes with --cv.
     shell_complete=complete_models,
     help="The same as BUNDLE.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with one folder of pictures a class.")
-@click.option("--role", type=click.Choice(["test", "all"]), help="Which images; without it, see below.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder with one folder of pictures per class.")
+@click.option("--role", type=click.Choice(["test", "all"]), help="Images to score.  [default: see below]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for evaluation.json and evaluation.html.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--cv",
     metavar="FOLDS",
-    help="Score a recipe in place of a model, by cross-validation that keeps near-duplicates together "
-    "('sources': leaves out one source at a time); crossval.json goes to --out.",
+    help="Score a recipe instead of a model, by a cross-validation that keeps near-duplicates together; 'sources' "
+    "leaves out one source at a time. Writes crossval.json to --out.",
 )
 @RECIPE
 @training_options
-@ARTIFACT
-@ENGINE
-@PROVIDER
-@THREADS
-@VERBOSE
+@run_options(ARTIFACT, ENGINE, PROVIDER, THREADS)
 @click.pass_context
 def evaluate(
     ctx: click.Context,
@@ -84,17 +81,14 @@ def evaluate(
     as_json: bool,
     cv: str | None,
     recipe_name: str,
-    artifact: str | None,
-    engine: str | None,
-    provider: str,
-    threads: int | None,
+    run: RunOptions,
     **training: Any,
 ) -> int:
     """Score a model on labelled scans: figures with intervals, mistakes by file.
 
-    At the threshold of its manifest. Any artifact in any engine; model.keras runs in Keras, which
-    the others do not need. A scan that cannot be read is reported, the others are scored, and the
-    exit code is 1.
+    Scores at the threshold in the manifest. Any artifact can be scored, in any engine that runs it; only
+    model.keras needs Keras. Scans that cannot be read are reported, the others are scored, and the exit
+    code is 1.
 
     Research use only: not a medical device.
     """
@@ -104,8 +98,6 @@ def evaluate(
             "pip install 'mri-edge[evaluate]'",
         )
     if cv is not None:
-        from .train import train
-
         code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, **training)
         return code
     _check_no_training(ctx)
@@ -119,12 +111,19 @@ def evaluate(
     bundle = _bundle_to_score(choose_bundle(position, model))
     if data is None:
         data = remembered_data(bundle)
-        click.echo(f"with the data of its training, {data}", err=True)
+        click.echo(f"scoring on its training folder, {data}", err=True)
     if out is not None:
-        make_folder(out)  # before the work, not after it
+        make_folder(out)  # fail now rather than after the work
         clear_leftovers(out)
     record = score(
-        bundle, data, role=role, track=track, artifact=artifact, engine=engine, provider=provider, threads=threads
+        bundle,
+        data,
+        role=role,
+        track=track,
+        artifact=run.artifact,
+        engine=run.engine,
+        provider=run.provider,
+        threads=run.threads,
     )
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:
@@ -152,7 +151,7 @@ def _check_no_training(ctx: click.Context) -> None:
     for name in ("recipe_name", *TRAINING):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
-            raise UsageError(f"{option} says how to train, and a model is trained already", "It goes with --cv")
+            raise UsageError(f"{option} applies to training, and this model is trained already", "Use it with --cv")
 
 
 def _bundle_to_score(named: str | None) -> Bundle:

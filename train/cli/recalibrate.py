@@ -130,7 +130,7 @@ def _from_scans(
     threads: int | None,
 ) -> dict[str, Any]:
     from mri_edge.commands.progress import track
-    from mri_edge.inference.run_options import RunOptions
+    from mri_edge.inference.selection import RunOptions
     from mri_edge.train.recalibration import recalibrate_bundle
 
     return recalibrate_bundle(

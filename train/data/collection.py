@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -10,25 +11,29 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.errors import OutputError
+from mri_edge.commands.progress import track
+from mri_edge.device.cpu import available_cpus
+from mri_edge.errors import DataError, InputError, OutputError
+from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.transforms.mri import Slice
 
-from . import duplicates
-from .folder import Decoded, Scan, decode, pixel_bytes
+from .duplicates import HASH_BITS, Hashes, difference_hash, groups
+from .folder import Scan
 
 Indices = NDArray[np.intp]
 
-_LARGEST_SLICE = 512 * 512  # bytes of the largest slices that are common in public data sets
+_LARGEST_SLICE = 512 * 512  # bytes; larger slices are rare in public data sets
 
 
 @dataclass(frozen=True)
 class Collection:
     """The scans of a data folder; arrays have one entry per scan.
 
-    ``slices`` have their own size (empty where no recipe needs them), ``pixels`` are uint8 (N, height, width, 3) RGB
-    at the network's size; ``source`` is the folder above the class folders, ``group`` the near-duplicate group.
+    ``slices`` keep their own size; the list is empty if the recipe does not need them. ``pixels`` are uint8
+    (N, height, width, 3) RGB at the network's size. ``source`` is the folder above the class folders, ``group`` the
+    number of the near-duplicate group.
     """
 
     scans: Sequence[Scan]
@@ -37,7 +42,7 @@ class Collection:
     label: Indices
     source: NDArray[np.str_]
     group: Indices
-    hashes: duplicates.Hashes
+    hashes: Hashes
 
 
 def collect(
@@ -53,16 +58,16 @@ def collect(
     Parameters
     ----------
     patients
-        The patient of each scan: scans of one patient are in one group, together with near-duplicates.
+        Patient of each scan. Scans of one patient form one group, as near-duplicates do.
     store
-        Folder for the pixels and slices, which are mapped from there; ``None`` keeps them in memory.
+        Folder for the pixels and slices, which are memory-mapped; ``None`` keeps them in memory.
     with_slices
         Also keep the slices at their own size.
 
     Raises
     ------
     DataError
-        Scans cannot be read; the message names all of them.
+        Some scans cannot be read; the message names all of them.
     OutputError
         The store cannot be written.
     """
@@ -79,13 +84,13 @@ def collect(
         pixels=decoded.pixels,
         label=np.array([scan.label for scan in scans]),
         source=np.array([scan.source for scan in scans]),
-        group=duplicates.groups(decoded.hashes, patients=patients),
+        group=groups(decoded.hashes, patients=patients),
         hashes=decoded.hashes,
     )
 
 
 def store_bytes(scans: Sequence[Scan], preprocessing: Preprocessing, *, with_slices: bool = True) -> int:
-    """Return the bytes that ``collect`` writes to its store, at most, for scans of the usual sizes."""
+    """Return an upper bound of the bytes that ``collect`` writes to its store, for scans of common sizes."""
     return pixel_bytes(scans, preprocessing) + (len(scans) * _LARGEST_SLICE if with_slices else 0)
 
 
@@ -110,15 +115,78 @@ def _decode_to_disk(
             def keep(index: int, picture: Pixels) -> None:
                 own_size = Slice.from_pixels(picture)
                 with lock:
-                    places[index] = file.tell(), own_size.grey.shape, own_size.head
-                    file.write(own_size.grey.tobytes())
+                    places[index] = file.tell(), own_size.gray.shape, own_size.head
+                    file.write(own_size.gray.tobytes())
 
             decoded = decode(scans, preprocessing, store / "pixels.npy", keep)
             file.flush()
             mapped = np.asarray(np.memmap(file, np.uint8, "r"))
     except OSError as error:
-        raise OutputError(f"{store}: cannot write ({error.strerror})", "Make room, or name another folder") from error
+        raise OutputError(
+            f"{store}: cannot write ({error.strerror})", "Free disk space, or name another folder"
+        ) from error
     return decoded, {
         index: Slice(mapped[start : start + height * width].reshape(height, width), head)
         for index, (start, (height, width), head) in places.items()
     }
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
+
+    pixels: NDArray[np.uint8]
+    hashes: Hashes
+
+
+def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
+    """Return the bytes that ``decode`` writes to its store."""
+    return len(scans) * preprocessing.height * preprocessing.width * 3
+
+
+def decode(
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing,
+    store: Path | None,
+    each: Callable[[int, Pixels], None] = lambda index, picture: None,
+) -> Decoded:
+    """Decode all scans once.
+
+    Parameters
+    ----------
+    store
+        File for the pixels, which is memory-mapped; ``None`` keeps them in memory.
+    each
+        Called with the position of each scan and its picture at its own size, from several threads.
+
+    Raises
+    ------
+    DataError
+        Some scans cannot be read; the message names all of them.
+    """
+    shape = (len(scans), preprocessing.height, preprocessing.width, 3)
+    pixels = np.empty(shape, np.uint8)
+    if store is not None:
+        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+    hashes = np.zeros((len(scans), HASH_BITS), bool)
+    unreadable: list[str] = []
+
+    def fill(index: int) -> None:
+        try:
+            picture = readers.load(scans[index].path)
+        except InputError as error:
+            unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
+        else:
+            pixels[index] = preprocessing.resize_picture(picture)
+            hashes[index] = difference_hash(picture)
+            each(index, picture)
+
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
+            pass
+    if unreadable:
+        raise DataError(
+            f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
+            "Repair them, or exclude them with --exclude",
+        )
+    return Decoded(pixels, hashes)

@@ -1,27 +1,19 @@
-"""List the labelled scans of a data folder and decode them to the network's size."""
+"""List the labelled scans of a data folder, leave out what the user excludes, and read the patients."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS
-from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
-from mri_edge.errors import DataError, InputError
+from mri_edge.errors import DataError
 from mri_edge.scans import readers
-from mri_edge.scans.frame import Pixels
-from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
-
-from . import duplicates
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Scan:
-    """One image file: ``file`` is relative to the data folder with ``/``; ``folder`` is its class folder there."""
+    """One image file. ``file`` and its class folder, ``folder``, are POSIX paths relative to the data folder."""
 
     path: Path
     file: str
@@ -45,7 +37,7 @@ class Scan:
 
     @property
     def source(self) -> str:
-        """The folder above the class folder, relative to the data folder; empty where there is none."""
+        """The folder above the class folder, relative to the data folder, or "" if there is none."""
         return self.folder.rpartition("/")[0]
 
 
@@ -53,15 +45,15 @@ def find_scans(data: Path, positive: str | None = None, *, trained: Labels | Non
     """List a folder of class folders, ``data/<class>/`` or ``data/<source>/<class>/``.
 
     The order is the reference's: by source, then by label, then by file name, ignoring case.
-    Folders named as in ``KNOWN_FOLDERS`` mean "no tumour" and "tumour"; otherwise the folder names
-    are the labels, in alphabetical order, and ``positive`` names the positive one.
-    With ``trained``, the labels of an existing model, every folder must match one of them.
+    If all folders are named as in ``KNOWN_FOLDERS``, they mean "no tumour" and "tumour". Otherwise the folder names
+    are the labels, in alphabetical order, and ``positive`` names the positive one. With ``trained``, the labels of an
+    existing model, every folder must match one of them.
 
     Raises
     ------
     DataError
-        There is no such folder, there are fewer than two classes, a class has no images, the positive label is not
-        known, or with ``trained`` a folder matches none of its labels.
+        The folder does not exist, has fewer than two classes or a class without images; the positive label is
+        unknown; or a folder matches none of the ``trained`` labels.
     """
     classes = _class_folders(data)
     labels = _as_trained(classes, trained) if trained else _label_folders(classes, positive)
@@ -82,69 +74,8 @@ def find_scans(data: Path, positive: str | None = None, *, trained: Labels | Non
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
-
-    pixels: NDArray[np.uint8]
-    hashes: duplicates.Hashes
-
-
-def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
-    """Return the bytes that ``decode`` writes to its store."""
-    return len(scans) * preprocessing.height * preprocessing.width * 3
-
-
-def decode(
-    scans: Sequence[Scan],
-    preprocessing: Preprocessing,
-    store: Path | None,
-    each: Callable[[int, Pixels], None] = lambda index, picture: None,
-) -> Decoded:
-    """Decode all scans once.
-
-    Parameters
-    ----------
-    store
-        File for the pixels, which are memory-mapped from it; ``None`` keeps them in memory.
-    each
-        Called with each scan's position and its picture at its own size, by several threads at a time.
-
-    Raises
-    ------
-    DataError
-        Some scans cannot be read; the message names all of them.
-    """
-    shape = (len(scans), preprocessing.height, preprocessing.width, 3)
-    pixels = np.empty(shape, np.uint8)
-    if store is not None:
-        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
-    hashes = np.zeros((len(scans), duplicates.HASH_BITS), bool)
-    unreadable: list[str] = []
-
-    def fill(index: int) -> None:
-        try:
-            picture = readers.load(scans[index].path)
-        except InputError as error:
-            unreadable.append(f"{scans[index].file} ({error.problem.removeprefix(f'{scans[index].path}: ')})")
-        else:
-            pixels[index] = preprocessing.resize_picture(picture)
-            hashes[index] = duplicates.difference_hash(picture)
-            each(index, picture)
-
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        for _ in track(pool.map(fill, range(len(scans))), "reading scans", len(scans)):
-            pass
-    if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
-            "Repair them, or leave them out with --exclude",
-        )
-    return Decoded(pixels, hashes)
-
-
-@dataclass(frozen=True)
 class Selection:
-    """The scans that a training uses; ``patients`` has one entry per scan, or is None if they are not known."""
+    """The scans that a training uses. ``patients`` has one entry per scan, or is None if patients are unknown."""
 
     scans: list[Scan]
     left_out: list[Scan]
@@ -152,18 +83,18 @@ class Selection:
     patients: list[str] | None
 
     def facts(self) -> list[object]:
-        """Return what decides the result of a training, as JSON values."""
+        """Return everything about the data that affects the result of a training, as JSON values."""
         chosen = [[scan.file, scan.sha256, scan.label] for scan in self.scans]
         return [chosen, [scan.file for scan in self.left_out], self.patients, self.labels.positive]
 
 
 def select(data: Path, positive: str | None, excluded: Iterable[str] = (), groups: Path | None = None) -> Selection:
-    """List a data folder, leave out what the user excludes and read the patients (``exclude``, ``read_groups``).
+    """List the scans of a data folder, without those that ``exclude`` removes, and their patients (``read_groups``).
 
     Raises
     ------
     DataError
-        As for ``find_scans``, ``exclude`` and ``read_groups``; or no scan of a label is left.
+        As for ``find_scans``, ``exclude`` and ``read_groups``; or a label has no scans left.
     """
     found, labels = find_scans(data, positive)
     scans, left_out = exclude(found, excluded)
@@ -174,12 +105,14 @@ def select(data: Path, positive: str | None, excluded: Iterable[str] = (), group
 
 
 def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan], list[Scan]]:
-    """Return the scans to use and those to leave out, by ``*`` patterns on ``Scan.file`` or text files of patterns.
+    """Split scans into those to use and those to exclude.
+
+    ``patterns`` are shell-style patterns of ``Scan.file``, or paths of text files with one pattern per line.
 
     Raises
     ------
     DataError
-        A pattern matches no scan, probably because it is misspelt; or a text file cannot be read.
+        A pattern matches no scan and is probably misspelled, or a text file cannot be read.
     """
 
     def matched(pattern: str) -> set[str]:
@@ -187,7 +120,7 @@ def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan],
 
     left_out: set[str] = set()
     for pattern in patterns:
-        # If the working directory is the data folder, a scan's name is also the path of an existing file.
+        # In the data folder itself, the name of a scan is also the path of an existing file, so try the pattern first.
         is_list = not matched(pattern) and Path(pattern).is_file()
         for line in _lines(Path(pattern)) if is_list else [pattern]:
             if not (found := matched(line)):
@@ -213,7 +146,7 @@ def read_groups(path: Path, scans: Sequence[Scan]) -> list[str]:
         raise DataError(f"{path}: cannot read ({error})", "Give a CSV file with the columns file,group") from error
     missing = [scan.file for scan in scans if not group_of.get(scan.file)]
     if missing:
-        raise DataError(f"{path}: no group for {len(missing)} scans, {missing[0]!r} for one", "List every scan")
+        raise DataError(f"{path}: no group for {len(missing)} scans, for example {missing[0]!r}", "List every scan")
     return [group_of[scan.file] for scan in scans]
 
 
@@ -221,14 +154,14 @@ def _lines(path: Path) -> list[str]:
     try:
         return list(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read ({error})", "Give a text file with a pattern a line") from error
+        raise DataError(f"{path}: cannot read ({error})", "Give a text file with one pattern per line") from error
 
 
 def _hash(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot read ({error.strerror})", "Make it readable, or take it away") from error
+        raise DataError(f"{path}: cannot read ({error.strerror})", "Make it readable, or remove it") from error
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -240,9 +173,9 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _class_folders(data: Path) -> dict[str, Path]:
-    """Return the class folders by path relative to ``data``; a folder that contains only folders is a source."""
+    """Return the class folders by path relative to ``data``. A folder with subfolders and no pictures is a source."""
     if not data.is_dir():
-        raise DataError(f"{data}: no such folder", "Name a folder that holds one folder a class")
+        raise DataError(f"{data}: no such folder", "Name a folder that contains one folder per class")
     classes: dict[str, Path] = {}
     for folder in _folders(data):
         inner = _folders(folder)
@@ -258,7 +191,7 @@ def _class_folders(data: Path) -> dict[str, Path]:
 
 
 def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
-    """Match folders to a model's labels: by the folders of its training, by label, by ``KNOWN_FOLDERS``."""
+    """Match folders to a model's labels: by its training folders, by label name, then by ``KNOWN_FOLDERS``."""
     meaning = dict(KNOWN_FOLDERS) if trained.names == KNOWN_LABELS else {}
     meaning |= {name.lower(): index for index, name in enumerate(trained.names)}
     for index, name in enumerate(trained.names):
@@ -267,12 +200,12 @@ def _as_trained(classes: dict[str, Path], trained: Labels) -> Labels:
     for name in sorted({folder.name for folder in classes.values()}, key=str.lower):
         if name.lower() not in meaning:
             raise DataError(
-                f"folder {name!r} means no label of the model. Labels: {', '.join(trained.names)}",
+                f"folder {name!r} matches no label of the model. Labels: {', '.join(trained.names)}",
                 f"Give it one of these names: {', '.join(meaning)}",
             )
         folders[trained.names[meaning[name.lower()]]].append(name)
     if not classes:
-        raise DataError("no class folder there", "Name with --data a folder that holds one folder a class")
+        raise DataError("no class folders found", "Point --data to a folder that contains one folder per class")
     return Labels(trained.names, trained.positive, folders)
 
 
@@ -291,7 +224,7 @@ def _label_folders(classes: dict[str, Path], positive: str | None) -> Labels:
     if len(present) < 2:
         raise DataError(
             f"at least two classes are needed. Received: {', '.join(names) or 'no class folder'}",
-            "Name with --data a folder that holds one folder a class",
+            "Point --data to a folder that contains one folder per class",
         )
     if positive is None:
         raise DataError(f"which label is the positive one? Labels: {', '.join(labels)}", "Name it: --positive LABEL")

@@ -1,4 +1,4 @@
-"""Assign a role to each image: train, validation, test or excluded."""
+"""Assign a role to each image: train, validation, test or excluded; make the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -6,33 +6,49 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from mri_edge.bundles.split import Role, Split, SplitImage
+from mri_edge.errors import DataError, UsageError
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.recipes import published
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import SplitPolicy
 
-from . import duplicates, folds
-from .audit import check_roles
 from .collection import Collection, Indices
+from .duplicates import KEEP_APART_BITS, close_pairs
 from .folder import Scan
-from .splits import as_split, choose_test
 
-VALIDATION_FOLDS = 8  # one of them is held out for temperature and threshold
+VALIDATION_FOLDS = 8  # one of them validates: it fits the temperature and the threshold
 _GROUPED_TEST_FOLDS = 5
-# The reference's own split, which every recipe that keeps its test images apart must know.
+# The reference's own split, from which recipes with ``keep_apart`` take their test images.
 _REFERENCE_SPLIT = SplitPolicy(("reference",))
+
+
+def find_split(split: str | None, *, patients: bool) -> str:
+    """Return ``split``, or the default: ``"grouped"`` if patients are known, else ``"reference"``.
+
+    Raises
+    ------
+    UsageError
+        Patients are known, and the requested split would divide them.
+    """
+    if patients and split not in (None, "grouped"):
+        raise UsageError(
+            f"--groups keeps patients together, and split {split!r} divides them",
+            "Omit --split, or use --split grouped",
+        )
+    return split or ("grouped" if patients else "reference")
 
 
 def assign_roles(
     data: Collection, policy: SplitPolicy, split: str, label_names: Sequence[str], left_out: Sequence[Scan] = ()
 ) -> Split:
-    """Give every image its role, by the policy of a recipe and the name of a split.
+    """Assign a role to every image by the split policy of a recipe and the name of a split.
 
     Raises
     ------
     DataError
-        Too few images or groups, or a role has no image of some label.
+        There are too few images or groups, or a role lacks images of a label.
     """
     if policy.keep_apart:
         return choose_roles(data, split, left_out)
@@ -44,24 +60,71 @@ def assign_roles(
 def rows_of(split: Split, data: Collection) -> tuple[Indices, Indices, Indices]:
     """Return the rows of the collection that train, validate and test.
 
-    Scans that were left out from the start are at the end of a split and have no row.
+    Scans that the user excluded come last in the split and have no row.
     """
     roles = np.array([image.role for image in split.images[: len(data.scans)]])
     train, validation, test = (np.flatnonzero(roles == role) for role in ("train", "validation", "test"))
     return train, validation, test
 
 
-def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
-    """Assign roles so that no near-duplicate of a test image trains or validates.
+def choose_test(
+    split: str, labels: NDArray[np.intp], groups: NDArray[np.intp], *, test_fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose the test images: bool (N,).
 
-    With ``"reference"`` the reference's own test images test, if one source is exactly its data set; otherwise, and
-    with ``"grouped"``, a fifth of the groups tests. Slices close to a test image are excluded, like ``left_out``. One
-    in eight of the remaining groups validates, separately in every class folder.
+    ``reference`` is scikit-learn's ``train_test_split`` of the images in their order. ``stratified`` also keeps the
+    proportions of the labels. ``grouped`` divides no group and keeps the proportions approximately.
 
     Raises
     ------
     DataError
-        A class folder has too few groups of slices to hold any out.
+        Too few images or groups.
+    """
+    indices = np.arange(len(labels))
+    try:
+        if split == "grouped":
+            folds = StratifiedGroupKFold(round(1 / test_fraction), shuffle=True, random_state=seed)
+            _, test = next(folds.split(indices, labels, groups))
+        else:
+            keep = labels if split == "stratified" else None
+            _, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=keep)
+    except ValueError as error:
+        raise DataError(
+            f"{len(labels)} images cannot be split ({error})", "Add images, or choose another --split"
+        ) from error
+    return np.isin(indices, test)
+
+
+def as_split(scans: Sequence[Scan], test: NDArray[np.bool_], excluded: Sequence[Scan] = ()) -> Split:
+    """Make the split record of a bundle: the scans in their order, then the excluded ones."""
+    roles: list[Role] = ["test" if is_test else "train" for is_test in test]
+    roles += ["excluded"] * len(excluded)
+    images = zip([*scans, *excluded], roles, strict=True)
+    return Split(tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in images))
+
+
+def check_roles(labels: NDArray[np.intp], test: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Raise DataError unless training and test images include every label."""
+    for role, chosen in (("training", ~test), ("test", test)):
+        missing = [name for index, name in enumerate(names) if index not in labels[chosen]]
+        if missing:
+            raise DataError(
+                f"no {role} image has the label {', '.join(missing)}",
+                "Add images of that label, or choose another --split",
+            )
+
+
+def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
+    """Assign roles so that no near-duplicate of a test image trains or validates.
+
+    With ``"reference"``, the test images are the reference's own if one source is exactly its data set. Otherwise, and
+    with ``"grouped"``, they are a fifth of the groups. Images close to a test image are excluded, as ``left_out`` are.
+    One in eight of the remaining groups validates, separately in each class folder.
+
+    Raises
+    ------
+    DataError
+        A class folder has too few groups of images to hold any out.
     """
     test = _reference_test(data) if split == "reference" else None
     if test is None:
@@ -81,39 +144,39 @@ def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[
 
 
 def may_train(data: Collection) -> NDArray[np.bool_]:
-    """Return bool (N,): False for the reference's test images, if they are in the data, and all images near them."""
+    """Return bool (N,): False for the reference's test images if the data contain them, and for images near them."""
     test = _reference_test(data)
     return np.ones(len(data.scans), bool) if test is None else ~near(data, test)
 
 
 def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
-    """Return True for the chosen images, all images of their groups, and all within ``KEEP_APART_BITS`` of one."""
+    """Return bool (N,): True for the chosen images, for their groups, and for images within ``KEEP_APART_BITS``."""
     mask = np.isin(data.group, data.group[chosen])
-    for first, second in duplicates.close_pairs(data.hashes, duplicates.KEEP_APART_BITS):
+    for first, second in close_pairs(data.hashes, KEEP_APART_BITS):
         if first in chosen or second in chosen:
             mask[[first, second]] = True
     return mask
 
 
 def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS) -> Indices:
-    """Return positions in ``candidates`` of the first of ``parts`` folds, as ``grouped_folds`` makes them."""
+    """Return the positions in ``candidates`` that the first of ``parts`` grouped folds holds out."""
     return grouped_folds(data, candidates, parts)[0]
 
 
 def grouped_folds(data: Collection, candidates: Indices, parts: int) -> list[Indices]:
-    """Return positions in ``candidates`` that each fold holds out: whole groups, balanced over class folders.
+    """Return the positions in ``candidates`` that each fold holds out: whole groups, balanced over class folders.
 
     Raises DataError if there are too few groups.
     """
     folder = np.array([data.scans[index].folder for index in candidates])
-    return folds.by_group(folder, data.group[candidates], parts)
+    return by_group(folder, data.group[candidates], parts)
 
 
 def _reference_test(data: Collection) -> Indices | None:
     """Return the test images of the source that is the reference's data set, or None if there is none."""
     for source in np.unique(data.source):
         members = np.flatnonzero(data.source == source)
-        if fingerprint(data.scans[index].sha256 for index in members.tolist()) == published.DATA:
+        if fingerprint(data.scans[index].sha256 for index in members.tolist()) == reference.DATA:
             test = choose_test(
                 "reference",
                 data.label[members],
@@ -123,3 +186,41 @@ def _reference_test(data: Collection) -> Indices | None:
             )
             return np.asarray(members[test])
     return None
+
+
+def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 0) -> list[Indices]:
+    """Return the positions that each fold holds out: whole groups, balanced over ``kind`` (N,) as far as possible.
+
+    Raises
+    ------
+    DataError
+        A kind has fewer groups than there are folds.
+    """
+    fewest = min(len(np.unique(group[kind == name])) for name in np.unique(kind))
+    if fewest < folds:
+        raise DataError(
+            f"a class has {fewest} distinct slices or patients left: too few for {folds} folds",
+            "Add images of that class, or ask for fewer folds",
+        )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return [held for _, held in splitter.split(kind, kind, group)]
+
+
+def by_source(source: NDArray[np.str_], label: Indices) -> list[Indices]:
+    """Return the positions of each source's images (N,) as one fold, in alphabetical order.
+
+    Raises
+    ------
+    DataError
+        There is only one source, or leaving out a source leaves a label without images.
+    """
+    names = np.unique(source).tolist()
+    if len(names) < 2:
+        raise DataError("the data have only one source", "Sources are folders of class folders: data/<source>/<class>/")
+    for name in names:
+        if len(np.unique(label[source != name])) < len(np.unique(label)):
+            raise DataError(
+                f"source {name!r} cannot be left out: no other source has images of one of its labels",
+                "Use --cv 5 instead",
+            )
+    return [np.flatnonzero(source == name) for name in names]

@@ -15,7 +15,7 @@ from mri_edge.train.transforms.lesions import draw_lesion
 from .collection import Collection, Indices
 from .folder import Labels
 
-ROUND_IMAGES = 2048  # draws after which every image has been shown as often as its weight requires
+ROUND_IMAGES = 2048  # draws in which every image is shown as often as its weight requires
 
 ViewsOf = Callable[[int], tuple[NDArray[np.uint8], Indices]]
 
@@ -31,12 +31,12 @@ def view_maker(
     labels: Labels,
     seed: int,
 ) -> ViewsOf:
-    """Make random views of the images ``train``, with classes and sources in balance.
+    """Make random views of the images ``train``, balanced over classes and sources.
 
     Returns
     -------
-    A function of the step, 0 to ``steps`` - 1, that gives ``batch`` gray views uint8 (N, height, width) and their
-    label indices (N,). Its result depends only on the step and the seed.
+    A function of the step, from 0 to ``steps`` - 1, that returns ``batch`` gray views uint8 (N, height, width) and
+    their label indices (N,). Its result depends only on the step and the seed.
     """
     order = train[
         balanced_draws(data.label[train], data.source[train], steps * batch, np.random.default_rng([seed, 0]))
@@ -48,7 +48,7 @@ def view_maker(
         chosen = order[step * batch : (step + 1) * batch]
         views = []
         for index in chosen:
-            # With more than one kind of tumor a drawn lesion has no label.
+            # With more than two classes, a drawn lesion belongs to none of the tumor labels.
             with_lesion = (
                 len(labels.names) == 2
                 and data.label[index] == labels.positive
@@ -58,7 +58,7 @@ def view_maker(
                 mri.augment(
                     rng,
                     data.slices[rng.choice(healthy_order) if with_lesion else index],
-                    data.slices[rng.choice(train)].grey,
+                    data.slices[rng.choice(train)].gray,
                     preprocessing,
                     draw_lesion if with_lesion else None,
                     transforms,

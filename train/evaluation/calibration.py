@@ -1,4 +1,4 @@
-"""Calibrate probabilities by a temperature, and choose the threshold that turns them into a label."""
+"""Calibrate probabilities by a temperature, and choose the threshold between negative and positive."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fit_temperature(
 
     Returns
     -------
-    Positive float; divide the logits by it. 1.0 leaves them as they are.
+    A positive factor by which to divide the logits; 1.0 changes nothing.
     """
     logits = np.log(np.clip(np.asarray(probabilities, np.float64), 1e-12, 1))
     classes = logits.shape[1]
@@ -66,7 +66,7 @@ def fit_temperature(
         total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
         return float(weights @ (total - (target * scaled).sum(axis=1)))
 
-    # At most one order of magnitude either way: beyond that, the validation set was too easy to decide.
+    # A result beyond one order of magnitude would only mean that the validation set is too easy.
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 
 
@@ -88,24 +88,26 @@ def choose_threshold(positive: Probabilities, labels: Labels, sensitivity: float
     Parameters
     ----------
     positive
-        (N,) probability of the positive class, for images outside the training set.
+        (N,) probability of the positive class, of images that were not trained on.
     labels
         (N,) 1 for positive, 0 for the others.
     sensitivity
-        Least fraction of positives at or above the threshold, in (0, 1].
+        Minimum fraction of positives at or above the threshold, in (0, 1].
 
     Returns
     -------
-    float in [0, 1]: the middle between two neighboring scores (with the widest gap, if several are equally
-    good), so that it does not depend on a single image.
+    float in [0, 1]: the middle between two neighboring scores, with the widest gap if several are equally good, so
+    that it does not depend on a single image.
 
     Raises
     ------
     DataError
-        One of the two classes has no image.
+        One of the two classes has no images.
     """
     if not (labels == 1).any() or not (labels == 0).any():
-        raise DataError("no threshold can be chosen: the validation images are all of one class", "Give more images")
+        raise DataError(
+            "no threshold can be chosen: the validation images are all of one class", "Add images of the other class"
+        )
     scores = np.unique(np.concatenate([[0.0], np.asarray(positive, np.float64), [1.0]]))
     candidates = (scores[1:] + scores[:-1]) / 2
     detected = 1 - np.searchsorted(np.sort(positive[labels == 1]), candidates) / (labels == 1).sum()

@@ -1,4 +1,4 @@
-"""Evaluate an artifact of a bundle on labelled scans: choose the scans that may be scored, compute all metrics."""
+"""Evaluate an artifact of a bundle on labelled scans: choose which scans may be scored, and compute all metrics."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from sklearn.metrics import confusion_matrix
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.recalibration import recalibrated_scans
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import Artifact
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
-from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, decide
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.folder import Labels, Scan, find_scans
 
-from . import keras_engine
-from .auc import both_kinds
+from .intervals import both_kinds
+from .keras_engine import open_classifier
 from .metrics import by_folder, measure, reliability, roc
 
 Role = Literal["test", "all"]
 Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
-WORST = 20  # mistakes that a report names
+WORST = 20  # mistakes that a report lists
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The scans to score, a description of them, the number of scans left out by role, and warnings."""
+    """The scans to score, a description of them, the number of other scans by role, and warnings."""
 
     scans: list[Scan]
     what: str
@@ -53,23 +51,22 @@ def evaluate(
     role: Role | None = None,
     track: Track = lambda results, label, total: results,
 ) -> dict[str, Any]:
-    """Score an artifact on the scans in ``data``, in plain types: what tables, pages and ``--json`` are drawn from.
+    """Score an artifact on the scans in ``data``; return the record behind ``--json`` and the reports, in plain types.
 
     Parameters
     ----------
     artifact, engine, provider, threads
-        As for ``Classifier.load``; ``model.keras`` runs in Keras, without ``engine`` if it is the only artifact.
+        As for ``open_classifier``.
     role
-        ``"test"``: the test images of the bundle's split record. ``"all"``: every image, trained on or
-        not. ``None``: those of the test if all of them are in ``data``, else every image that the record
-        does not know from training.
+        ``"test"`` scores the test images of the bundle's split record, ``"all"`` every image. ``None`` scores the
+        test images if ``data`` contains all of them, otherwise every image that the record does not list.
     track
-        Wraps the results while they come, to show how far they are: results, label, number.
+        Wraps the iterator of results to show progress; called with the results, a label and their number.
 
     Raises
     ------
     DataError
-        Nothing may be scored, nothing can be read, or a folder means no label of the model.
+        No image may be scored or can be read, or a folder matches no label of the model.
     BundleError, EngineError, UsageError
         The artifact cannot be run as asked.
     """
@@ -128,7 +125,7 @@ def score(
     threshold: float | None,
     group: NDArray[np.intp] | None = None,
 ) -> dict[str, Any]:
-    """Compute every metric of the record from the scans and their probabilities float32 (N, classes); plain types.
+    """Compute all metrics of the record from the scans and their probabilities float32 (N, classes), in plain types.
 
     ``group`` (N,) is as ``metrics.measure`` takes it.
     """
@@ -156,7 +153,7 @@ def score(
 
 
 def split_of(bundle: Bundle) -> Split | None:
-    """The bundle's split record, whole or condensed, checked by its hash; ``None`` if it has none."""
+    """Return the bundle's split record, full or condensed, after a hash check, or None if it has none."""
     documents = {document.file: document for document in bundle.manifest.documents}
     return Split.find(documents, lambda file: bundle.read(documents[file]))
 
@@ -164,22 +161,22 @@ def split_of(bundle: Bundle) -> Split | None:
 def choose_scans(
     scans: Sequence[Scan], split: Split | None, role: Role | None, recalibrated: Container[str] = ()
 ) -> Chosen:
-    """Which scans may be scored, by the split record that is compared by SHA-256 with what is there.
+    """Choose the scans that may be scored, by comparing SHA-256 hashes with the split record.
 
     ``recalibrated`` has the ``short`` SHA-256 of scans that chose the threshold: they are scored only with a ``role``.
 
     Raises
     ------
     DataError
-        None may be scored, or ``role`` is ``"test"`` and test images are missing.
+        No scan may be scored, or ``role`` is ``"test"`` and test images are missing.
     """
     others = [scan for scan in scans if role is not None or short(scan.sha256) not in recalibrated]
     if len(others) < len(scans):
         return _without_recalibration(scans, others, split)
     if split is None:
         if role == "test":
-            raise DataError("the bundle has no split record: its test images are not known", "Leave out --role")
-        unknown = ["The bundle has no split record: whether these images were in its training cannot be told."]
+            raise DataError("the bundle has no split record: its test images are not known", "Omit --role")
+        unknown = ["The bundle has no split record: these images may have been used in its training."]
         return Chosen(list(scans), "all images", {}, unknown)
     # If copies of an image have several roles, the role closest to training wins.
     trained: dict[str, str] = {
@@ -192,8 +189,8 @@ def choose_scans(
         if not test:
             expected = len(split.of("test"))
             raise DataError(
-                f"not all of the {expected} test images of the bundle are there" if expected else "no test images",
-                "Name with --data the folder that training used",
+                f"not all of the {expected} test images of the bundle were found" if expected else "no test images",
+                "Point --data to the folder that training used",
             )
         return _test_only(scans, test, split, trained)
     known = [trained.get(short(scan.sha256)) for scan in scans]
@@ -202,7 +199,7 @@ def choose_scans(
     if not kept:
         raise DataError(
             f"all {len(scans)} images are known from the bundle's training ({_counted(left_out)}): none may be scored",
-            "Name other images, or say --role all to see how well it remembers",
+            "Use other images, or --role all to see how well the model remembers these",
         )
     warnings = []
     if left_out:
@@ -222,34 +219,10 @@ def _without_recalibration(scans: Sequence[Scan], others: Sequence[Scan], split:
     return replace(chosen, left_out=chosen.left_out | {"recalibration": left_out}, warnings=[*chosen.warnings, warning])
 
 
-def open_classifier(
-    bundle: Bundle, artifact: str | None, engine: str | None, provider: str, threads: int | None
-) -> Classifier:
-    """As ``Classifier.load``, and ``model.keras`` in Keras; errors as there and as for ``open_keras``."""
-    held = bundle.manifest.artifacts
-    in_keras = [entry for entry in held if entry.file.endswith(keras_engine.SUFFIX)]
-    if artifact is not None:
-        chosen: Artifact | None = bundle.artifact(artifact)
-        wanted = chosen in in_keras and engine in (None, keras_engine.NAME)
-    else:
-        wanted = bool(in_keras) and (engine == keras_engine.NAME or (engine is None and len(in_keras) == len(held)))
-        chosen = in_keras[0] if wanted else None
-    if not wanted or chosen is None:
-        return Classifier.load(bundle, artifact=artifact, engine=engine, provider=provider, threads=threads)
-    opened = keras_engine.open_keras(
-        bundle.folder / chosen.file,
-        bundle.manifest,
-        provider=provider,
-        threads=threads,
-        content=bundle.read(chosen),
-    )
-    return Classifier(bundle, chosen, opened)
-
-
 def _test_scans(scans: Sequence[Scan], split: Split) -> list[Scan]:
-    """The test images among ``scans``, in the record's order, or none unless all of them are there.
+    """Return the test images among ``scans`` in the record's order, or [] unless all of them are there.
 
-    They may lie under other names; of copies, the one of the record's name is preferred.
+    They may have other names. Of several copies, one with the recorded name is preferred.
     """
     by_content: dict[str, list[Scan]] = {}
     for scan in scans:
@@ -273,11 +246,11 @@ def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: d
         warnings.append(f"{leaked} of the test images are byte for byte among the training images as well.")
     if strangers := left_out["unknown"]:
         warnings.append(
-            f"{strangers} images that the bundle's split record does not know are not scored: "
-            "name their folder alone to score them."
+            f"{strangers} images that are not in the bundle's split record are not scored: "
+            "evaluate their folder alone to score them."
         )
     if relabelled := sum(scan.label != image.label for scan, image in zip(test, split.of("test"), strict=True)):
-        warnings.append(f"{relabelled} images lie in the folder of another label than in the bundle's record.")
+        warnings.append(f"{relabelled} images are in the folder of another label than in the bundle's record.")
     return Chosen(test, "test images of the bundle's split record", dict(left_out), warnings)
 
 

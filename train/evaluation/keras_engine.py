@@ -1,4 +1,4 @@
-"""``model.keras`` behind the contract of the engines, for evaluation; what ships runs in engines without Keras."""
+"""Run ``model.keras`` through the engine interface, for evaluation and for teachers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import numpy as np
 
 from mri_edge.authoring.keras_file import one_column_a_class
 from mri_edge.authoring.keras_models.loading import open_model
-from mri_edge.bundles.manifest import Manifest, TensorSpec
+from mri_edge.authoring.quiet import load_keras
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artifact, Manifest, TensorSpec
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, empty_outputs
 from mri_edge.errors import EngineUnavailable, UsageError
-from mri_edge.train.loops.keras import load_keras
+from mri_edge.inference.classifier import Classifier
 
 NAME = "keras"
 SUFFIX = ".keras"
 
 
 class KerasEngine:
-    """A Keras model that takes uint8 pixels like every engine: it applies the manifest's normalization first."""
+    """A Keras model that takes uint8 pixels, as every engine does, and normalizes them as the manifest says."""
 
     def __init__(self, model: Any, manifest: Manifest, provider: str) -> None:
         prepared = manifest.preprocessing
@@ -33,7 +35,7 @@ class KerasEngine:
         self._preprocessing = prepared
 
     def run(self, batch: Batch) -> Probabilities:
-        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); a model of one sigmoid gives two columns."""
+        """Return float32 (N, classes) for uint8 (N, H, W, 3) RGB; a single sigmoid output becomes two columns."""
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs)[self.outputs[0].name]
@@ -57,7 +59,7 @@ def open_keras(
     threads: int | None = None,
     content: bytes | None = None,
 ) -> KerasEngine:
-    """Open a ``.keras`` file, or its ``content`` if already read; no code of the file is run.
+    """Open a ``.keras`` file, or its ``content`` if already read, without running any code in it.
 
     Raises
     ------
@@ -69,10 +71,40 @@ def open_keras(
         The file contains no Keras model, or one that is not safe to open.
     """
     if provider != "auto" or threads is not None:
-        raise UsageError(f"{path.name} runs in Keras, which chooses its device and threads itself", "Leave them open")
+        raise UsageError(
+            f"{path.name} runs in Keras, which chooses its device and threads itself", "Omit --provider and --threads"
+        )
     try:
-        keras = load_keras()
+        keras = load_keras("train")
     except UsageError as error:
         raise EngineUnavailable(f"{path.name} needs Keras: {error.problem}", error.hint) from error
     model = open_model(path, keras, content)
     return KerasEngine(model, manifest, keras.distribution.list_devices()[0].partition(":")[0])
+
+
+def open_classifier(
+    bundle: Bundle, artifact: str | None, engine: str | None, provider: str, threads: int | None
+) -> Classifier:
+    """Open a classifier as ``Classifier.load`` does, but run ``model.keras`` in Keras.
+
+    Keras is used if ``artifact`` or ``engine`` asks for it, or if the bundle has no other artifact. Raises the errors
+    of ``Classifier.load`` and of ``open_keras``.
+    """
+    held = bundle.manifest.artifacts
+    in_keras = [entry for entry in held if entry.file.endswith(SUFFIX)]
+    if artifact is not None:
+        chosen: Artifact | None = bundle.artifact(artifact)
+        wanted = chosen in in_keras and engine in (None, NAME)
+    else:
+        wanted = bool(in_keras) and (engine == NAME or (engine is None and len(in_keras) == len(held)))
+        chosen = in_keras[0] if wanted else None
+    if not wanted or chosen is None:
+        return Classifier.load(bundle, artifact=artifact, engine=engine, provider=provider, threads=threads)
+    opened = open_keras(
+        bundle.folder / chosen.file,
+        bundle.manifest,
+        provider=provider,
+        threads=threads,
+        content=bundle.read(chosen),
+    )
+    return Classifier(bundle, chosen, opened)

@@ -15,8 +15,7 @@ from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import decide
 
-from .auc import auc, both_kinds
-from .intervals import Figures, Weights, basic, bootstrap, draw_outcomes, percentile
+from .intervals import Figures, Weights, auc, basic, bootstrap, both_kinds, draw_outcomes, percentile
 
 WILSON = "Wilson score interval (Wilson 1927)"
 INDIRECT = "Wilson score interval of TP / (TP + FP + FN), as F1 (Lam et al. 2023)"
@@ -28,13 +27,18 @@ Count = int | np.integer[Any]
 
 
 def wilson_metric(hits: Count, total: Count) -> Metric:
-    """``hits`` of ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); of none, 0 with [0, 1]."""
+    """Return ``hits`` / ``total`` with Wilson's interval (E. B. Wilson, JASA 22, 1927); 0 in [0, 1] if both are 0."""
     interval = wilson_interval(int(hits), int(total))
     return Metric(interval.value, interval.low, interval.high, int(total), WILSON)
 
 
+def fraction_metric(hits: Flags) -> Metric:
+    """Return the fraction of True in bool (N,) with Wilson's interval."""
+    return wilson_metric(np.count_nonzero(hits), len(hits))
+
+
 def f1(hits: Count, wrong: Count) -> Metric:
-    """Of ``hits`` true positives and ``wrong`` false answers of both kinds: their Wilson interval, as F1.
+    """Return F1 of ``hits`` true positives and ``wrong`` false positives and negatives, with a Wilson interval.
 
     K. F. Y. Lam, V. Gopal, J. Qian, "Confidence Intervals for the F1 Score", 2023, the indirect method.
     """
@@ -44,7 +48,7 @@ def f1(hits: Count, wrong: Count) -> Metric:
 
 
 def bins_of(score: Scores) -> NDArray[np.intp]:
-    """Return the bin, 0 to ``BINS`` - 1, of each score (N,): bins of equal count, but equal scores share a bin."""
+    """Return the bin, 0 to ``BINS`` - 1, of each score (N,). Bins have equal counts, but equal scores share a bin."""
     return np.asarray(BINS * (rankdata(score) - 0.5) / len(score)).astype(np.intp)
 
 
@@ -55,7 +59,7 @@ def measure(
     threshold: float | None = None,
     group: NDArray[np.intp] | None = None,
 ) -> dict[str, Metric]:
-    """Accuracy, AUC, sensitivity, specificity, precision, F1, Brier score, calibration error.
+    """Compute accuracy, AUC, sensitivity, specificity, precision, F1, Brier score and calibration error.
 
     Parameters
     ----------
@@ -66,12 +70,12 @@ def measure(
     positive, threshold
         As in the manifest. All metrics except accuracy compare the positive label with all others.
     group
-        int (N,): images of one group are not independent; the interval of the AUC accounts for it, see ``auc.auc``.
+        int (N,): images of one group are not independent; the interval of the AUC accounts for it.
 
     Returns
     -------
-    Metrics by name. Undefined ones are left out: AUC where all images are of one class, sensitivity and F1 without
-    a positive image, specificity without a negative one, precision if no image was called positive.
+    Metrics by name. Undefined ones are omitted: AUC if all images are of one class, sensitivity and F1 without
+    positive images, specificity without negative ones, precision if no image was called positive.
 
     Notes
     -----
@@ -96,7 +100,7 @@ def measure_answers(
     figures = _figures(is_positive, score)
     values = {name: value[0] for name, value in figures(np.ones((1, len(truth)))).items()}
     resampled = bootstrap(figures, is_positive)
-    metrics = {"accuracy": wilson_metric(np.count_nonzero(chosen == truth), len(truth))}
+    metrics = {"accuracy": fraction_metric(chosen == truth)}
     if both_kinds(is_positive):
         metrics["auc"] = auc(is_positive, score, group)
     fractions = {
@@ -119,7 +123,7 @@ def measure_answers(
 
 
 def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> list[dict[str, Any]]:
-    """Return label index and fraction of correct images for each class folder, in alphabetical order; plain types.
+    """Return label index and fraction of correct images of each class folder in alphabetical order, in plain types.
 
     With two labels that fraction is the sensitivity in a folder of the positive label, else the specificity.
     """
@@ -127,18 +131,17 @@ def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> 
     found = []
     for name in np.unique(names).tolist():
         inside = names == name
-        part = wilson_metric(np.count_nonzero(right[inside]), np.count_nonzero(inside))
-        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(part)})
+        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(fraction_metric(right[inside]))})
     return found
 
 
 def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
-    """Return for each non-empty bin: mean probability, fraction of positives with its Wilson interval, image count."""
+    """Return mean probability, fraction of positives with Wilson interval, and image count of each non-empty bin."""
     found = bins_of(score)
     points = []
     for number in np.unique(found):
         inside = found == number
-        part = wilson_metric(np.count_nonzero(positive[inside]), np.count_nonzero(inside))
+        part = fraction_metric(positive[inside])
         points.append(
             {
                 "probability": float(score[inside].mean()),
@@ -163,7 +166,7 @@ def _figures(is_positive: Flags, score: Scores) -> Callable[[Weights], Figures]:
 
 
 def _distance(score: Scores) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Return a function from weighted errors (R, N) to the calibration error: the absolute sums of the bins."""
+    """Return a function from weighted errors (R, N) to calibration errors (R,), the absolute sums over the bins."""
     order = np.argsort(score, kind="stable")
     first_of_bin = np.unique(bins_of(score)[order], return_index=True)[1]
 
@@ -189,7 +192,7 @@ def weighted_auc(positive: Flags, score: Scores) -> Callable[[Weights], NDArray[
 
 
 def report_text(truth: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
-    """scikit-learn's classification report, rows named by label index as in the reference."""
+    """Return scikit-learn's classification report as text, with label indices as row names, as in the reference."""
     text: str = classification_report(truth, chosen, zero_division=0)
     return text
 
@@ -197,7 +200,7 @@ def report_text(truth: NDArray[np.intp], chosen: NDArray[np.intp]) -> str:
 def details(
     truth: NDArray[np.intp], probabilities: NDArray[np.float32], positive: int, threshold: float | None = None
 ) -> dict[str, Any]:
-    """Return classification report, confusion matrix (rows: truth) and ROC points for tables and plots; plain types."""
+    """Return classification report, confusion matrix (rows: truth) and ROC points, in plain types."""
     chosen = decide(probabilities, positive, threshold)
     return {
         "report": classification_report(truth, chosen, zero_division=0, output_dict=True),
@@ -207,7 +210,7 @@ def details(
 
 
 def roc(positive: Flags, score: Scores) -> dict[str, list[Any]]:
-    """Return the points of the ROC curve, given at least one image of each class; plain types."""
+    """Return the points of the ROC curve, in plain types. Both classes must have images."""
     false_positive, true_positive, thresholds = roc_curve(positive, score)
     return {
         "false_positive_rate": false_positive.tolist(),

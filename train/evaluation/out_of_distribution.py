@@ -1,4 +1,4 @@
-"""Fit the plane near which the features of training images lie, so that a device can detect unlike scans."""
+"""Fit a plane to the features of training images, so that a device can detect scans that are unlike them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mri_edge.scans.preprocessing import Preprocessing
 FeaturesOf = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 FILE = "novelty.npy"
-# Chosen on the robust recipe's features: of 8, 16 and 32 dimensions, 32 detect inverted scans best at the limit below,
-# and all detect photographs and noise.
+# Chosen on the features of the robust recipe: of 8, 16 and 32 dimensions, 32 detect inverted scans best at the limit
+# below. All of them detect photographs and noise.
 DIMENSIONS = 32
-# The limit is this quantile of the distances of scans outside the fit, in the source where it is largest: a small and
-# varied source lies further out, and training knows no source of a device's own scans. With one quantile over all
-# scans, 8 of 51 test scans of the reference exceeded the limit; with the largest per source 1, and 3 of 537 scans of
-# both sources together. The counts are from the int8 artifact, which is what runs on a device.
+# The limit is this quantile of the distances of scans outside the fit, taken from the source where it is largest,
+# because small and varied sources are further from the plane, and the scans of a device come from yet another source.
+# With one quantile over all scans, 8 of 51 test scans of the reference exceeded the limit; with the largest per source
+# 1 of 51, and 3 of 537 scans of both sources. These counts are those of the int8 artifact, which devices run.
 QUANTILE = 0.99
-_MAX_IMAGES = 1000  # images to fit on; more change the plane little
+_MAX_IMAGES = 1000  # images to fit on; more barely change the plane
 _FOLDS = 5
-_OWN_QUANTILE = 50  # scans that a source needs for a quantile of its own
+_OWN_QUANTILE = 50  # scans below which a source gets no quantile of its own
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ def fit_out_of_distribution(
 ) -> FittedOutOfDistribution:
     """Fit the plane on training images of every source, and the limit on images outside the fit.
 
-    The latter are ``held_out`` and the training images, each measured from a plane through the other four
-    fifths: with this cross-fitting a few images give as good a limit as many.
+    The limit comes from ``held_out`` and from the training images, each of which is measured from a plane fitted to
+    the other four fifths. With this cross-fitting a few images give as good a limit as many.
 
     Parameters
     ----------
     features
-        Means of the last feature map's channels: uint8 (N, height, width, 3) RGB -> float32 (N, channels).
+        Maps uint8 (N, height, width, 3) RGB to the channel means of the last feature map, float32 (N, channels).
     pixels
         uint8 (M, height, width, 3) RGB.
     train, held_out
-        Positions in ``pixels``; ``held_out`` may be empty. Test images must be in neither.
+        Positions in ``pixels``. ``held_out`` may be empty. Neither may contain test images.
     source
         Source of each picture (M,); ``None`` for a single source.
     """
@@ -89,7 +89,7 @@ def fit_out_of_distribution(
 
 
 def _balance_sources(rows: NDArray[np.intp], source: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Return at most ``_MAX_IMAGES`` of these rows, as many from each source as far as it has them."""
+    """Return at most ``_MAX_IMAGES`` of these rows, equally many from each source as far as it has enough."""
     shuffled = rng.permutation(rows)
     turn = np.empty(len(shuffled), np.intp)  # position within its source
     for name in np.unique(source[shuffled]):
@@ -99,9 +99,9 @@ def _balance_sources(rows: NDArray[np.intp], source: NDArray[np.str_], rng: np.r
 
 
 def _plane(roots: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean and principal directions of square-rooted features (N, channels): float32 (1 + dimensions, channels)."""
+    """Return mean and principal directions of square-rooted features (N, channels): (1 + directions, channels)."""
     mean = roots.mean(axis=0)
-    # At most as many directions as the images span.
+    # The images span at most this many directions.
     directions = np.linalg.svd(roots - mean, full_matrices=False)[2][: min(DIMENSIONS, max(1, len(roots) - 1))]
     return np.concatenate([mean[None], directions]).astype(np.float32)
 
@@ -113,7 +113,7 @@ def _limit(distance: NDArray[np.float32], source: NDArray[np.str_]) -> float:
 
 
 def keras_features(backbone: Any, preprocessing: Preprocessing) -> FeaturesOf:
-    """Return ``features`` for ``fit_out_of_distribution``: those of the last convolution of a Keras model."""
+    """Return the ``features`` function of ``fit_out_of_distribution`` for the last convolution of a Keras model."""
     import keras
 
     last = next(layer for layer in reversed(backbone.layers) if isinstance(layer, keras.layers.Conv2D))

@@ -19,11 +19,10 @@ from scipy.stats import norm
 from mri_edge.bundles.manifest import Metric
 from mri_edge.errors import DataError, GateError
 from mri_edge.inference.prediction import decide, rescale
-from mri_edge.train.data.folds import by_group
+from mri_edge.train.data.roles import by_group
 
-from .auc import auc
 from .calibration import choose_threshold, fit_temperature
-from .intervals import Figures
+from .intervals import Figures, auc
 from .threshold_choice import METHOD, choice_errors
 
 FOLDS = 5

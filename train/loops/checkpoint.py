@@ -1,4 +1,4 @@
-"""Keep the state of an unfinished training in a folder next to its result, from which ``--resume`` continues."""
+"""Keep the state of an unfinished training in a work folder next to its output, so that ``--resume`` can continue."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from typing import Any
 import numpy as np
 
 from mri_edge import __version__
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.authoring.runs import RUNS
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, fingerprint
 from mri_edge.storage.staging import lock_folder
 
-from .keras import load_keras
-
-# If a work folder contains only these, no epoch has ended: there is nothing to resume, all of it is recomputed.
+# A work folder with only these files is from before the end of the first epoch: there is nothing to resume.
 _BEFORE_TRAINING = {"identity", "pixels.npy", "slices", "validation.npy", "views.npy"}
 
 
 class _TakenError(UsageError):
-    """Another training is writing the same result."""
+    """Another training is writing the same output."""
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[Path]:
-    """Lock ``out`` for one training while the block runs, by a lock on its work folder; yields ``out``.
+    """Lock ``out`` for one training while the block runs, by a lock on its work folder; yield ``out``.
 
-    The system releases the lock however the program ends. A work folder without anything to resume is removed,
-    together with the parent folders that were created for it.
+    The system releases the lock however the program ends. A work folder with nothing to resume is removed, and so are
+    the parent folders that were created for it.
 
     Raises
     ------
     UsageError
-        Another training is writing the same result.
+        Another training is writing the same output.
     OutputError
         The work folder cannot be created.
     """
@@ -51,7 +50,7 @@ def claimed(out: Path) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
         handle = lock_folder(work)
     except (BlockingIOError, FileNotFoundError) as error:
-        raise _TakenError(f"{out}: another training is at work on it", "Wait for it, or name another --out") from error
+        raise _TakenError(f"{out}: another training is writing it", "Wait for it, or choose another --out") from error
     except OSError as error:
         raise _cannot_write(work, error) from error
     try:
@@ -60,7 +59,7 @@ def claimed(out: Path) -> Iterator[Path]:
         if not has_state(out):
             shutil.rmtree(work, ignore_errors=True)
             for folder in new_parents:
-                with suppress(OSError):  # it contains the bundle
+                with suppress(OSError):  # not empty: it contains the bundle
                     folder.rmdir()
         if handle is not None:
             os.close(handle)
@@ -68,7 +67,7 @@ def claimed(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
-    """Lock the next free one of ``runs/NAME``, ``runs/NAME-2``, …, or with ``resume`` the last interrupted one.
+    """Lock the next free folder of ``runs/NAME``, ``runs/NAME-2``, …; with ``resume``, the last interrupted one.
 
     Raises
     ------
@@ -88,7 +87,7 @@ def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
                 claim.enter_context(claimed(out))
             except _TakenError:
                 continue
-            # Check while holding the lock: until then another training may finish here.
+            # Check only now: before the lock was taken, another training may have finished here.
             if os.path.lexists(out) or has_state(out):
                 continue
             yield out
@@ -96,7 +95,7 @@ def claimed_run(name: str, *, resume: bool) -> Iterator[Path]:
 
 
 def has_state(out: Path) -> bool:
-    """Return whether there is an unfinished training of ``out`` that can be resumed."""
+    """Return whether an unfinished training of ``out`` can be resumed."""
     try:
         return not {path.name for path in _work_folder(out).rglob("*") if not path.is_dir()} <= _BEFORE_TRAINING
     except OSError:
@@ -108,9 +107,7 @@ def _last_interrupted(name: str) -> Path:
     found = [match for path in RUNS.iterdir() if (match := pattern.fullmatch(path.name))] if RUNS.is_dir() else []
     outs = [out for match in found if has_state(out := RUNS / match[1])]
     if not outs:
-        raise UsageError(
-            f"{RUNS}/ holds no training of {name} that was cut off", "Name its --out, or train without --resume"
-        )
+        raise UsageError(f"{RUNS}/ has no interrupted training of {name}", "Give its --out, or train without --resume")
     return max(outs, key=lambda out: _work_folder(out).stat().st_mtime_ns)
 
 
@@ -128,19 +125,19 @@ def _clear(work: Path) -> None:
 
 
 def _cannot_write(work: Path, error: OSError) -> OutputError:
-    return OutputError(f"{work}: cannot write ({error.strerror})", "Name another output folder")
+    return OutputError(f"{work}: cannot write ({error.strerror})", "Choose another output folder")
 
 
 def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> Path:
     """Return the folder for the state of the training that writes ``out``.
 
-    ``facts`` are JSON values that, together with the code, decide the result: a training is resumed only with the
+    ``facts`` are JSON values that, together with the code, determine the result. A training is resumed only with the
     same facts and the same version.
 
     Raises
     ------
     OutputError
-        There is an unfinished training and ``resume`` is False, or it has other facts.
+        There is an unfinished training, and ``resume`` is False or it has other facts.
     """
     identity = fingerprint([__version__, json.dumps(facts)])
     work = _work_folder(out)
@@ -153,14 +150,14 @@ def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> P
         elif not resume:
             if not overwrite:
                 raise OutputError(
-                    f"{work}: an unfinished training is there", "--resume goes on with it, --overwrite begins anew"
+                    f"{work}: an unfinished training is there",
+                    "Use --resume to continue it, or --overwrite to start over",
                 )
             _clear(work)
         if record.is_file() and record.read_text() != identity:
             raise OutputError(
-                f"{work}: the unfinished training there has another recipe, seed, data or backbone, or "
-                "another version of mri-edge made it",
-                "Give it the same options, or begin anew with --overwrite",
+                f"{work}: the unfinished training has another recipe, seed, data, backbone or version of mri-edge",
+                "Use the same options, or --overwrite to start over",
             )
         record.write_text(identity)
     except OSError as error:
@@ -174,13 +171,13 @@ def check_space(work: Path, wanted: int) -> None:
     if free < wanted:
         raise OutputError(
             f"{work.parent}: {free / 1e6:.0f} MB free, this training needs {wanted / 1e6:.0f} MB",
-            "Make room, or name an output folder on another disk",
+            "Free disk space, or choose an output folder on another disk",
         )
 
 
 def save(path: Path, variables: Sequence[Any], facts: object) -> None:
-    """Write Keras variables, and facts as JSON values, atomically."""
-    keras = load_keras()
+    """Write Keras variables and facts (JSON values) atomically."""
+    keras = load_keras("train")
     content = io.BytesIO()
     arrays = {f"v{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(variables)}
     np.savez(content, facts=json.dumps(facts), **arrays)
@@ -188,7 +185,7 @@ def save(path: Path, variables: Sequence[Any], facts: object) -> None:
 
 
 def restore(path: Path, variables: Sequence[Any]) -> None:
-    """Assign the values that ``save`` wrote to the variables."""
+    """Restore the variables that ``save`` wrote."""
     with np.load(path, allow_pickle=False) as content:
         for index, variable in enumerate(variables):
             variable.assign(content[f"v{index}"])

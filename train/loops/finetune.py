@@ -1,145 +1,114 @@
-"""Fine-tune a network: warm up the head, then train it with the upper blocks, on batches made in a thread."""
+"""Fine-tune a network: warm up its head, then train it together with the upper stages of the backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.device import machine
+from mri_edge.train.recipes.base import FineTuning
 
 from . import checkpoint as checkpoints
-from .keras import load_keras
 
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
 Made = TypeVar("Made")
 
 _AHEAD = 4  # batches that are prepared in advance
-_VGG_STAGES = tuple(f"block{number}_" for number in range(1, 6))  # Keras' names of VGG's layers
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to fine-tune.
-
-    Attributes
-    ----------
-    frozen_blocks
-        Stages of the backbone that keep their weights, counted from the input.
-    warm_steps, warm_rate
-        Steps of Adam, at that rate, for the head alone: a random head would spoil the blocks below.
-    steps, rate
-        Steps of AdamW for head and upper blocks: a linear rise over ``rise`` steps, then half a cosine
-        down to 2% of ``rate``.
-    weight_decay, largest_gradient, averaging
-        AdamW's decay, the norm to which a gradient is clipped, and the momentum of the running mean of
-        the weights, which is what remains at the end.
-    """
-
-    frozen_blocks: int
-    warm_steps: int
-    warm_rate: float
-    steps: int
-    rate: float
-    rise: int
-    weight_decay: float
-    largest_gradient: float
-    averaging: float
 
 
 def fast_precision() -> str:
     """Return ``mixed_bfloat16`` if the hardware multiplies bfloat16 faster than float32, else ``float32``.
 
-    Products in bfloat16, sums and weights in float32. Measured for a step of VGG16 on CPUs: with AMX five
-    times as fast, with AVX512-BF16 1.8 times. The backend lists the GPUs.
+    Products are computed in bfloat16, sums and weights in float32. On CPUs, a step of VGG16 is five times as fast with
+    AMX, and 1.8 times with AVX512-BF16 (measured). GPUs are those that the backend lists.
     """
-    # On ARM the flag "bf16" promises no measured speed-up.
+    # The ARM flag "bf16" is ignored, because no speed-up was measured there.
     found = machine.cpu()
     if found.architecture == "x86_64" and found.instructions & {"amx-bf16", "bf16"}:
         return "mixed_bfloat16"
-    keras = load_keras()
+    keras = load_keras("train")
     return "mixed_bfloat16" if keras.distribution.list_devices("gpu") else "float32"
 
 
 def finetune(
     network: Any,
     backbone: Any,
-    plan: Plan,
+    schedule: FineTuning,
     make_batch: Callable[[int], Batch],
     report: Callable[[int, int, float], None] = lambda done, total, loss: None,
     *,
-    stages: Sequence[str] = _VGG_STAGES,
+    stages: Sequence[str],
     checkpoint: Path | None = None,
-    every: int = 64,
 ) -> list[float]:
-    """Train in place.
+    """Train a network in place.
 
     Parameters
     ----------
     network
-        Keras model of normalized pictures float32 (N, H, W, 3) that ends in class probabilities.
+        Keras model that maps normalized pictures float32 (N, H, W, 3) to class probabilities.
     backbone
-        The VGG16 inside ``network``.
+        The backbone inside ``network``.
     make_batch
-        Called once for each step 0, 1, … in a separate thread; returns pictures and targets (N, classes).
-        Its result must depend on the step only, so that a run with the same seed is repeatable.
+        Called once for each step, 0, 1, …, in a separate thread; returns pictures and targets (N, classes). Its result
+        must depend only on the step, so that a run is repeatable.
     report
         Called after each step with the steps done, the total, and the loss of the step.
     stages
         Prefixes of the layer names of each stage of the backbone, from the input upwards.
     checkpoint
-        File for the state, saved every ``every`` steps; if it exists, training continues from it and ends
-        with the same weights as an uninterrupted one.
+        File for the state, saved after every epoch; if it exists, training continues from it and ends with the same
+        weights as an uninterrupted one.
 
     Returns
     -------
-    Loss of each step.
+    The loss of each step.
     """
-    keras = load_keras()
-    total = plan.warm_steps + plan.steps
+    keras = load_keras("train")
+    total = schedule.warmup_steps + schedule.steps
     losses: list[float] = checkpoints.facts_in(checkpoint) or []
     resumed = len(losses)
-    batches = made_ahead(make_batch, total, resumed)
+    batches = prefetch(make_batch, total, resumed)
 
     def run(first: int, last: int, optimizer: Any) -> None:
-        """Train steps ``first`` to ``last``, except those that the checkpoint contains."""
+        """Train the steps from ``first`` to ``last`` that the checkpoint does not contain."""
         if last < resumed:
             return
         network.compile(optimizer=optimizer, loss="categorical_crossentropy")
         optimizer.build(network.trainable_variables)
-        # The network's variables include the state of its dropout.
+        # The variables of the network include the random state of its dropout.
         state = [*network.variables, *optimizer.variables]
         if checkpoint and resumed > first:
             checkpoints.restore(checkpoint, state)
         for _ in range(max(first, resumed), last):
             network.reset_metrics()  # otherwise Keras returns the mean since compilation
             losses.append(float(network.train_on_batch(*next(batches), return_dict=True)["loss"]))
-            if checkpoint and len(losses) % every == 0:
+            if checkpoint and len(losses) % schedule.epoch_steps == 0:
                 checkpoints.save(checkpoint, state, losses)
             report(len(losses), total, losses[-1])
 
     backbone.trainable = False
-    run(0, plan.warm_steps, keras.optimizers.Adam(plan.warm_rate))
-    _unfreeze(backbone, tuple(stages[: plan.frozen_blocks]))
+    run(0, schedule.warmup_steps, keras.optimizers.Adam(schedule.warmup_rate))
+    _unfreeze(backbone, tuple(stages[: schedule.frozen_stages]))
     optimizer = keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
-            max(1, plan.steps - plan.rise),
+            max(1, schedule.steps - schedule.rise),
             alpha=0.02,
-            warmup_target=plan.rate,
-            warmup_steps=plan.rise,
+            warmup_target=schedule.learning_rate,
+            warmup_steps=schedule.rise,
         ),
-        weight_decay=plan.weight_decay,
-        clipnorm=plan.largest_gradient,
+        weight_decay=schedule.weight_decay,
+        clipnorm=schedule.largest_gradient,
         use_ema=True,
-        ema_momentum=plan.averaging,
+        ema_momentum=schedule.averaging,
     )
-    run(plan.warm_steps, total, optimizer)
+    run(schedule.warmup_steps, total, optimizer)
     optimizer.finalize_variable_values(network.trainable_variables)
     return losses
 
@@ -150,8 +119,8 @@ def _unfreeze(backbone: Any, frozen: tuple[str, ...]) -> None:
         layer.trainable = not layer.name.startswith(frozen)
 
 
-def made_ahead(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
-    """Yield ``make_batch(first)`` to ``make_batch(count - 1)``, made in a separate thread while the caller works."""
+def prefetch(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
+    """Yield ``make_batch(first)`` to ``make_batch(count - 1)``, each computed in a thread while the caller works."""
     with ThreadPoolExecutor(1) as thread:
         waiting: list[Future[Made]] = []
         for step in range(first, count):

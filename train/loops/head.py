@@ -1,10 +1,10 @@
-"""Train the head on a frozen backbone: each augmented image costs one forward pass of the backbone.
+"""Train the head on a frozen backbone, with one forward pass of the backbone for each augmented image.
 
-The backbone does not change, so the features of the validation images are computed once, and the head, a hundredth
-of the work, is trained on features. The mathematics is that of Keras' ``fit`` on the whole network.
+The backbone does not change, so the features of the validation images are computed once, and only the head, a
+hundredth of the work, is trained. The result is that of Keras' ``fit`` on the whole network.
 
-An epoch depends only on the weights, the optimizer's state, the seed and its number. No random state is carried from
-one epoch to the next, so a resumed training ends with the same weights as an uninterrupted one.
+An epoch depends only on the weights, the state of the optimizer, the seed and its number. No random state carries over
+from one epoch to the next, so a resumed training ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.train.models.network import Network
 from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.transforms import affine
 
 from . import checkpoint as checkpoints
-from .keras import load_keras
 
-# Images in a batch of the backbone: enough to keep the cores busy; about 100 MB of activations per layer.
+# Images per batch of the backbone: enough to keep all cores busy, with about 100 MB of activations per layer.
 BACKBONE_BATCH = 32
 
 Features = NDArray[np.float32]
@@ -47,8 +47,8 @@ class Epoch:
 class Images:
     """A subset of the pictures of a data set.
 
-    ``pixels`` uint8 (M, H, W, 3) RGB are those of the whole set, memory-mapped so that it need not fit into memory;
-    ``rows`` (N,) select the subset, and ``labels`` (N,) are its label indices.
+    ``pixels`` uint8 (M, H, W, 3) RGB belong to the whole data set, which may be memory-mapped. ``rows`` (N,) select the
+    subset, and ``labels`` (N,) are its label indices.
     """
 
     pixels: NDArray[np.uint8]
@@ -59,14 +59,14 @@ class Images:
         return len(self.rows)
 
     def take(self, indices: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
-        """Return pixels of these images: uint8 (len(indices), H, W, 3)."""
+        """Return the pixels of some of the images: uint8 (len(indices), H, W, 3)."""
         return self.pixels[self.rows[indices]]
 
 
 def augmented(
     images: Images, indices: NDArray[np.intp], recipe: RecipeSpec, seed: int, epoch: int
 ) -> NDArray[np.float32]:
-    """Return network input float32 (len(indices), H, W, 3), each image with its transform of this epoch."""
+    """Return the network input float32 (len(indices), H, W, 3), each image transformed for this epoch."""
     ranges = recipe.augmentation
     pixels = images.take(indices)
     batch = np.empty(pixels.shape, np.float32)
@@ -115,11 +115,12 @@ def fit(
     ----------
     checkpoint
         File for the state after each epoch; if it exists, training continues from it. The features of the validation
-        images are stored in the same folder, so that they need not fit into memory.
+        images are stored in the same folder, so that they do not have to fit into memory.
     say, began, trained, epoch_ended
-        Called with a message before the first epoch, its number, the count of trained images, and each epoch.
+        Called with a message before training, the number of the first epoch, the number of images that each batch
+        adds, and each finished epoch.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     head = network.head
     classes = head.output_shape[-1]
     targets = keras.utils.to_categorical(train.labels, classes)
@@ -162,7 +163,7 @@ def fit(
 
 
 def _evaluate(head: Any, features: Features, targets: NDArray[np.float32], batch: int) -> tuple[float, float]:
-    """Return loss and accuracy; Keras' own ``evaluate`` would copy all features into memory."""
+    """Return loss and accuracy. Keras' own ``evaluate`` would copy all features into memory."""
     sums = np.zeros(2)
     for start in range(0, len(features), batch):
         part = np.asarray(features[start : start + batch])
@@ -173,7 +174,7 @@ def _evaluate(head: Any, features: Features, targets: NDArray[np.float32], batch
 
 
 def seed_dropout(head: Any, seed: int, epoch: int) -> None:
-    """Seed the dropout masks of an epoch with its number."""
+    """Seed the dropout masks of an epoch by its number."""
     for layer in head.layers:
         if generator := getattr(layer, "seed_generator", None):
             generator.state.assign([seed, epoch])

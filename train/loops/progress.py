@@ -12,30 +12,30 @@ from mri_edge.commands.progress import Bar, Pace, redraws
 
 from .head import Epoch
 
-_LINES = 20  # lines for work without epochs
+_LINES = 20  # printed for work without epochs
 _SILENCE = 60  # seconds without output after which a line is printed within an epoch
 
 
 class TrainingProgress:
-    """Print one line per epoch; used where no bar can be drawn."""
+    """Print one line per epoch, for output that cannot show a bar."""
 
     def __init__(self, epochs: int, label: str) -> None:
         self._epochs, self._label = epochs, label
         self._pace: Pace | None = None
 
     def note(self, text: str) -> None:
-        """Print what happens between epochs."""
+        """Print a message."""
         click.echo(f"{self._label}{text}", err=True)
 
     def started(self, epoch: int) -> None:
-        """Start the clock: the first epoch begins, number 1, or a later one in a resumed training."""
+        """Start the clock at the first epoch: number 1, or a later one if a training is resumed."""
         self._pace = Pace(epoch - 1)
 
     def images(self, count: int) -> None:
         """Count ``count`` more trained images."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """Print the line of a finished epoch."""
+        """Print a line for a finished epoch."""
         pace = f"  {self._pace.words(epoch.number, self._epochs)}" if self._pace else ""
         self.note(f"{_words(epoch, self._epochs)}{pace}")
 
@@ -64,7 +64,7 @@ class _BarProgress(TrainingProgress):
 
 @contextmanager
 def training_progress(images: int, epochs: int, label: str = "") -> Iterator[TrainingProgress]:
-    """Show a training of ``epochs`` epochs of ``images`` images; ``label`` starts each line: ``"fold 2/5, "``."""
+    """Show a training of ``epochs`` epochs of ``images`` images; ``label``, as ``"fold 2/5, "``, starts each line."""
     if not redraws(sys.stderr):
         yield TrainingProgress(epochs, label)
         return
@@ -74,7 +74,7 @@ def training_progress(images: int, epochs: int, label: str = "") -> Iterator[Tra
 
 @contextmanager
 def step_progress(description: str, *, first: int = 0, every: int = 0) -> Iterator[Callable[[int, int, float], None]]:
-    """Show work that is counted in steps: yields a function of steps done, total steps and loss.
+    """Show work that is counted in steps; yield a function of steps done, total steps and loss.
 
     Parameters
     ----------

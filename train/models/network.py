@@ -1,16 +1,70 @@
-"""A classifier as one object: backbone, head, and both together; how it is built and how it predicts."""
+"""Define what a backbone provides, build a classifier on one, and predict with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.recipes.base import Head
+
+from .weights import BackboneWeights
+
+
+@dataclass(frozen=True)
+class StudentNetwork:
+    """A network that is trained in one form and exported in another, as a student of a distillation is.
+
+    ``build_trainable(recipe, classes, seed)`` returns a model that maps gray float32 (N, height, width, 1), 0 to 1, to
+    probabilities. ``build_shipped(recipe, classes)`` returns the ``Network`` to export, without weights.
+    ``fold(trained, shipped)`` transfers the weights. ``architecture(recipe)`` describes the network for the manifest,
+    in plain types.
+    """
+
+    build_trainable: Callable[..., Any]
+    build_shipped: Callable[..., Any]
+    fold: Callable[[Any, Any], None]
+    architecture: Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone that recipes can name.
+
+    Attributes
+    ----------
+    title
+        Its name in the manifest.
+    build
+        Called with weights, height and width; returns a frozen Keras model that maps float32 (N, height, width, 3) to
+        a feature map of ``feature_channels`` channels at 1 / ``feature_stride`` of the size. Without weights it keeps
+        its random ones.
+    load_weights
+        Called with the value of ``--backbone-weights`` and a function that shows a message; returns the weights.
+    stages
+        Prefix of the layer names of each stage, from the input upwards; fine-tuning freezes whole stages.
+    preprocessing
+        The preprocessing that the weights were trained with.
+    ignore_color
+        Changes a built backbone in place so that color does not affect it; ``None`` if the backbone needs no change.
+    student
+        How the network is trained by distillation; ``None`` if it cannot be distilled.
+    """
+
+    title: str
+    build: Callable[[BackboneWeights | None, int, int], Any]
+    load_weights: Callable[[str, Callable[[str], None]], BackboneWeights]
+    stages: tuple[str, ...]
+    preprocessing: Preprocessing
+    feature_stride: int
+    feature_channels: int
+    ignore_color: Callable[[Any, Preprocessing], None] | None = None
+    student: StudentNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +82,7 @@ class Network:
 
 def build_network(backbone: Any, head: Head, learning_rate: float, classes: int, seed: int) -> Network:
     """Put a seeded head on ``backbone`` and compile with Adam and categorical cross-entropy."""
-    keras = load_keras()
+    keras = load_keras("train")
     keras.utils.set_random_seed(seed)
     layers = keras.layers
     stack = [layers.Flatten(name="flatten")]
@@ -65,9 +119,9 @@ def predict(
     *,
     rows: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float32]:
-    """Return probabilities float32 (N, classes) of pictures uint8 (N, height, width, 3) RGB, or of those in ``rows``.
+    """Return probabilities float32 (N, classes) of pictures uint8 (M, height, width, 3) RGB, by default of all.
 
-    Only one batch is in memory at a time where ``pixels`` are mapped from disk.
+    ``rows`` (N,) select some of the pictures. If ``pixels`` are memory-mapped, only one batch is in memory at a time.
     """
     rows = np.arange(len(pixels)) if rows is None else rows
     parts = [

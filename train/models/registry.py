@@ -1,10 +1,10 @@
-"""All backbones by name: what a recipe can build on."""
+"""List all backbones by name, as recipes refer to them."""
 
 from __future__ import annotations
 
 from mri_edge.errors import UsageError
 
-from .backbone import Backbone
+from .network import Backbone
 from .small_cnn import SMALL_CNN
 from .vgg16 import VGG16
 

@@ -1,7 +1,7 @@
-"""The small network: a narrow stack of convolutions for gray slices, a four-hundredth of VGG16's work.
+"""Build the small network: a narrow stack of convolutions for gray slices, with 1/400 of VGG16's operations.
 
-It trains on one gray channel with batch normalization after each convolution. The network that ships has both folded
-away: plain 3-channel convolutions with bias and ReLU, operators that every engine runs fast.
+It is trained on one gray channel, with batch normalization after each convolution. Both are folded into the weights of
+the exported network, which has plain 3-channel convolutions with bias and ReLU: operators that every engine runs fast.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.errors import UsageError
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.recipes.base import RecipeSpec
 
-from .backbone import Backbone, StudentNetwork
-from .network import Network
+from .network import Backbone, Network, StudentNetwork
 from .weights import BackboneWeights
 
 
@@ -49,8 +48,8 @@ _Weights = list[NDArray[np.float32]]
 
 
 def build_trainable(recipe: RecipeSpec, classes: int, seed: int) -> Any:
-    """Build the network that trains: float32 (N, height, width, 1), gray from 0 to 1 -> probabilities (N, classes)."""
-    keras = load_keras()
+    """Build the network to train: it maps gray float32 (N, height, width, 1), 0 to 1, to probabilities (N, classes)."""
+    keras = load_keras("train")
     keras.utils.set_random_seed(seed)
     pictures = tensor = keras.Input((recipe.preprocessing.height, recipe.preprocessing.width, 1))
     for convolution in STACK:
@@ -65,8 +64,8 @@ def build_trainable(recipe: RecipeSpec, classes: int, seed: int) -> Any:
 
 
 def build_shipped(recipe: RecipeSpec, classes: int) -> Network:
-    """Build the network that ships, without its weights: it takes normalized pictures float32 (N, height, width, 3)."""
-    keras = load_keras()
+    """Build the network to export, without weights; it takes normalized pictures float32 (N, height, width, 3)."""
+    keras = load_keras("train")
     size = recipe.preprocessing
     pictures = tensor = keras.Input((size.height, size.width, 3), name="image")
     for number, convolution in enumerate(STACK, start=1):
@@ -95,12 +94,12 @@ def fold(trained: Any, shipped: Network) -> None:
 
     Batch normalization becomes part of kernel and bias, and the one gray channel becomes the mean of three.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     layers = [layer for layer in trained.layers if layer.weights]
     plain: list[_Weights] = []
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         if isinstance(layer, keras.layers.Conv2D):
-            plain.append(_with_normalisation(layer.get_weights()[0], following.get_weights(), following.epsilon))
+            plain.append(_fold_normalization(layer.get_weights()[0], following.get_weights(), following.epsilon))
         elif isinstance(layer, keras.layers.Dense):
             plain.append(layer.get_weights())
     plain[0][0] = plain[0][0].repeat(3, axis=2) / np.float32(3)
@@ -109,7 +108,7 @@ def fold(trained: Any, shipped: Network) -> None:
         layer.set_weights(weights)
 
 
-def _with_normalisation(kernel: NDArray[np.float32], statistics: _Weights, epsilon: float) -> _Weights:
+def _fold_normalization(kernel: NDArray[np.float32], statistics: _Weights, epsilon: float) -> _Weights:
     gain, shift, mean, variance = statistics
     factor = gain / np.sqrt(variance + epsilon)
     return [kernel * factor, shift - mean * factor]

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.loops.keras import load_keras
 
-from .backbone import Backbone
+from .network import Backbone
 from .weights import BackboneWeights, load_weights
 
 
 def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> Any:
-    """Build it, frozen: float32 (N, height, width, 3) -> (N, height // 32, width // 32, 512).
+    """Build the frozen backbone; it maps float32 (N, height, width, 3) to (N, height // 32, width // 32, 512).
 
     ``None`` keeps the random initial weights.
     """
-    keras = load_keras()
+    keras = load_keras("train")
     backbone = keras.applications.VGG16(weights=None, include_top=False, input_shape=(height, width, 3), name="vgg16")
     if weights is not None:
         convolutions = [layer for layer in backbone.layers if isinstance(layer, keras.layers.Conv2D)]
@@ -29,7 +29,7 @@ def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> 
 
 
 def ignore_color(backbone: Any, preprocessing: Preprocessing) -> None:
-    """Change the first convolution so that color cannot matter: it responds to the mean of the channels.
+    """Change the first convolution so that it responds only to the mean of the color channels.
 
     Gray pictures give the same features as before, except for a constant in the outermost pixels, where zero padding
     stands in for a normalized value. A tinted picture gives the features of its gray version.
@@ -47,7 +47,7 @@ VGG16 = Backbone(
     build=build_backbone,
     load_weights=load_weights,
     stages=tuple(f"block{number}_" for number in range(1, 6)),
-    # That of torchvision's weights; Keras' own weights tolerate it.
+    # The preprocessing of torchvision's weights; Keras' own weights work with it too.
     preprocessing=Preprocessing(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)),
     feature_stride=32,
     feature_channels=512,

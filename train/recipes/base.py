@@ -1,4 +1,4 @@
-"""The data that a recipe consists of: everything that decides what a training does, and no code."""
+"""Define the data that a recipe consists of, which determine a training completely."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Augmentation:
     height_shift, width_shift
         Fraction of the image size, in both directions.
     shear
-        Degrees, in both directions. The reference uses 0.2, which is almost no shear.
+        Degrees, in both directions. The reference uses 0.2, which is hardly any shear.
     zoom
-        Factor from ``1 - zoom`` to ``1 + zoom``, drawn separately for each axis.
+        Factor from ``1 - zoom`` to ``1 + zoom``, drawn for each axis.
     horizontal_flip
         Mirror half of the images.
     """
@@ -40,39 +40,39 @@ Range = tuple[float, float]
 class ScanViews:
     """Random views of a scan at its own size: framing, gray levels and image quality.
 
-    Fields that end in ``_probability`` are the probability of a transform, ranges are ``(low, high)``;
-    ``transforms/mri.py`` says what each transform does.
+    Fields that end in ``_probability`` are the probability of a transform, ranges are ``(low, high)``. See
+    ``transforms/mri.py`` for what each transform does.
     """
 
-    head_crop_probability: float = 0.5  # frame the head, otherwise the whole picture
-    head_margin: Range = (-0.04, 0.30)  # margin of each side as a fraction of the box; negative cuts into it
+    head_crop_probability: float = 0.5  # crop to the head instead of the whole picture
+    head_margin: Range = (-0.04, 0.30)  # margin at each side as a fraction of the box; negative crops it
     picture_margin: Range = (-0.15, 0.15)
     flip_probability: float = 0.5
     rotation_probability: float = 0.6
     rotation: float = 25.0  # degrees, in both directions
-    # Views whose gray levels stay as the file has them: most scans that a device receives are like that.
+    # Views that keep the gray levels of the file, as most scans that a device receives do.
     untouched_probability: float = 0.3
-    histogram_probability: float = 0.35  # take over another slice's gray levels
+    histogram_probability: float = 0.35  # match the gray levels of another slice
     coil_probability: float = 0.3
     coil_strength: Range = (0.05, 0.3)
     window_probability: float = 0.8
-    black_level: Range = (-0.02, 0.08)  # of the bright end of the picture
+    black_level: Range = (-0.02, 0.08)  # as a fraction of the picture's bright end
     white_level: Range = (0.75, 1.25)
-    log_gamma: float = 0.5  # exponent of the gamma, in both directions
+    log_gamma: float = 0.5  # of the gamma, in both directions
     contrast: Range = (0.45, 1.05)
     focus_probability: float = 0.35  # blur, lose resolution or sharpen
     noise_probability: float = 0.3
     noise: Range = (1.0, 8.0)  # standard deviation in gray levels
     jpeg_probability: float = 0.3
     jpeg_quality: tuple[int, int] = (25, 90)  # the upper end is excluded
-    writing_probability: float = 0.15  # bright strokes near an edge
-    # Tumor views that are a healthy slice with a drawn lesion; used with two classes only.
+    writing_probability: float = 0.15  # draw bright strokes near an edge
+    # Tumor views that are healthy slices with a drawn lesion; only used with two classes.
     lesion_probability: float = 0.3
 
 
 @dataclass(frozen=True)
 class Head:
-    """The layers on the backbone: ``hidden`` units with ReLU (0: none), then ``dropout``, then softmax."""
+    """The layers on top of the backbone: ``hidden`` units with ReLU (0 for no such layer), ``dropout``, softmax."""
 
     hidden: int
     dropout: float
@@ -80,7 +80,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a training takes: ``epochs`` of batches of ``batch`` images, at ``learning_rate``."""
+    """Number of epochs, images per batch, and learning rate of a training."""
 
     epochs: int
     batch: int
@@ -89,27 +89,28 @@ class Schedule:
 
 @dataclass(frozen=True)
 class HeadTraining(Schedule):
-    """Train the head on a frozen backbone by Adam; every epoch shows each training image once."""
+    """Train the head on a frozen backbone with Adam; every epoch shows each training image once."""
 
 
 @dataclass(frozen=True)
 class FineTuning(Schedule):
-    """Warm up the head, then fine-tune it together with the upper stages of the backbone by AdamW.
+    """Warm up the head, then fine-tune it together with the upper stages of the backbone with AdamW.
 
     Attributes
     ----------
     epoch_images
-        Images in an epoch; classes and sources are drawn in balance.
+        Images per epoch, balanced over classes and sources.
     frozen_stages
-        Stages of the backbone, counted from the input, that keep their weights.
+        Number of stages of the backbone, from the input, that keep their weights.
     warmup_steps, warmup_rate
-        Steps of Adam for the head alone, so that a random head does not spoil the backbone.
+        Steps of Adam for the head alone, and their learning rate, so that a random head does not damage the backbone.
     rise
-        Steps in which the learning rate rises to ``learning_rate``; it falls as half a cosine afterwards.
+        Steps in which the learning rate rises to ``learning_rate``. Then it falls along half a cosine to 2% of that.
     weight_decay, largest_gradient, averaging
-        AdamW's decay, the norm to which gradients are clipped, the momentum of the running mean of the weights.
+        Decay of AdamW, norm to which gradients are clipped, and momentum of the running mean of the weights, which is
+        the result.
     label_smoothing
-        Probability mass that the targets spread evenly over all classes.
+        Fraction of the target probability that is spread evenly over all classes.
     """
 
     epoch_images: int
@@ -135,20 +136,20 @@ class FineTuning(Schedule):
 
 @dataclass(frozen=True)
 class Distillation(Schedule):
-    """Learn the answers of a teacher on a fixed pool of random views, by AdamW.
+    """Learn the answers of a teacher on a fixed pool of random views, with AdamW.
 
     Attributes
     ----------
     teacher
         Name of the recipe that trains the teachers of a cross-validation.
     pool_views
-        Views in the pool; an epoch shows each of them once.
+        Views in the pool; every epoch shows each of them once.
     rise, weight_decay
-        As for ``FineTuning``.
+        As for ``FineTuning``, except that the learning rate falls to 0.
     temperature
-        Softens the teacher's answers, so that they distinguish near misses from far ones.
+        Divides the logits of the teacher, so that its answers also say how close the other classes are.
     students
-        Students of consecutive seeds that a cross-validation trains in each fold.
+        Number of students, with consecutive seeds, that a cross-validation trains in each fold.
     """
 
     teacher: str
@@ -166,14 +167,14 @@ class SplitPolicy:
     Attributes
     ----------
     names
-        Values of ``--split`` that the recipe accepts. A single one means that the recipe has no such choice.
+        Values of ``--split`` that the recipe accepts.
     test_fraction, seed
         scikit-learn's ``test_size`` and ``random_state``.
     keep_apart
-        Exclude near-duplicates of test images from training, take the reference's test images where its data set
-        is one of several sources, and hold out whole groups, separately for every class folder.
+        Exclude near-duplicates of test images from training, use the reference's test images if its data set is one of
+        the sources, and hold out whole groups, separately for each class folder.
     validation_folds
-        Hold out one of this many folds for calibration; 0 holds out none.
+        Hold out one in this many folds for calibration; 0 holds out none.
     """
 
     names: tuple[str, ...]
@@ -193,25 +194,25 @@ class Calibration:
 
 @dataclass(frozen=True)
 class RecipeSpec:
-    """Everything that decides a training.
+    """Everything that determines a training.
 
     Attributes
     ----------
     name, summary
-        What ``--recipe`` takes, and its line of help.
+        The value of ``--recipe``, and its description in the help.
     run_name
-        Folder below ``runs/`` where bundles go that are given no other.
+        Folder below ``runs/`` for bundles without ``--out``.
     backbone
         Name in ``models.registry``.
     transforms
-        The type chooses how training images are varied: ``Augmentation`` transforms the network's input,
-        ``ScanViews`` draws views from the scan at its own size.
+        The type chooses how training images vary: ``Augmentation`` transforms the network's input, ``ScanViews`` draws
+        views from the scan at its own size.
     schedule
         The type chooses the training loop.
     calibration
-        ``None`` decides by the most probable class.
+        ``None`` means no threshold: the most probable class is the answer.
     stress_tests
-        Whether a cross-validation also scores scans with changed framing, gray levels and quality.
+        Whether a cross-validation also scores scans with changed framing, gray levels and image quality.
     """
 
     name: str
@@ -232,6 +233,11 @@ class RecipeSpec:
         return isinstance(self.schedule, Distillation)
 
     @property
+    def needs_slices(self) -> bool:
+        """Whether a training draws views from the scans at their own size."""
+        return isinstance(self.transforms, ScanViews)
+
+    @property
     def augmentation(self) -> Augmentation:
         """The affine transforms of a head training. Raises TypeError if the recipe has views of scans instead."""
         if not isinstance(self.transforms, Augmentation):
@@ -246,5 +252,5 @@ class RecipeSpec:
         return self.transforms
 
     def with_epochs(self, epochs: int) -> RecipeSpec:
-        """The same recipe, trained for ``epochs``."""
+        """Return the same recipe, trained for ``epochs``."""
         return replace(self, schedule=replace(self.schedule, epochs=epochs))

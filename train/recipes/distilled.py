@@ -1,8 +1,8 @@
-"""``--recipe small``: a network with a 140th of VGG16's weights, distilled from a robust teacher.
+"""``--recipe small``: a network with 1/140 of VGG16's weights, distilled from a robust teacher.
 
-Images, views and split are those of the robust recipe, so the student never sees an image that its teacher must not
-see. Blends of two views (mixup) in half of the pool did not help on the validation images (AUC 0.998 against 0.999,
-one run each).
+Images, views and split are those of the robust recipe, so the student sees no image that its teacher must not see.
+Mixing two views (mixup) in half of the pool did not help on the validation images: AUC 0.998 against 0.999, one run
+each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All recipes by name: what ``--recipe`` offers."""
+"""List all recipes by name, as ``--recipe`` takes it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""``--recipe robust``: the reference's network, fine-tuned to hold on slices from elsewhere.
+"""``--recipe robust``: the reference's network, fine-tuned so that it works on slices from other sources.
 
-It differs from the reference in these points: the normalization that the ImageNet weights were trained with, a first
-layer that reads gray alone, fine-tuned stages 3 to 5, balanced classes and sources, random framing, gray levels and
-image quality, weights averaged over the last steps, and calibrated probabilities with a threshold chosen on slices
+It differs from the reference in these points: it normalizes as the ImageNet weights were trained, its first layer sees
+gray only, stages 3 to 5 are fine-tuned, classes and sources are balanced, framing, gray levels and image quality are
+random, weights are averaged over the last steps, and probabilities are calibrated, with a threshold chosen on slices
 that were held out by group.
 """
 

@@ -1,15 +1,20 @@
-"""Show the record of an evaluation: as one HTML page that needs no network, and as tables on a terminal."""
+"""Show the record of an evaluation as a self-contained HTML page and as tables on a terminal."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from mri_edge.authoring.figures import HEAD, with_interval
 from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
+
+if TYPE_CHECKING:  # the tables on a terminal do not need matplotlib
+    from matplotlib.figure import Figure
 
 NAMES = {
     "accuracy": "accuracy",
@@ -22,7 +27,9 @@ NAMES = {
     "calibration_error": "calibration error",
 }
 _TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
-_ON_TERMINAL = 10  # mistakes that the terminal names
+_BLUE, _GRAY, _RED = "#1f5fa8", "#9aa5b1", "#a51d24"
+_PLOT_SIZE = (4.2, 4.2)  # inches
+_ON_TERMINAL = 10  # mistakes listed on the terminal
 
 _Heads = tuple[str, ...]
 _Rows = list[tuple[str, ...]]
@@ -30,15 +37,13 @@ _Table = tuple[str, _Heads, _Rows]  # title, column heads, rows
 
 
 def evaluation_page(record: dict[str, Any]) -> str:
-    """HTML text from the record of ``evaluate``; it names the scans and contains none."""
-    from .evaluation_plots import reliability_plot, roc_plot
-
-    plots = {"ROC curve": roc_plot(record)} if record["roc"] else {}
-    plots["Reliability diagram"] = reliability_plot(record)
+    """Return the HTML page of a record of ``evaluate``. It lists file names of scans but contains no scans."""
+    plots = {"ROC curve": _roc_plot(record)} if record["roc"] else {}
+    plots["Reliability diagram"] = _reliability_plot(record)
     mistakes = [_mistakes(record, len(record["worst"]), "probability of the truth")]
     if record["unreadable"]:
         unreadable: _Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
-        mistakes.append(("Unreadable", ("file", "why"), unreadable))
+        mistakes.append(("Unreadable", ("file", "reason"), unreadable))
     return render(
         _TEMPLATE,
         title=f"Evaluation of {record['model']}: {record['artefact']}",
@@ -90,11 +95,11 @@ def _facts(record: dict[str, Any]) -> list[str]:
 
 
 def _tables(record: dict[str, Any]) -> list[_Table]:
-    """The tables that page and terminal share."""
+    """Return the tables that page and terminal have in common."""
     return [
-        ("How good", ("figure", HEAD, "images"), _metrics(record)),
+        ("Metrics", ("figure", HEAD, "images"), _metrics(record)),
         ("Confusion matrix", *_confusion(record)),
-        ("By folder", ("folder", "label", "right", "share (95% interval)"), _folders(record)),
+        ("By folder", ("folder", "label", "correct", HEAD), _folders(record)),
     ]
 
 
@@ -103,14 +108,14 @@ def _metrics(record: dict[str, Any]) -> _Rows:
     for key, name in NAMES.items():
         metric = record["metrics"].get(key)
         if metric is None:
-            rows.append((name, "these images cannot tell", "0"))
+            rows.append((name, "undefined for these images", "0"))
         else:
             rows.append((name, _with_interval(metric), str(metric["images"])))
     return rows
 
 
 def _methods(record: dict[str, Any]) -> list[str]:
-    """How the intervals were computed: one line for each method."""
+    """Describe how the intervals were computed, one line per method."""
     names_by_method: dict[str, list[str]] = {}
     for key, metric in record["metrics"].items():
         names_by_method.setdefault(metric["method"], []).append(NAMES[key])
@@ -141,7 +146,7 @@ def _folders(record: dict[str, Any]) -> _Rows:
 
 
 def _mistakes(record: dict[str, Any], shown: int, probability_head: str) -> _Table:
-    """At most ``shown`` mistakes, the worst first."""
+    """List at most ``shown`` mistakes, the worst first."""
     total, labels = record["mistakes"], record["labels"]
     title = f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
     rows: _Rows = [
@@ -154,3 +159,66 @@ def _mistakes(record: dict[str, Any], shown: int, probability_head: str) -> _Tab
         for mistake in record["worst"][:shown]
     ]
     return title, ("file", "truth", "called", probability_head), rows
+
+
+def _roc_plot(record: dict[str, Any]) -> bytes:
+    """Draw the ROC curve with its AUC and the point of the threshold, from the record of ``evaluate``."""
+    points, metrics = record["roc"], record["metrics"]
+    auc, sensitivity, specificity = (metrics[name] for name in ("auc", "sensitivity", "specificity"))
+    figure, axes = _square("1 - specificity", "sensitivity")
+    label = f"AUC {with_interval(auc['value'], auc['low'], auc['high'])}"
+    axes.plot(points["false_positive_rate"], points["true_positive_rate"], color=_BLUE, label=label)
+    axes.errorbar(
+        [1 - specificity["value"]],
+        [sensitivity["value"]],
+        xerr=[[specificity["high"] - specificity["value"]], [specificity["value"] - specificity["low"]]],
+        yerr=[[sensitivity["value"] - sensitivity["low"]], [sensitivity["high"] - sensitivity["value"]]],
+        fmt="o",
+        color=_RED,
+        capsize=3,
+        label="at the threshold, 95% intervals",
+    )
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _reliability_plot(record: dict[str, Any]) -> bytes:
+    """Draw the fraction of positives over probability, with Wilson intervals, above a histogram of probabilities."""
+    points, positive = record["reliability"], record["positive"]
+    figure, axes = _square("probability of the positive label", "fraction of positives")
+    axes.errorbar(
+        [point["probability"] for point in points],
+        [point["share"] for point in points],
+        yerr=[
+            [point["share"] - point["low"] for point in points],
+            [point["high"] - point["share"] for point in points],
+        ],
+        fmt="o-",
+        color=_BLUE,
+        capsize=3,
+        label=f"{len(points)} bins of equal count",
+    )
+    scores = [prediction["probabilities"][positive] for prediction in record["predictions"]]
+    counts, edges = np.histogram(scores, bins=20, range=(0, 1))
+    axes.stairs(counts / counts.max() / 4, edges, fill=True, color=_GRAY, alpha=0.35)  # the lower quarter of the plot
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _square(right: str, up: str) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(_PLOT_SIZE, layout="constrained")
+    axes = figure.add_subplot(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=right, ylabel=up, box_aspect=1)
+    axes.plot([0, 1], [0, 1], color=_GRAY, linewidth=0.8, linestyle="--")
+    return figure, axes
+
+
+def _svg(figure: Figure) -> bytes:
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    # With a fixed salt and no date, the same record gives the same file.
+    with rc_context({"svg.hashsalt": "mri-edge"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()

@@ -1,6 +1,6 @@
-"""Draw the report of a training: plots as PNG files, and one HTML page that contains them and needs no network.
+"""Draw the report of a training: plots as PNG files, and a self-contained HTML page with these plots.
 
-If recipe, data set and test images are the reference's, its published figures are shown for comparison.
+If recipe, data and test images are those of the reference, it also shows the reference's published figures.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from mri_edge.authoring.figures import HEAD, with_interval
 from mri_edge.authoring.pages import render
+from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.train.data.folder import Labels
 from mri_edge.train.evaluation.metrics import details
 from mri_edge.train.loops.head import Epoch, Images
-from mri_edge.train.loops.keras import load_keras
 from mri_edge.train.models.network import Network
-from mri_edge.train.recipes import published as reference
+from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import RecipeSpec
 
 FOLDER = "report"
 _TEMPLATE = Path(__file__).with_name("training.html.jinja")
-_MAPS = 64  # channels shown of a layer
+_MAPS = 64  # channels shown per layer
 _OURS, _THEIRS, _TRAINING = "#1f5fa8", "#d9822b", "#8aa4c0"
 
 
@@ -40,31 +40,31 @@ def draw_report(
     labels: Labels,
     recipe: RecipeSpec,
     *,
-    beside: bool,
+    compare: bool,
 ) -> dict[str, bytes | str]:
-    """Return all files of the report: path in the bundle -> content.
+    """Return the content of all files of the report, by their path in the bundle.
 
-    ``beside`` adds the reference's published figures for comparison. The activation maps are those of the first
-    positive test image and show the patient's slice: leave them out of a bundle if the scan may not be shared.
+    ``compare`` adds the reference's published figures. The activation maps are those of the first positive test image
+    and show the patient's slice, so a bundle with them must not be shared if the scan may not.
     """
     measured = details(test.labels, probabilities, labels.positive)
     figures = {
-        "confusion-matrix.png": _confusion(np.array(measured["confusion_matrix"]), labels, beside=beside),
-        "roc.png": _roc(measured["roc"], metrics.get("auc"), beside=beside),
-        "accuracy.png": _curve(history, "accuracy", beside=beside),
-        "loss.png": _curve(history, "loss", beside=False),
+        "confusion-matrix.png": _confusion(np.array(measured["confusion_matrix"]), labels, compare=compare),
+        "roc.png": _roc(measured["roc"], metrics.get("auc"), compare=compare),
+        "accuracy.png": _curve(history, "accuracy", compare=compare),
+        "loss.png": _curve(history, "loss", compare=False),
         "model.png": _diagram(network),
     }
     shown = int(np.argmax(test.labels == labels.positive))
     maps = _activation_maps(network, recipe.preprocessing.normalize(test.take(np.array([shown]))))
     pictures = {name: _png(figure) for name, figure in {**figures, **maps}.items()}
-    html = _page(pictures, list(figures), measured["report"], metrics, network, recipe, beside=beside)
+    html = _page(pictures, list(figures), measured["report"], metrics, network, recipe, compare=compare)
     return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": html}
 
 
-def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Figure:
+def _confusion(matrix: NDArray[np.int_], labels: Labels, *, compare: bool) -> Figure:
     panels = [("this model", matrix)]
-    if beside:
+    if compare:
         panels.append(("reference (from its recall)", np.array(reference.CONFUSION)))
     figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
     for axes, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
@@ -79,20 +79,20 @@ def _confusion(matrix: NDArray[np.int_], labels: Labels, *, beside: bool) -> Fig
     return figure
 
 
-def _roc(roc: dict[str, list[float]], auc: Metric | None, *, beside: bool) -> Figure:
+def _roc(roc: dict[str, list[float]], auc: Metric | None, *, compare: bool) -> Figure:
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes = figure.subplots()
     label = f"AUC {with_interval(auc.value, auc.low, auc.high)}" if auc else None
     axes.plot(roc["false_positive_rate"], roc["true_positive_rate"], color=_OURS, lw=2, label=label)
     axes.plot([0, 1], [0, 1], ":", color="grey", label="chance")
-    if beside:
+    if compare:
         axes.plot([], [], " ", label=f"reference: AUC {reference.AUC:.2f}")
     axes.set(title="ROC curve", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(loc="lower right")
     return figure
 
 
-def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
+def _curve(history: Sequence[Epoch], quantity: str, *, compare: bool) -> Figure:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [epoch.number for epoch in history]
@@ -102,7 +102,7 @@ def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
     axes.plot(
         epochs, [getattr(epoch, f"val_{quantity}") for epoch in history], ".-", color=_OURS, lw=2, label="validation"
     )
-    if beside:
+    if compare:
         published = reference.VALIDATION_ACCURACY
         axes.plot(range(1, len(published) + 1), published, ".--", color=_THEIRS, label="validation, reference")
     axes.set(title=quantity, xlabel="epoch", ylabel=quantity)
@@ -112,8 +112,8 @@ def _curve(history: Sequence[Epoch], quantity: str, *, beside: bool) -> Figure:
 
 
 def _diagram(network: Network) -> Figure:
-    """Boxes from input to output: each layer with its kind, its output's shape and its parameters."""
-    keras = load_keras()
+    """Draw a box for each layer from input to output, with its type, output shape and parameters."""
+    keras = load_keras("train")
     inner = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
     columns = [inner[:10], inner[10:], network.head.layers[1:]]
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -142,8 +142,8 @@ def _diagram(network: Network) -> Figure:
 
 
 def _activation_maps(network: Network, picture: NDArray[np.float32]) -> dict[str, Figure]:
-    """The first channels of each convolution and pooling layer, each scaled to its own range."""
-    keras = load_keras()
+    """Draw the first channels of each convolution and pooling layer, each scaled to its own range."""
+    keras = load_keras("train")
     layers = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
     maps = keras.Model(network.backbone.input, [layer.output for layer in layers]).predict_on_batch(picture)
     figures = {}
@@ -182,14 +182,14 @@ def _page(
     network: Network,
     recipe: RecipeSpec,
     *,
-    beside: bool,
+    compare: bool,
 ) -> str:
     heads = ["figure", HEAD, "images"]
     rows = [
         [name, with_interval(metric.value, metric.low, metric.high), str(metric.images)]
         for name, metric in metrics.items()
     ]
-    if beside:
+    if compare:
         heads.append("reference")
         published = {"accuracy": f"{reference.ACCURACY:.2f}", "auc": f"{reference.AUC:.2f}"}
         for row in rows:
@@ -200,23 +200,23 @@ def _page(
         notice=NOTICE,
         metric_heads=heads,
         metric_rows=rows,
-        report_rows=_report_rows(report, beside=beside),
+        report_rows=_report_rows(report, compare=compare),
         plots={name: pictures[name] for name in plots},
         summary=_summary(network),
-        reference_parameters=reference.PARAMETERS if beside else None,
+        reference_parameters=reference.PARAMETERS if compare else None,
         maps={name: content for name, content in pictures.items() if name not in plots},
     )
 
 
-def _report_rows(report: dict[str, dict[str, float]], *, beside: bool) -> list[tuple[str, ...]]:
+def _report_rows(report: dict[str, dict[str, float]], *, compare: bool) -> list[tuple[str, ...]]:
     rows = []
     for name, row in report.items():
-        if not isinstance(row, dict):  # accuracy is in the table of metrics
+        if not isinstance(row, dict):  # the table of metrics shows the accuracy
             continue
         figures = (f"{row[key]:.2f}" for key in ("precision", "recall", "f1-score"))
         rows.append((name, *figures, f"{row['support']:.0f}"))
         for run, published in (("reference", reference.REPORT), ("reference, other run", reference.OTHER_RUN)):
-            if beside and name in published:
+            if compare and name in published:
                 *values, support = published[name]
                 rows.append((f"{name} ({run})", *(f"{value:.2f}" for value in values), str(support)))
     return rows

@@ -1,7 +1,7 @@
-"""The reference's augmentation: Keras' ``ImageDataGenerator`` transforms, drawn from our own generator.
+"""Apply the reference's augmentation: the transforms of Keras' ``ImageDataGenerator``, drawn from our own generator.
 
-Keras resamples each channel by SciPy in double precision. Here all channels are gathered at once in
-single precision, which is several times faster; a test holds the two together.
+Keras resamples each channel with SciPy in double precision. Here all channels are resampled at once in single
+precision, which is several times faster; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mri_edge.train.recipes.base import Augmentation
 
 @dataclass(frozen=True)
 class Transform:
-    """One drawn transform. Angles in degrees, shifts in pixels, zooms as factors (over 1 shrinks the picture)."""
+    """One random transform: angles in degrees, shifts in pixels, zooms as factors (above 1 shrinks the picture)."""
 
     rotation: float
     down: float
@@ -28,9 +28,9 @@ class Transform:
     flip: bool
 
     def matrix(self, height: int, width: int) -> NDArray[np.float64]:
-        """(2, 3): output (row, column, 1) -> input (row, column), about the picture's centre.
+        """Return the matrix (2, 3) from output (row, column, 1) to input (row, column), about the picture's center.
 
-        ``apply_affine_transform`` of keras/src/legacy/preprocessing/image.py, matrix by matrix.
+        It follows ``apply_affine_transform`` in keras/src/legacy/preprocessing/image.py.
         """
         angle, shear = np.deg2rad(self.rotation), np.deg2rad(self.shear)
         matrix = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
@@ -39,7 +39,7 @@ class Transform:
         matrix = matrix @ np.diag([self.zoom_rows, self.zoom_columns, 1])
         centre = np.array([[1, 0, height / 2 - 0.5], [0, 1, width / 2 - 0.5], [0, 0, 1]])
         matrix = centre @ matrix @ np.linalg.inv(centre)
-        # Keras swaps the axes of the matrix once it is centred.
+        # Keras swaps the axes of the centered matrix.
         return np.asarray(matrix[[1, 0]][:, [1, 0, 2]])
 
 
@@ -57,9 +57,9 @@ def draw(rng: np.random.Generator, ranges: Augmentation, height: int, width: int
 
 
 def apply(pixels: Pixels, transform: Transform) -> NDArray[np.float32]:
-    """Resample one picture: uint8 (H, W, 3) -> float32 (H, W, 3) in the same units, 0 to 255.
+    """Resample a picture uint8 (H, W, 3) bilinearly: float32 (H, W, 3), 0 to 255.
 
-    Bilinear; outside the picture its nearest edge pixel goes on.
+    Outside the picture, the nearest edge pixel is repeated.
     """
     height, width = pixels.shape[:2]
     matrix = transform.matrix(height, width)

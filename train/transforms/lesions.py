@@ -1,9 +1,9 @@
 """Draw lesions on healthy slices, so that a network cannot learn the look of the scanner instead of the tumor.
 
-In public collections nearly all tumors come from one kind of scanner and the healthy slices from another; a
-network trained on them learns the difference between the scanners. A healthy slice with a drawn lesion is a
-counterexample: it has the look of a healthy slice and is labelled as a tumor. The drawings are crude (masses,
-rings, mixed textures, with or without edema) and no model of disease.
+In public collections, nearly all tumors come from one kind of scanner and the healthy slices from another, so a network
+trained on them learns the difference between scanners. A healthy slice with a drawn lesion is a counterexample: it
+looks like the other healthy slices but has the label of a tumor. The drawings are crude (masses, rings, mixed textures,
+with or without edema) and do not model any disease.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from .mri import Grey, background_level, head_box
+from .mri import Gray, background_level, head_box
 
 _Field = NDArray[np.float64]
 
-# Mean change inside the lesion, in units of the head's median gray, below which it would be invisible.
+# Mean change inside the lesion, relative to the head's median gray level, below which it would be invisible.
 _VISIBLE = 0.2
 
 
-def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
-    """Draw one lesion of random place, size, shape and kind inside the head: uint8 (H, W) -> uint8 (H, W)."""
-    field = grey.astype(np.float64)
-    inside = field > background_level(grey)
-    if inside.sum() < 64:  # an all but empty picture has no head to draw in
-        return grey
+def draw_lesion(rng: np.random.Generator, gray: Gray) -> Gray:
+    """Draw one lesion of random position, size, shape and kind inside the head of a slice uint8 (H, W)."""
+    field = gray.astype(np.float64)
+    inside = field > background_level(gray)
+    if inside.sum() < 64:  # a nearly empty picture has no head to draw in
+        return gray
     middle, bright = np.percentile(field[inside], (50, 92))
-    distance, radius = _outline(rng, grey)
+    distance, radius = _outline(rng, gray)
     edge = rng.uniform(0.4, 1.8)
     head = _filled(inside)
     mask = _soft(radius - distance, edge) * head
@@ -37,11 +37,11 @@ def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
     around = float((drawn * mask).sum() / max(mask.sum(), 1e-6))
     high = max(rng.uniform(0.8, 1.35) * bright, around + 0.35 * middle)
     low = max(0.0, min(rng.uniform(0.15, 0.6) * middle, around - 0.3 * middle))
-    texture = _texture(rng, grey.shape)
+    texture = _texture(rng, gray.shape)
     kind = rng.random()
     if kind < 0.45:  # a bright mass
         filling = high * (1 + rng.uniform(0.02, 0.12) * texture)
-    elif kind < 0.75:  # a bright ring about a dark core
+    elif kind < 0.75:  # a bright ring around a dark core
         core = _soft(radius * rng.uniform(0.65, 0.88) - distance, edge)
         filling = high * (1 - core) + low * core + rng.uniform(0, 0.1) * middle * texture
     elif kind < 0.92:  # bright and dark parts
@@ -56,14 +56,14 @@ def draw_lesion(rng: np.random.Generator, grey: Grey) -> Grey:
     return np.asarray(np.clip(np.rint(result), 0, 255), np.uint8)
 
 
-def _outline(rng: np.random.Generator, grey: Grey) -> tuple[_Field, _Field]:
+def _outline(rng: np.random.Generator, gray: Gray) -> tuple[_Field, _Field]:
     """Return the distance of each pixel from the lesion's center, and the lesion's radius in its direction."""
-    top, left, bottom, right = head_box(grey)
+    top, left, bottom, right = head_box(gray)
     height, width = bottom - top, right - left
     row = (top + bottom) / 2 + rng.uniform(-0.33, 0.33) * height
     column = (left + right) / 2 + rng.uniform(-0.33, 0.33) * width
     size = min(height, width) * np.exp(rng.uniform(np.log(0.07), np.log(0.2)))
-    down, across = np.mgrid[: grey.shape[0], : grey.shape[1]] - np.array([row, column])[:, None, None]
+    down, across = np.mgrid[: gray.shape[0], : gray.shape[1]] - np.array([row, column])[:, None, None]
     turn, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.3, 0.3))
     first = (np.cos(turn) * across + np.sin(turn) * down) * stretch
     second = (np.cos(turn) * down - np.sin(turn) * across) / stretch
@@ -88,19 +88,19 @@ def _add_edema(
 
 
 def _filled(inside: NDArray[np.bool_]) -> _Field:
-    """Return the mask of the head with its dark spaces filled and a soft rim: 0 to 1."""
+    """Return the mask of the head, 0 to 1, with dark spaces filled and a soft rim."""
     picture = Image.fromarray(inside.astype(np.uint8) * 255)
     closed = picture.filter(ImageFilter.MaxFilter(9)).filter(ImageFilter.MinFilter(11))
     return np.asarray(closed.filter(ImageFilter.GaussianBlur(1)), np.float64) / 255
 
 
 def _soft(signed_distance: _Field, width: float) -> _Field:
-    """Logistic step: 1 well inside (positive), 0 well outside."""
+    """Return a logistic step: 1 for large positive distances (inside), 0 for large negative ones."""
     return 1 / (1 + np.exp(-np.clip(signed_distance / width, -30, 30)))
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> _Field:
-    """Smooth noise of about unit deviation, with grains of 3 to 10 pixels."""
+    """Return smooth noise with a standard deviation of about 1 and grains of 3 to 10 pixels."""
     grain = rng.uniform(3, 10)
     coarse = rng.normal(size=[max(2, round(size / grain)) for size in shape]).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC), np.float64)

@@ -1,8 +1,8 @@
-"""Augmentation that stops a network from relying on framing, gray levels and image quality.
+"""Change the framing, gray levels and quality of slices: at random for training, in fixed ways for stress tests.
 
 Healthy and tumor slices of public collections come from different scanners, windows, crops and JPEG encoders. A
-network that reads those instead of the brain is right on its own data and wrong elsewhere, so each of them is
-randomized for every picture, regardless of the label.
+network that relies on these instead of the brain is right on its own data and wrong elsewhere, so each of them is
+randomized for every picture, regardless of its label.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mri_edge.scans.frame import Pixels
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.recipes.base import ScanViews
 
-Grey = NDArray[np.uint8]
+Gray = NDArray[np.uint8]
 _Field = NDArray[np.float32]
 _Box = tuple[int, int, int, int]
 
@@ -28,92 +28,92 @@ DEFAULT = ScanViews()
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice at its own size: grey uint8 (H, W), and the box (top, left, bottom, right) of the head in it."""
+    """A slice at its own size: gray levels uint8 (H, W), and the box (top, left, bottom, right) of the head."""
 
-    grey: Grey
+    gray: Gray
     head: _Box
 
     @classmethod
     def from_pixels(cls, pixels: Pixels) -> Slice:
-        """From uint8 (H, W, 3) RGB, as ``mri_edge.scans.readers.picture.load`` gives it."""
-        grey = to_grey(pixels)
-        return cls(grey, head_box(grey))
+        """Convert uint8 (H, W, 3) RGB, as ``mri_edge.scans.readers.load`` returns it."""
+        gray = to_gray(pixels)
+        return cls(gray, head_box(gray))
 
 
-def to_grey(pixels: Pixels) -> Grey:
-    """Mean of the channels: uint8 (..., 3) -> uint8 (...), contiguous."""
-    if pixels.strides[-1] == 0:  # grey seen as three channels
+def to_gray(pixels: Pixels) -> Gray:
+    """Return the mean of the channels of uint8 (..., 3): uint8 (...), contiguous."""
+    if pixels.strides[-1] == 0:  # gray, broadcast to three channels
         return np.ascontiguousarray(pixels[..., 0])
     return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8)
 
 
-def head_box(grey: Grey) -> _Box:
-    """Return the box (top, left, bottom, right) of what is brighter than background, or the whole picture if tiny.
+def head_box(gray: Gray) -> _Box:
+    """Return the box (top, left, bottom, right) of the foreground, or the whole picture if that box is tiny.
 
-    A row or column is in the box if over 3% of its pixels are above the background level, so that writing in a
-    corner does not count.
+    A row or column belongs to it if over 3% of its pixels are above the background level, which excludes writing in a
+    corner.
     """
-    bright = grey > background_level(grey)
+    bright = gray > background_level(gray)
     rows = np.flatnonzero(bright.mean(axis=1) > 0.03)
     columns = np.flatnonzero(bright.mean(axis=0) > 0.03)
     if min(len(rows), len(columns)) < 8:
-        return (0, 0, *grey.shape)
+        return (0, 0, *gray.shape)
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def background_level(grey: Grey) -> float:
-    """Return the gray level up to which a pixel is background: 12% of the picture's bright end."""
-    return max(12.0, 0.12 * float(np.percentile(grey, 99)))
+def background_level(gray: Gray) -> float:
+    """Return the gray level up to which pixels are background: 12% of the picture's bright end."""
+    return max(12.0, 0.12 * float(np.percentile(gray, 99)))
 
 
-def cut(grey: Grey, box: _Box) -> Grey:
-    """Return the pixels in ``box``, at least 8 x 8; the box may extend beyond the picture, which is black there."""
+def cut(gray: Gray, box: _Box) -> Gray:
+    """Return the pixels in ``box``, at least 8 x 8. Where the box extends beyond the picture, they are black."""
     top, left, bottom, right = box
     bottom, right = max(bottom, top + 8), max(right, left + 8)
-    height, width = grey.shape
+    height, width = gray.shape
     out = np.zeros((bottom - top, right - left), np.uint8)
     first_row, last_row = max(top, 0), min(bottom, height)
     first_column, last_column = max(left, 0), min(right, width)
-    out[first_row - top : last_row - top, first_column - left : last_column - left] = grey[
+    out[first_row - top : last_row - top, first_column - left : last_column - left] = gray[
         first_row:last_row, first_column:last_column
     ]
     return out
 
 
-def resize(grey: Grey, preprocessing: Preprocessing) -> Grey:
-    """Resize as the device does: uint8 (H, W) -> uint8 (height, width) of ``preprocessing``."""
-    return preprocessing.resize_picture(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))[:, :, 0]
+def resize(gray: Gray, preprocessing: Preprocessing) -> Gray:
+    """Resize uint8 (H, W) to the size of ``preprocessing``, as the device does."""
+    return preprocessing.resize_picture(np.broadcast_to(gray[:, :, None], (*gray.shape, 3)))[:, :, 0]
 
 
-def match_histogram(grey: Grey, reference: Grey) -> Grey:
+def match_histogram(gray: Gray, reference: Gray) -> Gray:
     """Map gray levels so that their distribution becomes the reference's (Gonzalez & Woods, section 3.3)."""
-    own = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+    own = np.cumsum(np.bincount(gray.ravel(), minlength=256)) / gray.size
     wanted = np.cumsum(np.bincount(reference.ravel(), minlength=256)) / reference.size
-    return np.interp(own, wanted, np.arange(256)).astype(np.uint8)[grey]
+    return np.interp(own, wanted, np.arange(256)).astype(np.uint8)[gray]
 
 
 def augment(
     rng: np.random.Generator,
     scan: Slice,
-    reference: Grey,
+    reference: Gray,
     preprocessing: Preprocessing,
-    change: Callable[[np.random.Generator, Grey], Grey] | None = None,
+    change: Callable[[np.random.Generator, Gray], Gray] | None = None,
     transforms: ScanViews = DEFAULT,
-) -> Grey:
-    """Draw one random view of a slice.
+) -> Gray:
+    """Make one random view of a slice.
 
     Parameters
     ----------
     rng
-        Source of all randomness: the same state gives the same view.
+        Source of all randomness; the same state gives the same view.
     scan
         The slice at its own size.
     reference
-        A slice of any label, uint8, whose gray-level distribution may be transferred to the view.
+        A slice uint8 of any label, to whose gray levels the view may be matched.
     preprocessing
-        Gives size and resampling kernel of the view.
+        Size and resampling kernel of the view.
     change
-        Applied to the reframed slice before everything else, such as ``lesions.draw_lesion``.
+        Applied to the reframed slice before the other transforms; ``lesions.draw_lesion`` is one.
     transforms
         Probability and range of each transform.
 
@@ -144,16 +144,16 @@ def augment(
     return _eight_bits(field)
 
 
-def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews) -> Grey:
-    """Crop or pad, around the head or the picture; this changes position, size and aspect ratio."""
+def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews) -> Gray:
+    """Crop or pad around the head or the picture, which changes position, size and aspect ratio."""
     if rng.random() < transforms.head_crop_probability:
         (top, left, bottom, right), (least, most) = scan.head, transforms.head_margin
     else:
-        (top, left, bottom, right), (least, most) = (0, 0, *scan.grey.shape), transforms.picture_margin
+        (top, left, bottom, right), (least, most) = (0, 0, *scan.gray.shape), transforms.picture_margin
     height, width = bottom - top, right - left
     margin = rng.uniform(least, most, 4)
     return cut(
-        scan.grey,
+        scan.gray,
         (
             int(top - margin[0] * height),
             int(left - margin[1] * width),
@@ -164,7 +164,7 @@ def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews) -> Gr
 
 
 def _window(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _Field:
-    """Change window, gamma, contrast and brightness, as another console or viewer would."""
+    """Change window, gamma, contrast and brightness, as another console or viewer might."""
     bright = float(np.percentile(field, 99.5)) + 1
     black = rng.uniform(*transforms.black_level) * bright
     white = rng.uniform(*transforms.white_level) * bright
@@ -178,7 +178,7 @@ def _window(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _
 
 
 def _uneven_coil(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _Field:
-    """Multiply by a smooth factor, up to 1.35 in both directions: the bias field of a receive coil, second order."""
+    """Multiply by a smooth second-order bias field, as that of a receive coil: up to 1.35 in both directions."""
     down, across = np.meshgrid(*(np.linspace(-1, 1, size) for size in field.shape), indexing="ij")
     terms = np.stack([across, down, across * down, across**2 - 1 / 3, down**2 - 1 / 3])
     bias = np.tensordot(rng.normal(size=len(terms)), terms, 1)
@@ -216,7 +216,7 @@ def _write_at_edges(rng: np.random.Generator, field: _Field) -> _Field:
     field = field.copy()
     for _ in range(int(rng.integers(1, 5))):
         thick, long, depth = int(rng.integers(1, 4)), int(rng.integers(2, 24)), int(rng.integers(0, 8))
-        # Rotate so that the chosen edge is at the top; rot90 returns a view, so ``field`` itself is changed.
+        # Rotate the chosen edge to the top. rot90 returns a view, so this changes ``field`` itself.
         turned = np.rot90(field, int(rng.integers(4)))
         start = int(rng.integers(0, turned.shape[1]))
         if rng.random() < 0.5:
@@ -225,9 +225,58 @@ def _write_at_edges(rng: np.random.Generator, field: _Field) -> _Field:
     return field
 
 
-def _picture(grey: Grey) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(grey))
+def _picture(gray: Gray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(gray))
 
 
-def _eight_bits(field: _Field) -> Grey:
+def _eight_bits(field: _Field) -> Gray:
     return np.clip(np.rint(field), 0, 255).astype(np.uint8)
+
+
+# Changes that must not change a model's answer: the stress tests of a cross-validation.
+
+# Called with a slice at its own size, a slice of another label and the preprocessing; returns gray network input.
+Change = Callable[[Slice, Gray, Preprocessing], Gray]
+
+
+def _add_margin(scan: Slice, other: Gray, preprocessing: Preprocessing) -> Gray:
+    height, width = scan.gray.shape
+    down, across = height // 5, width // 5
+    return resize(cut(scan.gray, (-down, -across, height + down, width + across)), preprocessing)
+
+
+def _crop_to_head(scan: Slice, other: Gray, preprocessing: Preprocessing) -> Gray:
+    return resize(cut(scan.gray, scan.head), preprocessing)
+
+
+def _map_levels(curve: Callable[[np.ndarray], np.ndarray]) -> Change:
+    table = np.clip(np.rint(255 * curve(np.arange(256) / 255)), 0, 255).astype(np.uint8)
+    return lambda scan, other, preprocessing: table[resize(scan.gray, preprocessing)]
+
+
+def _half_resolution(scan: Slice, other: Gray, preprocessing: Preprocessing) -> Gray:
+    picture = Image.fromarray(resize(scan.gray, preprocessing))
+    small = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BILINEAR)
+    return np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR))
+
+
+def _poor_jpeg(scan: Slice, other: Gray, preprocessing: Preprocessing) -> Gray:
+    encoded = io.BytesIO()
+    Image.fromarray(resize(scan.gray, preprocessing)).save(encoded, "JPEG", quality=15)
+    return np.asarray(Image.open(encoded))
+
+
+def _take_other_levels(scan: Slice, other: Gray, preprocessing: Preprocessing) -> Gray:
+    return match_histogram(resize(scan.gray, preprocessing), other)
+
+
+CHANGES: dict[str, Change] = {
+    "black margin of a fifth": _add_margin,
+    "cropped to the head": _crop_to_head,
+    "half as bright": _map_levels(lambda level: level / 2),
+    "gamma 0.6": _map_levels(lambda level: level**0.6),
+    "gamma 1.6": _map_levels(lambda level: level**1.6),
+    "half the resolution": _half_resolution,
+    "JPEG quality 15": _poor_jpeg,
+    "greys of another label's slice": _take_other_levels,
+}

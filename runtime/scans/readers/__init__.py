@@ -1,11 +1,12 @@
-"""Readers of scan files: one file per format, discovered in this folder.
+"""Find the reader of a scan file. This folder holds one file for each format.
 
 A reader file defines its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have,
 ``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source)``, which returns the frames.
-It imports the format's library inside ``read``, because another reader may handle the file.
+It imports the library of the format inside ``read``, because another reader may handle the file.
 
-Two rules decide which reader takes a file. A known suffix is enough, so that listing a folder of 10,000 pictures
-opens none of them. Otherwise the first ``HEAD_BYTES`` bytes of the file decide: scanners write names without a suffix.
+Two rules decide which reader takes a file. A known suffix is enough, so that no file is opened to list a folder of
+10,000 pictures. Otherwise the first ``HEAD_BYTES`` bytes of the file decide, because scanners write names without a
+suffix.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from mri_edge.errors import InputError
-from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame, source_name
 
 HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header of NIfTI-1 (348 bytes)
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
-"""Endings that copying programs (rsync, browsers, Windows, editors) give to a file while they write it."""
+"""Endings of the names that programs (rsync, browsers, Windows, editors) give to a file while they write it."""
 
-_DEFAULT = "picture"  # tried first; also reads files that no reader recognizes, to explain what is wrong with them
+_DEFAULT = "picture"  # tried first; it also reads unrecognized files, in order to explain what is wrong with them
 
 
 class Reader(Protocol):
@@ -59,18 +59,22 @@ def suffixes() -> tuple[str, ...]:
 
 
 def has_known_suffix(path: str | os.PathLike[str]) -> bool:
-    """Whether a name ends as scan files of some format do. The file is not opened."""
+    """Whether a file name ends in the suffix of some format. The file is not opened."""
     return _by_suffix(os.fspath(path)) is not None
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:
     """Whether a file in a folder is a scan that some reader takes.
 
-    A file with a known suffix is not opened. For others the first bytes are read, except for hidden and temporary
-    files and for anything that is not a regular file.
+    A file with a known suffix is not opened. For other files ``first_bytes`` are read.
     """
     path = os.fspath(path)
-    return _by_suffix(path) is not None or _by_content(_head(path), path) is not None
+    return has_known_suffix(path) or recognizes_content(first_bytes(path), path)
+
+
+def recognizes_content(head: bytes, path: str) -> bool:
+    """Whether some reader takes the file at ``path``, which begins with ``head``."""
+    return _by_content(head, path) is not None
 
 
 def read(source: Source) -> Iterable[Frame]:
@@ -83,7 +87,7 @@ def read(source: Source) -> Iterable[Frame]:
     """
     path = source_name(source)
     if path is not None:
-        reader = _by_suffix(path) or _by_content(_head(path), path)
+        reader = _by_suffix(path) or _by_content(first_bytes(path), path)
     elif isinstance(source, bytes | bytearray | memoryview):
         reader = _by_content(bytes(source[:HEAD_BYTES]), "")
     else:
@@ -101,7 +105,7 @@ def load(source: Source) -> Pixels:
     """
     frames = list(read(source))
     if len(frames) != 1:
-        raise InputError(f"{source_name(source)}: holds {len(frames)} frames, one is needed", code="unsupported")
+        raise not_one_frame(source, len(frames))
     return frames[0].pixels
 
 
@@ -118,8 +122,8 @@ def _by_content(head: bytes, path: str) -> Reader | None:
     return next((reader for reader in readers() if reader.recognizes(head, path)), None) if head else None
 
 
-def _head(path: str) -> bytes:
-    """The first bytes of a regular file; empty if there are none or they should not be read."""
+def first_bytes(path: str) -> bytes:
+    """Return the first ``HEAD_BYTES`` bytes of a file; none of a hidden or temporary file, a pipe or a device."""
     file = Path(path)
     if file.name.startswith(".") or file.name.lower().endswith(TEMPORARY):
         return b""

@@ -1,4 +1,4 @@
-"""Limits on pictures, and the checks of a header that refuse one before it is decoded. TIFF: see ``_tiff``.
+"""Refuse pictures that exceed limits by their headers, before they are decoded. ``_tiff`` does the same for TIFF.
 
 The limits keep every picture below 5 seconds of processor time and 500 MB of memory. Real scans stay far below them:
 a radiograph of 6000 x 6000 pixels of 16 bits takes 108 MB.
@@ -32,22 +32,22 @@ _CONVERT = "Save it as PNG with 8 or 16 bits a channel, for instance with ImageM
 
 
 def too_large(name: str, what: str, value: float, limit: float, hint: str = "Make it smaller") -> InputError:
-    """Refuse a picture that exceeds a limit."""
+    """Return the error for a picture that exceeds a limit."""
     return InputError(f"{name}: too large, {what}", hint, code="too_large", value=value, limit=limit)
 
 
 def unsupported(name: str, kind: str) -> InputError:
-    """Refuse a valid picture of an unsupported kind."""
+    """Return the error for a valid picture of an unsupported kind."""
     return InputError(f"{name}: {kind} is not supported", _CONVERT, code="unsupported")
 
 
 def damaged(name: str, reason: str) -> InputError:
-    """Refuse a picture that violates its own format."""
+    """Return the error for a picture that violates its format."""
     return InputError(f"{name}: damaged picture ({reason})", "Copy it again", code="damaged")
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Raise InputError if a picture has more pixels, or a longer side, than is supported."""
+    """Raise InputError if a picture has too many pixels, or too long a side."""
     if width * height > MAX_PIXELS:
         limit = f"The limit is {MAX_PIXELS:,} pixels: make it smaller"
         raise too_large(name, f"{width} x {height} pixels", width * height, MAX_PIXELS, limit)
@@ -57,9 +57,9 @@ def check_size(name: str, width: int, height: int) -> None:
 
 
 def check_memory(name: str, needed: int) -> None:
-    """Raise InputError if decoding needs too many bytes, MemoryError if the system does not have them now.
+    """Raise InputError if decoding needs too many bytes, and MemoryError if the system cannot provide them now.
 
-    The memory is allocated here and freed again, because a decoder that runs out of memory reports a damaged picture.
+    The memory is allocated and freed here, because a decoder that runs out of memory reports a damaged picture.
     """
     if needed > MAX_MEMORY:
         hint = f"The limit is {MAX_MEMORY / 1e6:.0f} MB: make it smaller, or save it uncompressed"
@@ -69,13 +69,13 @@ def check_memory(name: str, needed: int) -> None:
 
 
 def count(stream: BinaryIO, pattern: bytes, start: int = 0, size: int | None = None) -> int:
-    """Count a pattern in a file, or in ``size`` bytes of it from ``start``. The file's position is kept."""
+    """Count a pattern in a file, or in ``size`` of its bytes from ``start`` on. The file's position does not change."""
     if isinstance(stream, io.BytesIO):
         return stream.getvalue().count(pattern, start, None if size is None else start + size)
     position, found, rest = stream.tell(), 0, b""
     left = size if size is not None else stream.seek(0, io.SEEK_END)
     stream.seek(start)
-    # BoundedFile does not count read1. That is fine: this pass over the file is quick.
+    # BoundedFile does not count these reads, because this pass over the file is fast.
     while left > 0 and (piece := stream.read1(min(left, SMALL_FILE))):  # type: ignore[attr-defined]
         left -= len(piece)
         piece = rest + piece
@@ -86,52 +86,52 @@ def count(stream: BinaryIO, pattern: bytes, start: int = 0, size: int | None = N
 
 
 class BoundedFile(io.BufferedReader):
-    """A file that raises InputError when more reads or bytes are requested than decoding a real picture needs.
+    """A file that raises InputError when a decoder requests more reads or bytes than a real picture needs.
 
-    Pillow's parsers loop in Python over chunks, blocks, comments and stray bytes, and a file of a few megabytes
-    can hold millions of these.
+    Pillow's parsers loop in Python over chunks, blocks, comments and stray bytes, and a file of a few megabytes can
+    contain millions of them.
     """
 
     def __init__(self, raw: Any, name: str, size: int) -> None:
         super().__init__(raw, 1 << 16)
         self._scan, self._size = name, size
-        self._reads = self._taken = 0
-        self.most_bytes = _MAX_HEADER
+        self._read_calls = self._bytes_read = 0
+        self.max_bytes = _MAX_HEADER
 
     def allow_whole_file(self) -> None:
-        """From now on allow as many bytes as the file has."""
-        self.most_bytes = self._size + 4 * _MAX_HEADER
+        """Allow as many bytes as the file has from now on."""
+        self.max_bytes = self._size + 4 * _MAX_HEADER
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as usual. Raises InputError beyond the limits."""
+        """Read as usual. Raises InputError when a limit is exceeded."""
         content = super().read(size)
-        self._reads += 1
-        self._taken += len(content)
-        if self._reads > _MAX_READS:
-            raise too_large(self._scan, "it is made of too many pieces", self._reads, _MAX_READS)
-        if self._taken > self.most_bytes:
-            raise too_large(self._scan, "its header is too long", self._taken, self.most_bytes)
+        self._read_calls += 1
+        self._bytes_read += len(content)
+        if self._read_calls > _MAX_READS:
+            raise too_large(self._scan, "it is made of too many pieces", self._read_calls, _MAX_READS)
+        if self._bytes_read > self.max_bytes:
+            raise too_large(self._scan, "its header is too long", self._bytes_read, self.max_bytes)
         return content
 
 
 _MAX_WEBP_PIXELS = 20_000_000
 _MAX_WEBP_FILE = 64 << 20  # bytes
-# Pillow decodes these in Python, value by value.
+# Pillow decodes such pictures in Python, value by value.
 _MAX_RLE_PIXELS = 8_000_000
 _MAX_PLAIN_VALUES = 4_000_000
-_MAX_PROFILES = 4  # a PNG may have one color profile; each may unpack to 1 MB
+_MAX_PROFILES = 4  # a valid PNG has at most one color profile; each may unpack to 1 MB
 
 # Raw modes of more than 8 bits a channel from which Pillow keeps at least the upper 8. Others lose bits.
 _DEEP = {"I;16", "I;16B", "I;16L", "I;16N", "I;16R", "I;12"}
 _UPPER_BYTES = {"RGB;16B", "RGB;16L", "RGB;16N", "RGBA;16B", "RGBA;16L", "RGBA;16N"}
 _UPPER_BYTES |= {"RGBX;16B", "RGBX;16L", "RGBX;16N", "LA;16B", "RGBa;16B", "RGBa;16L", "RGBa;16N"}
-_PACKED = {"BGR;15", "BGR;16"}  # the bits of a whole pixel
+_PACKED = {"BGR;15", "BGR;16"}  # 15 or 16 bits a pixel, not a channel
 
-_FRAMES_READ = {0xC0, 0xC1, 0xC2}  # the others are lossless, hierarchical or arithmetic-coded
+_SUPPORTED_FRAMES = {0xC0, 0xC1, 0xC2}  # others are lossless, hierarchical or arithmetic-coded
 
 
 def check_before_open(stream: BinaryIO, head: bytes, size: int, name: str) -> None:
-    """Raise InputError if even reading the header with Pillow would take too much time or memory."""
+    """Raise InputError if Pillow would need too much time or memory even for the header."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         if size > _MAX_WEBP_FILE:
             raise too_large(name, f"WebP of {size} bytes", size, _MAX_WEBP_FILE)
@@ -161,7 +161,7 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def check_opened(image: Any, name: str) -> int:
-    """Raise InputError for a picture that Pillow opened but would misread or decode for too long.
+    """Raise InputError for a picture that Pillow has opened but would misread, or take too long to decode.
 
     Returns the number of bytes that the decoder holds in addition to the picture itself.
     """
@@ -194,7 +194,7 @@ def check_opened(image: Any, name: str) -> int:
 def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
     header = image.fp.tell()  # Pillow has read to the end of the first scan's header
     arithmetic = count(image.fp, b"\xff\xc9", 0, header) or count(image.fp, b"\xff\xca", 0, header)
-    # The two bytes may occur in a color profile by chance, so the frame header decides.
+    # A color profile may contain the two bytes by chance, so the frame header decides.
     if arithmetic and (kind := _unsupported_jpeg(image.fp)):
         raise unsupported(name, kind)
     if not (image.info.get("progressive") or _first_scan_is_partial(image)):
@@ -207,7 +207,7 @@ def _jpeg_memory(image: Any, pixels: int, name: str) -> int:
 
 
 def _first_scan_is_partial(image: Any) -> bool:
-    """Whether the first scan lacks components of later scans. Pillow has just read its header."""
+    """Whether the first scan lacks components that later scans contain. Pillow has just read its header."""
     length = 6 + 2 * image.layers
     position = image.fp.tell()
     image.fp.seek(max(0, position - length))
@@ -241,7 +241,7 @@ def unsupported_kind(stream: BinaryIO, head: bytes) -> str | None:
 
 
 def _unsupported_jpeg(stream: BinaryIO) -> str | None:
-    """Find the frame header of a JPEG and return its kind if it is not supported. The file's position is kept."""
+    """Return the kind of a JPEG from its frame header if it is not supported. The file's position does not change."""
     position = stream.tell()
     try:
         return _frame_kind(stream)
@@ -262,7 +262,7 @@ def _frame_kind(stream: BinaryIO) -> str | None:
                 return None
             if frame[0] != 8:
                 return f"{frame[0]}-bit JPEG"
-            if marker not in _FRAMES_READ:
+            if marker not in _SUPPORTED_FRAMES:
                 return "lossless, hierarchical or arithmetic-coded JPEG"
             return None if frame[5] in (1, 3, 4) else f"JPEG of {frame[5]} components"
         stream.seek(length - 2, 1)

@@ -1,4 +1,4 @@
-"""Turn an opened Pillow image, or an array, into pixels: uint8 (H, W, 3) RGB."""
+"""Convert an opened Pillow image, or an array, to pixels: uint8 (H, W, 3) RGB."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mri_edge.scans.frame import Pixels
 from . import _tiff
 from ._picture_limits import check_memory, check_opened, check_size, damaged, unsupported
 
-_BLACK_16 = 1 << 13  # if the highest value of a 16-bit picture is below this, it uses at most an eighth of its range
+_BLACK_16 = 1 << 13  # a 16-bit picture with a lower maximum uses at most an eighth of its range
 
 _ORIENTATION = 0x0112  # EXIF tag; CIPA DC-008
-# How to turn (H, W) or (H, W, 3) pixels upright, by the tag's value. These are views: a large picture is not copied.
+# How to turn (H, W) or (H, W, 3) pixels upright, by the value of the tag. The results are views, not copies.
 _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -36,22 +36,22 @@ _TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
 
-# The pixels of a larger picture are fetched from Pillow in strips, because it copies them twice.
+# A larger picture is fetched from Pillow in strips, because Pillow copies the pixels twice.
 _WHOLE_PIXELS = 1 << 22
 _STRIP_PIXELS = 1 << 20
-# Pictures that take more memory than this are decoded one at a time, whatever the number of threads.
+# Pictures that take more memory than this are decoded one at a time, even with several threads.
 _LARGE_BYTES = 64 << 20
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 
 
 class _Decoding:
-    """A context for decoding; any number of threads may be inside.
+    """A context in which pictures are decoded. Any number of threads may be inside.
 
-    While a thread is inside, Python's warnings are off. Pillow warns about damaged metadata, which is not used, and
-    about sizes that our own limits refuse, and each warning would be two more lines on stderr. A plain
-    ``warnings.catch_warnings`` in each thread does not work: two threads that leave in the order in which they
-    entered would leave the warnings off permanently. A permanent filter for Pillow's modules would silence them in the
-    user's own code.
+    Python's warnings are off while a thread is inside. Pillow warns about damaged metadata, which is not used, and
+    about sizes that our own limits refuse, and each warning would add two lines to stderr. A
+    ``warnings.catch_warnings`` in each thread does not work: if the thread that entered first also leaves first, the
+    second one would leave the warnings off permanently. A permanent filter for Pillow's modules would also silence
+    warnings in the user's own code.
     """
 
     def __init__(self) -> None:
@@ -83,12 +83,12 @@ decoding = _Decoding()
 
 
 def pixels_of_image(image: Image.Image, name: str, kind: _tiff.Tiff | None = None, *, opened: bool = False) -> Pixels:
-    """Decode a Pillow image. It may be closed if it was ``opened`` here and not by the caller.
+    """Decode a Pillow image. ``opened`` means that this package opened it and not the caller, so it may be closed.
 
     Parameters
     ----------
     name
-        For messages.
+        Name of the scan, for messages.
     kind
         What ``_tiff.check`` found, for a TIFF.
 
@@ -112,13 +112,13 @@ def pixels_of_image(image: Image.Image, name: str, kind: _tiff.Tiff | None = Non
     pixels = image.width * image.height
     stored = _BYTES_OF_MODE.get(image.mode, 4)
     result = 1 if (stored < 4 and image.mode != "P") or image.mode in ("LA", "La", "I") else 3
-    turned = stored if kind and kind.turned else 0  # Pillow turns a TIFF itself, which takes a copy
+    turned = stored if kind and kind.turned else 0  # Pillow turns a TIFF upright itself, which takes a copy
     needed = pixels * (stored + result + turned) + extra_bytes
     check_memory(name, needed)
     try:
         with decoding.large if needed > _LARGE_BYTES else nullcontext():
             values, highest = _decode(image, name, opened)
-            if needed > _LARGE_BYTES and opened:  # free the memory before another large one is decoded
+            if needed > _LARGE_BYTES and opened:  # free the memory before another thread decodes a large picture
                 image.close()
                 trim_memory()
     except (InputError, MemoryError):
@@ -133,13 +133,13 @@ def pixels_of_image(image: Image.Image, name: str, kind: _tiff.Tiff | None = Non
 
 
 def _decode(image: Image.Image, name: str, opened: bool) -> tuple[NDArray[np.uint8], int | None]:
-    """Return upright pixels of 8 bits, (H, W) or (H, W, 3), and the highest value if they had 16 bits."""
+    """Return upright 8-bit pixels, (H, W) or (H, W, 3), and the highest value if they had 16 bits, else None."""
     tiles = getattr(image, "tile", ())
     if tiles and tiles[0][0] == "ppm":
         return _decode_ppm(image)
     if image.format == "TIFF" and tiles:
         _prepare_tiff(image)
-    image.load()  # before getexif: this turns a TIFF, and a PNG may hold its EXIF after the pixels
+    image.load()  # before getexif: load turns a TIFF upright, and in a PNG the EXIF may follow the pixels
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     if width * height <= _WHOLE_PIXELS:
@@ -154,19 +154,20 @@ def _decode(image: Image.Image, name: str, opened: bool) -> tuple[NDArray[np.uin
 
 
 def _join(parts: Iterable[tuple[NDArray[np.uint8], int | None]], height: int) -> tuple[NDArray[np.uint8], int | None]:
+    """Join the strips of a picture that is ``height`` pixels high, and their highest values."""
     whole, top, highest = None, 0, None
-    for part, most in parts:
+    for part, part_highest in parts:
         if whole is None:
             whole = np.empty((height, *part.shape[1:]), np.uint8)
         whole[top : top + len(part)] = part
         top += len(part)
-        highest = most if highest is None else max(highest, most or 0)
+        highest = part_highest if highest is None else max(highest, part_highest or 0)
     assert whole is not None  # noqa: S101 (a picture has at least one row)
     return whole, highest
 
 
 def _to_8_bits(part: Image.Image, name: str, whole: Image.Image | None = None) -> tuple[NDArray[np.uint8], int | None]:
-    """Return the pixels of a part of a picture as 8 bits, and the highest value if they had 16 bits."""
+    """Return a part of a picture as 8-bit pixels, and the highest value if they had 16 bits, else None."""
     mode = part.mode
     if mode in ("L", "RGB"):
         return np.asarray(part), None
@@ -188,7 +189,7 @@ def _to_16_bits(values: NDArray[Any], mode: str, image: Image.Image, name: str) 
 
 
 def unreadable(name: str, error: Exception) -> InputError:
-    """Turn whatever Pillow raised into an InputError."""
+    """Convert an exception from Pillow to an InputError."""
     if isinstance(error, MemoryError):
         return out_of_memory(name)
     if isinstance(error, OSError) and is_transient(error):
@@ -197,7 +198,7 @@ def unreadable(name: str, error: Exception) -> InputError:
 
 
 def _prepare_tiff(image: Any) -> None:
-    """Before a TIFF is decoded: silence libtiff, and correct what Pillow understands differently from other readers."""
+    """Silence libtiff, and correct what Pillow interprets differently from other readers, before decoding a TIFF."""
     silence_libtiff()
     # Associated alpha: Pillow would divide the colors by it; OpenCV and tifffile return them as stored.
     for index, tile in enumerate(image.tile):
@@ -211,26 +212,26 @@ def _prepare_tiff(image: Any) -> None:
 
 
 def _decode_ppm(image: Any) -> tuple[NDArray[np.uint8], int | None]:
-    """Decode a binary PGM or PPM with a maximum other than 255 or 65535. Pillow takes 1 s per megapixel for these."""
-    _, _, offset, (_, most) = image.tile[0]
+    """Decode a binary PGM or PPM with a maximum other than 255 or 65535, for which Pillow takes 1 s per megapixel."""
+    _, _, offset, (_, maximum) = image.tile[0]
     width, height = image.size
     shape = (height, width, 3) if image.mode == "RGB" else (height, width)
-    kind = np.dtype(">u2" if most > 255 else "u1")
+    kind = np.dtype(">u2" if maximum > 255 else "u1")
     image.fp.seek(offset)
     content = image.fp.read(math.prod(shape) * kind.itemsize)
-    values = np.frombuffer(content, kind).reshape(shape)  # raises ValueError where the file is cut off
-    top = 65535 if most > 255 else 255
-    scaled = np.minimum(np.rint(np.arange(top + 1) / most * top), top).astype(np.uint16)
-    table = (scaled >> 8 if most > 255 else scaled).astype(np.uint8)
+    values = np.frombuffer(content, kind).reshape(shape)  # raises ValueError if the file is cut off
+    top = 65535 if maximum > 255 else 255
+    scaled = np.minimum(np.rint(np.arange(top + 1) / maximum * top), top).astype(np.uint16)
+    table = (scaled >> 8 if maximum > 255 else scaled).astype(np.uint8)
     pixels = np.empty(shape, np.uint8)
     rows = max(1, _STRIP_PIXELS // width)
     for start in range(0, height, rows):
         pixels[start : start + rows] = table[values[start : start + rows]]
-    return pixels, int(scaled[values.max()]) if most > 255 else None
+    return pixels, int(scaled[values.max()]) if maximum > 255 else None
 
 
 def _check_depth(highest: int, name: str) -> None:
-    """Refuse 16-bit values that use only the lower bits: their upper bytes, which are kept, would all be black."""
+    """Refuse 16-bit values that use only the lower bits: the upper bytes, which are kept, would all be black."""
     if 0 < highest < _BLACK_16:
         raise InputError(
             f"{name}: uses only the lower {highest.bit_length()} of its 16 bits, and would be read as black",
@@ -242,7 +243,7 @@ def _check_depth(highest: int, name: str) -> None:
 
 
 def pixels_of_array(array: NDArray[Any], name: str) -> Pixels:
-    """Take an array of 8 or 16 bits, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Raises InputError for others."""
+    """Convert an 8- or 16-bit array, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Raises InputError for others."""
     deep = array.dtype.kind == "u" and array.dtype.itemsize == 2  # in either byte order
     channels = array.shape[2] if array.ndim == 3 else 1
     if (

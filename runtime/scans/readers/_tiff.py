@@ -1,4 +1,4 @@
-"""Check the first directory of a TIFF: refuse what Pillow would misread, and limit the memory for decoding."""
+"""Check the first directory of a TIFF: refuse pictures that Pillow would misread, and limit the decoder's memory."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _first(tags: dict[int, tuple[int, ...]], tag: int, default: int) -> int:
 
 
 def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str) -> str:
-    """Refuse what Pillow cannot read or misreads. The tests compare all that is accepted with tifffile.
+    """Refuse kinds that Pillow cannot read or misreads. Tests compare all accepted kinds with tifffile.
 
     Returns the name of the kind, for messages.
     """
@@ -175,7 +175,7 @@ def _check_kind(tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
 def _check_blocks(
     stream: BinaryIO, tags: dict[int, tuple[int, ...]], bits: Sequence[int], name: str
 ) -> tuple[int, bool]:
-    """Limit the size to which strips or tiles may unpack. Returns ``Tiff.memory`` and ``Tiff.turned``."""
+    """Limit the unpacked size of strips or tiles. Returns ``Tiff.memory`` and ``Tiff.turned``."""
     width, length = tags[WIDTH][0], tags[LENGTH][0]
     compression = _first(tags, COMPRESSION, _RAW)
     planes = len(bits) if _first(tags, PLANAR, 1) == 2 else 1

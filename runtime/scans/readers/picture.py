@@ -1,4 +1,4 @@
-"""Pictures: JPEG, PNG, BMP, TIFF, WebP, GIF and PPM, decoded by Pillow to uint8 (H, W, 3) RGB."""
+"""Read pictures with Pillow: JPEG, PNG, BMP, TIFF, WebP, GIF and PPM to uint8 (H, W, 3) RGB."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 
 # Pillow knows many more formats, each a parser that hostile files could reach.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-_WANTED = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
+_FORMAT_NAMES = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
 
 _MAX_STREAM = 4 * MAX_PIXELS  # bytes
 
-Image.preinit()  # loads Pillow's common plugins now, with this module, and not during the first scan
+Image.preinit()  # load Pillow's common plugins with this module, and not during the first scan
 
-# How each format begins. BMP has two letters only, so its reserved bytes and the size of its second header are checked.
+# How each format begins. BMP has only two letters, so its reserved bytes and the size of its second header count too.
 _BEGINNING = re.compile(
     rb"\xff\xd8\xff"
     rb"|\x89PNG\r\n\x1a\n"
@@ -52,8 +52,8 @@ _BEGINNING = re.compile(
     rb"|P[1-6]\s+[\d#]",
     re.DOTALL,
 )
-# A file that begins like this and cannot be opened is a damaged picture, not another kind of file.
-_OURS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*")
+# A file that begins like this but cannot be opened is a damaged picture, not another kind of file.
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"II*\0", b"MM\0*")
 # Files that are often mistaken for scans, by their first bytes.
 _OTHER_FORMATS = (
     (b"%PDF", "PDF"),
@@ -83,21 +83,21 @@ def load(source: Source) -> Pixels:
     """Decode to uint8 (H, W, 3) RGB.
 
     EXIF rotation is applied. Palettes are resolved and CMYK becomes RGB. Alpha is dropped; with associated alpha the
-    colors are taken as they are stored. 16 bits become 8 by their upper byte. Only the first of several frames is read.
+    colors are taken as they are stored. Of 16 bits the upper byte is kept. Only the first of several frames is read.
     OpenCV's ``imread`` does the same where it reads such files. A gray picture is a view that shows one channel three
     times; a rotated picture is a view as well.
 
-    The upper bits of 16 must be used: raw 12-bit values of a scanner would become black. A TIFF that declares 12 bits
-    is scaled.
+    A picture of 16 bits must use the upper ones: raw 12-bit values of a scanner would become black. A TIFF that
+    declares 12 bits is scaled.
 
-    Decoding takes at most 500 MB and some seconds: a picture that needs more is refused before it is decoded. Large
+    Decoding takes at most 500 MB and some seconds. A picture that needs more is refused before it is decoded. Large
     pictures are decoded one at a time.
 
     Parameters
     ----------
     source
-        A path, the bytes of a file, a Pillow image, or an array: uint8 or uint16, (H, W),
-        (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
+        A path, the bytes of a file, a Pillow image, or an array: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) RGB or
+        (H, W, 4) RGBA.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def _load(source: Source) -> Pixels:
             "a scan must be a path, the bytes of a file, a Pillow image or a numpy array. "
             f"Received: {type(source).__name__}"
         )
-    path = os.fspath(source)  # messages name it as the caller typed it
+    path = os.fspath(source)  # messages contain the path as the caller typed it
     try:
         with open_scan(path) as file:
             status = os.fstat(file.fileno())
@@ -196,9 +196,9 @@ def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:
     kind = unsupported_kind(file, head)
     if kind:
         return unsupported(name, kind)
-    if head.startswith(_OURS):
+    if head.startswith(_SIGNATURES):
         return damaged(name, "its header cannot be read")
-    return InputError(f"{name}: not {_WANTED}. Received: {_guess_format(head)}", code="unsupported")
+    return InputError(f"{name}: not {_FORMAT_NAMES}. Received: {_guess_format(head)}", code="unsupported")
 
 
 def _is_dicom(head: bytes) -> bool:

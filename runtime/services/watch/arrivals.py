@@ -45,12 +45,12 @@ class _Seen:
 
 
 class Arrivals:
-    """Looks for scans in a folder, but not in its subfolders. Remembers only existing files, to limit memory.
+    """Looks for scans in a folder, but not in its subfolders. It only remembers existing files, to limit its memory.
 
     Parameters
     ----------
     settle_s
-        A scan counts as complete if its size, time and inode have not changed for this long. 0: as soon as it is seen.
+        A scan is complete if its size, time and inode have not changed for this long. 0: as soon as it is seen.
 
     Attributes
     ----------

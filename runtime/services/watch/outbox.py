@@ -1,4 +1,4 @@
-"""The output folder of a watch: ``results/``, ``heatmaps/``, ``done/``, ``failed/`` and the scan in progress.
+"""Manage the output folder of a watch: ``results/``, ``heatmaps/``, ``done/``, ``failed/`` and the scan in progress.
 
 Nothing in it is overwritten by another scan: if a scan's name is taken by a file with other content, the scan and its
 result are kept under a name that contains its hash.
@@ -36,7 +36,7 @@ class Outbox:
             make_folder(self.folder / name)
 
     def clear(self) -> None:
-        """Remove files that a kill left half-written. Only while no other program uses the folder."""
+        """Remove files that a kill left half-written. Call it only while no other program uses the folder."""
         for name in _FOLDERS:
             clear_leftovers(self.folder / name)
 
@@ -48,7 +48,7 @@ class Outbox:
         InputError
             Both possible names are taken by other files.
         OutputError
-            A file there cannot be read now, so it is unknown whether the scan has its result.
+            A file in the folder cannot be read now, so it is unknown whether the scan has its result.
         """
         for kept in _names(name, sha256):
             record = self._read(kept)
@@ -96,7 +96,7 @@ class Outbox:
     def _blocked(self, name: str, sha256: str) -> InputError:
         return InputError(
             f"{name}: {self.results / hashed_name(name, sha256)}.json or its scan is in the way",
-            "Move that file away; this scan waits",
+            "Move that file away; the scan waits until then",
         )
 
 
@@ -104,16 +104,16 @@ class InProgress:
     """The record of which scan is being classified, so that a scan that crashes the program is not tried forever.
 
     After a kill, a crash inside a decoder or an out-of-memory kill the record of the scan remains. A result or an
-    orderly end removes it. Several scans may be recorded: each has its own count while the others are tried. The file
-    in the output folder is not synced: it must survive the program, not the machine.
+    orderly end removes it. Several scans may be recorded, each with its own count. The file in the output folder is not
+    synced, because it must survive the program, not the machine.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / IN_PROGRESS
-        self._crashes = self._read()  # by hash: the scan's name, and how often the program ended during it
+        self._crashes = self._read()  # hash of a scan -> its name, and how often the program ended during it
 
     def is_suspect(self, name: str) -> bool:
-        """Whether the program ended during a scan of this name. Others should be processed first."""
+        """Whether the program ended during a scan of this name. Other scans should be processed first."""
         return any(name == suspect for suspect, _ in self._crashes.values())
 
     def begin(self, name: str, sha256: str) -> int:
@@ -126,7 +126,7 @@ class InProgress:
         return crashes
 
     def end(self, sha256: str) -> None:
-        """Remove a scan: it did not end the program."""
+        """Remove a scan, because it did not end the program."""
         self._crashes.pop(sha256, None)
         with suppress(OSError):
             if self._crashes:

@@ -27,11 +27,11 @@ from mri_edge.storage.lock import locked
 from .arrivals import Arrival, Arrivals, stamp_of
 from .outbox import InProgress, Outbox, Record
 
-_PATIENCE = 5  # a scan that cannot be read may still be arriving: it gets this many times the settling time
+_PATIENCE = 5  # multiple of the settling time that a scan gets if it cannot be read, as it may still be arriving
 _MAX_CRASHES = 3  # how often the program may end during a scan before the scan is moved to ``failed``
-_RETRY_S = 30.0  # longest time between attempts: for a disk, and for a scan that may not be read
-_REFUSED_IN_A_ROW = 3  # if this many scans in a row cannot be moved, the disk is the cause, and the others wait
-_REMIND_S = 600.0  # how often the same problem is reported again
+_RETRY_S = 30.0  # longest time between two attempts to use a disk or to read a scan
+_MAX_UNMOVED = 3  # if this many scans in a row cannot be moved, the disk is the cause, and the others wait
+_REMIND_S = 600.0  # time after which a lasting problem is reported again
 _SLEEP_S = 0.2  # longest sleep before checking whether to stop
 
 
@@ -47,7 +47,7 @@ class Watch:
     settle_s
         See ``Arrivals``.
     report
-        Called with a message about each scan that has to wait, and the reason.
+        Called with a message about each scan that has to wait, and about each problem.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Watch:
         self._stopped = False
         self._reported: dict[str, str] = {}  # the last message about each file
         self._stuck: set[str] = set()  # scans that ``once`` does not try again
-        self._refused: set[str] = set()  # scans that could not be moved
-        self._trouble: tuple[int | None, float] | None = None  # error number and time of the last report
+        self._unmoved: set[str] = set()  # scans that could not be moved
+        self._problem: tuple[int | None, float] | None = None  # error number and time of the last report
         self._last_heartbeat = 0.0
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class Watch:
                 except OutputError as error:
                     if once:
                         raise
-                    self._report_trouble(error)
+                    self._report_problem(error)
                     self._sleep(_RETRY_S / 10)
                     continue
                 if once and not scans_left:
@@ -127,7 +127,7 @@ class Watch:
             ) from error
 
     def _prepare(self, locks: ExitStack) -> None:
-        """Lock both folders and create the output folder; first the watched one, which is never created."""
+        """Lock both folders, and create the output folder. The watched folder is first, because it is never created."""
         folder, out = self._arrivals.folder, self._outbox.folder
         with ExitStack() as taken:
             self._arrivals.look()
@@ -151,9 +151,9 @@ class Watch:
         arrivals = [arrival for arrival in self._arrivals.look() if arrival.path.name not in self._stuck]
         scans_left = bool(arrivals) or self._arrivals.pending > 0
         self._report_unrecognized()
-        refused_in_a_row = 0
+        unmoved_in_a_row = 0
         for arrival in sorted(arrivals, key=lambda arrival: self._in_progress.is_suspect(arrival.path.name)):
-            if self._stopped or refused_in_a_row == _REFUSED_IN_A_ROW:
+            if self._stopped or unmoved_in_a_row == _MAX_UNMOVED:
                 break
             self._heartbeat()
             try:
@@ -169,18 +169,18 @@ class Watch:
             except OutputError as error:  # it may affect only this scan: the others should not wait for it
                 if once:
                     raise
-                self._report_trouble(error)
-                self._refused.add(arrival.path.name)
+                self._report_problem(error)
+                self._unmoved.add(arrival.path.name)
                 self._postpone(arrival)
-                refused_in_a_row += 1
+                unmoved_in_a_row += 1
                 continue
-            refused_in_a_row = 0
-            self._refused.discard(arrival.path.name)
+            unmoved_in_a_row = 0
+            self._unmoved.discard(arrival.path.name)
             self.failed += any("error" in record for record in records)
             yield from records
-        if self._trouble is not None and not self._refused:
-            self._report("going on")
-            self._trouble = None
+        if self._problem is not None and not self._unmoved:
+            self._report("the watch continues")
+            self._problem = None
         return scans_left
 
     def _postpone(self, arrival: Arrival) -> None:
@@ -268,22 +268,22 @@ class Watch:
 
     def _report_unrecognized(self) -> None:
         self._reported = {name: message for name, message in self._reported.items() if self._arrivals.has(name)}
-        self._refused = {name for name in self._refused if self._arrivals.has(name)}
+        self._unmoved = {name for name in self._unmoved if self._arrivals.has(name)}
         for name in sorted(self._arrivals.unrecognized):
             path = self._arrivals.folder / name
-            self._report_once(name, f"{path}: left alone, {_why_ignored(path)}")
+            self._report_once(name, f"{path}: ignored, {_why_ignored(path)}")
 
     def _report_once(self, name: str, message: str) -> None:
         if self._reported.get(name) != message:
             self._reported[name] = message
             self._report(message)
 
-    def _report_trouble(self, error: MriEdgeError) -> None:
+    def _report_problem(self, error: MriEdgeError) -> None:
         number = getattr(error.__cause__, "errno", None)  # messages differ, because each names another scan
         now = time.monotonic()
-        if self._trouble is None or number != self._trouble[0] or now - self._trouble[1] > _REMIND_S:
-            self._report(f"{error.problem}. Scans stay where they are and are tried again until it works")
-            self._trouble = (number, now)
+        if self._problem is None or number != self._problem[0] or now - self._problem[1] > _REMIND_S:
+            self._report(f"{error.problem}. Scans stay where they are, and the watch tries again until it works")
+            self._problem = (number, now)
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -292,7 +292,7 @@ class Watch:
             time.sleep(min(left, _SLEEP_S))
 
     def _heartbeat(self) -> None:
-        """Tell systemd that the service is alive, at most once a second."""
+        """Report to systemd that the service is alive, at most once a second."""
         now = time.monotonic()
         if now - self._last_heartbeat >= 1:
             self._last_heartbeat = now
@@ -314,7 +314,7 @@ def _why_ignored(path: Path) -> str:
 
 
 def _retried(problem: str) -> InputError:
-    return InputError(problem, "It stays where it is and is tried again later")
+    return InputError(problem, "It stays where it is, and the watch tries again later")
 
 
 def _crashed(scan: Path, crashes: int) -> Failure:
