@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,20 @@ Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded m
 """
 
 
+class _Proportion(click.FloatRange):
+    """A number between 0 and 1, both excluded. NaN compares as neither below nor above, so it is refused as well."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True, max_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number. Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number between 0 and 1.", param, ctx)
+        return number
+
+
 @click.command(epilog=_EPILOG)
 @required_bundle_argument
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of your labelled scans, one folder a label.")
@@ -43,13 +58,13 @@ Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded m
 )
 @click.option(
     "--prevalence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_Proportion(),
     help="Proportion of positives where the model will be used. The probabilities are calibrated for it, and precision "
     "and negative predictive value are given. Default: labels weigh the same.",
 )
 @click.option(
     "--sensitivity",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_Proportion(),
     default=0.95,
     show_default=True,
     help="Least sensitivity on the scans that choose the threshold.",
