@@ -23,6 +23,7 @@ from .recalibration import headline
 
 CARD = "MODEL_CARD.md"
 METRICS = "metrics.json"
+PARITY = "parity.json"
 
 _MAX_MISTAKES = 10  # listed by name
 
@@ -54,8 +55,9 @@ def render_card(manifest: Manifest, folder: Path) -> str:
     listed = {document.file for document in manifest.documents}
     metrics = _read_metrics(folder / METRICS) if METRICS in listed else {}
     split = Split.find(listed, lambda file: (folder / file).read_bytes())
+    counted = _parity_threshold(manifest, folder / PARITY) if PARITY in listed else ""
     try:
-        return to_markdown(f"Model card: {manifest.name}", card(manifest, metrics, split))
+        return to_markdown(f"Model card: {manifest.name}", card(manifest, metrics, split, counted))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ManifestError(
             f"{folder / METRICS}: is not what training writes ({type(error).__name__}: {error})",
@@ -68,8 +70,11 @@ def has_card(manifest: Manifest) -> bool:
     return any(document.file == CARD for document in manifest.documents)
 
 
-def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None) -> list[Section]:
-    """Sections of the card from the manifest, the content of ``metrics.json`` (may be empty) and the split record."""
+def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None, counted: str = "") -> list[Section]:
+    """Sections of the card from the manifest, the content of ``metrics.json`` (may be empty) and the split record.
+
+    ``counted`` says at which threshold the parity was counted, if that is not the manifest's.
+    """
     return [
         Section("Model Details", _model_details(manifest)),
         Section("Intended Use", _intended_use(manifest)),
@@ -77,7 +82,7 @@ def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None) -> li
         Section("Metrics", _metrics(manifest)),
         Section("Evaluation Data", _data(manifest, split, ("test",))),
         Section("Training Data", _data(manifest, split, ("train", "validation", "excluded"))),
-        Section("Quantitative Analyses", _analyses(manifest, metrics)),
+        Section("Quantitative Analyses", _analyses(manifest, metrics, counted)),
         Section("Ethical Considerations", _ethics(manifest)),
         Section("Caveats and Recommendations", _caveats(manifest)),
     ]
@@ -190,7 +195,7 @@ def _data(manifest: Manifest, split: Split | None, roles: Sequence[Role]) -> lis
     return blocks
 
 
-def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
+def _analyses(manifest: Manifest, metrics: dict[str, Any], counted: str) -> list[str | Table]:
     blocks: list[str | Table] = []
     if manifest.metrics:
         figures = [
@@ -219,7 +224,7 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
         blocks += _mistakes(manifest, test)
     return [
         *blocks,
-        f"Artefacts, and how far each is from the float model on the same images{_before(manifest)}:",
+        f"Artefacts, and how far each is from the float model on the same images{_before(manifest) or counted}:",
         Table(("artefact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
     ]
 
@@ -298,6 +303,15 @@ def _before(manifest: Manifest) -> str:
         "at the likeliest label" if done.original_threshold is None else f"at threshold {done.original_threshold:.4g}"
     )
     return f", before the recalibration, {rule}"
+
+
+def _parity_threshold(manifest: Manifest, path: Path) -> str:
+    """Say at which threshold ``parity.json`` was made, if the bundle has another by now."""
+    known = parse(path.read_bytes(), str(path))
+    threshold = known.get("threshold") if isinstance(known, dict) else None
+    if not isinstance(threshold, int | float) or threshold == manifest.threshold:
+        return ""
+    return f", counted at threshold {threshold:.4g}"
 
 
 def _positive(manifest: Manifest) -> str:
