@@ -1,4 +1,4 @@
-"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artifact with its model."""
+"""``mri-edge export``: convert a trained bundle to ONNX and TFLite, and compare each artifact with Keras."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import click
 from mri_edge.commands.output import table
 from mri_edge.errors import UsageError
 
-from .formats import QUANTIZE, format_names
-from .options import check_from_options, choose_formats, parse_labels, parse_preprocessing, positive_index
+from .formats import QUANTIZE, check_format, format_names
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     _Run = Callable[[Settings, Callable[[str], None]], list[Result]]
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
-_PAGE = "report/parity.html"
+_DEFAULT_FORMATS = ("onnx", "tflite")
 _HEADER = ("artifact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
@@ -52,6 +51,11 @@ and nothing is written.
 """
 
 
+def _split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """The parts of a list separated by commas, without empty ones."""
+    return None if text is None else tuple(part for part in map(str.strip, text.split(",")) if part)
+
+
 @click.command(epilog=EPILOG)
 @click.argument("position", metavar="[BUNDLE]", required=False, type=click.Path())
 @click.option("--model", type=click.Path(), metavar="BUNDLE", help="The same as BUNDLE.  [default: the last in runs/]")
@@ -60,14 +64,19 @@ and nothing is written.
     type=click.Path(path_type=Path),
     help="The folder that training used.  [default: the one it recorded on this machine]",
 )
-@click.option("--formats", metavar="LIST", help="Formats to make, separated by commas (default: onnx,tflite).")
+@click.option(
+    "--formats",
+    metavar="LIST",
+    callback=_split,
+    help=f"Formats to make, separated by commas (default: {','.join(_DEFAULT_FORMATS)}).",
+)
 @click.option("--quantize", is_flag=True, help=f"Short for {','.join(QUANTIZE)}.")
 @click.option("--all", "every", is_flag=True, help="Every format.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Pictures that set the int8 ranges, in place of training images. Test images are refused.",
+    help="Pictures that set the int8 ranges instead of training images. Test images are refused.",
 )
 @click.option(
     "--calibration-method",
@@ -85,7 +94,7 @@ and nothing is written.
     help="How many images are drawn, in proportion to the size of each class.",
 )
 @click.option("--search", is_flag=True, help="Try every method, and the first layer in float, on training images.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing the calibration images.")
 @click.option("--max-difference", type=click.FloatRange(0), help="Gate: largest |Δp| of every artifact.")
 @click.option("--mean-difference", type=click.FloatRange(0), help="Gate: mean |Δp| of every artifact.")
 @click.option(
@@ -100,8 +109,13 @@ and nothing is written.
     metavar="MODEL",
     help="A .keras or .h5 file or SavedModel made elsewhere; BUNDLE is the new bundle for it.",
 )
-@click.option("--labels", metavar="LIST", help="With --from: the model's labels in order, which are folders in --data.")
-@click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not make it clear.")
+@click.option(
+    "--labels",
+    metavar="LIST",
+    callback=_split,
+    help="With --from: the model's labels in order, which are folders in --data.",
+)
+@click.option("--positive", metavar="LABEL", help="With --from: the positive label, if the names do not show it.")
 @click.option(
     "--preprocessing",
     metavar="JSON",
@@ -112,11 +126,11 @@ def export(
     position: str | None,
     model: str | None,
     data: Path | None,
-    formats: str | None,
+    formats: tuple[str, ...] | None,
     quantize: bool,
     every: bool,
     external: Path | None,
-    labels: str | None,
+    labels: tuple[str, ...] | None,
     positive: str | None,
     preprocessing: str | None,
     overwrite: bool,
@@ -129,15 +143,17 @@ def export(
 
     Artifacts take uint8 RGB pixels (N, height, width, 3) and give float32 probabilities (N, classes).
     Each is run in its own engine on the test images and compared with the Keras model of BUNDLE
-    before it is added to BUNDLE. Without BUNDLE: the one in runs/ that was trained last.
+    before it is added to BUNDLE. Without BUNDLE, the bundle in runs/ that was trained last is exported.
     """
-    from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data
+    from mri_edge.authoring.runs import as_typed, choose_bundle, remember_data, remembered_data
     from mri_edge.bundles.bundle import Bundle
 
-    names = choose_formats(formats, quantize, every)
+    names = _choose_formats(formats, quantize, every)
     named = choose_bundle(position, model)
     if external is not None:
-        check_from_options(named, data, labels, preprocessing)
+        from .options import parse_description
+
+        described = parse_description(named, data, labels, positive, preprocessing)
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"
@@ -146,31 +162,21 @@ def export(
     run: _Run
     if external is None:
         bundle = _bundle_to_export(named)
-        folder, scans = bundle.folder, data or _remembered_data(bundle)
+        folder, scans = bundle.folder, data or remembered_data(bundle)
+        if data is None:
+            _say(f"with the data of its training, {scans}")
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .exporter import export as export_bundle
 
             return export_bundle(bundle, chosen, step=step)
     else:
-        folder, scans = Path(str(named)), Path(str(data))
-        labels_in_order, prepared = parse_labels(str(labels)), parse_preprocessing(str(preprocessing))
-        index = positive_index(labels_in_order, positive)
+        folder, scans = described.bundle, described.data
 
         def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
             from .sources.external_model import export_external
 
-            return export_external(
-                external,
-                folder,
-                labels_in_order,
-                index,
-                prepared,
-                chosen,
-                overwrite=overwrite,
-                step=step,
-                warn=warnings.append,
-            )
+            return export_external(external, described, chosen, overwrite=overwrite, step=step, warn=warnings.append)
 
     try:
         results, refused = _run_quietly(
@@ -187,24 +193,38 @@ def export(
     _print_results(results)
     if refused:
         raise refused
+    from .parity.document import PAGE
+
     remember_data(Bundle.open(folder.absolute()), scans)
-    _say(f"report: {folder / _PAGE}")
+    _say(f"report: {folder / PAGE}")
     _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(as_typed(folder))}")
     return 0
 
 
+def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool) -> tuple[str, ...]:
+    """Names of the formats to make. UsageError if a name is unknown, or two of the three options are given."""
+    if sum((listed is not None, quantize, every)) > 1:
+        raise UsageError("--formats, --quantize and --all exclude one another")
+    if every:
+        return format_names()
+    names = QUANTIZE if quantize else tuple(dict.fromkeys(listed or _DEFAULT_FORMATS))
+    for name in names:
+        check_format(name)
+    return names
+
+
 def _bundle_to_export(named: str | None) -> Bundle:
-    """The bundle that was named; else the one in ``runs/`` that was trained last, which is printed.
+    """Open the named bundle or, without a name, the bundle in ``runs/`` that was trained last.
 
     Raises
     ------
     UsageError
-        There is none, or it has no Keras model to export.
+        There is none, or it contains no Keras model.
     BundleError
         It cannot be opened.
     """
-    from mri_edge.authoring.keras_file import KERAS
     from mri_edge.authoring.runs import RUNS, last_trained
+    from mri_edge.authoring.writer import KERAS
     from mri_edge.bundles.bundle import Bundle
 
     if named is None:
@@ -219,20 +239,12 @@ def _bundle_to_export(named: str | None) -> Bundle:
     if bundle.manifest.artifact(KERAS) is None:
         held = ", ".join(artifact.file for artifact in bundle.manifest.artifacts)
         raise UsageError(
-            f"{named}: is exported already ({held}) and holds no {KERAS} to export again",
+            f"{named}: is exported already ({held}) and contains no {KERAS} to export again",
             f"Use it: mri-edge predict scan.jpg --model {named}. To export a model of your own, train it first: "
             "mri-edge train scans/",
         )
     bundle.require_folder()  # the artifacts are written into it
     return bundle
-
-
-def _remembered_data(bundle: Bundle) -> Path:
-    from mri_edge.authoring.runs import remembered_data
-
-    scans = remembered_data(bundle)
-    _say(f"with the data of its training, {scans}")
-    return scans
 
 
 def _say(text: str) -> None:
@@ -242,7 +254,7 @@ def _say(text: str) -> None:
 def _run_quietly(
     run: _Run, formats: tuple[str, ...], bounds: tuple[float | None, ...], **settings: Any
 ) -> tuple[list[Result], ExportRefusedError | None]:
-    """Import TensorFlow and run with progress on stderr; the results, and the error if a gate was not met."""
+    """Import TensorFlow and run with progress on stderr. Returns the results, and an error if a gate was not met."""
     from mri_edge.authoring.quiet import load_keras, quiet, terminal
     from mri_edge.storage.staging import use_temporary_folder
 
@@ -259,8 +271,8 @@ def _run_quietly(
 
 
 def _print_results(results: list[Result]) -> None:
-    """Print a table with a row for each artifact; then the reasons of the verdicts."""
-    from mri_edge.authoring.figures import with_interval
+    """Print a table with a row for each artifact, then the reasons of the verdicts."""
+    from mri_edge.authoring.intervals import with_interval
 
     rows = [_HEADER]
     for result in results:
@@ -285,7 +297,7 @@ def _print_results(results: list[Result]) -> None:
 
 @contextmanager
 def _progress(stream: TextIO) -> Iterator[Callable[[str], None]]:
-    """A function that shows the current step: a spinner on a terminal, else a line with the time."""
+    """Yield a function that shows the current step: with a spinner on a terminal, else on a line with the time."""
     from mri_edge.commands.progress import Bar, Pace, redraws
 
     if redraws(stream):

@@ -1,9 +1,9 @@
-"""Export one model: convert it, run each artifact in its own engine, compare, judge, and write all or nothing."""
+"""Export a model: convert it, run each artifact in its engine, compare it with Keras, and write all or none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.figures import with_interval
-from mri_edge.authoring.keras_file import KERAS
+from mri_edge.authoring.intervals import with_interval
 from mri_edge.authoring.teacher import TEACHER, TeacherAnswers
-from mri_edge.authoring.writer import BundleWriter, rewrite_bundle
+from mri_edge.authoring.writer import KERAS, BundleWriter, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.bundles.split import SPLIT, Split
@@ -23,12 +22,12 @@ from mri_edge.engines import open_engine
 from mri_edge.errors import BundleError, DataError, GateError
 
 from .calibration.calibrator import choose_calibration
-from .calibration.histogram import Method
 from .calibration.images import digest, read_resized
+from .calibration.observation import Method
 from .formats import Conversion, Format, find_format
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity
-from .parity.gate import DEFAULT_GATES, UNCHANGED, Gate
+from .parity.gate import DEFAULT_GATES, Gate
 from .sources.device_graph import device_graph
 from .sources.keras_model import answers, load
 
@@ -37,10 +36,10 @@ _BATCH = 16  # images that run through an engine at a time
 
 @dataclass(frozen=True)
 class Settings:
-    """Which formats to make, with which images, and how strictly to judge them.
+    """The formats to make, the images to use, and the limits of the gate.
 
-    ``calibration`` names a folder to use instead of the training images. ``search`` chooses the method and
-    the float layers on training images. A None in ``gate`` keeps the default bound of the format.
+    ``calibration`` is a folder to use instead of the training images. ``search`` chooses the method and
+    the float layers on training images. A None in ``gate`` keeps the default limit of the format.
     """
 
     formats: tuple[str, ...]
@@ -50,12 +49,12 @@ class Settings:
     calibration_images: int = 128
     search: bool = False
     seed: int = 0
-    gate: Gate = UNCHANGED
+    gate: Gate = field(default_factory=Gate)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The Keras model to export, its manifest, the split with the test images, its origin and its teacher."""
+    """The Keras model to export, its manifest, the split with the test images, its origin, and its teacher."""
 
     model: Any
     manifest: Manifest
@@ -86,7 +85,7 @@ class ExportRefusedError(GateError):
     def __init__(self, results: Sequence[Result]) -> None:
         refused = [result for result in results if result.comparison.verdict == "not met"]
         reasons = "; ".join(f"{result.artifact.file}: {', '.join(result.comparison.reasons)}" for result in refused)
-        super().__init__(f"{reasons}. Nothing was written", "See 'mri-edge export --help' for the gate's limits")
+        super().__init__(f"{reasons}. Nothing was written", "'mri-edge export --help' lists the limits of the gate")
         self.results = list(results)
 
     def __reduce__(self) -> Any:
@@ -139,11 +138,12 @@ def add_artifacts(
 ) -> list[Result]:
     """Convert, compare, and add artifacts, ``parity.json`` and its page to a bundle that is being written."""
     preprocessing = source.manifest.preprocessing
+    graph = device_graph(source.model, preprocessing)
     formats = [find_format(name) for name in settings.formats]
     step("reading the images")
     located = source.split.locate(settings.data, "test")
     if not located:
-        raise DataError("the split has no test image, so nothing can be compared", "Train or split again")
+        raise DataError("the split has no test images to compare on", "Train or split again")
     pixels = np.empty((len(located), preprocessing.height, preprocessing.width, 3), np.uint8)
     for row, (path, _) in zip(pixels, located, strict=True):
         row[...] = read_resized(path, preprocessing)
@@ -154,7 +154,7 @@ def add_artifacts(
         calibrator = choose_calibration(source.split, preprocessing, settings, tests, step)
     step("running the Keras model")
     images = _reference_images(source, located, pixels, tensors)
-    conversion = Conversion(device_graph(source.model, preprocessing), source.manifest.positive, calibrator)
+    conversion = Conversion(graph, source.manifest.positive, calibrator)
     results: list[Result] = []
     pace = Pace()
     for target in formats:
@@ -175,15 +175,19 @@ def add_artifacts(
 
 
 def _read_split(bundle: Bundle) -> Split:
-    entry = next((document for document in bundle.manifest.documents if document.file == SPLIT), None)
-    if entry is None:
-        raise BundleError(f"{bundle.folder}: no {SPLIT} in it, so no image is known to be a test image")
-    return Split.from_json(bundle.read(entry), origin=str(bundle.folder / SPLIT))
+    content = _read_document(bundle, SPLIT)
+    if content is None:
+        raise BundleError(f"{bundle.folder}: contains no {SPLIT}, so the test images are not known")
+    return Split.from_json(content, origin=str(bundle.folder / SPLIT))
 
 
 def _read_teacher(bundle: Bundle) -> TeacherAnswers | None:
-    entry = next((document for document in bundle.manifest.documents if document.file == TEACHER), None)
-    return TeacherAnswers.from_json(bundle.read(entry), str(bundle.folder / TEACHER)) if entry else None
+    content = _read_document(bundle, TEACHER)
+    return TeacherAnswers.from_json(content, str(bundle.folder / TEACHER)) if content is not None else None
+
+
+def _read_document(bundle: Bundle, file: str) -> bytes | None:
+    return next((bundle.read(document) for document in bundle.manifest.documents if document.file == file), None)
 
 
 def _reference_images(
@@ -209,7 +213,7 @@ def _add_artifact(
     images: ReferenceImages,
     gate: Gate,
 ) -> Result:
-    """Write one artifact into the staged bundle, run it in its own engine, and list it in the manifest."""
+    """Write one artifact into the staged bundle, run it in its engine, and list it in the manifest."""
     path = writer.path(target.FILE)
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")

@@ -1,66 +1,73 @@
-"""Check and parse the options of ``mri-edge export``."""
+"""Parse the options that describe a model made elsewhere, ``mri-edge export --from``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mri_edge.authoring.labels import KNOWN_FOLDERS
 from mri_edge.errors import UsageError
 
-from .formats import QUANTIZE, format_names
-
 if TYPE_CHECKING:
     from mri_edge.scans.preprocessing import Preprocessing
 
-_DEFAULT_FORMATS = "onnx,tflite"
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model file does not say: the labels in the order of the outputs, and the preprocessing.
+
+    ``bundle`` is the folder to make; ``data`` holds one folder of pictures for each label.
+    """
+
+    bundle: Path
+    data: Path
+    labels: tuple[str, ...]
+    positive: int
+    preprocessing: Preprocessing
 
 
-def choose_formats(listed: str | None, quantize: bool, every: bool) -> tuple[str, ...]:
-    """Names of the formats to make, from ``--formats``, ``--quantize`` and ``--all``. UsageError if two are given."""
-    if sum((listed is not None, quantize, every)) > 1:
-        raise UsageError("--formats, --quantize and --all exclude one another")
-    if every:
-        return format_names()
-    if quantize:
-        return QUANTIZE
-    names = tuple(dict.fromkeys(_split(listed or _DEFAULT_FORMATS)))
-    if unknown := [name for name in names if name not in format_names()]:
-        raise UsageError(f"unknown format {unknown[0]!r}", f"Formats: {', '.join(format_names())}")
-    return names
-
-
-def check_from_options(bundle: str | None, data: Path | None, labels: str | None, preprocessing: str | None) -> None:
-    """Raise UsageError that lists every option that ``--from`` still needs."""
-    needed = {
-        "BUNDLE, the folder to be made": bundle,
-        "--data DIR, pictures to compare and calibrate with": data,
-        "--labels LIST, the model's labels in order": labels,
-        "--preprocessing JSON, what the model expects, which is not written in it": preprocessing,
-    }
-    if missing := [description for description, value in needed.items() if value is None]:
-        raise UsageError(
-            f"--from still needs {'; '.join(missing)}",
-            "For example: mri-edge export mine --from model.keras --data scans/ --labels no,yes "
-            """--preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
-        )
-
-
-def parse_labels(text: str) -> tuple[str, ...]:
-    """The labels in ``--labels``: at least two, none twice."""
-    labels = tuple(_split(text))
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UsageError(f"--from needs --labels, at least two, none twice. Received: {text!r}")
-    return labels
-
-
-def positive_index(labels: tuple[str, ...], positive: str | None) -> int:
-    """Index of the positive label: the one that is named, else the one that means tumour in public data sets.
+def parse_description(
+    bundle: str | None,
+    data: Path | None,
+    labels: tuple[str, ...] | None,
+    positive: str | None,
+    preprocessing: str | None,
+) -> ModelDescription:
+    """Check and parse the values of the options.
 
     Raises
     ------
     UsageError
-        There is no label of that name; or none is named, and not exactly one of the labels is known to be positive.
+        An option is missing, or its value is not valid.
+    ManifestError
+        The preprocessing is not a valid JSON object.
+    """
+    if bundle is None or data is None or labels is None or preprocessing is None:
+        needed = {
+            "BUNDLE, the folder to be made": bundle,
+            "--data DIR, pictures to compare and calibrate with": data,
+            "--labels LIST, the model's labels in order": labels,
+            "--preprocessing JSON, what the model expects, which is not written in it": preprocessing,
+        }
+        raise UsageError(
+            f"--from still needs {'; '.join(name for name, value in needed.items() if value is None)}",
+            "For example: mri-edge export mine --from model.keras --data scans/ --labels no,yes "
+            """--preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
+        )
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UsageError(f"--from needs at least two different --labels. Received: {','.join(labels)!r}")
+    prepared = _parse_preprocessing(preprocessing)
+    return ModelDescription(Path(bundle), data, labels, positive_index(labels, positive), prepared)
+
+
+def positive_index(labels: tuple[str, ...], positive: str | None) -> int:
+    """Index of the label named ``positive`` or, without a name, of the one that means a tumour in public data sets.
+
+    Raises
+    ------
+    UsageError
+        No label has that name, or the label cannot be chosen without a name.
     """
     if positive in labels:
         return labels.index(positive)
@@ -72,8 +79,8 @@ def positive_index(labels: tuple[str, ...], positive: str | None) -> int:
     return known.index(1)
 
 
-def parse_preprocessing(text: str) -> Preprocessing:
-    """The preprocessing in ``--preprocessing``: a JSON object, or the path of a file with one."""
+def _parse_preprocessing(text: str) -> Preprocessing:
+    """Parse ``--preprocessing``: a JSON object, or the path of a file that contains one."""
     from mri_edge.bundles.decode import parse, read
     from mri_edge.scans.preprocessing import Preprocessing
 
@@ -84,7 +91,3 @@ def parse_preprocessing(text: str) -> Preprocessing:
     except OSError as error:
         raise UsageError(f"--preprocessing: {text}: cannot read ({error.strerror})") from error
     return read(Preprocessing, parse(content, text), text)
-
-
-def _split(text: str) -> list[str]:
-    return [part for part in map(str.strip, text.split(",")) if part]

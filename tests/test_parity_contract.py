@@ -15,10 +15,9 @@ from mri_edge.bundles.manifest import Manifest
 pytest.importorskip("sklearn", reason="needs the extra 'export'")
 stats = pytest.importorskip("scipy.stats", reason="needs the extra 'export'")
 
-from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare
+from mri_edge.export.parity.comparison import Comparison, ReferenceImages, compare, mcnemar, paired_change
 from mri_edge.export.parity.document import document, to_json
-from mri_edge.export.parity.gate import DEFAULT_GATES, Gate
-from mri_edge.export.parity.significance import exact_bounds, images_needed, mcnemar, paired_change
+from mri_edge.export.parity.gate import DEFAULT_GATES, Gate, exact_bounds, images_needed
 
 NO_LIMIT = Gate(None, None, None)
 

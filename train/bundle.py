@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 import mri_edge
 from mri_edge.authoring.card import METRICS
-from mri_edge.authoring.keras_file import KERAS, keras_artifact
 from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
-from mri_edge.authoring.writer import new_bundle
+from mri_edge.authoring.writer import KERAS, new_bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Training
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.inference.prediction import NOTICE, decide
@@ -118,7 +117,7 @@ def write_bundle(
     )
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
         network.whole.save(writer.path(KERAS))
-        writer.add_artifact(keras_artifact(recipe.preprocessing, len(labels.names)))
+        writer.add_keras_model()
         writer.add_document(METRICS, measured)
         writer.add_document(SPLIT, split.to_json())
         for file, content in (documents or {}).items():

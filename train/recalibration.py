@@ -1,4 +1,4 @@
-"""Recalibrate a bundle for the labelled scans of one place: a new bundle with a temperature and a threshold of its own.
+"""Recalibrate a bundle for the labelled scans of one site: a new bundle with a temperature and a threshold of its own.
 
 The artifacts stay as they are. The manifest of the new bundle says how their answers are changed, so that one
 recalibration holds for every engine and format. It is not covered by the signature of the original bundle.
@@ -92,7 +92,7 @@ def recalibrate_bundle(
     DataError
         The folders do not match the labels, all scans are known from training, none can be read, or too few.
     GateError
-        The answers cannot be told from chance.
+        The answers cannot be distinguished from chance.
     UsageError
         ``out`` cannot be used, or a prevalence was given for more than two labels.
     BundleError, EngineError, OutputError
@@ -258,7 +258,7 @@ def _entry(
     else:
         rule = (
             f"best Youden index among those of at least {goal.sensitivity:g} sensitivity, on {sum(counts)} scans of "
-            f"the place where it is used; {FOLDS} folds judge it"
+            f"the site where it is used; {FOLDS} folds judge it"
         )
     return Recalibration(
         temperature=result.fit.temperature,

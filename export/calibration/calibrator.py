@@ -1,13 +1,10 @@
-"""Observe every tensor of a model on the calibration images, with ONNX Runtime or LiteRT.
-
-Images are read in small batches. Of each tensor only a histogram of fixed size and the mean of each
-channel are kept, so that memory does not grow with the number of images.
-"""
+"""Choose the calibration images, run them through a model, and search for the best int8 recipe."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +13,14 @@ from numpy.typing import NDArray
 
 from mri_edge.bundles.manifest import Calibration
 from mri_edge.bundles.split import Split
+from mri_edge.engines import open_engine
 from mri_edge.errors import DataError
+from mri_edge.export.formats import Converted
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
-from .histogram import METHODS, Histogram, Method, Range
 from .images import Pixels, draw, find_copies, pictures_in, read_batches, record, refuse_test_images
+from .observation import METHODS, Method, Observation
 
 if TYPE_CHECKING:
     from mri_edge.export.exporter import Settings
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 # Runs a batch of pixels and returns the tensors to observe, by name.
 Observer = Callable[[Pixels], Mapping[str, NDArray[np.float32]]]
 
-HELD_OUT = 64  # training images that compare the candidates of a search; none of them calibrates
+HELD_OUT = 64  # training images on which a search compares its candidates; not used for calibration
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one int8 candidate: the method that sets ranges, and whether the first layer stays in float."""
+    """How to make an int8 artifact: the method that sets ranges, and whether the first layer stays in float."""
 
     method: Method = "minmax"
     first_in_float: bool = False
@@ -43,51 +42,62 @@ class Recipe:
 SEARCHED = tuple(Recipe(method, first) for first in (False, True) for method in METHODS)
 
 
-class Observation:
-    """The values of one tensor on the calibration images: their histogram, and the mean of each channel."""
-
-    def __init__(self, channel_axis: int) -> None:
-        self._axis = channel_axis
-        self._histogram = Histogram()
-        self._sum: NDArray[np.float64] | float = 0.0
-        self._count = 0
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Add the tensor of one batch, (n, …)."""
-        self._histogram.add(values)
-        axis = self._axis % values.ndim
-        others = tuple(index for index in range(values.ndim) if index != axis)
-        self._sum = self._sum + values.sum(axis=others, dtype=np.float64)
-        self._count += values.size // values.shape[axis]
-
-    def range(self, method: Method) -> Range:
-        """Lowest and highest value to represent."""
-        return self._histogram.range(method)
-
-    @property
-    def channel_means(self) -> NDArray[np.float64]:
-        """Mean of each channel, float64 (channels,)."""
-        return np.asarray(self._sum) / self._count
-
-
 @dataclass(frozen=True)
 class Calibrator:
-    """The calibration images with a recipe or, if ``held_out`` has images, with a search among ``SEARCHED``."""
+    """The calibration images, and the recipe to build with. If there are ``held_out`` images, a search chooses it.
+
+    ``record`` goes into the manifest. ``step`` is called with a line of text for each candidate of a search.
+    """
 
     files: tuple[Path, ...]
     preprocessing: Preprocessing
     record: Calibration
     recipe: Recipe = Recipe()
     held_out: tuple[Path, ...] = ()
-    step: Callable[[str], None] = lambda text: None  # called with a line for each candidate
+    step: Callable[[str], None] = lambda text: None
 
     def observe(self, observer: Observer, channel_axis: int) -> dict[str, Observation]:
-        """Run the images through ``observer``; ``channel_axis`` is 1 for NCHW, -1 for NHWC."""
+        """Run the images through ``observer``, batch by batch; ``channel_axis`` is 1 for NCHW, -1 for NHWC."""
         observations: dict[str, Observation] = {}
         for batch in read_batches(self.files, self.preprocessing):
             for name, values in observer(batch).items():
                 observations.setdefault(name, Observation(channel_axis)).add(values)
         return observations
+
+    def build_best(self, build: Callable[[Recipe], Converted], reference: bytes, suffix: str) -> Converted:
+        """Build the artifact of ``recipe`` or, if there are ``held_out`` images, of the best of ``SEARCHED``.
+
+        Parameters
+        ----------
+        build
+            Returns an artifact's bytes, and facts about how it was made, from a recipe.
+        reference
+            Bytes of the float artifact. The candidate with the smallest mean |Δp| from it on the held-out images wins.
+        suffix
+            File name suffix of both, which decides the engine.
+        """
+        calibration = {"calibration": asdict(self.record)}
+        if not self.held_out:
+            content, facts = build(self.recipe)
+            return content, {**facts, **calibration, "recipe": asdict(self.recipe)}
+        batches = list(read_batches(self.held_out, self.preprocessing))
+        expected = _probabilities(reference, suffix, batches)
+        candidates = []
+        for number, recipe in enumerate(SEARCHED, 1):
+            layer = "float" if recipe.first_in_float else "integers"
+            self.step(f"trying {recipe.method} ranges, first layer in {layer}: {number} of {len(SEARCHED)}")
+            content, facts = build(recipe)
+            difference = float(np.abs(_probabilities(content, suffix, batches) - expected).mean())
+            if np.isnan(difference):  # min() would keep a NaN that comes first
+                difference = np.inf
+            candidates.append((difference, recipe, content, facts))
+        _, best, content, facts = min(candidates, key=lambda candidate: candidate[0])
+        tried = [
+            {**asdict(recipe), "mean_difference": difference if np.isfinite(difference) else None}
+            for difference, recipe, _, _ in candidates
+        ]
+        search = {"images": len(self.held_out), "tried": tried}
+        return content, {**facts, **calibration, "recipe": asdict(best), "search": search}
 
 
 def choose_calibration(
@@ -97,27 +107,27 @@ def choose_calibration(
     tests: Mapping[str, Path],
     step: Callable[[str], None] = lambda text: None,
 ) -> Calibrator:
-    """Draw the images that calibrate and, for a search, those that compare its candidates.
+    """Draw the calibration images and, for a search, the held-out images.
 
-    No test image is among them, not even one that a leaky split also lists for training.
+    Test images are left out, even those that a leaky split also lists for training.
 
     Parameters
     ----------
     tests
         The test images by ``images.digest``.
     step
-        Called with a line for each candidate of a search.
+        Called with a line of text for each candidate of a search.
 
     Raises
     ------
     DataError
-        An image is missing or unreadable, one in ``settings.calibration`` is a test image, or none is left.
+        An image is missing or unreadable, one in ``settings.calibration`` is a test image, or no image is left.
     """
     training = split.without({image.sha256 for image in split.of("test")})
 
     def draw_training(candidates: Split, count: int, seed: int) -> tuple[Path, ...]:
         drawn = draw(candidates.locate(settings.data, "train"), count, seed)
-        # A copy of a test image in another format is recognized only when it is decoded; then one fewer is taken.
+        # Copies of test images in other formats are recognized only by their pixels, so they are removed after drawing.
         copies = find_copies(drawn, tests, preprocessing)
         return tuple(file for file in drawn if file not in copies)
 
@@ -127,13 +137,24 @@ def choose_calibration(
     else:
         files = draw_training(training, settings.calibration_images, settings.seed)
     if not files:
-        raise DataError("no training image to calibrate with", "Name a folder with --calibration")
+        raise DataError("there is no training image to calibrate with", "Name a folder with --calibration")
     held_out: tuple[Path, ...] = ()
     if settings.search:
         held_out = draw_training(training.without({sha256_of(file) for file in files}), HELD_OUT, settings.seed + 1)
         if not held_out:
-            raise DataError("--search needs training images that do not calibrate", "Lower --calibration-images")
+            raise DataError("--search needs training images beyond those for calibration", "Lower --calibration-images")
     method = "search" if settings.search else settings.method
     return Calibrator(
         files, preprocessing, record(files, method, settings.seed), Recipe(settings.method), held_out, step
     )
+
+
+def _probabilities(content: bytes, suffix: str, batches: list[Pixels]) -> NDArray[np.float32]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{suffix}"
+        path.write_bytes(content)
+        engine = open_engine(path, provider="cpu")
+        try:
+            return np.concatenate([engine.run(batch) for batch in batches])
+        finally:
+            engine.close()

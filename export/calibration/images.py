@@ -1,4 +1,4 @@
-"""Choose the images that calibrate: draw them, read them in batches, and keep test images out."""
+"""Draw calibration images, read them in batches, and exclude test images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mri_edge.storage.atomic import fingerprint, sha256_of
 
 Pixels = NDArray[np.uint8]
 
-BATCH = 8
+_BATCH = 8
 
 
-def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int = BATCH) -> Iterator[Pixels]:
-    """Decode and resize pictures, ``size`` at a time: uint8 (n, height, width, 3).
+def read_batches(files: Iterable[Path], preprocessing: Preprocessing) -> Iterator[Pixels]:
+    """Decode and resize pictures, a few at a time: uint8 (n, height, width, 3).
 
     Raises
     ------
@@ -31,7 +31,7 @@ def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int 
     batch: list[Pixels] = []
     for file in files:
         batch.append(read_resized(file, preprocessing))
-        if len(batch) == size:
+        if len(batch) == _BATCH:
             yield np.stack(batch)
             batch = []
     if batch:
@@ -39,7 +39,7 @@ def read_batches(files: Iterable[Path], preprocessing: Preprocessing, size: int 
 
 
 def read_resized(file: Path, preprocessing: Preprocessing) -> Pixels:
-    """One picture as the network takes it, uint8 (height, width, 3). DataError if it cannot be read."""
+    """One picture resized for the network, uint8 (height, width, 3). DataError if it cannot be read."""
     try:
         return preprocessing.resize_picture(readers.load(file))
     except InputError as error:
@@ -49,7 +49,7 @@ def read_resized(file: Path, preprocessing: Preprocessing) -> Pixels:
 def draw(files: list[tuple[Path, int]], count: int, seed: int) -> tuple[Path, ...]:
     """Draw ``count`` files from (file, group) pairs, in proportion to the size of each group.
 
-    All are drawn if there are fewer. They keep the order of ``files``; the same seed draws the same.
+    If there are fewer, all are drawn. They keep the order of ``files``, and the same seed draws the same files.
     """
     groups = np.array([group for _, group in files], np.int64)
     chosen = set(_draw_stratified(groups, count, np.random.default_rng(seed)))
@@ -57,27 +57,27 @@ def draw(files: list[tuple[Path, int]], count: int, seed: int) -> tuple[Path, ..
 
 
 def record(files: Iterable[Path], method: str, seed: int) -> Calibration:
-    """The manifest's record of calibration images: how many, how drawn, and a fingerprint of their contents."""
+    """Describe calibration images for the manifest: their number, method, seed, and a fingerprint of their contents."""
     hashes = sorted(sha256_of(file) for file in files)
     return Calibration(method, len(hashes), seed, fingerprint(hashes))
 
 
 def pictures_in(folder: Path) -> list[tuple[Path, int]]:
-    """Pictures below ``folder``, each with the number of its subfolder in order of name. DataError if none."""
+    """Pictures below ``folder`` with the index of their subfolder in sorted order. DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder", "Name a folder of pictures with --calibration")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and readers.recognizes(path))
     if not files:
-        raise DataError(f"{folder}: no picture in it", f"Suffixes: {', '.join(readers.suffixes())}")
+        raise DataError(f"{folder}: contains no picture", f"Suffixes: {', '.join(readers.suffixes())}")
     groups = {parent: index for index, parent in enumerate(sorted({path.parent for path in files}))}
     return [(path, groups[path.parent]) for path in files]
 
 
 def find_copies(files: Iterable[Path], tests: Mapping[str, Path], preprocessing: Preprocessing) -> dict[Path, Path]:
-    """The files that equal a test image, each with that test image; ``tests`` holds test images by ``digest``.
+    """Map each file that equals a test image to that image; ``tests`` maps digests to test images.
 
-    The pixels that the network takes are compared, so that a copy under another name or in another lossless
-    format is found too. DataError if a picture cannot be read.
+    Compares the resized pixels, and so finds copies under other names and in other lossless formats. Raises DataError
+    if a picture cannot be read.
     """
     digests = {file: digest(read_resized(file, preprocessing)) for file in files}
     return {file: tests[key] for file, key in digests.items() if key in tests}
@@ -87,18 +87,18 @@ def refuse_test_images(files: Iterable[Path], tests: Mapping[str, Path], preproc
     """Raise DataError if one of ``files`` equals a test image; see ``find_copies``."""
     for file, test in find_copies(files, tests, preprocessing).items():
         raise DataError(
-            f"{file}: is the test image {test}; calibration must not see the images of the comparison",
+            f"{file}: is the test image {test}; calibration must not use the images of the comparison",
             "Remove it from the calibration folder",
         )
 
 
 def digest(pixels: Pixels) -> str:
-    """SHA-256 of one picture as the network takes it, uint8 (height, width, 3)."""
+    """SHA-256 of one resized picture, uint8 (height, width, 3)."""
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _draw_stratified(groups: NDArray[np.int64], count: int, random: np.random.Generator) -> list[int]:
-    """Indices, drawn in proportion to the size of each group; the largest remainders are rounded up."""
+    """Draw indices in proportion to the size of each group, by the largest-remainder method."""
     count = min(count, len(groups))
     labels, sizes = np.unique(groups, return_counts=True)
     proportional = sizes * (count / max(1, len(groups)))

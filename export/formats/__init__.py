@@ -1,7 +1,7 @@
-"""Registry of export formats: one module each, found by its file name.
+"""Find the export formats: each module of this folder defines one, named after its file.
 
-Each module defines what ``Format`` lists. Its default gate is the one of its precision, ``parity.gate.DEFAULT_GATES``.
-To add a format, add a file.
+To add a format, add a file that defines what ``Format`` lists. Its default gate depends on its precision, see
+``parity.gate.DEFAULT_GATES``.
 """
 
 from __future__ import annotations
@@ -20,38 +20,40 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from mri_edge.export.calibration.calibrator import Calibrator
-    from mri_edge.export.sources.device_graph import DeviceGraph
 
-# The formats of --quantize: each int8 artifact, and the float artifact of the same kind.
+# The bytes of an artifact, and facts about how it was made, for the manifest.
+Converted = tuple[bytes, dict[str, Any]]
+
+# The formats of --quantize: the int8 artifacts, and the float artifacts they are made from.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
 
 
 @dataclass
 class Conversion:
-    """What all formats of one export start from; each float model is made once, when a format first needs it."""
+    """What all formats of one export start from. Each float model is made once, when a format first needs it."""
 
-    graph: DeviceGraph
+    graph: Any  # the function of ``device_graph``
     positive: int
     calibrator: Calibrator | None = None
 
     @cached_property
     def float_onnx(self) -> ModelProto:
-        """The float32 ONNX model, with heatmap outputs if its head allows them. Change a copy, never this object."""
+        """The float32 ONNX model, with heatmap outputs if its head allows them. Formats must not modify it."""
         from mri_edge.export.onnx.convert import float_model
         from mri_edge.export.onnx.explanation import with_explanation
 
         model = float_model(self.graph)
         try:
             return with_explanation(model, self.positive)
-        except ConversionError:  # another kind of head: the model classifies without a heatmap
+        except ConversionError:  # a head without a closed form: the model classifies, but gives no heatmap
             return model
 
     @cached_property
     def float_tflite(self) -> bytes:
         """The float32 TFLite file."""
-        from mri_edge.export.tflite.convert import float_model
+        from mri_edge.export.tflite.convert import to_tflite
 
-        return float_model(self.graph)
+        return to_tflite(self.graph)
 
     def calibration(self) -> Calibrator:
         """The calibrator; UsageError if this export has no calibration images."""
@@ -63,22 +65,26 @@ class Conversion:
 class Format(Protocol):
     """What each module in this folder defines."""
 
-    NAME: str
     FILE: str  # of the artifact
     FORMAT: str  # in the manifest
     PRECISION: Precision
     CALIBRATED: bool  # whether it needs calibration images
     LIBRARIES: tuple[str, ...]  # packages whose versions the manifest records
-    convert: Callable[[Conversion], tuple[bytes, dict[str, Any]]]  # the file, and facts about how it was made
+    convert: Callable[[Conversion], Converted]
 
 
 def format_names() -> tuple[str, ...]:
-    """Names of all formats, without importing any: ``onnx_int8.py`` is ``onnx-int8``."""
+    """Names of all formats, without importing their modules: ``onnx_int8.py`` is ``onnx-int8``."""
     return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
-def find_format(name: str) -> Format:
-    """One format by name. Raises UsageError with the known names."""
+def check_format(name: str) -> None:
+    """Raise UsageError with the known names if there is no such format."""
     if name not in format_names():
         raise UsageError(f"unknown format {name!r}", f"Formats: {', '.join(format_names())}")
+
+
+def find_format(name: str) -> Format:
+    """Import the module of a format. Raises UsageError if there is none of that name."""
+    check_format(name)
     return cast(Format, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
 from mri_edge.export.onnx.convert import OPSET
 
-NAME = "onnx"
 FILE = "model.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "float32"
@@ -16,6 +13,6 @@ CALIBRATED = False
 LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the ONNX file, and facts about how it was made."""
     return conversion.float_onnx.SerializeToString(), {"opset": OPSET}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
 from mri_edge.export.onnx.convert import OPSET
 from mri_edge.export.onnx.quantize import quantize
 
-NAME = "onnx-int8"
 FILE = "model.int8.onnx"
 FORMAT = "onnx"
 PRECISION: Precision = "int8"
@@ -17,7 +14,7 @@ CALIBRATED = True
 LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the ONNX file, and facts about how it was made."""
     content, facts = quantize(conversion.float_onnx, conversion.calibration())
     return content, {"opset": OPSET, **facts}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
 
-NAME = "tflite"
 FILE = "model.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "float32"
@@ -15,6 +12,6 @@ CALIBRATED = False
 LIBRARIES = ("tensorflow", "keras")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
     return conversion.float_tflite, {}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
+from mri_edge.export.tflite.convert import to_tflite
 
-NAME = "tflite-dynamic"
 FILE = "model.dynamic.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "dynamic"
@@ -15,14 +13,7 @@ CALIBRATED = False
 LIBRARIES = ("tensorflow", "keras")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
-    import tensorflow as tf
-
-    from mri_edge.export.tflite import convert as tflite_graph
-
-    content = tflite_graph.convert(conversion.graph, optimizations=[tf.lite.Optimize.DEFAULT])
-    return tflite_graph.finalize(content), {
-        "weights": "int8 per channel",
-        "activations": "int8, ranges of each run",
-    }
+    facts = {"weights": "int8 per channel", "activations": "int8, ranges of each run"}
+    return to_tflite(conversion.graph, "int8"), facts

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
+from mri_edge.export.tflite.convert import to_tflite
 
-NAME = "tflite-fp16"
 FILE = "model.fp16.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "float16"
@@ -15,12 +13,6 @@ CALIBRATED = False
 LIBRARIES = ("tensorflow", "keras")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
-    import tensorflow as tf
-
-    from mri_edge.export.tflite import convert as tflite_graph
-
-    settings = {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    content = tflite_graph.convert(conversion.graph, supported_types=[tf.float16], **settings)
-    return tflite_graph.finalize(content), {"weights": "float16"}
+    return to_tflite(conversion.graph, "float16"), {"weights": "float16"}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mri_edge.bundles.manifest import Precision
-from mri_edge.export.formats import Conversion
+from mri_edge.export.formats import Conversion, Converted
 from mri_edge.export.tflite.quantize import quantize
 
-NAME = "tflite-int8"
 FILE = "model.int8.tflite"
 FORMAT = "tflite"
 PRECISION: Precision = "int8"
@@ -16,6 +13,6 @@ CALIBRATED = True
 LIBRARIES = ("tensorflow", "keras")
 
 
-def convert(conversion: Conversion) -> tuple[bytes, dict[str, Any]]:
+def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
     return quantize(conversion.float_tflite, conversion.calibration())

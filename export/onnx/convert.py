@@ -1,4 +1,4 @@
-"""Convert the frozen graph to a lean ONNX model: tf2onnx, then a few rewrites."""
+"""Convert the frozen graph to ONNX with tf2onnx, simplify it, and edit ONNX graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from mri_edge.errors import ConversionError, OutputError, first_line
-from mri_edge.export.sources.device_graph import INPUT, OUTPUT, DeviceGraph
+from mri_edge.export.sources.device_graph import INPUT, OUTPUT
 
 # Old enough for what devices run (ONNX Runtime 1.13, OpenVINO 2022.3, TensorRT 8.6), new enough
 # for per-channel QDQ (13). onnx.ai: "ONNX versioning", onnxruntime.ai: "Compatibility".
@@ -22,8 +22,8 @@ OPSET = 17
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
-def float_model(graph: DeviceGraph) -> ModelProto:
-    """Convert with tf2onnx, simplify, and check.
+def float_model(graph: Any) -> ModelProto:
+    """Convert a function of ``device_graph`` with tf2onnx, simplify, and check.
 
     Raises
     ------
@@ -34,9 +34,9 @@ def float_model(graph: DeviceGraph) -> ModelProto:
 
     try:
         model, _ = tf2onnx.convert.from_graph_def(
-            graph.function.graph.as_graph_def(),
+            graph.graph.as_graph_def(),
             input_names=[f"{INPUT}:0"],
-            output_names=[graph.function.outputs[0].name],
+            output_names=[graph.outputs[0].name],
             opset=OPSET,
         )
     except Exception as error:  # tf2onnx lets ValueError, KeyError and more through
@@ -45,14 +45,14 @@ def float_model(graph: DeviceGraph) -> ModelProto:
             "An operation of the model has no ONNX form; versions that work: pip install 'mri-edge[export]'",
         ) from error
     _rename_input_and_output(model)
-    model = fuse(model)
+    model = _fuse(model)
     _make_reshapes_constant(model)
     _transpose_pixels_first(model)
     _fold_flatten_order(model)
-    return finalize(fuse(model))
+    return finalize(_fuse(model))
 
 
-def fuse(model: ModelProto) -> ModelProto:
+def _fuse(model: ModelProto) -> ModelProto:
     """ONNX Runtime's basic optimization, offline: constants folded, batch norm and bias fused.
 
     Higher levels add operators and layouts that only one runtime or CPU knows.
@@ -76,7 +76,7 @@ def fuse(model: ModelProto) -> ModelProto:
 
 
 def finalize(model: ModelProto) -> ModelProto:
-    """Remove what is unused, declare the batch size as dynamic, and check the whole model."""
+    """Remove unused constants, sort the nodes, declare the batch size as dynamic, and check the model."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -118,7 +118,7 @@ def consumers(model: ModelProto, name: str) -> list[NodeProto]:
     return [node for node in model.graph.node if name in node.input]
 
 
-def rewire(model: ModelProto, old: str, new: str) -> None:
+def _rewire(model: ModelProto, old: str, new: str) -> None:
     """Make every node that reads ``old`` read ``new``."""
     for node in model.graph.node:
         for index, name in enumerate(node.input):
@@ -126,34 +126,41 @@ def rewire(model: ModelProto, old: str, new: str) -> None:
                 node.input[index] = new
 
 
-def permutation(node: NodeProto) -> tuple[int, ...] | None:
+def _permutation(node: NodeProto) -> tuple[int, ...] | None:
     """Axis order of a Transpose; None for another node."""
     if node.op_type != "Transpose":
         return None
     return tuple(next(attribute.ints for attribute in node.attribute if attribute.name == "perm"))
 
 
+def shapes(model: ModelProto) -> dict[str, list[int]]:
+    """Inferred shapes of the tensors inside the graph, by name; 0 for a dynamic length."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return {
+        value.name: [length.dim_value for length in value.type.tensor_type.shape.dim]
+        for value in inferred.graph.value_info
+    }
+
+
 def _rename_input_and_output(model: ModelProto) -> None:
     """Give the graph's input and output the names of ``device_graph``."""
     [entry], [exit_] = model.graph.input, model.graph.output
-    rewire(model, entry.name, INPUT)
+    _rewire(model, entry.name, INPUT)
     entry.name = INPUT
     if exit_.name == OUTPUT:
         return
     for node in model.graph.node:
         node.output[:] = [OUTPUT if name == exit_.name else name for name in node.output]
-    rewire(model, exit_.name, OUTPUT)
+    _rewire(model, exit_.name, OUTPUT)
     exit_.name = OUTPUT
 
 
 def _make_reshapes_constant(model: ModelProto) -> None:
     """Replace the target of a Reshape that is computed from the batch size by the constant (-1, rest)."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.graph.value_info}
+    inferred = shapes(model)
     fixed = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
-        dims = shapes.get(node.output[0], ())
-        rest = [dim.dim_value for dim in dims[1:]]
+        rest = inferred.get(node.output[0], [])[1:]
         if node.op_type == "Reshape" and node.input[1] not in fixed and rest and all(rest):
             name = f"{node.output[0]}/shape"
             set_constant(model, name, np.array([-1, *rest], np.int64))
@@ -174,14 +181,14 @@ def _drop_dead_nodes(model: ModelProto) -> None:
 
 
 def _transpose_pixels_first(model: ModelProto) -> None:
-    """Move the NHWC to NCHW transpose before cast and arithmetic: 8-bit pixels are a quarter of the bytes."""
+    """Move the NHWC to NCHW transpose before cast and arithmetic, because uint8 pixels are a quarter of the bytes."""
     values, steps, name = constants(model), [], INPUT
     while True:
         readers = consumers(model, name)
         if len(readers) != 1:
             return
         [node] = readers
-        if permutation(node) == _TO_NCHW:
+        if _permutation(node) == _TO_NCHW:
             break
         arithmetic = node.op_type in ("Sub", "Mul", "Div") and values.get(node.input[1], np.empty(0)).shape in (
             (),
@@ -198,7 +205,7 @@ def _transpose_pixels_first(model: ModelProto) -> None:
             turned = f"{step.output[0]}/by_channel"
             set_constant(model, turned, values[step.input[1]].reshape(-1, 1, 1))
             step.input[1] = turned
-    rewire(model, node.output[0], name)
+    _rewire(model, node.output[0], name)
     node.input[0], steps[0].input[0] = INPUT, node.output[0]
     _sort(model)
 
@@ -218,13 +225,9 @@ def _sort(model: ModelProto) -> None:
 
 
 def _fold_flatten_order(model: ModelProto) -> None:
-    """Drop the NCHW to NHWC transpose before a flatten, and order the rows of the dense kernel instead."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.graph.value_info
-    }
-    values = constants(model)
-    for transpose in [node for node in model.graph.node if permutation(node) == _TO_NHWC]:
+    """Remove the NCHW to NHWC transpose before a flatten, and reorder the rows of the dense kernel instead."""
+    inferred, values = shapes(model), constants(model)
+    for transpose in [node for node in model.graph.node if _permutation(node) == _TO_NHWC]:
         reshape = _only_reader(model, transpose, "Reshape")
         dense = reshape and _only_reader(model, reshape, "MatMul", "Gemm")
         if (
@@ -233,7 +236,7 @@ def _fold_flatten_order(model: ModelProto) -> None:
             or any(attribute.name.startswith("trans") and attribute.i for attribute in dense.attribute)
         ):
             continue
-        channels, height, width = shapes[transpose.input[0]][1:]
+        channels, height, width = inferred[transpose.input[0]][1:]
         kernel = values.get(dense.input[1])
         if kernel is None or kernel.shape[0] != channels * height * width:
             continue

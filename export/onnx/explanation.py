@@ -4,7 +4,7 @@ Grad-CAM (Selvaraju et al., ICCV 2017) weights the channels of the last feature 
 gradient of the class's logit, and keeps the positive part of the weighted sum. A is followed by a small
 head of dense layers with ReLU, whose gradient has a closed form, so it becomes part of the graph.
 
-It costs almost nothing, because only the gradient's *mean over positions* is needed. The sum over
+It costs little, because only the *mean over positions* of the gradient is needed. The sum over
 positions is computed here, once, for the kernel of the head's first layer (512 x 256 numbers in the
 reference network instead of 8192 x 256). A pooling between A and the head needs no gradient of its
 own: if its windows do not overlap, it only moves each gradient to one position of its window.
@@ -12,6 +12,7 @@ own: if its windows do not overlap, it only moves each gradient to one position 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mri_edge.errors import ConversionError
+
+from .convert import constants, shapes
 
 FEATURES = "features"
 ACTIVATION = "activation"
@@ -38,11 +41,10 @@ def with_explanation(model: ModelProto, positive: int) -> ModelProto:
         Between the last feature map and the softmax is something other than pooling, flattening, dense
         layers and ReLU; or no feature map has several positions.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    _Explanation(copy).write(positive)
-    onnx.checker.check_model(copy, full_check=True)
-    return copy
+    explained = deepcopy(model)
+    _Explanation(explained).write(positive)
+    onnx.checker.check_model(explained, full_check=True)
+    return explained
 
 
 class _Explanation:
@@ -51,11 +53,7 @@ class _Explanation:
     def __init__(self, model: ModelProto) -> None:
         self._graph = model.graph
         self._makers: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
-        self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        self._shapes = {
-            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            for value in onnx.shape_inference.infer_shapes(model).graph.value_info
-        }
+        self._constants, self._shapes = constants(model), shapes(model)
         self._written = 0
 
     def write(self, positive: int) -> None:

@@ -12,7 +12,8 @@ the same numbers in another order of nodes, so files would change. Therefore ``Q
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from copy import deepcopy
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,10 +21,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mri_edge.device.cpu import available_cpus
-from mri_edge.export.calibration.bias_correction import mean_rounding_error
-from mri_edge.export.calibration.calibrator import Calibrator, Observation, Observer, Recipe
-from mri_edge.export.calibration.histogram import Method, Range
-from mri_edge.export.calibration.search import build_best
+from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
+from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
+from mri_edge.export.formats import Converted
 from mri_edge.export.sources.device_graph import INPUT
 
 from .convert import constants, consumers, finalize, set_constant
@@ -34,10 +34,9 @@ QUANTIZED = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose"),
 )
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-PIXELS: Range = (0.0, 255.0)
 
 
-def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
+def quantize(model: ModelProto, calibrator: Calibrator) -> Converted:
     """The int8 QDQ file of a float model, and facts about how it was made.
 
     The classifying layer and all after it stay in float: they have a few hundred weights and much influence.
@@ -45,12 +44,12 @@ def quantize(model: ModelProto, calibrator: Calibrator) -> tuple[bytes, dict[str
     with_channel = _move_mean_to_channel(model)
     observed = calibrator.observe(observer(with_channel), channel_axis=1)
 
-    def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
+    def build(recipe: Recipe) -> Converted:
         if recipe.first_in_float:  # then the subtraction can stay as well
             return quantize_with(model, observed, recipe.method, [first(model), *head(model)])
         return quantize_with(with_channel, observed, recipe.method, head(model))
 
-    return build_best(calibrator, build, model.SerializeToString(), ".onnx")
+    return calibrator.build_best(build, model.SerializeToString(), ".onnx")
 
 
 def quantize_with(
@@ -60,15 +59,14 @@ def quantize_with(
     keep_float: Sequence[str],
     *,
     weight_bits: Literal[7, 8] = 7,
-) -> tuple[bytes, dict[str, Any]]:
+) -> Converted:
     """Quantize with given observations; ``keep_float`` names the nodes that stay in float."""
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
 
     ranges = {name: observation.range(method) for name, observation in observed.items()}
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    _correct_biases(copy, observed, keep_float, levels=64 if weight_bits == 7 else 127)
+    corrected = deepcopy(model)
+    _correct_biases(corrected, observed, keep_float, levels=64 if weight_bits == 7 else 127)
     # The input of a ReLU gets the range of its output: saturation then does the work of the ReLU, which is removed.
     clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _is_explanation(node.name)]
     for node in reversed(clipped):  # a ReLU may read a ReLU
@@ -78,7 +76,7 @@ def quantize_with(
         ranges[cast.output[0]] = PIXELS
     bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     quantizer = QDQQuantizer(
-        copy,
+        corrected,
         per_channel=True,
         reduce_range=weight_bits == 7,
         weight_qType=QuantType.QInt8,
@@ -100,14 +98,12 @@ def quantize_with(
 
 def activations(model: ModelProto) -> list[str]:
     """Names of the float tensors that need a range: all but outputs, explanations, and what only a ReLU reads."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    floats = [
-        value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    ]
     return [
-        name
-        for name in floats
-        if not _is_explanation(name) and {node.op_type for node in consumers(model, name)} != {"Relu"}
+        value.name
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+        and not _is_explanation(value.name)
+        and {node.op_type for node in consumers(model, value.name)} != {"Relu"}
     ]
 
 
@@ -116,8 +112,7 @@ def observer(model: ModelProto) -> Observer:
     import onnxruntime
 
     names = activations(model)
-    exposed = ModelProto()
-    exposed.CopyFrom(model)
+    exposed = deepcopy(model)
     exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cpus()
@@ -180,30 +175,29 @@ def _move_mean_to_channel(model: ModelProto) -> ModelProto:
     The kernel of that channel adds what the subtraction would have. Zero padding applies to it as well, so
     the borders are exact.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    values = constants(copy)
-    cast = _find_cast(copy)
-    readers = consumers(copy, cast.output[0]) if cast else []
+    moved = deepcopy(model)
+    values = constants(moved)
+    cast = _find_cast(moved)
+    readers = consumers(moved, cast.output[0]) if cast else []
     if cast is None or [node.op_type for node in readers] != ["Sub"] or readers[0].input[1] not in values:
-        return copy
+        return moved
     [subtraction] = readers
-    readers = consumers(copy, subtraction.output[0])
+    readers = consumers(moved, subtraction.output[0])
     if [node.op_type for node in readers] != ["Conv"] or values[readers[0].input[1]].shape[1] != 3:
-        return copy
+        return moved
     [convolution] = readers
     kernel, mean = values[convolution.input[1]], values[subtraction.input[1]].reshape(1, 3, 1, 1)
     channel = -(kernel * mean).sum(axis=1, keepdims=True) / 255
-    set_constant(copy, convolution.input[1], np.concatenate([kernel, channel], axis=1).astype(np.float32))
-    set_constant(copy, "one_more_channel", np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
-    set_constant(copy, "full", np.array(255, np.uint8))
+    set_constant(moved, convolution.input[1], np.concatenate([kernel, channel], axis=1).astype(np.float32))
+    set_constant(moved, "one_more_channel", np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
+    set_constant(moved, "full", np.array(255, np.uint8))
     name = f"{cast.input[0]}/with_constant"
-    copy.graph.node.append(
+    moved.graph.node.append(
         helper.make_node("Pad", [cast.input[0], "one_more_channel", "full"], [name], name="constant_channel")
     )
     cast.input[0], convolution.input[0] = name, cast.output[0]
-    copy.graph.node.remove(subtraction)
-    return finalize(copy)
+    moved.graph.node.remove(subtraction)
+    return finalize(moved)
 
 
 def _find_cast(model: ModelProto) -> NodeProto | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from mri_edge.authoring.intervals import Interval, wilson_interval
@@ -16,8 +18,8 @@ from mri_edge.bundles.manifest import Manifest, Parity
 from mri_edge.inference.prediction import decide
 
 from .gate import DEFAULT_GATES, Gate, Verdict, judge
-from .significance import mcnemar, paired_change
 
+Flags = NDArray[np.bool_]
 Probabilities = NDArray[np.float32]
 
 # Log-odds of probabilities closer to 0 or 1 than this are dominated by rounding.
@@ -28,10 +30,10 @@ _CLOSEST_TO_CERTAIN = 1e-7
 class ReferenceImages:
     """The test images of a comparison, with the Keras model's answers.
 
-    ``stages`` holds the SHA-256 of each stage before the model, image by image: ``file`` (its bytes) and
-    ``tensor`` (the pixels that the model takes). Another device that computes the same two has the same
-    input, so the first stage that differs can be named. ``labels`` is (N,), ``reference`` the Keras model's
-    probabilities (N, classes); ``teacher`` is given for a distilled model.
+    ``stages`` gives the SHA-256 of the two stages before the model for each image: ``file``, its bytes, and
+    ``tensor``, the resized pixels. Another device compares its own to find the first stage that differs.
+    ``labels`` is (N,), ``reference`` the Keras model's probabilities (N, classes). Only distilled models have a
+    ``teacher``.
     """
 
     files: tuple[str, ...]
@@ -43,7 +45,7 @@ class ReferenceImages:
 
 @dataclass(frozen=True)
 class Flip:
-    """An image that artifact and Keras model label differently, with both probabilities of the positive label."""
+    """An image that the artifact labels differently, with both probabilities of the positive label."""
 
     file: str
     truth: str
@@ -57,7 +59,7 @@ class Flip:
 class Change:
     """A figure of the Keras model and of the artifact, and their difference with a paired interval.
 
-    All None if no image has the label that the figure is about, or if an answer is not a number.
+    All are None if no image has the label of the figure, or if an answer is not a number.
     """
 
     reference: float | None = None
@@ -69,9 +71,9 @@ class Change:
 
 @dataclass(frozen=True)
 class AgainstTeacher:
-    """The artifact of a distilled model beside the model's teacher.
+    """The artifact of a distilled model compared with the model's teacher.
 
-    ``changed`` counts the labels that differ; ``accuracy`` is the teacher's.
+    ``changed`` is the number of labels that differ, and ``accuracy`` that of the teacher.
     """
 
     teachers: tuple[str, ...]
@@ -108,11 +110,11 @@ class Comparison:
     teacher: AgainstTeacher | None
 
     def summary(self) -> Parity:
-        """The part that the manifest keeps."""
+        """The figures that the manifest records."""
         return Parity(self.verdict, self.images, self.max_difference, self.mean_difference, len(self.flips))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for ``parity.json``."""
+        """Plain types for ``parity.json``."""
         return to_plain(self)
 
 
@@ -171,6 +173,42 @@ def compare(
     return replace(comparison, verdict=verdict, reasons=reasons, first_difference=_first_difference(comparison))
 
 
+def mcnemar(first: Flags, second: Flags) -> float:
+    """Two-sided exact p-value for equal error rates on the same images (Q. McNemar, Psychometrika 12, 1947).
+
+    ``first`` and ``second`` say for each image whether that classifier was right.
+    """
+    lost, gained = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def paired_change(before: Flags, after: Flags) -> Interval:
+    """Change of a proportion between two classifiers on the same images, with Newcombe's interval.
+
+    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based
+    on paired data", Statistics in Medicine 17, 1998, method 10.
+    """
+    total = len(before)
+    first, second = wilson_interval(int(before.sum()), total), wilson_interval(int(after.sum()), total)
+    both, neither = int(np.sum(before & after)), int(np.sum(~before & ~after))
+    lost, gained = int(np.sum(before & ~after)), int(np.sum(~before & after))
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    cross: float = both * neither - lost * gained
+    if cross >= 0:  # continuity correction
+        cross = max(0.0, cross - total / 2)
+    correlation = cross / math.sqrt(margins) if margins else 0.0
+    change = second.value - first.value
+
+    def half_width(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b))
+
+    return Interval(
+        change,
+        change - half_width(second.value - second.low, first.high - first.value),
+        change + half_width(second.high - second.value, first.value - first.low),
+    )
+
+
 def _compare_with_teacher(
     teacher: TeacherAnswers, answer: Probabilities, y_pred: NDArray[np.intp], y_true: NDArray[np.intp]
 ) -> AgainstTeacher:
@@ -187,7 +225,7 @@ def _compare_with_teacher(
 
 
 def _first_difference(comparison: Comparison) -> str | None:
-    """The first stage that differs by more than rounding: ``logits``, ``label`` or None; the input is the same."""
+    """The first stage that differs by more than rounding: ``logits``, ``label`` or None."""
     limit = DEFAULT_GATES["float32"].max_difference or 0.0
     if comparison.max_difference > limit:
         return "logits"
@@ -199,14 +237,14 @@ def _log_odds(probabilities: Probabilities) -> NDArray[np.float64]:
     return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
-def _change(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Change:
+def _change(before: Flags, after: Flags) -> Change:
     if len(before) == 0:
         return Change()
     paired = paired_change(before, after)
     return Change(float(before.mean()), float(after.mean()), paired.value, paired.low, paired.high)
 
 
-def _auc_change(is_positive: NDArray[np.bool_], before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
+def _auc_change(is_positive: Flags, before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
     # NaN cannot be ranked; the gate refuses it.
     if is_positive.all() or not is_positive.any() or not np.isfinite([before, after]).all():
         return Change()

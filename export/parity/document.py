@@ -1,4 +1,4 @@
-"""Write ``parity.json``, all comparisons and what they were measured on, and its page, ``report/parity.html``."""
+"""Write the record of all comparisons, ``parity.json``, and its page, ``report/parity.html``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .comparison import ReferenceImages
 PARITY = "parity.json"
 PAGE = "report/parity.html"
 _TEMPLATE = Path(__file__).with_name("parity.html.jinja")
-_SIDE, _MARGIN = 260, 34  # of a scatter plot, in pixels
+_SIDE, _MARGIN = 260, 34  # pixels of a scatter plot
 
 
 def write_parity(
@@ -26,14 +26,14 @@ def write_parity(
 ) -> None:
     """Add ``parity.json`` and its page to a bundle that is being written.
 
-    Comparisons from an earlier export stay if it was made from the same model and split.
+    Comparisons of an earlier export are kept if it used the same model and split.
 
     Parameters
     ----------
     comparisons
         ``Comparison.to_dict`` of each artifact, by file name.
     facts
-        The model and the split that were compared; equal facts mean the same comparison.
+        Which model and split were compared. They decide whether earlier comparisons are kept.
     """
     previous = writer.folder / PARITY
     if previous.is_file():
@@ -52,7 +52,7 @@ def write_parity(
 def document(
     images: ReferenceImages, manifest: Manifest, comparisons: dict[str, dict[str, Any]], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of ``parity.json``: the facts, the Keras model's answers, and every comparison."""
+    """The content of ``parity.json``: the facts, the Keras model's answers, and all comparisons."""
     right = decide(images.reference, manifest.positive, manifest.threshold) == images.labels
     return {
         **facts,
@@ -87,10 +87,7 @@ def page(parity: dict[str, Any], sizes: dict[str, int]) -> str:
 
 
 def _scatter(artifact: dict[str, Any], parity: dict[str, Any]) -> dict[str, Any]:
-    """Coordinates in pixels: the Keras probability to the right, the artifact's upwards.
-
-    A point off the diagonal is a difference.
-    """
+    """Coordinates in pixels of a plot of the artifact's probabilities (y) against those of Keras (x)."""
     positive = parity["positive"]
     threshold = parity["threshold"] if parity["threshold"] is not None else 0.5
     changed = {flip["file"] for flip in artifact["flips"]}

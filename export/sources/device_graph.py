@@ -2,42 +2,38 @@
 
 If the network starts with a convolution, channel order, scale and deviation are folded into its kernel,
 and the mean becomes a subtraction before it. The mean cannot be folded: a convolution pads its *input*
-with zeros, and a bias in place of the mean would also be added at the borders, where the padding has no
+with zeros, and a bias in place of the mean would be wrong at the borders, where the padding has no
 mean. Otherwise the same steps become operations of the graph.
+
+Two steps use private APIs of TensorFlow 2.21 and Keras 3.15.1, because no public one does the same. To freeze the
+graph, TensorFlow's public function needs a session of TensorFlow 1, and tf2onnx's ``convert.from_function`` gives nodes
+other names, which would change every ONNX file. To find the layer that reads the pixels, ``Layer.input`` names only the
+first use of a layer, and ``Model.layers`` does not say which layer reads which tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from mri_edge.errors import ConversionError
 from mri_edge.scans.preprocessing import Preprocessing
-
-from .internals import first_convolution, freeze
 
 INPUT = "pixels"
 OUTPUT = "probabilities"
 
 
-@dataclass(frozen=True)
-class DeviceGraph:
-    """A frozen TensorFlow function from uint8 (N, height, width, 3) RGB to float32 (N, classes); N is dynamic."""
-
-    function: Any
-    height: int
-    width: int
-    classes: int
-
-
-def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
+def device_graph(model: Any, preprocessing: Preprocessing) -> Any:
     """Freeze a Keras model behind its preprocessing.
+
+    Returns a TensorFlow function from uint8 (N, height, width, 3) RGB to float32 (N, classes); N is dynamic.
 
     Parameters
     ----------
@@ -51,7 +47,7 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
         The model has other inputs or outputs.
     """
     size = (preprocessing.height, preprocessing.width)
-    classes = _check_classifier(model, size)
+    check_classifier(model, preprocessing)
     convolution = first_convolution(model)
     with _fold_preprocessing(convolution, preprocessing) as offset:
 
@@ -67,25 +63,43 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> DeviceGraph:
             return tf.identity(answer, name=OUTPUT)
 
         traced = tf.function(probabilities).get_concrete_function(tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT))
-        return DeviceGraph(freeze(traced), *size, classes)
+        return convert_variables_to_constants_v2(traced)
 
 
-def _check_classifier(model: Any, size: tuple[int, int]) -> int:
-    """Number of classes; ConversionError if the model does not classify one image at a time."""
-    if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != (*size, 3):
+def first_convolution(model: keras.Model) -> keras.layers.Conv2D | None:
+    """The only layer that reads the model's input, possibly in a nested model, if it is a plain convolution.
+
+    None if several layers read the input, or if the layer is used twice, grouped or not a ``Conv2D``, because
+    factors of the input can only be folded into the kernel of a plain convolution.
+    """
+    while isinstance(model, keras.Model) and len(model.inputs or ()) == 1:
+        # A Sequential keeps its graph in an inner Functional model; the nodes in its layers may be outdated.
+        depths = getattr(model, "_functional", model)._nodes_by_depth
+        nodes = [node for depth in depths.values() for node in depth]
+        users = [node for node in nodes if any(tensor is model.inputs[0] for tensor in node.input_tensors)]
+        if len(users) != 1 or sum(node.operation is users[0].operation for node in nodes) != 1:
+            return None
+        model = users[0].operation
+    plain = type(model) is keras.layers.Conv2D and model.groups == 1 and model.data_format == "channels_last"
+    return model if plain else None
+
+
+def check_classifier(model: Any, preprocessing: Preprocessing) -> None:
+    """Raise ConversionError unless a Keras model takes one preprocessed image and gives one row of classes."""
+    height, width = preprocessing.height, preprocessing.width
+    if len(model.inputs) != 1 or tuple(model.inputs[0].shape[1:]) != (height, width, 3):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.inputs)
         raise ConversionError(
-            f"{model.name}: must take one input (N, {size[0]}, {size[1]}, 3), as its preprocessing says. "
+            f"{model.name}: must take one input (N, {height}, {width}, 3), as its preprocessing says. "
             f"Received: {shapes}"
         )
     if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2 or not model.outputs[0].shape[1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in model.outputs)
         raise ConversionError(f"{model.name}: must give one output (N, classes). Received: {shapes}")
-    return max(2, int(model.outputs[0].shape[1]))
 
 
 def _normalize(values: Any, preprocessing: Preprocessing) -> Any:
-    """``Preprocessing.normalize`` as TensorFlow operations, without those that change nothing."""
+    """``Preprocessing.normalize`` as TensorFlow operations, without operations that have no effect."""
     if preprocessing.channel_order == "BGR":
         values = tf.gather(values, [2, 1, 0], axis=3)
     if preprocessing.scale != 1:
@@ -101,7 +115,7 @@ def _normalize(values: Any, preprocessing: Preprocessing) -> Any:
 def _fold_preprocessing(convolution: Any | None, preprocessing: Preprocessing) -> Iterator[NDArray[np.float64]]:
     """Fold channel order, scale and deviation into the kernel until the block ends.
 
-    Yields what the graph must still subtract from the 8-bit values, float64 (3,), R G B.
+    Yields the offset that the graph must still subtract from the pixels, float64 (3,), R G B.
     """
     deviation, mean = np.asarray(preprocessing.deviation), np.asarray(preprocessing.mean)
     # (scale * x - mean) / deviation = (x - mean / scale) * (scale / deviation)

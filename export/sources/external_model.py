@@ -1,4 +1,4 @@
-"""Export a model that was made elsewhere: make a bundle for it, and add its artifacts."""
+"""Export a model made elsewhere: make a bundle for it, and add the artifacts."""
 
 from __future__ import annotations
 
@@ -11,49 +11,43 @@ from typing import Any
 
 import numpy as np
 
-from mri_edge.authoring.keras_file import KERAS, keras_artifact
 from mri_edge.authoring.keras_models.loading import ARCHIVE, check_kind
 from mri_edge.authoring.provenance import current_provenance
-from mri_edge.authoring.writer import check_target, new_bundle
+from mri_edge.authoring.writer import KERAS, check_target, new_bundle
 from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.errors import ConversionError, DataError, OutputError, first_line
 from mri_edge.export.calibration.images import draw, read_batches
 from mri_edge.export.exporter import Result, Settings, Source, add_artifacts
+from mri_edge.export.options import ModelDescription
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import recognizes
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
+from .device_graph import check_classifier
 from .keras_model import answers, load
 from .preprocessing_check import check_preprocessing
 from .saved_model import check_saved_model, load_saved_model
 
-TEST_FRACTION = 0.2
+_TEST_FRACTION = 0.2
 _UNKNOWN = "unknown: the model was made elsewhere"
 
 
 def export_external(
     path: Path,
-    out: Path,
-    labels: tuple[str, ...],
-    positive: int,
-    preprocessing: Preprocessing,
+    description: ModelDescription,
     settings: Settings,
     *,
     overwrite: bool = False,
     step: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Make a bundle at ``out`` from a ``.keras`` or ``.h5`` file or a SavedModel folder.
+    """Make a bundle from a ``.keras`` or ``.h5`` file or a SavedModel folder, and add its artifacts.
 
-    A fifth of the pictures of each label, drawn by the seed, is compared; the others calibrate.
+    A fifth of the pictures of each label, drawn by the seed, are test images. The others calibrate.
 
     Parameters
     ----------
-    labels
-        In the order of the model's outputs. ``settings.data`` holds one folder of pictures for each.
-    positive
-        Index of the positive label.
     step
         Called with a line of text before each step.
     warn
@@ -62,7 +56,7 @@ def export_external(
     Raises
     ------
     BundleError
-        The file is no such model, or holds code.
+        The file is not such a model, or it contains code.
     ConversionError
         Its outputs are not probabilities, or their number differs from that of the labels.
     DataError
@@ -70,23 +64,24 @@ def export_external(
     OutputError, ExportRefusedError
         As for ``exporter.export``.
     """
+    out, data, preprocessing = description.bundle, description.data, description.preprocessing
     check_target(out, overwrite=overwrite)
     step("opening the model")
     model, origin, content = _open(path, preprocessing)
-    split = split_pictures(settings.data, labels, settings.seed)
-    _check_outputs(model, split, labels, preprocessing, settings.data)
+    split = split_pictures(data, description.labels, settings.seed)
+    _check_outputs(model, split, description)
     step("trying the preprocessing")
-    located = [(settings.data / image.file, image.label) for role in ("train", "test") for image in split.of(role)]
+    located = [(data / image.file, image.label) for role in ("train", "test") for image in split.of(role)]
     if warning := check_preprocessing(model, located, preprocessing, settings.seed):
         warn(warning)
-    manifest = _manifest(out.absolute().name, labels, positive, preprocessing, split, settings.seed)
+    manifest = _manifest(description, split, settings.seed)
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
         if content is not None:
             if content.startswith(ARCHIVE):
                 writer.path(KERAS).write_bytes(content)
             else:
                 model.save(writer.path(KERAS))
-            writer.add_artifact(keras_artifact(preprocessing, len(labels)))
+            writer.add_keras_model()
         writer.add_document(SPLIT, split.to_json())
         return add_artifacts(writer, Source(model, manifest, split, origin), settings, step)
 
@@ -113,7 +108,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str]
 
 
 def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
-    """Draw a fifth of each label's pictures as test images, at least one; files of the same bytes have the same role.
+    """Draw a fifth of each label's pictures as test images, at least one. Identical files get the same role.
 
     Raises
     ------
@@ -133,7 +128,7 @@ def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
     tests: set[str] = set()
     for index in range(len(labels)):
         distinct = {hashes[path]: (path, index) for path, label in files if label == index}
-        count = max(1, round(TEST_FRACTION * len(distinct)))
+        count = max(1, round(_TEST_FRACTION * len(distinct)))
         tests |= {hashes[path] for path in draw(list(distinct.values()), count, seed)}
     return Split(
         tuple(
@@ -145,16 +140,14 @@ def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
     )
 
 
-def _check_outputs(model: Any, split: Split, labels: tuple[str, ...], preprocessing: Preprocessing, data: Path) -> None:
-    """Raise ConversionError for logits or a wrong number of classes, judged by the answers for a few pictures."""
-    shape = tuple(model.inputs[0].shape[1:]) if len(model.inputs) == 1 else None
-    expected = (preprocessing.height, preprocessing.width, 3)
-    if shape != expected:
-        raise ConversionError(f"{model.name}: takes {shape}, the preprocessing gives {expected}")
-    files = [path for path, _ in split.locate(data, "test")][:4]
-    probabilities = answers(model, read_batches(files, preprocessing), preprocessing)
-    if probabilities.shape[1] != len(labels):
-        raise ConversionError(f"{model.name}: gives {probabilities.shape[1]} classes, --labels names {len(labels)}")
+def _check_outputs(model: Any, split: Split, description: ModelDescription) -> None:
+    """Raise ConversionError if the answers for a few pictures are not one probability for each label."""
+    check_classifier(model, description.preprocessing)
+    files = [path for path, _ in split.locate(description.data, "test")][:4]
+    probabilities = answers(model, read_batches(files, description.preprocessing), description.preprocessing)
+    classes, expected = probabilities.shape[1], len(description.labels)
+    if classes != expected:
+        raise ConversionError(f"{model.name}: gives {classes} classes, --labels names {expected}")
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise ConversionError(
             f"{model.name}: its outputs are not probabilities (they sum to {float(probabilities[0].sum()):.3g})",
@@ -162,21 +155,19 @@ def _check_outputs(model: Any, split: Split, labels: tuple[str, ...], preprocess
         )
 
 
-def _manifest(
-    name: str, labels: tuple[str, ...], positive: int, preprocessing: Preprocessing, split: Split, seed: int
-) -> Manifest:
+def _manifest(description: ModelDescription, split: Split, seed: int) -> Manifest:
     return Manifest(
-        name=name,
+        name=description.bundle.absolute().name,
         version="1",
-        labels=labels,
-        positive=positive,
+        labels=description.labels,
+        positive=description.positive,
         threshold=None,
-        preprocessing=preprocessing,
+        preprocessing=description.preprocessing,
         artifacts=(),
         creation=current_provenance(),
         training=Training(
             recipe=_UNKNOWN,
-            seed=seed,  # of the split; the seed of the training is not known
+            seed=seed,  # of the split, because the seed of the training is not known
             backbone=_UNKNOWN,
             backbone_weights=_UNKNOWN,
             backbone_sha256="0" * 64,
@@ -185,7 +176,7 @@ def _manifest(
             split_fingerprint=split.split_fingerprint,
             train_images=len(split.of("train")),
             test_images=len(split.of("test")),
-            classes={label: [label] for label in labels},
+            classes={label: [label] for label in description.labels},
         ),
         limits="Accuracy here may be too good: the model may have been trained on these images.",
     )

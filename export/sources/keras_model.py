@@ -9,9 +9,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.keras_file import one_column_a_class
-from mri_edge.authoring.keras_models.loading import open_model
-from mri_edge.errors import ConversionError
+from mri_edge.authoring.keras_models.loading import one_column_a_class, open_model
 from mri_edge.scans.preprocessing import Preprocessing
 
 
@@ -21,23 +19,16 @@ def load(path: Path, content: bytes | None = None) -> keras.Model:
     Raises
     ------
     BundleError
-        Not a Keras model, or one with code in it (a Lambda layer), with layers that Keras does not know, or
-        with more weights than its size allows.
-    ConversionError
-        It has several inputs or outputs.
+        It is not a Keras model, contains code (a Lambda layer) or layers that Keras does not know, or has more
+        weights than its size allows.
     """
-    model = open_model(path, keras, content)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ConversionError(
-            f"{path}: has {len(model.inputs)} inputs and {len(model.outputs)} outputs, one of each is supported"
-        )
-    return model
+    return open_model(path, keras, content)
 
 
 def answers(
     model: keras.Model, batches: Iterable[NDArray[np.uint8]], preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
-    """The Keras model's probabilities for pixels uint8 (n, H, W, 3): float32 (N, classes)."""
+    """The Keras model's probabilities, float32 (N, classes), for batches of pixels uint8 (n, H, W, 3)."""
     probabilities = [
         keras.ops.convert_to_numpy(model(preprocessing.normalize(batch), training=False)).astype(np.float32)
         for batch in batches

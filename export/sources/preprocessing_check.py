@@ -1,4 +1,4 @@
-"""Check that a stated preprocessing suits the model, by its accuracy beside that of common alternatives."""
+"""Check that a stated preprocessing suits the model, by comparing its accuracy with that of common alternatives."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mri_edge.authoring.intervals import Interval, wilson_interval
 from mri_edge.export.calibration.images import draw, read_batches
-from mri_edge.export.parity.significance import Flags, mcnemar
+from mri_edge.export.parity.comparison import Flags, mcnemar
 from mri_edge.scans.preprocessing import Preprocessing
 
 from .keras_model import answers
 
-_PICTURES = 64  # divided equally among the labels
+_PICTURES = 64  # the same number of each label
 _LEVEL = 0.05
 _BGR_MEANS = (103.939, 116.779, 123.68)
 # The preprocessings of Keras' own image classifiers, each in both channel orders.
@@ -37,12 +36,12 @@ _COMMON: tuple[dict[str, Any], ...] = (
 def check_preprocessing(
     model: Any, located: list[tuple[Path, int]], preprocessing: Preprocessing, seed: int
 ) -> str | None:
-    """A warning of a sentence or two if another preprocessing seems right; None if the stated one does.
+    """Return a warning if the stated preprocessing seems wrong, or None.
 
     Parameters
     ----------
     located
-        Pictures with the index of their label; up to 64 are drawn by ``seed``, equally many of each label.
+        Pictures with the index of their label. Up to 64 are drawn with ``seed``, the same number of each label.
 
     Raises
     ------
@@ -59,15 +58,14 @@ def check_preprocessing(
     pixels = list(read_batches([path for path, _ in drawn], preprocessing))
     labels = np.array([label for _, label in drawn])
 
-    def right(tried: Preprocessing) -> Flags:
-        found: NDArray[np.float32] = answers(model, pixels, tried)
-        return np.asarray(found.argmax(axis=1) == labels)
+    def is_right(candidate: Preprocessing) -> Flags:
+        return np.asarray(answers(model, pixels, candidate).argmax(axis=1) == labels)
 
-    stated = right(preprocessing)
+    stated = is_right(preprocessing)
     others = [
         dataclasses.replace(Preprocessing(preprocessing.height, preprocessing.width), **fields) for fields in _COMMON
     ]
-    if all((batch == batch[..., :1]).all() for batch in pixels):  # grey: the channel order matters only with means
+    if all((batch == batch[..., :1]).all() for batch in pixels):  # gray: the channel order matters only with means
         others = [other for other in others if other.channel_order == "RGB" or any(other.mean)]
     others = [other for other in others if other != preprocessing]
     chance = 1 / len(classes)
@@ -75,23 +73,21 @@ def check_preprocessing(
     # With fewer mistakes no alternative can be significantly better.
     if np.sum(~stated) > np.log2(2 * len(others) / _LEVEL):
         for other in others:
-            found = right(other)
-            better = found.sum() > flags.sum() and mcnemar(stated, found) < _LEVEL / len(others)
-            if better and _accuracy(found).low > chance:
-                best, flags = other, found
+            right = is_right(other)
+            better = right.sum() > flags.sum() and mcnemar(stated, right) < _LEVEL / len(others)
+            if better and _accuracy(right).low > chance:
+                best, flags = other, right
     guessed = _accuracy(stated).low <= chance
     if best is preprocessing and not guessed:
         return None
-    warning = f"with the stated preprocessing the model is right in {_as_text(stated)} of {len(drawn)} pictures"
+    warning = f"with the stated preprocessing the model labels {_as_text(stated)} of {len(drawn)} pictures correctly"
     if guessed:
         warning += f", no better than guessing ({chance:.2f})"
     if best is preprocessing:
-        return (
-            f"{warning}, and none of {len(others)} common ones does better. Are --labels in the order of its outputs?"
-        )
+        return f"{warning}, and none of {len(others)} common ones is better. Are --labels in the order of its outputs?"
     return (
-        f"{warning}; with --preprocessing '{_as_option(best)}', the best of {len(others)} common ones, it would be "
-        f"right in {_as_text(flags)}"
+        f"{warning}; with --preprocessing '{_as_option(best)}', the best of {len(others)} common ones, it labels "
+        f"{_as_text(flags)}"
     )
 
 
@@ -105,7 +101,7 @@ def _as_text(right: Flags) -> str:
 
 
 def _as_option(preprocessing: Preprocessing) -> str:
-    """The object for ``--preprocessing``: the size, and what differs from the default."""
+    """The JSON object for ``--preprocessing``: the size, and the values that differ from the defaults."""
     given, default = dataclasses.asdict(preprocessing), dataclasses.asdict(Preprocessing())
     kept = {name: value for name, value in given.items() if name in ("height", "width") or value != default[name]}
     return json.dumps(kept)

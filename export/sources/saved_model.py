@@ -1,7 +1,7 @@
 """Open TensorFlow's SavedModel as a Keras model, after a check that its graph only computes.
 
-A SavedModel is a program: TensorFlow has operations that read and write any file, load word lists and call
-Python, and runs some functions as soon as the model is loaded.
+A SavedModel is a program: TensorFlow has operations that read and write files, load word lists and call
+Python, and it runs some functions as soon as the model is loaded.
 
 The protobuf class of the file has no public name in TensorFlow, since the public loader opens a model without
 a check. ``tensorflow.core.protobuf`` is generated from the file format. Tested with TensorFlow 2.21.
@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from mri_edge.authoring.keras_models.bounds import UnsafeModelError, check_unpacked
+from mri_edge.authoring.keras_models.containers import UnsafeModelError, check_unpacked
 from mri_edge.errors import BundleError, ConversionError, first_line
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
@@ -35,7 +35,7 @@ _STATEFUL = re.compile(
 )
 # Operations that TensorFlow declares stateless but that reach outside the graph.
 _REACHING = re.compile(r"File|Dataset|PyFunc|Table|Debug|Reader|Queue|Snapshot|^Copy|Summary|Barrier|TPU|Xla")
-# Every SavedModel holds functions that save and restore its variables. Nothing calls them here.
+# Every SavedModel contains functions that save and restore its variables. They are never called here.
 _SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
 
 
@@ -50,7 +50,7 @@ def load_saved_model(folder: Path, height: int, width: int, original: Path | Non
     Raises
     ------
     BundleError
-        Not a SavedModel, or one that does more than compute.
+        It is not a SavedModel, or its graph does more than compute.
     ConversionError
         It has no signature of one image input and one output.
     """
@@ -86,7 +86,7 @@ def check_saved_model(folder: Path) -> None:
     """
     path = folder / GRAPH
     if not path.is_file():
-        raise BundleError(f"{folder}: no SavedModel, there is no file {GRAPH} in it", "Save it with model.export")
+        raise BundleError(f"{folder}: not a SavedModel, there is no file {GRAPH} in it", "Save it with model.export")
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST_GRAPH + 1)
@@ -100,8 +100,8 @@ def check_saved_model(folder: Path) -> None:
         for graph in SavedModel.FromString(content).meta_graphs:
             _check(graph, len(content))
     except UnsafeModelError as error:
-        raise BundleError(f"{folder}: refused: {error}", "Save the model again, made of Keras' own layers") from error
-    except Exception as error:  # protobuf's DecodeError, or a number that is no type
+        raise BundleError(f"{folder}: refused: {error}", "Save the model again, with only Keras' own layers") from error
+    except Exception as error:  # DecodeError of protobuf, or an unknown data type
         raise BundleError(f"{path}: damaged ({type(error).__name__})", "Save it with model.export") from error
 
 
@@ -124,14 +124,14 @@ def _check_operation(name: str, bodies: Any) -> None:
         return
     try:
         definition = tf.Graph().op_def_for_type(name)
-    except Exception as error:  # TensorFlow raises its own kind for a name that it does not know
+    except Exception as error:  # TensorFlow raises an error of its own for an unknown name
         raise UnsafeModelError(f"its operation {name!r} is not known") from error
     if not _STATEFUL.fullmatch(name) if definition.is_stateful else _REACHING.search(name):
         raise UnsafeModelError(f"its operation {name!r} does more than compute")
 
 
 def _constants(nodes: Iterable[Any]) -> int:
-    """Unpacked bytes of the constants: one number and a shape can describe gigabytes."""
+    """Size in bytes of the constants when unpacked, because one number and a shape can describe gigabytes."""
     tensors = [node.attr["value"].tensor for node in nodes if node.op == "Const"]
     return sum(
         tf.as_dtype(tensor.dtype).size * math.prod(max(0, length.size) for length in tensor.tensor_shape.dim)
@@ -140,7 +140,7 @@ def _constants(nodes: Iterable[Any]) -> int:
 
 
 def _reached(names: Iterable[str], bodies: Any) -> set[str]:
-    """The named functions and all that they may call."""
+    """The named functions and all functions that they may call."""
     reached: set[str] = set()
     waiting = list(names)
     while waiting:

@@ -1,40 +1,45 @@
-"""Convert the frozen graph to a TFLite file with a dynamic batch."""
+"""Convert the frozen graph to a TFLite file with a dynamic batch, and edit such files.
+
+A file is edited as Python objects, by the schema that LiteRT ships.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import flatbuffers
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from mri_edge.errors import ConversionError, first_line
-from mri_edge.export.sources.device_graph import INPUT, OUTPUT, DeviceGraph
+from mri_edge.export.sources.device_graph import INPUT, OUTPUT
 
-from .flatbuffer import BuiltinOperator, operator_code, read, set_constant, write
-
-
-def float_model(graph: DeviceGraph) -> bytes:
-    """The float32 TFLite file. Raises ConversionError for an operation that TFLite does not have."""
-    return finalize(convert(graph))
+BuiltinOperator = schema.BuiltinOperator
+_FILE_IDENTIFIER = b"TFL3"
 
 
-def convert(graph: DeviceGraph, optimizations: Sequence[Any] = (), supported_types: Sequence[Any] = ()) -> bytes:
-    """Run TensorFlow's converter with its settings of the same names; only built-in TFLite operations are allowed."""
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph.function])
-    converter.optimizations = list(optimizations)
-    converter.target_spec.supported_types = list(supported_types)
+def to_tflite(graph: Any, weights: Literal["float32", "float16", "int8"] = "float32") -> bytes:
+    """Convert a function of ``device_graph`` with TensorFlow's converter. Input and output keep their names.
+
+    Raises
+    ------
+    ConversionError
+        TFLite has no built-in operation for an operation of the model.
+    """
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
+    if weights != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if weights == "float16":
+        converter.target_spec.supported_types = [tf.float16]
     try:
-        return bytes(converter.convert())
+        content = bytes(converter.convert())
     except Exception as error:  # ConverterError, ValueError or RuntimeError
         raise ConversionError(
             f"TensorFlow {tf.__version__} cannot convert this model to TFLite: {first_line(error)}",
             "An operation of the model has no TFLite form",
         ) from error
-
-
-def finalize(content: bytes) -> bytes:
-    """Make reshape targets constant, name input and output as ``device_graph`` does, and drop what is unused."""
     model = read(content)
     [subgraph] = model.subgraphs
     _make_reshapes_constant(model, subgraph)
@@ -43,6 +48,66 @@ def finalize(content: bytes) -> bytes:
     for signature in model.signatureDefs or ():
         signature.inputs[0].name, signature.outputs[0].name = INPUT.encode(), OUTPUT.encode()
     return write(model)
+
+
+def read(content: bytes) -> Any:
+    """The file as a ``ModelT`` object."""
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(content)))
+
+
+def write(model: Any) -> bytes:
+    """The bytes of the file for a ``ModelT`` object."""
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def operator_code(model: Any, operator: Any) -> int:
+    """The operator's number in ``BuiltinOperator``."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
+
+
+def float_activations(model: Any) -> list[int]:
+    """Indices of the float tensors that operators read or write, without constants."""
+    [subgraph] = model.subgraphs
+    touched = {
+        int(index) for operator in subgraph.operators for index in (*operator.inputs, *operator.outputs) if index >= 0
+    }
+    return sorted(
+        index
+        for index in touched
+        if subgraph.tensors[index].type == schema.TensorType.FLOAT32
+        and model.buffers[subgraph.tensors[index].buffer].data is None
+    )
+
+
+def constant(model: Any, tensor: Any) -> NDArray[np.float32] | None:
+    """Values of a float32 constant; None for any other tensor."""
+    data = model.buffers[tensor.buffer].data
+    if data is None or tensor.type != schema.TensorType.FLOAT32:
+        return None
+    return np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
+
+
+def set_constant(model: Any, tensor: Any, values: NDArray[np.generic]) -> None:
+    """Give a constant new values in a new buffer, because equal constants may share one."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    tensor.buffer = len(model.buffers) - 1
+
+
+def set_range(tensor: Any, low: float, high: float) -> None:
+    """Record the range of a float tensor, which TensorFlow's quantizer reads."""
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.min, tensor.quantization.max = [low], [high]
+
+
+def set_exact_integers(tensor: Any) -> None:
+    """Declare that the integers of a tensor are its values: scale 1, zero point 0."""
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale, tensor.quantization.zeroPoint = [1.0], [0]
 
 
 def _make_reshapes_constant(model: Any, subgraph: Any) -> None:

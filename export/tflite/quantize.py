@@ -19,12 +19,11 @@ from tensorflow.lite.python.convert import mlir_quantize
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import ConversionError, first_line
-from mri_edge.export.calibration.bias_correction import mean_rounding_error
-from mri_edge.export.calibration.calibrator import Calibrator, Observation, Observer, Recipe
-from mri_edge.export.calibration.histogram import Method, Range
-from mri_edge.export.calibration.search import build_best
+from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
+from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
+from mri_edge.export.formats import Converted
 
-from .flatbuffer import (
+from .convert import (
     BuiltinOperator,
     constant,
     float_activations,
@@ -36,28 +35,27 @@ from .flatbuffer import (
     write,
 )
 
-PIXELS: Range = (0.0, 255.0)
 _DENSE = (BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 _WEIGHTED = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 
 
-def quantize(content: bytes, calibrator: Calibrator) -> tuple[bytes, dict[str, Any]]:
+def quantize(content: bytes, calibrator: Calibrator) -> Converted:
     """The full-integer file of a float one, and facts about how it was made.
 
     The classifying layer and softmax stay in float: they have a few hundred weights and much influence.
     """
     observed = calibrator.observe(observer(content), channel_axis=-1)
 
-    def build(recipe: Recipe) -> tuple[bytes, dict[str, Any]]:
+    def build(recipe: Recipe) -> Converted:
         keep = [*head(content), *(first(content) if recipe.first_in_float else ())]
         return quantize_with(content, observed, recipe.method, keep)
 
-    return build_best(calibrator, build, content, ".tflite")
+    return calibrator.build_best(build, content, ".tflite")
 
 
 def quantize_with(
     content: bytes, observed: Mapping[str, Observation], method: Method, keep_float: Sequence[str]
-) -> tuple[bytes, dict[str, Any]]:
+) -> Converted:
     """Quantize with given observations; ``keep_float`` names the output tensors of operators that stay in float."""
     model = read(content)
     [subgraph] = model.subgraphs
@@ -111,20 +109,23 @@ def observer(content: bytes) -> Observer:
 
 def first(content: bytes) -> list[str]:
     """Output tensors of all operators up to and including the first with weights, without the cast of the pixels."""
-    model = read(content)
-    [subgraph] = model.subgraphs
-    operators = [operator for operator in subgraph.operators if operator_code(model, operator) != BuiltinOperator.CAST]
-    weighted = [index for index, operator in enumerate(operators) if operator_code(model, operator) in _WEIGHTED]
-    return [_output_name(subgraph, operator) for operator in operators[: weighted[0] + 1]]
+    operators = [(name, code) for name, code in _operators(content) if code != BuiltinOperator.CAST]
+    last = next(index for index, (_, code) in enumerate(operators) if code in _WEIGHTED)
+    return [name for name, _ in operators[: last + 1]]
 
 
 def head(content: bytes) -> list[str]:
-    """Output tensors of the last operator with weights and of all after it: classifying layer and softmax."""
+    """Output tensors of the last operator with weights and of all after it: the classifying layer and the softmax."""
+    operators = _operators(content)
+    start = max(index for index, (_, code) in enumerate(operators) if code in _WEIGHTED)
+    return [name for name, _ in operators[start:]]
+
+
+def _operators(content: bytes) -> list[tuple[str, int]]:
+    """Output tensor and code of each operator."""
     model = read(content)
     [subgraph] = model.subgraphs
-    operators = subgraph.operators
-    weighted = [index for index, operator in enumerate(operators) if operator_code(model, operator) in _WEIGHTED]
-    return [_output_name(subgraph, operator) for operator in operators[weighted[-1] :]]
+    return [(_output_name(subgraph, operator), operator_code(model, operator)) for operator in subgraph.operators]
 
 
 def _output_name(subgraph: Any, operator: Any) -> str:

@@ -1,4 +1,4 @@
-"""Remove names of patients' scans from bundles that are passed on, and refuse bundles that still contain some.
+"""Remove the names of scans from bundles that are passed on, and refuse bundles that still contain some.
 
 A full bundle may name the images that it was trained and tested on. A slim, packed or signed bundle is passed on, so
 its records identify an image by the first digits of its SHA-256, and its command line contains no paths.
@@ -20,14 +20,14 @@ from mri_edge.errors import BundleError, ManifestError
 from mri_edge.inference.replay import is_golden
 from mri_edge.scans.readers import suffixes
 
-from .keras_file import KERAS
 from .provenance import replace_paths
+from .writer import KERAS
 
 _TEXT_SUFFIXES = (".json", ".md", ".html", ".txt", ".csv")
 _IMAGE_NAME = re.compile(
     r"[^\s\"'<>|/\\]+\.(?:" + "|".join(suffix[1:] for suffix in suffixes()) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
 )
-_ALIAS = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, short or whole, or a number
+_ALIAS = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, shortened or complete, or a number
 
 
 def aliases(bundle: Bundle) -> dict[str, str]:

@@ -17,7 +17,7 @@ from mri_edge.bundles.split import Role, Split
 from mri_edge.errors import ManifestError
 from mri_edge.inference.prediction import NOTICE
 
-from .figures import with_interval
+from .intervals import with_interval
 from .recalibration import facts as recalibration_facts
 from .recalibration import headline
 

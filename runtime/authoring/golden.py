@@ -1,4 +1,4 @@
-"""Record golden values: results for a few scans on this machine, for other devices to replay and compare."""
+"""Record golden values: results for a few scans on this machine, which other devices replay and compare."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .writer import rewrite_bundle
 
 
 def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
-    """Add scans to a bundle with their results on this machine: pixels, tensors, probabilities of every artifact.
+    """Add scans to a bundle with their results on this machine: pixels, tensors, and probabilities of every artifact.
 
     Parameters
     ----------
     scans
         Pictures that may be passed on with the bundle: demo scans, never a patient's.
     notice
-        Text file with the owner and licence of the scans, which is passed on with them.
+        Text file with the owner and license of the scans, which is passed on with them.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     if len(set(names)) < len(names) or not names:
         raise UsageError(f"scans must be one or more, of different names. Received: {', '.join(names) or 'none'}")
     try:
-        licence = notice.read_text(encoding="utf-8")
+        notice_text = notice.read_text(encoding="utf-8")
         contents = [path.read_bytes() for path in scans]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}") from error
@@ -72,7 +72,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     with rewrite_bundle(bundle, keep=others) as writer:
         for name, content in zip(names, contents, strict=True):
             writer.add_document(name, content)
-        writer.add_document(NOTICE, licence)
+        writer.add_document(NOTICE, notice_text)
         writer.add_document(RECORD, json.dumps(asdict(facts), indent=2) + "\n")
         np.savez_compressed(writer.path(ARRAYS), **arrays)  # type: ignore[arg-type]
         writer.add_document(ARRAYS)

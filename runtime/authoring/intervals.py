@@ -1,10 +1,11 @@
-"""Wilson's score interval, which training, evaluation and export put beside every proportion."""
+"""Compute and format the 95% interval of the figures of training, evaluation and export."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+HEAD = "value (95% interval)"  # heading of a column that ``with_interval`` fills
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,9 @@ def wilson_interval(successes: int, total: int) -> Interval:
         return Interval(0.0, 0.0, 1.0)
     bounds = binomtest(int(successes), int(total)).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(successes / total, float(bounds.low), float(bounds.high))
+
+
+def with_interval(value: float, low: float, high: float, *, signed: bool = False) -> str:
+    """``0.961 (0.868 to 0.989)``; ``signed``, for differences: ``+0.010 (-0.004 to +0.024)``."""
+    form = "+.3f" if signed else ".3f"
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"

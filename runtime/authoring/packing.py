@@ -83,7 +83,7 @@ def unpack(
     assert source is not None  # noqa: S101 (for the type checker)
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if os.path.isdir(parent))).free
     if source.size > free:
-        raise OutputError(f"{out}: unpacked it takes {source.size} bytes, the disk has {free} free", "Free some space")
+        raise OutputError(f"{out}: the bundle takes {source.size} bytes, the disk has {free} free", "Free some space")
     with atomic_folder(out) as staging:
         for name, content in source.head:
             (staging / name).write_bytes(content)

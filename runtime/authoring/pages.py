@@ -1,7 +1,7 @@
-"""Render HTML reports from Jinja2 templates; a page is one file that needs no network.
+"""Render HTML reports from Jinja2 templates. A page is a single file that loads nothing from the network.
 
-A template extends ``page.html.jinja``, which holds the style, and may import the macros ``table`` and
-``picture`` from ``macros.html.jinja``. Values are escaped.
+A template extends ``page.html.jinja``, which contains the style, and may import the macros ``table`` and
+``picture`` from ``macros.html.jinja``. Values are escaped for HTML.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .figures import with_interval
+from .intervals import with_interval
 
 _SHARED = Path(__file__).with_name("templates")
 
 
 def render(template: Path, **values: Any) -> str:
-    """Render a template file with ``values``; a name in the template without a value is an error.
+    """Render a template file with ``values``. A name in the template without a value is an error.
 
-    Filters: ``interval`` writes an object with ``value``, ``low`` and ``high``; ``base64`` encodes bytes.
+    Filters: ``interval`` formats a mapping with ``value``, ``low`` and ``high``; ``base64`` encodes bytes.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

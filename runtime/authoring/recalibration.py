@@ -7,7 +7,7 @@ from mri_edge.bundles.decode import parse
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import ManifestError
 
-from .figures import with_interval
+from .intervals import with_interval
 
 RECALIBRATION = "recalibration.json"
 NAMES = {"auc": "AUC", "precision": "precision (PPV)", "negative_predictive_value": "negative predictive value (NPV)"}

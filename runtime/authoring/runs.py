@@ -1,4 +1,4 @@
-"""The folder ``runs/``: default output of training, from which export and evaluation take the newest bundle."""
+"""Find the newest bundle in ``runs/``, the default output of training, and remember its data folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RUNS = Path("runs")
 
 
 def last_trained(wanted: Callable[[Bundle], bool] = lambda bundle: True, folder: Path = RUNS) -> Bundle | None:
-    """The bundle in ``folder`` that was trained last, of those that open and are ``wanted``; None if there is none.
+    """The bundle in ``folder`` that was trained last, of those that can be opened and are ``wanted``, or None.
 
-    Compares the training times in the manifests, which an export or a copy does not change.
+    Training times are read from the manifests, because exporting or copying a bundle changes the times of its files.
     """
     newest: tuple[tuple[datetime, int], Bundle] | None = None
     for path in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
@@ -41,11 +41,11 @@ def last_trained(wanted: Callable[[Bundle], bool] = lambda bundle: True, folder:
 def remember_data(bundle: Bundle, data: Path) -> None:
     """Remember on this machine which folder contains the training images of a bundle.
 
-    The note is a file of this user, not of the bundle, because a bundle is passed on and must not contain paths. If the
-    note cannot be written, the user has to name the folder later.
+    The record is kept in the user's state folder, because a bundle is passed on and must not contain paths. If it
+    cannot be written, the user has to name the folder later.
     """
     try:
-        path = _note_path(bundle)
+        path = _record_path(bundle)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic_write(path, json.dumps({"data": os.path.abspath(data)}) + "\n")
     except (MriEdgeError, OSError):
@@ -53,15 +53,15 @@ def remember_data(bundle: Bundle, data: Path) -> None:
 
 
 def remembered_data(bundle: Bundle) -> Path:
-    """The folder that ``remember_data`` noted. Callers compare its images with the split record.
+    """The folder that ``remember_data`` recorded. Callers compare its images with the split record.
 
     Raises
     ------
     UsageError
-        There is no note on this machine, or the folder no longer exists.
+        There is no record on this machine, or the folder no longer exists.
     """
     try:
-        folder = Path(json.loads(_note_path(bundle).read_text(encoding="utf-8"))["data"])
+        folder = Path(json.loads(_record_path(bundle).read_text(encoding="utf-8"))["data"])
     except (MriEdgeError, OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{bundle.folder}: this machine has no record of the folder it was trained from", "Name it: --data DIR"
@@ -75,16 +75,16 @@ def remembered_data(bundle: Bundle) -> Path:
 
 
 def as_typed(folder: Path) -> str:
-    """A bundle's folder as a command-line argument: ``./small``, because ``small`` may be an embedded model."""
+    """A bundle's folder as a command-line argument: ``./small``, because ``small`` may name an embedded model."""
     return f"./{folder}" if folder.name == str(folder) else str(folder)
 
 
-def _note_path(bundle: Bundle) -> Path:
+def _record_path(bundle: Bundle) -> Path:
     return state_folder() / "data" / f"{bundle.manifest.training.data_fingerprint[:32]}.json"
 
 
 def choose_bundle(position: str | None, option: str | None) -> str | None:
-    """The bundle that was named, by position or with ``--model``; None if neither was given.
+    """The name of the bundle, given by position or with ``--model``, or None.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""The record ``teacher.json`` in a distilled model's bundle: answers of its teacher on the test images.
+"""The record ``teacher.json`` in the bundle of a distilled model: its teacher's answers for the test images.
 
-Training writes it; export compares every artifact of the student with it.
+Training writes it, and export compares every artifact of the student with it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ TEACHER = "teacher.json"
 
 @dataclass(frozen=True)
 class TeacherAnswers:
-    """Answers on the test images of the split, in the same order.
+    """Answers for the test images, in the order of the split.
 
     Attributes
     ----------
     teachers
         Name, recipe and seed of each teacher.
     called
-        Label index of each image by the teacher's own threshold.
+        Label index of each image, chosen with the teacher's own threshold.
     probabilities
         One row per image, one value per label.
     """

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge.bundles.bundle import Bundle, check_self_contained
-from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest
+from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest, TensorSpec
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_folder, sha256_of
 
 from .card import CARD, has_card, render_card
+
+KERAS = "model.keras"  # the trained model, from which every other artifact is made
 
 
 @contextmanager
@@ -141,6 +143,21 @@ class BundleWriter:
         others = tuple(other for other in self.manifest.artifacts if other.file != artifact.file)
         self.manifest = replace(self.manifest, artifacts=(*others, listed))
         return listed
+
+    def add_keras_model(self) -> None:
+        """List the Keras model that was written at ``path(KERAS)``."""
+        preprocessing, labels = self.manifest.preprocessing, self.manifest.labels
+        self.add_artifact(
+            Artifact(
+                file=KERAS,
+                format="keras",
+                precision="float32",
+                size_bytes=0,
+                sha256="",
+                input=TensorSpec("image", "float32", (None, preprocessing.height, preprocessing.width, 3)),
+                output=TensorSpec("probabilities", "float32", (None, len(labels))),
+            )
+        )
 
     def add_document(self, file: str, content: str | bytes | None = None) -> None:
         """List a document. With ``content``, write it first (text as UTF-8)."""

@@ -157,7 +157,7 @@ class Novelty:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """How the answers of the artifacts are changed for scans like those of one place, and what to expect there.
+    """How the answers of the artifacts are changed for scans like those of one site, and what to expect there.
 
     ``inference.prediction.recalibrated`` applies it; threshold and metrics of the manifest are described by it as well.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.intervals import with_interval
 from mri_edge.authoring.recalibration import facts as recalibration_facts
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest

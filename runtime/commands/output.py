@@ -6,18 +6,21 @@ import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import click
 
 from mri_edge.errors import printable
-from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name, stdout_json
+
+if TYPE_CHECKING:
+    from mri_edge.inference.classifier import Classifier
 
 Results = Iterable[Prediction | Failure]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading: bool = True) -> list[str]:
-    """Return the lines of a table. Each column is as label_width as its widest cell, and columns are two spaces apart.
+    """Return the lines of a table. Each column is as wide as its widest cell, and columns are two spaces apart.
 
     Long text in the last column is not wrapped, so that it can be searched and copied. Cells may be styled.
 

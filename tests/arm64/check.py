@@ -5,8 +5,8 @@
 
 On each core: `doctor`, `verify`, the engines' contract tests, `predict` on the demo scans with every embedded
 model and every BUNDLE, each artifact in each engine, and a short `tune`. After the installation there is no network.
-Exit code: 0 if all agrees, 1 if something does not, 2 if this machine cannot emulate. Emulated times say nothing about
-a board.
+Exit code: 0 if everything agrees, 1 if something differs, 2 if this machine cannot emulate ARM. Emulated times say
+nothing about a real board.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class Emulated:
 
     def run(self, core: str, *command: str, offline: bool = True) -> str:
         """Run a command on ``core`` and return its standard output."""
-        see = [part for folder, place in self._folders.items() for part in ("--see", str(folder), place)]
+        mounts = [part for folder, place in self._folders.items() for part in ("--read", str(folder), place)]
         # The profile of tune holds for a core, so each core has its own cache.
         command = ("env", f"XDG_CACHE_HOME=/out/{core}", *command)
-        entered = [HERE / "enter.sh", *(["--offline"] if offline else []), *see, "--write", self.out, "/out"]
+        entered = [HERE / "enter.sh", *(["--offline"] if offline else []), *mounts, "--write", self.out, "/out"]
         return run(*map(str, entered), str(self.root), core, *command)
 
 
@@ -77,35 +77,35 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True, help="folder of the ARM Debian; created if missing")
     parser.add_argument("--suite", default="bookworm", help="the suite of Debian to install")
     parser.add_argument("--core", action="append", choices=CORES, help="default: all")
-    parser.add_argument("--record", type=Path, help="write the findings here, as JSON")
-    asked = parser.parse_args()
-    made = subprocess.run([HERE / "root.sh", asked.root, asked.suite], check=False)
-    if made.returncode:
-        return made.returncode
-    out = asked.root.resolve().with_name(f"{asked.root.name}.out")
+    parser.add_argument("--record", type=Path, help="write the findings to this file, as JSON")
+    arguments = parser.parse_args()
+    installed = subprocess.run([HERE / "root.sh", arguments.root, arguments.suite], check=False)
+    if installed.returncode:
+        return installed.returncode
+    out = arguments.root.resolve().with_name(f"{arguments.root.name}.out")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     embedded = [Bundle.open(name) for name in embedded_models()]
-    further = [Bundle.open(folder.resolve()) for folder in asked.bundles]
+    further = [Bundle.open(folder.resolve()) for folder in arguments.bundles]
     # In the emulated system the name of an embedded model finds the one in the installed wheel.
     places = {bundle.folder: f"{FURTHER}{i}" for i, bundle in enumerate(further)}
     models = [(bundle, bundle.folder.name) for bundle in embedded]
     models += [(bundle, places[bundle.folder]) for bundle in further]
-    emulated = Emulated(asked.root.resolve(), out, {CHECKOUT: "/src", **places})
+    emulated = Emulated(arguments.root.resolve(), out, {CHECKOUT: "/src", **places})
 
     record = install(emulated)
     tiny = contract_on_host(out)
     answers = {(place, *run): on_host(bundle, place, *run) for bundle, place in models for run in runs(bundle)}
-    cores = asked.core or list(CORES)
+    cores = arguments.core or list(CORES)
     with ThreadPoolExecutor(len(cores)) as pool:
-        found = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers), cores))
+        examined = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers), cores))
     record["models"] = {bundle.folder.name: origin(bundle) for bundle, _ in models}
-    record["cores"] = {core: findings.facts for core, findings in zip(cores, found, strict=True)}
-    record["comparisons"] = [row for findings in found for row in findings.comparisons]
-    problems = [problem for findings in found for problem in findings.problems]
+    record["cores"] = {core: findings.facts for core, findings in zip(cores, examined, strict=True)}
+    record["comparisons"] = [row for findings in examined for row in findings.comparisons]
+    problems = [problem for findings in examined for problem in findings.problems]
     record["problems"] = problems
-    if asked.record:
-        asked.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if arguments.record:
+        arguments.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     for problem in problems:
         say("PROBLEM", problem)
     say("all", "agrees" if not problems else "DOES NOT agree")
@@ -114,7 +114,7 @@ def main() -> int:
 
 @dataclass
 class Findings:
-    """What was found on one core."""
+    """The findings on one core."""
 
     facts: Record = field(default_factory=dict)
     comparisons: list[Record] = field(default_factory=list)
@@ -123,19 +123,19 @@ class Findings:
 
 def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: dict[tuple[str, ...], Any]) -> Findings:
     """Run every step on a core; a failure ends only its own step."""
-    found = Findings({"board": CORES[core]})
+    findings = Findings({"board": CORES[core]})
     for step in (lambda: contract(emulated, core, tiny), lambda: device_commands(emulated, core, models)):
         try:
-            found.facts |= step()
+            findings.facts |= step()
         except Failed as failure:
-            found.problems.append(f"{core}: {failure}")
+            findings.problems.append(f"{core}: {failure}")
     for bundle, place in models:
         for artifact, engine in runs(bundle):
             try:
                 there = predict(emulated, core, place, artifact, engine)
                 compared = compare(bundle, artifact, answers[place, artifact, engine], there)
             except Failed as failure:
-                found.problems.append(f"{core}: {place} {artifact} in {engine}: {failure}")
+                findings.problems.append(f"{core}: {place} {artifact} in {engine}: {failure}")
                 continue
             row = {"core": core, "model": bundle.folder.name, "artefact": artifact, "engine": engine, **compared}
             line = (
@@ -143,10 +143,10 @@ def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: 
                 f"largest difference {row['largest_difference']:.2g} (allowed {row['bound']:g})"
             )
             say(core, line)
-            found.comparisons.append(row)
+            findings.comparisons.append(row)
             if not agrees(row):
-                found.problems.append(f"{core}: {line}")
-    return found
+                findings.problems.append(f"{core}: {line}")
+    return findings
 
 
 def install(emulated: Emulated) -> Record:
@@ -222,7 +222,7 @@ def contract(emulated: Emulated, core: str, tiny: Path) -> Record:
     suite = ET.parse(emulated.out / f"{core}.xml").getroot()[0]  # noqa: S314 (our own pytest wrote it)
     skipped = sorted({test.get("message", "") for test in suite.iter("skipped")})
     total, missed = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
-    say(core, f"contract: {total - missed} passed, {missed} skipped ({'; '.join(skipped)})")
+    say(core, f"contract tests: {total - missed} passed, {missed} skipped ({'; '.join(skipped)})")
     return {"contract": {"passed": total - missed, "skipped": missed, "skipped_because": skipped}}
 
 
@@ -296,9 +296,9 @@ def compare(bundle: Bundle, artifact: str, here: list[Record], there: list[Recor
     names = [[Path(result["file"]).name for result in results] for results in (here, there)]
     if names[0] != names[1] or not here:
         raise Failed(f"other scans: {names}")
-    apart = [
-        abs(mine["probabilities"][label] - theirs["probabilities"][label])
-        for mine, theirs in zip(here, there, strict=True)
+    differences = [
+        abs(expected["probabilities"][label] - received["probabilities"][label])
+        for expected, received in zip(here, there, strict=True)
         for label in bundle.manifest.labels
     ]
     facts = bundle.artifact(artifact)
@@ -307,13 +307,13 @@ def compare(bundle: Bundle, artifact: str, here: list[Record], there: list[Recor
         "precision": facts.precision,
         "scans": len(here),
         "labels_equal": [result["label"] for result in here] == [result["label"] for result in there],
-        "largest_difference": max(apart),
+        "largest_difference": max(differences),
         "bound": BOUNDS[facts.precision],
     }
 
 
 def agrees(row: Record) -> bool:
-    """Whether a comparison shows the same labels and a difference within the bound; NaN is beyond it."""
+    """Whether the labels are equal and the difference is within the bound. NaN is not."""
     return row["labels_equal"] and row["largest_difference"] <= row["bound"]
 
 

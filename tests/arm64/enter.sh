@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a command in the ARM Debian that root.sh made, on an emulated CPU.
 #
-#   enter.sh [--offline] [--see FOLDER PLACE]... [--write FOLDER PLACE]... ROOT CPU COMMAND...
+#   enter.sh [--offline] [--read FOLDER PLACE]... [--write FOLDER PLACE]... ROOT CPU COMMAND...
 #
 # CPU is a real core that qemu knows: cortex-a72 (Raspberry Pi 4), cortex-a76 (Raspberry Pi 5). Not "max": the SME
 # emulation of qemu 7.2 gives LiteRT wrong int8 answers. FOLDER is mounted at PLACE, read-only unless --write.
@@ -14,7 +14,7 @@ if [ -z "${ARM64_NAMESPACE:-}" ]; then
     exec unshare --mount "$0" "$@"
 fi
 folders=()
-while [[ $1 == --see || $1 == --write ]]; do folders+=("$1" "$2" "$3"); shift 3; done
+while [[ $1 == --read || $1 == --write ]]; do folders+=("$1" "$2" "$3"); shift 3; done
 root=$(realpath -- "$1") cpu=$2 home=/root
 shift 2
 
@@ -34,7 +34,7 @@ cpuinfo() { # the lines of /proc/cpuinfo that programs read, as on a board with 
         echo
     done
 }
-see() { # mount a file of this machine, if it exists
+mount_file() { # mount a file of this machine, if it exists
     [ -e "$1" ] || return 0
     mkdir -p "$(dirname "$root$2")"
     [ -e "$root$2" ] || : >"$root$2"
@@ -58,10 +58,10 @@ done
 shift
 # pip uses the index and certificates of this machine.
 certificates=/etc/ssl/certs/ca-certificates.crt
-see /etc/resolv.conf /etc/resolv.conf
-see /etc/pip.conf /etc/pip.conf
-see "${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf" "$home"/.config/pip/pip.conf
-see "${PIP_CERT:-$certificates}" $certificates
+mount_file /etc/resolv.conf /etc/resolv.conf
+mount_file /etc/pip.conf /etc/pip.conf
+mount_file "${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf" "$home"/.config/pip/pip.conf
+mount_file "${PIP_CERT:-$certificates}" $certificates
 rm -f -- "$info"
 index=()
 for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST; do

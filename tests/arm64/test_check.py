@@ -1,4 +1,4 @@
-"""`make test-arm64` finds differences, and the committed record has none."""
+"""`make test-arm64` finds differences, and the committed record contains none."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ def _answers(probability: float, label: str = "yes", name: str = "scan.jpg") -> 
     ],
     ids=["same", "near", "far", "label", "nan"],
 )
-def test_difference_and_label_decide(check: ModuleType, tiny_bundle: Path, there: Any, agrees: bool) -> None:
-    found = check.compare(Bundle.open(tiny_bundle), "model.onnx", _answers(0.9), there)
-    assert check.agrees(found) is agrees
+def test_results_agree_if_labels_and_probabilities_do(
+    check: ModuleType, tiny_bundle: Path, there: Any, agrees: bool
+) -> None:
+    row = check.compare(Bundle.open(tiny_bundle), "model.onnx", _answers(0.9), there)
+    assert check.agrees(row) is agrees
 
 
 def test_results_of_other_scans_are_refused(check: ModuleType, tiny_bundle: Path) -> None:
@@ -54,7 +56,7 @@ def test_results_of_other_scans_are_refused(check: ModuleType, tiny_bundle: Path
             check.compare(bundle, "model.onnx", _answers(0.9), there)
 
 
-def test_the_committed_record_has_no_problem(check: ModuleType) -> None:
+def test_the_committed_record_has_no_problems(check: ModuleType) -> None:
     record = json.loads((HERE / "record.json").read_text(encoding="utf-8"))
     assert record["problems"] == []
     assert set(record["cores"]) == set(check.CORES)

@@ -1,4 +1,4 @@
-"""A bundle that leaves the machine holds neither file names of scans nor paths of the training machine."""
+"""A bundle that is passed on contains neither names of scans nor paths of the training machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = ("ward 3/Miller, Anna.jpg", "ward 3/Smith^John.PNG", "ward 3/unlisted sc
 
 
 def texts(folder: Path) -> dict[str, str]:
-    """Every text of a bundle, by its file name."""
+    """The content of each text file of a bundle, by file name."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes().decode(errors="replace")
         for path in folder.rglob("*")
@@ -40,14 +40,14 @@ def texts(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def full(tiny_bundle: Path) -> Path:
-    """The tiny bundle with the records of a training run that name its images."""
+    """The tiny bundle with the records of a training run, which contain names of images."""
     images = tuple(SplitImage(name, f"{i:x}" * 64, i % 2, "test") for i, name in enumerate(NAMES) if i != 2)
     bundle = Bundle.open(tiny_bundle)
     command = "mri-edge train --data '/srv/anna/my scans' --out=../runs/x '--backbone-weights=C:\\weights' --seed 0"
     with rewrite_bundle(bundle) as writer:
         writer.add_document("split.json", Split(images).to_json())
         test = [{"file": name, "label": i % 2, "probabilities": [1 - i % 2, i % 2]} for i, name in enumerate(NAMES)]
-        test[0]["probabilities"] = [0.25, 0.75]  # a mistake, which the card names
+        test[0]["probabilities"] = [0.25, 0.75]  # a mistake, which the card lists by name
         writer.add_document("metrics.json", json.dumps({"test": test}))
         judged = [{"file": image.file, "sha256": {"file": image.sha256}} for image in images]
         flips = {"model.onnx": {"flips": [{"file": NAMES[1]}]}}
@@ -60,7 +60,7 @@ def full(tiny_bundle: Path) -> Path:
     return tiny_bundle
 
 
-def test_a_slim_bundle_names_no_image_and_no_path(full: Path, tmp_path: Path, capfd) -> None:
+def test_a_slim_bundle_contains_no_image_name_and_no_path(full: Path, tmp_path: Path, capfd) -> None:
     assert run(["bundle", "slim", str(full), "--artifact", "model.onnx", "--out", str(tmp_path / "slim")]) == 0
     found = texts(tmp_path / "slim")
     assert {"manifest.json", "metrics.json", "parity.json", "MODEL_CARD.md", "split.npy"} <= set(found)
@@ -69,7 +69,7 @@ def test_a_slim_bundle_names_no_image_and_no_path(full: Path, tmp_path: Path, ca
             assert word not in text, file
     command = Bundle.open(tmp_path / "slim").manifest.creation.command
     assert command == "mri-edge train --data PATH --out=PATH --backbone-weights=PATH --seed 0"
-    # What belongs together can still be found: by the hash of the image.
+    # The records of an image still match, by its hash.
     metrics, parity = (json.loads(found[name]) for name in ("metrics.json", "parity.json"))
     assert [row["file"] for row in metrics["test"]] == ["0" * 16, "1" * 16, "image 1", "3" * 16]
     assert parity["images"][1]["file"] == parity["artefacts"]["model.onnx"]["flips"][0]["file"] == "1" * 16
@@ -78,7 +78,7 @@ def test_a_slim_bundle_names_no_image_and_no_path(full: Path, tmp_path: Path, ca
     assert run(["verify", str(tmp_path / "slim")]) == 0
 
 
-def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp_path: Path) -> None:
+def test_a_bundle_with_image_names_is_neither_packed_nor_signed(full: Path, tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="signatures need the extra 'sign'")
     from mri_edge.bundles.signatures import make_keys
 
@@ -98,7 +98,7 @@ def test_a_bundle_that_names_images_is_neither_packed_nor_signed(full: Path, tmp
 
 
 @pytest.mark.parametrize("file", ["split.json", "metrics.json", "parity.json", "report/mistakes.html"])
-def test_each_record_that_names_images_is_found(file: str, full: Path, tmp_path: Path) -> None:
+def test_image_names_are_found_in_each_record(file: str, full: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(full)
     others = ("split.json", "metrics.json", "parity.json", "report/mistakes.html", "MODEL_CARD.md")
     with rewrite_bundle(
@@ -110,7 +110,7 @@ def test_each_record_that_names_images_is_found(file: str, full: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", embedded_models())
-def test_the_bundles_that_ship_name_no_image_and_no_path(name: str, tmp_path: Path) -> None:
+def test_embedded_bundles_contain_no_image_name_and_no_path(name: str, tmp_path: Path) -> None:
     for file, text in texts(EMBEDDED / name).items():
         assert re.search(r"navoneel/(yes|no)/\w", text) is None, file
         if file.startswith("golden") or file.endswith((".html", ".npy")):
@@ -121,7 +121,7 @@ def test_the_bundles_that_ship_name_no_image_and_no_path(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", embedded_models())
-def test_the_bundles_that_ship_name_no_file_of_the_data_set(name: str, scans: Path) -> None:
+def test_embedded_bundles_contain_no_file_name_of_the_data_set(name: str, scans: Path) -> None:
     stems = {path.name for path in scans.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
     for file, text in texts(EMBEDDED / name).items():
         assert not {word for word in re.findall(r"[\w ()-]+\.\w+", text) if word.strip() in stems}, file
@@ -131,7 +131,7 @@ def test_the_bundles_that_ship_name_no_file_of_the_data_set(name: str, scans: Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"),
+    ("arguments", "recorded"),
     [
         (["--data", "/srv/anna/scans"], "--data PATH"),
         (["--data=/srv/anna/scans"], "--data=PATH"),
@@ -144,15 +144,15 @@ def test_the_bundles_that_ship_name_no_file_of_the_data_set(name: str, scans: Pa
         (["--seed", "0", "--recipe=small"], "--seed 0 --recipe=small"),
     ],
 )
-def test_a_recorded_command_keeps_no_path(words: list[str], kept: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_recorded_command_contains_no_path(arguments: list[str], recorded: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    monkeypatch.setattr(sys, "argv", ["mri-edge", "train", *words])
-    made = current_provenance()
-    assert made.command == f"mri-edge train {kept}"
-    assert platform.node() not in str(made).split()
-    assert getpass.getuser() not in str(made).split()
+    monkeypatch.setattr(sys, "argv", ["mri-edge", "train", *arguments])
+    provenance = current_provenance()
+    assert provenance.command == f"mri-edge train {recorded}"
+    assert platform.node() not in str(provenance).split()
+    assert getpass.getuser() not in str(provenance).split()
 
 
-def test_what_is_no_command_line_is_dropped() -> None:
+def test_a_command_line_that_cannot_be_parsed_is_dropped() -> None:
     assert anonymize_command("mri-edge train 'half a quote /srv/anna") == ""

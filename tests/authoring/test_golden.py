@@ -1,4 +1,4 @@
-"""Golden values are recorded with the demo scans, and a replay finds a difference in each stage."""
+"""A replay of golden values finds a difference in each stage, and a damaged record is refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def swap_answers(monkeypatch) -> None:
     monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: run(*arguments)[:, ::-1])
 
 
-def test_replay_where_it_was_recorded_agrees(recorded):
+def test_replay_on_the_recording_machine_agrees(recorded):
     report = replay.replay(recorded)
     assert report.first_difference is None
     assert {check.stage for check in report.checks} == {"hashes", "pixels", "tensor", "probabilities", "label"}
@@ -68,13 +68,13 @@ def test_openvino_replays_what_onnxruntime_recorded(recorded):
     assert all(check.status in ("same", "near") for check in checks)
 
 
-def test_without_a_record_hashes_alone_are_checked(tiny_bundle):
+def test_without_a_record_only_hashes_are_checked(tiny_bundle):
     report = replay.replay(Bundle.open(tiny_bundle))
     assert [(check.stage, check.status) for check in report.checks] == [("hashes", "same")]
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "golden.npz", "golden/phantom-1.jpg"])
-def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(recorded, file):
+def test_after_a_changed_byte_no_later_stage_runs(recorded, file):
     path = recorded.folder / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -85,7 +85,7 @@ def test_a_changed_byte_is_the_first_difference_and_nothing_runs_after_it(record
 
 
 @pytest.mark.parametrize("by", [1, 2])
-def test_another_jpeg_decoder_is_reported_but_is_no_difference(recorded, monkeypatch, by):
+def test_another_jpeg_decoder_is_reported_but_not_as_a_difference(recorded, monkeypatch, by):
     shift_pixels(monkeypatch, by)
     report = replay.replay(recorded)
     pixels = [check for check in report.checks if check.stage == "pixels"]
@@ -98,7 +98,7 @@ def test_a_difference_in_decoding_is_reported_first_although_later_stages_agree(
     shift_pixels(monkeypatch, 3)
     report = replay.replay(recorded)
     assert report.first_difference.stage == "pixels"
-    # Later stages are fed with what was recorded, so that the fault is seen where it is.
+    # Later stages start from recorded values, so that only the stage with the fault differs.
     assert {check.status for check in report.checks if check.stage in ("tensor", "probabilities")} <= {
         "same",
         "near",
@@ -106,7 +106,7 @@ def test_a_difference_in_decoding_is_reported_first_although_later_stages_agree(
     }
 
 
-def test_lossless_pictures_may_not_differ_at_all(tiny_bundle, tmp_path, monkeypatch):
+def test_pixels_of_lossless_pictures_must_be_equal(tiny_bundle, tmp_path, monkeypatch):
     from PIL import Image
 
     Image.open(DEMO / "phantom-1.jpg").save(tmp_path / "phantom.png")
@@ -125,7 +125,7 @@ def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
 @pytest.mark.parametrize(
     ("precision", "by", "status"),
     [
-        # Either side of each precision's tolerance in golden._TOLERANCES.
+        # Both sides of the tolerance of each precision.
         ("float32", 5e-6, "near"),
         ("float32", 5e-5, "differs"),
         ("float16", 1e-3, "near"),
@@ -136,7 +136,7 @@ def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
         ("float32", float("nan"), "differs"),
     ],
 )
-def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeypatch, precision, by, status):
+def test_tolerance_of_probabilities_depends_on_the_precision(recorded, monkeypatch, precision, by, status):
     [artifact] = recorded.manifest.artifacts
     manifest = replace(recorded.manifest, artifacts=(replace(artifact, precision=precision),))
     shift_answers(monkeypatch, by)
@@ -145,7 +145,7 @@ def test_probabilities_are_held_to_what_the_precision_explains(recorded, monkeyp
     assert [check.status for check in found] == [status]
 
 
-def test_a_label_that_flips_is_named_with_its_scan(recorded, monkeypatch):
+def test_a_changed_label_is_reported_with_its_scan(recorded, monkeypatch):
     swap_answers(monkeypatch)
     labels = [check for check in replay.replay(recorded).checks if check.stage == "label"]
     assert all(check.status == "differs" for check in labels)
@@ -153,7 +153,7 @@ def test_a_label_that_flips_is_named_with_its_scan(recorded, monkeypatch):
     assert " in place of " in labels[0].detail
 
 
-def test_an_engine_that_fails_is_a_difference(recorded, monkeypatch):
+def test_a_failing_engine_is_a_difference(recorded, monkeypatch):
     from mri_edge.errors import EngineError
 
     def fail(*arguments):
@@ -196,7 +196,7 @@ def test_wrong_scans_are_refused_and_the_bundle_stays_as_it_was(tiny_bundle, tmp
 
 
 def put(bundle: Bundle, file: str, content: bytes) -> Bundle:
-    """Replace a file of the record and list it with its right hash, as a hostile author would."""
+    """Replace a file of the record and list it with its correct hash, as a hostile author would."""
     with rewrite_bundle(bundle) as writer:
         writer.add_document(file, content)
     return Bundle.open(bundle.folder)
@@ -213,7 +213,7 @@ def packed(arrays: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def test_pickles_in_the_record_are_never_opened(recorded, tmp_path):
+def test_pickles_in_the_record_are_never_loaded(recorded, tmp_path):
     class Bomb:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "opened",))
@@ -225,7 +225,7 @@ def test_pickles_in_the_record_are_never_opened(recorded, tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-def test_a_record_that_unpacks_without_end_is_refused(recorded):
+def test_a_record_that_unpacks_to_too_much_is_refused(recorded):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("tensors.npy", "w") as member:
         for _ in range(300):
@@ -243,7 +243,7 @@ def test_a_record_that_unpacks_without_end_is_refused(recorded):
         {"pixels-0": np.zeros((4,), np.uint8)},
     ],
 )
-def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
+def test_arrays_with_another_shape_or_type_are_refused(recorded, change):
     with pytest.raises(ManifestError, match="golden"):
         replay.replay(put(recorded, "golden.npz", packed({**arrays_of(recorded), **change})))
 
@@ -252,7 +252,7 @@ def test_arrays_of_another_shape_or_type_are_refused(recorded, change):
     "change",
     [{"schema_version": 2}, {"scans": []}, {"scans": ["../outside.jpg"]}, {"scans": 7}, {"engines": {"a": "b"}}],
 )
-def test_impossible_values_are_refused(recorded, change):
+def test_invalid_values_are_refused(recorded, change):
     facts = json.loads((recorded.folder / "golden.json").read_bytes())
     with pytest.raises(ManifestError, match=r"golden\.json"):
         replay.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))

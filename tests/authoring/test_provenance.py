@@ -11,7 +11,7 @@ from mri_edge.authoring.provenance import _recorded_arguments
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("arguments", "recorded"),
     [
         ("train /data/smith_john --seed 3", "train PATH --seed 3"),
         ("train --data=/data/smith_john --out=../runs/mine", "train --data=PATH --out=PATH"),
@@ -27,26 +27,26 @@ from mri_edge.authoring.provenance import _recorded_arguments
         ),
     ],
 )
-def test_paths_are_replaced(given: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_replaced(arguments: str, recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "patients.csv").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert _recorded_arguments(given.split()) == kept.split()
+    assert _recorded_arguments(arguments.split()) == recorded.split()
 
 
 def test_an_output_that_does_not_exist_is_a_path_and_the_command_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "train").mkdir()  # a folder of the command's own name
+    (tmp_path / "train").mkdir()  # a folder with the name of the command
     monkeypatch.chdir(tmp_path)
-    seen = []
+    recorded = []
 
     @click.command("train")
     @click.option("--out", type=click.Path(path_type=Path))
     @click.option("--name")
     def train(out: Path, name: str) -> None:
-        seen.extend(_recorded_arguments(["train", "--out", "smith", "--name", "mine"]))
+        recorded.extend(_recorded_arguments(["train", "--out", "smith", "--name", "mine"]))
 
     group = click.Group("mri-edge", {"train": train})
     group.main(["train", "--out", "smith", "--name", "mine"], prog_name="mri-edge", standalone_mode=False)
-    assert seen == ["train", "--out", "PATH", "--name", "mine"]
+    assert recorded == ["train", "--out", "PATH", "--name", "mine"]

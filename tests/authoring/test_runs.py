@@ -1,4 +1,4 @@
-"""The newest bundle in ``runs/`` is found, and so is the data folder on this machine."""
+"""The newest bundle in ``runs/`` and the data folder of its training are found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_newest_bundle_is_the_one_with_the_latest_training_record(make, tmp_
     newest = make("vgg16-2", "2026-03-01T10:00:00+00:00")
     older = make("vgg16-3", "2026-03-01T11:30:00+02:00")  # 9:30 in UTC
     make("vgg16", "2026-02-01T10:00:00+00:00")
-    # An export touches the older one, and makes it no newer.
+    # An export changes the files of the older bundle, but not its training time.
     with rewrite_bundle(Bundle.open(older)) as writer:
         writer.add_document("note.txt", "exported")
     assert last_trained(folder=runs).folder == newest
@@ -57,7 +57,7 @@ def test_the_data_folder_is_remembered_outside_the_bundle(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    bundle, data = Bundle.open(tiny_bundle), tmp_path / os.fsdecode(b"sch\xe4del")  # no UTF-8
+    bundle, data = Bundle.open(tiny_bundle), tmp_path / os.fsdecode(b"sch\xe4del")  # not UTF-8
     data.mkdir()
     with pytest.raises(UsageError, match=r"no record of the folder.*--data DIR"):
         remembered_data(bundle)
@@ -65,7 +65,7 @@ def test_the_data_folder_is_remembered_outside_the_bundle(
     remember_data(bundle, Path(data.name))
     monkeypatch.chdir("/")
     assert remembered_data(bundle) == data
-    bundle.check_complete()  # as for a signed bundle: nothing was added to it
+    bundle.check_complete()  # nothing was added to the bundle
     data.rename(tmp_path / "moved")
     with pytest.raises(UsageError, match=r"no longer there.*--data DIR"):
         remembered_data(bundle)
@@ -95,7 +95,7 @@ def test_training_continues_if_the_data_folder_cannot_be_recorded(
     remember_data(Bundle.open(tiny_bundle), tmp_path)
 
 
-def test_a_bundle_is_named_once() -> None:
+def test_position_and_option_must_name_the_same_bundle() -> None:
     assert choose_bundle("a", None) == choose_bundle(None, "a") == choose_bundle("a", "a") == "a"
     assert choose_bundle(None, None) is None
     with pytest.raises(UsageError, match="two bundles"):

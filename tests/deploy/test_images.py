@@ -33,12 +33,13 @@ def _pinned(lock: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_image_runs_mri_edge_as_a_user_without_rights(file: Path) -> None:
-    found = _instructions(file)
-    assert {name for name, _ in found} <= KNOWN
-    last = dict(found)  # the last occurrence of each instruction
+def test_image_runs_mri_edge_as_an_unprivileged_user(file: Path) -> None:
+    instructions = _instructions(file)
+    names = [name for name, _ in instructions]
+    assert set(names) <= KNOWN
+    last = dict(instructions)  # the last occurrence of each instruction
     assert int(last["USER"]) >= 1000  # a number, because Kubernetes cannot check that a name is not root
-    assert "ENTRYPOINT" in [name for name, _ in found[[name for name, _ in found].index("USER") :]]
+    assert "ENTRYPOINT" in names[names.index("USER") :]
     assert json.loads(last["ENTRYPOINT"]) == ["mri-edge"]
     for command in (json.loads(last["CMD"]), json.loads(last["HEALTHCHECK"].partition(" CMD ")[2])[1:]):
         context = click.Context(cli)
@@ -56,7 +57,7 @@ def test_run_lines_are_valid_shell(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_package_comes_from_a_lock_with_hashes(file: Path) -> None:
+def test_every_package_is_installed_from_a_lock_with_hashes(file: Path) -> None:
     """Two installations are exempt: the project itself, without dependencies, and NVIDIA's wheel for the Jetson."""
     commands = [command for name, rest in _instructions(file) if name == "RUN" for command in rest.split(" && ")]
     installs = [command for command in commands if "pip install" in command]
@@ -78,7 +79,7 @@ def test_lock_has_hashes_and_no_index(lock: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_lock_satisfies_what_the_project_declares(lock: Path) -> None:
+def test_lock_satisfies_the_declared_dependencies(lock: Path) -> None:
     """`make lock` was run after the dependencies in pyproject.toml changed."""
     tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -94,7 +95,7 @@ def test_lock_satisfies_what_the_project_declares(lock: Path) -> None:
 
 
 def test_onnxruntime_and_onnxruntime_gpu_are_never_installed_together() -> None:
-    """Both wheels hold the same files."""
+    """Both wheels contain the same files."""
     for lock in LOCKS:
         assert len(_pinned(lock) & {"onnxruntime", "onnxruntime-gpu"}) == 1
     assert "onnxruntime-gpu" in _pinned(CHECKOUT / "deploy" / "requirements-cuda.lock")

@@ -17,20 +17,20 @@ PAGES = sorted((CHECKOUT / "deploy").glob("*.md"))
 
 
 def _commands(page: Path) -> list[list[str]]:
-    """Arguments of `mri-edge` in the page's console blocks, container images of that name apart."""
+    """Arguments of each `mri-edge` command in the console blocks of a page."""
     blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = []
+    commands = []
     for line in lines:
         words = shlex.split(line.removeprefix("$ "), comments=True)
         for i, (word, following) in enumerate(pairwise(words)):
             if re.fullmatch(r"(.*/bin/)?mri-edge(:\w+)?", word) and following in COMMANDS:
-                found.append(words[i + 1 :])
-    return found
+                commands.append(words[i + 1 :])
+    return commands
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_on_the_page_are_taken(page: Path) -> None:
+def test_commands_on_the_page_are_valid(page: Path) -> None:
     commands = _commands(page)
     assert len(commands) >= 2
     for name, *arguments in commands:

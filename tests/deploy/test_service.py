@@ -17,8 +17,8 @@ from mri_edge.errors import BundleError, UsageError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "mri-edge-watch.service"
-# systemd's measure from 0 to 10; "safe" is below 2. The rest is intended: the service reads /proc/cpuinfo, reports to
-# systemd, lets its group read the results, and runs in the root folder of the machine.
+# systemd rates the exposure from 0 to 10, and calls it safe below 2. What remains is intended: the service reads
+# /proc/cpuinfo, reports to systemd, lets its group read the results, and runs in the root folder of the machine.
 EXPOSURE = 0.2
 
 
@@ -31,14 +31,14 @@ def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.skip("no systemd on this machine")
     version = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True, check=True).stdout
     if int(version.split()[1]) < 250:
-        pytest.skip("this systemd cannot judge a unit file that is not installed: version 250 can")
+        pytest.skip("systemd before version 250 cannot analyze a unit file that is not installed")
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_exposure_of_the_service_does_not_grow() -> None:
     done = _analyze("security", "--offline=true", "--no-pager", str(UNIT))
-    [found] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
-    assert float(found) <= EXPOSURE, done.stdout
+    [exposure] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert float(exposure) <= EXPOSURE, done.stdout
 
 
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     done = _analyze("verify", "--man=no", str(here))
     assert UNIT.name not in done.stderr, done.stderr
     here.write_text(text.replace("MemoryMax", "MemoryLots"), encoding="utf-8")
-    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # so an unknown line is reported
+    assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # control: an unknown line is reported
 
 
 def test_service_starts_an_existing_command() -> None:
@@ -59,23 +59,23 @@ def test_service_starts_an_existing_command() -> None:
     assert name == "watch"
     context = watch.make_context("watch", arguments)
     incoming, out = context.params["folder"], context.params["out"]
-    # The folder that others write to is made by tmpfiles.d, as systemd itself would make it the service's alone.
-    made = dict(re.findall(r"^d (\S+)\s+(\d+ \S+ \S+)$", (DEPLOY / "tmpfiles.conf").read_text(), re.M))
-    assert made[str(incoming)] == "2770 mri-edge mri-edge"
+    # tmpfiles.d creates the folder that others write to, because systemd would create it for the service only.
+    created = dict(re.findall(r"^d (\S+)\s+(\d+ \S+ \S+)$", (DEPLOY / "tmpfiles.conf").read_text(), re.M))
+    assert created[str(incoming)] == "2770 mri-edge mri-edge"
     [state] = _settings(UNIT, "StateDirectory")
     assert str(out) in [f"/var/lib/{folder}" for folder in state.split()]
     with pytest.raises(click.UsageError):
         watch.make_context("watch", [*arguments, "--no-such-option"])
 
 
-def test_only_what_starting_again_cannot_mend_ends_the_service_for_good() -> None:
-    """Wrong usage and no model do; a full or missing disk (exit code 6), an engine or a crash does not."""
+def test_the_service_is_restarted_unless_a_restart_cannot_help() -> None:
+    """Wrong usage or a missing model stop it. A full disk (exit code 6), an engine error or a crash do not."""
     [final] = _settings(UNIT, "RestartPreventExitStatus")
     assert {int(code) for code in final.split()} == {UsageError.exit_code, BundleError.exit_code}
     assert _settings(UNIT, "Restart") == ["on-failure"]
 
 
-def test_the_user_of_the_service_is_made() -> None:
+def test_the_user_of_the_service_is_created() -> None:
     [user] = _settings(UNIT, "User")
     assert re.search(rf"^u {user} ", (DEPLOY / "sysusers.conf").read_text(), re.M)
     assert user != "root"

@@ -1,4 +1,4 @@
-"""A tiny trained classifier, its data and its bundle: the smallest thing that exports as the full one does."""
+"""Fixtures: a tiny trained classifier, its pictures and its bundle, which export as the full model does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artifact, Manifest, TensorSpec
+from mri_edge.bundles.manifest import Manifest
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
-# Without the extra 'export' there is nothing to test here, and the modules cannot even be imported.
+# Without the extra 'export' the test modules cannot be imported.
 collect_ignore_glob = [] if find_spec("tensorflow") and find_spec("tf2onnx") else ["test_*.py"]
 
 SIZE = 32
@@ -33,7 +33,7 @@ def _tensorflow() -> None:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``no`` and ``yes``, 60 pictures each; those of ``yes`` have a bright disc, some of them a faint one."""
+    """Folders ``no`` and ``yes`` with 60 pictures each. Pictures in ``yes`` show a disc, which is faint in some."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(5)
     rows, columns = np.mgrid[:SIZE, :SIZE]
@@ -64,7 +64,7 @@ def split(pictures: Path) -> Split:
 
 @pytest.fixture(scope="session")
 def model(pictures: Path, split: Split):
-    """Convolutions with padding, pooling, flatten, dense layers; a few epochs on the training pictures."""
+    """A network of convolution, pooling, flatten and dense layers, trained for a few epochs on the pictures."""
     import keras
 
     from mri_edge.export.calibration.images import read_batches
@@ -95,25 +95,14 @@ def model(pictures: Path, split: Split):
 def trained(model, split: Split, tiny_manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle as training leaves it: model.keras, split.json, manifest."""
     folder = tmp_path_factory.mktemp("trained") / "bundle"
-    shape = (None, SIZE, SIZE, 3)
     with new_bundle(folder, dataclasses.replace(tiny_manifest, preprocessing=IMAGENET)) as writer:
         model.save(writer.path("model.keras"))
-        writer.add_artifact(
-            Artifact(
-                file="model.keras",
-                format="keras",
-                precision="float32",
-                size_bytes=0,
-                sha256="",
-                input=TensorSpec("image", "float32", shape),
-                output=TensorSpec("probabilities", "float32", (None, 2)),
-            )
-        )
+        writer.add_keras_model()
         writer.add_document(SPLIT, split.to_json())
     return folder
 
 
 @pytest.fixture
 def bundle(trained: Path, tmp_path: Path) -> Path:
-    """A copy of ``trained`` of one's own."""
+    """A copy of ``trained`` that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "bundle"))

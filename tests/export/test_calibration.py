@@ -1,4 +1,4 @@
-"""Calibration: drawn images, refused images, ranges, and memory."""
+"""Calibration: which images are drawn or refused, ranges, memory, and the search for a recipe."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from mri_edge.errors import DataError
-from mri_edge.export.calibration import search
+from mri_edge.export.calibration import calibrator as calibration
 from mri_edge.export.calibration.calibrator import SEARCHED, Calibrator
-from mri_edge.export.calibration.histogram import BINS, Histogram
 from mri_edge.export.calibration.images import (
     digest,
     draw,
@@ -23,6 +22,7 @@ from mri_edge.export.calibration.images import (
     record,
     refuse_test_images,
 )
+from mri_edge.export.calibration.observation import BINS, Histogram
 from mri_edge.scans.preprocessing import Preprocessing
 
 SMALL = Preprocessing(16, 16)
@@ -46,14 +46,14 @@ def test_draw_takes_exactly_the_requested_count(count):
     assert len(set(draw(paths(33, 67), count, seed=0))) == min(count, 100)
 
 
-def test_record_depends_on_contents_not_on_names(pictures, tmp_path):
+def test_record_depends_on_contents_and_not_on_names(pictures, tmp_path):
     files = [path for path, _ in pictures_in(pictures)][:5]
     copies = [Path(shutil.copy(path, tmp_path / f"{9 - index}.png")) for index, path in enumerate(files)]
     assert record(files, "minmax", 0) == record(copies, "minmax", 0)
     assert record(files[:4], "minmax", 0).fingerprint != record(files, "minmax", 0).fingerprint
 
 
-def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_path):
+def test_a_test_image_under_another_name_and_format_is_refused(pictures, tmp_path):
     files = [path for path, _ in pictures_in(pictures)][:3]
     tests = {digest(read_resized(path, SMALL)): path for path in files}
     copy = tmp_path / "copy.bmp"
@@ -66,7 +66,7 @@ def test_a_test_image_is_refused_under_another_name_and_format(pictures, tmp_pat
 def test_missing_empty_and_damaged_calibration_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         pictures_in(tmp_path / "missing")
-    with pytest.raises(DataError, match="no picture in it"):
+    with pytest.raises(DataError, match="contains no picture"):
         pictures_in(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(DataError, match=r"broken\.png"):
@@ -82,15 +82,15 @@ def test_minmax_is_exact_and_contains_zero():
 
 def test_histogram_equals_numpys_for_values_in_any_order():
     values = np.random.default_rng(0).normal(0, 3, 100_000).astype(np.float32)
-    order = np.sort(np.abs(values))  # growing: the range must double again and again
+    order = np.sort(np.abs(values))  # increasing, so that the range must double many times
     histogram = Histogram()
     for part in np.array_split(order * np.sign(values), 50):
         histogram.add(part)
     edges = np.linspace(-histogram.limit, histogram.limit, 2 * BINS + 1)
-    wanted, _ = np.histogram(order * np.sign(values), edges)
+    expected, _ = np.histogram(order * np.sign(values), edges)
     assert histogram.counts.sum() == 100_000
-    # A value on an edge may fall on either side: bins are computed in float32.
-    assert np.abs(np.cumsum(histogram.counts) - np.cumsum(wanted)).max() <= 5
+    # A value on an edge may fall on either side, because bins are computed in float32.
+    assert np.abs(np.cumsum(histogram.counts) - np.cumsum(expected)).max() <= 5
 
 
 def test_percentile_equals_numpys_within_one_bin():
@@ -124,26 +124,27 @@ def test_memory_does_not_grow_with_the_number_of_images(pictures):
     def peak(count):
         calibrator = Calibrator((picture,) * count, Preprocessing(64, 64), record([picture], "minmax", 0))
         tracemalloc.start()
-        seen = calibrator.observe(lambda batch: {"pixels": batch.astype(np.float32)}, channel_axis=-1)
+        observations = calibrator.observe(lambda batch: {"pixels": batch.astype(np.float32)}, channel_axis=-1)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert seen["pixels"].range("minmax")[1] > 0
+        assert observations["pixels"].range("minmax")[1] > 0
         return highest
 
-    peak(16)  # Pillow's own tables
-    # 5,000 pictures are 61 MB as pixels; ten per cent is room for the allocator, not for them.
+    peak(16)  # allocates Pillow's own tables
+    # 5,000 pictures are 61 MB of pixels. A tolerance of 10% covers the allocator, not the pictures.
     assert peak(5000) < 1.1 * peak(50)
 
 
-def test_a_candidate_that_answers_nan_does_not_win_a_search(pictures, monkeypatch):
+def test_search_does_not_choose_a_candidate_that_answers_nan(pictures, monkeypatch):
     def answers(content, suffix, batches):
         return np.full((1, 2), {b"first": np.nan, b"reference": 0.5}.get(content, 0.6))
 
-    monkeypatch.setattr(search, "_probabilities", answers)
+    def build(recipe):
+        return (b"first" if recipe == SEARCHED[0] else b"other"), {}
+
+    monkeypatch.setattr(calibration, "_probabilities", answers)
     picture = next(path for path, _ in pictures_in(pictures))
     calibrator = Calibrator((picture,), SMALL, record([picture], "search", 0), held_out=(picture,))
-    content, facts = search.build_best(
-        calibrator, lambda recipe: (b"first" if recipe == SEARCHED[0] else b"other", {}), b"reference", ".onnx"
-    )
+    content, facts = calibrator.build_best(build, b"reference", ".onnx")
     assert content == b"other"
     assert [candidate["mean_difference"] for candidate in facts["search"]["tried"]][:2] == [None, pytest.approx(0.1)]

@@ -1,4 +1,4 @@
-"""Preprocessing inside the graph equals preprocessing outside it, at the borders too."""
+"""Preprocessing inside the graph equals preprocessing outside of it, also at the borders."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from mri_edge.errors import ConversionError
 from mri_edge.scans.preprocessing import Preprocessing
 
 SIZE = 16
-RECIPES = {
+PREPROCESSINGS = {
     "BGR, scaled": Preprocessing(SIZE, SIZE, channel_order="BGR"),
     "RGB, ImageNet": Preprocessing(SIZE, SIZE, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)),
     "BGR, mean of Caffe": Preprocessing(SIZE, SIZE, channel_order="BGR", scale=1.0, mean=(103.939, 116.779, 123.68)),
-    "as it is": Preprocessing(SIZE, SIZE, scale=1.0),
+    "unscaled": Preprocessing(SIZE, SIZE, scale=1.0),
 }
-# Both sides sum the same float32 products in another order; logits here are of the order of 1.
+# Both sides sum the same float32 products in different orders; the logits are about 1.
 ROUNDING = 2e-5
 
 
-def network(*first):
-    """A few layers, then a dense layer on every place: each pixel of the border counts."""
+def network(*first_layers):
+    """The given layers, then a dense layer on all positions, so that each pixel of the border has an influence."""
     import keras
 
     keras.utils.set_random_seed(7)
     layers = keras.layers
     return keras.Sequential(
-        [keras.Input((SIZE, SIZE, 3)), *first, layers.Flatten(), layers.Dense(3, activation="softmax")]
+        [keras.Input((SIZE, SIZE, 3)), *first_layers, layers.Flatten(), layers.Dense(3, activation="softmax")]
     )
 
 
@@ -47,7 +47,7 @@ def run(model, preprocessing, pixels):
     from mri_edge.export.sources.device_graph import device_graph
 
     graph = device_graph(model, preprocessing)
-    return graph.function(tf.constant(pixels))[0].numpy()
+    return graph(tf.constant(pixels))[0].numpy()
 
 
 def expected(model, preprocessing, pixels):
@@ -67,31 +67,31 @@ def test_first_convolution_must_be_the_only_reader_of_the_pixels():
     assert first_convolution(network(keras.layers.DepthwiseConv2D(3))) is None
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PREPROCESSINGS)
 def test_folded_preprocessing_equals_preprocessing_outside(name, pixels):
-    model, preprocessing = network(convolution()), RECIPES[name]
+    model, preprocessing = network(convolution()), PREPROCESSINGS[name]
     before = model.layers[0].get_weights()
     assert np.abs(run(model, preprocessing, pixels) - expected(model, preprocessing, pixels)).max() < ROUNDING
     assert all(np.array_equal(a, b) for a, b in zip(before, model.layers[0].get_weights(), strict=True))
 
 
-def test_a_mean_in_the_bias_would_be_wrong_at_the_borders(pixels):
-    """Control for the test above: folding the mean into the bias differs by far more than rounding."""
-    model, preprocessing = network(convolution()), RECIPES["RGB, ImageNet"]
+def test_folding_the_mean_into_the_bias_is_wrong_at_the_borders(pixels):
+    """Control for the test above: the difference is far larger than rounding."""
+    model, preprocessing = network(convolution()), PREPROCESSINGS["RGB, ImageNet"]
     kernel, bias = model.layers[0].get_weights()
     factor = preprocessing.scale / np.array(preprocessing.deviation)
     offset = np.array(preprocessing.mean) / preprocessing.scale
     folded = kernel * factor[:, None]
-    wanted = expected(model, preprocessing, pixels)
+    outside = expected(model, preprocessing, pixels)
     model.layers[0].set_weights([folded, bias - (folded * offset[:, None]).sum(axis=(0, 1, 2))])
-    assert np.abs(np.asarray(model(pixels.astype(np.float32))) - wanted).max() > 100 * ROUNDING
+    assert np.abs(np.asarray(model(pixels.astype(np.float32))) - outside).max() > 100 * ROUNDING
 
 
 @pytest.mark.parametrize("kind", ["rescaling", "padding", "depthwise", "dense", "shared", "nested"])
-def test_other_first_layers_keep_the_preprocessing(kind, pixels):
+def test_preprocessing_before_other_first_layers_equals_preprocessing_outside(kind, pixels):
     import keras
 
-    layers, preprocessing = keras.layers, RECIPES["RGB, ImageNet"]
+    layers, preprocessing = keras.layers, PREPROCESSINGS["RGB, ImageNet"]
     shared = convolution(filters=3)
     model = {
         "rescaling": lambda: network(layers.Rescaling(0.5), convolution()),
@@ -115,18 +115,20 @@ def test_a_single_sigmoid_becomes_two_probabilities(pixels):
     import keras
 
     model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")])
-    answer = run(model, RECIPES["BGR, scaled"], pixels)
-    wanted = expected(model, RECIPES["BGR, scaled"], pixels)
-    assert np.abs(answer - np.hstack([1 - wanted, wanted])).max() < ROUNDING
+    answer = run(model, PREPROCESSINGS["BGR, scaled"], pixels)
+    positive = expected(model, PREPROCESSINGS["BGR, scaled"], pixels)
+    assert np.abs(answer - np.hstack([1 - positive, positive])).max() < ROUNDING
 
 
-@pytest.mark.parametrize(("size", "layer", "words"), [(8, "flat", "must take one input"), (SIZE, "map", "one output")])
-def test_other_inputs_and_outputs_are_refused(size, layer, words):
+@pytest.mark.parametrize(
+    ("size", "layer", "message"), [(8, "flat", "must take one input"), (SIZE, "map", "one output")]
+)
+def test_other_inputs_and_outputs_are_refused(size, layer, message):
     import keras
 
     from mri_edge.export.sources.device_graph import device_graph
 
     entry = keras.Input((size, size, 3))
     model = keras.Model(entry, keras.layers.Flatten()(entry) if layer == "flat" else convolution()(entry))
-    with pytest.raises(ConversionError, match=words):
-        device_graph(model, RECIPES["BGR, scaled"])
+    with pytest.raises(ConversionError, match=message):
+        device_graph(model, PREPROCESSINGS["BGR, scaled"])

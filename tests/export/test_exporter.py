@@ -1,4 +1,4 @@
-"""The command: its output, its refusals, and that a bundle survives an interrupted export."""
+"""The export command: its output, the errors it reports, and that an interrupted export leaves the bundle intact."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ def test_quantize_prints_a_table_and_writes_four_artifacts(bundle, pictures, cap
     for file in ("model.onnx", "model.int8.onnx", "model.tflite", "model.int8.tflite"):
         assert file in printed
         assert (bundle / file).is_file()
-    *steps, report, following = messages.splitlines()
-    # A line a step, an artifact with figures and times, and no log line of TensorFlow, tf2onnx or XNNPACK.
+    *steps, report, next_step = messages.splitlines()
+    # One line per step, with figures and times for each artifact. No log line of TensorFlow, tf2onnx or XNNPACK.
     assert all(re.match(r"\d+:\d\d  \w", line) for line in steps), messages
     figures = r"accuracy [01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  0 of 60 labels changed  met"
     times = r"\d+:\d\d elapsed, about \d+:\d\d left"
     assert re.search(rf"model\.onnx  \d\.\d MB  {figures}  artifact 1 of 4, {times}", messages)
     assert report == f"report: {bundle / 'report' / 'parity.html'}"
     assert (bundle / "report" / "parity.html").is_file()
-    assert following == f"next: mri-edge predict scan.jpg --model {bundle}"
+    assert next_step == f"next: mri-edge predict scan.jpg --model {bundle}"
     Bundle.open(bundle).verify()
 
 
@@ -89,14 +89,14 @@ def test_artifacts_of_a_student_are_compared_with_its_teacher(bundle, pictures):
     with rewrite_bundle(Bundle.open(bundle)) as writer:
         writer.add_document(TEACHER, answers.to_json())
     assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures)]) == 0
-    found = json.loads((bundle / "parity.json").read_text())["artefacts"]["model.onnx"]["teacher"]
-    assert found["teachers"] == ["big (robust, seed 0)"]
-    assert found["accuracy"]["value"] == 0.5  # it calls everything positive
-    assert 0 < found["changed"] < images
+    teacher = json.loads((bundle / "parity.json").read_text())["artefacts"]["model.onnx"]["teacher"]
+    assert teacher["teachers"] == ["big (robust, seed 0)"]
+    assert teacher["accuracy"]["value"] == 0.5  # its answer is always positive
+    assert 0 < teacher["changed"] < images
     assert "Beside the teacher, big (robust, seed 0)" in (bundle / "report" / "parity.html").read_text()
 
 
-def test_a_second_export_adds_and_replaces(bundle, pictures):
+def test_a_second_export_adds_and_replaces_artifacts(bundle, pictures):
     for formats in ("onnx,onnx-int8", "onnx-int8,tflite"):
         assert run(["export", str(bundle), "--formats", formats, "--data", str(pictures)]) == 0
     files = ("model.onnx", "model.int8.onnx", "model.tflite")
@@ -109,7 +109,7 @@ def test_a_second_export_adds_and_replaces(bundle, pictures):
     Bundle.open(bundle).verify()
 
 
-def test_bad_calibration_is_refused_and_nothing_changes(bundle, pictures, noise, capfd):
+def test_an_artifact_that_fails_the_gate_leaves_the_bundle_unchanged(bundle, pictures, noise, capfd):
     assert run(["export", str(bundle), "--formats", "onnx-int8", "--data", str(pictures)]) == 0
     before = contents(bundle)
     arguments = ["--quantize", "--data", str(pictures), "--calibration", str(noise)]
@@ -122,60 +122,60 @@ def test_bad_calibration_is_refused_and_nothing_changes(bundle, pictures, noise,
 
 
 @pytest.mark.parametrize(("option", "value"), [("--max-difference", "0"), ("--mean-difference", "0")])
-def test_the_gate_can_be_set(bundle, pictures, option, value):
+def test_options_set_the_limits_of_the_gate(bundle, pictures, option, value):
     assert run(["export", str(bundle), "--formats", "onnx", "--data", str(pictures), option, value]) == 5
 
 
-def test_a_test_image_cannot_calibrate(bundle, pictures, tmp_path, capfd):
-    folder = tmp_path / "mine"
+def test_a_test_image_in_the_calibration_folder_is_refused(bundle, pictures, tmp_path, capfd):
+    folder = tmp_path / "calibration"
     folder.mkdir()
-    shutil.copy(pictures / "yes" / "45.png", folder / "mine.png")
+    shutil.copy(pictures / "yes" / "45.png", folder / "copy.png")
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--calibration", str(folder)]
     assert run(["export", str(bundle), *arguments]) == 2
-    assert "mine.png: is the test image" in capfd.readouterr().err
+    assert "copy.png: is the test image" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("as_bytes", [True, False], ids=["same bytes", "same pixels"])
-def test_a_copy_of_a_test_image_in_training_does_not_calibrate(split, pictures, tmp_path, as_bytes):
-    """The reference's split divides duplicates; the calibration images are drawn without them."""
+def test_a_training_copy_of_a_test_image_is_not_used_for_calibration(split, pictures, tmp_path, as_bytes):
+    """The reference implementation's split puts duplicates in both roles; calibration must leave them out."""
     from mri_edge.export.exporter import Settings
 
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
-    leaked, tested = data / "no" / "00.png", data / "no" / "59.png"
-    Image.open(tested).save(leaked, compress_level=0)
+    training_image, test_image = data / "no" / "00.png", data / "no" / "59.png"
+    Image.open(test_image).save(training_image, compress_level=0)
     if as_bytes:
-        shutil.copy(tested, leaked)
+        shutil.copy(test_image, training_image)
     leaky = Split(tuple(replace(image, sha256=sha256_of(data / image.file)) for image in split.images))
     tests = {digest(read_resized(path, SMALL)): path for path, _ in leaky.locate(data, "test")}
     settings = Settings(("onnx-int8",), data, calibration_images=60)
-    found = choose_calibration(leaky, SMALL, settings, tests)
-    assert leaked not in found.files
-    assert len(found.files) == found.record.images == 59
+    chosen = choose_calibration(leaky, SMALL, settings, tests)
+    assert training_image not in chosen.files
+    assert len(chosen.files) == chosen.record.images == 59
 
 
-def test_identical_pictures_have_one_role(three_folders):
+def test_identical_pictures_get_the_same_role(three_folders):
     from mri_edge.export.sources.external_model import split_pictures
 
     split = split_pictures(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
     roles = {
         image.sha256: {copy.role for copy in split.images if copy.sha256 == image.sha256} for image in split.images
     }
-    assert {len(its) for its in roles.values()} == {1}
+    assert all(len(roles_of_picture) == 1 for roles_of_picture in roles.values())
     assert len(split.of("test")) < len(split.of("train"))
 
 
 @pytest.mark.parametrize("folder", [None, "all"], ids=["training images", "a folder"])
-def test_search_images_cover_every_class_and_do_not_calibrate(split, pictures, monkeypatch, folder):
+def test_held_out_images_cover_every_class_and_are_not_used_for_calibration(split, pictures, monkeypatch, folder):
     from mri_edge.export.exporter import Settings
 
-    monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35: a head of the list would be one class alone, nearly
+    monkeypatch.setattr(calibrator, "HELD_OUT", 20)  # of 35; the first 20 are nearly all of one class
     trained = Split(tuple(image for image in split.images if image.role == "train"))
-    mine = pictures if folder else None
-    settings = Settings(("onnx-int8",), pictures, calibration=mine, calibration_images=25, search=True)
-    found = choose_calibration(trained, SMALL, settings, {})
-    labels = [path.parent.name for path in found.held_out]
+    calibration = pictures if folder else None
+    settings = Settings(("onnx-int8",), pictures, calibration=calibration, calibration_images=25, search=True)
+    chosen = choose_calibration(trained, SMALL, settings, {})
+    labels = [path.parent.name for path in chosen.held_out]
     assert (len(labels), abs(labels.count("no") - labels.count("yes")) <= 2) == (20, True)
-    assert not {sha256_of(file) for file in found.held_out} & {sha256_of(file) for file in found.files}
+    assert not {sha256_of(file) for file in chosen.held_out} & {sha256_of(file) for file in chosen.files}
 
 
 def test_every_label_has_a_test_image(tmp_path):
@@ -185,22 +185,22 @@ def test_every_label_has_a_test_image(tmp_path):
         (tmp_path / label).mkdir()
         for index in range(count):
             (tmp_path / label / f"{index}.png").write_text(f"{label} {index}")
-    tested = [image.label for image in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
-    assert (tested.count(0), tested.count(1)) == (10, 1)
+    labels = [image.label for image in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
+    assert (labels.count(0), labels.count(1)) == (10, 1)
 
 
-def test_search_chooses_the_best_recipe_on_training_images(bundle, pictures):
+def test_search_chooses_the_recipe_with_the_smallest_difference_on_training_images(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
     manifest = Bundle.open(bundle).manifest
     made = manifest.artifact("model.int8.onnx").made_with
     tried = made["search"]["tried"]
-    assert made["search"]["images"] == 20  # 60 training images, 40 calibrate
+    assert made["search"]["images"] == 20  # of 60 training images, 40 are used for calibration
     assert len(tried) == 6
     best = min(tried, key=lambda candidate: candidate["mean_difference"])
     assert {name: best[name] for name in made["recipe"]} == made["recipe"]
     assert manifest.calibration.method == "search"
-    assert run(["export", str(bundle), "--formats", "onnx-fp16", "--data", str(pictures)]) == 0  # sets no range
+    assert run(["export", str(bundle), "--formats", "onnx-fp16", "--data", str(pictures)]) == 0  # changes no int8 range
     assert Bundle.open(bundle).manifest.calibration == manifest.calibration
     assert run(["export", str(bundle), "--formats", "tflite-int8", "--data", str(pictures)]) == 0
     methods = {
@@ -209,13 +209,13 @@ def test_search_chooses_the_best_recipe_on_training_images(bundle, pictures):
     assert methods == {"model.int8.onnx": "search", "model.int8.tflite": "minmax"}
 
 
-def test_search_without_images_left_is_refused(bundle, pictures, capfd):
+def test_search_without_held_out_images_is_refused(bundle, pictures, capfd):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "60"]
     assert run(["export", str(bundle), *arguments]) == 2
     assert "--calibration-images" in capfd.readouterr().err
 
 
-def test_killed_export_keeps_the_old_bundle_and_the_next_one_cleans_up(bundle, pictures, tmp_path, monkeypatch):
+def test_a_killed_export_leaves_the_bundle_intact_and_the_next_one_cleans_up(bundle, pictures, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -228,31 +228,31 @@ def test_killed_export_keeps_the_old_bundle_and_the_next_one_cleans_up(bundle, p
     process.communicate()
     assert contents(bundle) == before
     Bundle.open(bundle).verify()
-    assert staging_of(bundle), "the kill came too late to show anything"
-    assert list(temporary.iterdir()), "the kill came too late to show anything"
-    # The next export clears what the kill left beside the bundle and among the temporary files.
+    assert staging_of(bundle), "the process was killed too late"
+    assert list(temporary.iterdir()), "the process was killed too late"
+    # The next export removes the folders that the killed one left beside the bundle and in TMPDIR.
     assert run(["export", str(bundle), "--formats", "tflite", "--data", str(pictures)]) == 0
     assert not staging_of(bundle)
     assert not list(temporary.iterdir())
 
 
-def test_interrupted_export_keeps_the_old_bundle(bundle, pictures):
+def test_an_interrupted_export_leaves_the_bundle_intact(bundle, pictures):
     before = contents(bundle)
     process = start(bundle, "--quantize", "--data", pictures)
     wait_for_staging(process, bundle, "model.onnx")
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
-    *_, said, again = messages.splitlines()
-    assert said == f"mri-edge: interrupted; {bundle} is as it was before. To export again:"
-    assert again == f"  mri-edge export {bundle} --quantize --data {pictures}"
+    *_, reason, command = messages.splitlines()
+    assert reason == f"mri-edge: interrupted; {bundle} is as it was before. To export again:"
+    assert command == f"  mri-edge export {bundle} --quantize --data {pictures}"
     assert contents(bundle) == before
     assert not staging_of(bundle)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 400 kB: the tiny bundle fits on it, the artifacts do not."""
+    """A file system of 400 kB, which can hold the tiny bundle but not its artifacts."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
@@ -262,7 +262,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_is_reported_and_keeps_the_old_bundle(trained, small_disk, pictures, capfd):
+def test_a_full_disk_is_reported_and_leaves_the_bundle_intact(trained, small_disk, pictures, capfd):
     bundle = Path(shutil.copytree(trained, small_disk / "bundle"))
     before = contents(bundle)
     assert run(["export", str(bundle), "--all", "--data", str(pictures)]) == 6
@@ -272,27 +272,27 @@ def test_full_disk_is_reported_and_keeps_the_old_bundle(trained, small_disk, pic
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "words"),
+    ("change", "message"),
     [
-        (shutil.rmtree, 2, "missing"),
-        (lambda data: (data / "yes" / "40.png").unlink(), 2, "40.png"),
-        (lambda data: (data / "yes" / "40.png").write_bytes(b"other"), 2, "differs"),
+        (shutil.rmtree, "missing"),
+        (lambda data: (data / "yes" / "40.png").unlink(), "40.png"),
+        (lambda data: (data / "yes" / "40.png").write_bytes(b"other"), "differs"),
     ],
     ids=["no data", "one image missing", "one image changed"],
 )
-def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, tmp_path, capfd, change, code, words):
+def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, tmp_path, capfd, change, message):
     data = Path(shutil.copytree(pictures, tmp_path / "data"))
     change(data)
-    assert run(["export", str(bundle), "--data", str(data)]) == code
-    assert words in capfd.readouterr().err
+    assert run(["export", str(bundle), "--data", str(data)]) == 2
+    assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--formats", "onnx,ncnn"], "unknown format 'ncnn'"),
         (["--formats", "onnx", "--all"], "exclude one another"),
-        (["--flip-rate", "0"], "--flip-rate"),  # no number of images would show it
+        (["--flip-rate", "0"], "--flip-rate"),  # no number of images can show that the rate is 0
         (["--from", "x.keras"], "--labels"),
         (["--from", "x.keras", "--labels", "a,b"], "--preprocessing"),
         (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "none.json"], "cannot read"),
@@ -300,12 +300,12 @@ def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, t
         (["--from", "x.keras", "--labels", "a,b", "--preprocessing", "{}", "--positive", "c"], "no label 'c'"),
     ],
 )
-def test_wrong_usage(bundle, pictures, capfd, arguments, words):
+def test_usage_errors_are_reported(bundle, pictures, capfd, arguments, message):
     assert run(["export", str(bundle), "--data", str(pictures), *arguments]) == 2
-    assert words in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
-def test_the_positive_label_is_named_or_known():
+def test_the_positive_label_is_given_or_known():
     assert positive_index(("no", "yes"), None) == 1
     assert positive_index(("Glioma", "notumor"), None) == 0
     assert positive_index(("no", "yes"), "no") == 0
@@ -318,7 +318,7 @@ PLAIN = '{"height": 32, "width": 32, "scale": 1}'
 
 @pytest.fixture(scope="module")
 def external(tmp_path_factory):
-    """External models by file name: three classes with a rescaling layer, and some that cannot be exported."""
+    """A folder of models: two that can be exported, of three classes and of one sigmoid, and some that cannot."""
     import keras
 
     keras.utils.set_random_seed(1)
@@ -348,7 +348,7 @@ def three_folders(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["three.keras", "three"])
-def test_external_model_exports(external, three_folders, tmp_path, name):
+def test_an_external_model_is_exported(external, three_folders, tmp_path, name):
     out = tmp_path / "new"
     arguments = ["--from", str(external / name), "--labels", "a,b,c", "--preprocessing", PLAIN, "--quantize"]
     arguments += ["--positive", "b", "--flip-rate", "0.5"]
@@ -361,7 +361,7 @@ def test_external_model_exports(external, three_folders, tmp_path, name):
     assert max(artifact.parity.max_difference for artifact in made if artifact.precision == "float32") < 1e-5
 
 
-def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, monkeypatch):
+def test_an_external_model_with_one_sigmoid_is_exported(external, pictures, tmp_path, monkeypatch):
     out = tmp_path / "new"
     arguments = [
         "--from",
@@ -379,14 +379,14 @@ def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, m
     made = [artifact for artifact in manifest.artifacts if artifact.format != "keras"]
     assert [artifact.output.shape for artifact in made] == [(None, 2)] * 4
     assert manifest.name == out.name
-    assert manifest.training.seed == 3  # it drew the split
+    assert manifest.training.seed == 3  # which drew the split
     assert "export PATH --from PATH --labels no,yes" in manifest.creation.command
     assert str(tmp_path) not in manifest.to_json()
     assert str(pictures) not in manifest.to_json()
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "words"),
+    ("name", "labels", "message"),
     [
         ("logits.keras", "a,b,c", "not probabilities"),
         ("code.keras", "a,b,c", "Lambda layer"),
@@ -396,22 +396,22 @@ def test_external_model_with_one_sigmoid_exports(external, pictures, tmp_path, m
         ("pointer.h5", "a,b,c", "Run 'git lfs pull'"),
     ],
 )
-def test_unsuitable_external_model_is_refused(external, three_folders, tmp_path, capfd, name, labels, words):
+def test_an_unsuitable_external_model_is_refused(external, three_folders, tmp_path, capfd, name, labels, message):
     out = tmp_path / "new"
     arguments = ["--from", str(external / name), "--labels", labels, "--preprocessing", PLAIN, "--positive", "a"]
     assert run(["export", str(out), *arguments, "--data", str(three_folders)]) == 3
-    said = capfd.readouterr().err
-    assert words in said
-    assert "Traceback" not in said
+    errors = capfd.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
     assert not out.exists()
     assert not staging_of(out)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "another file"])
-def test_bundle_with_a_damaged_model_is_refused(bundle, pictures, capfd, damage):
-    """The manifest's hash is right: the model was damaged before the bundle was made."""
+@pytest.mark.parametrize("damage", ["truncated", "another file"])
+def test_a_bundle_with_a_damaged_model_is_refused(bundle, pictures, capfd, damage):
+    """The hash in the manifest is correct, because the model was damaged before the bundle was made."""
     path = bundle / "model.keras"
-    path.write_bytes(path.read_bytes()[:3000] if damage == "cut off" else b"PK\x03\x04 and no more")
+    path.write_bytes(path.read_bytes()[:3000] if damage == "truncated" else b"PK\x03\x04 and no more")
     opened = json.loads((bundle / "manifest.json").read_text())
     entry = next(artifact for artifact in opened["artefacts"] if artifact["file"] == "model.keras")
     entry.update(size_bytes=path.stat().st_size, sha256=sha256_of(path))

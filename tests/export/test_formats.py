@@ -1,4 +1,4 @@
-"""Every format: export the tiny model, run it in the real engine at several batch sizes, and compare."""
+"""Every format: export the tiny model, run it in its engine at several batch sizes, and compare it with Keras."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import open_engine
 from mri_edge.export.formats import find_format, format_names
 
-# float32: order of summation. float16: 11 bits of mantissa through four layers. Integers: the gate's
-# bound on the mean, five times as much for the largest.
+# Largest |Δp|. float32: the order of summation. float16: 11 bits of mantissa through four layers. Integers: five times
+# the gate's limit of the mean.
 LARGEST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.1, "int8": 0.1}
 
 
 @pytest.fixture(scope="module")
 def exported(trained, pictures, tmp_path_factory):
-    """The tiny bundle with every format in it."""
+    """The tiny bundle with an artifact of every format."""
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.exporter import Settings, export
 
@@ -44,18 +44,18 @@ def reference(model, exported, split, pictures):
 
 @pytest.mark.parametrize("name", format_names())
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_artifact_agrees_with_keras_at_any_batch(name, batch, exported, reference):
+def test_artifact_agrees_with_keras_at_any_batch_size(name, batch, exported, reference):
     target = find_format(name)
-    pixels, wanted = reference
+    pixels, expected = reference
     engine = open_engine(exported.path_of(exported.artifact(target.FILE)), provider="cpu")
     assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
     received = np.concatenate([engine.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
     engine.close()
-    assert np.abs(received - wanted).max() <= LARGEST[target.PRECISION]
+    assert np.abs(received - expected).max() <= LARGEST[target.PRECISION]
     assert np.abs(received.sum(axis=1) - 1).max() < 1e-3  # float16 rounds to 11 bits
 
 
-def test_manifest_keeps_to_its_schema_and_lists_every_artifact(exported):
+def test_manifest_is_valid_and_lists_every_artifact(exported):
     schema = json.loads(Path(mri_edge.bundles.manifest.__file__).with_name("manifest.schema.json").read_text())
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
@@ -69,14 +69,14 @@ def test_manifest_keeps_to_its_schema_and_lists_every_artifact(exported):
             assert artifact.made_with["opset"] == 17
 
 
-def test_parity_report_names_every_stage_by_its_hash(exported, split, reference):
+def test_parity_report_records_the_hash_of_each_stage(exported, split, reference):
     pixels, _ = reference
     images = json.loads((exported.folder / "parity.json").read_text())["images"]
     for image, recorded, tensor in zip(images, split.of("test"), pixels, strict=True):
         assert image["sha256"] == {"file": recorded.sha256, "tensor": hashlib.sha256(tensor.tobytes()).hexdigest()}
 
 
-def test_parity_report_holds_what_the_page_shows(exported):
+def test_parity_page_shows_every_image_of_the_report(exported):
     parity = json.loads((exported.folder / "parity.json").read_text())
     html = (exported.folder / "report" / "parity.html").read_text()
     assert len(parity["images"]) == 60
@@ -86,10 +86,10 @@ def test_parity_report_holds_what_the_page_shows(exported):
         assert file in html
     assert html.count("<svg") == len(parity["artefacts"])
     assert html.count("<circle") == 60 * len(parity["artefacts"])
-    assert "http" not in html  # self-contained
+    assert "http" not in html  # the page loads nothing from the network
 
 
-def test_float_onnx_is_lean(exported):
+def test_float_onnx_has_no_redundant_nodes(exported):
     import onnx
 
     model = onnx.load(exported.folder / "model.onnx")
@@ -111,8 +111,8 @@ def test_int8_onnx_reads_pixels_as_integers(exported):
     assert reader.op_type == "DequantizeLinear"
 
 
-def test_int8_tflite_is_integers_up_to_the_head(exported):
-    from mri_edge.export.tflite.flatbuffer import BuiltinOperator, read
+def test_int8_tflite_computes_in_integers_up_to_the_head(exported):
+    from mri_edge.export.tflite.convert import BuiltinOperator, read
 
     model = read((exported.folder / "model.int8.tflite").read_bytes())
     [subgraph] = model.subgraphs
@@ -127,26 +127,25 @@ def test_int8_tflite_is_integers_up_to_the_head(exported):
 
 def test_quantized_files_are_smaller(exported):
     sizes = {artifact.file: artifact.size_bytes for artifact in exported.manifest.artifacts}
-    # Names and numbers of the graph weigh much beside 20,000 weights; the full network is held to 26%.
+    # The graph itself takes much of a file with 20,000 weights. The limit for the full network is 26%.
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
     assert sizes["model.int8.tflite"] < 0.5 * sizes["model.tflite"]
     assert sizes["model.fp16.onnx"] < 0.65 * sizes["model.onnx"]
 
 
-def test_a_format_is_found_by_its_file():
+def test_file_of_each_format_has_the_suffix_of_its_engine():
     for name in format_names():
         target = find_format(name)
-        assert name == target.NAME
         assert target.FILE.endswith(f".{target.FORMAT}")
 
 
-def test_adding_a_format_is_adding_a_file(bundle, pictures, tmp_path, monkeypatch):
-    """A new file in the folder is listed, converted, compared and written."""
+def test_a_new_file_is_a_new_format(bundle, pictures, tmp_path, monkeypatch):
+    """A module that is added to the folder is listed, and its artifact is made, compared and written."""
     from mri_edge.export import formats
     from mri_edge.export.exporter import Settings, export
 
     (tmp_path / "toy_onnx.py").write_text(
-        "NAME, FILE, FORMAT, PRECISION, CALIBRATED = 'toy-onnx', 'toy.onnx', 'onnx', 'float32', False\n"
+        "FILE, FORMAT, PRECISION, CALIBRATED = 'toy.onnx', 'onnx', 'float32', False\n"
         "LIBRARIES = ('numpy',)\n"
         "def convert(conversion):\n"
         "    return conversion.float_onnx.SerializeToString(), {'toy': True}\n"

@@ -1,4 +1,4 @@
-"""Sizes of the artifacts of the reference network."""
+"""The artifacts of the reference network, VGG16, have the expected sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mri_edge.scans.preprocessing import Preprocessing
 
 
 @pytest.mark.slow
-def test_sizes_beside_float(tmp_path):
+def test_quantized_artifacts_are_a_quarter_of_the_float_ones(tmp_path):
     import keras
 
     from mri_edge.authoring.quiet import quiet
@@ -19,7 +19,7 @@ def test_sizes_beside_float(tmp_path):
     from mri_edge.export.formats import Conversion, find_format, format_names
     from mri_edge.export.sources.device_graph import device_graph
 
-    keras.utils.set_random_seed(0)  # weights do not matter for sizes
+    keras.utils.set_random_seed(0)  # the weights have no influence on the sizes
     entry = keras.Input((128, 128, 3))
     body = keras.applications.VGG16(weights=None, include_top=False, input_shape=(128, 128, 3))(entry)
     hidden = keras.layers.Dense(256, activation="relu")(keras.layers.Flatten()(body))
@@ -40,4 +40,4 @@ def test_sizes_beside_float(tmp_path):
         assert sizes[f"{kind}-int8"] <= 0.26 * sizes[kind]
         assert sizes[f"{kind}-fp16"] <= 0.51 * sizes[kind]
     assert sizes["tflite-dynamic"] <= 0.26 * sizes["tflite"]
-    assert sizes["onnx-int8"] <= 17.5e6  # what the package may carry
+    assert sizes["onnx-int8"] <= 17.5e6  # the limit for an embedded model

@@ -1,6 +1,6 @@
-"""Models as Keras 2 saved them open, answer as before, and export.
+"""Models in the format of Keras 2 can be opened and exported, and give the same answers.
 
-The files are made by Keras 3 and their description is rewritten as TF-Keras 2.16 writes it.
+Keras 3 saves the files, and the tests rewrite their description in the form of TF-Keras 2.16.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mri_edge.export.sources.keras_model import load
 SIZE = 32
 
 
-def drawn(model: keras.Model) -> keras.Model:
-    """The same model, with the running means and variances of a trained one."""
+def with_statistics(model: keras.Model) -> keras.Model:
+    """The same model with running means and variances as after training."""
     rng = np.random.default_rng(1)
     for variable in model.variables:
         if "variance" in variable.name:
@@ -41,25 +41,25 @@ def drawn(model: keras.Model) -> keras.Model:
 
 
 def mobilenet() -> keras.Model:
-    return drawn(keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, classes=2))
+    return with_statistics(keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, classes=2))
 
 
 def efficientnet() -> keras.Model:
-    return drawn(keras.applications.EfficientNetB0(input_shape=(SIZE, SIZE, 3), weights=None, classes=2))
+    return with_statistics(keras.applications.EfficientNetB0(input_shape=(SIZE, SIZE, 3), weights=None, classes=2))
 
 
 def transfer() -> keras.Model:
-    """``preprocess_input`` in the model, and a model in the model: as TensorFlow's tutorial on transfer learning."""
+    """``preprocess_input`` and a nested model, as in TensorFlow's tutorial on transfer learning."""
     body = keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, include_top=False)
     pixels = keras.Input((SIZE, SIZE, 3))
     scaled = keras.layers.Rescaling(1 / 127.5, name="tf.math.truediv")(pixels)
     shifted = keras.layers.Rescaling(1, offset=-1, name="tf.math.subtract")(scaled)
     hidden = keras.layers.GlobalAveragePooling2D()(body(shifted, training=False))
-    return drawn(keras.Model(pixels, keras.layers.Dense(2, activation="softmax")(hidden)))
+    return with_statistics(keras.Model(pixels, keras.layers.Dense(2, activation="softmax")(hidden)))
 
 
 def half() -> keras.Model:
-    """Layers in float16 that keep their weights in float32."""
+    """Layers that compute in float16 with weights in float32."""
     entry = keras.Input((SIZE, SIZE, 3))
     hidden = keras.layers.SeparableConv2D(4, 3, activation="swish", dtype="mixed_float16")(entry)
     hidden = keras.layers.GlobalAveragePooling2D(dtype="mixed_float16")(hidden)
@@ -67,20 +67,20 @@ def half() -> keras.Model:
 
 
 def sequential() -> keras.Model:
-    """A model with a Normalization inside a Sequential."""
+    """A Sequential that contains a model with a Normalization."""
     entry = keras.Input((SIZE, SIZE, 3))
     body = keras.Model(entry, keras.layers.DepthwiseConv2D(3)(keras.layers.Normalization()(entry)))
     layers = keras.layers
-    small = layers.Rescaling(1 / 255)  # so that the softmax tells apart what comes before it
+    small = layers.Rescaling(1 / 255)  # keeps the softmax from saturating
     pooled = [layers.GlobalAveragePooling2D(), layers.Dense(2, activation="softmax")]
-    return drawn(keras.Sequential([keras.Input((SIZE, SIZE, 3)), small, body, *pooled]))
+    return with_statistics(keras.Sequential([keras.Input((SIZE, SIZE, 3)), small, body, *pooled]))
 
 
 OPERATIONS = {"tf.math.truediv": ("math.truediv", 127.5), "tf.math.subtract": ("math.subtract", 1.0)}
 
 
 def as_keras2(item: Any) -> Any:
-    """A description of Keras 3 in the words of Keras 2."""
+    """Convert a description of Keras 3 to the form of Keras 2."""
     if isinstance(item, list):
         return [as_keras2(part) for part in item]
     if not isinstance(item, dict):
@@ -135,7 +135,7 @@ def saved_as_keras2(model: keras.Model, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [mobilenet, efficientnet, transfer, half, sequential])
-def test_opened_model_answers_as_the_saved_one(make: Callable[[], keras.Model], tmp_path):
+def test_opened_model_gives_the_answers_of_the_saved_one(make: Callable[[], keras.Model], tmp_path):
     model = make()
     opened = load(saved_as_keras2(model, tmp_path / "model.h5"))
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.float32)
@@ -143,15 +143,15 @@ def test_opened_model_answers_as_the_saved_one(make: Callable[[], keras.Model], 
 
 
 @pytest.mark.parametrize("make", [mobilenet, sequential])
-def test_keras_alone_does_not_open_it(make, tmp_path):
-    """The test above would also pass if the rewritten file were one of Keras 3."""
+def test_keras_3_cannot_open_the_file_itself(make, tmp_path):
+    """Otherwise the test above would prove nothing."""
     path = saved_as_keras2(make(), tmp_path / "model.h5")
     with pytest.raises((TypeError, ValueError)):
         keras.models.load_model(path, compile=False)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
-def test_a_description_of_keras_3_is_left_as_it_is(name, tmp_path):
+def test_a_description_of_keras_3_is_not_changed(name, tmp_path):
     mobilenet().save(tmp_path / name)
     if name.endswith("keras"):
         with zipfile.ZipFile(tmp_path / name) as archive:
@@ -164,7 +164,7 @@ def test_a_description_of_keras_3_is_left_as_it_is(name, tmp_path):
 
 
 @pytest.mark.parametrize("operation", ["math.abs", "io.write_file"])
-def test_an_operation_without_a_layer_of_its_kind_is_refused(operation, tmp_path):
+def test_an_operation_without_an_equivalent_layer_is_refused(operation, tmp_path):
     path = saved_as_keras2(transfer(), tmp_path / "model.h5")
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = file.attrs["model_config"].replace("math.truediv", operation)
@@ -174,7 +174,7 @@ def test_an_operation_without_a_layer_of_its_kind_is_refused(operation, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [mobilenet, efficientnet])
-def test_it_exports(make, pictures, tmp_path):
+def test_a_model_of_keras_2_is_exported(make, pictures, tmp_path):
     path = saved_as_keras2(make(), tmp_path / "model.h5")
     preprocessing = '{"height": 32, "width": 32, "scale": 1}'
     if make is mobilenet:

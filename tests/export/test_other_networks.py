@@ -1,4 +1,4 @@
-"""Artifacts of networks unlike the tiny one answer as Keras does."""
+"""Artifacts of networks with unusual layers give the probabilities that Keras gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mri_edge.export.formats import find_format
 from mri_edge.scans.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(32, 32)
-LARGEST = {"float16": 5e-3, "int8": 0.1}  # as in the gate, and five times its bound on the mean
+LARGEST = {"float16": 5e-3, "int8": 0.1}  # largest |Δp|: the gate's limit, and five times its limit of the mean
 
 
 def network(kind):
@@ -35,7 +35,7 @@ def network(kind):
 
 @pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
 @pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
-def test_artifact_answers_as_keras_does(kind, name, pictures, tmp_path):
+def test_artifact_agrees_with_keras(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.formats import Conversion
     from mri_edge.export.sources.device_graph import device_graph
@@ -50,5 +50,5 @@ def test_artifact_answers_as_keras_does(kind, name, pictures, tmp_path):
     engine = open_engine(tmp_path / target.FILE, provider="cpu")
     answer = engine.run(pixels)
     engine.close()
-    wanted = np.asarray(model(PLAIN.normalize(pixels), training=False))
-    assert np.abs(answer - wanted).max() <= LARGEST[target.PRECISION]
+    expected = np.asarray(model(PLAIN.normalize(pixels), training=False))
+    assert np.abs(answer - expected).max() <= LARGEST[target.PRECISION]

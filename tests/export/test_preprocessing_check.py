@@ -1,4 +1,4 @@
-"""A preprocessing that does not suit the model is recognized by its accuracy, and the right one is named."""
+"""Export warns about a preprocessing that does not suit the model, and names the right one."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ def located(pictures, split):
 
 
 @pytest.fixture
-def own(bundle):
-    """The preprocessing that the fixture ``model`` was trained with: ImageNet's means and deviations."""
+def correct(bundle):
+    """The preprocessing with which the fixture ``model`` was trained: ImageNet's mean and standard deviation."""
     from mri_edge.bundles.bundle import Bundle
 
     return Bundle.open(bundle).manifest.preprocessing
 
 
-def test_the_right_preprocessing_gives_no_warning(model, located, own):
-    assert check_preprocessing(model, located, own, 0) is None
+def test_the_correct_preprocessing_gives_no_warning(model, located, correct):
+    assert check_preprocessing(model, located, correct, 0) is None
 
 
-def test_a_wrong_preprocessing_is_warned_about_with_the_right_one(model, located, own):
-    said = check_preprocessing(model, located, dataclasses.replace(own, scale=1.0), 0)
-    assert "of 64 pictures" in said
-    assert '"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]' in said
-    assert '"height": 32, "width": 32' in said
+def test_the_warning_names_the_correct_preprocessing(model, located, correct):
+    warning = check_preprocessing(model, located, dataclasses.replace(correct, scale=1.0), 0)
+    assert "of 64 pictures" in warning
+    assert '"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]' in warning
+    assert '"height": 32, "width": 32' in warning
 
 
-def test_warns_if_no_common_preprocessing_helps(model, located, own):
-    """Labels in the wrong order: no preprocessing makes that right."""
-    turned = [(path, 1 - label) for path, label in located]
-    said = check_preprocessing(model, turned, own, 0)
-    assert "no better than guessing (0.50)" in said
-    assert "--labels" in said
+def test_warns_if_no_common_preprocessing_helps(model, located, correct):
+    """If the labels are in the wrong order, no preprocessing helps."""
+    swapped = [(path, 1 - label) for path, label in located]
+    warning = check_preprocessing(model, swapped, correct, 0)
+    assert "no better than guessing (0.50)" in warning
+    assert "--labels" in warning
 
 
 @pytest.mark.parametrize(("scale", "warned"), [("1", True), ("0.00392156862745098", False)])
-def test_the_command_warns(model, pictures, tmp_path, capfd, scale, warned):
+def test_the_command_prints_the_warning(model, pictures, tmp_path, capfd, scale, warned):
     model.save(tmp_path / "model.keras")
     rest = '"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]'
     arguments = ["--from", str(tmp_path / "model.keras"), "--labels", "no,yes", "--data", str(pictures)]
     arguments += ["--preprocessing", f'{{"height": 32, "width": 32, "scale": {scale}, {rest}}}', "--formats", "onnx"]
     assert run(["export", str(tmp_path / "out"), *arguments]) in (0, 5)
-    said = capfd.readouterr().err
-    assert ("Warning: with the stated preprocessing" in said) is warned
-    assert ("--preprocessing '{" in said) is warned
+    errors = capfd.readouterr().err
+    assert ("Warning: with the stated preprocessing" in errors) is warned
+    assert ("--preprocessing '{" in errors) is warned
 
 
 def test_few_pictures_are_enough_to_run(model, located):

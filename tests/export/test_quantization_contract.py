@@ -1,4 +1,4 @@
-"""int8 keeps the mean of every output, and no CPU saturates its sums."""
+"""int8 artifacts keep the mean of every output, and their sums saturate on no CPU."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 from PIL import Image
 
 from mri_edge.engines import open_engine
-from mri_edge.export.calibration.bias_correction import mean_rounding_error
-from mri_edge.export.calibration.calibrator import Calibrator, Observation
+from mri_edge.export.calibration.calibrator import Calibrator
 from mri_edge.export.calibration.images import record
+from mri_edge.export.calibration.observation import Observation, mean_rounding_error
 from mri_edge.scans.preprocessing import Preprocessing
 
 SIZE = 16
 PLAIN = Preprocessing(SIZE, SIZE, scale=1 / 255)
-# Below half a step of a kernel whose largest weight is 1, of 64 steps as of 127: rounding makes it 0.
+# Less than half a step of a kernel with a largest weight of 1, in 64 and in 127 steps, so that it is rounded to 0.
 LOST = 0.0035
 
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory) -> tuple[Path, ...]:
-    """Twenty pictures of noise about a mean of 128."""
+    """Twenty pictures of noise with a mean of 128."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     for index in range(20):
@@ -37,7 +37,7 @@ def calibrator(noise) -> Calibrator:
 
 @pytest.fixture(scope="module")
 def graph():
-    """A network in which every kernel has one large weight and many of the same sign that rounding makes 0."""
+    """A network of kernels with one large weight and many small positive ones, which are rounded to 0."""
     import keras
 
     from mri_edge.export.sources.device_graph import device_graph
@@ -68,7 +68,7 @@ def graph():
 
 
 def probabilities(content: bytes, suffix: str, folder: Path, files: tuple[Path, ...]) -> np.ndarray:
-    """That of the second label of each picture, in the artifact's own engine."""
+    """Probability of the second label for each picture, computed in the engine of the artifact."""
     path = folder / f"model{suffix}"
     path.write_bytes(content)
     engine = open_engine(path, provider="cpu")
@@ -83,20 +83,20 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 
 
 def shift_of(float_content, int8_content, suffix, folder, files) -> float:
-    """How far quantization moves the log-odds on average."""
+    """Mean change of the log-odds by quantization."""
     plain, quantized = (
         log_odds(probabilities(content, suffix, folder, files).astype(float))
         for content in (float_content, int8_content)
     )
-    assert np.abs(plain).mean() < 1.5, "the answers must be uncertain, so that a shift is visible"
+    assert np.abs(plain).mean() < 1.5, "a shift is only visible if the answers are uncertain"
     return float((quantized - plain).mean())
 
 
-# What rounding takes from the log-odds: 26 weights of LOST on a mean of a half, eight times and five times over.
+# Change of the log-odds by rounding: 26 weights of LOST times the mean 0.5, in eight units with a weight of 5.
 UNCORRECTED = 40 * 26 * LOST / 2
 
 
-def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
+def test_int8_onnx_keeps_the_mean_in_spite_of_rounding(graph, calibrator, noise, tmp_path):
     from mri_edge.export.onnx.convert import float_model
     from mri_edge.export.onnx.quantize import quantize
 
@@ -107,19 +107,19 @@ def test_int8_onnx_keeps_the_mean_that_rounding_would_shift(graph, calibrator, n
     assert facts["weights"] == "int8 per channel, 7 bits, bias corrected"
 
 
-def test_int8_tflite_keeps_the_mean_that_rounding_would_shift(graph, calibrator, noise, tmp_path):
-    from mri_edge.export.tflite.convert import float_model
+def test_int8_tflite_keeps_the_mean_in_spite_of_rounding(graph, calibrator, noise, tmp_path):
+    from mri_edge.export.tflite.convert import to_tflite
     from mri_edge.export.tflite.quantize import quantize
 
-    model = float_model(graph)
+    model = to_tflite(graph)
     content, facts = quantize(model, calibrator)
     shift = shift_of(model, content, ".tflite", tmp_path, noise)
     assert abs(shift) < 0.15 * UNCORRECTED, f"without the correction {-UNCORRECTED:.2f}"
     assert facts["weights"] == "int8 per channel, 8 bits, bias corrected"
 
 
-def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
-    """With the default of ``quantize``, 7 bits: 2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
+def test_weights_of_an_int8_onnx_file_have_seven_bits(graph, calibrator):
+    """2 x 255 x 64 fits into 16 bits, 2 x 255 x 127 does not."""
     import onnx
 
     from mri_edge.export.onnx.convert import constants, float_model
@@ -136,7 +136,7 @@ def test_weights_of_an_exported_onnx_file_fit_seven_bits(graph, calibrator):
 
 
 @pytest.mark.parametrize("levels", [64, 127])
-def test_mean_rounding_error_equals_the_simulated_one(levels):
+def test_mean_rounding_error_equals_that_of_a_simulation(levels):
     rng = np.random.default_rng(1)
     kernel = rng.normal(0, 0.2, (3, 5, 4)).astype(np.float32)
     means = rng.uniform(0.5, 2, 5)
@@ -146,18 +146,17 @@ def test_mean_rounding_error_equals_the_simulated_one(levels):
         step = np.abs(output).max() / levels
         output[...] = np.round(output / step) * step
     exact, approximate = (np.einsum("oit,its->os", weights, inputs).mean(axis=1) for weights in (kernel, rounded))
-    assert mean_rounding_error(kernel, means, levels) == pytest.approx(
-        approximate - exact, abs=2e-4
-    )  # of 20,000 samples
+    # The tolerance is the sampling error of 20,000 samples.
+    assert mean_rounding_error(kernel, means, levels) == pytest.approx(approximate - exact, abs=2e-4)
     assert mean_rounding_error(np.zeros_like(kernel), means, levels).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("axis", [1, -1])
-def test_channel_means_cover_all_other_axes_and_batches(axis):
+def test_channel_means_are_over_all_other_axes_and_batches(axis):
     values = np.random.default_rng(2).normal(3, 1, (11, 6, 5, 4)).astype(np.float32)
-    seen = Observation(axis)
+    observation = Observation(axis)
     for part in np.array_split(values, [2, 3, 8]):
-        seen.add(part)
+        observation.add(part)
     others = tuple(index for index in range(4) if index != axis % 4)
-    np.testing.assert_allclose(seen.channel_means, values.mean(axis=others), rtol=1e-5)
-    assert seen.range("minmax") == pytest.approx((min(0, values.min()), values.max()))
+    np.testing.assert_allclose(observation.channel_means, values.mean(axis=others), rtol=1e-5)
+    assert observation.range("minmax") == pytest.approx((min(0, values.min()), values.max()))

@@ -1,4 +1,4 @@
-"""int8 on x86 CPUs without VNNI: pairs of u8 x s8 products are summed in 16 bits, with saturation."""
+"""Seven-bit weights never saturate on x86 CPUs without VNNI, which sum pairs of u8 x s8 products in 16 bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 
 def pairs_of_products(activations, weights):
-    """What ``vpmaddubsw`` does (Intel 64 manual, volume 2): u8 x s8, neighbours summed, saturated to 16 bits."""
+    """The instruction ``vpmaddubsw`` (Intel 64 manual, volume 2): u8 x s8, sums of two, saturated to 16 bits."""
     products = activations.astype(np.int32) * weights.astype(np.int32)
     return np.clip(products[..., ::2] + products[..., 1::2], -32768, 32767)
 
@@ -21,14 +21,14 @@ def exact(activations, weights):
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_eight_bit_weights_saturate_and_seven_bits_never_do(sign):
+def test_eight_bit_weights_saturate_and_seven_bit_weights_do_not(sign):
     bright = np.full(64, 255, np.uint8)
     assert dot_without_vnni(bright, np.full(64, sign * 127, np.int8)) != exact(bright, np.full(64, sign * 127))
     assert dot_without_vnni(bright, np.full(64, sign * 64, np.int8)) == exact(bright, np.full(64, sign * 64))
 
 
-def test_weights_of_the_artifact_fit_seven_bits(trained, pictures):
-    """So every CPU computes the same sums, whatever the activations are: here drawn at their worst."""
+def test_weights_of_the_artifact_never_saturate(trained, pictures):
+    """The worst case: every activation is 255, and the largest weights are neighbors."""
     import onnx
 
     from mri_edge.authoring.quiet import quiet
@@ -45,10 +45,10 @@ def test_weights_of_the_artifact_fit_seven_bits(trained, pictures):
     files = tuple(path for path, _ in pictures_in(pictures))[:20]
     with quiet():
         model = float_model(device_graph(load(trained / "model.keras"), preprocessing))
-        seen = Calibrator(files, preprocessing, record(files, "minmax", 0)).observe(observer(model), 1)
+        observed = Calibrator(files, preprocessing, record(files, "minmax", 0)).observe(observer(model), 1)
     saturated = {}
     for bits in (7, 8):
-        content, _ = quantize_with(model, seen, "minmax", head(model), weight_bits=bits)
+        content, _ = quantize_with(model, observed, "minmax", head(model), weight_bits=bits)
         kernels = [
             values
             for values in constants(onnx.load_from_string(content)).values()
@@ -67,4 +67,4 @@ def test_weights_of_the_artifact_fit_seven_bits(trained, pictures):
             for rows in worst
         )
     assert saturated[7] == 0
-    assert saturated[8] > 0  # the control: with 8 bits the same network would differ between CPUs
+    assert saturated[8] > 0  # control: with 8 bits, this network gives other results without VNNI

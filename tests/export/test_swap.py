@@ -1,4 +1,4 @@
-"""The model that was checked and hashed is the one that is exported, even if its file changes meanwhile."""
+"""Export converts the model that it checked and hashed, even if the file is replaced during the export."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def evil(model, tmp_path):
 
 
 def swap_before(monkeypatch, module, name, path, evil):
-    """Replace ``path`` by the evil model when ``module`` calls the function ``name`` that opens it."""
-    opens = getattr(module, name)
+    """Replace ``path`` by the evil model immediately before ``module`` opens it with the function ``name``."""
+    open_model = getattr(module, name)
 
     def swap_and_open(*arguments, **options):
         if path.is_dir():
@@ -34,7 +34,7 @@ def swap_before(monkeypatch, module, name, path, evil):
             shutil.copytree(evil, path)
         else:
             shutil.copyfile(evil.with_suffix(".keras"), path)
-        return opens(*arguments, **options)
+        return open_model(*arguments, **options)
 
     monkeypatch.setattr(module, name, swap_and_open)
 
@@ -47,7 +47,7 @@ def assert_exported(folder, model, preprocessing):
     assert np.abs(answer - np.asarray(model(preprocessing.normalize(pixels), training=False))).max() < 1e-5
 
 
-def test_model_of_a_bundle_swapped_after_the_hash_check(bundle, model, pictures, evil, monkeypatch):
+def test_model_of_a_bundle_replaced_after_the_hash_check(bundle, model, pictures, evil, monkeypatch):
     from mri_edge.export import exporter
     from mri_edge.export.exporter import Settings
 
@@ -58,8 +58,9 @@ def test_model_of_a_bundle_swapped_after_the_hash_check(bundle, model, pictures,
 
 
 @pytest.mark.parametrize("kind", ["file", "SavedModel"])
-def test_external_model_swapped_while_it_is_opened(kind, trained, model, pictures, evil, tmp_path, monkeypatch):
+def test_external_model_replaced_while_it_is_opened(kind, trained, model, pictures, evil, tmp_path, monkeypatch):
     from mri_edge.export.exporter import Settings
+    from mri_edge.export.options import ModelDescription
     from mri_edge.export.sources import external_model
 
     preprocessing, out = Bundle.open(trained).manifest.preprocessing, tmp_path / "out"
@@ -71,7 +72,8 @@ def test_external_model_swapped_while_it_is_opened(kind, trained, model, picture
         path = tmp_path / "good"
         model.export(path, verbose=False)
         swap_before(monkeypatch, external_model, "load_saved_model", path, evil)
-    external_model.export_external(path, out, ("no", "yes"), 1, preprocessing, Settings(("onnx",), pictures))
+    description = ModelDescription(out, pictures, ("no", "yes"), 1, preprocessing)
+    external_model.export_external(path, description, Settings(("onnx",), pictures))
     assert_exported(out, model, preprocessing)
     if kind == "file":
         assert hashlib.sha256((out / "model.keras").read_bytes()).hexdigest() == digest

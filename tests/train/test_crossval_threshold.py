@@ -131,7 +131,7 @@ def test_command_writes_a_new_unsigned_bundle(bundle, crossval, tmp_path, capfd,
     assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 0
     printed, said = capfd.readouterr()
     assert "threshold 0.4; before: 0.9076" in printed
-    assert "It is not signed, whatever the original was" in printed
+    assert "It is not signed. Sign it with" in printed
     assert "warning: The parity of the artifacts was counted at the threshold before" in said
     assert Bundle.open("small-recalibrated").manifest.threshold == 0.4
     assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 2

@@ -140,7 +140,7 @@ def test_tables_name_the_figures_and_the_missing_signature(tiny_bundle, data, tm
     new = tmp_path / "tiny-recalibrated"
     for words in ("240 scans", "independent", "temperature", "to expect", "sensitivity", "log loss", "--prevalence"):
         assert words in printed
-    assert f"It is not signed, whatever the original was: mri-edge bundle sign {new} --key KEY" in printed
+    assert f"It is not signed. Sign it with: mri-edge bundle sign {new} --key KEY" in printed
     assert "no split record" in said
     assert run(["info", str(new)]) == 0
     assert "recalibration (figures with 95% intervals)" in capfd.readouterr().out
@@ -402,7 +402,7 @@ def test_swapped_folders_are_refused(tiny_bundle, data, tmp_path, capfd):
     (data / "held").rename(data / "yes")
     code, line = refused(capfd, tiny_bundle, "--data", data, "--out", tmp_path / "none")
     assert code == 5
-    assert "cannot be told from chance" in line
+    assert "cannot be distinguished from chance" in line
     assert not (tmp_path / "none").exists()
 
 

@@ -206,7 +206,7 @@ def test_answers_that_say_nothing_are_refused():
     rng = np.random.default_rng(4)
     score = rng.random(200).astype(np.float32)
     answers = Answers(np.stack([1 - score, score], axis=1), np.arange(200) % 2, np.arange(200))
-    with pytest.raises(GateError, match="cannot be told from chance: AUC"):
+    with pytest.raises(GateError, match="cannot be distinguished from chance: AUC"):
         recalibrate(answers, LABELS, GOAL, 0.5)
     same = Answers(np.full((200, 2), 0.5, np.float32), answers.label, answers.group)
     with pytest.raises(GateError, match=r"AUC 0\.500"):

@@ -340,4 +340,4 @@ def test_missing_disk_space_for_the_views_is_reported_first(two_sources, recipe,
 def test_small_recipe_is_not_cross_validated_by_source(two_sources, tmp_path, capfd):
     out = tmp_path / "out"
     assert run(["train", "--data", str(two_sources), "--out", str(out), "--recipe", "small", "--cv", "sources"]) == 2
-    assert "near-duplicates" in capfd.readouterr().err
+    assert "cannot be cross-validated by source" in capfd.readouterr().err

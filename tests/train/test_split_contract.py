@@ -203,7 +203,7 @@ def test_complete_test_images_are_scored_in_recorded_order():
         assert files(chosen.scans) == ["d", "c"]
         assert chosen.left_out == {"train": 1, "validation": 1, "unknown": 1}
         assert len(chosen.warnings) == 1
-        assert chosen.warnings[0].startswith("1 images that the bundle's split record does not know")
+        assert chosen.warnings[0].startswith("1 images that are not in the bundle's split record")
 
 
 def test_incomplete_test_images_are_not_scored_as_the_test():

@@ -1,4 +1,4 @@
-"""``mri-edge recalibrate``: a new bundle with a temperature and a threshold for the scans of one place."""
+"""``mri-edge recalibrate``: a new bundle with a temperature and a threshold for the scans of one site."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Proportion(click.FloatRange):
     "--prevalence",
     type=_Proportion(),
     help="Proportion of positives where the model will be used. The probabilities are calibrated for it, and precision "
-    "and negative predictive value are given. Default: labels weigh the same.",
+    "and negative predictive value are given. Default: each label has the same weight.",
 )
 @click.option(
     "--sensitivity",
@@ -193,7 +193,7 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
     )
     yield f"{data['folder']}: {data['images']} scans: {counts}"
     prevalence = record["prevalence"]
-    calibrated = "labels weigh the same" if prevalence is None else f"for a prevalence of {prevalence:g}"
+    calibrated = "each label has the same weight" if prevalence is None else f"for a prevalence of {prevalence:g}"
     yield f"temperature {record['temperature']:.4g}, {calibrated}"
     if len(labels) > 2:
         yield "no threshold: the model has more than two labels, so the answer is the likeliest one"
@@ -230,11 +230,11 @@ def _threshold_lines(record: dict[str, Any]) -> Iterator[str]:
 
 def _written(record: dict[str, Any]) -> Iterator[str]:
     yield f"written to {record['bundle']}: {record['model']}"
-    yield f"It is not signed, whatever the original was: mri-edge bundle sign {record['bundle']} --key KEY"
+    yield f"It is not signed. Sign it with: mri-edge bundle sign {record['bundle']} --key KEY"
     yield record["notice"]
 
 
 def _figure(metric: dict[str, Any] | None) -> str:
-    from mri_edge.authoring.figures import with_interval
+    from mri_edge.authoring.intervals import with_interval
 
     return "" if metric is None else with_interval(metric["value"], metric["low"], metric["high"])

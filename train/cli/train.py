@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mri_edge.authoring.figures import with_interval
+from mri_edge.authoring.intervals import with_interval
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.train.recipes.registry import RECIPES, find_recipe

@@ -212,7 +212,7 @@ def _without_recalibration(scans: Sequence[Scan], others: Sequence[Scan], split:
     if not others:
         raise DataError(
             f"all {len(scans)} images chose the temperature and threshold of this bundle: none may be scored",
-            "Its card has the figures to expect on them; name other images, or say --role all",
+            "Its card has the figures to expect on them; name other images, or use --role all",
         )
     chosen, left_out = choose_scans(others, split, None), len(scans) - len(others)
     warning = f"{left_out} images chose the temperature and threshold of this bundle and are left out."

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mri_edge.authoring.keras_file import one_column_a_class
-from mri_edge.authoring.keras_models.loading import open_model
+from mri_edge.authoring.keras_models.loading import one_column_a_class, open_model
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest, TensorSpec

@@ -1,4 +1,4 @@
-"""Fit temperature and threshold to the scans of one place, and judge both on scans that did not choose them.
+"""Fit temperature and threshold to the scans of one site, and judge both on scans that did not choose them.
 
 The figures to expect are cross-fitted: temperature and threshold are chosen on all folds but one and judged on that
 one, fold by fold. Judged on the scans that chose it, a threshold looks better than it is, most of all with few scans.
@@ -131,7 +131,7 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
     DataError
         There are too few independent scans of a label; see ``fewest``.
     GateError
-        The answers cannot be told from chance.
+        The answers cannot be distinguished from chance.
     """
     classes, binary = len(labels), len(labels) == 2
     independent = tuple(math.floor(answers.independent(answers.label == index) + 1e-9) for index in range(classes))
@@ -145,7 +145,7 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
         area = auc(is_positive, score, answers.group)
         if area.low <= 0.5:
             raise GateError(
-                f"the answers to these scans cannot be told from chance: AUC {area.value:.3f} "
+                f"the answers to these scans cannot be distinguished from chance: AUC {area.value:.3f} "
                 f"({area.low:.3f} to {area.high:.3f}). Nothing was written",
                 "Check that the folders have the right labels; a threshold does not help here",
             )

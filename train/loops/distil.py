@@ -71,7 +71,7 @@ class BundleTeacher:
             manifest = bundle.manifest
             if manifest.recalibration:
                 raise DataError(
-                    f"{bundle.folder}: is recalibrated for scans of one place, so it cannot be a teacher",
+                    f"{bundle.folder}: is recalibrated for scans of one site, so it cannot be a teacher",
                     "Name the bundle that it was made from",
                 )
             input_size = (manifest.preprocessing.height, manifest.preprocessing.width)

@@ -21,9 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.keras_models.archive import unpack
-from mri_edge.authoring.keras_models.bounds import check_unpacked
-from mri_edge.authoring.keras_models.hdf5 import check_hdf5
+from mri_edge.authoring.keras_models.containers import check_hdf5, check_unpacked, unpack
 from mri_edge.errors import WeightsError, first_line, printable
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.authoring.intervals import HEAD, with_interval
 from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mri_edge.authoring.figures import HEAD, with_interval
+from mri_edge.authoring.intervals import HEAD, with_interval
 from mri_edge.authoring.pages import render
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric

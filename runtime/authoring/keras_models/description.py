@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .bounds import UnsafeModelError
+from .containers import UnsafeModelError
 
 _LARGEST_COUNT = 50_000  # classes named in one description; EfficientNetB7 names 9,000
 

@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mri_edge.errors import BundleError, OutputError, first_line, printable
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
-from .archive import unpack
-from .bounds import UnsafeModelError, unpacked_limit
+from .containers import UnsafeModelError, check_hdf5, unpack, unpacked_limit
 from .description import check_description
-from .hdf5 import check_hdf5
 from .keras2 import to_keras3
 
 ARCHIVE, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
@@ -49,7 +50,7 @@ def open_model(path: Path, keras: Any, content: bytes | None = None) -> Any:
     BundleError
         Not a Keras model, damaged, or it contains code, refers to other files, or unpacks to too much.
     OutputError
-        The temporary folder cannot hold the copy.
+        The temporary folder is too small for the copy, or cannot be written.
     """
     kind = check_kind(path) if content is None else _kind_of(content[:_HEAD], path)
     with tempfile.TemporaryDirectory(prefix="mri-edge-model-") as name:
@@ -95,6 +96,11 @@ def check_kind(path: Path) -> bytes:
     except OSError as error:
         raise BundleError(f"{path}: cannot read ({error.strerror})", "Name a .keras or .h5 file") from error
     return _kind_of(head, path)
+
+
+def one_column_a_class(answer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities (N, classes). A model with one sigmoid gives (N, 1), the probability of the second class."""
+    return np.hstack([1 - answer, answer]) if answer.shape[1] == 1 else answer
 
 
 def _kind_of(head: bytes, path: Path) -> bytes:
@@ -166,7 +172,7 @@ def _build(build: Callable[[], Any], weights: Path, keras: Any) -> Any:
 
 
 def _check_draft(build: Callable[[], Any], size: int, keras: Any) -> None:
-    """Build the model without memory for its variables, and check their sum. Call in a thread of its own.
+    """Build the model without memory for its variables, and check their sum. Call it in a separate thread.
 
     Keras keeps a list of variables without memory for each thread, and would allocate them later.
     """

@@ -1,4 +1,7 @@
-"""Histogram of a tensor's values, of fixed size, and the range that each calibration method derives from it."""
+"""Collect statistics of each tensor on the calibration images: its range, and the mean of each channel.
+
+Only a histogram of fixed size and the means are kept, so that memory does not grow with the number of images.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Range = tuple[float, float]
 
+PIXELS: Range = (0.0, 255.0)
+
 BINS = 2048  # on either side of zero, as TensorRT's entropy calibrator takes
 LEVELS = 128  # a candidate range is compared with its reduction to this many levels, as TensorRT does
 PERCENTILE = 99.99  # of all values; those beyond saturate
 
 
 class Histogram:
-    """Counts over a symmetric range that doubles when a value falls outside."""
+    """Counts of values over a symmetric range that doubles when a value is outside of it."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
@@ -25,18 +30,18 @@ class Histogram:
         self.counts = np.zeros(2 * BINS, np.int64)
 
     def range(self, method: Method) -> Range:
-        """Lowest and highest value to represent, by one of ``METHODS``; zero is always within."""
+        """The range to represent, by one of ``METHODS``; it always contains zero."""
         if method == "minmax":
             return self.minmax()
         return self.entropy() if method == "entropy" else self.percentile()
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count values, of any shape."""
+        """Count the values of an array of any shape."""
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
         reach = max(abs(self.low), abs(self.high))
         if self.limit == 0:
-            self.limit = reach  # every value so far was zero and stays in the middle bin
+            self.limit = reach  # every earlier value was zero and stays in the middle bin
         while reach > self.limit:
             self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), BINS // 2)
             self.limit *= 2
@@ -76,6 +81,54 @@ class Histogram:
     def _clip(self, low: float, high: float) -> Range:
         lowest, highest = self.minmax()
         return max(lowest, min(low, 0.0)), min(highest, max(high, 0.0))
+
+
+class Observation:
+    """Histogram and channel means of one tensor over the calibration images."""
+
+    def __init__(self, channel_axis: int) -> None:
+        self._axis = channel_axis
+        self._histogram = Histogram()
+        self._sum: NDArray[np.float64] | float = 0.0
+        self._count = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Add the tensor of one batch, (n, …)."""
+        self._histogram.add(values)
+        axis = self._axis % values.ndim
+        others = tuple(index for index in range(values.ndim) if index != axis)
+        self._sum = self._sum + values.sum(axis=others, dtype=np.float64)
+        self._count += values.size // values.shape[axis]
+
+    def range(self, method: Method) -> Range:
+        """The range to represent, see ``Histogram.range``."""
+        return self._histogram.range(method)
+
+    @property
+    def channel_means(self) -> NDArray[np.float64]:
+        """Mean of each channel, float64 (channels,)."""
+        return np.asarray(self._sum) / self._count
+
+
+def mean_rounding_error(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
+    """Mean error of each output if ``kernel`` is rounded, float32 (outputs,). Subtract it from the bias.
+
+    M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
+    section 4.2, but with measured means of the inputs. Padding is ignored.
+
+    Parameters
+    ----------
+    kernel
+        float32 (outputs, inputs, taps).
+    means
+        Mean of each input over the calibration images, (inputs,).
+    levels
+        Largest integer of a weight: 127 for 8 bits, 64 for 7. Scales are symmetric, one per output.
+    """
+    scale = np.abs(kernel).max(axis=(1, 2), keepdims=True) / levels
+    scale[scale == 0] = 1
+    error = (np.rint(kernel / scale) * scale - kernel).sum(axis=2, dtype=np.float64)
+    return np.asarray(error @ means, np.float32)
 
 
 def _divergence(magnitudes: NDArray[np.float64], size: int) -> float:

@@ -1,7 +1,8 @@
-"""Check an HDF5 file of weights before its arrays are read: they must be in the file, and their total size is limited.
+"""Check the files of a Keras model before its arrays are read: the ``.keras`` archive and the HDF5 weights.
 
 HDF5 can link to other files, map arrays from them, run filters from shared libraries, link a group into
-itself, and declare arrays of any size in a few bytes. Weight files need none of this.
+itself, and declare arrays of any size in a few bytes. Weight files need none of this. What either file may unpack to
+is limited by its own size.
 """
 
 from __future__ import annotations
@@ -9,12 +10,24 @@ from __future__ import annotations
 import math
 import mmap
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from .bounds import UnsafeModelError, check_unpacked, unpacked_limit
+# Largest sum of the arrays of one file, in bytes: VGG16 with its top has 553 MB, the largest image
+# classifier of Keras 1.4 GB.
+_LARGEST = 4 << 30
+# Trained weights hardly compress, and Keras does not compress them; pruned ones may shrink to a fifth.
+_ALLOWANCE, _RATIO = 64 << 20, 10
+
+_CONFIG = "config.json"
+_WEIGHTS = "model.weights.h5"
+# The files that Keras writes for a model without lookup tables.
+_MEMBERS = {_CONFIG, _WEIGHTS, "metadata.json"}
+_LARGEST_CONFIG = 16 << 20  # bytes; EfficientNetB7 has 1 MB
+_PIECE = 1 << 20
 
 # Limit in bytes for the list of a model's layers, if each name were as long as the longest text in the file.
 # That text is the description: 1 MB for the 1,000 layers of NASNetLarge.
@@ -25,6 +38,52 @@ _NAME_LISTS = re.compile(r"(layer_names|weight_names)\d*")
 # A global heap collection, where HDF5 keeps strings of variable length: signature, version 1, three zeros,
 # then its size in 8 bytes (HDF5 File Format Specification 3.0, III.E).
 _HEAP = b"GCOL\x01\0\0\0"
+
+
+class UnsafeModelError(ValueError):
+    """A model file needs more than a classifier should: code, other files, or too much memory for its size."""
+
+
+def unpacked_limit(size: int) -> int:
+    """Largest sum in bytes that a file of ``size`` bytes may unpack to."""
+    return min(_LARGEST, _ALLOWANCE + _RATIO * size)
+
+
+def check_unpacked(total: int, size: int, name: str) -> None:
+    """Raise UnsafeModelError if ``total`` bytes are too many for a file of ``size`` bytes."""
+    if total > unpacked_limit(size):
+        raise UnsafeModelError(
+            f"{name} of {size:,} bytes unpacks to {total:,} bytes or more, the limit is {unpacked_limit(size):,}"
+        )
+
+
+def unpack(path: Path, folder: Path) -> tuple[bytes, Path]:
+    """Unpack into ``folder``. Returns the bytes of ``config.json`` and the path of the weights.
+
+    Raises
+    ------
+    UnsafeModelError
+        It contains other files, or unpacks to more than ``unpacked_limit``.
+    OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error
+        It is not such an archive, or is damaged.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names) or not set(names) <= _MEMBERS:
+            others = sorted(set(names) - _MEMBERS) or ["one name twice"]
+            raise UnsafeModelError(f"the archive holds other things than a model: {others[0]!r}")
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+            raise UnsafeModelError("the archive is not compressed with deflate")
+        if archive.getinfo(_CONFIG).file_size > _LARGEST_CONFIG:
+            raise UnsafeModelError(f"{_CONFIG} has more than {_LARGEST_CONFIG:,} bytes")
+        check_unpacked(sum(member.file_size for member in archive.infolist()), size, "archive")
+        with archive.open(_CONFIG) as file:
+            config = file.read(_LARGEST_CONFIG)
+        weights = folder / _WEIGHTS
+        with archive.open(_WEIGHTS) as source, open(weights, "xb") as target:
+            _copy(source, target, size)
+    return config, weights
 
 
 def check_hdf5(path: Path) -> int:
@@ -141,3 +200,13 @@ def _check_attributes(name: str, item: Any, longest: int) -> None:
             parts = [part for entry in listed for part in entry.split("/")]
             if len(set(listed)) < len(listed) or any(part in ("", ".", "..") for part in parts):
                 raise UnsafeModelError(f"{name}: its {key} names an array twice")
+
+
+def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
+    """Copy in pieces and check the size, because the archive's directory may declare a wrong one."""
+    done = 0
+    while piece := source.read(_PIECE):
+        done += len(piece)
+        if done > unpacked_limit(size):
+            check_unpacked(done, size, "archive")
+        target.write(piece)
