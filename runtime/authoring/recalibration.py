@@ -50,7 +50,7 @@ def headline(manifest: Manifest) -> str:
         f"{NAMES.get(name, name)} {with_interval(metric.value, metric.low, metric.high)}"
         for name, metric in done.metrics.items()
     )
-    return f"Recalibrated on {sum(done.scans.values())} scans, {done.created}. To expect on such scans: {figures}."
+    return f"Recalibrated on {sum(done.scans.values())} scans, {done.created}. Expected on such scans: {figures}."
 
 
 def recalibrated_scans(bundle: Bundle) -> frozenset[str]:

@@ -61,7 +61,7 @@ def recalibrated(probabilities: NDArray[np.float32], manifest: Manifest) -> NDAr
 
 
 def rescale(
-    probabilities: NDArray[np.float32], temperature: float, log_odds_offset: float, positive: int
+    probabilities: NDArray[np.float32], temperature: float, log_odds_offset: float, positive: int | None
 ) -> NDArray[np.float32]:
     """Return softmax(log(p) / temperature + offset), where only the positive label has an offset.
 

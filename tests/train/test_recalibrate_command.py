@@ -138,7 +138,7 @@ def test_tables_name_the_figures_and_the_missing_signature(tiny_bundle, data, tm
     assert run(["recalibrate", str(tiny_bundle), "--data", str(data)]) == 0
     printed, said = capfd.readouterr()
     new = tmp_path / "tiny-recalibrated"
-    for words in ("240 scans", "independent", "temperature", "to expect", "sensitivity", "log loss", "--prevalence"):
+    for words in ("240 scans", "independent", "temperature", "expected", "sensitivity", "log loss", "--prevalence"):
         assert words in printed
     assert f"It is not signed. Sign it with: mri-edge bundle sign {new} --key KEY" in printed
     assert "no split record" in said

@@ -203,14 +203,14 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
         )
         yield f"threshold {record['threshold']:.4g}, for {labels[record['positive']]!r}; before: {before}"
     yield ""
-    rows = [("on such scans, 95% intervals", "before", "to expect")]
+    rows = [("on such scans, 95% intervals", "before", "expected")]
     for name, metric in record["expected"].items():
         rows.append((NAMES.get(name, name), _figure(record["before"][name]), _figure(metric)))
     loss = record["log_loss"]
     rows.append(("log loss of the probabilities", f"{loss['before']:.3f}", f"{loss['expected']:.3f}"))
     yield from table(rows, heading=False)
     yield ""
-    yield "To expect: temperature and threshold chosen on four fifths of the scans and judged on the other, five times."
+    yield "Expected: temperature and threshold are chosen on 4/5 of the scans and judged on the rest, five times."
     if len(labels) == 2 and prevalence is None:
         yield "Precision and negative predictive value depend on the prevalence: name it with --prevalence."
     yield from _written(record)
