@@ -273,6 +273,7 @@ def test_evaluation_leaves_out_the_scans_that_chose_the_threshold(changed, data)
         evaluate(changed, data)
     everything = evaluate(changed, data, role="all")
     assert everything["threshold"] == changed.manifest.threshold
+    assert "240 of these images chose the temperature and threshold of this bundle." in everything["warnings"]
     rng = np.random.default_rng(12)
     for name in ("no", "yes"):
         picture(rng).save(data / name / "new.png")

@@ -73,7 +73,10 @@ def evaluate(
     manifest = bundle.manifest
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
     scans, _ = find_scans(data, trained=trained)
-    chosen = choose_scans(scans, split_of(bundle), role, recalibrated_scans(bundle))
+    recalibrated = recalibrated_scans(bundle)
+    chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
+    if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
+        chosen.warnings.append(f"{known} of these images chose the temperature and threshold of this bundle.")
     with open_classifier(bundle, artifact, engine, provider, threads) as classifier:
         answers = classifier.predict_batches([scan.path for scan in chosen.scans])
         results = list(track(answers, "evaluate", len(chosen.scans)))
