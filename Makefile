@@ -110,9 +110,7 @@ model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 
 small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
-	$(BIN)/mri-edge train --recipe small --cv 3 --data $(DATA) --backbone-weights torchvision \
-		--out docs/evidence/crossval/small
-	$(BIN)/mri-edge recalibrate bundles/small --crossval docs/evidence/crossval/small/crossval.json \
+	$(BIN)/mri-edge recalibrate bundles/small --crossval docs/evidence/crossval/small-slices.json \
 		--out bundles/small --overwrite
 	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
 	$(BIN)/mri-edge bundle slim bundles/small --artifact model.int8.onnx --artifact model.int8.tflite \

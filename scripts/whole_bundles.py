@@ -33,7 +33,8 @@ from mri_edge.bundles.split import Split
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.bundle import write_bundle
 from mri_edge.train.data.collection import Collection, collect
-from mri_edge.train.data.folder import Labels, find_scans
+from mri_edge.train.data.folder import find_scans
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import choose_roles, rows_of
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.models.network import Network, build_network, predict

@@ -19,8 +19,8 @@ from mri_edge.authoring.writer import KERAS, new_bundle
 from mri_edge.bundles.manifest import Manifest, Metric, Training
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.inference.prediction import NOTICE, decide
-from mri_edge.train.data.folder import Labels
-from mri_edge.train.evaluation.metrics import by_folder, details
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.evaluation.metrics import by_folder, by_label, details
 from mri_edge.train.recipes.base import RecipeSpec
 
 if TYPE_CHECKING:  # writing the bundle does not need Keras
@@ -114,6 +114,7 @@ def write_bundle(
         threshold,
         metrics,
         [asdict(epoch) for epoch in history],
+        names=labels.names,
     )
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
         network.whole.save(writer.path(KERAS))
@@ -131,17 +132,25 @@ def metrics_document(
     files: Sequence[str],
     truth: NDArray[np.intp],
     probabilities: NDArray[np.float32],
-    positive: int,
+    positive: int | None,
     threshold: float | None,
     metrics: dict[str, Metric],
     history: Sequence[dict[str, Any]],
+    *,
+    names: Sequence[str],
 ) -> str:
-    """Return the content of ``metrics.json``: metrics on the test images (N,), and the data of tables and plots."""
-    right = decide(probabilities, positive, threshold) == truth
+    """Return the content of ``metrics.json``: metrics on the test images (N,), and the data of tables and plots.
+
+    With two labels, the report has label indices as row names, as in existing bundles; with more it has label names,
+    and the metrics of each label are added.
+    """
+    called = decide(probabilities, positive, threshold)
+    several = len(names) > 2
     content = {
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
-        **details(truth, probabilities, positive, threshold),
-        "folders": by_folder([file.rpartition("/")[0] for file in files], truth, right),
+        **details(truth, probabilities, positive, threshold, names=names if several else None),
+        **({"by_label": by_label(truth, probabilities, called, names)} if several else {}),
+        "folders": by_folder([file.rpartition("/")[0] for file in files], truth, called == truth),
         "test": [
             {"file": file, "label": label, "probabilities": row}
             for file, label, row in zip(files, truth.tolist(), probabilities.tolist(), strict=True)

@@ -1,18 +1,21 @@
 """Cross-validate any recipe without leaks: no near-duplicate, patient or source is on both sides of a fold.
 
-Every image is scored once, by a model that saw neither the image nor a near-duplicate of it. For a distillation, each
-fold trains a teacher and students of several seeds, which are compared on the same images.
+Every image is scored once, by a model that saw no image of its group. For a distillation, each fold trains a teacher
+and students of several seeds, which are compared on the same images.
 
-Answers are stored per fold and model, so that an interrupted run continues with the next one. For a distillation they
-stay in the output folder, so that several machines can train its folds and the folders can be merged.
+Answers are stored in the output folder, per fold and model, so that an interrupted run continues with the next one, and
+so that several machines can train its folds and the folders can be merged. ``evaluation.crossval_record`` describes
+the result, ``crossval.json``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +23,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_edge.authoring.labels import KNOWN_LABELS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.bundles.split import Split
-from mri_edge.errors import OutputError, UsageError
+from mri_edge.errors import DataError, OutputError, UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
+from mri_edge.storage.staging import lock_folder, locked_temp_folder
+from mri_edge.train.data.audit import audit, check_groups
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
-from mri_edge.train.data.duplicates import inspect, table
-from mri_edge.train.data.folder import Labels, Selection, select
-from mri_edge.train.data.roles import by_group, by_source, choose_roles, grouped_folds, hold_out, may_train
-from mri_edge.train.evaluation.crossval_figures import Answers, Stress, compare_students, figures, stress_figures
-from mri_edge.train.loops.checkpoint import check_space, work_folder
+from mri_edge.train.data.folder import Scan
+from mri_edge.train.data.grouping import BLOCKS, parse_groups
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.data.roles import assign_roles, by_group, by_source, grouped_folds, hold_out, may_train, near
+from mri_edge.train.data.selection import select
+from mri_edge.train.evaluation.crossval_figures import Stress, figures_from, stress_figures
+from mri_edge.train.evaluation.crossval_record import SCHEMA_VERSION, SINGLE, TEACHER, image_columns, to_json
+from mri_edge.train.loops.checkpoint import check_space
 from mri_edge.train.loops.distil import Pool, open_pool
-from mri_edge.train.loops.finetune import fast_precision
 from mri_edge.train.loops.progress import step_progress
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.registry import find_backbone
@@ -45,8 +51,7 @@ from mri_edge.train.transforms.mri import CHANGES
 from .pipeline import feature_bytes
 from .training import Job, Trained, draw_pool, pool_bytes, schedule_of, train_model
 
-SCHEMA_VERSION = 1
-TEACHER, SINGLE = "teacher", "model"
+_MARK = "identity"  # file in the output folder that says which run it belongs to
 # Space for two checkpoints, while the new one replaces the old one; for a distillation, those of its teacher.
 _STATE_BYTES = {HeadTraining: 50_000_000, FineTuning: 700_000_000, Distillation: 600_000_000}
 
@@ -60,72 +65,86 @@ def cross_validate(
     seed: int,
     backbone_weights: str = "auto",
     positive: str | None = None,
+    labels: str | None = None,
     excluded: Sequence[str] = (),
-    groups: Path | None = None,
+    groups: str | Path | None = None,
     only: int | None = None,
     overwrite: bool = False,
-    resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Cross-validate ``recipe`` on the scans in ``data``; write ``out``/crossval.json and return its content.
 
+    Answers that ``out`` contains are used, so repeating the call continues an interrupted run.
+
     Parameters
     ----------
     folds
-        Number of folds that keep near-duplicates and patients together; ``None`` leaves out one source at a time.
+        Number of folds that keep groups together; ``None`` leaves out one source at a time.
+    positive, labels
+        As ``positive`` and ``rule`` of ``data.labels.choose_labels``.
+    groups
+        As for ``data.grouping.parse_groups``; None means blocks of file numbers.
     only
-        For a distillation, train only this fold, counted from 1; the figures cover all folds in ``out``.
-    overwrite, resume
-        As for ``pipeline.train_bundle``; a distillation always continues with the answers in ``out``.
+        Train only this fold, counted from 1; the figures cover all folds in ``out``.
+    overwrite
+        Discard the answers in ``out``.
 
     Raises
     ------
     UsageError
-        The fold does not exist, or a distillation is to be cross-validated by source.
+        The fold does not exist, or another process is training it.
     DataError, WeightsError, OutputError
         The data, the weights or the output folder cannot be used. All are raised before training.
     """
-    distilled = isinstance(recipe.schedule, Distillation)
-    if distilled and folds is None:
-        raise UsageError(f"recipe {recipe.name!r} cannot be cross-validated by source", "Use --cv 3")
-    if only is not None and not 1 <= only <= (folds or 0):
-        raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
+    rule = parse_groups(BLOCKS if groups is None else groups)
+    if folds is not None:
+        _check_fold(only, folds)
     make_folder(out)
-    selection = select(data, positive, excluded, groups)
-    scans, labels = selection.scans, selection.labels
+    selection = select(data, positive, excluded, rule, labels=labels, say=say)
+    scans = selection.scans
+    if folds is None:
+        _check_fold(only, len({scan.source for scan in scans}))
     weights = find_backbone(_trained_first(recipe).backbone).load_weights(backbone_weights, say)
-    if distilled:
-        _claim(out, _identity(recipe, selection, weights, folds, seed))
-        store = out
-    else:
-        facts = [repr(recipe), seed, folds, weights.sha256, *selection.facts()]
-        if isinstance(recipe.schedule, FineTuning):
-            facts.insert(0, fast_precision())
-        store = work_folder(out, facts, overwrite=overwrite, resume=resume)
-        needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
-        check_space(store, needed + feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)])
+    needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
+    check_space(out, needed + feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)])
     say(f"reading {len(scans)} scans")
-    collection = collect(
-        scans,
-        recipe.preprocessing,
-        patients=selection.patients,
-        store=None if distilled else store,
-        with_slices=recipe.needs_slices,
-    )
-    if findings := inspect(scans, collection.hashes):
-        say(table(scans, findings))
-    # The reference's split ignores patients, so if they are known, it excludes no images from training.
-    keep_out = recipe.split.keep_apart and groups is None
-    trainable = may_train(collection) if keep_out else np.ones(len(scans), bool)
-    record = score_folds(
-        collection, trainable, weights, recipe, labels=labels, folds=folds, seed=seed, store=store, only=only
-    )
-    record["patients"] = groups.name if groups else None
-    record["excluded"] = [scan.file for scan in selection.left_out]
-    atomic_write(out / "crossval.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    if not distilled:
-        shutil.rmtree(store, ignore_errors=True)
+    with locked_temp_folder(out, ".scans-") as store:
+        collection = collect(
+            scans,
+            recipe.preprocessing,
+            rule=rule,
+            patients=selection.patients,
+            store=store,
+            with_slices=recipe.needs_slices,
+        )
+        audit(collection, rule, say)
+        check_groups(collection, selection.labels.names, folds or 2)
+        # The reference's split ignores patients, so if they are known, it excludes no images from training.
+        keep_out = recipe.split.keep_apart and rule.patients is None
+        trainable = may_train(collection) if keep_out else np.ones(len(scans), bool)
+        _claim(
+            out, _identity(recipe, collection, trainable, selection.labels, weights, folds, seed), overwrite=overwrite
+        )
+        record = score_folds(
+            collection,
+            trainable,
+            weights,
+            recipe,
+            labels=selection.labels,
+            folds=folds,
+            seed=seed,
+            store=out,
+            only=only,
+            left_out=selection.left_out,
+        )
+    record["patients"] = rule.patients.name if rule.patients else None
+    atomic_write(out / "crossval.json", to_json(record))
     return record
+
+
+def _check_fold(only: int | None, folds: int) -> None:
+    if only is not None and not 1 <= only <= folds:
+        raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
 
 
 def score_folds(
@@ -139,6 +158,7 @@ def score_folds(
     seed: int,
     store: Path,
     only: int | None = None,
+    left_out: Sequence[Scan] = (),
 ) -> dict[str, Any]:
     """Score each fold by a model trained and calibrated on the other folds; return the record in plain types.
 
@@ -148,17 +168,20 @@ def score_folds(
         bool (N,): False for images that are scored but never trained on.
     store
         Folder for the answers of finished folds and the state of the current fold.
+    left_out
+        Scans that the user excluded.
     """
-    split = choose_roles(data) if isinstance(recipe.schedule, Distillation) else None
     all_folds = _make_folds(data, trainable, recipe, folds, seed)
     models = _models(recipe, seed)
     pending = [fold for fold in all_folds if only in (None, fold.number)]
     if isinstance(recipe.schedule, Distillation):
         untaught = sum(_must_teach(fold, models, store) for fold in pending)
         check_space(store, untaught * pool_bytes(recipe) + (_STATE_BYTES[Distillation] if untaught else 0))
-    answers = {name: Answers.empty(len(data.scans)) for name in models}
-    fold_of = np.zeros(len(data.scans), int)
-    by_fold = []
+    shape = len(data.scans), len(labels.names)
+    probabilities = {name: np.zeros(shape) for name in models}
+    called = {name: np.zeros(len(data.scans), np.intp) for name in models}
+    fold_of = np.zeros(len(data.scans), np.intp)
+    calibration: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     stress: dict[str, list[Stress]] = {name: [] for name in models}
     for fold in all_folds:
         if fold not in pending and _missing(fold, models, store):
@@ -167,49 +190,35 @@ def score_folds(
         found = _fold_answers(fold, context, recipe, models, store, f"fold {fold.number}/{len(all_folds)}")
         fold_of[fold.held] = fold.number
         for name, answer in found.items():
-            answers[name].positive[fold.held], answers[name].called[fold.held] = answer.positive, answer.called
+            probabilities[name][fold.held], called[name][fold.held] = answer.probabilities, answer.called
             stress[name].append(answer.stress)
-        by_fold.append(
-            {
-                "fold": fold.number,
-                "models": {
-                    name: {
-                        "temperature": answer.temperature,
-                        "threshold": answer.threshold,
-                        **figures(data, fold.held, labels.positive, *answers[name].columns()),
-                    }
-                    for name, answer in found.items()
-                },
-            }
-        )
-    scored = np.flatnonzero(fold_of)
-    return {
+            calibration[name].append(
+                {"fold": fold.number, "temperature": answer.temperature, "threshold": answer.threshold}
+            )
+    split, selectable = _bundle_split(data, recipe, labels, seed, left_out)
+    record = {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe.name,
         "seed": seed,
-        "folds": folds,
-        "folds_scored": np.unique(fold_of[scored]).tolist(),
+        "protocol": "folds" if folds else "sources",
+        "folds": len(all_folds),
+        "folds_scored": np.unique(fold_of[fold_of > 0]).tolist(),
+        "grouping": _describe_grouping(data, trainable),
         "labels": list(labels.names),
         "positive": labels.positive,
+        "excluded": [scan.file for scan in left_out],
         "split_fingerprint": split.split_fingerprint if split else None,
-        "grouping": _describe_grouping(folds, trainable),
         "schedule": schedule_of(recipe),
         "teacher": _describe_teacher(recipe, seed),
-        "pooled": {name: figures(data, scored, labels.positive, *model.columns()) for name, model in answers.items()},
-        "by_fold": by_fold,
-        "stress": {name: stress_figures(parts, data.label == labels.positive) for name, parts in stress.items()},
-        **(_compare(data, labels, answers, fold_of, split) if split else {}),
-        "images": [
-            {
-                "file": scan.file,
-                "label": scan.label,
-                "fold": int(fold_of[index]),
-                "positive": {name: float(model.positive[index]) for name, model in answers.items()},
-                "called": {name: int(model.called[index]) for name, model in answers.items()},
-            }
-            for index, scan in enumerate(data.scans)
-            if fold_of[index]
-        ],
+        "calibration": calibration,
+        "images": image_columns(data, fold_of, selectable, probabilities, called),
+    }
+    return {
+        **record,
+        **figures_from(record),
+        "stress": {
+            name: stress_figures(parts, data.label, data.group, labels.positive) for name, parts in stress.items()
+        },
         "creation": asdict(current_provenance()),
     }
 
@@ -239,7 +248,7 @@ def _make_folds(
         learn = rows[trainable & ~np.isin(data.group, data.group[held])]
         validation = np.empty(0, np.intp)
         if recipe.split.validation_folds:
-            validation = learn[hold_out(data, learn, recipe.split.validation_folds)]
+            validation = learn[hold_out(data, learn, recipe.split.validation_folds, seed)]
         made.append(Fold(number, held, np.setdiff1d(learn, validation), validation))
     return made
 
@@ -262,9 +271,12 @@ def _trained_first(recipe: RecipeSpec) -> RecipeSpec:
 
 @dataclass(frozen=True)
 class FoldAnswers:
-    """One model's answers to the held-out images (N,), with its temperature, threshold and stress tests."""
+    """One model's answers to the held-out images: probabilities (N, classes) and called labels (N,).
 
-    positive: NDArray[np.float64]
+    With its temperature, threshold and stress tests.
+    """
+
+    probabilities: NDArray[np.float64]
     called: NDArray[np.intp]
     temperature: float | None
     threshold: float | None
@@ -281,10 +293,23 @@ def _fold_answers(
 ) -> dict[str, FoldAnswers]:
     """Return the answers of each model, training those that are missing."""
     folder = _folder(store, fold)
-    missing = _missing(fold, models, store)
-    pool = None
-    if missing:
+    if _missing(fold, models, store):
         folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            _train_missing(fold, context, recipe, models, store, label)
+    return {name: _read(folder / f"{name}.npz") for name in models}
+
+
+def _train_missing(
+    fold: Fold,
+    context: Job,
+    recipe: RecipeSpec,
+    models: dict[str, tuple[RecipeSpec, int]],
+    store: Path,
+    label: str,
+) -> None:
+    """Train the models without answers, and store their answers."""
+    folder, missing, pool = _folder(store, fold), _missing(fold, models, store), None
     if TEACHER in models and missing:
         pool = open_pool(folder)
         if _must_teach(fold, models, store):
@@ -298,7 +323,22 @@ def _fold_answers(
         trained = train_model(job, model_recipe, pool)
         _keep(folder / f"{name}.npz", trained, job, model_recipe, stress_tests=recipe.stress_tests)
         _clear_state(folder)
-    return {name: _read(folder / f"{name}.npz") for name in models}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder of a fold while it is trained, so that two processes do not train it. Raises UsageError."""
+    try:
+        handle = lock_folder(folder)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"{folder}: another process is training this fold", "Wait for it, or train another one: --fold NUMBER"
+        ) from error
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder: Path, label: str) -> Pool:
@@ -317,24 +357,23 @@ def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder:
 
 
 def _keep(path: Path, trained: Trained, job: Job, recipe: RecipeSpec, *, stress_tests: bool) -> None:
-    """Write the answers atomically, with the validation scores, so that other threshold rules can be tested later."""
-    positive = job.labels.positive
+    """Write the answers atomically, with those to the validation images, so that other rules can be tested later."""
     held, validation = (
-        predict(trained.quick.whole, job.data.pixels, recipe.preprocessing, rows=rows) if len(rows) else None
+        predict(trained.quick.whole, job.data.pixels, recipe.preprocessing, rows=rows)
+        if len(rows)
+        else np.empty((0, len(job.labels.names)), np.float32)
         for rows in (job.watched, job.validation)
     )
-    assert held is not None  # noqa: S101 (a fold is never empty)
-    called = decide(held.astype(np.float64), positive, trained.threshold)
     stress = asdict(_stress(trained, job, recipe)) if stress_tests else {}
     partial = path.with_name(f".{path.name}")
     np.savez(
         partial,
-        positive=held[:, positive],
-        called=called,
+        probabilities=held,
+        called=decide(held.astype(np.float64), job.labels.positive, trained.threshold),
         temperature=np.nan if trained.temperature is None else trained.temperature,
         threshold=np.nan if trained.threshold is None else trained.threshold,
-        validation=np.empty(0, np.float32) if validation is None else validation[:, positive],
-        validation_is_positive=job.data.label[job.validation] == positive,
+        validation=validation,
+        validation_label=job.data.label[job.validation],
         **{f"stress_{name}": array for name, array in stress.items()},
         made_by=_made_by(recipe),
     )
@@ -347,26 +386,27 @@ def _read(path: Path) -> FoldAnswers:
             None if np.isnan(kept[name]) else float(kept[name]) for name in ("temperature", "threshold")
         )
         return FoldAnswers(
-            kept["positive"].astype(np.float64),
+            kept["probabilities"].astype(np.float64),
             kept["called"],
             temperature,
             threshold,
-            Stress(*(kept[f"stress_{name}"] for name in ("rows", "positive", "called")))
+            Stress(*(kept[f"stress_{name}"] for name in ("rows", "probabilities", "called")))
             if "stress_rows" in kept
             else Stress.empty(),
         )
 
 
 def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
-    """Score as many positive as negative held-out slices under each change; none if the fold has only one class."""
-    data, positive = job.data, job.labels.positive
+    """Score equally many held-out slices of each label under each change; none if a label has no slice in the fold."""
+    data, labels = job.data, range(len(job.labels.names))
     rng = np.random.default_rng([job.seed, 2])
-    is_positive = data.label[job.watched] == positive
-    count = min(np.count_nonzero(is_positive), np.count_nonzero(~is_positive))
+    # With two labels the positive one comes first.
+    of_label = [job.watched[data.label[job.watched] == label] for label in sorted(labels, reverse=True)]
+    count = min(len(rows) for rows in of_label)
     if count == 0:
         return Stress.empty()
-    rows = np.concatenate([rng.choice(job.watched[kind], count, replace=False) for kind in (is_positive, ~is_positive)])
-    # One of the changes gives each slice the gray levels of a slice of the other class.
+    rows = np.concatenate([rng.choice(rows, count, replace=False) for rows in of_label])
+    # One of the changes gives each slice the gray levels of a slice of another label.
     others = [data.slices[index].gray for index in np.roll(rows, count)]
     scores = []
     for change in (None, *CHANGES.values()):
@@ -377,8 +417,8 @@ def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
             changed = [change(data.slices[index], other, recipe.preprocessing) for index, other in pairs]
             pixels = np.stack(changed)[..., None].repeat(3, axis=-1)
         scores.append(predict(trained.quick.whole, pixels, recipe.preprocessing))
-    called = [decide(score.astype(np.float64), positive, trained.threshold) == positive for score in scores]
-    return Stress(rows, np.stack([score[:, positive] for score in scores]), np.stack(called))
+    called = [decide(score.astype(np.float64), job.labels.positive, trained.threshold) for score in scores]
+    return Stress(rows, np.stack(scores), np.stack(called))
 
 
 def _folder(store: Path, fold: Fold) -> Path:
@@ -386,14 +426,14 @@ def _folder(store: Path, fold: Fold) -> Path:
 
 
 def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> list[str]:
-    """Return the models without stored answers, or with answers of another recipe."""
+    """Return the models without stored answers, or with answers of another recipe or an older version."""
 
     def is_kept(name: str, recipe: RecipeSpec) -> bool:
         path = _folder(store, fold) / f"{name}.npz"
         if not path.is_file():
             return False
         with np.load(path, allow_pickle=False) as kept:
-            return str(kept["made_by"]) == _made_by(recipe)
+            return "probabilities" in kept and str(kept["made_by"]) == _made_by(recipe)
 
     return [name for name, (recipe, _) in models.items() if not is_kept(name, recipe)]
 
@@ -422,25 +462,35 @@ def _values(recipe: RecipeSpec) -> list[Any]:
     return list(dataclasses.astuple(dataclasses.replace(recipe, summary="")))
 
 
-def _identity(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, folds: int | None, seed: int) -> str:
-    """Hash everything that determines teachers and pools; the students of a finished run may change."""
+def _identity(
+    recipe: RecipeSpec,
+    data: Collection,
+    trainable: NDArray[np.bool_],
+    labels: Labels,
+    weights: BackboneWeights,
+    folds: int | None,
+    seed: int,
+) -> str:
+    """Hash everything that determines the folds and the models; the students of a finished run may change."""
     schedule = recipe.schedule
-    assert isinstance(schedule, Distillation)  # noqa: S101 (for the type checker)
-    facts: list[Any] = [_values(_trained_first(recipe)), schedule.pool_views, schedule.batch]
-    facts += [folds, seed, weights.sha256]
-    if (selection.labels.names, selection.labels.positive) != (KNOWN_LABELS, 1):
-        facts.append(selection.labels.names[selection.labels.positive])
-    images = (f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in selection.scans)
+    facts: list[Any] = [_values(_trained_first(recipe)), folds, seed, weights.sha256, labels.names, labels.positive]
+    if isinstance(schedule, Distillation):
+        facts += [schedule.pool_views, schedule.batch]
+    rows = zip(data.scans, data.group.tolist(), trainable.tolist(), strict=True)
+    images = (f"{scan.file}\0{scan.sha256}\0{scan.label}\0{group}\0{may}" for scan, group, may in rows)
     return fingerprint([json.dumps(facts), *images])
 
 
-def _claim(out: Path, identity: str) -> None:
+def _claim(out: Path, identity: str, *, overwrite: bool) -> None:
     """Mark the folder as belonging to this run. Raises OutputError if it contains another run."""
-    mark = out / "identity"
-    if mark.is_file() and mark.read_text(encoding="utf-8") != identity:
+    mark = out / _MARK
+    if mark.is_file() and overwrite:
+        for folder in out.glob("fold-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    elif mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise OutputError(
-            f"{out}: contains a cross-validation with other data, positive label, recipe, seed or folds",
-            "Choose another folder with --out",
+            f"{out}: contains a cross-validation with other data, positive label, groups, recipe, seed or folds",
+            "Choose another folder with --out, or replace it with --overwrite",
         )
     atomic_write(mark, identity)
 
@@ -448,20 +498,27 @@ def _claim(out: Path, identity: str) -> None:
 # Parts of the record.
 
 
-def _describe_grouping(folds: int | None, trainable: NDArray[np.bool_]) -> str:
+def _bundle_split(
+    data: Collection, recipe: RecipeSpec, labels: Labels, seed: int, left_out: Sequence[Scan]
+) -> tuple[Split | None, NDArray[np.bool_]]:
+    """Return the split of a bundle of this recipe on these data, and which images (N,) may choose its threshold.
+
+    The images that test the bundle, and images near them, may not. If the data cannot be split, there is no bundle, and
+    only the reference's test images are excluded.
+    """
+    try:
+        split = assign_roles(data, recipe.split, "reference", labels.names, left_out, seed)
+    except DataError:
+        return None, may_train(data)
+    roles = np.array([image.role for image in split.images[: len(data.scans)]])
+    return split, ~near(data, np.flatnonzero(roles == "test"))
+
+
+def _describe_grouping(data: Collection, trainable: NDArray[np.bool_]) -> str:
     """Describe what no fold divides, and whether some images (N,) were excluded from training in every fold."""
-    by = "near-duplicates" if folds else "sources"
-    return by if trainable.all() else f"{by}; test images and their neighbours train nothing"
+    return data.grouping if trainable.all() else f"{data.grouping}; test images and their neighbors train nothing"
 
 
 def _describe_teacher(recipe: RecipeSpec, seed: int) -> dict[str, Any] | None:
     teacher = _trained_first(recipe)
     return None if teacher is recipe else {"recipe": teacher.name, "schedule": schedule_of(teacher), "seed": seed}
-
-
-def _compare(
-    data: Collection, labels: Labels, answers: dict[str, Answers], fold_of: NDArray[np.int_], split: Split
-) -> dict[str, Any]:
-    # Exclude test images from threshold selection, because the threshold may go into the bundle that they test.
-    selectable = np.isin([image.role for image in split.images[: len(data.scans)]], ("train", "validation"))
-    return compare_students(data, labels.positive, answers, TEACHER, fold_of, selectable)

@@ -19,10 +19,13 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError
 from mri_edge.storage.atomic import fingerprint
+from mri_edge.train.data.audit import Finding, audit, check_groups
 from mri_edge.train.data.collection import collect, store_bytes
-from mri_edge.train.data.duplicates import Finding, inspect, table
-from mri_edge.train.data.folder import Labels, Scan, Selection, select
+from mri_edge.train.data.folder import Scan
+from mri_edge.train.data.grouping import GroupRule, parse_groups
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import assign_roles, find_split, rows_of
+from mri_edge.train.data.selection import Selection, select
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
 from mri_edge.train.loops.checkpoint import check_space, work_folder
@@ -72,8 +75,9 @@ def train_bundle(
     teachers: Sequence[str] = (),
     name: str | None = None,
     positive: str | None = None,
+    labels: str | None = None,
     excluded: Sequence[str] = (),
-    groups: Path | None = None,
+    groups: str | Path | None = None,
     split: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -92,27 +96,33 @@ def train_bundle(
         the mean of their answers.
     name
         Name of the model in the manifest; ``None`` uses that of the recipe's run folder.
-    excluded, groups
-        As for ``data.folder.select``.
+    positive, labels
+        As ``positive`` and ``rule`` of ``data.labels.choose_labels``.
+    excluded
+        As for ``data.selection.exclude``.
+    groups
+        As for ``data.grouping.parse_groups``; None means near-duplicates.
     split
-        One of the recipe's splits, or ``None`` for the default of ``data.roles.find_split``.
+        One of the recipe's splits, or ``None`` for the default of ``data.roles.find_split``. A distillation uses the
+        split of its teachers.
     say
-        Called with a message before each long step, and with the table of duplicates in the data.
+        Called with a message before each long step, and with the findings of ``data.audit.audit``.
 
     Raises
     ------
     UsageError, DataError, WeightsError, BundleError, OutputError
         The split, the data, the weights, a teacher or the output folder cannot be used. All are raised before training.
     """
-    split = find_split(split, patients=groups is not None)
+    rule = None if groups is None else parse_groups(groups)
+    split = find_split(split, rule, recipe.split)
     check_target(out, overwrite=overwrite)
-    selection = select(data, positive, excluded, groups)
-    scans, labels = selection.scans, selection.labels
+    selection = select(data, positive, excluded, rule, labels=labels, say=say)
+    scans = selection.scans
     with ExitStack() as stack:
         teacher: BundleTeacher | None = None
         if isinstance(recipe.schedule, Distillation):
             bundles = [Bundle.open(bundle) for bundle in teachers]
-            teacher = stack.enter_context(closing(BundleTeacher(bundles, labels, recipe.preprocessing)))
+            teacher = stack.enter_context(closing(BundleTeacher(bundles, selection.labels, recipe.preprocessing)))
             weights = teacher.origin()
         else:
             weights = find_backbone(recipe.backbone).load_weights(backbone_weights, say)
@@ -123,18 +133,22 @@ def train_bundle(
         collection = collect(
             scans,
             recipe.preprocessing,
+            rule=rule,
             patients=selection.patients,
             store=work,
             with_slices=recipe.needs_slices,
         )
-        findings = [] if teacher else inspect(scans, collection.hashes)  # the training of the teacher has reported them
-        if findings:
-            say(table(scans, findings))
-        record = assign_roles(collection, recipe.split, split, labels.names, selection.left_out)
-        if teacher:
-            _check_teacher(teacher, record, work)
+        names = selection.labels.names
+        if teacher:  # the training of the teacher has audited the data and split them
+            findings: list[Finding] = []
+            record = _split_of_teacher(teacher, scans, work)
+        else:
+            findings = audit(collection, rule, say)
+            if split == "grouped" or recipe.split.keep_apart:
+                check_groups(collection, names)
+            record = assign_roles(collection, recipe.split, split, names, selection.left_out, seed)
         train, validation, test = rows_of(record, collection)
-        job = Job(collection, labels, train, validation, test, weights, seed, work)
+        job = Job(collection, selection.labels, train, validation, test, weights, seed, work)
         pool = None
         if teacher:
             with step_progress("asking the teacher") as report:
@@ -154,7 +168,7 @@ def train_bundle(
         name=name or recipe.run_name,
         documents=documents,
         findings=None if teacher else findings,
-        split_name=_split_name(recipe, split, groups),
+        split_name=_split_name(recipe, split, rule, collection.grouping),
         compare_with_published=repeats_reference(recipe, split, scans),
         overwrite=overwrite,
     )
@@ -197,20 +211,21 @@ def feature_bytes(recipe: RecipeSpec, images: int) -> int:
     return images * places * backbone.feature_channels * np.dtype(np.float32).itemsize
 
 
-def _check_teacher(teacher: BundleTeacher, split: Split, work: Path) -> None:
+def _split_of_teacher(teacher: BundleTeacher, scans: Sequence[Scan], work: Path) -> Split:
     try:
-        teacher.check_split(split)
+        return teacher.split_of(scans)
     except DataError:
         shutil.rmtree(work, ignore_errors=True)  # there is nothing to resume
         raise
 
 
-def _split_name(recipe: RecipeSpec, split: str, groups: Path | None) -> str:
+def _split_name(recipe: RecipeSpec, split: str, rule: GroupRule | None, grouping: str) -> str:
     """Describe the split for the manifest."""
+    if recipe.needs_teacher:
+        return "that of the teacher"
     if recipe.split.keep_apart:
-        kept_apart = "near-duplicates" if groups is None else f"near-duplicates and {groups.name}"
-        return f"test kept apart by {kept_apart}, validation by group"
-    return split if groups is None else f"{split} by {groups.name}"
+        return f"test kept apart by {grouping}, validation by group"
+    return split if rule is None else f"{split} by {grouping}"
 
 
 def _write(
@@ -262,7 +277,7 @@ def _write(
         metrics=metrics,
         threshold=trained.threshold,
         split_name=split_name,
-        training_details=trained.details,
+        training_details=trained.details | {"grouping": data.grouping},
         out_of_distribution=fit_out_of_distribution(
             keras_features(trained.network.backbone, recipe.preprocessing),
             data.pixels,

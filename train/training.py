@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.data.collection import Collection, Indices
-from mri_edge.train.data.folder import Labels
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.sampling import ViewsOf, view_maker
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil
@@ -272,35 +272,35 @@ def _distil(job: Job, recipe: RecipeSpec, schedule: Distillation, pool: distil.P
             "plan": schedule_of(recipe),
             "pool_views": len(pool.answers),
             "loss_by_epoch": np.reshape(losses, (schedule.epochs, -1)).mean(axis=1).tolist(),
-            "temperature": temperature,
-            "threshold_rule": policy.threshold_rule,
-            "validation_images": len(job.validation),
+            **_calibration_facts(job, policy, temperature),
         },
     )
 
 
-def calibrate(network: Network, job: Job, preprocessing: Preprocessing, policy: Calibration) -> tuple[float, float]:
+def calibrate(
+    network: Network, job: Job, preprocessing: Preprocessing, policy: Calibration
+) -> tuple[float, float | None]:
     """Fit a temperature on the validation images and build it into ``network``.
 
     Returns
     -------
-    The temperature, and the threshold chosen on the calibrated probabilities.
+    The temperature, and the threshold chosen on the calibrated probabilities, or None without a positive label.
     """
     label, positive = job.data.label[job.validation], job.labels.positive
     probabilities = predict(network.whole, job.data.pixels, preprocessing, rows=job.validation)
     temperature = calibration.fit_temperature(probabilities, label)
     calibration.build_in_temperature(network.whole, temperature)
+    if positive is None:
+        return temperature, None
     scores = calibration.scale_probabilities(probabilities, temperature)[:, positive]
     return temperature, calibration.choose_threshold(scores, (label == positive).astype(int), policy.target_sensitivity)
 
 
 def _calibration_facts(job: Job, policy: Calibration, temperature: float) -> dict[str, Any]:
-    return {
-        "temperature": temperature,
-        "threshold_rule": policy.threshold_rule,
-        "target_sensitivity": policy.target_sensitivity,
-        "validation_images": len(job.validation),
-    }
+    facts: dict[str, Any] = {"temperature": temperature, "validation_images": len(job.validation)}
+    if job.labels.positive is not None:
+        facts |= {"threshold_rule": policy.threshold_rule, "target_sensitivity": policy.target_sensitivity}
+    return facts
 
 
 def _means(losses: Sequence[float], steps: int) -> list[float]:

@@ -9,10 +9,12 @@ from mri_edge.errors import DataError
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.collection import decode
-from mri_edge.train.data.duplicates import inspect, table
-from mri_edge.train.data.folder import exclude, find_scans, read_groups
+from mri_edge.train.data.folder import find_scans
+from mri_edge.train.data.grouping import read_patients
 from mri_edge.train.data.roles import check_roles, choose_test
+from mri_edge.train.data.selection import exclude
 
 
 @pytest.fixture
@@ -79,16 +81,16 @@ def test_groups_must_list_every_scan(folders, tmp_path):
     scans, _ = find_scans(folders)
     path = tmp_path / "patients.csv"
     path.write_text("file,group\n" + "".join(f"{scan.file},p{i // 3}\n" for i, scan in enumerate(scans)))
-    assert read_groups(path, scans)[:4] == ["p0", "p0", "p0", "p1"]
+    assert read_patients(path, scans)[:4] == ["p0", "p0", "p0", "p1"]
     path.write_text("file,group\nno/no00.png,a\n")
     with pytest.raises(DataError, match="no group for 29 scans"):
-        read_groups(path, scans)
+        read_patients(path, scans)
     path.write_text("file,group\n" + "".join(f"{scan.file},\n" for scan in scans))
     with pytest.raises(DataError, match="no group for 30 scans"):  # an empty name is not a patient
-        read_groups(path, scans)
+        read_patients(path, scans)
     path.write_text("name,patient\nno/no00.png,a\n")
     with pytest.raises(DataError, match="file,group"):
-        read_groups(path, scans)
+        read_patients(path, scans)
 
 
 def test_grouped_split_divides_no_group_and_stratified_keeps_proportions():

@@ -10,7 +10,8 @@ from mri_edge.errors import DataError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
 from mri_edge.train.data.collection import decode
-from mri_edge.train.data.folder import exclude, find_scans
+from mri_edge.train.data.folder import find_scans
+from mri_edge.train.data.selection import exclude
 
 
 def put(path):
@@ -42,11 +43,13 @@ def test_folders_of_class_folders_are_sources_and_known_names_are_mapped_to_labe
     assert labels.folders == {"no tumour": ["No", "notumor"], "tumour": ["glioma", "pituitary", "Yes"]}
 
 
-def test_unknown_folder_names_become_labels_and_require_a_positive_one(tmp_path):
-    for file in ("red/1.png", "green/1.png", "blue/1.png"):
+def test_unknown_folder_names_become_labels(tmp_path):
+    for file in ("red/1.png", "green/1.png"):
         put(tmp_path / file)
-    with pytest.raises(DataError, match=r"positive one.*blue, green, red"):
+    with pytest.raises(DataError, match=r"positive one.*green, red"):
         find_scans(tmp_path)
+    put(tmp_path / "blue/1.png")
+    assert find_scans(tmp_path)[1].positive is None
     scans, labels = find_scans(tmp_path, "green")
     assert labels.names == ("blue", "green", "red")
     assert labels.positive == 1

@@ -15,18 +15,20 @@ from mri_edge.inference.out_of_distribution import distances
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
-from sklearn.metrics import recall_score, roc_curve
+from sklearn.metrics import confusion_matrix, recall_score, roc_curve
 
 from mri_edge.train import crossval, pipeline
 from mri_edge.train.data import duplicates, roles
+from mri_edge.train.data.audit import inspect
 from mri_edge.train.data.collection import Collection, collect
-from mri_edge.train.data.duplicates import inspect
-from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import by_source
 from mri_edge.train.evaluation import out_of_distribution
 from mri_edge.train.evaluation.crossval_figures import Stress, figures
+from mri_edge.train.evaluation.crossval_record import SCHEMA_VERSION, ScoredImages, image_columns
 from mri_edge.train.evaluation.intervals import auc
-from mri_edge.train.evaluation.metrics import wilson_metric
+from mri_edge.train.evaluation.metrics import fraction_metric
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.distilled import SMALL
 from mri_edge.train.recipes.robust import ROBUST
@@ -210,7 +212,7 @@ def test_fold_trains_and_calibrates_without_held_out_and_excluded_images(
     result = crossval.score_folds(
         data, trainable, None, tiny_recipe, labels=labels, folds=folds, seed=0, store=tmp_path / "folds"
     )
-    fold = np.array([image["fold"] for image in result["images"]])
+    fold = np.array(result["images"]["fold"])
     for number, (_, train, validation) in enumerate(seen, start=1):
         assert len(set(train) & set(validation)) == 0
         assert not set(data.group[train]) & set(data.group[validation])
@@ -245,10 +247,10 @@ def test_robust_cross_validation_respects_patients_and_exclusions(
     )
     assert result["excluded"] == [f"b/glioma/0{index}.png" for index in range(4)]
     assert result["patients"] == "patients.csv"
-    files = [image["file"] for image in result["images"]]
+    files = result["images"]["file"]
     assert len(files) == 96
     assert not set(files) & set(result["excluded"])
-    fold = np.array([image["fold"] for image in result["images"]])
+    fold = np.array(result["images"]["fold"])
     for number, (data, train, validation) in enumerate(seen, start=1):
         assert not {scan.file for scan in data.scans} & set(result["excluded"])
         parts = [{patient[files[row]] for row in rows} for rows in (train, validation, np.flatnonzero(fold == number))]
@@ -268,8 +270,8 @@ def test_teacher_and_students_train_and_calibrate_without_held_out_images(
         seen.append(fold)
         collections.append(context.data)
         score = brightness_of_labels(context.data, fold.held)
-        nothing = Stress.empty()
-        answer = crossval.FoldAnswers(score, (score >= 0.5).astype(int), None, 0.5, nothing)
+        both = np.stack([1 - score, score], axis=1)
+        answer = crossval.FoldAnswers(both, (score >= 0.5).astype(int), None, 0.5, Stress.empty())
         return dict.fromkeys(models, answer)
 
     collections = []
@@ -286,7 +288,7 @@ def test_teacher_and_students_train_and_calibrate_without_held_out_images(
         expected = np.flatnonzero(~kept_apart & ~np.isin(data.group, data.group[fold.held]))
         np.testing.assert_array_equal(np.sort(used), expected)
         assert set(data.label[fold.validation]) == {0, 1}
-    assert [image["fold"] for image in result["images"]] == [
+    assert result["images"]["fold"] == [
         next(number for number, fold in enumerate(seen, 1) if index in fold.held) for index in range(100)
     ]
 
@@ -353,24 +355,27 @@ def test_figures_of_a_fold_equal_scikit_learn_and_respect_groups():
     chosen = rng.permutation(160)[:120]
     positive = np.clip(rng.normal(0.4 + 0.25 * data.label, 0.2), 0, 1).round(2)
     called = positive >= 0.55
-    found = figures(data, chosen, 1, positive, called)
-    is_positive, score, is_called = data.label[chosen] == 1, positive[chosen], called[chosen]
-    assert found["auc"] == dataclasses.asdict(auc(is_positive, score, data.group[chosen]))
+    both = np.stack([1 - positive, positive], axis=1)
+    columns = image_columns(data, np.ones(160, int), np.ones(160, bool), {"model": both}, {"model": called.astype(int)})
+    images = ScoredImages.of({"schema_version": SCHEMA_VERSION, "images": columns})
+    found = figures(images, chosen, TWO.names, 1, images.probabilities["model"], images.called["model"])
+    is_positive, score, is_called, group = data.label[chosen] == 1, positive[chosen], called[chosen], data.group[chosen]
+    assert found["auc"] == dataclasses.asdict(auc(is_positive, score, group))
     assert found["auc"]["high"] - found["auc"]["low"] != pytest.approx(
         auc(is_positive, score).high - auc(is_positive, score).low
     )
     assert found["sensitivity"]["value"] == pytest.approx(recall_score(is_positive, is_called))
     assert found["specificity"]["value"] == pytest.approx(recall_score(is_positive, is_called, pos_label=False))
     assert found["sensitivity"]["images"] == is_positive.sum()
-    assert found["accuracy"] == dataclasses.asdict(wilson_metric(np.sum(is_called == is_positive), 120))
+    assert found["sensitivity"] == dataclasses.asdict(fraction_metric(is_called[is_positive], group[is_positive]))
+    assert found["accuracy"] == dataclasses.asdict(fraction_metric(is_called == is_positive, group))
     false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
     least = min(rate for rate, hit in zip(false_positive, true_positive, strict=True) if hit >= 0.95)
     assert found["false_positive_rate_at_sensitivity"]["value"] == pytest.approx(least)
     for name in ("0", "1"):
         inside = data.label[chosen] == int(name)
         assert found["right_by_folder"][name]["value"] == pytest.approx(np.mean((is_called == is_positive)[inside]))
-    part = data.source[chosen] == "a"
-    assert found["auc_by_source"]["a"]["value"] == pytest.approx(auc(is_positive[part], score[part]).value)
+    assert found["confusion_matrix"] == confusion_matrix(is_positive, is_called).tolist()
 
 
 def test_stress_tests_detect_a_model_that_relies_on_brightness(tiny_recipe, tmp_path, monkeypatch):

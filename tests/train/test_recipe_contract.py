@@ -19,7 +19,8 @@ from mri_edge.train import pipeline, training
 from mri_edge.train.data import roles as assigned
 from mri_edge.train.data import sampling
 from mri_edge.train.data.collection import Collection, collect
-from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import as_split
 from mri_edge.train.evaluation import calibration
 from mri_edge.train.loops import distil

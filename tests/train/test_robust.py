@@ -29,7 +29,10 @@ from mri_edge.train import crossval, pipeline, training
 from mri_edge.train.data import duplicates, sampling
 from mri_edge.train.data import roles as assigned
 from mri_edge.train.data.collection import Collection, collect
-from mri_edge.train.data.folder import Labels, Scan, find_scans, select
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.grouping import parse_groups
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.data.selection import select
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.vgg16 import build_backbone, ignore_color
@@ -185,7 +188,7 @@ def test_too_few_slices_to_hold_out_are_reported(folders, tiny_recipe):
     for path in sorted((folders / "no").iterdir())[4:]:
         path.unlink()
     collection, _ = collection_of(folders, tiny_recipe)
-    with pytest.raises(DataError, match="distinct slices"):
+    with pytest.raises(DataError, match="class 'no' has 4 groups of images left: too few for 5 folds"):
         assigned.choose_roles(collection)
 
 
@@ -258,7 +261,7 @@ def test_cross_validation_scores_each_image_once_without_leaks(
     result = crossval.score_folds(
         collection, trainable, small_weights, tiny_recipe, labels=labels, folds=2, seed=0, store=tmp_path / "folds"
     )
-    fold = np.array([image["fold"] for image in result["images"]])
+    fold = np.array(result["images"]["fold"])
     assert set(fold) == {1, 2}
     for number, used in enumerate(seen, start=1):
         assert trainable[used].all()
@@ -288,7 +291,8 @@ def test_leaving_out_a_source_trains_only_on_the_others(two_sources, tiny_recipe
         collection, everyone, small_weights, tiny_recipe, labels=labels, folds=None, seed=0, store=tmp_path / "folds"
     )
     assert seen == [{"b"}, {"a"}]
-    assert set(result["by_fold"][0]["models"]["model"]["auc_by_source"]) == {"a"}
+    assert [fold["sources"] for fold in result["by_fold"]] == [["a"], ["b"]]
+    assert (result["protocol"], result["folds"]) == ("sources", 2)
 
 
 def test_stress_changes_alter_the_picture_but_not_its_size(tiny_recipe):
@@ -349,10 +353,10 @@ def test_patients_are_never_divided_and_exclusions_are_recorded(two_sources, tin
         patient = f"both-{scan.label}" if number == 24 else f"{scan.folder}-{number // 2 if number < 8 else number}"
         rows.append(f"{scan.file},{patient}")
     csv.write_text("\n".join(rows))
-    selection = select(two_sources, None, ["a/no/1[0-2].png"], csv)
+    selection = select(two_sources, None, ["a/no/1[0-2].png"], parse_groups(csv))
     assert len(selection.left_out) == 3
     used = len(selection.scans)
-    collection = collect(selection.scans, tiny_recipe.preprocessing, patients=selection.patients)
+    collection = collect(selection.scans, tiny_recipe.preprocessing, rule=selection.rule, patients=selection.patients)
     for split in ("reference", "grouped"):
         record = assigned.choose_roles(collection, split, selection.left_out)
         roles = np.array([image.role for image in record.images])
@@ -414,13 +418,16 @@ def test_interrupted_cross_validation_keeps_finished_folds(
     chosen = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     with pytest.raises(KeyboardInterrupt):
         crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
-    with pytest.raises(OutputError, match="Use --resume to continue"):
-        crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
-    resumed = crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen, resume=True)
+    resumed = crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
     assert len(trained) == 4
     whole = crossval.cross_validate(two_sources, tmp_path / "whole", tiny_recipe, **chosen)
     assert {**resumed, "creation": None} == {**whole, "creation": None}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "data", "whole"]
+    assert not list((tmp_path / "cut").glob(".scans-*"))
+    crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen)
+    assert len(trained) == 7  # the three folds of the other folder; none is trained again
+    crossval.cross_validate(two_sources, tmp_path / "cut", tiny_recipe, **chosen, overwrite=True)
+    assert len(trained) == 10
 
 
 def answer(batch):
@@ -441,7 +448,7 @@ def test_source_with_one_class_is_scored_without_metrics_that_need_both(
     of_c = result["by_fold"][2]["models"]["model"]
     assert of_c["sensitivity"]["images"] == of_c["accuracy"]["images"] == 25
     assert not {"auc", "specificity", "false_positive_rate_at_sensitivity"} & set(of_c)
-    assert set(result["pooled"]["model"]["auc_by_source"]) == {"a", "b"}
+    assert {source for source, models in result["by_source"].items() if "auc" in models["model"]} == {"a", "b"}
     assert json.loads((tmp_path / "out" / "crossval.json").read_text(), parse_constant=pytest.fail) == result
     assert {answers["sensitivity"]["images"] for answers in result["stress"]["model"].values()} == {50}, (
         "25 each of a and b"

@@ -23,7 +23,8 @@ from mri_edge.errors import DataError, OutputError, UsageError
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train import bundle as record
 from mri_edge.train import pipeline
-from mri_edge.train.data.folder import Labels, find_scans
+from mri_edge.train.data.folder import find_scans
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.reference import REFERENCE
@@ -183,13 +184,15 @@ def test_no_split_divides_patients(folders, small_recipe, weights_file, tmp_path
     assert patients_by_role["train"] | patients_by_role["test"] == set(patient.values())
     assert not patients_by_role["train"] & patients_by_role["test"]
     assert any({"ye0", "ye3"} <= patients for patients in patients_by_role.values())
-    assert Bundle.open(out).manifest.training.split == "grouped by patients.csv"
+    training = Bundle.open(out).manifest.training
+    assert training.split == "grouped by patients in patients.csv, joined with near-duplicates"
+    assert training.details["grouping"] == "patients in patients.csv, joined with near-duplicates"
 
 
 @pytest.mark.parametrize("recipe", [REFERENCE, ROBUST], ids=["reference", "robust"])
 def test_training_rejects_a_split_that_would_divide_patients(recipe, folders, tmp_path):
-    chosen = {"backbone_weights": "none", "seed": 1, "groups": tmp_path / "patients.csv", "split": "reference"}
-    with pytest.raises(UsageError, match="--groups keeps patients together, and split 'reference' divides them"):
+    chosen = {"backbone_weights": "none", "seed": 1, "groups": "blocks", "split": "reference"}
+    with pytest.raises(UsageError, match="--groups blocks:40 keeps groups of scans together, and split 'reference'"):
         pipeline.train_bundle(folders, tmp_path / "out", recipe, **chosen)
 
 

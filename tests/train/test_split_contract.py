@@ -14,8 +14,11 @@ selection_of_sklearn = pytest.importorskip("sklearn.model_selection", reason="ne
 
 from mri_edge.train.data import duplicates, roles
 from mri_edge.train.data.folder import Scan
+from mri_edge.train.data.grouping import GroupRule
 from mri_edge.train.data.roles import as_split, choose_test, find_split
 from mri_edge.train.evaluation.evaluate import choose_scans
+from mri_edge.train.recipes.reference import REFERENCE
+from mri_edge.train.recipes.robust import ROBUST
 
 
 def digest(name: str) -> str:
@@ -39,24 +42,28 @@ def files(scans: list[Scan]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "patients", "found"),
+    ("asked", "rule", "policy", "found"),
     [
-        (None, False, "reference"),
-        (None, True, "grouped"),
-        ("grouped", True, "grouped"),
-        ("stratified", False, "stratified"),
-        ("grouped", False, "grouped"),
-        ("reference", False, "reference"),
+        (None, None, REFERENCE.split, "reference"),
+        (None, GroupRule(patients=Path("patients.csv")), REFERENCE.split, "grouped"),
+        (None, GroupRule(block=40), ROBUST.split, "grouped"),
+        (None, GroupRule(), REFERENCE.split, "grouped"),
+        (None, GroupRule(), ROBUST.split, "reference"),  # the robust recipe always keeps near-duplicates together
+        ("grouped", GroupRule(block=40), REFERENCE.split, "grouped"),
+        ("stratified", None, REFERENCE.split, "stratified"),
+        ("grouped", None, REFERENCE.split, "grouped"),
+        ("reference", None, REFERENCE.split, "reference"),
     ],
 )
-def test_default_split_depends_on_patients(asked, patients, found):
-    assert find_split(asked, patients=patients) == found
+def test_default_split_depends_on_the_group_rule(asked, rule, policy, found):
+    assert find_split(asked, rule, policy) == found
 
 
 @pytest.mark.parametrize("asked", ["reference", "stratified"])
-def test_split_that_would_divide_patients_is_rejected(asked):
+@pytest.mark.parametrize("rule", [GroupRule(), GroupRule(block=2), GroupRule(patients=Path("patients.csv"))])
+def test_split_that_would_divide_groups_is_rejected(asked, rule):
     with pytest.raises(UsageError, match="divides them"):
-        find_split(asked, patients=True)
+        find_split(asked, rule, REFERENCE.split)
 
 
 LABELS = [0] * 40 + [1] * 60
@@ -162,7 +169,7 @@ def test_folds_hold_out_each_image_once_and_divide_no_group(count):
 def test_each_kind_needs_as_many_groups_as_folds():
     kind, group = np.array(["a"] * 6 + ["b"] * 6), np.array([0, 0, 1, 1, 2, 2, *range(3, 9)])
     assert len(roles.by_group(kind, group, 3)) == 3
-    with pytest.raises(DataError, match="has 3 distinct slices"):
+    with pytest.raises(DataError, match="class 'a' has 3 groups of images"):
         roles.by_group(kind, group, 4)
 
 

@@ -223,7 +223,7 @@ def test_record_describes_the_positive_label_at_the_threshold(positive):
     both = np.stack([score, 1 - score] if positive == 0 else [1 - score, score], axis=1)
     scans = [Scan(Path(f"{i}.png"), f"{one}/{i}.png", str(one), int(one), f"{i:064x}") for i, one in enumerate(truth)]
     group = np.arange(90) // 3
-    found = score_scans(scans, both, positive, 0.35, group)
+    found = score_scans(scans, both, positive, 0.35, group, names=("no", "yes"))
     called = np.where(score >= np.float32(0.35), positive, 1 - positive)
     assert 10 < np.count_nonzero(called == positive) < 80
     assert found["metrics"] == {name: asdict(one) for name, one in measure(truth, both, positive, 0.35, group).items()}

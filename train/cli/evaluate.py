@@ -30,6 +30,7 @@ Examples:
   mri-edge evaluate --data elsewhere/
   mri-edge evaluate bundles/mine --artifact model.int8.tflite --data elsewhere/ --out report/
   mri-edge evaluate vgg16 --data scans/ --json > evaluation.json
+  mri-edge evaluate bundles/mine --data elsewhere/ --labels healthy='no tumour',lesion=tumour
   mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
 \b
@@ -42,7 +43,8 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
   other images                    all that were not used in training
   --role all                      every image; the report says so
 
-The training options (--recipe to --overwrite) require --cv.
+The training options (--recipe to --overwrite) require --cv, except --labels: it maps folders with other
+names than in training to the labels of the model.
 """
 
 
@@ -63,7 +65,7 @@ The training options (--recipe to --overwrite) require --cv.
 @click.option(
     "--cv",
     metavar="FOLDS",
-    help="Score a recipe instead of a model, by a cross-validation that keeps near-duplicates together; 'sources' "
+    help="Score a recipe instead of a model, by a cross-validation that keeps groups together (--groups); 'sources' "
     "leaves out one source at a time. Writes crossval.json to --out.",
 )
 @RECIPE
@@ -81,6 +83,7 @@ def evaluate(
     as_json: bool,
     cv: str | None,
     recipe_name: str,
+    labels: str | None,
     run: RunOptions,
     **training: Any,
 ) -> int:
@@ -98,7 +101,7 @@ def evaluate(
             "pip install 'mri-edge[evaluate]'",
         )
     if cv is not None:
-        code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, **training)
+        code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, labels=labels, **training)
         return code
     _check_no_training(ctx)
     import json
@@ -119,7 +122,9 @@ def evaluate(
         bundle,
         data,
         role=role,
+        labels=labels,
         track=track,
+        say=lambda text: click.echo(text, err=True),
         artifact=run.artifact,
         engine=run.engine,
         provider=run.provider,
@@ -148,7 +153,7 @@ def evaluate(
 
 def _check_no_training(ctx: click.Context) -> None:
     """Raise UsageError if a training option was given."""
-    for name in ("recipe_name", *TRAINING):
+    for name in ("recipe_name", *(name for name in TRAINING if name != "labels")):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
             raise UsageError(f"{option} applies to training, and this model is trained already", "Use it with --cv")

@@ -28,6 +28,9 @@ Examples:
   mri-edge train collections/ --recipe robust
   mri-edge train collections/ --recipe small --teacher runs/vgg16
   mri-edge train collections/ --recipe robust --cv 5 --out figures/
+  mri-edge train collections/ --recipe robust --groups blocks
+  mri-edge train scans/ --labels folders
+  mri-edge train scans/ --labels glioma=tumor,meningioma=tumor,notumor=healthy --positive tumor
 
 \b
 Without --out the bundle goes to runs/vgg16 (or runs/small), or to the next free number: runs/vgg16-2.
@@ -63,8 +66,19 @@ TRAINING = {
         help="imagenet (downloaded by Keras), torchvision (from PyPI), auto (the first of the two that can be "
         "reached), or a file.",
     ),
+    "labels": click.option(
+        "--labels",
+        multiple=True,
+        metavar="RULE",
+        callback=lambda ctx, parameter, given: ",".join(given) or None,
+        help="Labels of the class folders: 'folders' keeps every folder as a label, FOLDER=LABEL,... maps each folder "
+        "to a label.  [default: no tumour and tumour for folders with known names, otherwise the folders]",
+    ),
     "positive": click.option(
-        "--positive", metavar="LABEL", help="The positive label, if the names of the folders do not tell."
+        "--positive",
+        metavar="LABEL",
+        help="The positive label, which has a threshold. Needed for two labels with unknown names; more than two "
+        "labels need none.",
     ),
     "seed": click.option(
         "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of all random numbers."
@@ -80,9 +94,11 @@ TRAINING = {
     ),
     "groups": click.option(
         "--groups",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        metavar="CSV",
-        help="CSV file with the columns file,group: the patient of each file. No split or fold divides a patient.",
+        metavar="RULE",
+        help="Scans that no split or fold divides, besides near-duplicates. blocks: 40 consecutive numbers of the file "
+        "names of a folder (blocks:SIZE: another number), in sources where file order carries identity. "
+        "near-duplicates: nothing more. A CSV file with the columns file,group: the patient of each file.  [default: "
+        "near-duplicates, or blocks with --cv]",
     ),
     "resume": click.option(
         "--resume", is_flag=True, help="Continue an interrupted training: that at --out, or the last in runs/."
@@ -118,21 +134,21 @@ def training_options(function: Function) -> Function:
 @click.option(
     "--cv",
     metavar="FOLDS",
-    help="Cross-validate instead, and write the figures to --out: a number of folds that keep "
-    "near-duplicates together, or 'sources' to leave out one source at a time.",
+    help="Cross-validate instead, and write the figures to --out: a number of folds that keep groups together "
+    "(--groups), or 'sources' to leave out one source at a time.",
 )
 @click.option(
     "--fold",
     "only",
     type=click.IntRange(1),
     metavar="NUMBER",
-    help="For recipe 'small' with --cv: train only this fold, so that several machines can share the work. The "
-    "figures cover all folds in --out.",
+    help="With --cv: train only this fold, so that several machines can share the work. The figures cover all folds "
+    "in --out.",
 )
 @click.option(
     "--split",
     type=click.Choice(("reference", "stratified", "grouped")),
-    help="How to choose test images; grouped divides neither near-duplicates nor patients (--groups).  "
+    help="How to choose test images; grouped divides no group (--groups).  "
     "[default: reference, or grouped with --groups]",
 )
 @training_options
@@ -163,6 +179,7 @@ class _Options:
     recipe_name: str
     backbone_weights: str
     teachers: tuple[str, ...]
+    labels: str | None
     positive: str | None
     seed: int
     epochs: int | None
@@ -171,13 +188,13 @@ class _Options:
     only: int | None
     excluded: tuple[str, ...]
     split: str | None
-    groups: Path | None
+    groups: str | None
     resume: bool
     overwrite: bool
 
     def common(self) -> dict[str, Any]:
         """Return the arguments that a training and a cross-validation have in common."""
-        names = ("seed", "backbone_weights", "positive", "excluded", "groups", "overwrite", "resume")
+        names = ("seed", "backbone_weights", "labels", "positive", "excluded", "groups", "overwrite")
         return {name: getattr(self, name) for name in names} | {"say": _say}
 
 
@@ -211,7 +228,14 @@ def _train(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
 
             name = options.name or place.absolute().name
             return train_bundle(
-                scans, place, recipe, name=name, teachers=options.teachers, split=options.split, **options.common()
+                scans,
+                place,
+                recipe,
+                name=name,
+                teachers=options.teachers,
+                split=options.split,
+                resume=options.resume,
+                **options.common(),
             )
 
         trained = _until_interrupted(run, place)
@@ -220,7 +244,7 @@ def _train(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
     from mri_edge.train.evaluation.metrics import report_text
 
     called = decide(trained.probabilities, trained.labels.positive, trained.threshold)
-    click.echo(report_text(trained.truth, called))
+    click.echo(report_text(trained.truth, called, trained.labels.names))
     for key, metric in trained.metrics.items():
         click.echo(f"{key:<17} {with_interval(metric.value, metric.low, metric.high)}  of {metric.images}")
     click.echo(f"{place}: written")
@@ -247,17 +271,20 @@ def _cross_validate(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
 
         return cross_validate(scans, out, recipe, folds=folds, only=options.only, **options.common())
 
-    if recipe.needs_teacher:  # always continues with the answers in --out
-        figures = _until_interrupted(run, None)
-    else:
-        from mri_edge.train.loops.checkpoint import claimed
-
-        with claimed(out):
-            figures = _until_interrupted(run, out)
+    figures = _until_interrupted(run, None)  # continues with the answers in --out
     if figures is None:
         return _INTERRUPTED
-    compared = ("student_minus_teacher", "threshold", "student_minus_teacher_at_threshold_of_other_folds")
-    shown = ("folds_scored", "pooled", *compared, "stress")
+    shown = (
+        "grouping",
+        "folds_scored",
+        "pooled",
+        "mean_of_folds",
+        "by_source",
+        "threshold",
+        "student_minus_teacher",
+        "student_minus_teacher_at_threshold_of_other_folds",
+        "stress",
+    )
     click.echo(json.dumps({key: figures[key] for key in shown if key in figures}, indent=1))
     _say(f"report: {out / 'crossval.json'}")
     _say(f"next, for the model itself: {shlex.join(['mri-edge', 'train', str(scans), '--recipe', recipe.name])}")
@@ -338,13 +365,15 @@ def _check_options(options: _Options, recipe: RecipeSpec) -> None:
         )
     if recipe.needs_teacher:
         # Do not silently train on an image that the user wants to exclude.
-        unsupported = {"--exclude": options.excluded, "--groups": options.groups, "--split": split}
+        unsupported = {"--exclude": options.excluded, "--split": split}
+        if cv is None:  # a cross-validation trains its own teachers, on its own folds
+            unsupported["--groups"] = options.groups
         for option in (name for name, given in unsupported.items() if given):
             raise UsageError(
                 f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
             )
-    if options.only is not None and not (cv is not None and recipe.needs_teacher):
-        raise UsageError("--fold applies only to --recipe small with --cv FOLDS", "Omit --fold")
+    if options.only is not None and cv is None:
+        raise UsageError("--fold applies only to a cross-validation (--cv)", "Omit --fold")
     if cv is not None and split is not None:
         raise UsageError("--cv tests every image in turn, so --split has no meaning", "Omit --split")
     if split is not None and split not in recipe.split.names:

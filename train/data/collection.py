@@ -19,8 +19,10 @@ from mri_edge.scans.frame import Pixels
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.transforms.mri import Slice
 
-from .duplicates import HASH_BITS, Hashes, difference_hash, groups
+from .duplicates import HASH_BITS, Hashes, difference_hash
 from .folder import Scan
+from .grouping import NEAR_DUPLICATES, GroupRule, group_scans
+from .order import THUMBNAIL, SourceOrder, measure_order, thumbnail
 
 Indices = NDArray[np.intp]
 
@@ -32,8 +34,9 @@ class Collection:
     """The scans of a data folder; arrays have one entry per scan.
 
     ``slices`` keep their own size; the list is empty if the recipe does not need them. ``pixels`` are uint8
-    (N, height, width, 3) RGB at the network's size. ``source`` is the folder above the class folders, ``group`` the
-    number of the near-duplicate group.
+    (N, height, width, 3) RGB at the network's size. ``source`` is the folder above the class folders. ``group`` is the
+    number of the group that no split divides; ``grouping`` describes the rule that made the groups. ``order`` says for
+    each source whether the order of files carries identity.
     """
 
     scans: Sequence[Scan]
@@ -43,12 +46,15 @@ class Collection:
     source: NDArray[np.str_]
     group: Indices
     hashes: Hashes
+    grouping: str = NEAR_DUPLICATES
+    order: Sequence[SourceOrder] = ()
 
 
 def collect(
     scans: Sequence[Scan],
     preprocessing: Preprocessing,
     *,
+    rule: GroupRule | None = None,
     patients: Sequence[str] | None = None,
     store: Path | None = None,
     with_slices: bool = True,
@@ -57,8 +63,10 @@ def collect(
 
     Parameters
     ----------
+    rule
+        What a group of scans is; None means near-duplicates.
     patients
-        Patient of each scan. Scans of one patient form one group, as near-duplicates do.
+        Patient of each scan, if the rule names a file with patients.
     store
         Folder for the pixels and slices, which are memory-mapped; ``None`` keeps them in memory.
     with_slices
@@ -78,14 +86,18 @@ def collect(
         decoded, slices = _decode_in_memory(scans, preprocessing)
     else:
         decoded, slices = _decode_to_disk(scans, preprocessing, store)
+    order = measure_order(scans, decoded.thumbnails)
+    grouping = group_scans(scans, decoded.hashes, order, rule or GroupRule(), patients)
     return Collection(
         scans=scans,
         slices=[slices[index] for index in sorted(slices)],
         pixels=decoded.pixels,
         label=np.array([scan.label for scan in scans]),
         source=np.array([scan.source for scan in scans]),
-        group=groups(decoded.hashes, patients=patients),
+        group=grouping.group,
         hashes=decoded.hashes,
+        grouping=grouping.text,
+        order=order,
     )
 
 
@@ -133,10 +145,15 @@ def _decode_to_disk(
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels uint8 (N, height, width, 3) RGB at the network's size, and perceptual hashes bool (N, 128)."""
+    """What is computed from each picture.
+
+    ``pixels`` are uint8 (N, height, width, 3) RGB at the network's size, ``hashes`` bool (N, 128), and ``thumbnails``
+    uint8 (N, 24, 24) gray.
+    """
 
     pixels: NDArray[np.uint8]
     hashes: Hashes
+    thumbnails: NDArray[np.uint8]
 
 
 def pixel_bytes(scans: Sequence[Scan], preprocessing: Preprocessing) -> int:
@@ -169,6 +186,7 @@ def decode(
     if store is not None:
         pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
     hashes = np.zeros((len(scans), HASH_BITS), bool)
+    thumbnails = np.zeros((len(scans), THUMBNAIL, THUMBNAIL), np.uint8)
     unreadable: list[str] = []
 
     def fill(index: int) -> None:
@@ -179,6 +197,7 @@ def decode(
         else:
             pixels[index] = preprocessing.resize_picture(picture)
             hashes[index] = difference_hash(picture)
+            thumbnails[index] = thumbnail(picture)
             each(index, picture)
 
     with ThreadPoolExecutor(available_cpus()) as pool:
@@ -189,4 +208,4 @@ def decode(
             f"{len(unreadable)} of {len(scans)} scans cannot be read: {'; '.join(sorted(unreadable))}",
             "Repair them, or exclude them with --exclude",
         )
-    return Decoded(pixels, hashes)
+    return Decoded(pixels, hashes, thumbnails)

@@ -17,6 +17,7 @@ from mri_edge.train.recipes.base import SplitPolicy
 from .collection import Collection, Indices
 from .duplicates import KEEP_APART_BITS, close_pairs
 from .folder import Scan
+from .grouping import GroupRule
 
 VALIDATION_FOLDS = 8  # one of them validates: it fits the temperature and the threshold
 _GROUPED_TEST_FOLDS = 5
@@ -24,26 +25,37 @@ _GROUPED_TEST_FOLDS = 5
 _REFERENCE_SPLIT = SplitPolicy(("reference",))
 
 
-def find_split(split: str | None, *, patients: bool) -> str:
-    """Return ``split``, or the default: ``"grouped"`` if patients are known, else ``"reference"``.
+def find_split(split: str | None, rule: GroupRule | None, policy: SplitPolicy) -> str:
+    """Return ``split``, or the default: ``"grouped"`` if ``rule`` asks for groups, else ``"reference"``.
+
+    A recipe with ``keep_apart`` keeps near-duplicates together in either split, so that rule changes nothing.
 
     Raises
     ------
     UsageError
-        Patients are known, and the requested split would divide them.
+        The rule asks for groups, and the requested split would divide them.
     """
-    if patients and split not in (None, "grouped"):
+    if rule is None or (policy.keep_apart and rule == GroupRule()):
+        return split or "reference"
+    if split not in (None, "grouped"):
         raise UsageError(
-            f"--groups keeps patients together, and split {split!r} divides them",
+            f"--groups {rule} keeps groups of scans together, and split {split!r} divides them",
             "Omit --split, or use --split grouped",
         )
-    return split or ("grouped" if patients else "reference")
+    return "grouped"
 
 
 def assign_roles(
-    data: Collection, policy: SplitPolicy, split: str, label_names: Sequence[str], left_out: Sequence[Scan] = ()
+    data: Collection,
+    policy: SplitPolicy,
+    split: str,
+    label_names: Sequence[str],
+    left_out: Sequence[Scan] = (),
+    seed: int = 0,
 ) -> Split:
     """Assign a role to every image by the split policy of a recipe and the name of a split.
+
+    ``seed`` chooses the validation images. The test images do not depend on it, so that models can be compared.
 
     Raises
     ------
@@ -51,7 +63,7 @@ def assign_roles(
         There are too few images or groups, or a role lacks images of a label.
     """
     if policy.keep_apart:
-        return choose_roles(data, split, left_out)
+        return choose_roles(data, split, left_out, seed)
     test = choose_test(split, data.label, data.group, test_fraction=policy.test_fraction, seed=policy.seed)
     check_roles(data.label, test, label_names)
     return as_split(data.scans, test, left_out)
@@ -114,12 +126,12 @@ def check_roles(labels: NDArray[np.intp], test: NDArray[np.bool_], names: Sequen
             )
 
 
-def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = ()) -> Split:
+def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[Scan] = (), seed: int = 0) -> Split:
     """Assign roles so that no near-duplicate of a test image trains or validates.
 
     With ``"reference"``, the test images are the reference's own if one source is exactly its data set. Otherwise, and
     with ``"grouped"``, they are a fifth of the groups. Images close to a test image are excluded, as ``left_out`` are.
-    One in eight of the remaining groups validates, separately in each class folder.
+    One in eight of the remaining groups validates, separately in each class folder. ``seed`` chooses them.
 
     Raises
     ------
@@ -136,7 +148,7 @@ def choose_roles(data: Collection, split: str = "reference", left_out: Sequence[
     for index in test:
         roles[index] = "test"
     usable = np.flatnonzero(~kept_apart)
-    for index in usable[hold_out(data, usable)]:
+    for index in usable[hold_out(data, usable, seed=seed)]:
         roles[index] = "validation"
     roles += ["excluded"] * len(left_out)
     images = zip([*data.scans, *left_out], roles, strict=True)
@@ -158,18 +170,18 @@ def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
     return mask
 
 
-def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS) -> Indices:
+def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS, seed: int = 0) -> Indices:
     """Return the positions in ``candidates`` that the first of ``parts`` grouped folds holds out."""
-    return grouped_folds(data, candidates, parts)[0]
+    return grouped_folds(data, candidates, parts, seed)[0]
 
 
-def grouped_folds(data: Collection, candidates: Indices, parts: int) -> list[Indices]:
+def grouped_folds(data: Collection, candidates: Indices, parts: int, seed: int = 0) -> list[Indices]:
     """Return the positions in ``candidates`` that each fold holds out: whole groups, balanced over class folders.
 
     Raises DataError if there are too few groups.
     """
     folder = np.array([data.scans[index].folder for index in candidates])
-    return by_group(folder, data.group[candidates], parts)
+    return by_group(folder, data.group[candidates], parts, seed)
 
 
 def _reference_test(data: Collection) -> Indices | None:
@@ -196,11 +208,13 @@ def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 
     DataError
         A kind has fewer groups than there are folds.
     """
-    fewest = min(len(np.unique(group[kind == name])) for name in np.unique(kind))
-    if fewest < folds:
+    groups_of = {str(name): len(np.unique(group[kind == name])) for name in np.unique(kind)}
+    fewest = min(groups_of, key=groups_of.__getitem__)
+    if groups_of[fewest] < folds:
         raise DataError(
-            f"a class has {fewest} distinct slices or patients left: too few for {folds} folds",
-            "Add images of that class, or ask for fewer folds",
+            f"class {fewest!r} has {groups_of[fewest]} groups of images left: too few for {folds} folds, because a "
+            "group is never divided",
+            "Add images of that class, use smaller groups (--groups), or ask for fewer folds",
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [held for _, held in splitter.split(kind, kind, group)]

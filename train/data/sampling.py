@@ -13,7 +13,7 @@ from mri_edge.train.transforms import mri
 from mri_edge.train.transforms.lesions import draw_lesion
 
 from .collection import Collection, Indices
-from .folder import Labels
+from .labels import Labels
 
 ROUND_IMAGES = 2048  # draws in which every image is shown as often as its weight requires
 
@@ -41,18 +41,17 @@ def view_maker(
     order = train[
         balanced_draws(data.label[train], data.source[train], steps * batch, np.random.default_rng([seed, 0]))
     ]
-    healthy_order = order[data.label[order] != labels.positive]
+    # With more than two classes, a drawn lesion belongs to none of the tumor labels.
+    draws_lesions = len(labels.names) == 2 and labels.positive is not None
+    healthy_order = order[data.label[order] != labels.positive] if draws_lesions else order
 
     def views_of(step: int) -> tuple[NDArray[np.uint8], Indices]:
         rng = np.random.default_rng([seed, 1, step])
         chosen = order[step * batch : (step + 1) * batch]
         views = []
         for index in chosen:
-            # With more than two classes, a drawn lesion belongs to none of the tumor labels.
             with_lesion = (
-                len(labels.names) == 2
-                and data.label[index] == labels.positive
-                and rng.random() < transforms.lesion_probability
+                draws_lesions and data.label[index] == labels.positive and rng.random() < transforms.lesion_probability
             )
             views.append(
                 mri.augment(

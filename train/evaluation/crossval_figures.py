@@ -1,173 +1,309 @@
-"""Compute the figures of a cross-validation: of each model, under stress, and of students minus their teacher."""
+"""Compute the figures of a cross-validation from its record, and those of held-out scans with changed gray levels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
-from mri_edge.train.data.collection import Collection, Indices
+from mri_edge.bundles.manifest import Metric
+from mri_edge.train.data.collection import Indices
 from mri_edge.train.transforms.mri import CHANGES
 
 from .calibration import choose_threshold
-from .intervals import GROUP_BOOTSTRAP, auc, bootstrap, both_kinds, percentile
-from .metrics import fraction_metric, measure_answers, weighted_auc, wilson_metric
+from .crossval_record import TEACHER, ScoredImages
+from .intervals import COMBINED, GROUP_BOOTSTRAP, Figures, Weights, auc, bootstrap, both_kinds, mean_of, percentile
+from .metrics import by_label, fraction_metric, macro_figures, measure_answers, weighted_auc
 
 SENSITIVITY = 0.95  # where specificity is compared
 
 Flags = NDArray[np.bool_]
 
 
-@dataclass
-class Answers:
-    """One model's answers over all folds: the positive probability and the predicted label index of each image (N,)."""
+def figures_from(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute all figures of a record from its columns of answers; see ``crossval_record`` for both.
 
-    positive: NDArray[np.float64]
-    called: Indices
+    A cross-validation writes its record with this function, so computing the figures of a stored record again gives
+    the same values.
 
-    @classmethod
-    def empty(cls, images: int) -> Answers:
-        """Return zeros, which the folds fill in one by one."""
-        return cls(np.zeros(images), np.zeros(images, np.intp))
+    Parameters
+    ----------
+    record
+        ``schema_version``, ``labels``, ``positive`` and ``images`` are used.
 
-    def columns(self) -> tuple[NDArray[np.float64], Indices]:
-        """Return both arrays in the order of the parameters of ``figures``."""
-        return self.positive, self.called
+    Returns
+    -------
+    ``pooled``, ``by_source``, ``by_fold``, ``mean_of_folds``, ``threshold`` and, where they are defined,
+    ``pooled_at_threshold_of_other_folds`` and the comparisons of students and teacher, in plain types.
+
+    Raises
+    ------
+    DataError
+        The record has another schema version.
+    """
+    images, names, positive = ScoredImages.of(record), record["labels"], record["positive"]
+
+    def figures_of(rows: Indices) -> dict[str, Any]:
+        return {
+            name: figures(images, rows, names, positive, probabilities, images.called[name])
+            for name, probabilities in images.probabilities.items()
+        }
+
+    by_fold = [
+        {
+            "fold": fold,
+            "sources": np.unique(images.source[images.fold == fold]).tolist(),
+            "models": figures_of(np.flatnonzero(images.fold == fold)),
+        }
+        for fold in np.unique(images.fold).tolist()
+    ]
+    found = {
+        "pooled": figures_of(np.arange(len(images))),
+        "by_source": {
+            source: figures_of(np.flatnonzero(images.source == source)) for source in np.unique(images.source).tolist()
+        },
+        "by_fold": by_fold,
+        "mean_of_folds": {name: _mean_of_folds([fold["models"][name] for fold in by_fold]) for name in images.called},
+    }
+    return found | _threshold_figures(images, names, positive) | _compare_students(images, positive)
+
+
+def figures(
+    images: ScoredImages,
+    rows: Indices,
+    names: Sequence[str],
+    positive: int | None,
+    probabilities: NDArray[np.float64],
+    called: Indices,
+) -> dict[str, Any]:
+    """Compute the figures of one model's answers to the images ``rows``, in plain types.
+
+    They are the ``figures`` of ``crossval_record``. ``false_positive_rate_at_sensitivity`` is measured where the
+    sensitivity first reaches ``SENSITIVITY``. All intervals account for groups.
+
+    Parameters
+    ----------
+    probabilities, called
+        float64 (N, classes) and int (N,) of all images.
+    """
+    label, answer, group = images.label[rows], called[rows], images.group[rows]
+    metrics = measure_answers(label, probabilities[rows], answer, positive, group)
+    found: dict[str, Any] = {name: asdict(metric) for name, metric in metrics.items()}
+    if positive is not None and both_kinds(label == positive):
+        found["false_positive_rate_at_sensitivity"] = _false_positives(
+            label == positive, probabilities[rows, positive], group
+        )
+    folder, right = images.folder[rows], answer == label
+    found["right_by_folder"] = {
+        name: asdict(fraction_metric(right[folder == name], group[folder == name]))
+        for name in np.unique(folder).tolist()
+    }
+    found["confusion_matrix"] = confusion_matrix(label, answer, labels=range(len(names))).tolist()
+    if len(names) > 2:
+        found["by_label"] = by_label(label, probabilities[rows], answer, names, group)
+    return found
+
+
+def _false_positives(is_positive: Flags, score: NDArray[np.float64], group: Indices) -> dict[str, Any]:
+    """Return the false positive rate where the sensitivity first reaches ``SENSITIVITY``."""
+    _, sensitivity, thresholds = roc_curve(is_positive, score, drop_intermediate=False)
+    threshold = thresholds[np.argmax(sensitivity >= SENSITIVITY - 1e-12)]
+    return asdict(fraction_metric(score[~is_positive] >= threshold, group[~is_positive]))
+
+
+def _mean_of_folds(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of the folds' own areas under the ROC curve, over the folds in which it is defined."""
+    found = {}
+    for name in ("auc", "macro_auc"):
+        parts = [Metric(**fold[name]) for fold in folds if name in fold]
+        if parts:
+            method = f"mean of {len(parts)} folds; {COMBINED}"
+            found[name] = asdict(mean_of(parts, sum(part.images for part in parts), method))
+    return found
+
+
+def _threshold_figures(images: ScoredImages, names: Sequence[str], positive: int | None) -> dict[str, Any]:
+    """Choose a threshold on all out-of-fold answers, and judge the thresholds that the other folds choose."""
+    if positive is None:
+        return {"threshold": None}
+    is_positive = images.label == positive
+    models = _shipped(_binary_answers(images, positive))
+    chosen_on = np.flatnonzero(images.selectable)
+    if not both_kinds(is_positive[chosen_on]):
+        return {"threshold": None}
+    of_whom = f"{len(models)} students" if TEACHER in images.called else "one model in each fold"
+    # Suggested for a bundle of this recipe, because its own validation set has few negative images.
+    threshold: dict[str, Any] = {
+        "value": threshold_of(is_positive, list(models.values()), chosen_on),
+        "rule": f"best Youden index among those of the target sensitivity, on answers of {of_whom} to "
+        f"{len(chosen_on)} images out of fold, no test image among them",
+        "images": len(chosen_on),
+    }
+    by_fold = thresholds_of_other_folds(is_positive, models, images.fold, images.selectable)
+    if by_fold is None:
+        return {"threshold": threshold}
+    called = called_by_other_folds(is_positive, models, images.fold, images.selectable)
+    threshold["by_fold"] = [{"fold": fold, "value": value} for fold, value in by_fold.items()]
+    for name, kind, answer in (("sensitivity", is_positive, True), ("specificity", ~is_positive, False)):
+        if kind.any():
+            hits = np.concatenate([model.called[kind] == answer for model in called.values()])
+            # Answers of several students to an image are in its group, so they count as copies.
+            metric = fraction_metric(hits, np.tile(images.group[kind], len(called)))
+            threshold[name] = asdict(replace(metric, images=int(np.count_nonzero(kind))))
+    everything = np.arange(len(images))
+    return {
+        "threshold": threshold,
+        "pooled_at_threshold_of_other_folds": {
+            name: figures(
+                images,
+                everything,
+                names,
+                positive,
+                images.probabilities[name],
+                _labels_at(model.called, images.probabilities[name], positive),
+            )
+            for name, model in called.items()
+        },
+    }
+
+
+def _binary_answers(images: ScoredImages, positive: int) -> dict[str, BinaryAnswers]:
+    return {
+        name: BinaryAnswers(probabilities[:, positive], images.called[name] == positive)
+        for name, probabilities in images.probabilities.items()
+    }
+
+
+def _shipped(models: dict[str, BinaryAnswers]) -> dict[str, BinaryAnswers]:
+    """Return the models that a bundle of the recipe may contain: all but the teacher."""
+    return {name: model for name, model in models.items() if name != TEACHER}
+
+
+def _labels_at(is_called: Flags, probabilities: NDArray[np.float64], positive: int) -> Indices:
+    """Return the positive label where it ``is_called`` (N,), elsewhere the most probable other one, as ``decide``."""
+    others = probabilities.copy()
+    others[:, positive] = -1
+    return np.where(is_called, positive, others.argmax(axis=1))
+
+
+def _compare_students(images: ScoredImages, positive: int | None) -> dict[str, Any]:
+    """Compare every student with its teacher on the same images; return {} without a teacher."""
+    if TEACHER not in images.called:
+        return {}
+    folds = np.unique(images.fold).tolist()
+
+    def differences(rows: Indices, called: Mapping[str, BinaryAnswers] | None = None) -> dict[str, Any]:
+        if positive is None:
+            students = [name for name in images.called if name != TEACHER]
+            return {name: _minus_teacher_over_labels(images, rows, name) for name in students}
+        models = _binary_answers(images, positive)
+        return {
+            name: student_minus_teacher(
+                images.label[rows] == positive, models[TEACHER].of(rows), model.of(rows), images.group[rows]
+            )
+            for name, model in (called or _shipped(models)).items()
+        }
+
+    everything = np.arange(len(images))
+    found = {
+        "student_minus_teacher": differences(everything),
+        "student_minus_teacher_by_fold": {
+            str(fold): differences(np.flatnonzero(images.fold == fold)) for fold in folds
+        },
+    }
+    if positive is not None:
+        is_positive = images.label == positive
+        students = _shipped(_binary_answers(images, positive))
+        if thresholds_of_other_folds(is_positive, students, images.fold, images.selectable) is not None:
+            called = called_by_other_folds(is_positive, students, images.fold, images.selectable)
+            found["student_minus_teacher_at_threshold_of_other_folds"] = differences(everything, called)
+    return found
+
+
+def _minus_teacher_over_labels(images: ScoredImages, rows: Indices, student: str) -> dict[str, dict[str, Any]]:
+    """Return the difference of accuracy and of the means over labels, as ``student_minus_teacher`` without a label."""
+    label = images.label[rows]
+    labels = np.unique(label).tolist()
+    macros, right = [], []
+    for name in (student, TEACHER):
+        called = images.called[name][rows]
+        macros.append(macro_figures(label, images.probabilities[name][rows], called, labels))
+        right.append((called == label).astype(float))
+
+    def differences(weights: Weights) -> Figures:
+        first, second = (macro(weights) for macro in macros)
+        accuracy = weights @ (right[0] - right[1]) / weights.sum(axis=1)
+        return {"accuracy": accuracy} | {name: first[name] - second[name] for name in first}
+
+    return _paired(differences, label, images.group[rows])
+
+
+def _paired(
+    differences: Callable[[Weights], Figures], strata: NDArray[Any], group: Indices
+) -> dict[str, dict[str, Any]]:
+    """Return differences between two models with the percentile intervals of resamples that both models share."""
+    found = {name: values[0] for name, values in differences(np.ones((1, len(strata)))).items()}
+    resampled = bootstrap(differences, strata, group)
+    return {
+        name: asdict(percentile(value, resampled[name], len(strata), GROUP_BOOTSTRAP)) for name, value in found.items()
+    }
 
 
 @dataclass(frozen=True)
 class Stress:
-    """Answers under changes: rows (M,), probabilities and positive calls (1 + changes, M), unchanged scans first."""
+    """Answers of one fold under changes.
+
+    ``rows`` (M,) of the collection, ``probabilities`` (1 + changes, M, classes) and ``called`` (1 + changes, M), the
+    unchanged scans first.
+    """
 
     rows: Indices
-    positive: NDArray[np.floating[Any]]
-    called: Flags
+    probabilities: NDArray[np.floating[Any]]
+    called: Indices
 
     @classmethod
     def empty(cls) -> Stress:
         """Return the value for a fold without scored images."""
-        return cls(np.empty(0, np.intp), np.empty((0, 0), np.float32), np.empty((0, 0), bool))
+        return cls(np.empty(0, np.intp), np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.intp))
 
 
-def figures(
-    data: Collection, chosen: Indices, positive_label: int, positive: NDArray[np.float64], called: Indices
-) -> dict[str, Any]:
-    """Compute the metrics of the answers (N,) to the images ``chosen``, in plain types.
+def stress_figures(parts: Sequence[Stress], label: Indices, group: Indices, positive: int | None) -> dict[str, Any]:
+    """Return the main metrics under each change, over all folds, or {} if no image was scored.
 
-    These are the metrics of ``metrics.measure``, with labels at the thresholds of the folds;
-    ``false_positive_rate_at_sensitivity``, measured where the sensitivity first reaches ``SENSITIVITY``;
-    ``right_by_folder`` for each class folder; and ``auc_by_source``. Metrics that need both classes are omitted if
-    there is only one. Intervals of the AUC account for groups of near-duplicates; those of proportions treat images as
-    independent.
+    They are AUC, sensitivity and specificity, or, without a positive label, accuracy and macro AUC. ``label`` and
+    ``group`` (N,) are those of the collection.
     """
-    label = data.label[chosen]
-    is_positive = label == positive_label
-    score, answer, group = positive[chosen], called[chosen], data.group[chosen]
-    right = answer == label
-    found = {
-        name: asdict(metric)
-        for name, metric in measure_answers(label, score, answer, positive_label, group=group).items()
-    }
-    if both_kinds(is_positive):
-        false_positive, true_positive, _ = roc_curve(is_positive, score, drop_intermediate=False)
-        first = int(np.argmax(true_positive >= SENSITIVITY))
-        negatives = int((~is_positive).sum())
-        found["false_positive_rate_at_sensitivity"] = asdict(
-            wilson_metric(round(false_positive[first] * negatives), negatives)
-        )
-    folder = np.array([data.scans[index].folder for index in chosen])
-    found["right_by_folder"] = {
-        name: asdict(fraction_metric(right[folder == name])) for name in np.unique(folder).tolist()
-    }
-    source = data.source[chosen]
-    masks = {name: source == name for name in np.unique(source).tolist()}
-    found["auc_by_source"] = {
-        name: asdict(auc(is_positive[mask], score[mask], group[mask]))
-        for name, mask in masks.items()
-        if both_kinds(is_positive[mask])
-    }
-    return found
-
-
-def stress_figures(parts: Sequence[Stress], is_positive: Flags) -> dict[str, Any]:
-    """Return AUC, sensitivity and specificity under each change, over all folds, or {} if no image was scored."""
     scored = [part for part in parts if len(part.rows)]
     if not scored:
         return {}
-    truth = is_positive[np.concatenate([part.rows for part in scored])]
-    positive = np.concatenate([part.positive for part in scored], axis=1)
+    rows = np.concatenate([part.rows for part in scored])
+    probabilities = np.concatenate([part.probabilities for part in scored], axis=1)
     called = np.concatenate([part.called for part in scored], axis=1)
+    truth, of_group = label[rows], group[rows]
     return {
         change: {
-            "auc": asdict(auc(truth, score.astype(np.float64))),
-            "sensitivity": asdict(fraction_metric(answer[truth])),
-            "specificity": asdict(fraction_metric(~answer[~truth])),
+            name: asdict(metric) for name, metric in _main_metrics(truth, scores, answer, positive, of_group).items()
         }
-        for change, score, answer in zip(("none", *CHANGES), positive, called, strict=True)
+        for change, scores, answer in zip(("none", *CHANGES), probabilities, called, strict=True)
     }
 
 
-def compare_students(
-    data: Collection,
-    positive_label: int,
-    answers: Mapping[str, Answers],
-    teacher: str,
-    fold_of: Indices,
-    selectable: Flags,
-) -> dict[str, Any]:
-    """Compare every student with the teacher on the images that a fold scored, in plain types.
-
-    Thresholds are chosen on ``selectable`` images (N,) only.
-    """
-    is_positive = data.label == positive_label
-    scored = np.flatnonzero(fold_of)
-    folds = np.unique(fold_of[scored]).tolist()
-    flags = {name: BinaryAnswers(model.positive, model.called == positive_label) for name, model in answers.items()}
-    students = {name: model for name, model in flags.items() if name != teacher}
-    unseen = np.flatnonzero(selectable & (fold_of > 0))
-
-    def differences(rows: Indices, of: Mapping[str, BinaryAnswers] = students) -> dict[str, Any]:
-        of_teacher, group = flags[teacher].of(rows), data.group[rows]
-        return {
-            name: student_minus_teacher(is_positive[rows], of_teacher, model.of(rows), group)
-            for name, model in of.items()
-        }
-
-    found = {
-        # Suggested for a bundle of this recipe, because its own validation set has few negative images.
-        "threshold": {
-            "value": threshold_of(is_positive, list(students.values()), unseen),
-            "rule": f"best Youden index among those of the target sensitivity, on answers of {len(students)} students "
-            f"to {len(unseen)} images out of fold, no test image among them",
-        },
-        "student_minus_teacher": differences(scored),
-        "student_minus_teacher_by_fold": {str(fold): differences(np.flatnonzero(fold_of == fold)) for fold in folds},
+def _main_metrics(
+    truth: Indices, probabilities: NDArray[np.floating[Any]], called: Indices, positive: int | None, group: Indices
+) -> dict[str, Metric]:
+    if positive is None:
+        metrics = measure_answers(truth, probabilities, called, None, group)
+        return {name: metrics[name] for name in ("accuracy", "macro_auc")}
+    is_positive = truth == positive
+    return {
+        "auc": auc(is_positive, probabilities[:, positive].astype(np.float64), group),
+        "sensitivity": fraction_metric((called == positive)[is_positive], group[is_positive]),
+        "specificity": fraction_metric((called != positive)[~is_positive], group[~is_positive]),
     }
-    if len(folds) > 1:
-        called = called_by_other_folds(is_positive, students, fold_of, selectable)
-        found["pooled_at_threshold_of_other_folds"] = {
-            name: figures(
-                data,
-                scored,
-                positive_label,
-                model.positive,
-                _labels_of(model.called, answers[name].called, positive_label, data),
-            )
-            for name, model in called.items()
-        }
-        found["student_minus_teacher_at_threshold_of_other_folds"] = differences(scored, called)
-    return found
-
-
-def _labels_of(called_positive: Flags, called: Indices, positive_label: int, data: Collection) -> Indices:
-    """Return label indices for calls at another threshold; images that are no longer positive get another label."""
-    another = (positive_label + 1) % (int(data.label.max()) + 1)
-    others = np.where(called == positive_label, another, called)
-    return np.where(called_positive, positive_label, others).astype(np.intp)
 
 
 @dataclass
@@ -197,12 +333,7 @@ def student_minus_teacher(
         parts = [_paired_figures(is_positive, answers, weights) for answers in (student, teacher)]
         return {name: parts[0][name] - parts[1][name] for name in parts[0]}
 
-    found = {name: values[0] for name, values in differences(np.ones((1, len(is_positive)))).items()}
-    resampled = bootstrap(differences, is_positive, group)
-    return {
-        name: asdict(percentile(value, resampled[name], len(is_positive), GROUP_BOOTSTRAP))
-        for name, value in found.items()
-    }
+    return _paired(differences, is_positive, group)
 
 
 def _paired_figures(
@@ -240,6 +371,22 @@ def threshold_of(is_positive: Flags, students: Sequence[BinaryAnswers], rows: In
     return choose_threshold(scores, np.tile(is_positive[rows], len(students)).astype(int))
 
 
+def thresholds_of_other_folds(
+    is_positive: Flags, students: Mapping[str, BinaryAnswers], fold_of: Indices, choosable: Flags
+) -> dict[int, float] | None:
+    """Return for each fold the threshold that the other folds choose; parameters as for ``called_by_other_folds``.
+
+    None if there is only one fold, or if the images that would choose one of the thresholds are all of one class.
+    """
+    found = {}
+    for fold in np.unique(fold_of[fold_of > 0]).tolist():
+        others = np.flatnonzero((fold_of > 0) & (fold_of != fold) & choosable)
+        if not both_kinds(is_positive[others]):
+            return None
+        found[fold] = threshold_of(is_positive, list(students.values()), others)
+    return found
+
+
 def called_by_other_folds(
     is_positive: Flags, students: Mapping[str, BinaryAnswers], fold_of: Indices, choosable: Flags
 ) -> dict[str, BinaryAnswers]:
@@ -252,14 +399,12 @@ def called_by_other_folds(
     students
         BinaryAnswers (N,) of each student.
     fold_of
-        Fold of each image (N,), 0 for none. There must be at least two folds.
+        Fold of each image (N,), 0 for none. ``thresholds_of_other_folds`` must not be None.
     choosable
         bool (N,): images that may choose a threshold. Test images must be excluded.
     """
     called = {name: np.zeros(len(is_positive), bool) for name in students}
-    for fold in np.unique(fold_of[fold_of > 0]):
-        others = np.flatnonzero((fold_of > 0) & (fold_of != fold) & choosable)
-        threshold = threshold_of(is_positive, list(students.values()), others)
+    for fold, threshold in (thresholds_of_other_folds(is_positive, students, fold_of, choosable) or {}).items():
         held = fold_of == fold
         for name, student in students.items():
             called[name][held] = student.positive[held] >= threshold

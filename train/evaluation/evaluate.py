@@ -19,11 +19,11 @@ from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, decide
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.data.folder import Labels, Scan, find_scans
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.labels import Labels
 
-from .intervals import both_kinds
 from .keras_engine import open_classifier
-from .metrics import by_folder, measure, reliability, roc
+from .metrics import by_folder, by_label, measure, reliability, roc_of
 
 Role = Literal["test", "all"]
 Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
@@ -49,7 +49,9 @@ def evaluate(
     provider: str = "auto",
     threads: int | None = None,
     role: Role | None = None,
+    labels: str | None = None,
     track: Track = lambda results, label, total: results,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Score an artifact on the scans in ``data``; return the record behind ``--json`` and the reports, in plain types.
 
@@ -60,8 +62,12 @@ def evaluate(
     role
         ``"test"`` scores the test images of the bundle's split record, ``"all"`` every image. ``None`` scores the
         test images if ``data`` contains all of them, otherwise every image that the record does not list.
+    labels
+        As ``rule`` of ``data.labels.match_labels``: None uses the folders of the model's training.
     track
         Wraps the iterator of results to show progress; called with the results, a label and their number.
+    say
+        Called with the labels and their folders.
 
     Raises
     ------
@@ -72,7 +78,8 @@ def evaluate(
     """
     manifest = bundle.manifest
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
-    scans, _ = find_scans(data, trained=trained)
+    scans, found = find_scans(data, rule=labels, trained=trained)
+    say(found.describe())
     recalibrated = recalibrated_scans(bundle)
     chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
     if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
@@ -114,7 +121,7 @@ def evaluate(
             "left_out": chosen.left_out,
         },
         "warnings": chosen.warnings,
-        **score(answered, probabilities, manifest.positive, manifest.threshold),
+        **score(answered, probabilities, manifest.positive, manifest.threshold, names=manifest.labels),
         "unreadable": unreadable,
         "creation": asdict(current_provenance()),
         "notice": NOTICE,
@@ -124,18 +131,20 @@ def evaluate(
 def score(
     scans: Sequence[Scan],
     probabilities: NDArray[np.float32],
-    positive: int,
+    positive: int | None,
     threshold: float | None,
     group: NDArray[np.intp] | None = None,
+    *,
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """Compute all metrics of the record from the scans and their probabilities float32 (N, classes), in plain types.
 
-    ``group`` (N,) is as ``metrics.measure`` takes it.
+    ``group`` (N,) is as ``metrics.measure`` takes it. With more than two labels the record also has ``by_label`` and
+    ``roc_by_label``, each label against all others. Without a positive label, ``roc`` is None and ``reliability`` is
+    that of the called labels.
     """
     truth = np.array([scan.label for scan in scans])
     called = decide(probabilities, positive, threshold)
-    is_positive = truth == positive
-    labels = range(probabilities.shape[1])
     predictions = [
         {"file": scan.file, "sha256": scan.sha256, "label": scan.label, "called": int(answer), "probabilities": row}
         for scan, answer, row in zip(scans, called, probabilities.tolist(), strict=True)
@@ -143,15 +152,33 @@ def score(
     wrong = [prediction for prediction in predictions if prediction["called"] != prediction["label"]]
     wrong.sort(key=lambda prediction: prediction["probabilities"][prediction["label"]])
     metrics = measure(truth, probabilities, positive, threshold, group)
+    if positive is None:
+        calibration = reliability(called == truth, probabilities[np.arange(len(truth)), called])
+    else:
+        calibration = reliability(truth == positive, probabilities[:, positive])
     return {
         "metrics": {name: asdict(metric) for name, metric in metrics.items()},
-        "confusion_matrix": confusion_matrix(truth, called, labels=labels).tolist(),  # rows: truth
+        "confusion_matrix": confusion_matrix(truth, called, labels=range(len(names))).tolist(),  # rows: truth
         "folders": by_folder([scan.folder for scan in scans], truth, called == truth),
-        "roc": roc(is_positive, probabilities[:, positive]) if both_kinds(is_positive) else None,
-        "reliability": reliability(is_positive, probabilities[:, positive]),
+        "roc": roc_of(truth, probabilities, positive),
+        **(_each_label(truth, probabilities, called, names, group) if len(names) > 2 else {}),
+        "reliability": calibration,
         "mistakes": len(wrong),
         "worst": wrong[:WORST],
         "predictions": predictions,
+    }
+
+
+def _each_label(
+    truth: NDArray[np.intp],
+    probabilities: NDArray[np.float32],
+    called: NDArray[np.intp],
+    names: Sequence[str],
+    group: NDArray[np.intp] | None,
+) -> dict[str, Any]:
+    return {
+        "by_label": by_label(truth, probabilities, called, names, group),
+        "roc_by_label": {name: roc_of(truth, probabilities, index) for index, name in enumerate(names)},
     }
 
 

@@ -1,8 +1,8 @@
-"""Compute 95% intervals: DeLong's for the area under the ROC curve, the bootstrap for other metrics."""
+"""Compute 95% intervals: DeLong's for the area under the ROC curve, Wilson's for grouped proportions, the bootstrap."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student_t
 
 from mri_edge.bundles.manifest import Metric
 
@@ -17,6 +18,10 @@ DELONG = (
     "DeLong's variance on the logit scale (DeLong et al. 1988, Pepe 2003); Newcombe's method 5 (2006) where it is 0"
 )
 GROUPED_DELONG = f"{DELONG}; of groups by Obuchowski (1997)"
+GROUPED_WILSON = (
+    "Wilson score interval (Wilson 1927) of the effective number of images (Kish 1965), reduced by Student's t "
+    "(Korn and Graubard 1998)"
+)
 _Z = float(norm.ppf(0.975))
 
 RESAMPLES = 2000
@@ -24,10 +29,18 @@ BOOTSTRAP = f"percentile bootstrap within each class, {RESAMPLES} resamples, see
 GROUP_BOOTSTRAP = (
     f"percentile bootstrap of groups within each class, {RESAMPLES} resamples, seed 0 (Field and Welsh 2007)"
 )
-BASIC_BOOTSTRAP = (
-    f"basic bootstrap within each class, {RESAMPLES} resamples, seed 0 (Davison and Hinkley 1997); down to 0 where "
-    f"{RESAMPLES} draws of outcomes from the probabilities themselves are as large (Bröcker and Smith 2007)"
+_TO_ZERO = (
+    f"down to 0 where {RESAMPLES} draws of outcomes from the probabilities themselves are as large "
+    "(Bröcker and Smith 2007)"
 )
+BASIC_BOOTSTRAP = (
+    f"basic bootstrap within each class, {RESAMPLES} resamples, seed 0 (Davison and Hinkley 1997); {_TO_ZERO}"
+)
+BASIC_GROUP_BOOTSTRAP = (
+    f"basic bootstrap of groups within each class, {RESAMPLES} resamples, seed 0 (Davison and Hinkley 1997, Field and "
+    f"Welsh 2007); {_TO_ZERO}"
+)
+COMBINED = "the intervals of the parts combined as independent (Zou and Donner 2008)"
 _AT_ONCE = 4_000_000  # weights in memory at the same time: 32 MB
 
 Weights = NDArray[np.float64]
@@ -97,6 +110,60 @@ def _variance(
     return float(sum(parts) + 2 * shared)
 
 
+def effective_size(hits: Flags, group: NDArray[np.intp]) -> float:
+    """Return the number of independent images that would determine a proportion as well as these grouped images.
+
+    It is the number of images divided by the design effect, the ratio of the proportion's variance by groups to that of
+    independent images (L. Kish, "Survey Sampling", 1965), and is reduced by Student's t because few groups estimate
+    that variance badly (E. Korn, B. Graubard, Survey Methodology 24, 1998). It never exceeds the number of images.
+    Where all images are equal there is no variance; then images of one group count as copies of each other.
+
+    In simulations with 12 to 600 groups of 1 to 40 images, a Wilson interval of this size covers the truth in 0.83 to
+    0.98 of the samples (median 0.95), an interval for independent images in 0.04 to 0.97, the percentile bootstrap of
+    groups in 0.14 to 0.96. C. Franco et al., Journal of Survey Statistics and Methodology 7, 2019, compare more.
+
+    Parameters
+    ----------
+    hits
+        bool (N,), at least one.
+    group
+        int (N,): images of one group are not independent.
+    """
+    member, counts = np.unique(group, return_inverse=True, return_counts=True)[1:]
+    images, groups, value = len(hits), len(counts), float(hits.mean())
+    if groups == images:
+        return float(images)
+    excess = np.bincount(member, hits - value)
+    variance = groups / max(groups - 1, 1) * float(excess @ excess) / images**2
+    # A single group has no variance either, though its images may differ.
+    independent = value * (1 - value) / variance if variance > 1e-12 else images**2 / float(counts @ counts)
+    if groups > 1:
+        independent *= (_Z / float(student_t.ppf(0.975, groups - 1))) ** 2
+    return min(independent, float(images))
+
+
+def grouped_wilson(hits: Flags, group: NDArray[np.intp]) -> Metric:
+    """Return the fraction of True in bool (N,) with Wilson's interval for ``effective_size`` images."""
+    value, size = float(hits.mean()), effective_size(hits, group)
+    middle = (value + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    half = _Z / (1 + _Z**2 / size) * float(np.sqrt(value * (1 - value) / size + _Z**2 / (4 * size**2)))
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and 1 the bounds are exact, but their floating-point values are not.
+    return Metric(value, min(low, value), max(high, value), len(hits), GROUPED_WILSON)
+
+
+def mean_of(parts: Sequence[Metric], images: int, method: str = COMBINED) -> Metric:
+    """Return the mean of independent metrics, with an interval recovered from theirs.
+
+    G. Zou, A. Donner, "Construction of confidence limits about effect measures: a general approach", Statistics in
+    Medicine 27, 2008: the distances of the bounds from the value are added in squares.
+    """
+    values, low, high = (np.array([getattr(part, name) for part in parts]) for name in ("value", "low", "high"))
+    value, count = float(values.mean()), len(parts)
+    below, above = (float(np.sqrt(np.sum(distance**2))) / count for distance in (values - low, high - values))
+    return Metric(value, value - below, value + above, images, method)
+
+
 def _lowest(value: float, positives: int, negatives: int) -> float:
     """Return the lowest AUC that is compatible with ``value`` (R. G. Newcombe, Statistics in Medicine 25, 2006)."""
     if value <= 0:
@@ -111,38 +178,50 @@ def _lowest(value: float, positives: int, negatives: int) -> float:
 
 
 def bootstrap(
-    figures: Callable[[Weights], Figures], positive: NDArray[np.bool_], group: NDArray[np.intp] | None = None
+    figures: Callable[[Weights], Figures],
+    label: NDArray[np.bool_] | NDArray[np.intp],
+    group: NDArray[np.intp] | None = None,
 ) -> Figures:
     """Compute each metric in ``RESAMPLES`` resamples with as many images, or groups, of each class as the data.
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979; within
     classes as by default in pROC (X. Robin et al., BMC Bioinformatics 12, 2011). With groups, whole ones are drawn: the
     cluster bootstrap (C. Field, A. Welsh, "Bootstrapping clustered data", Journal of the Royal Statistical Society B
-    69, 2007). Groups with images of both classes form a third stratum, so that every resample has both classes.
+    69, 2007). Groups with images of several classes form another stratum, so that with two classes every resample has
+    both.
 
     Parameters
     ----------
     figures
         Takes weights float64 (R, N), the count of each image in each resample; returns (R,) for each metric.
-    positive
-        bool (N,), the class of each image. Memory grows with N only beyond the size of one resample.
+    label
+        bool or int (N,), the class of each image. Memory grows with N only beyond the size of one resample.
     group
         Group number of each image (N,); ``None`` means that all images are independent.
     """
     rng = np.random.default_rng(0)
-    member = np.arange(len(positive)) if group is None else np.unique(group, return_inverse=True)[1]
-    fraction = np.bincount(member, positive) / np.bincount(member)  # positives in each group
-    kinds = [np.flatnonzero(kind) for kind in (fraction == 1, fraction == 0, (fraction > 0) & (fraction < 1))]
-    rows = max(1, _AT_ONCE // len(positive))
+    member = np.arange(len(label)) if group is None else np.unique(group, return_inverse=True)[1]
+    strata = _strata(np.unique(label, return_inverse=True)[1], member)
+    rows = max(1, _AT_ONCE // len(label))
     parts = []
     for start in range(0, RESAMPLES, rows):
-        weights = np.zeros((min(rows, RESAMPLES - start), len(fraction)))
-        for groups in kinds:
+        weights = np.zeros((min(rows, RESAMPLES - start), member.max() + 1))
+        for groups in strata:
             if len(groups):
                 uniform = np.full(len(groups), 1 / len(groups))
                 weights[:, groups] = rng.multinomial(len(groups), uniform, len(weights))
         parts.append(figures(weights if group is None else weights[:, member]))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _strata(kind: NDArray[np.intp], member: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Return the groups with only images of the last kind, …, of the first kind, and of several kinds."""
+    lowest, highest = np.full(member.max() + 1, kind.max()), np.zeros(member.max() + 1, np.intp)
+    np.minimum.at(lowest, member, kind)
+    np.maximum.at(highest, member, kind)
+    pure = lowest == highest
+    strata = [np.flatnonzero(pure & (lowest == number)) for number in range(kind.max(), -1, -1)]
+    return [*strata, np.flatnonzero(~pure)]
 
 
 def percentile(value: float, resampled: NDArray[Any], images: int, method: str = BOOTSTRAP) -> Metric:
@@ -151,7 +230,9 @@ def percentile(value: float, resampled: NDArray[Any], images: int, method: str =
     return Metric(float(value), float(low), float(high), images, method)
 
 
-def basic(value: float, resampled: NDArray[Any], without: NDArray[Any], images: int) -> Metric:
+def basic(
+    value: float, resampled: NDArray[Any], without: NDArray[Any], images: int, method: str = BASIC_BOOTSTRAP
+) -> Metric:
     """Mirror the resamples at the value, for a metric that is at least 0 and that noise can only increase.
 
     A resample adds its own noise to that of the data, so it exceeds the value by about as much as the value exceeds
@@ -163,17 +244,22 @@ def basic(value: float, resampled: NDArray[Any], without: NDArray[Any], images: 
     low, high = 2 * value - np.quantile(resampled, (0.975, 0.025))
     if value <= np.quantile(without, 0.975):
         low = 0.0
-    return Metric(float(value), max(0.0, min(float(low), value)), max(float(high), value), images, BASIC_BOOTSTRAP)
+    return Metric(float(value), max(0.0, min(float(low), value)), max(float(high), value), images, method)
 
 
 def draw_outcomes(
-    figure: Callable[[NDArray[np.bool_]], NDArray[np.float64]], probability: NDArray[np.floating[Any]]
+    figure: Callable[[NDArray[np.bool_]], NDArray[np.float64]],
+    probability: NDArray[np.floating[Any]],
+    group: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
     """Return a metric (RESAMPLES,) under the assumption that each probability (N,) is correct.
 
-    ``figure`` takes outcomes bool (R, N) that are drawn from the probabilities.
+    ``figure`` takes outcomes bool (R, N) that are drawn from the probabilities. Images of one ``group`` (N,) share one
+    random number, because near-duplicates have the same outcome.
     """
     rng = np.random.default_rng(0)
+    member = np.arange(len(probability)) if group is None else np.unique(group, return_inverse=True)[1]
     rows = max(1, _AT_ONCE // len(probability))
     counts = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
-    return np.concatenate([figure(rng.random((count, len(probability))) < probability) for count in counts])
+    drawn = (rng.random((count, member.max() + 1)) for count in counts)
+    return np.concatenate([figure((part if group is None else part[:, member]) < probability) for part in drawn])

@@ -8,6 +8,7 @@ time with a small random shift, flip and change of brightness, which do not chan
 from __future__ import annotations
 
 import io
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.authoring.teacher import TeacherAnswers
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.split import Split
+from mri_edge.bundles.split import Role, Split, SplitImage, short
 from mri_edge.errors import DataError
 from mri_edge.inference.prediction import decide
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import atomic_write, fingerprint
-from mri_edge.train.data.folder import Labels
+from mri_edge.train.data.folder import Scan
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.evaluation.calibration import scale_probabilities
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import Distillation
@@ -91,14 +93,25 @@ class BundleTeacher:
         answers = [classifier.engine.run(pixels) for classifier in self._classifiers]
         return np.asarray(np.mean(answers, axis=0, dtype=np.float32))
 
-    def check_split(self, split: Split) -> None:
-        """Raise DataError unless every teacher was trained on exactly this split; otherwise its answers would leak."""
-        for bundle in self.bundles:
-            if bundle.manifest.training.split_fingerprint != split.split_fingerprint:
+    def split_of(self, scans: Sequence[Scan]) -> Split:
+        """Return the split on which every teacher was trained, for the same images.
+
+        The student must use it, because it would otherwise be tested on images that a teacher has seen.
+
+        Raises
+        ------
+        DataError
+            A teacher has no split record, was trained on other images or labels, or on another split than the first.
+        """
+        splits = [_split_of(bundle, scans) for bundle in self.bundles]
+        for bundle, split in zip(self.bundles, splits, strict=True):
+            if split is None or split != splits[0]:
                 raise DataError(
                     f"{bundle.folder}: trained on another split of the images, so it may have seen test images",
                     "Train a teacher on this data: mri-edge train --recipe robust",
                 )
+        assert splits[0] is not None  # noqa: S101 (for the type checker)
+        return splits[0]
 
     def answers(self, pixels: Views) -> TeacherAnswers:
         """Return the answers to the test images, uint8 (N, height, width, 3) RGB in the order of the split."""
@@ -131,6 +144,23 @@ class BundleTeacher:
         """Close the engines."""
         for classifier in self._classifiers:
             classifier.close()
+
+
+def _split_of(bundle: Bundle, scans: Sequence[Scan]) -> Split | None:
+    """Return the roles of the scans in a bundle's split record, or None if it does not list exactly these scans."""
+    documents = {document.file: document for document in bundle.manifest.documents}
+    record = Split.find(documents, lambda file: bundle.read(documents[file]))
+    roles: dict[tuple[str, int], list[Role]] = defaultdict(list)
+    for image in record.images if record else ():
+        roles[short(image.sha256), image.label].append(image.role)
+    keys = [(short(scan.sha256), scan.label) for scan in scans]
+    if {key: len(found) for key, found in roles.items()} != Counter(keys):
+        return None
+    # Copies of an image take the roles of its record in their order.
+    assigned = (roles[key].pop(0) for key in keys)
+    return Split(
+        tuple(SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in zip(scans, assigned, strict=True))
+    )
 
 
 def make_pool(

@@ -18,7 +18,7 @@ from mri_edge.authoring.pages import render
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import NOTICE
-from mri_edge.train.data.folder import Labels
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.evaluation.metrics import details
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.models.network import Network

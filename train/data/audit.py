@@ -1,0 +1,121 @@
+"""Check labelled scans before a training: duplicates, contradictory labels, and whether file order carries identity."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from mri_edge.errors import DataError
+
+from .collection import Collection
+from .duplicates import SAME_SLICE_BITS, Hashes, close_pairs
+from .folder import Scan
+from .grouping import BLOCKS, NEAR_DUPLICATES, GroupRule
+from .order import NEIGHBORS, SourceOrder
+
+_SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
+
+
+def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) -> list[Finding]:
+    """Find duplicates and contradictions, and pass tables of them and of the order of files to ``say``.
+
+    The table of the order, with a recommendation, is left out if no source is ordered or if ``rule`` keeps neighbors
+    together already. ``rule`` is the value of ``--groups``, None if it was not given.
+    """
+    findings = inspect(data.scans, data.hashes)
+    if findings:
+        say(table(data.scans, findings))
+    if rule is not None:
+        say(f"groups: {data.grouping}; {len(np.unique(data.group))} groups of {len(data.scans)} images")
+    if rule is None or not (rule.block or rule.patients):
+        ordered = [source for source in data.order if source.pooled.carries_identity]
+        if ordered:
+            say(order_table(ordered))
+    return findings
+
+
+def check_groups(data: Collection, names: Sequence[str], needed: int = 2) -> None:
+    """Check that every label has at least ``needed`` groups, because no split or fold divides a group.
+
+    Raises DataError that names the label, the number of its groups, and what to do.
+    """
+    for index, name in enumerate(names):
+        of_label = data.label == index
+        images, found = np.count_nonzero(of_label), len(np.unique(data.group[of_label]))
+        if images and found < needed:
+            raise DataError(
+                f"label {name!r} has {found} group{'' if found == 1 else 's'} of images ({images} images, grouped by "
+                f"{data.grouping}), and at least {needed} are needed, because a group is never divided",
+                f"Use smaller groups (--groups {BLOCKS}:SIZE or {NEAR_DUPLICATES}), fewer folds or more images",
+            )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The files of one finding, and what they have in common: ``kind`` as ``inspect`` describes it."""
+
+    kind: str
+    files: tuple[str, ...]
+
+
+def inspect(scans: Sequence[Scan], hashes: Hashes) -> list[Finding]:
+    """Find duplicates, near-duplicates and contradictions.
+
+    ``duplicate`` files have the same bytes. ``near-duplicate`` files have different bytes, and perceptual hashes at
+    most ``SAME_SLICE_BITS`` apart. ``contradictory`` files are either, but have different labels.
+    """
+    contents: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        contents[scan.sha256].append(scan)
+    same = [tuple(group) for group in contents.values() if len(group) > 1]
+    near = [
+        (scans[first], scans[second])
+        for first, second in close_pairs(hashes, SAME_SLICE_BITS)
+        if scans[first].sha256 != scans[second].sha256
+    ]
+    pairs = [pair for group in same for pair in combinations(group, 2)] + near
+    found: dict[str, Sequence[Sequence[Scan]]] = {
+        "duplicate": same,
+        "near-duplicate": near,
+        "contradictory": [pair for pair in pairs if pair[0].label != pair[1].label],
+    }
+    return [Finding(kind, tuple(scan.file for scan in group)) for kind, groups in found.items() for group in groups]
+
+
+def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
+    """Format the findings as lines of text, at most ``_SHOWN`` of each kind. Return "" if there are none."""
+    kinds: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        kinds[finding.kind].append(finding)
+    lines = []
+    for kind, of_kind in kinds.items():
+        images = {file for finding in of_kind for file in finding.files}
+        lines.append(f"{kind:<15} {len(of_kind):>5} groups, {len(images)} of {len(scans)} images")
+        lines += [f"{'':<15}   {'  =  '.join(finding.files)}" for finding in of_kind[:_SHOWN]]
+        if len(of_kind) > _SHOWN:
+            lines.append(f"{'':<15}   … and {len(of_kind) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def order_table(ordered: Sequence[SourceOrder]) -> str:
+    """Format the measurement of ordered sources as lines of text, with a recommendation as the last line."""
+    folders = [folder for source in ordered for folder in source.folders]
+    width = max(len(folder.name) for folder in folders)
+    lines = [f"{'nearest image by number':<{width}}  images  within {NEIGHBORS} [95% interval]  by chance"]
+    lines += [
+        f"{folder.name:<{width}}  {folder.images:>6}  {folder.fraction:>8.2f} [{folder.low:.2f}, {folder.high:.2f}]"
+        f"{'':<3}{folder.chance:>10.3f}"
+        for folder in folders
+    ]
+    found = ", ".join(
+        f"{source.pooled.name or 'the data'} ({source.pooled.fraction:.2f} of images against "
+        f"{source.pooled.chance:.2f} by chance)"
+        for source in ordered
+    )
+    return "\n".join(
+        [*lines, f"File order carries identity in {found}. Use --groups {BLOCKS} to keep neighbors together."]
+    )
