@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
-	bench bench-smoke model small schema scans docs clean
+	bench bench-smoke model small schema evidence scans docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -119,6 +119,9 @@ small: $(VENV)/.dev  ## distill and export the embedded model small again
 
 schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a change of runtime/bundles/manifest.py
 	$(BIN)/python scripts/make_schema.py
+
+evidence: $(VENV)/.dev  ## write docs/evidence.md and the results in README from the records in docs/evidence/
+	$(BIN)/python -m scripts.make_evidence
 
 scans: $(VENV)/.dev  ## draw the demo scans again
 	$(BIN)/python scripts/make_demo_scans.py

@@ -28,7 +28,7 @@ MOUNTED = [
 ]
 # The site's address of a mounted page that would otherwise overwrite a page of docs/.
 ADDRESSES = {"benchmarks/README.md": "benchmarks/method/index.html"}
-WIDE = ("benchmarks.md", "benchmarks/")  # pages whose tables need the room of the table of contents
+WIDE = ("benchmarks.md", "benchmarks/", "evidence.md")  # pages whose tables need the room of the table of contents
 EXAMPLES = re.compile(r"<p>((?:mri-edge [^\n<]+\n?)+)</p>")
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")
 

@@ -55,6 +55,7 @@ def write_bundle(
     split_name: str = "reference",
     out_of_distribution: FittedOutOfDistribution | None = None,
     documents: Mapping[str, str | bytes] | None = None,
+    group: NDArray[np.intp] | None = None,
 ) -> None:
     """Write a bundle at ``out``, completely or not at all.
 
@@ -66,6 +67,8 @@ def write_bundle(
         Recorded about the training in the manifest, in plain types.
     documents
         Content of additional files, by their path in the bundle.
+    group
+        int (N,) of the test images, as ``metrics.measure`` takes it.
 
     Raises
     ------
@@ -115,6 +118,7 @@ def write_bundle(
         metrics,
         [asdict(epoch) for epoch in history],
         names=labels.names,
+        group=group,
     )
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
         network.whole.save(writer.path(KERAS))
@@ -138,6 +142,7 @@ def metrics_document(
     history: Sequence[dict[str, Any]],
     *,
     names: Sequence[str],
+    group: NDArray[np.intp] | None = None,
 ) -> str:
     """Return the content of ``metrics.json``: metrics on the test images (N,), and the data of tables and plots.
 
@@ -149,7 +154,7 @@ def metrics_document(
     content = {
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
         **details(truth, probabilities, positive, threshold, names=names if several else None),
-        **({"by_label": by_label(truth, probabilities, called, names)} if several else {}),
+        **({"by_label": by_label(truth, probabilities, called, names, group)} if several else {}),
         "folders": by_folder([file.rpartition("/")[0] for file in files], truth, called == truth),
         "test": [
             {"file": file, "label": label, "probabilities": row}

@@ -170,6 +170,7 @@ def train_bundle(
         findings=None if teacher else findings,
         split_name=_split_name(recipe, split, rule, collection.grouping),
         compare_with_published=repeats_reference(recipe, split, scans),
+        grouped=rule is not None,
         overwrite=overwrite,
     )
     shutil.rmtree(work, ignore_errors=True)
@@ -241,27 +242,37 @@ def _write(
     findings: Sequence[Finding] | None,
     split_name: str,
     compare_with_published: bool,
+    grouped: bool,
     overwrite: bool,
 ) -> TrainedBundle:
-    """Score the test images, fit the out-of-distribution check and write the bundle."""
+    """Score the test images, fit the out-of-distribution check and write the bundle.
+
+    With ``grouped``, the intervals of all metrics take the images of a group as dependent.
+    """
     data, labels = job.data, job.labels
     _, _, test = rows_of(record, data)
     truth = data.label[test]
     probabilities = predict(trained.network.whole, data.pixels, recipe.preprocessing, rows=test)
-    metrics = measure(truth, probabilities, labels.positive, trained.threshold)
+    group = data.group[test] if grouped else None
+    metrics = measure(truth, probabilities, labels.positive, trained.threshold, group)
     if findings is not None:
         documents["data.json"] = json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"
-    if trained.history:
-        documents |= draw_report(
-            trained.network,
-            Images(data.pixels, test, truth),
-            probabilities,
-            metrics,
-            trained.history,
-            labels,
-            recipe,
-            compare=compare_with_published,
-        )
+    documents |= draw_report(
+        trained.network,
+        Images(data.pixels, test, truth),
+        probabilities,
+        metrics,
+        trained.history,
+        labels,
+        recipe,
+        compare=compare_with_published,
+        threshold=trained.threshold,
+        facts=[
+            ("Training", f"{len(job.train)} images, {len(job.validation)} for validation, seed {job.seed}"),
+            ("Split", split_name),
+            ("Data", f"SHA-256 of the images and their labels: {record.data_fingerprint[:16]}"),
+        ],
+    )
     write_bundle(
         out,
         trained.network,
@@ -287,6 +298,7 @@ def _write(
             source=data.source,
         ),
         documents=documents,
+        group=group,
         overwrite=overwrite,
     )
     return TrainedBundle(

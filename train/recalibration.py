@@ -28,7 +28,9 @@ from mri_edge.inference.prediction import NOTICE, Failure, Prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data import duplicates
-from mri_edge.train.data.folder import Labels, Scan, find_scans, read_groups
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.grouping import read_patients
+from mri_edge.train.data.labels import Labels
 from mri_edge.train.evaluation.evaluate import split_of
 from mri_edge.train.evaluation.recalibration import FOLDS, Answers, Goal, Recalibrated, fewest, recalibrate
 
@@ -81,7 +83,7 @@ def recalibrate_bundle(
     prevalence
         Proportion of positives where the bundle will be used, in (0, 1); None weights each label equally.
     groups
-        CSV file with the patient of each scan, as ``read_groups`` reads it.
+        CSV file with the patient of each scan, as ``read_patients`` reads it.
     run
         How to run the artifact that is measured.
     track
@@ -103,7 +105,7 @@ def recalibrate_bundle(
     if len(manifest.labels) > 2 and prevalence is not None:
         raise UsageError("a prevalence needs a model of two labels", "Leave out --prevalence")
     chosen = _choose_scans(bundle, data, sensitivity)
-    patients = read_groups(groups, chosen.scans) if groups else None
+    patients = read_patients(groups, chosen.scans) if groups else None
     reading = _read(bundle, chosen.scans, patients, run or RunOptions(), track)
     goal = Goal(manifest.positive or 0, sensitivity, prevalence)
     before = manifest.recalibration.original_threshold if manifest.recalibration else manifest.threshold

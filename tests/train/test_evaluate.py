@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -286,13 +288,73 @@ def test_record_survives_json_and_the_page_is_self_contained(tiny_bundle, data, 
     assert json.loads((out / "evaluation.json").read_text()) == record
     page = (out / "evaluation.html").read_text()
     sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", page)
-    assert len(sources) == 2
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
     assert "http" not in re.sub(r"base64,[\w+/=]*", "", page)
+    assert "<script" not in page
+    assert page.count('<svg role="img" aria-label="') == page.count("<svg") == 3
     for mistake in record["worst"]:
         assert mistake["file"] in page
     auc = record["metrics"]["auc"]
     assert f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in page
+    for fact in ("Research use only", str(data), record["creation"]["created"], "<dt>Command</dt>", "numpy"):
+        assert fact in page
+
+
+def test_page_shows_mistakes_as_small_pictures(tiny_bundle, data, tmp_path):
+    """At most 20 pictures of at most 160 pixels; without the scans, the page lists the mistakes without pictures."""
+    from mri_edge.train.reports.evaluation_report import evaluation_page
+
+    for path in sorted(data.glob("*/*.png")):
+        with Image.open(path) as picture:
+            larger = picture.resize((400, 300))
+        for copy in range(4):
+            larger.putpixel((copy, 0), (255, 0, 0))
+            larger.save(path.with_name(f"{path.stem}-{copy}.png"))
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    assert record["mistakes"] > 20
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', evaluation_page(record))
+    assert len(pictures) == 20
+    sizes = [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures]
+    assert max(max(size) for size in sizes) == 160
+    shutil.rmtree(data)
+    page = evaluation_page(record)
+    assert "data:image/jpeg" not in page
+    assert record["worst"][0]["file"] in page
+
+
+def test_page_of_four_labels_without_a_positive_one(tiny_bundle, data):
+    """The page names every label: in the confusion matrix, in one ROC curve each, and in the table by label."""
+    from mri_edge.train.reports.evaluation_report import evaluation_page, print_evaluation
+
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    labels = ["glioma", "meningioma", "<none>", "pituitary"]
+    rng = np.random.default_rng(0)
+    for index, prediction in enumerate(record["predictions"]):
+        row = rng.dirichlet(np.ones(4))
+        prediction |= {"label": index % 4, "called": int(row.argmax()), "probabilities": row.tolist()}
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "images": 16, "method": "by hand"}
+    record |= {
+        "labels": labels,
+        "positive": None,
+        "threshold": None,
+        "metrics": dict.fromkeys(("accuracy", "macro_auc", "macro_f1", "brier"), figure),
+        "by_label": {label: dict.fromkeys(("sensitivity", "precision", "f1", "auc"), figure) for label in labels},
+        "confusion_matrix": np.eye(4, dtype=int).tolist(),
+        "roc": None,
+        "roc_by_label": dict.fromkeys(labels, record["roc"]),
+        "folders": [],
+        "worst": [prediction for prediction in record["predictions"] if prediction["called"] != prediction["label"]],
+    }
+    record["data"]["by_label"] = [4] * 4
+    page = evaluation_page(record)
+    assert "<none>" not in page  # labels are escaped
+    for label in ("glioma", "meningioma", "&lt;none&gt;", "pituitary"):
+        assert f"{label}: AUC 0.500 (0.400 to 0.600)" in page
+        assert f"{label} called {label}: 1" in page
+    assert "positive label: none; answer: the likeliest label" in page
+    assert "AUC, mean of the labels" in page
+    assert "probability of the called label" in page
+    print_evaluation(record)
 
 
 def test_worst_mistakes_come_first(tiny_bundle, data):

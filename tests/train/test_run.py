@@ -4,10 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,12 +153,47 @@ def test_saved_model_reproduces_the_recorded_probabilities(trained, shared_folde
 def test_report_is_self_contained(trained):
     _, bundle, _ = trained
     page = (bundle.folder / "report" / "index.html").read_text()
-    pictures = sorted(path.name for path in (bundle.folder / "report").glob("*.png"))
-    assert sum(name.startswith("activation-") for name in pictures) == 18
-    assert {"confusion-matrix.png", "roc.png", "accuracy.png", "loss.png", "model.png"} <= set(pictures)
-    assert page.count("data:image/png;base64,") == len(pictures)
+    maps = [path.name for path in (bundle.folder / "report").glob("*.png")]
+    assert len(maps) == 18
+    assert all(name.startswith("activation-") for name in maps)
+    plots = {path.stem: path.read_text() for path in (bundle.folder / "report").glob("*.svg")}
+    assert set(plots) == {"confusion-matrix", "roc", "accuracy", "loss", "model"}
+    assert page.count('<svg role="img" aria-label="') == page.count("<svg") == len(plots)
+    assert page.count("data:image/png;base64,") == 1 + len(maps)  # the scan above its maps
+    assert page.count("<img alt=") == page.count("<img")
     assert "http" not in page
-    assert "reference" not in page.replace("recipe reference", ""), "these are not the images of the reference"
+    assert "<script" not in page
+    without_command = re.sub(r"<code>.*?</code>", "", page)
+    assert "reference" not in without_command.replace("recipe reference", ""), "not the images of the reference"
+    for fact in ("Research use only", "6 (3 no tumour, 3 tumour)", "seed 1", "stratified", "mri-edge", "tensorflow"):
+        assert fact in page
+    assert "tumour called no tumour" in page, "the confusion matrix names its labels"
+
+
+def test_plots_are_readable_on_both_backgrounds(trained):
+    """Every color of a plot is a variable, which a plot in a file of its own defines for both backgrounds."""
+    _, bundle, _ = trained
+    for path in (bundle.folder / "report").glob("*.svg"):
+        svg = path.read_text()
+        drawn = svg[svg.index("</style>") :]
+        assert not re.search(r"(?<!, )#[0-9a-f]{6}\b", drawn), path.name
+        assert "prefers-color-scheme:dark" in svg
+        xml.etree.ElementTree.fromstring(svg)  # noqa: S314 (our own file)
+
+
+def test_report_shows_what_the_reference_published(trained):
+    """Curves that were not published are not drawn: the plots say so, and show the published points."""
+    from mri_edge.train.evaluation.metrics import roc
+    from mri_edge.train.reports.plots import RocCurve
+    from mri_edge.train.reports.report import _history_plot, _roc
+
+    result, _, _ = trained
+    curve = RocCurve("tumour", roc(result.truth == 1, result.probabilities[:, 1]))
+    plot = _roc([curve], compare=True)
+    assert plot.svg.count("reference: answers of") == 4  # twice in the legend, twice in the text for screen readers
+    assert "reference: AUC 0.97, curve not published" in plot.svg
+    assert "reference: loss not published" in _history_plot(result.history, "loss", compare=True).svg
+    assert "test images, reference" in _history_plot(result.history, "accuracy", compare=True).svg
 
 
 def test_reference_figures_are_shown_only_for_its_data_and_split(folders, small_recipe, monkeypatch):

@@ -114,6 +114,7 @@ def evaluate(
         "threshold": manifest.threshold,
         "data": {
             "folder": str(data),
+            "label_folders": found.folders,
             "fingerprint": fingerprint(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in answered),
             "images": len(answered),
             "by_label": [sum(scan.label == index for scan in answered) for index in range(len(manifest.labels))],

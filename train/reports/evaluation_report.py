@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import numpy as np
 
-from mri_edge.authoring.intervals import HEAD, with_interval
+from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
+from mri_edge.errors import InputError
 
-if TYPE_CHECKING:  # the tables on a terminal do not need matplotlib
-    from matplotlib.figure import Figure
+from .tables import LABEL_HEADS, NAMES, interval, label_rows
 
-NAMES = {
-    "accuracy": "accuracy",
-    "auc": "AUC",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "precision": "precision",
-    "f1": "F1",
-    "brier": "Brier score",
-    "calibration_error": "calibration error",
-}
 _TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
-_BLUE, _GRAY, _RED = "#1f5fa8", "#9aa5b1", "#a51d24"
-_PLOT_SIZE = (4.2, 4.2)  # inches
 _ON_TERMINAL = 10  # mistakes listed on the terminal
+_THUMBNAIL = 160  # pixels, the longer side
 
 _Heads = tuple[str, ...]
 _Rows = list[tuple[str, ...]]
@@ -37,23 +25,25 @@ _Table = tuple[str, _Heads, _Rows]  # title, column heads, rows
 
 
 def evaluation_page(record: dict[str, Any]) -> str:
-    """Return the HTML page of a record of ``evaluate``. It lists file names of scans but contains no scans."""
-    plots = {"ROC curve": _roc_plot(record)} if record["roc"] else {}
-    plots["Reliability diagram"] = _reliability_plot(record)
-    mistakes = [_mistakes(record, len(record["worst"]), "probability of the truth")]
-    if record["unreadable"]:
-        unreadable: _Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
-        mistakes.append(("Unreadable", ("file", "reason"), unreadable))
+    """Return the HTML page of a record of ``evaluate``.
+
+    The page shows the worst mistakes with small pictures of the scans, read from the data folder, so it is for the
+    machine that has these scans. Mistakes that cannot be read again are listed without a picture.
+    """
+    unreadable: _Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
     return render(
         _TEMPLATE,
         title=f"Evaluation of {record['model']}: {record['artefact']}",
+        facts=list(zip(("Model", "Data", "Decision"), _facts(record), strict=True)),
+        provenance=record["creation"],
         warnings=_warnings(record),
-        facts=_facts(record),
-        notice=record["notice"],
-        tables=_tables(record),
+        metrics=("Metrics", ("figure", HEAD, "images"), _metrics(record)),
+        tables=[*_label_table(record), ("By folder", *_folders(record))],
         methods=_methods(record),
-        plots=plots,
-        mistakes=mistakes,
+        plots=_plots(record),
+        mistakes=_mistakes_title(record, len(record["worst"])),
+        worst=[_describe(record, mistake) for mistake in record["worst"]],
+        unreadable=unreadable,
     )
 
 
@@ -64,9 +54,14 @@ def print_evaluation(record: dict[str, Any]) -> None:
     for warning in _warnings(record):
         click.secho(warning, fg="yellow", bold=True)
     click.echo()
-    tables = _tables(record)
+    tables = [
+        ("Metrics", ("figure", HEAD, "images"), _metrics(record)),
+        *_label_table(record),
+        ("Confusion matrix", *_confusion(record)),
+        ("By folder", *_folders(record)),
+    ]
     if record["worst"]:
-        tables.append(_mistakes(record, _ON_TERMINAL, "p of truth"))
+        tables.append(_mistakes(record))
     for title, heads, rows in tables:
         click.secho(title, bold=True)
         for line in text_table([heads, *rows], right=range(1, len(heads)), heading=False):
@@ -81,36 +76,31 @@ def _warnings(record: dict[str, Any]) -> list[str]:
 
 
 def _facts(record: dict[str, Any]) -> list[str]:
+    """Return a line about the model, one about the data and one about the decision."""
     data, labels = record["data"], record["labels"]
     counts = ", ".join(f"{count} {label}" for label, count in zip(labels, data["by_label"], strict=True))
     left_out = ", ".join(f"{count} {role}" for role, count in sorted(data["left_out"].items()))
     rule = "the likeliest label" if record["threshold"] is None else f"threshold {record['threshold']:.4g}"
+    positive = "none" if record["positive"] is None else labels[record["positive"]]
     return [
         f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
         f"{record['provider']}, {record['threads']} threads",
         f"{data['folder']}: {data['images']} images ({counts}), {data['what']}"
         + (f"; not scored: {left_out}" if left_out else ""),
-        f"positive label: {labels[record['positive']]}; answer: {rule}",
-    ]
-
-
-def _tables(record: dict[str, Any]) -> list[_Table]:
-    """Return the tables that page and terminal have in common."""
-    return [
-        ("Metrics", ("figure", HEAD, "images"), _metrics(record)),
-        ("Confusion matrix", *_confusion(record)),
-        ("By folder", ("folder", "label", "correct", HEAD), _folders(record)),
+        f"positive label: {positive}; answer: {rule}",
     ]
 
 
 def _metrics(record: dict[str, Any]) -> _Rows:
+    metrics = record["metrics"]
+    expected = [key for key in NAMES if key.startswith("macro_") == (record["positive"] is None)]
+    expected += [key for key in NAMES if key in metrics and key not in expected]
     rows: _Rows = []
-    for key, name in NAMES.items():
-        metric = record["metrics"].get(key)
-        if metric is None:
-            rows.append((name, "undefined for these images", "0"))
+    for key in sorted(expected, key=list(NAMES).index):
+        if key in metrics:
+            rows.append((NAMES[key], interval(metrics[key]), str(metrics[key]["images"])))
         else:
-            rows.append((name, _with_interval(metric), str(metric["images"])))
+            rows.append((NAMES[key], "undefined for these images", "0"))
     return rows
 
 
@@ -122,8 +112,11 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
-def _with_interval(metric: dict[str, Any]) -> str:
-    return with_interval(metric["value"], metric["low"], metric["high"])
+def _label_table(record: dict[str, Any]) -> list[_Table]:
+    """Return the table of figures by label; two labels need none, because the metrics describe both."""
+    if len(record["labels"]) == 2 or not record.get("by_label"):
+        return []
+    return [("By label", LABEL_HEADS, label_rows(record["by_label"]))]
 
 
 def _confusion(record: dict[str, Any]) -> tuple[_Heads, _Rows]:
@@ -133,22 +126,26 @@ def _confusion(record: dict[str, Any]) -> tuple[_Heads, _Rows]:
     return heads, [(label, *(str(count) for count in row)) for label, row in rows]
 
 
-def _folders(record: dict[str, Any]) -> _Rows:
-    return [
+def _folders(record: dict[str, Any]) -> tuple[_Heads, _Rows]:
+    return ("folder", "label", "correct", HEAD), [
         (
             folder["folder"],
             record["labels"][folder["label"]],
             f"{round(folder['value'] * folder['images'])} of {folder['images']}",
-            _with_interval(folder),
+            interval(folder),
         )
         for folder in record["folders"]
     ]
 
 
-def _mistakes(record: dict[str, Any], shown: int, probability_head: str) -> _Table:
-    """List at most ``shown`` mistakes, the worst first."""
-    total, labels = record["mistakes"], record["labels"]
-    title = f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
+def _mistakes_title(record: dict[str, Any], shown: int) -> str:
+    total = record["mistakes"]
+    return f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
+
+
+def _mistakes(record: dict[str, Any]) -> _Table:
+    """List the worst mistakes for the terminal."""
+    labels = record["labels"]
     rows: _Rows = [
         (
             mistake["file"],
@@ -156,69 +153,70 @@ def _mistakes(record: dict[str, Any], shown: int, probability_head: str) -> _Tab
             labels[mistake["called"]],
             f"{mistake['probabilities'][mistake['label']]:.4f}",
         )
-        for mistake in record["worst"][:shown]
+        for mistake in record["worst"][:_ON_TERMINAL]
     ]
-    return title, ("file", "truth", "called", probability_head), rows
+    return _mistakes_title(record, _ON_TERMINAL), ("file", "truth", "called", "p of truth"), rows
 
 
-def _roc_plot(record: dict[str, Any]) -> bytes:
-    """Draw the ROC curve with its AUC and the point of the threshold, from the record of ``evaluate``."""
-    points, metrics = record["roc"], record["metrics"]
-    auc, sensitivity, specificity = (metrics[name] for name in ("auc", "sensitivity", "specificity"))
-    figure, axes = _square("1 - specificity", "sensitivity")
-    label = f"AUC {with_interval(auc['value'], auc['low'], auc['high'])}"
-    axes.plot(points["false_positive_rate"], points["true_positive_rate"], color=_BLUE, label=label)
-    axes.errorbar(
-        [1 - specificity["value"]],
-        [sensitivity["value"]],
-        xerr=[[specificity["high"] - specificity["value"]], [specificity["value"] - specificity["low"]]],
-        yerr=[[sensitivity["value"] - sensitivity["low"]], [sensitivity["high"] - sensitivity["value"]]],
-        fmt="o",
-        color=_RED,
-        capsize=3,
-        label="at the threshold, 95% intervals",
+def _describe(record: dict[str, Any], mistake: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page shows about a mistake, with a picture of the scan if it can be read."""
+    labels = record["labels"]
+    return {
+        "file": mistake["file"],
+        "truth": labels[mistake["label"]],
+        "called": labels[mistake["called"]],
+        "probability": f"{mistake['probabilities'][mistake['label']]:.4f}",
+        "picture": _thumbnail(Path(record["data"]["folder"]) / mistake["file"]),
+    }
+
+
+def _thumbnail(path: Path) -> bytes | None:
+    """Return a scan as a small JPEG, or None if it cannot be read."""
+    from PIL import Image
+
+    from mri_edge.scans import readers
+
+    try:
+        picture = Image.fromarray(readers.load(path))
+    except (InputError, OSError):
+        return None
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+def _plots(record: dict[str, Any]) -> list[Any]:
+    """Draw confusion matrix, ROC curves and reliability; the tables on a terminal do not need matplotlib."""
+    import numpy as np
+
+    from .plots import OperatingPoint, RocCurve, confusion_plot, reliability_plot, roc_plot
+
+    labels, metrics, positive = record["labels"], record["metrics"], record["positive"]
+    plots = [confusion_plot([("", record["confusion_matrix"])], labels)]
+    by_label = record.get("by_label", {})
+    found = record["roc_by_label"] if by_label else {labels[positive]: record["roc"]}
+    curves = [
+        RocCurve(label, points, by_label[label]["auc"] if by_label else metrics["auc"])
+        for label, points in found.items()
+        if points
+    ]
+    if curves:
+        chosen = None
+        if positive is not None and record["roc"]:
+            at = f"{labels[positive]}, " if by_label else ""
+            chosen = OperatingPoint(
+                f"{at}at the threshold, 95% intervals", metrics["sensitivity"], metrics["specificity"]
+            )
+        plots.append(roc_plot(curves, chosen))
+    if positive is None:
+        event, of = "called correctly", "probability of the called label"
+    else:
+        event, of = f"with label {labels[positive]}", f"probability of {labels[positive]}"
+    scores = np.array(
+        [
+            prediction["probabilities"][prediction["called"] if positive is None else positive]
+            for prediction in record["predictions"]
+        ]
     )
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
-    return _svg(figure)
-
-
-def _reliability_plot(record: dict[str, Any]) -> bytes:
-    """Draw the fraction of positives over probability, with Wilson intervals, above a histogram of probabilities."""
-    points, positive = record["reliability"], record["positive"]
-    figure, axes = _square("probability of the positive label", "fraction of positives")
-    axes.errorbar(
-        [point["probability"] for point in points],
-        [point["share"] for point in points],
-        yerr=[
-            [point["share"] - point["low"] for point in points],
-            [point["high"] - point["share"] for point in points],
-        ],
-        fmt="o-",
-        color=_BLUE,
-        capsize=3,
-        label=f"{len(points)} bins of equal count",
-    )
-    scores = [prediction["probabilities"][positive] for prediction in record["predictions"]]
-    counts, edges = np.histogram(scores, bins=20, range=(0, 1))
-    axes.stairs(counts / counts.max() / 4, edges, fill=True, color=_GRAY, alpha=0.35)  # the lower quarter of the plot
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
-    return _svg(figure)
-
-
-def _square(right: str, up: str) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(_PLOT_SIZE, layout="constrained")
-    axes = figure.add_subplot(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=right, ylabel=up, box_aspect=1)
-    axes.plot([0, 1], [0, 1], color=_GRAY, linewidth=0.8, linestyle="--")
-    return figure, axes
-
-
-def _svg(figure: Figure) -> bytes:
-    from matplotlib import rc_context
-
-    file = io.BytesIO()
-    # With a fixed salt and no date, the same record gives the same file.
-    with rc_context({"svg.hashsalt": "mri-edge"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    return [*plots, reliability_plot(record["reliability"], scores, event, of)]

@@ -1,4 +1,4 @@
-"""Draw the report of a training: plots as PNG files, and a self-contained HTML page with these plots.
+"""Draw the report of a training: plots as SVG files, activation maps as PNG files, and a page that contains them.
 
 If recipe, data and test images are those of the reference, it also shows the reference's published figures.
 """
@@ -6,29 +6,44 @@ If recipe, data and test images are those of the reference, it also shows the re
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import classification_report, confusion_matrix
 
 from mri_edge.authoring.intervals import HEAD, with_interval
 from mri_edge.authoring.pages import render
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.bundles.manifest import Metric
-from mri_edge.inference.prediction import NOTICE
+from mri_edge.inference.prediction import decide
 from mri_edge.train.data.labels import Labels
-from mri_edge.train.evaluation.metrics import details
+from mri_edge.train.evaluation.metrics import by_label, roc
 from mri_edge.train.loops.head import Epoch, Images
 from mri_edge.train.models.network import Network
 from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import RecipeSpec
 
+from .plots import OperatingPoint, Plot, RocCurve, confusion_plot, curve_plot, layers_plot, roc_plot
+from .tables import LABEL_HEADS, NAMES, label_rows
+
 FOLDER = "report"
 _TEMPLATE = Path(__file__).with_name("training.html.jinja")
 _MAPS = 64  # channels shown per layer
-_OURS, _THEIRS, _TRAINING = "#1f5fa8", "#d9822b", "#8aa4c0"
+_SHEET = 480  # pixels: larger sheets of maps are reduced to this
+_COLUMN = 10  # layers in a column of the diagram
+
+
+@dataclass(frozen=True)
+class _Picture:
+    file: str
+    caption: str
+    content: bytes
 
 
 def draw_report(
@@ -41,183 +56,184 @@ def draw_report(
     recipe: RecipeSpec,
     *,
     compare: bool,
+    threshold: float | None = None,
+    facts: Sequence[tuple[str, str]] = (),
 ) -> dict[str, bytes | str]:
     """Return the content of all files of the report, by their path in the bundle.
 
-    ``compare`` adds the reference's published figures. The activation maps are those of the first positive test image
-    and show the patient's slice, so a bundle with them must not be shared if the scan may not.
+    The report shows a test image and its activation maps, so a bundle that is passed on must not contain it unless the
+    image may be passed on. ``bundle slim`` leaves the report out.
+
+    Parameters
+    ----------
+    compare
+        Add the reference's published figures.
+    threshold
+        As in the manifest.
+    facts
+        Names and texts for the head of the page, such as seed and split. They must not name scans.
     """
-    measured = details(test.labels, probabilities, labels.positive)
-    figures = {
-        "confusion-matrix.png": _confusion(np.array(measured["confusion_matrix"]), labels, compare=compare),
-        "roc.png": _roc(measured["roc"], metrics.get("auc"), compare=compare),
-        "accuracy.png": _curve(history, "accuracy", compare=compare),
-        "loss.png": _curve(history, "loss", compare=False),
-        "model.png": _diagram(network),
-    }
-    shown = int(np.argmax(test.labels == labels.positive))
-    maps = _activation_maps(network, recipe.preprocessing.normalize(test.take(np.array([shown]))))
-    pictures = {name: _png(figure) for name, figure in {**figures, **maps}.items()}
-    html = _page(pictures, list(figures), measured["report"], metrics, network, recipe, compare=compare)
-    return {f"{FOLDER}/{name}": content for name, content in pictures.items()} | {f"{FOLDER}/index.html": html}
+    called = decide(probabilities, labels.positive, threshold)
+    figures = by_label(test.labels, probabilities, called, labels.names)
+    plots = {"confusion-matrix": _confusion(test.labels, called, labels, compare=compare)}
+    if curves := _curves(test.labels, probabilities, figures, labels):
+        plots["roc"] = _roc(curves, compare=compare)
+    if history:
+        plots["accuracy"] = _history_plot(history, "accuracy", compare=compare)
+        plots["loss"] = _history_plot(history, "loss", compare=compare)
+    plots["model"] = _diagram(network)
+    shown = 0 if labels.positive is None else int(np.argmax(test.labels == labels.positive))
+    scan = test.take(np.array([shown]))
+    maps = _activation_maps(network, recipe.preprocessing.normalize(scan))
+    counts = ", ".join(f"{np.sum(test.labels == index)} {name}" for index, name in enumerate(labels.names))
+    page = render(
+        _TEMPLATE,
+        title=f"Training report: recipe {recipe.name}",
+        facts=[("Test images", f"{len(test.labels)} ({counts})"), *facts],
+        metric_heads=("figure", HEAD, "images", *(["reference"] if compare else [])),
+        metric_rows=_metric_rows(metrics, compare=compare),
+        label_heads=LABEL_HEADS if len(labels.names) > 2 else ("label", "precision", "recall", "F1", "images"),
+        label_rows=label_rows(figures)
+        if len(labels.names) > 2
+        else _report_rows(test.labels, called, labels, compare=compare),
+        plots=[plot for name, plot in plots.items() if name != "model"],
+        diagram=plots["model"],
+        summary=_summary(network),
+        reference_parameters=reference.PARAMETERS if compare else None,
+        scan=_png(Image.fromarray(scan[0])),
+        scan_label=labels.names[int(test.labels[shown])],
+        maps=maps,
+    )
+    pictures = {picture.file: picture.content for picture in maps}
+    files: dict[str, bytes | str] = {f"{name}.svg": plot.file() for name, plot in plots.items()} | pictures
+    return {f"{FOLDER}/{name}": content for name, content in files.items()} | {f"{FOLDER}/index.html": page}
 
 
-def _confusion(matrix: NDArray[np.int_], labels: Labels, *, compare: bool) -> Figure:
-    panels = [("this model", matrix)]
+def _confusion(truth: NDArray[np.intp], called: NDArray[np.intp], labels: Labels, *, compare: bool) -> Plot:
+    panels = [("this model", confusion_matrix(truth, called, labels=range(len(labels.names))).tolist())]
     if compare:
-        panels.append(("reference (from its recall)", np.array(reference.CONFUSION)))
-    figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
-    for axes, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        axes.imshow(values, cmap="Blues", vmin=0)
-        for (row, column), count in np.ndenumerate(values):
-            color = "white" if count > values.max() / 2 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=16)
-        axes.set(title=title, xlabel="predicted", ylabel="true")
-        ticks = [f"{index}: {name}" for index, name in enumerate(labels.names)]
-        axes.set_xticks(range(len(ticks)), ticks)
-        axes.set_yticks(range(len(ticks)), ticks, rotation=90, va="center")
-    return figure
+        panels.append(("reference (from its recall)", reference.CONFUSION))
+    return confusion_plot(panels, labels.names)
 
 
-def _roc(roc: dict[str, list[float]], auc: Metric | None, *, compare: bool) -> Figure:
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    label = f"AUC {with_interval(auc.value, auc.low, auc.high)}" if auc else None
-    axes.plot(roc["false_positive_rate"], roc["true_positive_rate"], color=_OURS, lw=2, label=label)
-    axes.plot([0, 1], [0, 1], ":", color="grey", label="chance")
-    if compare:
-        axes.plot([], [], " ", label=f"reference: AUC {reference.AUC:.2f}")
-    axes.set(title="ROC curve", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.legend(loc="lower right")
-    return figure
+def _curves(
+    truth: NDArray[np.intp], probabilities: NDArray[np.float32], figures: dict[str, Any], labels: Labels
+) -> list[RocCurve]:
+    """Return the curve of the positive label, with more than two labels those of all. ``figures`` are ``by_label``."""
+    return [
+        RocCurve(name, roc(truth == index, probabilities[:, index]), figures[name]["auc"])
+        for index, name in enumerate(labels.names)
+        if "auc" in figures[name] and (len(labels.names) > 2 or index == labels.positive)
+    ]
 
 
-def _curve(history: Sequence[Epoch], quantity: str, *, compare: bool) -> Figure:
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
+def _roc(curves: Sequence[RocCurve], *, compare: bool) -> Plot:
+    if not compare:
+        return roc_plot(curves)
+    points = [
+        OperatingPoint(f"reference: answers of {run}", {"value": rows["1"][1]}, {"value": rows["0"][1]})
+        for run, rows in (("its report", reference.REPORT), ("another run", reference.OTHER_RUN))
+    ]
+    return roc_plot(curves, published=points, note=f"reference: AUC {reference.AUC:.2f}, curve not published")
+
+
+def _history_plot(history: Sequence[Epoch], quantity: str, *, compare: bool) -> Plot:
     epochs = [epoch.number for epoch in history]
-    axes.plot(
-        epochs, [getattr(epoch, quantity) for epoch in history], ".-", color=_TRAINING, label="training (augmented)"
-    )
-    axes.plot(
-        epochs, [getattr(epoch, f"val_{quantity}") for epoch in history], ".-", color=_OURS, lw=2, label="validation"
-    )
-    if compare:
+    series: list[tuple[str, Sequence[int], Sequence[float]]] = [
+        ("training (augmented)", epochs, [getattr(epoch, quantity) for epoch in history]),
+        ("test images", epochs, [getattr(epoch, f"val_{quantity}") for epoch in history]),
+    ]
+    note = ""
+    if compare and quantity == "accuracy":
         published = reference.VALIDATION_ACCURACY
-        axes.plot(range(1, len(published) + 1), published, ".--", color=_THEIRS, label="validation, reference")
-    axes.set(title=quantity, xlabel="epoch", ylabel=quantity)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
+        series.append(("test images, reference", range(1, len(published) + 1), published))
+    elif compare:
+        note = f"reference: {quantity} not published"
+    caption = (
+        f"{quantity.capitalize()} after each epoch, on the training images, with augmentation and dropout, and on the "
+        "test images, which are only watched: they choose nothing."
+    )
+    return curve_plot(quantity.capitalize(), caption, series, note)
 
 
-def _diagram(network: Network) -> Figure:
+def _diagram(network: Network) -> Plot:
     """Draw a box for each layer from input to output, with its type, output shape and parameters."""
     keras = load_keras("train")
+
+    def describe(layer: Any) -> str:
+        shape = tuple(layer.output.shape[1:])
+        return f"{layer.name} ({type(layer).__name__})\n{shape}, {layer.count_params():,} parameters"
+
     inner = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
-    columns = [inner[:10], inner[10:], network.head.layers[1:]]
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlim=(0, 3), ylim=(-10.2, 0.9))
-    axes.axis("off")
-    axes.text(0.5, 0.5, f"input {network.whole.input_shape[1:]}", ha="center", va="center", weight="bold")
-    for column, layers in enumerate(columns):
-        color = "#e8eef6" if column < 2 else "#fdeedd"
-        for row, layer in enumerate(layers):
-            shape = tuple(layer.output.shape[1:])
-            text = f"{layer.name}  ({type(layer).__name__})\n{shape}  {layer.count_params():,} parameters"
-            box = {"boxstyle": "round,pad=0.45", "facecolor": color, "edgecolor": "#777777"}
-            axes.text(column + 0.5, -row - 0.4, text, ha="center", va="center", fontsize=8.5, bbox=box)
-            above = (column + 0.5, -row + 0.25) if row or not column else None
-            if above:
-                arrow = {"arrowstyle": "->", "color": "#777777"}
-                axes.annotate("", (column + 0.5, -row - 0.12), above, arrowprops=arrow)
-        if column < 2:
-            target = (column + 1.12, -0.4)
-            start = (column + 0.92, -len(layers) + 0.6)
-            axes.annotate("", target, start, arrowprops={"arrowstyle": "->", "color": "#777777"})
-    axes.text(1, -10.1, "VGG16, frozen", ha="center", color="#555555")
-    axes.text(2.5, -10.1, "head, trained", ha="center", color="#555555")
-    return figure
+    parts = [inner[start : start + _COLUMN] for start in range(0, len(inner), _COLUMN)]
+    columns = [("backbone", [describe(layer) for layer in part]) for part in parts]
+    columns.append(("head", [describe(layer) for layer in network.head.layers[1:]]))
+    caption = "Layers from input (top left) to output, with the shape of their output and their number of parameters."
+    return layers_plot(f"input {network.whole.input_shape[1:]}", columns, caption)
 
 
-def _activation_maps(network: Network, picture: NDArray[np.float32]) -> dict[str, Figure]:
-    """Draw the first channels of each convolution and pooling layer, each scaled to its own range."""
+def _activation_maps(network: Network, scan: NDArray[np.float32]) -> list[_Picture]:
+    """Draw the first channels of each layer of the backbone as one sheet, each channel scaled to its own range."""
     keras = load_keras("train")
     layers = [layer for layer in network.backbone.layers if not isinstance(layer, keras.layers.InputLayer)]
-    maps = keras.Model(network.backbone.input, [layer.output for layer in layers]).predict_on_batch(picture)
-    figures = {}
+    layers = [layer for layer in layers if len(layer.output.shape) == 4]
+    maps = keras.Model(network.backbone.input, [layer.output for layer in layers]).predict_on_batch(scan)
+    pictures = []
     for number, (layer, values) in enumerate(zip(layers, maps, strict=True), 1):
-        channels = np.moveaxis(values[0], -1, 0)[:_MAPS]
+        channels = np.moveaxis(np.asarray(values)[0], -1, 0)[:_MAPS]
         side = int(np.ceil(np.sqrt(len(channels))))
         low = channels.min(axis=(1, 2), keepdims=True)
         span = np.maximum(channels.max(axis=(1, 2), keepdims=True) - low, 1e-12)
-        framed = np.pad(
-            (channels - low) / span, ((0, side * side - len(channels)), (0, 1), (0, 1)), constant_values=np.nan
+        colored = matplotlib.colormaps["viridis"]((channels - low) / span, bytes=True)
+        # Gaps of one pixel, transparent.
+        framed = np.pad(colored, ((0, side * side - len(channels)), (0, 1), (0, 1), (0, 0)))
+        height, width = framed.shape[1:3]
+        tiles = framed.reshape(side, side, height, width, 4).swapaxes(1, 2)
+        sheet = Image.fromarray(tiles.reshape(side * height, side * width, 4))
+        if sheet.width > _SHEET:
+            sheet = sheet.resize((_SHEET, round(_SHEET * sheet.height / sheet.width)), Image.Resampling.BOX)
+        file = f"activation-{number:02}-{layer.name}.png"
+        size = f"{values.shape[1]} x {values.shape[2]} pixels"
+        pictures.append(
+            _Picture(file, f"{layer.name}: {len(channels)} of {values.shape[-1]} channels, {size}", _png(sheet))
         )
-        height, width = framed.shape[1:]
-        sheet = framed.reshape(side, side, height, width).swapaxes(1, 2).reshape(side * height, side * width)
-        figure = Figure(figsize=(5, 5.3), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(sheet, cmap="viridis", interpolation="nearest")
-        axes.set_title(
-            f"{layer.name}: {len(channels)} of {values.shape[-1]} channels, {values.shape[1]} x {values.shape[2]}"
-        )
-        axes.axis("off")
-        figures[f"activation-{number:02}-{layer.name}.png"] = figure
-    return figures
+    return pictures
 
 
-def _png(figure: Figure) -> bytes:
+def _png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    picture.save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
-def _page(
-    pictures: dict[str, bytes],
-    plots: Collection[str],
-    report: dict[str, dict[str, float]],
-    metrics: dict[str, Metric],
-    network: Network,
-    recipe: RecipeSpec,
-    *,
-    compare: bool,
-) -> str:
-    heads = ["figure", HEAD, "images"]
+def _metric_rows(metrics: dict[str, Metric], *, compare: bool) -> list[list[str]]:
     rows = [
-        [name, with_interval(metric.value, metric.low, metric.high), str(metric.images)]
+        [NAMES.get(name, name), with_interval(metric.value, metric.low, metric.high), str(metric.images)]
         for name, metric in metrics.items()
     ]
     if compare:
-        heads.append("reference")
-        published = {"accuracy": f"{reference.ACCURACY:.2f}", "auc": f"{reference.AUC:.2f}"}
+        published = {"accuracy": f"{reference.ACCURACY:.2f}", "AUC": f"{reference.AUC:.2f}"}
         for row in rows:
             row.append(published.get(row[0], "–"))
-    return render(
-        _TEMPLATE,
-        title=f"Training report: recipe {recipe.name}",
-        notice=NOTICE,
-        metric_heads=heads,
-        metric_rows=rows,
-        report_rows=_report_rows(report, compare=compare),
-        plots={name: pictures[name] for name in plots},
-        summary=_summary(network),
-        reference_parameters=reference.PARAMETERS if compare else None,
-        maps={name: content for name, content in pictures.items() if name not in plots},
+    return rows
+
+
+def _report_rows(
+    truth: NDArray[np.intp], called: NDArray[np.intp], labels: Labels, *, compare: bool
+) -> list[tuple[str, ...]]:
+    """Return the rows of scikit-learn's classification report of two labels, and those that the reference published."""
+    report = classification_report(
+        truth, called, labels=range(2), target_names=list(labels.names), zero_division=0, output_dict=True
     )
-
-
-def _report_rows(report: dict[str, dict[str, float]], *, compare: bool) -> list[tuple[str, ...]]:
+    report.pop("accuracy", None)  # the table of metrics shows it
     rows = []
     for name, row in report.items():
-        if not isinstance(row, dict):  # the table of metrics shows the accuracy
-            continue
         figures = (f"{row[key]:.2f}" for key in ("precision", "recall", "f1-score"))
         rows.append((name, *figures, f"{row['support']:.0f}"))
+        index = str(labels.names.index(name)) if name in labels.names else name
         for run, published in (("reference", reference.REPORT), ("reference, other run", reference.OTHER_RUN)):
-            if compare and name in published:
-                *values, support = published[name]
+            if compare and index in published:
+                *values, support = published[index]
                 rows.append((f"{name} ({run})", *(f"{value:.2f}" for value in values), str(support)))
     return rows
 

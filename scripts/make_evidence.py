@@ -1,0 +1,488 @@
+"""Write ``docs/evidence.md`` and the summary in README, from committed records only.
+
+    python scripts/make_evidence.py
+
+The records are the cross-validations in ``docs/evidence/crossval`` and ``docs/evidence/ablation`` (each a
+``crossval.json``, see ``train.evaluation.crossval_record``), ``docs/evidence/runs.json``, and the metrics and parity of
+the embedded models. A record that does not exist makes no row. ``evidence.md.jinja`` has the text around the tables. A
+test compares the page with what this script writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from mri_edge.authoring.intervals import wilson_interval, with_interval
+from mri_edge.inference.prediction import NOTICE
+from mri_edge.train.evaluation.crossval_figures import SENSITIVITY
+from mri_edge.train.evaluation.crossval_record import TEACHER, ScoredImages
+from mri_edge.train.reports.tables import NAMES, interval
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PAGE, README = Path("docs", "evidence.md"), Path("README.md")
+BEGIN, END = "<!-- `make evidence` writes the lines from here -->", "<!-- to here -->"
+DRAWS, PART = 1000, 8  # thresholds from random eighths; a training validates on an eighth of its images
+
+_AT_SENSITIVITY = f"false positive rate at {SENSITIVITY:g} sensitivity"
+_FIGURES = NAMES | {"false_positive_rate_at_sensitivity": _AT_SENSITIVITY}
+_MAIN = ("auc", "sensitivity", "specificity")
+_OF_LABEL = ("sensitivity", "precision", "f1", "auc")
+_HELD_OUT = (
+    "whole sources",
+    "blocks of patients",
+    "slices (optimistic: neighbouring slices of one patient on both sides)",
+)
+_HOW = (
+    "each fold holds out one source and trains on the others.",
+    "no fold divides a group: {grouping}. Blocks of consecutive file numbers stand for patients.",
+    "no fold divides a group: {grouping}.",
+)
+_WHY_OPTIMISTIC = (
+    "settings of the recipe were chosen on images of these sources.",
+    "the sources do not name patients, so a patient at the border of two blocks is on both sides. Every source is on "
+    "both sides, too. Settings of the recipe were chosen on these images.",
+    "neighbouring slices of one patient are on both sides, and so is every source. Settings of the recipe were chosen "
+    "on these images.",
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A cross-validation record and its file, relative to docs/."""
+
+    file: str
+    record: dict[str, Any]
+
+    @property
+    def rank(self) -> int:
+        """0 if whole sources are held out, 1 if patients or blocks that stand for them are, 2 for slices."""
+        if self.record["protocol"] == "sources":
+            return 0
+        return 1 if self.record.get("patients") or "blocks" in self.record["grouping"] else 2
+
+    @property
+    def held_out(self) -> str:
+        """What a fold holds out."""
+        return "patients" if self.rank and self.record.get("patients") else _HELD_OUT[self.rank]
+
+    @property
+    def title(self) -> str:
+        """Recipe, and what is held out in a word or two."""
+        return f"Recipe `{self.record['recipe']}`, {self.held_out.partition(' (')[0]} held out"
+
+    @property
+    def link(self) -> str:
+        """Markdown link to the record."""
+        return f"[{Path(self.file).stem}]({self.file})"
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that each fold trained."""
+        return list(self.record["pooled"])
+
+    def name(self, model: str) -> str:
+        """Return how tables name a model."""
+        if model == TEACHER:
+            return f"{self.record['teacher']['recipe']}, teacher"
+        return f"{self.record['recipe']}, {model}" if len(self.models) > 1 else str(self.record["recipe"])
+
+    def tested(self) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """Return what was tested, the model and its figures: by source if sources are held out, else over all images.
+
+        Answers of folds that hold out sources are not pooled, because models of different sources gave them.
+        """
+        parts = self.record["by_source"] if self.rank == 0 else {"all sources": self.record["pooled"]}
+        return [(tested, model, figures) for tested, models in parts.items() for model, figures in models.items()]
+
+    def facts(self) -> str:
+        """Return how the figures were measured, as a list."""
+        record = self.record
+        return "\n".join(
+            (
+                f"- **Held out**: {_HOW[self.rank].format(grouping=record['grouping'])}",
+                f"- **Optimistic**: {_WHY_OPTIMISTIC[self.rank]}",
+                f"- **Command**: `{_command(record)}`, {self._seeds()}, {_folds(record)}, {self._length()}.",
+                f"- **Record**: {self.link}, with the answer to every image.",
+            )
+        )
+
+    def _length(self) -> str:
+        """Return how long each model was trained."""
+        length = _length(self.record["schedule"])
+        teacher = self.record["teacher"]
+        return f"{_length(teacher['schedule'])} for the teacher, {length} for the students" if teacher else length
+
+    def _seeds(self) -> str:
+        students = [model.split()[-1] for model in self.models if model.startswith("student")]
+        if students:
+            return f"seed {self.record['seed']} for the teacher, seeds {', '.join(students)} for the students"
+        return f"seed {self.record['seed']}"
+
+
+def build(root: Path = CHECKOUT) -> dict[Path, str]:
+    """Return the text of the page and of README, by path below ``root``, from the records there."""
+    studies = sorted(
+        _studies(root, "crossval"), key=lambda study: (study.rank, study.record["recipe"] != "robust", study.file)
+    )
+    two = [study for study in studies if study.record["positive"] is not None]
+    several = [study for study in studies if study.record["positive"] is None]
+    ablations = _studies(root, "ablation")
+    # The default model, vgg16, comes first.
+    folders = sorted((path.parent for path in root.glob("runtime/models/*/metrics.json")), reverse=True)
+    bundles = {folder.name: _bundle(folder) for folder in folders}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701 (Markdown from our own records)
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page = environment.get_template("evidence.md.jinja").render(
+        notice=NOTICE,
+        lead=_lead(two),
+        studies=[{"title": study.title, "facts": study.facts(), "tables": _tables(study)} for study in two],
+        thresholds=_thresholds(two),
+        drawn=_drawn(two, bundles),
+        draws=DRAWS,
+        bundles=bundles,
+        models=_models(bundles),
+        commands=[
+            (
+                name,
+                bundle["manifest"]["creation"]["command"],
+                _length(bundle["manifest"]["training"]["details"]["plan"]),
+            )
+            for name, bundle in bundles.items()
+        ],
+        metrics=_metrics(bundles),
+        parity=_parity(bundles),
+        runs=_runs(root / "docs" / "evidence" / "runs.json"),
+        several=[{"title": study.title, "facts": study.facts(), "tables": _label_tables(study)} for study in several],
+        ablations=_ablations(ablations),
+        methods=_methods([*studies, *ablations]),
+    )
+    before, _, rest = (root / README).read_text(encoding="utf-8").partition(f"{BEGIN}\n")
+    after = rest.partition(END)[2]
+    summary = "\n\n".join(text for text in (_models(bundles), _sentence(two)) if text)
+    return {PAGE: page, README: f"{before}{BEGIN}\n{summary}\n{END}{after}"}
+
+
+def _studies(root: Path, folder: str) -> list[Study]:
+    paths = sorted((root / "docs" / "evidence" / folder).glob("*.json"))
+    return [Study(path.relative_to(root / "docs").as_posix(), json.loads(path.read_bytes())) for path in paths]
+
+
+def _bundle(folder: Path) -> dict[str, Any]:
+    return {name: json.loads((folder / f"{name}.json").read_bytes()) for name in ("manifest", "metrics", "parity")}
+
+
+def _command(record: Mapping[str, Any]) -> str:
+    """Return the recorded command, or one that makes such a record if the record was made in several runs."""
+    recorded = str(record.get("creation", {}).get("command", ""))
+    if "--cv" in recorded:
+        return recorded
+    folds = "sources" if record["protocol"] == "sources" else record["folds"]
+    groups = " --groups near-duplicates" if record["grouping"].startswith("near-duplicates") else ""
+    return f"mri-edge train DIR --recipe {record['recipe']} --cv {folds}{groups} --seed {record['seed']} --out OUT"
+
+
+def _length(schedule: Mapping[str, Any]) -> str:
+    return next(f"{schedule[unit]:,} {unit}" for unit in ("steps", "epochs") if unit in schedule)
+
+
+def _folds(record: Mapping[str, Any]) -> str:
+    scored = len(record["folds_scored"])
+    total = record["folds"] or scored
+    return f"{total} folds" if scored == total else f"{scored} of {total} folds"
+
+
+# Two labels.
+
+
+def _lead(studies: Iterable[Study]) -> str:
+    rows = [
+        (study.held_out, tested, study.name(model), _images(figures), *_values(figures, _MAIN))
+        for study in studies
+        for tested, model, figures in study.tested()
+    ]
+    return _table(("held out", "tested on", "recipe", "images", *_names(_MAIN)), rows, text=3)
+
+
+def _sentence(studies: Iterable[Study]) -> str:
+    """Return the figures that hold out most, in one sentence for README; none if only slices were held out."""
+    found = [
+        f"{study.name(model)} with {study.held_out} held out, on {tested}: {_value(figures, 'auc')}"
+        for study in studies
+        for tested, model, figures in study.tested()
+        if study.rank < 2
+    ]
+    return f"AUC of the recipes on images that no fold trained on: {'; '.join(found)}." if found else ""
+
+
+def _tables(study: Study) -> list[str]:
+    """Return the tables of a record of two labels."""
+    record = study.record
+    tables = [_figures(study)]
+    if study.rank and len(record["by_source"]) > 1:
+        rows = [
+            (source, study.name(model), _images(figures), *_values(figures, _MAIN))
+            for source, models in record["by_source"].items()
+            for model, figures in models.items()
+        ]
+        tables.append(_table(("tested on", "recipe", "images", *_names(_MAIN)), rows, text=2))
+    folders = {model: figures["right_by_folder"] for model, figures in record["pooled"].items()}
+    rows = [
+        (folder, f"{metric['images']:,}", *(interval(found[folder]) for found in folders.values()))
+        for folder, metric in folders[study.models[0]].items()
+    ]
+    tables.append(_table(("correct in folder", "images", *map(study.name, study.models)), rows))
+    if "student_minus_teacher" in record:
+        tables.append(_student_table(record))
+    if any(record.get("stress", {}).values()):
+        rows = [
+            (change, study.name(model), *_values(metrics, _MAIN))
+            for model, changes in record["stress"].items()
+            for change, metrics in changes.items()
+        ]
+        tables.append(_table(("changed scans", "recipe", *_names(_MAIN)), rows, text=2))
+    return tables
+
+
+def _figures(study: Study) -> str:
+    """Return all metrics of a record, with a column for each model and, if sources are held out, source."""
+    columns = study.tested()
+    several = len({tested for tested, _, _ in columns}) > 1
+    names = [f"{study.name(model)}, on {tested}" if several else study.name(model) for tested, model, _ in columns]
+    rows = []
+    for key, name in _FIGURES.items():
+        if any(key in figures for _, _, figures in columns):
+            rows.append((name, *(_value(figures, key) for _, _, figures in columns)))
+        if study.rank and key in ("auc", "macro_auc"):
+            means = [study.record["mean_of_folds"][model] for _, model, _ in columns]
+            if any(key in mean for mean in means):
+                rows[-1] = (f"{name}, folds pooled", *rows[-1][1:])
+                rows.append((f"{name}, mean of the folds", *(_value(mean, key) for mean in means)))
+    return _table(("figure (95% interval)", *names), rows)
+
+
+def _student_table(record: Mapping[str, Any]) -> str:
+    keys = {"auc": "AUC", "specificity": f"specificity at {SENSITIVITY:g} sensitivity", "accuracy": "accuracy"}
+    heads = ["student minus teacher, paired", *keys.values()]
+    judged = record.get("student_minus_teacher_at_threshold_of_other_folds", {})
+    rows = [
+        [student, *(_signed(found[key]) for key in keys), *([_signed(judged[student]["accuracy"])] if judged else [])]
+        for student, found in record["student_minus_teacher"].items()
+    ]
+    return _table([*heads, *(["accuracy at the threshold of the other folds"] if judged else [])], rows)
+
+
+# Thresholds.
+
+
+def _thresholds(studies: Iterable[Study]) -> str:
+    rows = [
+        (study.title, f"{found['value']:.3f}", f"{found['images']:,}", *_values(found, ("sensitivity", "specificity")))
+        for study in studies
+        if (found := study.record["threshold"])
+    ]
+    return _table(("record", "threshold", "images", "sensitivity", "specificity"), rows)
+
+
+def _drawn(studies: Iterable[Study], bundles: Mapping[str, Any]) -> str:
+    rows = []
+    for study in studies:
+        if not study.record["threshold"]:
+            continue
+        for recipe, models in _recipes(study).items():
+            thresholds = draw_thresholds(study.record, models)
+            low, median, high = np.percentile(thresholds, (2.5, 50, 97.5))
+            shipped = [
+                f"`{name}` has {limit:.3f}, percentile {100 * np.mean(thresholds <= limit):.0f}"
+                for name, bundle in bundles.items()
+                if bundle["manifest"]["training"]["recipe"] == recipe
+                and (limit := bundle["manifest"]["threshold"]) is not None
+            ]
+            of = study.title if recipe == study.record["recipe"] else f"{study.title}: its teacher, `{recipe}`"
+            rows.append((of, f"{median:.3f}", f"{low:.3f} to {high:.3f}", "; ".join(shipped) or "–"))
+    return _table(("answers of", "median", "middle 95%", "embedded model"), rows)
+
+
+def _recipes(study: Study) -> dict[str, list[str]]:
+    """Return the models of each recipe; the teacher has another recipe than its students."""
+    found: dict[str, list[str]] = {}
+    for model in study.models:
+        recipe = study.record["teacher"]["recipe"] if model == TEACHER else study.record["recipe"]
+        found.setdefault(recipe, []).append(model)
+    return found
+
+
+def draw_thresholds(record: Mapping[str, Any], models: Sequence[str]) -> NDArray[np.float64]:
+    """Return the thresholds (DRAWS,) that random parts of the out-of-fold answers choose, each of one of ``models``.
+
+    A part has one in ``PART`` of the images that may choose a threshold, in whole groups. A part of one class chooses
+    none and is drawn again.
+    """
+    from mri_edge.train.evaluation.calibration import choose_threshold
+
+    images, positive = ScoredImages.of(record), record["positive"]
+    rows = np.flatnonzero(images.selectable)
+    members = [rows[images.group[rows] == group] for group in np.unique(images.group[rows])]
+    sizes = np.array([len(member) for member in members])
+    is_positive = (images.label == positive).astype(int)
+    rng = np.random.default_rng(0)
+    found: list[float] = []
+    while len(found) < DRAWS:
+        order = rng.permutation(len(members))
+        taken = 1 + int(np.searchsorted(sizes[order].cumsum(), len(rows) / PART))
+        part = np.concatenate([members[index] for index in order[:taken]])
+        if 0 < is_positive[part].sum() < len(part):
+            answers = images.probabilities[models[len(found) % len(models)]]
+            found.append(choose_threshold(answers[part, positive], is_positive[part]))
+    return np.array(found)
+
+
+# Embedded models.
+
+
+def _models(bundles: Mapping[str, Any]) -> str:
+    keys = ("accuracy", *_MAIN)
+    rows = []
+    for name, bundle in bundles.items():
+        metrics = bundle["metrics"]["metrics"]
+        sizes = {artifact["file"]: artifact["size_bytes"] for artifact in bundle["manifest"]["artefacts"]}
+        size = sizes.get("model.int8.onnx", min(sizes.values()))
+        rows.append((f"`{name}`", f"{size / 1e6:.2f}", _images(metrics), *_values(metrics, keys)))
+    return _table(("embedded model", "MB", "test images", *_names(keys)), rows)
+
+
+def _metrics(bundles: Mapping[str, Any]) -> str:
+    metrics = {name: bundle["metrics"]["metrics"] for name, bundle in bundles.items()}
+    keys = [key for key in NAMES if any(key in found for found in metrics.values())]
+    rows = [(NAMES[key], *(_value(found, key) for found in metrics.values())) for key in keys]
+    return _table(("figure (95% interval)", *(f"`{name}`" for name in metrics)), rows)
+
+
+def _parity(bundles: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"`{name}`",
+            f"`{file}`",
+            f"{len(artifact['flips'])} of {artifact['images']:,}",
+            f"{artifact['max_difference']:.1g}",
+            interval(artifact["accuracy"]),
+            artifact["verdict"],
+        )
+        for name, bundle in bundles.items()
+        for file, artifact in bundle["parity"]["artefacts"].items()
+    ]
+    return _table(("model", "artifact", "labels changed", "largest |Δp|", "accuracy", "verdict"), rows, text=2)
+
+
+def _runs(path: Path) -> dict[str, Any] | None:
+    """Return what the page shows about trainings with other seeds, or None without a record of them."""
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_bytes())
+    rows = []
+    for run in content["runs"]:
+        found = wilson_interval(run["correct"], content["images"])
+        accuracy = with_interval(found.value, found.low, found.high)
+        rows.append((run["recipe"], str(run["seed"]), accuracy, f"{run['auc']:.3f}"))
+    return content | {"table": _table(("recipe", "seed", "accuracy", "AUC"), rows)}
+
+
+# More than two labels, ablations, methods.
+
+
+def _label_tables(study: Study) -> list[str]:
+    labels = study.record["labels"]
+    tables = [_figures(study)]
+    for tested, model, figures in study.tested():
+        rows = [(label, *_values(metrics, _OF_LABEL)) for label, metrics in figures["by_label"].items()]
+        tables.append(_table((f"{study.name(model)}, {tested}", *_names(_OF_LABEL)), rows))
+        counts = zip(labels, figures["confusion_matrix"], strict=True)
+        called = [(label, *(f"{count:,}" for count in row)) for label, row in counts]
+        tables.append(_table((f"{study.name(model)}, {tested}: truth", *(f"called {name}" for name in labels)), called))
+    return tables
+
+
+def _ablations(studies: Iterable[Study]) -> str:
+    keys = (*_MAIN, "false_positive_rate_at_sensitivity")
+    rows = [
+        (
+            study.record.get("change") or Path(study.file).stem.replace("-", " "),
+            study.held_out,
+            tested,
+            study.name(model),
+            *_values(figures, keys),
+            study.link,
+        )
+        for study in studies
+        for tested, model, figures in study.tested()
+    ]
+    return _table(("change", "held out", "tested on", "recipe", *_names(keys), "record"), rows, text=4)
+
+
+def _methods(studies: Iterable[Study]) -> list[tuple[str, str]]:
+    """Return the names of the metrics for each method of computing intervals."""
+    names: dict[str, list[str]] = {}
+    for study in studies:
+        for _, _, figures in study.tested():
+            for key, name in _FIGURES.items():
+                if key in figures and name not in names.setdefault(figures[key]["method"], []):
+                    names[figures[key]["method"]].append(name)
+    return [("; ".join(found), method) for method, found in names.items() if found]
+
+
+# Formatting.
+
+
+def _names(keys: Sequence[str]) -> list[str]:
+    return [_FIGURES[key] for key in keys]
+
+
+def _values(figures: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    return [_value(figures, key) for key in keys]
+
+
+def _value(figures: Mapping[str, Any], key: str) -> str:
+    metric = figures.get(key)
+    return interval(metric) if metric else "–"
+
+
+def _signed(metric: Mapping[str, Any]) -> str:
+    return with_interval(metric["value"], metric["low"], metric["high"], signed=True)
+
+
+def _images(figures: Mapping[str, Any]) -> str:
+    return f"{figures['accuracy']['images']:,}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """Return a Markdown table; the first ``text`` columns are aligned left, the others right. No rows, no table."""
+    if not rows:
+        return ""
+    rule = ["---" if index < text else "---:" for index in range(len(heads))]
+    lines = ([cell.replace("|", r"\|") for cell in cells] for cells in (heads, *rows))
+    head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join((head, f"| {' | '.join(rule)} |", *body))
+
+
+def main() -> None:
+    """Write both files."""
+    for path, text in build().items():
+        (CHECKOUT / path).write_text(text, encoding="utf-8", newline="\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

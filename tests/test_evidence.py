@@ -1,0 +1,164 @@
+"""docs/evidence.md and the summary in README are what `make evidence` writes, and its rows are those of the records."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras", reason="needs the extra 'train'")
+
+from mri_edge.authoring.intervals import with_interval
+from mri_edge.train.evaluation.calibration import choose_threshold
+from mri_edge.train.evaluation.crossval_figures import figures_from
+from scripts.make_evidence import BEGIN, CHECKOUT, END, PAGE, README, build, draw_thresholds
+
+RECIPE = "robust"
+
+
+def record(
+    *,
+    protocol: str = "folds",
+    grouping: str = "near-duplicates",
+    models: tuple[str, ...] = ("model",),
+    labels: tuple[str, ...] = ("no tumour", "tumour"),
+    images: int = 160,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return a cross-validation record of random answers, two images to a group, from two sources."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(images) // 2 % len(labels)
+    answers = {}
+    for model in models:
+        logits = rng.normal(size=(images, len(labels)))
+        logits[np.arange(images), truth] += 1.5
+        answers[model] = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    source = np.where(np.arange(images) < images // 2, "first", "second")
+    fold = np.where(source == "first", 1, 2) if protocol == "sources" else 1 + np.arange(images) // 2 // len(labels) % 2
+    found: dict[str, Any] = {
+        "schema_version": 2,
+        "recipe": "small" if "teacher" in models else RECIPE,
+        "schedule": {"epochs": 20} if "teacher" in models else {"steps": 1240},
+        "teacher": {"recipe": RECIPE, "seed": 0, "schedule": {"steps": 620}} if "teacher" in models else None,
+        "seed": seed,
+        "protocol": protocol,
+        "folds": 2 if protocol == "folds" else None,
+        "folds_scored": [1, 2],
+        "grouping": grouping,
+        "labels": list(labels),
+        "positive": 1 if len(labels) == 2 else None,
+        "patients": None,
+        "stress": {},
+        "creation": {"command": "mri-edge train PATH --cv 2"},
+        "images": {
+            "file": [f"{source[index]}/{labels[truth[index]]}/{index}.jpg" for index in range(images)],
+            "sha256": ["0" * 16] * images,
+            "label": truth.tolist(),
+            "group": (np.arange(images) // 2).tolist(),
+            "source": source.tolist(),
+            "fold": fold.tolist(),
+            "selectable": [1] * images,
+            "probabilities": {model: rows.tolist() for model, rows in answers.items()},
+            "called": {model: rows.argmax(axis=1).tolist() for model, rows in answers.items()},
+        },
+    }
+    return found | figures_from(found)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with a README and the embedded models, without evidence."""
+    (tmp_path / README).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    for metrics in (CHECKOUT / "runtime" / "models").glob("*/metrics.json"):
+        folder = tmp_path / metrics.parent.relative_to(CHECKOUT)
+        folder.mkdir(parents=True)
+        for name in ("manifest.json", "metrics.json", "parity.json"):
+            shutil.copy(metrics.parent / name, folder)
+    return tmp_path
+
+
+def add(root: Path, name: str, content: dict[str, Any], folder: str = "crossval") -> None:
+    path = root / "docs" / "evidence" / folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_committed_page_is_what_the_script_writes() -> None:
+    for path, text in build().items():
+        assert (CHECKOUT / path).read_text(encoding="utf-8") == text, f"{path}: run `make evidence`"
+
+
+def test_missing_records_make_no_rows(root: Path) -> None:
+    page = build(root)[PAGE]
+    headings = [line for line in page.splitlines() if line.startswith("#")]
+    assert headings == ["# Evidence", "## Embedded models", "## What is not measured"]
+    assert "| `vgg16` |" in page
+    assert build(root)[README].startswith(f"before\n{BEGIN}\n| embedded model |")
+    assert build(root)[README].endswith(f"{END}\nafter\n")
+
+
+def test_hardest_question_comes_first(root: Path) -> None:
+    slices = record(models=("teacher", "student 0", "student 1"))
+    blocks = record(grouping="blocks of 40 numbers in second, joined with near-duplicates", seed=1)
+    sources = record(protocol="sources", grouping="near-duplicates", seed=2)
+    add(root, "a-slices", slices)
+    add(root, "b-blocks", blocks)
+    add(root, "c-sources", sources)
+    pages = build(root)
+    page = pages[PAGE]
+    lead = page[page.index("## Results") : page.index("###")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lead.splitlines() if line.startswith("|")][2:]
+    optimistic = "slices (optimistic: neighbouring slices of one patient on both sides)"
+    assert [row[:3] for row in rows] == [
+        ["whole sources", "first", "robust"],
+        ["whole sources", "second", "robust"],
+        ["blocks of patients", "all sources", "robust"],
+        [optimistic, "all sources", "robust, teacher"],
+        [optimistic, "all sources", "small, student 0"],
+        [optimistic, "all sources", "small, student 1"],
+    ]
+    expected = [sources["by_source"]["first"]["model"], sources["by_source"]["second"]["model"]]
+    expected += [blocks["pooled"]["model"], *slices["pooled"].values()]
+    for row, figures in zip(rows, expected, strict=True):
+        for cell, key in zip(row[4:], ("auc", "sensitivity", "specificity"), strict=True):
+            assert cell == with_interval(*(figures[key][bound] for bound in ("value", "low", "high")))
+    for name in ("a-slices", "b-blocks", "c-sources"):
+        assert f"[{name}](evidence/crossval/{name}.json)" in page
+    assert "`mri-edge train PATH --cv 2`, seed 1, 2 folds, 1,240 steps." in page
+    assert "2 folds, 620 steps for the teacher, 20 epochs for the students." in page
+    # README shows what holds out most, and no figure of slices.
+    assert f"on first: {rows[0][4]}" in pages[README]
+    assert all(row[4] not in pages[README] for row in rows[3:])
+
+
+def test_shipped_threshold_is_compared_with_random_eighths(root: Path) -> None:
+    found = record(images=320)
+    add(root, "blocks", found)
+    drawn = draw_thresholds(found, ["model"])
+    assert len(np.unique(drawn)) > 100
+    manifest = json.loads((root / "runtime/models/vgg16/manifest.json").read_bytes())
+    percentile = 100 * np.mean(drawn <= manifest["threshold"])
+    assert f"`vgg16` has {manifest['threshold']:.3f}, percentile {percentile:.0f}" in build(root)[PAGE]
+    # An eighth of so few images is a coarse choice, but its middle is near the choice on all answers.
+    answers, truth = np.array(found["images"]["probabilities"]["model"])[:, 1], np.array(found["images"]["label"])
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    assert low < choose_threshold(answers, truth) < high
+
+
+def test_four_labels_and_ablations_have_sections_of_their_own(root: Path) -> None:
+    four = record(labels=("glioma", "meningioma", "no tumour", "pituitary"))
+    add(root, "four-class-blocks", four)
+    add(root, "without-lesions", record(seed=3), folder="ablation")
+    page = build(root)[PAGE]
+    assert "## Results" not in page  # no threshold, no sensitivity: not comparable with two labels
+    assert "## Thresholds" not in page
+    assert "AUC, mean of the labels, folds pooled" in page
+    assert "called meningioma" in page
+    glioma = four["pooled"]["model"]["by_label"]["glioma"]["auc"]
+    assert with_interval(glioma["value"], glioma["low"], glioma["high"]) in page
+    assert "| without lesions | slices (optimistic" in page
+    assert "[without-lesions](evidence/ablation/without-lesions.json)" in page
