@@ -17,11 +17,12 @@ from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.writer import BundleWriter, check_target, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse
-from mri_edge.bundles.manifest import Manifest
+from mri_edge.bundles.split import Split, short
 from mri_edge.errors import BundleError, DataError, ManifestError
 from mri_edge.inference.prediction import NOTICE
 
 from .bundle import metrics_document
+from .evaluation.evaluate import split_of
 from .evaluation.metrics import measure
 
 _LIMIT = 1 << 30  # bytes of a record; one of 4,000 images has some 10 MB
@@ -36,8 +37,11 @@ class OutOfFold:
     warnings: tuple[str, ...]
 
 
-def read_threshold(path: Path, manifest: Manifest) -> OutOfFold:
+def read_threshold(path: Path, bundle: Bundle) -> OutOfFold:
     """Read the threshold of ``crossval.json``, and check that the record is of the bundle's kind of model.
+
+    If the cross-validation assumed other test images than the bundle has, the threshold is chosen again, without the
+    bundle's test images.
 
     Raises
     ------
@@ -45,19 +49,24 @@ def read_threshold(path: Path, manifest: Manifest) -> OutOfFold:
         It cannot be read, is no such record, has no threshold, or is of another recipe, of other labels or images.
     """
     record = _read(path)
-    training = manifest.training
-    expected = {"recipe": training.recipe, "labels": list(manifest.labels), "positive": manifest.positive}
-    # The same images in the same roles, so that no test image of the model influenced the threshold.
-    if record.get("split_fingerprint") is not None:
-        expected["split_fingerprint"] = training.split_fingerprint
+    manifest = bundle.manifest
+    expected = {"recipe": manifest.training.recipe, "labels": list(manifest.labels), "positive": manifest.positive}
     for name, wanted in expected.items():
         if record.get(name) != wanted:
-            raise DataError(
-                f"{path}: the cross-validation is of another {name.replace('_', ' ')}. Received: {record.get(name)!r}, "
-                f"the bundle has {wanted!r}",
-                "Cross-validate the recipe and the data of this bundle",
+            raise _of_another(path, name, record.get(name), wanted)
+    found, warnings = record.get("threshold"), []
+    if record.get("split_fingerprint") != manifest.training.split_fingerprint:
+        split = split_of(bundle)
+        if split is not None and "images" in record:
+            found = _choose_again(path, record, split)
+        elif record.get("split_fingerprint") is None:
+            warnings.append(
+                f"{path} does not record a split: whether test images influenced the threshold is not known."
             )
-    found = record.get("threshold")
+        else:
+            raise _of_another(
+                path, "split_fingerprint", record["split_fingerprint"], manifest.training.split_fingerprint
+            )
     value, rule = (found.get("value"), found.get("rule")) if isinstance(found, dict) else (None, None)
     if (
         isinstance(value, bool)
@@ -69,10 +78,33 @@ def read_threshold(path: Path, manifest: Manifest) -> OutOfFold:
             f"{path}: has no threshold in [0, 1] with its rule. Received: {found!r:.80}",
             "Run the cross-validation again: finished folds are kept",
         )
-    warnings = []
-    if "split_fingerprint" not in expected:
-        warnings.append(f"{path} does not record a split: whether test images influenced the threshold is not known.")
     return OutOfFold(float(value), rule, tuple(warnings))
+
+
+def _of_another(path: Path, name: str, received: object, wanted: object) -> DataError:
+    return DataError(
+        f"{path}: the cross-validation is of another {name.replace('_', ' ')}. Received: {received!r}, "
+        f"the bundle has {wanted!r}",
+        "Cross-validate the recipe and the data of this bundle",
+    )
+
+
+def _choose_again(path: Path, record: dict[str, Any], split: Split) -> dict[str, Any] | None:
+    """Choose the threshold without the test images of the bundle. Raises DataError if the images are other ones."""
+    from .evaluation.crossval_figures import threshold_for
+
+    try:
+        if not {short(image.sha256) for image in split.images} & set(record["images"]["sha256"]):
+            raise DataError(
+                f"{path}: the cross-validation is of other images than the bundle",
+                "Cross-validate the recipe and the data of this bundle",
+            )
+        return threshold_for(record, [image.sha256 for image in split.of("test")])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{path}: is no complete record of a cross-validation ({error!r})",
+            "Run the cross-validation again: finished folds are kept",
+        ) from error
 
 
 def set_threshold(bundle: Bundle, out: Path, found: OutOfFold, *, overwrite: bool = False) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from mri_edge.errors import BundleError, DataError
 pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
 
 from mri_edge.train.crossval_threshold import OutOfFold, read_threshold, set_threshold
+from mri_edge.train.evaluation.crossval_figures import threshold_for
+from mri_edge.train.evaluation.evaluate import split_of
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 RULE = "chosen by a test"
 
@@ -46,7 +51,7 @@ def read(bundle, tmp_path):
     def write_and_read(record):
         path = tmp_path / "crossval.json"
         path.write_text(record if isinstance(record, str) else json.dumps(record))
-        return read_threshold(path, bundle.manifest)
+        return read_threshold(path, bundle)
 
     return write_and_read
 
@@ -79,6 +84,34 @@ def test_a_record_without_a_split_is_taken_with_a_warning(crossval, read):
     assert "does not record a split" in read(crossval | {"split_fingerprint": None}).warnings[0]
 
 
+@pytest.fixture
+def slices():
+    """The committed record of the recipe of the bundle."""
+    return json.loads((CHECKOUT / "docs" / "evidence" / "crossval" / "small-slices.json").read_bytes())
+
+
+def test_record_with_other_test_images_chooses_without_those_of_the_bundle(bundle, slices, read):
+    """A cross-validation by blocks has another split than a bundle that was trained without --groups."""
+    assert read(slices).value == pytest.approx(bundle.manifest.threshold, abs=1e-6)
+    everyone = slices | {"split_fingerprint": "0" * 64}
+    everyone["images"] |= {"selectable": [1] * 3975}
+    tested = {image.sha256[:16] for image in split_of(bundle).of("test")}
+    assert len(tested & set(everyone["images"]["sha256"])) == 51
+    expected = threshold_for(everyone, tested)
+    assert 3800 < expected["images"] < 3975 - 51
+    assert read(everyone) == OutOfFold(expected["value"], expected["rule"], ())
+
+
+def test_record_of_other_images_or_without_answers_is_rejected(slices, read):
+    other = slices | {"split_fingerprint": "0" * 64}
+    other["images"] |= {"sha256": ["0" * 16] * 3975}
+    with pytest.raises(DataError, match="of other images than the bundle"):
+        read(other)
+    for images in ({}, {"sha256": slices["images"]["sha256"]}, [1], None):
+        with pytest.raises(DataError):
+            read(other | {"images": images})
+
+
 @pytest.mark.parametrize(
     "found",
     [
@@ -100,7 +133,7 @@ def test_anything_else_is_rejected(text, read):
 
 def test_a_missing_record_is_rejected(bundle, tmp_path):
     with pytest.raises(DataError, match="cannot read"):
-        read_threshold(tmp_path / "none.json", bundle.manifest)
+        read_threshold(tmp_path / "none.json", bundle)
 
 
 def test_new_threshold_changes_the_figures_that_depend_on_it(bundle, tmp_path):

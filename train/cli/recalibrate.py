@@ -164,7 +164,7 @@ def _from_scans(
 def _from_crossval(bundle: Bundle, crossval: Path, out: Path, overwrite: bool) -> dict[str, Any]:
     from mri_edge.train.crossval_threshold import read_threshold, set_threshold
 
-    return set_threshold(bundle, out, read_threshold(crossval, bundle.manifest), overwrite=overwrite)
+    return set_threshold(bundle, out, read_threshold(crossval, bundle), overwrite=overwrite)
 
 
 def _check_no_data_option(ctx: click.Context) -> None:
