@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
+from mri_edge.cli import run
 from mri_edge.errors import DataError, UsageError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train import crossval
@@ -86,6 +87,14 @@ def test_unknown_rules_are_rejected_with_the_choices(text):
 )
 def test_number_is_the_last_of_the_file_name(file, name):
     assert numbered(file) == name
+
+
+def test_small_recipe_takes_a_rule_only_with_cross_validation(folders, tmp_path, capfd):
+    given = ["train", str(folders), "--recipe", "small", "--groups", "nonsense", "--out", str(tmp_path / "out")]
+    assert run([*given, "--teacher", "vgg16"]) == 2
+    assert "recipe 'small' has no --groups: it uses the split of its teacher" in capfd.readouterr().err
+    assert run([*given, "--cv", "2"]) == 2
+    assert "--groups: no such rule or file: 'nonsense'. Choose blocks, blocks:SIZE, near-dup" in capfd.readouterr().err
 
 
 # --- measuring the order

@@ -315,6 +315,7 @@ def test_feature_distance_is_fitted_on_training_and_limited_on_validation_images
 
     monkeypatch.setattr(pipeline, "fit_out_of_distribution", stop)
     monkeypatch.setattr(pipeline, "keras_features", lambda *arguments: None)
+    monkeypatch.setattr(pipeline, "draw_report", lambda *arguments, **options: {})
     network = SimpleNamespace(whole=SimpleNamespace(predict_on_batch=brightness), backbone=None)
     monkeypatch.setattr(pipeline, "train_model", lambda *arguments: Trained(network, network, 1.0, 0.5, {}))
     with pytest.raises(_StopError):

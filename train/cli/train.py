@@ -372,6 +372,10 @@ def _check_options(options: _Options, recipe: RecipeSpec) -> None:
             raise UsageError(
                 f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
             )
+    if options.groups is not None:  # fail before Keras loads
+        from mri_edge.train.data.grouping import parse_groups
+
+        parse_groups(options.groups)
     if options.only is not None and cv is None:
         raise UsageError("--fold applies only to a cross-validation (--cv)", "Omit --fold")
     if cv is not None and split is not None:
