@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,17 +105,16 @@ def cross_validate(
     DataError, WeightsError, OutputError
         The data, the weights or the output folder cannot be used. All are raised before training.
     """
-    rule = parse_groups(BLOCKS if groups is None else groups)
     if folds is not None:
         _check_fold(only, folds)
+    rule = parse_groups(BLOCKS if groups is None else groups)
     make_folder(out)
     selection = select(data, positive, excluded, rule, labels=labels, say=say)
     scans = selection.scans
-    if folds is None:
-        _check_fold(only, len({scan.source for scan in scans}))
+    count = folds or len({scan.source for scan in scans})
+    _check_fold(only, count)
     weights = find_backbone(_trained_first(recipe).backbone).load_weights(backbone_weights, say)
-    needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
-    check_space(out, needed + feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)])
+    _check_space(out, recipe, seed, scans, [only] if only else range(1, count + 1))
     say(f"reading {len(scans)} scans")
     with locked_temp_folder(out, ".scans-") as store:
         collection = collect(
@@ -151,6 +150,18 @@ def cross_validate(
     return record
 
 
+def _check_space(out: Path, recipe: RecipeSpec, seed: int, scans: Sequence[Scan], numbers: Iterable[int]) -> None:
+    """Raise OutputError unless the disk has space for the scans and for the training of these folds."""
+    models = _models(recipe, seed)
+    needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
+    unfinished = [number for number in numbers if _missing(number, models, out)]
+    if unfinished:
+        needed += feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)]
+        # The views of every fold stay, so that other students can be trained on them.
+        needed += sum(_must_teach(number, models, out) for number in unfinished) * pool_bytes(recipe)
+    check_space(out, needed)
+
+
 def _check_fold(only: int | None, folds: int) -> None:
     if only is not None and not 1 <= only <= folds:
         raise UsageError(f"--fold: there are folds 1 to {folds}. Received: {only}")
@@ -183,9 +194,6 @@ def score_folds(
     all_folds = _make_folds(data, trainable, recipe, folds, seed)
     models = _models(recipe, seed)
     pending = [fold for fold in all_folds if only in (None, fold.number)]
-    if isinstance(recipe.schedule, Distillation):
-        untaught = sum(_must_teach(fold, models, store) for fold in pending)
-        check_space(store, untaught * pool_bytes(recipe) + (_STATE_BYTES[Distillation] if untaught else 0))
     shape = len(data.scans), len(labels.names)
     probabilities = {name: np.zeros(shape) for name in models}
     called = {name: np.zeros(len(data.scans), np.intp) for name in models}
@@ -193,7 +201,7 @@ def score_folds(
     calibration: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     stress: dict[str, list[Stress]] = {name: [] for name in models}
     for fold in all_folds:
-        if fold not in pending and _missing(fold, models, store):
+        if fold not in pending and _missing(fold.number, models, store):
             continue
         context = Job(data, labels, fold.train, fold.validation, fold.held, weights, seed)
         found = _fold_answers(fold, context, recipe, models, store, f"fold {fold.number}/{len(all_folds)}")
@@ -302,8 +310,8 @@ def _fold_answers(
     label: str,
 ) -> dict[str, FoldAnswers]:
     """Return the answers of each model, training those that are missing."""
-    folder = _folder(store, fold)
-    if _missing(fold, models, store):
+    folder = _folder(store, fold.number)
+    if _missing(fold.number, models, store):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _train_missing(fold, context, recipe, models, store, label)
@@ -319,10 +327,10 @@ def _train_missing(
     label: str,
 ) -> None:
     """Train the models without answers, and store their answers."""
-    folder, missing, pool = _folder(store, fold), _missing(fold, models, store), None
+    folder, missing, pool = _folder(store, fold.number), _missing(fold.number, models, store), None
     if TEACHER in models and missing:
         pool = open_pool(folder)
-        if _must_teach(fold, models, store):
+        if _must_teach(fold.number, models, store):
             pool = _teach(context, recipe, models[TEACHER][0], folder, label)
             missing = [name for name in missing if name != TEACHER]
     for name in missing:
@@ -431,15 +439,15 @@ def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
     return Stress(rows, np.stack(scores), np.stack(called))
 
 
-def _folder(store: Path, fold: Fold) -> Path:
-    return store / f"fold-{fold.number}"
+def _folder(store: Path, number: int) -> Path:
+    return store / f"fold-{number}"
 
 
-def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> list[str]:
+def _missing(number: int, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> list[str]:
     """Return the models without stored answers, or with answers of another recipe or an older version."""
 
     def is_kept(name: str, recipe: RecipeSpec) -> bool:
-        path = _folder(store, fold) / f"{name}.npz"
+        path = _folder(store, number) / f"{name}.npz"
         if not path.is_file():
             return False
         with np.load(path, allow_pickle=False) as kept:
@@ -448,10 +456,10 @@ def _missing(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path)
     return [name for name, (recipe, _) in models.items() if not is_kept(name, recipe)]
 
 
-def _must_teach(fold: Fold, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> bool:
+def _must_teach(number: int, models: dict[str, tuple[RecipeSpec, int]], store: Path) -> bool:
     """Return whether a teacher must be trained before the missing students."""
-    missing = _missing(fold, models, store)
-    return bool(missing) and (TEACHER in missing or open_pool(_folder(store, fold)) is None)
+    missing = _missing(number, models, store)
+    return bool(missing) and (TEACHER in missing or open_pool(_folder(store, number)) is None)
 
 
 def _clear_state(folder: Path) -> None:
