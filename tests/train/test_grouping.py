@@ -41,9 +41,9 @@ def far_apart(count: int) -> duplicates.Hashes:
 def patients_in_order(folder: str, patients: int, slices: int, seed: int = 0) -> tuple[list[Scan], np.ndarray]:
     """Return scans numbered patient by patient, and their thumbnails: slices of one patient look alike."""
     rng = np.random.default_rng(seed)
-    faces = rng.integers(0, 256, (patients, 1, THUMBNAIL, THUMBNAIL))
+    patterns = rng.integers(0, 256, (patients, 1, THUMBNAIL, THUMBNAIL))
     noise = rng.integers(-40, 40, (patients, slices, THUMBNAIL, THUMBNAIL))
-    thumbnails = np.clip(faces + noise, 0, 255).reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.uint8)
+    thumbnails = np.clip(patterns + noise, 0, 255).reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.uint8)
     return [scan(f"{folder}/Tr-{index:04}.jpg") for index in range(len(thumbnails))], thumbnails
 
 
@@ -241,7 +241,7 @@ def test_csv_that_puts_everything_into_one_group_is_rejected_before_training(fol
     from mri_edge.train.pipeline import train_bundle
 
     csv = tmp_path / "patients.csv"
-    csv.write_text("file,group\n" + "".join(f"{one.file},all\n" for one in find_scans(folders)[0]))
+    csv.write_text("file,group\n" + "".join(f"{item.file},all\n" for item in find_scans(folders)[0]))
     chosen = {"seed": 0, "backbone_weights": str(weights_file), "groups": csv}
     with pytest.raises(DataError, match="has 1 group of images"):
         train_bundle(folders, tmp_path / "out", recipe, **chosen)
@@ -252,9 +252,9 @@ def test_csv_that_puts_everything_into_one_group_is_rejected_before_training(fol
 def test_patients_that_leave_a_label_untrained_are_rejected_before_training(two_sources):
     """Every tumor of ``b`` is of a patient of ``a``, so nothing of that label is left when ``a`` is held out."""
     scans = find_scans(two_sources)[0]
-    group = np.array([0 if one.label else index for index, one in enumerate(scans)])
-    data = collection_of(np.array([one.label for one in scans]), group, "patients in patients.csv")
-    data = dataclasses.replace(data, scans=scans, source=np.array([one.source for one in scans]))
+    group = np.array([0 if item.label else index for index, item in enumerate(scans)])
+    data = collection_of(np.array([item.label for item in scans]), group, "patients in patients.csv")
+    data = dataclasses.replace(data, scans=scans, source=np.array([item.source for item in scans]))
     with pytest.raises(DataError, match=r"fold 1 leaves no image of a/yes, b/glioma for training.*patients\.csv"):
         crossval._make_folds(data, np.ones(100, bool), small_version(REFERENCE), None, 0)
 
@@ -309,7 +309,7 @@ def test_no_fold_divides_a_block(numbered_patients, recipe, seed):
     data = collect(selection.scans, recipe.preprocessing, rule=selection.rule)
     assert data.grouping == "blocks of 10 numbers in a/no, a/yes, joined with near-duplicates"
     trainable = np.ones(len(data.scans), bool)
-    block = np.array([f"{one.folder}/{numbered(one.file)[1] // 10}" for one in data.scans])
+    block = np.array([f"{item.folder}/{numbered(item.file)[1] // 10}" for item in data.scans])
     folds = crossval._make_folds(data, trainable, recipe, 3, seed)
     assert sorted(np.concatenate([fold.held for fold in folds])) == list(range(len(data.scans)))
     for fold in folds:
@@ -327,8 +327,8 @@ def test_no_split_of_a_training_divides_a_block(numbered_patients, recipe):
     split = roles.find_split(None, rule, recipe.split)
     record = roles.assign_roles(data, recipe.split, split, ("no tumour", "tumour"), (), seed=3)
     role_of: dict[str, set[str]] = {}
-    for one, image in zip(data.scans, record.images, strict=True):
-        role_of.setdefault(f"{one.folder}/{numbered(one.file)[1] // 10}", set()).add(image.role)
+    for item, image in zip(data.scans, record.images, strict=True):
+        role_of.setdefault(f"{item.folder}/{numbered(item.file)[1] // 10}", set()).add(image.role)
     assert all(len(found) == 1 for found in role_of.values())
     assert {"train", "test"} <= set.union(*role_of.values())
 
@@ -366,7 +366,7 @@ def test_leaving_out_a_source_excludes_planted_look_alikes(two_sources, monkeypa
     smooth.save(two_sources / "a" / "yes" / "planted.png")
     smooth.save(two_sources / "b" / "glioma" / "planted.jpg", quality=60)
     data = collect(find_scans(two_sources)[0], recipe.preprocessing)
-    planted = {index for index, one in enumerate(data.scans) if "planted" in one.file}
+    planted = {index for index, item in enumerate(data.scans) if "planted" in item.file}
     folds = crossval._make_folds(data, np.ones(len(data.scans), bool), recipe, None, 0)
     for fold in folds:
         assert len(planted & set(fold.held)) == 1
