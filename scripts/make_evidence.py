@@ -66,7 +66,7 @@ class Study:
         """0 if whole sources are held out, 1 if patients or blocks that stand for them are, 2 for slices."""
         if self.record["protocol"] == "sources":
             return 0
-        return 1 if self.record.get("patients") or "blocks" in self.record["grouping"] else 2
+        return 1 if self.record.get("patients") or self.record["grouping"].startswith("blocks") else 2
 
     @property
     def held_out(self) -> str:
