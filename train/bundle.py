@@ -147,19 +147,22 @@ def metrics_document(
     """Return the content of ``metrics.json``: metrics on the test images (N,), and the data of tables and plots.
 
     With two labels, the report has label indices as row names, as in existing bundles; with more it has label names,
-    and the metrics of each label are added.
+    and the metrics of each label are added. ``group`` is as ``metrics.measure`` takes it.
     """
     called = decide(probabilities, positive, threshold)
     several = len(names) > 2
+    test: list[dict[str, Any]] = [
+        {"file": file, "label": label, "probabilities": row}
+        for file, label, row in zip(files, truth.tolist(), probabilities.tolist(), strict=True)
+    ]
+    for image, number in zip(test, [] if group is None else group.tolist(), strict=False):
+        image["group"] = number  # so that the metrics can be computed again at another threshold
     content = {
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
         **details(truth, probabilities, positive, threshold, names=names if several else None),
         **({"by_label": by_label(truth, probabilities, called, names, group)} if several else {}),
         "folders": by_folder([file.rpartition("/")[0] for file in files], truth, called == truth),
-        "test": [
-            {"file": file, "label": label, "probabilities": row}
-            for file, label, row in zip(files, truth.tolist(), probabilities.tolist(), strict=True)
-        ],
+        "test": test,
         "history": list(history),
     }
     return json.dumps(content, indent=1) + "\n"

@@ -197,11 +197,13 @@ def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
             image["file"] if "/" in image["file"] else f"{folder[image['label']]}/{image['file']}" for image in test
         ]
         history = known["history"]
+        groups = [image.get("group") for image in test]
+        group = None if None in groups else np.array(groups, np.intp)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"{bundle.folder}: {METRICS} is not what training writes ({error!r})", "Train the model again"
         ) from error
-    metrics = measure(y_true, probabilities, manifest.positive, manifest.threshold)
+    metrics = measure(y_true, probabilities, manifest.positive, manifest.threshold, group)
     writer.update(metrics=metrics)
     text = metrics_document(
         files,
@@ -212,6 +214,7 @@ def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
         metrics,
         history,
         names=manifest.labels,
+        group=group,
     )
     content = json.loads(text)
     content["test"] = test

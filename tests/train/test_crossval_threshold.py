@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, DataError
@@ -19,6 +20,7 @@ pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
 from mri_edge.train.crossval_threshold import OutOfFold, read_threshold, set_threshold
 from mri_edge.train.evaluation.crossval_figures import threshold_for
 from mri_edge.train.evaluation.evaluate import split_of
+from mri_edge.train.evaluation.intervals import GROUPED_WILSON
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -134,6 +136,18 @@ def test_anything_else_is_rejected(text, read):
 def test_a_missing_record_is_rejected(bundle, tmp_path):
     with pytest.raises(DataError, match="cannot read"):
         read_threshold(tmp_path / "none.json", bundle)
+
+
+def test_new_threshold_keeps_intervals_of_groups(bundle, tmp_path):
+    known = json.loads((bundle.folder / "metrics.json").read_bytes())
+    for index, image in enumerate(known["test"]):
+        image["group"] = index // 6
+    with rewrite_bundle(bundle) as writer:
+        writer.add_document("metrics.json", json.dumps(known))
+    set_threshold(Bundle.open(bundle.folder), tmp_path / "new", OutOfFold(0.3, RULE, ()))
+    changed = json.loads((tmp_path / "new" / "metrics.json").read_bytes())
+    assert changed["test"] == known["test"]
+    assert {changed["metrics"][name]["method"] for name in ("accuracy", "sensitivity")} == {GROUPED_WILSON}
 
 
 def test_new_threshold_changes_the_figures_that_depend_on_it(bundle, tmp_path):

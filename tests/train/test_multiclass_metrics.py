@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -210,8 +211,6 @@ def test_positive_label_among_several_keeps_its_metrics():
 
 
 def test_metrics_document_names_labels_only_if_there_are_more_than_two():
-    import json
-
     def document(labels, positive):
         truth, probabilities = answers(10, labels=labels)
         metrics: dict[str, Metric] = {}
@@ -225,6 +224,21 @@ def test_metrics_document_names_labels_only_if_there_are_more_than_two():
     assert set(four) == {*two, "labels", "by_label"}
     assert set(NAMES) < set(four["report"])
     assert four["roc"] is None
+
+
+def test_metrics_document_keeps_the_groups_of_its_images():
+    truth, probabilities = answers(13)
+    group = np.arange(240) // 4
+    files = [f"{NAMES[label]}/{index}.png" for index, label in enumerate(truth)]
+
+    def document(group):
+        arguments = (files, truth, probabilities, None, None, {}, [])
+        return json.loads(metrics_document(*arguments, names=NAMES, group=group))
+
+    found, alone = document(group), document(None)
+    assert [image["group"] for image in found["test"]] == group.tolist()
+    assert all("group" not in image for image in alone["test"])
+    assert found["by_label"] == by_label(truth, probabilities, probabilities.argmax(axis=1), NAMES, group)
 
 
 # --- groups
