@@ -189,7 +189,7 @@ def test_report_shows_what_the_reference_published(trained):
 
     result, _, _ = trained
     curve = RocCurve("tumour", roc(result.truth == 1, result.probabilities[:, 1]))
-    plot = _roc([curve], compare=True)
+    plot = _roc([curve], None, compare=True)
     assert plot.svg.count("reference: answers of") == 4  # twice in the legend, twice in the text for screen readers
     assert "reference: AUC 0.97, curve not published" in plot.svg
     assert "reference: loss not published" in _history_plot(result.history, "loss", compare=True).svg
