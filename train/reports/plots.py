@@ -200,7 +200,7 @@ def confusion_plot(panels: Sequence[tuple[str, Sequence[Sequence[int]]]], names:
         for column, called in enumerate(names)
     )
     shades = "Shades" if labels > 6 else "Shades and percentages"
-    caption = f"Images by true label (rows) and label given by the model (columns). {shades} are proportions of the row."
+    caption = f"Images by true label (rows) and by the model's label (columns). {shades} are proportions of the row."
     return _plot(figure, "Confusion matrix", caption, described, wide=width > 8)
 
 
