@@ -114,7 +114,8 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     "--labels",
     metavar="LIST",
     callback=_split,
-    help="With --from: the model's labels in order, which are folders in --data.",
+    help="With --from: the model's labels in order. They name the folders in --data; FOLDER=LABEL is for folders with "
+    "other names; 'folders' means every folder, in alphabetical order.",
 )
 @click.option("--positive", metavar="LABEL", help="With --from: the positive label. More than two labels need none.")
 @click.option(
@@ -155,6 +156,7 @@ def export(
         from .options import parse_description
 
         described = parse_description(named, data, labels, positive, preprocessing)
+        _say(described.describe_labels())
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"

@@ -13,18 +13,38 @@ if TYPE_CHECKING:
     from mri_edge.scans.preprocessing import Preprocessing
 
 
+_EVERY_FOLDER = "folders"  # value of --labels
+
+
 @dataclass(frozen=True)
 class ModelDescription:
     """What a model file does not say: the labels in the order of the outputs, and the preprocessing.
 
-    ``bundle`` is the folder to make; ``data`` holds one folder of pictures for each label.
+    ``bundle`` is the folder to make. ``classes`` gives the folders of each label, which hold its pictures, below
+    ``data``.
     """
 
     bundle: Path
     data: Path
-    labels: tuple[str, ...]
+    classes: dict[str, list[str]]
     positive: int | None
     preprocessing: Preprocessing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels in the order of the outputs."""
+        return tuple(self.classes)
+
+    def describe_labels(self) -> str:
+        """The labels as one line: ``labels: healthy = no; tumor = glioma, pituitary (positive: tumor)``."""
+        parts = [
+            label if folders == [label] else f"{label} = {', '.join(folders)}"
+            for label, folders in self.classes.items()
+        ]
+        positive = "no positive label" if self.positive is None else f"positive: {self.labels[self.positive]}"
+        used = {Path(folder).parts[0] for folders in self.classes.values() for folder in folders}
+        unused = ", ".join(folder for folder in _folders(self.data) if folder not in used)
+        return f"labels: {'; '.join(parts)} ({positive}){f'; folders not used: {unused}' if unused else ''}"
 
 
 def parse_description(
@@ -55,10 +75,9 @@ def parse_description(
             "For example: mri-edge export mine --from model.keras --data scans/ --labels no,yes "
             """--preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
         )
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UsageError(f"--from needs at least two different --labels. Received: {','.join(labels)!r}")
+    classes = _parse_labels(labels, data)
     prepared = _parse_preprocessing(preprocessing)
-    return ModelDescription(Path(bundle), data, labels, positive_index(labels, positive), prepared)
+    return ModelDescription(Path(bundle), data, classes, positive_index(tuple(classes), positive), prepared)
 
 
 def positive_index(labels: tuple[str, ...], positive: str | None) -> int | None:
@@ -81,6 +100,29 @@ def positive_index(labels: tuple[str, ...], positive: str | None) -> int | None:
     if None in known or known.count(1) != 1:
         raise UsageError(f"which label is the positive one? Labels: {', '.join(labels)}", "Add --positive LABEL")
     return known.index(1)
+
+
+def _parse_labels(parts: tuple[str, ...], data: Path) -> dict[str, list[str]]:
+    """The folders of each label, from the parts of ``--labels``: LABEL, FOLDER=LABEL or, alone, ``folders``."""
+    if parts == (_EVERY_FOLDER,):
+        parts = _folders(data)
+    classes: dict[str, list[str]] = {}
+    for part in parts:
+        folder, _, label = part.partition("=")
+        classes.setdefault(label or folder, []).append(folder)
+    mapped = [folder for folders in classes.values() for folder in folders]
+    if len(classes) < 2 or len(set(mapped)) < len(mapped) or not all(mapped):
+        raise UsageError(
+            f"--from needs at least two different --labels, and each folder once. Received: {','.join(parts)!r}"
+        )
+    return classes
+
+
+def _folders(data: Path) -> tuple[str, ...]:
+    """The class folders in alphabetical order, in which Keras numbers them too."""
+    if not data.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
 def _parse_preprocessing(text: str) -> Preprocessing:

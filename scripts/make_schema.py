@@ -20,10 +20,15 @@ from mri_edge.bundles.manifest import SCHEMA_VERSION, Manifest
 SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
+# A threshold needs a positive label.
+_RULE = {
+    "if": {"properties": {"positive": {"type": "null"}}},
+    "then": {"properties": {"threshold": {"type": "null"}}},
+}
 # No empty part, "." or "..", and no backslash, colon or control character.
 _PLAIN_RELATIVE = {"pattern": r"^(?!.*(^|/)\.{0,2}(/|$))[^\\:\x00-\x1f\x7f]+$"}
-# What the manifest checks beyond types. Three checks concern several fields at once, which a schema cannot express:
-# `positive` is an index into `labels`, a `threshold` needs a `positive`, and no file is listed twice.
+# What the manifest checks beyond types. Two checks concern several fields at once, which a schema cannot express:
+# `positive` is an index into `labels`, and no file is listed twice.
 _BOUNDS: dict[str, dict[str, Any]] = {
     "Manifest.schema_version": {"const": SCHEMA_VERSION},
     "Manifest.labels": {"minItems": 2, "uniqueItems": True},
@@ -45,6 +50,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mri-edge bundle manifest",
         **root,
+        **_RULE,
         "$defs": dict(sorted(definitions.items())),
     }
 

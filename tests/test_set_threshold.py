@@ -41,7 +41,12 @@ def test_old_threshold_writes_the_same_bundle(bundle, set_threshold):
     assert (now.metrics, now.training, now.artifacts) == (was.metrics, was.training, was.artifacts)
     again = Bundle.open(bundle.folder)
     again.verify()
-    assert {entry.file: again.path_of(entry).read_bytes() for entry in again.entries()} == before
+    after = {entry.file: again.path_of(entry).read_bytes() for entry in again.entries()}
+    parity, known = json.loads(after.pop("parity.json")), json.loads(before.pop("parity.json"))
+    for file, row in parity["artefacts"].items():  # the embedded record is older than these keys and this wording
+        assert (row.pop("test_images"), row.pop("others")) == (51, None)
+        assert len(row.pop("reasons")) == len(known["artefacts"][file].pop("reasons"))
+    assert (after, parity) == (before, known)
 
 
 def test_threshold_of_another_model_or_other_images_is_rejected(bundle, script):

@@ -34,7 +34,16 @@ from mri_edge.train.data.collection import Collection, Indices, collect, store_b
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.grouping import BLOCKS, parse_groups
 from mri_edge.train.data.labels import Labels
-from mri_edge.train.data.roles import assign_roles, by_group, by_source, grouped_folds, hold_out, may_train, near
+from mri_edge.train.data.roles import (
+    assign_roles,
+    by_group,
+    by_source,
+    check_training_rows,
+    grouped_folds,
+    hold_out,
+    may_train,
+    near,
+)
 from mri_edge.train.data.selection import select
 from mri_edge.train.evaluation.crossval_figures import Stress, figures_from, stress_figures
 from mri_edge.train.evaluation.crossval_record import SCHEMA_VERSION, SINGLE, TEACHER, image_columns, to_json
@@ -246,6 +255,7 @@ def _make_folds(
     made = []
     for number, held in enumerate(held_out, start=1):
         learn = rows[trainable & ~np.isin(data.group, data.group[held])]
+        check_training_rows(data, learn, number)
         validation = np.empty(0, np.intp)
         if recipe.split.validation_folds:
             validation = learn[hold_out(data, learn, recipe.split.validation_folds, seed)]

@@ -68,7 +68,7 @@ def export_external(
     check_target(out, overwrite=overwrite)
     step("opening the model")
     model, origin, content = _open(path, preprocessing)
-    split = split_pictures(data, description.labels, settings.seed)
+    split = split_pictures(data, description.classes, settings.seed)
     _check_outputs(model, split, description)
     step("trying the preprocessing")
     located = [(data / image.file, image.label) for role in ("train", "test") for image in split.of(role)]
@@ -107,8 +107,10 @@ def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str]
         return model, {"file": path.name, "sha256": fingerprint(sha256_of(file) for file in files)}, None
 
 
-def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
+def split_pictures(data: Path, classes: dict[str, list[str]], seed: int) -> Split:
     """Draw a fifth of each label's pictures as test images, at least one. Identical files get the same role.
+
+    ``classes`` gives the folders of each label.
 
     Raises
     ------
@@ -116,17 +118,19 @@ def split_pictures(data: Path, labels: tuple[str, ...], seed: int) -> Split:
         A label has no folder of pictures.
     """
     files: list[tuple[Path, int]] = []
-    for index, label in enumerate(labels):
-        folder = data / label
-        pictures = sorted(filter(recognizes, folder.rglob("*"))) if folder.is_dir() else []
-        if not pictures:
-            raise DataError(
-                f"{folder}: no pictures for label {label!r}", "Name the data folder with one folder a label"
-            )
-        files += [(path, index) for path in pictures]
+    for index, (label, folders) in enumerate(classes.items()):
+        for folder in (data / name for name in folders):
+            pictures = sorted(filter(recognizes, folder.rglob("*"))) if folder.is_dir() else []
+            if not pictures:
+                raise DataError(
+                    f"{folder}: no pictures for label {label!r}",
+                    "Name with --data the folder that contains one folder per label, or map them: "
+                    "--labels FOLDER=LABEL,...",
+                )
+            files += [(path, index) for path in pictures]
     hashes = {path: sha256_of(path) for path, _ in files}
     tests: set[str] = set()
-    for index in range(len(labels)):
+    for index in range(len(classes)):
         distinct = {hashes[path]: (path, index) for path, label in files if label == index}
         count = max(1, round(_TEST_FRACTION * len(distinct)))
         tests |= {hashes[path] for path in draw(list(distinct.values()), count, seed)}
@@ -176,7 +180,7 @@ def _manifest(description: ModelDescription, split: Split, seed: int) -> Manifes
             split_fingerprint=split.split_fingerprint,
             train_images=len(split.of("train")),
             test_images=len(split.of("test")),
-            classes={label: [label] for label in description.labels},
+            classes=description.classes,
         ),
         limits="Accuracy here may be too good: the model may have been trained on these images.",
     )

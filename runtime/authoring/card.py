@@ -211,8 +211,9 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
         blocks += _mistakes(manifest, test)
     return [
         *blocks,
-        "Artifacts, and how far each is from the float model on images that did not calibrate it:",
-        Table(("artifact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
+        "Artefacts, and how far each is from the float model on the same images:",
+        Table(("artefact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
+        *_compared(manifest),
     ]
 
 
@@ -230,6 +231,16 @@ def _by_label(manifest: Manifest, by_label: dict[str, dict[str, dict[str, Any]]]
         for label in manifest.labels
     ]
     return Table(("label", *(f"{_metric_name(name)} (95% interval)" for name in names)), rows)
+
+
+def _compared(manifest: Manifest) -> Iterable[str]:
+    """Say which images the artifacts were compared on, if not only on the test images."""
+    counts = [artifact.parity.images for artifact in manifest.artifacts if artifact.parity]
+    if any(count > manifest.training.test_images for count in counts):
+        yield (
+            f"Differences and changed labels need no truth, so they are counted on up to {max(counts)} test and "
+            "training images, of which none calibrated the artifact."
+        )
 
 
 def _artifacts(manifest: Manifest) -> Iterable[tuple[str, ...]]:

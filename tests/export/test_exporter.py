@@ -156,7 +156,7 @@ def test_a_training_copy_of_a_test_image_is_not_used_for_calibration(split, pict
 def test_identical_pictures_get_the_same_role(three_folders):
     from mri_edge.export.sources.external_model import split_pictures
 
-    split = split_pictures(three_folders, ("a", "b", "c"), 0)  # the pictures of c are those of a
+    split = split_pictures(three_folders, {"a": ["a"], "b": ["b"], "c": ["c"]}, 0)  # the pictures of c are those of a
     roles = {
         image.sha256: {copy.role for copy in split.images if copy.sha256 == image.sha256} for image in split.images
     }
@@ -185,7 +185,7 @@ def test_every_label_has_a_test_image(tmp_path):
         (tmp_path / label).mkdir()
         for index in range(count):
             (tmp_path / label / f"{index}.png").write_text(f"{label} {index}")
-    labels = [image.label for image in split_pictures(tmp_path, ("many", "few"), 0).of("test")]
+    labels = [image.label for image in split_pictures(tmp_path, {"many": ["many"], "few": ["few"]}, 0).of("test")]
     assert (labels.count(0), labels.count(1)) == (10, 1)
 
 
@@ -364,6 +364,37 @@ def test_an_external_model_is_exported(external, three_folders, tmp_path, name):
     made = [artifact for artifact in bundle.manifest.artifacts if artifact.format != "keras"]
     assert [artifact.output.shape for artifact in made] == [(None, 3)] * 4
     assert max(artifact.parity.max_difference for artifact in made if artifact.precision == "float32") < 1e-5
+
+
+def test_folders_with_other_names_are_mapped_to_the_labels(external, three_folders, tmp_path, capfd):
+    (three_folders / "other").mkdir()
+    out = tmp_path / "new"
+    arguments = ["--from", str(external / "sigmoid.keras"), "--preprocessing", PLAIN, "--formats", "onnx"]
+    arguments += ["--labels", "a=healthy,b=tumor,c=healthy", "--positive", "tumor", "--data", str(three_folders)]
+    assert run(["export", str(out), *arguments]) == 0
+    line = "labels: healthy = a, c; tumor = b (positive: tumor); folders not used: other"
+    assert capfd.readouterr().err.startswith(f"{line}\n")
+    manifest = Bundle.open(out).manifest
+    assert (manifest.labels, manifest.positive) == (("healthy", "tumor"), 1)
+    assert manifest.training.classes == {"healthy": ["a", "c"], "tumor": ["b"]}
+    split = Split.from_json((out / "split.json").read_bytes())
+    assert {(image.file[0], image.label) for image in split.images} == {("a", 0), ("b", 1), ("c", 0)}
+
+
+def test_every_folder_is_a_label(external, three_folders, tmp_path, capfd):
+    out = tmp_path / "new"
+    arguments = ["--from", str(external / "three.keras"), "--preprocessing", PLAIN, "--formats", "onnx"]
+    assert run(["export", str(out), *arguments, "--labels", "folders", "--data", str(three_folders)]) == 0
+    assert capfd.readouterr().err.startswith("labels: a; b; c (no positive label)\n")
+    assert (Bundle.open(out).manifest.labels, Bundle.open(out).manifest.positive) == (("a", "b", "c"), None)
+
+
+@pytest.mark.parametrize("labels", ["a=x,b=x", "a=x,a=y", "a,a", "a", "=x,b", "folders"])
+def test_labels_that_cannot_be_told_apart_are_refused(external, three_folders, tmp_path, capfd, labels):
+    data = tmp_path / "empty" if labels == "folders" else three_folders
+    arguments = ["--from", str(external / "sigmoid.keras"), "--preprocessing", PLAIN, "--labels", labels]
+    assert run(["export", str(tmp_path / "new"), *arguments, "--data", str(data)]) == 2
+    assert "at least two different --labels" in capfd.readouterr().err
 
 
 def test_an_external_model_with_one_sigmoid_is_exported(external, pictures, tmp_path, monkeypatch):

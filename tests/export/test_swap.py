@@ -72,7 +72,7 @@ def test_external_model_replaced_while_it_is_opened(kind, trained, model, pictur
         path = tmp_path / "good"
         model.export(path, verbose=False)
         swap_before(monkeypatch, external_model, "load_saved_model", path, evil)
-    description = ModelDescription(out, pictures, ("no", "yes"), 1, preprocessing)
+    description = ModelDescription(out, pictures, {"no": ["no"], "yes": ["yes"]}, 1, preprocessing)
     external_model.export_external(path, description, Settings(("onnx",), pictures))
     assert_exported(out, model, preprocessing)
     if kind == "file":

@@ -228,6 +228,16 @@ def test_csv_that_puts_everything_into_one_group_is_rejected_before_training(fol
         crossval.cross_validate(folders, tmp_path / "cv", recipe, folds=3, **chosen)
 
 
+def test_patients_that_leave_a_label_untrained_are_rejected_before_training(two_sources):
+    """Every tumor of ``b`` is of a patient of ``a``, so nothing of that label is left when ``a`` is held out."""
+    scans = find_scans(two_sources)[0]
+    group = np.array([0 if one.label else index for index, one in enumerate(scans)])
+    data = collection_of(np.array([one.label for one in scans]), group, "patients in patients.csv")
+    data = dataclasses.replace(data, scans=scans, source=np.array([one.source for one in scans]))
+    with pytest.raises(DataError, match=r"fold 1 leaves no image of a/yes, b/glioma for training.*patients\.csv"):
+        crossval._make_folds(data, np.ones(100, bool), small_version(REFERENCE), None, 0)
+
+
 # --- the audit
 
 

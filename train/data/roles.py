@@ -184,6 +184,18 @@ def grouped_folds(data: Collection, candidates: Indices, parts: int, seed: int =
     return by_group(folder, data.group[candidates], parts, seed)
 
 
+def check_training_rows(data: Collection, learn: Indices, number: int) -> None:
+    """Raise DataError unless the rows ``learn`` include every label, because groups may reach into a held-out fold."""
+    for index in np.unique(data.label):
+        if index not in data.label[learn]:
+            folders = sorted({scan.folder for scan in data.scans if scan.label == index})
+            raise DataError(
+                f"fold {number} leaves no image of {', '.join(folders)} for training: all share a group with held-out "
+                f"images (grouped by {data.grouping})",
+                "Use smaller groups (--groups), or fewer folds",
+            )
+
+
 def _reference_test(data: Collection) -> Indices | None:
     """Return the test images of the source that is the reference's data set, or None if there is none."""
     for source in np.unique(data.source):
