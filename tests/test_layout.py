@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -104,20 +103,8 @@ def test_repository_contains_no_images_except_the_demo_scans() -> None:
     demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
     # novelty.npy contains 17 rows of channel means, and split.npy ten bytes per image. Neither contains an image.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|(novelty|split)\.npy)")
-    # The predictions of a cross-validation: a tumor probability for each scan.
-    predictions = re.compile(r"docs/evidence/crossval/\w+/fold-\d+/(teacher|student \d+)\.npz")
     found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}
-    assert {name for name in found if not golden.fullmatch(name) and not predictions.fullmatch(name)} == set()
-    for name in filter(predictions.fullmatch, found):
-        with np.load(CHECKOUT / name, allow_pickle=False) as arrays:
-            assert {key: array.ndim for key, array in arrays.items()} == {
-                "positive": 1,
-                "called": 1,
-                "temperature": 0,
-                "threshold": 0,
-                "made_by": 0,
-                **({"validation": 1, "validation_is_positive": 1} if "validation" in arrays else {}),
-            }
+    assert {name for name in found if not golden.fullmatch(name)} == set()
     assert {
         name for name in found if not name.endswith((".npz", ".npy")) and (CHECKOUT / name).read_bytes() not in demo
     } == set()
