@@ -110,8 +110,9 @@ model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 
 small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
+	$(BIN)/mri-edge recalibrate bundles/small --crossval docs/evidence/crossval/small-slices.json \
+		--out bundles/small --overwrite
 	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
-	$(BIN)/python scripts/set_threshold.py bundles/small docs/evidence/crossval/small-slices.json
 	$(BIN)/mri-edge bundle slim bundles/small --artifact model.int8.onnx --artifact model.int8.tflite \
 		--artifact model.onnx --out runtime/models/small --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg

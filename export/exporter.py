@@ -110,9 +110,16 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
         The model cannot be converted to one of the formats.
     ExportRefusedError
         An artifact is too far from the Keras model.
+    BundleError
+        The bundle is recalibrated.
     OutputError
         The bundle cannot be written.
     """
+    if bundle.manifest.recalibration:
+        raise BundleError(
+            f"{bundle.folder}: is recalibrated, with figures measured on its present artifacts",
+            "Export the bundle that it was made from, then recalibrate that",
+        )
     step("opening the model")
     artifact = bundle.artifact(KERAS)
     source = Source(

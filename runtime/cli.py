@@ -65,6 +65,11 @@ COMMANDS = {
         "evaluate",
         "Score a model on labelled scans: figures with intervals, mistakes by file.",
     ),
+    "recalibrate": (
+        "mri_edge.train.cli.recalibrate",
+        "recalibrate",
+        "Adapt a model to your own labelled scans: a new bundle, with figures to expect and their intervals.",
+    ),
 }
 
 EPILOG = """\b

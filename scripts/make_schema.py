@@ -15,28 +15,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mri_edge.bundles.decode import json_key
-from mri_edge.bundles.manifest import SCHEMA_VERSION, Manifest
+from mri_edge.bundles.manifest import MAX_OFFSET, RECALIBRATED_VERSION, SCHEMA_VERSION, TEMPERATURES, Manifest
 
 SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
-# A threshold needs a positive label.
-_RULE = {
-    "if": {"properties": {"positive": {"type": "null"}}},
-    "then": {"properties": {"threshold": {"type": "null"}}},
-}
+# Rules about two fields: a threshold needs a positive label, a recalibration the newer schema version.
+_RULES = [
+    {
+        "if": {"properties": {"positive": {"type": "null"}}},
+        "then": {"properties": {"threshold": {"type": "null"}}},
+    },
+    {
+        "if": {"properties": {"recalibration": {"type": "object"}}, "required": ["recalibration"]},
+        "then": {"properties": {"schema_version": {"const": RECALIBRATED_VERSION}}},
+    },
+]
 # No empty part, "." or "..", and no backslash, colon or control character.
 _PLAIN_RELATIVE = {"pattern": r"^(?!.*(^|/)\.{0,2}(/|$))[^\\:\x00-\x1f\x7f]+$"}
 # What the manifest checks beyond types. Two checks concern several fields at once, which a schema cannot express:
 # `positive` is an index into `labels`, and no file is listed twice.
 _BOUNDS: dict[str, dict[str, Any]] = {
-    "Manifest.schema_version": {"const": SCHEMA_VERSION},
+    "Manifest.schema_version": {"enum": [SCHEMA_VERSION, RECALIBRATED_VERSION]},
     "Manifest.labels": {"minItems": 2, "uniqueItems": True},
     "Manifest.positive": {"minimum": 0},
     "Manifest.threshold": {"minimum": 0, "maximum": 1},
     "Preprocessing.height": {"minimum": 1},
     "Preprocessing.width": {"minimum": 1},
     "Preprocessing.deviation": {"not": {"contains": {"const": 0}}},
+    "Recalibration.temperature": {"minimum": TEMPERATURES[0], "maximum": TEMPERATURES[1]},
+    "Recalibration.log_odds_offset": {"minimum": -MAX_OFFSET, "maximum": MAX_OFFSET},
+    "Recalibration.prevalence": {"minimum": 0, "maximum": 1},
+    "Recalibration.original_threshold": {"minimum": 0, "maximum": 1},
     "Artifact.file": _PLAIN_RELATIVE,
     "Document.file": _PLAIN_RELATIVE,
 }
@@ -50,7 +60,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mri-edge bundle manifest",
         **root,
-        **_RULE,
+        "allOf": _RULES,
         "$defs": dict(sorted(definitions.items())),
     }
 

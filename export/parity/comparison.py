@@ -103,6 +103,9 @@ class Comparison:
     ``accuracy`` to ``auc`` and ``teacher``, are about the ``test_images`` alone. Without a positive label ``auc`` is
     the mean over the labels, each against all others, and sensitivity and specificity are None.
 
+    ``test_flips`` counts the flips of test images: a model is more certain of images that it was trained on, so there
+    fewer labels may change.
+
     ``probabilities`` has a value for each test image: of the positive label or, without one, of the label that the
     Keras model chose.
     """
@@ -115,6 +118,7 @@ class Comparison:
     gate: Gate
     images: int
     test_images: int
+    test_flips: int
     others: Others | None
     max_difference: float
     mean_difference: float
@@ -177,6 +181,7 @@ def compare(
         gate=gate,
         images=len(answer),
         test_images=tests,
+        test_flips=int((before[:tests] != after[:tests]).sum()),
         others=images.others,
         max_difference=float(difference.max()),
         mean_difference=float(difference.mean()),

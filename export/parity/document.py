@@ -42,7 +42,12 @@ def write_parity(
             listed = {artifact.file for artifact in writer.manifest.artifacts}
             # Earlier releases compared on the test images alone, and did not say so.
             kept = {
-                file: {"test_images": comparison["images"], "others": None, **comparison}
+                file: {
+                    "test_images": comparison["images"],
+                    "test_flips": len(comparison["flips"]),
+                    "others": None,
+                    **comparison,
+                }
                 for file, comparison in known["artefacts"].items()
                 if file in listed
             }

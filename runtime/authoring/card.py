@@ -18,9 +18,12 @@ from mri_edge.errors import ManifestError
 from mri_edge.inference.prediction import NOTICE
 
 from .intervals import with_interval
+from .recalibration import facts as recalibration_facts
+from .recalibration import headline
 
 CARD = "MODEL_CARD.md"
 METRICS = "metrics.json"
+PARITY = "parity.json"
 
 _MAX_MISTAKES = 10  # listed by name
 
@@ -52,8 +55,9 @@ def render_card(manifest: Manifest, folder: Path) -> str:
     listed = {document.file for document in manifest.documents}
     metrics = _read_metrics(folder / METRICS) if METRICS in listed else {}
     split = Split.find(listed, lambda file: (folder / file).read_bytes())
+    counted = _parity_threshold(manifest, folder / PARITY) if PARITY in listed else ""
     try:
-        return to_markdown(f"Model card: {manifest.name}", card(manifest, metrics, split))
+        return to_markdown(f"Model card: {manifest.name}", card(manifest, metrics, split, counted))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise ManifestError(
             f"{folder / METRICS}: is not what training writes ({type(error).__name__}: {error})",
@@ -66,8 +70,11 @@ def has_card(manifest: Manifest) -> bool:
     return any(document.file == CARD for document in manifest.documents)
 
 
-def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None) -> list[Section]:
-    """Sections of the card from the manifest, the content of ``metrics.json`` (may be empty) and the split record."""
+def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None, counted: str = "") -> list[Section]:
+    """Sections of the card from the manifest, the content of ``metrics.json`` (may be empty) and the split record.
+
+    ``counted`` says at which threshold the parity was counted, if that is not the manifest's.
+    """
     return [
         Section("Model Details", _model_details(manifest)),
         Section("Intended Use", _intended_use(manifest)),
@@ -75,7 +82,7 @@ def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None) -> li
         Section("Metrics", _metrics(manifest)),
         Section("Evaluation Data", _data(manifest, split, ("test",))),
         Section("Training Data", _data(manifest, split, ("train", "validation", "excluded"))),
-        Section("Quantitative Analyses", _analyses(manifest, metrics)),
+        Section("Quantitative Analyses", _analyses(manifest, metrics, counted)),
         Section("Ethical Considerations", _ethics(manifest)),
         Section("Caveats and Recommendations", _caveats(manifest)),
     ]
@@ -111,6 +118,8 @@ def _model_details(manifest: Manifest) -> list[str | Table]:
     }
     details = [(name, _format(value)) for name, value in training.details.items()]
     blocks: list[str | Table] = [Table(("fact", "value"), list(facts.items()))]
+    if manifest.recalibration:
+        blocks += [headline(manifest), Table(("of the recalibration", "value"), recalibration_facts(manifest))]
     return [*blocks, *([Table(("of the training", "value"), details)] if details else [])]
 
 
@@ -137,12 +146,18 @@ def _metrics(manifest: Manifest) -> list[str | Table]:
             f"A picture is called {manifest.positive_label!r} if its probability is at least {manifest.threshold:.4g}, "
             "else the likeliest other label."
         )
-    details = manifest.training.details
-    chosen = f" The threshold: {details['threshold_rule']}." if "threshold_rule" in details else ""
+    details, recalibration = manifest.training.details, manifest.recalibration
+    chosen_by = recalibration.threshold_rule if recalibration else details.get("threshold_rule")
+    chosen = f" The threshold: {chosen_by}." if chosen_by else ""
     if "temperature" in details:
         calibrated = f"The probabilities are calibrated: temperature {_format(details['temperature'])}, in the weights."
     else:
         calibrated = "The probabilities are as training left them: no calibration is recorded."
+    if recalibration:
+        calibrated += (
+            f" They were recalibrated after that: temperature {_format(recalibration.temperature)}, applied to the "
+            "answers of every artifact."
+        )
     methods: dict[str, list[str]] = {}
     for name, metric in manifest.metrics.items():
         methods.setdefault(metric.method, []).append(_metric_name(name))
@@ -180,7 +195,7 @@ def _data(manifest: Manifest, split: Split | None, roles: Sequence[Role]) -> lis
     return blocks
 
 
-def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
+def _analyses(manifest: Manifest, metrics: dict[str, Any], counted: str) -> list[str | Table]:
     blocks: list[str | Table] = []
     if manifest.metrics:
         figures = [
@@ -188,7 +203,7 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
             for name, metric in manifest.metrics.items()
         ]
         heads = ("figure", "value (95% interval)", "images")
-        blocks += ["The float model on the test images:", Table(heads, figures)]
+        blocks += [f"The float model on the test images{_before(manifest)}:", Table(heads, figures)]
     else:
         blocks.append("No figures are recorded.")
     if matrix := metrics.get("confusion_matrix"):
@@ -211,7 +226,7 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any]) -> list[str | Table]:
         blocks += _mistakes(manifest, test)
     return [
         *blocks,
-        "Artefacts, and how far each is from the float model on the same images:",
+        f"Artefacts, and how far each is from the float model on the same images{_before(manifest) or counted}:",
         Table(("artefact", "precision", "MB", "parity", "largest |Δp|", "labels changed"), list(_artifacts(manifest))),
         *_compared(manifest),
     ]
@@ -261,7 +276,9 @@ def _mistakes(manifest: Manifest, test: list[dict[str, Any]]) -> list[str | Tabl
     from mri_edge.inference.prediction import decide
 
     probabilities = np.array([image["probabilities"] for image in test], np.float32)
-    called = decide(probabilities, manifest.positive, manifest.threshold).tolist()
+    recalibration = manifest.recalibration
+    threshold = recalibration.original_threshold if recalibration else manifest.threshold
+    called = decide(probabilities, manifest.positive, threshold).tolist()
     wrong = [
         (image, manifest.labels[label]) for image, label in zip(test, called, strict=True) if label != image["label"]
     ]
@@ -274,7 +291,7 @@ def _mistakes(manifest: Manifest, test: list[dict[str, Any]]) -> list[str | Tabl
         return [f"It labels all {len(test)} test images rightly."]
     which = "" if len(wrong) <= _MAX_MISTAKES else f"; the {_MAX_MISTAKES} most certain ones"
     return [
-        f"Where it fails: {len(wrong)} of {len(test)} test images{which}:",
+        f"Where it fails{_before(manifest)}: {len(wrong)} of {len(test)} test images{which}:",
         Table(("file", "truth", "called", "probability of the truth"), rows),
     ]
 
@@ -304,6 +321,26 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ManifestError(f"{path}: must be an object. Received: {type(content).__name__}")
     return content
+
+
+def _before(manifest: Manifest) -> str:
+    """Say that a figure belongs to the model before its recalibration."""
+    done = manifest.recalibration
+    if done is None:
+        return ""
+    rule = (
+        "at the likeliest label" if done.original_threshold is None else f"at threshold {done.original_threshold:.4g}"
+    )
+    return f", before the recalibration, {rule}"
+
+
+def _parity_threshold(manifest: Manifest, path: Path) -> str:
+    """Say at which threshold ``parity.json`` was made, if the bundle has another by now."""
+    known = parse(path.read_bytes(), str(path))
+    threshold = known.get("threshold") if isinstance(known, dict) else None
+    if not isinstance(threshold, int | float) or threshold == manifest.threshold:
+        return ""
+    return f", counted at threshold {threshold:.4g}"
 
 
 def _metric_name(name: str) -> str:

@@ -20,7 +20,14 @@ from .decode import is_plain_relative, parse, read, to_plain
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
+# Version 2 is a manifest with a recalibration. An older release would ignore the field and give other answers than the
+# bundle's figures describe, so it has to refuse such a bundle. Every other manifest is version 1.
 SCHEMA_VERSION = 1
+RECALIBRATED_VERSION = 2
+_VERSIONS = (SCHEMA_VERSION, RECALIBRATED_VERSION)
+# Beyond these limits a recalibration says nothing, and 64-bit numbers could overflow when it is applied.
+TEMPERATURES = (0.01, 100.0)
+MAX_OFFSET = 50.0
 MANIFEST_LIMIT = 16 << 20  # bytes; a typical manifest has 10 kB
 
 Precision = Literal["float32", "float16", "int8", "dynamic"]
@@ -149,12 +156,77 @@ class Novelty:
 
 
 @dataclass(frozen=True)
+class Recalibration:
+    """How the answers of the artifacts are changed for scans like those of one site, and what to expect there.
+
+    ``inference.prediction.recalibrated`` applies it; threshold and metrics of the manifest are described by it as well.
+
+    Attributes
+    ----------
+    temperature
+        Divides the logarithms of the artifact's probabilities, in [0.01, 100].
+    log_odds_offset
+        Is then added for the positive label: the log odds of ``prevalence``, 0 for one half. In [-50, 50].
+    prevalence
+        Proportion of positives for which the probabilities are calibrated; None if each label has the same weight.
+    original_threshold
+        The manifest's threshold before. ``metrics`` of the manifest and the parity of its artifacts belong to it.
+    threshold_rule
+        How the new threshold was chosen.
+    created
+        Date and time.
+    artifact, engine, provider
+        What answered the scans.
+    scans
+        Number of scans of each label.
+    independent_scans
+        How many scans without near-duplicates are worth as much, for each label.
+    fingerprint
+        SHA-256 over contents and labels of the scans.
+    metrics
+        What to expect with the new threshold on such scans, judged on scans that did not choose it.
+    """
+
+    temperature: float
+    log_odds_offset: float
+    prevalence: float | None
+    original_threshold: float | None
+    threshold_rule: str
+    created: str
+    artifact: str
+    engine: str
+    provider: str
+    scans: dict[str, int]
+    independent_scans: dict[str, int]
+    fingerprint: str
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def problems(self) -> list[tuple[bool, str]]:
+        """Return whether a value is out of range, and a message, for each value whose type does not limit it."""
+        low, high = TEMPERATURES
+        limits: list[tuple[str, float | None, float, float]] = [
+            ("temperature", self.temperature, low, high),
+            ("log_odds_offset", self.log_odds_offset, -MAX_OFFSET, MAX_OFFSET),
+            ("prevalence", self.prevalence, 0, 1),
+            ("original_threshold", self.original_threshold, 0, 1),
+        ]
+        return [
+            (
+                value is not None and not least <= value <= most,
+                f"recalibration: {name}: must be in [{least:g}, {most:g}]. Received: {value}",
+            )
+            for name, value, least, most in limits
+        ]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole manifest.
 
     ``labels`` are in index order. ``positive`` is the index of the label to which sensitivity and ``threshold`` refer;
     models with more than two labels may have none, and then have no threshold either. Without a threshold the answer is
-    the most probable label.
+    the most probable label. With a ``recalibration``, ``threshold`` refers to recalibrated probabilities, and
+    ``metrics`` are those before it.
     """
 
     name: str
@@ -173,6 +245,7 @@ class Manifest:
     intended_use: str = ""
     limits: str = ""
     licences: dict[str, str] = field(default_factory=dict)
+    recalibration: Recalibration | None = None
     schema_version: int = SCHEMA_VERSION
 
     @cached_property
@@ -187,9 +260,10 @@ class Manifest:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over everything that determines an answer: artifacts, labels, threshold and preprocessing.
+        """SHA-256 over everything that determines an answer.
 
-        It differs between trainings. Packing, unpacking, signing or renaming a bundle does not change it.
+        That is artifacts, labels, threshold, preprocessing and, in a recalibrated bundle, how the answers change. It
+        differs between trainings. Packing, unpacking, signing or renaming a bundle does not change it.
         """
         facts = [
             sorted(artifact.sha256 for artifact in self.artifacts),
@@ -198,12 +272,22 @@ class Manifest:
             self.threshold,
             dataclasses.asdict(self.preprocessing),
         ]
+        if self.recalibration:
+            facts += [self.recalibration.temperature, self.recalibration.log_odds_offset]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain types, with the schema version that the content needs. Version 1 has no recalibration."""
+        plain = to_plain(self)
+        if self.recalibration is None:
+            del plain["recalibration"]
+        plain["schema_version"] = RECALIBRATED_VERSION if self.recalibration else SCHEMA_VERSION
+        return plain
 
     def to_json(self) -> str:
         """Return indented JSON text that ends with a line feed. Raises ManifestError for NaN and infinity."""
         try:
-            return json.dumps(to_plain(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            return json.dumps(self.to_plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         except ValueError as error:
             raise ManifestError(f"{self.name}: a value in the manifest is not a finite number") from error
 
@@ -220,9 +304,10 @@ class Manifest:
         """
         data = parse(text, origin)
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
+        if isinstance(version, bool | list | dict) or version not in _VERSIONS:  # True equals 1
             raise ManifestError(
-                f"{origin}: manifest schema version must be {SCHEMA_VERSION}. Received: {version!r}",
+                f"{origin}: manifest schema version must be {SCHEMA_VERSION} or {RECALIBRATED_VERSION}. "
+                f"Received: {version!r}",
                 "A newer bundle needs a newer mri-edge; anything else is not a manifest of mri-edge",
             )
         manifest = read(cls, data, origin)
@@ -245,7 +330,13 @@ class Manifest:
 
     def _check(self, origin: str) -> None:
         """Check the rules that types cannot express."""
+        recalibration = self.recalibration
         problems = [
+            (
+                recalibration is not None and self.schema_version != RECALIBRATED_VERSION,
+                f"recalibration: needs schema version {RECALIBRATED_VERSION}. Received: {self.schema_version}",
+            ),
+            *([] if recalibration is None else recalibration.problems()),
             (len(self.labels) < 2, f"labels: at least two are needed. Received: {list(self.labels)}"),
             (len(set(self.labels)) < len(self.labels), f"labels: repeated in {list(self.labels)}"),
             (

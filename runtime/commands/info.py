@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from mri_edge.authoring.intervals import with_interval
+from mri_edge.authoring.recalibration import facts as recalibration_facts
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.decode import to_plain
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import NOTICE, stdout_json
@@ -32,7 +32,7 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
     """
     bundle = Bundle.open(model, signed_by=signed_by)
     if as_json:
-        click.echo(stdout_json(to_plain(bundle.manifest), indent=2))
+        click.echo(stdout_json(bundle.manifest.to_plain(), indent=2))
         return
     manifest = bundle.manifest
     click.echo(f"{click.style(manifest.title, bold=True)}  {click.style(printable(str(bundle.folder)), dim=True)}")
@@ -40,7 +40,7 @@ def info(model: str, signed_by: str | None, as_json: bool) -> None:
         click.secho(f"\n{heading}", bold=True)
         for line in table([(_one_line(name), _one_line(value)) for name, value in rows], heading=False):
             click.echo(f"  {line}")
-    click.secho("\nartifacts", bold=True)
+    click.secho(f"\nartifacts{', parity before the recalibration' if manifest.recalibration else ''}", bold=True)
     for line in table(_artifacts(manifest), right=(2, 3, 4)):
         click.echo(f"  {line}")
     click.secho(f"\n{NOTICE}", dim=True)
@@ -81,12 +81,16 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
             ],
         ),
     ]
+    recalibration = manifest.recalibration
+    if recalibration:
+        facts.append(("recalibration (figures with 95% intervals)", [*recalibration_facts(manifest)]))
+    before = " before the recalibration" if recalibration else ""
     if manifest.metrics:
         figures: list[tuple[str, object]] = [
             (name, f"{with_interval(metric.value, metric.low, metric.high)}, {metric.images} images")
             for name, metric in manifest.metrics.items()
         ]
-        facts.append(("metrics with 95% intervals (methods in the model card)", figures))
+        facts.append((f"metrics{before} with 95% intervals (methods in the model card)", figures))
     if calibrations := manifest.calibrations():
         rows: list[tuple[str, object]] = [
             (", ".join(files), f"{ranges.method}, {ranges.images} training images, seed {ranges.seed}")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mri_edge.authoring.recalibration import headline
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import to_plain
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
 
@@ -52,6 +54,7 @@ def verify(model: str, signed_by: str | None, as_json: bool) -> int:
             "agrees": code == 0,
             "first_difference": asdict(first) if first else None,
             "replayed": report.replayed,
+            **({"recalibration": to_plain(bundle.manifest.recalibration)} if bundle.manifest.recalibration else {}),
             "checks": [asdict(check) for check in report.checks],
         }
         click.echo(stdout_json(record, indent=2))
@@ -62,6 +65,8 @@ def verify(model: str, signed_by: str | None, as_json: bool) -> int:
 
 def _print(bundle: Bundle, report: Report) -> None:
     click.secho(f"{bundle.manifest.title}  {printable(str(bundle.folder))}", bold=True)
+    if bundle.manifest.recalibration:
+        click.echo(printable(headline(bundle.manifest)))
     for (stage, group), checks in groupby(report.checks, key=_group):
         for line in _lines(stage, group, list(checks)):
             click.echo(line)

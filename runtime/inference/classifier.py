@@ -26,7 +26,7 @@ from mri_edge.scans.frame import Source, not_one_frame
 
 from .loading import PendingModel
 from .out_of_distribution import OutOfDistributionCheck
-from .prediction import Failure, Latency, Prediction, decide
+from .prediction import Failure, Latency, Prediction, decide, recalibrated
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
 
@@ -309,6 +309,7 @@ class Classifier:
         unlike_training = [()] * len(prepared) if check is None or features is None else check.warnings_for(features)
         activations = outputs.get("activation", [None] * len(prepared))
         explained = self._explained(outputs, len(prepared))
+        probabilities = recalibrated(probabilities, manifest)
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         labels, model = manifest.labels, manifest.title
         return [

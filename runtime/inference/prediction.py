@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
 SCHEMA_VERSION = 1  # of result.schema.json. Keys may be added within a version; a change of meaning needs a new one
+_SMALLEST = 1e-12  # probabilities below it count as this one: the logarithm of 0 is infinite
 _MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are 20 longer
 
 
@@ -50,6 +52,42 @@ def decide(probabilities: NDArray[np.float32], positive: int | None, threshold: 
 def displayed_label(answer: str, positive: str | None, labels: Collection[str]) -> str:
     """Return the label of which people are shown the probability: the positive one of two, otherwise the answer."""
     return answer if positive is None or len(labels) > 2 else positive
+
+
+def recalibrated(probabilities: NDArray[np.float32], manifest: Manifest) -> NDArray[np.float32]:
+    """Turn an artifact's answers, float32 (N, classes), into the probabilities of the bundle.
+
+    This is the only place where a recalibration is applied: ``Classifier`` and the labels of ``replay`` use it.
+    Golden values and parity compare what the artifact itself gives. Without a recalibration nothing changes.
+    """
+    change = manifest.recalibration
+    if change is None:
+        return probabilities
+    return rescale(probabilities, change.temperature, change.log_odds_offset, manifest.positive)
+
+
+def rescale(
+    probabilities: NDArray[np.float32], temperature: float, log_odds_offset: float, positive: int | None
+) -> NDArray[np.float32]:
+    """Return softmax(log(p) / temperature + offset), where only the positive label has an offset.
+
+    Parameters
+    ----------
+    probabilities
+        float32 (N, classes), finite.
+    temperature, log_odds_offset, positive
+        As in the manifest and its recalibration.
+
+    Returns
+    -------
+    float32 (N, classes), each row with the sum 1.
+    """
+    logits = np.log(np.clip(probabilities.astype(np.float64), _SMALLEST, 1)) / temperature
+    if positive is not None:
+        logits[:, positive] += log_odds_offset
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def as_json(record: dict[str, Any], *, indent: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 The stages are file -> decoded pixels -> resized tensor -> probabilities. The input of each stage is the recorded output
 of the previous one, so that the first stage that differs is the cause. Only the label is computed end to end here.
+The probabilities are those of the artifact itself, so a recalibration changes no golden value; the labels follow it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestErr
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.readers import picture
 
-from .prediction import decide
+from .prediction import decide, recalibrated
 
 RECORD = "golden.json"
 ARRAYS = "golden.npz"
@@ -214,6 +215,7 @@ def _compare_labels(
     expected: Probabilities,
 ) -> Check:
     manifest = bundle.manifest
+    found, expected = recalibrated(found, manifest), recalibrated(expected, manifest)
     rows = zip(
         scans,
         decide(found, manifest.positive, manifest.threshold),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_edge.authoring.card import card
-from mri_edge.bundles.manifest import Artifact, Calibration, Document, Manifest, Metric, Parity
+from mri_edge.bundles.manifest import Artifact, Calibration, Document, Manifest, Metric, Parity, Recalibration
 from mri_edge.bundles.split import Split
 from mri_edge.errors import ManifestError
 
@@ -136,7 +136,7 @@ def _fresh(plain: dict[str, Any]) -> Iterator[None]:
 # --- strictness
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1], True, 1.5])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [1], {}, True, 1.5])
 def test_other_schema_version_is_refused_with_a_message(plain: dict[str, Any], version: Any) -> None:
     plain["schema_version"] = version
     assert "schema" in _refused(plain)
@@ -144,7 +144,7 @@ def test_other_schema_version_is_refused_with_a_message(plain: dict[str, Any], v
 
 def test_missing_schema_version_is_refused(plain: dict[str, Any]) -> None:
     del plain["schema_version"]
-    assert "schema version must be 1. Received: None" in _refused(plain)
+    assert "schema version must be 1 or 2. Received: None" in _refused(plain)
 
 
 def test_the_place_of_an_error_is_named(plain: dict[str, Any]) -> None:
@@ -240,6 +240,68 @@ def test_figures_that_json_cannot_hold_are_not_written(full: Manifest) -> None:
         replace(full, metrics={"auc": Metric(float("nan"), 0, 1, 51, "none")}).to_json()
 
 
+# --- recalibration
+
+
+@pytest.fixture
+def recalibrated(full: Manifest) -> dict[str, Any]:
+    change = Recalibration(
+        temperature=1.5,
+        log_odds_offset=-2.0,
+        prevalence=0.1,
+        original_threshold=0.5,
+        threshold_rule="a test",
+        created="2026-01-01T00:00:00+00:00",
+        artifact="model.onnx",
+        engine="onnxruntime",
+        provider="CPUExecutionProvider",
+        scans={"no": 100, "yes": 80},
+        independent_scans={"no": 90, "yes": 75},
+        fingerprint="3" * 64,
+        metrics={"sensitivity": Metric(0.95, 0.9, 0.98, images=80, method="Wilson")},
+    )
+    data: dict[str, Any] = json.loads(replace(full, recalibration=change).to_json())
+    return data
+
+
+def test_a_recalibrated_manifest_has_a_version_that_older_releases_refuse(
+    full: Manifest, recalibrated: dict[str, Any]
+) -> None:
+    assert recalibrated["schema_version"] == 2
+    manifest = Manifest.from_json(json.dumps(recalibrated))
+    assert json.loads(manifest.to_json()) == recalibrated
+    assert manifest.recalibration is not None
+    assert (manifest.recalibration.artifact, manifest.recalibration.scans) == ("model.onnx", {"no": 100, "yes": 80})
+    plain = json.loads(full.to_json())
+    assert plain["schema_version"] == 1
+    assert "recalibration" not in plain
+
+
+def test_a_release_that_ignores_the_recalibration_cannot_be_asked_to_read_it(recalibrated: dict[str, Any]) -> None:
+    recalibrated["schema_version"] = 1
+    assert "recalibration: needs schema version 2. Received: 1" in _refused(recalibrated)
+
+
+def test_a_recalibration_changes_the_title(full: Manifest, recalibrated: dict[str, Any]) -> None:
+    titles = {full.title}
+    for temperature, offset in ((1.5, -2.0), (1.6, -2.0), (1.5, 0.0)):
+        recalibrated["recalibration"] |= {"temperature": temperature, "log_odds_offset": offset}
+        titles.add(Manifest.from_json(json.dumps(recalibrated)).title)
+    assert len(titles) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0), ("temperature", -1), ("temperature", 101), ("temperature", 1e-320),
+        ("log_odds_offset", 51), ("log_odds_offset", -1e300), ("prevalence", 1.5), ("original_threshold", -0.1),
+    ],
+)  # fmt: skip
+def test_an_impossible_recalibration_is_refused(recalibrated: dict[str, Any], field: str, value: float) -> None:
+    recalibrated["recalibration"][field] = value
+    assert f"recalibration: {field}: must be in" in _refused(recalibrated)
+
+
 # --- the schema
 
 
@@ -292,7 +354,9 @@ def _without(value: Any, key: str | int) -> Any:
     return {name: item for name, item in value.items() if name != key}
 
 
-def test_schema_and_code_refuse_the_same(plain: dict[str, Any], validator: Any) -> None:
+@pytest.mark.parametrize("kind", ["plain", "recalibrated"])
+def test_schema_and_code_refuse_the_same(kind: str, validator: Any, request: pytest.FixtureRequest) -> None:
+    plain = request.getfixturevalue(kind)
     assert validator.is_valid(plain)
     disagreed, counts = [], {True: 0, False: 0}
     for what, mutant in _mutants(plain):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import packages_distributions
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +32,6 @@ from mri_edge.errors import EngineError, EngineUnavailable, InputError, Provider
 # Engines sum in other orders, and one batch size may take another kernel than the next: float32
 # rounding over the 1,024 terms of the tiny model's last sum, far below what moves a label.
 SAME = 1e-5
-
-
-@pytest.fixture(scope="session")
-def tiny_tflite(tiny_onnx: Path) -> Path:
-    """The weights of ``tiny_onnx`` as TFLite."""
-    path = tiny_onnx.with_name("model.tflite")
-    if path.exists():
-        return path
-    if not find_spec("tensorflow"):
-        pytest.skip("the tiny TFLite file is made with tensorflow (extra 'export')")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import onnx
-    import tensorflow as tf
-    from onnx import numpy_helper
-
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tiny_onnx).graph.initializer}
-
-    @tf.function(input_signature=[tf.TensorSpec((1, 128, 128, 3), tf.uint8)])
-    def answer(image: Any) -> Any:
-        scaled = tf.cast(image, tf.float32) / 255
-        maps = tf.nn.relu(tf.nn.conv2d(scaled, weights["kernel"].transpose(2, 3, 1, 0), 8, "VALID"))
-        flat = tf.reshape(tf.transpose(maps, (0, 3, 1, 2)), (-1, 1024))
-        return tf.nn.softmax(flat @ weights["dense"])
-
-    module = tf.Module()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([answer.get_concrete_function()], module)
-    path.write_bytes(converter.convert())
-    return path
 
 
 @pytest.fixture(scope="session")

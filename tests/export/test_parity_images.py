@@ -55,6 +55,10 @@ def test_labels_that_flip_only_on_other_images_are_not_met(tiny_manifest):
     assert [flip.file for flip in found.flips] == [f"{index}.png" for index in range(51, 71)]
     # Right and wrong answers are those for the test images, where nothing changes.
     assert (found.accuracy.value, found.mcnemar_p, found.sensitivity.change) == (1, 1, 0)
+    assert found.test_flips == 0
+    answer[:3] = (0.51, 0.49)
+    more, _ = judged(tiny_manifest, reference, answer, [1] * 151)
+    assert (len(more.flips), more.test_flips) == (23, 3)
     content = document(images, tiny_manifest, {"model.int8.onnx": found.to_dict()}, {})
     assert len(content["images"]) == 51
     assert content["artefacts"]["model.int8.onnx"]["others"] == {
@@ -62,7 +66,7 @@ def test_labels_that_flip_only_on_other_images_are_not_met(tiny_manifest):
     }  # fmt: skip
     html = page(content, {"model.int8.onnx": 1000})
     assert "20 of 151" in html
-    assert "51 test images and 100 of 3,000 others, drawn with seed 0" in html
+    assert "51 test images, where 0 labels change, and 100 of 3,000 others, drawn with seed 0" in html
     assert html.count("<circle") == 51 + 20
 
 
@@ -195,7 +199,7 @@ def test_a_record_of_an_earlier_release_is_kept(bundle, pictures):
     old = Bundle.open(bundle)
     content = json.loads((bundle / "parity.json").read_text())
     row = content["artefacts"]["model.onnx"]
-    del row["test_images"], row["others"]
+    del row["test_images"], row["test_flips"], row["others"]
     row["images"] = 60
     copy = bundle.parent / "copy"
     with new_bundle(copy, old.manifest) as writer:

@@ -1,1 +1,1 @@
-"""The commands `mri-edge train` and `mri-edge evaluate`."""
+"""The commands `mri-edge train`, `mri-edge evaluate` and `mri-edge recalibrate`."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import keras
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from mri_edge.errors import DataError
+
+if TYPE_CHECKING:  # a recalibration needs no Keras
+    import keras
 
 Probabilities = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -15,11 +20,14 @@ Labels = NDArray[np.integer]
 TARGET_SENSITIVITY = 0.95
 
 
-def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
+def fit_temperature(
+    probabilities: Probabilities,
+    labels: Labels,
+    *,
+    proportions: Sequence[float] | None = None,
+    smooth: bool = False,
+) -> float:
     """Find the temperature that calibrates held-out probabilities best (Guo et al. 2017, section 4.2).
-
-    Every class has the same weight, as in training, so that the result does not depend on the fraction of tumors in
-    the validation set.
 
     Parameters
     ----------
@@ -27,20 +35,36 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
         (N, classes), softmax output; its logarithm is the logits up to a constant.
     labels
         (N,) class indices.
+    proportions
+        The proportion of each class where the probabilities will be used; the sum is 1. Each class has this weight in
+        the likelihood, and the logarithm of its ratio to equal proportions is added to the scaled logits
+        (C. Elkan, IJCAI 2001). Default: the same for every class, as in training, because the result must not depend
+        on how many tumors the validation set happens to contain.
+    smooth
+        Whether the outcome of a scan counts as slightly less than certain, by one more scan of each class
+        (J. Platt, "Probabilistic outputs for support vector machines", 1999, 2.2). Few scans are often separated
+        perfectly, and then the likelihood alone asks for a temperature of 0.
 
     Returns
     -------
     A positive factor by which to divide the logits; 1.0 changes nothing.
     """
     logits = np.log(np.clip(np.asarray(probabilities, np.float64), 1e-12, 1))
-    weights = 1 / np.bincount(labels, minlength=logits.shape[1]).clip(1)[labels]
+    classes = logits.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    prior = np.full(classes, 1 / classes) if proportions is None else np.asarray(proportions, np.float64)
+    offset = np.zeros(classes) if proportions is None else np.log(prior * classes)
+    weights = (prior * classes / counts.clip(1))[labels]
     weights /= weights.sum()
+    target = np.eye(classes)[labels]
+    if smooth:
+        target = (target * counts[labels, None] + 1) / (counts[labels, None] + classes)
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
+        scaled = logits / np.exp(log_temperature) + offset
         top = scaled.max(axis=1)
         total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float(weights @ (total - scaled[np.arange(len(labels)), labels]))
+        return float(weights @ (total - (target * scaled).sum(axis=1)))
 
     # A result beyond one order of magnitude would only mean that the validation set is too easy.
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded").x))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from mri_edge.authoring.provenance import current_provenance
+from mri_edge.authoring.recalibration import recalibrated_scans
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
@@ -79,7 +80,10 @@ def evaluate(
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
     scans, found = find_scans(data, rule=labels, trained=trained)
     say(found.describe())
-    chosen = choose_scans(scans, split_of(bundle), role)
+    recalibrated = recalibrated_scans(bundle)
+    chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
+    if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
+        chosen.warnings.append(f"{known} of these images chose the temperature and threshold of this bundle.")
     with open_classifier(bundle, artifact, engine, provider, threads) as classifier:
         answers = classifier.predict_batches([scan.path for scan in chosen.scans])
         results = list(track(answers, "evaluate", len(chosen.scans)))
@@ -185,14 +189,21 @@ def split_of(bundle: Bundle) -> Split | None:
     return Split.find(documents, lambda file: bundle.read(documents[file]))
 
 
-def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) -> Chosen:
+def choose_scans(
+    scans: Sequence[Scan], split: Split | None, role: Role | None, recalibrated: Container[str] = ()
+) -> Chosen:
     """Choose the scans that may be scored, by comparing SHA-256 hashes with the split record.
+
+    ``recalibrated`` has the ``short`` SHA-256 of scans that chose the threshold: they are scored only with a ``role``.
 
     Raises
     ------
     DataError
         No scan may be scored, or ``role`` is ``"test"`` and test images are missing.
     """
+    others = [scan for scan in scans if role is not None or short(scan.sha256) not in recalibrated]
+    if len(others) < len(scans):
+        return _without_recalibration(scans, others, split)
     if split is None:
         if role == "test":
             raise DataError("the bundle has no split record: its test images are not known", "Omit --role")
@@ -225,6 +236,18 @@ def choose_scans(scans: Sequence[Scan], split: Split | None, role: Role | None) 
     if left_out:
         warnings.append(f"{left_out.total()} images are known from the bundle's training and left out.")
     return Chosen(kept, "images that were not in training (compared by SHA-256)", dict(left_out), warnings)
+
+
+def _without_recalibration(scans: Sequence[Scan], others: Sequence[Scan], split: Split | None) -> Chosen:
+    """Leave out the scans that the bundle was recalibrated on: their figures would look better than they are."""
+    if not others:
+        raise DataError(
+            f"all {len(scans)} images chose the temperature and threshold of this bundle: none may be scored",
+            "Its card has the figures to expect on them; name other images, or use --role all",
+        )
+    chosen, left_out = choose_scans(others, split, None), len(scans) - len(others)
+    warning = f"{left_out} images chose the temperature and threshold of this bundle and are left out."
+    return replace(chosen, left_out=chosen.left_out | {"recalibration": left_out}, warnings=[*chosen.warnings, warning])
 
 
 def _test_scans(scans: Sequence[Scan], split: Split) -> list[Scan]:

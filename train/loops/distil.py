@@ -62,7 +62,7 @@ class BundleTeacher:
         Raises
         ------
         DataError
-            A bundle has other labels or another input size.
+            A bundle has other labels or another input size, or is recalibrated.
         BundleError, EngineError
             A bundle cannot run on this machine.
         """
@@ -71,6 +71,11 @@ class BundleTeacher:
         size = (preprocessing.height, preprocessing.width)
         for bundle in bundles:
             manifest = bundle.manifest
+            if manifest.recalibration:
+                raise DataError(
+                    f"{bundle.folder}: is recalibrated for scans of one site, so it cannot be a teacher",
+                    "Name the bundle that it was made from",
+                )
             input_size = (manifest.preprocessing.height, manifest.preprocessing.width)
             if manifest.labels != labels.names or input_size != size:
                 raise DataError(

@@ -1,0 +1,155 @@
+"""A cross-validation's threshold changes the figures that depend on it, from recorded predictions, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mri_edge.bundles.bundle import EMBEDDED, Bundle
+from mri_edge.cli import run
+from mri_edge.errors import BundleError, DataError
+
+pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
+
+from mri_edge.train.crossval_threshold import OutOfFold, read_threshold, set_threshold
+
+RULE = "chosen by a test"
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    shutil.copytree(EMBEDDED / "small", tmp_path / "small")
+    return Bundle.open(tmp_path / "small")
+
+
+@pytest.fixture
+def crossval(bundle):
+    """The record of a cross-validation that fits the bundle."""
+    return {
+        "schema_version": 2,
+        "recipe": "small",
+        "labels": ["no tumour", "tumour"],
+        "positive": 1,
+        "split_fingerprint": bundle.manifest.training.split_fingerprint,
+        "threshold": {"value": 0.4, "rule": RULE},
+    }
+
+
+@pytest.fixture
+def read(bundle, tmp_path):
+    """Return a function that writes a record and reads its threshold."""
+
+    def write_and_read(record):
+        path = tmp_path / "crossval.json"
+        path.write_text(record if isinstance(record, str) else json.dumps(record))
+        return read_threshold(path, bundle.manifest)
+
+    return write_and_read
+
+
+def test_old_threshold_writes_the_same_bundle(bundle, tmp_path):
+    before = {entry.file: bundle.read(entry) for entry in bundle.entries()}
+    was = bundle.manifest
+    same = OutOfFold(was.threshold, was.training.details["threshold_rule"], ())
+    for out, overwrite in ((tmp_path / "new", False), (bundle.folder, True)):
+        set_threshold(bundle, out, same, overwrite=overwrite)
+        again = Bundle.open(out)
+        again.verify()
+        now = again.manifest
+        assert replace(now, documents=()) == replace(was, documents=())
+        assert sorted(now.documents, key=lambda entry: entry.file) == sorted(
+            was.documents, key=lambda entry: entry.file
+        )
+        assert {entry.file: again.read(entry) for entry in again.entries()} == before
+
+
+def test_threshold_of_another_model_or_other_images_is_rejected(crossval, read):
+    assert read(crossval) == OutOfFold(0.4, RULE, ())
+    others = ({"recipe": "robust"}, {"positive": 0}, {"labels": ["a", "b"]}, {"positive": None})
+    for other in (*others, {"split_fingerprint": "0" * 64}):
+        with pytest.raises(DataError, match=f"of another {next(iter(other)).replace('_', ' ')}"):
+            read(crossval | other)
+
+
+def test_a_record_without_a_split_is_taken_with_a_warning(crossval, read):
+    assert "does not record a split" in read(crossval | {"split_fingerprint": None}).warnings[0]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None, 0.4, {}, {"value": 0.4}, {"value": None, "rule": RULE}, {"value": 1.5, "rule": RULE},
+        {"value": True, "rule": RULE}, {"value": "0.4", "rule": RULE}, {"value": 0.4, "rule": 1},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_record_without_a_threshold_is_rejected(found, crossval, read):
+    with pytest.raises(DataError, match=r"has no threshold in \[0, 1\]"):
+        read(crossval | {"threshold": found})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"threshold": NaN}', "[" * 100_000], ids=lambda text: text[:9])
+def test_anything_else_is_rejected(text, read):
+    with pytest.raises(DataError):
+        read(text)
+
+
+def test_a_missing_record_is_rejected(bundle, tmp_path):
+    with pytest.raises(DataError, match="cannot read"):
+        read_threshold(tmp_path / "none.json", bundle.manifest)
+
+
+def test_new_threshold_changes_the_figures_that_depend_on_it(bundle, tmp_path):
+    record = set_threshold(bundle, tmp_path / "new", OutOfFold(0.3, RULE, ()))
+    assert record["original_threshold"] == bundle.manifest.threshold
+    changed = Bundle.open(tmp_path / "new")
+    changed.verify()
+    manifest = changed.manifest
+    assert json.loads(changed.manifest_bytes())["schema_version"] == 1  # every release knows a threshold
+    assert (manifest.threshold, manifest.training.details["threshold_rule"]) == (0.3, RULE)
+    assert manifest.title != bundle.manifest.title
+    card = (changed.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"at least 0.3, else the likeliest other label. The threshold: {RULE}." in card
+    test = json.loads((changed.folder / "metrics.json").read_bytes())["test"]
+    assert test == json.loads((bundle.folder / "metrics.json").read_bytes())["test"]
+    right = np.mean([(row["probabilities"][1] >= 0.3) == (row["label"] == 1) for row in test])
+    assert manifest.metrics["accuracy"].value == pytest.approx(right)
+    assert manifest.metrics["auc"] == bundle.manifest.metrics["auc"]
+    # Parity is the exporter's to count: until then the card says at which threshold it was.
+    assert (changed.folder / "parity.json").read_bytes() == (bundle.folder / "parity.json").read_bytes()
+    assert f"on the same images, counted at threshold {bundle.manifest.threshold:.4g}:" in card
+    assert "'mri-edge export' counts it again" in record["warnings"][0]
+
+
+def test_command_writes_a_new_unsigned_bundle(bundle, crossval, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crossval.json").write_text(json.dumps(crossval))
+    assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 0
+    printed, said = capfd.readouterr()
+    assert "threshold 0.4; before: 0.9076" in printed
+    assert "It is not signed. Sign it with" in printed
+    assert "warning: The parity of the artifacts was counted at the threshold before" in said
+    assert Bundle.open("small-recalibrated").manifest.threshold == 0.4
+    assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 2
+    assert "--overwrite" in capfd.readouterr().err
+    assert run(["recalibrate", "./small", "--crossval", "crossval.json", "--overwrite", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["metrics"]["accuracy"]["images"] == 51
+
+
+def test_bundles_that_cannot_have_it_are_rejected(bundle, tiny_bundle, tmp_path):
+    found = OutOfFold(0.3, RULE, ())
+    set_threshold(Bundle.open(tiny_bundle), tmp_path / "tiny-new", found)  # it has no figures to compute again
+    assert Bundle.open(tmp_path / "tiny-new").manifest.threshold == 0.3
+    manifest = bundle.manifest
+    for other, words in (
+        (replace(manifest, labels=("a", "b", "c")), "a threshold needs two labels"),
+        (replace(manifest, documents=()), "has no metrics.json"),
+        (replace(manifest, recalibration=object()), "is recalibrated"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            set_threshold(replace(bundle, manifest=other), tmp_path / "none", found)
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,240 @@
+"""``mri-edge recalibrate``: a new bundle with a temperature and a threshold for the scans of one site."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mri_edge.bundles.bundle import EMBEDDED, Bundle
+from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, VERBOSE, required_bundle_argument
+from mri_edge.commands.output import table
+from mri_edge.errors import UsageError, printable
+from mri_edge.inference.prediction import stdout_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NEEDED = ("sklearn", "scipy")
+
+_EPILOG = """\b
+Examples:
+  mri-edge recalibrate vgg16 --data our-scans/
+  mri-edge recalibrate vgg16 --data our-scans/ --prevalence 0.08 --groups patients.csv --out ours
+  mri-edge recalibrate vgg16 --data our-scans/ --sensitivity 0.98 --artifact model.int8.onnx --json
+  mri-edge recalibrate bundles/mine --crossval figures/crossval.json --out bundles/ours
+
+\b
+Which scans count: all that were not in the bundle's training (compared by SHA-256); copies count once.
+Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded model.
+"""
+
+
+class _Proportion(click.FloatRange):
+    """A number between 0 and 1, both excluded. NaN compares as neither below nor above, so it is refused as well."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True, max_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number. Raises click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number between 0 and 1.", param, ctx)
+        return number
+
+
+@click.command(epilog=_EPILOG)
+@required_bundle_argument
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of your labelled scans, one folder a label.")
+@click.option(
+    "--crossval",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="In place of --data: take the out-of-fold threshold of this crossval.json, from 'mri-edge train --cv'.",
+)
+@click.option(
+    "--prevalence",
+    type=_Proportion(),
+    help="Proportion of positives where the model will be used. The probabilities are calibrated for it, and precision "
+    "and negative predictive value are given. Default: each label has the same weight.",
+)
+@click.option(
+    "--sensitivity",
+    type=_Proportion(),
+    default=0.95,
+    show_default=True,
+    help="Least sensitivity on the scans that choose the threshold.",
+)
+@click.option(
+    "--groups",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Patient of each scan: columns file,group. The scans of a patient count as one.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new bundle; see below.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
+@ARTIFACT
+@ENGINE
+@PROVIDER
+@THREADS
+@VERBOSE
+@click.pass_context
+def recalibrate(
+    ctx: click.Context,
+    /,
+    model: str,
+    data: Path | None,
+    crossval: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Adapt a model to your own labelled scans: a new bundle, with figures to expect and their intervals.
+
+    Chooses a temperature, which makes probabilities as certain as they are right, and a threshold. Both are judged
+    on scans that did not choose them. With more than two labels there is a temperature only. The new bundle is not
+    signed: sign it with 'mri-edge bundle sign'. A scan that cannot be read is reported, and the exit code is 1.
+
+    Research use only: not a medical device.
+    """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise UsageError(
+            f"recalibration needs packages that are not installed: {', '.join(missing)}",
+            "pip install 'mri-edge[evaluate]'",
+        )
+    if (data is None) == (crossval is None):
+        received = "neither" if data is None else "both"
+        raise UsageError(f"--data or --crossval is needed. Received: {received}", "Name one of them")
+    bundle = Bundle.open(model)
+    target = out or _default_out(bundle)
+    if crossval is not None:
+        _check_no_data_option(ctx)
+        record = _from_crossval(bundle, crossval, target, overwrite)
+    elif data is not None:
+        record = _from_scans(bundle, data, target, overwrite, **options)
+    for failure in record.get("unreadable", ()):
+        click.echo(f"mri-edge: {failure['error']}", err=True)
+    for warning in record["warnings"]:
+        click.echo(f"mri-edge: warning: {warning}", err=True)
+    if as_json:
+        click.echo(stdout_json(record, indent=1))
+    else:
+        for line in _threshold_lines(record) if crossval is not None else _lines(record):
+            click.echo(printable(line))
+    return 1 if record.get("unreadable") else 0
+
+
+def _from_scans(
+    bundle: Bundle,
+    data: Path,
+    out: Path,
+    overwrite: bool,
+    *,
+    prevalence: float | None,
+    sensitivity: float,
+    groups: Path | None,
+    artifact: str | None,
+    engine: str | None,
+    provider: str,
+    threads: int | None,
+) -> dict[str, Any]:
+    from mri_edge.commands.progress import track
+    from mri_edge.inference.selection import RunOptions
+    from mri_edge.train.recalibration import recalibrate_bundle
+
+    return recalibrate_bundle(
+        bundle,
+        data,
+        out,
+        sensitivity=sensitivity,
+        prevalence=prevalence,
+        groups=groups,
+        run=RunOptions(artifact, engine, provider, threads),
+        overwrite=overwrite,
+        track=track,
+    )
+
+
+def _from_crossval(bundle: Bundle, crossval: Path, out: Path, overwrite: bool) -> dict[str, Any]:
+    from mri_edge.train.crossval_threshold import read_threshold, set_threshold
+
+    return set_threshold(bundle, out, read_threshold(crossval, bundle.manifest), overwrite=overwrite)
+
+
+def _check_no_data_option(ctx: click.Context) -> None:
+    """Raise UsageError if an option was given that has no meaning without scans."""
+    for name in ("prevalence", "sensitivity", "groups"):
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name} goes with --data, and --crossval has no scans", "Leave it out")
+
+
+def _default_out(bundle: Bundle) -> Path:
+    name = f"{bundle.folder.name.removesuffix('.mribundle')}-recalibrated"
+    return Path(name) if bundle.folder.parent == EMBEDDED else bundle.folder.parent / name
+
+
+def _lines(record: dict[str, Any]) -> Iterator[str]:
+    from mri_edge.authoring.recalibration import NAMES
+
+    data, labels = record["data"], record["labels"]
+    counts = ", ".join(
+        f"{count} {label} ({independent} independent)"
+        for label, count, independent in zip(labels, data["by_label"], data["independent_by_label"], strict=True)
+    )
+    yield (
+        f"{record['original']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
+        f"{record['provider']}, {record['threads']} threads"
+    )
+    yield f"{data['folder']}: {data['images']} scans: {counts}"
+    prevalence = record["prevalence"]
+    calibrated = "each label has the same weight" if prevalence is None else f"for a prevalence of {prevalence:g}"
+    yield f"temperature {record['temperature']:.4g}, {calibrated}"
+    if len(labels) > 2:
+        yield "no threshold: the model has more than two labels, so the answer is the likeliest one"
+    else:
+        before = (
+            "the likeliest label" if record["original_threshold"] is None else f"{record['original_threshold']:.4g}"
+        )
+        yield f"threshold {record['threshold']:.4g}, for {labels[record['positive']]!r}; before: {before}"
+    yield ""
+    rows = [("on such scans, 95% intervals", "before", "expected")]
+    for name, metric in record["expected"].items():
+        rows.append((NAMES.get(name, name), _figure(record["before"][name]), _figure(metric)))
+    loss = record["log_loss"]
+    rows.append(("log loss of the probabilities", f"{loss['before']:.3f}", f"{loss['expected']:.3f}"))
+    yield from table(rows, heading=False)
+    yield ""
+    yield "Expected: temperature and threshold are chosen on 4/5 of the scans and judged on the rest, five times."
+    if len(labels) == 2 and prevalence is None:
+        yield "Precision and negative predictive value depend on the prevalence: name it with --prevalence."
+    yield from _written(record)
+
+
+def _threshold_lines(record: dict[str, Any]) -> Iterator[str]:
+    before = "the likeliest label" if record["original_threshold"] is None else f"{record['original_threshold']:.4g}"
+    yield f"{record['original']}: threshold {record['threshold']:.4g}; before: {before}"
+    yield f"chosen: {record['threshold_rule']}"
+    yield ""
+    rows = [("test images, 95% intervals", "before", "after")]
+    for name, metric in record["metrics"].items():
+        rows.append((name.replace("_", " "), _figure(record["metrics_before"].get(name)), _figure(metric)))
+    yield from table(rows, heading=False)
+    yield from _written(record)
+
+
+def _written(record: dict[str, Any]) -> Iterator[str]:
+    yield f"written to {record['bundle']}: {record['model']}"
+    yield f"It is not signed. Sign it with: mri-edge bundle sign {record['bundle']} --key KEY"
+    yield record["notice"]
+
+
+def _figure(metric: dict[str, Any] | None) -> str:
+    from mri_edge.authoring.intervals import with_interval
+
+    return "" if metric is None else with_interval(metric["value"], metric["low"], metric["high"])

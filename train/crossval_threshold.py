@@ -1,0 +1,178 @@
+"""Put the out-of-fold threshold of a cross-validation into a bundle, and compute the figures that depend on it again.
+
+The model does not run: its answers for the test images are in ``metrics.json``. A threshold alone needs no
+recalibration in the manifest, so every release reads the new bundle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mri_edge.authoring.card import METRICS
+from mri_edge.authoring.writer import BundleWriter, check_target, rewrite_bundle
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import parse
+from mri_edge.bundles.manifest import Manifest
+from mri_edge.errors import BundleError, DataError, ManifestError
+from mri_edge.inference.prediction import NOTICE
+
+from .bundle import metrics_document
+from .evaluation.metrics import measure
+
+_LIMIT = 1 << 30  # bytes of a record; one of 4,000 images has some 10 MB
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """The threshold of a cross-validation, how it was chosen, and warnings."""
+
+    value: float
+    rule: str
+    warnings: tuple[str, ...]
+
+
+def read_threshold(path: Path, manifest: Manifest) -> OutOfFold:
+    """Read the threshold of ``crossval.json``, and check that the record is of the bundle's kind of model.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, is no such record, has no threshold, or is of another recipe, of other labels or images.
+    """
+    record = _read(path)
+    training = manifest.training
+    expected = {"recipe": training.recipe, "labels": list(manifest.labels), "positive": manifest.positive}
+    # The same images in the same roles, so that no test image of the model influenced the threshold.
+    if record.get("split_fingerprint") is not None:
+        expected["split_fingerprint"] = training.split_fingerprint
+    for name, wanted in expected.items():
+        if record.get(name) != wanted:
+            raise DataError(
+                f"{path}: the cross-validation is of another {name.replace('_', ' ')}. Received: {record.get(name)!r}, "
+                f"the bundle has {wanted!r}",
+                "Cross-validate the recipe and the data of this bundle",
+            )
+    found = record.get("threshold")
+    value, rule = (found.get("value"), found.get("rule")) if isinstance(found, dict) else (None, None)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value <= 1
+        or not isinstance(rule, str)
+    ):
+        raise DataError(
+            f"{path}: has no threshold in [0, 1] with its rule. Received: {found!r:.80}",
+            "Run the cross-validation again: finished folds are kept",
+        )
+    warnings = []
+    if "split_fingerprint" not in expected:
+        warnings.append(f"{path} does not record a split: whether test images influenced the threshold is not known.")
+    return OutOfFold(float(value), rule, tuple(warnings))
+
+
+def set_threshold(bundle: Bundle, out: Path, found: OutOfFold, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write the bundle with the new threshold to ``out``, and return a record in plain types.
+
+    ``out`` may be the bundle itself, with ``overwrite``.
+
+    Raises
+    ------
+    BundleError
+        The bundle is recalibrated, has more than two labels, or has no record of its answers.
+    UsageError, OutputError
+        ``out`` cannot be used or written.
+    """
+    check_target(out, overwrite=overwrite)
+    old = bundle.manifest
+    _check_bundle(bundle)
+    warnings = list(found.warnings)
+    if found.value != old.threshold and any(artifact.parity for artifact in old.artifacts):
+        warnings.append(
+            "The parity of the artifacts was counted at the threshold before: 'mri-edge export' counts it again."
+        )
+    in_place = not bundle.archive and out.resolve() == bundle.folder.resolve()
+    with rewrite_bundle(bundle, None if in_place else out) as writer:
+        details = {**old.training.details, "threshold_rule": found.rule}
+        writer.update(threshold=found.value, training=replace(old.training, details=details))
+        _update_metrics(writer, bundle)
+        new = writer.manifest
+    return {
+        "bundle": str(out),
+        "model": new.title,
+        "original": old.title,
+        "threshold": new.threshold,
+        "original_threshold": old.threshold,
+        "threshold_rule": found.rule,
+        "metrics": {name: asdict(metric) for name, metric in new.metrics.items()},
+        "metrics_before": {name: asdict(metric) for name, metric in old.metrics.items()},
+        "warnings": warnings,
+        "signed": False,
+        "notice": NOTICE,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LIMIT + 1)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot read ({error.strerror})", "Name the crossval.json of a cross-validation"
+        ) from error
+    if len(text) > _LIMIT:
+        raise DataError(f"{path}: is larger than {_LIMIT >> 20} MiB", "Name the crossval.json of a cross-validation")
+    try:
+        record = parse(text, str(path))
+    except ManifestError as error:
+        raise DataError(error.problem, "Name the crossval.json of a cross-validation") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: is not a record of a cross-validation", "Name its crossval.json")
+    return record
+
+
+def _check_bundle(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    if len(manifest.labels) != 2:
+        raise BundleError(f"{bundle.folder}: a threshold needs two labels. Received: {', '.join(manifest.labels)}")
+    if manifest.recalibration:
+        raise BundleError(
+            f"{bundle.folder}: is recalibrated, so its threshold is on another scale",
+            "Name the bundle that it was made from",
+        )
+    if manifest.metrics and all(document.file != METRICS for document in manifest.documents):
+        raise BundleError(f"{bundle.folder}: has no {METRICS}, from which its figures could be computed again")
+
+
+def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
+    """Compute ``metrics.json`` and the manifest's metrics again from the recorded answers to the test images."""
+    document = next((document for document in bundle.manifest.documents if document.file == METRICS), None)
+    if document is None:
+        return
+    manifest = writer.manifest
+    known = parse(bundle.read(document), METRICS)
+    try:
+        test = known["test"]
+        y_true = np.array([image["label"] for image in test], np.intp)
+        probabilities = np.array([image["probabilities"] for image in test], np.float32)
+        # A shipped bundle names images by their hashes; the folder of each label is taken from the old record.
+        folder = {entry["label"]: entry["folder"] for entry in known["folders"]}
+        files = [
+            image["file"] if "/" in image["file"] else f"{folder[image['label']]}/{image['file']}" for image in test
+        ]
+        history = known["history"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.folder}: {METRICS} is not what training writes ({error!r})", "Train the model again"
+        ) from error
+    metrics = measure(y_true, probabilities, manifest.positive, manifest.threshold)
+    writer.update(metrics=metrics)
+    answers = (y_true, probabilities, manifest.positive, manifest.threshold)
+    text = metrics_document(files, *answers, metrics, history, names=manifest.labels)
+    content = json.loads(text)
+    content["test"] = test
+    writer.add_document(METRICS, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,297 @@
+"""Recalibrate a bundle for the labelled scans of one site: a new bundle with a temperature and a threshold of its own.
+
+The artifacts stay as they are. The manifest of the new bundle says how their answers are changed, so that one
+recalibration holds for every engine and format. It is not covered by the signature of the original bundle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.authoring.recalibration import RECALIBRATION, recalibrated_scans
+from mri_edge.authoring.writer import check_target, rewrite_bundle
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import RECALIBRATED_VERSION, Manifest, Recalibration
+from mri_edge.bundles.split import Split, short
+from mri_edge.errors import DataError, UsageError
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.prediction import NOTICE, Failure, Prediction
+from mri_edge.inference.selection import RunOptions
+from mri_edge.storage.atomic import fingerprint
+from mri_edge.train.data import duplicates
+from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.grouping import read_patients
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.evaluation.evaluate import split_of
+from mri_edge.train.evaluation.recalibration import FOLDS, Answers, Goal, Recalibrated, fewest, recalibrate
+
+Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
+
+# Scans in memory at a time: the classifier decodes three batches ahead and keeps each picture until it is hashed.
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The scans to use, the number of scans left out by reason, and warnings."""
+
+    scans: list[Scan]
+    left_out: dict[str, int]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The scans that were read with the answers to them, those that were not, and what ran."""
+
+    scans: list[Scan]
+    answers: Answers
+    unreadable: list[dict[str, str]]
+    unlike_training: int
+    ran: dict[str, Any]
+
+
+def recalibrate_bundle(
+    bundle: Bundle,
+    data: Path,
+    out: Path,
+    *,
+    sensitivity: float,
+    prevalence: float | None = None,
+    groups: Path | None = None,
+    run: RunOptions | None = None,
+    overwrite: bool = False,
+    track: Track = lambda results, label, total: results,
+) -> dict[str, Any]:
+    """Write the recalibrated bundle to ``out``, and return a record in plain types: what the command prints.
+
+    Parameters
+    ----------
+    data
+        Folder of class folders, as ``find_scans`` reads it.
+    sensitivity
+        Least sensitivity on the scans that choose the threshold, in (0, 1).
+    prevalence
+        Proportion of positives where the bundle will be used, in (0, 1); None weights each label equally.
+    groups
+        CSV file with the patient of each scan, as ``grouping.read_patients`` reads it.
+    run
+        How to run the artifact that is measured.
+    track
+        Wraps the results while they come, to show how far they are: results, label, number.
+
+    Raises
+    ------
+    DataError
+        The folders do not match the labels, all scans are known from training, none can be read, or too few.
+    GateError
+        The answers cannot be distinguished from chance.
+    UsageError
+        ``out`` cannot be used, or a prevalence was given for more than two labels.
+    BundleError, EngineError, OutputError
+        The artifact cannot be run, or the new bundle cannot be written.
+    """
+    check_target(out, overwrite=overwrite)
+    manifest = bundle.manifest
+    if len(manifest.labels) > 2 and prevalence is not None:
+        raise UsageError("a prevalence needs a model of two labels", "Leave out --prevalence")
+    chosen = _choose_scans(bundle, data, sensitivity)
+    patients = read_patients(groups, chosen.scans) if groups else None
+    reading = _read(bundle, chosen.scans, patients, run or RunOptions(), track)
+    goal = Goal(manifest.positive or 0, sensitivity, prevalence)
+    before = manifest.recalibration.original_threshold if manifest.recalibration else manifest.threshold
+    result = recalibrate(reading.answers, manifest.labels, goal, before)
+    entry = _entry(manifest, reading, goal, result, before)
+    warnings = [*chosen.warnings, *_warnings(bundle, reading), *result.warnings]
+    figures = {
+        "folds": [asdict(fold) for fold in result.folds],
+        "before": {name: asdict(metric) for name, metric in result.before.items()},
+        "expected": {name: asdict(metric) for name, metric in result.expected.items()},
+        "log_loss": {"before": result.log_loss_before, "expected": result.log_loss},
+    }
+    with rewrite_bundle(bundle, out) as writer:
+        writer.update(threshold=result.fit.threshold, recalibration=entry, schema_version=RECALIBRATED_VERSION)
+        # Hashes and no names: the document is passed on with the bundle, and evaluation leaves these scans out.
+        hashes = sorted(short(scan.sha256) for scan in reading.scans)
+        writer.add_document(RECALIBRATION, json.dumps({**figures, "scans": hashes}, indent=1) + "\n")
+        new = writer.manifest
+    return {
+        "bundle": str(out),
+        "model": new.title,
+        "original": manifest.title,
+        **reading.ran,
+        "labels": list(manifest.labels),
+        "positive": manifest.positive,
+        "temperature": entry.temperature,
+        "log_odds_offset": entry.log_odds_offset,
+        "prevalence": prevalence,
+        "target_sensitivity": sensitivity if len(manifest.labels) == 2 else None,
+        "threshold": new.threshold,
+        "original_threshold": before,
+        "threshold_rule": entry.threshold_rule,
+        "data": {
+            "folder": str(data),
+            "fingerprint": entry.fingerprint,
+            "images": len(reading.scans),
+            "by_label": list(entry.scans.values()),
+            "independent_by_label": list(entry.independent_scans.values()),
+            "left_out": chosen.left_out,
+        },
+        **figures,
+        "warnings": warnings,
+        "unreadable": reading.unreadable,
+        "signed": False,
+        "created": entry.created,
+        "notice": NOTICE,
+    }
+
+
+def _choose_scans(bundle: Bundle, data: Path, sensitivity: float) -> _Chosen:
+    """List the scans that may recalibrate: no image that training knows, and of copies one.
+
+    Raises DataError if a label has no scan, or one file has two labels.
+    """
+    manifest = bundle.manifest
+    scans, _ = find_scans(data, trained=Labels(manifest.labels, manifest.positive, manifest.training.classes))
+    split = split_of(bundle)
+    roles = {short(image.sha256): image.role for image in split.images} if split else {}
+    left_out: Counter[str] = Counter()
+    label_of: dict[str, Scan] = {}
+    for scan in scans:
+        if role := roles.get(short(scan.sha256)):
+            left_out[role] += 1
+        elif first := label_of.get(scan.sha256):
+            if first.label != scan.label:
+                raise DataError(f"{first.file} and {scan.file} are the same file with two labels", "Remove one of them")
+            left_out["copy"] += 1
+        else:
+            label_of[scan.sha256] = scan
+    kept = list(label_of.values())
+    if not kept:
+        raise DataError(
+            f"all {len(scans)} images are known from the bundle's training ({_counted(left_out)})",
+            "Recalibrate with scans of your own",
+        )
+    for index, label in enumerate(manifest.labels):
+        if all(scan.label != index for scan in kept):
+            raise DataError(
+                f"{data}: no scan of {label!r} that training does not know, and every label of the bundle is needed",
+                f"At least {max(fewest(sensitivity))} scans of each label are a beginning",
+            )
+    warnings = [_known(left_out, split)] if left_out or split is None else []
+    return _Chosen(kept, dict(left_out), warnings)
+
+
+def _known(left_out: Counter[str], split: Split | None) -> str:
+    if split is None:
+        return "The bundle has no split record: whether these scans were in its training is not known."
+    return f"Left out: {_counted(left_out)} (known from training, or copies of another scan)."
+
+
+def _counted(roles: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(roles.items()))
+
+
+def _read(
+    bundle: Bundle, scans: Sequence[Scan], patients: Sequence[str] | None, run: RunOptions, track: Track
+) -> _Reading:
+    """Classify the scans without a recalibration, and find near-duplicates. Pictures are not kept."""
+    raw = replace(bundle, manifest=replace(bundle.manifest, recalibration=None))
+    known = {str(scan.path): row for row, scan in enumerate(scans)}
+    rows, probabilities, hashes, unreadable, unlike = [], [], [], [], 0
+    with Classifier.load_with(run, raw) as classifier:
+        results = classifier.predict_batches((scan.path for scan in scans), batch_size=_BATCH, keep_pixels=True)
+        for result in track(results, "recalibrate", len(scans)):
+            row = known[result.source or ""]
+            problem = _problem(result)
+            if problem is not None or not isinstance(result, Prediction) or result.pixels is None:
+                if result.index == 0:
+                    unreadable.append({"file": scans[row].file, "error": problem or "not read"})
+                continue
+            rows.append(row)
+            probabilities.append(np.fromiter(result.probabilities.values(), np.float32))
+            hashes.append(duplicates.difference_hash(result.pixels))
+            unlike += any(warning.code == "unlike_training" for warning in result.warnings)
+        ran = {
+            "artefact": classifier.artifact.file,
+            "precision": classifier.artifact.precision,
+            "engine": classifier.engine.name,
+            "provider": classifier.engine.provider,
+            "threads": classifier.engine.threads,
+        }
+    if not rows:
+        raise DataError(f"none of {len(scans)} images can be read, {unreadable[0]['error']}", "Name other scans")
+    read = [scans[row] for row in rows]
+    group = _groups(np.stack(hashes), [patients[row] for row in rows] if patients else None)
+    label = np.array([scan.label for scan in read], np.intp)
+    return _Reading(read, Answers(np.stack(probabilities), label, group), unreadable, unlike, ran)
+
+
+def _groups(hashes: duplicates.Hashes, patients: list[str] | None) -> NDArray[np.intp]:
+    """Return the group of each scan (N,). Without patients, scans that look the same are compared with others once."""
+    if patients:
+        return duplicates.groups(hashes, patients=patients)
+    different, place = np.unique(hashes, axis=0, return_inverse=True)
+    return duplicates.groups(different)[place.ravel()]
+
+
+def _problem(result: Prediction | Failure) -> str | None:
+    """Return why a result cannot be used, or None. A label is about a file, so a file must hold one frame."""
+    if isinstance(result, Failure):
+        return result.error.problem
+    return None if result.frames == 1 else f"{result.source}: holds {result.frames} frames, one is needed"
+
+
+def _entry(
+    manifest: Manifest, reading: _Reading, goal: Goal, result: Recalibrated, before: float | None
+) -> Recalibration:
+    counts = [int((reading.answers.label == index).sum()) for index in range(len(manifest.labels))]
+    if result.fit.threshold is None:
+        rule = "none: the likeliest label of more than two"
+    else:
+        rule = (
+            f"best Youden index among those of at least {goal.sensitivity:g} sensitivity, on {sum(counts)} scans of "
+            f"the site where it is used; {FOLDS} folds judge it"
+        )
+    return Recalibration(
+        temperature=result.fit.temperature,
+        log_odds_offset=goal.log_odds_offset,
+        prevalence=goal.prevalence,
+        original_threshold=before,
+        threshold_rule=rule,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        artifact=reading.ran["artefact"],
+        engine=reading.ran["engine"],
+        provider=reading.ran["provider"],
+        scans=dict(zip(manifest.labels, counts, strict=True)),
+        independent_scans=dict(zip(manifest.labels, result.independent, strict=True)),
+        fingerprint=fingerprint(sorted(f"{scan.sha256}\0{scan.label}" for scan in reading.scans)),
+        metrics=result.expected,
+    )
+
+
+def _warnings(bundle: Bundle, reading: _Reading) -> list[str]:
+    warnings = []
+    if reading.unlike_training:
+        warnings.append(f"{reading.unlike_training} of {len(reading.scans)} scans are unlike the training images.")
+    others = [entry.file for entry in bundle.manifest.artifacts if entry.file != reading.ran["artefact"]]
+    if others:
+        warnings.append(
+            f"The figures are those of {reading.ran['artefact']}; other artifacts of the bundle were not measured: "
+            f"{', '.join(others)}."
+        )
+    earlier = recalibrated_scans(bundle)
+    if known := sum(short(scan.sha256) in earlier for scan in reading.scans):
+        warnings.append(
+            f"{known} of the scans recalibrated this bundle before; the new recalibration replaces that one."
+        )
+    return warnings
