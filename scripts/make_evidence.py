@@ -38,7 +38,7 @@ _OF_LABEL = ("sensitivity", "precision", "f1", "auc")
 _HELD_OUT = (
     "whole sources",
     "blocks of patients",
-    "slices (optimistic: neighbouring slices of one patient on both sides)",
+    "slices (optimistic: neighboring slices of one patient on both sides)",
 )
 _HOW = (
     "each fold holds out one source and trains on the others.",
@@ -49,7 +49,7 @@ _WHY_OPTIMISTIC = (
     "settings of the recipe were chosen on images of these sources.",
     "the sources do not name patients, so a patient at the border of two blocks is on both sides. Every source is on "
     "both sides, too. Settings of the recipe were chosen on these images.",
-    "neighbouring slices of one patient are on both sides, and so is every source. Settings of the recipe were chosen "
+    "neighboring slices of one patient are on both sides, and so is every source. Settings of the recipe were chosen "
     "on these images.",
 )
 
@@ -109,10 +109,17 @@ class Study:
             (
                 f"- **Held out**: {_HOW[self.rank].format(grouping=record['grouping'])}",
                 f"- **Optimistic**: {_WHY_OPTIMISTIC[self.rank]}",
+                f"- **Intervals**: {self._intervals()}",
                 f"- **Command**: `{_command(record)}`, {self._seeds()}, {_folds(record)}, {self._length()}.",
                 f"- **Record**: {self.link}, with the answer to every image.",
             )
         )
+
+    def _intervals(self) -> str:
+        """Return whether the intervals account for patients."""
+        if self.record.get("patients") or "blocks" in self.record["grouping"]:
+            return "they account for the groups: images of one group are not independent."
+        return "too narrow, because slices of one patient count as independent. Near-duplicates do not."
 
     def _length(self) -> str:
         """Return how long each model was trained."""

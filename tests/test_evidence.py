@@ -112,7 +112,7 @@ def test_hardest_question_comes_first(root: Path) -> None:
     page = pages[PAGE]
     lead = page[page.index("## Results") : page.index("###")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lead.splitlines() if line.startswith("|")][2:]
-    optimistic = "slices (optimistic: neighbouring slices of one patient on both sides)"
+    optimistic = "slices (optimistic: neighboring slices of one patient on both sides)"
     assert [row[:3] for row in rows] == [
         ["whole sources", "first", "robust"],
         ["whole sources", "second", "robust"],
