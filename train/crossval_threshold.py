@@ -171,8 +171,16 @@ def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
         ) from error
     metrics = measure(y_true, probabilities, manifest.positive, manifest.threshold)
     writer.update(metrics=metrics)
-    answers = (y_true, probabilities, manifest.positive, manifest.threshold)
-    text = metrics_document(files, *answers, metrics, history, names=manifest.labels)
+    text = metrics_document(
+        files,
+        y_true,
+        probabilities,
+        manifest.positive,
+        manifest.threshold,
+        metrics,
+        history,
+        names=manifest.labels,
+    )
     content = json.loads(text)
     content["test"] = test
     writer.add_document(METRICS, json.dumps(content, indent=1) + "\n")

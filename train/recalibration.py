@@ -83,7 +83,7 @@ def recalibrate_bundle(
     prevalence
         Proportion of positives where the bundle will be used, in (0, 1); None weights each label equally.
     groups
-        CSV file with the patient of each scan, as ``grouping.read_patients`` reads it.
+        CSV file with the patient of each scan, as ``read_patients`` reads it.
     run
         How to run the artifact that is measured.
     track

@@ -21,7 +21,7 @@ from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Scan, find_scans
 from mri_edge.train.data.grouping import BLOCK_SIZE, GroupRule, group_scans, parse_groups, read_patients
 from mri_edge.train.data.labels import Labels
-from mri_edge.train.data.order import THUMBNAIL, measure_order, numbered, thumbnail
+from mri_edge.train.data.order import THUMBNAIL, FileOrder, measure_order, numbered, thumbnail
 from mri_edge.train.data.selection import select
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.distilled import SMALL
@@ -93,28 +93,33 @@ def test_number_is_the_last_of_the_file_name(file, name):
 
 def test_order_of_patients_is_recognized():
     scans, thumbnails = patients_in_order("a/glioma", patients=30, slices=8)
-    [source] = measure_order(scans, thumbnails)
-    assert source.pooled.name == "a"
-    assert source.pooled.fraction > 0.8
-    assert source.pooled.low > 3 * source.pooled.chance
-    assert source.pooled.carries_identity
-    assert source.folders[0].images == 240
+    [folder] = measure_order(scans, thumbnails)
+    assert (folder.folder, folder.images) == ("a/glioma", 240)
+    assert folder.fraction > 0.8
+    assert folder.low > 3 * folder.chance
+    assert folder.carries_identity
+
+
+def test_few_neighbors_among_strangers_do_not_make_an_order():
+    """Blocks of a folder like nickparvar's healthy one would be joined to a single group by near-duplicates."""
+    assert not FileOrder("notumor", images=451, fraction=0.071, low=0.05, high=0.1, chance=0.01).carries_identity
+    assert FileOrder("glioma", images=1114, fraction=0.7, low=0.67, high=0.72, chance=0.008).carries_identity
 
 
 def test_random_order_is_not_taken_for_identity():
     scans, thumbnails = patients_in_order("a/glioma", patients=30, slices=8)
     shuffled = np.random.default_rng(1).permutation(len(scans))
-    [source] = measure_order(scans, thumbnails[shuffled])
-    assert not source.pooled.carries_identity
-    assert source.pooled.fraction == pytest.approx(source.pooled.chance, abs=0.05)
+    [folder] = measure_order(scans, thumbnails[shuffled])
+    assert not folder.carries_identity
+    assert folder.fraction == pytest.approx(folder.chance, abs=0.05)
 
 
 def test_chance_is_the_mean_fraction_of_neighbors():
     files = ["a/x1.png", "a/x4.png", "a/x20.png", "a/y3.png", "a/none.png"]
     scans = [scan(file) for file in files]
     thumbnails = np.random.default_rng(0).integers(0, 256, (5, THUMBNAIL, THUMBNAIL), dtype=np.uint8)
-    [source] = measure_order(scans, thumbnails)
-    assert source.folders[0].chance == pytest.approx(2 / 20)  # x1 and x4, of five files with four others each
+    [folder] = measure_order(scans, thumbnails)
+    assert folder.chance == pytest.approx(2 / 20)  # x1 and x4, of five files with four others each
 
 
 def test_sampled_and_chunked_search_finds_the_nearest_image(monkeypatch):
@@ -125,14 +130,14 @@ def test_sampled_and_chunked_search_finds_the_nearest_image(monkeypatch):
     assert measure_order(scans, thumbnails) == [whole]
     monkeypatch.setattr("mri_edge.train.data.order._QUERIES", 30)
     [sampled] = measure_order(scans, thumbnails)
-    assert sampled.pooled.images == 30
-    assert sampled.pooled.fraction == pytest.approx(whole.pooled.fraction, abs=0.15)
+    assert sampled.images == 30
+    assert sampled.fraction == pytest.approx(whole.fraction, abs=0.15)
 
 
 def test_single_image_and_flat_images_are_measured_without_a_warning():
     flat = np.zeros((3, THUMBNAIL, THUMBNAIL), np.uint8)
-    assert not measure_order([scan("a/1.png")], flat[:1])[0].pooled.carries_identity
-    assert not measure_order([scan(f"a/{index}.png") for index in (1, 50, 99)], flat)[0].pooled.carries_identity
+    assert not measure_order([scan("a/1.png")], flat[:1])[0].carries_identity
+    assert not measure_order([scan(f"a/{index}.png") for index in (1, 50, 99)], flat)[0].carries_identity
 
 
 def test_thumbnail_is_gray_and_small():
@@ -143,27 +148,34 @@ def test_thumbnail_is_gray_and_small():
 def test_order_of_the_public_collections(scans):
     found, _ = find_scans(scans)
     data = collect(found, Preprocessing(height=8, width=8), rule=GroupRule(block=40), with_slices=False)
-    by_name = {source.pooled.name: source for source in data.order}
-    assert by_name["nickparvar-train"].pooled.carries_identity
-    assert not by_name["navoneel"].pooled.carries_identity
-    fractions = {folder.name.rpartition("/")[2]: folder.fraction for folder in by_name["nickparvar-train"].folders}
-    assert fractions == pytest.approx(
-        {"glioma": 0.70, "meningioma": 0.63, "pituitary": 0.76, "notumor": 0.07}, abs=0.02
+    assert {folder.folder: folder.fraction for folder in data.order} == pytest.approx(
+        {
+            "navoneel/no": 0.13,
+            "navoneel/yes": 0.08,
+            "nickparvar-train/glioma": 0.70,
+            "nickparvar-train/meningioma": 0.63,
+            "nickparvar-train/notumor": 0.07,
+            "nickparvar-train/pituitary": 0.76,
+        },
+        abs=0.02,
     )
-    assert data.grouping == "blocks of 40 numbers in nickparvar-train, joined with near-duplicates"
+    assert data.grouping == (
+        "blocks of 40 numbers in nickparvar-train/glioma, nickparvar-train/meningioma, nickparvar-train/pituitary, "
+        "joined with near-duplicates"
+    )
 
 
 # --- grouping
 
 
-def test_blocks_are_used_only_in_ordered_sources():
+def test_blocks_are_used_only_in_ordered_folders():
     ordered, thumbnails = patients_in_order("a/glioma", patients=30, slices=8)
     other = [scan(f"b/glioma/{index}.jpg") for index in range(240)]
-    everyone = [*ordered, *other]
+    both_scans = [*ordered, *other]
     both = np.concatenate([thumbnails, np.random.default_rng(3).integers(0, 256, thumbnails.shape, dtype=np.uint8)])
-    order = measure_order(everyone, both)
-    found = group_scans(everyone, far_apart(480), order, GroupRule(block=40))
-    assert found.text == "blocks of 40 numbers in a, joined with near-duplicates"
+    order = measure_order(both_scans, both)
+    found = group_scans(both_scans, far_apart(480), order, GroupRule(block=40))
+    assert found.text == "blocks of 40 numbers in a/glioma, joined with near-duplicates"
     assert [len(set(found.group[start : start + 40])) for start in range(0, 240, 40)] == [1] * 6
     assert len(set(found.group)) == 6 + 240
     alone = group_scans(other, far_apart(240), measure_order(other, both[240:]), GroupRule(block=40))
@@ -248,7 +260,7 @@ def test_audit_recommends_blocks_only_where_they_help():
     data = dataclasses.replace(collection_of(label, np.arange(240)), scans=scans, order=order)
     said: list[str] = []
     audit(data, None, said.append)
-    assert "File order carries identity in a (" in said[-1]
+    assert "File order carries identity in a/glioma." in said[-1]
     assert said[-1].endswith("Use --groups blocks to keep neighbors together.")
     said.clear()
     audit(data, GroupRule(block=40), said.append)
@@ -268,9 +280,9 @@ def numbered_patients(tmp_path):
     for folder in ("no", "yes"):
         (tmp_path / "data" / "a" / folder).mkdir(parents=True)
         for patient in range(24):
-            face = rng.integers(0, 200, (32, 32))
+            slice_pixels = rng.integers(0, 200, (32, 32))
             for number in range(5):
-                pixels = np.clip(face + rng.integers(0, 56, (32, 32)), 0, 255).astype(np.uint8)
+                pixels = np.clip(slice_pixels + rng.integers(0, 56, (32, 32)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / "a" / folder / f"{patient * 5 + number}.png")
     return tmp_path / "data"
 
@@ -286,10 +298,10 @@ def test_no_fold_divides_a_block(numbered_patients, recipe, seed):
     recipe = small_version(recipe)
     selection = select(numbered_patients, None, (), GroupRule(block=10))
     data = collect(selection.scans, recipe.preprocessing, rule=selection.rule)
-    assert data.grouping == "blocks of 10 numbers in a, joined with near-duplicates"
-    everyone = np.ones(len(data.scans), bool)
+    assert data.grouping == "blocks of 10 numbers in a/no, a/yes, joined with near-duplicates"
+    trainable = np.ones(len(data.scans), bool)
     block = np.array([f"{one.folder}/{numbered(one.file)[1] // 10}" for one in data.scans])
-    folds = crossval._make_folds(data, everyone, recipe, 3, seed)
+    folds = crossval._make_folds(data, trainable, recipe, 3, seed)
     assert sorted(np.concatenate([fold.held for fold in folds])) == list(range(len(data.scans)))
     for fold in folds:
         parts = [set(block[rows]) for rows in (fold.held, fold.train, fold.validation)]
@@ -332,7 +344,8 @@ def test_cross_validation_uses_blocks_by_default(numbered_patients, tmp_path, mo
         )
     assert "labels: no tumour = no; tumour = yes (positive: tumour)" in said
     assert any(
-        text.startswith("groups: blocks of 40 numbers in a, joined with near-duplicates; 6 groups") for text in said
+        text.startswith("groups: blocks of 40 numbers in a/no, a/yes, joined with near-duplicates; 6 groups")
+        for text in said
     )
 
 
@@ -366,8 +379,8 @@ def test_seed_changes_validation_images_and_not_test_images(two_sources):
 def test_folds_of_another_seed_calibrate_on_other_images(two_sources):
     recipe = small_version(ROBUST)
     data = collect(find_scans(two_sources)[0], recipe.preprocessing)
-    everyone = np.ones(len(data.scans), bool)
-    [one], [other] = (crossval._make_folds(data, everyone, recipe, 2, seed)[:1] for seed in (0, 1))
+    trainable = np.ones(len(data.scans), bool)
+    [one], [other] = (crossval._make_folds(data, trainable, recipe, 2, seed)[:1] for seed in (0, 1))
     np.testing.assert_array_equal(one.held, other.held)
     assert set(one.validation) != set(other.validation)
 

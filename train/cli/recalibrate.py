@@ -97,7 +97,7 @@ def recalibrate(
 ) -> int:
     """Adapt a model to your own labelled scans: a new bundle, with figures to expect and their intervals.
 
-    Chooses a temperature, which makes probabilities as certain as they are right, and a threshold. Both are judged
+    Chooses a temperature, which calibrates the probabilities, and a threshold. Both are judged
     on scans that did not choose them. With more than two labels there is a temperature only. The new bundle is not
     signed: sign it with 'mri-edge bundle sign'. A scan that cannot be read is reported, and the exit code is 1.
 

@@ -96,7 +96,7 @@ TRAINING = {
         "--groups",
         metavar="RULE",
         help="Scans that no split or fold divides, besides near-duplicates. blocks: 40 consecutive numbers of the file "
-        "names of a folder (blocks:SIZE: another number), in sources where file order carries identity. "
+        "names of a folder (blocks:SIZE: another number), in folders where file order carries identity. "
         "near-duplicates: nothing more. A CSV file with the columns file,group: the patient of each file.  [default: "
         "near-duplicates, or blocks with --cv]",
     ),

@@ -15,7 +15,7 @@ from .collection import Collection
 from .duplicates import SAME_SLICE_BITS, Hashes, close_pairs
 from .folder import Scan
 from .grouping import BLOCKS, NEAR_DUPLICATES, GroupRule
-from .order import NEIGHBORS, SourceOrder
+from .order import NEIGHBORS, FileOrder
 
 _SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
 
@@ -23,7 +23,7 @@ _SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all
 def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) -> list[Finding]:
     """Find duplicates and contradictions, and pass tables of them and of the order of files to ``say``.
 
-    The table of the order, with a recommendation, is left out if no source is ordered or if ``rule`` keeps neighbors
+    The table of the order, with a recommendation, is left out if no folder is ordered or if ``rule`` keeps neighbors
     together already. ``rule`` is the value of ``--groups``, None if it was not given.
     """
     findings = inspect(data.scans, data.hashes)
@@ -31,10 +31,9 @@ def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) 
         say(table(data.scans, findings))
     if rule is not None:
         say(f"groups: {data.grouping}; {len(np.unique(data.group))} groups of {len(data.scans)} images")
-    if rule is None or not (rule.block or rule.patients):
-        ordered = [source for source in data.order if source.pooled.carries_identity]
-        if ordered:
-            say(order_table(ordered))
+    divides_neighbors = rule is None or not (rule.block or rule.patients)
+    if divides_neighbors and any(folder.carries_identity for folder in data.order):
+        say(order_table(data.order))
     return findings
 
 
@@ -101,21 +100,16 @@ def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
-def order_table(ordered: Sequence[SourceOrder]) -> str:
-    """Format the measurement of ordered sources as lines of text, with a recommendation as the last line."""
-    folders = [folder for source in ordered for folder in source.folders]
-    width = max(len(folder.name) for folder in folders)
+def order_table(order: Sequence[FileOrder]) -> str:
+    """Format the measurement of all class folders as lines of text, with a recommendation as the last line."""
+    width = max(len(folder.folder) for folder in order)
     lines = [f"{'nearest image by number':<{width}}  images  within {NEIGHBORS} [95% interval]  by chance"]
     lines += [
-        f"{folder.name:<{width}}  {folder.images:>6}  {folder.fraction:>8.2f} [{folder.low:.2f}, {folder.high:.2f}]"
+        f"{folder.folder:<{width}}  {folder.images:>6}  {folder.fraction:>8.2f} [{folder.low:.2f}, {folder.high:.2f}]"
         f"{'':<3}{folder.chance:>10.3f}"
-        for folder in folders
+        for folder in order
     ]
-    found = ", ".join(
-        f"{source.pooled.name or 'the data'} ({source.pooled.fraction:.2f} of images against "
-        f"{source.pooled.chance:.2f} by chance)"
-        for source in ordered
-    )
+    found = ", ".join(folder.folder for folder in order if folder.carries_identity)
     return "\n".join(
         [*lines, f"File order carries identity in {found}. Use --groups {BLOCKS} to keep neighbors together."]
     )

@@ -22,7 +22,7 @@ from mri_edge.train.transforms.mri import Slice
 from .duplicates import HASH_BITS, Hashes, difference_hash
 from .folder import Scan
 from .grouping import NEAR_DUPLICATES, GroupRule, group_scans
-from .order import THUMBNAIL, SourceOrder, measure_order, thumbnail
+from .order import THUMBNAIL, FileOrder, measure_order, thumbnail
 
 Indices = NDArray[np.intp]
 
@@ -47,7 +47,7 @@ class Collection:
     group: Indices
     hashes: Hashes
     grouping: str = NEAR_DUPLICATES
-    order: Sequence[SourceOrder] = ()
+    order: Sequence[FileOrder] = ()
 
 
 def collect(

@@ -14,7 +14,7 @@ from mri_edge.errors import DataError, UsageError
 
 from .duplicates import Hashes, groups
 from .folder import Scan
-from .order import SourceOrder, numbered
+from .order import FileOrder, numbered
 
 NEAR_DUPLICATES, BLOCKS = "near-duplicates", "blocks"
 BLOCK_SIZE = 40  # numbers; patients of the collections that were measured have about 10 to 40 slices
@@ -95,26 +95,26 @@ def read_patients(path: Path, scans: Sequence[Scan]) -> list[str]:
 def group_scans(
     scans: Sequence[Scan],
     hashes: Hashes,
-    order: Sequence[SourceOrder],
+    order: Sequence[FileOrder],
     rule: GroupRule,
     patients: Sequence[str] | None = None,
 ) -> Grouping:
-    """Apply a rule. Blocks are used only in the sources in which the order of files carries identity.
+    """Apply a rule. Blocks are used only in the class folders in which the order of files carries identity.
 
     A block has consecutive numbers of one class folder and one prefix of file names. A file without a number is a
-    group of its own, as is every file of the other sources, unless it has near-duplicates.
+    group of its own, as is every file of the other folders, unless it has near-duplicates.
     """
     joined = f"joined with {NEAR_DUPLICATES}"
     if rule.patients:
         return Grouping(groups(hashes, patients=patients), f"patients in {rule.patients.name}, {joined}")
     if not rule.block:
         return Grouping(groups(hashes), NEAR_DUPLICATES)
-    ordered = [source.pooled.name for source in order if source.pooled.carries_identity]
+    ordered = [folder.folder for folder in order if folder.carries_identity]
     if not ordered:
         return Grouping(groups(hashes), f"{NEAR_DUPLICATES} (file order carries no identity, so there are no blocks)")
-    keys = [_block(scan, rule.block) if scan.source in ordered else scan.file for scan in scans]
-    where = f" in {', '.join(ordered)}" if any(ordered) else ""
-    return Grouping(groups(hashes, patients=keys), f"blocks of {rule.block} numbers{where}, {joined}")
+    keys = [_block(scan, rule.block) if scan.folder in ordered else scan.file for scan in scans]
+    text = f"blocks of {rule.block} numbers in {', '.join(ordered)}, {joined}"
+    return Grouping(groups(hashes, patients=keys), text)
 
 
 def _block(scan: Scan, size: int) -> str:
