@@ -326,12 +326,12 @@ def test_keys_of_a_newer_release_are_ignored_at_every_level_and_dropped_when_wri
     assert "newer" not in path.read_text()
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", None, 1.5, [1]])
+@pytest.mark.parametrize("version", [0, 3, 99, "1", None, 1.5, [1]])
 def test_another_schema_version_is_refused_with_a_message(tiny_bundle: Path, version: object) -> None:
     path = tiny_bundle / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
     with pytest.raises(
-        ManifestError, match=r"schema version must be 1. Received: .*A newer bundle needs a newer mri-edge"
+        ManifestError, match=r"schema version must be 1 or 2. Received: .*A newer bundle needs a newer mri-edge"
     ):
         Bundle.open(tiny_bundle)
 
