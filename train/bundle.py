@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # writing the bundle does not need Keras
     from mri_edge.train.models.weights import BackboneWeights
 
 LIMITS = (
-    "Scanners and patients of the training images are not recorded. Says nothing of other organs, other diseases, what "
-    "lies outside the picture, or pictures of another kind than those: it gives such a label all the same."
+    "Scanners and patients of the training images are not recorded. The model always answers with one of its labels, "
+    "also for other organs, other diseases, findings outside the picture, and other kinds of pictures."
 )
 
 

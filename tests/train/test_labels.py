@@ -89,7 +89,9 @@ TRAINED = Labels(("healthy", "tumor"), 1, {"healthy": ["clear"], "tumor": ["glio
 def test_folders_match_a_model_by_its_training_folders_and_label_names():
     matched = match_labels(["Clear", "glioma", "tumor"], TRAINED)
     assert matched == Labels(("healthy", "tumor"), 1, {"healthy": ["Clear"], "tumor": ["glioma", "tumor"]})
-    assert match_labels(["pituitary"], TRAINED).folders == {"healthy": [], "tumor": ["pituitary"]}
+    alone = match_labels(["pituitary"], TRAINED)
+    assert alone.folders == {"healthy": [], "tumor": ["pituitary"]}
+    assert alone.describe() == "labels: healthy (no folder); tumor = pituitary (positive: tumor)"
 
 
 def test_mapping_overrides_the_folders_of_a_model():
@@ -114,6 +116,22 @@ def test_mapping_overrides_the_folders_of_a_model():
 def test_unequal_label_sets_are_rejected_with_both_sets_and_an_example(folders, rule, message):
     with pytest.raises(DataError, match=message):
         match_labels(folders, TRAINED, rule)
+
+
+def test_train_and_evaluate_share_their_training_options():
+    from mri_edge.train.cli.evaluate import evaluate
+    from mri_edge.train.cli.train import TRAINING, train
+
+    texts = [
+        {
+            option.name: (option.opts, option.help, option.default)
+            for option in command.params
+            if option.name in TRAINING
+        }
+        for command in (train, evaluate)
+    ]
+    assert texts[0] == texts[1]
+    assert set(texts[0]) == set(TRAINING) >= {"labels", "groups", "positive", "seed"}
 
 
 def test_label_without_images_is_rejected_before_training(folders):

@@ -33,7 +33,8 @@ class Labels:
         parts = []
         for name in self.names:
             folders = self.folders.get(name, [])
-            parts.append(name if folders in ([], [name]) else f"{name} = {', '.join(folders)}")
+            mapped = f"{name} = {', '.join(folders)}" if folders else f"{name} (no folder)"
+            parts.append(name if folders == [name] else mapped)
         positive = "no positive label" if self.positive is None else f"positive: {self.positive_name}"
         return f"labels: {'; '.join(parts)} ({positive})"
 
