@@ -31,6 +31,7 @@ from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
 from mri_edge.storage.staging import lock_folder, locked_temp_folder
 from mri_edge.train.data.audit import audit, check_groups
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
+from mri_edge.train.data.duplicates import groups as near_duplicates
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.grouping import BLOCKS, parse_groups
 from mri_edge.train.data.labels import Labels
@@ -519,13 +520,14 @@ def _claim(out: Path, identity: str, *, overwrite: bool) -> None:
 def _bundle_split(
     data: Collection, recipe: RecipeSpec, labels: Labels, seed: int, left_out: Sequence[Scan]
 ) -> tuple[Split | None, NDArray[np.bool_]]:
-    """Return the split of a bundle of this recipe on these data, and which images (N,) may choose its threshold.
+    """Return the split of a bundle trained without ``--groups``, and which images (N,) may choose its threshold.
 
     The images that test the bundle, and images near them, may not. If the data cannot be split, there is no bundle, and
     only the reference's test images are excluded.
     """
+    plain = dataclasses.replace(data, group=near_duplicates(data.hashes))
     try:
-        split = assign_roles(data, recipe.split, "reference", labels.names, left_out, seed)
+        split = assign_roles(plain, recipe.split, "reference", labels.names, left_out, seed)
     except DataError:
         return None, may_train(data)
     roles = np.array([image.role for image in split.images[: len(data.scans)]])

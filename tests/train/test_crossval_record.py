@@ -24,6 +24,7 @@ from mri_edge.train.data.labels import Labels
 from mri_edge.train.evaluation.crossval_figures import (
     BinaryAnswers,
     figures_from,
+    threshold_for,
     threshold_of,
     thresholds_of_other_folds,
 )
@@ -47,7 +48,7 @@ def collection(labels: Labels, per_label: int = 60, copies: int = 2) -> Collecti
     source = np.where(np.arange(count) // copies % 2 == 0, "a", "b")
     folders = [f"{where}/{labels.names[one]}" for one, where in zip(label, source, strict=True)]
     scans = [
-        Scan(Path("x"), f"{folder}/{index}.png", folder, int(label[index]), f"{index:064x}")
+        Scan(Path("x"), f"{folder}/{index}.png", folder, int(label[index]), f"{index:016x}" * 4)
         for index, folder in enumerate(folders)
     ]
     hashes = np.random.default_rng(0).random((count, duplicates.HASH_BITS)) < 0.5
@@ -242,6 +243,25 @@ def test_images_that_test_a_bundle_choose_no_threshold(tmp_path, trainings):
     for index in np.flatnonzero(~selectable):
         changed["images"]["probabilities"]["model"][index] = [0.9, 0.1]
     assert figures_from(changed)["threshold"]["value"] == record["threshold"]["value"]
+
+
+def test_threshold_of_a_bundle_is_chosen_without_its_own_test_images(tmp_path, trainings):
+    data = collection(TWO)
+    record = score(tmp_path, "reference", TWO, data=data)
+    assert threshold_for(record, []) == record["threshold"]
+    tested = np.flatnonzero(record["images"]["selectable"])[::5]
+    found = threshold_for(record, [data.scans[row].sha256 for row in tested])
+    assert found["images"] == np.count_nonzero(
+        np.array(record["images"]["selectable"], bool) & ~np.isin(data.group, data.group[tested])
+    )
+    # Other answers to the test images and their groups change nothing.
+    changed = json.loads(to_json(record))
+    for index in np.flatnonzero(np.isin(data.group, data.group[tested])):
+        changed["images"]["probabilities"]["model"][index] = [0.9, 0.1]
+    again = threshold_for(changed, [data.scans[row].sha256[:16] for row in tested])
+    assert (again["value"], again["by_fold"]) == (found["value"], found["by_fold"])
+    (tmp_path / "four").mkdir()
+    assert threshold_for(score(tmp_path / "four", "reference", FOUR), []) is None
 
 
 def test_answers_of_one_class_choose_no_threshold():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from mri_edge.bundles.manifest import Metric
+from mri_edge.bundles.split import short
 from mri_edge.train.data.collection import Indices
 from mri_edge.train.transforms.mri import CHANGES
 
@@ -70,6 +71,35 @@ def figures_from(record: Mapping[str, Any]) -> dict[str, Any]:
         "mean_of_folds": {name: _mean_of_folds([fold["models"][name] for fold in by_fold]) for name in images.called},
     }
     return found | _threshold_figures(images, names, positive) | _compare_students(images, positive)
+
+
+def threshold_for(record: Mapping[str, Any], tested: Collection[str]) -> dict[str, Any] | None:
+    """Choose the threshold of a bundle on the out-of-fold answers of a record, without the bundle's test images.
+
+    Parameters
+    ----------
+    record
+        As for ``figures_from``.
+    tested
+        SHA-256 of the bundle's test images, of any number of digits from 16. Images of their groups choose nothing
+        either, nor do those that the record excludes.
+
+    Returns
+    -------
+    The entry ``threshold`` of a record, or None if there is no positive label or no image of one of the classes.
+
+    Raises
+    ------
+    DataError
+        The record has another schema version.
+    """
+    images = ScoredImages.of(record)
+    test = np.isin(images.sha256, [short(sha256) for sha256 in tested])
+    selectable = images.selectable & ~np.isin(images.group, images.group[test])
+    found: dict[str, Any] | None = _threshold_figures(
+        replace(images, selectable=selectable), record["labels"], record["positive"]
+    )["threshold"]
+    return found
 
 
 def figures(

@@ -19,7 +19,7 @@ Schema version 2, one for every recipe. Every metric is ``{value, low, high, ima
 ``excluded``, ``patients``
     Files that the user excluded, and the name of the file with the patients, or null.
 ``split_fingerprint``
-    Of the split that a bundle of this recipe gets on these data, or null if they cannot be split.
+    Of the split that a bundle of this recipe gets on these data without ``--groups``, or null if they cannot be split.
 ``calibration``
     ``{model: [{fold, temperature, threshold}]}``: what each fold's model got from its own validation images; either
     value may be null.
@@ -39,7 +39,8 @@ Schema version 2, one for every recipe. Every metric is ``{value, low, high, ima
     Chosen on the out-of-fold answers of all folds: ``{value, rule, images}``. With at least two folds also ``by_fold``,
     ``[{fold, value}]``, each chosen on the answers of the other folds, and ``sensitivity`` and ``specificity``, in
     which each fold is judged at its value of ``by_fold``. Null without a positive label, or if the answers are all of
-    one class. Of a distillation, it is that of the students.
+    one class. Of a distillation, it is that of the students. ``crossval_figures.threshold_for`` chooses one for any
+    bundle.
 ``pooled_at_threshold_of_other_folds``
     ``{model: figures}`` at the thresholds ``threshold.by_fold``, where there are any.
 ``student_minus_teacher``, ``student_minus_teacher_by_fold``, ``student_minus_teacher_at_threshold_of_other_folds``
@@ -79,10 +80,11 @@ _DIGITS = 6  # of probabilities
 class ScoredImages:
     """The columns of a record as arrays, with one entry per image.
 
-    ``folder`` is the class folder, ``selectable`` bool. ``probabilities`` float64 (N, classes) and ``called`` are of
-    each model.
+    ``sha256`` has 16 digits, ``folder`` is the class folder, ``selectable`` is bool. ``probabilities`` float64
+    (N, classes) and ``called`` are of each model.
     """
 
+    sha256: NDArray[np.str_]
     folder: NDArray[np.str_]
     label: Indices
     group: Indices
@@ -111,6 +113,7 @@ class ScoredImages:
             )
         columns = record["images"]
         return cls(
+            sha256=np.array(columns["sha256"], np.str_),
             folder=np.array([file.rpartition("/")[0] for file in columns["file"]], np.str_),
             source=np.array(columns["source"], np.str_),
             selectable=np.array(columns["selectable"], bool),
