@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mri_edge.authoring.labels import KNOWN_FOLDERS
+from mri_edge.authoring.labels import KNOWN_FOLDERS, describe_labels
 from mri_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,14 +37,10 @@ class ModelDescription:
 
     def describe_labels(self) -> str:
         """The labels as one line: ``labels: healthy = no; tumor = glioma, pituitary (positive: tumor)``."""
-        parts = [
-            label if folders == [label] else f"{label} = {', '.join(folders)}"
-            for label, folders in self.classes.items()
-        ]
-        positive = "no positive label" if self.positive is None else f"positive: {self.labels[self.positive]}"
+        positive = None if self.positive is None else self.labels[self.positive]
         used = {Path(folder).parts[0] for folders in self.classes.values() for folder in folders}
         unused = ", ".join(folder for folder in _folders(self.data) if folder not in used)
-        return f"labels: {'; '.join(parts)} ({positive}){f'; folders not used: {unused}' if unused else ''}"
+        return describe_labels(self.classes, positive) + (f"; folders not used: {unused}" if unused else "")
 
 
 def parse_description(

@@ -38,7 +38,7 @@ _OF_LABEL = ("sensitivity", "precision", "f1", "auc")
 _HELD_OUT = (
     "whole sources",
     "blocks of patients",
-    "slices (optimistic: neighbouring slices of one patient on both sides)",
+    "slices (optimistic: neighboring slices of one patient on both sides)",
 )
 _HOW = (
     "each fold holds out one source and trains on the others.",
@@ -49,7 +49,7 @@ _WHY_OPTIMISTIC = (
     "settings of the recipe were chosen on images of these sources.",
     "the sources do not name patients, so a patient at the border of two blocks is on both sides. Every source is on "
     "both sides, too. Settings of the recipe were chosen on these images.",
-    "neighbouring slices of one patient are on both sides, and so is every source. Settings of the recipe were chosen "
+    "neighboring slices of one patient are on both sides, and so is every source. Settings of the recipe were chosen "
     "on these images.",
 )
 
@@ -109,10 +109,17 @@ class Study:
             (
                 f"- **Held out**: {_HOW[self.rank].format(grouping=record['grouping'])}",
                 f"- **Optimistic**: {_WHY_OPTIMISTIC[self.rank]}",
+                f"- **Intervals**: {self._intervals()}",
                 f"- **Command**: `{_command(record)}`, {self._seeds()}, {_folds(record)}, {self._length()}.",
                 f"- **Record**: {self.link}, with the answer to every image.",
             )
         )
+
+    def _intervals(self) -> str:
+        """Return whether the intervals account for patients."""
+        if self.record.get("patients") or self.record["grouping"].startswith("blocks"):
+            return "they account for the groups: images of one group are not independent."
+        return "too narrow, because slices of one patient count as independent. Near-duplicates do not."
 
     def _length(self) -> str:
         """Return how long each model was trained."""
@@ -172,7 +179,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
     )
     before, _, rest = (root / README).read_text(encoding="utf-8").partition(f"{BEGIN}\n")
     after = rest.partition(END)[2]
-    summary = "\n\n".join(text for text in (_models(bundles), _sentence(two)) if text)
+    summary = "\n\n".join(text for text in (_models(bundles), _held_out_list(two)) if text)
     return {PAGE: page, README: f"{before}{BEGIN}\n{summary}\n{END}{after}"}
 
 
@@ -202,30 +209,41 @@ def _length(schedule: Mapping[str, Any]) -> str:
 def _folds(record: Mapping[str, Any]) -> str:
     scored = len(record["folds_scored"])
     total = record["folds"] or scored
-    return f"{total} folds" if scored == total else f"{scored} of {total} folds"
+    folds = "1 fold" if total == 1 else f"{total} folds"
+    return folds if scored == total else f"{scored} of {folds}"
 
 
 # Two labels.
 
 
-def _lead(studies: Iterable[Study]) -> str:
-    rows = [
-        (study.held_out, tested, study.name(model), _images(figures), *_values(figures, _MAIN))
+def _rows_of(studies: Sequence[Study]) -> list[tuple[Study, str, str, Mapping[str, Any]]]:
+    """Return study, what was tested, model and figures, without teachers that another study has as its model."""
+    trained = {(study.rank, study.record["recipe"]) for study in studies}
+    return [
+        (study, tested, model, figures)
         for study in studies
         for tested, model, figures in study.tested()
+        if model != TEACHER or (study.rank, study.record["teacher"]["recipe"]) not in trained
+    ]
+
+
+def _lead(studies: Sequence[Study]) -> str:
+    rows = [
+        (study.held_out, tested, study.name(model), _images(figures), *_values(figures, _MAIN))
+        for study, tested, model, figures in _rows_of(studies)
     ]
     return _table(("held out", "tested on", "recipe", "images", *_names(_MAIN)), rows, text=3)
 
 
-def _sentence(studies: Iterable[Study]) -> str:
-    """Return the figures that hold out most, in one sentence for README; none if only slices were held out."""
-    found = [
-        f"{study.name(model)} with {study.held_out} held out, on {tested}: {_value(figures, 'auc')}"
-        for study in studies
-        for tested, model, figures in study.tested()
-        if study.rank < 2
-    ]
-    return f"AUC of the recipes on images that no fold trained on: {'; '.join(found)}." if found else ""
+def _held_out_list(studies: Sequence[Study]) -> str:
+    """Return the AUC of the studies that hold out more than slices, as a list for README."""
+    found: dict[str, list[str]] = {}
+    for study, tested, model, figures in _rows_of(studies):
+        if study.rank < 2:
+            subject = f"`{study.record['recipe']}`, {study.held_out} held out"
+            of = "" if len(study.models) == 1 else f" ({model})"
+            found.setdefault(f"{subject}{of}", []).append(f"{_value(figures, 'auc')} on {tested}")
+    return "\n".join(f"- {subject}: AUC {', '.join(values)}" for subject, values in found.items())
 
 
 def _tables(study: Study) -> list[str]:
@@ -297,12 +315,13 @@ def _thresholds(studies: Iterable[Study]) -> str:
     return _table(("record", "threshold", "images", "sensitivity", "specificity"), rows)
 
 
-def _drawn(studies: Iterable[Study], bundles: Mapping[str, Any]) -> str:
+def _drawn(studies: Sequence[Study], bundles: Mapping[str, Any]) -> str:
     rows = []
     for study in studies:
         if not study.record["threshold"]:
             continue
-        for recipe, models in _recipes(study).items():
+        shown = [model for found, _, model, _ in _rows_of(studies) if found is study]
+        for recipe, models in _recipes(study, list(dict.fromkeys(shown))).items():
             thresholds = draw_thresholds(study.record, models)
             low, median, high = np.percentile(thresholds, (2.5, 50, 97.5))
             shipped = [
@@ -316,10 +335,10 @@ def _drawn(studies: Iterable[Study], bundles: Mapping[str, Any]) -> str:
     return _table(("answers of", "median", "middle 95%", "embedded model"), rows)
 
 
-def _recipes(study: Study) -> dict[str, list[str]]:
+def _recipes(study: Study, models: Iterable[str]) -> dict[str, list[str]]:
     """Return the models of each recipe; the teacher has another recipe than its students."""
     found: dict[str, list[str]] = {}
-    for model in study.models:
+    for model in models:
         recipe = study.record["teacher"]["recipe"] if model == TEACHER else study.record["recipe"]
         found.setdefault(recipe, []).append(model)
     return found

@@ -112,7 +112,7 @@ def test_hardest_question_comes_first(root: Path) -> None:
     page = pages[PAGE]
     lead = page[page.index("## Results") : page.index("###")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lead.splitlines() if line.startswith("|")][2:]
-    optimistic = "slices (optimistic: neighbouring slices of one patient on both sides)"
+    optimistic = "slices (optimistic: neighboring slices of one patient on both sides)"
     assert [row[:3] for row in rows] == [
         ["whole sources", "first", "robust"],
         ["whole sources", "second", "robust"],
@@ -131,8 +131,19 @@ def test_hardest_question_comes_first(root: Path) -> None:
     assert "`mri-edge train PATH --cv 2`, seed 1, 2 folds, 1,240 steps." in page
     assert "2 folds, 620 steps for the teacher, 20 epochs for the students." in page
     # README shows what holds out most, and no figure of slices.
-    assert f"on first: {rows[0][4]}" in pages[README]
+    assert f"whole sources held out: AUC {rows[0][4]} on first, {rows[1][4]} on second" in pages[README]
     assert all(row[4] not in pages[README] for row in rows[3:])
+
+
+def test_teacher_with_a_record_of_its_own_is_listed_once(root: Path) -> None:
+    add(root, "robust-slices", record(seed=1))
+    add(root, "small-slices", record(models=("teacher", "student 0")))
+    page = build(root)[PAGE]
+    lead = page[page.index("## Results") : page.index("###")]
+    assert "| robust |" in lead
+    assert "| small, student 0 |" in lead
+    assert "teacher" not in lead
+    assert "its teacher" not in page[page.index("## Thresholds") : page.index("## Embedded")]
 
 
 def test_shipped_threshold_is_compared_with_random_eighths(root: Path) -> None:

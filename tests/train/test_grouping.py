@@ -385,6 +385,30 @@ def test_seed_changes_validation_images_and_not_test_images(two_sources):
     assert len({tuple(image.file for image in split.of("validation")) for split in splits.values()}) == 3
 
 
+def blocks_with_a_giant() -> Collection:
+    """Return 400 scans of each label in groups of 10, of which 200 of the second label are one group."""
+    group = np.concatenate([np.arange(400) // 10, 40 + np.arange(200) // 10, np.full(200, 60)])
+    return collection_of(np.repeat([0, 1], 400), group)
+
+
+def test_giant_group_trains_instead_of_being_the_test():
+    data = blocks_with_a_giant()
+    test = roles.choose_test("grouped", data.label, data.group, test_fraction=0.2, seed=42)
+    assert not test[data.group == 60].any()
+    assert len(np.unique(data.group[test & (data.label == 1)])) > 1
+    for seed in (0, 1):
+        split = roles.choose_roles(data, "grouped", (), seed)
+        role = np.array([image.role for image in split.images])
+        assert set(role[data.group == 60]) == {"train"}
+
+
+def test_seeds_validate_on_other_groups_even_if_groups_are_large():
+    data = blocks_with_a_giant()
+    everyone = np.arange(len(data.scans))
+    held = [set(data.group[roles.hold_out(data, everyone, 8, seed)]) for seed in range(7)]
+    assert all(len(one & other) < len(one) for index, one in enumerate(held) for other in held[:index])
+
+
 def test_folds_of_another_seed_calibrate_on_other_images(two_sources):
     recipe = small_version(ROBUST)
     data = collect(find_scans(two_sources)[0], recipe.preprocessing)

@@ -170,6 +170,18 @@ def test_report_is_self_contained(trained):
     assert "tumour called no tumour" in page, "the confusion matrix names its labels"
 
 
+def test_picture_of_a_scan_is_not_passed_on(trained, tmp_path):
+    """A slim bundle has no report, and a full bundle is not packed."""
+    from mri_edge.cli import run
+
+    _, bundle, _ = trained
+    assert (
+        run(["bundle", "slim", str(bundle.folder), "--artifact", "model.keras", "--out", str(tmp_path / "slim")]) == 0
+    )
+    assert not (tmp_path / "slim" / "report").exists()
+    assert run(["bundle", "pack", str(bundle.folder), "--out", str(tmp_path / "full.mribundle")]) == 3
+
+
 def test_plots_are_readable_on_both_backgrounds(trained):
     """Every color of a plot is a variable, which a plot in a file of its own defines for both backgrounds."""
     _, bundle, _ = trained
@@ -189,7 +201,7 @@ def test_report_shows_what_the_reference_published(trained):
 
     result, _, _ = trained
     curve = RocCurve("tumour", roc(result.truth == 1, result.probabilities[:, 1]))
-    plot = _roc([curve], compare=True)
+    plot = _roc([curve], None, compare=True)
     assert plot.svg.count("reference: answers of") == 4  # twice in the legend, twice in the text for screen readers
     assert "reference: AUC 0.97, curve not published" in plot.svg
     assert "reference: loss not published" in _history_plot(result.history, "loss", compare=True).svg

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS
+from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS, describe_labels
 from mri_edge.errors import DataError, UsageError
 
 FOLDERS = "folders"  # the value of --labels that keeps every folder as a label
@@ -30,13 +30,7 @@ class Labels:
 
     def describe(self) -> str:
         """Return the mapping as one line: ``"labels: no tumour = no; tumour = glioma, yes (positive: tumour)"``."""
-        parts = []
-        for name in self.names:
-            folders = self.folders.get(name, [])
-            mapped = f"{name} = {', '.join(folders)}" if folders else f"{name} (no folder)"
-            parts.append(name if folders == [name] else mapped)
-        positive = "no positive label" if self.positive is None else f"positive: {self.positive_name}"
-        return f"labels: {'; '.join(parts)} ({positive})"
+        return describe_labels({name: self.folders.get(name, []) for name in self.names}, self.positive_name)
 
 
 def choose_labels(folders: Iterable[str], positive: str | None = None, rule: str | None = None) -> Labels:

@@ -95,8 +95,8 @@ def choose_test(
     indices = np.arange(len(labels))
     try:
         if split == "grouped":
-            folds = StratifiedGroupKFold(round(1 / test_fraction), shuffle=True, random_state=seed)
-            _, test = next(folds.split(indices, labels, groups))
+            splitter = StratifiedGroupKFold(round(1 / test_fraction), shuffle=True, random_state=seed)
+            test = _of_several_groups([held for _, held in splitter.split(indices, labels, groups)], groups)[0]
         else:
             keep = labels if split == "stratified" else None
             _, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=keep)
@@ -171,8 +171,23 @@ def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
 
 
 def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS, seed: int = 0) -> Indices:
-    """Return the positions in ``candidates`` that the first of ``parts`` grouped folds holds out."""
-    return grouped_folds(data, candidates, parts, seed)[0]
+    """Return the positions in ``candidates`` that one of ``parts`` grouped folds holds out.
+
+    ``seed`` chooses the fold: shuffling alone hardly changes folds of large groups, which are assigned by size. A fold
+    that is mostly a single group is passed over.
+    """
+    folds = _of_several_groups(grouped_folds(data, candidates, parts, seed), data.group[candidates])
+    return folds[seed % len(folds)]
+
+
+def _of_several_groups(folds: Sequence[Indices], group: Indices) -> Sequence[Indices]:
+    """Return the folds in which no group (N,) has more than half of the images, or all folds if there are none.
+
+    scikit-learn assigns the largest groups first, so the first fold has the largest one. Near-duplicates may join
+    blocks of numbers to a group of hundreds, which can train a model, but as a test counts as a single case.
+    """
+    several = [held for held in folds if np.unique(group[held], return_counts=True)[1].max() <= len(held) / 2]
+    return several or folds
 
 
 def grouped_folds(data: Collection, candidates: Indices, parts: int, seed: int = 0) -> list[Indices]:

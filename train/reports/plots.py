@@ -32,6 +32,7 @@ _DASHES = ("-", "--", ":", "-.")
 _SIZE = (3.9, 4.2)  # inches, of a square plot with a legend below
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
+    "text.parse_math": False,  # a label may contain dollar signs
     "font.size": 10,
     "axes.titlesize": 10,
     "text.color": COLORS["ink"],
@@ -198,7 +199,8 @@ def confusion_plot(panels: Sequence[tuple[str, Sequence[Sequence[int]]]], names:
         for row, truth in enumerate(names)
         for column, called in enumerate(names)
     )
-    caption = "Images by true label (rows) and label given by the model (columns). Percentages are of the row."
+    shades = "Shades" if labels > 6 else "Shades and percentages"
+    caption = f"Images by true label (rows) and by the model's label (columns). {shades} are proportions of the row."
     return _plot(figure, "Confusion matrix", caption, described, wide=width > 8)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def draw_report(
     figures = by_label(test.labels, probabilities, called, labels.names)
     plots = {"confusion-matrix": _confusion(test.labels, called, labels, compare=compare)}
     if curves := _curves(test.labels, probabilities, figures, labels):
-        plots["roc"] = _roc(curves, compare=compare)
+        plots["roc"] = _roc(curves, _chosen(metrics, labels, threshold), compare=compare)
     if history:
         plots["accuracy"] = _history_plot(history, "accuracy", compare=compare)
         plots["loss"] = _history_plot(history, "loss", compare=compare)
@@ -127,14 +127,24 @@ def _curves(
     ]
 
 
-def _roc(curves: Sequence[RocCurve], *, compare: bool) -> Plot:
+def _chosen(metrics: dict[str, Metric], labels: Labels, threshold: float | None) -> OperatingPoint | None:
+    """Return the point of the model's answers, or None without a positive label or with images of one kind only."""
+    if labels.positive is None or not {"sensitivity", "specificity"} <= metrics.keys():
+        return None
+    label = "its answers" if threshold is None else "at the threshold"
+    of = f"{labels.names[labels.positive]}, " if len(labels.names) > 2 else ""
+    sensitivity, specificity = (asdict(metrics[name]) for name in ("sensitivity", "specificity"))
+    return OperatingPoint(f"{of}{label}, 95% intervals", sensitivity, specificity)
+
+
+def _roc(curves: Sequence[RocCurve], chosen: OperatingPoint | None, *, compare: bool) -> Plot:
     if not compare:
-        return roc_plot(curves)
+        return roc_plot(curves, chosen)
     points = [
         OperatingPoint(f"reference: answers of {run}", {"value": rows["1"][1]}, {"value": rows["0"][1]})
         for run, rows in (("its report", reference.REPORT), ("another run", reference.OTHER_RUN))
     ]
-    return roc_plot(curves, published=points, note=f"reference: AUC {reference.AUC:.2f}, curve not published")
+    return roc_plot(curves, chosen, points, note=f"reference: AUC {reference.AUC:.2f}, curve not published")
 
 
 def _history_plot(history: Sequence[Epoch], quantity: str, *, compare: bool) -> Plot:
