@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mri_edge.bundles.manifest import MANIFEST
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import DataError
 from mri_edge.scans import readers
@@ -84,6 +85,8 @@ def _class_folders(data: Path) -> dict[str, Path]:
         raise DataError(f"{data}: no such folder", "Name a folder that contains one folder per class")
     classes: dict[str, Path] = {}
     for folder in _folders(data):
+        if (folder / MANIFEST).is_file():
+            raise DataError(f"{folder}: is a bundle, not a folder of scans", f"Move it out of {data}")
         inner = _folders(folder)
         for class_folder in inner if inner and not _pictures(folder) else [folder]:
             classes[class_folder.relative_to(data).as_posix()] = class_folder
