@@ -43,7 +43,8 @@ def find_scans(
     Raises
     ------
     UsageError, DataError
-        The folder does not exist or has a class without images; or as for ``choose_labels`` or ``match_labels``.
+        The folder does not exist or has a class without images, or a name is not UTF-8; or as for ``choose_labels`` or
+        ``match_labels``.
     """
     classes = _class_folders(data)
     names = [folder.name for folder in classes.values()]
@@ -54,6 +55,7 @@ def find_scans(
         source = relative.rpartition("/")[0]
         for path in _pictures(folder):
             found.append((source, index[folder.name], folder.name.lower(), path.name.lower(), relative, path))
+            _check_name(found[-1][-1])
     found.sort()
     with ThreadPoolExecutor(available_cpus()) as pool:
         hashes = pool.map(_hash, [path for *_, path in found])
@@ -62,6 +64,14 @@ def find_scans(
             for (_, label, _, _, relative, path), digest in zip(found, hashes, strict=True)
         ]
     return scans, labels
+
+
+def _check_name(path: Path) -> None:
+    """Raise DataError for a name that records, which are UTF-8, cannot contain. Linux allows any bytes in a name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: the name is not UTF-8", "Rename the file or folder") from error
 
 
 def _hash(path: Path) -> str:
