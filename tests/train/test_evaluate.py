@@ -359,6 +359,31 @@ def test_page_of_four_labels_without_a_positive_one(tiny_bundle, data):
     print_evaluation(record)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [2, 4, 30])
+def test_long_labels_leave_the_plots_readable(count):
+    """Plots keep their size and tell the labels apart; the whole names are in the texts for screen readers."""
+    from mri_edge.train.reports.plots import RocCurve, confusion_plot, roc_plot
+
+    def draw(names: list[str]) -> list[tuple[float, set[str]]]:
+        points = {"false_positive_rate": [0, 1], "true_positive_rate": [0, 1]}
+        plots = confusion_plot([("", np.eye(count, dtype=int))], names), roc_plot([RocCurve(n, points) for n in names])
+        assert all(html.escape(name) in plot.svg for name in names for plot in plots)
+        return [
+            (
+                float(re.search(r'width="([\d.]+)pt"', plot.svg)[1]),
+                set(re.findall(r"<text[^>]*>([^<]*)</text>", plot.svg)),
+            )
+            for plot in plots
+        ]
+
+    usual = draw([f"a label of 20 chars {index:02}" for index in range(count)])
+    long = draw(["scans of the same hospital " * 8 + f"{index:02}" for index in range(count)])
+    for (usual_width, _), (width, texts) in zip(usual, long, strict=True):
+        assert width < 1.3 * usual_width
+        assert len([text for text in texts if text.startswith("scans of")]) == count
+
+
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png", 'a"onmouseover="alert(1).png', "it's&amp;.png", "two\nlines.png",
     "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe.png", "\N{RIGHT-TO-LEFT ISOLATE}x.png", "{{7*7}}{% raw %}.png",
