@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.recalibration import RECALIBRATION, recalibrated_scans
-from mri_edge.authoring.writer import check_target, rewrite_bundle
+from mri_edge.authoring.writer import check_outside, check_target, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import RECALIBRATED_VERSION, Manifest, Recalibration
 from mri_edge.bundles.split import Split, short
@@ -101,7 +101,7 @@ def recalibrate_bundle(
         The artifact cannot be run, or the new bundle cannot be written.
     """
     check_target(out, overwrite=overwrite)
-    _check_outside(out, bundle, data)
+    check_outside(out, bundle.folder, data)
     manifest = bundle.manifest
     if len(manifest.labels) > 2 and prevalence is not None:
         raise UsageError("a prevalence needs a model of two labels", "Leave out --prevalence")
@@ -154,13 +154,6 @@ def recalibrate_bundle(
         "created": entry.created,
         "notice": NOTICE,
     }
-
-
-def _check_outside(out: Path, bundle: Bundle, data: Path) -> None:
-    """Raise UsageError if ``out`` is in the bundle or in the data, where it would count as a part of them."""
-    for folder in (bundle.folder, data):
-        if folder.resolve() in out.resolve().parents:
-            raise UsageError(f"{out}: is inside {folder}", "Name another output folder")
 
 
 def _choose_scans(bundle: Bundle, data: Path, sensitivity: float) -> _Chosen:

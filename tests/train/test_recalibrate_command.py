@@ -486,9 +486,13 @@ def test_nothing_to_recalibrate_with_is_a_usage_error(tiny_bundle, capfd):
     code, line = refused(capfd, tiny_bundle)
     assert code == 2
     assert "--data or --crossval is needed. Received: neither" in line
-    code, line = refused(capfd, tiny_bundle, "--crossval", "crossval.json", "--prevalence", "0.1")
-    assert code == 2
-    assert "--prevalence goes with --data" in line
+    for option, value in {
+        "--prevalence": "0.1", "--sensitivity": "0.9", "--groups": __file__, "--artifact": "model.onnx",
+        "--engine": "onnxruntime", "--provider": "cpu", "--threads": "1",
+    }.items():  # fmt: skip
+        code, line = refused(capfd, tiny_bundle, "--crossval", "crossval.json", option, value)
+        assert code == 2
+        assert f"{option} goes with --data" in line
 
 
 def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):

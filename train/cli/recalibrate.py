@@ -168,8 +168,8 @@ def _from_crossval(bundle: Bundle, crossval: Path, out: Path, overwrite: bool) -
 
 
 def _check_no_data_option(ctx: click.Context) -> None:
-    """Raise UsageError if an option was given that has no meaning without scans."""
-    for name in ("prevalence", "sensitivity", "groups"):
+    """Raise UsageError if an option was given that has no meaning where no scan is read."""
+    for name in ("prevalence", "sensitivity", "groups", "artifact", "engine", "provider", "threads"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name} goes with --data, and --crossval has no scans", "Leave it out")
 
