@@ -32,6 +32,19 @@ def test_scans_are_in_the_order_of_the_reference(tmp_path):
     assert labels.positive == 1
 
 
+@pytest.mark.parametrize("stray", ["site/overview.png", "yes/more/2.png"])
+def test_no_folder_is_skipped_because_of_a_stray_picture(tmp_path, stray):
+    """A folder of pictures beside pictures would be neither a class nor a source, and be left out without a word."""
+    for path in ("site/no/1.png", "site/yes/1.png", "no/1.png", "yes/1.png"):
+        put(tmp_path / path)
+    assert len(find_scans(tmp_path)[0]) == 4
+    (tmp_path / "yes" / "notes").mkdir()
+    assert len(find_scans(tmp_path)[0]) == 4  # nothing is skipped in a folder without pictures
+    put(tmp_path / stray)
+    with pytest.raises(DataError, match=r"contains pictures .* and folders of pictures"):
+        find_scans(tmp_path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other file systems have no such names")
 @pytest.mark.parametrize("file", [b"no/bad\xff.png", b"bad\xff/1.png"])
 def test_a_name_that_no_record_can_contain_is_refused(tmp_path, file):

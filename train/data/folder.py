@@ -97,8 +97,13 @@ def _class_folders(data: Path) -> dict[str, Path]:
     for folder in _folders(data):
         if (folder / MANIFEST).is_file():
             raise DataError(f"{folder}: is a bundle, not a folder of scans", f"Move it out of {data}")
-        inner = _folders(folder)
-        for class_folder in inner if inner and not _pictures(folder) else [folder]:
+        inner, pictures = _folders(folder), _pictures(folder)
+        if pictures and (filled := [path.name for path in inner if _pictures(path)]):
+            raise DataError(
+                f"{folder}: contains pictures ({pictures[0].name}) and folders of pictures ({', '.join(filled)})",
+                "Move one or the other: a class has pictures, a source has one folder per class",
+            )
+        for class_folder in inner if inner and not pictures else [folder]:
             classes[class_folder.relative_to(data).as_posix()] = class_folder
     empty = [relative for relative, folder in classes.items() if not _pictures(folder)]
     if empty:
