@@ -42,8 +42,8 @@ _HELD_OUT = (
 )
 _HOW = (
     "each fold holds out one source and trains on the others.",
-    "no fold divides a group: {grouping}. Blocks of consecutive file numbers stand for patients.",
-    "no fold divides a group: {grouping}.",
+    "whole groups ({grouping}). Blocks of consecutive file numbers stand for patients.",
+    "whole groups ({grouping}).",
 )
 _WHY_OPTIMISTIC = (
     "settings of the recipe were chosen on images of these sources.",

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,20 +194,23 @@ def score_folds(
     """
     all_folds = _make_folds(data, trainable, recipe, folds, seed)
     models = _models(recipe, seed)
-    pending = [fold for fold in all_folds if only in (None, fold.number)]
+    jobs = {fold.number: Job(data, labels, fold.train, fold.validation, fold.held, weights, seed) for fold in all_folds}
+    for fold in all_folds:
+        if only in (None, fold.number):
+            _complete_fold(fold, jobs[fold.number], recipe, models, store, f"fold {fold.number}/{len(all_folds)}")
     shape = len(data.scans), len(labels.names)
     probabilities = {name: np.zeros(shape) for name in models}
     called = {name: np.zeros(len(data.scans), np.intp) for name in models}
     fold_of = np.zeros(len(data.scans), np.intp)
     calibration: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     stress: dict[str, list[Stress]] = {name: [] for name in models}
+    # Only now, because other processes may have finished their folds while this one trained.
     for fold in all_folds:
-        if fold not in pending and _missing(fold.number, models, store):
+        if _missing(fold.number, models, store):
             continue
-        context = Job(data, labels, fold.train, fold.validation, fold.held, weights, seed)
-        found = _fold_answers(fold, context, recipe, models, store, f"fold {fold.number}/{len(all_folds)}")
         fold_of[fold.held] = fold.number
-        for name, answer in found.items():
+        for name in models:
+            answer = _read(_folder(store, fold.number) / f"{name}.npz")
             probabilities[name][fold.held], called[name][fold.held] = answer.probabilities, answer.called
             stress[name].append(answer.stress)
             calibration[name].append(
@@ -302,21 +305,20 @@ class FoldAnswers:
     stress: Stress
 
 
-def _fold_answers(
+def _complete_fold(
     fold: Fold,
     context: Job,
     recipe: RecipeSpec,
     models: dict[str, tuple[RecipeSpec, int]],
     store: Path,
     label: str,
-) -> dict[str, FoldAnswers]:
-    """Return the answers of each model, training those that are missing."""
+) -> None:
+    """Train the models without answers, unless another process is training this fold (UsageError)."""
     folder = _folder(store, fold.number)
     if _missing(fold.number, models, store):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _train_missing(fold, context, recipe, models, store, label)
-    return {name: _read(folder / f"{name}.npz") for name in models}
 
 
 def _train_missing(
@@ -501,11 +503,19 @@ def _identity(
 
 
 def _claim(out: Path, identity: str, *, overwrite: bool) -> None:
-    """Mark the folder as belonging to this run. Raises OutputError if it contains another run."""
+    """Mark the folder as belonging to this run, and with ``overwrite`` discard what it contains.
+
+    Raises OutputError if it contains another run, and UsageError if a fold to discard is being trained.
+    """
     mark = out / _MARK
     if mark.is_file() and overwrite:
-        for folder in out.glob("fold-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        folders = sorted(out.glob("fold-*"))
+        with ExitStack() as locks:
+            for folder in folders:
+                locks.enter_context(_locked(folder))
+            (out / "crossval.json").unlink(missing_ok=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
     elif mark.is_file() and mark.read_text(encoding="utf-8") != identity:
         raise OutputError(
             f"{out}: contains a cross-validation with other data, positive label, groups, recipe, seed or folds",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mri_edge.authoring.card import METRICS
-from mri_edge.authoring.writer import BundleWriter, check_target, rewrite_bundle
+from mri_edge.authoring.writer import BundleWriter, check_outside, check_target, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse
 from mri_edge.bundles.split import Split, short
@@ -120,6 +120,7 @@ def set_threshold(bundle: Bundle, out: Path, found: OutOfFold, *, overwrite: boo
         ``out`` cannot be used or written.
     """
     check_target(out, overwrite=overwrite)
+    check_outside(out, bundle.folder)
     old = bundle.manifest
     _check_bundle(bundle)
     warnings = list(found.warnings)

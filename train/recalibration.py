@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.recalibration import RECALIBRATION, recalibrated_scans
-from mri_edge.authoring.writer import check_target, rewrite_bundle
+from mri_edge.authoring.writer import check_outside, check_target, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import RECALIBRATED_VERSION, Manifest, Recalibration
 from mri_edge.bundles.split import Split, short
@@ -101,6 +101,7 @@ def recalibrate_bundle(
         The artifact cannot be run, or the new bundle cannot be written.
     """
     check_target(out, overwrite=overwrite)
+    check_outside(out, bundle.folder, data)
     manifest = bundle.manifest
     if len(manifest.labels) > 2 and prevalence is not None:
         raise UsageError("a prevalence needs a model of two labels", "Leave out --prevalence")

@@ -1,8 +1,8 @@
 """Render HTML reports from Jinja2 templates. A page is a single file that loads nothing and needs no script.
 
 A template extends ``page.html.jinja``, which contains the style and the head of the page, and may import the macros of
-``macros.html.jinja``. Values are escaped for HTML. Pages follow the light or dark setting of the reader and can be
-printed.
+``macros.html.jinja``. Values are escaped for HTML. A file name may also contain codes that reverse the text direction:
+these are shown as codes. Pages follow the light or dark setting of the reader and can be printed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mri_edge.errors import printable
 from mri_edge.inference.prediction import NOTICE
 
 from .intervals import with_interval
@@ -63,6 +64,7 @@ def render(
     environment = Environment(
         loader=FileSystemLoader([template.parent, _SHARED]),
         autoescape=True,
+        finalize=_displayed,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -83,6 +85,13 @@ def _made(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     libraries = (f"{name} {version}" for name, version in provenance["libraries"].items())
     rows = [("Date", provenance["created"]), ("Command", provenance["command"])]
     return [*rows, ("Versions", ", ".join((program, *libraries, str(provenance["platform"]))))]
+
+
+def _displayed(value: Any) -> Any:
+    """Return a value as it is inserted; markup is from templates and plots, and any other text may be foreign."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(printable(line) for line in value.split("\n"))
 
 
 def _interval(figure: Mapping[str, float]) -> str:

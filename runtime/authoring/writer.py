@@ -113,6 +113,13 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
         raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")
 
 
+def check_outside(out: Path, *inputs: Path) -> None:
+    """Raise UsageError if ``out`` is inside an input folder, where it would count as a part of the input."""
+    for folder in inputs:
+        if folder.resolve() in out.resolve().parents:
+            raise UsageError(f"{out}: is inside {folder}", "Name another output folder")
+
+
 class BundleWriter:
     """Collect the files of a bundle in a staging folder, hashing each when it is added."""
 

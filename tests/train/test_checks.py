@@ -93,6 +93,28 @@ def test_groups_must_list_every_scan(folders, tmp_path):
         read_patients(path, scans)
 
 
+def test_groups_are_read_as_spreadsheets_write_them(folders, tmp_path):
+    scans, _ = find_scans(folders)
+    path = tmp_path / "patients.csv"
+    text = "file,group\n" + "".join(f"{scan.file},p{i // 3}\n" for i, scan in enumerate(scans))
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert read_patients(path, scans)[:4] == ["p0", "p0", "p0", "p1"]
+    path.write_text(text.replace(",", ";"))
+    with pytest.raises(DataError, match="with a comma between the columns"):
+        read_patients(path, scans)
+
+
+def test_a_scan_has_one_group(folders, tmp_path):
+    scans, _ = find_scans(folders)
+    path = tmp_path / "patients.csv"
+    text = "file,group\n" + "".join(f"{scan.file},p\n" for scan in scans)
+    path.write_text(text + f"{scans[0].file},p\n")
+    assert read_patients(path, scans)[0] == "p"
+    path.write_text(text + f"{scans[0].file},q\n")
+    with pytest.raises(DataError, match="has two groups: p and q"):
+        read_patients(path, scans)
+
+
 def test_grouped_split_divides_no_group_and_stratified_keeps_proportions():
     rng = np.random.default_rng(4)
     labels = rng.permutation([0] * 40 + [1] * 60)

@@ -322,6 +322,34 @@ def test_fold_is_trained_by_one_process_at_a_time(tmp_path, trainings):
     assert score(tmp_path, "reference", TWO)["folds_scored"] == [1, 2, 3]
 
 
+def test_folds_that_others_finish_meanwhile_are_in_the_record(tmp_path, trainings, monkeypatch):
+    """Two processes train a fold each into one folder: the record of the one that ends last covers both folds."""
+    train = crossval.train_model
+
+    def train_while_another_process_does(job, recipe, pool=None):
+        monkeypatch.setattr(crossval, "train_model", train)
+        assert score(tmp_path, "reference", TWO, only=1)["folds_scored"] == [1]
+        return train(job, recipe, pool)
+
+    monkeypatch.setattr(crossval, "train_model", train_while_another_process_does)
+    assert score(tmp_path, "reference", TWO, only=3)["folds_scored"] == [1, 3]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no locks")
+def test_answers_are_not_discarded_while_another_process_trains_a_fold(tmp_path, trainings):
+    crossval._claim(tmp_path, "run", overwrite=False)
+    score(tmp_path, "reference", TWO)
+    (tmp_path / "crossval.json").write_text("{}")
+    files = sorted(tmp_path.rglob("*"))
+    handle = lock_folder(tmp_path / "fold-3")
+    with pytest.raises(UsageError, match="another process is training this fold"):
+        crossval._claim(tmp_path, "run", overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == files
+    os.close(handle)
+    crossval._claim(tmp_path, "run", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["identity"]  # no record of discarded answers either
+
+
 def test_folder_of_another_grouping_is_refused(tmp_path):
     data = collection(TWO)
     weights = SimpleNamespace(sha256="0" * 64)

@@ -183,6 +183,8 @@ def test_command_writes_a_new_unsigned_bundle(bundle, crossval, tmp_path, capfd,
     assert Bundle.open("small-recalibrated").manifest.threshold == 0.4
     assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 2
     assert "--overwrite" in capfd.readouterr().err
+    assert run(["recalibrate", "./small", "--crossval", "crossval.json", "--out", "small/new"]) == 2
+    assert "small/new: is inside" in capfd.readouterr().err
     assert run(["recalibrate", "./small", "--crossval", "crossval.json", "--overwrite", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["metrics"]["accuracy"]["images"] == 51
 

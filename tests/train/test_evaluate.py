@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle, embedded_models
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
-from mri_edge.errors import DataError, EngineUnavailable, UsageError
+from mri_edge.errors import DataError, EngineUnavailable, UsageError, printable
 from mri_edge.storage.atomic import sha256_of
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
@@ -355,6 +357,57 @@ def test_page_of_four_labels_without_a_positive_one(tiny_bundle, data):
     assert "AUC, mean of the labels" in page
     assert "probability of the called label" in page
     print_evaluation(record)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [2, 4, 30])
+def test_long_labels_leave_the_plots_readable(count):
+    """Plots keep their size and tell the labels apart; the whole names are in the texts for screen readers."""
+    from mri_edge.train.reports.plots import RocCurve, confusion_plot, roc_plot
+
+    def draw(names: list[str]) -> list[tuple[float, set[str]]]:
+        points = {"false_positive_rate": [0, 1], "true_positive_rate": [0, 1]}
+        plots = confusion_plot([("", np.eye(count, dtype=int))], names), roc_plot([RocCurve(n, points) for n in names])
+        assert all(html.escape(name) in plot.svg for name in names for plot in plots)
+        return [
+            (
+                float(re.search(r'width="([\d.]+)pt"', plot.svg)[1]),
+                set(re.findall(r"<text[^>]*>([^<]*)</text>", plot.svg)),
+            )
+            for plot in plots
+        ]
+
+    usual = draw([f"a label of 20 chars {index:02}" for index in range(count)])
+    long = draw(["scans of the same hospital " * 8 + f"{index:02}" for index in range(count)])
+    for (usual_width, _), (width, texts) in zip(usual, long, strict=True):
+        assert width < 1.3 * usual_width
+        assert len([text for text in texts if text.startswith("scans of")]) == count
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>.png", 'a"onmouseover="alert(1).png', "it's&amp;.png", "two\nlines.png",
+    "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe.png", "\N{RIGHT-TO-LEFT ISOLATE}x.png", "{{7*7}}{% raw %}.png",
+    "\x1b[31mred.png", "\x9b31m.png", "y" * 200 + ".png", "\N{CJK UNIFIED IDEOGRAPH-816B}.png",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the file system has no such names")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_file_names_change_neither_the_page_nor_the_terminal(name, tiny_bundle, data, tmp_path, capfd):
+    """No markup, no further line, no color, no reversed text; and the name is still there to be found."""
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    wrong = data / record["worst"][0]["file"]
+    wrong.rename(wrong.with_name(name))
+    capfd.readouterr()
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--out", str(tmp_path / "report")]) == 0
+    printed = capfd.readouterr().out
+    page = (tmp_path / "report" / "evaluation.html").read_text()
+    assert all(line.isprintable() for text in (page, printed) for line in text.split("\n"))
+    shown = printable(f"{wrong.parent.name}/{name}")
+    assert [line for line in printed.splitlines() if line.startswith(shown)]
+    assert shown in html.unescape(page)
+    assert not re.search(r"<(img|script)[^>]*(onerror|onmouseover|alert)", page)
+    assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["mistakes"] == record["mistakes"]
 
 
 def test_worst_mistakes_come_first(tiny_bundle, data):

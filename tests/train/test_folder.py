@@ -1,5 +1,8 @@
 """Test that data folders are listed in the order of the reference, and that invalid folders are rejected."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,6 +30,28 @@ def test_scans_are_in_the_order_of_the_reference(tmp_path):
     assert [scan.label for scan in scans] == [0, 0, 0, 1]
     assert labels.names == ("no tumour", "tumour")
     assert labels.positive == 1
+
+
+@pytest.mark.parametrize("stray", ["site/overview.png", "yes/more/2.png"])
+def test_no_folder_is_skipped_because_of_a_stray_picture(tmp_path, stray):
+    """A folder of pictures beside pictures would be neither a class nor a source, and be left out without a word."""
+    for path in ("site/no/1.png", "site/yes/1.png", "no/1.png", "yes/1.png"):
+        put(tmp_path / path)
+    assert len(find_scans(tmp_path)[0]) == 4
+    (tmp_path / "yes" / "notes").mkdir()
+    assert len(find_scans(tmp_path)[0]) == 4  # nothing is skipped in a folder without pictures
+    put(tmp_path / stray)
+    with pytest.raises(DataError, match=r"contains pictures .* and folders of pictures"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems have no such names")
+@pytest.mark.parametrize("file", [b"no/bad\xff.png", b"bad\xff/1.png"])
+def test_a_name_that_no_record_can_contain_is_refused(tmp_path, file):
+    for path in ("yes/1.png", "no/1.png", os.fsdecode(file)):
+        put(tmp_path / path)
+    with pytest.raises(DataError, match="the name is not UTF-8"):
+        find_scans(tmp_path, "yes", rule="folders")
 
 
 def test_folders_of_class_folders_are_sources_and_known_names_are_mapped_to_labels(tmp_path):

@@ -1,5 +1,8 @@
 """Test which label each class folder gets, and which label is the positive one."""
 
+import shlex
+import unicodedata
+
 import pytest
 from PIL import Image
 
@@ -83,6 +86,11 @@ def test_rules_that_cannot_be_read_are_rejected(rule, message):
         choose_labels(FOUR, None, rule)
 
 
+def test_a_positive_label_is_found_in_any_case():
+    assert choose_labels(FOUR, "GLIOMA", "folders").positive_name == "glioma"
+    assert choose_labels(["a", "b"], "x", "a=X,b=x").positive_name == "x"
+
+
 TRAINED = Labels(("healthy", "tumor"), 1, {"healthy": ["clear"], "tumor": ["glioma", "pituitary"]})
 
 
@@ -107,9 +115,13 @@ def test_mapping_overrides_the_folders_of_a_model():
             None,
             r"folder 'yes' matches no label.*of the data: clear, yes; of the model: healthy, tumor",
         ),
-        (["yes", "no"], None, r"--labels 'no=LABEL,yes=LABEL'"),
+        (["yes", "no"], None, r"--labels no=LABEL,yes=LABEL"),
         (["glioma", "clear"], "folders", r"folders clear, glioma match no label"),
-        (["yes", "clear"], "yes=lesion,clear=healthy", r"of the data: healthy, lesion.*'clear=healthy,yes=LABEL'"),
+        (
+            ["yes", "clear"],
+            "yes=lesion,clear=healthy",
+            r"of the data: healthy, lesion.*--labels clear=healthy,yes=LABEL",
+        ),
         ([], None, "no class folders"),
     ],
 )
@@ -156,4 +168,34 @@ def test_known_folders_explain_a_positive_label_that_is_a_folder(tmp_path, capfd
         (tmp_path / "data" / folder).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "data" / folder / "1.png")
     assert run(["train", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--positive", "glioma"]) == 2
-    assert "Keep every folder as a label: --labels folders --positive glioma" in capfd.readouterr().err
+    assert "keep every folder as a label: --labels folders --positive glioma" in capfd.readouterr().err
+
+
+# Names that a shell, a file system or the option itself treats specially, and how --labels gives them.
+ODD = ["two words", "les=ion", "it's", 'a"b', "$HOME", " outer ", "ges\N{LATIN SMALL LETTER U WITH DIAERESIS}nd"]
+
+
+@pytest.mark.parametrize("folder", ODD)
+def test_the_command_of_a_message_works_as_printed(folder):
+    """A shell splits the printed option into what maps every folder, whatever is in the name of a folder."""
+    with pytest.raises(DataError) as refused:
+        match_labels([folder, "clear"], TRAINED)
+    words = shlex.split(refused.value.hint.partition(": ")[2])
+    assert words[0] == "--labels"
+    assert match_labels([folder, "clear"], TRAINED, words[1].replace("LABEL", "tumor")).folders["tumor"] == [folder]
+
+
+def test_a_comma_in_a_folder_name_asks_for_another_name():
+    for choose in (lambda: match_labels(["a, b", "c"], TRAINED), lambda: choose_labels(["a, b", "c"], None, "c=x")):
+        with pytest.raises(DataError, match=r"rename 'a, b', because --labels separates pairs by commas"):
+            choose()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_that_look_equal_are_equal(form):
+    folder = unicodedata.normalize(form, "ges\N{LATIN SMALL LETTER U WITH DIAERESIS}nd") + " "
+    typed = "Ges\N{LATIN SMALL LETTER U WITH DIAERESIS}nd"
+    assert choose_labels([folder, "b"], "y", f"{typed}=x,b=y").folders["x"] == [folder]
+    assert choose_labels([folder, "b"], typed).positive_name == folder
+    assert match_labels([folder], TRAINED, f"{typed}=healthy").folders["healthy"] == [folder]
+    assert match_labels([folder], Labels(("n", "y"), 1, {"n": ["b"], "y": [typed]})).folders["y"] == [folder]

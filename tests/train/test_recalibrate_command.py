@@ -403,7 +403,7 @@ def test_swapped_folders_are_refused(tiny_bundle, data, tmp_path, capfd):
     (data / "held").rename(data / "yes")
     code, line = refused(capfd, tiny_bundle, "--data", data, "--out", tmp_path / "none")
     assert code == 5
-    assert "cannot be distinguished from chance" in line
+    assert "are the opposite of their labels" in line
     assert not (tmp_path / "none").exists()
 
 
@@ -440,6 +440,22 @@ def test_the_output_is_checked_before_any_scan_is_read(tiny_bundle, data, tmp_pa
         assert "read-only" in line
 
 
+def test_the_output_is_neither_in_the_bundle_nor_in_the_data(tiny_bundle, data, tmp_path, capfd):
+    files = sorted(tmp_path.rglob("*"))
+    for folder in (tiny_bundle, data, data / "yes"):
+        code, line = refused(capfd, tiny_bundle, "--data", data, "--out", folder / "new")
+        assert code == 2
+        assert "is inside" in line
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_bundle_among_the_class_folders_is_named(tiny_bundle, data, tmp_path, capfd):
+    inside = shutil.copytree(tiny_bundle, data / "ours")
+    code, line = refused(capfd, inside, "--data", data, "--out", tmp_path / "none")
+    assert code == 2
+    assert "ours: is a bundle, not a folder of scans" in line
+
+
 def test_a_bundle_is_replaced_only_if_asked(tiny_bundle, data, tmp_path, capfd):
     out = ("--out", str(tmp_path / "new"))
     first = recalibrate(capfd, tiny_bundle, data, *out)
@@ -454,6 +470,7 @@ def test_a_bundle_is_replaced_only_if_asked(tiny_bundle, data, tmp_path, capfd):
     "options",
     [
         ["--prevalence", "0"], ["--prevalence", "1"], ["--prevalence", "nan"], ["--prevalence", "2"],
+        ["--prevalence", "0.00001"], ["--prevalence", "0.99999"],
         ["--sensitivity", "0"], ["--sensitivity", "1"], ["--sensitivity", "nan"],
         ["--crossval", "crossval.json"], ["--artifact", "none.onnx"],
     ],
@@ -469,9 +486,13 @@ def test_nothing_to_recalibrate_with_is_a_usage_error(tiny_bundle, capfd):
     code, line = refused(capfd, tiny_bundle)
     assert code == 2
     assert "--data or --crossval is needed. Received: neither" in line
-    code, line = refused(capfd, tiny_bundle, "--crossval", "crossval.json", "--prevalence", "0.1")
-    assert code == 2
-    assert "--prevalence goes with --data" in line
+    for option, value in {
+        "--prevalence": "0.1", "--sensitivity": "0.9", "--groups": __file__, "--artifact": "model.onnx",
+        "--engine": "onnxruntime", "--provider": "cpu", "--threads": "1",
+    }.items():  # fmt: skip
+        code, line = refused(capfd, tiny_bundle, "--crossval", "crossval.json", option, value)
+        assert code == 2
+        assert f"{option} goes with --data" in line
 
 
 def test_missing_packages_are_one_line(tiny_bundle, data, monkeypatch, capfd):

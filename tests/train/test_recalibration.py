@@ -163,6 +163,28 @@ def test_probabilities_are_calibrated_for_the_prevalence(prevalence):
         assert fraction == pytest.approx(np.average(score[inside], weights=weight[inside]), abs=0.05)
 
 
+@pytest.mark.parametrize("scans", [40, 150])
+def test_a_low_prevalence_does_not_flatten_the_answers(scans):
+    """With few scans of each label, the temperature of a rare or frequent positive stays near that of equal labels."""
+    answers = simulate(np.random.default_rng(3), scans, scans, temperature=2.0)
+    equal = fit(answers, GOAL).temperature
+    assert equal < 4
+    for prevalence in (0.5, 0.1, 0.02, 0.01, 0.001, 0.99):
+        assert fit(answers, Goal(1, 0.95, prevalence)).temperature < 2.5 * equal
+
+
+@pytest.mark.parametrize("prevalence", [0.0001, 0.9999])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_the_threshold_of_an_extreme_prevalence_keeps_the_target(prevalence, temperature):
+    answers = simulate(np.random.default_rng(4), 60, 60, temperature=temperature)
+    goal = Goal(1, 0.95, prevalence)
+    found = fit(answers, goal)
+    score = rescale(answers.probabilities, found.temperature, goal.log_odds_offset, 1)
+    called = decide(score, 1, found.threshold)
+    assert (called == 1)[answers.label == 1].mean() >= 0.95
+    assert (called == 0)[answers.label == 0].mean() > 0.7
+
+
 def test_a_perfect_separation_asks_for_no_certainty():
     """The likelihood alone would take the lowest temperature that it may; one more scan of each label would not."""
     label = np.repeat([0, 1], 30)

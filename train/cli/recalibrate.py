@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _NEEDED = ("sklearn", "scipy")
 
+# Closer to 0 or 1 float32 probabilities of different scans become equal, and no threshold lies between them.
+_RAREST = 0.0001
+
 _EPILOG = """\b
 Examples:
   mri-edge recalibrate vgg16 --data our-scans/
@@ -34,10 +37,7 @@ Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded m
 
 
 class _Proportion(click.FloatRange):
-    """A number between 0 and 1, both excluded. NaN compares as neither below nor above, so it is refused as well."""
-
-    def __init__(self) -> None:
-        super().__init__(0, 1, min_open=True, max_open=True)
+    """A number in a range within (0, 1). NaN compares as neither below nor above, so it is refused as well."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number. Raises click.BadParameter."""
@@ -58,13 +58,13 @@ class _Proportion(click.FloatRange):
 )
 @click.option(
     "--prevalence",
-    type=_Proportion(),
+    type=_Proportion(_RAREST, 1 - _RAREST),
     help="Proportion of positives where the model will be used. The probabilities are calibrated for it, and precision "
     "and negative predictive value are given. Default: each label has the same weight.",
 )
 @click.option(
     "--sensitivity",
-    type=_Proportion(),
+    type=_Proportion(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
     help="Least sensitivity on the scans that choose the threshold.",
@@ -168,8 +168,8 @@ def _from_crossval(bundle: Bundle, crossval: Path, out: Path, overwrite: bool) -
 
 
 def _check_no_data_option(ctx: click.Context) -> None:
-    """Raise UsageError if an option was given that has no meaning without scans."""
-    for name in ("prevalence", "sensitivity", "groups"):
+    """Raise UsageError if an option was given that has no meaning where no scan is read."""
+    for name in ("prevalence", "sensitivity", "groups", "artifact", "engine", "provider", "threads"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name} goes with --data, and --crossval has no scans", "Leave it out")
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mri_edge.bundles.manifest import MANIFEST
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import DataError
 from mri_edge.scans import readers
@@ -42,7 +43,8 @@ def find_scans(
     Raises
     ------
     UsageError, DataError
-        The folder does not exist or has a class without images; or as for ``choose_labels`` or ``match_labels``.
+        The folder does not exist or has a class without images, or a name is not UTF-8; or as for ``choose_labels`` or
+        ``match_labels``.
     """
     classes = _class_folders(data)
     names = [folder.name for folder in classes.values()]
@@ -53,6 +55,7 @@ def find_scans(
         source = relative.rpartition("/")[0]
         for path in _pictures(folder):
             found.append((source, index[folder.name], folder.name.lower(), path.name.lower(), relative, path))
+            _check_name(found[-1][-1])
     found.sort()
     with ThreadPoolExecutor(available_cpus()) as pool:
         hashes = pool.map(_hash, [path for *_, path in found])
@@ -61,6 +64,14 @@ def find_scans(
             for (_, label, _, _, relative, path), digest in zip(found, hashes, strict=True)
         ]
     return scans, labels
+
+
+def _check_name(path: Path) -> None:
+    """Raise DataError for a name that records, which are UTF-8, cannot contain. Linux allows any bytes in a name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: the name is not UTF-8", "Rename the file or folder") from error
 
 
 def _hash(path: Path) -> str:
@@ -84,8 +95,15 @@ def _class_folders(data: Path) -> dict[str, Path]:
         raise DataError(f"{data}: no such folder", "Name a folder that contains one folder per class")
     classes: dict[str, Path] = {}
     for folder in _folders(data):
-        inner = _folders(folder)
-        for class_folder in inner if inner and not _pictures(folder) else [folder]:
+        if (folder / MANIFEST).is_file():
+            raise DataError(f"{folder}: is a bundle, not a folder of scans", f"Move it out of {data}")
+        inner, pictures = _folders(folder), _pictures(folder)
+        if pictures and (filled := [path.name for path in inner if _pictures(path)]):
+            raise DataError(
+                f"{folder}: contains pictures ({pictures[0].name}) and folders of pictures ({', '.join(filled)})",
+                "Move one or the other: a class has pictures, a source has one folder per class",
+            )
+        for class_folder in inner if inner and not pictures else [folder]:
             classes[class_folder.relative_to(data).as_posix()] = class_folder
     empty = [relative for relative, folder in classes.items() if not _pictures(folder)]
     if empty:

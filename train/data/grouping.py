@@ -77,13 +77,19 @@ def read_patients(path: Path, scans: Sequence[Scan]) -> list[str]:
     Raises
     ------
     DataError
-        The file cannot be read, lacks a column, or lacks a scan.
+        The file cannot be read, lacks a column, lacks a scan, or gives a scan two groups.
     """
+    group_of: dict[str, str] = {}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            group_of = {row["file"]: row["group"] for row in csv.DictReader(file)}
+        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+            for row in csv.DictReader(file):
+                name, group = row["file"], row["group"]
+                if group_of.setdefault(name, group) != group:
+                    raise DataError(f"{path}: {name!r} has two groups: {group_of[name]} and {group}", "Give one")
     except KeyError as error:
-        raise DataError(f"{path}: no column {error}", "The first line must be: file,group") from error
+        raise DataError(
+            f"{path}: no column {error}", "The first line must be: file,group, with a comma between the columns"
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot read ({error})", "Give a CSV file with the columns file,group") from error
     missing = [scan.file for scan in scans if not group_of.get(scan.file)]

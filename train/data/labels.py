@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,19 +58,19 @@ def choose_labels(folders: Iterable[str], positive: str | None = None, rule: str
         There are fewer than two labels; a folder has no label, or a label no folder; the positive label is unknown, or
         is missing.
     """
-    names = sorted(set(folders), key=lambda name: (name.lower(), name))
+    names = sorted(set(folders), key=lambda name: (_key(name), name))
     if rule not in (None, FOLDERS):
         of_label = _mapped_folders(names, str(rule))
-    elif rule is None and all(name.lower() in KNOWN_FOLDERS for name in names):
+    elif rule is None and all(_key(name) in KNOWN_FOLDERS for name in names):
         of_label = {
-            label: [name for name in names if KNOWN_FOLDERS[name.lower()] == index]
+            label: [name for name in names if KNOWN_FOLDERS[_key(name)] == index]
             for index, label in enumerate(KNOWN_LABELS)
         }
         positive = positive or KNOWN_LABELS[1]
     else:
         of_label = {}
         for name in names:
-            first = next((label for label in of_label if label.lower() == name.lower()), name)
+            first = next((label for label in of_label if _key(label) == _key(name)), name)
             of_label.setdefault(first, []).append(name)
     if sum(bool(of_this) for of_this in of_label.values()) < 2:
         raise DataError(
@@ -99,20 +101,20 @@ def match_labels(folders: Iterable[str], trained: Labels, rule: str | None = Non
     DataError
         There are no folders, or a folder has no label of the model.
     """
-    names = sorted(set(folders), key=str.lower)
+    names = sorted(set(folders), key=_key)
     if not names:
         raise DataError("no class folders found", "Point --data to a folder that contains one folder per class")
-    meaning = {name.lower(): name for name in trained.names}
+    meaning = {_key(name): name for name in trained.names}
     if rule not in (None, FOLDERS):
         mapped = _parse_mapping(str(rule))
-        label_of = {name: mapped.get(name.lower(), name) for name in names}
+        label_of = {name: mapped.get(_key(name), name) for name in names}
         meaning = {name: name for name in trained.names}
     else:
-        label_of = {name: name.lower() for name in names}
+        label_of = {name: _key(name) for name in names}
         if rule is None:
             known = {folder: KNOWN_LABELS[index] for folder, index in KNOWN_FOLDERS.items()}
             meaning = (known if trained.names == KNOWN_LABELS else {}) | meaning
-            meaning |= {folder.lower(): label for label, of_label in trained.folders.items() for folder in of_label}
+            meaning |= {_key(folder): label for label, of_label in trained.folders.items() for folder in of_label}
     if unknown := [name for name in names if label_of[name] not in meaning]:
         _refuse_unequal_labels(label_of, unknown, meaning, trained)
     of_label: dict[str, list[str]] = {name: [] for name in trained.names}
@@ -125,26 +127,41 @@ def _refuse_unequal_labels(
     label_of: Mapping[str, str], unknown: list[str], meaning: Mapping[str, str], trained: Labels
 ) -> None:
     """Raise DataError with the labels of data and model, and with a command that maps every folder."""
-    found = dict.fromkeys(name if label == name.lower() else label for name, label in label_of.items())
-    pairs = (f"{name}={meaning.get(label, 'LABEL')}" for name, label in label_of.items())
+    found = dict.fromkeys(name if label == _key(name) else label for name, label in label_of.items())
+    pairs = {name: meaning.get(label, "LABEL") for name, label in label_of.items()}
     folder = f"folder {unknown[0]!r} matches" if len(unknown) == 1 else f"folders {', '.join(unknown)} match"
     raise DataError(
         f"{folder} no label of the model. Labels of the data: {', '.join(found)}; of the model: "
         f"{', '.join(trained.names)}",
-        f"Map every folder to a label of the model: --labels '{','.join(pairs)}'",
+        f"Map every folder to a label of the model: {_labels_option(pairs)}",
     )
+
+
+def _key(folder: str) -> str:
+    """Return the form in which names are compared: case, outer spaces and the two ways to write an accent are equal.
+
+    Some file systems decompose accents (``u`` and a mark), and keyboards do not, so that equal names look unequal.
+    """
+    return unicodedata.normalize("NFC", folder).strip().lower()
+
+
+def _labels_option(label_of: Mapping[str, str]) -> str:
+    """Return the option with a mapping as a shell takes it, or what to do if no option can express the mapping."""
+    if unnamable := [name for name in (*label_of, *label_of.values()) if "," in name]:
+        return f"rename {unnamable[0]!r}, because --labels separates pairs by commas"
+    return f"--labels {shlex.quote(','.join(f'{folder}={label}' for folder, label in label_of.items()))}"
 
 
 def _mapped_folders(names: list[str], rule: str) -> dict[str, list[str]]:
     """Return the folders of each label of a mapping, in alphabetical order of the labels."""
     label_of = _parse_mapping(rule)
-    if missing := [name for name in names if name.lower() not in label_of]:
+    if missing := [name for name in names if _key(name) not in label_of]:
         raise DataError(
             f"--labels gives no label to the folders {', '.join(missing)}",
-            f"Add them: --labels '{rule},{','.join(f'{name}=LABEL' for name in missing)}'",
+            f"Add them: {_labels_option({**label_of, **dict.fromkeys(missing, 'LABEL')})}",
         )
     of_label = {
-        label: [name for name in names if label_of[name.lower()] == label]
+        label: [name for name in names if label_of[_key(name)] == label]
         for label in sorted(set(label_of.values()), key=lambda label: (label.lower(), label))
     }
     for label, of_this in of_label.items():
@@ -158,7 +175,7 @@ def _mapped_folders(names: list[str], rule: str) -> dict[str, list[str]]:
 
 
 def _parse_mapping(rule: str) -> dict[str, str]:
-    """Read ``"FOLDER=LABEL,..."``: the label of each folder, by its name in lower case."""
+    """Read ``"FOLDER=LABEL,..."``: the label of each folder, by the ``_key`` of its name."""
     label_of: dict[str, str] = {}
     for part in filter(None, map(str.strip, rule.split(","))):
         folder, _, label = (piece.strip() for piece in part.rpartition("="))
@@ -167,9 +184,9 @@ def _parse_mapping(rule: str) -> dict[str, str]:
                 f"--labels takes {FOLDERS!r} or pairs FOLDER=LABEL. Received: {part!r}",
                 "For example: --labels glioma=tumor,notumor=healthy",
             )
-        if label_of.setdefault(folder.lower(), label) != label:
+        if label_of.setdefault(_key(folder), label) != label:
             raise UsageError(
-                f"--labels gives the folder {folder!r} two labels: {label_of[folder.lower()]} and {label}", "Give one"
+                f"--labels gives the folder {folder!r} two labels: {label_of[_key(folder)]} and {label}", "Give one"
             )
     if not label_of:
         raise UsageError("--labels is empty", f"Give {FOLDERS!r} or pairs: --labels glioma=tumor,notumor=healthy")
@@ -181,17 +198,21 @@ def _positive_index(of_label: Mapping[str, list[str]], positive: str | None) -> 
     if positive in names:
         return names.index(positive)
     if positive is not None:
+        alike = [index for index, name in enumerate(names) if _key(name) == _key(positive)]
+        if len(alike) == 1:
+            return alike[0]
         for label, folders in of_label.items():
-            if positive.lower() in map(str.lower, folders):
+            if _key(positive) in map(_key, folders):
                 raise DataError(
                     f"no label {positive!r}: folder {positive!r} is part of the label {label!r}",
-                    f"Keep every folder as a label: --labels {FOLDERS} --positive {positive}",
+                    f"Name the label, --positive {shlex.quote(label)}, or keep every folder as a label: "
+                    f"--labels {FOLDERS} --positive {shlex.quote(positive)}",
                 )
         raise DataError(f"no label {positive!r}", f"Labels: {', '.join(names)}")
     if len(names) > 2:
         return None
     known = KNOWN_FOLDERS | {label: index for index, label in enumerate(KNOWN_LABELS)}
-    meanings = [known.get(name.lower()) for name in names]
+    meanings = [known.get(_key(name)) for name in names]
     if sorted(meanings, key=str) != [0, 1]:
         raise DataError(f"which label is the positive one? Labels: {', '.join(names)}", "Name it: --positive LABEL")
     return meanings.index(1)

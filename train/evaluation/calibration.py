@@ -43,7 +43,9 @@ def fit_temperature(
     smooth
         Whether the outcome of a scan counts as slightly less than certain, by one more scan of each class
         (J. Platt, "Probabilistic outputs for support vector machines", 1999, 2.2). Few scans are often separated
-        perfectly, and then the likelihood alone asks for a temperature of 0.
+        perfectly, and then the likelihood alone asks for a temperature of 0. The odds of this doubt follow
+        ``proportions``, as the probabilities do: without it, the doubt of a negative scan would outweigh a low
+        prevalence, and the temperature would flatten every answer.
 
     Returns
     -------
@@ -58,7 +60,8 @@ def fit_temperature(
     weights /= weights.sum()
     target = np.eye(classes)[labels]
     if smooth:
-        target = (target * counts[labels, None] + 1) / (counts[labels, None] + classes)
+        target = (target * counts[labels, None] + 1) / (counts[labels, None] + classes) * prior
+        target /= target.sum(axis=1, keepdims=True)
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature) + offset

@@ -144,9 +144,13 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
         score = answers.probabilities[:, goal.positive].astype(np.float64)
         area = auc(is_positive, score, answers.group)
         if area.low <= 0.5:
+            problem = (
+                "the answers to these scans are the opposite of their labels"
+                if area.high < 0.5
+                else "the answers to these scans cannot be distinguished from chance"
+            )
             raise GateError(
-                f"the answers to these scans cannot be distinguished from chance: AUC {area.value:.3f} "
-                f"({area.low:.3f} to {area.high:.3f}). Nothing was written",
+                f"{problem}: AUC {area.value:.3f} ({area.low:.3f} to {area.high:.3f}). Nothing was written",
                 "Check that the folders have the right labels; a threshold does not help here",
             )
         errors = choice_errors(is_positive, score, answers.group, held_out.fold, goal.sensitivity)

@@ -11,7 +11,7 @@ import click
 from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
 from mri_edge.commands.output import table as text_table
-from mri_edge.errors import InputError
+from mri_edge.errors import InputError, printable
 
 from .tables import LABEL_HEADS, NAMES, interval, label_rows
 
@@ -50,9 +50,9 @@ def evaluation_page(record: dict[str, Any]) -> str:
 def print_evaluation(record: dict[str, Any]) -> None:
     """Print the record as tables on stdout."""
     for line in _facts(record):
-        click.echo(line)
+        click.echo(printable(line))
     for warning in _warnings(record):
-        click.secho(warning, fg="yellow", bold=True)
+        click.secho(printable(warning), fg="yellow", bold=True)
     click.echo()
     tables = [
         ("Metrics", ("figure", HEAD, "images"), _metrics(record)),
@@ -64,7 +64,8 @@ def print_evaluation(record: dict[str, Any]) -> None:
         tables.append(_mistakes(record))
     for title, heads, rows in tables:
         click.secho(title, bold=True)
-        for line in text_table([heads, *rows], right=range(1, len(heads)), heading=False):
+        cells = [[printable(cell) for cell in row] for row in (heads, *rows)]
+        for line in text_table(cells, right=range(1, len(heads)), heading=False):
             click.echo(line)
         click.echo()
     click.echo(record["notice"])
@@ -162,7 +163,7 @@ def _describe(record: dict[str, Any], mistake: dict[str, Any]) -> dict[str, Any]
     """Return what the page shows about a mistake, with a picture of the scan if it can be read."""
     labels = record["labels"]
     return {
-        "file": mistake["file"],
+        "file": printable(mistake["file"]),
         "truth": labels[mistake["label"]],
         "called": labels[mistake["called"]],
         "probability": f"{mistake['probabilities'][mistake['label']]:.4f}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -49,6 +49,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+
+_LONGEST, _AXIS = 28, 50  # characters of a label beside a plot, and of a text along one side of it
 
 Metric = Mapping[str, Any]  # value, low and high, as in the records
 
@@ -109,7 +111,7 @@ def roc_plot(
                 linestyle=_DASHES[number // len(_SERIES) % len(_DASHES)],
                 color=COLORS[_SERIES[number % len(_SERIES)]],
                 linewidth=1.8,
-                label=curve.describe(),
+                label=replace(curve, label=_short(curve.label)).describe(),
             )
         if chosen:
             x, y = _false_positive_rate(chosen.specificity), chosen.sensitivity
@@ -121,7 +123,7 @@ def roc_plot(
                 fmt="o",
                 color=COLORS["red"],
                 capsize=3,
-                label=chosen.label,
+                label=_short(chosen.label, _AXIS),
             )
         for point, marker in zip(published, "D^sv", strict=False):
             axes.plot(
@@ -148,7 +150,7 @@ def reliability_plot(
     ``points`` are those of ``metrics.reliability``; ``of`` names the probability.
     """
     with rc_context(_STYLE):
-        figure, axes = _unit_square(of, f"fraction of images {event}", legend=1)
+        figure, axes = _unit_square(_short(of, _AXIS), _short(f"fraction of images {event}", _AXIS), legend=1)
         shares = [point["share"] for point in points]
         axes.errorbar(
             [point["probability"] for point in points],
@@ -176,20 +178,20 @@ def reliability_plot(
 
 def confusion_plot(panels: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequence[str]) -> Plot:
     """Draw confusion matrices of counts, rows: truth, side by side; ``panels`` are their titles and counts."""
-    labels = len(names)
+    labels, shown = len(names), [_short(name) for name in names]
     cell = 1.05 if labels <= 3 else 0.85 if labels <= 6 else 0.6
-    longest = max(map(len, names))
-    width = (labels * cell + 0.9 + min(longest, 30) * 0.075) * len(panels)
+    longest = max(map(len, shown))
+    width = (labels * cell + 0.9 + longest * 0.075) * len(panels)
     with rc_context(_STYLE):
-        figure = Figure((width, labels * cell + 1.2 + (min(longest, 30) * 0.05 if labels > 3 else 0)))
+        figure = Figure((width, labels * cell + 1.2 + (longest * 0.05 if labels > 3 else 0)))
         figure.set_layout_engine("constrained")
         for axes, (title, matrix) in zip(np.atleast_1d(figure.subplots(1, len(panels))).tolist(), panels, strict=True):
             _draw_matrix(axes, np.asarray(matrix), small=labels > 6)
             slant: dict[str, Any] = (
                 {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if labels > 3 or longest > 12 else {}
             )
-            axes.set_xticks(range(labels), names, **slant)
-            axes.set_yticks(range(labels), names)
+            axes.set_xticks(range(labels), shown, **slant)
+            axes.set_yticks(range(labels), shown)
             axes.set(xlabel="called", ylabel="truth", title=title if len(panels) > 1 else "")
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
@@ -247,6 +249,12 @@ def layers_plot(head: str, columns: Sequence[tuple[str, Sequence[str]]], caption
             axes.text(column + 0.5, -longest - 0.35, title, ha="center", color=COLORS["muted"])
     described = ", ".join(text.split("\n")[0] for _, texts in columns for text in texts)
     return _plot(figure, "Layers", caption, described, wide=True)
+
+
+def _short(text: str, most: int = _LONGEST) -> str:
+    """Return a text without its middle if it is long: names of one origin often differ only at their ends."""
+    tail = most // 3
+    return text if len(text) <= most else f"{text[: most - tail - 1]}\N{HORIZONTAL ELLIPSIS}{text[-tail:]}"
 
 
 def _draw_matrix(axes: Any, counts: NDArray[np.int_], *, small: bool) -> None:
