@@ -273,7 +273,7 @@ def test_audit_recommends_blocks_only_where_they_help():
     assert said[-1].endswith("Use --groups blocks to keep neighbors together.")
     said.clear()
     audit(data, GroupRule(block=40), said.append)
-    assert said == ["groups: near-duplicates; 240 groups of 240 images"]
+    assert said == ["groups: near-duplicates; 240 images in 240 groups"]
     said.clear()
     audit(dataclasses.replace(data, order=()), None, said.append)
     assert said == []
@@ -353,7 +353,7 @@ def test_cross_validation_uses_blocks_by_default(numbered_patients, tmp_path, mo
         )
     assert "labels: no tumour = no; tumour = yes (positive: tumour)" in said
     assert any(
-        text.startswith("groups: blocks of 40 numbers in a/no, a/yes, joined with near-duplicates; 6 groups")
+        text.startswith("groups: blocks of 40 numbers in a/no, a/yes, joined with near-duplicates; 240 images in 6 groups")
         for text in said
     )
 

@@ -30,7 +30,7 @@ def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) 
     if findings:
         say(table(data.scans, findings))
     if rule is not None:
-        say(f"groups: {data.grouping}; {len(np.unique(data.group))} groups of {len(data.scans)} images")
+        say(f"groups: {data.grouping}; {len(data.scans)} images in {len(np.unique(data.group))} groups")
     divides_neighbors = rule is None or not (rule.block or rule.patients)
     if divides_neighbors and any(folder.carries_identity for folder in data.order):
         say(order_table(data.order))
