@@ -353,7 +353,7 @@ def test_cross_validation_uses_blocks_by_default(numbered_patients, tmp_path, mo
         )
     assert "labels: no tumour = no; tumour = yes (positive: tumour)" in said
     assert any(
-        text.startswith("groups: blocks of 40 numbers in a/no, a/yes, joined with near-duplicates; 240 images in 6 groups")
+        text == "groups: blocks of 40 numbers in a/no, a/yes, joined with near-duplicates; 240 images in 6 groups"
         for text in said
     )
 
