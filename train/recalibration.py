@@ -68,9 +68,11 @@ def recalibrate_bundle(
     sensitivity: float,
     prevalence: float | None = None,
     groups: Path | None = None,
+    labels: str | None = None,
     run: RunOptions | None = None,
     overwrite: bool = False,
     track: Track = lambda results, label, total: results,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write the recalibrated bundle to ``out``, and return a record in plain types: what the command prints.
 
@@ -84,10 +86,14 @@ def recalibrate_bundle(
         Proportion of positives where the bundle will be used, in (0, 1); None weights each label equally.
     groups
         CSV file with the patient of each scan, as ``read_patients`` reads it.
+    labels
+        Which label of the bundle each folder has, as ``rule`` of ``match_labels``.
     run
         How to run the artifact that is measured.
     track
         Wraps the results while they come, to show how far they are: results, label, number.
+    say
+        Called with the labels and their folders.
 
     Raises
     ------
@@ -105,7 +111,7 @@ def recalibrate_bundle(
     manifest = bundle.manifest
     if len(manifest.labels) > 2 and prevalence is not None:
         raise UsageError("a prevalence needs a model of two labels", "Leave out --prevalence")
-    chosen = _choose_scans(bundle, data, sensitivity)
+    chosen = _choose_scans(bundle, data, sensitivity, labels, say)
     patients = read_patients(groups, chosen.scans) if groups else None
     reading = _read(bundle, chosen.scans, patients, run or RunOptions(), track)
     goal = Goal(manifest.positive or 0, sensitivity, prevalence)
@@ -156,13 +162,17 @@ def recalibrate_bundle(
     }
 
 
-def _choose_scans(bundle: Bundle, data: Path, sensitivity: float) -> _Chosen:
+def _choose_scans(
+    bundle: Bundle, data: Path, sensitivity: float, labels: str | None, say: Callable[[str], None]
+) -> _Chosen:
     """List the scans that may recalibrate: no image that training knows, and of copies one.
 
     Raises DataError if a label has no scan, or one file has two labels.
     """
     manifest = bundle.manifest
-    scans, _ = find_scans(data, trained=Labels(manifest.labels, manifest.positive, manifest.training.classes))
+    trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
+    scans, found = find_scans(data, rule=labels, trained=trained)
+    say(found.describe())
     split = split_of(bundle)
     roles = {short(image.sha256): image.role for image in split.images} if split else {}
     left_out: Counter[str] = Counter()

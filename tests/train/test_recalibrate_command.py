@@ -354,6 +354,22 @@ def test_patients_count_once(tiny_bundle, data, tmp_path, capfd):
         assert widths[1] > 1.5 * widths[0]
 
 
+def test_folders_of_other_names_are_mapped_to_the_labels(tiny_bundle, data, tmp_path, capfd):
+    expected = recalibrate(capfd, tiny_bundle, data, "--out", str(tmp_path / "known"))
+    for old, new in (("no", "healthy"), ("yes", "lesion")):
+        (data / old).rename(data / new)
+    code, error = refused(capfd, tiny_bundle, "--data", data, "--out", tmp_path / "new")
+    assert code == 2
+    assert "--labels" in error
+    negative, positive = Bundle.open(tiny_bundle).manifest.labels
+    rule = f"healthy={negative},lesion={positive}"
+    arguments = ["recalibrate", tiny_bundle, "--data", data, "--out", tmp_path / "new", "--json", "--labels", rule]
+    assert run([str(argument) for argument in arguments]) == 0
+    printed, said = capfd.readouterr()
+    assert f"labels: {negative} = healthy; {positive} = lesion (positive: {positive})" in said
+    assert json.loads(printed)["threshold"] == expected["threshold"]
+
+
 def test_unreadable_scans_are_reported(tiny_bundle, data, tmp_path, capfd):
     (data / "no" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
     out = tmp_path / "new"

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
-from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, VERBOSE, required_bundle_argument
+from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, required_bundle_argument, run_options
 from mri_edge.commands.output import table
 from mri_edge.errors import UsageError, printable
 from mri_edge.inference.prediction import stdout_json
 
+from .train import TRAINING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mri_edge.inference.selection import RunOptions
 
 _NEEDED = ("sklearn", "scipy")
 
@@ -27,6 +31,7 @@ _EPILOG = """\b
 Examples:
   mri-edge recalibrate vgg16 --data our-scans/
   mri-edge recalibrate vgg16 --data our-scans/ --prevalence 0.08 --groups patients.csv --out ours
+  mri-edge recalibrate vgg16 --data our-scans/ --labels healthy='no tumour',lesion=tumour
   mri-edge recalibrate vgg16 --data our-scans/ --sensitivity 0.98 --artifact model.int8.onnx --json
   mri-edge recalibrate bundles/mine --crossval figures/crossval.json --out bundles/ours
 
@@ -75,14 +80,11 @@ class _Proportion(click.FloatRange):
     metavar="CSV",
     help="Patient of each scan: columns file,group. The scans of a patient count as one.",
 )
+@TRAINING["labels"]
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new bundle; see below.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
-@ARTIFACT
-@ENGINE
-@PROVIDER
-@THREADS
-@VERBOSE
+@run_options(ARTIFACT, ENGINE, PROVIDER, THREADS)
 @click.pass_context
 def recalibrate(
     ctx: click.Context,
@@ -139,13 +141,10 @@ def _from_scans(
     prevalence: float | None,
     sensitivity: float,
     groups: Path | None,
-    artifact: str | None,
-    engine: str | None,
-    provider: str,
-    threads: int | None,
+    labels: str | None,
+    run: RunOptions,
 ) -> dict[str, Any]:
     from mri_edge.commands.progress import track
-    from mri_edge.inference.selection import RunOptions
     from mri_edge.train.recalibration import recalibrate_bundle
 
     return recalibrate_bundle(
@@ -155,9 +154,11 @@ def _from_scans(
         sensitivity=sensitivity,
         prevalence=prevalence,
         groups=groups,
-        run=RunOptions(artifact, engine, provider, threads),
+        labels=labels,
+        run=run,
         overwrite=overwrite,
         track=track,
+        say=lambda text: click.echo(text, err=True),
     )
 
 
@@ -169,7 +170,7 @@ def _from_crossval(bundle: Bundle, crossval: Path, out: Path, overwrite: bool) -
 
 def _check_no_data_option(ctx: click.Context) -> None:
     """Raise UsageError if an option was given that has no meaning where no scan is read."""
-    for name in ("prevalence", "sensitivity", "groups", "artifact", "engine", "provider", "threads"):
+    for name in ("prevalence", "sensitivity", "groups", "labels", "artifact", "engine", "provider", "threads"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             raise UsageError(f"--{name} goes with --data, and --crossval has no scans", "Leave it out")
 
