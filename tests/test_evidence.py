@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("keras", reason="needs the extra 'train'")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts/ is not installed
 
 from mri_edge.authoring.intervals import with_interval
 from mri_edge.train.evaluation.calibration import choose_threshold

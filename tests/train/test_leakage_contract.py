@@ -264,18 +264,18 @@ def test_teacher_and_students_train_and_calibrate_without_held_out_images(
     """One source replaces the reference's data: its test images and images near them never train in any fold."""
     kept_apart = np.arange(100) % 25 < 5
     monkeypatch.setattr(crossval, "may_train", lambda data: ~kept_apart)
-    seen = []
+    seen, collections, stored = [], [], {}
 
-    def answers(fold, context, recipe, models, *rest):
+    def complete(fold, context, *rest):
         seen.append(fold)
         collections.append(context.data)
         score = brightness_of_labels(context.data, fold.held)
         both = np.stack([1 - score, score], axis=1)
-        answer = crossval.FoldAnswers(both, (score >= 0.5).astype(int), None, 0.5, Stress.empty())
-        return dict.fromkeys(models, answer)
+        stored[f"fold-{fold.number}"] = crossval.FoldAnswers(both, (score >= 0.5) * 1, None, 0.5, Stress.empty())
 
-    collections = []
-    monkeypatch.setattr(crossval, "_fold_answers", answers)
+    monkeypatch.setattr(crossval, "_complete_fold", complete)
+    monkeypatch.setattr(crossval, "_missing", lambda *fold: [])
+    monkeypatch.setattr(crossval, "_read", lambda path: stored[path.parent.name])
     recipe = dataclasses.replace(SMALL, preprocessing=tiny_recipe.preprocessing)
     given = {"folds": 3, "backbone_weights": str(weights_file), "seed": 0}
     result = crossval.cross_validate(two_sources, tmp_path / "out", recipe, **given)

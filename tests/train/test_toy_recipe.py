@@ -139,7 +139,7 @@ def test_folders_with_other_names_are_scored_with_a_mapping(
     assert run(["evaluate", str(out), "--data", str(elsewhere)]) == 2
     refused = capfd.readouterr().err
     assert "Labels of the data: clear, yes; of the model: no tumour, tumour" in refused
-    assert "--labels 'clear=LABEL,yes=tumour'" in refused
+    assert "--labels clear=LABEL,yes=tumour" in refused
     mapping = "clear=no tumour,yes=tumour"
     assert run(["evaluate", str(out), "--data", str(elsewhere), "--labels", mapping, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["data"]["label_folders"] == {"no tumour": ["clear"], "tumour": ["yes"]}
