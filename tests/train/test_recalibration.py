@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.train.evaluation import intervals
+from mri_edge.train.evaluation.intervals import wilson_bounds
 from mri_edge.train.evaluation.recalibration import (
     Answers,
     Goal,
@@ -24,7 +25,6 @@ from mri_edge.train.evaluation.recalibration import (
     fit,
     predictive_value,
     recalibrate,
-    score_interval,
 )
 
 LABELS = ("no", "yes")
@@ -124,7 +124,7 @@ def test_limits_follow_from_wilsons_interval():
 @pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (0, 20), (81, 263), (20, 20), (1, 29)])
 def test_the_interval_of_whole_numbers_is_wilsons(hits, total):
     interval = wilson_interval(hits, total)
-    assert score_interval(hits / total, total) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert wilson_bounds(hits / total, total) == pytest.approx((interval.low, interval.high), abs=1e-9)
 
 
 def test_predictive_values_are_those_of_counts():

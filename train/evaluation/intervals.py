@@ -136,20 +136,36 @@ def effective_size(hits: Flags, group: NDArray[np.intp]) -> float:
     excess = np.bincount(member, hits - value)
     variance = groups / max(groups - 1, 1) * float(excess @ excess) / images**2
     # A single group has no variance either, though its images may differ.
-    independent = value * (1 - value) / variance if variance > 1e-12 else images**2 / float(counts @ counts)
+    independent = value * (1 - value) / variance if variance > 1e-12 else independent_groups(counts)
     if groups > 1:
         independent *= (_Z / float(student_t.ppf(0.975, groups - 1))) ** 2
     return min(independent, float(images))
 
 
+def independent_groups(counts: NDArray[np.intp]) -> float:
+    """Return how many independent images groups of these sizes are worth if a group counts as one image.
+
+    L. Kish, "Survey Sampling", 1965: the squared sum of the sizes divided by the sum of their squares; 0 for no group.
+    """
+    return float(counts.sum() ** 2 / (counts @ counts)) if len(counts) else 0.0
+
+
+def wilson_bounds(fraction: float, size: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a fraction of ``size`` independent images, which need not be a whole number.
+
+    E. B. Wilson, JASA 22, 1927, with the effective number of images in the place of their number.
+    """
+    z = float(norm.ppf((1 + confidence) / 2))
+    middle = (fraction + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * float(np.sqrt(fraction * (1 - fraction) / size + z**2 / (4 * size**2)))
+    # At 0 and 1 the bounds are exact, but their floating-point values are not.
+    return min(max(0.0, middle - half), fraction), max(min(1.0, middle + half), fraction)
+
+
 def grouped_wilson(hits: Flags, group: NDArray[np.intp]) -> Metric:
     """Return the fraction of True in bool (N,) with Wilson's interval for ``effective_size`` images."""
-    value, size = float(hits.mean()), effective_size(hits, group)
-    middle = (value + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
-    half = _Z / (1 + _Z**2 / size) * float(np.sqrt(value * (1 - value) / size + _Z**2 / (4 * size**2)))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
-    # At 0 and 1 the bounds are exact, but their floating-point values are not.
-    return Metric(value, min(low, value), max(high, value), len(hits), GROUPED_WILSON)
+    value = float(hits.mean())
+    return Metric(value, *wilson_bounds(value, effective_size(hits, group)), len(hits), GROUPED_WILSON)
 
 
 def mean_of(parts: Sequence[Metric], images: int, method: str = COMBINED) -> Metric:

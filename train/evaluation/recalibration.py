@@ -22,7 +22,7 @@ from mri_edge.inference.prediction import decide, rescale
 from mri_edge.train.data.roles import by_group
 
 from .calibration import choose_threshold, fit_temperature
-from .intervals import Figures, auc
+from .intervals import Figures, auc, independent_groups, wilson_bounds
 from .threshold_choice import METHOD, choice_errors
 
 FOLDS = 5
@@ -57,12 +57,8 @@ class Answers:
         return Answers(self.probabilities[rows], self.label[rows], self.group[rows])
 
     def independent(self, rows: Flags) -> float:
-        """Return how many independent scans the chosen ones, bool (N,), are worth, if a group holds no more than one.
-
-        L. Kish, "Survey Sampling", 1965: the squared sum of the group sizes divided by the sum of their squares.
-        """
-        sizes = np.unique(self.group[rows], return_counts=True)[1].astype(float)
-        return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+        """Return how many independent scans the chosen ones, bool (N,), are worth if a group counts as one scan."""
+        return independent_groups(np.unique(self.group[rows], return_counts=True)[1])
 
 
 @dataclass(frozen=True)
@@ -211,17 +207,6 @@ def advised(sensitivity: float) -> tuple[int, int]:
     )
 
 
-def score_interval(fraction: float, count: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a fraction of ``count`` independent scans, which need not be a whole number.
-
-    E. B. Wilson, JASA 22, 1927, with the effective number of scans in the place of their number.
-    """
-    z = float(norm.ppf((1 + confidence) / 2))
-    middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return max(0.0, min(middle - half, fraction)), min(1.0, max(middle + half, fraction))
-
-
 def predictive_value(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
     """Return positive and negative predictive value by Bayes' rule; 0 where no scan gets that answer."""
     right = prevalence * sensitivity, (1 - prevalence) * specificity
@@ -247,7 +232,7 @@ def _few(independent: Sequence[int], labels: Sequence[str], goal: Goal) -> list[
     found, cleared = independent[goal.positive], independent[1 - goal.positive]
     warnings = []
     if found < positives:
-        lowest = score_interval(1, found)[0]
+        lowest = wilson_bounds(1, found)[0]
         warnings.append(
             f"Few scans: {labels[goal.positive]!r} has {found} independent ones. Even if all were found, the "
             f"sensitivity could be {lowest:.2f}; {positives} are needed to show {goal.sensitivity:g}."
@@ -299,7 +284,7 @@ def _rates(answers: Answers, called: Indices, goal: Goal, errors: Figures | None
     values = {name: float(right[kind].mean()) for name, kind in rows.items()}
 
     def limits(name: str, confidence: float = 0.95) -> tuple[float, float]:
-        low, high = score_interval(values[name], answers.independent(rows[name]), confidence)
+        low, high = wilson_bounds(values[name], answers.independent(rows[name]), confidence)
         if errors is not None:
             tail = (1 - confidence) / 2
             lowest, highest = values[name] + np.quantile(errors[name], (tail, 1 - tail))
@@ -328,7 +313,7 @@ def _accuracy(answers: Answers, called: Indices) -> Metric:
     right = called == answers.label
     independent = answers.independent(np.ones(len(right), bool))
     value = float(right.mean())
-    return Metric(value, *score_interval(value, independent), len(right), _method(independent))
+    return Metric(value, *wilson_bounds(value, independent), len(right), _method(independent))
 
 
 def _method(independent: float) -> str:
