@@ -313,37 +313,29 @@ def _complete_fold(
     store: Path,
     label: str,
 ) -> None:
-    """Train the models without answers, unless another process is training this fold (UsageError)."""
+    """Train the models without answers and store their answers.
+
+    Raises UsageError if another process is training this fold.
+    """
     folder = _folder(store, fold.number)
-    if _missing(fold.number, models, store):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            _train_missing(fold, context, recipe, models, store, label)
-
-
-def _train_missing(
-    fold: Fold,
-    context: Job,
-    recipe: RecipeSpec,
-    models: dict[str, tuple[RecipeSpec, int]],
-    store: Path,
-    label: str,
-) -> None:
-    """Train the models without answers, and store their answers."""
-    folder, missing, pool = _folder(store, fold.number), _missing(fold.number, models, store), None
-    if TEACHER in models and missing:
-        pool = open_pool(folder)
-        if _must_teach(fold.number, models, store):
-            pool = _teach(context, recipe, models[TEACHER][0], folder, label)
-            missing = [name for name in missing if name != TEACHER]
-    for name in missing:
-        model_recipe, seed = models[name]
-        job = dataclasses.replace(
-            context, seed=seed, store=folder, label=label if name == SINGLE else f"{label}, {name}"
-        )
-        trained = train_model(job, model_recipe, pool)
-        _keep(folder / f"{name}.npz", trained, job, model_recipe, stress_tests=recipe.stress_tests)
-        _clear_state(folder)
+    if not _missing(fold.number, models, store):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        missing, pool = _missing(fold.number, models, store), None  # again: another process may just have finished
+        if TEACHER in models and missing:
+            pool = open_pool(folder)
+            if _must_teach(fold.number, models, store):
+                pool = _teach(context, recipe, models[TEACHER][0], folder, label)
+                missing = [name for name in missing if name != TEACHER]
+        for name in missing:
+            model_recipe, seed = models[name]
+            job = dataclasses.replace(
+                context, seed=seed, store=folder, label=label if name == SINGLE else f"{label}, {name}"
+            )
+            trained = train_model(job, model_recipe, pool)
+            _keep(folder / f"{name}.npz", trained, job, model_recipe, stress_tests=recipe.stress_tests)
+            _clear_state(folder)
 
 
 @contextmanager
