@@ -363,9 +363,9 @@ def test_a_scan_with_a_result_is_only_moved(places, capfd):
 def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
     shutil.rmtree(places.out / "results")  # as if its disk had been pulled
     places.scan("a.png")
-    words = started.stderr.readline()
-    assert "cannot write" in words
-    assert "tries again" in words
+    message = started.stderr.readline()
+    assert "cannot write" in message
+    assert "tries again" in message
     time.sleep(0.5)
     assert started.poll() is None
     assert (places.incoming / "a.png").exists()
