@@ -31,7 +31,8 @@ from mri_edge.train.data import duplicates
 from mri_edge.train.data.folder import Scan, find_scans
 from mri_edge.train.data.grouping import read_patients
 from mri_edge.train.data.labels import Labels
-from mri_edge.train.evaluation.evaluate import split_of
+from mri_edge.train.evaluation.evaluate import count_roles, split_of
+from mri_edge.train.evaluation.keras_engine import describe_run
 from mri_edge.train.evaluation.recalibration import FOLDS, Answers, Goal, Recalibrated, fewest, recalibrate
 
 Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
@@ -189,7 +190,7 @@ def _choose_scans(
     kept = list(label_of.values())
     if not kept:
         raise DataError(
-            f"all {len(scans)} images are known from the bundle's training ({_counted(left_out)})",
+            f"all {len(scans)} images are known from the bundle's training ({count_roles(left_out)})",
             "Recalibrate with scans of your own",
         )
     for index, label in enumerate(manifest.labels):
@@ -205,11 +206,7 @@ def _choose_scans(
 def _known(left_out: Counter[str], split: Split | None) -> str:
     if split is None:
         return "The bundle has no split record: whether these scans were in its training is not known."
-    return f"Left out: {_counted(left_out)} (known from training, or copies of another scan)."
-
-
-def _counted(roles: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(roles.items()))
+    return f"Left out: {count_roles(left_out)} (known from training, or copies of another scan)."
 
 
 def _read(
@@ -232,13 +229,7 @@ def _read(
             probabilities.append(np.fromiter(result.probabilities.values(), np.float32))
             hashes.append(duplicates.difference_hash(result.pixels))
             unlike += any(warning.code == "unlike_training" for warning in result.warnings)
-        ran = {
-            "artefact": classifier.artifact.file,
-            "precision": classifier.artifact.precision,
-            "engine": classifier.engine.name,
-            "provider": classifier.engine.provider,
-            "threads": classifier.engine.threads,
-        }
+        ran = describe_run(classifier)
     if not rows:
         raise DataError(f"none of {len(scans)} images can be read, {unreadable[0]['error']}", "Name other scans")
     read = [scans[row] for row in rows]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,14 @@ def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), heading
     if heading and lines:
         lines[0] = click.style(lines[0], bold=True)
     return lines
+
+
+def print_problems(record: Mapping[str, Any]) -> None:
+    """Print the unreadable scans and the warnings of a record of ``evaluate`` or ``recalibrate`` on stderr."""
+    for failure in record.get("unreadable", ()):
+        click.echo(f"mri-edge: {failure['error']}", err=True)
+    for warning in record["warnings"]:
+        click.echo(f"mri-edge: warning: {warning}", err=True)
 
 
 def _pad(cell: str, width: int, *, right: bool) -> str:

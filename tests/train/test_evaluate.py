@@ -22,6 +22,7 @@ from mri_edge.bundles.bundle import Bundle, embedded_models
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import DataError, EngineUnavailable, UsageError, printable
+from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import sha256_of
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
@@ -462,7 +463,7 @@ def test_keras_model_is_scored_without_another_engine(tiny_bundle, data):
         onnx = writer.manifest.artifacts[0]
         writer.add_artifact(replace(onnx, file="model.keras", format="keras"))
     bundle = Bundle.open(tiny_bundle)
-    record = evaluate(bundle, data, artifact="model.keras")
+    record = evaluate(bundle, data, run=RunOptions(artifact="model.keras"))
     assert (record["engine"], record["artefact"]) == ("keras", "model.keras")
     pixels = bundle.manifest.preprocessing.resize_picture(
         np.asarray(Image.open(data / record["predictions"][0]["file"]))
@@ -471,9 +472,9 @@ def test_keras_model_is_scored_without_another_engine(tiny_bundle, data):
     # Batches of one and of eight images sum in another order.
     np.testing.assert_allclose(record["predictions"][0]["probabilities"], expected, atol=1e-5)
     with pytest.raises(UsageError, match="chooses its device"):
-        evaluate(bundle, data, artifact="model.keras", provider="cuda")
+        evaluate(bundle, data, run=RunOptions(artifact="model.keras", provider="cuda"))
     with pytest.raises((UsageError, EngineUnavailable), match="litert"):
-        evaluate(bundle, data, artifact="model.keras", engine="litert")
+        evaluate(bundle, data, run=RunOptions(artifact="model.keras", engine="litert"))
 
 
 def test_scored_keras_model_is_the_one_that_was_hashed(tiny_bundle, data, monkeypatch):
@@ -486,7 +487,7 @@ def test_scored_keras_model_is_the_one_that_was_hashed(tiny_bundle, data, monkey
         model.save(writer.path("model.keras"))
         writer.add_artifact(replace(writer.manifest.artifacts[0], file="model.keras", format="keras"))
     bundle = Bundle.open(tiny_bundle)
-    wanted = evaluate(bundle, data, artifact="model.keras")["predictions"]
+    wanted = evaluate(bundle, data, run=RunOptions(artifact="model.keras"))["predictions"]
     read = Bundle.read
 
     def read_and_exchange(self: Bundle, entry):
@@ -496,7 +497,7 @@ def test_scored_keras_model_is_the_one_that_was_hashed(tiny_bundle, data, monkey
         return content
 
     monkeypatch.setattr(Bundle, "read", read_and_exchange)
-    assert evaluate(bundle, data, artifact="model.keras")["predictions"] == wanted
+    assert evaluate(bundle, data, run=RunOptions(artifact="model.keras"))["predictions"] == wanted
     assert (tiny_bundle / "model.keras").read_bytes() == b"another file"
 
 

@@ -10,6 +10,7 @@ import pytest
 from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import MriEdgeError
+from mri_edge.inference.selection import RunOptions
 
 keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
@@ -50,7 +51,7 @@ BOTH = ("model.onnx", "model.keras")
     ],
 )
 def test_artifact_and_engine_are_chosen(bundle, held, artifact, engine, ran):
-    with open_classifier(only(bundle, *held), artifact, engine, "auto", None) as classifier:
+    with open_classifier(only(bundle, *held), RunOptions(artifact, engine)) as classifier:
         assert (classifier.artifact.file, classifier.engine.name) == ran
 
 
@@ -65,4 +66,4 @@ def test_artifact_and_engine_are_chosen(bundle, held, artifact, engine, ran):
 )
 def test_incompatible_artifacts_and_engines_are_rejected(bundle, held, artifact, engine):
     with pytest.raises(MriEdgeError):
-        open_classifier(only(bundle, *held), artifact, engine, "auto", None)
+        open_classifier(only(bundle, *held), RunOptions(artifact, engine))

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, complete_models, run_options
+from mri_edge.commands.output import print_problems
 from mri_edge.errors import UsageError
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
@@ -125,10 +126,7 @@ def evaluate(
         labels=labels,
         track=track,
         say=lambda text: click.echo(text, err=True),
-        artifact=run.artifact,
-        engine=run.engine,
-        provider=run.provider,
-        threads=run.threads,
+        run=run,
     )
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:
@@ -136,10 +134,7 @@ def evaluate(
 
         atomic_write(out / "evaluation.json", text)
         atomic_write(out / "evaluation.html", evaluation_page(record))
-    for failure in record["unreadable"]:
-        click.echo(f"mri-edge: {failure['error']}", err=True)
-    for warning in record["warnings"]:
-        click.echo(f"mri-edge: warning: {warning}", err=True)
+    print_problems(record)
     if as_json:
         click.echo(stdout_json(record, indent=1))
     else:

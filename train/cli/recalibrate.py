@@ -11,7 +11,7 @@ import click
 
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, required_bundle_argument, run_options
-from mri_edge.commands.output import table
+from mri_edge.commands.output import print_problems, table
 from mri_edge.errors import UsageError, printable
 from mri_edge.inference.prediction import stdout_json
 
@@ -120,10 +120,7 @@ def recalibrate(
         record = _from_crossval(bundle, crossval, target, overwrite)
     elif data is not None:
         record = _from_scans(bundle, data, target, overwrite, **options)
-    for failure in record.get("unreadable", ()):
-        click.echo(f"mri-edge: {failure['error']}", err=True)
-    for warning in record["warnings"]:
-        click.echo(f"mri-edge: warning: {warning}", err=True)
+    print_problems(record)
     if as_json:
         click.echo(stdout_json(record, indent=1))
     else:

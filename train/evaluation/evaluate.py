@@ -18,11 +18,12 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, decide
+from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.folder import Scan, find_scans
 from mri_edge.train.data.labels import Labels
 
-from .keras_engine import open_classifier
+from .keras_engine import describe_run, open_classifier
 from .metrics import by_folder, by_label, measure, reliability, roc_of
 
 Role = Literal["test", "all"]
@@ -44,10 +45,7 @@ def evaluate(
     bundle: Bundle,
     data: Path,
     *,
-    artifact: str | None = None,
-    engine: str | None = None,
-    provider: str = "auto",
-    threads: int | None = None,
+    run: RunOptions | None = None,
     role: Role | None = None,
     labels: str | None = None,
     track: Track = lambda results, label, total: results,
@@ -57,8 +55,8 @@ def evaluate(
 
     Parameters
     ----------
-    artifact, engine, provider, threads
-        As for ``open_classifier``.
+    run
+        How to run the artifact, as for ``open_classifier``; None leaves every choice to it.
     role
         ``"test"`` scores the test images of the bundle's split record, ``"all"`` every image. ``None`` scores the
         test images if ``data`` contains all of them, otherwise every image that the record does not list.
@@ -84,16 +82,10 @@ def evaluate(
     chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
     if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
         chosen.warnings.append(f"{known} of these images chose the temperature and threshold of this bundle.")
-    with open_classifier(bundle, artifact, engine, provider, threads) as classifier:
+    with open_classifier(bundle, run or RunOptions()) as classifier:
         answers = classifier.predict_batches([scan.path for scan in chosen.scans])
         results = list(track(answers, "evaluate", len(chosen.scans)))
-        ran = {
-            "artefact": classifier.artifact.file,
-            "precision": classifier.artifact.precision,
-            "engine": classifier.engine.name,
-            "provider": classifier.engine.provider,
-            "threads": classifier.engine.threads,
-        }
+        ran = describe_run(classifier)
     pairs = list(zip(chosen.scans, results, strict=True))
     read = [(scan, result) for scan, result in pairs if isinstance(result, Prediction)]
     unreadable = [
@@ -229,7 +221,8 @@ def choose_scans(
     left_out = Counter(its_role for its_role in known if its_role is not None)
     if not kept:
         raise DataError(
-            f"all {len(scans)} images are known from the bundle's training ({_counted(left_out)}): none may be scored",
+            f"all {len(scans)} images are known from the bundle's training ({count_roles(left_out)}): "
+            "none may be scored",
             "Use other images, or --role all to see how well the model remembers these",
         )
     warnings = []
@@ -291,11 +284,12 @@ def _everything(scans: Sequence[Scan], trained: dict[str, str]) -> Chosen:
     warnings = []
     if seen:
         warnings.append(
-            f"{seen.total()} OF THESE {len(scans)} IMAGES WERE IN TRAINING ({_counted(seen)}): the figures say how "
+            f"{seen.total()} OF THESE {len(scans)} IMAGES WERE IN TRAINING ({count_roles(seen)}): the figures say how "
             "well the model remembers, not how good it is."
         )
     return Chosen(list(scans), "all images, trained on or not", {}, warnings)
 
 
-def _counted(roles: Counter[str]) -> str:
+def count_roles(roles: Counter[str]) -> str:
+    """Return the number of images of each role as text: ``"train 12, validation 3"``."""
     return ", ".join(f"{name} {count}" for name, count in sorted(roles.items()))

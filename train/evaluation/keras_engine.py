@@ -15,6 +15,7 @@ from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import Batch, Outputs, Probabilities, check_batch, empty_outputs
 from mri_edge.errors import EngineUnavailable, UsageError
 from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.selection import RunOptions
 
 NAME = "keras"
 SUFFIX = ".keras"
@@ -81,29 +82,38 @@ def open_keras(
     return KerasEngine(model, manifest, keras.distribution.list_devices()[0].partition(":")[0])
 
 
-def open_classifier(
-    bundle: Bundle, artifact: str | None, engine: str | None, provider: str, threads: int | None
-) -> Classifier:
-    """Open a classifier as ``Classifier.load`` does, but run ``model.keras`` in Keras.
+def open_classifier(bundle: Bundle, run: RunOptions) -> Classifier:
+    """Open a classifier as ``Classifier.load_with`` does, but run ``model.keras`` in Keras.
 
-    Keras is used if ``artifact`` or ``engine`` asks for it, or if the bundle has no other artifact. Raises the errors
-    of ``Classifier.load`` and of ``open_keras``.
+    Keras is used if ``run`` asks for it by artifact or engine, or if the bundle has no other artifact. Raises the
+    errors of ``Classifier.load`` and of ``open_keras``.
     """
     held = bundle.manifest.artifacts
     in_keras = [entry for entry in held if entry.file.endswith(SUFFIX)]
-    if artifact is not None:
-        chosen: Artifact | None = bundle.artifact(artifact)
-        wanted = chosen in in_keras and engine in (None, NAME)
+    if run.artifact is not None:
+        chosen: Artifact | None = bundle.artifact(run.artifact)
+        wanted = chosen in in_keras and run.engine in (None, NAME)
     else:
-        wanted = bool(in_keras) and (engine == NAME or (engine is None and len(in_keras) == len(held)))
+        wanted = bool(in_keras) and (run.engine == NAME or (run.engine is None and len(in_keras) == len(held)))
         chosen = in_keras[0] if wanted else None
     if not wanted or chosen is None:
-        return Classifier.load(bundle, artifact=artifact, engine=engine, provider=provider, threads=threads)
+        return Classifier.load_with(run, bundle)
     opened = open_keras(
         bundle.folder / chosen.file,
         bundle.manifest,
-        provider=provider,
-        threads=threads,
+        provider=run.provider,
+        threads=run.threads,
         content=bundle.read(chosen),
     )
     return Classifier(bundle, chosen, opened)
+
+
+def describe_run(classifier: Classifier) -> dict[str, Any]:
+    """Return what ran, as records name it: artifact, precision, engine, provider and threads, in plain types."""
+    return {
+        "artefact": classifier.artifact.file,
+        "precision": classifier.artifact.precision,
+        "engine": classifier.engine.name,
+        "provider": classifier.engine.provider,
+        "threads": classifier.engine.threads,
+    }

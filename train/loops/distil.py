@@ -66,7 +66,9 @@ class BundleTeacher:
         BundleError, EngineError
             A bundle cannot run on this machine.
         """
-        from mri_edge.train.evaluation.keras_engine import open_classifier  # only a teacher needs the engines
+        # Only a teacher needs the engines.
+        from mri_edge.inference.selection import RunOptions
+        from mri_edge.train.evaluation.keras_engine import open_classifier
 
         size = (preprocessing.height, preprocessing.width)
         for bundle in bundles:
@@ -84,7 +86,7 @@ class BundleTeacher:
                     f"{input_size[0]} x {input_size[1]}",
                     "Name another --teacher",
                 )
-        self._classifiers = [open_classifier(bundle, None, None, "auto", None) for bundle in bundles]
+        self._classifiers = [open_classifier(bundle, RunOptions()) for bundle in bundles]
         self.bundles = tuple(bundles)
         self.sha256 = tuple(classifier.artifact.sha256 for classifier in self._classifiers)
 
