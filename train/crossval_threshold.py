@@ -131,7 +131,8 @@ def set_threshold(bundle: Bundle, out: Path, found: OutOfFold, *, overwrite: boo
     in_place = not bundle.archive and out.resolve() == bundle.folder.resolve()
     with rewrite_bundle(bundle, None if in_place else out) as writer:
         details = {**old.training.details, "threshold_rule": found.rule}
-        writer.update(threshold=found.value, training=replace(old.training, details=details))
+        # The score of heatmaps is about the lesions that the model called at the old threshold.
+        writer.update(threshold=found.value, training=replace(old.training, details=details), heatmaps=None)
         _update_metrics(writer, bundle)
         new = writer.manifest
     return {

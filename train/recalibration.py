@@ -127,7 +127,10 @@ def recalibrate_bundle(
         "log_loss": {"before": result.log_loss_before, "expected": result.log_loss},
     }
     with rewrite_bundle(bundle, out) as writer:
-        writer.update(threshold=result.fit.threshold, recalibration=entry, schema_version=RECALIBRATED_VERSION)
+        # The score of heatmaps is about the lesions that the model called at the old threshold.
+        writer.update(
+            threshold=result.fit.threshold, recalibration=entry, heatmaps=None, schema_version=RECALIBRATED_VERSION
+        )
         # Hashes and no names: the document is passed on with the bundle, and evaluation leaves these scans out.
         hashes = sorted(short(scan.sha256) for scan in reading.scans)
         writer.add_document(RECALIBRATION, json.dumps({**figures, "scans": hashes}, indent=1) + "\n")

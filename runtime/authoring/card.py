@@ -17,6 +17,7 @@ from mri_edge.bundles.split import Role, Split
 from mri_edge.errors import ManifestError
 from mri_edge.inference.prediction import NOTICE
 
+from .heatmap_score import facts as heatmap_facts
 from .intervals import with_interval
 from .recalibration import facts as recalibration_facts
 from .recalibration import headline
@@ -224,6 +225,11 @@ def _analyses(manifest: Manifest, metrics: dict[str, Any], counted: str) -> list
         blocks.append(Table(("folder", "label", "labelled rightly (95% interval)", "images"), rows))
     if test := metrics.get("test"):
         blocks += _mistakes(manifest, test)
+    if manifest.heatmaps:
+        blocks += [
+            "Heatmaps, scored on lesions that were drawn at known places in healthy scans:",
+            Table(("of the heatmaps", "value (95% interval)"), heatmap_facts(manifest)),
+        ]
     return [
         *blocks,
         f"Artefacts, and how far each is from the float model on the same images{_before(manifest) or counted}:",

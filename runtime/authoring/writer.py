@@ -184,7 +184,14 @@ class BundleWriter:
         self.add_document(CARD, render_card(self.manifest, self.folder))
 
     def finish(self) -> None:
-        """Update the model card if there is one, then write the manifest. Called when the ``with`` block ends."""
+        """Update the model card if there is one, then write the manifest. Called when the ``with`` block ends.
+
+        The score of heatmaps is dropped if its artifact is gone or was replaced, because another one has other maps.
+        """
+        score = self.manifest.heatmaps
+        measured = self.manifest.artifact(score.artifact) if score else None
+        if score and (measured is None or measured.sha256 != score.sha256):
+            self.update(heatmaps=None)
         if has_card(self.manifest):
             self.add_card()
         self.path(MANIFEST).write_text(self.manifest.to_json(), encoding="utf-8")

@@ -220,13 +220,48 @@ class Recalibration:
 
 
 @dataclass(frozen=True)
+class HeatmapScore:
+    """How well the heatmaps of one artifact point at lesions that were drawn at known places in healthy scans.
+
+    Attributes
+    ----------
+    created
+        Date and time.
+    artifact, sha256, engine, provider
+        What was measured. Other artifacts and engines may give other heatmaps.
+    method
+        How the heatmaps were computed.
+    scans, lesions
+        Number of healthy scans, and of lesions drawn in them.
+    data
+        Which scans these are.
+    fingerprint
+        SHA-256 over the contents of the scans.
+    metrics
+        The figures by name; ``authoring.heatmap_score`` says what each one is.
+    """
+
+    created: str
+    artifact: str
+    sha256: str
+    engine: str
+    provider: str
+    method: str
+    scans: int
+    lesions: int
+    data: str
+    fingerprint: str
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole manifest.
 
     ``labels`` are in index order. ``positive`` is the index of the label to which sensitivity and ``threshold`` refer;
     models with more than two labels may have none, and then have no threshold either. Without a threshold the answer is
     the most probable label. With a ``recalibration``, ``threshold`` refers to recalibrated probabilities, and
-    ``metrics`` are those before it.
+    ``metrics`` are those before it. ``heatmaps`` is None until they are scored.
     """
 
     name: str
@@ -246,6 +281,7 @@ class Manifest:
     limits: str = ""
     licences: dict[str, str] = field(default_factory=dict)
     recalibration: Recalibration | None = None
+    heatmaps: HeatmapScore | None = None
     schema_version: int = SCHEMA_VERSION
 
     @cached_property
@@ -277,10 +313,14 @@ class Manifest:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain types, with the schema version that the content needs. Version 1 has no recalibration."""
+        """Return plain types, with the schema version that the content needs. Version 1 has no recalibration.
+
+        Optional parts of later releases are left out if they are None, so that older manifests keep their bytes.
+        """
         plain = to_plain(self)
-        if self.recalibration is None:
-            del plain["recalibration"]
+        for part in ("recalibration", "heatmaps"):
+            if plain[part] is None:
+                del plain[part]
         plain["schema_version"] = RECALIBRATED_VERSION if self.recalibration else SCHEMA_VERSION
         return plain
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mri_edge.authoring.heatmap_score import facts as heatmap_facts
 from mri_edge.authoring.intervals import with_interval
 from mri_edge.authoring.recalibration import facts as recalibration_facts
 from mri_edge.bundles.bundle import Bundle
@@ -91,6 +92,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
             for name, metric in manifest.metrics.items()
         ]
         facts.append((f"metrics{before} with 95% intervals (methods in the model card)", figures))
+    if manifest.heatmaps:
+        facts.append(("heatmaps (figures with 95% intervals)", [*heatmap_facts(manifest)]))
     if calibrations := manifest.calibrations():
         rows: list[tuple[str, object]] = [
             (", ".join(files), f"{ranges.method}, {ranges.images} training images, seed {ranges.seed}")
