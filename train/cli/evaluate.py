@@ -32,6 +32,7 @@ Examples:
   mri-edge evaluate bundles/mine --artifact model.int8.tflite --data elsewhere/ --out report/
   mri-edge evaluate vgg16 --data scans/ --json > evaluation.json
   mri-edge evaluate bundles/mine --data elsewhere/ --labels healthy='no tumour',lesion=tumour
+  mri-edge evaluate bundles/mine --heatmaps --data healthy/ --out heatmaps/ --record
   mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
 \b
@@ -43,6 +44,10 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
   the folder that training used   its test images
   other images                    all that were not used in training
   --role all                      every image; the report says so
+
+\b
+--heatmaps draws lesions in healthy scans that were not in training, and compares the heatmaps with their places.
+--data is then a folder of healthy scans, or one with a folder per class, of which the healthy scans are used.
 
 The training options (--recipe to --overwrite) require --cv, except --labels: it maps folders with other
 names than in training to the labels of the model.
@@ -69,6 +74,15 @@ names than in training to the labels of the model.
     help="Score a recipe instead of a model, by a cross-validation that keeps groups together (--groups); 'sources' "
     "leaves out one source at a time. Writes crossval.json to --out.",
 )
+@click.option("--heatmaps", is_flag=True, help="Score the heatmaps instead, on lesions drawn in healthy scans.")
+@click.option(
+    "--scans",
+    type=click.IntRange(1),
+    help="With --heatmaps: number of scans that get lesions.  [default: 120]",
+)
+@click.option(
+    "--record", "record_it", is_flag=True, help="With --heatmaps: store the figures in the bundle and its model card."
+)
 @RECIPE
 @training_options
 @run_options(ARTIFACT, ENGINE, PROVIDER, THREADS)
@@ -83,6 +97,9 @@ def evaluate(
     out: Path | None,
     as_json: bool,
     cv: str | None,
+    heatmaps: bool,
+    scans: int | None,
+    record_it: bool,
     recipe_name: str,
     labels: str | None,
     run: RunOptions,
@@ -101,6 +118,10 @@ def evaluate(
             f"evaluation needs packages that are not installed: {', '.join(missing)}",
             "pip install 'mri-edge[evaluate]'",
         )
+    if heatmaps and cv is not None:
+        raise UsageError("--heatmaps scores a model, and --cv a recipe", "Omit one of them")
+    if not heatmaps and (record_it or scans is not None):
+        raise UsageError(f"{'--record' if record_it else '--scans'} needs --heatmaps", "Add --heatmaps")
     if cv is not None:
         code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, labels=labels, **training)
         return code
@@ -116,6 +137,12 @@ def evaluate(
     if data is None:
         data = remembered_data(bundle)
         click.echo(f"scoring on its training folder, {data}", err=True)
+    if heatmaps:
+        from .heatmaps import score_heatmaps
+
+        return score_heatmaps(
+            bundle, data, out, role=role, labels=labels, limit=scans, run=run, as_json=as_json, record_it=record_it
+        )
     if out is not None:
         make_folder(out)  # fail now rather than after the work
         clear_leftovers(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,42 @@ def find_scans(
             for (_, label, _, _, relative, path), digest in zip(found, hashes, strict=True)
         ]
     return scans, labels
+
+
+def list_scans(data: Path, label: int) -> list[Scan]:
+    """List the pictures in a folder and its subfolders, which all have one label, by path.
+
+    Hidden folders and links to folders are left out. Raises DataError if there is no picture or no such folder, or if a
+    file cannot be read or has a name that is not UTF-8.
+    """
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder", "Name a folder of scans")
+    paths = sorted(_pictures_below(data))
+    if not paths:
+        raise DataError(f"{data}: no pictures in it", f"Pictures end in {', '.join(readers.suffixes())}")
+    for path in paths:
+        _check_name(path)
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        hashes = pool.map(_hash, paths)
+        return [
+            Scan(path, path.relative_to(data).as_posix(), path.parent.relative_to(data).as_posix(), label, digest)
+            for path, digest in zip(paths, hashes, strict=True)
+        ]
+
+
+def folder_names(data: Path) -> set[str]:
+    """Return the names of the folders in a data folder that may be class folders: those in it, and those in these."""
+    if not data.is_dir():
+        return set()
+    folders = _folders(data)
+    return {folder.name for parent in [data, *folders] for folder in _folders(parent)}
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    yield from _pictures(folder)
+    for inner in _folders(folder):
+        if not inner.is_symlink():  # it could lead back to a parent folder
+            yield from _pictures_below(inner)
 
 
 def _check_name(path: Path) -> None:

@@ -1,0 +1,76 @@
+"""``mri-edge evaluate --heatmaps``: score the heatmaps of an artifact on lesions drawn in healthy scans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.commands.output import print_problems
+from mri_edge.commands.progress import track
+from mri_edge.inference.prediction import stdout_json
+from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
+
+if TYPE_CHECKING:
+    from mri_edge.inference.selection import RunOptions
+    from mri_edge.train.evaluation.evaluate import Role
+
+
+def score_heatmaps(
+    bundle: Bundle,
+    data: Path,
+    out: Path | None,
+    *,
+    role: Role | None,
+    labels: str | None,
+    limit: int | None,
+    run: RunOptions,
+    as_json: bool,
+    record_it: bool,
+) -> int:
+    """Score the heatmaps, print and write the figures, and return the exit code: 1 if a scan cannot be read.
+
+    ``record_it`` stores the figures in the bundle. Raises what ``evaluate_heatmaps`` and ``record_score`` do.
+    """
+    from mri_edge.train.evaluation.heatmap_record import check_recordable, record_score
+    from mri_edge.train.evaluation.heatmaps import SCANS, evaluate_heatmaps
+
+    if record_it:
+        check_recordable(bundle)
+    if out is not None:
+        make_folder(out)  # fail now rather than after the work
+        clear_leftovers(out)
+    evaluation = evaluate_heatmaps(
+        bundle,
+        data,
+        run=run,
+        role=role,
+        labels=labels,
+        limit=SCANS if limit is None else limit,
+        track=track,
+        say=lambda text: click.echo(text, err=True),
+    )
+    record = evaluation.record
+    if record_it:
+        record_score(bundle, record)
+    if out is not None:
+        from mri_edge.train.reports.heatmap_report import heatmap_page
+
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        atomic_write(out / "heatmaps.json", text)
+        atomic_write(out / "heatmaps.html", heatmap_page(record, evaluation.cases))
+    print_problems(record)
+    if as_json:
+        click.echo(stdout_json(record, indent=1))
+    else:
+        from mri_edge.train.reports.heatmap_report import print_heatmaps
+
+        print_heatmaps(record)
+    if out is not None:
+        click.echo(f"report: {out / 'heatmaps.html'}", err=True)
+    if record_it:
+        click.echo(f"stored in {bundle.folder}", err=True)
+    return 1 if record["unreadable"] else 0
