@@ -52,13 +52,14 @@ def classify(
         predictions = classifier.predict_batches(
             sources,
             batch_size=batch,
+            explain=heatmap is not None,
             keep_pixels=heatmap is not None,
             max_wait=_MAX_WAIT_S if streamed else None,
         )
         if heatmap:
             from mri_edge.inference.heatmap import draw_each
 
-            predictions = draw_each(predictions, classifier, heatmap)
+            predictions = draw_each(predictions, heatmap)
         counter = _Counter(predictions)
         results = track(counter, "predict", total) if show_progress else counter
         if journal:
@@ -131,6 +132,6 @@ class _Counter:
             if isinstance(result, Failure):
                 self.failed += 1
                 _notify(str(result.error))
-            elif result.heatmap is not None:
+            elif result.heatmap_file is not None:
                 self.heatmaps += 1
             yield result

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from mri_edge.errors import UsageError, printable
+from mri_edge.errors import printable
 from mri_edge.scans.frame import Pixels
 from mri_edge.storage.atomic import atomic_write, make_folder
 
-from .classifier import Classifier
 from .prediction import NOTICE, Failure, Prediction, displayed_label, frame_name, hashed_name, is_too_long
 
 # Nine colors of matplotlib's "inferno" (CC0, S. van der Walt and N. Smith). Its lightness rises evenly, so that it can
@@ -43,9 +42,7 @@ _SCAN = "mri-edge scan"  # keyword of the text in the PNG that identifies the sc
 _OPACITY = 0.6  # opacity where the activation is largest
 
 
-def draw_each(
-    results: Iterable[Prediction | Failure], classifier: Classifier, folder: Path
-) -> Iterator[Prediction | Failure]:
+def draw_each(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Prediction | Failure]:
     """Write a heatmap into ``folder`` for each result, and yield the result with its path.
 
     ``scans/a.jpg`` gets ``folder/a.jpg.png``. If another scan has that picture already, it gets
@@ -54,32 +51,14 @@ def draw_each(
 
     Raises
     ------
-    UsageError
-        The artifact has no activation output.
     OutputError
         The folder cannot be written.
     """
-    require_activation(classifier)
-    return _draw_each(results, folder)
-
-
-def require_activation(classifier: Classifier) -> None:
-    """Raise UsageError if the artifact has no activation output."""
-    if all(output.name != "activation" for output in classifier.engine.outputs):
-        artifacts = classifier.bundle.manifest.artifacts
-        others = ", ".join(artifact.file for artifact in artifacts if artifact.format == "onnx")
-        raise UsageError(
-            f"{classifier.artifact.file}: has no class activation, so it gives no heatmap",
-            f"Choose another --artifact: {others or 'none in this bundle has one'}",
-        )
-
-
-def _draw_each(results: Iterable[Prediction | Failure], folder: Path) -> Iterator[Prediction | Failure]:
     for result in results:
         if (
             isinstance(result, Prediction)
             and result.source is not None
-            and result.activation is not None
+            and result.heatmap is not None
             and result.pixels is not None
         ):
             make_folder(folder)
@@ -87,8 +66,8 @@ def _draw_each(results: Iterable[Prediction | Failure], folder: Path) -> Iterato
             path = frame_name(os.path.abspath(result.source), result.index, result.frames)
             scan = hashlib.sha256(os.fsencode(path)).hexdigest()
             target = _target(folder, name, scan)
-            atomic_write(target, overlay(result.pixels, result.activation, result, scan=scan))
-            yield replace(result, heatmap=os.fspath(target))
+            atomic_write(target, overlay(result.pixels, result.heatmap, result, scan=scan))
+            yield replace(result, heatmap_file=os.fspath(target))
         else:
             yield result
 
@@ -123,7 +102,7 @@ def overlay(
     pixels
         uint8 (H, W, 3) RGB, the decoded frame.
     activation
-        float32 (h, w), at least 0, any scale: Grad-CAM of the label ``prediction.explained`` on the last feature map.
+        float32 (h, w), at least 0: ``prediction.heatmap``.
     prediction
         Its label, probability, explained label and model are written below the picture, with the notice about research
         use.

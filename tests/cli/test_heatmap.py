@@ -128,15 +128,6 @@ def test_a_scan_that_can_be_read_only_once_gets_a_heatmap(explaining_bundle, tmp
     assert Path("why/pipe.jpg.png").is_file()
 
 
-def test_an_artifact_without_activation_is_refused_and_nothing_is_written(tiny_bundle, tmp_path, capfd):
-    scan = str(EXAMPLES / "phantom-1.jpg")
-    assert run(["predict", scan, "--heatmap", str(tmp_path / "why"), "--model", str(tiny_bundle)]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "no class activation" in err
-    assert not (tmp_path / "why").exists()
-
-
 def test_an_unwritable_folder_is_reported(explaining_bundle, tmp_path, capfd):
     (tmp_path / "file").touch()
     scan = str(EXAMPLES / "phantom-1.jpg")
