@@ -6,46 +6,34 @@ from mri_edge.bundles.manifest import Manifest
 
 from .intervals import with_interval
 
-# The names of the figures for people, in the order in which they are shown. Other names are shown as they are.
+# The figures for people, in the order in which they are shown. ``train.evaluation.heatmap_score`` computes them.
 NAMES = {
-    "pointing_called": "peak in the lesion, called lesions",
-    "pointing_not_called": "peak in the lesion, other lesions",
-    "pointing": "peak in the lesion, all lesions",
-    "pointing_strict_called": "peak in the undilated lesion, called lesions",
-    "pointing_strict": "peak in the undilated lesion, all lesions",
-    "pointing_random": "the same of a random map, all lesions",
-    "pointing_random_called": "the same of a random map, called lesions",
-    "pointing_center": "the same of the center of the head, all lesions",
-    "pointing_center_called": "the same of the center of the head, called lesions",
+    "pointing_game": "peak in the lesion, called lesions",
+    "pointing_game_not_called": "peak in the lesion, other lesions",
+    "pointing_game_all": "peak in the lesion, all lesions",
+    "strict_pointing_game": "peak in the lesion without tolerance, called lesions",
+    "strict_pointing_game_all": "peak in the lesion without tolerance, all lesions",
+    "random_pointing_game": "a random map: peak in the lesion, called lesions",
+    "random_pointing_game_all": "a random map: peak in the lesion, all lesions",
+    "center_pointing_game": "the center of the head in the lesion, called lesions",
+    "center_pointing_game_all": "the center of the head in the lesion, all lesions",
     "air": "peak in the air",
-    "mass_in_lesion": "proportion of the map in the lesion",
-    "lesion_share": "proportion of the head in the lesion",
-    "deletion_minus_random": "deletion, minus a random map",
-    "deletion_minus_center": "deletion, minus the center of the head",
-    "insertion_minus_random": "insertion, minus a random map",
-    "insertion_minus_center": "insertion, minus the center of the head",
+    "mass_in_lesion": "proportion of the map in the lesion, called lesions",
+    "lesion_share": "proportion of the head in the lesion, called lesions",
+    "deletion": "mean probability while marked regions are removed",
+    "deletion_minus_random": "the same, minus that of a random map",
+    "deletion_minus_center": "the same, minus that of the center of the head",
+    "insertion": "mean probability while marked regions are restored",
+    "insertion_minus_random": "the same, minus that of a random map",
+    "insertion_minus_center": "the same, minus that of the center of the head",
     "false_spots": "healthy scans with a hot spot",
 }
-_SIGNED = ("_minus_random", "_minus_center")  # differences
-# What the card and ``info`` show. The manifest and ``--json`` have every figure.
-_SHOWN = (
-    "pointing_called",
-    "pointing_not_called",
-    "pointing_strict_called",
-    "pointing_random_called",
-    "pointing_center_called",
-    "air",
-    "mass_in_lesion",
-    "lesion_share",
-    "deletion_minus_random",
-    "insertion_minus_random",
-    "false_spots",
-)
+_DIFFERENCES = ("_minus_random", "_minus_center")
 
 
-def is_signed_figure(name: str) -> bool:
-    """Whether a figure is a difference, which is shown with its sign."""
-    return name.endswith(_SIGNED)
+def figure_text(name: str, value: float, low: float, high: float) -> str:
+    """Format a figure with its interval; a difference has a sign."""
+    return with_interval(value, low, high, signed=name.endswith(_DIFFERENCES))
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
@@ -57,8 +45,7 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("measured", f"{score.created}, {score.artifact} in {score.engine} ({score.provider}): {score.method}"),
         ("scans", f"{score.lesions} lesions drawn in {score.scans} healthy scans, {score.data}"),
     ]
-    for name in _SHOWN:
+    for name, text in NAMES.items():
         if metric := score.metrics.get(name):
-            text = with_interval(metric.value, metric.low, metric.high, signed=is_signed_figure(name))
-            rows.append((NAMES[name], f"{text}, {metric.images} maps"))
+            rows.append((text, f"{figure_text(name, metric.value, metric.low, metric.high)}, {metric.images} maps"))
     return rows

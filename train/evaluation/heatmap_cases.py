@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from mri_edge.train.data.grouping import BLOCK_SIZE, Grouping, GroupRule, group_
 from mri_edge.train.data.order import measure_order, thumbnail
 
 from .drawn_lesions import LOOKS, DrawnLesion, Gray, Look, Mask, draw_lesion, head_mask, to_gray
-from .heatmap_score import Case, HealthyMap, mask_to_grid, reference_maps, seed_of, to_grid
+from .heatmap_score import Case, HealthyMap, Heat, mask_to_grid, reference_maps, seed_of, to_grid
 from .removal import Curves, removal_curves
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -132,7 +132,7 @@ def explain_lesions(
     A map that explains one of the labels ``healthy`` is not about a lesion and is left out. Models of two labels always
     explain the positive one.
     """
-    planned: list[_Picture | InputError] = []
+    planned: deque[_Picture] = deque()  # the classifier reads a few pictures ahead
     failed: list[tuple[Scan, InputError]] = []
     without_head: list[Scan] = []
 
@@ -154,15 +154,16 @@ def explain_lesions(
     maps: list[HealthyMap] = []
     total = len(scans) * (1 + LESIONS_PER_SCAN)
     results = classifier.predict_batches(sources(), explain=True, batch_size=_BATCH)
-    for row, result in enumerate(track(results, "explain", total)):
-        picture = planned[row]
+    for result in track(results, "explain", total):
+        picture = planned.popleft()
         if isinstance(result, Failure):  # the scan was read before, so the memory is used up, for example
             failed.append((picture.scan, result.error))
         elif result.heatmap is not None and result.explained not in healthy:
             if picture.look is None:
                 maps.append(HealthyMap(picture.group, float(result.heatmap.max()) >= HOT_SPOT))
             else:
-                cases.append(_case(classifier, picture, picture.look, result, called=result.label not in healthy))
+                called = result.label not in healthy
+                cases.append(_case(classifier, picture, picture.look, result, result.heatmap, called=called))
     return Explained(cases, maps, len(without_head), failed)
 
 
@@ -199,25 +200,28 @@ def _rgb(gray: Gray) -> Pixels:
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
-def _case(classifier: Classifier, picture: _Picture, look: Look, result: Prediction, *, called: bool) -> Case:
-    grid = picture.lesion.shape
-    heatmap = to_grid(result.heatmap, grid)
+def _case(
+    classifier: Classifier, picture: _Picture, look: Look, result: Prediction, heatmap: Heat, *, called: bool
+) -> Case:
+    explained = str(result.explained)
+    grid = picture.lesion.shape[0], picture.lesion.shape[1]
+    heatmap = to_grid(heatmap, grid)
     pixels = classifier.bundle.manifest.preprocessing.resize_picture(picture.pixels)
     curves: dict[str, Curves] = {}
     if called:
         maps = {"heatmap": heatmap, **reference_maps(seed_of(picture.scan, picture.number), picture.head)}
         # The other half of the head before the lesion was drawn: that of the scan with the lesion would bring a second
         # lesion to the other side as soon as that side is replaced.
-        mirrored = np.clip(np.rint(Head(picture.healthy).mirrored), 0, 255).astype(np.uint8)
-        answer = _answer(classifier, result.explained)
-        curves = removal_curves(pixels, maps, picture.head, _rgb(mirrored), answer)
+        everywhere = np.ones((1, *grid), np.float32)
+        fill = Head(picture.healthy).cover(everywhere, "mirrored half")[0]
+        curves = removal_curves(pixels, maps, picture.head, fill, _answer(classifier, explained))
     return Case(
         scan=picture.scan,
         number=picture.number,
         group=picture.group,
         look=look,
         called=called,
-        probability=result.probabilities[result.explained],
+        probability=result.probabilities[explained],
         gray=to_gray(pixels),
         lesion=picture.lesion,
         head=picture.head,

@@ -153,10 +153,10 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
 
     Returns
     -------
-    ``pointing``, ``pointing_called``, ``pointing_not_called``: proportion of maps with the peak in the dilated lesion,
-    of all lesions, of those that the model called, and of the others; ``pointing_strict`` and
-    ``pointing_strict_called`` are those without dilation, ``pointing_random`` and ``pointing_center`` (and
-    ``..._called``) those of the reference maps. ``air``: proportion of maps with the peak outside the head.
+    ``pointing_game``, ``pointing_game_not_called``, ``pointing_game_all``: proportion of maps with the peak in the
+    dilated lesion, of the lesions that the model called, of the others, and of all. ``strict_pointing_game`` is that
+    without dilation, ``random_pointing_game`` and ``center_pointing_game`` are those of the reference maps; each for
+    called lesions, and with ``_all`` for all. ``air``: proportion of maps with the peak outside the head.
     ``mass_in_lesion``: mean proportion of a map's sum that lies in the lesion, of called lesions; ``lesion_share``:
     mean proportion of the head's area that the same lesions take. ``deletion``, ``insertion``: mean height of the
     curves; ``deletion_minus_random`` and so on: mean of the paired differences. ``false_spots``: proportion of healthy
@@ -168,19 +168,19 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
     hit = np.array([answer.hit for answer in judged], bool)
     strict = np.array([answer.strict_hit for answer in judged], bool)
     found: dict[str, Metric | None] = {
-        "pointing_called": _fraction(hit, group, called),
-        "pointing_not_called": _fraction(hit, group, ~called),
-        "pointing": _fraction(hit, group),
-        "pointing_strict_called": _fraction(strict, group, called),
-        "pointing_strict": _fraction(strict, group),
+        "pointing_game": _fraction(hit, group, called),
+        "pointing_game_not_called": _fraction(hit, group, ~called),
+        "pointing_game_all": _fraction(hit, group),
+        "strict_pointing_game": _fraction(strict, group, called),
+        "strict_pointing_game_all": _fraction(strict, group),
     }
     for name in ("random", "center"):
         hits = [
             judge(reference_maps(seed_of(case.scan, case.number), case.head)[name], case.lesion, case.head).hit
             for case in cases
         ]
-        found[f"pointing_{name}_called"] = _fraction(np.array(hits, bool), group, called)
-        found[f"pointing_{name}"] = _fraction(np.array(hits, bool), group)
+        found[f"{name}_pointing_game"] = _fraction(np.array(hits, bool), group, called)
+        found[f"{name}_pointing_game_all"] = _fraction(np.array(hits, bool), group)
     found["air"] = _fraction(np.array([answer.in_air for answer in judged], bool), group)
     mass = np.array([np.nan if answer.mass is None else answer.mass for answer in judged], np.float64)
     share = np.array([(case.lesion & case.head).sum() / max(case.head.sum(), 1) for case in cases], np.float64)
@@ -194,8 +194,8 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
 
 
 def by_look(cases: Sequence[Case]) -> dict[str, dict[str, Metric]]:
-    """Compute the pointing game of each look, of all lesions and of the called ones; looks without a map are empty."""
-    result = {}
+    """Compute the figures of each look: the called lesions, and the pointing game of called and of all lesions."""
+    result: dict[str, dict[str, Metric]] = {}
     for look in LOOKS:
         of_look = [case for case in cases if case.look == look]
         group = np.array([case.group for case in of_look], np.intp)
@@ -203,8 +203,8 @@ def by_look(cases: Sequence[Case]) -> dict[str, dict[str, Metric]]:
         hit = np.array([judge(case.heatmap, case.lesion, case.head).hit for case in of_look], bool)
         figures_of_look = {
             "called": _fraction(called, group),
-            "pointing_called": _fraction(hit, group, called),
-            "pointing": _fraction(hit, group),
+            "pointing_game": _fraction(hit, group, called),
+            "pointing_game_all": _fraction(hit, group),
         }
         result[look] = {name: metric for name, metric in figures_of_look.items() if metric is not None}
     return result

@@ -15,6 +15,7 @@ from mri_edge.authoring.recalibration import recalibrated_scans
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError, InputError
+from mri_edge.inference.classifier import CONTRIBUTIONS, Classifier
 from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.selection import RunOptions
@@ -91,7 +92,7 @@ def evaluate_heatmaps(
         rows = choose_rows(answered.scans, answered.grouping.group, limit)
         groups = [int(answered.grouping.group[row]) for row in rows]
         explained = explain_lesions(classifier, [answered.scans[row] for row in rows], groups, names, track)
-        ran = describe_run(classifier)
+        ran = {**describe_run(classifier), "method": _describe_method(classifier)}
         sha256 = classifier.artifact.sha256
     cases = explained.cases
     if not cases:
@@ -142,6 +143,13 @@ def evaluate_heatmaps(
         "notice": NOTICE,
     }
     return HeatmapEvaluation(record, cases)
+
+
+def _describe_method(classifier: Classifier) -> str:
+    """Say how the heatmaps are computed: it depends on the outputs that the artifact has in this engine."""
+    if any(output.name == CONTRIBUTIONS for output in classifier.engine.outputs):
+        return "covering, averaged with the contributions that the graph gives (HiResCAM)"
+    return "covering"
 
 
 def _split_to_compare(split: Split | None, role: Role | None, healthy: Collection[int]) -> Split | None:

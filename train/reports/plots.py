@@ -227,6 +227,25 @@ def curve_plot(
     return _plot(figure, title, caption, described)
 
 
+def removal_plot(
+    title: str, caption: str, fractions: Sequence[float], curves: Sequence[tuple[str, Sequence[float]]]
+) -> Plot:
+    """Draw the probability over the proportion of the head that was removed or restored, a curve for each map."""
+    with rc_context(_STYLE):
+        figure = Figure((_SIZE[0], 3.2 + 0.2 * len(curves)), layout="constrained")
+        axes = figure.subplots()
+        for (name, heights), color, dash in zip(curves, _SERIES, ("-", "--", ":"), strict=False):
+            axes.plot(fractions, heights, linestyle=dash, marker=".", color=COLORS[color], label=name)
+        axes.set(xlabel="proportion of the head", ylabel="mean probability", ylim=(-0.02, 1.02))
+        axes.grid()
+        _legend_below(figure)
+    described = "; ".join(
+        f"{name}: " + ", ".join(f"{height:.2f} at {at:g}" for at, height in zip(fractions, heights, strict=True))
+        for name, heights in curves
+    )
+    return _plot(figure, title, caption, described)
+
+
 def layers_plot(head: str, columns: Sequence[tuple[str, Sequence[str]]], caption: str) -> Plot:
     """Draw a box for each layer from input to output, in columns, each with a title and the texts of its boxes."""
     longest = max(len(texts) for _, texts in columns)
