@@ -97,8 +97,8 @@ def _facts(record: dict[str, Any]) -> list[str]:
         f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
         f"{record['provider']}, {record['threads']} threads",
         record["method"],
-        f"{data['folder']}: {data['scans']} healthy scans in {data['groups']} groups ({data['grouping']}), "
-        f"{data['what']}" + (f"; left out: {left_out}" if left_out else ""),
+        f"{data['folder']}: {data['scans']} healthy scans, {data['what']}, "
+        f"in {data['groups']} groups: {data['grouping']}" + (f"; left out: {left_out}" if left_out else ""),
         f"{record['lesions']} drawn, {record['called']} of them called by the model",
     ]
 
@@ -106,9 +106,9 @@ def _facts(record: dict[str, Any]) -> list[str]:
 def _explanation(record: dict[str, Any]) -> str:
     return (
         "Lesions are drawn at known places in healthy scans, and each map is compared with its lesion. The peak may "
-        f"lie up to {record['tolerance']:.0%} of the picture's side beside the lesion. A random map and the center of the "
-        "head show what a map reaches that knows nothing. Drawn lesions are cruder than real ones, so these figures "
-        "compare maps; they do not say how often a map finds a tumor."
+        f"lie up to {record['tolerance']:.0%} of the picture's side beside the lesion. A random map and the center of "
+        "the head show what a map reaches that knows nothing. Drawn lesions are cruder than real ones: these figures "
+        "compare maps, and do not say how often a map finds a tumor."
     )
 
 
