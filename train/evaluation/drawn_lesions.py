@@ -90,20 +90,35 @@ def draw_lesion(rng: np.random.Generator, gray: Gray, look: Look) -> DrawnLesion
     inside_skull = _step(ndimage.gaussian_filter((depth > limit).astype(np.float64), max(0.5, 0.01 * size)) - 0.5, 0.12)
     opacity = _step(inside_outline, softness) * inside_skull * rng.uniform(0.8, 1)
     levels = _Levels.around(rng, field, head, opacity)
-    changed = opacity
+    halo = np.zeros_like(field)
     if look == "edema":
         halo = shape.halo(rng, gray.shape) * inside_skull * rng.uniform(0.45, 0.75)
+    connected = _largest_part(np.maximum(opacity, halo) > _CHANGED)
+    opacity, halo = opacity * connected, halo * connected
+    if look == "edema":
         field = field * (1 - halo) + levels.edema(rng, gray.shape, size) * halo
-        changed = np.maximum(opacity, halo)
     filling = _filling(rng, look, inside_outline, softness, levels, size)
-    drawn = field * (1 - opacity) + filling * opacity
-    return DrawnLesion(np.asarray(np.clip(np.rint(drawn), 0, 255), np.uint8), changed > _CHANGED, look)
+    drawn = np.asarray(np.clip(np.rint(field * (1 - opacity) + filling * opacity), 0, 255), np.uint8)
+    return DrawnLesion(drawn, np.maximum(opacity, halo) > _CHANGED, look)
 
 
 def _between(foreground: Mask, axis: int) -> Mask:
     """Return what lies between the first and the last foreground pixel of each line along an axis."""
     reached = np.maximum.accumulate
     return np.asarray(reached(foreground, axis) & np.flip(reached(np.flip(foreground, axis), axis), axis))
+
+
+def _largest_part(mask: Mask) -> Mask:
+    """Return the pixels (H, W) that are nearer to the largest connected part of a mask than to its other parts.
+
+    Rough noise may cut off a piece of a lesion, which would be a second lesion.
+    """
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return np.ones_like(mask)
+    largest = 1 + int(np.argmax(np.bincount(parts[mask])[1:]))
+    nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return np.asarray(parts[tuple(nearest)] == largest)
 
 
 def _place(rng: np.random.Generator, depth: _Field, radius: float, look: Look) -> tuple[int, int] | None:
