@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_edge.authoring.card import card
-from mri_edge.bundles.manifest import Artifact, Calibration, Document, Manifest, Metric, Parity, Recalibration
+from mri_edge.bundles.manifest import (
+    Artifact,
+    Calibration,
+    Document,
+    HeatmapScore,
+    Manifest,
+    Metric,
+    Parity,
+    Recalibration,
+)
 from mri_edge.bundles.split import Split
 from mri_edge.errors import ManifestError
 
@@ -38,6 +47,19 @@ def full(tiny_manifest: Manifest, tiny_artifact: Artifact) -> Manifest:
         calibration=Calibration("minmax", images=202, seed=0, fingerprint="1" * 64),
         documents=(Document("metrics.json", 2, "0" * 64),),
         licences={"backbone": "BSD-3-Clause"},
+        heatmaps=HeatmapScore(
+            created="2026-01-01T00:00:00+00:00",
+            artifact="model.onnx",
+            sha256="2" * 64,
+            engine="onnxruntime",
+            provider="CPUExecutionProvider",
+            method="covering",
+            scans=30,
+            lesions=60,
+            data="images that were not in training",
+            fingerprint="3" * 64,
+            metrics={"pointing_game": Metric(0.9, 0.8, 0.95, images=40, method="Wilson")},
+        ),
     )
 
 
@@ -300,6 +322,19 @@ def test_a_recalibration_changes_the_title(full: Manifest, recalibrated: dict[st
 def test_an_impossible_recalibration_is_refused(recalibrated: dict[str, Any], field: str, value: float) -> None:
     recalibrated["recalibration"][field] = value
     assert f"recalibration: {field}: must be in" in _refused(recalibrated)
+
+
+# --- the score of heatmaps
+
+
+def test_a_manifest_without_a_score_keeps_its_bytes(full: Manifest, tiny_manifest: Manifest) -> None:
+    """Signatures of older bundles stay valid, and older releases read a manifest with a score."""
+    assert "heatmaps" not in json.loads(tiny_manifest.to_json())
+    assert Manifest.from_json(tiny_manifest.to_json()).heatmaps is None
+    plain = json.loads(full.to_json())
+    assert plain["schema_version"] == 1
+    assert plain["heatmaps"]["artefact"] == "model.onnx"
+    assert full.content_hash == replace(full, heatmaps=None).content_hash
 
 
 # --- the schema
