@@ -78,7 +78,7 @@ names than in training to the labels of the model.
 @click.option(
     "--scans",
     type=click.IntRange(1),
-    help="With --heatmaps: number of scans that get lesions.  [default: 120]",
+    help="With --heatmaps: number of scans in which lesions are drawn.  [default: 120]",
 )
 @click.option(
     "--record", "record_it", is_flag=True, help="With --heatmaps: store the figures in the bundle and its model card."

@@ -28,7 +28,8 @@ from .removal import Curves, removal_curves
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
-LESIONS_PER_SCAN = 2
+# The look of each lesion of a scan, counted from the look of its first one: any two neighbors differ widely.
+_NEXT_LOOKS = (0, 3, 1, 4, 2, 5)
 _LEAST_HEAD = 0.2  # of the picture; a lesion in a smaller head would be a few pixels of the network's input
 _LEAST_LESION = 12 / 128**2  # of the network's input; smaller lesions are drawn again
 _TRIES = 50
@@ -125,9 +126,14 @@ def choose_rows(scans: Sequence[Scan], group: NDArray[np.intp], limit: int) -> l
 
 
 def explain_lesions(
-    classifier: Classifier, scans: Sequence[Scan], group: Sequence[int], healthy: Collection[str], track: Track
+    classifier: Classifier,
+    scans: Sequence[Scan],
+    group: Sequence[int],
+    healthy: Collection[str],
+    lesions: int,
+    track: Track,
 ) -> Explained:
-    """Draw lesions in scans and explain the answers, for the scans themselves and for each lesion.
+    """Draw ``lesions`` in each scan, one at a time, and explain the answers, also that for the scan without a lesion.
 
     A map that explains one of the labels ``healthy`` is not about a lesion and is left out. Models of two labels always
     explain the positive one.
@@ -143,7 +149,7 @@ def explain_lesions(
             except InputError as error:
                 failed.append((scan, error))
                 continue
-            pictures = list(_pictures(scan, int(number), pixels, classifier))
+            pictures = list(_pictures(scan, int(number), pixels, lesions, classifier))
             if not pictures:
                 without_head.append(scan)
             for picture in pictures:
@@ -152,9 +158,8 @@ def explain_lesions(
 
     cases: list[Case] = []
     maps: list[HealthyMap] = []
-    total = len(scans) * (1 + LESIONS_PER_SCAN)
     results = classifier.predict_batches(sources(), explain=True, batch_size=_BATCH)
-    for result in track(results, "explain", total):
+    for result in track(results, "explain", len(scans) * (1 + lesions)):
         picture = planned.popleft()
         if isinstance(result, Failure):  # the scan was read before, so the memory is used up, for example
             failed.append((picture.scan, result.error))
@@ -167,7 +172,7 @@ def explain_lesions(
     return Explained(cases, maps, len(without_head), failed)
 
 
-def _pictures(scan: Scan, group: int, pixels: Pixels, classifier: Classifier) -> Iterator[_Picture]:
+def _pictures(scan: Scan, group: int, pixels: Pixels, lesions: int, classifier: Classifier) -> Iterator[_Picture]:
     """Yield the scan itself, then the same scan with each of its lesions; nothing if it has no head."""
     resize = classifier.bundle.manifest.preprocessing.resize_picture
     gray = to_gray(pixels)
@@ -178,8 +183,8 @@ def _pictures(scan: Scan, group: int, pixels: Pixels, classifier: Classifier) ->
         return
     aspect = gray.shape[1] / gray.shape[0]
     yield _Picture(scan, group, 0, None, pixels, healthy, np.zeros(grid, bool), head, aspect)
-    for number in range(LESIONS_PER_SCAN):
-        look = LOOKS[(int(scan.sha256[:8], 16) + number * len(LOOKS) // LESIONS_PER_SCAN) % len(LOOKS)]
+    for number, step in enumerate(_NEXT_LOOKS[:lesions]):
+        look = LOOKS[(int(scan.sha256[:8], 16) + step) % len(LOOKS)]
         drawn = _draw(scan, number, gray, look, grid)
         if drawn is not None:
             lesion = mask_to_grid(drawn.mask, grid)

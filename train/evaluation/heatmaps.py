@@ -23,13 +23,14 @@ from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.healthy import find_healthy, healthy_labels
 
+from .drawn_lesions import LOOKS
 from .evaluate import Role, choose_scans, split_of
 from .heatmap_cases import Explained, HealthyScans, Track, choose_rows, classify_healthy, explain_lesions
 from .heatmap_score import TOLERANCE, Case, by_look, figures, judge
 from .keras_engine import describe_run, open_classifier
 from .removal import FRACTIONS
 
-SCANS = 120  # scans that get lesions by default: about 240 maps, for intervals of 0.06 to each side
+SCANS = 120  # scans that get lesions by default: 240 lesions, for intervals of 0.06 to each side
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def evaluate_heatmaps(
         None leaves out the scans that training used, compared by SHA-256. ``"test"`` takes the healthy test images of
         the bundle's split record, and ``"all"`` every scan.
     limit
-        Number of scans that get lesions. They are chosen by their SHA-256, from as many groups as possible.
+        Number of scans that get two lesions each. They are chosen by their SHA-256, from as many groups as possible.
+        Fewer scans get more lesions, up to one of each look.
     track
         Wraps an iterable to show progress; called with the items, a label and their number.
     say
@@ -91,7 +93,10 @@ def evaluate_heatmaps(
             raise _no_healthy_answer(data, distinct, answered, names)
         rows = choose_rows(answered.scans, answered.grouping.group, limit)
         groups = [int(answered.grouping.group[row]) for row in rows]
-        explained = explain_lesions(classifier, [answered.scans[row] for row in rows], groups, names, track)
+        # With fewer scans than the limit each gets more lesions, up to one of each look, for as many in all.
+        lesions = min(max(2, 2 * limit // len(rows)), len(LOOKS))
+        chosen_scans = [answered.scans[row] for row in rows]
+        explained = explain_lesions(classifier, chosen_scans, groups, names, lesions, track)
         ran = {**describe_run(classifier), "method": _describe_method(classifier)}
         sha256 = classifier.artifact.sha256
     cases = explained.cases
