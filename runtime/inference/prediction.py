@@ -148,14 +148,12 @@ class Prediction:
         engine, and the execution provider that the engine reports.
     warnings
         Reasons to distrust the answer.
+    heatmap_file
+        Path of the picture of ``heatmap``, if one was written. The key in ``to_dict`` is ``heatmap``.
     heatmap
-        Path of the picture that shows which regions support ``explained``, if one was written.
-    activation
-        Grad-CAM of the label ``explained``, float32 (h, w), at least 0, if the artifact has that output, otherwise
-        ``None``. Not part of ``to_dict``.
+        float32 (h, w) or None: how much the log-odds of ``explained`` fall, at least 0. Not part of ``to_dict``.
     explained
-        The label that ``activation`` is about: the positive one of two labels; of more than two labels the one to which
-        the artifact gives the highest probability. ``None`` without an activation. Not part of ``to_dict``.
+        The label that ``heatmap`` is about.
     pixels
         The decoded frame, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
     """
@@ -172,10 +170,10 @@ class Prediction:
     provider: str
     latency_ms: Latency
     warnings: tuple[ResultWarning, ...] = ()
-    heatmap: str | None = None
+    heatmap_file: str | None = None
     index: int = 0
     frames: int = 1
-    activation: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    heatmap: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     explained: str | None = field(default=None, repr=False, compare=False)
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
@@ -205,7 +203,7 @@ class Prediction:
                 "total": round(self.latency_ms.total, 3),
             },
             "warnings": [asdict(warning) for warning in self.warnings],
-            **({} if self.heatmap is None else {"heatmap": self.heatmap}),
+            **({} if self.heatmap_file is None else {"heatmap": self.heatmap_file}),
             "notice": NOTICE,
         }
 
