@@ -40,7 +40,8 @@ def main() -> None:
 
         def features(pixels: np.ndarray) -> np.ndarray:
             parts = range(0, len(pixels), BATCH)
-            return np.concatenate([classifier.engine.run_all(pixels[at : at + BATCH])["features"] for at in parts])
+            run = classifier.engine.run_outputs
+            return np.concatenate([run(pixels[at : at + BATCH], ["features"])["features"] for at in parts])
 
         fitted = fit_out_of_distribution(features, data.pixels, train, held_out, training.seed, source=data.source)
     with rewrite_bundle(bundle) as writer:

@@ -55,8 +55,8 @@ preprocessing.resize_bilinear = lambda *arguments: resize(*arguments)[..., ::-1]
 """,
     "exchanged channels in the engine": """
 from mri_edge.engines.onnxruntime import OnnxRuntimeEngine
-run = OnnxRuntimeEngine.run_all
-OnnxRuntimeEngine.run_all = lambda self, batch: run(self, batch[..., ::-1].copy())
+run = OnnxRuntimeEngine.run_outputs
+OnnxRuntimeEngine.run_outputs = lambda self, batch, names: run(self, batch[..., ::-1].copy(), names)
 """,
 }
 PROGRAM = "import sys{}\nfrom benchmarks.guard import smoke\nsys.exit(smoke.main(sys.argv[1:]))"

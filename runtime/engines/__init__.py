@@ -92,8 +92,8 @@ class Engine(Protocol):
 
     ``provider`` is the execution provider in use, read back after opening. ``threads`` is the number of intra-op
     threads. ``input`` and ``outputs`` are the tensors that the file declares: the first output is the probabilities;
-    artifacts that support heatmaps also have ``features`` and ``activation``, and with more than two labels
-    ``explained``, the index of the label that the activation is about.
+    ONNX artifacts may also have ``features`` and ``contributions``, and with more than two labels ``explained``, the
+    index of the label that the contributions are about.
     """
 
     name: str
@@ -114,8 +114,8 @@ class Engine(Protocol):
         """
         ...
 
-    def run_all(self, batch: Batch) -> Outputs:
-        """All outputs by name, each float32 (N, …); errors as for ``run``."""
+    def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
+        """Return some of the outputs by name, each float32 (N, …); errors as for ``run``."""
         ...
 
     def close(self) -> None:
@@ -314,9 +314,10 @@ def check_model(
     return inputs[0], tuple(outputs)
 
 
-def empty_outputs(outputs: Sequence[TensorSpec]) -> Outputs:
-    """Return the outputs for an empty batch, which some engines refuse: float32 (0, …) each."""
-    return {spec.name: np.empty((0, *(size or 0 for size in spec.shape[1:])), np.float32) for spec in outputs}
+def empty_outputs(outputs: Sequence[TensorSpec], names: Sequence[str]) -> Outputs:
+    """Return some outputs for an empty batch, which some engines refuse: float32 (0, …) each."""
+    shapes = {spec.name: spec.shape for spec in outputs}
+    return {name: np.empty((0, *(size or 0 for size in shapes[name][1:])), np.float32) for name in names}
 
 
 def _describe(specs: Sequence[TensorSpec]) -> str:

@@ -28,7 +28,7 @@ def guard(engine: Any) -> None:
 
 def is_inherited(engine: Any) -> bool:
     """Whether an engine was opened before this process was forked, and so cannot run in it."""
-    return getattr(engine, "run_all", None) is _refuse
+    return getattr(engine, "run_outputs", None) is _refuse
 
 
 def check_opens_here(name: str, *, opens_after_fork: bool) -> None:
@@ -55,7 +55,7 @@ def _disable_inherited() -> None:
         if (engine := reference()) is not None:
             # Leak one reference, so that no destructor runs, not even at exit.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
-            engine.run = engine.run_all = _refuse
+            engine.run = engine.run_outputs = _refuse
             engine.close = _close_nothing
     _opened.clear()
     _inherited.update(_used)

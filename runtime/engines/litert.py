@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -65,13 +66,14 @@ class LiteRTEngine:
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
-        return self.run_all(batch)[self.outputs[0].name]
+        name = self.outputs[0].name
+        return self.run_outputs(batch, [name])[name]
 
-    def run_all(self, batch: Batch) -> Outputs:
-        """Return all outputs by name; see ``Engine.run_all``."""
+    def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
+        """Return some outputs by name; see ``Engine.run_outputs``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return empty_outputs(self.outputs)
+            return empty_outputs(self.outputs, names)
         with self._lock:
             try:
                 if len(batch) != self._batch:
@@ -84,7 +86,8 @@ class LiteRTEngine:
             except (ValueError, RuntimeError) as error:
                 self._batch = 0  # the interpreter may be half resized: allocate again next time
                 raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error
-        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+        outputs = {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+        return {name: outputs[name] for name in names}
 
     def close(self) -> None:
         """Release the interpreter with its threads and memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -67,13 +68,14 @@ class OpenVINOEngine:
 
     def run(self, batch: Batch) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
-        return self.run_all(batch)[self.outputs[0].name]
+        name = self.outputs[0].name
+        return self.run_outputs(batch, [name])[name]
 
-    def run_all(self, batch: Batch) -> Outputs:
-        """Return all outputs by name; see ``Engine.run_all``."""
+    def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
+        """Return some outputs by name; see ``Engine.run_outputs``."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return empty_outputs(self.outputs)
+            return empty_outputs(self.outputs, names)
         try:
             try:
                 request = self._free.pop()  # atomic, so that no other thread takes the same request
@@ -82,7 +84,11 @@ class OpenVINOEngine:
             results = request.infer([batch])
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a batch of {len(batch)}: {first_line(error)}") from error
-        outputs = {spec.name: np.array(results[index], np.float32) for index, spec in enumerate(self.outputs)}
+        outputs = {
+            spec.name: np.array(results[index], np.float32)
+            for index, spec in enumerate(self.outputs)
+            if spec.name in names
+        }
         self._free.append(request)  # after the copy, because the next run overwrites its results
         return outputs
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.bundles.manifest import Artifact
@@ -22,13 +23,17 @@ from mri_edge.engines import Engine, Outputs, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Source, not_one_frame
+from mri_edge.scans.frame import Pixels, Source, not_one_frame
 
 from .loading import PendingModel
-from .out_of_distribution import OutOfDistributionCheck
+from .out_of_distribution import FEATURES, OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide, recalibrated
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
+
+# Names of outputs that some artifacts have; see ``engines.Engine``.
+CONTRIBUTIONS = "contributions"
+EXPLAINED = "explained"
 
 _EXPORT_AGAIN = "Export the model again"
 
@@ -68,7 +73,7 @@ class Classifier:
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
         self._require_signature: str | os.PathLike[str] | None = None
-        self._run: RunOptions | None = None  # None if the caller opened the engine
+        self._options: RunOptions | None = None  # None if the caller opened the engine
         # One lock for each process: after a fork the parent's may be held by a thread that the child does not have.
         self._locks: dict[int, Lock] = {}
         self._distribution_check = OutOfDistributionCheck.of(bundle)
@@ -150,13 +155,14 @@ class Classifier:
         classifier = cls(
             pending.bundle, loaded.artifact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
         )
-        classifier._run = pending.run
+        classifier._options = pending.run
         return classifier
 
-    def predict(self, source: Source, *, keep_pixels: bool = False) -> Prediction:
+    def predict(self, source: Source, *, explain: bool = False, keep_pixels: bool = False) -> Prediction:
         """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, or an array.
 
-        With ``keep_pixels`` the prediction contains the decoded frame.
+        With ``explain`` the prediction contains a heatmap, which takes about 140 runs of the network; with
+        ``keep_pixels`` the decoded frame.
 
         Raises
         ------
@@ -167,20 +173,22 @@ class Classifier:
         UsageError
             The classifier is closed.
         """
-        predictions = self.predict_frames(source, keep_pixels=keep_pixels)
+        predictions = self.predict_frames(source, explain=explain, keep_pixels=keep_pixels)
         prediction = next(predictions, None)
         if prediction is None or prediction.frames != 1:
             raise not_one_frame(source, prediction.frames if prediction else 0, "Use predict_frames")
         return prediction
 
-    def predict_frames(self, source: Source, *, keep_pixels: bool = False) -> Iterator[Prediction]:
+    def predict_frames(
+        self, source: Source, *, explain: bool = False, keep_pixels: bool = False
+    ) -> Iterator[Prediction]:
         """Classify the frames of one scan, one after the other. Parameters and errors as for ``predict``."""
         for decoded in decode(source):
             try:
                 prepared = prepare([decoded], self.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
             except MemoryError as error:
                 raise out_of_memory(decoded.frame.source or "scan") from error
-            yield self._infer(prepared)[0]
+            yield from self._infer(prepared, explain=explain)
 
     def predict_batches(
         self,
@@ -188,6 +196,7 @@ class Classifier:
         *,
         batch_size: int | None = None,
         workers: int | None = None,
+        explain: bool = False,
         keep_pixels: bool = False,
         max_wait: float | None = None,
     ) -> Iterator[Prediction | Failure]:
@@ -203,6 +212,8 @@ class Classifier:
             Scans per run of the engine. Default: as tuned, else 8, or 64 for a model below 1 MiB.
         workers
             Threads that decode. Default: one for each core that this process may use.
+        explain
+            Whether each prediction contains a heatmap.
         keep_pixels
             Whether each prediction contains its decoded frame.
         max_wait
@@ -227,10 +238,15 @@ class Classifier:
         if batch_size < 1 or workers < 1:
             raise UsageError(f"batch_size and workers must be at least 1. Received: {batch_size} and {workers}")
         batches = batched(sources, batch_size, max_wait)
-        return self._predict_batches(batches, batch_size, workers, keep_pixels)
+        return self._predict_batches(batches, batch_size, workers, explain, keep_pixels)
 
     def _predict_batches(
-        self, batches: Iterator[list[Source | InputError]], batch_size: int, workers: int, keep_pixels: bool
+        self,
+        batches: Iterator[list[Source | InputError]],
+        batch_size: int,
+        workers: int,
+        explain: bool,
+        keep_pixels: bool,
     ) -> Iterator[Prediction | Failure]:
         # Each thread gets its part of a batch at once: passing the scans one by one takes longer than resizing them.
         part = -(-batch_size // workers)
@@ -251,7 +267,7 @@ class Classifier:
                     # Two batches are decoded while the engine runs one. A short batch means that no scan is waiting.
                     while ahead and (len(ahead) > 2 or len(batch) < batch_size):
                         prepared = [result for future in ahead.popleft() for result in future.result()]
-                        for result in self._answer(prepared, batch_size):
+                        for result in self._answer(prepared, batch_size, explain):
                             yield result
                             if os.getpid() != process:
                                 raise UsageError(
@@ -267,10 +283,10 @@ class Classifier:
         self.engine.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._closed or self._run is None:
+        if self._closed or self._options is None:
             reason = "it is closed" if self._closed else "it was created with an opened engine"
             raise UsageError(f"this classifier cannot be pickled or copied: {reason}", "Use Classifier.load")
-        return _unpickle, (type(self), self._run, self._model, self._require_signature)
+        return _unpickle, (type(self), self._options, self._model, self._require_signature)
 
     def __enter__(self) -> Classifier:
         return self
@@ -280,40 +296,34 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _answer(self, prepared: list[Prepared | Failure], batch_size: int) -> Iterator[Prediction | Failure]:
+    def _answer(
+        self, prepared: list[Prepared | Failure], batch_size: int, explain: bool
+    ) -> Iterator[Prediction | Failure]:
         ready = [result for result in prepared if isinstance(result, Prepared)]
         # A scan may hold many frames, so there may be more than a batch of them.
         runs = (ready[start : start + batch_size] for start in range(0, len(ready), batch_size))
-        predictions = chain.from_iterable(map(self._infer, runs))
+        predictions = chain.from_iterable(self._infer(run, explain=explain) for run in runs)
         for result in prepared:
             yield next(predictions) if isinstance(result, Prepared) else result
 
-    def _infer(self, prepared: Sequence[Prepared]) -> list[Prediction]:
-        if self._closed:
-            raise UsageError("this classifier is closed", "Load it again")
-        if is_inherited(self.engine) and self._run is not None:
-            self._open_again(self._run)
-        manifest = self.bundle.manifest
+    def _infer(self, prepared: Sequence[Prepared], *, explain: bool) -> Iterator[Prediction]:
         batch = np.stack([scan.frame.pixels for scan in prepared])
+        check = self._distribution_check
         start = perf_counter()
-        outputs = self.engine.run_all(batch)
+        outputs = self._run(batch, self._offered(FEATURES) if check else [])
         infer_ms = (perf_counter() - start) * 1e3 / len(prepared)
-        probabilities = outputs[self.engine.outputs[0].name]
-        if not np.isfinite(probabilities).all():
-            raise EngineError(
-                f"{self.artifact.file}: returns probabilities that are not finite in {self.engine.name} "
-                f"({self.engine.provider})",
-                "Use another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
-            )
-        features, check = outputs.get("features"), self._distribution_check
-        unlike_training = [()] * len(prepared) if check is None or features is None else check.warnings_for(features)
-        activations = outputs.get("activation", [None] * len(prepared))
-        explained = self._explained(outputs, len(prepared))
-        probabilities = recalibrated(probabilities, manifest)
+        manifest = self.bundle.manifest
+        unlike_training: list[tuple[ResultWarning, ...]] = [()] * len(prepared)
+        if check and FEATURES in outputs:
+            unlike_training = check.warnings_for(outputs[FEATURES])
+        probabilities = recalibrated(outputs[self.engine.outputs[0].name], manifest)
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         labels, model = manifest.labels, manifest.title
-        return [
-            Prediction(
+        for scan, row, label_index, unlike in zip(
+            prepared, probabilities.tolist(), chosen.tolist(), unlike_training, strict=True
+        ):
+            explained = label_index if manifest.positive is None or len(labels) > 2 else manifest.positive
+            yield Prediction(
                 source=scan.frame.source,
                 index=scan.frame.index,
                 frames=scan.frame.count,
@@ -328,26 +338,46 @@ class Classifier:
                 provider=self.engine.provider,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
                 warnings=self._warnings + scan.warnings + unlike,
-                activation=activation,
-                explained=explained_label,
+                heatmap=self._explain(scan.frame.pixels, explained) if explain else None,
+                explained=labels[explained] if explain else None,
                 pixels=scan.original,
             )
-            for scan, row, label_index, activation, explained_label, unlike in zip(
-                prepared, probabilities.tolist(), chosen.tolist(), activations, explained, unlike_training, strict=True
-            )
-        ]
 
-    def _explained(self, outputs: Outputs, scans: int) -> list[str | None]:
-        """Return the label that each activation is about: artifacts with more than two labels give its index."""
-        manifest = self.bundle.manifest
-        if "activation" not in outputs:
-            return [None] * scans
-        if "explained" not in outputs:
-            return [manifest.positive_label] * scans
-        indices, count = outputs["explained"], len(manifest.labels)
-        if not np.isin(indices, range(count)).all():
-            raise EngineError(f"{self.artifact.file}: explains labels that the bundle does not have", _EXPORT_AGAIN)
-        return [manifest.labels[int(index)] for index in indices]
+    def _run(self, batch: Pixels, names: Sequence[str]) -> Outputs:
+        """Run the engine; return the probabilities, which are checked, and the outputs of these names."""
+        if self._closed:
+            raise UsageError("this classifier is closed", "Load it again")
+        if is_inherited(self.engine) and self._options is not None:
+            self._open_again(self._options)
+        first = self.engine.outputs[0].name
+        outputs = self.engine.run_outputs(batch, [first, *names])
+        if not np.isfinite(outputs[first]).all():
+            raise EngineError(
+                f"{self.artifact.file}: returns probabilities that are not finite in {self.engine.name} "
+                f"({self.engine.provider})",
+                "Use another --engine, or --provider cpu; 'mri-edge verify' replays known scans there",
+            )
+        return outputs
+
+    def _offered(self, *names: str) -> list[str]:
+        """Return those of these outputs that the artifact has."""
+        return [output.name for output in self.engine.outputs if output.name in names]
+
+    def _explain(self, pixels: Pixels, label: int) -> NDArray[np.float32]:
+        """Explain one scan: float32 (h, w), in log-odds that the artifact gives, before a recalibration."""
+        from .explanation import explain, log_odds_of
+
+        names = self._offered(CONTRIBUTIONS, EXPLAINED)
+
+        def log_odds(batch: Pixels) -> NDArray[np.float64]:
+            return log_odds_of(self._run(batch, [])[self.engine.outputs[0].name], label)
+
+        def contributions(batch: Pixels) -> NDArray[np.float32] | None:
+            outputs = self._run(batch, names)
+            about_label = EXPLAINED not in names or (outputs[EXPLAINED] == label).all()
+            return outputs[CONTRIBUTIONS] if about_label else None
+
+        return explain(pixels, log_odds, contributions if CONTRIBUTIONS in names else None)
 
     def _open_again(self, run: RunOptions) -> None:
         """In a forked child, open the same artifact in the same engine. The same provider must start."""

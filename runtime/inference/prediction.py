@@ -148,12 +148,15 @@ class Prediction:
         engine, and the execution provider that the engine reports.
     warnings
         Reasons to distrust the answer.
-    heatmap_file
-        Path of the picture of ``heatmap``, if one was written. The key in ``to_dict`` is ``heatmap``.
     heatmap
-        float32 (h, w) or None: how much the log-odds of ``explained`` fall, at least 0. Not part of ``to_dict``.
+        How much the log-odds of the label ``explained`` fall where the scan is covered: float32 (h, w), at least 0,
+        0 outside the head, if ``explain`` was set. It spans the frame, in the resolution of the network's input. A map
+        that stays below ``explanation.HOT_SPOT`` shows nothing. Not part of ``to_dict``.
     explained
-        The label that ``heatmap`` is about.
+        The label that ``heatmap`` is about: the positive one of two labels; of more than two labels, ``label``. Not
+        part of ``to_dict``.
+    heatmap_file
+        Path of the picture of the heatmap, if one was written.
     pixels
         The decoded frame, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
     """
@@ -170,11 +173,11 @@ class Prediction:
     provider: str
     latency_ms: Latency
     warnings: tuple[ResultWarning, ...] = ()
-    heatmap_file: str | None = None
     index: int = 0
     frames: int = 1
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     explained: str | None = field(default=None, repr=False, compare=False)
+    heatmap_file: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     @property

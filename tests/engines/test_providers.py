@@ -72,6 +72,7 @@ class StandIn(types.ModuleType):
 
         self.SessionOptions = Options
         self.InferenceSession = Session
+        self.RunOptions = types.SimpleNamespace
         self.get_available_providers = lambda: built_in
         self.set_default_logger_severity = lambda level: None
         self.disable_telemetry_events = lambda: None

@@ -1,8 +1,6 @@
-"""Grad-CAM in the ONNX graph equals Grad-CAM by automatic differentiation in TensorFlow."""
+"""The contributions in the ONNX graph equal gradient times activation by automatic differentiation in TensorFlow."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 import tensorflow as tf
 
-from mri_edge import Bundle
 from mri_edge.errors import ConversionError
 from mri_edge.export.calibration.observation import Observation
 from mri_edge.export.formats import Conversion
@@ -20,7 +17,6 @@ from mri_edge.export.onnx.explanation import with_explanation
 from mri_edge.export.onnx.quantize import activations, head, observer, quantize_with
 from mri_edge.export.sources.device_graph import device_graph
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.scans.readers import picture
 
 PREPROCESSING = Preprocessing(height=32, width=32, channel_order="BGR")
 PIXELS = np.random.default_rng(4).integers(0, 256, (40, 32, 32, 3), np.uint8)
@@ -36,6 +32,12 @@ def network(head_kind: str) -> keras.Model:
     hidden = layers.Conv2D(12, 3, padding="same", activation="relu", name="last")(hidden)
     if head_kind == "flatten":
         hidden = layers.Flatten(name="head")(layers.MaxPooling2D()(hidden))
+        hidden = layers.Dense(16, activation="relu")(hidden)
+    elif head_kind == "mean of 4 x 4":
+        hidden = layers.Flatten(name="head")(layers.AveragePooling2D(4)(hidden))
+        hidden = layers.Dense(16, activation="relu")(hidden)
+    elif head_kind == "overlapping windows":
+        hidden = layers.Flatten(name="head")(layers.MaxPooling2D(3, strides=2)(hidden))
         hidden = layers.Dense(16, activation="relu")(hidden)
     elif head_kind == "average":
         hidden = layers.GlobalAveragePooling2D(name="head")(hidden)
@@ -57,8 +59,8 @@ def network(head_kind: str) -> keras.Model:
     return keras.Model(entry, layers.Dense(3, activation="softmax", name="classes")(hidden))
 
 
-def grad_cam(model: keras.Model, label: int) -> np.ndarray:
-    """Grad-CAM by automatic differentiation: (N, h, w)."""
+def contributions(model: keras.Model, label: int) -> np.ndarray:
+    """Gradient of the label's log-odds times activation, summed over channels: (N, h, w)."""
     feature_map = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalize(PIXELS))
     head_layers = model.layers[model.layers.index(model.get_layer("last")) + 1 : -1]
     classes = model.get_layer("classes")
@@ -67,9 +69,10 @@ def grad_cam(model: keras.Model, label: int) -> np.ndarray:
         hidden = feature_map
         for layer in head_layers:
             hidden = layer(hidden)
-        logit = (hidden @ classes.kernel + classes.bias)[:, label]
-    weights = tf.reduce_mean(tape.gradient(logit, feature_map), axis=(1, 2))
-    return tf.nn.relu(tf.einsum("nhwc,nc->nhw", feature_map, weights)).numpy()
+        logits = hidden @ classes.kernel + classes.bias
+        others = [index for index in range(3) if index != label]
+        log_odds = logits[:, label] - tf.reduce_logsumexp(tf.gather(logits, others, axis=1), axis=1)
+    return tf.reduce_sum(feature_map * tape.gradient(log_odds, feature_map), axis=3).numpy()
 
 
 def run(model: bytes) -> dict[str, np.ndarray]:
@@ -79,25 +82,22 @@ def run(model: bytes) -> dict[str, np.ndarray]:
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """Correlation of each pair of maps in which both have positive values."""
-    pairs = [(a.ravel(), b.ravel()) for a, b in zip(first, second, strict=True) if a.any() and b.any()]
-    assert len(pairs) > len(first) / 2, "too few maps have positive values to compare"
-    return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+    """Correlation of each pair of maps."""
+    return [float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in zip(first, second, strict=True)]
 
 
-@pytest.mark.parametrize("head_kind", ["flatten", "average", "kept axes"])
+@pytest.mark.parametrize("head_kind", ["flatten", "mean of 4 x 4", "average", "kept axes"])
 @pytest.mark.parametrize("label", [0, 2])
-def test_float_activation_is_grad_cam(head_kind, label):
+def test_float_contributions_are_gradient_times_activation(head_kind, label):
     model = network(head_kind)
     out = run(Conversion(device_graph(model, PREPROCESSING), label).float_onnx.SerializeToString())
-    # The kernel is stored in float16, with 11 bits of mantissa.
-    np.testing.assert_allclose(out["activation"], grad_cam(model, label), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(out["contributions"], contributions(model, label), rtol=1e-3, atol=1e-5)
     last = keras.Model(model.inputs, model.get_layer("last").output)(PREPROCESSING.normalize(PIXELS))
     np.testing.assert_allclose(out["features"], last.numpy().mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("head_kind", ["flatten", "average", "kept axes"])
-def test_without_a_label_each_image_gets_the_grad_cam_of_its_most_probable_label(head_kind):
+@pytest.mark.parametrize("head_kind", ["flatten", "mean of 4 x 4", "average", "kept axes"])
+def test_without_a_label_contributions_are_about_the_most_probable_label_of_each_image(head_kind):
     model = network(head_kind)
     classes = model.get_layer("classes")
     logits = keras.Model(model.inputs, classes.input)(PREPROCESSING.normalize(PIXELS)) @ classes.kernel
@@ -107,18 +107,18 @@ def test_without_a_label_each_image_gets_the_grad_cam_of_its_most_probable_label
     assert len(set(best)) > 1
     assert out["explained"].dtype == np.float32
     assert out["explained"].tolist() == best.tolist()
-    of_each = np.stack([grad_cam(model, label) for label in range(3)])
-    np.testing.assert_allclose(out["activation"], of_each[best, np.arange(len(best))], rtol=2e-3, atol=1e-4)
+    of_each = np.stack([contributions(model, label) for label in range(3)])
+    np.testing.assert_allclose(out["contributions"], of_each[best, np.arange(len(best))], rtol=1e-3, atol=1e-5)
 
 
 def test_with_a_label_the_graph_has_no_choice_in_it():
     graph = Conversion(device_graph(network("flatten"), PREPROCESSING), 1).float_onnx.graph
-    assert {output.name for output in graph.output} == {"probabilities", "features", "activation"}
+    assert {output.name for output in graph.output} == {"probabilities", "features", "contributions"}
     assert not {"ArgMax", "Gather"} & {node.op_type for node in graph.node}
 
 
 @pytest.mark.parametrize("head_kind", ["flatten", "average"])
-def test_int8_activation_correlates_with_grad_cam(head_kind):
+def test_int8_contributions_correlate_with_those_of_the_float_network(head_kind):
     model = network(head_kind)
     float_model = Conversion(device_graph(model, PREPROCESSING), 2).float_onnx
     observed = {name: Observation(channel_axis=1) for name in activations(float_model)}
@@ -127,7 +127,7 @@ def test_int8_activation_correlates_with_grad_cam(head_kind):
     int8, _ = quantize_with(float_model, observed, "minmax", keep_float=head(float_model))
     out = run(int8)
     # A ReLU of the head may be active in one model and not in the other, so a tenth of the maps may differ.
-    assert np.percentile(correlations(out["activation"], grad_cam(model, 2)), 10) >= 0.95
+    assert np.percentile(correlations(out["contributions"], contributions(model, 2)), 10) >= 0.95
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,7 @@ def test_int8_activation_correlates_with_grad_cam(head_kind):
         ("biased branches", "Add"),
         ("pixels", "Reshape"),
         ("dense map", "Reshape"),
+        ("overlapping windows", "MaxPool"),
     ],
 )
 def test_unknown_heads_are_exported_without_an_explanation(head_kind, operation):
@@ -146,20 +147,3 @@ def test_unknown_heads_are_exported_without_an_explanation(head_kind, operation)
     assert [output.name for output in conversion.float_onnx.graph.output] == ["probabilities"]
     with pytest.raises(ConversionError, match=f"it contains {operation}"):
         with_explanation(conversion.float_onnx, 1)
-
-
-@pytest.mark.data
-def test_embedded_model_has_a_heatmap_for_real_scans(scans):
-    bundle = Bundle.open()
-    artifact = bundle.artifact("model.int8.onnx")
-    session = onnxruntime.InferenceSession(str(bundle.path_of(artifact)), providers=["CPUExecutionProvider"])
-    paths = sorted(Path(scans, "navoneel", "yes").iterdir())[:8]
-    batch = np.stack([bundle.manifest.preprocessing.resize_picture(picture.load(path)) for path in paths])
-    probabilities, features, activation = session.run(
-        ["probabilities", "features", "activation"], {session.get_inputs()[0].name: batch}
-    )
-    assert probabilities.shape == (8, 2)
-    assert features.shape == (8, 512)
-    assert activation.shape == (8, 8, 8)
-    assert activation.min() >= 0
-    assert (activation.max(axis=(1, 2)) > 0).sum() >= 6, "nearly every tumour scan must have a positive value"

@@ -100,8 +100,10 @@ def test_with_max_wait_scans_are_answered_before_a_slow_source_gives_the_next(cl
 
 def test_with_max_wait_a_fast_source_still_fills_batches(classifier, picture, monkeypatch):
     batches = []
-    run_all = classifier.engine.run_all
-    monkeypatch.setattr(classifier.engine, "run_all", lambda batch: batches.append(len(batch)) or run_all(batch))
+    run = classifier.engine.run_outputs
+    monkeypatch.setattr(
+        classifier.engine, "run_outputs", lambda batch, names: batches.append(len(batch)) or run(batch, names)
+    )
     assert len(list(classifier.predict_batches([picture] * 10, batch_size=4, max_wait=10))) == 10
     assert batches == [4, 4, 2]
 
@@ -245,7 +247,7 @@ def test_a_closed_classifier_raises(tiny_bundle, picture):
 
 
 class _NoNumber(FakeEngine):
-    def run_all(self, batch):
+    def run_outputs(self, batch, names):
         return {"probabilities": np.full((len(batch), 2), np.nan, np.float32)}
 
 

@@ -239,7 +239,7 @@ def test_times_are_rounded_to_the_microsecond_and_add_up(prediction):
 
 def test_pictures_are_not_part_of_the_equality_and_repr_of_a_prediction(prediction):
     picture = np.zeros((2, 2, 3), np.uint8)
-    with_pictures = replace(prediction, pixels=picture, activation=np.zeros((2, 2), np.float32))
+    with_pictures = replace(prediction, pixels=picture, heatmap=np.zeros((2, 2), np.float32))
     assert with_pictures == prediction
     assert repr(with_pictures) == repr(prediction)
     assert with_pictures.to_dict() == prediction.to_dict()

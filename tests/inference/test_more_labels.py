@@ -20,8 +20,7 @@ from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest, Metric, TensorSpec
 from mri_edge.cli import run
-from mri_edge.errors import EngineError, ManifestError
-from mri_edge.inference import heatmap
+from mri_edge.errors import ManifestError
 from mri_edge.inference.prediction import decide, displayed_label
 from mri_edge.testing import FakeEngine
 
@@ -166,42 +165,44 @@ def test_card(bundle):
 
 
 class ExplainingEngine(FakeEngine):
-    """Also gives an activation, and which label it is about."""
+    """Also gives contributions, all in the upper left quarter, and the label that they are about."""
 
-    def __init__(self, explained: list[float] | None) -> None:
+    def __init__(self, explained: float) -> None:
         super().__init__((128, 128, 3), classes=3)
         self._explained = explained
-        self.outputs = (*self.outputs, TensorSpec("activation", "float32", (None, 2, 2)))
+        self.outputs = (
+            *self.outputs,
+            TensorSpec("contributions", "float32", (None, 2, 2)),
+            TensorSpec("explained", "float32", (None,)),
+        )
 
-    def run_all(self, batch):
-        outputs = {**super().run_all(batch), "activation": np.ones((len(batch), 2, 2), np.float32)}
-        return outputs if self._explained is None else {**outputs, "explained": np.array(self._explained, np.float32)}
+    def run_outputs(self, batch, names):
+        contributions = np.zeros((len(batch), 2, 2), np.float32)
+        contributions[:, 0, 0] = 30
+        outputs = {
+            "probabilities": self.run(batch),
+            "contributions": contributions,
+            "explained": np.full(len(batch), self._explained, np.float32),
+        }
+        return {name: outputs[name] for name in names}
 
 
-def explained_by(bundle: Path, explained: list[float] | None, positive: int | None = None):
+def explained_by(bundle: Path, explained: float, positive: int | None = None):
     opened = Bundle.open(bundle)
     opened = Bundle.from_manifest(bundle, replace(opened.manifest, positive=positive).to_json().encode())
     return Classifier(opened, opened.manifest.artifacts[0], ExplainingEngine(explained))
 
 
-def test_the_heatmap_names_the_label_that_it_is_about(bundle, scans, tmp_path, monkeypatch):
-    lines: list[str] = []
-    monkeypatch.setattr(heatmap, "printable", lambda line: lines.append(line) or line)
-    with explained_by(bundle, [1.0]) as classifier:
-        prediction = classifier.predict(scans / "bright.png", keep_pixels=True)
-        assert prediction.explained == "meningioma"
-        [drawn] = heatmap.draw_each([prediction], classifier, tmp_path / "why")
-    assert Path(drawn.heatmap).is_file()
-    assert lines[0] == "notumor   p(notumor) = 0.800   heatmap: evidence for meningioma"
+@pytest.mark.parametrize("positive", [None, 0])
+def test_the_heatmap_is_about_the_called_label(bundle, scans, positive):
+    with explained_by(bundle, 2.0, positive) as classifier:
+        prediction = classifier.predict(scans / "bright.png", explain=True)
+    assert prediction.explained == prediction.label == "notumor"
 
 
-@pytest.mark.parametrize(("positive", "label"), [(None, None), (0, "glioma")])
-def test_artifacts_of_earlier_releases_explain_the_positive_label(bundle, scans, positive, label):
-    with explained_by(bundle, None, positive) as classifier:
-        assert classifier.predict(scans / "dark.png").explained == label
-
-
-@pytest.mark.parametrize("index", [3.0, -1.0, 0.5, float("nan")])
-def test_a_label_that_the_bundle_does_not_have_is_an_error(bundle, scans, index):
-    with explained_by(bundle, [index]) as classifier, pytest.raises(EngineError, match="explains labels"):
-        classifier.predict(scans / "dark.png")
+def test_contributions_count_only_if_they_are_about_the_called_label(bundle, scans):
+    with explained_by(bundle, 2.0) as classifier, explained_by(bundle, 1.0) as other:
+        used, unused = (each.predict(scans / "bright.png", explain=True).heatmap for each in (classifier, other))
+    assert used[32, 32] == pytest.approx(unused[32, 32] * 2 / 3 + 30 / 3, abs=1)
+    assert used.argmax() != unused.argmax()
+    assert used[96, 96] == pytest.approx(unused[96, 96], abs=1)

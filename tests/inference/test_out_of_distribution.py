@@ -30,8 +30,9 @@ class FeatureEngine(FakeEngine):
         self.outputs = (*self.outputs, TensorSpec("features", "float32", (None, len(features))))
         self._features = np.array(features, np.float32)
 
-    def run_all(self, batch):
-        return {**super().run_all(batch), "features": np.repeat(self._features[None], len(batch), axis=0)}
+    def run_outputs(self, batch, names):
+        outputs = {"probabilities": self.run(batch), "features": np.repeat(self._features[None], len(batch), axis=0)}
+        return {name: outputs[name] for name in names}
 
 
 def with_plane(folder: Path, content: bytes) -> Bundle:

@@ -336,6 +336,6 @@ def test_a_forked_child_refuses_a_provider_other_than_its_parents(tiny_bundle, m
 
     with Classifier.load(tiny_bundle, threads=1) as classifier:
         classifier.engine.provider = "CUDAExecutionProvider"
-        monkeypatch.setattr(classifier.engine, "run_all", _fork._refuse)  # as in a forked child
+        monkeypatch.setattr(classifier.engine, "run_outputs", _fork._refuse)  # as in a forked child
         with pytest.raises(EngineError, match="runs it on CUDAExecutionProvider, but in this process CPU"):
             classifier.predict(np.zeros((99, 99), np.uint8))

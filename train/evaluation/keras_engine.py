@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ class KerasEngine:
         """Return float32 (N, classes) for uint8 (N, H, W, 3) RGB; a single sigmoid output becomes two columns."""
         check_batch(batch, self.input)
         if len(batch) == 0:
-            return empty_outputs(self.outputs)[self.outputs[0].name]
+            name = self.outputs[0].name
+            return empty_outputs(self.outputs, [name])[name]
         answer = np.asarray(self._model.predict_on_batch(self._preprocessing.normalize(batch)), np.float32)
         return one_column_a_class(answer)
 
-    def run_all(self, batch: Batch) -> Outputs:
-        """Return the probabilities by name."""
-        return {self.outputs[0].name: self.run(batch)}
+    def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
+        """Return some outputs by name. There is only one, the probabilities."""
+        return {name: self.run(batch) for name in names}
 
     def close(self) -> None:
         """Release the model."""
