@@ -152,8 +152,8 @@ class _Explanation:
             mean = self._add("AveragePool", weight, kernel_shape=size, strides=size)
         else:
             weight, mean = inside, pooling.output[0]
-        # A mean near zero has no contribution to give.
-        mean = self._add("Add", mean, self._constant(np.float32(1e-12)))
+        # A mean of 0 has no contribution to give. float16 can hold this number.
+        mean = self._add("Add", mean, self._constant(np.float32(1e-6)))
         each = self._add("Div", contributions, mean)
         each = self._add("Div", each, self._constant(np.float32(size[0] * size[1])))
         return self._add("Mul", self._enlarged(each, size), weight)

@@ -143,10 +143,8 @@ def _average_contributions(pixels: Pixels, contributions: Contributions) -> Gray
     rows, columns = _enlarging(found.shape[1], height), _enlarging(found.shape[2], width)
     # A cell's value is what its whole area contributes. It is not divided among its pixels, so that it compares with
     # the fall for a covered part, which is as large.
-    maps = [
-        _shifted(rows @ cells @ columns.T, -down, -right) for cells, (down, right) in zip(found, shifts, strict=True)
-    ]
-    mean: Gray = np.mean(maps, axis=0)
+    enlarged = zip(rows @ found @ columns.T, shifts, strict=True)
+    mean: Gray = np.mean([_shifted(each, -down, -right) for each, (down, right) in enlarged], axis=0)
     return mean
 
 

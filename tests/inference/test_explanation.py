@@ -73,6 +73,9 @@ def test_contributions_are_moved_back_and_averaged():
     rows, columns = np.mgrid[:128, :128]
     center = [(axis * found).sum() / found.sum() for axis in (rows, columns)]
     assert center == pytest.approx([60, 44], abs=1)
+    spread = ((rows - 60) ** 2 * found).sum() / found.sum()
+    # That of the spot, of a cell, and of the linear interpolation between cells.
+    assert spread == pytest.approx(8**2 / 4 + 8**2 / 12 + 8**2 / 6, rel=0.15)
     without = explain(phantom(), lambda batch: np.zeros(len(batch)), lambda batch: None)
     assert without.max() == 0
 
