@@ -149,7 +149,9 @@ def test_an_artifact_with_a_low_score_is_refused_before_a_scan_is_read(tiny_bund
     out, err = capfd.readouterr()
     assert out == ""
     [line] = err.splitlines()
-    assert "point at the lesion in 0.55 (0.45 to 0.60) of drawn lesions, at least 0.8 is required" in line
+    assert (
+        "point at the lesion in 0.55 (0.45 to 0.60) of drawn lesions that it called, at least 0.8 is required" in line
+    )
     assert "missing.jpg" not in line
     assert not (tmp_path / "why").exists()
     scan = str(EXAMPLES / "phantom-1.jpg")
@@ -161,7 +163,7 @@ def test_an_artifact_with_a_low_score_is_refused_before_a_scan_is_read(tiny_bund
 @pytest.mark.parametrize(
     ("value", "sha256", "quality"),
     [
-        (0.95, None, "peak in the lesion: 0.95 (0.85 to 1.00) of drawn lesions"),
+        (0.95, None, "peak in the lesion: 0.95 (0.85 to 1.00) of drawn lesions that it called"),
         (0.55, "f" * 64, "not measured: mri-edge evaluate --heatmaps"),
     ],
     ids=["scored", "another artifact was scored"],

@@ -171,6 +171,15 @@ def test_scale_has_the_same_colors_as_the_overlay():
     assert (np.diff(scale[:, 1]) >= 0).all()
 
 
+def test_colors_begin_at_the_limit():
+    """A region between the limit, 2, and the maximum, 10, has the color in the middle of the scale."""
+    heatmap = map_with_peak(10, 8, 8) + map_with_peak(6, 20, 20)
+    page = page_of(np.zeros((64, 64, 3), np.uint8), heatmap)
+    _, overlay = panels(page)
+    scale = page[SIDE + 2 * MARGIN + 4, -MARGIN - SIDE : -MARGIN]
+    assert np.abs(overlay[264, 264] - scale[SIDE // 2] / 2).max() < 2
+
+
 # --- the caption
 
 
@@ -180,7 +189,7 @@ def test_caption():
         "heatmap: colored regions change the log-odds of tumour by 2.0 or more     maximum: 9.2",
         "file: scan.jpg",
         "model: small 1 (01234567)     artifact: model.onnx (0123456789ab)",
-        "heatmaps of this artifact: peak in the lesion: 0.95 (0.88 to 0.98) of drawn lesions",
+        "heatmaps of this artifact: peak in the lesion: 0.95 (0.88 to 0.98) of drawn lesions that it called",
         NOTICE,
     ]
 

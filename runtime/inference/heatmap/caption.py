@@ -71,7 +71,9 @@ def _finding(label: str, maximum: float) -> list[str]:
 def _quality(score: Metric | None) -> str:
     if score is None:
         return "not measured: mri-edge evaluate --heatmaps"
-    return f"peak in the lesion: {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) of drawn lesions"
+    return (
+        f"peak in the lesion: {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) of drawn lesions that it called"
+    )
 
 
 def _label(label: str | None) -> str:

@@ -58,7 +58,7 @@ def draw(
         Its label, probabilities, explained label, file and model are written into the caption.
     score
         How often the peak lies in a drawn lesion, for the artifact that made the map, or None if that was not measured;
-        see ``required_score``. Part of the caption.
+        see ``required_score``. The caption contains it.
     scan
         A hash that identifies the scan; stored in the file as text.
 
