@@ -104,8 +104,9 @@ def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], maximum: float)
     color = Image.fromarray(_colors((drops - HOT_SPOT) / max(maximum - HOT_SPOT, 1e-6)))
     overlay = picture.copy()
     overlay.paste(color, mask=hot.point([round(level * _OPACITY) for level in range(256)]))
-    line = 2 * (1 + max(picture.size) // (2 * _SHORT_SIDE)) + 1
-    outline = ImageChops.subtract(hot, hot.filter(ImageFilter.MinFilter(line)))
+    thickness = 1 + max(picture.size) // (2 * _SHORT_SIDE)
+    inside = hot.filter(ImageFilter.MinFilter(2 * thickness + 1))
+    outline = ImageChops.subtract(hot, inside)
     overlay.paste(color, mask=outline)
     return overlay
 
