@@ -53,18 +53,20 @@ def test_single_class_has_no_threshold(label):
         choose_threshold(np.array([0.1, 0.5, 0.9]), np.array(label))
 
 
-@pytest.mark.parametrize(("confidence", "least", "most"), [(0.999, 0.1, 0.2), (0.5001, 0.1, 10.1)])
-def test_temperature_stays_within_one_order_of_magnitude(confidence, least, most):
-    sure = np.tile([[1 - confidence, confidence], [confidence, 1 - confidence]], (20, 1))
-    found = fit_temperature(sure, np.tile([1, 0], 20))
-    assert least - 1e-3 <= found <= most
-
-
 def test_temperature_reaches_its_bounds_for_extreme_answers():
     sure = np.tile([[0.01, 0.99], [0.99, 0.01]], (20, 1))
     assert fit_temperature(sure, np.tile([0, 1], 20)) == pytest.approx(10, rel=0.01)
-    doubtful = np.tile([[0.4, 0.6], [0.6, 0.4]], (20, 1))
+    doubtful = np.tile([[0.49, 0.51], [0.51, 0.49]], (20, 1))
     assert fit_temperature(doubtful, np.tile([1, 0], 20)) == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize("images", [10, 100, 1000])
+def test_answers_that_are_all_right_are_as_sure_as_their_number_allows(images):
+    """The likelihood alone would ask for certainty, and the first wrong answer elsewhere would be a certain one."""
+    right = np.tile([[0.2, 0.8], [0.8, 0.2]], (images, 1))
+    label = np.tile([1, 0], images)
+    calibrated = scale_probabilities(right, fit_temperature(right, label))
+    assert calibrated[0, 1] == pytest.approx((images + 1) / (images + 2), rel=1e-3)
 
 
 def test_scaled_probabilities_equal_divided_logits():

@@ -25,7 +25,6 @@ def fit_temperature(
     labels: Labels,
     *,
     proportions: Sequence[float] | None = None,
-    smooth: bool = False,
 ) -> float:
     """Find the temperature that calibrates held-out probabilities best (Guo et al. 2017, section 4.2).
 
@@ -40,12 +39,11 @@ def fit_temperature(
         the likelihood, and the logarithm of its ratio to equal proportions is added to the scaled logits
         (C. Elkan, IJCAI 2001). Default: the same for every class, as in training, because the result must not depend
         on how many tumors the validation set happens to contain.
-    smooth
-        Whether the outcome of a scan counts as slightly less than certain, by one more scan of each class
-        (J. Platt, "Probabilistic outputs for support vector machines", 1999, 2.2). Few scans are often separated
-        perfectly, and then the likelihood alone asks for a temperature of 0. The odds of this doubt follow
-        ``proportions``, as the probabilities do: without it, the doubt of a negative scan would outweigh a low
-        prevalence, and the temperature would flatten every answer.
+
+    The outcome of a scan counts as slightly less than certain, by one more scan of each class (J. Platt, "Probabilistic
+    outputs for support vector machines", 1999, 2.2). Validation scans are often separated perfectly, and then the
+    likelihood alone asks for a temperature of 0. The odds of this doubt follow ``proportions``, as the probabilities
+    do: without it, the doubt of a negative scan would outweigh a low prevalence, and flatten every answer.
 
     Returns
     -------
@@ -58,10 +56,8 @@ def fit_temperature(
     offset = np.zeros(classes) if proportions is None else np.log(prior * classes)
     weights = (prior * classes / counts.clip(1))[labels]
     weights /= weights.sum()
-    target = np.eye(classes)[labels]
-    if smooth:
-        target = (target * counts[labels, None] + 1) / (counts[labels, None] + classes) * prior
-        target /= target.sum(axis=1, keepdims=True)
+    target = (np.eye(classes)[labels] * counts[labels, None] + 1) / (counts[labels, None] + classes) * prior
+    target /= target.sum(axis=1, keepdims=True)
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature) + offset

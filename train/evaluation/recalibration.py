@@ -173,9 +173,7 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
 def fit(answers: Answers, goal: Goal) -> Fit:
     """Choose the temperature, then the threshold on the probabilities that follow from it."""
     classes = answers.probabilities.shape[1]
-    temperature = fit_temperature(
-        answers.probabilities, answers.label, proportions=goal.proportions(classes), smooth=True
-    )
+    temperature = fit_temperature(answers.probabilities, answers.label, proportions=goal.proportions(classes))
     if classes > 2:
         return Fit(temperature, None)
     scores = rescale(answers.probabilities, temperature, goal.log_odds_offset, goal.positive)[:, goal.positive]
