@@ -126,7 +126,7 @@ def test_resume_continues_inside_a_stack(scans: Path, tmp_path: Path, capfd: pyt
 
 
 def test_every_frame_has_its_own_heatmap(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["predict", str(scans), "--json", "--heatmap", str(tmp_path / "why")]) == 0
+    assert run(["predict", str(scans), "--json", "--model", "small", "--heatmap", str(tmp_path / "why")]) == 0
     named = [Path(record["heatmap"]).name for record in _lines(capfd.readouterr().out)]
     stacks = ["IM0001-0", "IM0001-1", "head.stack-0", "head.stack-1", "head.stack-2"]
     assert named == [f"{name}.png" for name in [*stacks, "z.jpg"]]
@@ -135,7 +135,8 @@ def test_every_frame_has_its_own_heatmap(scans: Path, tmp_path: Path, capfd: pyt
 
 def test_watch_writes_a_result_for_every_frame(scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert run(["watch", str(scans), "--out", str(out), "--once", "--settle", "0", "--heatmap", "--json"]) == 0
+    command = ["watch", str(scans), "--out", str(out), "--once", "--settle", "0", "--model", "small"]
+    assert run([*command, "--heatmap", "--json"]) == 0
     records = _lines(capfd.readouterr().out)
     assert sorted(_keys(records), key=str) == sorted(EXPECTED, key=str)
     results = sorted(path.name for path in (out / "results").iterdir())

@@ -36,19 +36,25 @@ def classify(
     batch: int | None,
 ) -> int:
     """Write a result for each scan and return the exit code. Parameters are the options of ``predict``."""
+    if heatmap:
+        from mri_edge.inference.heatmap.score import required_score
+
+        score = required_score(classifier)
     streamed = "-" in scans
     with _explain_how_to_continue(resume), ExitStack() as stack:
         sources: Iterable[str | InputError] = expand(scans, recursive=recursive, notify=_notify)
         journal = stack.enter_context(_journal(resume, classifier)) if resume else None
         if journal:
             sources = journal.remaining(sources)
-        show_progress = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
+        show_progress = at_terminal(sys.stderr) and (
+            journal is not None or heatmap is not None or not at_terminal(sys.stdout)
+        )
         total = None
         if show_progress and not streamed:
             sources = list(sources)  # an estimate of the remaining time needs the number of scans
             total = len(sources)
         if heatmap and batch is None:
-            batch = 1  # scans stay in memory until they are drawn, and drawing takes most of the time
+            batch = 1  # scans stay in memory until they are drawn, and the heatmap takes most of the time
         predictions = classifier.predict_batches(
             sources,
             batch_size=batch,
@@ -57,11 +63,11 @@ def classify(
             max_wait=_MAX_WAIT_S if streamed else None,
         )
         if heatmap:
-            from mri_edge.inference.heatmap import draw_each
+            from mri_edge.inference.heatmap.files import draw_each
 
-            predictions = draw_each(predictions, heatmap)
+            predictions = draw_each(predictions, heatmap, score)
         counter = _Counter(predictions)
-        results = track(counter, "predict", total) if show_progress else counter
+        results = track(counter, "heatmaps" if heatmap else "predict", total) if show_progress else counter
         if journal:
             for result in results:
                 journal.write(result)

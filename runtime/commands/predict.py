@@ -44,8 +44,8 @@ Examples:
     "--heatmap",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write a PNG for each scan that shows which regions support the positive label or, of more than two labels, "
-    "the most probable one (Grad-CAM).",
+    help="Write a PNG for each scan: beside the scan, the regions that support the positive label or, of more than two "
+    "labels, the answer. Takes 0.3 to 3 seconds more for each scan.",
 )
 @click.option(
     "--batch",

@@ -40,7 +40,7 @@ Examples:
     metavar="DIR",
     help="Folder for results/, done/, failed/ and heatmaps/, created if missing.",
 )
-@click.option("--heatmap", is_flag=True, help="Also write DIR/heatmaps/SCAN.png (Grad-CAM).")
+@click.option("--heatmap", is_flag=True, help="Also write DIR/heatmaps/SCAN.png, as predict --heatmap does.")
 @click.option("--json", "as_lines", is_flag=True, help="Print the results as JSON lines.")
 @click.option(
     "--once",

@@ -5,42 +5,34 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, HeatmapScore, Metric
 from mri_edge.cli import run
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.heatmap.score import FIGURE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture
-def explaining_bundle(tiny_bundle: Path) -> Path:
-    """The tiny bundle with an artifact that gives the activation too."""
-    onnx = pytest.importorskip("onnx", reason="the artifact is built with onnx (group 'dev')")
-    explanation = pytest.importorskip("mri_edge.export.onnx.explanation")
-    bundle = Bundle.open(tiny_bundle)
-    [artifact] = bundle.manifest.artifacts
-    model = explanation.with_explanation(onnx.load(tiny_bundle / artifact.file), label=1)
-    with rewrite_bundle(bundle) as writer:
-        writer.path(artifact.file).write_bytes(model.SerializeToString())
-        writer.add_artifact(artifact)
-    return tiny_bundle
-
-
-def test_overlays_lie_flat_and_are_announced(explaining_bundle, tmp_path, monkeypatch, capfd):
+def test_pictures_are_written_into_one_folder_and_counted(tiny_bundle, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     for folder in ("a", "b"):
         Path("scans", folder).mkdir(parents=True)
         Path("scans", folder, "x.jpg").write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
     Path("scans", "broken.jpg").write_text("no picture")
-    command = ["predict", "scans", "-r", "--heatmap", "why", "--model", str(explaining_bundle), "--json"]
+    command = ["predict", "scans", "-r", "--heatmap", "why", "--model", str(tiny_bundle), "--json"]
     assert run(command) == 1
     out, err = capfd.readouterr()
     assert err.splitlines()[-1] == "mri-edge: 2 heatmaps written to why/"
@@ -53,21 +45,23 @@ def test_overlays_lie_flat_and_are_announced(explaining_bundle, tmp_path, monkey
     assert run(command) == 1  # the same pictures again, not more of them
     assert {str(path) for path in Path("why").rglob("*")} == pictures
     capfd.readouterr()
-    page = np.asarray(Image.open("why/x.jpg.png"))
-    assert page.shape[2] == 3
-    assert page.shape[0] > 384, "the scan, and words below it"
-    assert np.ptp(page.astype(int), axis=2).max() > 60, "the heat is drawn in colour on the grey scan"
+    with Image.open("why/x.jpg.png") as opened:
+        assert opened.mode == "RGB"
+        assert opened.width > 2 * 384
+        assert opened.height > 384
 
 
-def test_a_thin_scan_is_not_enlarged_beyond_memory(explaining_bundle, tmp_path, capfd):
-    Image.fromarray(np.full((2, 5000), 90, np.uint8)).save(tmp_path / "thin.png")
-    scan, model = str(tmp_path / "thin.png"), str(explaining_bundle)
+def test_picture_of_a_very_wide_scan_is_bounded(tiny_bundle, tmp_path, capfd):
+    Image.fromarray(np.full((2, 20_000), 90, np.uint8)).save(tmp_path / "thin.png")
+    scan, model = str(tmp_path / "thin.png"), str(tiny_bundle)
     assert run(["predict", scan, "--heatmap", str(tmp_path), "--model", model]) == 0
     capfd.readouterr()
-    assert Image.open(tmp_path / "thin.png.png").width == 5000
+    with Image.open(tmp_path / "thin.png.png") as opened:
+        assert opened.width < 2200
+        assert opened.height < 800
 
 
-def test_two_scans_never_share_a_picture(explaining_bundle, tmp_path, monkeypatch, capfd):
+def test_two_scans_never_share_a_picture(tiny_bundle, tmp_path, monkeypatch, capfd):
     here = tmp_path / "sub"
     names = ["../x.jpg", "x.jpg", "_up/x.jpg", "__up/x.jpg", str(tmp_path / "x.jpg"), f"_root{tmp_path}/x.jpg"]
     for name in names:
@@ -75,7 +69,7 @@ def test_two_scans_never_share_a_picture(explaining_bundle, tmp_path, monkeypatc
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
     monkeypatch.chdir(here)
-    command = ["predict", "--heatmap", "../why", "--model", str(explaining_bundle), "--json"]
+    command = ["predict", "--heatmap", "../why", "--model", str(tiny_bundle), "--json"]
     assert run([*command, *names]) == 0
     drawn = [json.loads(line)["heatmap"] for line in capfd.readouterr().out.splitlines()]
     # Six names, of five scans: ../x.jpg is the same file as the one that is named from the root.
@@ -91,7 +85,7 @@ def test_two_scans_never_share_a_picture(explaining_bundle, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("content", [b"my notes", None], ids=["a file", "a picture"])
-def test_a_foreign_file_is_not_overwritten(explaining_bundle, tmp_path, capfd, content):
+def test_a_foreign_file_is_not_overwritten(tiny_bundle, tmp_path, capfd, content):
     scan, mine = tmp_path / "x.jpg", tmp_path / "x.jpg.png"
     scan.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
     if content is None:
@@ -99,7 +93,7 @@ def test_a_foreign_file_is_not_overwritten(explaining_bundle, tmp_path, capfd, c
     else:
         mine.write_bytes(content)
     before = mine.read_bytes()
-    assert run(["predict", str(scan), "--heatmap", str(tmp_path), "--model", str(explaining_bundle)]) == 0
+    assert run(["predict", str(scan), "--heatmap", str(tmp_path), "--model", str(tiny_bundle)]) == 0
     assert "1 heatmap written" in capfd.readouterr().err
     assert mine.read_bytes() == before
     assert len(list(tmp_path.glob("x.*.jpg.png"))) == 1
@@ -107,29 +101,144 @@ def test_a_foreign_file_is_not_overwritten(explaining_bundle, tmp_path, capfd, c
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode without control characters")
 @pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "ü" * 120 + ".jpg", "a\nb.jpg", "\udce9.jpg"])
-def test_odd_names(explaining_bundle, tmp_path, capfd, name):
+def test_odd_names(tiny_bundle, tmp_path, capfd, name):
     scan = tmp_path / name
     scan.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
     why = tmp_path / "why"
-    assert run(["predict", str(scan), "--heatmap", str(why), "--model", str(explaining_bundle), "--json"]) == 0
+    assert run(["predict", str(scan), "--heatmap", str(why), "--model", str(tiny_bundle), "--json"]) == 0
     [picture] = why.iterdir()
     assert json.loads(capfd.readouterr().out)["heatmap"] == str(picture)
 
 
-def test_a_scan_that_can_be_read_only_once_gets_a_heatmap(explaining_bundle, tmp_path, monkeypatch, capfd):
+def test_a_scan_that_can_be_read_only_once_gets_a_heatmap(tiny_bundle, tmp_path, monkeypatch, capfd):
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no named pipes")
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.jpg")
     sender = threading.Thread(target=lambda: Path("pipe.jpg").write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes()))
     sender.start()
-    assert run(["predict", "pipe.jpg", "--heatmap", "why", "--model", str(explaining_bundle)]) == 0
+    assert run(["predict", "pipe.jpg", "--heatmap", "why", "--model", str(tiny_bundle)]) == 0
     sender.join()
     assert Path("why/pipe.jpg.png").is_file()
 
 
-def test_an_unwritable_folder_is_reported(explaining_bundle, tmp_path, capfd):
+def set_score(folder: Path, value: float, sha256: str | None = None) -> None:
+    """Store a score of the heatmaps in the manifest, of the bundle's artifact or of the one with this hash."""
+    manifest = Bundle.open(folder).manifest
+    [artifact] = manifest.artifacts
+    score = HeatmapScore(
+        created="2026-01-01T00:00:00+00:00",
+        artifact=artifact.file,
+        sha256=sha256 or artifact.sha256,
+        engine="onnxruntime",
+        provider="CPUExecutionProvider",
+        method="covering",
+        scans=60,
+        lesions=120,
+        data="healthy",
+        fingerprint="0" * 64,
+        metrics={FIGURE: Metric(value, value - 0.1, value + 0.05, 120, "wilson")},
+    )
+    (folder / MANIFEST).write_text(replace(manifest, heatmaps=score).to_json())
+
+
+def test_an_artifact_with_a_low_score_is_refused_before_a_scan_is_read(tiny_bundle, tmp_path, capfd):
+    set_score(tiny_bundle, 0.55)
+    missing = str(tmp_path / "missing.jpg")
+    assert run(["predict", missing, "--heatmap", str(tmp_path / "why"), "--model", str(tiny_bundle)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    assert (
+        "point at the lesion in 0.55 (0.45 to 0.60) of drawn lesions that it called, at least 0.8 is required" in line
+    )
+    assert "missing.jpg" not in line
+    assert not (tmp_path / "why").exists()
+    scan = str(EXAMPLES / "phantom-1.jpg")
+    assert run(["predict", scan, "--model", str(tiny_bundle)]) == 0, "without a heatmap the model is used"
+    with Classifier.load(tiny_bundle) as classifier:
+        assert classifier.predict(scan, explain=True).heatmap is not None, "only the picture is refused"
+
+
+@pytest.mark.parametrize(
+    ("value", "sha256", "quality"),
+    [
+        (0.95, None, "peak in the lesion: 0.95 (0.85 to 1.00) of drawn lesions that it called"),
+        (0.55, "f" * 64, "not measured: mri-edge evaluate --heatmaps"),
+    ],
+    ids=["scored", "another artifact was scored"],
+)
+def test_the_caption_says_how_good_the_heatmaps_are(tiny_bundle, tmp_path, monkeypatch, value, sha256, quality):
+    set_score(tiny_bundle, value, sha256)
+    texts: list[str] = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def noted(pen: ImageDraw.ImageDraw, position: tuple[float, float], text: str, **options: object) -> None:
+        texts.append(text)
+        draw_text(pen, position, text, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", noted)
+    scan = str(EXAMPLES / "phantom-1.jpg")
+    assert run(["predict", scan, "--heatmap", str(tmp_path), "--model", str(tiny_bundle)]) == 0
+    assert f"heatmaps of this artifact: {quality}" in texts
+
+
+def test_a_bundle_without_a_score_is_drawn(tiny_bundle, tmp_path):
+    scan = str(EXAMPLES / "phantom-1.jpg")
+    assert run(["predict", scan, "--heatmap", str(tmp_path), "--model", str(tiny_bundle)]) == 0
+    assert (tmp_path / "phantom-1.jpg.png").is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("options", [["--heatmap", "why"], []], ids=["heatmap", "plain"])
+def test_progress_of_a_single_scan_is_shown_on_a_terminal(tiny_bundle, tmp_path, options):
+    import pty
+
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "mri_edge", "predict", str(EXAMPLES / "phantom-1.jpg"), "--model"]
+    environment = os.environ | {"TERM": "xterm"}
+    process = subprocess.Popen(
+        [*command, str(tiny_bundle), *options], stdout=follower, stderr=follower, cwd=tmp_path, env=environment
+    )
+    os.close(follower)
+    shown = b""
+    while piece := _read(leader):
+        shown += piece
+    os.close(leader)
+    assert process.wait() == 0
+    assert (b"0/1" in shown) == bool(options)
+    assert b"phantom-1.jpg" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # on Linux, the end of the program
+        return b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_leaves_whole_pictures(tiny_bundle, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for number in range(40):
+        (tmp_path / "scans" / f"{number:02}.jpg").write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
+    command = [sys.executable, "-m", "mri_edge", "predict", "scans", "--heatmap", "why", "--model", str(tiny_bundle)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("why/*.png"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    pictures = list((tmp_path / "why").iterdir())
+    assert 2 <= len(pictures) < 40
+    for picture in pictures:
+        with Image.open(picture) as opened:
+            opened.load()
+
+
+def test_an_unwritable_folder_is_reported(tiny_bundle, tmp_path, capfd):
     (tmp_path / "file").touch()
     scan = str(EXAMPLES / "phantom-1.jpg")
-    assert run(["predict", scan, "--heatmap", str(tmp_path / "file" / "why"), "--model", str(explaining_bundle)]) == 6
+    assert run(["predict", scan, "--heatmap", str(tmp_path / "file" / "why"), "--model", str(tiny_bundle)]) == 6
     assert "cannot make the folder" in capfd.readouterr().err

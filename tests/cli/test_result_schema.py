@@ -76,7 +76,8 @@ def test_predict_resume(scans, tmp_path, capfd):
 
 
 def test_predict_heatmap(scans, tmp_path, capfd):
-    assert run(["predict", "--json", "--heatmap", str(tmp_path / "why"), str(scans[0])]) == 0
+    command = ["predict", "--json", "--model", "small", "--heatmap", str(tmp_path / "why")]
+    assert run([*command, str(scans[0])]) == 0
     record = json.loads(capfd.readouterr().out)
     check(record, "prediction")
     assert Path(record["heatmap"]).is_file()
@@ -84,7 +85,7 @@ def test_predict_heatmap(scans, tmp_path, capfd):
 
 def test_watch(scans, tmp_path, capfd):
     command = ["watch", str(scans[0].parent), "--out", str(tmp_path / "out"), "--once", "--settle", "0", "--json"]
-    assert run([*command, "--heatmap"]) == 1
+    assert run([*command, "--heatmap", "--model", "small"]) == 1
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     kept = [json.loads(path.read_text()) for path in (tmp_path / "out" / "results").iterdir()]
     assert len(lines) == len(kept) == 3

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artifact, Manifest
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import MANIFEST, Artifact, HeatmapScore, Manifest, Metric
 from mri_edge.cli import run
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.heatmap.score import FIGURE
+from mri_edge.inference.prediction import Prediction
+from mri_edge.services.watch.outbox import Outbox
+from mri_edge.services.watch.watch import Watch
 from mri_edge.storage.atomic import sha256_of
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -31,8 +38,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def fake_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_manifest: Manifest, tiny_artifact: Artifact) -> Path:
     """A bundle for the fake engine, which opens at once and answers with the mean gray level."""
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("fake") / "bundle"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.path("model.fake").write_text('{"input": [128, 128, 3], "classes": 2}')
@@ -189,17 +194,40 @@ def test_a_scan_that_stalls_half_way_gets_more_time(places, started):
     assert "label" in places.result("slow.png")
 
 
-def test_heatmaps_are_asked_for(places, tmp_path, capfd):
+def test_heatmaps_are_written_if_asked_for(places):
     places.scan("a.png")
-    assert places.once("--heatmap") == 2
-    assert "no class activation" in capfd.readouterr().err
-    shutil.copy(CHECKOUT / "examples" / "phantom-1.jpg", places.incoming)
-    (places.incoming / "a.png").unlink()
-    places.model = Path("vgg16")
+    assert places.once() == 0
+    assert "heatmap" not in places.result("a.png")
+    places.scan("b.png", 20)
     assert places.once("--heatmap") == 0
-    picture = places.out / str(places.result("phantom-1.jpg")["heatmap"])
-    with Image.open(picture) as opened:
+    with Image.open(places.out / str(places.result("b.png")["heatmap"])) as opened:
         assert opened.format == "PNG"
+        assert opened.width > 2 * 384
+
+
+def test_heatmaps_of_an_artifact_with_a_low_score_are_refused(places, capfd):
+    scan = places.scan("a.png")
+    places.model = Path(shutil.copytree(places.model, places.incoming.parent / "scored"))
+    manifest = Bundle.open(places.model).manifest
+    [artifact] = manifest.artifacts
+    score = HeatmapScore(
+        created="2026-01-01T00:00:00+00:00",
+        artifact=artifact.file,
+        sha256=artifact.sha256,
+        engine="onnxruntime",
+        provider="CPUExecutionProvider",
+        method="covering",
+        scans=60,
+        lesions=120,
+        data="healthy",
+        fingerprint="0" * 64,
+        metrics={FIGURE: Metric(0.5, 0.4, 0.6, 120, "wilson")},
+    )
+    (places.model / MANIFEST).write_text(replace(manifest, heatmaps=score).to_json())
+    assert places.once("--heatmap") == 2
+    assert "at least 0.8 is required" in capfd.readouterr().err
+    assert scan.is_file()
+    assert places.once() == 0, "without heatmaps the model is used"
 
 
 # --- names
@@ -735,6 +763,27 @@ def test_systemd_is_notified(places, tmp_path):
         while last != b"STOPPING=1":
             last = end_of_systemd.recv(100)
     assert process.returncode == 0
+
+
+def test_systemd_is_notified_between_the_frames_of_a_scan(places, monkeypatch):
+    """The heatmaps of a volume take longer than systemd waits."""
+    monkeypatch.setattr(Watch, "_heartbeat", lambda watch: beats.append("beat"))
+    beats: list[str] = []
+    places.scan("a.png")
+    predict_frames = Classifier.predict_frames
+
+    def three_frames(classifier: Classifier, source: object, **options: object) -> Iterator[Prediction]:
+        for index in range(3):
+            beats.append("frame")
+            [prediction] = predict_frames(classifier, source, **options)
+            yield replace(prediction, index=index, frames=3)
+
+    with Classifier.load(places.model) as classifier:
+        watch = Watch(classifier, places.incoming, Outbox(places.out), settle_s=0)
+        monkeypatch.setattr(Classifier, "predict_frames", three_frames)
+        assert len(list(watch.records(once=True, every_s=0.01))) == 3
+    first = beats.index("frame")
+    assert beats[first : first + 6] == ["frame", "beat"] * 3
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")

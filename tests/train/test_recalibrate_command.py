@@ -23,6 +23,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, DataError
+from mri_edge.inference.heatmap.caption import caption
 from mri_edge.inference.prediction import rescale
 from mri_edge.inference.replay import probabilities_of, replay
 from mri_edge.storage.atomic import sha256_of
@@ -243,16 +244,13 @@ def test_verify_bench_and_heatmaps_work_on_it(changed, capfd, tmp_path, monkeypa
     scan = str(EXAMPLES / "phantom-1.jpg")
     assert run(["bench", str(changed.folder), "--engine", "onnxruntime", "--scans", scan]) == 0, capfd.readouterr().err
     capfd.readouterr()
-    from mri_edge.inference.heatmap import overlay
-
+    assert run(["predict", scan, "--model", str(changed.folder), "--heatmap", str(tmp_path / "why")]) == 0
+    assert (tmp_path / "why" / "phantom-1.jpg.png").is_file()
     with Classifier.load(changed) as classifier:
-        answer = classifier.predict(scan, keep_pixels=True)
-    captions = []
-    monkeypatch.setattr(
-        "mri_edge.inference.heatmap._with_caption", lambda image, answer, scan: captions.append(answer) or b""
-    )
-    overlay(answer.pixels, np.ones((4, 4), np.float32), answer)
-    assert captions[0].probability == answer.probability
+        answer = classifier.predict(scan)
+    heading = caption(answer, 0.0, None)[0]
+    assert heading[1].endswith(f") = {answer.probability:.3f}")
+    assert heading[2] == f"threshold {changed.manifest.threshold:.3f}"
 
 
 def test_watch_writes_recalibrated_results(changed, tmp_path, capfd):

@@ -60,6 +60,10 @@ class Watch:
         heatmap: bool = False,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
+        if heatmap:
+            from mri_edge.inference.heatmap.score import required_score
+
+            self._score = required_score(classifier)
         self.failed = 0
         self._classifier = classifier
         self._outbox = outbox
@@ -245,16 +249,17 @@ class Watch:
         """Write the heatmap of a frame, if there is one, and return the key that names it."""
         if not isinstance(result, Prediction) or result.pixels is None or result.heatmap is None:
             return {}
-        from mri_edge.inference.heatmap import overlay
+        from mri_edge.inference.heatmap.picture import draw
 
         name = _result_name(self._outbox, kept, result.to_dict() | {"sha256": sha256})
-        self._outbox.write_heatmap(name, overlay(result.pixels, result.heatmap, result))
+        self._outbox.write_heatmap(name, draw(result.pixels, result.heatmap, result, self._score))
         return {"heatmap": f"heatmaps/{name}.png"}
 
     def _predict(self, scan: Path) -> Iterator[Prediction | Failure]:
         index, frames = 0, 1
         try:
             for prediction in self._classifier.predict_frames(scan, explain=self._heatmap, keep_pixels=self._heatmap):
+                self._heartbeat()  # the heatmaps of many frames take longer than systemd waits
                 yield replace(prediction, source=os.fspath(scan))
                 index, frames = prediction.index + 1, prediction.frames
         except InputError as error:

@@ -1,0 +1,1 @@
+"""Heatmap pictures: how they are drawn, which files they are written to, and how good they must be."""

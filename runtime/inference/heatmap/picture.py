@@ -1,0 +1,164 @@
+"""Draw a heatmap as one PNG: the scan, beside it the same scan with the map in color, a color scale, and a caption."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL.PngImagePlugin import PngInfo
+
+from mri_edge.bundles.manifest import Metric
+from mri_edge.inference.explanation import HOT_SPOT
+from mri_edge.inference.prediction import Prediction
+from mri_edge.scans.frame import Pixels
+
+from .caption import FONT_SIZE, arrange, caption, font_of, scale_title, shorten
+
+SCAN_KEY = "mri-edge scan"  # keyword of the text in the PNG that identifies the scan
+
+# Five of matplotlib's "plasma" colors (CC0, S. van der Walt and N. Smith), from purple to yellow. Their lightness rises
+# evenly. The dark blue end is left out, because it would be hard to see on dark tissue.
+_COLORS = np.array([(156, 23, 158), (204, 71, 120), (237, 121, 83), (253, 180, 47), (240, 249, 33)], np.float32)
+_OPACITY = 0.5  # of the color in a hot spot, so that the anatomy below it stays visible
+_SHORT_SIDE = 384  # pixels; a panel is at least this wide and high, so that the caption fits
+_LONG_SIDE = 1024  # pixels; a panel is at most this wide and high
+_BACKDROP = (225, 225, 225)  # around a scan that is narrower than its panel
+_MARGIN = 12  # pixels around the panels
+_BAR_HEIGHT = 18  # pixels of the color scale
+_TICK = 5  # pixels; length of a tick
+_MAX_TICKS = 5  # round values on the color scale, besides its two ends
+_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # log-odds between two round values on the color scale
+_LARGE_PAGE = 1000  # pixels; text grows with pages that are wider than this
+_MAX_GROWTH = 1.6
+
+
+def draw(
+    pixels: Pixels,
+    heatmap: NDArray[np.float32],
+    prediction: Prediction,
+    score: Metric | None,
+    *,
+    scan: str | None = None,
+) -> bytes:
+    """Draw the heatmap of a prediction.
+
+    Regions of the map below ``HOT_SPOT`` are transparent. From there to the maximum of the map, the color follows the
+    scale below the picture.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, 3) RGB, the decoded frame.
+    heatmap
+        float32 (h, w), at least 0: the change in log-odds, of any resolution, for the same section as ``pixels``.
+    prediction
+        Its label, probabilities, explained label, file and model are written into the caption.
+    score
+        How often the peak lies in a drawn lesion, for the artifact that made the map, or None if that was not measured;
+        see ``required_score``. The caption contains it.
+    scan
+        A hash that identifies the scan; stored in the file as text.
+
+    Returns
+    -------
+    The bytes of a PNG file, RGB. Each of the two panels has sides from 384 to 1024 pixels.
+    """
+    maximum = float(heatmap.max())
+    picture = _resized(pixels)
+    overlay = _overlay(picture, heatmap, maximum) if maximum >= HOT_SPOT else picture
+    width, height = (max(side, _SHORT_SIDE) for side in picture.size)
+    page_width = 2 * width + 3 * _MARGIN
+    growth = min(_MAX_GROWTH, max(1.0, page_width / _LARGE_PAGE))
+    rows = arrange(caption(prediction, maximum, score), page_width - 2 * _MARGIN - 1, growth)
+    title = scale_title(prediction)
+    scale = _scale(title, maximum, width, growth) if maximum >= HOT_SPOT else Image.new("RGB", (width, 0))
+    below = height + 2 * _MARGIN
+    page = Image.new("RGB", (page_width, below + scale.height + sum(row.height for row in rows) + _MARGIN), "white")
+    for panel, left in ((picture, _MARGIN), (overlay, width + 2 * _MARGIN)):
+        page.paste(_BACKDROP, (left, _MARGIN, left + width, _MARGIN + height))
+        page.paste(panel, (left + (width - panel.width) // 2, _MARGIN + (height - panel.height) // 2))
+    page.paste(scale, (width + 2 * _MARGIN, below))
+    top = below + scale.height
+    pen = ImageDraw.Draw(page)
+    for row in rows:
+        pen.text((_MARGIN, top), row.text, fill="black", font=row.font)
+        top += row.height
+    return _png(page, scan)
+
+
+def _resized(pixels: Pixels) -> Image.Image:
+    """Return the scan, as large as it is drawn. A very long and narrow scan stays narrower than its panel."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    factor = min(max(1.0, _SHORT_SIDE / min(picture.size)), _LONG_SIDE / max(picture.size))
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], maximum: float) -> Image.Image:
+    """Return the picture with its hot spots in color, and with their outlines."""
+    drops = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR))
+    hot = Image.fromarray(np.where(drops >= HOT_SPOT, np.uint8(255), np.uint8(0)))
+    color = Image.fromarray(_colors((drops - HOT_SPOT) / max(maximum - HOT_SPOT, 1e-6)))
+    overlay = picture.copy()
+    overlay.paste(color, mask=hot.point([round(level * _OPACITY) for level in range(256)]))
+    thickness = 1 + max(picture.size) // (2 * _SHORT_SIDE)
+    inside = hot.filter(ImageFilter.MinFilter(2 * thickness + 1))
+    outline = ImageChops.subtract(hot, inside)
+    overlay.paste(color, mask=outline)
+    return overlay
+
+
+def _colors(levels: NDArray[np.floating]) -> Pixels:
+    """Return the RGB colors of levels from 0 (at ``HOT_SPOT``) to 1 (at the maximum of the map), uint8 (..., 3)."""
+    steps = np.linspace(0, 1, len(_COLORS))
+    channels = [np.interp(levels, steps, _COLORS[:, channel]) for channel in range(3)]
+    colors: Pixels = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colors
+
+
+def _scale(title: str, maximum: float, width: int, growth: float) -> Image.Image:
+    """Return the color scale from ``HOT_SPOT`` to the maximum of the map, with ticks and its title."""
+    font, line = font_of(growth), round(FONT_SIZE * 1.4 * growth)
+    page = Image.new("RGB", (width, _BAR_HEIGHT + _TICK + 2 * line + _MARGIN), "white")
+    pen = ImageDraw.Draw(page)
+    levels = np.linspace(0, 1, width, dtype=np.float32)
+    page.paste(Image.fromarray(np.tile(_colors(levels), (_BAR_HEIGHT, 1, 1))), (0, 0))
+    free_from = 0.0
+    for text, position, is_round in _ticks(maximum):
+        x = round(position * (width - 1))
+        length = font.getlength(text)
+        left = min(max(0.0, x - length / 2), width - length)
+        last = width - font.getlength(_maximum(maximum)) - _MARGIN
+        if is_round and (left < free_from or left + length > last):
+            continue  # it would touch a neighbor
+        pen.line((x, _BAR_HEIGHT, x, _BAR_HEIGHT + _TICK), fill="black")
+        pen.text((left, _BAR_HEIGHT + _TICK), text, fill="black", font=font)
+        free_from = left + length + _MARGIN
+    pen.text((0, _BAR_HEIGHT + _TICK + line), shorten(title, font, width), fill="black", font=font)
+    return page
+
+
+def _ticks(maximum: float) -> list[tuple[str, float, bool]]:
+    """Return text, position in [0, 1], and whether it is a round value between the ends, for each tick of the scale."""
+    span = max(maximum - HOT_SPOT, 1e-6)
+    step = next((step for step in _STEPS if span / step <= _MAX_TICKS), maximum)  # larger maps get no round values
+    first = math.floor(HOT_SPOT / step) + 1
+    values = [number * step for number in range(first, math.ceil(maximum / step))]
+    between = [(f"{value:g}", (value - HOT_SPOT) / span, True) for value in values]
+    return [(f"{HOT_SPOT:g}", 0.0, False), *between, (_maximum(maximum), 1.0, False)]
+
+
+def _maximum(maximum: float) -> str:
+    return f"maximum {maximum:.1f}"
+
+
+def _png(page: Image.Image, scan: str | None) -> bytes:
+    file = io.BytesIO()
+    metadata = PngInfo()
+    if scan is not None:
+        metadata.add_text(SCAN_KEY, scan)
+    page.save(file, "PNG", pnginfo=metadata)
+    return file.getvalue()
