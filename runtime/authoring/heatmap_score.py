@@ -26,6 +26,7 @@ NAMES = {
     "insertion": "mean probability while marked regions are restored",
     "insertion_minus_random": "the same, minus that of a random map",
     "insertion_minus_center": "the same, minus that of the center of the head",
+    "hot_spots": "called lesions with a hot spot in the map",
     "false_spots": "healthy scans with a hot spot",
 }
 _DIFFERENCES = ("_minus_random", "_minus_center")

@@ -130,6 +130,7 @@ def test_mask_of_another_framing_keeps_its_place():
 def test_figures_of_known_cases():
     peaks = [IN_LESION] * 6 + [BESIDE] * 2 + [FAR, AIR]
     cases = [case(number, peak) for number, peak in enumerate(peaks)]
+    cases[:3] = [replace(one, heatmap=2 * one.heatmap) for one in cases[:3]]  # these reach 2.0, the others 1.0
     cases += [case(10 + number, peak, called=False) for number, peak in enumerate([FAR, IN_LESION, None, FAR])]
     healthy = [HealthyMap(number, number < 2) for number in range(8)]
     found = figures(cases, healthy)
@@ -140,6 +141,7 @@ def test_figures_of_known_cases():
         "strict_pointing_game": (0.6, 10),
         "strict_pointing_game_all": (0.5, 14),
         "air": (1 / 14, 14),
+        "hot_spots": (0.3, 10),
         "false_spots": (0.25, 8),
         "deletion_minus_random": (mean_height(cases[0].curves["heatmap"].deletion) - 0.9, 10),
     }

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mri_edge.bundles.manifest import Metric
+from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.train.data.folder import Scan
 
 from .drawn_lesions import LOOKS, Gray, Look, Mask
@@ -161,8 +162,8 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
     called lesions, and with ``_all`` for all. ``air``: proportion of maps with the peak outside the head.
     ``mass_in_lesion``: mean proportion of a map's sum that lies in the lesion, of called lesions; ``lesion_share``:
     mean proportion of the head's area that the same lesions take. ``deletion``, ``insertion``: mean height of the
-    curves; ``deletion_minus_random`` and so on: mean of the paired differences. ``false_spots``: proportion of healthy
-    scans with a hot spot in their map.
+    curves; ``deletion_minus_random`` and so on: mean of the paired differences. ``hot_spots``: proportion of called
+    lesions with a hot spot somewhere in the map; ``false_spots``: that of healthy scans without a lesion.
     """
     judged = [judge(case.heatmap, case.lesion, case.head) for case in cases]
     group = np.array([case.group for case in cases], np.intp)
@@ -183,6 +184,7 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
         ]
         found[f"{name}_pointing_game"] = _fraction(np.array(hits, bool), group, called)
         found[f"{name}_pointing_game_all"] = _fraction(np.array(hits, bool), group)
+    hot = np.array([case.heatmap.max() >= HOT_SPOT for case in cases], bool)
     found["air"] = _fraction(np.array([answer.in_air for answer in judged], bool), group)
     mass = np.array([np.nan if answer.mass is None else answer.mass for answer in judged], np.float64)
     share = np.array([(case.lesion & case.head).sum() / max(case.head.sum(), 1) for case in cases], np.float64)
@@ -190,6 +192,7 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
     found["mass_in_lesion"] = _mean(mass, group, known)
     found["lesion_share"] = _mean(share, group, known)
     found |= _removal(cases, group, called)
+    found["hot_spots"] = _fraction(hot, group, called)
     spots = np.array([scan.has_spot for scan in healthy], bool)
     found["false_spots"] = _fraction(spots, np.array([scan.group for scan in healthy], np.intp))
     return {name: metric for name, metric in found.items() if metric is not None}
