@@ -37,7 +37,7 @@ _BATCH = 8  # the classifier decodes three batches ahead, and keeps each picture
 
 
 @dataclass(frozen=True)
-class HealthyScans:
+class CalledHealthy:
     """The scans that the model calls healthy, and their groups; how many have another answer; those not read."""
 
     scans: list[Scan]
@@ -77,7 +77,7 @@ class _Picture:
 
 def classify_healthy(
     classifier: Classifier, scans: Sequence[Scan], healthy: Collection[str], track: Track
-) -> HealthyScans:
+) -> CalledHealthy:
     """Classify scans, and keep those to which the model gives one of the labels ``healthy``.
 
     A scan that has another answer without a lesion says nothing about lesions. Scans are grouped by near-duplicates,
@@ -102,10 +102,10 @@ def classify_healthy(
             hashes.append(difference_hash(result.pixels))
             thumbnails.append(thumbnail(result.pixels))
     if not kept:
-        return HealthyScans([], Grouping(np.zeros(0, np.intp), ""), called, failures)
+        return CalledHealthy([], Grouping(np.zeros(0, np.intp), ""), called, failures)
     order = measure_order(kept, np.stack(thumbnails))
     grouping = group_scans(kept, np.stack(hashes), order, GroupRule(BLOCK_SIZE))
-    return HealthyScans(kept, grouping, called, failures)
+    return CalledHealthy(kept, grouping, called, failures)
 
 
 def choose_rows(scans: Sequence[Scan], group: NDArray[np.intp], limit: int) -> list[int]:

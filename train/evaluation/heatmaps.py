@@ -25,7 +25,7 @@ from mri_edge.train.data.healthy import find_healthy, healthy_labels
 
 from .drawn_lesions import LOOKS
 from .evaluate import Role, choose_scans, split_of
-from .heatmap_cases import Explained, HealthyScans, Track, choose_rows, classify_healthy, explain_lesions
+from .heatmap_cases import CalledHealthy, Explained, Track, choose_rows, classify_healthy, explain_lesions
 from .heatmap_score import TOLERANCE, Case, by_look, figures, judge
 from .keras_engine import describe_run, open_classifier
 from .removal import FRACTIONS
@@ -169,7 +169,7 @@ def _split_to_compare(split: Split | None, role: Role | None, healthy: Collectio
     return Split(tuple(image for image in split.images if image.role != "test" or image.label in wanted))
 
 
-def _no_healthy_answer(data: Path, scans: Sequence[Scan], answered: HealthyScans, healthy: Sequence[str]) -> DataError:
+def _no_healthy_answer(data: Path, scans: Sequence[Scan], answered: CalledHealthy, healthy: Sequence[str]) -> DataError:
     if len(answered.failures) == len(scans):
         return DataError(f"{data}: none of {len(scans)} scans can be read, {answered.failures[0][1].problem}")
     answers = ", ".join(f"{label} {count}" for label, count in sorted(answered.called.items()))
@@ -189,7 +189,7 @@ def _warnings(cases: Sequence[Case]) -> list[str]:
     return []
 
 
-def _unreadable(answered: HealthyScans, explained: Explained) -> list[dict[str, str]]:
+def _unreadable(answered: CalledHealthy, explained: Explained) -> list[dict[str, str]]:
     """List the scans that cannot be read, each once."""
     failures: dict[str, InputError] = {}
     for scan, error in [*answered.failures, *explained.failures]:
