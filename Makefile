@@ -104,7 +104,10 @@ bench-smoke: $(VENV)/.dev  ## compare accuracy and relative latency with the rec
 model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
 		--out bundles/vgg16 --overwrite
+	$(BIN)/mri-edge recalibrate bundles/vgg16 --crossval docs/evidence/crossval/robust-blocks.json \
+		--out bundles/vgg16 --overwrite
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
+	$(BIN)/mri-edge evaluate bundles/vgg16 --artifact model.int8.onnx --heatmaps --data $(DATA) --record
 	$(BIN)/mri-edge bundle slim bundles/vgg16 --artifact model.int8.onnx --out runtime/models/vgg16 --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg
 
@@ -113,6 +116,7 @@ small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge recalibrate bundles/small --crossval docs/evidence/crossval/small-slices.json \
 		--out bundles/small --overwrite
 	$(BIN)/mri-edge export bundles/small --quantize --data $(DATA)
+	$(BIN)/mri-edge evaluate bundles/small --artifact model.int8.onnx --heatmaps --data $(DATA) --record
 	$(BIN)/mri-edge bundle slim bundles/small --artifact model.int8.onnx --artifact model.int8.tflite \
 		--artifact model.onnx --out runtime/models/small --overwrite
 	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg

@@ -17,7 +17,8 @@ from mri_edge.scans.frame import Pixels
 
 from .covering import Fill, Gray, Head, Mask
 
-HOT_SPOT = 2.0  # log-odds. A map that stays below has no hot spot: most healthy scans stay below it
+# Log-odds; the odds change by a factor of 2.7. A map that stays below has no hot spot, as those of most healthy scans.
+HOT_SPOT = 1.0
 
 LogOdds = Callable[[Pixels], NDArray[np.float64]]
 Contributions = Callable[[Pixels], "NDArray[np.float32] | None"]

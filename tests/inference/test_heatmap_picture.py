@@ -85,7 +85,7 @@ def test_color_lies_at_the_place_of_the_peak_in_the_second_panel_only():
     assert (overlay[cold] == scan[cold]).all(), "the anatomy outside the hot spot is unchanged"
 
 
-@pytest.mark.parametrize("maximum", [0.0, 1.99])
+@pytest.mark.parametrize("maximum", [0.0, 0.99 * HOT_SPOT])
 def test_a_map_below_the_limit_gets_no_color_at_all(maximum):
     page = page_of(gray_scan(64, 64), map_with_peak(maximum))
     assert not colorfulness(page).any()
@@ -94,7 +94,7 @@ def test_a_map_below_the_limit_gets_no_color_at_all(maximum):
 
 
 def test_parts_below_the_limit_are_transparent():
-    heatmap = map_with_peak(9) + map_with_peak(1.9, row=20)
+    heatmap = map_with_peak(9) + map_with_peak(0.95 * HOT_SPOT, row=20)
     _, overlay = panels(page_of(gray_scan(64, 64), heatmap))
     assert not colorfulness(overlay)[200:].any()
 
@@ -172,8 +172,8 @@ def test_scale_has_the_same_colors_as_the_overlay():
 
 
 def test_colors_begin_at_the_limit():
-    """A region between the limit, 2, and the maximum, 10, has the color in the middle of the scale."""
-    heatmap = map_with_peak(10, 8, 8) + map_with_peak(6, 20, 20)
+    """A region between the limit and the maximum, 10, has the color in the middle of the scale."""
+    heatmap = map_with_peak(10, 8, 8) + map_with_peak((10 + HOT_SPOT) / 2, 20, 20)
     page = page_of(np.zeros((64, 64, 3), np.uint8), heatmap)
     _, overlay = panels(page)
     scale = page[SIDE + 2 * MARGIN + 4, -MARGIN - SIDE : -MARGIN]
@@ -186,7 +186,7 @@ def test_colors_begin_at_the_limit():
 def test_caption():
     assert text_of(PREDICTION) == [
         "tumour     p(tumour) = 0.750     threshold 0.600",
-        "heatmap: colored regions change the log-odds of tumour by 2.0 or more     maximum: 9.2",
+        "heatmap: colored regions change the log-odds of tumour by 1.0 or more     maximum: 9.2",
         "file: scan.jpg",
         "model: small 1 (01234567)     artifact: model.onnx (0123456789ab)",
         "heatmaps of this artifact: peak in the lesion: 0.95 (0.88 to 0.98) of drawn lesions that it called",
@@ -195,8 +195,8 @@ def test_caption():
 
 
 def test_caption_without_a_hot_spot_and_without_a_score():
-    rows = text_of(PREDICTION, maximum=1.2, score=None)
-    assert rows[1] == "heatmap: no region changes the log-odds of tumour by 2.0 or more"
+    rows = text_of(PREDICTION, maximum=0.6 * HOT_SPOT, score=None)
+    assert rows[1] == "heatmap: no region changes the log-odds of tumour by 1.0 or more"
     assert rows[4] == "heatmaps of this artifact: not measured: mri-edge evaluate --heatmaps"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
 
+from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.evaluation import heatmap_score
 from mri_edge.train.evaluation.heatmap_score import (
@@ -130,7 +131,7 @@ def test_mask_of_another_framing_keeps_its_place():
 def test_figures_of_known_cases():
     peaks = [IN_LESION] * 6 + [BESIDE] * 2 + [FAR, AIR]
     cases = [case(number, peak) for number, peak in enumerate(peaks)]
-    cases[:3] = [replace(one, heatmap=2 * one.heatmap) for one in cases[:3]]  # these reach 2.0, the others 1.0
+    cases[3:] = [replace(below, heatmap=0.9 * HOT_SPOT * below.heatmap) for below in cases[3:]]  # the others reach 1.0
     cases += [case(10 + number, peak, called=False) for number, peak in enumerate([FAR, IN_LESION, None, FAR])]
     healthy = [HealthyMap(number, number < 2) for number in range(8)]
     found = figures(cases, healthy)
