@@ -16,7 +16,8 @@ SLOW_DECODER = """
 from mri_edge.scans.readers import picture
 load = picture.load
 def slow(source):
-    load(source)
+    for _ in range(2):
+        load(source)
     return load(source)
 picture.load = slow
 """

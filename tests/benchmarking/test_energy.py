@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from threading import Event
+from time import perf_counter
 
 import pytest
 
@@ -52,13 +54,6 @@ def raspberry_pi(
     program = put(root, "bin/vcgencmd", f"#!/bin/sh\n[ \"$1\" = pmic_read_adc ] && cat <<'END'\n{output}END")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(energy, "_SECONDS", 0.05)
-    monkeypatch.setattr(energy, "_SENSOR_PERIOD", 0.005)
-    monkeypatch.setattr(energy, "_PROGRAM_PERIOD", 0.005)
 
 
 def test_machine_without_a_counter_has_no_meter(tmp_path):
@@ -110,7 +105,8 @@ def test_invalid_counter_is_ignored(tmp_path, content):
     assert find_meter(tmp_path) is None
 
 
-def test_energy_of_a_query_is_that_of_the_run_divided_by_the_queries(tmp_path, quick):
+def test_energy_of_a_query_is_that_of_the_run_divided_by_the_queries(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "_SECONDS", 0.05)
     counter = zone(tmp_path, "0", "package-0", 0)
 
     def query(index):
@@ -119,22 +115,47 @@ def test_energy_of_a_query_is_that_of_the_run_divided_by_the_queries(tmp_path, q
     assert find_meter(tmp_path).joules_per_query(query, 4) == 0.25
 
 
-def test_supply_of_a_jetson_module_is_preferred_to_its_parts(tmp_path, quick):
+def test_supply_of_a_jetson_module_is_preferred_to_its_parts(tmp_path):
     rail(tmp_path, 1, 1, "VDD_IN", 5000, 1200)
     rail(tmp_path, 1, 2, "VDD_CPU_GPU_CV", 5000, 400)
     put(tmp_path, "sys/class/hwmon/hwmon0/name", "nvme")
     meter = find_meter(tmp_path)
     assert meter.source == "INA3221 VDD_IN"
-    durations = []
+    assert meter._watts() == 6.0
+
+
+def test_power_is_multiplied_with_the_duration():
+    readings = [Event(), Event()]
+    watts = iter((4.0, 8.0))
+
+    def read():
+        value = next(watts, 6.0)
+        next((event for event in readings if not event.is_set()), readings[0]).set()
+        return value
 
     def work():
-        start = energy.perf_counter()
-        while energy.perf_counter() < start + 0.1:
-            pass
-        durations.append(energy.perf_counter() - start)
+        start = perf_counter()
+        assert all(event.wait(60) for event in readings)
+        inner.append(perf_counter() - start)
 
-    assert meter.joules(work) == pytest.approx(6.0 * durations[0], rel=0.5)
-    assert meter.joules(lambda: None) is None  # too short for a reading
+    inner: list[float] = []
+    before = perf_counter()
+    joules = energy._PowerMeter("a sensor", read, 0.001).joules(work)
+    # The mean is 6 W, but the last value may not be in the list yet when the work ends: 4 to 6 W.
+    assert 4 * inner[0] <= joules <= 6 * (perf_counter() - before)
+
+
+def test_run_that_ends_before_the_first_reading_has_no_energy():
+    assert energy._PowerMeter("a sensor", lambda: 1.0, 60).joules(lambda: None) is None
+
+
+def test_reading_that_fails_is_left_out():
+    def read():
+        failed.set()
+        raise OSError(5, "Input/output error")
+
+    failed = Event()
+    assert energy._PowerMeter("a sensor", read, 0.001).joules(lambda: failed.wait(60)) is None
 
 
 def test_processors_of_a_jetson_without_a_common_supply_are_summed(tmp_path):
@@ -152,7 +173,7 @@ def test_rail_without_a_reading_is_not_used(tmp_path):
     assert find_meter(tmp_path) is None
 
 
-def test_rails_of_a_raspberry_pi_5_are_summed(tmp_path, monkeypatch, quick):
+def test_rails_of_a_raspberry_pi_5_are_summed(tmp_path, monkeypatch):
     raspberry_pi(tmp_path, monkeypatch, PMIC)
     meter = find_meter(tmp_path)
     assert meter.source == "Raspberry Pi PMIC, all rails"
