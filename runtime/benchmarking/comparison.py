@@ -43,7 +43,8 @@ class Ratio:
 class Comparison:
     """All ratios, the limit, and the changes of versions and of the model between the two measurements.
 
-    ``lost`` are descriptions of what was measured before and cannot be measured now.
+    ``lost`` are descriptions of what was measured before and cannot be measured now. ``disturbances`` are those of the
+    machine, in either measurement.
     """
 
     created: str
@@ -51,6 +52,7 @@ class Comparison:
     ratios: tuple[Ratio, ...]
     lost: tuple[str, ...]
     changes: tuple[str, ...]
+    disturbances: tuple[str, ...]
 
     def slower(self) -> list[Ratio]:
         """Return the figures that exceed the limit, the worst first."""
@@ -67,7 +69,7 @@ class Comparison:
         raise GateError(
             f"{worst.artifact} in {worst.engine}, {worst.figure}: {worst.ratio.value:.2f} times as slow as before "
             f"({worst.ratio.low:.2f} to {worst.ratio.high:.2f}), limit {self.limit:.2f}{more}",
-            "Measure both again if the machine was busy",
+            f"Measure both again: {self.disturbances[0]}" if self.disturbances else "No disturbance was noticed",
         )
 
 
@@ -149,7 +151,8 @@ def compare(before: Report, now: Report, limit: float) -> Comparison:
                 lost.append(f"{_name(old)}, {figure.name}: {was.value:.3g} {figure.unit} before, none now")
             elif was and value and (figure.unit != ENERGY_UNIT or before.energy_source == now.energy_source):
                 ratios.append(_ratio(old, figure, was, value, limit))
-    return Comparison(before.created, limit, tuple(ratios), tuple(lost), tuple(_changes(before, now)))
+    disturbances = (*(f"before, {printable(mark)}" for mark in before.marks), *(f"now, {mark}" for mark in now.marks))
+    return Comparison(before.created, limit, tuple(ratios), tuple(lost), tuple(_changes(before, now)), disturbances)
 
 
 def _require_same(name: str, was: object, now: object) -> None:
@@ -193,5 +196,3 @@ def _changes(before: Report, now: Report) -> Iterator[str]:
             yield f"{printable(name)}: {printable(str(was))}, now {is_now}"
     if before.energy_source != now.energy_source:
         yield f"energy: measured by {printable(str(before.energy_source))}, now by {now.energy_source}"
-    for mark in before.marks:
-        yield f"the machine was disturbed before: {printable(mark)}"

@@ -291,6 +291,7 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
         *table(rows, right=range(4, 8)),
         *(click.style(printable(lost), fg="red") for lost in comparison.lost),
         *(f"changed  {change}" for change in comparison.changes),
+        *(click.style(f"DISTURBED  {mark}", fg="red") for mark in comparison.disturbances),
         click.style("interval: best round now / worst before, to worst round now / best before", dim=True),
     ]
 

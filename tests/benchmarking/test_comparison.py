@@ -228,11 +228,22 @@ def test_zero_is_refused():
         compare(report(row(model=stream(0, 0, 0))), report(), LIMIT)
 
 
-def test_changes_name_versions_model_and_disturbances():
-    before = report(bundle="tiny 0 (00000000)", libraries={"onnxruntime": "1.20"}, marks=("hot",))
+def test_changes_name_versions_and_model():
+    before = report(bundle="tiny 0 (00000000)", libraries={"onnxruntime": "1.20"})
     changes = compare(before, report(), LIMIT).changes
-    assert changes == (
-        "model: tiny 0 (00000000), now tiny 1 (12345678)",
-        "onnxruntime: 1.20, now 1.30",
-        "the machine was disturbed before: hot",
-    )
+    assert changes == ("model: tiny 0 (00000000), now tiny 1 (12345678)", "onnxruntime: 1.20, now 1.30")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "hint"),
+    [
+        ((), (), "No disturbance was noticed"),
+        (("hot",), (), "Measure both again: before, hot"),
+        ((), ("busy",), "Measure both again: now, busy"),
+    ],
+)
+def test_disturbance_of_either_measurement_is_named_with_the_failure(before, now, hint):
+    slow = row(model=stream(3, 3, 3))
+    with pytest.raises(GateError) as caught:
+        compare(report(marks=before), report(slow, marks=now), LIMIT).require_speed()
+    assert caught.value.hint == hint
