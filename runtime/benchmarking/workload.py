@@ -17,6 +17,7 @@ from mri_edge.engines import ModelFile, open_engine
 from mri_edge.inference.classifier import Classifier
 from mri_edge.scans.readers import picture
 
+from .energy import find_meter
 from .scenarios import highest_rate, offline, queries_needed, server, single_stream
 from .throttle import clock
 
@@ -52,6 +53,7 @@ class Reading:
 
     ``load_ms`` includes the import of the library. ``peak_mib`` is the peak of the process up to the end of the
     model-only SingleStream run. ``stages_ms`` are medians of decode, resize and infer from file to answer.
+    ``energy_source`` names the counter or sensor of the joules for each scan; all are None if there is none.
     """
 
     provider: str
@@ -66,6 +68,9 @@ class Reading:
     stages_ms: dict[str, float]
     clock: float | None
     server_rate: float | None
+    energy_source: str | None = None
+    model_joules: float | None = None
+    file_joules: float | None = None
 
 
 def measure(request: Request) -> Reading:
@@ -95,6 +100,8 @@ def measure(request: Request) -> Reading:
     model_ms = single_stream(run, count, seconds=request.seconds, queries=request.queries)
     speed = clock()
     peak = peak_mib()
+    meter = find_meter()
+    model_joules = meter.joules_per_query(run, count) if meter else None
     run_all([0] * request.batch)  # an engine may prepare for a new batch size
     model_rate = offline(run_all, count, queries=request.samples)
 
@@ -115,6 +122,7 @@ def measure(request: Request) -> Reading:
     stages = {
         stage: median(getattr(latency, stage) for latency in latencies) for stage in ("decode", "resize", "infer")
     }
+    file_joules = meter.joules_per_query(predict, count) if meter else None
     server_rate = None
     if request.server_ms is not None:
         enough = queries_needed(0.99)
@@ -136,6 +144,9 @@ def measure(request: Request) -> Reading:
         stages_ms=stages,
         clock=speed,
         server_rate=server_rate,
+        energy_source=meter.source if meter else None,
+        model_joules=model_joules,
+        file_joules=file_joules,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -199,6 +200,150 @@ def test_scans_are_those_named_or_golden(tiny_bundle):
     assert [Path(path).parent.name for path in scans_for(bundle, [])] == ["golden", "golden"]
     with pytest.raises(UsageError):
         scans_for(bundle, ["nowhere/*.png"])
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    """A list of changes to the reading of each round, in turn; without changes after its end."""
+    changes: list[dict] = []
+    monkeypatch.setattr(benchmark, "run_isolated", lambda *_, **__: {**_READING, **(changes.pop(0) if changes else {})})
+    return changes
+
+
+@pytest.fixture
+def old(tiny_bundle, readings, tmp_path, capfd):
+    """The output of --json, to compare with."""
+    assert run(["bench", str(tiny_bundle), "--engine", "onnxruntime", "--scans", SCAN, "--json"]) == 0
+    file = tmp_path / "old.json"
+    file.write_text(capfd.readouterr().out, encoding="utf-8")
+    return file
+
+
+def compared(bundle, old, *arguments):
+    return run(["bench", str(bundle), "--engine", "onnxruntime", "--scans", SCAN, "--compare", str(old), *arguments])
+
+
+SLOW = {"model_ms": [1.3] * 12}
+
+
+def test_same_speed_passes(tiny_bundle, old, capfd):
+    assert compared(tiny_bundle, old) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "limit 1.10" in out
+    assert re.search(r"model only, SingleStream median +ms +1 +1 +1\.00 +1\.00 to 1\.00 +ok", out)
+    assert re.search(r"load .* not judged", out)
+
+
+def test_slower_run_fails_with_exit_code_5(tiny_bundle, old, readings, capfd):
+    readings += [SLOW] * 6
+    assert compared(tiny_bundle, old) == 5
+    out, err = capfd.readouterr()
+    assert "slower" in out
+    assert err.count("\n") == 1
+    assert "model.onnx in onnxruntime, model only, SingleStream median: 1.30 times as slow as before" in err
+    assert "limit 1.10" in err
+
+
+@pytest.mark.parametrize(("limit", "code"), [("29%", 5), ("29", 5), ("31%", 0)])
+def test_limit_may_be_chosen(tiny_bundle, old, readings, capfd, limit, code):
+    readings += [SLOW] * 6
+    assert compared(tiny_bundle, old, "--fail-above", limit) == code
+
+
+def test_what_is_slower_is_measured_again_and_no_round_is_dropped(tiny_bundle, old, readings, capfd):
+    readings += [SLOW] * 2 + [{}] * 2
+    assert compared(tiny_bundle, old, "--json") == 0
+    report = json.loads(capfd.readouterr().out)
+    [row] = report["rows"]
+    assert row["model"]["queries"] == 4 * 12
+    [ratio] = [
+        ratio for ratio in report["comparison"]["ratios"] if ratio["figure"] == "model only, SingleStream median"
+    ]
+    assert (ratio["artefact"], ratio["verdict"], ratio["now"]["high"]) == ("model.onnx", "undecided", 1.3)
+    assert report["comparison"]["limit"] == 1.1
+
+
+def test_report_and_dashboard_are_written_although_a_comparison_fails(tiny_bundle, old, readings, capfd, tmp_path):
+    readings += [SLOW] * 6
+    assert compared(tiny_bundle, old, "--json", "--github-action-benchmark", str(tmp_path / "dashboard.json")) == 5
+    assert json.loads(capfd.readouterr().out)["comparison"]["ratios"][0]["verdict"] == "slower"
+    entries = json.loads((tmp_path / "dashboard.json").read_text(encoding="utf-8"))
+    assert {"name", "unit", "value", "range", "extra"} == set(entries[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--compare", "nowhere.json"], 2, "nowhere.json: cannot be read"),
+        (["--compare", str(EXAMPLES / "NOTICE")], 2, "not valid JSON"),
+        (["--fail-above", "10%"], 2, "Add --compare"),
+        (["--compare", "x.json", "--fail-above", "much"], 2, "'much' is not a percentage"),
+        (["--compare", "x.json", "--fail-above", "-1%"], 2, "'-1%' is not a percentage"),
+        (["--github-action-benchmark", "nowhere/x.json"], 6, "its folder does not exist"),
+    ],
+)
+def test_errors_of_a_comparison_are_one_line_before_the_measurement(
+    tiny_bundle, monkeypatch, arguments, code, words, capfd
+):
+    monkeypatch.setattr(benchmark, "run_isolated", None)
+    assert run(["bench", str(tiny_bundle), *arguments]) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_other_conditions_are_refused_before_the_measurement(tiny_bundle, old, monkeypatch, capfd):
+    monkeypatch.setattr(benchmark, "run_isolated", None)
+    assert compared(tiny_bundle, old, "--profile", "full") == 2
+    assert "cannot compare: profile differs: before smoke, now full" in capfd.readouterr().err
+    text = old.read_text(encoding="utf-8")
+    old.write_text(re.sub(r'"cores": \d+', '"cores": 999', text), encoding="utf-8")
+    assert compared(tiny_bundle, old) == 2
+    assert "cannot compare: cores differs: before 999" in capfd.readouterr().err
+
+
+def test_energy_is_shown_with_its_source(tiny_bundle, readings, capfd):
+    readings += [
+        {"energy_source": "RAPL package-0", "model_joules": joules, "file_joules": 2 * joules}
+        for joules in (0.012, 0.014)
+    ]
+    arguments = ["bench", str(tiny_bundle), "--engine", "onnxruntime", "--scans", SCAN]
+    assert run(arguments) == 0
+    out = capfd.readouterr().out
+    assert "mJ: energy for a scan by RAPL package-0, with idle power" in out
+    model, file = (block.splitlines()[2].split() for block in out.split("\n\n")[1:3])
+    assert "13" in model
+    assert file[-1] == "26"
+    readings.clear()
+    assert run(arguments) == 0
+    assert "mJ" not in capfd.readouterr().out
+
+
+def test_energy_is_measured_for_the_model_and_for_files(tiny_bundle, monkeypatch):
+    class Meter:
+        source = "a fake counter"
+
+        def joules_per_query(self, run, samples):
+            run(samples - 1)
+            return 0.5
+
+    monkeypatch.setattr(workload, "find_meter", Meter)
+    request = workload.Request(
+        bundle=str(tiny_bundle),
+        artifact="model.onnx",
+        engine="onnxruntime",
+        provider="cpu",
+        threads=1,
+        scans=[SCAN],
+        seconds=0.01,
+        queries=1,
+        samples=1,
+        batch=1,
+    )
+    reading = workload.measure(request)
+    assert (reading.energy_source, reading.model_joules, reading.file_joules) == ("a fake counter", 0.5, 0.5)
 
 
 _READING = {
