@@ -12,11 +12,9 @@ from mri_edge import __version__
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.inference.prediction import NOTICE
 
-_MOST_PROBABLE = "The answer is the most probable label."
-_BY_THRESHOLD = (
-    "The answer is positive_label if its probability is at least threshold, otherwise the most probable other label. "
-    "The threshold is that of the bundle when this file was exported. 'mri-edge recalibrate' and a new threshold from "
-    "a cross-validation change only the bundle's manifest, so this file does not contain them."
+_NO_RECALIBRATION = (
+    "The bundle's manifest may have been recalibrated or given a new threshold after this file was exported. "
+    "This file does not contain such changes."
 )
 
 
@@ -53,14 +51,14 @@ def file_facts(manifest: Manifest) -> dict[str, Any]:
         "name": manifest.name,
         "version": manifest.version,
         "source": f"mri-edge {__version__}",
-        "description": manifest.intended_use,
+        "description": manifest.intended_use or NOTICE,
         "notice": NOTICE,
         "limits": manifest.limits,
         "license": "; ".join(f"{subject}: {text}" for subject, text in manifest.licences.items()),
         "labels": list(manifest.labels),
         "positive_label": manifest.positive_label,
         "threshold": manifest.threshold,
-        "decision": _MOST_PROBABLE if manifest.threshold is None else _BY_THRESHOLD,
+        "decision": f"{_decision(manifest)} {_NO_RECALIBRATION}",
         "preprocessing": {
             "height": preprocessing.height,
             "width": preprocessing.width,
@@ -80,3 +78,13 @@ def file_facts(manifest: Manifest) -> dict[str, Any]:
         },
     }
     return {key: value for key, value in facts.items() if value not in (None, "")}
+
+
+def _decision(manifest: Manifest) -> str:
+    """The rule of ``inference.prediction.decide`` with the label and the threshold of this model."""
+    if manifest.threshold is None:
+        return "The answer is the most probable label."
+    return (
+        f"The answer is {manifest.positive_label!r} if its probability is at least {manifest.threshold!r}, "
+        "otherwise the most probable other label."
+    )

@@ -105,7 +105,7 @@ def constants(model: ModelProto) -> dict[str, NDArray[Any]]:
 
 def set_constant(model: ModelProto, name: str, value: NDArray[np.generic]) -> None:
     """Add an initializer, or replace the one of that name."""
-    tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)  # ascontiguousarray makes scalars vectors
     for existing in model.graph.initializer:
         if existing.name == name:
             existing.CopyFrom(tensor)

@@ -19,7 +19,7 @@ def add_onnx_metadata(content: bytes, facts: Mapping[str, Any]) -> bytes:
     model = onnx.load_from_string(content)
     name, _, version = facts["source"].partition(" ")
     model.producer_name, model.producer_version = name, version
-    model.doc_string = _valid(facts.get("description", facts["notice"]))
+    model.doc_string = model.graph.doc_string = _valid(facts["description"])
     size = facts["preprocessing"]
     texts = {
         INPUT: f"uint8 RGB pictures, 0 to 255, (N, {size['height']}, {size['width']}, 3)",

@@ -52,6 +52,7 @@ def add_tflite_metadata(content: bytes, facts: Mapping[str, Any]) -> bytes:
     """
     model = read(content)
     [subgraph] = model.subgraphs
+    model.description = None  # "MLIR Converted."; TFLite Metadata has a better one
     model.signatureDefs = [_signature(subgraph)]
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(_pack(_model_metadata(facts)), np.uint8)
@@ -98,7 +99,7 @@ def _model_metadata(facts: Mapping[str, Any]) -> _Table:
     probabilities = _Table(
         {
             0: OUTPUT,
-            1: facts["decision"],
+            1: f"Probability of each label: {', '.join(facts['labels'])}. {facts['decision']}",
             3: _Table({0: _FEATURE, 1: _Table({})}),
             5: _Table({0: [1.0], 1: [0.0]}),
             6: [labels],
@@ -107,7 +108,7 @@ def _model_metadata(facts: Mapping[str, Any]) -> _Table:
     others = _Table({0: FACTS, 1: "Labels, threshold, preprocessing and more.", 2: _DESCRIPTIONS})
     fields = {
         0: facts["name"],
-        1: " ".join(facts[key] for key in ("description", "notice", "limits") if key in facts),
+        1: facts["description"],
         2: facts["version"],
         3: [_Table({2: [pixels], 3: [probabilities]})],
         4: facts["source"],
