@@ -24,6 +24,7 @@ from mri_edge.errors import BundleError, DataError, GateError
 from .calibration.calibrator import choose_calibration
 from .calibration.observation import Method
 from .formats import Conversion, Format, find_format
+from .metadata import add_metadata
 from .parity.comparison import Comparison, ReferenceImages, compare
 from .parity.document import write_parity
 from .parity.gate import DEFAULT_GATES, Gate
@@ -210,9 +211,9 @@ def _add_artifact(
     gate: Gate,
     step: Callable[[str], None],
 ) -> Result:
-    """Write one artifact into the staged bundle, run it in its engine, and list it in the manifest."""
+    """Write one artifact with its metadata into the staged bundle, run it in its engine, list it in the manifest."""
     path = writer.path(target.FILE)
-    path.write_bytes(content)
+    path.write_bytes(add_metadata(content, target.FORMAT, writer.manifest))
     engine = open_engine(path, provider="cpu")
     try:
         step(f"checking {target.FILE} on {len(pixels):,} images")

@@ -31,7 +31,11 @@ def float_model(graph: Any) -> ModelProto:
         tf2onnx does not know an operation of the model.
     """
     import tf2onnx
+    import tf2onnx.rewriter
 
+    # tf2onnx counts the nodes that it adds in a process, from 2 after its imports, and names them by their numbers.
+    # Without this, a second export in the same process would give another file.
+    tf2onnx.utils.INTERNAL_NAME = 2
     try:
         model, _ = tf2onnx.convert.from_graph_def(
             graph.graph.as_graph_def(),
@@ -76,9 +80,10 @@ def _fuse(model: ModelProto) -> ModelProto:
 
 
 def finalize(model: ModelProto) -> ModelProto:
-    """Remove unused constants, sort the nodes, declare the batch size as dynamic, and check the model."""
+    """Remove unused constants, sort constants and nodes, declare the batch size as dynamic, and check the model."""
     used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    # tf2onnx and ONNX Runtime keep constants in hash tables, so that their order varies from run to run.
+    kept = sorted((tensor for tensor in model.graph.initializer if tensor.name in used), key=lambda tensor: tensor.name)
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     del model.graph.value_info[:]
@@ -105,7 +110,7 @@ def constants(model: ModelProto) -> dict[str, NDArray[Any]]:
 
 def set_constant(model: ModelProto, name: str, value: NDArray[np.generic]) -> None:
     """Add an initializer, or replace the one of that name."""
-    tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)  # ascontiguousarray makes scalars vectors
     for existing in model.graph.initializer:
         if existing.name == name:
             existing.CopyFrom(tensor)

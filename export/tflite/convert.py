@@ -45,8 +45,6 @@ def to_tflite(graph: Any, weights: Literal["float32", "float16", "int8"] = "floa
     _make_reshapes_constant(model, subgraph)
     for index, name in ((subgraph.inputs[0], INPUT), (subgraph.outputs[0], OUTPUT)):
         subgraph.tensors[index].name = name.encode()
-    for signature in model.signatureDefs or ():
-        signature.inputs[0].name, signature.outputs[0].name = INPUT.encode(), OUTPUT.encode()
     return write(model)
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.authoring.writer import new_bundle
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.scans.preprocessing import Preprocessing
@@ -100,6 +101,19 @@ def trained(model, split: Split, tiny_manifest: Manifest, tmp_path_factory: pyte
         writer.add_keras_model()
         writer.add_document(SPLIT, split.to_json())
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny bundle with an artifact of every format."""
+    from mri_edge.authoring.quiet import quiet
+    from mri_edge.export.exporter import Settings, export
+    from mri_edge.export.formats import format_names
+
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
+    with quiet():
+        export(Bundle.open(folder), Settings(formats=format_names(), data=pictures))
+    return Bundle.open(folder)
 
 
 @pytest.fixture
