@@ -11,7 +11,7 @@ from PIL import Image
 
 from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.explanation import HOT_SPOT
-from mri_edge.inference.heatmap.caption import arrange, caption
+from mri_edge.inference.heatmap.caption import arrange, caption, least_drawn
 from mri_edge.inference.heatmap.picture import _ticks, draw
 from mri_edge.inference.prediction import NOTICE, Latency, Prediction
 
@@ -102,7 +102,7 @@ def test_parts_below_the_limit_are_transparent():
 def test_color_rises_with_the_map_and_leaves_the_anatomy_visible():
     checks = np.kron(np.indices((16, 16)).sum(axis=0) % 2, np.ones((4, 4))) * 180 + 20
     scan = np.repeat(checks.astype(np.uint8)[..., None], 3, axis=2)
-    heatmap = np.tile(np.linspace(3, 20, 32, dtype=np.float32), (32, 1))
+    heatmap = np.tile(np.linspace(6, 20, 32, dtype=np.float32), (32, 1))
     _, overlay = panels(page_of(scan, heatmap))
     green = overlay[:, :, 1].reshape(SIDE, 8, 48).mean(axis=(0, 2))  # green rises from purple to yellow
     assert (np.diff(green) > 0).all()
@@ -155,8 +155,8 @@ def test_ticks_are_a_few_round_values_between_the_limit_and_the_maximum(maximum)
     positions = [position for _, position, _ in ticks]
     assert positions == sorted(positions)
     for text, position, is_round in ticks[:-1]:
-        assert len(text) <= 4
-        value = HOT_SPOT + position * (maximum - HOT_SPOT)
+        assert len(text) <= 6
+        value = least_drawn(maximum) + position * (maximum - least_drawn(maximum))
         assert float(text) == pytest.approx(value)
         assert is_round == (position > 0)
 
@@ -173,7 +173,7 @@ def test_scale_has_the_same_colors_as_the_overlay():
 
 def test_colors_begin_at_the_limit():
     """A region between the limit and the maximum, 10, has the color in the middle of the scale."""
-    heatmap = map_with_peak(10, 8, 8) + map_with_peak((10 + HOT_SPOT) / 2, 20, 20)
+    heatmap = map_with_peak(10, 8, 8) + map_with_peak((10 + least_drawn(10)) / 2, 20, 20)
     page = page_of(np.zeros((64, 64, 3), np.uint8), heatmap)
     _, overlay = panels(page)
     scale = page[SIDE + 2 * MARGIN + 4, -MARGIN - SIDE : -MARGIN]
@@ -186,7 +186,7 @@ def test_colors_begin_at_the_limit():
 def test_caption():
     assert text_of(PREDICTION) == [
         "tumour     p(tumour) = 0.750     threshold 0.600",
-        "heatmap: colored regions change the log-odds of tumour by 1.0 or more     maximum: 9.2",
+        "heatmap: colored regions change the log-odds of tumour by 2.3 or more     maximum: 9.2",
         "file: scan.jpg",
         "model: small 1 (01234567)     artifact: model.onnx (0123456789ab)",
         "heatmaps of this artifact: peak in the lesion: 0.95 (0.88 to 0.98) of drawn lesions that it called",
@@ -196,7 +196,7 @@ def test_caption():
 
 def test_caption_without_a_hot_spot_and_without_a_score():
     rows = text_of(PREDICTION, maximum=0.6 * HOT_SPOT, score=None)
-    assert rows[1] == "heatmap: no region changes the log-odds of tumour by 1.0 or more"
+    assert rows[1] == "heatmap: no region changes the log-odds of tumour by 1 or more"
     assert rows[4] == "heatmaps of this artifact: not measured: mri-edge evaluate --heatmaps"
 
 

@@ -55,6 +55,11 @@ def caption(prediction: Prediction, maximum: float, score: Metric | None) -> lis
     return [*lines, [f"model: {model}", artifact], [f"heatmaps of this artifact: {_quality(score)}"], [NOTICE]]
 
 
+def least_drawn(maximum: float) -> float:
+    """Return the least value of a map that is drawn: around a strong hot spot, weak ones would only hide the scan."""
+    return max(HOT_SPOT, round(maximum / 4, 1))
+
+
 def scale_title(prediction: Prediction) -> str:
     """Return what the color scale shows, with its unit."""
     return f"change in log-odds of {_label(prediction.explained)}"
@@ -62,7 +67,7 @@ def scale_title(prediction: Prediction) -> str:
 
 def _finding(label: str, maximum: float) -> list[str]:
     """Return what the map is about and how large its largest value is."""
-    change = f"the log-odds of {label} by {HOT_SPOT:.1f} or more"
+    change = f"the log-odds of {label} by {least_drawn(maximum):g} or more"
     if maximum < HOT_SPOT:
         return [f"heatmap: no region changes {change}"]
     return [f"heatmap: colored regions change {change}", f"maximum: {maximum:.1f}"]

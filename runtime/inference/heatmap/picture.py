@@ -15,7 +15,7 @@ from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.prediction import Prediction
 from mri_edge.scans.frame import Pixels
 
-from .caption import FONT_SIZE, arrange, caption, font_of, scale_title, shorten
+from .caption import FONT_SIZE, arrange, caption, font_of, least_drawn, scale_title, shorten
 
 SCAN_KEY = "mri-edge scan"  # keyword of the text in the PNG that identifies the scan
 
@@ -45,7 +45,7 @@ def draw(
 ) -> bytes:
     """Draw the heatmap of a prediction.
 
-    Regions of the map below ``HOT_SPOT`` are transparent. From there to the maximum of the map, the color follows the
+    Regions of the map below ``least_drawn`` are transparent. From there to the maximum of the map, the color follows the
     scale below the picture.
 
     Parameters
@@ -100,8 +100,9 @@ def _resized(pixels: Pixels) -> Image.Image:
 def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], maximum: float) -> Image.Image:
     """Return the picture with its hot spots in color, and with their outlines."""
     drops = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR))
-    hot = Image.fromarray(np.where(drops >= HOT_SPOT, np.uint8(255), np.uint8(0)))
-    color = Image.fromarray(_colors((drops - HOT_SPOT) / max(maximum - HOT_SPOT, 1e-6)))
+    least = least_drawn(maximum)
+    hot = Image.fromarray(np.where(drops >= least, np.uint8(255), np.uint8(0)))
+    color = Image.fromarray(_colors((drops - least) / max(maximum - least, 1e-6)))
     overlay = picture.copy()
     overlay.paste(color, mask=hot.point([round(level * _OPACITY) for level in range(256)]))
     thickness = 1 + max(picture.size) // (2 * _SHORT_SIDE)
@@ -112,7 +113,7 @@ def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], maximum: float)
 
 
 def _colors(levels: NDArray[np.floating]) -> Pixels:
-    """Return the RGB colors of levels from 0 (at ``HOT_SPOT``) to 1 (at the maximum of the map), uint8 (..., 3)."""
+    """Return the RGB colors of levels from 0 (at ``least_drawn``) to 1 (at the maximum of the map), uint8 (..., 3)."""
     steps = np.linspace(0, 1, len(_COLORS))
     channels = [np.interp(levels, steps, _COLORS[:, channel]) for channel in range(3)]
     colors: Pixels = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
@@ -120,7 +121,7 @@ def _colors(levels: NDArray[np.floating]) -> Pixels:
 
 
 def _scale(title: str, maximum: float, width: int, growth: float) -> Image.Image:
-    """Return the color scale from ``HOT_SPOT`` to the maximum of the map, with ticks and its title."""
+    """Return the color scale from ``least_drawn`` to the maximum of the map, with ticks and its title."""
     font, line = font_of(growth), round(FONT_SIZE * 1.4 * growth)
     page = Image.new("RGB", (width, _BAR_HEIGHT + _TICK + 2 * line + _MARGIN), "white")
     pen = ImageDraw.Draw(page)
@@ -143,12 +144,13 @@ def _scale(title: str, maximum: float, width: int, growth: float) -> Image.Image
 
 def _ticks(maximum: float) -> list[tuple[str, float, bool]]:
     """Return text, position in [0, 1], and whether it is a round value between the ends, for each tick of the scale."""
-    span = max(maximum - HOT_SPOT, 1e-6)
+    least = least_drawn(maximum)
+    span = max(maximum - least, 1e-6)
     step = next((step for step in _STEPS if span / step <= _MAX_TICKS), maximum)  # larger maps get no round values
-    first = math.floor(HOT_SPOT / step) + 1
+    first = math.floor(least / step) + 1
     values = [number * step for number in range(first, math.ceil(maximum / step))]
-    between = [(f"{value:g}", (value - HOT_SPOT) / span, True) for value in values]
-    return [(f"{HOT_SPOT:g}", 0.0, False), *between, (_maximum(maximum), 1.0, False)]
+    between = [(f"{value:g}", (value - least) / span, True) for value in values]
+    return [(f"{least:g}", 0.0, False), *between, (_maximum(maximum), 1.0, False)]
 
 
 def _maximum(maximum: float) -> str:
