@@ -45,8 +45,8 @@ def draw(
 ) -> bytes:
     """Draw the heatmap of a prediction.
 
-    Regions of the map below ``least_drawn`` are transparent. From there to the maximum of the map, the color follows the
-    scale below the picture.
+    Regions of the map below ``least_drawn`` are transparent. From there to the maximum of the map, the color follows
+    the scale below the picture.
 
     Parameters
     ----------
