@@ -40,16 +40,21 @@ class Conversion:
     calibrator: Calibrator | None = None
 
     @cached_property
+    def plain_onnx(self) -> ModelProto:
+        """The float32 ONNX model with the probabilities as its only output. Formats must not modify it."""
+        from mri_edge.export.onnx.convert import float_model
+
+        return float_model(self.graph)
+
+    @cached_property
     def float_onnx(self) -> ModelProto:
         """The float32 ONNX model, with heatmap outputs if its head allows them. Formats must not modify it."""
-        from mri_edge.export.onnx.convert import float_model
         from mri_edge.export.onnx.explanation import with_explanation
 
-        model = float_model(self.graph)
         try:
-            return with_explanation(model, self.explained)
+            return with_explanation(self.plain_onnx, self.explained)
         except ConversionError:  # a head without a closed form: the model classifies, but gives no heatmap
-            return model
+            return self.plain_onnx
 
     @cached_property
     def float_tflite(self) -> bytes:
