@@ -13,6 +13,7 @@ import pytest
 
 import mri_edge.bundles.manifest
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Quantization
 from mri_edge.engines import open_engine
 from mri_edge.export.formats import find_format, format_names
 
@@ -48,11 +49,19 @@ def test_artifact_agrees_with_keras_at_any_batch_size(name, batch, exported, ref
     target = find_format(name)
     pixels, expected = reference
     engine = open_engine(exported.path_of(exported.artifact(target.FILE)), provider="cpu")
-    assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
+    output = engine.outputs[0]
+    assert engine.input.dtype == "uint8"
+    # Only files for accelerators give integers, and the manifest says which values they stand for.
+    assert (output.dtype, output.quantization) == (
+        ("int8", Quantization(1 / 256, -128)) if name == "tflite-int8-full" else ("float32", None)
+    )
+    assert exported.artifact(target.FILE).output == output
     received = np.concatenate([engine.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
     engine.close()
+    assert received.dtype == np.float32
     assert np.abs(received - expected).max() <= LARGEST[target.PRECISION]
-    assert np.abs(received.sum(axis=1) - 1).max() < 1e-3  # float16 rounds to 11 bits
+    # float16 rounds to 11 bits. The largest int8 probability is 255/256.
+    assert np.abs(received.sum(axis=1) - 1).max() < (1e-3 if output.quantization is None else 1 / 128)
 
 
 def test_manifest_is_valid_and_lists_every_artifact(exported):
