@@ -1,7 +1,7 @@
 """Find the export formats: each module of this folder defines one, named after its file.
 
-To add a format, add a file that defines what ``Format`` lists. Its default gate depends on its precision, see
-``parity.gate.DEFAULT_GATES``.
+To add a format, add a file that defines what ``Format`` lists, and to ``_MORE_PACKAGES`` what it needs beside the extra
+``export``. Its default gate depends on its precision, see ``parity.gate.DEFAULT_GATES``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mri_edge.bundles.manifest import Precision
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # The bytes of an artifact, and facts about how it was made, for the manifest.
 Converted = tuple[bytes, dict[str, Any]]
+
+# What formats need beside the extra ``export``. The first package has the name of the extra that installs all.
+_MORE_PACKAGES = {"openvino": ("openvino",), "openvino-int8": ("openvino",)}
 
 # The formats of --quantize: the int8 artifacts, and the float artifacts they are made from.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
@@ -86,10 +90,25 @@ def format_names() -> tuple[str, ...]:
     return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
+def missing_packages(name: str) -> list[str]:
+    """The packages that a format needs beside those of the extra ``export``, and that are not installed."""
+    return [package for package in _MORE_PACKAGES.get(name, ()) if find_spec(package) is None]
+
+
+def installed_formats() -> tuple[str, ...]:
+    """Names of the formats that can be made with the installed packages."""
+    return tuple(name for name in format_names() if not missing_packages(name))
+
+
 def check_format(name: str) -> None:
-    """Raise UsageError with the known names if there is no such format."""
+    """Raise UsageError if there is no such format, or if its packages are not installed."""
     if name not in format_names():
         raise UsageError(f"unknown format {name!r}", f"Formats: {', '.join(format_names())}")
+    if missing := missing_packages(name):
+        raise UsageError(
+            f"format {name!r} needs packages that are not installed: {', '.join(missing)}",
+            f"pip install 'mri-edge[{_MORE_PACKAGES[name][0]}]'",
+        )
 
 
 def find_format(name: str) -> Format:

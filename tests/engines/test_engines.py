@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import packages_distributions
@@ -41,7 +42,20 @@ def tiny_fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ARTIFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake"}
+@pytest.fixture(scope="session")
+def tiny_ir(tiny_onnx: Path) -> Path:
+    """The tiny ONNX file as OpenVINO IR."""
+    openvino = pytest.importorskip("openvino")
+    folder = tiny_onnx.parent
+    openvino.save_model(openvino.Core().read_model(tiny_onnx), folder / "model.xml", compress_to_fp16=False)
+    path = folder / "model.openvino.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("model.xml", "model.bin"):
+            archive.write(folder / name, name)
+    return path
+
+
+ARTIFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake", ".openvino.zip": "tiny_ir"}
 
 
 @pytest.fixture(params=sorted(engine_files()))
@@ -107,6 +121,43 @@ def test_looking_for_engines_imports_no_engine_library() -> None:
 
 
 # --- running
+
+
+def test_openvino_gives_one_answer_for_onnx_and_ir(tiny_onnx: Path, tiny_ir: Path) -> None:
+    answers = []
+    for path in (tiny_onnx, tiny_ir):
+        engine = open_engine(path, engine="openvino", threads=1)
+        answers.append(engine.run(_batch(5)))
+        engine.close()
+    assert np.array_equal(*answers)
+
+
+def _archive(folder: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    path = folder / "hostile.openvino.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("fault", ["compressed", "one part", "another part", "no archive", "cut off", "no weights"])
+def test_broken_ir_is_refused(fault: str, tiny_ir: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tiny_ir) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    if fault == "compressed":
+        path = _archive(tmp_path, parts, zipfile.ZIP_DEFLATED)
+    elif fault == "one part":
+        path = _archive(tmp_path, {"model.xml": parts["model.xml"]})
+    elif fault == "another part":
+        path = _archive(tmp_path, {**parts, "../evil": b""})
+    elif fault == "no weights":
+        path = _archive(tmp_path, {**parts, "model.bin": b""})
+    else:
+        path = tmp_path / "hostile.openvino.zip"
+        path.write_bytes(b"text" if fault == "no archive" else tiny_ir.read_bytes()[:-30])
+    with pytest.raises(EngineError) as caught:
+        open_engine(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_batches_of_every_size_give_the_rows_of_single_runs(opened: Callable[..., Engine]) -> None:

@@ -14,8 +14,8 @@ import pytest
 import mri_edge.bundles.manifest
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Quantization
-from mri_edge.engines import open_engine
-from mri_edge.export.formats import find_format, format_names
+from mri_edge.engines import engine_for, open_engine
+from mri_edge.export.formats import find_format, format_names, installed_formats
 
 # Largest |Δp|. float32: the order of summation. float16: 11 bits of mantissa through four layers. Integers: five times
 # the gate's limit of the mean.
@@ -30,7 +30,7 @@ def exported(trained, pictures, tmp_path_factory):
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
     with quiet():
-        export(Bundle.open(folder), Settings(formats=format_names(), data=pictures))
+        export(Bundle.open(folder), Settings(formats=installed_formats(), data=pictures))
     return Bundle.open(folder)
 
 
@@ -43,7 +43,7 @@ def reference(model, exported, split, pictures):
     return pixels, np.asarray(model(preprocessing.normalize(pixels), training=False))
 
 
-@pytest.mark.parametrize("name", format_names())
+@pytest.mark.parametrize("name", installed_formats())
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_artifact_agrees_with_keras_at_any_batch_size(name, batch, exported, reference):
     target = find_format(name)
@@ -69,7 +69,7 @@ def test_manifest_is_valid_and_lists_every_artifact(exported):
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
     files = {artifact.file for artifact in exported.manifest.artifacts}
-    assert files == {"model.keras", *(find_format(name).FILE for name in format_names())}
+    assert files == {"model.keras", *(find_format(name).FILE for name in installed_formats())}
     for artifact in exported.manifest.artifacts:
         if artifact.format != "keras":
             assert artifact.parity is not None, artifact.file
@@ -143,9 +143,10 @@ def test_quantized_files_are_smaller(exported):
 
 
 def test_file_of_each_format_has_the_suffix_of_its_engine():
-    for name in format_names():
+    for name in installed_formats():
         target = find_format(name)
-        assert target.FILE.endswith(f".{target.FORMAT}")
+        assert f".{target.FORMAT}" in target.FILE
+        assert engine_for(target.FILE)
 
 
 def test_a_new_file_is_a_new_format(bundle, pictures, tmp_path, monkeypatch):
