@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 # The bytes of an artifact, and facts about how it was made, for the manifest.
 Converted = tuple[bytes, dict[str, Any]]
 
-# What formats need beside the extra ``export``. The first package has the name of the extra that installs all.
-_MORE_PACKAGES = {"openvino": ("openvino",), "openvino-int8": ("openvino",)}
+# What formats need beside the extra ``export``, and how to install it. The package pnnx names PyTorch as a dependency,
+# but its program, which is all that is used, runs without.
+_INSTALL_OPENVINO = "pip install 'mri-edge[openvino]'"
+_MORE_PACKAGES = {
+    "ncnn": (("ncnn", "pnnx"), "pip install 'mri-edge[ncnn]'; pip install --no-deps pnnx"),
+    "openvino": (("openvino",), _INSTALL_OPENVINO),
+    "openvino-int8": (("openvino",), _INSTALL_OPENVINO),
+}
 
 # The formats of --quantize: the int8 artifacts, and the float artifacts they are made from.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
@@ -92,7 +98,8 @@ def format_names() -> tuple[str, ...]:
 
 def missing_packages(name: str) -> list[str]:
     """The packages that a format needs beside those of the extra ``export``, and that are not installed."""
-    return [package for package in _MORE_PACKAGES.get(name, ()) if find_spec(package) is None]
+    packages, _ = _MORE_PACKAGES.get(name, ((), ""))
+    return [package for package in packages if find_spec(package) is None]
 
 
 def installed_formats() -> tuple[str, ...]:
@@ -107,7 +114,7 @@ def check_format(name: str) -> None:
     if missing := missing_packages(name):
         raise UsageError(
             f"format {name!r} needs packages that are not installed: {', '.join(missing)}",
-            f"pip install 'mri-edge[{_MORE_PACKAGES[name][0]}]'",
+            _MORE_PACKAGES[name][1],
         )
 
 

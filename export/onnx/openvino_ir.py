@@ -6,12 +6,11 @@ artifact of a bundle is one file. Unpacked, they are what OpenVINO's tools and s
 
 from __future__ import annotations
 
-import io
 import re
 import tempfile
-import zipfile
 from pathlib import Path
 
+from mri_edge.engines._archive import write_parts
 from mri_edge.engines.openvino import IR_FILES
 from mri_edge.errors import ConversionError, first_line
 
@@ -41,8 +40,4 @@ def to_openvino(content: bytes) -> bytes:
             f"OpenVINO {openvino.__version__} cannot convert this model: {first_line(error)}",
             "Choose other formats with --formats",
         ) from error
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name, part in zip(IR_FILES, parts, strict=True):
-            file.writestr(zipfile.ZipInfo(name), part)  # dated 1980, so that equal models give equal files
-    return archive.getvalue()
+    return write_parts(dict(zip(IR_FILES, parts, strict=True)))

@@ -102,24 +102,12 @@ class OpenVINOEngine:
 
 
 def _read_model(openvino: Any, core: Any, model: ModelFile) -> Any:
-    """Read the model into OpenVINO. Raises EngineError for an archive with anything but the two uncompressed parts."""
+    """Read an ONNX file or the IR in an archive. Raises EngineError for an archive with other members."""
     if model.name.endswith(".onnx"):
         return core.read_model(model.content)
-    import io
-    import zipfile
+    from ._archive import read_parts
 
-    try:
-        with zipfile.ZipFile(io.BytesIO(model.content)) as archive:
-            members = archive.infolist()
-            # A compressed part could unpack to more than memory holds.
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if [member.filename for member in members] != [*IR_FILES] or not stored:
-                raise EngineError(
-                    f"{model.name}: must contain {' and '.join(IR_FILES)}, uncompressed", "Export the model again"
-                )
-            description, weights = (archive.read(member) for member in members)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise EngineError(f"{model.name}: not a ZIP archive: {first_line(error)}", "Export the model again") from error
+    description, weights = read_parts(model.name, model.content, IR_FILES)
     return core.read_model(description, openvino.Tensor(np.frombuffer(weights, np.uint8)))
 
 
