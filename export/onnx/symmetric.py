@@ -1,4 +1,4 @@
-"""Static int8 quantization of an ONNX model as TensorRT builds it, for its GPUs and DLA.
+"""Static int8 quantization of an ONNX model as TensorRT builds it for GPUs.
 
 TensorRT quantizes what QuantizeLinear nodes tell it to quantize. It refuses zero points other than 0, so activations
 are signed, and a DequantizeLinear of int32, so biases stay in float. Only a Cast may read uint8. The inputs of layers
