@@ -15,6 +15,7 @@ import mri_edge.bundles.manifest
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Quantization
 from mri_edge.engines import engine_for, open_engine
+from mri_edge.errors import UsageError
 from mri_edge.export.formats import find_format, format_names, installed_formats
 
 # Largest |Δp|. float32: the order of summation. float16: 11 bits of mantissa through four layers. Integers: five times
@@ -147,6 +148,16 @@ def test_file_of_each_format_has_the_suffix_of_its_engine():
         target = find_format(name)
         assert f".{target.FORMAT}" in target.FILE
         assert engine_for(target.FILE)
+
+
+def test_a_format_with_missing_packages_is_refused_and_left_out_of_all(monkeypatch):
+    from mri_edge.export import formats
+
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="format 'ncnn' needs packages that are not installed: ncnn, pnnx") as caught:
+        formats.check_format("ncnn")
+    assert caught.value.hint == "pip install 'mri-edge[ncnn]'; pip install --no-deps pnnx"
+    assert set(formats.format_names()) - set(installed_formats()) == {"ncnn", "openvino", "openvino-int8"}
 
 
 def test_a_new_file_is_a_new_format(bundle, pictures, tmp_path, monkeypatch):
