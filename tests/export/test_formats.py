@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mri_edge.bundles.manifest
+from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Quantization
 from mri_edge.engines import engine_for, open_engine
@@ -63,6 +64,18 @@ def test_artifact_agrees_with_keras_at_any_batch_size(name, batch, exported, ref
     assert np.abs(received - expected).max() <= LARGEST[target.PRECISION]
     # float16 rounds to 11 bits. The largest int8 probability is 255/256.
     assert np.abs(received.sum(axis=1) - 1).max() < (1e-3 if output.quantization is None else 1 / 128)
+
+
+@pytest.mark.parametrize("name", installed_formats())
+def test_classifier_runs_every_artifact(name, exported, pictures):
+    target = find_format(name)
+    classifier = Classifier.load(exported.folder, artifact=target.FILE, provider="cpu")
+    try:
+        prediction = classifier.predict(pictures / "yes" / "59.png")
+    finally:
+        classifier.close()
+    assert prediction.artifact == target.FILE
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1 / 128)
 
 
 def test_manifest_is_valid_and_lists_every_artifact(exported):
