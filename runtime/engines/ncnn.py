@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -48,6 +47,8 @@ class NcnnEngine:
 
     def __init__(self, model: ModelFile, threads: int, provider: str) -> None:
         check_cpu_only(NAME, provider)
+        import tempfile
+
         from ._archive import read_parts
 
         parts = read_parts(model.name, model.content, PARTS)
