@@ -53,7 +53,7 @@ class NcnnEngine:
 
         parts = read_parts(model.name, model.content, PARTS)
         try:
-            import ncnn
+            ncnn = _import_ncnn()
         except ImportError as error:
             raise EngineUnavailable(
                 f"ncnn cannot be imported: {error}", "Install it again: pip install 'mri-edge[ncnn]'"
@@ -109,6 +109,20 @@ class NcnnEngine:
         if status != 0:
             raise EngineError(f"ncnn failed on an image (status {status})", "Export the model again")
         return np.array(answer, np.float32)
+
+
+def _import_ncnn() -> Any:
+    """Import ncnn so that its threads sleep between runs. Its OpenMP reads this setting once, when it is loaded."""
+    import os
+
+    is_set = "OMP_WAIT_POLICY" in os.environ
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        import ncnn
+    finally:
+        if not is_set:
+            del os.environ["OMP_WAIT_POLICY"]
+    return ncnn
 
 
 def _input_shape(description: bytes) -> tuple[int, int] | None:
