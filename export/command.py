@@ -15,7 +15,7 @@ import click
 from mri_edge.commands.output import table
 from mri_edge.errors import UsageError
 
-from .formats import QUANTIZE, check_format, format_names
+from .formats import QUANTIZE, check_format, format_names, installed_formats, missing_packages
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
@@ -72,7 +72,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     help=f"Formats to make, separated by commas (default: {','.join(_DEFAULT_FORMATS)}).",
 )
 @click.option("--quantize", is_flag=True, help=f"Short for {','.join(QUANTIZE)}.")
-@click.option("--all", "every", is_flag=True, help="Every format.")
+@click.option("--all", "every", is_flag=True, help="Every format for which the packages are installed.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -209,7 +209,10 @@ def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool)
     if sum((listed is not None, quantize, every)) > 1:
         raise UsageError("--formats, --quantize and --all exclude one another")
     if every:
-        return format_names()
+        for name in format_names():
+            if missing := missing_packages(name):
+                _say(f"without {name}: {', '.join(missing)} not installed")
+        return installed_formats()
     names = QUANTIZE if quantize else tuple(dict.fromkeys(listed or _DEFAULT_FORMATS))
     for name in names:
         check_format(name)

@@ -143,7 +143,7 @@ def tiny_tflite(tiny_onnx: Path) -> Path:
 
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tiny_onnx).graph.initializer}
 
-    @tf.function(input_signature=[tf.TensorSpec((1, 128, 128, 3), tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec((None, 128, 128, 3), tf.uint8)])
     def answer(image: Any) -> Any:
         scaled = tf.cast(image, tf.float32) / 255
         maps = tf.nn.relu(tf.nn.conv2d(scaled, weights["kernel"].transpose(2, 3, 1, 0), 8, "VALID"))

@@ -64,8 +64,14 @@ class Calibrator:
                 observations.setdefault(name, Observation(channel_axis)).add(values)
         return observations
 
-    def build_best(self, build: Callable[[Recipe], Converted], reference: bytes, suffix: str) -> Converted:
-        """Build the artifact of ``recipe`` or, if there are ``held_out`` images, of the best of ``SEARCHED``.
+    def build_best(
+        self,
+        build: Callable[[Recipe], Converted],
+        reference: bytes,
+        suffix: str,
+        searched: tuple[Recipe, ...] = SEARCHED,
+    ) -> Converted:
+        """Build the artifact of ``recipe`` or, if there are ``held_out`` images, of the best of ``searched``.
 
         Parameters
         ----------
@@ -83,9 +89,9 @@ class Calibrator:
         batches = list(read_batches(self.held_out, self.preprocessing))
         expected = _probabilities(reference, suffix, batches)
         candidates = []
-        for number, recipe in enumerate(SEARCHED, 1):
+        for number, recipe in enumerate(searched, 1):
             layer = "float" if recipe.first_in_float else "integers"
-            self.step(f"trying {recipe.method} ranges, first layer in {layer}: {number} of {len(SEARCHED)}")
+            self.step(f"trying {recipe.method} ranges, first layer in {layer}: {number} of {len(searched)}")
             content, facts = build(recipe)
             difference = float(np.abs(_probabilities(content, suffix, batches) - expected).mean())
             if np.isnan(difference):  # min() would keep a NaN that comes first

@@ -15,6 +15,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Range = tuple[float, float]
 
 PIXELS: Range = (0.0, 255.0)
+PROBABILITIES: Range = (0.0, 255 / 256)  # TFLite's int8 softmax and sigmoid have a scale of 1/256
 
 BINS = 2048  # on either side of zero, as TensorRT's entropy calibrator takes
 LEVELS = 128  # a candidate range is compared with its reduction to this many levels, as TensorRT does
@@ -110,7 +111,9 @@ class Observation:
         return np.asarray(self._sum) / self._count
 
 
-def mean_rounding_error(kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
+def mean_rounding_error(
+    kernel: NDArray[np.float32], means: NDArray[np.float64], levels: int, *, per_tensor: bool = False
+) -> NDArray[np.float32]:
     """Mean error of each output if ``kernel`` is rounded, float32 (outputs,). Subtract it from the bias.
 
     M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
@@ -123,9 +126,11 @@ def mean_rounding_error(kernel: NDArray[np.float32], means: NDArray[np.float64],
     means
         Mean of each input over the calibration images, (inputs,).
     levels
-        Largest integer of a weight: 127 for 8 bits, 64 for 7. Scales are symmetric, one per output.
+        Largest integer of a weight: 127 for 8 bits, 64 for 7. Scales are symmetric.
+    per_tensor
+        Whether all outputs share a scale; otherwise each has its own.
     """
-    scale = np.abs(kernel).max(axis=(1, 2), keepdims=True) / levels
+    scale = np.abs(kernel).max(axis=None if per_tensor else (1, 2), keepdims=True) / levels
     scale[scale == 0] = 1
     error = (np.rint(kernel / scale) * scale - kernel).sum(axis=2, dtype=np.float64)
     return np.asarray(error @ means, np.float32)

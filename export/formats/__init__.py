@@ -1,7 +1,7 @@
 """Find the export formats: each module of this folder defines one, named after its file.
 
-To add a format, add a file that defines what ``Format`` lists. Its default gate depends on its precision, see
-``parity.gate.DEFAULT_GATES``.
+To add a format, add a file that defines what ``Format`` lists, and to ``_MORE_PACKAGES`` what it needs beside the extra
+``export``. Its default gate depends on its precision, see ``parity.gate.DEFAULT_GATES``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mri_edge.bundles.manifest import Precision
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 # The bytes of an artifact, and facts about how it was made, for the manifest.
 Converted = tuple[bytes, dict[str, Any]]
+
+# What formats need beside the extra ``export``, and how to install it. The package pnnx names PyTorch as a dependency,
+# but its program, which is all that is used, runs without.
+_INSTALL_OPENVINO = "pip install 'mri-edge[openvino]'"
+_MORE_PACKAGES = {
+    "ncnn": (("ncnn", "pnnx"), "pip install 'mri-edge[ncnn]'; pip install --no-deps pnnx"),
+    "openvino": (("openvino",), _INSTALL_OPENVINO),
+    "openvino-int8": (("openvino",), _INSTALL_OPENVINO),
+}
 
 # The formats of --quantize: the int8 artifacts, and the float artifacts they are made from.
 QUANTIZE = ("onnx", "onnx-int8", "tflite", "tflite-int8")
@@ -40,16 +50,21 @@ class Conversion:
     calibrator: Calibrator | None = None
 
     @cached_property
+    def plain_onnx(self) -> ModelProto:
+        """The float32 ONNX model with the probabilities as its only output. Formats must not modify it."""
+        from mri_edge.export.onnx.convert import float_model
+
+        return float_model(self.graph)
+
+    @cached_property
     def float_onnx(self) -> ModelProto:
         """The float32 ONNX model, with heatmap outputs if its head allows them. Formats must not modify it."""
-        from mri_edge.export.onnx.convert import float_model
         from mri_edge.export.onnx.explanation import with_explanation
 
-        model = float_model(self.graph)
         try:
-            return with_explanation(model, self.explained)
+            return with_explanation(self.plain_onnx, self.explained)
         except ConversionError:  # a head without a closed form: the model classifies, but gives no heatmap
-            return model
+            return self.plain_onnx
 
     @cached_property
     def float_tflite(self) -> bytes:
@@ -81,10 +96,26 @@ def format_names() -> tuple[str, ...]:
     return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
+def missing_packages(name: str) -> list[str]:
+    """The packages that a format needs beside those of the extra ``export``, and that are not installed."""
+    packages, _ = _MORE_PACKAGES.get(name, ((), ""))
+    return [package for package in packages if find_spec(package) is None]
+
+
+def installed_formats() -> tuple[str, ...]:
+    """Names of the formats that can be made with the installed packages."""
+    return tuple(name for name in format_names() if not missing_packages(name))
+
+
 def check_format(name: str) -> None:
-    """Raise UsageError with the known names if there is no such format."""
+    """Raise UsageError if there is no such format, or if its packages are not installed."""
     if name not in format_names():
         raise UsageError(f"unknown format {name!r}", f"Formats: {', '.join(format_names())}")
+    if missing := missing_packages(name):
+        raise UsageError(
+            f"format {name!r} needs packages that are not installed: {', '.join(missing)}",
+            _MORE_PACKAGES[name][1],
+        )
 
 
 def find_format(name: str) -> Format:

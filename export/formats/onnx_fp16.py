@@ -8,7 +8,7 @@ import numpy as np
 
 from mri_edge.bundles.manifest import Precision
 from mri_edge.export.formats import Conversion, Converted
-from mri_edge.export.onnx.convert import OPSET, constants, finalize
+from mri_edge.export.onnx.convert import OPSET, cast_pixels_first, constants, finalize
 from mri_edge.export.onnx.quantize import observer
 
 FILE = "model.fp16.onnx"
@@ -29,7 +29,7 @@ def convert(conversion: Conversion) -> Converted:
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = conversion.float_onnx
+    model = cast_pixels_first(conversion.float_onnx)
     observed = conversion.calibration().observe(observer(model), channel_axis=1)
     large = {name for name, observation in observed.items() if max(map(abs, observation.range("minmax"))) > _LIMIT}
     # ``initial``: the region of interest of a Resize is empty.

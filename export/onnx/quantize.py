@@ -1,4 +1,4 @@
-"""Static int8 quantization of an ONNX model in QDQ form.
+"""Static int8 quantization of an ONNX model in QDQ form, for CPUs.
 
 Activations are unsigned; weights are signed and use 7 bits. x86 CPUs without VNNI add pairs of u8 x s8
 products in 16 bits with saturation: 2 x 255 x 127 overflows, 2 x 255 x 64 does not. So the artifact
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
-from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
+from mri_edge.export.calibration.observation import PIXELS, Method, Observation, Range, mean_rounding_error
 from mri_edge.export.formats import Converted
 from mri_edge.export.sources.device_graph import INPUT
 
@@ -61,12 +61,11 @@ def quantize_with(
     weight_bits: Literal[7, 8] = 7,
 ) -> Converted:
     """Quantize with given observations; ``keep_float`` names the nodes that stay in float."""
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
-    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization import QuantType
 
     ranges = {name: observation.range(method) for name, observation in observed.items()}
     corrected = deepcopy(model)
-    _correct_biases(corrected, observed, keep_float, levels=64 if weight_bits == 7 else 127)
+    correct_biases(corrected, observed, keep_float, levels=64 if weight_bits == 7 else 127)
     # The input of a ReLU gets the range of its output: saturation then does the work of the ReLU, which is removed.
     clipped = [node for node in model.graph.node if node.op_type == "Relu" and not _is_explanation(node.name)]
     for node in reversed(clipped):  # a ReLU may read a ReLU
@@ -74,26 +73,57 @@ def quantize_with(
             ranges.setdefault(node.input[0], ranges[node.output[0]])
     if cast := _find_cast(model):
         ranges[cast.output[0]] = PIXELS
-    bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    quantizer = QDQQuantizer(
+    result = insert_qdq(
         corrected,
-        per_channel=True,
-        reduce_range=weight_bits == 7,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, bounds),
-        nodes_to_quantize=[],
-        nodes_to_exclude=[*keep_float, *(node.name for node in model.graph.node if _is_explanation(node.name))],
-        op_types_to_quantize=list(QUANTIZED),
-        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        ranges,
+        QUANTIZED,
+        QuantType.QUInt8,
+        weight_bits=weight_bits,
+        keep_float=[*keep_float, *(node.name for node in model.graph.node if _is_explanation(node.name))],
+        options={"ActivationSymmetric": False},
     )
-    result = quantizer.quantize_model()
     _read_pixels_as_integers(result)
+    _scale_gradients(result)
     return finalize(result).SerializeToString(), {
         "weights": f"int8 per channel, {weight_bits} bits, bias corrected",
         "activations": "uint8 per tensor",
         "float_nodes": list(keep_float),
     }
+
+
+def insert_qdq(
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    operators: Sequence[str],
+    activation_type: Any,
+    *,
+    weight_bits: Literal[7, 8],
+    keep_float: Sequence[str],
+    options: Mapping[str, Any],
+) -> ModelProto:
+    """Insert QuantizeLinear and DequantizeLinear around the given operators with ONNX Runtime's quantizer.
+
+    Weights become int8 per output channel. ``activation_type`` is a ``QuantType``, ``keep_float`` names the nodes to
+    leave out, and ``options`` are more ``extra_options`` of the quantizer. ``model`` is modified.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=weight_bits == 7,
+        weight_qType=QuantType.QInt8,
+        activation_qType=activation_type,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, bounds),
+        nodes_to_quantize=[],
+        nodes_to_exclude=list(keep_float),
+        op_types_to_quantize=list(operators),
+        extra_options={"WeightSymmetric": True, **options},
+    )
+    result: ModelProto = quantizer.quantize_model()
+    return result
 
 
 def activations(model: ModelProto) -> list[str]:
@@ -145,7 +175,7 @@ def _is_explanation(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def _correct_biases(
+def correct_biases(
     model: ModelProto, observed: Mapping[str, Observation], keep_float: Sequence[str], levels: int
 ) -> None:
     """Subtract from each bias the average error that rounding the kernel causes."""
@@ -198,6 +228,28 @@ def _move_mean_to_channel(model: ModelProto) -> ModelProto:
     cast.input[0], convolution.input[0] = name, cast.output[0]
     moved.graph.node.remove(subtraction)
     return finalize(moved)
+
+
+def _scale_gradients(model: ModelProto) -> None:
+    """Make the explanation read the integers of a kernel, and multiply its gradient by their scales instead.
+
+    With its default settings OpenVINO 2026.4 crashes on a Gemm that reads a dequantized kernel with one scale for each
+    of the values that it adds up.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in [node for node in model.graph.node if node.op_type == "Gemm" and _is_explanation(node.name)]:
+        dequantize = makers.get(node.input[1])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        kernel, scales, _ = dequantize.input  # the zero points of weights are 0
+        scaled, integers = f"{node.name}/scaled", f"{node.name}/integers"
+        model.graph.node.extend(
+            [
+                helper.make_node("Mul", [node.input[0], scales], [scaled], name=scaled),
+                helper.make_node("Cast", [kernel], [integers], name=integers, to=TensorProto.FLOAT),
+            ]
+        )
+        node.input[0], node.input[1] = scaled, integers
 
 
 def _find_cast(model: ModelProto) -> NodeProto | None:

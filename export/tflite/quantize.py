@@ -1,4 +1,4 @@
-"""Full-integer quantization of a TFLite model with given ranges.
+"""Integer quantization of a TFLite model with given ranges.
 
 TensorFlow's quantizer reads the range of each tensor from the file. Its calibrator has only the min-max method and
 runs one operator at a time, so the ranges are written into the file here.
@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.errors import ConversionError, first_line
 from mri_edge.export.calibration.calibrator import Calibrator, Observer, Recipe
-from mri_edge.export.calibration.observation import PIXELS, Method, Observation, mean_rounding_error
+from mri_edge.export.calibration.observation import PIXELS, PROBABILITIES, Method, Observation, mean_rounding_error
 from mri_edge.export.formats import Converted
 
 from .convert import (
@@ -36,6 +37,7 @@ from .convert import (
 )
 
 _DENSE = (BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED)
+_ACTIVATIONS = (BuiltinOperator.SOFTMAX, BuiltinOperator.LOGISTIC)
 _WEIGHTED = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 
 
@@ -54,20 +56,36 @@ def quantize(content: bytes, calibrator: Calibrator) -> Converted:
 
 
 def quantize_with(
-    content: bytes, observed: Mapping[str, Observation], method: Method, keep_float: Sequence[str]
+    content: bytes,
+    observed: Mapping[str, Observation],
+    method: Method,
+    keep_float: Sequence[str] = (),
+    *,
+    for_accelerators: bool = False,
 ) -> Converted:
-    """Quantize with given observations; ``keep_float`` names the output tensors of operators that stay in float."""
+    """Quantize with given observations; ``keep_float`` names the output tensors of operators that stay in float.
+
+    ``for_accelerators`` gives the kernel of a dense layer one scale, and the probabilities as int8.
+    """
     model = read(content)
     [subgraph] = model.subgraphs
     ranges = {name: observation.range(method) for name, observation in observed.items()}
-    _correct_biases(model, observed, keep_float)
+    _correct_biases(model, observed, keep_float, dense_per_tensor=for_accelerators)
     for operator in subgraph.operators:
         if operator_code(model, operator) == BuiltinOperator.CAST and operator.inputs[0] == subgraph.inputs[0]:
             ranges[_output_name(subgraph, operator)] = PIXELS
+    ranges |= dict.fromkeys(_after_last_activation(content), PROBABILITIES)
     for index in float_activations(model):
         set_range(subgraph.tensors[index], *ranges[subgraph.tensors[index].name.decode()])
     try:
-        result = bytes(mlir_quantize(write(model), denylisted_nodes=[name.encode() for name in keep_float]))
+        result = bytes(
+            mlir_quantize(
+                write(model),
+                output_data_type=tf.int8 if for_accelerators else tf.float32,
+                denylisted_nodes=[name.encode() for name in keep_float],
+                disable_per_channel_for_dense_layers=for_accelerators,
+            )
+        )
     except Exception as error:  # the native quantizer raises subclasses of RuntimeError
         raise ConversionError(
             f"TensorFlow cannot quantize this model: {first_line(error)}",
@@ -121,6 +139,13 @@ def head(content: bytes) -> list[str]:
     return [name for name, _ in operators[start:]]
 
 
+def _after_last_activation(content: bytes) -> list[str]:
+    """Output tensors of the operators after the last softmax or sigmoid, which hold probabilities."""
+    operators = _operators(content)
+    last = max((index for index, (_, code) in enumerate(operators) if code in _ACTIVATIONS), default=len(operators))
+    return [name for name, _ in operators[last + 1 :]]
+
+
 def _operators(content: bytes) -> list[tuple[str, int]]:
     """Output tensor and code of each operator."""
     model = read(content)
@@ -132,7 +157,9 @@ def _output_name(subgraph: Any, operator: Any) -> str:
     return str(subgraph.tensors[int(operator.outputs[0])].name.decode())
 
 
-def _correct_biases(model: Any, observed: Mapping[str, Observation], keep_float: Sequence[str]) -> None:
+def _correct_biases(
+    model: Any, observed: Mapping[str, Observation], keep_float: Sequence[str], *, dense_per_tensor: bool
+) -> None:
     """Subtract from each bias the average error that rounding the kernel causes."""
     [subgraph] = model.subgraphs
     readers = Counter(int(index) for operator in subgraph.operators for index in operator.inputs)
@@ -154,7 +181,9 @@ def _correct_biases(model: Any, observed: Mapping[str, Observation], keep_float:
             continue
         # (outputs, height, width, inputs) or (outputs, inputs)
         taps = weights.reshape(weights.shape[0], -1, weights.shape[-1]).transpose(0, 2, 1)
-        set_constant(model, bias, offsets - mean_rounding_error(taps, observation.channel_means, levels=127))
+        per_tensor = dense_per_tensor and operator_code(model, operator) == BuiltinOperator.FULLY_CONNECTED
+        error = mean_rounding_error(taps, observation.channel_means, levels=127, per_tensor=per_tensor)
+        set_constant(model, bias, offsets - error)
 
 
 def _read_pixels_as_integers(content: bytes) -> bytes:

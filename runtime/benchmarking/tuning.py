@@ -13,7 +13,7 @@ from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import cpu
 from mri_edge.engines import engine_files, providers_of
 from mri_edge.errors import BundleError, EngineError
-from mri_edge.inference.selection import allowed
+from mri_edge.inference.selection import allowed, suits
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions
 
 from .throttle import Watch
@@ -57,7 +57,10 @@ _Readings = dict[Candidate, list[Measurement]]
 
 
 def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int] = BATCHES) -> list[Candidate]:
-    """All combinations of artifacts that did not fail their parity gate, installed engines, threads and batch sizes."""
+    """All combinations of artifacts, installed engines, threads and batch sizes.
+
+    Artifacts that failed their parity gate, or are made for another provider, are left out.
+    """
     engines = [
         file
         for file in engine_files().values()
@@ -67,6 +70,7 @@ def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int]
         Candidate(artifact.file, engine.NAME, threads, batch)
         for batch in sorted({1, *batches})
         for artifact in allowed(bundle)
+        if suits(artifact, provider)
         for engine in engines
         if artifact.file.endswith(engine.SUFFIXES)
         for threads in thread_counts(available_cpus())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mri_edge.errors import ManifestError, printable
 from mri_edge.scans.preprocessing import Preprocessing
 
-from .decode import is_plain_relative, parse, read, to_plain
+from .decode import is_plain_relative, json_key, parse, read, to_plain
 
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
@@ -34,12 +34,24 @@ Precision = Literal["float32", "float16", "int8", "dynamic"]
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """The values of an integer tensor: ``scale * (integer - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype and shape of one tensor; ``None`` in a shape is the batch dimension."""
+    """Name, dtype and shape of one tensor; ``None`` in a shape is the batch dimension.
+
+    Only integers that stand for other values have a ``quantization``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,8 @@ class Artifact:
 
     ``file`` is relative to the bundle. ``format`` is ``keras``, ``onnx``, ``tflite`` or another that an engine opens.
     ``input`` is uint8 (N, H, W, 3) RGB, for ``keras`` float32 and normalized. ``output`` is float32 probabilities
-    (N, classes).
+    (N, classes), or int8 with a ``quantization`` in files for accelerators that compute integers only; a batch size
+    of 1 is that of the file.
     """
 
     file: str
@@ -321,6 +334,10 @@ class Manifest:
         for part in ("recalibration", "heatmaps"):
             if plain[part] is None:
                 del plain[part]
+        for artifact in plain[json_key("artifacts")]:
+            for tensor in (artifact["input"], artifact["output"]):
+                if tensor["quantization"] is None:
+                    del tensor["quantization"]
         plain["schema_version"] = RECALIBRATED_VERSION if self.recalibration else SCHEMA_VERSION
         return plain
 

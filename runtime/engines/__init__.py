@@ -91,7 +91,8 @@ class Engine(Protocol):
     """An opened artifact.
 
     ``provider`` is the execution provider in use, read back after opening. ``threads`` is the number of intra-op
-    threads. ``input`` and ``outputs`` are the tensors that the file declares: the first output is the probabilities;
+    threads. ``input`` and ``outputs`` are the tensors that the file declares: the first output is the probabilities,
+    which ``run`` gives as float32 also if the file stores them as integers with a ``quantization``;
     ONNX artifacts may also have ``features`` and ``contributions``, and with more than two labels ``explained``, the
     index of the label that the contributions are about.
     """
@@ -301,6 +302,8 @@ def check_model(
 ) -> tuple[TensorSpec, tuple[TensorSpec, ...]]:
     """Check the declared tensors. Return the input, and the outputs with the probabilities first.
 
+    An engine that gives quantized outputs as float32 passes their ``quantization``.
+
     Raises
     ------
     EngineError
@@ -309,7 +312,8 @@ def check_model(
     hint = "Export the model with 'mri-edge export'"
     if len(inputs) != 1 or inputs[0].dtype != "uint8" or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
         raise EngineError(f"{name}: must take uint8 (N, H, W, 3). It takes: {_describe(inputs)}", hint)
-    if not outputs or outputs[0].dtype != "float32" or len(outputs[0].shape) != 2:
+    is_float = bool(outputs) and (outputs[0].dtype == "float32" or outputs[0].quantization is not None)
+    if not is_float or len(outputs[0].shape) != 2:
         raise EngineError(f"{name}: must give float32 (N, classes). It gives: {_describe(outputs)}", hint)
     return inputs[0], tuple(outputs)
 

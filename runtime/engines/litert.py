@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mri_edge.bundles.manifest import TensorSpec
+from mri_edge.bundles.manifest import Quantization, TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, first_line
 
 from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, empty_outputs
@@ -33,7 +34,10 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> LiteRTEng
 
 
 class LiteRTEngine:
-    """One interpreter. Its input is resized to each batch, and it has state, so a lock guards ``run``."""
+    """One interpreter. Its input is resized to each batch, and it has state, so a lock guards ``run``.
+
+    Files for accelerators have a fixed batch size of 1, so that the images of a batch run one by one.
+    """
 
     name = NAME
     provider = "XNNPACK"
@@ -74,27 +78,49 @@ class LiteRTEngine:
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs, names)
+        parts = [batch] if self.input.shape[0] is None else np.split(batch, len(batch))
         with self._lock:
             try:
-                if len(batch) != self._batch:
-                    self._interpreter.resize_tensor_input(self._input_index, batch.shape)
-                    self._interpreter.allocate_tensors()
-                    self._batch = len(batch)
-                self._interpreter.set_tensor(self._input_index, np.ascontiguousarray(batch))
-                self._interpreter.invoke()
-                results = [np.array(self._interpreter.get_tensor(index), np.float32) for index in self._output_indices]
+                results = [self._invoke(part) for part in parts]
             except (ValueError, RuntimeError) as error:
                 self._batch = 0  # the interpreter may be half resized: allocate again next time
                 raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error
-        outputs = {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+        columns = [np.concatenate(column) for column in zip(*results, strict=True)]
+        outputs = {spec.name: column for spec, column in zip(self.outputs, columns, strict=True)}
         return {name: outputs[name] for name in names}
+
+    def _invoke(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """Run one batch. Returns the outputs in their order."""
+        if len(batch) != self._batch:
+            self._interpreter.resize_tensor_input(self._input_index, batch.shape)
+            self._interpreter.allocate_tensors()
+            self._batch = len(batch)
+        self._interpreter.set_tensor(self._input_index, np.ascontiguousarray(batch))
+        self._interpreter.invoke()
+        return [
+            _values(self._interpreter.get_tensor(index), spec)
+            for index, spec in zip(self._output_indices, self.outputs, strict=True)
+        ]
 
     def close(self) -> None:
         """Release the interpreter with its threads and memory."""
         self._interpreter = None
 
 
+def _values(tensor: NDArray[Any], spec: TensorSpec) -> NDArray[np.float32]:
+    """A copy of an output as float32."""
+    values = np.array(tensor, np.float32)
+    if spec.quantization is None:
+        return values
+    result: NDArray[np.float32] = (values - spec.quantization.zero_point) * np.float32(spec.quantization.scale)
+    return result
+
+
 def _spec(details: dict[str, Any]) -> TensorSpec:
-    # The file declares a batch of one; the first dimension can be resized.
-    shape = (None, *(int(size) for size in details["shape"][1:]))
-    return TensorSpec(str(details["name"]), np.dtype(details["dtype"]).name, shape)
+    # The shape of a dynamic tensor is that of one image; the signature has -1 for the batch size.
+    sizes = [int(size) for size in details["shape"]]
+    batch = None if -1 in details["shape_signature"][:1] else sizes[0]
+    dtype = np.dtype(details["dtype"]).name
+    scale, zero_point = details["quantization"]
+    quantization = Quantization(float(scale), int(zero_point)) if dtype == "int8" and scale else None
+    return TensorSpec(str(details["name"]), dtype, (batch, *sizes[1:]), quantization)

@@ -1,4 +1,4 @@
-"""OpenVINO: runs ``.onnx`` files on the CPUs that its plugin supports."""
+"""OpenVINO: runs ``.onnx`` files and its own IR on the CPUs that its plugin supports."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from mri_edge.errors import EngineError, EngineUnavailable, first_line
 from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, empty_outputs
 
 NAME = "openvino"
-SUFFIXES = (".onnx",)
+SUFFIXES = (".onnx", ".openvino.zip")
 EXTRA = "openvino"
 MODULE = "openvino"
 PACKAGES = ("openvino",)
 PROVIDERS = ("cpu",)
 # In a forked child its scheduler, TBB, waits for threads of the parent, so that opening a model sometimes hangs.
 OPENS_AFTER_FORK = False
+# The members of an ``.openvino.zip``: OpenVINO's intermediate representation (IR), description and weights.
+IR_FILES = ("model.xml", "model.bin")
 
 
 def missing() -> str | None:
@@ -29,7 +31,7 @@ def missing() -> str | None:
 
 
 def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OpenVINOEngine:
-    """Open an ONNX file; see ``engines.open_engine`` for the parameters and errors."""
+    """Open an ONNX file or an archive with IR; see ``engines.open_engine`` for the parameters and errors."""
     return OpenVINOEngine(model, threads, provider)
 
 
@@ -54,8 +56,10 @@ class OpenVINOEngine:
         }
         try:
             core = openvino.Core()
-            self._compiled: Any = core.compile_model(core.read_model(model.content), "CPU", settings)
+            self._compiled: Any = core.compile_model(_read_model(openvino, core, model), "CPU", settings)
             specs = [_spec(port) for port in self._compiled.inputs], [_spec(port) for port in self._compiled.outputs]
+        except EngineError:
+            raise
         except Exception as error:  # RuntimeError, or UnicodeDecodeError if its message is not UTF-8
             raise EngineError(
                 f"{model.name}: OpenVINO cannot open it: {first_line(error)}", "Export the model again"
@@ -95,6 +99,16 @@ class OpenVINOEngine:
     def close(self) -> None:
         """Release the compiled model and its requests with their threads and memory."""
         self._compiled, self._free = None, []
+
+
+def _read_model(openvino: Any, core: Any, model: ModelFile) -> Any:
+    """Read an ONNX file or the IR in an archive. Raises EngineError for an archive with other members."""
+    if model.name.endswith(".onnx"):
+        return core.read_model(model.content)
+    from ._archive import read_parts
+
+    description, weights = read_parts(model.name, model.content, IR_FILES)
+    return core.read_model(description, openvino.Tensor(np.frombuffer(weights, np.uint8)))
 
 
 def _spec(port: Any) -> TensorSpec:

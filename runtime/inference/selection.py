@@ -29,6 +29,8 @@ _TINY_BATCH = 64
 # dynamic range save space, not time.
 _INT8_FIRST = ("int8", "float32", "dynamic", "float16")
 _FLOAT_FIRST = ("float32", "dynamic", "float16", "int8")
+# TensorRT builds no int8 artifact but those made for it, which precede these, and computes float16 faster than float32.
+_FOR_TENSORRT = ("float16", "float32", "int8", "dynamic")
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True)
         return selection
     if artifact:
         return _untuned(artifact, engine or engine_for(artifact.file), run.threads, "as requested")
-    return _untuned(*_by_rule(bundle, engine), run.threads, "by the rule for this CPU")
+    return _untuned(*_by_rule(bundle, engine, run.provider), run.threads, "by the rule for this CPU")
 
 
 def _untuned(artifact: Artifact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
@@ -126,6 +128,15 @@ def allowed(bundle: Bundle) -> list[Artifact]:
         for artifact in bundle.manifest.artifacts
         if artifact.parity is None or artifact.parity.verdict != "not met"
     ]
+
+
+def suits(artifact: Artifact, provider: str) -> bool:
+    """Whether an artifact may run on a provider without being named.
+
+    One with a ``target``, such as an accelerator, may be slow elsewhere, or less exact: without VNNI, x86 CPUs saturate
+    sums of weights of 8 bits.
+    """
+    return artifact.made_with.get("target") in (None, provider)
 
 
 def _by_profile(
@@ -162,10 +173,11 @@ def _by_profile(
     )
 
 
-def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, EngineFile]:
+def _by_rule(bundle: Bundle, engine: EngineFile | None, provider: str) -> tuple[Artifact, EngineFile]:
     processor, not_installed = cpu(), []
+    candidates = [artifact for artifact in allowed(bundle) if suits(artifact, provider)] or allowed(bundle)
     for candidate in [engine] if engine else engines_by_preference():
-        artifacts = [artifact for artifact in allowed(bundle) if artifact.file.endswith(candidate.SUFFIXES)]
+        artifacts = [artifact for artifact in candidates if artifact.file.endswith(candidate.SUFFIXES)]
         if not artifacts:
             continue
         if engine is None and candidate.missing():
@@ -175,7 +187,12 @@ def _by_rule(bundle: Bundle, engine: EngineFile | None) -> tuple[Artifact, Engin
             ".onnx" in candidate.SUFFIXES and "avx2" in processor.instructions
         )
         order = _INT8_FIRST if int8_is_fast else _FLOAT_FIRST
-        return min(artifacts, key=lambda artifact: order.index(artifact.precision)), candidate
+        if provider == "tensorrt":
+            order = _FOR_TENSORRT
+        return min(
+            artifacts,
+            key=lambda artifact: (artifact.made_with.get("target") != provider, order.index(artifact.precision)),
+        ), candidate
     if not_installed:
         reasons = "; ".join(f"{candidate.NAME}: {candidate.missing()}" for candidate in not_installed)
         raise EngineUnavailable(f"{bundle.folder}: no engine for it is installed ({reasons})", remedy(not_installed[0]))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import packages_distributions
@@ -41,7 +42,49 @@ def tiny_fake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ARTIFACTS = {".onnx": "tiny_onnx", ".tflite": "tiny_tflite", ".fake": "tiny_fake"}
+@pytest.fixture(scope="session")
+def tiny_ir(tiny_onnx: Path) -> Path:
+    """The tiny ONNX file as OpenVINO IR."""
+    openvino = pytest.importorskip("openvino")
+    folder = tiny_onnx.parent
+    openvino.save_model(openvino.Core().read_model(tiny_onnx), folder / "model.xml", compress_to_fp16=False)
+    path = folder / "model.openvino.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("model.xml", "model.bin"):
+            archive.write(folder / name, name)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_ncnn(tiny_onnx: Path) -> Path:
+    """The weights of the tiny ONNX file in a network for ncnn."""
+    onnx = pytest.importorskip("onnx")
+    values = {part.name: onnx.numpy_helper.to_array(part) for part in onnx.load(tiny_onnx).graph.initializer}
+    description = """7767517
+6 6
+Input pixels 0 1 pixels 0=128 1=128 2=3
+BinaryOp scale 1 1 pixels scaled 0=3 1=1 2=255.0
+Convolution kernel 1 1 scaled maps 0=4 1=8 3=8 5=0 6=768 9=1
+Reshape flatten 1 1 maps flat 0=1024
+InnerProduct dense 1 1 flat logits 0=2 1=0 2=2048
+Softmax softmax 1 1 logits probabilities 0=0 1=1
+"""
+    is_float = bytes(4)  # precedes each kernel
+    weights = is_float + values["kernel"].tobytes() + is_float + values["dense"].T.tobytes()
+    path = tiny_onnx.with_name("model.ncnn.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.param", description)
+        archive.writestr("model.bin", weights)
+    return path
+
+
+ARTIFACTS = {
+    ".onnx": "tiny_onnx",
+    ".tflite": "tiny_tflite",
+    ".fake": "tiny_fake",
+    ".openvino.zip": "tiny_ir",
+    ".ncnn.zip": "tiny_ncnn",
+}
 
 
 @pytest.fixture(params=sorted(engine_files()))
@@ -81,8 +124,10 @@ def test_an_engine_reports_its_name_and_provider(opened: Callable[..., Engine]) 
     assert engine.name == opened.file.NAME
     assert engine.provider
     assert engine.threads == threads
-    assert (engine.input.dtype, engine.input.shape) == ("uint8", (None, 128, 128, 3))
-    assert (engine.outputs[0].dtype, engine.outputs[0].shape) == ("float32", (None, 2))
+    assert (engine.input.dtype, engine.input.shape[1:]) == ("uint8", (128, 128, 3))
+    assert (engine.outputs[0].dtype, engine.outputs[0].shape[1:]) == ("float32", (2,))
+    # ncnn takes one image at a time.
+    assert engine.input.shape[0] == engine.outputs[0].shape[0] == (1 if engine.name == "ncnn" else None)
 
 
 def test_an_engine_file_defines_every_required_name() -> None:
@@ -107,6 +152,48 @@ def test_looking_for_engines_imports_no_engine_library() -> None:
 
 
 # --- running
+
+
+def test_openvino_gives_one_answer_for_onnx_and_ir(tiny_onnx: Path, tiny_ir: Path) -> None:
+    answers = []
+    for path in (tiny_onnx, tiny_ir):
+        engine = open_engine(path, engine="openvino", threads=1)
+        answers.append(engine.run(_batch(5)))
+        engine.close()
+    assert np.array_equal(*answers)
+
+
+def _archive(folder: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    path = folder / "hostile.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["openvino", "ncnn"])
+@pytest.mark.parametrize("fault", ["compressed", "one part", "another part", "no archive", "cut off", "no weights"])
+def test_a_broken_archive_is_refused(kind: str, fault: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    pytest.importorskip(kind)
+    original = request.getfixturevalue({"openvino": "tiny_ir", "ncnn": "tiny_ncnn"}[kind])
+    with zipfile.ZipFile(original) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    description, weights = parts
+    if fault == "compressed":
+        path = _archive(tmp_path, parts, zipfile.ZIP_DEFLATED)
+    elif fault == "one part":
+        path = _archive(tmp_path, {description: parts[description]})
+    elif fault == "another part":
+        path = _archive(tmp_path, {**parts, "../evil": b""})
+    elif fault == "no weights":
+        path = _archive(tmp_path, {**parts, weights: b""})
+    else:
+        path = tmp_path / "hostile.zip"
+        path.write_bytes(b"text" if fault == "no archive" else original.read_bytes()[:-30])
+    path = path.rename(tmp_path / original.name)
+    with pytest.raises(EngineError) as caught:
+        open_engine(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_batches_of_every_size_give_the_rows_of_single_runs(opened: Callable[..., Engine]) -> None:

@@ -108,11 +108,11 @@ def exported(trained: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
     """The tiny bundle with an artifact of every format."""
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.exporter import Settings, export
-    from mri_edge.export.formats import format_names
+    from mri_edge.export.formats import installed_formats
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("exported") / "bundle"))
     with quiet():
-        export(Bundle.open(folder), Settings(formats=format_names(), data=pictures))
+        export(Bundle.open(folder), Settings(formats=installed_formats(), data=pictures))
     return Bundle.open(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 keras = pytest.importorskip("keras", reason="needs mri-edge[export]")
@@ -126,6 +127,9 @@ def test_int8_contributions_correlate_with_those_of_the_float_network(head_kind)
         observed[name].add(values)
     int8, _ = quantize_with(float_model, observed, "minmax", keep_float=head(float_model))
     out = run(int8)
+    readers = [node for node in onnx.load_from_string(int8).graph.node if node.op_type == "Gemm"]
+    kernels = [node.input[1] for node in readers if node.name.startswith("explanation/")]
+    assert not [name for name in kernels if "DequantizeLinear" in name], "OpenVINO crashes on these in bfloat16"
     # A ReLU of the head may be active in one model and not in the other, so a tenth of the maps may differ.
     assert np.percentile(correlations(out["contributions"], contributions(model, 2)), 10) >= 0.95
 

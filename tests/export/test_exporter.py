@@ -290,7 +290,7 @@ def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--formats", "onnx,ncnn"], "unknown format 'ncnn'"),
+        (["--formats", "onnx,coreml"], "unknown format 'coreml'"),
         (["--formats", "onnx", "--all"], "exclude one another"),
         (["--flip-rate", "0"], "--flip-rate"),  # no number of images can show that the rate is 0
         (["--from", "x.keras"], "--labels"),

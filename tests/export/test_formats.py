@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import mri_edge.bundles.manifest
+from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.engines import open_engine
-from mri_edge.export.formats import find_format, format_names
+from mri_edge.bundles.manifest import Quantization
+from mri_edge.engines import engine_for, open_engine
+from mri_edge.errors import UsageError
+from mri_edge.export.formats import find_format, format_names, installed_formats
 
 # Largest |Δp|. float32: the order of summation. float16: 11 bits of mantissa through four layers. Integers: five times
 # the gate's limit of the mean.
@@ -29,17 +32,37 @@ def reference(model, exported, split, pictures):
     return pixels, np.asarray(model(preprocessing.normalize(pixels), training=False))
 
 
-@pytest.mark.parametrize("name", format_names())
+@pytest.mark.parametrize("name", installed_formats())
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_artifact_agrees_with_keras_at_any_batch_size(name, batch, exported, reference):
     target = find_format(name)
     pixels, expected = reference
     engine = open_engine(exported.path_of(exported.artifact(target.FILE)), provider="cpu")
-    assert (engine.input.dtype, engine.outputs[0].dtype) == ("uint8", "float32")
+    output = engine.outputs[0]
+    assert engine.input.dtype == "uint8"
+    # Only files for accelerators give integers, and the manifest says which values they stand for.
+    assert (output.dtype, output.quantization) == (
+        ("int8", Quantization(1 / 256, -128)) if name == "tflite-int8-full" else ("float32", None)
+    )
+    assert exported.artifact(target.FILE).output == output
     received = np.concatenate([engine.run(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
     engine.close()
+    assert received.dtype == np.float32
     assert np.abs(received - expected).max() <= LARGEST[target.PRECISION]
-    assert np.abs(received.sum(axis=1) - 1).max() < 1e-3  # float16 rounds to 11 bits
+    # float16 rounds to 11 bits. The largest int8 probability is 255/256.
+    assert np.abs(received.sum(axis=1) - 1).max() < (1e-3 if output.quantization is None else 1 / 128)
+
+
+@pytest.mark.parametrize("name", installed_formats())
+def test_classifier_runs_every_artifact(name, exported, pictures):
+    target = find_format(name)
+    classifier = Classifier.load(exported.folder, artifact=target.FILE, provider="cpu")
+    try:
+        prediction = classifier.predict(pictures / "yes" / "59.png")
+    finally:
+        classifier.close()
+    assert prediction.artifact == target.FILE
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1 / 128)
 
 
 def test_manifest_is_valid_and_lists_every_artifact(exported):
@@ -47,7 +70,7 @@ def test_manifest_is_valid_and_lists_every_artifact(exported):
     jsonschema.validate(json.loads((exported.folder / "manifest.json").read_text()), schema)
     exported.verify()
     files = {artifact.file for artifact in exported.manifest.artifacts}
-    assert files == {"model.keras", *(find_format(name).FILE for name in format_names())}
+    assert files == {"model.keras", *(find_format(name).FILE for name in installed_formats())}
     for artifact in exported.manifest.artifacts:
         if artifact.format != "keras":
             assert artifact.parity is not None, artifact.file
@@ -123,9 +146,20 @@ def test_quantized_files_are_smaller(exported):
 
 
 def test_file_of_each_format_has_the_suffix_of_its_engine():
-    for name in format_names():
+    for name in installed_formats():
         target = find_format(name)
-        assert target.FILE.endswith(f".{target.FORMAT}")
+        assert f".{target.FORMAT}" in target.FILE
+        assert engine_for(target.FILE)
+
+
+def test_a_format_with_missing_packages_is_refused_and_left_out_of_all(monkeypatch):
+    from mri_edge.export import formats
+
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="format 'ncnn' needs packages that are not installed: ncnn, pnnx") as caught:
+        formats.check_format("ncnn")
+    assert caught.value.hint == "pip install 'mri-edge[ncnn]'; pip install --no-deps pnnx"
+    assert set(formats.format_names()) - set(installed_formats()) == {"ncnn", "openvino", "openvino-int8"}
 
 
 def test_a_new_file_is_a_new_format(bundle, pictures, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ def test_quantized_artifacts_are_a_quarter_of_the_float_ones(tmp_path):
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.calibration.calibrator import Calibrator
     from mri_edge.export.calibration.images import record
-    from mri_edge.export.formats import Conversion, find_format, format_names
+    from mri_edge.export.formats import Conversion, find_format, installed_formats
     from mri_edge.export.sources.device_graph import device_graph
 
     keras.utils.set_random_seed(0)  # the weights have no influence on the sizes
@@ -35,7 +35,7 @@ def test_quantized_artifacts_are_a_quarter_of_the_float_ones(tmp_path):
             1,
             Calibrator((picture,), preprocessing, record([picture], "minmax", 0)),
         )
-        sizes = {name: len(find_format(name).convert(conversion)[0]) for name in format_names()}
+        sizes = {name: len(find_format(name).convert(conversion)[0]) for name in installed_formats()}
     for kind in ("onnx", "tflite"):
         assert sizes[f"{kind}-int8"] <= 0.26 * sizes[kind]
         assert sizes[f"{kind}-fp16"] <= 0.51 * sizes[kind]

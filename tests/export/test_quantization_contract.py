@@ -135,19 +135,21 @@ def test_weights_of_an_int8_onnx_file_have_seven_bits(graph, calibrator):
     assert {int(np.abs(kernel.astype(int)).max()) for kernel in kernels} == {64}
 
 
+@pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("levels", [64, 127])
-def test_mean_rounding_error_equals_that_of_a_simulation(levels):
+def test_mean_rounding_error_equals_that_of_a_simulation(levels, per_tensor):
     rng = np.random.default_rng(1)
     kernel = rng.normal(0, 0.2, (3, 5, 4)).astype(np.float32)
     means = rng.uniform(0.5, 2, 5)
     inputs = rng.normal(means[:, None, None], 0.3, (5, 4, 20_000))  # (inputs, taps, samples)
     rounded = kernel.copy()
     for output in rounded:
-        step = np.abs(output).max() / levels
+        step = np.abs(kernel if per_tensor else output).max() / levels
         output[...] = np.round(output / step) * step
     exact, approximate = (np.einsum("oit,its->os", weights, inputs).mean(axis=1) for weights in (kernel, rounded))
     # The tolerance is the sampling error of 20,000 samples.
-    assert mean_rounding_error(kernel, means, levels) == pytest.approx(approximate - exact, abs=2e-4)
+    error = mean_rounding_error(kernel, means, levels, per_tensor=per_tensor)
+    assert error == pytest.approx(approximate - exact, abs=2e-4)
     assert mean_rounding_error(np.zeros_like(kernel), means, levels).tolist() == [0, 0, 0]
 
 

@@ -12,7 +12,7 @@ from mri_edge.bundles.manifest import Parity
 from mri_edge.device.machine import Cpu
 from mri_edge.errors import EngineUnavailable
 from mri_edge.inference import selection
-from mri_edge.inference.selection import select
+from mri_edge.inference.selection import RunOptions, select
 
 FAST = Cpu("x86_64", "new", frozenset({"avx2", "vnni"}))
 SLOW = Cpu("aarch64", "old", frozenset({"neon"}))
@@ -55,6 +55,47 @@ def holding(folder, *files: str, size: int = 17 << 20, verdict: str = "met") -> 
 def test_the_order_of_precisions(tiny_bundle, monkeypatch, processor, files, chosen):
     monkeypatch.setattr(selection, "cpu", lambda: processor)
     assert select(holding(tiny_bundle, *files)).artifact.file == chosen
+
+
+def targeted(bundle: Bundle, file: str, target: str) -> Bundle:
+    """Return the bundle with one artifact made for a target."""
+    artifacts = tuple(
+        replace(artifact, made_with={"target": target}) if artifact.file == file else artifact
+        for artifact in bundle.manifest.artifacts
+    )
+    return replace(bundle, manifest=replace(bundle.manifest, artifacts=artifacts))
+
+
+@pytest.mark.parametrize(
+    ("provider", "files", "chosen"),
+    [
+        ("auto", ("model.int8.trt.onnx", "model.int8.onnx", "model.onnx"), "model.int8.onnx"),
+        ("cpu", ("model.int8.trt.onnx", "model.onnx"), "model.onnx"),
+        ("cuda", ("model.int8.trt.onnx", "model.onnx"), "model.onnx"),
+        ("cpu", ("model.int8.trt.onnx", "model.tflite"), "model.tflite"),
+        ("cpu", ("model.int8.trt.onnx",), "model.int8.trt.onnx"),
+        ("tensorrt", ("model.int8.onnx", "model.fp16.onnx", "model.int8.trt.onnx"), "model.int8.trt.onnx"),
+        ("tensorrt", ("model.int8.onnx", "model.onnx", "model.fp16.onnx"), "model.fp16.onnx"),
+        ("tensorrt", ("model.int8.onnx", "model.onnx"), "model.onnx"),
+    ],
+)
+def test_an_artifact_made_for_a_provider_runs_there_and_not_elsewhere(
+    tiny_bundle, monkeypatch, provider, files, chosen
+):
+    monkeypatch.setattr(selection, "cpu", lambda: FAST)
+    for name in ("onnxruntime", "litert"):
+        monkeypatch.setattr(engines.engine_file(name), "missing", lambda: None)
+    bundle = targeted(holding(tiny_bundle, *files), "model.int8.trt.onnx", "tensorrt")
+    assert select(bundle, RunOptions(provider=provider)).artifact.file == chosen
+
+
+@pytest.mark.parametrize("provider", ["cpu", "tensorrt"])
+def test_tuning_tries_an_artifact_only_on_its_target(tiny_bundle, monkeypatch, provider):
+    from mri_edge.benchmarking.tuning import candidates
+
+    bundle = targeted(holding(tiny_bundle, "model.onnx", "model.int8.trt.onnx"), "model.int8.trt.onnx", "tensorrt")
+    tried = {candidate.artifact for candidate in candidates(bundle, provider=provider)}
+    assert tried == {"model.onnx", *(["model.int8.trt.onnx"] if provider == "tensorrt" else [])}
 
 
 @pytest.mark.parametrize(("size", "threads", "batch"), [(1 << 20, 1, 64), ((1 << 20) + 1, None, 8)])
