@@ -186,7 +186,7 @@ def cli(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
     elif os.path.exists("mri-edge.toml") or os.path.exists("pyproject.toml"):
-        from .commands.defaults import apply_defaults
+        from .defaults import apply_defaults
 
         apply_defaults(cast(click.Group, ctx.command), ctx, ctx.invoked_subcommand)
 

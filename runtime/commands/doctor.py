@@ -12,6 +12,7 @@ from mri_edge import __version__
 from mri_edge.benchmarking.trial import Outcome, Trial, attempt
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
+from mri_edge.defaults import find_defaults
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, installed, is_32_bit_arm, memory
 from mri_edge.engines import EngineFile, engine_files, remedy
@@ -19,7 +20,6 @@ from mri_edge.errors import BundleError, EngineError, MriEdgeError
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.inference.selection import allowed
 
-from .defaults import find_defaults
 from .options import MODEL, VERBOSE
 from .output import table
 

@@ -163,6 +163,6 @@ def test_doctor_names_the_file_in_use():
 def test_without_a_file_no_parser_is_imported():
     program = (
         "import sys; from mri_edge.cli import run; run(['predict', sys.argv[1]]); "
-        "assert not {'tomllib', 'tomli', 'mri_edge.commands.defaults'} & sys.modules.keys()"
+        "assert not {'tomllib', 'tomli', 'mri_edge.defaults'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program, str(SCAN)], check=True, capture_output=True)
