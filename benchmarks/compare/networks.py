@@ -3,6 +3,7 @@
     python -m benchmarks.compare.networks                      # all: about half an hour on two cores
     python -m benchmarks.compare.networks --only ResNet50 --formats onnx,tflite
     python -m benchmarks.compare.networks --record             # also writes the committed record and docs/networks.md
+    python -m benchmarks.compare.networks --record --keep      # the same, but not again what the last run has measured
 
 Each network runs in a process of its own, one after the other. Weights are random, because nothing is downloaded, but
 the statistics of the normalizations and the head are set from pictures: smooth noise, every second one with a bright
@@ -27,7 +28,7 @@ from PIL import Image
 
 from benchmarks.guard.undisturbed import seconds_of
 from benchmarks.processes import CHECKOUT
-from benchmarks.records.store import facts, parse_arguments, save
+from benchmarks.records.store import facts, load_fresh, parse_arguments, save
 
 NETWORKS = (
     "MobileNetV2",
@@ -57,31 +58,38 @@ def main() -> None:
         "nothing changes, only single-thread times without waiting are measured",
         only={"help": "networks, separated by commas", "default": ",".join(NETWORKS)},
         formats={"help": "formats, separated by commas (default: all)", "default": ""},
+        keep={"action": "store_true", "help": "keep the networks of the last run"},
         child={"help": "export this network here, and print JSON"},
     )
     if options.child:
         print(json.dumps(export_network(options.child, tuple(filter(None, options.formats.split(","))))))
         return
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = dict((load_fresh("networks") or {}).get("networks", {})) if options.keep else {}
     for name in options.only.split(","):
+        if name in rows:
+            continue
         command = [sys.executable, "-m", "benchmarks.compare.networks", "--child", name, "--formats", options.formats]
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr}")
         rows[name] = json.loads(done.stdout.splitlines()[-1])
         print("\n".join(table({name: rows[name]})), flush=True)
-        record = {
-            **facts("tensorflow", "keras", "tf2onnx", "onnx"),
-            "pixels": SIDE,
-            "compared_pictures": PICTURES - CALIBRATION,
-            "threads": 1,
-            "networks": rows,
-        }
-        save("networks", record, committed=options.record)
+        save("networks", _record(rows), committed=False)
     if options.record:
+        save("networks", _record(rows), committed=True)
         text = PAGE.read_text(encoding="utf-8")
         block = "\n".join(table(rows)) + "\n"
         PAGE.write_text(BLOCK.sub(lambda found: f"{found[1]}{block}{found[2]}", text), encoding="utf-8")
+
+
+def _record(rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **facts("tensorflow", "keras", "tf2onnx", "onnx"),
+        "pixels": SIDE,
+        "compared_pictures": PICTURES - CALIBRATION,
+        "threads": 1,
+        "networks": rows,
+    }
 
 
 def table(rows: dict[str, Any]) -> list[str]:
@@ -96,7 +104,8 @@ def table(rows: dict[str, Any]) -> list[str]:
                 lines.append(f"| {network} | `{name}` | {made['error']} | | | | | |")
                 continue
             figures = f"{made['max']:.1e} | {made['mean']:.1e} | {made['flips']} | {made['ms']:.1f} | {made['mb']:.1f}"
-            lines.append(f"| {network} | `{name}` | {made['verdict']} | {figures} |")
+            reasons = "".join(f": {reason.replace('|Δp|', 'Δp')}" for reason in made["reasons"])
+            lines.append(f"| {network} | `{name}` | {made['verdict']}{reasons} | {figures} |")
     return lines
 
 
