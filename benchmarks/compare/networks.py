@@ -139,15 +139,15 @@ def export_network(name: str, formats: tuple[str, ...]) -> dict[str, Any]:
         def leave_out(failure: Failure) -> None:
             failures[failure.format] = failure
 
-        def after_each(text: str) -> None:  # the artifact of a format that is not met is not kept in the bundle
+        def measure(step: str) -> None:  # before the check, because a file that misses its gate is deleted
             for path in folder.parent.glob(".bundle.*/tmp*/model*"):
-                if text.startswith(f"{path.name} ") or text.startswith(f"checking {path.name} on"):
+                if step.startswith(f"checking {path.name} on"):
                     times[path.name] = _milliseconds(path, pixels[:1])
 
         try:
             with new_bundle(folder, manifest) as writer:
                 source = Source(model, manifest, split, {"file": name, "sha256": "0" * 64})
-                results = add_artifacts(writer, source, settings, after_each, leave_out)
+                results = add_artifacts(writer, source, settings, measure, leave_out)
         except ExportRefusedError as error:
             results = error.results
     by_file = {result.artifact.file: result for result in results}
