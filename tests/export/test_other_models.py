@@ -74,7 +74,8 @@ def load(path: Path):
 
 @pytest.fixture
 def color_pixels():
-    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    """Noise with more red than blue, because both have the same gray on average otherwise."""
+    return np.random.default_rng(0).integers(0, (256, 256, 64), (5, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", ["gray.keras", "gray"])
@@ -180,6 +181,16 @@ def test_without_pictures_quantized_formats_are_refused(models, tmp_path, capfd)
     errors = capfd.readouterr().err
     assert errors.count("\nleft out ") == 4
     assert made(tmp_path / "new") == {"model.onnx", "model.tflite", "model.fp16.tflite"}
+
+
+def test_without_pictures_an_artifact_that_differs_from_keras_is_refused(models, tmp_path, monkeypatch, capfd):
+    from mri_edge.export import uncompared
+    from mri_edge.export.parity.gate import Gate
+
+    monkeypatch.setitem(uncompared.DEFAULT_GATES, "float32", Gate(max_difference=-1.0))
+    assert export(models / "probabilities.keras", tmp_path / "new", "--formats", "onnx") == 5
+    assert "onnx: largest |Δp| on generated pictures is" in capfd.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_labels_from_folders_need_the_folders(models, tmp_path, capfd):
