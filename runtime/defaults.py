@@ -8,6 +8,7 @@ are printed on stderr, and it cannot name a bundle to change or allow that somet
 
 from __future__ import annotations
 
+import re
 import stat
 import sys
 from pathlib import Path
@@ -19,6 +20,10 @@ from mri_edge.errors import UsageError, first_line, printable
 
 FILE, PROJECT = "mri-edge.toml", "pyproject.toml"
 _LARGEST = 1 << 20  # bytes
+# What a pyproject.toml with our table contains. Most have none, and the parser would take milliseconds.
+_MAYBE_OURS = re.compile(
+    rb"""tool["']?\s*\.\s*["']?mri-edge|^\s*\[\s*["']?tool["']?\s*\]|^\s*["']?tool["']?\s*=""", re.M
+)
 _TYPED = {"overwrite"}  # options that only the command line can set
 _SEPARATOR = ", "
 
@@ -36,7 +41,7 @@ def find_defaults() -> tuple[str, dict[str, Any]] | None:
     if (content := _read(FILE)) is not None:
         return FILE, _check_tables(FILE, _parse(FILE, content), FILE)
     content = _read(PROJECT)
-    if content is None or b"mri-edge" not in content:  # most have no table of ours, and need no parser
+    if content is None or not _MAYBE_OURS.search(content):
         return None
     tool = _parse(PROJECT, content).get("tool")
     tables = tool.get("mri-edge") if isinstance(tool, dict) else None

@@ -160,6 +160,28 @@ def test_doctor_names_the_file_in_use():
     assert doctor._facts()["defaults"] == "from mri-edge.toml for predict, export"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.mri-edge.info]\njson = true",
+        '[ tool . "mri-edge" ]\ninfo.json = true',
+        "[tool]\nmri-edge.info.json = true",
+        "tool.mri-edge.info.json = true",
+        "tool = {mri-edge = {info = {json = true}}}",
+    ],
+)
+def test_every_way_to_write_the_table_in_pyproject_is_read(text, capfd):
+    write(text, "pyproject.toml")
+    assert run(["info"]) == 0
+    assert "defaults from pyproject.toml: json=True" in capfd.readouterr().err
+
+
+def test_a_pyproject_of_another_tool_is_not_parsed():
+    write('[project]\nname = "mri-edge"\n[tool.setuptools]\npackages = ["mri-edge"]\n', "pyproject.toml")
+    program = "import sys; from mri_edge.cli import run; run(['info']); assert 'tomllib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
 def test_without_a_file_no_parser_is_imported():
     program = (
         "import sys; from mri_edge.cli import run; run(['predict', sys.argv[1]]); "
