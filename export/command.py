@@ -6,23 +6,25 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from mri_edge.commands.output import table
-from mri_edge.errors import UsageError
+from mri_edge.errors import GateError, MriEdgeError, UsageError, printable
 
 from .formats import QUANTIZE, check_format, format_names, installed_formats, missing_packages
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
+    from mri_edge.bundles.manifest import Artifact
 
-    from .exporter import ExportRefusedError, Result, Settings
-
-    _Run = Callable[[Settings, Callable[[str], None]], list[Result]]
+    from .exporter import ExportRefusedError, Failure, Result, Settings
+    from .options import ModelDescription
+    from .sources.adapt import Activation
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
 _DEFAULT_FORMATS = ("onnx", "tflite")
@@ -48,8 +50,18 @@ and on images of the training that did not calibrate, up to 2,000 in all; right 
   all       not significantly fewer right answers than the Keras model, nor, where that was
             distilled, than its teacher (exact McNemar, p < 0.05)
 The verdict is met, undecided (too few images to tell; the artifact is kept), or not met: exit code 5,
-and nothing is written.
+and nothing is written. With --keep-going the other artifacts are written; the exit code is 5 if a gate was
+not met, else 1 if a format could not be made.
 """
+
+
+@dataclass
+class _Outcome:
+    """What an export gave: comparisons with Keras or, without pictures, artifacts that were not compared."""
+
+    results: list[Result] = field(default_factory=list)
+    uncompared: list[Artifact] = field(default_factory=list)
+    refused: ExportRefusedError | None = None
 
 
 def _split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -108,7 +120,8 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     "external",
     type=click.Path(path_type=Path),
     metavar="MODEL",
-    help="A .keras or .h5 file or SavedModel made elsewhere; BUNDLE is the new bundle for it.",
+    help="A .keras or .h5 file or SavedModel made elsewhere; BUNDLE is the new bundle for it. Without --data only "
+    "float formats can be made, and they are not compared on scans.",
 )
 @click.option(
     "--labels",
@@ -123,6 +136,14 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     metavar="JSON",
     help="With --from: object or file with height, width, channel_order, scale, mean, deviation.",
 )
+@click.option(
+    "--activation",
+    type=click.Choice(["softmax", "sigmoid"]),
+    help="With --from: the model gives logits, which this turns into probabilities.",
+)
+@click.option(
+    "--keep-going", is_flag=True, help="Make the other formats if one fails, and name each that failed on stderr."
+)
 @click.option("--overwrite", is_flag=True, help="With --from: replace an existing BUNDLE.")
 def export(
     position: str | None,
@@ -135,6 +156,8 @@ def export(
     labels: tuple[str, ...] | None,
     positive: str | None,
     preprocessing: str | None,
+    activation: Activation | None,
+    keep_going: bool,
     overwrite: bool,
     max_difference: float | None,
     mean_difference: float | None,
@@ -155,53 +178,62 @@ def export(
     if external is not None:
         from .options import parse_description
 
-        described = parse_description(named, data, labels, positive, preprocessing)
+        described = parse_description(named, data, labels, positive, preprocessing, activation)
         _say(described.describe_labels())
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UsageError(
             f"export needs packages that are not installed: {', '.join(missing)}", "pip install 'mri-edge[export]'"
         )
     warnings: list[str] = []
-    run: _Run
+    failures: list[Failure] = []
+    leave_out = failures.append if keep_going else None
+    scans: Path | None
     if external is None:
         bundle = _bundle_to_export(named)
         folder, scans = bundle.folder, data or remembered_data(bundle)
         if data is None:
             _say(f"with the data of its training, {scans}")
-
-        def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
-            from .exporter import export as export_bundle
-
-            return export_bundle(bundle, chosen, step=step)
     else:
         folder, scans = described.bundle, described.data
 
-        def run(chosen: Settings, step: Callable[[str], None]) -> list[Result]:
-            from .sources.external_model import export_external
+    def run(step: Callable[[str], None]) -> _Outcome:
+        if scans is None:
+            from .uncompared import export_uncompared
 
-            return export_external(external, described, chosen, overwrite=overwrite, step=step, warn=warnings.append)
+            path = cast(Path, external)  # only a model made elsewhere can be exported without pictures
+            made = export_uncompared(path, described, names, overwrite=overwrite, step=step, leave_out=leave_out)
+            return _Outcome(uncompared=made)
+        from .exporter import Settings
+        from .parity.gate import Gate
+
+        gate = Gate(max_difference, mean_difference, flip_rate)
+        chosen = Settings(formats=names, data=scans, gate=gate, **settings)
+        source = bundle if external is None else (external, described, overwrite)
+        return _run_compared(source, chosen, step=step, warn=warnings.append, leave_out=leave_out)
 
     try:
-        results, refused = _run_quietly(
-            run, names, (max_difference, mean_difference, flip_rate), data=scans, **settings
-        )
+        outcome = _run_quietly(run)
     except KeyboardInterrupt:
         click.echo(err=True)  # below the terminal's ^C
         _say(f"mri-edge: interrupted; {folder} is as it was before. To export again:")
         _say(f"  {shlex.join(['mri-edge', *sys.argv[1:]])}")
         return _INTERRUPTED
     finally:
-        for warning in warnings:
-            _say(f"Warning: {warning}")
-    _print_results(results)
-    if refused:
-        raise refused
-    from .parity.document import PAGE
+        for text in (
+            *(f"Warning: {warning}" for warning in warnings),
+            *(f"left out {failure}" for failure in failures),
+        ):
+            _say(printable(text))
+    _print_outcome(outcome)
+    if scans is not None:
+        from .parity.document import PAGE
 
-    remember_data(Bundle.open(folder.absolute()), scans)
-    _say(f"report: {folder / PAGE}")
+        remember_data(Bundle.open(folder.absolute()), scans)
+        _say(f"report: {folder / PAGE}")
     _say(f"next: mri-edge predict scan.jpg --model {shlex.quote(as_typed(folder))}")
-    return 0
+    if any(isinstance(failure.error, GateError) for failure in failures):
+        return GateError.exit_code
+    return MriEdgeError.exit_code if failures else 0
 
 
 def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool) -> tuple[str, ...]:
@@ -257,23 +289,46 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _run_quietly(
-    run: _Run, formats: tuple[str, ...], bounds: tuple[float | None, ...], **settings: Any
-) -> tuple[list[Result], ExportRefusedError | None]:
-    """Import TensorFlow and run with progress on stderr. Returns the results, and an error if a gate was not met."""
+def _run_quietly(run: Callable[[Callable[[str], None]], _Outcome]) -> _Outcome:
+    """Import TensorFlow, and call ``run`` with a function that shows the current step on stderr."""
     from mri_edge.authoring.quiet import load_keras, quiet, terminal
     from mri_edge.storage.staging import use_temporary_folder
 
     with terminal() as stream, quiet(), use_temporary_folder("export"), _progress(stream) as step:
         step("starting TensorFlow")
         load_keras("export")
-        from .exporter import ExportRefusedError, Settings
-        from .parity.gate import Gate
+        return run(step)
 
-        try:
-            return run(Settings(formats=formats, gate=Gate(*bounds), **settings), step), None
-        except ExportRefusedError as error:
-            return error.results, error
+
+def _run_compared(
+    source: Bundle | tuple[Path, ModelDescription, bool],
+    chosen: Settings,
+    *,
+    warn: Callable[[str], None],
+    **callbacks: Any,
+) -> _Outcome:
+    """Export a bundle or, from its path, description and whether to replace the bundle, a model made elsewhere."""
+    from .exporter import ExportRefusedError
+    from .exporter import export as export_bundle
+    from .sources.external_model import export_external
+
+    try:
+        if not isinstance(source, tuple):
+            return _Outcome(export_bundle(source, chosen, **callbacks))
+        path, described, overwrite = source
+        return _Outcome(export_external(path, described, chosen, overwrite=overwrite, warn=warn, **callbacks))
+    except ExportRefusedError as error:
+        return _Outcome(error.results, refused=error)
+
+
+def _print_outcome(outcome: _Outcome) -> None:
+    """Print a table of the artifacts. Raises ExportRefusedError if a gate was not met."""
+    if outcome.results:
+        _print_results(outcome.results)
+    if outcome.uncompared:
+        _print_uncompared(outcome.uncompared)
+    if outcome.refused:
+        raise outcome.refused
 
 
 def _print_results(results: list[Result]) -> None:
@@ -304,6 +359,17 @@ def _print_results(results: list[Result]) -> None:
     for result in results:
         for reason in result.comparison.reasons:
             click.echo(f"{result.artifact.file}: {result.comparison.verdict}: {reason}")
+
+
+def _print_uncompared(artifacts: list[Artifact]) -> None:
+    """Print a table with a row for each artifact that was made without pictures."""
+    rows: list[tuple[str, ...]] = [("artifact", "MB", "generated pictures: largest |Δp|", "verdict")]
+    for artifact in artifacts:
+        difference = f"{artifact.made_with['max_difference']:.1e}"
+        rows.append((artifact.file, f"{artifact.size_bytes / 1e6:.1f}", difference, "not compared"))
+    for line in table(rows, right=range(1, 3)):
+        click.echo(line)
+    click.echo("Not compared on scans: name a folder of them with --data to have the gate judge each artifact.")
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.commands.progress import Pace
-from mri_edge.engines import open_engine
-from mri_edge.errors import BundleError, DataError, GateError
+from mri_edge.engines import Engine, open_engine
+from mri_edge.errors import BundleError, ConversionError, DataError, EngineError, GateError, MriEdgeError
 
 from .calibration.calibrator import choose_calibration
 from .calibration.observation import Method
@@ -31,6 +33,7 @@ from .parity.gate import DEFAULT_GATES, Gate
 from .parity.images import ComparedImages, add_others, read_tests, run_batches
 from .sources.device_graph import device_graph
 from .sources.keras_model import answers, load
+from .sources.layers import layer_names
 
 _BATCH = 16  # images that run through an engine at a time
 
@@ -80,6 +83,17 @@ class Result:
         )
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A format that is left out of an export that keeps going, and the reason."""
+
+    format: str
+    error: MriEdgeError
+
+    def __str__(self) -> str:
+        return f"{self.format}: {self.error.problem}"
+
+
 class ExportRefusedError(GateError):
     """A gate was not met; ``results`` holds every comparison of the export."""
 
@@ -93,15 +107,25 @@ class ExportRefusedError(GateError):
         return type(self), (self.results,)
 
 
-def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = lambda _: None) -> list[Result]:
+def export(
+    bundle: Bundle,
+    settings: Settings,
+    *,
+    step: Callable[[str], None] = lambda _: None,
+    leave_out: Callable[[Failure], None] | None = None,
+) -> list[Result]:
     """Convert the Keras model of a bundle, and add the artifacts to the bundle.
 
-    Nothing is written unless the verdict is ``met`` or ``undecided`` for every artifact.
+    Returns every comparison. Nothing is written unless the verdict is ``met`` or ``undecided`` for every artifact or,
+    with ``leave_out``, for one at least. Then the others are added.
 
     Parameters
     ----------
     step
         Called with a line of text before each step.
+    leave_out
+        Called for each format that fails, which the export then continues without. An artifact of that format from an
+        earlier export stays in the bundle.
 
     Raises
     ------
@@ -131,13 +155,20 @@ def export(bundle: Bundle, settings: Settings, *, step: Callable[[str], None] = 
         _read_teacher(bundle),
     )
     with rewrite_bundle(bundle) as writer:
-        return add_artifacts(writer, source, settings, step)
+        return add_artifacts(writer, source, settings, step, leave_out)
 
 
 def add_artifacts(
-    writer: BundleWriter, source: Source, settings: Settings, step: Callable[[str], None]
+    writer: BundleWriter,
+    source: Source,
+    settings: Settings,
+    step: Callable[[str], None],
+    leave_out: Callable[[Failure], None] | None = None,
 ) -> list[Result]:
-    """Convert, compare, and add artifacts, ``parity.json`` and its page to a bundle that is being written."""
+    """Convert, compare, and add artifacts, ``parity.json`` and its page to a bundle that is being written.
+
+    Parameters, result and errors are those of ``export``.
+    """
     preprocessing = source.manifest.preprocessing
     graph = device_graph(source.model, preprocessing)
     formats = [find_format(name) for name in settings.formats]
@@ -155,20 +186,33 @@ def add_artifacts(
     step(f"comparing on {compared}")
     images = _reference_images(source, compared, step)
     manifest = source.manifest
-    conversion = Conversion(graph, manifest.positive if len(manifest.labels) == 2 else None, calibrator)
+    explained = manifest.positive if len(manifest.labels) == 2 else None
+    conversion = Conversion(graph, explained, calibrator, layer_names(source.model))
     results: list[Result] = []
     pace = Pace()
-    for target in formats:
-        step(f"making {target.FILE}")
-        content, facts = target.convert(conversion)
+    failure: MriEdgeError | None = None
+    for number, (name, target) in enumerate(zip(settings.formats, formats, strict=True), 1):
         gate = DEFAULT_GATES[target.PRECISION].override(settings.gate)
-        results.append(_add_artifact(target, content, facts, writer, compared.pixels, images, gate, step))
-        step(f"{results[-1]}  artifact {len(results)} of {len(formats)}, {pace.words(len(results), len(formats))}")
-    if any(result.comparison.verdict == "not met" for result in results):
+        try:
+            result = _add_artifact(target, conversion, writer, compared.pixels, images, gate, step)
+        except (ConversionError, EngineError) as error:
+            failure = type(error)(f"{name}: {error.problem}", error.hint)
+            if leave_out is None:
+                raise failure from error
+            leave_out(Failure(name, error))
+            continue
+        results.append(result)
+        step(f"{result}  artifact {number} of {len(formats)}, {pace.words(number, len(formats))}")
+        if leave_out is not None and result.comparison.verdict == "not met":
+            leave_out(Failure(name, GateError(f"not met: {', '.join(result.comparison.reasons)}")))
+    added = [result for result in results if result.comparison.verdict != "not met"]
+    if len(added) < len(results) and (leave_out is None or not added):
         raise ExportRefusedError(results)
-    if calibrator and any(result.artifact.precision == "int8" for result in results):
+    if not added and failure is not None:
+        raise failure
+    if calibrator and any(result.artifact.precision == "int8" for result in added):
         writer.update(calibration=calibrator.record)
-    comparisons = {result.artifact.file: result.comparison.to_dict() for result in results}
+    comparisons = {result.artifact.file: result.comparison.to_dict() for result in added}
     facts = {"reference": source.origin, "split_fingerprint": source.split.split_fingerprint}
     write_parity(writer, images, comparisons, facts)
     return results
@@ -203,35 +247,44 @@ def _reference_images(source: Source, compared: ComparedImages, step: Callable[[
 
 def _add_artifact(
     target: Format,
-    content: bytes,
-    facts: dict[str, Any],
+    conversion: Conversion,
     writer: BundleWriter,
     pixels: NDArray[np.uint8],
     images: ReferenceImages,
     gate: Gate,
     step: Callable[[str], None],
 ) -> Result:
-    """Write one artifact with its metadata into the staged bundle, run it in its engine, list it in the manifest."""
-    path = writer.path(target.FILE)
-    path.write_bytes(add_metadata(content, target.FORMAT, writer.manifest))
-    engine = open_engine(path, provider="cpu")
-    try:
-        step(f"checking {target.FILE} on {len(pixels):,} images")
-        answer = run_batches(engine.run, pixels, _BATCH, lambda done: step(f"checking {target.FILE}: {done}"))
-        comparison = compare(
-            answer, images, writer.manifest, gate, engine=engine.name, provider=engine.provider, threads=engine.threads
-        )
-        artifact = Artifact(
-            file=target.FILE,
-            format=target.FORMAT,
-            precision=target.PRECISION,
-            size_bytes=0,
-            sha256="",
-            input=engine.input,
-            output=engine.outputs[0],
-            parity=comparison.summary(),
-            made_with={**{name: version(name) for name in target.LIBRARIES}, **facts},
-        )
-    finally:
-        engine.close()
+    """Make one artifact, and run it in its engine. Unless its gate is not met, add it to the bundle."""
+    step(f"making {target.FILE}")
+    content, facts = target.convert(conversion)
+    with tempfile.TemporaryDirectory(dir=writer.folder) as folder:
+        path = Path(folder) / target.FILE
+        path.write_bytes(add_metadata(content, target.FORMAT, writer.manifest))
+        engine = open_engine(path, provider="cpu")
+        try:
+            step(f"checking {target.FILE} on {len(pixels):,} images")
+            answer = run_batches(engine.run, pixels, _BATCH, lambda done: step(f"checking {target.FILE}: {done}"))
+            artifact = describe_artifact(target, engine, len(content), facts)
+            names = {"engine": engine.name, "provider": engine.provider}
+            comparison = compare(answer, images, writer.manifest, gate, **names, threads=engine.threads)
+        finally:
+            engine.close()
+        artifact = replace(artifact, parity=comparison.summary())
+        if comparison.verdict == "not met":
+            return Result(artifact, comparison)
+        os.replace(path, writer.path(target.FILE))
     return Result(writer.add_artifact(artifact), comparison)
+
+
+def describe_artifact(target: Format, engine: Engine, size: int, facts: dict[str, Any]) -> Artifact:
+    """The manifest's entry of an artifact of ``size`` bytes that is open in an engine, without its hash and parity."""
+    return Artifact(
+        file=target.FILE,
+        format=target.FORMAT,
+        precision=target.PRECISION,
+        size_bytes=size,
+        sha256="",
+        input=engine.input,
+        output=engine.outputs[0],
+        made_with={**{name: version(name) for name in target.LIBRARIES}, **facts},
+    )

@@ -12,6 +12,7 @@ from mri_edge.errors import UsageError
 if TYPE_CHECKING:
     from mri_edge.scans.preprocessing import Preprocessing
 
+    from .sources.adapt import Activation
 
 _EVERY_FOLDER = "folders"  # value of --labels
 
@@ -21,14 +22,15 @@ class ModelDescription:
     """What a model file does not say: the labels in the order of the outputs, and the preprocessing.
 
     ``bundle`` is the folder to make. ``classes`` gives the folders of each label, which hold its pictures, below
-    ``data``.
+    ``data``; without ``data`` they are empty. ``activation`` is what turns the outputs into probabilities.
     """
 
     bundle: Path
-    data: Path
+    data: Path | None
     classes: dict[str, list[str]]
     positive: int | None
     preprocessing: Preprocessing
+    activation: Activation | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -38,6 +40,8 @@ class ModelDescription:
     def describe_labels(self) -> str:
         """The labels as one line: ``labels: healthy = no; tumor = glioma, pituitary (positive: tumor)``."""
         positive = None if self.positive is None else self.labels[self.positive]
+        if self.data is None:
+            return f"{describe_labels({label: [label] for label in self.labels}, positive)}; no pictures to compare on"
         used = {Path(folder).parts[0] for folders in self.classes.values() for folder in folders}
         unused = ", ".join(folder for folder in _folders(self.data) if folder not in used)
         return describe_labels(self.classes, positive) + (f"; folders not used: {unused}" if unused else "")
@@ -49,6 +53,7 @@ def parse_description(
     labels: tuple[str, ...] | None,
     positive: str | None,
     preprocessing: str | None,
+    activation: Activation | None = None,
 ) -> ModelDescription:
     """Check and parse the values of the options.
 
@@ -59,10 +64,9 @@ def parse_description(
     ManifestError
         The preprocessing is not a valid JSON object.
     """
-    if bundle is None or data is None or labels is None or preprocessing is None:
+    if bundle is None or labels is None or preprocessing is None:
         needed = {
             "BUNDLE, the folder to be made": bundle,
-            "--data DIR, pictures to compare and calibrate with": data,
             "--labels LIST, the model's labels in order": labels,
             "--preprocessing JSON, what the model expects, which is not written in it": preprocessing,
         }
@@ -72,8 +76,10 @@ def parse_description(
             """--preprocessing '{"height": 224, "width": 224, "scale": 1}'""",
         )
     classes = _parse_labels(labels, data)
+    if data is None:
+        classes = {label: [] for label in classes}
     prepared = _parse_preprocessing(preprocessing)
-    return ModelDescription(Path(bundle), data, classes, positive_index(tuple(classes), positive), prepared)
+    return ModelDescription(Path(bundle), data, classes, positive_index(tuple(classes), positive), prepared, activation)
 
 
 def positive_index(labels: tuple[str, ...], positive: str | None) -> int | None:
@@ -98,9 +104,11 @@ def positive_index(labels: tuple[str, ...], positive: str | None) -> int | None:
     return known.index(1)
 
 
-def _parse_labels(parts: tuple[str, ...], data: Path) -> dict[str, list[str]]:
+def _parse_labels(parts: tuple[str, ...], data: Path | None) -> dict[str, list[str]]:
     """The folders of each label, from the parts of ``--labels``: LABEL, FOLDER=LABEL or, alone, ``folders``."""
     if parts == (_EVERY_FOLDER,):
+        if data is None:
+            raise UsageError("--labels folders needs --data DIR, the folder that contains them", "Name the labels")
         parts = _folders(data)
     classes: dict[str, list[str]] = {}
     for part in parts:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -83,6 +83,13 @@ Exit codes:
   6  the output cannot be written
   130  interrupted (Ctrl-C)
   141  the reader of the output has ended (| head)
+
+\b
+Defaults for options: mri-edge.toml in the current folder, or [tool.mri-edge] in its pyproject.toml.
+For example, with the options of predict:
+  [predict]
+  model = "bundles/ours"
+  threads = 2
 
 Research use only: not a medical device.
 """
@@ -178,6 +185,10 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif os.path.exists("mri-edge.toml") or os.path.exists("pyproject.toml"):
+        from .defaults import apply_defaults
+
+        apply_defaults(cast(click.Group, ctx.command), ctx, ctx.invoked_subcommand)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -43,22 +42,53 @@ class Conversion:
     """What all formats of one export start from. Each float model is made once, when a format first needs it.
 
     ``explained`` is the index of the label that heatmaps are about; None: of each image the most probable one.
+    ``layers`` names the layers of the Keras model, for errors.
     """
 
     graph: Any  # the function of ``device_graph``
     explained: int | None
     calibrator: Calibrator | None = None
+    layers: frozenset[str] = frozenset()
+    _made: dict[str, Any] = field(default_factory=dict)  # the float models, or the errors of their conversion
 
-    @cached_property
+    @property
     def plain_onnx(self) -> ModelProto:
         """The float32 ONNX model with the probabilities as its only output. Formats must not modify it."""
-        from mri_edge.export.onnx.convert import float_model
+        return cast("ModelProto", self._once("plain onnx", self._make_onnx))
 
-        return float_model(self.graph)
-
-    @cached_property
+    @property
     def float_onnx(self) -> ModelProto:
         """The float32 ONNX model, with heatmap outputs if its head allows them. Formats must not modify it."""
+        return cast("ModelProto", self._once("onnx", self._explain_onnx))
+
+    @property
+    def float_tflite(self) -> bytes:
+        """The float32 TFLite file."""
+        return cast(bytes, self._once("tflite", self._make_tflite))
+
+    def calibration(self) -> Calibrator:
+        """The calibrator; UsageError if this export has no calibration images."""
+        if self.calibrator is None:
+            raise UsageError("int8 formats need calibration images", "Name them with --data or --calibration")
+        return self.calibrator
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` returned, or raise what it raised, when it was first called with this name."""
+        if name not in self._made:
+            try:
+                self._made[name] = make()
+            except ConversionError as error:
+                self._made[name] = error
+        if isinstance(self._made[name], ConversionError):
+            raise self._made[name]
+        return self._made[name]
+
+    def _make_onnx(self) -> ModelProto:
+        from mri_edge.export.onnx.convert import float_model
+
+        return float_model(self.graph, self.layers)
+
+    def _explain_onnx(self) -> ModelProto:
         from mri_edge.export.onnx.explanation import with_explanation
 
         try:
@@ -66,18 +96,10 @@ class Conversion:
         except ConversionError:  # a head without a closed form: the model classifies, but gives no heatmap
             return self.plain_onnx
 
-    @cached_property
-    def float_tflite(self) -> bytes:
-        """The float32 TFLite file."""
+    def _make_tflite(self) -> bytes:
         from mri_edge.export.tflite.convert import to_tflite
 
-        return to_tflite(self.graph)
-
-    def calibration(self) -> Calibrator:
-        """The calibrator; UsageError if this export has no calibration images."""
-        if self.calibrator is None:
-            raise UsageError("int8 formats need calibration images", "Name them with --data or --calibration")
-        return self.calibrator
+        return to_tflite(self.graph, layers=self.layers)
 
 
 class Format(Protocol):

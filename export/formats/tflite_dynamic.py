@@ -16,4 +16,4 @@ LIBRARIES = ("tensorflow", "keras")
 def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
     facts = {"weights": "int8 per channel", "activations": "int8, ranges of each run"}
-    return to_tflite(conversion.graph, "int8"), facts
+    return to_tflite(conversion.graph, "int8", layers=conversion.layers), facts

@@ -15,4 +15,4 @@ LIBRARIES = ("tensorflow", "keras")
 
 def convert(conversion: Conversion) -> Converted:
     """The bytes of the TFLite file, and facts about how it was made."""
-    return to_tflite(conversion.graph, "float16"), {"weights": "float16"}
+    return to_tflite(conversion.graph, "float16", layers=conversion.layers), {"weights": "float16"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from copy import deepcopy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from mri_edge.errors import ConversionError, OutputError, first_line
 from mri_edge.export.sources.device_graph import INPUT, OUTPUT
+from mri_edge.export.sources.layers import unsupported
 
 # Old enough for what devices run (ONNX Runtime 1.13, OpenVINO 2022.3, TensorRT 8.6), new enough
 # for per-channel QDQ (13). onnx.ai: "ONNX versioning", onnxruntime.ai: "Compatibility".
@@ -23,8 +25,13 @@ OPSET = 17
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
-def float_model(graph: Any) -> ModelProto:
+def float_model(graph: Any, layers: Iterable[str] = ()) -> ModelProto:
     """Convert a function of ``device_graph`` with tf2onnx, simplify, and check.
+
+    Parameters
+    ----------
+    layers
+        Names of the layers of the Keras model, which an error names.
 
     Raises
     ------
@@ -43,18 +50,31 @@ def float_model(graph: Any) -> ModelProto:
             input_names=[f"{INPUT}:0"],
             output_names=[graph.outputs[0].name],
             opset=OPSET,
+            custom_op_handlers={"Erfc": (_convert_erfc, [])},
         )
     except Exception as error:  # tf2onnx lets ValueError, KeyError and more through
         raise ConversionError(
             f"tf2onnx {tf2onnx.__version__} cannot convert this model: {first_line(error)}",
             "An operation of the model has no ONNX form; versions that work: pip install 'mri-edge[export]'",
         ) from error
+    # tf2onnx only logs which operations it does not know, and copies them into the ONNX graph.
+    unknown = [(node.name, node.op_type) for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)]
+    if unknown:
+        raise unsupported(unknown, layers, f"which tf2onnx {tf2onnx.__version__} cannot convert to ONNX")
     _rename_input_and_output(model)
     model = _fuse(model)
     _make_reshapes_constant(model)
     _transpose_pixels_first(model)
     _fold_flatten_order(model)
     return finalize(_fuse(model))
+
+
+def _convert_erfc(context: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Convert TensorFlow's erfc(x), which GELU uses, to 1 - erf(x). tf2onnx knows only erf."""
+    node.type = "Erf"
+    dtype = context.get_dtype(node.output[0])
+    one = context.make_const(f"{node.name}/one", np.ones((), onnx.helper.tensor_dtype_to_np_dtype(dtype)))
+    context.insert_new_node_on_output("Sub", node.output[0], inputs=[one.output[0], node.output[0]])
 
 
 def _fuse(model: ModelProto) -> ModelProto:

@@ -58,11 +58,15 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> Any:
             elif np.any(offset):
                 values -= tf.constant(offset, tf.float32)
             answer = model(values, training=False)
+            answer = tf.cast(answer, tf.float32)  # does nothing unless the last layer computes in float16
             if answer.shape[1] == 1:
                 answer = tf.concat([1 - answer, answer], axis=1)
             return tf.identity(answer, name=OUTPUT)
 
-        traced = tf.function(probabilities).get_concrete_function(tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT))
+        with _inlined_functions():
+            traced = tf.function(probabilities).get_concrete_function(
+                tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT)
+            )
         return convert_variables_to_constants_v2(traced)
 
 
@@ -109,6 +113,21 @@ def _normalize(values: Any, preprocessing: Preprocessing) -> Any:
     if any(value != 1 for value in preprocessing.deviation):
         values /= tf.constant(preprocessing.deviation, tf.float32)
     return values
+
+
+@contextmanager
+def _inlined_functions() -> Iterator[None]:
+    """Trace functions inside the traced one as part of it until the block ends.
+
+    Keras compiles a grouped convolution with XLA, in a function of its own, which TensorFlow never inlines later.
+    Converters do not know its call, ``StatefulPartitionedCall``.
+    """
+    eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eager)
 
 
 @contextmanager

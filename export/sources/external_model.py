@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ import numpy as np
 
 from mri_edge.authoring.keras_models.loading import ARCHIVE, check_kind
 from mri_edge.authoring.provenance import current_provenance
-from mri_edge.authoring.writer import KERAS, check_target, new_bundle
+from mri_edge.authoring.writer import KERAS, BundleWriter, check_target, new_bundle
 from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.errors import ConversionError, DataError, OutputError, first_line
-from mri_edge.export.calibration.images import draw, read_batches
-from mri_edge.export.exporter import Result, Settings, Source, add_artifacts
+from mri_edge.export.calibration.images import Pixels, draw, read_batches
+from mri_edge.export.exporter import Failure, Result, Settings, Source, add_artifacts
 from mri_edge.export.options import ModelDescription
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import recognizes
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
+from .adapt import Activation, adapt, last_activation
 from .device_graph import check_classifier
 from .keras_model import answers, load
 from .preprocessing_check import check_preprocessing
@@ -31,6 +33,24 @@ from .saved_model import check_saved_model, load_saved_model
 
 _TEST_FRACTION = 0.2
 _UNKNOWN = "unknown: the model was made elsewhere"
+_SPLIT = "made by export: which images trained this model is not known"
+_NO_SPLIT = "none: exported without images"
+_LIMITS = "Accuracy here may be too good: the model may have been trained on these images."
+_NO_COMPARISON = "Not compared with the original model on scans, and its accuracy was not measured."
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A Keras model made elsewhere, and its origin with a hash.
+
+    ``content`` is the bytes of the .keras file that contains this very model. It is None if the model has to be saved.
+    ``savable`` is False for a SavedModel, which Keras cannot save in its own format.
+    """
+
+    model: Any
+    origin: dict[str, str]
+    content: bytes | None
+    savable: bool
 
 
 def export_external(
@@ -41,6 +61,7 @@ def export_external(
     overwrite: bool = False,
     step: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
+    leave_out: Callable[[Failure], None] | None = None,
 ) -> list[Result]:
     """Make a bundle from a ``.keras`` or ``.h5`` file or a SavedModel folder, and add its artifacts.
 
@@ -52,6 +73,8 @@ def export_external(
         Called with a line of text before each step.
     warn
         Called with a line of text if the preprocessing does not seem to suit the model.
+    leave_out
+        As for ``exporter.export``.
 
     Raises
     ------
@@ -64,37 +87,54 @@ def export_external(
     OutputError, ExportRefusedError
         As for ``exporter.export``.
     """
-    out, data, preprocessing = description.bundle, description.data, description.preprocessing
+    out, data, preprocessing = description.bundle, settings.data, description.preprocessing
     check_target(out, overwrite=overwrite)
     step("opening the model")
-    model, origin, content = _open(path, preprocessing)
+    opened = open_model(path, preprocessing, description.activation)
+    model = opened.model
     split = split_pictures(data, description.classes, settings.seed)
-    _check_outputs(model, split, description)
+    files = [file for file, _ in split.locate(data, "test")][:4]
+    check_outputs(model, read_batches(files, preprocessing), description)
     step("trying the preprocessing")
     located = [(data / image.file, image.label) for role in ("train", "test") for image in split.of(role)]
     if warning := check_preprocessing(model, located, preprocessing, settings.seed):
         warn(warning)
-    manifest = _manifest(description, split, settings.seed)
+    manifest = describe(description, split, settings.seed)
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
-        if content is not None:
-            if content.startswith(ARCHIVE):
-                writer.path(KERAS).write_bytes(content)
-            else:
-                model.save(writer.path(KERAS))
-            writer.add_keras_model()
+        add_model(writer, opened)
         writer.add_document(SPLIT, split.to_json())
-        return add_artifacts(writer, Source(model, manifest, split, origin), settings, step)
+        return add_artifacts(writer, Source(model, manifest, split, opened.origin), settings, step, leave_out)
 
 
-def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str], bytes | None]:
-    """The model, its origin with a hash, and its bytes if it is one file.
+def add_model(writer: BundleWriter, opened: OpenedModel) -> None:
+    """Add the Keras model to a bundle that is being written, if it can be saved."""
+    if not opened.savable:
+        return
+    if opened.content is not None:
+        writer.path(KERAS).write_bytes(opened.content)
+    else:
+        opened.model.save(writer.path(KERAS))
+    writer.add_keras_model()
+
+
+def open_model(path: Path, preprocessing: Preprocessing, activation: Activation | None) -> OpenedModel:
+    """Open a model file or SavedModel, and adapt its input and output.
 
     The path is read once, so that the model that is checked is the one that is hashed and exported.
+
+    Raises
+    ------
+    BundleError, ConversionError, OutputError
+        As for ``export_external``.
     """
     if not path.is_dir():
         check_kind(path)
         content = path.read_bytes()
-        return load(path, content), {"file": KERAS, "sha256": hashlib.sha256(content).hexdigest()}, content
+        model = load(path, content)
+        adapted = adapt(model, preprocessing, activation)
+        unchanged = adapted is model and content.startswith(ARCHIVE)
+        origin = {"file": KERAS, "sha256": hashlib.sha256(content).hexdigest()}
+        return OpenedModel(adapted, origin, content if unchanged else None, savable=True)
     check_saved_model(path)  # before anything is copied
     with tempfile.TemporaryDirectory(prefix="mri-edge-model-") as name:
         copy = Path(name) / "model"
@@ -104,7 +144,8 @@ def _open(path: Path, preprocessing: Preprocessing) -> tuple[Any, dict[str, str]
             raise OutputError(f"{name}: cannot copy the model there ({first_line(error)})", "Set TMPDIR") from error
         model = load_saved_model(copy, preprocessing.height, preprocessing.width, original=path)
         files = sorted(file for file in copy.rglob("*") if file.is_file())
-        return model, {"file": path.name, "sha256": fingerprint(sha256_of(file) for file in files)}, None
+        origin = {"file": path.name, "sha256": fingerprint(sha256_of(file) for file in files)}
+        return OpenedModel(adapt(model, preprocessing, activation), origin, None, savable=False)
 
 
 def split_pictures(data: Path, classes: dict[str, list[str]], seed: int) -> Split:
@@ -144,22 +185,28 @@ def split_pictures(data: Path, classes: dict[str, list[str]], seed: int) -> Spli
     )
 
 
-def _check_outputs(model: Any, split: Split, description: ModelDescription) -> None:
+def check_outputs(model: Any, batches: Iterable[Pixels], description: ModelDescription) -> None:
     """Raise ConversionError if the answers for a few pictures are not one probability for each label."""
     check_classifier(model, description.preprocessing)
-    files = [path for path, _ in split.locate(description.data, "test")][:4]
-    probabilities = answers(model, read_batches(files, description.preprocessing), description.preprocessing)
+    probabilities = answers(model, batches, description.preprocessing)
     classes, expected = probabilities.shape[1], len(description.labels)
     if classes != expected:
         raise ConversionError(f"{model.name}: gives {classes} classes, --labels names {expected}")
-    if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+    single = model.outputs[0].shape[1] == 1
+    # Of one output both columns sum to 1 in any case, and a logit may lie between 0 and 1 for all of a few pictures.
+    unbounded = single and last_activation(model) == "linear"
+    if unbounded or probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+        needed = "sigmoid" if single else "softmax"
         raise ConversionError(
-            f"{model.name}: its outputs are not probabilities (they sum to {float(probabilities[0].sum()):.3g})",
-            "Add a softmax layer, and save the model again",
+            f"{model.name}: its outputs are not probabilities (they sum to {float(probabilities[0].sum()):.3g}, "
+            f"the smallest is {float(probabilities.min()):.3g})",
+            f"If they are logits, add --activation {needed}",
         )
 
 
-def _manifest(description: ModelDescription, split: Split, seed: int) -> Manifest:
+def describe(description: ModelDescription, split: Split, seed: int) -> Manifest:
+    """The manifest of a model made elsewhere. The split is empty if there are no pictures."""
+    compared = bool(split.images)
     return Manifest(
         name=description.bundle.absolute().name,
         version="1",
@@ -176,11 +223,11 @@ def _manifest(description: ModelDescription, split: Split, seed: int) -> Manifes
             backbone_weights=_UNKNOWN,
             backbone_sha256="0" * 64,
             data_fingerprint=split.data_fingerprint,
-            split="made by export: which images trained this model is not known",
+            split=_SPLIT if compared else _NO_SPLIT,
             split_fingerprint=split.split_fingerprint,
             train_images=len(split.of("train")),
             test_images=len(split.of("test")),
             classes=description.classes,
         ),
-        limits="Accuracy here may be too good: the model may have been trained on these images.",
+        limits=_LIMITS if compared else _NO_COMPARISON,
     )

@@ -40,7 +40,7 @@ _SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
 
 
 def load_saved_model(folder: Path, height: int, width: int, original: Path | None = None) -> keras.Model:
-    """Open TensorFlow's SavedModel as a Keras model from float32 (N, height, width, 3) to its one output.
+    """Open TensorFlow's SavedModel as a Keras model from float32 (N, height, width, 3 or 1) to its one output.
 
     Parameters
     ----------
@@ -59,8 +59,7 @@ def load_saved_model(folder: Path, height: int, width: int, original: Path | Non
     for endpoint in ("serve", "serving_default"):
         try:
             layer = keras.layers.TFSMLayer(str(folder), call_endpoint=endpoint)
-            pixels = keras.Input((height, width, 3))
-            answer = layer(pixels)
+            pixels, answer = _call(layer, height, width)
         except Exception as error:  # noqa: BLE001 (Keras lets ValueError, OSError, KeyError, TypeError and more through)
             reason = error
             continue
@@ -74,6 +73,19 @@ def load_saved_model(folder: Path, height: int, width: int, original: Path | Non
         f"{original}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) ({first_line(reason)})",
         "Save it with model.export",
     ) from reason
+
+
+def _call(layer: Any, height: int, width: int) -> tuple[Any, Any]:
+    """An input that the layer takes, with 3 channels or else 1, and the layer's output for it."""
+    colored = keras.Input((height, width, 3))
+    try:
+        return colored, layer(colored)
+    except Exception as error:  # noqa: BLE001 (as in load_saved_model)
+        gray = keras.Input((height, width, 1))
+        try:
+            return gray, layer(gray)
+        except Exception:  # noqa: BLE001 (the first reason is the one to show)
+            raise error from None
 
 
 def check_saved_model(folder: Path) -> None:

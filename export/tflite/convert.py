@@ -5,6 +5,8 @@ A file is edited as Python objects, by the schema that LiteRT ships.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import flatbuffers
@@ -15,13 +17,21 @@ from numpy.typing import NDArray
 
 from mri_edge.errors import ConversionError, first_line
 from mri_edge.export.sources.device_graph import INPUT, OUTPUT
+from mri_edge.export.sources.layers import unsupported
 
 BuiltinOperator = schema.BuiltinOperator
 _FILE_IDENTIFIER = b"TFL3"
 
 
-def to_tflite(graph: Any, weights: Literal["float32", "float16", "int8"] = "float32") -> bytes:
+def to_tflite(
+    graph: Any, weights: Literal["float32", "float16", "int8"] = "float32", *, layers: Iterable[str] = ()
+) -> bytes:
     """Convert a function of ``device_graph`` with TensorFlow's converter. Input and output keep their names.
+
+    Parameters
+    ----------
+    layers
+        Names of the layers of the Keras model, which an error names.
 
     Raises
     ------
@@ -36,6 +46,10 @@ def to_tflite(graph: Any, weights: Literal["float32", "float16", "int8"] = "floa
     try:
         content = bytes(converter.convert())
     except Exception as error:  # ConverterError, ValueError or RuntimeError
+        named = set(re.findall(r"\btf\.(\w+)", str(error)))
+        unknown = [(node.name, node.op) for node in graph.graph.as_graph_def().node if node.op in named]
+        if unknown:
+            raise unsupported(unknown, layers, f"which TensorFlow {tf.__version__} cannot convert to TFLite") from error
         raise ConversionError(
             f"TensorFlow {tf.__version__} cannot convert this model to TFLite: {first_line(error)}",
             "An operation of the model has no TFLite form",

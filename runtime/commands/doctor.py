@@ -12,6 +12,7 @@ from mri_edge import __version__
 from mri_edge.benchmarking.trial import Outcome, Trial, attempt
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
+from mri_edge.defaults import find_defaults
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import board, cpu, installed, is_32_bit_arm, memory
 from mri_edge.engines import EngineFile, engine_files, remedy
@@ -80,6 +81,7 @@ def doctor(as_json: bool, model: str) -> int:
 def _facts() -> dict[str, str]:
     ram = memory()
     processor = cpu()
+    found = find_defaults()
     facts = {
         "mri-edge": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {8 * struct.calcsize('P')} bits)",
@@ -89,6 +91,7 @@ def _facts() -> dict[str, str]:
         "instructions": ", ".join(sorted(processor.instructions)) or "unknown on this system",
         "int8": "fast: dot products of 8-bit integers" if processor.multiplies_int8_fast else "no dot products known",
         "cores": f"{available_cpus()} may be used",
+        "defaults": f"from {found[0]} for {', '.join(found[1])}" if found else "",
         "memory": _memory(ram.usable, ram.available, limited=ram.limit is not None) if ram else "",
     }
     return {name: value for name, value in facts.items() if value}

@@ -109,7 +109,11 @@ def _artifacts(manifest: Manifest) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("file", "precision", "MB", "max |Δp|", "flips", "parity")]
     for artifact in manifest.artifacts:
         parity = artifact.parity
-        figures = (f"{parity.max_difference:.2g}", f"{parity.flips}/{parity.images}", parity.verdict) if parity else ()
+        figures: tuple[str, ...]
+        if parity:
+            figures = (f"{parity.max_difference:.2g}", f"{parity.flips}/{parity.images}", parity.verdict)
+        else:
+            figures = ("", "", "" if artifact.format == "keras" else "not compared")
         size = f"{artifact.size_bytes / 1e6:.2f}"
-        rows.append((printable(artifact.file), artifact.precision, size, *(figures or ("", "", ""))))
+        rows.append((printable(artifact.file), artifact.precision, size, *figures))
     return rows

@@ -12,7 +12,11 @@ from mri_edge.export.formats import find_format
 from mri_edge.scans.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(32, 32)
-LARGEST = {"float16": 5e-3, "int8": 0.1}  # largest |Δp|: the gate's limit, and five times its limit of the mean
+LARGEST = {
+    "float32": 1e-5,
+    "float16": 5e-3,
+    "int8": 0.1,
+}  # largest |Δp|: the gate's limit, and five times its limit of the mean
 
 
 def network(kind):
@@ -29,12 +33,16 @@ def network(kind):
     elif kind == "shared layer":
         shared = layers.Conv2D(8, 3, padding="same", activation="relu", bias_initializer="random_normal")
         hidden = shared(layers.MaxPooling2D()(shared(hidden)))
+    elif kind == "ConvNeXt block":
+        branch = layers.Conv2D(8, 7, padding="same", groups=8)(hidden)
+        branch = layers.Dense(16, activation="gelu")(layers.LayerNormalization(epsilon=1e-6)(branch))
+        hidden = layers.Add()([hidden, layers.Dense(8)(branch)])
     hidden = layers.GlobalAveragePooling2D()(hidden)
     return keras.Model(entry, layers.Dense(2, activation="softmax")(hidden))
 
 
-@pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer"])
-@pytest.mark.parametrize("name", ["onnx-fp16", "onnx-int8", "tflite-int8"])
+@pytest.mark.parametrize("kind", ["two ReLUs", "resized", "shared layer", "ConvNeXt block"])
+@pytest.mark.parametrize("name", ["onnx", "onnx-fp16", "onnx-int8", "tflite", "tflite-int8"])
 def test_artifact_agrees_with_keras(kind, name, pictures, tmp_path):
     from mri_edge.authoring.quiet import quiet
     from mri_edge.export.formats import Conversion
