@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from copy import deepcopy
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
