@@ -13,6 +13,7 @@ Item = TypeVar("Item")
 
 _WIDTH = 30  # characters of the bar itself
 _REDRAW_SECONDS = 0.1
+_LINE_SECONDS = 60.0  # between the lines where there is no bar
 
 
 def at_terminal(stream: TextIO | None) -> bool:
@@ -148,10 +149,23 @@ def _columns(stream: TextIO) -> int:
     return 80
 
 
+def _with_lines(items: Iterable[Item], label: str, total: int | None) -> Iterator[Item]:
+    pace, due = Pace(), _LINE_SECONDS
+    for done, item in enumerate(items, 1):
+        yield item
+        if pace.elapsed >= due and sys.stderr is not None:
+            count = f"{done:,} of {total:,}" if total else f"{done:,}"
+            print(f"{label}  {count}  {pace.words(done, total or 0)}", file=sys.stderr, flush=True)
+            due = pace.elapsed + _LINE_SECONDS
+
+
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield ``items``, and show progress if stderr is a terminal. With ``total`` it shows the remaining time too."""
+    """Yield ``items``, and show progress: a bar on a terminal, elsewhere a line a minute.
+
+    With ``total`` it shows the remaining time too.
+    """
     if not redraws(sys.stderr):
-        yield from items
+        yield from _with_lines(items, label, total)
         return
     with Bar(label, total) as bar:
         for done, item in enumerate(items, 1):

@@ -133,3 +133,18 @@ def _on_a_terminal(command: list[str], environment: dict[str, str], out: int | N
     os.close(screen)
     assert process.wait() == 0, drawn
     return drawn
+
+
+def test_without_a_terminal_long_work_reports_a_line_a_minute(monkeypatch, capsys):
+    from mri_edge.commands import progress
+
+    now = iter(range(0, 10_000, 25))  # each look at the clock is 25 seconds after the one before
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert list(progress.track("abcdefgh", "explain", 8)) == list("abcdefgh")
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 < len(lines) < 8
+    assert lines[0].startswith("explain  3 of 8  1:")
+    assert " left" in lines[0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
+    assert list(progress.track("abc", "predict")) == list("abc")
+    assert capsys.readouterr().err == ""
