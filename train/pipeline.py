@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.teacher import TEACHER
-from mri_edge.authoring.writer import check_target
+from mri_edge.authoring.writer import FINDINGS, check_target
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
@@ -256,7 +256,7 @@ def _write(
     group = data.group[test] if grouped else None
     metrics = measure(truth, probabilities, labels.positive, trained.threshold, group)
     if findings is not None:
-        documents["data.json"] = json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"
+        documents[FINDINGS] = json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"
     documents |= draw_report(
         trained.network,
         Images(data.pixels, test, truth),

@@ -18,6 +18,7 @@ from mri_edge.storage.atomic import atomic_folder, sha256_of
 from .card import CARD, has_card, render_card
 
 KERAS = "model.keras"  # the trained model, from which every other artifact is made
+FINDINGS = "data.json"  # what the check of the training data found, with names of images
 
 
 @contextmanager

@@ -44,14 +44,15 @@ for command in (delivery.pack, delivery.unpack, delivery.sign, delivery.verify_s
 def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, overwrite: bool) -> None:
     """Copy BUNDLE with only the named artifacts, for a device that runs just these.
 
-    Metrics, parity report, model card and golden values are kept; pages and pictures are not. Names of images are
+    Metrics, parity report, model card and golden values are kept; pages, pictures and what the check of the training
+    data found are not. Names of images are
     replaced by the first digits of their SHA-256, so that 'mri-edge evaluate' still recognizes the images. BUNDLE may
     be packed.
     """
     from dataclasses import replace
 
     from mri_edge.authoring.anonymous import aliases, anonymize_command, replace_image_names
-    from mri_edge.authoring.writer import check_target, rewrite_bundle
+    from mri_edge.authoring.writer import FINDINGS, check_target, rewrite_bundle
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.bundles.split import CONDENSED, SPLIT, Split
     from mri_edge.inference.replay import is_golden
@@ -61,7 +62,7 @@ def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, ov
     keep = [source.artifact(artifact).file for artifact in artifacts]
     documents = {document.file: document for document in source.manifest.documents}
     split = documents.pop(SPLIT, None)
-    keep += [file for file in documents if "/" not in file or is_golden(file)]
+    keep += [file for file in documents if ("/" not in file and file != FINDINGS) or is_golden(file)]
     known, creation = aliases(source), source.manifest.creation
     with rewrite_bundle(source, out, keep=keep) as writer:
         if split:

@@ -53,6 +53,7 @@ def full(tiny_bundle: Path) -> Path:
         flips = {"model.onnx": {"flips": [{"file": NAMES[1]}]}}
         parity = {"reference": {"file": "model.keras"}, "images": judged, "artefacts": flips}
         writer.add_document("parity.json", json.dumps(parity))
+        writer.add_document("data.json", json.dumps([{"kind": "duplicate", "files": [NAMES[0], NAMES[3]]}]))
         writer.add_document("report/mistakes.html", f"<p>{NAMES[0]}")
         writer.update(creation=replace(writer.manifest.creation, command=command))
         writer.add_card()
@@ -97,10 +98,10 @@ def test_a_bundle_with_image_names_is_neither_packed_nor_signed(full: Path, tmp_
     deliver(tmp_path / "slim")
 
 
-@pytest.mark.parametrize("file", ["split.json", "metrics.json", "parity.json", "report/mistakes.html"])
+@pytest.mark.parametrize("file", ["split.json", "metrics.json", "parity.json", "data.json", "report/mistakes.html"])
 def test_image_names_are_found_in_each_record(file: str, full: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(full)
-    others = ("split.json", "metrics.json", "parity.json", "report/mistakes.html", "MODEL_CARD.md")
+    others = ("split.json", "metrics.json", "parity.json", "data.json", "report/mistakes.html", "MODEL_CARD.md")
     with rewrite_bundle(
         bundle, keep=[entry.file for entry in bundle.entries() if entry.file == file or entry.file not in others]
     ):

@@ -17,7 +17,7 @@ from .folder import Scan
 from .grouping import BLOCKS, NEAR_DUPLICATES, GroupRule
 from .order import NEIGHBORS, FileOrder
 
-_SHOWN = 5  # findings of each kind in the table; the bundle's data.json has all of them
+_SHOWN = 5  # findings of each kind in the table; the bundle's data.json (``authoring.writer.FINDINGS``) has all of them
 
 
 def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) -> list[Finding]:
