@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,10 @@ def compare(storage: Path, *arguments: str, fault: str = NO_FAULT) -> subprocess
         "no:cacheprovider",
     ]
     command += ["--benchmark-storage", str(storage), "--benchmark-timer", "time.process_time", *arguments]
-    return subprocess.run(
-        [*command, "--benchmark-max-time", "0.3"], cwd=CHECKOUT, capture_output=True, text=True, check=False
-    )
+    command += ["--benchmark-max-time", "0.3"]
+    # pytest-benchmark measures nothing in a worker of pytest-xdist, which it recognizes by the environment.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_slower_step_is_detected(tmp_path):
