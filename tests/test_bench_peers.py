@@ -17,7 +17,7 @@ SLOW_DECODER = """
 from mri_edge.scans.readers import picture
 load = picture.load
 def slow(source):
-    for _ in range(2):
+    for _ in range(9):
         load(source)
     return load(source)
 picture.load = slow

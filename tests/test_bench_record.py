@@ -332,7 +332,7 @@ def test_embedded_model_is_rebuilt_in_keras(benchmarks_importable, name):
     whole = (bundle.folder / whole_bundles.FLOAT).is_file()
     with Classifier.load(name, artifact=whole_bundles.FLOAT if whole else None) as shipped:
         difference = np.abs(predict(network.whole, pixels, preprocessing) - shipped.engine.run(pixels)).max()
-    assert difference < (1e-5 if whole else 0.03)
+    assert difference < (1e-5 if whole else 0.05)
 
 
 def test_embedded_files_replace_rebuilt_ones(benchmarks_importable, tmp_path):

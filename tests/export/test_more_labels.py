@@ -16,7 +16,7 @@ from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.engines import engine_files, open_engine
-from mri_edge.export.formats import find_format, format_names
+from mri_edge.export.formats import find_format, installed_formats
 from mri_edge.export.parity.comparison import ReferenceImages, compare
 from mri_edge.export.parity.document import document, page
 from mri_edge.export.parity.gate import Gate
@@ -77,7 +77,7 @@ def test_the_bundle_has_no_positive_label_and_every_artifact_meets_its_gate(expo
     manifest = Bundle.open(exported).manifest
     assert (manifest.labels, manifest.positive, manifest.threshold) == (LABELS, None, None)
     made = [artifact for artifact in manifest.artifacts if artifact.format != "keras"]
-    assert {artifact.file for artifact in made} == {find_format(name).FILE for name in format_names()}
+    assert {artifact.file for artifact in made} == {find_format(name).FILE for name in installed_formats()}
     assert {artifact.parity.verdict for artifact in made} == {"met"}
     assert {artifact.parity.images for artifact in made} == {120}  # all but the 40 that calibrate
     assert {artifact.parity.flips for artifact in made} == {0}
