@@ -45,7 +45,7 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Write a PNG for each scan: beside the scan, the regions that support the positive label or, of more than two "
-    "labels, the answer. Takes 0.3 to 3 seconds more for each scan.",
+    "labels, the answer. Takes about 140 runs of the model for each scan.",
 )
 @click.option(
     "--batch",
