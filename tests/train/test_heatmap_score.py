@@ -172,7 +172,7 @@ def test_lesions_of_one_group_are_not_independent():
     }
     assert grouped["pointing_game"].value == 0.5
     assert width["alone"] <= width["fewer"] < width["grouped"]
-    copies = figures([replace(one, group=0) for one in cases], [])
+    copies = figures([replace(each, group=0) for each in cases], [])
     assert copies["pointing_game"].high - copies["pointing_game"].low > 0.8
     assert "mass_in_lesion" not in copies  # a single group has no spread
 
