@@ -17,7 +17,6 @@ LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "openvino"
 def convert(conversion: Conversion) -> Converted:
     """The bytes of the archive, and facts about how it was made.
 
-    The heatmap outputs are left out, because OpenVINO computes all outputs on every run. With them in an int8 model,
-    OpenVINO 2026.4 also crashes where it computes in bfloat16 (SIGFPE), which is its default on CPUs that can.
+    The heatmap outputs are left out, because OpenVINO computes all outputs on every run.
     """
     return to_openvino(conversion.plain_onnx.SerializeToString()), {"opset": OPSET}
