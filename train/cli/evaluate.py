@@ -12,11 +12,9 @@ from click.core import ParameterSource
 from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
 from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, complete_models, run_options
-from mri_edge.commands.output import print_problems
 from mri_edge.errors import UsageError
-from mri_edge.inference.prediction import stdout_json
-from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
 
+from .publish import prepare_folder, publish
 from .train import RECIPE, TRAINING, train, training_options
 
 if TYPE_CHECKING:
@@ -126,10 +124,9 @@ def evaluate(
         code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, labels=labels, **training)
         return code
     _check_no_training(ctx)
-    import json
-
     from mri_edge.commands.progress import track
     from mri_edge.train.evaluation.evaluate import evaluate as score
+    from mri_edge.train.reports.evaluation_report import evaluation_page, print_evaluation
 
     if position and ctx.get_parameter_source("model") is ParameterSource.ENVIRONMENT:
         model = None
@@ -143,9 +140,7 @@ def evaluate(
         return score_heatmaps(
             bundle, data, out, role=role, labels=labels, limit=scans, run=run, as_json=as_json, record_it=record_it
         )
-    if out is not None:
-        make_folder(out)  # fail now rather than after the work
-        clear_leftovers(out)
+    prepare_folder(out)
     record = score(
         bundle,
         data,
@@ -155,22 +150,14 @@ def evaluate(
         say=lambda text: click.echo(text, err=True),
         run=run,
     )
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if out is not None:
-        from mri_edge.train.reports.evaluation_report import evaluation_page
-
-        atomic_write(out / "evaluation.json", text)
-        atomic_write(out / "evaluation.html", evaluation_page(record))
-    print_problems(record)
-    if as_json:
-        click.echo(stdout_json(record, indent=1))
-    else:
-        from mri_edge.train.reports.evaluation_report import print_evaluation
-
-        print_evaluation(record)
-    if out is not None:
-        click.echo(f"report: {out / 'evaluation.html'}", err=True)
-    return 1 if record["unreadable"] else 0
+    return publish(
+        record,
+        out,
+        "evaluation",
+        page=lambda: evaluation_page(record),
+        print_tables=print_evaluation,
+        as_json=as_json,
+    )
 
 
 def _check_no_training(ctx: click.Context) -> None:

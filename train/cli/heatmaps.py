@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.commands.output import print_problems
 from mri_edge.commands.progress import track
-from mri_edge.inference.prediction import stdout_json
-from mri_edge.storage.atomic import atomic_write, clear_leftovers, make_folder
+
+from .publish import prepare_folder, publish
 
 if TYPE_CHECKING:
     from mri_edge.inference.selection import RunOptions
@@ -37,12 +35,11 @@ def score_heatmaps(
     """
     from mri_edge.train.evaluation.heatmap_record import check_recordable, record_score
     from mri_edge.train.evaluation.heatmaps import SCANS, evaluate_heatmaps
+    from mri_edge.train.reports.heatmap_report import heatmap_page, print_heatmaps
 
     if record_it:
         check_recordable(bundle)
-    if out is not None:
-        make_folder(out)  # fail now rather than after the work
-        clear_leftovers(out)
+    prepare_folder(out)
     evaluation = evaluate_heatmaps(
         bundle,
         data,
@@ -56,21 +53,14 @@ def score_heatmaps(
     record = evaluation.record
     if record_it:
         record_score(bundle, record)
-    if out is not None:
-        from mri_edge.train.reports.heatmap_report import heatmap_page
-
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        atomic_write(out / "heatmaps.json", text)
-        atomic_write(out / "heatmaps.html", heatmap_page(record, evaluation.cases))
-    print_problems(record)
-    if as_json:
-        click.echo(stdout_json(record, indent=1))
-    else:
-        from mri_edge.train.reports.heatmap_report import print_heatmaps
-
-        print_heatmaps(record)
-    if out is not None:
-        click.echo(f"report: {out / 'heatmaps.html'}", err=True)
+    code = publish(
+        record,
+        out,
+        "heatmaps",
+        page=lambda: heatmap_page(record, evaluation.cases),
+        print_tables=print_heatmaps,
+        as_json=as_json,
+    )
     if record_it:
         click.echo(f"stored in {bundle.folder}", err=True)
-    return 1 if record["unreadable"] else 0
+    return code

@@ -6,22 +6,17 @@ import io
 from pathlib import Path
 from typing import Any
 
-import click
-
 from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
-from mri_edge.commands.output import table as text_table
 from mri_edge.errors import InputError, printable
 
-from .tables import LABEL_HEADS, NAMES, interval, label_rows
+from .tables import LABEL_HEADS, NAMES, Rows, Table, interval, label_rows, print_report
 
 _TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
 _ON_TERMINAL = 10  # mistakes listed on the terminal
 _THUMBNAIL = 160  # pixels, the longer side
 
 _Heads = tuple[str, ...]
-_Rows = list[tuple[str, ...]]
-_Table = tuple[str, _Heads, _Rows]  # title, column heads, rows
 
 
 def evaluation_page(record: dict[str, Any]) -> str:
@@ -30,7 +25,7 @@ def evaluation_page(record: dict[str, Any]) -> str:
     The page shows the worst mistakes with small pictures of the scans, read from the data folder, so it is for the
     machine that has these scans. Mistakes that cannot be read again are listed without a picture.
     """
-    unreadable: _Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
+    unreadable: Rows = [(failure["file"], failure["error"]) for failure in record["unreadable"]]
     return render(
         _TEMPLATE,
         title=f"Evaluation of {record['model']}: {record['artefact']}",
@@ -49,11 +44,6 @@ def evaluation_page(record: dict[str, Any]) -> str:
 
 def print_evaluation(record: dict[str, Any]) -> None:
     """Print the record as tables on stdout."""
-    for line in _facts(record):
-        click.echo(printable(line))
-    for warning in _warnings(record):
-        click.secho(printable(warning), fg="yellow", bold=True)
-    click.echo()
     tables = [
         ("Metrics", ("figure", HEAD, "images"), _metrics(record)),
         *_label_table(record),
@@ -62,13 +52,7 @@ def print_evaluation(record: dict[str, Any]) -> None:
     ]
     if record["worst"]:
         tables.append(_mistakes(record))
-    for title, heads, rows in tables:
-        click.secho(title, bold=True)
-        cells = [[printable(cell) for cell in row] for row in (heads, *rows)]
-        for line in text_table(cells, right=range(1, len(heads)), heading=False):
-            click.echo(line)
-        click.echo()
-    click.echo(record["notice"])
+    print_report(_facts(record), _warnings(record), tables, record["notice"])
 
 
 def _warnings(record: dict[str, Any]) -> list[str]:
@@ -92,11 +76,11 @@ def _facts(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _metrics(record: dict[str, Any]) -> _Rows:
+def _metrics(record: dict[str, Any]) -> Rows:
     metrics = record["metrics"]
     expected = [key for key in NAMES if key.startswith("macro_") == (record["positive"] is None)]
     expected += [key for key in NAMES if key in metrics and key not in expected]
-    rows: _Rows = []
+    rows: Rows = []
     for key in sorted(expected, key=list(NAMES).index):
         if key in metrics:
             rows.append((NAMES[key], interval(metrics[key]), str(metrics[key]["images"])))
@@ -113,21 +97,21 @@ def _methods(record: dict[str, Any]) -> list[str]:
     return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
-def _label_table(record: dict[str, Any]) -> list[_Table]:
+def _label_table(record: dict[str, Any]) -> list[Table]:
     """Return the table of figures by label; two labels need none, because the metrics describe both."""
     if len(record["labels"]) == 2 or not record.get("by_label"):
         return []
     return [("By label", LABEL_HEADS, label_rows(record["by_label"]))]
 
 
-def _confusion(record: dict[str, Any]) -> tuple[_Heads, _Rows]:
+def _confusion(record: dict[str, Any]) -> tuple[_Heads, Rows]:
     labels = record["labels"]
     heads = ("truth", *(f"called {label}" for label in labels))
     rows = zip(labels, record["confusion_matrix"], strict=True)
     return heads, [(label, *(str(count) for count in row)) for label, row in rows]
 
 
-def _folders(record: dict[str, Any]) -> tuple[_Heads, _Rows]:
+def _folders(record: dict[str, Any]) -> tuple[_Heads, Rows]:
     return ("folder", "label", "correct", HEAD), [
         (
             folder["folder"],
@@ -144,10 +128,10 @@ def _mistakes_title(record: dict[str, Any], shown: int) -> str:
     return f"Mistakes: {total}" if total <= shown else f"The {shown} worst of {total} mistakes"
 
 
-def _mistakes(record: dict[str, Any]) -> _Table:
+def _mistakes(record: dict[str, Any]) -> Table:
     """List the worst mistakes for the terminal."""
     labels = record["labels"]
-    rows: _Rows = [
+    rows: Rows = [
         (
             mistake["file"],
             labels[mistake["label"]],

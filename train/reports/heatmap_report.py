@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 from PIL import Image, ImageDraw
 
 from mri_edge.authoring.heatmap_score import NAMES, figure_text
 from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
-from mri_edge.commands.output import table as text_table
 from mri_edge.errors import printable
 from mri_edge.train.evaluation.heatmap_score import Case, judge
 
-from .tables import interval
+from .tables import Rows, Table, interval, print_report
 
 if TYPE_CHECKING:
     from .plots import Plot
@@ -28,9 +26,6 @@ _GALLERY = 12  # cases of each kind
 _PANEL = 168  # pixels, the longer side of each of the two pictures of a case
 _LESION, _PEAK = (90, 220, 255), (60, 255, 90)
 _MAPS = {"heatmap": "heatmap", "random": "random map", "center": "center of the head"}
-
-_Rows = list[tuple[str, ...]]
-_Table = tuple[str, tuple[str, ...], _Rows]  # title, column heads, rows
 
 
 def heatmap_page(record: dict[str, Any], cases: Sequence[Case]) -> str:
@@ -75,18 +70,7 @@ def heatmap_page(record: dict[str, Any], cases: Sequence[Case]) -> str:
 
 def print_heatmaps(record: dict[str, Any]) -> None:
     """Print the record as tables on stdout."""
-    for line in _facts(record):
-        click.echo(printable(line))
-    for warning in _warnings(record):
-        click.secho(printable(warning), fg="yellow", bold=True)
-    click.echo()
-    for title, heads, rows in (_figures(record), _by_look(record)):
-        click.secho(title, bold=True)
-        cells = [[printable(cell) for cell in row] for row in (heads, *rows)]
-        for line in text_table(cells, right=range(1, len(heads)), heading=False):
-            click.echo(line)
-        click.echo()
-    click.echo(record["notice"])
+    print_report(_facts(record), _warnings(record), [_figures(record), _by_look(record)], record["notice"])
 
 
 def _facts(record: dict[str, Any]) -> list[str]:
@@ -117,8 +101,8 @@ def _warnings(record: dict[str, Any]) -> list[str]:
     return [*record["warnings"], *([f"{unread} scans could not be read and are not scored."] if unread else [])]
 
 
-def _figures(record: dict[str, Any]) -> _Table:
-    rows: _Rows = []
+def _figures(record: dict[str, Any]) -> Table:
+    rows: Rows = []
     for name, text in NAMES.items():
         if metric := record["metrics"].get(name):
             figure = figure_text(name, metric["value"], metric["low"], metric["high"])
@@ -126,9 +110,9 @@ def _figures(record: dict[str, Any]) -> _Table:
     return "Figures", ("figure", HEAD, "maps"), rows
 
 
-def _by_look(record: dict[str, Any]) -> _Table:
+def _by_look(record: dict[str, Any]) -> Table:
     columns = ("called", "pointing_game", "pointing_game_all")
-    rows: _Rows = [
+    rows: Rows = [
         (
             look,
             *(interval(metrics[name]) if name in metrics else "–" for name in columns),

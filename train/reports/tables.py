@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
+
 from mri_edge.authoring.intervals import with_interval
+from mri_edge.commands.output import table as text_table
+from mri_edge.errors import printable
+
+Rows = list[tuple[str, ...]]
+Table = tuple[str, tuple[str, ...], Rows]  # title, column heads, rows
 
 NAMES = {
     "accuracy": "accuracy",
@@ -40,3 +47,19 @@ def label_rows(by_label: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[
         )
         for label, metrics in by_label.items()
     ]
+
+
+def print_report(facts: Sequence[str], warnings: Sequence[str], tables: Sequence[Table], notice: str) -> None:
+    """Print a report on stdout."""
+    for line in facts:
+        click.echo(printable(line))
+    for warning in warnings:
+        click.secho(printable(warning), fg="yellow", bold=True)
+    click.echo()
+    for title, heads, rows in tables:
+        click.secho(title, bold=True)
+        cells = [[printable(cell) for cell in row] for row in (heads, *rows)]
+        for line in text_table(cells, right=range(1, len(heads)), heading=False):
+            click.echo(line)
+        click.echo()
+    click.echo(notice)
