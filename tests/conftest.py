@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from mri_edge.authoring.writer import new_bundle
-from mri_edge.bundles.manifest import Artifact, Creation, Manifest, TensorSpec, Training
+from mri_edge.bundles.manifest import Artifact, Creation, HeatmapScore, Manifest, Metric, TensorSpec, Training
+from mri_edge.inference.heatmap.score import FIGURE
 from mri_edge.scans.preprocessing import Preprocessing
 
 # A process that was started in the background ignores SIGINT, and its children inherit that. Tests interrupt programs.
@@ -213,6 +214,28 @@ def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_a
         writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())
         writer.add_artifact(tiny_artifact)
     return folder
+
+
+@pytest.fixture
+def heatmap_score() -> Callable[..., HeatmapScore]:
+    """Return a function that makes a score of heatmaps with one figure, for an artifact or for another hash."""
+
+    def make(artifact: Artifact, value: float, *, sha256: str | None = None, figure: str = FIGURE) -> HeatmapScore:
+        return HeatmapScore(
+            created="2026-01-01T00:00:00+00:00",
+            artifact=artifact.file,
+            sha256=sha256 or artifact.sha256,
+            engine="onnxruntime",
+            provider="CPUExecutionProvider",
+            method="covering",
+            scans=60,
+            lesions=120,
+            data="healthy",
+            fingerprint="0" * 64,
+            metrics={figure: Metric(value, value - 0.1, value + 0.05, 120, "wilson")},
+        )
+
+    return make
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import MANIFEST, HeatmapScore, Metric
+from mri_edge.bundles.manifest import MANIFEST
 from mri_edge.cli import run
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.heatmap.score import FIGURE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -122,27 +121,19 @@ def test_a_scan_that_can_be_read_only_once_gets_a_heatmap(tiny_bundle, tmp_path,
     assert Path("why/pipe.jpg.png").is_file()
 
 
-def set_score(folder: Path, value: float, sha256: str | None = None) -> None:
-    """Store a score of the heatmaps in the manifest, of the bundle's artifact or of the one with this hash."""
-    manifest = Bundle.open(folder).manifest
-    [artifact] = manifest.artifacts
-    score = HeatmapScore(
-        created="2026-01-01T00:00:00+00:00",
-        artifact=artifact.file,
-        sha256=sha256 or artifact.sha256,
-        engine="onnxruntime",
-        provider="CPUExecutionProvider",
-        method="covering",
-        scans=60,
-        lesions=120,
-        data="healthy",
-        fingerprint="0" * 64,
-        metrics={FIGURE: Metric(value, value - 0.1, value + 0.05, 120, "wilson")},
-    )
-    (folder / MANIFEST).write_text(replace(manifest, heatmaps=score).to_json())
+@pytest.fixture
+def set_score(heatmap_score):
+    """Return a function that stores a score in the manifest, of the bundle's artifact or of the one with a hash."""
+
+    def store(folder: Path, value: float, sha256: str | None = None) -> None:
+        manifest = Bundle.open(folder).manifest
+        score = heatmap_score(manifest.artifacts[0], value, sha256=sha256)
+        (folder / MANIFEST).write_text(replace(manifest, heatmaps=score).to_json())
+
+    return store
 
 
-def test_an_artifact_with_a_low_score_is_refused_before_a_scan_is_read(tiny_bundle, tmp_path, capfd):
+def test_an_artifact_with_a_low_score_is_refused_before_a_scan_is_read(set_score, tiny_bundle, tmp_path, capfd):
     set_score(tiny_bundle, 0.55)
     missing = str(tmp_path / "missing.jpg")
     assert run(["predict", missing, "--heatmap", str(tmp_path / "why"), "--model", str(tiny_bundle)]) == 2
@@ -168,7 +159,9 @@ def test_an_artifact_with_a_low_score_is_refused_before_a_scan_is_read(tiny_bund
     ],
     ids=["scored", "another artifact was scored"],
 )
-def test_the_caption_says_how_good_the_heatmaps_are(tiny_bundle, tmp_path, monkeypatch, value, sha256, quality):
+def test_the_caption_says_how_good_the_heatmaps_are(
+    set_score, tiny_bundle, tmp_path, monkeypatch, value, sha256, quality
+):
     set_score(tiny_bundle, value, sha256)
     texts: list[str] = []
     draw_text = ImageDraw.ImageDraw.text

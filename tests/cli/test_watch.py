@@ -22,10 +22,9 @@ from PIL import Image, PngImagePlugin
 
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import MANIFEST, Artifact, HeatmapScore, Manifest, Metric
+from mri_edge.bundles.manifest import MANIFEST, Artifact, Manifest
 from mri_edge.cli import run
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.heatmap.score import FIGURE
 from mri_edge.inference.prediction import Prediction
 from mri_edge.services.watch.outbox import Outbox
 from mri_edge.services.watch.watch import Watch
@@ -205,24 +204,11 @@ def test_heatmaps_are_written_if_asked_for(places):
         assert opened.width > 2 * 384
 
 
-def test_heatmaps_of_an_artifact_with_a_low_score_are_refused(places, capfd):
+def test_heatmaps_of_an_artifact_with_a_low_score_are_refused(places, heatmap_score, capfd):
     scan = places.scan("a.png")
     places.model = Path(shutil.copytree(places.model, places.incoming.parent / "scored"))
     manifest = Bundle.open(places.model).manifest
-    [artifact] = manifest.artifacts
-    score = HeatmapScore(
-        created="2026-01-01T00:00:00+00:00",
-        artifact=artifact.file,
-        sha256=artifact.sha256,
-        engine="onnxruntime",
-        provider="CPUExecutionProvider",
-        method="covering",
-        scans=60,
-        lesions=120,
-        data="healthy",
-        fingerprint="0" * 64,
-        metrics={FIGURE: Metric(0.5, 0.4, 0.6, 120, "wilson")},
-    )
+    score = heatmap_score(manifest.artifacts[0], 0.5)
     (places.model / MANIFEST).write_text(replace(manifest, heatmaps=score).to_json())
     assert places.once("--heatmap") == 2
     assert "at least 0.8 is required" in capfd.readouterr().err

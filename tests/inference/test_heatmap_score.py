@@ -8,35 +8,26 @@ from pathlib import Path
 import pytest
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import HeatmapScore, Metric
 from mri_edge.errors import UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import FIGURE, LEAST_SCORE, required_score
 from mri_edge.testing import FakeEngine
 
 
-def scored(bundle: Path, value: float, *, sha256: str | None = None, figure: str = FIGURE) -> Classifier:
-    """Return a classifier of a bundle with a measured score."""
-    opened = Bundle.open(bundle)
-    [artifact] = opened.manifest.artifacts
-    score = HeatmapScore(
-        created="2026-01-01T00:00:00+00:00",
-        artifact=artifact.file,
-        sha256=sha256 or artifact.sha256,
-        engine="onnxruntime",
-        provider="CPUExecutionProvider",
-        method="covering",
-        scans=60,
-        lesions=120,
-        data="healthy",
-        fingerprint="0" * 64,
-        metrics={figure: Metric(value, value - 0.1, value + 0.05, 120, "wilson")},
-    )
-    opened = Bundle.from_manifest(bundle, replace(opened.manifest, heatmaps=score).to_json().encode())
-    return Classifier(opened, opened.manifest.artifacts[0], FakeEngine((128, 128, 3)))
+@pytest.fixture
+def scored(heatmap_score):
+    """Return a function that makes a classifier of a bundle with a measured score."""
+
+    def make(bundle: Path, value: float, *, sha256: str | None = None, figure: str = FIGURE) -> Classifier:
+        manifest = Bundle.open(bundle).manifest
+        score = heatmap_score(manifest.artifacts[0], value, sha256=sha256, figure=figure)
+        opened = Bundle.from_manifest(bundle, replace(manifest, heatmaps=score).to_json().encode())
+        return Classifier(opened, opened.manifest.artifacts[0], FakeEngine((128, 128, 3)))
+
+    return make
 
 
-def test_a_low_score_is_refused(tiny_bundle):
+def test_a_low_score_is_refused(scored, tiny_bundle):
     with scored(tiny_bundle, 0.55) as classifier, pytest.raises(UsageError) as caught:
         required_score(classifier)
     assert caught.value.problem.startswith("heatmaps of tiny 1 (")
@@ -48,24 +39,24 @@ def test_a_low_score_is_refused(tiny_bundle):
 
 
 @pytest.mark.parametrize("value", [LEAST_SCORE, 0.95])
-def test_a_sufficient_score_is_returned(tiny_bundle, value):
+def test_a_sufficient_score_is_returned(scored, tiny_bundle, value):
     with scored(tiny_bundle, value) as classifier:
         score = required_score(classifier)
     assert score is not None
     assert score.value == value
 
 
-def test_a_value_just_below_is_refused(tiny_bundle):
+def test_a_value_just_below_is_refused(scored, tiny_bundle):
     with scored(tiny_bundle, 0.7999) as classifier, pytest.raises(UsageError):
         required_score(classifier)
 
 
-def test_the_score_of_another_artifact_does_not_count(tiny_bundle):
+def test_the_score_of_another_artifact_does_not_count(scored, tiny_bundle):
     with scored(tiny_bundle, 0.1, sha256="f" * 64) as classifier:
         assert required_score(classifier) is None
 
 
-def test_a_score_without_the_figure_does_not_count(tiny_bundle):
+def test_a_score_without_the_figure_does_not_count(scored, tiny_bundle):
     with scored(tiny_bundle, 0.1, figure="air") as classifier:
         assert required_score(classifier) is None
 
