@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mri_edge.bundles.manifest import Artifact, Manifest, SeriesRule
 from mri_edge.errors import InputError
@@ -14,6 +16,9 @@ from mri_edge.scans.series import Series, SliceFacts, group
 
 from .aggregate import Score, rule_of, series_score, study_score
 from .prediction import NOTICE, SCHEMA_VERSION, Failure, Prediction
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
 
 Plane = Literal["axial", "any"]
 By = Literal["series", "study"]
@@ -50,6 +55,12 @@ class Ran:
             "engine": self.engine,
             "provider": self.provider,
         }
+
+
+def what_ran(classifier: Classifier) -> Ran:
+    """Return what answers, for the results of a classifier."""
+    engine = classifier.engine
+    return Ran(classifier.bundle.manifest, classifier.artifact, engine.name, engine.provider)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,11 @@ class SeriesPrediction:
     curve_file: str | None = None
 
     @property
+    def identity(self) -> str:
+        """Identifies the series, its slices and the rule: it changes when a slice is added."""
+        return series_identity(self.series, self.rule)
+
+    @property
     def failed(self) -> int:
         """How many slices could not be read."""
         return sum(isinstance(result, Failure) for result in self.slices)
@@ -125,6 +141,7 @@ class SeriesPrediction:
             "to_mm": positions[self.window[1]],
         }
         return {
+            "id": self.identity,
             "study": series.study,
             "series": series.uid,
             "part": series.part,
@@ -180,6 +197,11 @@ class StudyPrediction:
     ran: Ran = field(repr=False)
 
     @property
+    def identity(self) -> str:
+        """Identifies the study, its slices, and which of its series were classified."""
+        return study_identity([(member.identity, member.skipped is None) for member in self.series])
+
+    @property
     def failed(self) -> int:
         """How many slices could not be read."""
         return sum(series.failed for series in self.series)
@@ -189,6 +211,7 @@ class StudyPrediction:
         return {
             "schema_version": SCHEMA_VERSION,
             "by": "study",
+            "id": self.identity,
             "study": self.study,
             "label": self.label,
             "score": self.score,
@@ -224,14 +247,36 @@ class Plan:
         taken = [series for series, reason in zip(self.series, self.skipped, strict=True) if reason is None]
         return list(dict.fromkeys(facts.source for series in taken for facts in series.slices))
 
-    def without(self, numbers: set[int]) -> Plan:
-        """Return the plan without the series of these numbers, such as those that have an answer already."""
-        kept = [number for number in range(len(self.series)) if number not in numbers]
+    def without(self, has_answer: Callable[[str], bool], by: By, rule: SeriesRule) -> Plan:
+        """Return the plan without the series or studies of which the identity has an answer already."""
+        identities = [series_identity(series, rule) for series in self.series]
+        if by == "study":
+            members: dict[str, list[tuple[str, bool]]] = {}
+            for series, identity, reason in zip(self.series, identities, self.skipped, strict=True):
+                members.setdefault(_study_key(series), []).append((identity, reason is None))
+            identities = [study_identity(members[_study_key(series)]) for series in self.series]
+        kept = [number for number, identity in enumerate(identities) if not has_answer(identity)]
         return replace(
             self,
             series=tuple(self.series[number] for number in kept),
             skipped=tuple(self.skipped[number] for number in kept),
         )
+
+
+def series_identity(series: Series, rule: SeriesRule) -> str:
+    """Return 16 hex digits that identify a series by its slices and the rule for its answer."""
+    # Slices with identifiers are the same in whichever folder they are; other files are known by their paths.
+    slices = sorted((facts.instance or facts.source, facts.index) for facts in series.slices)
+    return _digest([series.study, series.uid, slices, rule.window_mm, rule.least_slices, rule.threshold])
+
+
+def study_identity(series: Sequence[tuple[str, bool]]) -> str:
+    """Return 16 hex digits that identify a study by its series, and whether each of them is classified."""
+    return _digest(sorted(series))
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def plan(slices: Iterable[SliceFacts | InputError], plane: Plane = "axial") -> Plan:
