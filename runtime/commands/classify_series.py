@@ -50,6 +50,7 @@ def classify_series(
     with explain_how_to_continue(resume), ExitStack() as stack:
         found = track(slice_facts(expand(scans, recursive=recursive, notify=notify)), "headers")
         planned = plan(found, plane)
+        everything_skipped = bool(planned.series) and not planned.sources
         journal = None
         if resume:
             from mri_edge.inference.journal import SeriesJournal
@@ -83,8 +84,7 @@ def classify_series(
         if heatmap and outcome.curves:
             plural = "s" if outcome.curves > 1 else ""
             notify(f"{outcome.curves} curve{plural}, and heatmaps of leading slices, written to {heatmap}{os.sep}")
-    nothing_answered = bool(planned.series) and not slices
-    return 1 if outcome.failed or nothing_answered else 0
+    return 1 if outcome.failed or everything_skipped else 0
 
 
 def _report(planned: Plan) -> None:

@@ -158,5 +158,9 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
 
 
 def _syntax(header: Dataset) -> str | None:
+    """Return the name of the transfer syntax without its remarks: "JPEG Lossless", "Explicit VR Big Endian"."""
     syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
-    return None if syntax is None else str(getattr(syntax, "name", syntax))
+    if syntax is None:
+        return None
+    name = str(getattr(syntax, "name", syntax))
+    return name.split(",")[0].split(" (")[0].removesuffix(" Image Compression")
