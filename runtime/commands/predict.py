@@ -108,12 +108,12 @@ def predict(
         # These imports take place while the model is opened in other threads.
         from mri_edge.inference.classifier import Classifier
 
-        from .classify import classify
+        from .scans.classify import classify
 
         classifier = Classifier.from_pending(pending)
     with classifier:
         if by != "slice":
-            from .classify_series import classify_series
+            from .scans.classify_series import classify_series
 
             return classify_series(
                 classifier,

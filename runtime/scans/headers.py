@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from mri_edge.errors import InputError
 
 from . import readers
+from .files import special_file_kind
 from .series import SliceFacts
 
 
@@ -21,7 +22,7 @@ def slice_facts(sources: Iterable[str | InputError]) -> Iterator[SliceFacts | In
             yield source
             continue
         read = getattr(readers.reader_of(source), "slice_facts", None)
-        if read is None:
+        if read is None or special_file_kind(source):  # a pipe can be read only once
             yield SliceFacts(source)
             continue
         try:

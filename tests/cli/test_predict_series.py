@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mri_edge.cli import run
-from mri_edge.commands.series_output import tenths
+from mri_edge.commands.scans.series_output import tenths
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCHEMA = json.loads(files("mri_edge").joinpath("inference", "series.schema.json").read_text(encoding="utf-8"))

@@ -163,4 +163,4 @@ def _syntax(header: Dataset) -> str | None:
     if syntax is None:
         return None
     name = str(getattr(syntax, "name", syntax))
-    return name.split(",")[0].split(" (")[0].removesuffix(" Image Compression")
+    return name.split(",", maxsplit=1)[0].split(" (", maxsplit=1)[0].removesuffix(" Image Compression")

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mri_edge.errors import InputError
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.geometry import position_along_normal, square_pixels
 from mri_edge.scans.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, Histogram, Window, percentile_window, to_gray
+from mri_edge.scans.series import SliceFacts
 
 from ._nifti_data import GZIP, VoxelFile, first_block, open_voxels
 from ._nifti_header import Volume, version_of
@@ -70,6 +72,33 @@ def read(source: Source) -> Iterator[Frame]:
             yield Frame(
                 _picture(gray, volume, name), source_name(source), index, volume.count, _metadata(volume, index, window)
             )
+
+
+def slice_facts(path: str) -> Iterator[SliceFacts]:
+    """Yield what the header says about each slice; see ``scans.headers``. Raises InputError as ``read`` does."""
+    try:
+        with open_voxels(path, path) as file:
+            volume = file.volume
+    except InputError as error:
+        if error.code != "unsupported":
+            raise
+        yield SliceFacts(path, kind=NAME, refusal=error)
+        return
+    orientation, display = volume.orientation, volume.display
+    window = None if display is None else ((display[0] + display[1]) / 2, display[1] - display[0])
+    for index in range(volume.count):
+        yield SliceFacts(
+            source=path,
+            index=index,
+            count=volume.count,
+            kind=NAME,
+            orientation=orientation,
+            position=volume.position(index),
+            spacing=volume.spacing,
+            matrix=volume.matrix,
+            syntax=f"{'gzip, ' if path.lower().endswith('.gz') else ''}{volume.dtype.name}",
+            window=window,
+        )
 
 
 def _picture(gray: NDArray[np.uint8], volume: Volume, name: str) -> Pixels:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from mri_edge.commands.output import table
+from mri_edge.commands.progress import track
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
 from mri_edge.inference.series import Plan, plan
@@ -15,9 +17,6 @@ from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.series import Series
 from mri_edge.scans.sources import expand
-
-from .output import table
-from .progress import track
 
 EXAMPLES = """\b
 Examples:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mri_edge.commands.output import csv_line
 from mri_edge.errors import printable
 from mri_edge.inference.aggregate import rule_of
 from mri_edge.inference.prediction import NOTICE, Failure, stdout_json
 from mri_edge.inference.series import SeriesPrediction, StudyPrediction
-
-from .output import csv_line
 
 if TYPE_CHECKING:
     from mri_edge.inference.classifier import Classifier

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mri_edge.commands.output import FORMS
+from mri_edge.commands.progress import at_terminal, track
 from mri_edge.errors import InputError, printable
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.scans.sources import expand
-
-from .output import FORMS
-from .progress import at_terminal, track
 
 if TYPE_CHECKING:
     from mri_edge.inference.journal import Journal

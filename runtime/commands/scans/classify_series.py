@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from mri_edge.commands.progress import at_terminal, track
 from mri_edge.inference.aggregate import rule_of
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction
@@ -26,7 +27,6 @@ from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.sources import expand
 
 from .classify import Counter, explain_how_to_continue, flush_stdout, notify, print_line
-from .progress import at_terminal, track
 from .series_output import SERIES_FORMS
 
 
