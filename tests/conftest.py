@@ -256,7 +256,7 @@ def recipe_code() -> Callable[[str], str]:
 def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
     """Register a reader of files with geometry, and return a function that writes such a file.
 
-    The function takes a name, the gray level of each frame (None: a frame that cannot be read), and changes to the
+    The function takes a name, the mean gray level of each frame (None: a frame that cannot be read), and changes to the
     facts of the frames. Frame i lies ``i * step`` mm above ``at``.
     """
     from types import ModuleType
@@ -271,7 +271,10 @@ def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
         for index, level in enumerate(content["levels"]):
             if level is None:
                 raise InputError(f"{source}: damaged frame", code="damaged")
-            yield Frame(np.full((128, 128, 3), level, np.uint8), str(source), index, len(content["levels"]))
+            step = 60 if level < 128 else -60  # a stripe, because a blank slice does not count
+            pixels = np.full((128, 128, 3), max(0, level - step // 15), np.uint8)
+            pixels[:, 40:48] = level + step
+            yield Frame(pixels, str(source), index, len(content["levels"]))
 
     def slice_facts(path: str) -> Iterator[SliceFacts]:
         try:
