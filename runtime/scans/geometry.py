@@ -19,7 +19,7 @@ from mri_edge.errors import InputError
 from .frame import Pixels
 from .resize import resize_bilinear
 
-Vector: TypeAlias = Sequence[float]
+Vector: TypeAlias = Sequence[float] | NDArray[np.float64]
 _Vector: TypeAlias = tuple[float, float, float]
 
 # For each plane: the patient axis across the slices, then the axis and sign that point right and down on the screen.
@@ -193,9 +193,3 @@ def _unit(vector: Vector) -> _Vector:
     x, y, z = map(float, vector)
     length = math.hypot(x, y, z)
     return (x / length, y / length, z / length) if 0 < length < math.inf else (0.0, 0.0, 0.0)
-
-
-def lps_directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the steps in LPS+ along the three axes of a voxel array, as rows (3, 3), from a RAS+ affine (4, 4)."""
-    steps: NDArray[np.float64] = (np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]).T
-    return steps
