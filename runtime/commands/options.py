@@ -96,7 +96,7 @@ def bundle_argument(function: Function) -> Function:
     @MODEL
     @wraps(function)
     def with_bundle(*arguments: Any, bundle: str | None, model: str, **options: Any) -> Any:
-        if bundle is not None and _is_on_command_line("model"):
+        if bundle is not None and is_on_command_line("model"):
             raise _named_twice(bundle, model)
         return function(*arguments, model=model if bundle is None else bundle, **options)
 
@@ -135,7 +135,8 @@ def bundle_and_scans(function: Function) -> Function:
     return cast(Function, with_bundle)
 
 
-def _is_on_command_line(parameter: str) -> bool:
+def is_on_command_line(parameter: str) -> bool:
+    """Whether the value of a parameter of the running command was typed, and is no default."""
     return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from .out_of_distribution import FEATURES, OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide, recalibrated
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
+
+if TYPE_CHECKING:
+    from .series import Plane, SeriesPrediction
 
 # Names of outputs that some artifacts have; see ``engines.Engine``.
 CONTRIBUTIONS = "contributions"
@@ -180,10 +183,20 @@ class Classifier:
         return prediction
 
     def predict_frames(
-        self, source: Source, *, explain: bool = False, keep_pixels: bool = False
+        self,
+        source: Source,
+        *,
+        indexes: Collection[int] | None = None,
+        explain: bool = False,
+        keep_pixels: bool = False,
     ) -> Iterator[Prediction]:
-        """Classify the frames of one scan, one after the other. Parameters and errors as for ``predict``."""
+        """Classify the frames of one scan, one after the other; with ``indexes`` only those frames.
+
+        Other parameters and errors as for ``predict``.
+        """
         for decoded in decode(source):
+            if indexes is not None and decoded.frame.index not in indexes:
+                continue
             try:
                 prepared = prepare([decoded], self.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
             except MemoryError as error:
@@ -276,6 +289,47 @@ class Classifier:
             finally:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
+
+    def predict_series(
+        self,
+        sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        plane: Plane = "axial",
+        recursive: bool = False,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Iterator[SeriesPrediction | Failure]:
+        """Classify series: every slice, and one answer from them all.
+
+        All headers are read first, to group the files into series and to sort them. Then each file is read once, a few
+        at a time. A series is yielded as soon as all of its slices have a result; a file of which no header can be read
+        is yielded as a Failure.
+
+        Parameters
+        ----------
+        sources
+            Files, folders and patterns, or one of them.
+        plane
+            ``"axial"``: series of other planes are not classified and have ``skipped``. ``"any"``: all are.
+        recursive
+            Whether folders include their subfolders.
+        batch_size, workers
+            As for ``predict_batches``.
+
+        Raises
+        ------
+        EngineError, UsageError
+            As for ``predict_batches``.
+        """
+        from mri_edge.scans.headers import slice_facts
+        from mri_edge.scans.sources import expand
+
+        from .series import combine, plan, what_ran
+
+        named = [sources] if isinstance(sources, str | os.PathLike) else sources
+        planned = plan(slice_facts(expand([os.fspath(source) for source in named], recursive=recursive)), plane)
+        results = self.predict_batches(planned.sources, batch_size=batch_size, workers=workers)
+        return combine(planned, results, what_ran(self))
 
     def close(self) -> None:
         """Release the engine's memory and threads. The classifier cannot be used afterwards."""
