@@ -8,10 +8,13 @@ from mri_edge.errors import InputError
 
 from . import readers
 from .files import special_file_kind
+from .options import DEFAULT, ReadOptions
 from .series import SliceFacts
 
 
-def slice_facts(sources: Iterable[str | InputError]) -> Iterator[SliceFacts | InputError]:
+def slice_facts(
+    sources: Iterable[str | InputError], options: ReadOptions = DEFAULT
+) -> Iterator[SliceFacts | InputError]:
     """Yield the facts of each frame of each file, and an InputError for a file of which no header can be read.
 
     A picture has no header of this kind, so it is one slice about which nothing is known; it is not opened. Errors
@@ -26,7 +29,7 @@ def slice_facts(sources: Iterable[str | InputError]) -> Iterator[SliceFacts | In
             yield SliceFacts(source)
             continue
         try:
-            yield from read(source)
+            yield from read(source, options)
         except InputError as error:
             error.source = source
             yield error

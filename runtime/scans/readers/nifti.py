@@ -18,6 +18,7 @@ from mri_edge.errors import InputError
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.geometry import position_along_normal, square_pixels
 from mri_edge.scans.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, Histogram, Window, percentile_window, to_gray
+from mri_edge.scans.options import DEFAULT, ReadOptions
 from mri_edge.scans.series import SliceFacts
 
 from ._nifti_data import GZIP, VoxelFile, first_block, open_voxels
@@ -42,10 +43,10 @@ def recognizes(head: bytes, path: str) -> bool:
     return version_of(first_block(head) if head[:2] == GZIP else head) is not None
 
 
-def read(source: Source) -> Iterator[Frame]:
+def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     """Yield the slices in the order of the file.
 
-    The window is the range that the header asks viewers to show (cal_min and cal_max), if it shows the scan, or else
+    Unless the options name another, the window is the range that the header asks viewers to show (cal_min and cal_max), if it shows the scan, or else
     runs from percentile 1 to 99.5 of the volume.
 
     Memory: two planes of the file and the frame. To that a compressed volume of up to 64 MiB adds its size, and slices
@@ -67,14 +68,14 @@ def read(source: Source) -> Iterator[Frame]:
     with open_voxels(source, name) as file:
         volume = file.volume
         with np.errstate(all="ignore"):  # values near the limits of a float overflow, and become black or white
-            window = _window(file)
+            window = _window(file, options)
         for index, gray in enumerate(_slices(file, window)):
             yield Frame(
                 _picture(gray, volume, name), source_name(source), index, volume.count, _metadata(volume, index, window)
             )
 
 
-def slice_facts(path: str) -> Iterator[SliceFacts]:
+def slice_facts(path: str, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
     """Yield what the header says about each slice; see ``scans.headers``. Raises InputError as ``read`` does."""
     try:
         with open_voxels(path, path) as file:
@@ -126,15 +127,17 @@ def _gray(plane: NDArray[Any], volume: Volume, window: Window) -> NDArray[np.uin
         return to_gray(plane, window, modality=volume.rescale)
 
 
-def _window(file: VoxelFile) -> Window:
+def _window(file: VoxelFile, options: ReadOptions) -> Window:
+    if not isinstance(options.window, str):
+        return options.window
     volume = file.volume
     histogram = _histogram(file)
-    if volume.display:
+    if volume.display and options.window == "file":
         low, high = volume.display
         window = Window(low / 2 + high / 2, high - low, "LINEAR_EXACT", "file")
         if window.is_valid() and not _hides_scan(histogram, volume, window):
             return window
-    return percentile_window(histogram, volume.rescale)
+    return options.fallback or percentile_window(histogram, volume.rescale)
 
 
 def _histogram(file: VoxelFile) -> Histogram:
