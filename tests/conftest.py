@@ -264,9 +264,10 @@ def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
     from mri_edge.errors import InputError
     from mri_edge.scans import readers
     from mri_edge.scans.frame import Frame
+    from mri_edge.scans.options import ReadOptions
     from mri_edge.scans.series import SliceFacts
 
-    def read(source: Any) -> Iterator[Frame]:
+    def read(source: Any, options: ReadOptions) -> Iterator[Frame]:
         content = json.loads(Path(source).read_text())
         for index, level in enumerate(content["levels"]):
             if level is None:
@@ -276,7 +277,7 @@ def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
             pixels[:, 40:48] = level + step
             yield Frame(pixels, str(source), index, len(content["levels"]))
 
-    def slice_facts(path: str) -> Iterator[SliceFacts]:
+    def slice_facts(path: str, options: ReadOptions) -> Iterator[SliceFacts]:
         try:
             content = json.loads(Path(path).read_text())
         except ValueError as error:
@@ -288,8 +289,9 @@ def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
                 "position": (0, 0, content["at"] + index * content["step"]),
                 **{key: tuple(value) if isinstance(value, list) else value for key, value in content["facts"].items()},
             }
+            facts.pop("code", None)
             if refusal := facts.pop("refusal", None):
-                facts["refusal"] = InputError(f"{path}: {refusal}", code="unsuitable")
+                facts["refusal"] = InputError(f"{path}: {refusal}", code=content["facts"].get("code", "localizer"))
             yield SliceFacts(path, index, len(content["levels"]), **facts)
 
     module = ModuleType("mri_edge.scans.readers.slices")

@@ -34,6 +34,8 @@ _COMMON = (
     "provider",
     "notice",
 )
+# Codes of refusals of what belongs to most studies but is no picture of the anatomy. Other refusals are failures.
+_UNSUITABLE = {"localizer", "map", "mosaic", "no_pixels", "not_mr"}
 _MANY_FAILED = 0.25  # proportion of slices without an answer from which a series gets a warning
 
 
@@ -283,7 +285,7 @@ def plan(slices: Iterable[SliceFacts | InputError], plane: Plane = "axial") -> P
     """Group slices and decide which series to classify.
 
     A series of another plane is skipped, because the training scans of other planes nearly all show a tumor. A series
-    of which the reader refuses every slice is skipped too, such as a localizer. Pictures have no plane and are taken.
+    that is no picture of the anatomy is skipped too, such as a localizer. Pictures have no plane and are taken.
     """
     failures: list[Failure] = []
 
@@ -381,9 +383,8 @@ def _finish_file(
 
 def _reason_to_skip(series: Series, plane: Plane) -> ResultWarning | None:
     refusals = [facts.refusal for facts in series.slices]
-    if refusals[0] is not None and None not in refusals:
-        prefix = f"{series.first.source}: "
-        return ResultWarning(refusals[0].code, refusals[0].problem.removeprefix(prefix))
+    if (first := refusals[0]) is not None and all(one is not None and one.code in _UNSUITABLE for one in refusals):
+        return ResultWarning(first.code, first.problem.removeprefix(f"{series.first.source}: "))
     if plane == "axial" and series.plane not in (None, "axial"):
         return ResultWarning("plane", f"{series.plane}, and the model is for axial slices")
     return None

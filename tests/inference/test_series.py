@@ -92,7 +92,14 @@ def test_any_plane_is_classified_with_a_warning(classifier: Classifier, write_sl
 def test_a_refused_series_is_skipped_with_the_readers_reason(classifier: Classifier, write_slices: Write) -> None:
     (result,) = answers(classifier, write_slices("l.slices", 30, 40, series="1", refusal="a localizer"))
     assert result.skipped is not None
-    assert (result.skipped.code, str(result.skipped)) == ("unsuitable", "a localizer")
+    assert (result.skipped.code, str(result.skipped)) == ("localizer", "a localizer")
+
+
+def test_a_series_that_cannot_be_decoded_is_not_just_skipped(classifier: Classifier, write_slices: Write) -> None:
+    """A missing decoder must not look like a study without scans."""
+    path = write_slices("l.slices", None, series="1", refusal="JPEG Extended", code="unsupported")
+    (result,) = answers(classifier, path)
+    assert (result.skipped, result.failed) == (None, 1)
 
 
 def test_slices_that_cannot_be_read_are_counted_and_the_others_answered(
