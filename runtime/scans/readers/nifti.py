@@ -46,8 +46,8 @@ def recognizes(head: bytes, path: str) -> bool:
 def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     """Yield the slices in the order of the file.
 
-    Unless the options name another, the window is the range that the header asks viewers to show (cal_min and cal_max), if it shows the scan, or else
-    runs from percentile 1 to 99.5 of the volume.
+    Unless the options name another, the window is the range that the header asks viewers to show (cal_min and cal_max),
+    if it shows the scan, or else runs from percentile 1 to 99.5 of the volume.
 
     Memory: two planes of the file and the frame. To that a compressed volume of up to 64 MiB adds its size, and slices
     that run against the file's order add one byte for each voxel, at most 268 MB. More than 268,435,456 voxels or 1 GiB
