@@ -15,7 +15,7 @@ from mri_edge.errors import UsageError
 from mri_edge.inference.loading import PendingModel
 from mri_edge.inference.selection import RunOptions
 
-from .options import REQUIRE_SIGNATURE, is_on_command_line, model_options
+from .options import REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
 
 EXAMPLES = """\b
 Examples:
@@ -24,6 +24,7 @@ Examples:
   mri-edge predict 'scans/*.png' --json | jq .label
   mri-edge predict scan.jpg --heatmap why/
   mri-edge predict archive/ -r --resume results.jsonl
+  mri-edge predict IM0001 --window 500,1000
   mri-edge predict study/ -r --by series
   find . -name '*.jpg' | mri-edge predict - --json
   mri-edge predict scan.jpg --model my-bundle --engine litert
@@ -74,6 +75,7 @@ Examples:
 )
 @REQUIRE_SIGNATURE
 @model_options
+@reading_options
 def predict(
     scans: tuple[str, ...],
     form: str | None,

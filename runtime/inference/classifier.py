@@ -24,6 +24,8 @@ from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Pixels, Source, not_one_frame
+from mri_edge.scans.options import DEFAULT as READ_DEFAULT
+from mri_edge.scans.options import ReadOptions
 
 from .loading import PendingModel
 from .out_of_distribution import FEATURES, OutOfDistributionCheck
@@ -32,6 +34,8 @@ from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
 
 if TYPE_CHECKING:
+    from mri_edge.scans.intensity import Window
+
     from .series import Plane, SeriesPrediction
 
 # Names of outputs that some artifacts have; see ``engines.Engine``.
@@ -63,15 +67,18 @@ class Classifier:
         *,
         batch_size: int = DEFAULT_BATCH,
         warnings: tuple[ResultWarning, ...] = (),
+        reading: ReadOptions = READ_DEFAULT,
     ) -> None:
         """Combine an opened bundle and an opened engine, such as a fake one in tests. Otherwise use ``load``.
 
-        ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction.
+        ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction;
+        ``reading`` says how the values of DICOM and NIfTI become pictures.
         """
         self.bundle = bundle
         self.artifact = artifact
         self.engine = engine
         self.batch_size = batch_size
+        self.reading = reading
         self._closed = False
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
@@ -108,6 +115,8 @@ class Classifier:
         threads: int | None = None,
         workload: Workload = "many",
         allow_fallback: bool = False,
+        window: str | Window = "file",
+        any_modality: bool = False,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Classifier:
         """Open a model.
@@ -119,6 +128,8 @@ class Classifier:
             packed bundle, or an opened Bundle.
         artifact, engine, provider, threads, workload, allow_fallback
             How to run it; see ``RunOptions``. ``selection.select`` chooses the omitted ones.
+        window, any_modality
+            How the values of DICOM and NIfTI become pictures; see ``ReadOptions``.
         require_signature
             File of the public key that must have signed the bundle. Default: the environment variable
             MRI_EDGE_REQUIRE_SIGNATURE.
@@ -130,7 +141,8 @@ class Classifier:
         UsageError, EngineUnavailable, ProviderUnavailable, EngineError
             The engine cannot run it.
         """
-        run = RunOptions(artifact, engine, provider, threads, workload, allow_fallback)
+        reading = ReadOptions(window, any_modality)
+        run = RunOptions(artifact, engine, provider, threads, workload, allow_fallback, reading)
         return cls.load_with(run, model, require_signature=require_signature)
 
     @classmethod
@@ -156,13 +168,19 @@ class Classifier:
         """Wait until a model is open, and return its classifier. Raises what ``PendingModel.wait`` does."""
         loaded = pending.wait()
         classifier = cls(
-            pending.bundle, loaded.artifact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
+            pending.bundle,
+            loaded.artifact,
+            loaded.engine,
+            batch_size=loaded.batch_size,
+            warnings=loaded.warnings,
+            reading=pending.run.reading,
         )
         classifier._options = pending.run
         return classifier
 
     def predict(self, source: Source, *, explain: bool = False, keep_pixels: bool = False) -> Prediction:
-        """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, or an array.
+        """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, an array, or a
+        ``pydicom.Dataset``.
 
         With ``explain`` the prediction contains a heatmap, which takes about 140 runs of the network; with
         ``keep_pixels`` the decoded frame.
@@ -194,7 +212,7 @@ class Classifier:
 
         Other parameters and errors as for ``predict``.
         """
-        for decoded in decode(source):
+        for decoded in decode(source, self.reading):
             if indexes is not None and decoded.frame.index not in indexes:
                 continue
             try:
@@ -273,7 +291,9 @@ class Classifier:
                         parts = [batch[start : start + part] for start in range(0, len(batch), part)]
                         ahead.append(
                             [
-                                pool.submit(prepare_sources, sources, preprocessing, keep_pixels=keep_pixels)
+                                pool.submit(
+                                    prepare_sources, sources, preprocessing, self.reading, keep_pixels=keep_pixels
+                                )
                                 for sources in parts
                             ]
                         )
@@ -327,7 +347,8 @@ class Classifier:
         from .series import combine, plan, what_ran
 
         named = [sources] if isinstance(sources, str | os.PathLike) else sources
-        planned = plan(slice_facts(expand([os.fspath(source) for source in named], recursive=recursive)), plane)
+        paths = expand([os.fspath(source) for source in named], recursive=recursive)
+        planned = plan(slice_facts(paths, self.reading), plane)
         results = self.predict_batches(planned.sources, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
 
@@ -395,6 +416,7 @@ class Classifier:
                 heatmap=self._explain(scan.frame.pixels, explained) if explain else None,
                 explained=labels[explained] if explain else None,
                 pixels=scan.original,
+                metadata={key: value for key, value in scan.frame.metadata.items() if not key.startswith("_")},
             )
 
     def _run(self, batch: Pixels, names: Sequence[str]) -> Outputs:

@@ -48,7 +48,7 @@ def classify_series(
 
         score = required_score(classifier)
     with explain_how_to_continue(resume), ExitStack() as stack:
-        found = track(slice_facts(expand(scans, recursive=recursive, notify=notify)), "headers")
+        found = track(slice_facts(expand(scans, recursive=recursive, notify=notify), classifier.reading), "headers")
         planned = plan(found, plane)
         everything_skipped = bool(planned.series) and not planned.sources
         journal = None

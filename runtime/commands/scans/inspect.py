@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mri_edge.commands.options import ANY_MODALITY
 from mri_edge.commands.output import table
 from mri_edge.commands.progress import track
 from mri_edge.errors import printable
@@ -15,6 +16,7 @@ from mri_edge.inference.prediction import stdout_json
 from mri_edge.inference.series import Plan, plan
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.headers import slice_facts
+from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.series import Series
 from mri_edge.scans.sources import expand
 
@@ -31,7 +33,8 @@ _RIGHT = range(6)
 @click.argument("scans", nargs=-1, required=True, metavar="SCAN...")
 @click.option("-r", "--recursive", is_flag=True, help="Read the scans in subfolders too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every file of every series.")
-def inspect(scans: tuple[str, ...], recursive: bool, as_json: bool) -> int:
+@ANY_MODALITY
+def inspect(scans: tuple[str, ...], recursive: bool, as_json: bool, any_modality: bool) -> int:
     """Show the series that scans belong to.
 
     It reads headers only, and shows for each series whether 'predict --by series' would classify
@@ -39,7 +42,8 @@ def inspect(scans: tuple[str, ...], recursive: bool, as_json: bool) -> int:
 
     The exit code is 1 if a header cannot be read.
     """
-    found = track(slice_facts(expand(scans, recursive=recursive, notify=_notify)), "headers")
+    reading = ReadOptions(any_modality=any_modality)
+    found = track(slice_facts(expand(scans, recursive=recursive, notify=_notify), reading), "headers")
     planned = plan(found)
     if as_json:
         click.echo(stdout_json(_record(planned), indent=2))
