@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-import dicom_data
 import numpy as np
 import pytest
 
@@ -17,6 +17,9 @@ from mri_edge.cli import run
 from mri_edge.inference.series import SeriesPrediction
 
 pytest.importorskip("pydicom", reason="needs the extra dicom")
+
+sys.path.insert(0, str(Path(__file__).parent))
+import dicom_data
 
 
 @pytest.fixture(scope="module")
