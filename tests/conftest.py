@@ -256,7 +256,7 @@ def recipe_code() -> Callable[[str], str]:
 def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
     """Register a reader of files with geometry, and return a function that writes such a file.
 
-    The function takes a name, the gray level of each frame (None: a frame that cannot be read), and changes to the
+    The function takes a name, the mean gray level of each frame (None: a frame that cannot be read), and changes to the
     facts of the frames. Frame i lies ``i * step`` mm above ``at``.
     """
     from types import ModuleType
@@ -264,16 +264,20 @@ def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
     from mri_edge.errors import InputError
     from mri_edge.scans import readers
     from mri_edge.scans.frame import Frame
+    from mri_edge.scans.options import ReadOptions
     from mri_edge.scans.series import SliceFacts
 
-    def read(source: Any) -> Iterator[Frame]:
+    def read(source: Any, options: ReadOptions) -> Iterator[Frame]:
         content = json.loads(Path(source).read_text())
         for index, level in enumerate(content["levels"]):
             if level is None:
                 raise InputError(f"{source}: damaged frame", code="damaged")
-            yield Frame(np.full((128, 128, 3), level, np.uint8), str(source), index, len(content["levels"]))
+            step = 60 if level < 128 else -60  # a stripe, because a blank slice does not count
+            pixels = np.full((128, 128, 3), max(0, level - step // 15), np.uint8)
+            pixels[:, 40:48] = level + step
+            yield Frame(pixels, str(source), index, len(content["levels"]))
 
-    def slice_facts(path: str) -> Iterator[SliceFacts]:
+    def slice_facts(path: str, options: ReadOptions) -> Iterator[SliceFacts]:
         try:
             content = json.loads(Path(path).read_text())
         except ValueError as error:
@@ -285,8 +289,9 @@ def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
                 "position": (0, 0, content["at"] + index * content["step"]),
                 **{key: tuple(value) if isinstance(value, list) else value for key, value in content["facts"].items()},
             }
+            facts.pop("code", None)
             if refusal := facts.pop("refusal", None):
-                facts["refusal"] = InputError(f"{path}: {refusal}", code="unsuitable")
+                facts["refusal"] = InputError(f"{path}: {refusal}", code=content["facts"].get("code", "localizer"))
             yield SliceFacts(path, index, len(content["levels"]), **facts)
 
     module = ModuleType("mri_edge.scans.readers.slices")

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from mri_edge.bundles.manifest import Artifact, Manifest, SeriesRule
 from mri_edge.errors import InputError
@@ -34,6 +34,8 @@ _COMMON = (
     "provider",
     "notice",
 )
+# Codes of refusals of what belongs to most studies but is no picture of the anatomy. Other refusals are failures.
+_UNSUITABLE = {"localizer", "map", "mosaic", "no_pixels", "not_mr"}
 _MANY_FAILED = 0.25  # proportion of slices without an answer from which a series gets a warning
 
 
@@ -78,7 +80,7 @@ class SeriesPrediction:
         score.
     score
         See ``aggregate``. It is compared with the threshold, but it is no probability of the series. None if the series
-        was skipped, if no slice could be read, or for a model without a positive label.
+        was skipped, if every slice is blank or could not be read, or for a model without a positive label.
     window
         Positions in ``slices`` of the first and last slice from which the score comes, or None.
     threshold
@@ -283,7 +285,7 @@ def plan(slices: Iterable[SliceFacts | InputError], plane: Plane = "axial") -> P
     """Group slices and decide which series to classify.
 
     A series of another plane is skipped, because the training scans of other planes nearly all show a tumor. A series
-    of which the reader refuses every slice is skipped too, such as a localizer. Pictures have no plane and are taken.
+    that is no picture of the anatomy is skipped too, such as a localizer. Pictures have no plane and are taken.
     """
     failures: list[Failure] = []
 
@@ -381,9 +383,8 @@ def _finish_file(
 
 def _reason_to_skip(series: Series, plane: Plane) -> ResultWarning | None:
     refusals = [facts.refusal for facts in series.slices]
-    if refusals[0] is not None and None not in refusals:
-        prefix = f"{series.first.source}: "
-        return ResultWarning(refusals[0].code, refusals[0].problem.removeprefix(prefix))
+    if (first := refusals[0]) is not None and all(one is not None and one.code in _UNSUITABLE for one in refusals):
+        return ResultWarning(first.code, first.problem.removeprefix(f"{series.first.source}: "))
     if plane == "axial" and series.plane not in (None, "axial"):
         return ResultWarning("plane", f"{series.plane}, and the model is for axial slices")
     return None
@@ -393,13 +394,13 @@ def _answer(
     series: Series, slices: tuple[Prediction | Failure, ...], reason: ResultWarning | None, ran: Ran
 ) -> SeriesPrediction:
     manifest, rule = ran.manifest, rule_of(ran.manifest)
-    answers = [result for result in slices if isinstance(result, Prediction)]
+    answers = [result for result in slices if counts(result)]
     warnings = [*series.warnings, *_warnings(series, slices, manifest)]
     score: Score | None = None
     label = None
     threshold = rule.threshold if rule.threshold is not None else manifest.threshold
     if answers and manifest.positive_label is not None:
-        probabilities = [result.probability if isinstance(result, Prediction) else None for result in slices]
+        probabilities = [result.probability if counts(result) else None for result in slices]
         score = series_score(series.positions, probabilities, rule)
     if score is not None:
         label = _label(score.value, threshold, answers, manifest)
@@ -415,6 +416,14 @@ def _answer(
         warnings=tuple(warnings),
         ran=ran,
     )
+
+
+def counts(result: Prediction | Failure) -> TypeGuard[Prediction]:
+    """Whether the answer for a slice counts for its series: it has one, and the slice is not blank.
+
+    Volumes begin and end with slices beside the head, about which the answer of the model means nothing.
+    """
+    return isinstance(result, Prediction) and all(warning.code != "blank" for warning in result.warnings)
 
 
 def _label(score: float, threshold: float | None, answers: Sequence[Prediction], manifest: Manifest) -> str:
@@ -450,7 +459,8 @@ def _warnings(series: Series, slices: Sequence[Prediction | Failure], manifest: 
             for result in slices
             if isinstance(result, Prediction)
         )
-        yield ResultWarning(code, f"{count} of {len(slices)} slices have the warning {code}", count, 0)
+        effect = ", and do not count" if code == "blank" else ""
+        yield ResultWarning(code, f"{count} of {len(slices)} slices have the warning {code}{effect}", count, 0)
 
 
 def _study_key(series: Series) -> str:

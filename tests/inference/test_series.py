@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mri_edge import Classifier, Failure, UsageError
+from mri_edge import Classifier, Failure, Prediction, ResultWarning, UsageError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import SeriesRule
 from mri_edge.inference.series import SeriesPrediction, combine, combine_studies, plan, what_ran
@@ -92,7 +92,14 @@ def test_any_plane_is_classified_with_a_warning(classifier: Classifier, write_sl
 def test_a_refused_series_is_skipped_with_the_readers_reason(classifier: Classifier, write_slices: Write) -> None:
     (result,) = answers(classifier, write_slices("l.slices", 30, 40, series="1", refusal="a localizer"))
     assert result.skipped is not None
-    assert (result.skipped.code, str(result.skipped)) == ("unsuitable", "a localizer")
+    assert (result.skipped.code, str(result.skipped)) == ("localizer", "a localizer")
+
+
+def test_a_series_that_cannot_be_decoded_is_not_just_skipped(classifier: Classifier, write_slices: Write) -> None:
+    """A missing decoder must not look like a study without scans."""
+    path = write_slices("l.slices", None, series="1", refusal="JPEG Extended", code="unsupported")
+    (result,) = answers(classifier, path)
+    assert (result.skipped, result.failed) == (None, 1)
 
 
 def test_slices_that_cannot_be_read_are_counted_and_the_others_answered(
@@ -113,6 +120,20 @@ def test_a_file_that_breaks_off_keeps_the_answers_before(classifier: Classifier,
 def test_a_series_without_any_answer_has_no_label(classifier: Classifier, write_slices: Write) -> None:
     (result,) = answers(classifier, a_series(write_slices, None, None))
     assert (result.label, result.score, result.window, result.failed) == (None, None, None, 2)
+
+
+def test_blank_slices_keep_their_answers_but_do_not_count(classifier: Classifier, write_slices: Write) -> None:
+    planned = plan(slice_facts([str(write_slices("v.slices", 200, 200, 200, 10, 20, 10, series="1"))]))
+    blank = ResultWarning("blank", "blank, or nearly so")
+    results = [
+        replace(result, warnings=(blank,)) if isinstance(result, Prediction) and result.index < 3 else result
+        for result in classifier.predict_batches(planned.sources)
+    ]
+    (result,) = combine(planned, results, what_ran(classifier))
+    assert isinstance(result, SeriesPrediction)
+    assert levels(result)[:3] == [200, 200, 200]
+    assert (result.label, result.window) == ("no", (3, 5))
+    assert "3 of 6 slices have the warning blank, and do not count" in map(str, result.warnings)
 
 
 def test_a_frame_that_the_reader_leaves_out_is_a_failure(classifier: Classifier, write_slices: Write) -> None:

@@ -146,6 +146,13 @@ def test_frames_of_one_file_are_sorted_too() -> None:
     assert [facts.index for facts in only(frames).slices] == [3, 2, 1, 0]
 
 
+def test_one_position_for_all_frames_of_a_file_is_none_for_each() -> None:
+    frames = [a_slice(0, source="old.dcm", index=i, count=4) for i in range(4)]
+    series = only(frames)
+    assert series.positions == (None,) * 4
+    assert set(codes(series)) == {"no_positions"}
+
+
 @pytest.mark.parametrize(("orientation", "plane"), [(AXIAL, "axial"), (CORONAL, "coronal"), (SAGITTAL, "sagittal")])
 def test_the_plane_is_named(orientation: tuple[float, ...], plane: str) -> None:
     assert only([a_slice(0, orientation=orientation)]).plane == plane

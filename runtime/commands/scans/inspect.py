@@ -130,9 +130,14 @@ def _row(series: Series, reason: ResultWarning | None) -> tuple[str, ...]:
 def _state(series: Series, reason: ResultWarning | None) -> str:
     if reason is not None:
         return click.style(f"skipped: {printable(str(reason))}", fg="red")
-    refused = sum(facts.refusal is not None for facts in series.slices)
-    part = f", part {series.part} of {series.parts}" if series.parts > 1 else ""
-    return (f"{refused} of its slices will be refused" if refused else "ok") + part
+    refusals = [facts.refusal for facts in series.slices if facts.refusal is not None]
+    part = f"part {series.part} of {series.parts}" if series.parts > 1 else ""
+    if not refusals:
+        return ", ".join(filter(None, ("ok", part)))
+    every = len(refusals) == len(series.slices)
+    which = "refused" if every else f"{len(refusals)} of its slices will be refused"
+    problem = f"{which}: {printable(refusals[0].problem.removeprefix(f'{series.first.source}: '))}"
+    return click.style(", ".join(filter(None, (problem, part))), fg="red")
 
 
 def _syntaxes(series: Series) -> list[str]:

@@ -12,7 +12,7 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.errors import InputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction, frame_name
-from mri_edge.inference.series import SeriesPrediction
+from mri_edge.inference.series import SeriesPrediction, counts
 from mri_edge.storage.atomic import atomic_write, make_folder
 
 from .curve import draw_curve
@@ -49,9 +49,7 @@ def _with_heatmaps(
     result: SeriesPrediction, classifier: Classifier, folder: Path, score: Metric | None
 ) -> SeriesPrediction:
     first, last = result.window or (0, -1)
-    candidates = [
-        (number, piece) for number in range(first, last + 1) if isinstance(piece := result.slices[number], Prediction)
-    ]
+    candidates = [(number, piece) for number in range(first, last + 1) if counts(piece := result.slices[number])]
     candidates.sort(key=lambda pair: -pair[1].probability)
     slices = list(result.slices)
     for number, piece in candidates[:MOST_HEATMAPS]:

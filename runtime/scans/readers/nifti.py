@@ -76,7 +76,13 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
 
 
 def slice_facts(path: str, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
-    """Yield what the header says about each slice; see ``scans.headers``. Raises InputError as ``read`` does."""
+    """Yield what the header says about each slice, without decoding. A volume that ``read`` refuses yields its refusal.
+
+    Raises
+    ------
+    InputError
+        The header cannot be read at all.
+    """
     try:
         with open_voxels(path, path) as file:
             volume = file.volume
