@@ -237,27 +237,20 @@ class Histogram:
     """
 
     def __init__(self, low: float | None = None, high: float | None = None) -> None:
-        if low is None or high is None:
-            self._low, self._step = -float(1 << 15), 1.0
-            self._counts = np.zeros(_BINS + (1 << 15), np.int64)  # -32,768 to 65,535
-            self._exact = True
-        else:
+        self._exact = low is None or high is None
+        self._low, self._step = 0.0, 1.0
+        self._counts = np.zeros(0, np.int64)
+        if low is not None and high is not None:
             self._low, self._step = float(low), (float(high) - float(low)) / (_BINS - 1) or 1.0
             self._counts = np.zeros(_BINS, np.int64)
-            self._exact = False
 
     def add(self, stored: NDArray[Any], padding: Padding | None = None) -> None:
         """Count the values of an array of any shape. Padding, NaN and infinity are left out."""
         flat = stored.reshape(-1)
+        if not flat.size:
+            return
         if self._exact:
-            if padding is not None:
-                flat = flat[~padding.mask(flat)]
-            if not flat.size:
-                return
-            lowest = int(flat.min())
-            counts = np.bincount(flat if not lowest else flat.astype(np.int64) - lowest)
-            start = lowest - int(self._low)
-            self._counts[start : start + len(counts)] += counts
+            self._add_exactly(flat, padding)
             return
         for start in range(0, flat.size, _BLOCK):
             block = flat[start : start + _BLOCK]
@@ -270,6 +263,21 @@ class Histogram:
             values /= self._step
             bins = np.clip(np.rint(values, out=values), 0, _BINS - 1, out=values).astype(np.int64)
             self._counts += np.bincount(bins, minlength=_BINS)
+
+    def _add_exactly(self, flat: NDArray[Any], padding: Padding | None) -> None:
+        lowest = min(0, int(flat.min()))  # values from 0 on need no subtraction
+        counts = np.bincount(np.subtract(flat, lowest, dtype=np.int64) if lowest else flat)
+        if padding is not None:
+            counts[max(0, padding.low - lowest) : max(0, padding.high + 1 - lowest)] = 0
+        if not self._counts.size:
+            self._low, self._counts = float(lowest), counts
+            return
+        start = min(int(self._low), lowest)
+        end = max(int(self._low) + len(self._counts), lowest + len(counts))
+        total = np.zeros(end - start, np.int64)
+        total[int(self._low) - start :][: len(self._counts)] = self._counts
+        total[lowest - start :][: len(counts)] += counts
+        self._low, self._counts = float(start), total
 
     @property
     def total(self) -> int:
@@ -295,8 +303,12 @@ def percentile_window(histogram: Histogram, modality: Modality = NO_RESCALE) -> 
     if not stored.size:
         return Window(0.5, 1.0, "LINEAR_EXACT", "percentiles")
     values = modality.apply(stored)
-    order = np.argsort(values, kind="stable")
-    values, below = values[order], np.cumsum(counts[order])
+    if isinstance(modality, Rescale):
+        values, counts = (values[::-1], counts[::-1]) if modality.slope < 0 else (values, counts)
+    else:  # a table need not be monotonic
+        order = np.argsort(values, kind="stable")
+        values, counts = values[order], counts[order]
+    below = np.cumsum(counts)
     low, high = (
         float(values[min(int(np.searchsorted(below, percent / 100 * below[-1])), len(values) - 1)])
         for percent in (LOW_PERCENTILE, HIGH_PERCENTILE)

@@ -19,9 +19,6 @@ from .files import special_file_kind
 
 _MAX_NAMED = 3  # files of each kind that a message names; the others are only counted
 _KINDS = {
-    ".dcm": "DICOM",
-    ".dicom": "DICOM",
-    ".ima": "DICOM",
     ".nii": "NIfTI",
     ".nii.gz": "NIfTI",
 }
@@ -213,8 +210,8 @@ def _kind(name: str, head: bytes) -> str:
     for suffix, kind in _KINDS.items():
         if name.lower().endswith(suffix):
             return kind
-    if head[128:132] == b"DICM":  # DICOM part 10, section 7.1; scanners write names without a suffix
-        return "DICOM"
+    if head[128:132] == b"DICM":  # PS3.10 7.1; the reader recognizes all others
+        return "DICOMDIR"
     if name.startswith("."):
         return "hidden"
     return printable(Path(name).suffix) or "no suffix"

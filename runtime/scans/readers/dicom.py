@@ -1,0 +1,52 @@
+"""Read DICOM images with pydicom. Compressed pixels need python-gdcm, except RLE. Both are in the extra ``dicom``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mri_edge.scans.frame import Frame, Source
+from mri_edge.scans.options import DEFAULT, ReadOptions
+
+from ._dicom_signature import has_magic, is_directory, looks_like_dataset
+
+if TYPE_CHECKING:
+    from mri_edge.scans.series import SliceFacts
+
+NAME = "DICOM"
+SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def recognizes(head: bytes, path: str) -> bool:
+    """Whether a file begins like DICOM, with or without the preamble. A DICOMDIR has no pixels and is none."""
+    return not is_directory(head) if has_magic(head) else looks_like_dataset(head)
+
+
+def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
+    """Yield the frames of a file, its bytes or a ``pydicom.Dataset``, each decoded when it is asked for.
+
+    ``Frame.metadata["dicom"]`` is the record of what was used; see ``docs/dicom.md``. Under ``"_facts"`` is the
+    frame's ``SliceFacts``.
+
+    Raises
+    ------
+    InputError
+        ``code`` is one of ``_dicom_header.check``, or "missing", "not_a_file", "damaged", "too_large",
+        "out_of_memory", "unsupported" or "unreadable". It may be raised between two frames.
+    """
+    from . import _dicom_reading
+
+    yield from _dicom_reading.read(source, options)
+
+
+def facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
+    """Yield what the header says about each frame, without decoding. A file that ``read`` refuses yields its refusal.
+
+    Raises
+    ------
+    InputError
+        The header cannot be read at all.
+    """
+    from . import _dicom_reading
+
+    yield from _dicom_reading.facts(source, options)
