@@ -23,7 +23,7 @@ from mri_edge.engines import Engine, Outputs, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Pixels, Source, not_one_frame
+from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame
 from mri_edge.scans.options import DEFAULT as READ_DEFAULT
 from mri_edge.scans.options import ReadOptions
 
@@ -398,8 +398,9 @@ class Classifier:
         probabilities = recalibrated(outputs[self.engine.outputs[0].name], manifest)
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         labels, model = manifest.labels, manifest.title
-        for scan, row, label_index, unlike in zip(
-            prepared, probabilities.tolist(), chosen.tolist(), unlike_training, strict=True
+        sensitive = self._display_warnings([scan.frame for scan in prepared], probabilities)
+        for scan, row, label_index, unlike, displayed in zip(
+            prepared, probabilities.tolist(), chosen.tolist(), unlike_training, sensitive, strict=True
         ):
             explained = label_index if manifest.positive is None or len(labels) > 2 else manifest.positive
             yield Prediction(
@@ -416,12 +417,35 @@ class Classifier:
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
-                warnings=self._warnings + scan.warnings + unlike,
+                warnings=self._warnings + scan.warnings + unlike + displayed,
                 heatmap=self._explain(scan.frame.pixels, explained) if explain else None,
                 explained=labels[explained] if explain else None,
                 pixels=scan.original,
                 metadata={key: value for key, value in scan.frame.metadata.items() if not key.startswith("_")},
             )
+
+    def _display_warnings(
+        self, frames: Sequence[Frame], probabilities: NDArray[np.float32]
+    ) -> list[tuple[ResultWarning, ...]]:
+        """Return a warning for each frame whose answer changes with its window; see ``display_sensitivity``."""
+        warnings: list[tuple[ResultWarning, ...]] = [()] * len(frames)
+        manifest = self.bundle.manifest
+        if manifest.positive is None or manifest.threshold is None or not any(frame.metadata for frame in frames):
+            return warnings
+        from .display_sensitivity import to_check, warning_for, with_percentiles
+
+        positive, label = probabilities[:, manifest.positive].tolist(), manifest.labels[manifest.positive]
+        inputs = {
+            index: with_percentiles(frames[index], self.reading, manifest.preprocessing)
+            for index in to_check(frames, positive, manifest.threshold)
+        }
+        readable = {index: pixels for index, pixels in inputs.items() if pixels is not None}
+        if readable:
+            outputs = self._run(np.stack(list(readable.values())), [])
+            others = recalibrated(outputs[self.engine.outputs[0].name], manifest)[:, manifest.positive].tolist()
+            for index, other in zip(readable, others, strict=True):
+                warnings[index] = warning_for(label, positive[index], other, manifest.threshold)
+        return warnings
 
     def _run(self, batch: Pixels, names: Sequence[str]) -> Outputs:
         """Run the engine; return the probabilities, which are checked, and the outputs of these names."""

@@ -221,7 +221,7 @@ def _frame(
         _turned(gray, geometry, name),
         index=index,
         count=layout.frames,
-        metadata={"dicom": record, "_facts": found},
+        metadata={"dicom": record, "_facts": found, "_layout": layout},
         warnings=tuple(warnings),
     )
 

@@ -277,7 +277,8 @@ def _to_lps(affine: Any) -> NDArray[np.float64]:
 
 
 def _is_usable(affine: NDArray[np.float64]) -> bool:
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.isfinite(affine).all() and (lengths > 1e-6).all() and (lengths < 1e6).all())
 
 

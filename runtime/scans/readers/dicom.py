@@ -27,7 +27,7 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     """Yield the frames of a file, its bytes or a ``pydicom.Dataset``, each decoded when it is asked for.
 
     ``Frame.metadata["dicom"]`` is the record of what was used; see ``docs/dicom.md``. Under ``"_facts"`` is the
-    frame's ``SliceFacts``.
+    frame's ``SliceFacts``, and under ``"_layout"`` how its pixels are stored.
 
     Raises
     ------
