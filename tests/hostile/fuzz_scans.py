@@ -119,7 +119,7 @@ def _written(enhanced: bool, form: str) -> bytes:
         if form == "window":
             scan.PixelPaddingValue, scan.WindowCenter, scan.WindowWidth = 0, [600, 40], [1200, 400]
             scan.PhotometricInterpretation = "MONOCHROME1"
-            scan.ModalityLUTSequence = item(LUTDescriptor=[16, 0, 16], ModalityLUTType="US", LUTData=list(range(16)))
+            scan.ModalityLUTSequence = item(LUTDescriptor=[16, 0, 16], ModalityLUTType="US", LUTData=bytes(range(32)))
     scan.PixelData = np.random.default_rng(1).integers(0, 1200, (frames, 20, 24), np.uint16).tobytes()
     scan.file_meta = FileMetaDataset()
     scan.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if form == "deflated" else ExplicitVRLittleEndian
