@@ -24,6 +24,7 @@ import numpy as np
 from fuzzing import change, report
 
 from mri_edge.scans import readers
+from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.resize import resize_bilinear
 
 _MAX_FRAMES = 50  # a mutated header may declare thousands, each of which is bounded alone
@@ -151,7 +152,8 @@ MUTATIONS: dict[str, Callable[[int], bytes]] = {"nifti": nifti, "dicom": dicom}
 
 def read(content: bytes) -> None:
     """Read and resize the first frames."""
-    for frame in islice(readers.read(content), _MAX_FRAMES):
+    # Not only MR, so that a changed modality does not end it.
+    for frame in islice(readers.read(content, ReadOptions(any_modality=True)), _MAX_FRAMES):
         assert frame.pixels.dtype == np.uint8
         assert frame.pixels.ndim == 3
         resize_bilinear([frame.pixels], 128, 128)
