@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -59,20 +60,28 @@ def _json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
         yield stdout_json(result.to_dict())
 
 
-def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
+def _csv_lines(results: Results, classifier: Classifier, *, identified: bool = False) -> Iterator[str]:
     """Yield CSV (RFC 4180): a header, then one row per scan. A failed scan only has its name, the error and its code.
 
     A cell that a spreadsheet would read as a formula gets a leading apostrophe. So does a cell that begins with an
     apostrophe, so that removing one leading apostrophe always restores the cell.
+
+    With ``identified``, there are columns with what identifies the patient.
     """
     labels = classifier.bundle.manifest.labels
     columns = ["file", "label", *(f"probability of {printable(label)}" for label in labels), "threshold"]
     columns += ["model", "model_hash", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms"]
     columns += ["warnings", "warning_codes", "error", "error_code"]
-    yield csv_line(columns)
+    added: tuple[str, ...] = ()
+    if identified:
+        from mri_edge.scans.patient import IDENTIFIERS
+
+        added = IDENTIFIERS
+    yield csv_line([*columns, *added])
     for result in results:
         if isinstance(result, Failure):
-            yield csv_line([_name(result), *[""] * (len(columns) - 3), str(result.error), result.error.code])
+            cells = [_name(result), *[""] * (len(columns) - 3), str(result.error), result.error.code]
+            yield csv_line([*cells, *[""] * len(added)])
             continue
         latency = result.latency_ms
         yield csv_line(
@@ -91,6 +100,7 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
                 "; ".join(warning.code for warning in result.warnings),
                 "",
                 "",
+                *(result.metadata.get("identifiers", {}).get(key) for key in added),
             ]
         )
 
@@ -143,6 +153,7 @@ FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
     "table": _result_table,
     "json": _json_lines,
     "csv": _csv_lines,
+    "identified csv": partial(_csv_lines, identified=True),
 }
 
 

@@ -26,6 +26,7 @@ Examples:
   mri-edge predict archive/ -r --resume results.jsonl
   mri-edge predict IM0001 --window 500,1000
   mri-edge predict study/ -r --by series
+  mri-edge predict study/ -r --by series --dicom-out results/ --as sr,sc
   find . -name '*.jpg' | mri-edge predict - --json
   mri-edge predict scan.jpg --model my-bundle --engine litert
 """
@@ -73,6 +74,31 @@ Examples:
     show_envvar=True,
     help="Scans per run. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
 )
+@click.option(
+    "--dicom-out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write DICOM objects for positive results, for the archive from which the scans come. They contain the name "
+    "and the identifiers of the patient. Needs the extra 'dicom-out'.",
+)
+@click.option(
+    "--as",
+    "kinds",
+    default="sr",
+    show_default=True,
+    metavar="KINDS",
+    help="With --dicom-out: sr, a structured report; sc, heatmaps of up to 3 slices as Secondary Captures; or sr,sc.",
+)
+@click.option(
+    "--dicom-negatives",
+    is_flag=True,
+    help="With --dicom-out: also report 'Absent' for scans that are not positive. Readers may take it for a finding.",
+)
+@click.option(
+    "--with-identifiers",
+    is_flag=True,
+    help="Add the patient's name, ID and birth date and the accession number of DICOM files to JSON and CSV.",
+)
 @REQUIRE_SIGNATURE
 @model_options
 @reading_options
@@ -84,6 +110,10 @@ def predict(
     recursive: bool,
     resume: Path | None,
     heatmap: Path | None,
+    dicom_out: Path | None,
+    kinds: str,
+    dicom_negatives: bool,
+    with_identifiers: bool,
     batch: int | None,
     signed_by: str | None,
     model: str,
@@ -103,6 +133,10 @@ def predict(
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
     if by == "slice" and is_on_command_line("plane"):
         raise UsageError("--plane chooses among series", "Add --by series or --by study")
+    if dicom_out is None and (dicom_negatives or is_on_command_line("kinds")):
+        raise UsageError("--as and --dicom-negatives say what --dicom-out writes", "Add --dicom-out DIR")
+    if with_identifiers and not (form or resume):
+        raise UsageError("--with-identifiers adds to JSON and CSV", "Add --json, --csv or --resume FILE")
     with return_freed_memory():
         single = len(scans) == 1 and os.path.isfile(scans[0])
         run = replace(run, workload="single" if single else "many")
@@ -114,6 +148,11 @@ def predict(
 
         classifier = Classifier.from_pending(pending)
     with classifier:
+        dicom = None
+        if dicom_out is not None:
+            from .scans.dicom_output import DicomOutput, parse_kinds
+
+            dicom = DicomOutput(classifier, dicom_out, parse_kinds(kinds), negatives=dicom_negatives)
         if by != "slice":
             from .scans.classify_series import classify_series
 
@@ -126,6 +165,18 @@ def predict(
                 recursive=recursive,
                 resume=resume,
                 heatmap=heatmap,
+                dicom=dicom,
+                identified=with_identifiers,
                 batch=batch,
             )
-        return classify(classifier, scans, form=form, recursive=recursive, resume=resume, heatmap=heatmap, batch=batch)
+        return classify(
+            classifier,
+            scans,
+            form=form,
+            recursive=recursive,
+            resume=resume,
+            heatmap=heatmap,
+            dicom=dicom,
+            identified=with_identifiers,
+            batch=batch,
+        )

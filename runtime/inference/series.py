@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
@@ -96,6 +96,8 @@ class SeriesPrediction:
         What answered.
     curve_file
         Path of the picture of the probability along the series, if one was written.
+    identifiers
+        Name, patient ID, birth date and accession number, if the caller asked for them, otherwise empty.
     """
 
     series: Series
@@ -109,6 +111,7 @@ class SeriesPrediction:
     warnings: tuple[ResultWarning, ...]
     ran: Ran = field(repr=False)
     curve_file: str | None = None
+    identifiers: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     @property
     def identity(self) -> str:
@@ -171,6 +174,7 @@ class SeriesPrediction:
             ],
             "warnings": [asdict(warning) for warning in self.warnings],
             **({} if self.curve_file is None else {"curve": self.curve_file}),
+            **({"identifiers": dict(self.identifiers)} if self.identifiers else {}),
         }
 
 
@@ -444,6 +448,13 @@ def _answer(
         warnings=tuple(warnings),
         ran=ran,
     )
+
+
+def series_of_slice(result: Prediction, facts: SliceFacts, ran: Ran) -> SeriesPrediction:
+    """Return the answer for one slice as that for a series of one slice: with the label and threshold of the slice."""
+    (series,) = group([facts])
+    answer = _answer(series, (result,), None, ran)
+    return replace(answer, label=None if answer.score is None else result.label, threshold=result.threshold)
 
 
 def counts(result: Prediction | Failure) -> TypeGuard[Prediction]:

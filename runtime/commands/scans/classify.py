@@ -21,6 +21,8 @@ from mri_edge.scans.sources import expand
 if TYPE_CHECKING:
     from mri_edge.inference.journal import Journal
 
+    from .dicom_output import DicomOutput
+
 _MAX_WAIT_S = 0.05  # how long a scan from standard input waits for others to fill its batch
 
 
@@ -32,6 +34,8 @@ def classify(
     recursive: bool,
     resume: Path | None,
     heatmap: Path | None,
+    dicom: DicomOutput | None,
+    identified: bool,
     batch: int | None,
 ) -> int:
     """Write a result for each scan and return the exit code. Parameters are the options of ``predict``."""
@@ -65,7 +69,7 @@ def classify(
             from mri_edge.inference.heatmap.files import draw_each
 
             predictions = draw_each(predictions, heatmap, score)
-        counter = Counter(predictions)
+        counter = Counter(_with_dicom(predictions, dicom, identified))
         results = track(counter, "heatmaps" if heatmap else "predict", total) if show_progress else counter
         if journal:
             for result in results:
@@ -74,13 +78,33 @@ def classify(
                 have = "scan has" if journal.skipped == 1 else "scans have"
                 notify(f"{journal.skipped} {have} a result already")
         else:
-            for line in FORMS[form or "table"](results, classifier):
+            for line in FORMS[output_form(form, identified)](results, classifier):
                 print_line(line, form, flush=streamed or counter.results % (batch or classifier.batch_size) == 0)
             flush_stdout()  # flush here, where a full disk or a closed pipe is still reported with its exit code
         if heatmap and counter.heatmaps:
             count = f"{counter.heatmaps} {'heatmap' if counter.heatmaps == 1 else 'heatmaps'}"
             notify(f"{count} written to {heatmap}{os.sep}")
-    return 1 if counter.failed else 0
+        if dicom:
+            dicom.report()
+    return 1 if counter.failed or (dicom and dicom.failed) else 0
+
+
+def _with_dicom(
+    results: Iterable[Prediction | Failure], dicom: DicomOutput | None, identified: bool
+) -> Iterable[Prediction | Failure]:
+    """Return the results after their DICOM objects are written, and with what identifies the patient if wanted."""
+    if dicom:
+        results = dicom.each(results)
+    if identified:
+        from .identified import identify_slices
+
+        results = identify_slices(results)
+    return results
+
+
+def output_form(form: str | None, identified: bool) -> str:
+    """Return the key of the form for results. Only CSV must know beforehand whether they identify patients."""
+    return "identified csv" if identified and form == "csv" else form or "table"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mri_edge.commands.progress import at_terminal, track
 from mri_edge.inference.aggregate import rule_of
@@ -27,8 +28,11 @@ from mri_edge.inference.series import (
 from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.sources import expand
 
-from .classify import Counter, explain_how_to_continue, flush_stdout, notify, print_line
+from .classify import Counter, explain_how_to_continue, flush_stdout, notify, output_form, print_line
 from .series_output import SERIES_FORMS
+
+if TYPE_CHECKING:
+    from .dicom_output import DicomOutput
 
 
 def classify_series(
@@ -41,6 +45,8 @@ def classify_series(
     recursive: bool,
     resume: Path | None,
     heatmap: Path | None,
+    dicom: DicomOutput | None,
+    identified: bool,
     batch: int | None,
 ) -> int:
     """Write a result for each series or study and return the exit code. Parameters are the options of ``predict``."""
@@ -72,18 +78,26 @@ def classify_series(
             from mri_edge.inference.heatmap.series_pictures import draw_series
 
             answers = draw_series(answers, classifier, heatmap, score)
+        if dicom:
+            answers = dicom.each(answers)
+        if identified:
+            from .identified import identify_series
+
+            answers = identify_series(answers)
         outcome = _Outcome(combine_studies(answers, planned) if by == "study" else answers)
         if journal:
             for result in outcome:
                 journal.write(result)
         else:
-            for line in SERIES_FORMS[form or "table"](outcome, classifier):
+            for line in SERIES_FORMS[output_form(form, identified)](outcome, classifier):
                 print_line(line, form, flush=True)
             flush_stdout()
         if heatmap and outcome.curves:
             plural = "s" if outcome.curves > 1 else ""
             notify(f"{outcome.curves} curve{plural}, and heatmaps of leading slices, written to {heatmap}{os.sep}")
-    return 1 if outcome.failed or everything_skipped else 0
+        if dicom:
+            dicom.report()
+    return 1 if outcome.failed or everything_skipped or (dicom and dicom.failed) else 0
 
 
 def _report(planned: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,11 @@ def _json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
         yield stdout_json(result.to_dict())
 
 
-def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
-    """Yield CSV: a header, then one row per series or study. The probabilities of the slices are in one cell."""
+def _csv_lines(results: Results, classifier: Classifier, *, identified: bool = False) -> Iterator[str]:
+    """Yield CSV: a header, then one row per series or study. The probabilities of the slices are in one cell.
+
+    With ``identified``, there are columns with what identifies the patient.
+    """
     results = iter(results)
     first = list(islice(results, 1))
     while first and isinstance(first[-1], Failure):  # the columns depend on the first answer
@@ -47,7 +51,11 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
             break
         first += following
     by_study = bool(first) and isinstance(first[-1], StudyPrediction)
-    columns = _STUDY_COLUMNS if by_study else _SERIES_COLUMNS
+    columns: tuple[str, ...] = _STUDY_COLUMNS if by_study else _SERIES_COLUMNS
+    if identified:
+        from mri_edge.scans.patient import IDENTIFIERS
+
+        columns += IDENTIFIERS
     yield csv_line(columns)
     for result in chain(first, results):
         if isinstance(result, Failure):
@@ -59,6 +67,9 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
         else:
             cells = _study_cells(result) if isinstance(result, StudyPrediction) else _series_cells(result)
             cells |= result.ran.to_dict()
+            if identified:
+                member = result.series[0] if isinstance(result, StudyPrediction) else result
+                cells |= member.identifiers
         yield csv_line([cells.get(column, "") for column in columns])
 
 
@@ -189,4 +200,5 @@ SERIES_FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
     "table": _table,
     "json": _json_lines,
     "csv": _csv_lines,
+    "identified csv": partial(_csv_lines, identified=True),
 }

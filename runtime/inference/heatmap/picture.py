@@ -43,7 +43,17 @@ def draw(
     *,
     scan: str | None = None,
 ) -> bytes:
-    """Draw the heatmap of a prediction.
+    """Draw the heatmap of a prediction as ``draw_page`` does, and return the bytes of a PNG file.
+
+    ``scan`` is a hash that identifies the scan; it is stored in the file as text.
+    """
+    return png_file(draw_page(pixels, heatmap, prediction, score), scan)
+
+
+def draw_page(
+    pixels: Pixels, heatmap: NDArray[np.float32], prediction: Prediction, score: Metric | None
+) -> Image.Image:
+    """Draw the heatmap of a prediction: an RGB picture of two panels, which have sides from 384 to 1024 pixels.
 
     Regions of the map below ``least_drawn`` are transparent. From there to the maximum of the map, the color follows
     the scale below the picture.
@@ -59,12 +69,6 @@ def draw(
     score
         How often the peak lies in a drawn lesion, for the artifact that made the map, or None if that was not measured;
         see ``required_score``. The caption contains it.
-    scan
-        A hash that identifies the scan; stored in the file as text.
-
-    Returns
-    -------
-    The bytes of a PNG file, RGB. Each of the two panels has sides from 384 to 1024 pixels.
     """
     maximum = float(heatmap.max())
     picture = _resized(pixels)
@@ -86,7 +90,7 @@ def draw(
     for row in rows:
         pen.text((_MARGIN, top), row.text, fill="black", font=row.font)
         top += row.height
-    return png_file(page, scan)
+    return page
 
 
 def _resized(pixels: Pixels) -> Image.Image:

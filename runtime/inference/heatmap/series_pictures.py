@@ -46,24 +46,37 @@ def draw_series(
         yield replace(drawn, curve_file=os.fspath(_write_curve(drawn, folder)))
 
 
-def _with_heatmaps(
-    result: SeriesPrediction, classifier: Classifier, folder: Path, score: Metric | None
-) -> SeriesPrediction:
+def explain_leading(result: SeriesPrediction, classifier: Classifier) -> Iterator[tuple[int, Prediction]]:
+    """Yield the slices of a series with the highest probabilities of the window that gave its score, explained.
+
+    Each comes with its position in ``result.slices``. It is read and classified again, so that it has its heatmap and
+    its pixels. A file that cannot be read any more is left out.
+    """
     first, last = result.window or (0, -1)
     candidates = [(number, piece) for number in range(first, last + 1) if counts(piece := result.slices[number])]
     candidates.sort(key=lambda pair: -pair[1].probability)
-    slices = list(result.slices)
     reading = options_for(result.series, classifier.reading)
     for number, piece in candidates[:MOST_HEATMAPS]:
+        again = classifier.predict_frames(
+            piece.source or "", indexes=(piece.index,), explain=True, keep_pixels=True, reading=reading
+        )
         try:
-            again = classifier.predict_frames(
-                piece.source or "", indexes=(piece.index,), explain=True, keep_pixels=True, reading=reading
-            )
-            for drawn in draw_each(again, folder, score):
-                if isinstance(drawn, Prediction):
-                    slices[number] = replace(piece, heatmap_file=drawn.heatmap_file)
+            explained = next(again, None)
         except InputError:  # the file has changed since it was classified; its answer stays
             continue
+        if explained is not None:
+            yield number, explained
+
+
+def _with_heatmaps(
+    result: SeriesPrediction, classifier: Classifier, folder: Path, score: Metric | None
+) -> SeriesPrediction:
+    slices = list(result.slices)
+    for number, explained in explain_leading(result, classifier):
+        piece = slices[number]
+        for drawn in draw_each((explained,), folder, score):
+            if isinstance(drawn, Prediction) and isinstance(piece, Prediction):
+                slices[number] = replace(piece, heatmap_file=drawn.heatmap_file)
     return replace(result, slices=tuple(slices))
 
 

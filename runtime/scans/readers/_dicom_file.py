@@ -1,7 +1,7 @@
 """Open a DICOM file, or take a pydicom Dataset: the header, the transfer syntax, and where the pixels begin.
 
 Only the elements that ``_dicom_values.TAGS`` names are kept, so names and dates of patients never reach the memory of
-the reader, let alone a message.
+the reader, let alone a message. ``dicom.texts`` alone asks for others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -129,8 +129,8 @@ def refused(name: str, reason: str, code: str, hint: str = "") -> InputError:
 
 
 @contextmanager
-def opened(source: Source | Dataset, name: str) -> Iterator[Opened]:
-    """Open a path, the bytes of a file, or a Dataset.
+def opened(source: Source | Dataset, name: str, tags: Sequence[Any] = _TAGS) -> Iterator[Opened]:
+    """Open a path, the bytes of a file, or a Dataset. Of a file, only the elements in ``tags`` are kept.
 
     Raises
     ------
@@ -148,11 +148,11 @@ def opened(source: Source | Dataset, name: str) -> Iterator[Opened]:
     if isinstance(source, bytes | bytearray | memoryview):
         content = io.BytesIO(source)
         size = memoryview(source).nbytes
-        yield _parse(content if size <= _SMALL_FILE else BoundedFile(content, name, size), size, name)
+        yield _parse(content if size <= _SMALL_FILE else BoundedFile(content, name, size), size, name, tags)
         return
     assert isinstance(source, str | os.PathLike)  # noqa: S101 (the registry passes nothing else)
     with _file(os.fspath(source), name) as (stream, size):
-        yield _parse(stream, size, name)
+        yield _parse(stream, size, name, tags)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def _file(path: str, name: str) -> Iterator[tuple[BinaryIO, int]]:
         yield stream if len(content) <= _SMALL_FILE else BoundedFile(stream, name, len(content)), len(content)
 
 
-def _parse(stream: BinaryIO, size: int, name: str) -> Opened:
+def _parse(stream: BinaryIO, size: int, name: str, tags: Sequence[Any]) -> Opened:
     head = stream.read(512)
     if not size:
         raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again", code="damaged")
@@ -191,7 +191,7 @@ def _parse(stream: BinaryIO, size: int, name: str) -> Opened:
         raise refused(name, "a DICOMDIR, which lists files and has no pixels", "no_pixels", "Name its folder")
     stream.seek(0)
     try:
-        return _read_header(stream, size, name)
+        return _read_header(stream, size, name, tags)
     except InputError:
         raise
     except MemoryError as error:
@@ -203,7 +203,7 @@ def _parse(stream: BinaryIO, size: int, name: str) -> Opened:
         raise damaged(name, "its header cannot be read") from error
 
 
-def _read_header(stream: BinaryIO, size: int, name: str) -> Opened:
+def _read_header(stream: BinaryIO, size: int, name: str, tags: Sequence[Any]) -> Opened:
     from pydicom.filereader import read_dataset
 
     syntax, start = _file_meta(stream)
@@ -215,7 +215,7 @@ def _read_header(stream: BinaryIO, size: int, name: str) -> Opened:
     if isinstance(stream, BoundedFile):
         stream.max_reads = _MAX_HEADER_READS
     with quiet:
-        header = read_dataset(stream, implicit, little, stop_when=_at_pixels, specific_tags=_TAGS)
+        header = read_dataset(stream, implicit, little, stop_when=_at_pixels, specific_tags=list(tags))
     if isinstance(stream, BoundedFile):
         stream.allow_whole_file()
     element = _pixel_element(stream, "<" if little else ">")

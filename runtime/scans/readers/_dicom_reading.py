@@ -6,7 +6,7 @@ The order of the steps is that of PS3.3 C.7.6.3, C.11.1 and C.11.2: used bits, r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableSequence, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,22 @@ def slice_facts(source: Source | Dataset, options: ReadOptions) -> Iterator[Slic
             with quiet:
                 found = _facts(file, headers, headers.geometry(index), headers.window(index), index, frames)
             yield replace(found, source=source_name(source) or "", refusal=refusal)
+
+
+def texts(source: Source | Dataset, tags: Collection[int]) -> dict[int, str]:
+    """Return the values of header elements as text. See ``dicom.texts``."""
+    found: dict[int, str] = {}
+    with opened(source, _display_name(source), list(tags)) as file, quiet:
+        for tag in tags:
+            try:
+                value = file.header[tag].value if tag in file.header else None
+            except Exception:  # noqa: BLE001 (pydicom raises whatever a damaged value leads to)
+                value = None
+            parts = value if isinstance(value, list | MutableSequence) else [value]
+            text = "\\".join("" if part is None else str(part) for part in parts).strip(" \0")
+            if text:
+                found[tag] = text
+    return found
 
 
 def _display_name(source: Any) -> str:

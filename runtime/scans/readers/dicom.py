@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from mri_edge.scans.frame import Frame, Source
@@ -62,3 +63,26 @@ def percentiles_over(paths: Sequence[str], options: ReadOptions = DEFAULT) -> Wi
     from . import _dicom_reading
 
     return _dicom_reading.percentiles_over(paths, options)
+
+
+def texts(source: Source, tags: Collection[int]) -> dict[int, str]:
+    """Return the values of header elements as text, of those tags that have one. They may identify the patient.
+
+    Text is decoded by the character set of the file. A value that breaks the standard is returned as far as pydicom
+    can read it, otherwise left out. Several values are separated by a backslash.
+
+    Raises
+    ------
+    InputError
+        The header cannot be read at all.
+    """
+    from . import _dicom_reading
+
+    return _dicom_reading.texts(source, tags)
+
+
+def silenced() -> AbstractContextManager[None]:
+    """Return a context in which pydicom and Python print no warnings, which would quote values of a file."""
+    from ._dicom_file import quiet
+
+    return quiet
