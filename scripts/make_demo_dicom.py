@@ -4,7 +4,8 @@
 
 The picture is the mirror image of ``mni152-slice-2.jpg``, which ``make_demo_scans.py`` draws as seen from the head; in
 DICOM the patient's left is on the right. Every identifier is derived from fixed names, and neither the date nor the
-version of a library is written, so that every run gives the same bytes.
+version of a library is written, so that every run gives the same bytes. ``dcmcjpeg +e1`` of dcmtk made the compressed
+copy, mni152-slice-2-lossless.dcm, from it.
 """
 
 from __future__ import annotations

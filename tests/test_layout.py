@@ -100,7 +100,7 @@ def test_no_file_contains_a_path_from_a_developers_machine() -> None:
 def test_repository_contains_no_images_except_the_demo_scans() -> None:
     """Scans stay in the data folder. The golden values of the models contain exact copies of demo scans."""
     pictures = {".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".nii", ".gz", ".npy", ".npz"}
-    demo = {path.read_bytes() for path in (CHECKOUT / "examples").glob("*.jpg")}
+    demo = {path.read_bytes() for path in (CHECKOUT / "examples").rglob("*.*") if path.suffix in (".jpg", ".dcm")}
     # novelty.npy contains 17 rows of channel means, and split.npy ten bytes per image. Neither contains an image.
     golden = re.compile(r"runtime/models/\w+/(golden(\.npz|/.+)|(novelty|split)\.npy)")
     found = {name for name in _tracked() if Path(name).suffix.lower() in pictures and not name.startswith("examples/")}

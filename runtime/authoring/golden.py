@@ -26,7 +26,7 @@ from mri_edge.inference.replay import (
     probabilities_of,
 )
 from mri_edge.inference.tuned_profile import library_versions
-from mri_edge.scans.readers import picture
+from mri_edge.scans import readers
 
 from .writer import rewrite_bundle
 
@@ -37,7 +37,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     Parameters
     ----------
     scans
-        Pictures that may be passed on with the bundle: demo scans, never a patient's.
+        Pictures or DICOM files of one frame that may be passed on with the bundle: demo scans, never a patient's.
     notice
         Text file with the owner and license of the scans, which is passed on with them.
 
@@ -56,7 +56,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
         contents = [path.read_bytes() for path in scans]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read: {error}") from error
-    pixels = [picture.load(path) for path in scans]
+    pixels = [readers.load(path) for path in scans]
     tensors = np.stack([bundle.manifest.preprocessing.resize_picture(rgb) for rgb in pixels])
     arrays: dict[str, NDArray[Any]] = {"tensors": tensors}
     # In a gray picture all three channels share memory: keep one.

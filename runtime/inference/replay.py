@@ -21,8 +21,9 @@ from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
+from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels
-from mri_edge.scans.readers import picture
+from mri_edge.scans.readers import dicom, picture
 
 from .prediction import decide, recalibrated
 
@@ -141,8 +142,12 @@ def _check_hashes(bundle: Bundle) -> Iterator[Check]:
 
 
 def _replay_decode(bundle: Bundle, scan: Document, expected: Pixels) -> tuple[Check, Pixels]:
+    is_dicom = scan.file.lower().endswith(dicom.SUFFIXES)
+    if is_dicom and (reason := dicom.missing()):
+        return Check("pixels", scan.file, "", "not tried", reason), expected
     try:
-        pixels = picture.load(bundle.read(scan))
+        content = bundle.read(scan)
+        pixels = readers.load(content) if is_dicom else picture.load(content)
     except InputError as error:
         return Check("pixels", scan.file, "", "differs", str(error)), expected
     tolerance = _LOSSY_TOLERANCE if scan.file.lower().endswith(_LOSSY) else 0

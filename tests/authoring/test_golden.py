@@ -116,6 +116,59 @@ def test_pixels_of_lossless_pictures_must_be_equal(tiny_bundle, tmp_path, monkey
     assert replay.replay(Bundle.open(tiny_bundle)).first_difference.stage == "pixels"
 
 
+@pytest.fixture
+def with_dicom(tiny_bundle) -> Bundle:
+    """The tiny bundle with golden values of a DICOM slice in JPEG Lossless."""
+    pytest.importorskip("pydicom", reason="needs the extra dicom")
+    pytest.importorskip("gdcm", reason="needs the extra dicom")
+    golden.record(Bundle.open(tiny_bundle), [DEMO / "dicom" / "mni152-slice-2-lossless.dcm"], NOTICE)
+    return Bundle.open(tiny_bundle)
+
+
+def test_a_dicom_slice_is_replayed(with_dicom):
+    report = replay.replay(with_dicom)
+    assert report.first_difference is None
+    assert [check.status for check in report.checks if check.stage == "pixels"] == ["same"]
+
+
+def test_a_changed_window_is_reported(with_dicom, monkeypatch):
+    from mri_edge.scans.readers import _dicom_reading
+
+    to_gray = _dicom_reading.to_gray
+
+    def shifted(stored, window, **options):
+        return to_gray(stored, replace(window, center=window.center + 16), **options)  # one level of 256
+
+    monkeypatch.setattr(_dicom_reading, "to_gray", shifted)
+    first = replay.replay(with_dicom).first_difference
+    assert (first.stage, first.subject) == ("pixels", "golden/mni152-slice-2-lossless.dcm")
+
+
+def test_a_changed_codec_is_reported(with_dicom, monkeypatch):
+    from mri_edge.scans.readers import _dicom_reading
+
+    frame_decoder = _dicom_reading.frame_decoder
+
+    def shifted(*arguments):
+        decode = frame_decoder(*arguments)
+        return lambda index: decode(index) // 32 * 32  # as if two bits too few were read
+
+    monkeypatch.setattr(_dicom_reading, "frame_decoder", shifted)
+    assert replay.replay(with_dicom).first_difference.stage == "pixels"
+
+
+def test_without_the_extra_the_dicom_slice_is_left_out(with_dicom, monkeypatch):
+    from mri_edge.scans.readers import dicom
+
+    monkeypatch.setattr(dicom, "find_spec", lambda module: None)
+    report = replay.replay(with_dicom)
+    assert report.first_difference is None
+    [pixels] = [check for check in report.checks if check.stage == "pixels"]
+    assert pixels.status == "not tried"
+    assert "pip install 'mri-edge[dicom]'" in pixels.detail
+    assert report.replayed >= 1
+
+
 def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
     resize = Preprocessing.resize_picture
     monkeypatch.setattr(Preprocessing, "resize_picture", lambda self, pixels: resize(self, pixels) ^ 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mri_edge.scans.frame import Frame, Source
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 
 NAME = "dicom"
 SUFFIXES = (".dcm", ".dicom", ".ima")
+_LIBRARIES = {"pydicom": "pydicom", "gdcm": "python-gdcm"}
+
+
+def missing() -> str | None:
+    """Return which library is not installed and how to install it, or None if files of every kind can be read."""
+    names = [name for module, name in _LIBRARIES.items() if find_spec(module) is None]
+    return f"{' and '.join(names)} not installed: pip install 'mri-edge[dicom]'" if names else None
 
 
 def recognizes(head: bytes, path: str) -> bool:
