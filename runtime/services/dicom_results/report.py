@@ -145,6 +145,8 @@ def _comment(result: SeriesPrediction) -> str:
         f"From {slices}, {result.failed} of them without an answer." if result.failed else f"From {slices}.",
         "The probability is not calibrated on patients.",
     ]
+    if count > 1:
+        sentences.append("It is the score of a series: half of the slices in a window of neighbors reach it.")
     found = {warning.code for warning in result.warnings}
     found |= {warning.code for piece in result.slices for warning in getattr(piece, "warnings", ())}
     if found:
