@@ -24,6 +24,7 @@ import numpy as np
 from fuzzing import change, report
 
 from mri_edge.scans import readers
+from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.resize import resize_bilinear
 
 _MAX_FRAMES = 50  # a mutated header may declare thousands, each of which is bounded alone
@@ -119,7 +120,7 @@ def _written(enhanced: bool, form: str) -> bytes:
         if form == "window":
             scan.PixelPaddingValue, scan.WindowCenter, scan.WindowWidth = 0, [600, 40], [1200, 400]
             scan.PhotometricInterpretation = "MONOCHROME1"
-            scan.ModalityLUTSequence = item(LUTDescriptor=[16, 0, 16], ModalityLUTType="US", LUTData=list(range(16)))
+            scan.ModalityLUTSequence = item(LUTDescriptor=[16, 0, 16], ModalityLUTType="US", LUTData=bytes(range(32)))
     scan.PixelData = np.random.default_rng(1).integers(0, 1200, (frames, 20, 24), np.uint16).tobytes()
     scan.file_meta = FileMetaDataset()
     scan.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if form == "deflated" else ExplicitVRLittleEndian
@@ -151,7 +152,8 @@ MUTATIONS: dict[str, Callable[[int], bytes]] = {"nifti": nifti, "dicom": dicom}
 
 def read(content: bytes) -> None:
     """Read and resize the first frames."""
-    for frame in islice(readers.read(content), _MAX_FRAMES):
+    # Not only MR, so that a changed modality does not end it.
+    for frame in islice(readers.read(content, ReadOptions(any_modality=True)), _MAX_FRAMES):
         assert frame.pixels.dtype == np.uint8
         assert frame.pixels.ndim == 3
         resize_bilinear([frame.pixels], 128, 128)

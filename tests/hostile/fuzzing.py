@@ -22,6 +22,7 @@ from mri_edge.errors import InputError
 
 MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
 _HANGS_S = 60  # seconds after which one file counts as hanging
+_MAX_SHOWN = 30
 _TOGETHER = 1000  # mutations in one process
 
 _NUMBERS = (0, 1, 2, 255, 256, 4095, 7999, 8000, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
@@ -82,6 +83,7 @@ def run(mutation: Callable[[int], bytes], read: Callable[[bytes], object], count
 def run_apart(mutation: Callable[[int], bytes], read: Callable[[bytes], object], count: int, first: int = 0) -> Outcome:
     """As ``run``, in processes whose crash or hanging is a fault as well. For POSIX systems."""
     context = multiprocessing.get_context("fork")
+    mutation(first)  # make the valid files here, once for all processes
     total, seed, end = Outcome(), first, first + count
     while seed < end:
         current = context.Value("q", seed)
@@ -159,5 +161,7 @@ def report(outcome: Outcome) -> None:
     print(f"{sum(outcome.answers.values())} mutations: {dict(outcome.answers)}")
     print(f"largest CPU {outcome.cpu_s[0]:.2f} s (seed {outcome.cpu_s[1]})")
     print(f"largest rise of memory {outcome.peak_mb[0]:.0f} MB (seed {outcome.peak_mb[1]})")
-    print("\n".join(outcome.broken))
+    print("\n".join(outcome.broken[:_MAX_SHOWN]))
+    if len(outcome.broken) > _MAX_SHOWN:
+        print(f"and {len(outcome.broken) - _MAX_SHOWN} more")
     sys.exit(bool(outcome.broken))

@@ -22,7 +22,10 @@ from mri_edge import Classifier
 from mri_edge.errors import InputError
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Frame
+from mri_edge.scans.intensity import Window
+from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.readers import _nifti_data, nifti
+from mri_edge.scans.series import group
 
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
 
@@ -156,7 +159,7 @@ def test_volume_without_an_orientation_is_read_as_nibabel_reads_it() -> None:
     content = _bytes(image)  # to_bytes sets the codes again
     content = content[:252] + bytes(4) + content[256:]
     frames = _read(content)
-    assert frames[0].metadata["nifti"]["orientation"] == "assumed"
+    assert {warning.code for frame in frames for warning in frame.warnings} == {"no_orientation"}
     canonical = nibabel.as_closest_canonical(nibabel.Nifti1Image.from_bytes(content)).get_fdata()
     np.testing.assert_array_equal(_gray(_by_position(frames)), _levels(_axial(canonical), 0, 1679))
 
@@ -168,6 +171,37 @@ def test_display_range_of_the_header_is_the_window_unless_it_hides_the_scan() ->
     for low, high in ((0, 1), (5000, 9000), (9, 9), (9, 3), (np.nan, 5), (0, np.inf)):
         frame = _read(_bytes(_image(values, cal_min=low, cal_max=high)))[0]
         assert frame.metadata["nifti"]["window"]["from"] == "percentiles"
+        usable = bool(np.isfinite(high) and np.isfinite(low) and high > low)
+        assert [warning.code for warning in frame.warnings] == ["fallback_window"] * usable
+
+
+def test_options_choose_the_window() -> None:
+    content = _bytes(_image(_ramp(), cal_max=800))
+
+    def window(options: ReadOptions) -> tuple[float, float, str]:
+        used = next(iter(readers.read(content, options))).metadata["nifti"]["window"]
+        return used["center"], used["width"], used["from"]
+
+    assert window(ReadOptions("file")) == (400, 800, "file")
+    assert window(ReadOptions("auto")) == (843.5, 1655, "percentiles")
+    assert window(ReadOptions("5,10")) == (5, 10, "option")  # used although it shows nothing
+    fallback = Window(7, 70, origin="percentiles")
+    assert window(ReadOptions("auto", fallback=fallback)) == (7, 70, "percentiles")
+
+
+def test_facts_describe_the_frames_without_reading_voxels() -> None:
+    for affine in (np.eye(4), np.diag([5.0, 1, 1, 1]), np.diag([1.0, -1.5, 1.2, 1])[[0, 2, 1, 3]]):
+        content = _bytes(_image(_ramp(), affine))
+        frames = _read(content)
+        assert list(nifti.slice_facts(content)) == [frame.metadata["_facts"] for frame in frames]
+        [series] = group(nifti.slice_facts(content))
+        expected = [frame.metadata["nifti"]["position"] for frame in _by_position(frames)]
+        np.testing.assert_allclose(series.positions, expected, atol=2e-3)
+        assert series.plane == frames[0].metadata["nifti"]["plane"]
+    [refused] = nifti.slice_facts(_bytes(_image(np.zeros((4, 5, 6, 3), np.int16))))
+    assert "holds 3 volumes" in str(refused.refusal)
+    with pytest.raises(InputError, match="it ends inside its header"):
+        list(nifti.slice_facts(VOLUME[:300]))
 
 
 @pytest.mark.parametrize("outlier", [1e4, 1e9, 1e30, -1e30, 3e38])

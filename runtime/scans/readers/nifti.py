@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.errors import InputError
+from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.geometry import position_along_normal, square_pixels
 from mri_edge.scans.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, Histogram, Window, percentile_window, to_gray
@@ -27,6 +28,9 @@ from ._nifti_header import Volume, version_of
 NAME = "nifti"
 SUFFIXES = (".nii", ".nii.gz")
 
+_NO_ORIENTATION = ResultWarning(
+    "no_orientation", "the file does not say how its slices lie: left and right may be exchanged"
+)
 _FOREGROUND = 0.1  # of the range of values; as ``intensity.hides_scan``
 _MAX_AT_ONE_END = 0.99
 _HUGE = 1e300  # the difference of two such values is still finite
@@ -46,12 +50,13 @@ def recognizes(head: bytes, path: str) -> bool:
 def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     """Yield the slices in the order of the file.
 
-    Unless the options name another, the window is the range that the header asks viewers to show (cal_min and cal_max),
-    if it shows the scan, or else runs from percentile 1 to 99.5 of the volume.
+    The window of the file is the range that its header asks viewers to show (cal_min and cal_max). Where it has none,
+    or shows nothing in it, the window runs from percentile 1 to 99.5 of the volume. ``Frame.metadata["nifti"]`` is the
+    record of what was used; under ``"_facts"`` is the slice's ``SliceFacts``.
 
     Memory: two planes of the file and the frame. To that a compressed volume of up to 64 MiB adds its size, and slices
     that run against the file's order add one byte for each voxel, at most 268 MB. More than 268,435,456 voxels or 1 GiB
-    of them is refused by the header; of a compressed file no more is ever decompressed than the header declares.
+    of them is refused by the header; of a compressed file at most 1 MiB more is decompressed than the header declares.
 
     Parameters
     ----------
@@ -67,45 +72,55 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     name = source_name(source) or "NIfTI scan"
     with open_voxels(source, name) as file:
         volume = file.volume
+        warnings = [] if volume.oriented else [_NO_ORIENTATION]
         with np.errstate(all="ignore"):  # values near the limits of a float overflow, and become black or white
-            window = _window(file, options)
+            window = _window(file, options, warnings)
         for index, gray in enumerate(_slices(file, window)):
             yield Frame(
-                _picture(gray, volume, name), source_name(source), index, volume.count, _metadata(volume, index, window)
+                _picture(gray, volume, name),
+                source_name(source),
+                index,
+                volume.count,
+                _metadata(volume, index, window, source_name(source)),
+                tuple(warnings),
             )
 
 
-def slice_facts(path: str, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
-    """Yield what the header says about each slice, without decoding. A volume that ``read`` refuses yields its refusal.
+def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
+    """Yield what the header says about each slice, without reading voxels. An unsupported file yields its refusal.
 
     Raises
     ------
     InputError
-        The header cannot be read at all.
+        The header cannot be read.
     """
+    name = source_name(source) or ""
     try:
-        with open_voxels(path, path) as file:
+        with open_voxels(source, name or "NIfTI scan") as file:
             volume = file.volume
     except InputError as error:
-        if error.code != "unsupported":
+        if error.code not in ("unsupported", "too_large"):
             raise
-        yield SliceFacts(path, kind=NAME, refusal=error)
+        yield SliceFacts(name, kind=NAME, refusal=error)
         return
-    orientation, display = volume.orientation, volume.display
-    window = None if display is None else ((display[0] + display[1]) / 2, display[1] - display[0])
     for index in range(volume.count):
-        yield SliceFacts(
-            source=path,
-            index=index,
-            count=volume.count,
-            kind=NAME,
-            orientation=orientation,
-            position=volume.position(index),
-            spacing=volume.spacing,
-            matrix=volume.matrix,
-            syntax=f"{'gzip, ' if path.lower().endswith('.gz') else ''}{volume.dtype.name}",
-            window=window,
-        )
+        yield _facts(volume, index, name)
+
+
+def _facts(volume: Volume, index: int, name: str) -> SliceFacts:
+    display = volume.display
+    return SliceFacts(
+        name,
+        index,
+        volume.count,
+        NAME,
+        orientation=volume.orientation,
+        position=volume.position(index),
+        spacing=volume.spacing,
+        matrix=volume.matrix,
+        syntax=volume.dtype.name,
+        window=None if display is None else (display[0] / 2 + display[1] / 2, display[1] - display[0]),
+    )
 
 
 def _picture(gray: NDArray[np.uint8], volume: Volume, name: str) -> Pixels:
@@ -133,8 +148,9 @@ def _gray(plane: NDArray[Any], volume: Volume, window: Window) -> NDArray[np.uin
         return to_gray(plane, window, modality=volume.rescale)
 
 
-def _window(file: VoxelFile, options: ReadOptions) -> Window:
-    if not isinstance(options.window, str):
+def _window(file: VoxelFile, options: ReadOptions, warnings: list[ResultWarning]) -> Window:
+    """Choose the window, and add a warning if that of the file shows nothing."""
+    if isinstance(options.window, Window):
         return options.window
     volume = file.volume
     histogram = _histogram(file)
@@ -143,6 +159,8 @@ def _window(file: VoxelFile, options: ReadOptions) -> Window:
         window = Window(low / 2 + high / 2, high - low, "LINEAR_EXACT", "file")
         if window.is_valid() and not _hides_scan(histogram, volume, window):
             return window
+        message = "the display range in the file (cal_min, cal_max) shows nothing: percentiles are used"
+        warnings.append(ResultWarning("fallback_window", message))
     return options.fallback or percentile_window(histogram, volume.rescale)
 
 
@@ -226,17 +244,14 @@ def _hides_scan(histogram: Histogram, volume: Volume, window: Window) -> bool:
     )
 
 
-def _metadata(volume: Volume, index: int, window: Window) -> dict[str, Any]:
+def _metadata(volume: Volume, index: int, window: Window, source: str | None) -> dict[str, Any]:
     orientation, position = volume.orientation, volume.position(index)
     along = position_along_normal(orientation[:3], orientation[3:], position)
-    return {
-        "nifti": {
-            "frame": index,
-            "plane": volume.view.plane,
-            "position": None if along is None else round(along, 3),
-            "orientation": "file" if volume.oriented else "assumed",
-            "window": window.to_dict(),
-            "rescale": volume.rescale.to_dict(),
-        },
-        "_geometry": {"orientation": orientation, "position": position, "spacing": volume.spacing},
+    record = {
+        "frame": index + 1,
+        "plane": volume.view.plane,
+        "position": None if along is None else round(along, 3),
+        "window": window.to_dict(),
+        "rescale": volume.rescale.to_dict(),
     }
+    return {"nifti": record, "_facts": _facts(volume, index, source or "")}
