@@ -35,6 +35,7 @@ PUBLIC = [
     "ProviderUnavailable",
     "ResultWarning",
     "RunOptions",
+    "SeriesPrediction",
     "SignatureError",
     "Source",
     "UsageError",

@@ -187,7 +187,8 @@ def _sorted(members: list[SliceFacts], number: int, parts: int, copies: list[Sli
     positions: tuple[float | None, ...] = (None,) * len(members)
     distance = None
     located = [(position, facts) for facts in members if (position := _position(first, facts)) is not None]
-    if len(located) == len(members):
+    one_place = len(members) > 1 and len({(facts.source, position) for position, facts in located}) == 1
+    if len(located) == len(members) and not one_place:  # a position for a whole file is not that of its frames
         located.sort(key=lambda pair: pair[0])
         values = [position for position, _ in located]
         members, positions = [facts for _, facts in located], tuple(round(value, 3) for value in values)

@@ -193,15 +193,15 @@ def test_facts_describe_the_frames_without_reading_voxels() -> None:
     for affine in (np.eye(4), np.diag([5.0, 1, 1, 1]), np.diag([1.0, -1.5, 1.2, 1])[[0, 2, 1, 3]]):
         content = _bytes(_image(_ramp(), affine))
         frames = _read(content)
-        assert list(nifti.facts(content)) == [frame.metadata["_facts"] for frame in frames]
-        [series] = group(nifti.facts(content))
+        assert list(nifti.slice_facts(content)) == [frame.metadata["_facts"] for frame in frames]
+        [series] = group(nifti.slice_facts(content))
         expected = [frame.metadata["nifti"]["position"] for frame in _by_position(frames)]
         np.testing.assert_allclose(series.positions, expected, atol=2e-3)
         assert series.plane == frames[0].metadata["nifti"]["plane"]
-    [refused] = nifti.facts(_bytes(_image(np.zeros((4, 5, 6, 3), np.int16))))
+    [refused] = nifti.slice_facts(_bytes(_image(np.zeros((4, 5, 6, 3), np.int16))))
     assert "holds 3 volumes" in str(refused.refusal)
     with pytest.raises(InputError, match="it ends inside its header"):
-        list(nifti.facts(VOLUME[:300]))
+        list(nifti.slice_facts(VOLUME[:300]))
 
 
 @pytest.mark.parametrize("outlier", [1e4, 1e9, 1e30, -1e30, 3e38])

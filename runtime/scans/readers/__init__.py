@@ -2,8 +2,9 @@
 
 A reader file defines its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have,
 ``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source, options)``, which returns the
-frames. It imports the library of the format inside ``read``, because another reader may handle the file. The reader
-itself is imported when the first file is not a picture by its suffix.
+frames. It imports the library of the format inside ``read``, because another reader may handle the file. A reader of a
+format with geometry also defines ``slice_facts(path, options)``, which reads the header of a file only; see
+``scans.headers``.
 
 Two rules decide which reader takes a file. A known suffix is enough, so that no file is opened to list a folder of
 10,000 pictures. Otherwise the first ``HEAD_BYTES`` bytes of the file decide, because scanners write names without a
@@ -92,7 +93,7 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterable[Frame]:
     """
     path = source_name(source)
     if path is not None:
-        reader = _by_suffix(path) or _by_content(first_bytes(path), path)
+        reader = reader_of(path)
     elif isinstance(source, bytes | bytearray | memoryview):
         reader = _by_content(bytes(source[:HEAD_BYTES]), "")
     else:
@@ -117,6 +118,12 @@ def load(source: Source, options: ReadOptions = DEFAULT) -> Pixels:
     if len(frames) != 1:
         raise not_one_frame(source, len(frames))
     return frames[0].pixels
+
+
+def reader_of(path: str | os.PathLike[str]) -> Reader | None:
+    """Return the reader that takes a file, or None for a file that no reader recognizes."""
+    path = os.fspath(path)
+    return _by_suffix(path) or _by_content(first_bytes(path), path)
 
 
 def _by_suffix(path: str) -> Reader | None:

@@ -147,7 +147,7 @@ def opened(source: Source | Dataset, name: str) -> Iterator[Opened]:
         return
     if isinstance(source, bytes | bytearray | memoryview):
         content = io.BytesIO(source)
-        size = len(content.getbuffer())
+        size = memoryview(source).nbytes
         yield _parse(content if size <= _SMALL_FILE else BoundedFile(content, name, size), size, name)
         return
     assert isinstance(source, str | os.PathLike)  # noqa: S101 (the registry passes nothing else)

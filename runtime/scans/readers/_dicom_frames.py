@@ -60,6 +60,7 @@ class FrameHeaders:
 
     def __init__(self, header: Dataset) -> None:
         self._header = header
+        self._count = dicom.whole(header, dicom.FRAMES) or 1
         self._shared = dicom.item(header, dicom.SHARED_GROUPS)
         self._frames = dicom.items(header, dicom.FRAME_GROUPS)
 
@@ -98,6 +99,8 @@ class FrameHeaders:
         """Return where a frame lies."""
         orientation = dicom.numbers(self._place(index, dicom.PLANE_ORIENTATION), dicom.ORIENTATION)
         position = dicom.numbers(self._place(index, dicom.PLANE_POSITION), dicom.POSITION)
+        if self._count > 1 and not self._frames:
+            position = ()  # one position for several frames would place all of them in the same plane
         spacing = dicom.numbers(self._place(index, dicom.PIXEL_MEASURES), dicom.SPACING)
         if len(spacing) != 2:
             spacing = dicom.numbers(self._header, dicom.ASPECT_RATIO)

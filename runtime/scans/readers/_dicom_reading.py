@@ -61,8 +61,8 @@ def read(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame]:
             yield replace(frame, source=source_name(source), warnings=warnings + frame.warnings)
 
 
-def facts(source: Source | Dataset, options: ReadOptions) -> Iterator[SliceFacts]:
-    """Yield what the header says about each frame. See ``dicom.facts``."""
+def slice_facts(source: Source | Dataset, options: ReadOptions) -> Iterator[SliceFacts]:
+    """Yield what the header says about each frame. See ``dicom.slice_facts``."""
     name = _display_name(source)
     with opened(source, name) as file:
         refusal, frames = None, 1
@@ -197,7 +197,7 @@ def _frame(
         _turned(gray, geometry, name),
         index=index,
         count=layout.frames,
-        metadata={"dicom": record, "_facts": found},
+        metadata={"dicom": record, "_facts": found, "_layout": layout},
         warnings=tuple(warnings),
     )
 

@@ -6,7 +6,7 @@ import re
 import struct
 
 MAGIC_OFFSET, MAGIC = 128, b"DICM"  # PS3.10 7.1
-_DIRECTORY = re.compile(rb"1\.2\.840\.10008\.1\.3\.10[\0 ]")  # the SOP class of a DICOMDIR, PS3.10 8.6
+_DIRECTORY = re.compile(rb"1\.2\.840\.10008\.1\.3\.10(?![0-9.])")  # the SOP class of a DICOMDIR, PS3.10 8.6
 _MAX_LENGTH = 1 << 16  # bytes of one of the first elements
 
 

@@ -13,7 +13,7 @@ from ._dicom_signature import has_magic, is_directory, looks_like_dataset
 if TYPE_CHECKING:
     from mri_edge.scans.series import SliceFacts
 
-NAME = "DICOM"
+NAME = "dicom"
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -26,7 +26,7 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     """Yield the frames of a file, its bytes or a ``pydicom.Dataset``, each decoded when it is asked for.
 
     ``Frame.metadata["dicom"]`` is the record of what was used; see ``docs/dicom.md``. Under ``"_facts"`` is the
-    frame's ``SliceFacts``.
+    frame's ``SliceFacts``, and under ``"_layout"`` how its pixels are stored.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
     yield from _dicom_reading.read(source, options)
 
 
-def facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
+def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:
     """Yield what the header says about each frame, without decoding. A file that ``read`` refuses yields its refusal.
 
     Raises
@@ -49,4 +49,4 @@ def facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts
     """
     from . import _dicom_reading
 
-    yield from _dicom_reading.facts(source, options)
+    yield from _dicom_reading.slice_facts(source, options)
