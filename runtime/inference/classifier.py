@@ -207,12 +207,14 @@ class Classifier:
         indexes: Collection[int] | None = None,
         explain: bool = False,
         keep_pixels: bool = False,
+        reading: ReadOptions | None = None,
     ) -> Iterator[Prediction]:
         """Classify the frames of one scan, one after the other; with ``indexes`` only those frames.
 
-        Other parameters and errors as for ``predict``.
+        ``reading`` says how values become pictures; the default is as the classifier was loaded. Other parameters and
+        errors as for ``predict``.
         """
-        for decoded in decode(source, self.reading):
+        for decoded in decode(source, reading or self.reading):
             if indexes is not None and decoded.frame.index not in indexes:
                 continue
             try:
@@ -230,6 +232,7 @@ class Classifier:
         explain: bool = False,
         keep_pixels: bool = False,
         max_wait: float | None = None,
+        reading: ReadOptions | None = None,
     ) -> Iterator[Prediction | Failure]:
         """Classify many scans. Yields results in input order, with a Failure in place of a scan that cannot be read.
 
@@ -250,6 +253,8 @@ class Classifier:
         max_wait
             Seconds that a scan waits for others to complete its batch, for a source that may be slow. ``sources`` is
             then read in a thread of its own. Default: batches are always completed.
+        reading
+            How values become pictures. Default: as the classifier was loaded.
 
         Raises
         ------
@@ -269,7 +274,7 @@ class Classifier:
         if batch_size < 1 or workers < 1:
             raise UsageError(f"batch_size and workers must be at least 1. Received: {batch_size} and {workers}")
         batches = batched(sources, batch_size, max_wait)
-        return self._predict_batches(batches, batch_size, workers, explain, keep_pixels)
+        return self._predict_batches(batches, batch_size, workers, explain, keep_pixels, reading or self.reading)
 
     def _predict_batches(
         self,
@@ -278,6 +283,7 @@ class Classifier:
         workers: int,
         explain: bool,
         keep_pixels: bool,
+        reading: ReadOptions,
     ) -> Iterator[Prediction | Failure]:
         # Each thread gets its part of a batch at once: passing the scans one by one takes longer than resizing them.
         part = -(-batch_size // workers)
@@ -291,9 +297,7 @@ class Classifier:
                         parts = [batch[start : start + part] for start in range(0, len(batch), part)]
                         ahead.append(
                             [
-                                pool.submit(
-                                    prepare_sources, sources, preprocessing, self.reading, keep_pixels=keep_pixels
-                                )
+                                pool.submit(prepare_sources, sources, preprocessing, reading, keep_pixels=keep_pixels)
                                 for sources in parts
                             ]
                         )
@@ -344,12 +348,12 @@ class Classifier:
         from mri_edge.scans.headers import slice_facts
         from mri_edge.scans.sources import expand
 
-        from .series import combine, plan, what_ran
+        from .series import classify_slices, combine, plan, what_ran
 
         named = [sources] if isinstance(sources, str | os.PathLike) else sources
         paths = expand([os.fspath(source) for source in named], recursive=recursive)
         planned = plan(slice_facts(paths, self.reading), plane)
-        results = self.predict_batches(planned.sources, batch_size=batch_size, workers=workers)
+        results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 from mri_edge.bundles.manifest import Artifact, Manifest, SeriesRule
 from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
+from mri_edge.scans.fallback import options_for
 from mri_edge.scans.series import Series, SliceFacts, group
 
 from .aggregate import Score, rule_of, series_score, study_score
@@ -244,10 +245,14 @@ class Plan:
     failures: tuple[Failure, ...] = ()
 
     @property
+    def taken(self) -> list[Series]:
+        """Return the series that are classified."""
+        return [series for series, reason in zip(self.series, self.skipped, strict=True) if reason is None]
+
+    @property
     def sources(self) -> list[str]:
         """Return each file to read, once, in the order of the slices."""
-        taken = [series for series, reason in zip(self.series, self.skipped, strict=True) if reason is None]
-        return list(dict.fromkeys(facts.source for series in taken for facts in series.slices))
+        return list(dict.fromkeys(facts.source for series in self.taken for facts in series.slices))
 
     def without(self, has_answer: Callable[[str], bool], by: By, rule: SeriesRule) -> Plan:
         """Return the plan without the series or studies of which the identity has an answer already."""
@@ -298,6 +303,29 @@ def plan(slices: Iterable[SliceFacts | InputError], plane: Plane = "axial") -> P
 
     series = tuple(group(readable()))
     return Plan(series, tuple(_reason_to_skip(member, plane) for member in series), tuple(failures))
+
+
+def classify_slices(
+    plan: Plan, classifier: Classifier, *, batch_size: int | None = None, workers: int | None = None
+) -> Iterator[Prediction | Failure]:
+    """Classify every slice of a plan, each file once, in the order of ``plan.sources``.
+
+    Slices without a window get one over their whole series. Parameters and errors are those of ``predict_batches``.
+    """
+    seen: set[str] = set()
+    waiting: list[str] = []
+    for series in plan.taken:
+        sources = [source for facts in series.slices if (source := facts.source) not in seen]
+        sources = list(dict.fromkeys(sources))
+        seen.update(sources)
+        reading = options_for(series, classifier.reading)
+        if reading == classifier.reading:  # series that are read alike share their batches
+            waiting += sources
+            continue
+        yield from classifier.predict_batches(waiting, batch_size=batch_size, workers=workers)
+        waiting = []
+        yield from classifier.predict_batches(sources, batch_size=batch_size, workers=workers, reading=reading)
+    yield from classifier.predict_batches(waiting, batch_size=batch_size, workers=workers)
 
 
 def combine(plan: Plan, results: Iterable[Prediction | Failure], ran: Ran) -> Iterator[SeriesPrediction | Failure]:
@@ -452,15 +480,15 @@ def _warnings(series: Series, slices: Sequence[Prediction | Failure], manifest: 
         yield ResultWarning("plane", f"{series.plane}: the training scans of this plane nearly all show a tumor")
     if manifest.positive_label is None:
         yield ResultWarning("no_positive_label", "the model has no positive label, so only its slices have answers")
-    different = {warning.code for result in slices if isinstance(result, Prediction) for warning in result.warnings}
-    for code in sorted(different):
-        count = sum(
-            any(warning.code == code for warning in result.warnings)
-            for result in slices
-            if isinstance(result, Prediction)
-        )
-        effect = ", and do not count" if code == "blank" else ""
-        yield ResultWarning(code, f"{count} of {len(slices)} slices have the warning {code}{effect}", count, 0)
+    found = [
+        {warning.code: warning.message for warning in result.warnings}
+        for result in slices
+        if isinstance(result, Prediction)
+    ]
+    for code in sorted({code for messages in found for code in messages}):
+        having = [messages[code] for messages in found if code in messages]
+        effect = " (they do not count)" if code == "blank" else ""
+        yield ResultWarning(code, f"{len(having)} of {len(slices)} slices: {having[0]}{effect}", len(having), 0)
 
 
 def _study_key(series: Series) -> str:

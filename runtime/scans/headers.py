@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 from mri_edge.errors import InputError
@@ -26,7 +27,8 @@ def slice_facts(
             continue
         read = getattr(readers.reader_of(source), "slice_facts", None)
         if read is None or special_file_kind(source):  # a pipe can be read only once
-            yield SliceFacts(source)
+            missing = InputError(f"{source}: no such file", code="missing", source=source)
+            yield SliceFacts(source) if os.path.lexists(source) else missing
             continue
         try:
             yield from read(source, options)

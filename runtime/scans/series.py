@@ -6,6 +6,7 @@ is never used: scanners and archives renumber slices.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -164,11 +165,15 @@ def _belong_together(first: SliceFacts, second: SliceFacts) -> bool:
     return (
         first.matrix == second.matrix
         and first.image_type == second.image_type
-        and (_position(first, first) is None) == (_position(first, second) is None)
+        and _has_position(first) == _has_position(second)
         and _near(first.orientation, second.orientation, _SAME_DIRECTION)
         and _near(first.spacing, second.spacing, _SAME_SPACING * max(first.spacing or (0,)))
         and _near(_as_vector(first.echo), _as_vector(second.echo), _SAME_ECHO_MS)
     )
+
+
+def _has_position(facts: SliceFacts) -> bool:
+    return facts.position is not None and all(map(math.isfinite, facts.position))
 
 
 def _as_vector(number: float | None) -> Vector | None:

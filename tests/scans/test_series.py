@@ -163,8 +163,10 @@ def test_headers_are_read_and_errors_keep_their_place(write_slices, tmp_path) ->
     bad = tmp_path / "bad.slices"
     bad.write_text("no header")
     missing = InputError("missing", source="missing.jpg")
-    found = list(slice_facts([str(good), str(bad), missing, str(tmp_path / "picture.jpg")]))
-    assert [type(item).__name__ for item in found] == ["SliceFacts"] * 2 + ["InputError"] * 2 + ["SliceFacts"]
-    assert [item.source for item in found] == [str(good)] * 2 + [str(bad), "missing.jpg", str(tmp_path / "picture.jpg")]
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(b"not opened")
+    found = list(slice_facts([str(good), str(bad), missing, "gone.jpg", str(picture)]))
+    assert [type(item).__name__ for item in found] == ["SliceFacts"] * 2 + ["InputError"] * 3 + ["SliceFacts"]
+    assert [item.source for item in found] == [str(good)] * 2 + [str(bad), "missing.jpg", "gone.jpg", str(picture)]
     assert isinstance(found[-1], SliceFacts)
     assert found[-1].kind is None

@@ -18,6 +18,7 @@ from mri_edge.inference.series import (
     Plane,
     SeriesPrediction,
     StudyPrediction,
+    classify_slices,
     combine,
     combine_studies,
     plan,
@@ -62,10 +63,8 @@ def classify_series(
             if done := number - len(planned.series):
                 notify(f"{done} series {'has' if done == 1 else 'have'} a result already")
         _report(planned)
-        slices = sum(
-            len(series.slices) for series, reason in zip(planned.series, planned.skipped, strict=True) if not reason
-        )
-        predictions = Counter(classifier.predict_batches(planned.sources, batch_size=batch))
+        slices = sum(len(series.slices) for series in planned.taken)
+        predictions = Counter(classify_slices(planned, classifier, batch_size=batch))
         shown = at_terminal(sys.stderr) and (journal is not None or not at_terminal(sys.stdout))
         pieces: Iterable[Prediction | Failure] = track(predictions, "predict", slices) if shown else predictions
         answers: Iterable[SeriesPrediction | Failure] = combine(planned, pieces, what_ran(classifier))

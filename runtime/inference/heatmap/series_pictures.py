@@ -13,6 +13,7 @@ from mri_edge.errors import InputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction, frame_name
 from mri_edge.inference.series import SeriesPrediction, counts
+from mri_edge.scans.fallback import options_for
 from mri_edge.storage.atomic import atomic_write, make_folder
 
 from .curve import draw_curve
@@ -52,10 +53,11 @@ def _with_heatmaps(
     candidates = [(number, piece) for number in range(first, last + 1) if counts(piece := result.slices[number])]
     candidates.sort(key=lambda pair: -pair[1].probability)
     slices = list(result.slices)
+    reading = options_for(result.series, classifier.reading)
     for number, piece in candidates[:MOST_HEATMAPS]:
         try:
             again = classifier.predict_frames(
-                piece.source or "", indexes=(piece.index,), explain=True, keep_pixels=True
+                piece.source or "", indexes=(piece.index,), explain=True, keep_pixels=True, reading=reading
             )
             for drawn in draw_each(again, folder, score):
                 if isinstance(drawn, Prediction):

@@ -6,7 +6,7 @@ The order of the steps is that of PS3.3 C.7.6.3, C.11.1 and C.11.2: used bits, r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ class _Windows:
         """Return the window by percentiles of the whole file, or of this frame if it is the only one."""
         if self._percentiles is None:
             one = self._layout.frames == 1
-            self._percentiles = self._measure(lambda: iter([(stored, modality)]) if one else self._sample())
+            self._percentiles = _measure(lambda: iter([(stored, modality)]) if one else self._sample(), self._layout)
         return self._percentiles
 
     def _sample(self) -> Iterator[tuple[Stored, Rescale | LookupTable]]:
@@ -131,26 +131,50 @@ class _Windows:
                 modality = self._headers.modality(index)
             yield stored, modality
 
-    def _measure(self, frames: Callable[[], Iterator[tuple[Stored, Rescale | LookupTable]]]) -> Window:
-        """Return the window by percentiles of frames, of which one is in memory at a time."""
-        padding = self._layout.padding
-        if self._layout.allocated <= 16:
-            exact, modalities = Histogram(), []
-            for stored, modality in frames():
-                exact.add(stored, padding)
-                modalities.append(modality)
-            if modalities and all(modality == modalities[0] for modality in modalities):
-                return percentile_window(exact, modalities[0])
-        # The rescale differs between frames, or 32 bits are too many to count each value: count in rescaled bins.
-        low, high = np.inf, -np.inf
+
+def percentiles_over(paths: Sequence[str], options: ReadOptions) -> Window | None:
+    """Return the window by percentiles over files of one frame each. See ``dicom.percentiles_over``."""
+    spread = sorted({round(step) for step in np.linspace(0, len(paths) - 1, min(len(paths), _MAX_SAMPLE))})
+    layouts: list[Layout] = []
+
+    def frames() -> Iterator[tuple[Stored, Rescale | LookupTable]]:
+        for number in spread:
+            path = paths[number]
+            try:
+                with opened(path, path) as file:
+                    layout = check(file, path, any_modality=options.any_modality)
+                    stored = frame_decoder(file, layout, path)(0)
+                    with quiet:
+                        modality = FrameHeaders(file.header).modality(0)
+            except InputError:  # reported when its turn comes
+                continue
+            layouts.append(layout)
+            yield stored, modality
+
+    first = next(frames(), None)
+    return None if first is None else _measure(frames, layouts[0])
+
+
+def _measure(frames: Callable[[], Iterator[tuple[Stored, Rescale | LookupTable]]], layout: Layout) -> Window:
+    """Return the window by percentiles of frames, of which one is in memory at a time."""
+    padding = layout.padding
+    if layout.allocated <= 16:
+        exact, modalities = Histogram(), []
         for stored, modality in frames():
-            ends = modality.apply(np.array([stored.min(), stored.max()]))
-            low, high = min(low, float(ends.min())), max(high, float(ends.max()))
-        binned = Histogram(low, high) if low <= high else Histogram()
-        for stored, modality in frames():
-            measured = stored if padding is None else stored[~padding.mask(stored)]
-            binned.add(modality.apply(measured))
-        return percentile_window(binned)
+            exact.add(stored, padding)
+            modalities.append(modality)
+        if modalities and all(modality == modalities[0] for modality in modalities):
+            return percentile_window(exact, modalities[0])
+    # The rescale differs between frames, or 32 bits are too many to count each value: count in rescaled bins.
+    low, high = np.inf, -np.inf
+    for stored, modality in frames():
+        ends = modality.apply(np.array([stored.min(), stored.max()]))
+        low, high = min(low, float(ends.min())), max(high, float(ends.max()))
+    binned = Histogram(low, high) if low <= high else Histogram()
+    for stored, modality in frames():
+        measured = stored if padding is None else stored[~padding.mask(stored)]
+        binned.add(modality.apply(measured))
+    return percentile_window(binned)
 
 
 def _frame(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mri_edge.scans.frame import Frame, Source
@@ -11,6 +11,7 @@ from mri_edge.scans.options import DEFAULT, ReadOptions
 from ._dicom_signature import has_magic, is_directory, looks_like_dataset
 
 if TYPE_CHECKING:
+    from mri_edge.scans.intensity import Window
     from mri_edge.scans.series import SliceFacts
 
 NAME = "dicom"
@@ -50,3 +51,14 @@ def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Slic
     from . import _dicom_reading
 
     yield from _dicom_reading.slice_facts(source, options)
+
+
+def percentiles_over(paths: Sequence[str], options: ReadOptions = DEFAULT) -> Window | None:
+    """Return the window by percentiles over the files of a series, of at most 64 of them, or None if none can be read.
+
+    Each file holds one frame. Percentiles of each file alone would change the brightness from slice to slice, and show
+    the noise of slices beside the head.
+    """
+    from . import _dicom_reading
+
+    return _dicom_reading.percentiles_over(paths, options)
