@@ -50,6 +50,7 @@ _MODULES = {
     "Prediction": "inference.prediction",
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
+    "ReadOptions": "scans.options",
     "ResultWarning": "scans.checks",
     "RunOptions": "inference.selection",
     "SeriesPrediction": "inference.series",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from mri_edge.scans.checks import ResultWarning as ResultWarning
     from mri_edge.scans.frame import Frame as Frame
     from mri_edge.scans.frame import Source as Source
+    from mri_edge.scans.options import ReadOptions as ReadOptions
     from mri_edge.scans.preprocessing import Preprocessing as Preprocessing
 
     from .errors import BundleError as BundleError

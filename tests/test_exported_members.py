@@ -33,6 +33,7 @@ PUBLIC = [
     "Prediction",
     "Preprocessing",
     "ProviderUnavailable",
+    "ReadOptions",
     "ResultWarning",
     "RunOptions",
     "SeriesPrediction",

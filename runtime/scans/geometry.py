@@ -95,8 +95,8 @@ def radiological_view(row: Vector, column: Vector) -> View | None:
     plane = next(name for name, (axis, _, _) in _SCREEN.items() if abs(normal[axis]) >= largest - _TIE)
     _, (right, right_sign), (down, down_sign) = _SCREEN[plane]
     row, column = _unit(row), _unit(column)
-    # The normal's component is the difference of these two products, so the larger one is never zero.
-    transpose = abs(row[down] * column[right]) > abs(row[right] * column[down]) + _TIE
+    # The larger sum belongs to the nearer view. None of its terms is zero, because the normal is near the plane's axis.
+    transpose = abs(row[down]) + abs(column[right]) > abs(row[right]) + abs(column[down]) + _TIE
     across, along = (column, row) if transpose else (row, column)
     return View(
         plane,

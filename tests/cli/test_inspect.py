@@ -64,4 +64,4 @@ def test_a_missing_folder_is_reported(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert run(["inspect", str(tmp_path)]) == 1
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "the folder has no pictures in it" in captured.err
+    assert "the folder has no scans in it" in captured.err

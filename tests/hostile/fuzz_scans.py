@@ -148,6 +148,7 @@ def dicom(seed: int) -> bytes:
 
 
 MUTATIONS: dict[str, Callable[[int], bytes]] = {"nifti": nifti, "dicom": dicom}
+_SEEDS: dict[str, Callable[[], tuple[bytes, ...]]] = {"nifti": nifti_seeds, "dicom": dicom_seeds}
 
 
 def read(content: bytes) -> None:
@@ -162,4 +163,6 @@ def read(content: bytes) -> None:
 if __name__ == "__main__":
     kind = sys.argv[1]
     total, start = int(sys.argv[2]) if len(sys.argv) > 2 else 2000, int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    for valid in _SEEDS[kind]():  # import everything here, and not once more in each process
+        read(valid)
     report(fuzzing.run_apart(MUTATIONS[kind], read, total, start))

@@ -22,7 +22,7 @@ from mri_edge.errors import InputError
 
 MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
 _HANGS_S = 60  # seconds after which one file counts as hanging
-_MAX_SHOWN = 30
+_MAX_SHOWN = 3  # seeds of each kind of fault
 _TOGETHER = 1000  # mutations in one process
 
 _NUMBERS = (0, 1, 2, 255, 256, 4095, 7999, 8000, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
@@ -161,7 +161,10 @@ def report(outcome: Outcome) -> None:
     print(f"{sum(outcome.answers.values())} mutations: {dict(outcome.answers)}")
     print(f"largest CPU {outcome.cpu_s[0]:.2f} s (seed {outcome.cpu_s[1]})")
     print(f"largest rise of memory {outcome.peak_mb[0]:.0f} MB (seed {outcome.peak_mb[1]})")
-    print("\n".join(outcome.broken[:_MAX_SHOWN]))
-    if len(outcome.broken) > _MAX_SHOWN:
-        print(f"and {len(outcome.broken) - _MAX_SHOWN} more")
+    kinds: dict[str, list[str]] = {}
+    for fault in outcome.broken:
+        seed, _, what = fault.partition(": ")
+        kinds.setdefault(what, []).append(seed)
+    for what, seeds in kinds.items():
+        print(f"{len(seeds)} x {what} ({', '.join(seeds[:_MAX_SHOWN])})")
     sys.exit(bool(outcome.broken))

@@ -36,7 +36,7 @@ from mri_edge.scans import readers
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
 from mri_edge.scans.options import ReadOptions
-from mri_edge.scans.readers import dicom
+from mri_edge.scans.readers import _dicom_file, dicom
 from mri_edge.scans.sources import expand
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -575,3 +575,18 @@ def test_a_picture_imports_nothing_of_dicom() -> None:
         [sys.executable, "-c", program, os.fspath(example)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_bytes_after_the_pixels_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = save(make())
+    calls = 0
+    at_pixels = _dicom_file._at_pixels
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        return at_pixels(*arguments)
+
+    monkeypatch.setattr(_dicom_file, "_at_pixels", counted)
+    np.testing.assert_array_equal(gray(content + bytes(800_000)), gray(content))
+    assert calls < 200  # pydicom reads each 8 zeros as an element

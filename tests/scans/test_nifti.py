@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import json
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mri_edge import Classifier
+from mri_edge.cli import run
 from mri_edge.errors import InputError
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Frame
@@ -29,6 +31,7 @@ from mri_edge.scans.series import group
 
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
 
+CHECKOUT = Path(__file__).parents[2]
 # From RAS+ voxels of a canonical volume to the 48 ways to store it: an order of the axes, and which are reversed.
 STORED = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64")
@@ -313,7 +316,7 @@ def test_nibabel_is_not_imported_for_pictures() -> None:
         "import sys; from mri_edge.scans import readers; "
         "readers.load('examples/phantom-1.jpg'); sys.exit('nibabel' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -398,3 +401,16 @@ def test_any_header_is_read_or_refused(data: st.DataObject) -> None:
     except InputError:
         return
     assert all(frame.pixels.dtype == np.uint8 and frame.pixels.ndim == 3 for frame in frames)
+
+
+def test_predict_writes_a_valid_result_for_every_slice(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the group 'test-runtime'")
+    (tmp_path / "IM0001").write_bytes(_bytes(_image(_ramp((120, 110, 3))), compressed=True))
+    assert run(["predict", str(tmp_path), "--json", "--model", "small"]) == 0
+    schema = json.loads((CHECKOUT / "runtime" / "inference" / "result.schema.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    for record in records:
+        jsonschema.validate(record, schema)
+    assert [(record["index"], record["frames"]) for record in records] == [(0, 3), (1, 3), (2, 3)]
+    assert [record["nifti"]["position"] for record in records] == [0, 1, 2]
+    assert not any(key.startswith("_") for record in records for key in record)

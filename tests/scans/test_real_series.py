@@ -117,3 +117,34 @@ def test_inspect_reads_what_predict_would_take(capfd: pytest.CaptureFixture[str]
     volume = next(member for member in series if member["count"] == 20)
     assert (volume["plane"], volume["matrix"], volume["skipped"]) == ("axial", [256, 256], None)
     assert "explicit big-endian" in volume["syntaxes"]
+
+
+def test_a_volume_and_its_slices_in_files_have_the_same_answers(classifier: Classifier, tmp_path: Path) -> None:
+    """Neither has a window, so that each gets percentiles over all slices."""
+    nibabel = pytest.importorskip("nibabel", reason="needs the extra nifti")
+    find = pytest.importorskip("nilearn", reason="the template is inside the nilearn wheel")
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+    template = Path(find.__file__).parent / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    brain = np.asarray(nibabel.load(template).dataobj)[:, :, 15:155:10].astype(np.uint16)
+    nibabel.save(nibabel.Nifti1Image(brain, np.diag([1.0, 1, 10, 1])), tmp_path / "brain.nii")
+    (tmp_path / "series").mkdir()
+    for index in np.random.default_rng(0).permutation(brain.shape[2]):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, f"1.2.3.{index + 1}"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = "1.2", "1.2.3", "MR"
+        plane = brain[::-1, ::-1, index].T  # rows from front to back, columns from right to left
+        dataset.Rows, dataset.Columns = plane.shape
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+        dataset.ImageOrientationPatient, dataset.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
+        dataset.ImagePositionPatient = [-float(brain.shape[0] - 1), -float(brain.shape[1] - 1), 10.0 * index]
+        dataset.PixelData = np.ascontiguousarray(plane).tobytes()
+        dataset.save_as(tmp_path / "series" / f"{99 - index}.dcm", enforce_file_format=True)
+    volume, series = answer(classifier, tmp_path / "brain.nii"), answer(classifier, tmp_path / "series")
+    assert series.series.positions == volume.series.positions
+    assert series.probabilities == volume.probabilities
+    assert (series.score, series.label, series.window) == (volume.score, volume.label, volume.window)

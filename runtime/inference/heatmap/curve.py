@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mri_edge.inference.prediction import NOTICE
-from mri_edge.inference.series import SeriesPrediction
+from mri_edge.inference.series import SeriesPrediction, counts
 
 from .caption import FONT_SIZE, Row, arrange, font_of, printable_label, printable_name
 from .picture import png_file
@@ -27,8 +27,9 @@ _WINDOW, _GRID, _THRESHOLD = (253, 236, 200), (228, 228, 228), (60, 60, 60)
 def draw_curve(result: SeriesPrediction, *, scan: str | None = None) -> bytes:
     """Draw the probability of the positive label along a series.
 
-    Points at or above the threshold of the model are red and square, others blue and round; a slice without an answer
-    is a cross on the axis. The band marks the window from which the score comes. The line breaks at gaps.
+    Slices with the positive label are red and square, others blue and round; those that do not count are hollow, and a
+    slice without an answer is a cross on the axis. The band marks the window from which the score comes. The line
+    breaks at gaps.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def _plot(result: SeriesPrediction) -> Image.Image:
         half = 5 * _SMOOTH
         edges = axes.x(places[result.window[0]]) - half, axes.x(places[result.window[1]]) + half
         pen.rectangle((edges[0], axes.top, edges[1], axes.bottom), fill=_WINDOW)
-    _draw_frame(pen, axes, _title(result, in_mm), f"p({printable_label(result.ran.manifest.positive_label)})")
+    _draw_frame(pen, axes, _title(result, in_mm))
     if result.ran.manifest.threshold is not None:
         _draw_threshold(pen, axes, result.ran.manifest.threshold)
     _draw_line(pen, axes, places, result)
@@ -128,14 +129,15 @@ def _plot(result: SeriesPrediction) -> Image.Image:
 
 
 def _title(result: SeriesPrediction, in_mm: bool) -> str:
+    shown = f"p({printable_label(result.ran.manifest.positive_label)})"
     ends = {"axial": "feet to head", "coronal": "front to back", "sagittal": "right to left"}
     direction = ends.get(result.series.plane or "")
     if not in_mm:
-        return "slice, in the order of the files"
-    return "position in mm" + (f", {direction}" if direction else "")
+        return f"{shown} by slice, in the order of the files"
+    return f"{shown} by position in mm" + (f", {direction}" if direction else "")
 
 
-def _draw_frame(pen: ImageDraw.ImageDraw, axes: _Axes, title: str, label: str) -> None:
+def _draw_frame(pen: ImageDraw.ImageDraw, axes: _Axes, title: str) -> None:
     font, gap = font_of(_SMOOTH), 5 * _SMOOTH
     for fifth in range(6):
         y = axes.y(fifth / 5)
@@ -148,7 +150,6 @@ def _draw_frame(pen: ImageDraw.ImageDraw, axes: _Axes, title: str, label: str) -
     pen.rectangle((axes.left, axes.top, axes.right, axes.bottom), outline="black", width=_SMOOTH)
     middle = (axes.left + axes.right) / 2
     pen.text((middle, axes.bottom + (FONT_SIZE + 14) * _SMOOTH), title, fill="black", font=font, anchor="mt")
-    pen.text((axes.right - gap, axes.top + gap), label, fill="black", font=font, anchor="rt")
 
 
 def _draw_threshold(pen: ImageDraw.ImageDraw, axes: _Axes, threshold: float) -> None:
@@ -182,7 +183,9 @@ def _draw_points(pen: ImageDraw.ImageDraw, axes: _Axes, places: list[float], res
             continue
         y = axes.y(probability)
         box = (x - radius, y - radius, x + radius, y + radius)
-        if getattr(piece, "label", None) == positive:
+        if not counts(piece):
+            pen.ellipse(box, fill="white", outline=_LINE, width=_SMOOTH)
+        elif piece.label == positive:
             pen.rectangle(box, fill=_POSITIVE)
         else:
             pen.ellipse(box, fill=_NEGATIVE)

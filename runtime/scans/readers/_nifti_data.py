@@ -47,6 +47,8 @@ class VoxelFile:
     ----------
     volume
         The parsed header.
+    compressed
+        Whether the file is compressed with gzip.
     """
 
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
@@ -54,7 +56,7 @@ class VoxelFile:
         self._file, self._name = file, name
         if size == 0:
             raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again", code="damaged")
-        self._compressed = file.read(2) == GZIP
+        self.compressed = file.read(2) == GZIP
         self._kept: bytes | None = None
         self._rewind()
         block = self._read(HEADER_BYTES[1])
@@ -65,7 +67,7 @@ class VoxelFile:
         if version_of(block) is None:
             raise _no_header(block, name)
         self.volume = parse(block, name)
-        if not self._compressed and size < self.volume.offset + self._stored_bytes:
+        if not self.compressed and size < self.volume.offset + self._stored_bytes:
             self._raise_truncated(max(0, size - self.volume.offset))
 
     @property
@@ -75,7 +77,7 @@ class VoxelFile:
     def planes(self) -> Iterator[NDArray[Any]]:
         """Yield the stored values in the file's order, (Y, X) in the machine's byte order. Raises InputError."""
         volume = self.volume
-        keep = self._compressed and self._stored_bytes <= _MAX_KEPT
+        keep = self.compressed and self._stored_bytes <= _MAX_KEPT
         if self._kept is None:
             self._rewind()
             self._read(volume.offset)
@@ -107,7 +109,7 @@ class VoxelFile:
 
     def _rewind(self) -> None:
         self._file.seek(0)
-        self._gunzip = _Gunzip(self._file, self._name) if self._compressed else None
+        self._gunzip = _Gunzip(self._file, self._name) if self.compressed else None
 
     def _read(self, size: int) -> bytes:
         """Read ``size`` decompressed bytes, or fewer at the end."""

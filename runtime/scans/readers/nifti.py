@@ -81,7 +81,10 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
                 source_name(source),
                 index,
                 volume.count,
-                _metadata(volume, index, window, source_name(source)),
+                {
+                    "nifti": _record(volume, index, window),
+                    "_facts": _facts(volume, index, source_name(source) or "", compressed=file.compressed),
+                },
                 tuple(warnings),
             )
 
@@ -97,17 +100,17 @@ def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Slic
     name = source_name(source) or ""
     try:
         with open_voxels(source, name or "NIfTI scan") as file:
-            volume = file.volume
+            volume, compressed = file.volume, file.compressed
     except InputError as error:
         if error.code not in ("unsupported", "too_large"):
             raise
         yield SliceFacts(name, kind=NAME, refusal=error)
         return
     for index in range(volume.count):
-        yield _facts(volume, index, name)
+        yield _facts(volume, index, name, compressed=compressed)
 
 
-def _facts(volume: Volume, index: int, name: str) -> SliceFacts:
+def _facts(volume: Volume, index: int, name: str, *, compressed: bool) -> SliceFacts:
     display = volume.display
     return SliceFacts(
         name,
@@ -118,7 +121,7 @@ def _facts(volume: Volume, index: int, name: str) -> SliceFacts:
         position=volume.position(index),
         spacing=volume.spacing,
         matrix=volume.matrix,
-        syntax=volume.dtype.name,
+        syntax=f"{'gzip, ' if compressed else ''}{volume.dtype.name}",
         window=None if display is None else (display[0] / 2 + display[1] / 2, display[1] - display[0]),
     )
 
@@ -244,14 +247,14 @@ def _hides_scan(histogram: Histogram, volume: Volume, window: Window) -> bool:
     )
 
 
-def _metadata(volume: Volume, index: int, window: Window, source: str | None) -> dict[str, Any]:
+def _record(volume: Volume, index: int, window: Window) -> dict[str, Any]:
+    """Return what was used, for the result; as the record of a DICOM frame."""
     orientation, position = volume.orientation, volume.position(index)
     along = position_along_normal(orientation[:3], orientation[3:], position)
-    record = {
+    return {
         "frame": index + 1,
         "plane": volume.view.plane,
         "position": None if along is None else round(along, 3),
         "window": window.to_dict(),
         "rescale": volume.rescale.to_dict(),
     }
-    return {"nifti": record, "_facts": _facts(volume, index, source or "")}
