@@ -51,14 +51,14 @@ _IDENTIFYING = {
 IDENTIFIERS = tuple(_IDENTIFYING)
 """Keys of ``identifiers``."""
 
-_DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)")
-_TIME = re.compile(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,6})?")
+_DATE = re.compile(r"(\d{4})[-.]?(0[1-9]|1[0-2])[-.]?(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?(\.\d{1,6})?")
 
 
 def read_study(source: str) -> dict[str, str]:
     """Return the elements of a DICOM file that describe its patient, study, instance and time, by their keywords.
 
-    An element without a value is left out, and so is a date or time that breaks the standard.
+    An element without a value is left out, and so is a date, a time or a sex that breaks the standard.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def read_study(source: str) -> dict[str, str]:
 
     keywords = {tag: keyword for keyword, tag in {**_TAGS, **_INSTANCE, **_TIMES}.items()}
     found = {keywords[tag]: text for tag, text in dicom.texts(source, keywords).items()}
-    clean: dict[str, Callable[[str], str]] = {"Date": _date, "Time": _time}
+    clean: dict[str, Callable[[str], str]] = {"Date": _date, "Time": _time, "tSex": _sex}
     for keyword in list(found):
         if (check := clean.get(keyword[-4:])) is not None:
             found[keyword] = check(found[keyword])
@@ -99,6 +99,10 @@ def identifiers(source: str) -> dict[str, str | None]:
 def _date(text: str) -> str:
     found = _DATE.fullmatch(text)
     return "".join(found.groups()) if found else ""
+
+
+def _sex(text: str) -> str:
+    return text if text in ("M", "F", "O") else ""
 
 
 def _time(text: str) -> str:

@@ -58,6 +58,8 @@ def complete(
     for keyword in _OPTIONAL:
         if keyword in origin.study:
             setattr(dataset, keyword, origin.study[keyword])
+    if origin.study.get("PatientIdentityRemoved") == "YES" and "DeidentificationMethod" not in origin.study:
+        dataset.DeidentificationMethod = "As stated in the source images"  # required where the identity was removed
     dataset.StudyInstanceUID = origin.study["StudyInstanceUID"]
     dataset.SeriesInstanceUID = derived_uid(digest(origin.series_key, kind))
     dataset.SeriesNumber, dataset.InstanceNumber = series_number, instance_number

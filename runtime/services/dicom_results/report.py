@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mri_edge.errors import InputError
-from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.series import SeriesPrediction
 
-from .objects import PROGRAM, ResultObject, complete, finish
+from .objects import PROGRAM, SERIES_DESCRIPTION, ResultObject, complete, finish
 from .origin import Origin, Reference, derived_uid, digest
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def _comment(result: SeriesPrediction) -> str:
     count = len(result.series.slices)
     slices = "1 slice" if count == 1 else f"{count} slices"
     sentences = [
-        f"AI: research use only. {NOTICE}",
+        f"{SERIES_DESCRIPTION}, not a medical device.",
         f"From {slices}, {result.failed} of them without an answer." if result.failed else f"From {slices}.",
         "The probability is not calibrated on patients.",
     ]
