@@ -229,6 +229,48 @@ def test_slices_of_two_patients_are_refused(
     assert "ANOTHER" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PatientName": "secret^" + "n" * 90, "PatientSex": "secret", "PatientBirthDate": "secret"},
+        {"PatientID": "secret" * 20, "StudyID": "secret" * 9, "StudyDate": "", "StudyTime": "99"},
+        {"AccessionNumber": "secret\\two", "SpecificCharacterSet": "ISO_IR 999", "PatientName": "secret"},
+        {"PatientIdentityRemoved": "YES"},
+    ],
+)
+def test_odd_values_of_a_scan_are_neither_fatal_nor_printed(
+    predict: Predict, tmp_path: Path, values: dict[str, str]
+) -> None:
+    dataset = pydicom.dcmread(DEMO)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(tmp_path / "odd.dcm")
+    code, out, err = predict(tmp_path / "odd.dcm", "--json", "--dicom-out", tmp_path / "out", "--dicom-negatives")
+    assert code == 0
+    assert "secret" not in out + err
+    (path,) = (tmp_path / "out").iterdir()
+    assert pydicom.dcmread(path).ContentDate
+
+
+def test_a_capture_does_not_show_the_name_of_the_file(
+    classifier: Classifier, positive: SeriesPrediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mri_edge.services.dicom_results import captures
+
+    drawn: list[Any] = []
+    draw_page = captures.draw_page
+
+    def keep(pixels: Any, heatmap: Any, prediction: Any, score: Any) -> Any:
+        drawn.append(prediction)
+        return draw_page(pixels, heatmap, prediction, score)
+
+    monkeypatch.setattr(series_pictures, "MOST_HEATMAPS", 1)
+    monkeypatch.setattr(captures, "draw_page", keep)
+    assert len(DicomResults(classifier, ("sc",)).of(positive)) == 1
+    assert [prediction.source for prediction in drawn] == [None]
+
+
 def test_absent_is_not_reported_unless_wanted(
     classifier: Classifier, positive: SeriesPrediction, tmp_path: Path
 ) -> None:
