@@ -129,7 +129,10 @@ def recalibrate_bundle(
     with rewrite_bundle(bundle, out) as writer:
         # The score of heatmaps is about the lesions that the model called at the old threshold.
         writer.update(
-            threshold=result.fit.threshold, recalibration=entry, heatmaps=None, schema_version=RECALIBRATED_VERSION
+            threshold=result.fit.threshold,
+            recalibration=entry,
+            heatmaps=None,
+            schema_version=max(RECALIBRATED_VERSION, manifest.schema_version),
         )
         # Hashes and no names: the document is passed on with the bundle, and evaluation leaves these scans out.
         hashes = sorted(short(scan.sha256) for scan in reading.scans)

@@ -34,7 +34,7 @@ class Prepared:
     """A frame resized to the network's input, uint8 (h, w, 3), and its warnings.
 
     ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` holds the
-    pixels before resizing, or None if they are not kept.
+    section of the frame that was resized, or None if it is not kept.
     """
 
     frame: Frame
@@ -57,7 +57,8 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
     if not frames:
         return []
     start = perf_counter()
-    resized = preprocessing.resize_pictures([decoded.frame.pixels for decoded in frames])
+    sections = [preprocessing.section(decoded.frame.pixels) for decoded in frames]
+    resized = preprocessing.resize_sections(sections)
     resize_ms = (perf_counter() - start) * 1e3 / len(frames)
     warnings = checks.warnings_for([decoded.frame.pixels.shape[:2] for decoded in frames], resized)
     return [
@@ -66,9 +67,9 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
             found,
             decoded.decode_ms,
             resize_ms,
-            decoded.frame.pixels if keep_pixels else None,
+            section if keep_pixels else None,
         )
-        for decoded, row, found in zip(frames, resized, warnings, strict=True)
+        for decoded, section, row, found in zip(frames, sections, resized, warnings, strict=True)
     ]
 
 
