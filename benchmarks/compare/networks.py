@@ -3,7 +3,7 @@
     python -m benchmarks.compare.networks                      # all: about half an hour on two cores
     python -m benchmarks.compare.networks --only ResNet50 --formats onnx,tflite
     python -m benchmarks.compare.networks --record             # also writes the committed record and docs/networks.md
-    python -m benchmarks.compare.networks --record --keep      # the same, but not again what the last run has measured
+    python -m benchmarks.compare.networks --record --keep      # the same, but only networks that have no row yet
 
 Each network runs in a process of its own, one after the other. Weights are random, because nothing is downloaded, but
 the statistics of the normalizations and the head are set from pictures: smooth noise, every second one with a bright
@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.guard.undisturbed import seconds_of
 from benchmarks.processes import CHECKOUT
-from benchmarks.records.store import facts, load_fresh, parse_arguments, save
+from benchmarks.records.store import facts, kind_of_machine, load, load_fresh, parse_arguments, same_machine, save
 
 NETWORKS = (
     "MobileNetV2",
@@ -58,13 +58,13 @@ def main() -> None:
         "nothing changes, only single-thread times without waiting are measured",
         only={"help": "networks, separated by commas", "default": ",".join(NETWORKS)},
         formats={"help": "formats, separated by commas (default: all)", "default": ""},
-        keep={"action": "store_true", "help": "keep the networks of the last run"},
+        keep={"action": "store_true", "help": "keep the networks of the last run, or else of the committed record"},
         child={"help": "export this network here, and print JSON"},
     )
     if options.child:
         print(json.dumps(export_network(options.child, tuple(filter(None, options.formats.split(","))))))
         return
-    rows: dict[str, Any] = dict((load_fresh("networks") or {}).get("networks", {})) if options.keep else {}
+    rows = _measured_rows() if options.keep else {}
     for name in options.only.split(","):
         if name in rows:
             continue
@@ -80,6 +80,15 @@ def main() -> None:
         text = PAGE.read_text(encoding="utf-8")
         block = "\n".join(table(rows)) + "\n"
         PAGE.write_text(BLOCK.sub(lambda found: f"{found[1]}{block}{found[2]}", text), encoding="utf-8")
+
+
+def _measured_rows() -> dict[str, Any]:
+    """The networks of the last run, or else of the committed record: none if another machine or library made them."""
+    here = _record({})
+    record = load_fresh("networks") or load("networks", kind_of_machine(here["machine"]))
+    if record is None or not same_machine(here, record) or not record["libraries"].items() <= here["libraries"].items():
+        return {}
+    return dict(record["networks"])
 
 
 def _record(rows: dict[str, Any]) -> dict[str, Any]:
