@@ -104,8 +104,6 @@ def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> 
             layer = _layer(keras.layers, convolution)
             convolutions.append(layer)
             tensor = layer(tensor)
-            if convolution.active:
-                tensor = keras.layers.ReLU(6.0, name=f"{convolution.name}_relu")(tensor)
         if has_shortcut:
             tensor = keras.layers.Add(name=block[0].name.replace("expand", "add"))([tensor, entry])
     backbone = keras.Model(pictures, tensor, name="efficientnet_lite0")
@@ -117,10 +115,13 @@ def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> 
 
 
 def _layer(layers: Any, convolution: _Convolution) -> Any:
-    size, stride, name = convolution.kernel, convolution.stride, convolution.name
+    size, stride = convolution.kernel, convolution.stride
+    activation = "relu6" if convolution.active else None
     if convolution.channels is None:
-        return layers.DepthwiseConv2D(size, stride, padding="same", name=name)
-    return layers.Conv2D(convolution.channels, size, stride, padding="same", name=name)
+        return layers.DepthwiseConv2D(size, stride, padding="same", activation=activation, name=convolution.name)
+    return layers.Conv2D(
+        convolution.channels, size, stride, padding="same", activation=activation, name=convolution.name
+    )
 
 
 def ignore_color(backbone: Any, preprocessing: Preprocessing) -> None:
