@@ -1,7 +1,7 @@
 """``--recipe lite``: a network for devices, fine-tuned from EfficientNet-Lite0 on the square around the head.
 
 Views, balance of classes and sources, averaging and calibration are those of the robust recipe. It differs in its
-backbone, which has a fifth of the weights and a fortieth of the multiplications, and in that the device frames the
+backbone, which has a seventh of the weights and an eighteenth of the multiplications, and in that the device frames the
 head and resizes with antialiasing. The first stages are frozen, because they did not improve with training and take
 most of its time.
 """
