@@ -15,6 +15,7 @@ from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.resize import resize_bilinear
 
 from .prediction import Failure
 
@@ -57,10 +58,13 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
     if not frames:
         return []
     start = perf_counter()
-    sections = [preprocessing.section(decoded.frame.pixels) for decoded in frames]
+    pictures = [decoded.frame.pixels for decoded in frames]
+    sections = [preprocessing.section(pixels) for pixels in pictures]
     resized = preprocessing.resize_sections(sections)
     resize_ms = (perf_counter() - start) * 1e3 / len(frames)
-    warnings = checks.warnings_for([decoded.frame.pixels.shape[:2] for decoded in frames], resized)
+    # The margin around a head is not in its section, and it shows an inverted picture best.
+    whole = resized if preprocessing.framing == "picture" else resize_bilinear(pictures, checks.SIDE, checks.SIDE)
+    warnings = checks.warnings_for([pixels.shape[:2] for pixels in pictures], whole)
     return [
         Prepared(
             replace(decoded.frame, pixels=row),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from mri_edge.inference.preparing import Decoded, prepare
 from mri_edge.scans import framing
+from mri_edge.scans.frame import Frame
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
 from mri_edge.scans.resize import resize_antialiased
@@ -102,6 +104,13 @@ def test_framing_a_framed_picture_changes_little() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 500, 3), (9, 3, 3), (2, 2, 3)])
 def test_degenerate_pictures_are_framed(shape: tuple[int, int, int]) -> None:
     assert FRAMED.resize_picture(np.full(shape, 7, np.uint8)).shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("model", [FRAMED, Preprocessing()], ids=["head", "picture"])
+def test_an_inverted_picture_gets_a_warning_however_it_is_framed(model: Preprocessing) -> None:
+    frames = [Decoded(Frame(pixels), 0.0) for pixels in (head(), 255 - head())]
+    prepared = prepare(frames, model, keep_pixels=False)
+    assert [[warning.code for warning in scan.warnings] for scan in prepared] == [[], ["bright_border"]]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
