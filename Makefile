@@ -138,6 +138,7 @@ evidence: $(VENV)/.dev  ## write docs/evidence.md and the results in README from
 
 scans: $(VENV)/.dev  ## draw the demo scans again
 	$(BIN)/python scripts/make_demo_scans.py
+	$(BIN)/python scripts/make_demo_dicom.py
 
 docs: $(VENV)/.docs  ## build the documentation site in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -164,7 +165,7 @@ ifdef LOCKED
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 else
 	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # in an older environment
-	$(PIP_INSTALL) --editable '.[train,export,sign]' --group dev
+	$(PIP_INSTALL) --editable '.[train,export,sign,dicom,nifti]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 

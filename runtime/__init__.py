@@ -50,8 +50,10 @@ _MODULES = {
     "Prediction": "inference.prediction",
     "Preprocessing": "scans.preprocessing",
     "ProviderUnavailable": "errors",
+    "ReadOptions": "scans.options",
     "ResultWarning": "scans.checks",
     "RunOptions": "inference.selection",
+    "SeriesPrediction": "inference.series",
     "SignatureError": "errors",
     "Source": "scans.frame",
     "UsageError": "errors",
@@ -69,9 +71,11 @@ if TYPE_CHECKING:
     from mri_edge.inference.prediction import Latency as Latency
     from mri_edge.inference.prediction import Prediction as Prediction
     from mri_edge.inference.selection import RunOptions as RunOptions
+    from mri_edge.inference.series import SeriesPrediction as SeriesPrediction
     from mri_edge.scans.checks import ResultWarning as ResultWarning
     from mri_edge.scans.frame import Frame as Frame
     from mri_edge.scans.frame import Source as Source
+    from mri_edge.scans.options import ReadOptions as ReadOptions
     from mri_edge.scans.preprocessing import Preprocessing as Preprocessing
 
     from .errors import BundleError as BundleError

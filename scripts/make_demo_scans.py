@@ -82,8 +82,8 @@ SCANS = (
 )
 
 
-def draw(scan: Scan, volume: Picture) -> NDArray[np.uint8]:
-    """Draw a scan from the template's ``volume`` (197, 233, 189): uint8 (SIZE, SIZE), front of the head on top."""
+def draw(scan: Scan, volume: Picture) -> Picture:
+    """Draw a scan from the template's ``volume`` (197, 233, 189): (SIZE, SIZE) in [0, 1], front of the head on top."""
     rng = np.random.default_rng([ord(letter) for letter in scan.name])
     step = FIELD / SIZE
     along = (np.arange(SIZE) + 0.5) * step - FIELD / 2
@@ -105,7 +105,12 @@ def draw(scan: Scan, volume: Picture) -> NDArray[np.uint8]:
     picture *= 1 + 0.12 * _texture(rng, 60 / step)  # uneven coil sensitivity
     noise = ndimage.gaussian_filter(rng.normal(size=(2, SIZE, SIZE)), (0, 0.6, 0.6)) * 0.022
     picture = np.hypot(picture + noise[0], noise[1])  # magnitude of a complex signal: Rician, never negative
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    return np.clip(picture, 0, 1)
+
+
+def load_template() -> Picture:
+    """Read the template's values, 0 to 255: (197, 233, 189)."""
+    return np.asarray(nibabel.load(TEMPLATE).dataobj, np.float64)
 
 
 def _sample(volume: Picture, x: Picture, y: Picture, height: float) -> Picture:
@@ -172,10 +177,10 @@ def _texture(rng: np.random.Generator, scale: float) -> Picture:
 
 def main(folder: Path = EXAMPLES) -> None:
     """Draw every scan into ``folder``."""
-    volume = np.asarray(nibabel.load(TEMPLATE).dataobj, np.float64)
+    volume = load_template()
     for scan in SCANS:
         path = folder / f"{scan.name}.jpg"
-        Image.fromarray(draw(scan, volume)).save(path, quality=92)
+        Image.fromarray((draw(scan, volume) * 255).round().astype(np.uint8)).save(path, quality=92)
         print(path)
 
 

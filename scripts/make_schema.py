@@ -62,6 +62,9 @@ _BOUNDS: dict[str, dict[str, Any]] = {
     "Recalibration.log_odds_offset": {"minimum": -MAX_OFFSET, "maximum": MAX_OFFSET},
     "Recalibration.prevalence": {"minimum": 0, "maximum": 1},
     "Recalibration.original_threshold": {"minimum": 0, "maximum": 1},
+    "SeriesRule.window_mm": {"minimum": 0},
+    "SeriesRule.least_slices": {"minimum": 1},
+    "SeriesRule.threshold": {"minimum": 0, "maximum": 1},
     "Artifact.file": _PLAIN_RELATIVE,
     "Document.file": _PLAIN_RELATIVE,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -249,3 +250,62 @@ def recipe_code() -> Callable[[str], str]:
         return code[1]
 
     return find
+
+
+@pytest.fixture
+def write_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Register a reader of files with geometry, and return a function that writes such a file.
+
+    The function takes a name, the mean gray level of each frame (None: a frame that cannot be read), and changes to the
+    facts of the frames. Frame i lies ``i * step`` mm above ``at``.
+    """
+    from types import ModuleType
+
+    from mri_edge.errors import InputError
+    from mri_edge.scans import readers
+    from mri_edge.scans.frame import Frame
+    from mri_edge.scans.options import ReadOptions
+    from mri_edge.scans.series import SliceFacts
+
+    def read(source: Any, options: ReadOptions) -> Iterator[Frame]:
+        content = json.loads(Path(source).read_text())
+        for index, level in enumerate(content["levels"]):
+            if level is None:
+                raise InputError(f"{source}: damaged frame", code="damaged")
+            step = 60 if level < 128 else -60  # a stripe, because a blank slice does not count
+            pixels = np.full((128, 128, 3), max(0, level - step // 15), np.uint8)
+            pixels[:, 40:48] = level + step
+            yield Frame(pixels, str(source), index, len(content["levels"]))
+
+    def slice_facts(path: str, options: ReadOptions) -> Iterator[SliceFacts]:
+        try:
+            content = json.loads(Path(path).read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: damaged header", code="damaged") from error
+        for index in range(len(content["levels"])):
+            facts = {
+                "kind": "test",
+                "orientation": (1, 0, 0, 0, 1, 0),
+                "position": (0, 0, content["at"] + index * content["step"]),
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in content["facts"].items()},
+            }
+            facts.pop("code", None)
+            if refusal := facts.pop("refusal", None):
+                facts["refusal"] = InputError(f"{path}: {refusal}", code=content["facts"].get("code", "localizer"))
+            yield SliceFacts(path, index, len(content["levels"]), **facts)
+
+    module = ModuleType("mri_edge.scans.readers.slices")
+    module.__dict__.update(NAME="slices", SUFFIXES=(".slices",), read=read, slice_facts=slice_facts)
+    module.__dict__["recognizes"] = lambda head, path: False
+    names = [*readers._names(), "slices"]
+    reader = readers._reader
+    monkeypatch.setattr(readers, "_names", lambda: names)
+    monkeypatch.setattr(readers, "_reader", lambda name: module if name == "slices" else reader(name))
+
+    def write(name: str, *levels: int | None, at: float = 0, step: float = 5, **facts: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"levels": levels, "at": at, "step": step, "facts": facts}))
+        return path
+
+    return write

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from mri_edge.scans.readers import picture
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 EXAMPLES = CHECKOUT / "examples"
+DICOM = EXAMPLES / "dicom" / "mni152-slice-2.dcm"
 
 
 def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
@@ -28,6 +32,30 @@ def test_script_draws_the_committed_scans(tmp_path: Path) -> None:
         # which is up to 16 gray levels in one 8x8 block, and the picture looks the same.
         assert np.abs(new - old).max() <= 16
         assert np.abs(new - old).mean() <= 0.1
+
+
+def test_script_writes_the_committed_dicom_file(tmp_path: Path) -> None:
+    pytest.importorskip("nilearn", reason="the template is inside the nilearn wheel (group 'dev')")
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
+    script = [sys.executable, str(CHECKOUT / "scripts" / "make_demo_dicom.py")]
+    for folder in ("first", "second"):
+        subprocess.run([*script, str(tmp_path / folder)], check=True, capture_output=True)
+    first, second = sorted(tmp_path.glob("*/*.dcm"))
+    assert first.read_bytes() == second.read_bytes()
+    new, old = (pydicom.dcmread(path) for path in (first, DICOM))
+    # Another SciPy may round differently.
+    assert np.abs(new.pixel_array.astype(int) - old.pixel_array).max() <= 16
+    new.PixelData = old.PixelData
+    assert new == old
+    assert new.file_meta == old.file_meta
+
+
+def test_dicom_file_is_valid() -> None:
+    program = shutil.which("dciodvfy")
+    if program is None:
+        pytest.skip("needs dciodvfy (Debian package dicom3tools)")
+    done = subprocess.run([program, str(DICOM)], check=False, capture_output=True, text=True)
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == []
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jpg")), ids=lambda path: path.stem)

@@ -269,13 +269,49 @@ class HeatmapScore:
 
 
 @dataclass(frozen=True)
+class SeriesRule:
+    """How the answers for the slices of a series become one answer; ``inference.aggregate`` applies it.
+
+    The score of a series is the highest probability that at least half of the slices in some window of neighbors reach.
+
+    Attributes
+    ----------
+    window_mm
+        Distance between the first and the last slice of a window, at least.
+    least_slices
+        Slices in a window, at least.
+    threshold
+        Least score of a positive series; None: the threshold of the model.
+    calibration
+        On what data these values were chosen.
+    """
+
+    window_mm: float
+    least_slices: int
+    threshold: float | None
+    calibration: str
+
+    def problems(self) -> list[tuple[bool, str]]:
+        """Return whether a value is out of range, and a message, for each value whose type does not limit it."""
+        return [
+            (self.window_mm < 0, f"series: window_mm: must be at least 0. Received: {self.window_mm}"),
+            (self.least_slices < 1, f"series: least_slices: must be at least 1. Received: {self.least_slices}"),
+            (
+                self.threshold is not None and not 0 <= self.threshold <= 1,
+                f"series: threshold: must be in [0, 1]. Received: {self.threshold}",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole manifest.
 
     ``labels`` are in index order. ``positive`` is the index of the label to which sensitivity and ``threshold`` refer;
     models with more than two labels may have none, and then have no threshold either. Without a threshold the answer is
     the most probable label. With a ``recalibration``, ``threshold`` refers to recalibrated probabilities, and
-    ``metrics`` are those before it. ``heatmaps`` is None until they are scored.
+    ``metrics`` are those before it. ``heatmaps`` is None until they are scored. ``series`` is None in bundles without a
+    rule of their own, for which ``inference.aggregate`` has a default.
     """
 
     name: str
@@ -296,6 +332,7 @@ class Manifest:
     licences: dict[str, str] = field(default_factory=dict)
     recalibration: Recalibration | None = None
     heatmaps: HeatmapScore | None = None
+    series: SeriesRule | None = None
     schema_version: int = SCHEMA_VERSION
 
     @cached_property
@@ -312,8 +349,9 @@ class Manifest:
     def content_hash(self) -> str:
         """SHA-256 over everything that determines an answer.
 
-        That is artifacts, labels, threshold, preprocessing and, in a recalibrated bundle, how the answers change. It
-        differs between trainings. Packing, unpacking, signing or renaming a bundle does not change it.
+        That is artifacts, labels, threshold, preprocessing, in a recalibrated bundle how the answers change, and the
+        bundle's rule for series if it has one. It differs between trainings. Packing, unpacking, signing or renaming a
+        bundle does not change it.
         """
         facts = [
             sorted(artifact.sha256 for artifact in self.artifacts),
@@ -324,6 +362,8 @@ class Manifest:
         ]
         if self.recalibration:
             facts += [self.recalibration.temperature, self.recalibration.log_odds_offset]
+        if self.series:
+            facts += [self.series.window_mm, self.series.least_slices, self.series.threshold]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_plain(self) -> dict[str, Any]:
@@ -335,7 +375,7 @@ class Manifest:
         Optional parts of later releases are left out if they are None, so that older manifests keep their bytes.
         """
         plain = to_plain(self)
-        for part in ("recalibration", "heatmaps"):
+        for part in ("recalibration", "heatmaps", "series"):
             if plain[part] is None:
                 del plain[part]
         for artifact in plain[json_key("artifacts")]:
@@ -416,6 +456,7 @@ class Manifest:
                 f"Received: {self.schema_version}",
             ),
             *([] if recalibration is None else recalibration.problems()),
+            *([] if self.series is None else self.series.problems()),
             (len(self.labels) < 2, f"labels: at least two are needed. Received: {list(self.labels)}"),
             (len(set(self.labels)) < len(self.labels), f"labels: repeated in {list(self.labels)}"),
             (

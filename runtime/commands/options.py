@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,11 +15,14 @@ from click.core import ParameterSource
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.bundles.bundle import REQUIRE_SIGNATURE as _SIGNATURE_VARIABLE
 from mri_edge.errors import UsageError, printable
+from mri_edge.scans.options import ReadOptions
 
 from .usage import RequiredUnlessModel
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from mri_edge.inference.selection import RunOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -96,7 +100,7 @@ def bundle_argument(function: Function) -> Function:
     @MODEL
     @wraps(function)
     def with_bundle(*arguments: Any, bundle: str | None, model: str, **options: Any) -> Any:
-        if bundle is not None and _is_on_command_line("model"):
+        if bundle is not None and is_on_command_line("model"):
             raise _named_twice(bundle, model)
         return function(*arguments, model=model if bundle is None else bundle, **options)
 
@@ -135,7 +139,8 @@ def bundle_and_scans(function: Function) -> Function:
     return cast(Function, with_bundle)
 
 
-def _is_on_command_line(parameter: str) -> bool:
+def is_on_command_line(parameter: str) -> bool:
+    """Whether the value of a parameter of the running command was typed, and is no default."""
     return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
@@ -212,6 +217,25 @@ VERBOSE = click.option(
 )
 
 
+ANY_MODALITY = click.option(
+    "--any-modality",
+    is_flag=True,
+    envvar="MRI_EDGE_ANY_MODALITY",
+    show_envvar=True,
+    help="Read DICOM images that are not MR too. The models know only MR.",
+)
+WINDOW = click.option(
+    "--window",
+    default="file",
+    show_default=True,
+    metavar="file|auto|C,W",
+    envvar="MRI_EDGE_WINDOW",
+    show_envvar=True,
+    help="For DICOM and NIfTI: the window in the file, percentiles of the values, or this center and width. "
+    "Without a window in the file, or with one that shows nothing, percentiles are used.",
+)
+
+
 _RUN_FIELDS = ("artifact", "engine", "provider", "threads", "allow_fallback")
 
 
@@ -236,6 +260,19 @@ def run_options(*options: Callable[[Any], Any]) -> Callable[[Function], Function
         return decorated
 
     return decorate
+
+
+def reading_options(function: Function) -> Function:
+    """Add ``--window`` and ``--any-modality``. Their values become part of the command's ``run``, a RunOptions."""
+
+    @WINDOW
+    @ANY_MODALITY
+    @wraps(function)
+    def with_reading(*arguments: Any, window: str, any_modality: bool, run: RunOptions, **values: Any) -> Any:
+        reading = ReadOptions(window, any_modality)
+        return function(*arguments, run=replace(run, reading=reading), **values)
+
+    return cast(Function, with_reading)
 
 
 def model_options(function: Function) -> Function:

@@ -69,13 +69,13 @@ def _csv_lines(results: Results, classifier: Classifier) -> Iterator[str]:
     columns = ["file", "label", *(f"probability of {printable(label)}" for label in labels), "threshold"]
     columns += ["model", "model_hash", "artefact", "engine", "provider", "decode_ms", "resize_ms", "infer_ms"]
     columns += ["warnings", "warning_codes", "error", "error_code"]
-    yield _csv(columns)
+    yield csv_line(columns)
     for result in results:
         if isinstance(result, Failure):
-            yield _csv([_name(result), *[""] * (len(columns) - 3), str(result.error), result.error.code])
+            yield csv_line([_name(result), *[""] * (len(columns) - 3), str(result.error), result.error.code])
             continue
         latency = result.latency_ms
-        yield _csv(
+        yield csv_line(
             [
                 _name(result),
                 printable(result.label),
@@ -150,7 +150,8 @@ FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
 
 
-def _csv(cells: Iterable[object]) -> str:
+def csv_line(cells: Iterable[object]) -> str:
+    """Return one row of CSV without its line end. Cells that a spreadsheet would take for formulas are marked."""
     text = io.StringIO()
     plain = [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells]
     csv.writer(text).writerow(plain)  # the default line ending makes it quote cells that contain one

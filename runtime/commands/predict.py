@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -14,7 +15,7 @@ from mri_edge.errors import UsageError
 from mri_edge.inference.loading import PendingModel
 from mri_edge.inference.selection import RunOptions
 
-from .options import REQUIRE_SIGNATURE, model_options
+from .options import REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
 
 EXAMPLES = """\b
 Examples:
@@ -23,6 +24,8 @@ Examples:
   mri-edge predict 'scans/*.png' --json | jq .label
   mri-edge predict scan.jpg --heatmap why/
   mri-edge predict archive/ -r --resume results.jsonl
+  mri-edge predict IM0001 --window 500,1000
+  mri-edge predict study/ -r --by series
   find . -name '*.jpg' | mri-edge predict - --json
   mri-edge predict scan.jpg --model my-bundle --engine litert
 """
@@ -32,6 +35,21 @@ Examples:
 @click.argument("scans", nargs=-1, required=True, metavar="SCAN...")
 @click.option("--json", "form", flag_value="json", help="Print one JSON object per line.")
 @click.option("--csv", "form", flag_value="csv", help="Print CSV with a header.")
+@click.option(
+    "--by",
+    type=click.Choice(("slice", "series", "study")),
+    default="slice",
+    show_default=True,
+    help="What gets an answer. For series and studies all headers are read first; slices are sorted by their position, "
+    "and every slice keeps its own answer.",
+)
+@click.option(
+    "--plane",
+    type=click.Choice(("axial", "any")),
+    default="axial",
+    show_default=True,
+    help="With --by series or study: which series are classified. The others are reported as skipped.",
+)
 @click.option("-r", "--recursive", is_flag=True, help="Classify the scans in subfolders too.")
 @click.option(
     "--resume",
@@ -45,7 +63,8 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Write a PNG for each scan: beside the scan, the regions that support the positive label or, of more than two "
-    "labels, the answer. Takes about 140 runs of the model for each scan.",
+    "labels, the answer. Takes about 140 runs of the model for each scan. With --by series: for up to 3 slices of the "
+    "series, and the curve of the probability along it.",
 )
 @click.option(
     "--batch",
@@ -56,9 +75,12 @@ Examples:
 )
 @REQUIRE_SIGNATURE
 @model_options
+@reading_options
 def predict(
     scans: tuple[str, ...],
     form: str | None,
+    by: Literal["slice", "series", "study"],
+    plane: Literal["axial", "any"],
     recursive: bool,
     resume: Path | None,
     heatmap: Path | None,
@@ -71,13 +93,16 @@ def predict(
 
     A SCAN is a file, a folder, a pattern, or - for paths on standard input, which are
     classified as they arrive.
-    Results come in input order. A scan that cannot be read is reported, the others are
+    Results come in input order. A series or a study is answered by a window of
+    neighboring slices, never by its highest slice alone. A scan that cannot be read is reported, the others are
     still classified, and the exit code is 1.
 
     Research use only: not a medical device.
     """
     if resume and form:
         raise UsageError("--resume writes JSON lines to its file", "Leave out --json and --csv")
+    if by == "slice" and is_on_command_line("plane"):
+        raise UsageError("--plane chooses among series", "Add --by series or --by study")
     with return_freed_memory():
         single = len(scans) == 1 and os.path.isfile(scans[0])
         run = replace(run, workload="single" if single else "many")
@@ -85,8 +110,22 @@ def predict(
         # These imports take place while the model is opened in other threads.
         from mri_edge.inference.classifier import Classifier
 
-        from .classify import classify
+        from .scans.classify import classify
 
         classifier = Classifier.from_pending(pending)
     with classifier:
+        if by != "slice":
+            from .scans.classify_series import classify_series
+
+            return classify_series(
+                classifier,
+                scans,
+                by=by,
+                plane=plane,
+                form=form,
+                recursive=recursive,
+                resume=resume,
+                heatmap=heatmap,
+                batch=batch,
+            )
         return classify(classifier, scans, form=form, recursive=recursive, resume=resume, heatmap=heatmap, batch=batch)

@@ -21,7 +21,7 @@ from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
 from mri_edge.storage.atomic import discard_stdout
 
-from .options import REQUIRE_SIGNATURE, model_options
+from .options import REQUIRE_SIGNATURE, model_options, reading_options
 
 EXAMPLES = """\b
 Examples:
@@ -65,6 +65,7 @@ Examples:
 )
 @REQUIRE_SIGNATURE
 @model_options
+@reading_options
 def watch(
     folder: Path,
     out: Path,

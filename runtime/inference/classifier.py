@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,20 @@ from mri_edge.engines import Engine, Outputs, is_inherited
 from mri_edge.errors import EngineError, InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Pixels, Source, not_one_frame
+from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame
+from mri_edge.scans.options import DEFAULT as READ_DEFAULT
+from mri_edge.scans.options import ReadOptions
 
 from .loading import PendingModel
 from .out_of_distribution import FEATURES, OutOfDistributionCheck
 from .prediction import Failure, Latency, Prediction, decide, recalibrated
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
+
+if TYPE_CHECKING:
+    from mri_edge.scans.intensity import Window
+
+    from .series import Plane, SeriesPrediction
 
 # Names of outputs that some artifacts have; see ``engines.Engine``.
 CONTRIBUTIONS = "contributions"
@@ -60,15 +67,18 @@ class Classifier:
         *,
         batch_size: int = DEFAULT_BATCH,
         warnings: tuple[ResultWarning, ...] = (),
+        reading: ReadOptions = READ_DEFAULT,
     ) -> None:
         """Combine an opened bundle and an opened engine, such as a fake one in tests. Otherwise use ``load``.
 
-        ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction.
+        ``batch_size`` is the default of ``predict_batches``; ``warnings`` are added to every prediction;
+        ``reading`` says how the values of DICOM and NIfTI become pictures.
         """
         self.bundle = bundle
         self.artifact = artifact
         self.engine = engine
         self.batch_size = batch_size
+        self.reading = reading
         self._closed = False
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
@@ -105,6 +115,8 @@ class Classifier:
         threads: int | None = None,
         workload: Workload = "many",
         allow_fallback: bool = False,
+        window: str | Window = "file",
+        any_modality: bool = False,
         require_signature: str | os.PathLike[str] | None = None,
     ) -> Classifier:
         """Open a model.
@@ -116,6 +128,8 @@ class Classifier:
             packed bundle, or an opened Bundle.
         artifact, engine, provider, threads, workload, allow_fallback
             How to run it; see ``RunOptions``. ``selection.select`` chooses the omitted ones.
+        window, any_modality
+            How the values of DICOM and NIfTI become pictures; see ``ReadOptions``.
         require_signature
             File of the public key that must have signed the bundle. Default: the environment variable
             MRI_EDGE_REQUIRE_SIGNATURE.
@@ -127,7 +141,8 @@ class Classifier:
         UsageError, EngineUnavailable, ProviderUnavailable, EngineError
             The engine cannot run it.
         """
-        run = RunOptions(artifact, engine, provider, threads, workload, allow_fallback)
+        reading = ReadOptions(window, any_modality)
+        run = RunOptions(artifact, engine, provider, threads, workload, allow_fallback, reading)
         return cls.load_with(run, model, require_signature=require_signature)
 
     @classmethod
@@ -153,13 +168,19 @@ class Classifier:
         """Wait until a model is open, and return its classifier. Raises what ``PendingModel.wait`` does."""
         loaded = pending.wait()
         classifier = cls(
-            pending.bundle, loaded.artifact, loaded.engine, batch_size=loaded.batch_size, warnings=loaded.warnings
+            pending.bundle,
+            loaded.artifact,
+            loaded.engine,
+            batch_size=loaded.batch_size,
+            warnings=loaded.warnings,
+            reading=pending.run.reading,
         )
         classifier._options = pending.run
         return classifier
 
     def predict(self, source: Source, *, explain: bool = False, keep_pixels: bool = False) -> Prediction:
-        """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, or an array.
+        """Classify one scan that holds one frame: a path, the bytes of a file, a Pillow image, an array, or a
+        ``pydicom.Dataset``.
 
         With ``explain`` the prediction contains a heatmap, which takes about 140 runs of the network; with
         ``keep_pixels`` the section of the decoded frame that the network gets.
@@ -180,10 +201,22 @@ class Classifier:
         return prediction
 
     def predict_frames(
-        self, source: Source, *, explain: bool = False, keep_pixels: bool = False
+        self,
+        source: Source,
+        *,
+        indexes: Collection[int] | None = None,
+        explain: bool = False,
+        keep_pixels: bool = False,
+        reading: ReadOptions | None = None,
     ) -> Iterator[Prediction]:
-        """Classify the frames of one scan, one after the other. Parameters and errors as for ``predict``."""
-        for decoded in decode(source):
+        """Classify the frames of one scan, one after the other; with ``indexes`` only those frames.
+
+        ``reading`` says how values become pictures; the default is as the classifier was loaded. Other parameters and
+        errors as for ``predict``.
+        """
+        for decoded in decode(source, reading or self.reading):
+            if indexes is not None and decoded.frame.index not in indexes:
+                continue
             try:
                 prepared = prepare([decoded], self.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
             except MemoryError as error:
@@ -199,6 +232,7 @@ class Classifier:
         explain: bool = False,
         keep_pixels: bool = False,
         max_wait: float | None = None,
+        reading: ReadOptions | None = None,
     ) -> Iterator[Prediction | Failure]:
         """Classify many scans. Yields results in input order, with a Failure in place of a scan that cannot be read.
 
@@ -219,6 +253,8 @@ class Classifier:
         max_wait
             Seconds that a scan waits for others to complete its batch, for a source that may be slow. ``sources`` is
             then read in a thread of its own. Default: batches are always completed.
+        reading
+            How values become pictures. Default: as the classifier was loaded.
 
         Raises
         ------
@@ -238,7 +274,7 @@ class Classifier:
         if batch_size < 1 or workers < 1:
             raise UsageError(f"batch_size and workers must be at least 1. Received: {batch_size} and {workers}")
         batches = batched(sources, batch_size, max_wait)
-        return self._predict_batches(batches, batch_size, workers, explain, keep_pixels)
+        return self._predict_batches(batches, batch_size, workers, explain, keep_pixels, reading or self.reading)
 
     def _predict_batches(
         self,
@@ -247,6 +283,7 @@ class Classifier:
         workers: int,
         explain: bool,
         keep_pixels: bool,
+        reading: ReadOptions,
     ) -> Iterator[Prediction | Failure]:
         # Each thread gets its part of a batch at once: passing the scans one by one takes longer than resizing them.
         part = -(-batch_size // workers)
@@ -260,7 +297,7 @@ class Classifier:
                         parts = [batch[start : start + part] for start in range(0, len(batch), part)]
                         ahead.append(
                             [
-                                pool.submit(prepare_sources, sources, preprocessing, keep_pixels=keep_pixels)
+                                pool.submit(prepare_sources, sources, preprocessing, reading, keep_pixels=keep_pixels)
                                 for sources in parts
                             ]
                         )
@@ -276,6 +313,48 @@ class Classifier:
             finally:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
+
+    def predict_series(
+        self,
+        sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        plane: Plane = "axial",
+        recursive: bool = False,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Iterator[SeriesPrediction | Failure]:
+        """Classify series: every slice, and one answer from them all.
+
+        All headers are read first, to group the files into series and to sort them. Then each file is read once, a few
+        at a time. A series is yielded as soon as all of its slices have a result; a file of which no header can be read
+        is yielded as a Failure.
+
+        Parameters
+        ----------
+        sources
+            Files, folders and patterns, or one of them.
+        plane
+            ``"axial"``: series of other planes are not classified and have ``skipped``. ``"any"``: all are.
+        recursive
+            Whether folders include their subfolders.
+        batch_size, workers
+            As for ``predict_batches``.
+
+        Raises
+        ------
+        EngineError, UsageError
+            As for ``predict_batches``.
+        """
+        from mri_edge.scans.headers import slice_facts
+        from mri_edge.scans.sources import expand
+
+        from .series import classify_slices, combine, plan, what_ran
+
+        named = [sources] if isinstance(sources, str | os.PathLike) else sources
+        paths = expand([os.fspath(source) for source in named], recursive=recursive)
+        planned = plan(slice_facts(paths, self.reading), plane)
+        results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
+        return combine(planned, results, what_ran(self))
 
     def close(self) -> None:
         """Release the engine's memory and threads. The classifier cannot be used afterwards."""
@@ -319,8 +398,9 @@ class Classifier:
         probabilities = recalibrated(outputs[self.engine.outputs[0].name], manifest)
         chosen = decide(probabilities, manifest.positive, manifest.threshold)
         labels, model = manifest.labels, manifest.title
-        for scan, row, label_index, unlike in zip(
-            prepared, probabilities.tolist(), chosen.tolist(), unlike_training, strict=True
+        sensitive = self._display_warnings([scan.frame for scan in prepared], probabilities)
+        for scan, row, label_index, unlike, displayed in zip(
+            prepared, probabilities.tolist(), chosen.tolist(), unlike_training, sensitive, strict=True
         ):
             explained = label_index if manifest.positive is None or len(labels) > 2 else manifest.positive
             yield Prediction(
@@ -337,11 +417,35 @@ class Classifier:
                 engine=self.engine.name,
                 provider=self.engine.provider,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
-                warnings=self._warnings + scan.warnings + unlike,
+                warnings=self._warnings + scan.warnings + unlike + displayed,
                 heatmap=self._explain(scan.frame.pixels, explained) if explain else None,
                 explained=labels[explained] if explain else None,
                 pixels=scan.original,
+                metadata={key: value for key, value in scan.frame.metadata.items() if not key.startswith("_")},
             )
+
+    def _display_warnings(
+        self, frames: Sequence[Frame], probabilities: NDArray[np.float32]
+    ) -> list[tuple[ResultWarning, ...]]:
+        """Return a warning for each frame whose answer changes with its window; see ``display_sensitivity``."""
+        warnings: list[tuple[ResultWarning, ...]] = [()] * len(frames)
+        manifest = self.bundle.manifest
+        if manifest.positive is None or manifest.threshold is None or not any(frame.metadata for frame in frames):
+            return warnings
+        from .display_sensitivity import to_check, warning_for, with_percentiles
+
+        positive, label = probabilities[:, manifest.positive].tolist(), manifest.labels[manifest.positive]
+        inputs = {
+            index: with_percentiles(frames[index], self.reading, manifest.preprocessing)
+            for index in to_check(frames, positive, manifest.threshold)
+        }
+        readable = {index: pixels for index, pixels in inputs.items() if pixels is not None}
+        if readable:
+            outputs = self._run(np.stack(list(readable.values())), [])
+            others = recalibrated(outputs[self.engine.outputs[0].name], manifest)[:, manifest.positive].tolist()
+            for index, other in zip(readable, others, strict=True):
+                warnings[index] = warning_for(label, positive[index], other, manifest.threshold)
+        return warnings
 
     def _run(self, batch: Pixels, names: Sequence[str]) -> Outputs:
         """Run the engine; return the probabilities, which are checked, and the outputs of these names."""

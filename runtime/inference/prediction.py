@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,9 @@ class Prediction:
     pixels
         The section of the decoded frame that the network gets, before resizing, uint8 (H, W, 3) RGB, if
         ``keep_pixels`` was set. Not part of ``to_dict``.
+    metadata
+        What the reader found and used, under the name of the format, ``"dicom"`` or ``"nifti"``: the window, the
+        rescale, the plane, the position. Empty for pictures.
     """
 
     source: str | None
@@ -180,6 +183,7 @@ class Prediction:
     explained: str | None = field(default=None, repr=False, compare=False)
     heatmap_file: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def probability(self) -> float:
@@ -208,6 +212,7 @@ class Prediction:
             },
             "warnings": [asdict(warning) for warning in self.warnings],
             **({} if self.heatmap_file is None else {"heatmap": self.heatmap_file}),
+            **self.metadata,
             "notice": NOTICE,
         }
 

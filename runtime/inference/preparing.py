@@ -14,6 +14,7 @@ from mri_edge.scans import checks, readers
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.resize import resize_bilinear
 
@@ -45,10 +46,10 @@ class Prepared:
     original: Pixels | None
 
 
-def decode(source: Source) -> Iterator[Decoded]:
+def decode(source: Source, reading: ReadOptions) -> Iterator[Decoded]:
     """Read the frames of one scan. Raises InputError."""
     start = perf_counter()
-    for frame in readers.read(source):
+    for frame in readers.read(source, reading):
         yield Decoded(frame, (perf_counter() - start) * 1e3)
         start = perf_counter()
 
@@ -68,7 +69,7 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
     return [
         Prepared(
             replace(decoded.frame, pixels=row),
-            found,
+            decoded.frame.warnings + tuple(found),
             decoded.decode_ms,
             resize_ms,
             section if keep_pixels else None,
@@ -78,14 +79,14 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
 
 
 def prepare_sources(
-    sources: Sequence[Source | InputError], preprocessing: Preprocessing, *, keep_pixels: bool
+    sources: Sequence[Source | InputError], preprocessing: Preprocessing, reading: ReadOptions, *, keep_pixels: bool
 ) -> list[Prepared | Failure]:
     """Read and prepare every frame of some scans in order. A scan or frame that cannot be read becomes a Failure."""
     prepared: list[Prepared | Failure] = []
     waiting: list[Decoded | Failure] = []
     waiting_bytes = 0
     for source in sources:
-        for result in _decode_or_fail(source):
+        for result in _decode_or_fail(source, reading):
             waiting.append(result)
             waiting_bytes += result.frame.pixels.nbytes if isinstance(result, Decoded) else 0
             if waiting_bytes > _MAX_WAITING_BYTES:
@@ -94,13 +95,13 @@ def prepare_sources(
     return prepared + _prepare_waiting(waiting, preprocessing, keep_pixels)
 
 
-def _decode_or_fail(source: Source | InputError) -> Iterator[Decoded | Failure]:
+def _decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterator[Decoded | Failure]:
     if isinstance(source, InputError):
         yield Failure(source.source, source)
         return
     index, count = 0, 1
     try:
-        for decoded in decode(source):
+        for decoded in decode(source, reading):
             yield decoded
             index, count = decoded.frame.index + 1, decoded.frame.count
     except InputError as error:

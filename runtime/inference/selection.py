@@ -13,6 +13,8 @@ from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
 from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
+from mri_edge.scans.options import DEFAULT as READ_DEFAULT
+from mri_edge.scans.options import ReadOptions
 
 DEFAULT_BATCH = 8
 # A network below this size has finished before a second thread has started, and takes less time than decoding, so other
@@ -58,6 +60,8 @@ class RunOptions:
         Whether scans come one by one or many at a time. A device profile knows the best choice for each.
     allow_fallback
         Run on the CPU if ``provider`` does not start, with a warning in every prediction.
+    reading
+        How the values of DICOM and NIfTI become pictures.
     """
 
     artifact: str | None = None
@@ -66,6 +70,7 @@ class RunOptions:
     threads: int | None = None
     workload: Workload = "many"
     allow_fallback: bool = False
+    reading: ReadOptions = READ_DEFAULT
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,12 @@ from mri_edge.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from pydicom import Dataset
+
+    from .checks import ResultWarning
 
 # What a caller may pass as a scan.
-Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, "Image.Image", NDArray[Any]]
+Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, "Image.Image", NDArray[Any], "Dataset"]
 Pixels: TypeAlias = NDArray[np.uint8]
 
 
@@ -33,7 +36,10 @@ class Frame:
     index, count
         Position of this frame in its source, from 0, and how many frames the source holds.
     metadata
-        Facts from the file that a later step needs, without anything that identifies a patient.
+        Facts from the file that a later step needs, without anything that identifies a patient. Those under a key that
+        begins with an underscore are not part of a result.
+    warnings
+        Reasons to distrust an answer about this frame, from the file's header.
     """
 
     pixels: Pixels = field(repr=False, compare=False)
@@ -41,6 +47,7 @@ class Frame:
     index: int = 0
     count: int = 1
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    warnings: tuple[ResultWarning, ...] = field(default=(), compare=False)
 
 
 def source_name(source: Source) -> str | None:

@@ -18,13 +18,6 @@ from . import readers
 from .files import special_file_kind
 
 _MAX_NAMED = 3  # files of each kind that a message names; the others are only counted
-_KINDS = {
-    ".dcm": "DICOM",
-    ".dicom": "DICOM",
-    ".ima": "DICOM",
-    ".nii": "NIfTI",
-    ".nii.gz": "NIfTI",
-}
 
 
 def expand(
@@ -57,7 +50,7 @@ def expand(
         elif os.path.isdir(argument):
             skipped = _SkippedFiles()
             scans = _scans_in(argument, recursive, skipped)
-            yield from _with_report(scans, argument, "the folder has no pictures in it", skipped, notify, _suffix_hint)
+            yield from _with_report(scans, argument, "the folder has no scans in it", skipped, notify, _suffix_hint)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
             skipped = _SkippedFiles()
             matches = _matches(argument, recursive, skipped)
@@ -164,7 +157,7 @@ def _with_report(
 
 def _suffix_hint() -> str:
     """List the suffixes of all readers. It is called only for an error, because it imports every reader."""
-    return f"Pictures end in {', '.join(readers.suffixes())}"
+    return f"Scans end in {', '.join(readers.suffixes())}"
 
 
 class _SkippedFiles:
@@ -210,11 +203,8 @@ class _SkippedFiles:
 
 def _kind(name: str, head: bytes) -> str:
     """Return the kind of a file that no reader recognizes, from its name and its first bytes."""
-    for suffix, kind in _KINDS.items():
-        if name.lower().endswith(suffix):
-            return kind
-    if head[128:132] == b"DICM":  # DICOM part 10, section 7.1; scanners write names without a suffix
-        return "DICOM"
+    if head[128:132] == b"DICM":  # PS3.10 7.1; the reader recognizes all others
+        return "DICOMDIR"
     if name.startswith("."):
         return "hidden"
     return printable(Path(name).suffix) or "no suffix"

@@ -24,6 +24,7 @@ from mri_edge.bundles.manifest import (
     Metric,
     Parity,
     Recalibration,
+    SeriesRule,
 )
 from mri_edge.bundles.split import Split
 from mri_edge.errors import ManifestError
@@ -60,6 +61,7 @@ def full(tiny_manifest: Manifest, tiny_artifact: Artifact) -> Manifest:
             fingerprint="3" * 64,
             metrics={"pointing_game": Metric(0.9, 0.8, 0.95, images=40, method="Wilson")},
         ),
+        series=SeriesRule(window_mm=12.5, least_slices=4, threshold=0.6, calibration="200 patients of one hospital"),
     )
 
 
@@ -335,6 +337,21 @@ def test_a_manifest_without_a_score_keeps_its_bytes(full: Manifest, tiny_manifes
     assert plain["schema_version"] == 1
     assert plain["heatmaps"]["artefact"] == "model.onnx"
     assert full.content_hash == replace(full, heatmaps=None).content_hash
+
+
+# --- the rule for series
+
+
+def test_a_rule_for_series_belongs_to_the_identity_of_the_model(full: Manifest, tiny_manifest: Manifest) -> None:
+    assert "series" not in json.loads(tiny_manifest.to_json())
+    assert Manifest.from_json(full.to_json()).series == full.series
+    assert full.content_hash != replace(full, series=None).content_hash
+
+
+@pytest.mark.parametrize(("field", "value"), [("window_mm", -1), ("least_slices", 0), ("threshold", 1.5)])
+def test_an_impossible_rule_for_series_is_refused(plain: dict[str, Any], field: str, value: float) -> None:
+    changed = {**plain, "series": {**plain["series"], field: value}}
+    assert f"series: {field}: must be" in _refused(changed)
 
 
 # --- the schema

@@ -89,7 +89,7 @@ def test_folder_without_pictures(predict, tmp_path):
     (tmp_path / "nothing").mkdir()
     code, out, err = predict(tmp_path / "nothing")
     assert (code, out) == (1, "")
-    assert "no pictures" in err
+    assert "no scans" in err
     assert len(err.splitlines()) == 1
 
 

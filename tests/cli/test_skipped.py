@@ -26,6 +26,8 @@ PROGRAM = Path(sys.executable).with_name("mri-edge")
 
 posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX")
 
+DICOMDIR = bytes(128) + b"DICM\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10"
+
 
 @pytest.fixture
 def predict(tiny_bundle, tmp_path):
@@ -48,26 +50,26 @@ def fill(folder: Path, **contents: bytes) -> Path:
 def test_skipped_files_of_a_folder_are_reported(predict, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
-    fill(scans, **{"x.jpg": SCAN, "a.dcm": b"", "b.DCM": b""})
+    fill(scans, **{"x.jpg": SCAN, "a.avi": b"", "b.avi": b""})
     code, out, err = predict("scans", "--json")
     assert code == 0
     assert [json.loads(line)["file"] for line in out.splitlines()] == ["scans/x.jpg"]
-    assert err == "mri-edge: scans: 2 files skipped: DICOM (a.dcm, b.DCM)\n"
+    assert err == "mri-edge: scans: 2 files skipped: .avi (a.avi, b.avi)\n"
 
 
 def test_every_kind_is_counted_once_for_the_folder(predict, tmp_path):
     scans = tmp_path / "scans"
     (scans / "sub").mkdir(parents=True)
-    fill(scans, **{"x.jpg": SCAN, "c.nii.gz": b"", "IM0001": bytes(128) + b"DICM", "notes.txt": b"", ".DS_Store": b""})
-    fill(scans, **{"1.2.840.113619": bytes(128) + b"DICM", "empty": b"", "Thumbs.db": b"", "n\x1b[31m.txt": b""})
-    fill(scans / "sub", **{f"{index}.ima": b"" for index in range(5)})
+    fill(scans, **{"x.jpg": SCAN, "c.mgz": b"", "DICOMDIR": DICOMDIR, "notes.txt": b"", ".DS_Store": b""})
+    fill(scans, **{"DICOMDIR.old": DICOMDIR, "empty": b"", "Thumbs.db": b"", "n\x1b[31m.txt": b""})
+    fill(scans / "sub", **{f"{index}.txt": b"" for index in range(5)})
     code, _, err = predict("scans")
     assert code == 0
     [line] = err.splitlines()
     for words in (
         "8 files skipped: ",
-        "2 DICOM (1.2.840.113619, IM0001)",
-        "1 NIfTI (c.nii.gz)",
+        "2 DICOMDIR (DICOMDIR, DICOMDIR.old)",
+        "1 .mgz (c.mgz)",
         "1 hidden (.DS_Store)",
         "2 .txt (n\\x1b[31m.txt, notes.txt)",
         "1 no suffix (empty)",
@@ -77,7 +79,7 @@ def test_every_kind_is_counted_once_for_the_folder(predict, tmp_path):
         assert words in line
     [line] = predict("scans", "--recursive")[2].splitlines()
     assert "13 files skipped: " in line
-    assert "7 DICOM (1.2.840.113619, IM0001, 0.ima, …)" in line
+    assert "7 .txt (n\\x1b[31m.txt, notes.txt, 0.txt, …)" in line
     assert "subfolder" not in line
 
 
@@ -89,10 +91,10 @@ def test_nothing_is_reported_about_a_folder_of_pictures_alone(predict, tmp_path)
 
 def test_the_error_for_a_folder_without_a_picture_lists_its_contents(predict, tmp_path):
     (tmp_path / "scans").mkdir()
-    fill(tmp_path / "scans", **{"a.dcm": b"", "b.dcm": b""})
+    fill(tmp_path / "scans", **{"a.avi": b"", "b.avi": b""})
     code, out, err = predict("scans")
     assert (code, out) == (1, "")
-    assert "no pictures in it. 2 files skipped: DICOM (a.dcm, b.dcm). Pictures end in .jpg" in err
+    assert "no scans in it. 2 files skipped: .avi (a.avi, b.avi). Scans end in .jpg" in err
     assert len(err.splitlines()) == 1
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mri_edge.errors import InputError
 from mri_edge.scans import readers
+from mri_edge.scans.readers import dicom, picture
 from mri_edge.scans.sources import expand
 
 JPEG = (Path(__file__).parents[2] / "examples" / "phantom-1.jpg").read_bytes()
@@ -58,9 +59,10 @@ def test_other_contents_are_not_taken_for_pictures(tmp_path: Path, head: bytes) 
     assert not readers.recognizes(tmp_path / "IM0001")
 
 
-def test_a_dicom_file_with_a_tiff_preamble_is_not_a_picture(tmp_path: Path) -> None:
-    (tmp_path / "IM0001").write_bytes(b"II*\0".ljust(128, b"\0") + b"DICM")
-    assert not readers.recognizes(tmp_path / "IM0001")
+def test_a_dicom_file_with_a_tiff_preamble_is_not_a_picture() -> None:
+    head = b"II*\0".ljust(128, b"\0") + b"DICM"
+    assert not picture.recognizes(head, "IM0001")
+    assert dicom.recognizes(head, "IM0001")
 
 
 def test_a_known_suffix_is_enough_and_nothing_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

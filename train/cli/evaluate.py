@@ -11,7 +11,15 @@ from click.core import ParameterSource
 
 from mri_edge.authoring.runs import choose_bundle, last_trained, remembered_data
 from mri_edge.bundles.bundle import DEFAULT_MODEL, Bundle
-from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, complete_models, run_options
+from mri_edge.commands.options import (
+    ARTIFACT,
+    ENGINE,
+    PROVIDER,
+    THREADS,
+    complete_models,
+    reading_options,
+    run_options,
+)
 from mri_edge.errors import UsageError
 
 from .publish import prepare_folder, publish
@@ -84,6 +92,7 @@ names than in training to the labels of the model.
 @RECIPE
 @training_options
 @run_options(ARTIFACT, ENGINE, PROVIDER, THREADS)
+@reading_options
 @click.pass_context
 def evaluate(
     ctx: click.Context,

@@ -39,19 +39,19 @@ def font_of(growth: float, size: int = FONT_SIZE) -> Font:
 
 def caption(prediction: Prediction, maximum: float, score: Metric | None) -> list[list[str]]:
     """Return the parts of each line of the caption. ``maximum`` is that of the map. The first line is the heading."""
-    label, model = _label(prediction.label), _name(prediction.model)
+    label, model = printable_label(prediction.label), printable_name(prediction.model)
     shown = displayed_label(prediction.label, prediction.positive, prediction.probabilities)
-    heading = [label, f"p({_label(shown)}) = {prediction.probabilities[shown]:.3f}"]
+    heading = [label, f"p({printable_label(shown)}) = {prediction.probabilities[shown]:.3f}"]
     if prediction.threshold is not None and prediction.positive is not None:
-        of = "" if shown == prediction.positive else f" of {_label(prediction.positive)}"
+        of = "" if shown == prediction.positive else f" of {printable_label(prediction.positive)}"
         heading.append(f"threshold{of} {prediction.threshold:.3f}")
-    lines = [heading, _finding(_label(prediction.explained), maximum)]
+    lines = [heading, _finding(printable_label(prediction.explained), maximum)]
     if prediction.source is not None:
-        file = [f"file: {_name(Path(prediction.source).name)}"]
+        file = [f"file: {printable_name(Path(prediction.source).name)}"]
         if prediction.frames > 1:
             file.append(f"frame index {prediction.index} ({prediction.frames} frames)")
         lines.append(file)
-    artifact = f"artifact: {_name(prediction.artifact)} ({prediction.model_hash})"
+    artifact = f"artifact: {printable_name(prediction.artifact)} ({prediction.model_hash})"
     return [*lines, [f"model: {model}", artifact], [f"heatmaps of this artifact: {_quality(score)}"], [NOTICE]]
 
 
@@ -62,7 +62,7 @@ def least_drawn(maximum: float) -> float:
 
 def scale_title(prediction: Prediction) -> str:
     """Return what the color scale shows, with its unit."""
-    return f"change in log-odds of {_label(prediction.explained)}"
+    return f"change in log-odds of {printable_label(prediction.explained)}"
 
 
 def _finding(label: str, maximum: float) -> list[str]:
@@ -81,11 +81,13 @@ def _quality(score: Metric | None) -> str:
     )
 
 
-def _label(label: str | None) -> str:
+def printable_label(label: str | None) -> str:
+    """Return a label that the built-in font can show, shortened."""
     return _cut(_ascii(label or ""), _MAX_LABEL)
 
 
-def _name(name: str) -> str:
+def printable_name(name: str) -> str:
+    """Return a name that the built-in font can show, shortened."""
     return _cut(_ascii(name), _MAX_NAME)
 
 

@@ -42,15 +42,15 @@ def draw_each(
             name = frame_name(Path(result.source).name, result.index, result.frames)
             path = frame_name(os.path.abspath(result.source), result.index, result.frames)
             scan = hashlib.sha256(os.fsencode(path)).hexdigest()
-            target = _target(folder, name, scan)
+            target = target_file(folder, name, scan)
             atomic_write(target, draw(result.pixels, result.heatmap, result, score, scan=scan))
             yield replace(result, heatmap_file=os.fspath(target))
         else:
             yield result
 
 
-def _target(folder: Path, name: str, scan: str) -> Path:
-    """Return the path for a scan's heatmap, which may replace an older one of this scan, but no other file."""
+def target_file(folder: Path, name: str, scan: str) -> Path:
+    """Return the path for a picture about a scan, which may replace an older one of this scan, but no other file."""
     hashed = folder / f"{hashed_name(name, scan)}.png"
     if is_too_long(name):
         return hashed

@@ -86,7 +86,7 @@ def draw(
     for row in rows:
         pen.text((_MARGIN, top), row.text, fill="black", font=row.font)
         top += row.height
-    return _png(page, scan)
+    return png_file(page, scan)
 
 
 def _resized(pixels: Pixels) -> Image.Image:
@@ -157,7 +157,8 @@ def _maximum(maximum: float) -> str:
     return f"maximum {maximum:.1f}"
 
 
-def _png(page: Image.Image, scan: str | None) -> bytes:
+def png_file(page: Image.Image, scan: str | None) -> bytes:
+    """Return the bytes of a PNG file, with the hash that identifies the scan as text."""
     file = io.BytesIO()
     metadata = PngInfo()
     if scan is not None:

@@ -1,8 +1,10 @@
 """Find the reader of a scan file. This folder holds one file for each format.
 
 A reader file defines its ``NAME`` (for messages), the ``SUFFIXES`` that files of the format usually have,
-``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source)``, which returns the frames.
-It imports the library of the format inside ``read``, because another reader may handle the file.
+``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source, options)``, which returns the
+frames. It imports the library of the format inside ``read``, because another reader may handle the file. A reader of a
+format with geometry also defines ``slice_facts(path, options)``, which reads the header of a file only; see
+``scans.headers``.
 
 Two rules decide which reader takes a file. A known suffix is enough, so that no file is opened to list a folder of
 10,000 pictures. Otherwise the first ``HEAD_BYTES`` bytes of the file decide, because scanners write names without a
@@ -14,12 +16,14 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
 from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame, source_name
+from mri_edge.scans.options import DEFAULT, ReadOptions
 
 HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header of NIfTI-1 (348 bytes)
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".filepart", ".swp", "~")
@@ -34,7 +38,7 @@ class Reader(Protocol):
     NAME: str
     SUFFIXES: tuple[str, ...]
     recognizes: Callable[[bytes, str], bool]
-    read: Callable[[Source], Iterable[Frame]]
+    read: Callable[[Source, ReadOptions], Iterable[Frame]]
 
 
 @lru_cache(maxsize=1)
@@ -77,8 +81,10 @@ def recognizes_content(head: bytes, path: str) -> bool:
     return _by_content(head, path) is not None
 
 
-def read(source: Source) -> Iterable[Frame]:
-    """Read the frames of a scan: a path, the bytes of a file, a Pillow image or an array.
+def read(source: Source, options: ReadOptions = DEFAULT) -> Iterable[Frame]:
+    """Read the frames of a scan: a path, the bytes of a file, a Pillow image, an array or a ``pydicom.Dataset``.
+
+    ``options`` says how values become a picture, for formats that hold values.
 
     Raises
     ------
@@ -87,26 +93,37 @@ def read(source: Source) -> Iterable[Frame]:
     """
     path = source_name(source)
     if path is not None:
-        reader = _by_suffix(path) or _by_content(first_bytes(path), path)
+        reader = reader_of(path)
     elif isinstance(source, bytes | bytearray | memoryview):
         reader = _by_content(bytes(source[:HEAD_BYTES]), "")
     else:
-        reader = None
-    return (reader or _reader(_DEFAULT)).read(source)
+        reader = _reader("dicom") if _is_dataset(source) else None
+    return (reader or _reader(_DEFAULT)).read(source, options)
 
 
-def load(source: Source) -> Pixels:
-    """Read a scan that holds one frame: uint8 (H, W, 3) RGB.
+def _is_dataset(source: object) -> bool:
+    pydicom = sys.modules.get("pydicom")  # whoever has a Dataset has imported it
+    return pydicom is not None and isinstance(source, pydicom.Dataset)
+
+
+def load(source: Source, options: ReadOptions = DEFAULT) -> Pixels:
+    """Read a scan that holds one frame: uint8 (H, W, 3) RGB. Parameters as for ``read``.
 
     Raises
     ------
     InputError
         The scan cannot be read, or holds several frames.
     """
-    frames = list(read(source))
+    frames = list(read(source, options))
     if len(frames) != 1:
         raise not_one_frame(source, len(frames))
     return frames[0].pixels
+
+
+def reader_of(path: str | os.PathLike[str]) -> Reader | None:
+    """Return the reader that takes a file, or None for a file that no reader recognizes."""
+    path = os.fspath(path)
+    return _by_suffix(path) or _by_content(first_bytes(path), path)
 
 
 def _by_suffix(path: str) -> Reader | None:

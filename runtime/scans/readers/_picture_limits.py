@@ -96,19 +96,19 @@ class BoundedFile(io.BufferedReader):
         super().__init__(raw, 1 << 16)
         self._scan, self._size = name, size
         self._read_calls = self._bytes_read = 0
-        self.max_bytes = _MAX_HEADER
+        self.max_bytes, self.max_reads = _MAX_HEADER, _MAX_READS
 
     def allow_whole_file(self) -> None:
         """Allow as many bytes as the file has from now on."""
-        self.max_bytes = self._size + 4 * _MAX_HEADER
+        self.max_bytes, self.max_reads = self._size + 4 * _MAX_HEADER, _MAX_READS
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as usual. Raises InputError when a limit is exceeded."""
         content = super().read(size)
         self._read_calls += 1
         self._bytes_read += len(content)
-        if self._read_calls > _MAX_READS:
-            raise too_large(self._scan, "it is made of too many pieces", self._read_calls, _MAX_READS)
+        if self._read_calls > self.max_reads:
+            raise too_large(self._scan, "it is made of too many pieces", self._read_calls, self.max_reads)
         if self._bytes_read > self.max_bytes:
             raise too_large(self._scan, "its header is too long", self._bytes_read, self.max_bytes)
         return content

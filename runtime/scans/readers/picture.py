@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from mri_edge.errors import InputError
 from mri_edge.scans.files import open_scan, out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.options import DEFAULT, ReadOptions
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from . import _tiff
@@ -74,8 +75,8 @@ def recognizes(head: bytes, path: str) -> bool:
     return _BEGINNING.match(head) is not None and not _is_dicom(head)
 
 
-def read(source: Source) -> tuple[Frame]:
-    """Read the first frame. Parameters and errors as for ``load``."""
+def read(source: Source, options: ReadOptions = DEFAULT) -> tuple[Frame]:
+    """Read the first frame. Its values are a picture already, so no option applies. Errors as for ``load``."""
     return (Frame(load(source), source_name(source)),)
 
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mri_edge.commands.output import FORMS
+from mri_edge.commands.progress import at_terminal, track
 from mri_edge.errors import InputError, printable
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.scans.sources import expand
-
-from .output import FORMS
-from .progress import at_terminal, track
 
 if TYPE_CHECKING:
     from mri_edge.inference.journal import Journal
@@ -41,8 +40,8 @@ def classify(
 
         score = required_score(classifier)
     streamed = "-" in scans
-    with _explain_how_to_continue(resume), ExitStack() as stack:
-        sources: Iterable[str | InputError] = expand(scans, recursive=recursive, notify=_notify)
+    with explain_how_to_continue(resume), ExitStack() as stack:
+        sources: Iterable[str | InputError] = expand(scans, recursive=recursive, notify=notify)
         journal = stack.enter_context(_journal(resume, classifier)) if resume else None
         if journal:
             sources = journal.remaining(sources)
@@ -66,26 +65,26 @@ def classify(
             from mri_edge.inference.heatmap.files import draw_each
 
             predictions = draw_each(predictions, heatmap, score)
-        counter = _Counter(predictions)
+        counter = Counter(predictions)
         results = track(counter, "heatmaps" if heatmap else "predict", total) if show_progress else counter
         if journal:
             for result in results:
                 journal.write(result)
             if journal.skipped:
                 have = "scan has" if journal.skipped == 1 else "scans have"
-                _notify(f"{journal.skipped} {have} a result already")
+                notify(f"{journal.skipped} {have} a result already")
         else:
             for line in FORMS[form or "table"](results, classifier):
-                _print(line, form, flush=streamed or counter.results % (batch or classifier.batch_size) == 0)
-            _flush_stdout()  # flush here, where a full disk or a closed pipe is still reported with its exit code
+                print_line(line, form, flush=streamed or counter.results % (batch or classifier.batch_size) == 0)
+            flush_stdout()  # flush here, where a full disk or a closed pipe is still reported with its exit code
         if heatmap and counter.heatmaps:
             count = f"{counter.heatmaps} {'heatmap' if counter.heatmaps == 1 else 'heatmaps'}"
-            _notify(f"{count} written to {heatmap}{os.sep}")
+            notify(f"{count} written to {heatmap}{os.sep}")
     return 1 if counter.failed else 0
 
 
 @contextmanager
-def _explain_how_to_continue(resume: Path | None) -> Iterator[None]:
+def explain_how_to_continue(resume: Path | None) -> Iterator[None]:
     """Turn Ctrl-C into an error that says how the next run can continue."""
     try:
         yield
@@ -98,7 +97,8 @@ def _explain_how_to_continue(resume: Path | None) -> Iterator[None]:
         raise click.Abort(advice) from error
 
 
-def _print(line: str, form: str | None, *, flush: bool) -> None:
+def print_line(line: str, form: str | None, *, flush: bool) -> None:
+    """Print one line of results in a form."""
     if form is None:
         click.echo(line)
     elif form == "csv" and at_terminal(sys.stdout):  # a name with control codes could act on the terminal
@@ -113,17 +113,19 @@ def _journal(path: Path, classifier: Classifier) -> Journal:
     return Journal(path, classifier.bundle.manifest.title, classifier.artifact)
 
 
-def _notify(message: str) -> None:
-    _flush_stdout()  # so that both streams stay in order on one terminal
+def notify(message: str) -> None:
+    """Print a line about the run on stderr."""
+    flush_stdout()  # so that both streams stay in order on one terminal
     click.echo(f"mri-edge: {printable(message)}", err=True)
 
 
-def _flush_stdout() -> None:
+def flush_stdout() -> None:
+    """Write what is buffered."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
-class _Counter:
+class Counter:
     """Yields the results, counts them, and reports each failure on stderr."""
 
     def __init__(self, results: Iterable[Prediction | Failure]) -> None:
@@ -137,7 +139,7 @@ class _Counter:
             self.results += 1
             if isinstance(result, Failure):
                 self.failed += 1
-                _notify(str(result.error))
+                notify(str(result.error))
             elif result.heatmap_file is not None:
                 self.heatmaps += 1
             yield result

@@ -1,0 +1,1 @@
+"""What commands do with scans: classify them one by one or as series, and inspect their headers."""

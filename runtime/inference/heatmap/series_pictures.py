@@ -1,0 +1,77 @@
+"""Write the pictures of a series into a folder: its curve, and heatmaps of the slices that its score comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from mri_edge.bundles.manifest import Metric
+from mri_edge.errors import InputError
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.prediction import Failure, Prediction, frame_name
+from mri_edge.inference.series import SeriesPrediction, counts
+from mri_edge.scans.fallback import options_for
+from mri_edge.storage.atomic import atomic_write, make_folder
+
+from .curve import draw_curve
+from .files import draw_each, target_file
+
+MOST_HEATMAPS = 3
+"""Heatmaps of a series. Each takes about 140 runs of the model, and neighboring slices look alike."""
+
+
+def draw_series(
+    results: Iterable[SeriesPrediction | Failure], classifier: Classifier, folder: Path, score: Metric | None
+) -> Iterator[SeriesPrediction | Failure]:
+    """Write the pictures of each classified series, and yield each result with their paths.
+
+    The curve of the series that begins with ``a.dcm`` is ``folder/a.dcm.curve.png``. Heatmaps are drawn for the
+    slices with the highest probabilities of the window that gave the score, which are read again for that. They are
+    named as by ``draw_each``. ``score`` is as there.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written.
+    """
+    for result in results:
+        if isinstance(result, Failure) or result.score is None:
+            yield result
+            continue
+        make_folder(folder)
+        drawn = _with_heatmaps(result, classifier, folder, score)
+        yield replace(drawn, curve_file=os.fspath(_write_curve(drawn, folder)))
+
+
+def _with_heatmaps(
+    result: SeriesPrediction, classifier: Classifier, folder: Path, score: Metric | None
+) -> SeriesPrediction:
+    first, last = result.window or (0, -1)
+    candidates = [(number, piece) for number in range(first, last + 1) if counts(piece := result.slices[number])]
+    candidates.sort(key=lambda pair: -pair[1].probability)
+    slices = list(result.slices)
+    reading = options_for(result.series, classifier.reading)
+    for number, piece in candidates[:MOST_HEATMAPS]:
+        try:
+            again = classifier.predict_frames(
+                piece.source or "", indexes=(piece.index,), explain=True, keep_pixels=True, reading=reading
+            )
+            for drawn in draw_each(again, folder, score):
+                if isinstance(drawn, Prediction):
+                    slices[number] = replace(piece, heatmap_file=drawn.heatmap_file)
+        except InputError:  # the file has changed since it was classified; its answer stays
+            continue
+    return replace(result, slices=tuple(slices))
+
+
+def _write_curve(result: SeriesPrediction, folder: Path) -> Path:
+    facts = result.series.first
+    name = frame_name(Path(facts.source).name, facts.index, facts.count)
+    path = frame_name(os.path.abspath(facts.source), facts.index, facts.count)
+    scan = hashlib.sha256(os.fsencode(f"curve of {path}")).hexdigest()
+    target = target_file(folder, f"{name}.curve", scan)
+    atomic_write(target, draw_curve(result, scan=scan))
+    return target

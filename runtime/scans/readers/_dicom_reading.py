@@ -1,0 +1,269 @@
+"""Turn a DICOM file into frames: stored values to a picture as PS3.3 says, in the radiological view.
+
+The order of the steps is that of PS3.3 C.7.6.3, C.11.1 and C.11.2: used bits, rescale, window, polarity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_edge.errors import InputError
+from mri_edge.scans.checks import ResultWarning
+from mri_edge.scans.files import out_of_memory
+from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.geometry import square_pixels
+from mri_edge.scans.intensity import (
+    Gray,
+    Histogram,
+    LookupTable,
+    Rescale,
+    Window,
+    hides_scan,
+    percentile_window,
+    to_gray,
+)
+from mri_edge.scans.options import ReadOptions
+from mri_edge.scans.series import SliceFacts
+
+from . import _dicom_values as values
+from ._dicom_file import Opened, opened, quiet
+from ._dicom_frames import FrameHeaders, Geometry
+from ._dicom_header import MAX_FRAMES, Layout, check, check_frame_type, header_warnings, image_type, syntax_name
+from ._dicom_pixels import Stored, frame_decoder
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_MAX_SAMPLE = 64  # frames of a file from which percentiles are taken
+
+
+def read(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame]:
+    """Yield the frames of a file. See ``dicom.read``."""
+    name = _display_name(source)
+    with opened(source, name) as file:
+        layout = check(file, name, any_modality=options.any_modality)
+        with quiet:
+            headers = FrameHeaders(file.header)
+        decode = frame_decoder(file, layout, name)
+        windows = _Windows(options, layout, headers, decode)
+        warnings = tuple(header_warnings(file))
+        for index in range(layout.frames):
+            try:
+                frame = _frame(file, layout, headers, windows, decode, index, name)
+            except MemoryError as error:
+                raise out_of_memory(name) from error
+            yield replace(frame, source=source_name(source), warnings=warnings + frame.warnings)
+
+
+def slice_facts(source: Source | Dataset, options: ReadOptions) -> Iterator[SliceFacts]:
+    """Yield what the header says about each frame. See ``dicom.slice_facts``."""
+    name = _display_name(source)
+    with opened(source, name) as file:
+        refusal, frames = None, 1
+        try:
+            frames = check(file, name, any_modality=options.any_modality).frames
+        except InputError as error:
+            refusal = error
+            declared = values.whole(file.header, values.FRAMES) or 1
+            frames = declared if 0 < declared <= MAX_FRAMES else 1
+        with quiet:
+            headers = FrameHeaders(file.header)
+        for index in range(frames):
+            with quiet:
+                found = _facts(file, headers, headers.geometry(index), headers.window(index), index, frames)
+            yield replace(found, source=source_name(source) or "", refusal=refusal)
+
+
+def _display_name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(os.fspath(source))
+    return f"{len(source)} bytes" if isinstance(source, bytes | bytearray | memoryview) else "dataset"
+
+
+class _Windows:
+    """Chooses the window of each frame. Percentiles are taken over the file, once, when a frame needs them."""
+
+    def __init__(
+        self, options: ReadOptions, layout: Layout, headers: FrameHeaders, decode: Callable[[int], Stored]
+    ) -> None:
+        self._options, self._layout, self._headers, self._decode = options, layout, headers, decode
+        self._percentiles = options.fallback
+
+    def of(self, in_file: Window | LookupTable | None) -> Window | LookupTable | None:
+        """Return the window that the caller gives, else that of a frame in the file, or None for percentiles."""
+        chosen = self._options.window
+        if isinstance(chosen, Window):
+            return chosen
+        return in_file if chosen == "file" else None
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether the caller asked for percentiles, so that they need no warning."""
+        return self._options.window == "auto"
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the caller gave a window, which is then used even if it shows nothing."""
+        return isinstance(self._options.window, Window)
+
+    def percentiles(self, stored: Stored, modality: Rescale | LookupTable) -> Window:
+        """Return the window by percentiles of the whole file, or of this frame if it is the only one."""
+        if self._percentiles is None:
+            one = self._layout.frames == 1
+            self._percentiles = _measure(lambda: iter([(stored, modality)]) if one else self._sample(), self._layout)
+        return self._percentiles
+
+    def _sample(self) -> Iterator[tuple[Stored, Rescale | LookupTable]]:
+        """Yield at most 64 frames, evenly spread over the file."""
+        frames = self._layout.frames
+        for index in sorted({round(step) for step in np.linspace(0, frames - 1, min(frames, _MAX_SAMPLE))}):
+            try:
+                stored = self._decode(index)
+            except InputError:  # reported when its turn comes
+                continue
+            with quiet:
+                modality = self._headers.modality(index)
+            yield stored, modality
+
+
+def percentiles_over(paths: Sequence[str], options: ReadOptions) -> Window | None:
+    """Return the window by percentiles over files of one frame each. See ``dicom.percentiles_over``."""
+    spread = sorted({round(step) for step in np.linspace(0, len(paths) - 1, min(len(paths), _MAX_SAMPLE))})
+    layouts: list[Layout] = []
+
+    def frames() -> Iterator[tuple[Stored, Rescale | LookupTable]]:
+        for number in spread:
+            path = paths[number]
+            try:
+                with opened(path, path) as file:
+                    layout = check(file, path, any_modality=options.any_modality)
+                    stored = frame_decoder(file, layout, path)(0)
+                    with quiet:
+                        modality = FrameHeaders(file.header).modality(0)
+            except InputError:  # reported when its turn comes
+                continue
+            layouts.append(layout)
+            yield stored, modality
+
+    first = next(frames(), None)
+    return None if first is None else _measure(frames, layouts[0])
+
+
+def _measure(frames: Callable[[], Iterator[tuple[Stored, Rescale | LookupTable]]], layout: Layout) -> Window:
+    """Return the window by percentiles of frames, of which one is in memory at a time."""
+    padding = layout.padding
+    if layout.allocated <= 16:
+        exact, modalities = Histogram(), []
+        for stored, modality in frames():
+            exact.add(stored, padding)
+            modalities.append(modality)
+        if modalities and all(modality == modalities[0] for modality in modalities):
+            return percentile_window(exact, modalities[0])
+    # The rescale differs between frames, or 32 bits are too many to count each value: count in rescaled bins.
+    low, high = np.inf, -np.inf
+    for stored, modality in frames():
+        ends = modality.apply(np.array([stored.min(), stored.max()]))
+        low, high = min(low, float(ends.min())), max(high, float(ends.max()))
+    binned = Histogram(low, high) if low <= high else Histogram()
+    for stored, modality in frames():
+        measured = stored if padding is None else stored[~padding.mask(stored)]
+        binned.add(modality.apply(measured))
+    return percentile_window(binned)
+
+
+def _frame(
+    file: Opened,
+    layout: Layout,
+    headers: FrameHeaders,
+    windows: _Windows,
+    decode: Callable[[int], Stored],
+    index: int,
+    name: str,
+) -> Frame:
+    with quiet:
+        check_frame_type(headers.frame_type(index), name)
+        modality, geometry, in_file = headers.modality(index), headers.geometry(index), headers.window(index)
+        found = _facts(file, headers, geometry, in_file, index, layout.frames)
+    window = windows.of(in_file)
+    stored = decode(index)
+    warnings: list[ResultWarning] = []
+    gray = None if window is None else _gray(stored, window, modality, layout)
+    if window is not None and gray is not None and not windows.is_forced and hides_scan(stored, gray):
+        warnings.append(ResultWarning("fallback_window", "the window in the file shows nothing: percentiles are used"))
+        gray = None
+    elif window is None and not windows.is_expected:
+        warnings.append(ResultWarning("fallback_window", "the file has no window: percentiles are used"))
+    if window is None or gray is None:
+        window = windows.percentiles(stored, modality)
+        gray = _gray(stored, window, modality, layout)
+    view = geometry.view
+    if view is None:
+        warnings.append(
+            ResultWarning("no_orientation", "the file does not say how the slice lies: it is shown as stored")
+        )
+    record = {
+        "sop": found.instance,
+        "series": found.series,
+        "study": found.study,
+        "frame": index + 1,
+        "plane": None if view is None else view.plane,
+        "position": geometry.along_normal,
+        "window": window.to_dict(),
+        "rescale": modality.to_dict() if isinstance(modality, Rescale) else None,
+    }
+    return Frame(
+        _turned(gray, geometry, name),
+        index=index,
+        count=layout.frames,
+        metadata={"dicom": record, "_facts": found, "_layout": layout},
+        warnings=tuple(warnings),
+    )
+
+
+def _gray(stored: Stored, window: Window | LookupTable, modality: Rescale | LookupTable, layout: Layout) -> Gray:
+    return to_gray(stored, window, modality=modality, invert=layout.invert, padding=layout.padding)
+
+
+def _turned(gray: Gray, geometry: Geometry, name: str) -> Pixels:
+    """Turn a picture to the radiological view, make its pixels square, and give it three channels."""
+    view = geometry.view
+    turned: NDArray[Any] = gray if view is None else view.turn(gray)
+    pixels: Pixels = np.broadcast_to(turned[:, :, None], (*turned.shape, 3))
+    if geometry.spacing is None:
+        return pixels
+    return square_pixels(pixels, geometry.spacing if view is None else view.turn_spacing(geometry.spacing), name)
+
+
+def _facts(
+    file: Opened,
+    headers: FrameHeaders,
+    geometry: Geometry,
+    window: Window | LookupTable | None,
+    index: int,
+    frames: int,
+) -> SliceFacts:
+    header = file.header
+    rows, columns = values.whole(header, values.ROWS), values.whole(header, values.COLUMNS)
+    return SliceFacts(
+        "",
+        index,
+        frames,
+        "dicom",
+        values.uid(header, values.STUDY),
+        values.uid(header, values.SERIES),
+        values.uid(header, values.SOP_INSTANCE),
+        geometry.orientation,
+        geometry.position,
+        geometry.spacing,
+        (rows, columns) if rows and columns else None,
+        headers.echo(index),
+        headers.frame_type(index) or image_type(header),
+        syntax_name(file.syntax),
+        (window.center, window.width) if isinstance(window, Window) else None,
+    )

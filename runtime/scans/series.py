@@ -1,0 +1,259 @@
+"""Group the slices of scans into series and sort each series by position, from the facts in their headers.
+
+Nothing here reads pixels, so that a study of thousands of slices takes the memory of its headers. The instance number
+is never used: scanners and archives renumber slices.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from mri_edge.errors import InputError
+
+from .checks import ResultWarning
+from .geometry import position_along_normal, radiological_view
+
+Vector = tuple[float, ...]
+
+# Header values are decimal text, which each exporter rounds in its own way.
+_SAME_DIRECTION = 0.02  # largest difference of a direction cosine, about one degree
+_SAME_SPACING = 0.01  # proportion
+_SAME_ECHO_MS = 0.05
+_SAME_POSITION_MM = 0.02
+_GAP = 1.5  # a distance of more than this many times the usual one is a gap
+_MAX_NAMED = 3  # files that a message names
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """What the header says about one frame. Nothing in it identifies a patient.
+
+    Attributes
+    ----------
+    source, index, count
+        As in ``Frame``: the path as it was given, the position in the file, and how many frames the file holds.
+    kind
+        The format: ``"dicom"`` or ``"nifti"``; None for a picture, about which nothing else is known.
+    study, series, instance
+        Unique identifiers of DICOM, or None.
+    orientation
+        Direction cosines of a row and of a column of the stored picture, 6 numbers in LPS+, or None.
+    position
+        Center of the first stored voxel in mm, LPS+, or None.
+    spacing
+        mm between rows and between columns, or None.
+    matrix
+        Rows and columns as stored.
+    echo
+        Echo time in ms, or the number of the echo if there is no time, or None.
+    image_type
+        Such as ``("ORIGINAL", "PRIMARY", "M")``; empty if the header has none.
+    syntax
+        How the pixels are stored, for people: "JPEG 2000".
+    window
+        Center and width of the first window, or None.
+    refusal
+        Why the reader will refuse this frame, or None.
+    """
+
+    source: str
+    index: int = 0
+    count: int = 1
+    kind: str | None = None
+    study: str | None = None
+    series: str | None = None
+    instance: str | None = None
+    orientation: Vector | None = None
+    position: Vector | None = None
+    spacing: Vector | None = None
+    matrix: tuple[int, int] | None = None
+    echo: float | None = None
+    image_type: tuple[str, ...] = ()
+    syntax: str | None = None
+    window: tuple[float, float] | None = None
+    refusal: InputError | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Slices that belong together: one series, or a part of one, sorted by position.
+
+    Attributes
+    ----------
+    study, uid
+        Unique identifiers of DICOM, or None.
+    part, parts
+        Number of this part, from 1, and how many parts the slices of this series were split into.
+    slices
+        Sorted along the normal, toward the patient's left, back or head; slices without a position in the order in
+        which they were given.
+    positions
+        mm along the normal for each slice, or None where the header has no position.
+    plane
+        ``"axial"``, ``"coronal"`` or ``"sagittal"``, by the largest component of the normal; None if unknown.
+    distance
+        mm between neighboring slices (the median), or None.
+    warnings
+        What is wrong with the series: gaps, positions with several slices, copies, no positions.
+    """
+
+    study: str | None
+    uid: str | None
+    part: int
+    parts: int
+    slices: tuple[SliceFacts, ...]
+    positions: tuple[float | None, ...]
+    plane: str | None
+    distance: float | None
+    warnings: tuple[ResultWarning, ...] = ()
+
+    @property
+    def first(self) -> SliceFacts:
+        """The first slice. All slices agree in orientation, spacing, echo and image type."""
+        return self.slices[0]
+
+
+def group(slices: Iterable[SliceFacts]) -> list[Series]:
+    """Return the series in the order of their first slices.
+
+    Slices of one series are split where the orientation, the spacing, the matrix, the echo or the image type differs. A
+    slice that has the identifier of an earlier one is a copy and left out. A picture, or a DICOM file without the
+    identifier of a series, is a series of its own; so is each other file whose format has none, with all its frames.
+    """
+    by_series: dict[tuple[str, ...], list[SliceFacts]] = {}
+    for facts in slices:
+        key = (facts.study or "", facts.series) if facts.series else ("", "", facts.source)
+        by_series.setdefault(key, []).append(facts)
+    return [series for members in by_series.values() for series in _split(members)]
+
+
+def plane_of(orientation: Sequence[float] | None) -> str | None:
+    """Return the name of the plane that a slice is nearest to, or None without a usable orientation."""
+    view = None if orientation is None else radiological_view(orientation[:3], orientation[3:])
+    return None if view is None else view.plane
+
+
+def _split(members: list[SliceFacts]) -> list[Series]:
+    """Return the parts of one series."""
+    copies: list[SliceFacts] = []
+    parts: list[list[SliceFacts]] = []
+    seen: set[tuple[str, int]] = set()
+    for facts in members:
+        identity = (facts.instance or os.path.abspath(facts.source), facts.index)
+        if identity in seen:
+            copies.append(facts)
+            continue
+        seen.add(identity)
+        part = next((part for part in parts if _belong_together(part[0], facts)), None)
+        if part is None:
+            parts.append([facts])
+        else:
+            part.append(facts)
+    return [
+        _sorted(part, number, len(parts), [facts for facts in copies if _belong_together(part[0], facts)])
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def _belong_together(first: SliceFacts, second: SliceFacts) -> bool:
+    return (
+        first.matrix == second.matrix
+        and first.image_type == second.image_type
+        and _has_position(first) == _has_position(second)
+        and _near(first.orientation, second.orientation, _SAME_DIRECTION)
+        and _near(first.spacing, second.spacing, _SAME_SPACING * max(first.spacing or (0,)))
+        and _near(_as_vector(first.echo), _as_vector(second.echo), _SAME_ECHO_MS)
+    )
+
+
+def _has_position(facts: SliceFacts) -> bool:
+    return facts.position is not None and all(map(math.isfinite, facts.position))
+
+
+def _as_vector(number: float | None) -> Vector | None:
+    return None if number is None else (number,)
+
+
+def _near(first: Vector | None, second: Vector | None, tolerance: float) -> bool:
+    if first is None or second is None:
+        return first is second
+    return all(abs(a - b) <= tolerance for a, b in zip(first, second, strict=True))
+
+
+def _sorted(members: list[SliceFacts], number: int, parts: int, copies: list[SliceFacts]) -> Series:
+    first = members[0]
+    warnings = list(_copy_warnings(copies))
+    positions: tuple[float | None, ...] = (None,) * len(members)
+    distance = None
+    located = [(position, facts) for facts in members if (position := _position(first, facts)) is not None]
+    one_place = len(members) > 1 and len({(facts.source, position) for position, facts in located}) == 1
+    if len(located) == len(members) and not one_place:  # a position for a whole file is not that of its frames
+        located.sort(key=lambda pair: pair[0])
+        values = [position for position, _ in located]
+        members, positions = [facts for _, facts in located], tuple(round(value, 3) for value in values)
+        levels = _levels(values)
+        distance = median(b - a for a, b in pairwise(levels)) if len(levels) > 1 else None
+        warnings += _position_warnings(values, levels, distance)
+    elif len(members) > 1:
+        warnings.append(
+            ResultWarning("no_positions", "the headers have no positions: the slices are in the order of the files")
+        )
+    return Series(
+        first.study,
+        first.series,
+        number,
+        parts,
+        tuple(members),
+        positions,
+        plane_of(first.orientation),
+        distance,
+        tuple(warnings),
+    )
+
+
+def _position(first: SliceFacts, facts: SliceFacts) -> float | None:
+    """Return the position of a slice along the normal of the first one, in mm."""
+    if first.orientation is None or facts.position is None:
+        return None
+    return position_along_normal(first.orientation[:3], first.orientation[3:], facts.position)
+
+
+def _levels(values: Sequence[float]) -> list[float]:
+    """Return sorted positions without those that equal the one before."""
+    levels = list(values[:1])
+    for value in values:
+        if value - levels[-1] > _SAME_POSITION_MM:
+            levels.append(value)
+    return levels
+
+
+def _copy_warnings(copies: Sequence[SliceFacts]) -> Iterator[ResultWarning]:
+    if copies:
+        files = list(dict.fromkeys(Path(facts.source).name for facts in copies))
+        names = ", ".join(files[:_MAX_NAMED]) + (", …" if len(files) > _MAX_NAMED else "")
+        noun = "copy of a slice was" if len(copies) == 1 else "copies of slices were"
+        yield ResultWarning("copies", f"{len(copies)} {noun} left out ({names})", len(copies), 0)
+
+
+def _position_warnings(
+    values: Sequence[float], levels: Sequence[float], distance: float | None
+) -> Iterator[ResultWarning]:
+    repeated = len(values) - len(levels)
+    if repeated:
+        several = f"{repeated} slices lie where another one lies" if repeated > 1 else "1 slice lies where another lies"
+        yield ResultWarning("repeated_positions", several, repeated, 0)
+    if distance is None:
+        return
+    gaps = [(a, b) for a, b in pairwise(levels) if b - a > _GAP * distance]
+    if gaps:
+        missing = sum(round((b - a) / distance) - 1 for a, b in gaps)
+        where = ", ".join(f"{a:.1f} to {b:.1f} mm" for a, b in gaps[:_MAX_NAMED])
+        more = ", …" if len(gaps) > _MAX_NAMED else ""
+        noun = "slice is" if missing == 1 else "slices are"
+        yield ResultWarning("gap", f"about {missing} {noun} missing (from {where}{more})", missing, 0)
