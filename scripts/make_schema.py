@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mri_edge.bundles.decode import json_key
-from mri_edge.bundles.manifest import MAX_OFFSET, RECALIBRATED_VERSION, SCHEMA_VERSION, TEMPERATURES, Manifest
+from mri_edge.bundles.manifest import (
+    FRAMED_VERSION,
+    MAX_OFFSET,
+    RECALIBRATED_VERSION,
+    SCHEMA_VERSION,
+    TEMPERATURES,
+    Manifest,
+)
 
 SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
-# Rules about two fields: a threshold needs a positive label, a recalibration the newer schema version.
+# Rules about two fields: a threshold needs a positive label, later parts a later schema version.
 _RULES = [
     {
         "if": {"properties": {"positive": {"type": "null"}}},
@@ -28,7 +35,15 @@ _RULES = [
     },
     {
         "if": {"properties": {"recalibration": {"type": "object"}}, "required": ["recalibration"]},
-        "then": {"properties": {"schema_version": {"const": RECALIBRATED_VERSION}}},
+        "then": {"properties": {"schema_version": {"minimum": RECALIBRATED_VERSION}}},
+    },
+    {
+        "if": {
+            "properties": {
+                "preprocessing": {"properties": {"framing": {"const": "head"}}, "required": ["framing"]},
+            },
+        },
+        "then": {"properties": {"schema_version": {"const": FRAMED_VERSION}}},
     },
 ]
 # No empty part, "." or "..", and no backslash, colon or control character.
@@ -36,7 +51,7 @@ _PLAIN_RELATIVE = {"pattern": r"^(?!.*(^|/)\.{0,2}(/|$))[^\\:\x00-\x1f\x7f]+$"}
 # What the manifest checks beyond types. Two checks concern several fields at once, which a schema cannot express:
 # `positive` is an index into `labels`, and no file is listed twice.
 _BOUNDS: dict[str, dict[str, Any]] = {
-    "Manifest.schema_version": {"enum": [SCHEMA_VERSION, RECALIBRATED_VERSION]},
+    "Manifest.schema_version": {"enum": [SCHEMA_VERSION, RECALIBRATED_VERSION, FRAMED_VERSION]},
     "Manifest.labels": {"minItems": 2, "uniqueItems": True},
     "Manifest.positive": {"minimum": 0},
     "Manifest.threshold": {"minimum": 0, "maximum": 1},

@@ -45,6 +45,27 @@ def test_figure_edited_by_hand_is_detected_in_any_document(benchmarks_importable
     assert draw.main(["--check"], root=tmp_path) == 1
 
 
+def test_kept_networks_are_those_of_the_same_machine_and_libraries(benchmarks_importable, monkeypatch):
+    from benchmarks.compare import networks
+
+    rows = {"ResNet50": {"formats": {}}}
+    record = networks._record(rows)
+    older = record | {"libraries": record["libraries"] | {"onnxruntime": "1.0"}}
+    elsewhere = record | {"machine": record["machine"] | {"cpu": "another"}}
+    fewer = record | {"libraries": {"onnxruntime": record["libraries"]["onnxruntime"]}}  # installed since, and not used
+    for fresh, committed, kept in (
+        (record, None, rows),
+        (None, record, rows),
+        (None, fewer, rows),
+        (None, None, {}),
+        (older, record, {}),
+        (None, elsewhere, {}),
+    ):
+        monkeypatch.setattr(networks, "load_fresh", lambda name, found=fresh: found)
+        monkeypatch.setattr(networks, "load", lambda name, kind, found=committed: found)
+        assert networks._measured_rows() == kept
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_plots_exist_and_contain_no_bitmap(kind):
     shown = re.findall(r"!\[(\w+)\]\(\1\.svg\)", (kind / "README.md").read_text(encoding="utf-8"))

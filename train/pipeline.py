@@ -191,7 +191,9 @@ def _facts(recipe: RecipeSpec, selection: Selection, weights: BackboneWeights, s
         decides: list[object] = [repr(recipe.preprocessing), repr(recipe.transforms)]
         decides += [schedule.batch, schedule.pool_views, seed]
     else:
-        decides = [repr(recipe), fast_precision() if isinstance(schedule, FineTuning) else "float32", seed, split]
+        tuned = isinstance(schedule, FineTuning)
+        precision = fast_precision(find_backbone(recipe.backbone)) if tuned else "float32"
+        decides = [repr(recipe), precision, seed, split]
     return [*decides, weights.sha256, *selection.facts()]
 
 

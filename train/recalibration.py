@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mri_edge.authoring.recalibration import RECALIBRATION, recalibrated_scans
 from mri_edge.authoring.writer import check_outside, check_target, rewrite_bundle
@@ -29,8 +28,9 @@ from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data import duplicates
 from mri_edge.train.data.folder import Scan, find_scans
-from mri_edge.train.data.grouping import read_patients
+from mri_edge.train.data.grouping import NEAR_DUPLICATES, Grouping, GroupRule, group_scans, parse_groups, read_patients
 from mri_edge.train.data.labels import Labels
+from mri_edge.train.data.order import measure_order, thumbnail
 from mri_edge.train.evaluation.evaluate import count_roles, split_of
 from mri_edge.train.evaluation.keras_engine import describe_run
 from mri_edge.train.evaluation.recalibration import FOLDS, Answers, Goal, Recalibrated, fewest, recalibrate
@@ -52,10 +52,11 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Reading:
-    """The scans that were read with the answers to them, those that were not, and what ran."""
+    """The scans that were read, the answers to them and the rule of their groups; those not read; and what ran."""
 
     scans: list[Scan]
     answers: Answers
+    grouping: str
     unreadable: list[dict[str, str]]
     unlike_training: int
     ran: dict[str, Any]
@@ -68,7 +69,7 @@ def recalibrate_bundle(
     *,
     sensitivity: float,
     prevalence: float | None = None,
-    groups: Path | None = None,
+    groups: str | Path | None = None,
     labels: str | None = None,
     run: RunOptions | None = None,
     overwrite: bool = False,
@@ -86,7 +87,7 @@ def recalibrate_bundle(
     prevalence
         Proportion of positives where the bundle will be used, in (0, 1); None weights each label equally.
     groups
-        CSV file with the patient of each scan, as ``read_patients`` reads it.
+        Which scans count as one, as for ``data.grouping.parse_groups``; None means near-duplicates.
     labels
         Which label of the bundle each folder has, as ``rule`` of ``match_labels``.
     run
@@ -94,7 +95,7 @@ def recalibrate_bundle(
     track
         Wraps the results while they come, to show how far they are: results, label, number.
     say
-        Called with the labels and their folders.
+        Called with the labels and their folders, and with the groups if ``groups`` was given.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def recalibrate_bundle(
     GateError
         The answers cannot be distinguished from chance.
     UsageError
-        ``out`` cannot be used, or a prevalence was given for more than two labels.
+        ``out`` or ``groups`` cannot be used, or a prevalence was given for more than two labels.
     BundleError, EngineError, OutputError
         The artifact cannot be run, or the new bundle cannot be written.
     """
@@ -112,9 +113,12 @@ def recalibrate_bundle(
     manifest = bundle.manifest
     if len(manifest.labels) > 2 and prevalence is not None:
         raise UsageError("a prevalence needs a model of two labels", "Leave out --prevalence")
+    rule = GroupRule() if groups is None else parse_groups(groups)
     chosen = _choose_scans(bundle, data, sensitivity, labels, say)
-    patients = read_patients(groups, chosen.scans) if groups else None
-    reading = _read(bundle, chosen.scans, patients, run or RunOptions(), track)
+    patients = read_patients(rule.patients, chosen.scans) if rule.patients else None
+    reading = _read(bundle, chosen.scans, rule, patients, run or RunOptions(), track)
+    if groups is not None:
+        say(f"groups: {reading.grouping}; {len(reading.scans)} scans in {reading.answers.group.max() + 1} groups")
     goal = Goal(manifest.positive or 0, sensitivity, prevalence)
     before = manifest.recalibration.original_threshold if manifest.recalibration else manifest.threshold
     result = recalibrate(reading.answers, manifest.labels, goal, before)
@@ -129,7 +133,10 @@ def recalibrate_bundle(
     with rewrite_bundle(bundle, out) as writer:
         # The score of heatmaps is about the lesions that the model called at the old threshold.
         writer.update(
-            threshold=result.fit.threshold, recalibration=entry, heatmaps=None, schema_version=RECALIBRATED_VERSION
+            threshold=result.fit.threshold,
+            recalibration=entry,
+            heatmaps=None,
+            schema_version=max(RECALIBRATED_VERSION, manifest.schema_version),
         )
         # Hashes and no names: the document is passed on with the bundle, and evaluation leaves these scans out.
         hashes = sorted(short(scan.sha256) for scan in reading.scans)
@@ -155,6 +162,7 @@ def recalibrate_bundle(
             "images": len(reading.scans),
             "by_label": list(entry.scans.values()),
             "independent_by_label": list(entry.independent_scans.values()),
+            "grouping": reading.grouping,
             "left_out": chosen.left_out,
         },
         **figures,
@@ -213,12 +221,17 @@ def _known(left_out: Counter[str], split: Split | None) -> str:
 
 
 def _read(
-    bundle: Bundle, scans: Sequence[Scan], patients: Sequence[str] | None, run: RunOptions, track: Track
+    bundle: Bundle,
+    scans: Sequence[Scan],
+    rule: GroupRule,
+    patients: Sequence[str] | None,
+    run: RunOptions,
+    track: Track,
 ) -> _Reading:
-    """Classify the scans without a recalibration, and find near-duplicates. Pictures are not kept."""
+    """Classify the scans without a recalibration, and group them. Pictures are not kept."""
     raw = replace(bundle, manifest=replace(bundle.manifest, recalibration=None))
     known = {str(scan.path): row for row, scan in enumerate(scans)}
-    rows, probabilities, hashes, unreadable, unlike = [], [], [], [], 0
+    rows, probabilities, hashes, thumbnails, unreadable, unlike = [], [], [], [], [], 0
     with Classifier.load_with(run, raw) as classifier:
         results = classifier.predict_batches((scan.path for scan in scans), batch_size=_BATCH, keep_pixels=True)
         for result in track(results, "recalibrate", len(scans)):
@@ -231,22 +244,27 @@ def _read(
             rows.append(row)
             probabilities.append(np.fromiter(result.probabilities.values(), np.float32))
             hashes.append(duplicates.difference_hash(result.pixels))
+            thumbnails.append(thumbnail(result.pixels))
             unlike += any(warning.code == "unlike_training" for warning in result.warnings)
         ran = describe_run(classifier)
     if not rows:
         raise DataError(f"none of {len(scans)} images can be read, {unreadable[0]['error']}", "Name other scans")
     read = [scans[row] for row in rows]
-    group = _groups(np.stack(hashes), [patients[row] for row in rows] if patients else None)
+    if rule == GroupRule():
+        grouping = _near_duplicates(np.stack(hashes))
+    else:
+        order = measure_order(read, np.stack(thumbnails)) if rule.block else []
+        own = [patients[row] for row in rows] if patients else None
+        grouping = group_scans(read, np.stack(hashes), order, rule, own)
     label = np.array([scan.label for scan in read], np.intp)
-    return _Reading(read, Answers(np.stack(probabilities), label, group), unreadable, unlike, ran)
+    answers = Answers(np.stack(probabilities), label, grouping.group)
+    return _Reading(read, answers, grouping.text, unreadable, unlike, ran)
 
 
-def _groups(hashes: duplicates.Hashes, patients: list[str] | None) -> NDArray[np.intp]:
-    """Return the group of each scan (N,). Without patients, scans that look the same are compared with others once."""
-    if patients:
-        return duplicates.groups(hashes, patients=patients)
+def _near_duplicates(hashes: duplicates.Hashes) -> Grouping:
+    """Group near-duplicates. Scans with the same hash are compared with others once: there may be thousands of them."""
     different, place = np.unique(hashes, axis=0, return_inverse=True)
-    return duplicates.groups(different)[place.ravel()]
+    return Grouping(duplicates.groups(different)[place.ravel()], NEAR_DUPLICATES)
 
 
 def _problem(result: Prediction | Failure) -> str | None:

@@ -156,7 +156,7 @@ def _train_head(job: Job, recipe: RecipeSpec, schedule: HeadTraining) -> Trained
 def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     backbone = find_backbone(recipe.backbone)
     classes = len(job.labels.names)
-    precision = fast_precision()
+    precision = fast_precision(backbone)
     working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
     views_of = _view_maker(job, recipe, schedule.warmup_steps + schedule.steps)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.compare.networks                      # all: about half an hour on two cores
     python -m benchmarks.compare.networks --only ResNet50 --formats onnx,tflite
     python -m benchmarks.compare.networks --record             # also writes the committed record and docs/networks.md
-    python -m benchmarks.compare.networks --record --keep      # the same, but not again what the last run has measured
+    python -m benchmarks.compare.networks --record --keep      # the same, but only what the record lacks
 
 Each network runs in a process of its own, one after the other. Weights are random, because nothing is downloaded, but
 the statistics of the normalizations and the head are set from pictures: smooth noise, every second one with a bright
@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks.guard.undisturbed import seconds_of
 from benchmarks.processes import CHECKOUT
-from benchmarks.records.store import facts, load_fresh, parse_arguments, save
+from benchmarks.records.store import facts, kind_of_machine, load, load_fresh, parse_arguments, same_machine, save
 
 NETWORKS = (
     "MobileNetV2",
@@ -58,21 +58,28 @@ def main() -> None:
         "nothing changes, only single-thread times without waiting are measured",
         only={"help": "networks, separated by commas", "default": ",".join(NETWORKS)},
         formats={"help": "formats, separated by commas (default: all)", "default": ""},
-        keep={"action": "store_true", "help": "keep the networks of the last run"},
+        keep={"action": "store_true", "help": "keep what the last run, or else the committed record, has measured"},
         child={"help": "export this network here, and print JSON"},
     )
     if options.child:
-        print(json.dumps(export_network(options.child, tuple(filter(None, options.formats.split(","))))))
+        print(json.dumps(export_network(options.child, tuple(options.formats.split(",")))))
         return
-    rows: dict[str, Any] = dict((load_fresh("networks") or {}).get("networks", {})) if options.keep else {}
+    from mri_edge.export.formats import format_names
+
+    rows = _measured_rows() if options.keep else {}
+    wanted = tuple(filter(None, options.formats.split(","))) or format_names()
     for name in options.only.split(","):
-        if name in rows:
+        kept = rows.get(name, {}).get("formats", {})
+        missing = ",".join(format_name for format_name in wanted if format_name not in kept)
+        if not missing:
             continue
-        command = [sys.executable, "-m", "benchmarks.compare.networks", "--child", name, "--formats", options.formats]
+        command = [sys.executable, "-m", "benchmarks.compare.networks", "--child", name, "--formats", missing]
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr}")
         rows[name] = json.loads(done.stdout.splitlines()[-1])
+        made = kept | rows[name]["formats"]
+        rows[name]["formats"] = {format_name: made[format_name] for format_name in sorted(made)}
         print("\n".join(table({name: rows[name]})), flush=True)
         save("networks", _record(rows), committed=False)
     if options.record:
@@ -80,6 +87,15 @@ def main() -> None:
         text = PAGE.read_text(encoding="utf-8")
         block = "\n".join(table(rows)) + "\n"
         PAGE.write_text(BLOCK.sub(lambda found: f"{found[1]}{block}{found[2]}", text), encoding="utf-8")
+
+
+def _measured_rows() -> dict[str, Any]:
+    """The networks of the last run, or else of the committed record: none if another machine or library made them."""
+    here = _record({})
+    record = load_fresh("networks") or load("networks", kind_of_machine(here["machine"]))
+    if record is None or not same_machine(here, record) or not record["libraries"].items() <= here["libraries"].items():
+        return {}
+    return dict(record["networks"])
 
 
 def _record(rows: dict[str, Any]) -> dict[str, Any]:
@@ -109,19 +125,17 @@ def table(rows: dict[str, Any]) -> list[str]:
     return lines
 
 
-def export_network(name: str, formats: tuple[str, ...]) -> dict[str, Any]:
-    """Build a network, export it through the gate, and time its artifacts."""
+def export_network(name: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Build a network, export it through the gate in the formats ``names``, and time its artifacts."""
     from mri_edge.authoring.quiet import load_keras, quiet
 
     load_keras("export")
     from mri_edge.authoring.writer import new_bundle
     from mri_edge.export.exporter import ExportRefusedError, Failure, Settings, Source, add_artifacts
-    from mri_edge.export.formats import format_names
     from mri_edge.export.options import ModelDescription
     from mri_edge.export.sources.external_model import describe, split_pictures
     from mri_edge.scans.preprocessing import Preprocessing
 
-    names = formats or format_names()
     failures: dict[str, Failure] = {}
     times: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as place, quiet():

@@ -122,9 +122,10 @@ def mean_rounding_error(
     Parameters
     ----------
     kernel
-        float32 (outputs, inputs, taps).
+        float32 (outputs, inputs, taps), or (outputs, 1, taps) of a depthwise convolution.
     means
-        Mean of each input over the calibration images, (inputs,).
+        Mean of each input over the calibration images, (inputs,), or (outputs,) for a depthwise convolution, whose
+        outputs have an input each.
     levels
         Largest integer of a weight: 127 for 8 bits, 64 for 7. Scales are symmetric.
     per_tensor
@@ -133,6 +134,8 @@ def mean_rounding_error(
     scale = np.abs(kernel).max(axis=None if per_tensor else (1, 2), keepdims=True) / levels
     scale[scale == 0] = 1
     error = (np.rint(kernel / scale) * scale - kernel).sum(axis=2, dtype=np.float64)
+    if error.shape == (len(means), 1):
+        return np.asarray(error[:, 0] * means, np.float32)
     return np.asarray(error @ means, np.float32)
 
 

@@ -190,7 +190,8 @@ def correct_biases(
             continue
         kernel = values[node.input[1]]
         means = observed[node.input[0]].channel_means
-        if node.op_type == "Conv" and kernel.shape[1] == len(means):  # not grouped
+        depthwise = kernel.shape[:2] == (len(means), 1)
+        if node.op_type == "Conv" and (kernel.shape[1] == len(means) or depthwise):  # not grouped otherwise
             error = mean_rounding_error(kernel.reshape(*kernel.shape[:2], -1), means, levels)
         elif node.op_type == "Gemm" and kernel.shape[0] == len(means):
             error = mean_rounding_error(kernel.T[:, :, None], means, levels)

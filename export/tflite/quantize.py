@@ -36,7 +36,6 @@ from .convert import (
     write,
 )
 
-_DENSE = (BuiltinOperator.CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 _ACTIVATIONS = (BuiltinOperator.SOFTMAX, BuiltinOperator.LOGISTIC)
 _WEIGHTED = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D, BuiltinOperator.FULLY_CONNECTED)
 
@@ -165,7 +164,7 @@ def _correct_biases(
     readers = Counter(int(index) for operator in subgraph.operators for index in operator.inputs)
     for operator in subgraph.operators:
         output = _output_name(subgraph, operator)
-        if operator_code(model, operator) not in _DENSE or output in keep_float or len(operator.inputs) < 3:
+        if operator_code(model, operator) not in _WEIGHTED or output in keep_float or len(operator.inputs) < 3:
             continue
         if readers[int(operator.inputs[2])] > 1:  # a bias that two operators share cannot be corrected for both
             continue
@@ -179,8 +178,10 @@ def _correct_biases(
             or weights.shape[-1] != len(observation.channel_means)
         ):
             continue
-        # (outputs, height, width, inputs) or (outputs, inputs)
-        taps = weights.reshape(weights.shape[0], -1, weights.shape[-1]).transpose(0, 2, 1)
+        if operator_code(model, operator) == BuiltinOperator.DEPTHWISE_CONV_2D:  # (1, height, width, outputs)
+            taps = weights.reshape(1, -1, weights.shape[-1]).transpose(2, 0, 1)
+        else:  # (outputs, height, width, inputs) or (outputs, inputs)
+            taps = weights.reshape(weights.shape[0], -1, weights.shape[-1]).transpose(0, 2, 1)
         per_tensor = dense_per_tensor and operator_code(model, operator) == BuiltinOperator.FULLY_CONNECTED
         error = mean_rounding_error(taps, observation.channel_means, levels=127, per_tensor=per_tensor)
         set_constant(model, bias, offsets - error)

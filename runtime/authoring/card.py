@@ -111,7 +111,8 @@ def _model_details(manifest: Manifest) -> list[str | Table]:
         "network": f"{training.backbone}, weights {training.backbone_weights}",
         "SHA-256 of the weights": training.backbone_sha256,
         "recipe": f"{training.recipe}, seed {training.seed}",
-        "input": f"RGB pictures, resized to {prepared.height} x {prepared.width} ({prepared.resize})",
+        "input": f"RGB pictures{', the square around the head' if prepared.framing == 'head' else ''}, resized to "
+        f"{prepared.height} x {prepared.width} ({prepared.resize})",
         "labels": f"{', '.join(manifest.labels)}; positive: {manifest.positive_label or 'none'}",
         "libraries": ", ".join(f"{name} {version}" for name, version in made.libraries.items()),
         "platform": made.platform,

@@ -24,7 +24,8 @@ SIGNATURE = f"{MANIFEST}.sig"
 # bundle's figures describe, so it has to refuse such a bundle. Every other manifest is version 1.
 SCHEMA_VERSION = 1
 RECALIBRATED_VERSION = 2
-_VERSIONS = (SCHEMA_VERSION, RECALIBRATED_VERSION)
+FRAMED_VERSION = 3
+_VERSIONS = (SCHEMA_VERSION, RECALIBRATED_VERSION, FRAMED_VERSION)
 # Beyond these limits a recalibration says nothing, and 64-bit numbers could overflow when it is applied.
 TEMPERATURES = (0.01, 100.0)
 MAX_OFFSET = 50.0
@@ -357,7 +358,7 @@ class Manifest:
             self.labels,
             self.positive,
             self.threshold,
-            dataclasses.asdict(self.preprocessing),
+            self._plain_preprocessing(),
         ]
         if self.recalibration:
             facts += [self.recalibration.temperature, self.recalibration.log_odds_offset]
@@ -366,7 +367,10 @@ class Manifest:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain types, with the schema version that the content needs. Version 1 has no recalibration.
+        """Return plain types, with the schema version that the content needs.
+
+        Version 2 added recalibration, version 3 the framing of the head. An earlier release that ignored one of them
+        would give other answers.
 
         Optional parts of later releases are left out if they are None, so that older manifests keep their bytes.
         """
@@ -378,8 +382,21 @@ class Manifest:
             for tensor in (artifact["input"], artifact["output"]):
                 if tensor["quantization"] is None:
                     del tensor["quantization"]
-        plain["schema_version"] = RECALIBRATED_VERSION if self.recalibration else SCHEMA_VERSION
+        plain["preprocessing"] = self._plain_preprocessing()
+        plain["schema_version"] = self._needed_version()
         return plain
+
+    def _plain_preprocessing(self) -> dict[str, Any]:
+        """Return plain types without the default framing, which earlier manifests and hashes do not contain."""
+        plain = dataclasses.asdict(self.preprocessing)
+        if self.preprocessing.framing == "picture":
+            del plain["framing"]
+        return plain
+
+    def _needed_version(self) -> int:
+        if self.preprocessing.framing != "picture":
+            return FRAMED_VERSION
+        return RECALIBRATED_VERSION if self.recalibration else SCHEMA_VERSION
 
     def to_json(self) -> str:
         """Return indented JSON text that ends with a line feed. Raises ManifestError for NaN and infinity."""
@@ -403,7 +420,7 @@ class Manifest:
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, bool | list | dict) or version not in _VERSIONS:  # True equals 1
             raise ManifestError(
-                f"{origin}: manifest schema version must be {SCHEMA_VERSION} or {RECALIBRATED_VERSION}. "
+                f"{origin}: manifest schema version must be {SCHEMA_VERSION} to {FRAMED_VERSION}. "
                 f"Received: {version!r}",
                 "A newer bundle needs a newer mri-edge; anything else is not a manifest of mri-edge",
             )
@@ -430,8 +447,13 @@ class Manifest:
         recalibration = self.recalibration
         problems = [
             (
-                recalibration is not None and self.schema_version != RECALIBRATED_VERSION,
-                f"recalibration: needs schema version {RECALIBRATED_VERSION}. Received: {self.schema_version}",
+                recalibration is not None and self.schema_version < RECALIBRATED_VERSION,
+                f"recalibration: needs schema version {RECALIBRATED_VERSION} or later. Received: {self.schema_version}",
+            ),
+            (
+                self.preprocessing.framing != "picture" and self.schema_version < FRAMED_VERSION,
+                f"preprocessing.framing: {self.preprocessing.framing!r} needs schema version {FRAMED_VERSION}. "
+                f"Received: {self.schema_version}",
             ),
             *([] if recalibration is None else recalibration.problems()),
             *([] if self.series is None else self.series.problems()),

@@ -183,7 +183,7 @@ class Classifier:
         ``pydicom.Dataset``.
 
         With ``explain`` the prediction contains a heatmap, which takes about 140 runs of the network; with
-        ``keep_pixels`` the decoded frame.
+        ``keep_pixels`` the section of the decoded frame that the network gets.
 
         Raises
         ------
@@ -249,7 +249,7 @@ class Classifier:
         explain
             Whether each prediction contains a heatmap.
         keep_pixels
-            Whether each prediction contains its decoded frame.
+            Whether each prediction contains the section of its decoded frame that the network gets.
         max_wait
             Seconds that a scan waits for others to complete its batch, for a source that may be slow. ``sources`` is
             then read in a thread of its own. Default: batches are always completed.

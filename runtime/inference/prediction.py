@@ -158,7 +158,8 @@ class Prediction:
     heatmap_file
         Path of the picture of the heatmap, if one was written.
     pixels
-        The decoded frame, uint8 (H, W, 3) RGB, if ``keep_pixels`` was set. Not part of ``to_dict``.
+        The section of the decoded frame that the network gets, before resizing, uint8 (H, W, 3) RGB, if
+        ``keep_pixels`` was set. Not part of ``to_dict``.
     metadata
         What the reader found and used, under the name of the format, ``"dicom"`` or ``"nifti"``: the window, the
         rescale, the plane, the position. Empty for pictures.

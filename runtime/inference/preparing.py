@@ -16,6 +16,7 @@ from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.scans.resize import resize_bilinear
 
 from .prediction import Failure
 
@@ -35,7 +36,7 @@ class Prepared:
     """A frame resized to the network's input, uint8 (h, w, 3), and its warnings.
 
     ``resize_ms`` is the time of all frames that were resized together, divided by their number. ``original`` holds the
-    pixels before resizing, or None if they are not kept.
+    section of the frame that was resized, or None if it is not kept.
     """
 
     frame: Frame
@@ -58,18 +59,22 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
     if not frames:
         return []
     start = perf_counter()
-    resized = preprocessing.resize_pictures([decoded.frame.pixels for decoded in frames])
+    pictures = [decoded.frame.pixels for decoded in frames]
+    sections = [preprocessing.section(pixels) for pixels in pictures]
+    resized = preprocessing.resize_sections(sections)
     resize_ms = (perf_counter() - start) * 1e3 / len(frames)
-    warnings = checks.warnings_for([decoded.frame.pixels.shape[:2] for decoded in frames], resized)
+    # The margin around a head is not in its section, and it shows an inverted picture best.
+    whole = resized if preprocessing.framing == "picture" else resize_bilinear(pictures, checks.SIDE, checks.SIDE)
+    warnings = checks.warnings_for([pixels.shape[:2] for pixels in pictures], whole)
     return [
         Prepared(
             replace(decoded.frame, pixels=row),
             decoded.frame.warnings + tuple(found),
             decoded.decode_ms,
             resize_ms,
-            decoded.frame.pixels if keep_pixels else None,
+            section if keep_pixels else None,
         )
-        for decoded, row, found in zip(frames, resized, warnings, strict=True)
+        for decoded, section, row, found in zip(frames, sections, resized, warnings, strict=True)
     ]
 
 

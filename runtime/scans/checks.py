@@ -14,6 +14,8 @@ import numpy as np
 
 from .frame import Pixels
 
+SIDE = 128
+
 _MIN_SIDE = 100  # pixels; the smallest scan has 150: 0.00 %
 _MAX_ASPECT = 2.0  # long side to short side; the longest has 1.79: 0.00 %
 _COLORFUL = 24  # of 255 between the strongest and the weakest channel; JPEG noise stays below
@@ -54,7 +56,7 @@ def warnings_for(sizes: Sequence[tuple[int, int]], resized: Pixels) -> list[tupl
     sizes
         Height and width of each decoded picture, in pixels.
     resized
-        uint8 (N, h, w, 3) RGB: the pictures, resized to the network's input.
+        uint8 (N, h, w, 3) RGB: the whole pictures, resized. The limits were chosen at ``SIDE`` x ``SIDE`` pixels.
     """
     sample = resized[:, ::4, ::4]  # one pixel of sixteen is enough
     red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]

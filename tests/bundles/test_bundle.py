@@ -331,7 +331,7 @@ def test_another_schema_version_is_refused_with_a_message(tiny_bundle: Path, ver
     path = tiny_bundle / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))
     with pytest.raises(
-        ManifestError, match=r"schema version must be 1 or 2. Received: .*A newer bundle needs a newer mri-edge"
+        ManifestError, match=r"schema version must be 1 to 3. Received: .*A newer bundle needs a newer mri-edge"
     ):
         Bundle.open(tiny_bundle)
 

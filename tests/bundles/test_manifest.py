@@ -160,7 +160,7 @@ def _fresh(plain: dict[str, Any]) -> Iterator[None]:
 # --- strictness
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, [1], {}, True, 1.5])
+@pytest.mark.parametrize("version", [0, 4, "1", None, [1], {}, True, 1.5])
 def test_other_schema_version_is_refused_with_a_message(plain: dict[str, Any], version: Any) -> None:
     plain["schema_version"] = version
     assert "schema" in _refused(plain)
@@ -168,7 +168,7 @@ def test_other_schema_version_is_refused_with_a_message(plain: dict[str, Any], v
 
 def test_missing_schema_version_is_refused(plain: dict[str, Any]) -> None:
     del plain["schema_version"]
-    assert "schema version must be 1 or 2. Received: None" in _refused(plain)
+    assert "schema version must be 1 to 3. Received: None" in _refused(plain)
 
 
 def test_the_place_of_an_error_is_named(plain: dict[str, Any]) -> None:
@@ -303,7 +303,7 @@ def test_a_recalibrated_manifest_has_a_version_that_older_releases_refuse(
 
 def test_a_release_that_ignores_the_recalibration_cannot_be_asked_to_read_it(recalibrated: dict[str, Any]) -> None:
     recalibrated["schema_version"] = 1
-    assert "recalibration: needs schema version 2. Received: 1" in _refused(recalibrated)
+    assert "recalibration: needs schema version 2 or later. Received: 1" in _refused(recalibrated)
 
 
 def test_a_recalibration_changes_the_title(full: Manifest, recalibrated: dict[str, Any]) -> None:

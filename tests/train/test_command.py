@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ pytest.importorskip("keras", reason="needs the extra 'train'")
 from mri_edge.train.loops.head import Epoch
 from mri_edge.train.loops.progress import step_progress, training_progress
 
+REFERENCE = ["--recipe", "reference"]
 TRAIN = [sys.executable, "-m", "mri_edge", "train"]
 _LEFT = r"\d+:\d\d elapsed, about \d+:\d\d left"
 
@@ -176,3 +178,35 @@ def test_wrong_usage_is_one_line_that_lists_every_problem(arguments, words, tmp_
     [line] = capfd.readouterr().err.splitlines()
     assert all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--seed", "0", "--backbone-weights", "auto"], REFERENCE),
+        (
+            ["--labels", "no=healthy", "--labels", "yes=lesion", "--positive", "lesion", "--groups", "blocks:20"],
+            [*REFERENCE, "--labels", "no=healthy,yes=lesion", "--positive", "lesion", "--groups", "blocks:20"],
+        ),
+        (
+            ["--exclude", "no/*.gif", "--exclude", "a.txt", "--seed", "3"],
+            [*REFERENCE, "--exclude", "no/*.gif", "--exclude", "a.txt", "--seed", "3"],
+        ),
+        (["--recipe", "robust", "--epochs", "2"], ["--recipe", "robust", "--epochs", "2"]),
+        (
+            ["--recipe", "small", "--labels", "folders", "--groups", "near-duplicates"],
+            ["--recipe", "small", "--teacher", "BUNDLE", "--labels", "folders"],
+        ),
+    ],
+)
+def test_command_after_a_cross_validation_has_its_options(given, expected, tmp_path, monkeypatch, capfd) -> None:
+    from mri_edge.cli import run
+
+    monkeypatch.setattr("mri_edge.train.crossval.cross_validate", lambda *arguments, **options: {})
+    data = tmp_path / "our scans"
+    assert run(["train", str(data), "--cv", "3", "--out", str(tmp_path / "figures"), *given]) == 0
+    start = "next, for the model itself: "
+    [command] = [line.removeprefix(start) for line in capfd.readouterr().err.splitlines() if line.startswith(start)]
+    program, name, folder, *options = shlex.split(command)
+    assert (program, name, folder) == ("mri-edge", "train", str(data))
+    assert options == expected

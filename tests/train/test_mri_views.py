@@ -20,30 +20,6 @@ def head(height: int = 120, width: int = 100, level: int = 100) -> np.ndarray:
     return np.repeat(gray.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def test_head_box_excludes_writing_in_a_corner():
-    pixels = head()
-    without = mri.Slice.from_pixels(pixels).head
-    pixels[2:5, 2:30] = 255
-    # 3% of 120 rows are 3.6 pixels, so a line of writing of three pixels is below the limit in every column.
-    top, left, bottom, right = mri.Slice.from_pixels(pixels).head
-    assert (left, bottom, right) == without[1:]
-    assert without == pytest.approx((12, 20, 108, 80), abs=3)
-    assert top <= without[0]
-
-
-def test_head_box_of_an_empty_picture_is_the_whole_picture():
-    assert mri.head_box(np.zeros((50, 40), np.uint8)) == (0, 0, 50, 40)
-
-
-def test_cut_pads_with_black_and_does_not_move_pixels():
-    gray = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
-    part = mri.cut(gray, (-3, 2, 8, 15))
-    assert part.shape == (11, 13)
-    np.testing.assert_array_equal(part[3:, :10], gray[:8, 2:])
-    assert not part[:3].any()
-    assert not part[:, 10:].any()
-
-
 def test_match_histogram_reproduces_the_gray_levels_of_the_reference():
     rng = np.random.default_rng(0)
     own, wanted = (rng.normal(center, 20, (128, 128)).clip(0, 255).astype(np.uint8) for center in (60, 160))

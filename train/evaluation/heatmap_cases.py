@@ -174,7 +174,10 @@ def explain_lesions(
 
 def _pictures(scan: Scan, group: int, pixels: Pixels, lesions: int, classifier: Classifier) -> Iterator[_Picture]:
     """Yield the scan itself, then the same scan with each of its lesions; nothing if it has no head."""
-    resize = classifier.bundle.manifest.preprocessing.resize_picture
+    preprocessing = classifier.bundle.manifest.preprocessing
+    resize = preprocessing.resize_picture
+    # A model that frames the head finds nearly the same square in the section as in the scan.
+    pixels = preprocessing.section(pixels)
     gray = to_gray(pixels)
     healthy = resize(pixels)
     grid = healthy.shape[:2]

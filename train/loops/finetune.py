@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.device import machine
+from mri_edge.train.models.network import Backbone
 from mri_edge.train.recipes.base import FineTuning
 
 from . import checkpoint as checkpoints
@@ -22,12 +23,14 @@ Made = TypeVar("Made")
 _AHEAD = 4  # batches that are prepared in advance
 
 
-def fast_precision() -> str:
-    """Return ``mixed_bfloat16`` if the hardware multiplies bfloat16 faster than float32, else ``float32``.
+def fast_precision(backbone: Backbone) -> str:
+    """Return ``mixed_bfloat16`` if a step of the training is faster in it on this hardware, else ``float32``.
 
     Products are computed in bfloat16, sums and weights in float32. On CPUs, a step of VGG16 is five times as fast with
     AMX, and 1.8 times with AVX512-BF16 (measured). GPUs are those that the backend lists.
     """
+    if not backbone.fast_in_bfloat16:
+        return "float32"
     # The ARM flag "bf16" is ignored, because no speed-up was measured there.
     found = machine.cpu()
     if found.architecture == "x86_64" and found.instructions & {"amx-bf16", "bf16"}:

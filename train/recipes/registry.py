@@ -6,10 +6,11 @@ from mri_edge.errors import UsageError
 
 from .base import RecipeSpec
 from .distilled import SMALL
+from .lite import LITE
 from .reference import REFERENCE
 from .robust import ROBUST
 
-RECIPES: dict[str, RecipeSpec] = {recipe.name: recipe for recipe in (REFERENCE, ROBUST, SMALL)}
+RECIPES: dict[str, RecipeSpec] = {recipe.name: recipe for recipe in (REFERENCE, ROBUST, LITE, SMALL)}
 
 
 def find_recipe(name: str) -> RecipeSpec:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from .mri import Gray, background_level, head_box
+from mri_edge.scans.framing import Gray, background_level, head_box
 
 _Field = NDArray[np.float64]
 

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mri_edge.scans.frame import Pixels
+from mri_edge.scans.framing import Box, Gray, cut, head_box, square_around, to_gray, widen
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.recipes.base import ScanViews
 
-Gray = NDArray[np.uint8]
 _Field = NDArray[np.float32]
-_Box = tuple[int, int, int, int]
 
 DEFAULT = ScanViews()
 
@@ -31,7 +30,7 @@ class Slice:
     """A slice at its own size: gray levels uint8 (H, W), and the box (top, left, bottom, right) of the head."""
 
     gray: Gray
-    head: _Box
+    head: Box
 
     @classmethod
     def from_pixels(cls, pixels: Pixels) -> Slice:
@@ -40,49 +39,17 @@ class Slice:
         return cls(gray, head_box(gray))
 
 
-def to_gray(pixels: Pixels) -> Gray:
-    """Return the mean of the channels of uint8 (..., 3): uint8 (...), contiguous."""
-    if pixels.strides[-1] == 0:  # gray, broadcast to three channels
-        return np.ascontiguousarray(pixels[..., 0])
-    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8)
-
-
-def head_box(gray: Gray) -> _Box:
-    """Return the box (top, left, bottom, right) of the foreground, or the whole picture if that box is tiny.
-
-    A row or column belongs to it if over 3% of its pixels are above the background level, which excludes writing in a
-    corner.
-    """
-    bright = gray > background_level(gray)
-    rows = np.flatnonzero(bright.mean(axis=1) > 0.03)
-    columns = np.flatnonzero(bright.mean(axis=0) > 0.03)
-    if min(len(rows), len(columns)) < 8:
-        return (0, 0, *gray.shape)
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
-def background_level(gray: Gray) -> float:
-    """Return the gray level up to which pixels are background: 12% of the picture's bright end."""
-    return max(12.0, 0.12 * float(np.percentile(gray, 99)))
-
-
-def cut(gray: Gray, box: _Box) -> Gray:
-    """Return the pixels in ``box``, at least 8 x 8. Where the box extends beyond the picture, they are black."""
-    top, left, bottom, right = box
-    bottom, right = max(bottom, top + 8), max(right, left + 8)
-    height, width = gray.shape
-    out = np.zeros((bottom - top, right - left), np.uint8)
-    first_row, last_row = max(top, 0), min(bottom, height)
-    first_column, last_column = max(left, 0), min(right, width)
-    out[first_row - top : last_row - top, first_column - left : last_column - left] = gray[
-        first_row:last_row, first_column:last_column
-    ]
-    return out
-
-
 def resize(gray: Gray, preprocessing: Preprocessing) -> Gray:
-    """Resize uint8 (H, W) to the size of ``preprocessing``, as the device does."""
-    return preprocessing.resize_picture(np.broadcast_to(gray[:, :, None], (*gray.shape, 3)))[:, :, 0]
+    """Frame and resize uint8 (H, W) to the size of ``preprocessing``, as the device does."""
+    return preprocessing.resize_picture(_rgb(gray))[:, :, 0]
+
+
+def _resize_section(gray: Gray, preprocessing: Preprocessing) -> Gray:
+    return preprocessing.resize_sections([_rgb(gray)])[0, :, :, 0]
+
+
+def _rgb(gray: Gray) -> Pixels:
+    return np.broadcast_to(gray[:, :, None], (*gray.shape, 3))
 
 
 def match_histogram(gray: Gray, reference: Gray) -> Gray:
@@ -121,7 +88,7 @@ def augment(
     -------
     uint8 (height, width), contiguous.
     """
-    view = resize(_reframe(rng, scan, transforms), preprocessing)
+    view = _resize_section(_reframe(rng, scan, transforms, preprocessing.framing), preprocessing)
     if change is not None:
         view = change(rng, view)
     if rng.random() < transforms.flip_probability:
@@ -144,23 +111,25 @@ def augment(
     return _eight_bits(field)
 
 
-def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews) -> Gray:
-    """Crop or pad around the head or the picture, which changes position, size and aspect ratio."""
+def _reframe(rng: np.random.Generator, scan: Slice, transforms: ScanViews, framing: str) -> Gray:
+    """Crop or pad around the head or the picture, which changes position, size and aspect ratio.
+
+    Where the device frames the head, the result is a square, and only files that squash the head change the aspect.
+    """
     if rng.random() < transforms.head_crop_probability:
-        (top, left, bottom, right), (least, most) = scan.head, transforms.head_margin
+        box, (least, most) = scan.head, transforms.head_margin
     else:
-        (top, left, bottom, right), (least, most) = (0, 0, *scan.gray.shape), transforms.picture_margin
-    height, width = bottom - top, right - left
-    margin = rng.uniform(least, most, 4)
-    return cut(
-        scan.gray,
-        (
-            int(top - margin[0] * height),
-            int(left - margin[1] * width),
-            int(bottom + margin[2] * height),
-            int(right + margin[3] * width),
-        ),
-    )
+        box, (least, most) = (0, 0, *scan.gray.shape), transforms.picture_margin
+    box = widen(box, *rng.uniform(least, most, 4))
+    if framing == "picture":
+        return cut(scan.gray, box)
+    view = cut(scan.gray, square_around(box))
+    if rng.random() < transforms.squash_probability:
+        sides = np.array(view.shape[::-1], np.float64)
+        sides[rng.integers(2)] *= rng.uniform(*transforms.squash)
+        view = np.asarray(_picture(view).resize((round(sides[0]), round(sides[1])), Image.Resampling.BILINEAR))
+        view = cut(view, square_around((0, 0, *view.shape)))
+    return view
 
 
 def _window(rng: np.random.Generator, field: _Field, transforms: ScanViews) -> _Field:
