@@ -26,6 +26,7 @@ from mri_edge.inference.replay import FOLDER
 from mri_edge.inference.selection import DEFAULT_BATCH
 from mri_edge.inference.tuned_profile import library_versions
 from mri_edge.scans import readers
+from mri_edge.scans.readers import picture
 from mri_edge.scans.sources import expand
 
 from .isolated import run_isolated
@@ -384,5 +385,6 @@ def _spread_of_known(values: Iterable[float | None]) -> Spread | None:
 def _golden(bundle: Bundle) -> list[Path]:
     if bundle.archive:
         return []
-    pictures = (document.file for document in bundle.manifest.documents if document.file.startswith(FOLDER))
-    return [bundle.folder / file for file in pictures if not file.endswith("NOTICE")]
+    files = (document.file for document in bundle.manifest.documents if document.file.startswith(FOLDER))
+    # A DICOM slice needs an extra, and would make the figures differ from those of earlier releases.
+    return [bundle.folder / file for file in files if file.lower().endswith(picture.SUFFIXES)]

@@ -15,7 +15,7 @@ import numpy as np
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import ModelFile, open_engine
 from mri_edge.inference.classifier import Classifier
-from mri_edge.scans.readers import picture
+from mri_edge.scans import readers
 
 from .energy import find_meter
 from .scenarios import highest_rate, offline, queries_needed, server, single_stream
@@ -79,7 +79,7 @@ def measure(request: Request) -> Reading:
     artifact = bundle.artifact(request.artifact)
     model = ModelFile.of(bundle, artifact)
     resize = bundle.manifest.preprocessing.resize_picture
-    tensors = np.stack([resize(picture.load(scan)) for scan in request.scans])
+    tensors = np.stack([resize(readers.load(scan)) for scan in request.scans])
     count = len(tensors)
     start = perf_counter()
     engine = open_engine(model, engine=request.engine, provider=request.provider, threads=request.threads)

@@ -62,3 +62,11 @@ def test_demo_scans_get_the_labels_that_both_readmes_state(name, tumours):
         labels = {path.stem: classifier.predict(path).label for path in sorted(EXAMPLES.glob("*.jpg"))}
     assert len(labels) == 6
     assert [scan for scan, label in labels.items() if label == "tumour"] == tumours
+
+
+@pytest.mark.parametrize("name", embedded_models())
+def test_the_benchmark_uses_the_pictures_of_the_golden_record(name):
+    from mri_edge.benchmarking.benchmark import scans_for
+
+    scans = [Path(scan).name for scan in scans_for(Bundle.open(name), [])]
+    assert scans == ["mni152-slice-2.jpg", "phantom-2.jpg"]
