@@ -191,7 +191,8 @@ def test_a_changed_file_is_never_measured(tiny_bundle, capfd):
 
 def test_scans_are_those_named_or_golden(tiny_bundle):
     bundle = Bundle.open(tiny_bundle)
-    assert scans_for(bundle, [str(EXAMPLES)]) == sorted(map(str, EXAMPLES.glob("*.jpg")))
+    scans = [path for path in EXAMPLES.rglob("*") if path.suffix in (".jpg", ".dcm")]
+    assert scans_for(bundle, [str(EXAMPLES)]) == sorted(map(str, scans))
     # The tiny bundle has no golden scans, so those of the embedded model are used.
     said: list[str] = []
     scans_for(bundle, [str(EXAMPLES)], said.append)
