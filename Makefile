@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # LOCKED=1 installs the development tools from requirements-dev.lock, with hashes, instead of the newest versions.
 LOCKED ?=
-# The data folder of `make model`, `make small` and `make bench`. CONTRIBUTING.md describes it.
+# The data folder of `make lite`, `make vgg16`, `make small` and `make bench`. CONTRIBUTING.md describes it.
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Run two test files at a time: many tests wait for programs that they start. PYTEST_ARGS= runs them in sequence.
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet
 
 .PHONY: help demo test coverage mutants test-runtime test-lowest test-arm64 lint lint-packages lint-workflows lock dist \
-	bench bench-smoke bench-peers model small schema evidence scans docs clean
+	bench bench-smoke bench-peers lite vgg16 small schema evidence scans docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -110,7 +110,17 @@ bench-peers: $(VENV)/.dev  ## compare each step with the plain libraries in the 
 	$(PEERS) --subject peer --benchmark-save peer
 	$(PEERS) --benchmark-save mri-edge --benchmark-compare --benchmark-compare-fail min:50%
 
-model: $(VENV)/.dev  ## train and export the embedded model vgg16 again
+lite: $(VENV)/.dev  ## train and export the default model, lite, again
+	$(BIN)/mri-edge train --recipe lite --data $(DATA) --seed 0 --out bundles/lite --overwrite
+	$(BIN)/mri-edge recalibrate bundles/lite --crossval docs/evidence/crossval/lite-blocks.json \
+		--out bundles/lite --overwrite
+	$(BIN)/mri-edge export bundles/lite --quantize --data $(DATA)
+	$(BIN)/mri-edge evaluate bundles/lite --artifact model.int8.onnx --heatmaps --data $(DATA) --record
+	$(BIN)/mri-edge bundle slim bundles/lite --artifact model.int8.onnx --artifact model.int8.tflite \
+		--out runtime/models/lite --overwrite
+	$(BIN)/mri-edge bundle record runtime/models/lite examples/mni152-slice-2.jpg examples/phantom-2.jpg
+
+vgg16: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
 		--out bundles/vgg16 --overwrite
 	$(BIN)/mri-edge recalibrate bundles/vgg16 --crossval docs/evidence/crossval/robust-blocks.json \

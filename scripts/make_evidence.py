@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from mri_edge.authoring.intervals import wilson_interval, with_interval
+from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.train.evaluation.crossval_figures import SENSITIVITY
 from mri_edge.train.evaluation.crossval_record import TEACHER, ScoredImages
@@ -29,6 +30,7 @@ from mri_edge.train.reports.tables import NAMES, interval
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE, README = Path("docs", "evidence.md"), Path("README.md")
 BEGIN, END = "<!-- `make evidence` writes the lines from here -->", "<!-- to here -->"
+_LEADING = "lite"  # the recipe of the default model; its results come first, and README shows them
 DRAWS, PART = 1000, 8  # thresholds from random eighths; a training validates on an eighth of its images
 
 _AT_SENSITIVITY = f"false positive rate at {SENSITIVITY:g} sensitivity"
@@ -137,13 +139,13 @@ class Study:
 def build(root: Path = CHECKOUT) -> dict[Path, str]:
     """Return the text of the page and of README, by path below ``root``, from the records there."""
     studies = sorted(
-        _studies(root, "crossval"), key=lambda study: (study.rank, study.record["recipe"] != "robust", study.file)
+        _studies(root, "crossval"), key=lambda study: (study.rank, study.record["recipe"] != _LEADING, study.file)
     )
     two = [study for study in studies if study.record["positive"] is not None]
     several = [study for study in studies if study.record["positive"] is None]
     ablations = _studies(root, "ablation")
-    # The default model, vgg16, comes first.
     folders = sorted((path.parent for path in root.glob("runtime/models/*/metrics.json")), reverse=True)
+    folders.sort(key=lambda folder: folder.name != DEFAULT_MODEL)
     bundles = {folder.name: _bundle(folder) for folder in folders}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -236,10 +238,10 @@ def _lead(studies: Sequence[Study]) -> str:
 
 
 def _held_out_list(studies: Sequence[Study]) -> str:
-    """Return the AUC of the studies that hold out more than slices, as a list for README."""
+    """Return the AUC of the leading recipe's studies that hold out more than slices, as a list for README."""
     found: dict[str, list[str]] = {}
     for study, tested, model, figures in _rows_of(studies):
-        if study.rank < 2:
+        if study.rank < 2 and study.record["recipe"] == _LEADING:
             subject = f"`{study.record['recipe']}`, {study.held_out} held out"
             of = "" if len(study.models) == 1 else f" ({model})"
             found.setdefault(f"{subject}{of}", []).append(f"{_value(figures, 'auc')} on {tested}")

@@ -19,7 +19,7 @@ from mri_edge.train.evaluation.calibration import choose_threshold
 from mri_edge.train.evaluation.crossval_figures import figures_from
 from scripts.make_evidence import BEGIN, CHECKOUT, END, PAGE, README, build, draw_thresholds
 
-RECIPE = "robust"
+RECIPE = "lite"
 
 
 def record(
@@ -116,10 +116,10 @@ def test_hardest_question_comes_first(root: Path) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lead.splitlines() if line.startswith("|")][2:]
     optimistic = "slices (optimistic: neighboring slices of one patient on both sides)"
     assert [row[:3] for row in rows] == [
-        ["whole sources", "first", "robust"],
-        ["whole sources", "second", "robust"],
-        ["blocks of patients", "all sources", "robust"],
-        [optimistic, "all sources", "robust, teacher"],
+        ["whole sources", "first", RECIPE],
+        ["whole sources", "second", RECIPE],
+        ["blocks of patients", "all sources", RECIPE],
+        [optimistic, "all sources", f"{RECIPE}, teacher"],
         [optimistic, "all sources", "small, student 0"],
         [optimistic, "all sources", "small, student 1"],
     ]
@@ -142,7 +142,7 @@ def test_teacher_with_a_record_of_its_own_is_listed_once(root: Path) -> None:
     add(root, "small-slices", record(models=("teacher", "student 0")))
     page = build(root)[PAGE]
     lead = page[page.index("## Results") : page.index("###")]
-    assert "| robust |" in lead
+    assert f"| {RECIPE} |" in lead
     assert "| small, student 0 |" in lead
     assert "teacher" not in lead
     assert "its teacher" not in page[page.index("## Thresholds") : page.index("## Embedded")]
@@ -153,9 +153,9 @@ def test_shipped_threshold_is_compared_with_random_eighths(root: Path) -> None:
     add(root, "blocks", found)
     drawn = draw_thresholds(found, ["model"])
     assert len(np.unique(drawn)) > 100
-    manifest = json.loads((root / "runtime/models/vgg16/manifest.json").read_bytes())
+    manifest = json.loads((root / "runtime/models/lite/manifest.json").read_bytes())
     percentile = 100 * np.mean(drawn <= manifest["threshold"])
-    assert f"`vgg16` has {manifest['threshold']:.3f}, percentile {percentile:.0f}" in build(root)[PAGE]
+    assert f"`lite` has {manifest['threshold']:.3f}, percentile {percentile:.0f}" in build(root)[PAGE]
     # An eighth of so few images is a coarse choice, but its middle is near the choice on all answers.
     answers, truth = np.array(found["images"]["probabilities"]["model"])[:, 1], np.array(found["images"]["label"])
     low, high = np.percentile(drawn, (2.5, 97.5))

@@ -19,7 +19,7 @@ from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artifact, Document, M
 from .onnx_external import find_external_data
 
 EMBEDDED = Path(__file__).parents[1] / "models"
-DEFAULT_MODEL = "vgg16"
+DEFAULT_MODEL = "lite"
 REQUIRE_SIGNATURE = "MRI_EDGE_REQUIRE_SIGNATURE"  # names the file of a public key
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Bundle:
     ) -> Bundle:
         """Open an embedded model by name, a bundle folder, or a packed bundle.
 
-        ``"vgg16"`` is the embedded model; ``"./vgg16"`` is a folder of that name.
+        ``"lite"`` is the embedded model; ``"./lite"`` is a folder of that name.
 
         Parameters
         ----------

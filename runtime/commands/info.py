@@ -67,6 +67,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, list[tuple[str, object]]]]:
         (
             "preprocessing",
             [
+                ("framing", {"picture": "the whole picture", "head": "the square around the head"}[prepared.framing]),
                 ("input", f"{prepared.height} x {prepared.width}, {prepared.resize}, {prepared.channel_order}"),
                 ("values", f"scale {prepared.scale:.6g}, mean {prepared.mean}, deviation {prepared.deviation}"),
             ],

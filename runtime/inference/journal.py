@@ -42,22 +42,26 @@ class JsonLines:
         because the model was trained again.
     by
         What a result is about: "slice", "series" or "study". A file with other results is refused.
+    window
+        The option by which values become pictures (``ReadOptions.window_name``). Each line about DICOM or NIfTI holds
+        it, and a file with such lines of another window is refused. None: not checked and not written.
 
     Raises
     ------
     UsageError
-        Another program writes the file, it holds answers of another model, or it is not a journal.
+        Another program writes the file, it holds answers of another model or another window, or it is not a journal.
     OutputError
         The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, model: str, artifact: Artifact | None, by: str) -> None:
+    def __init__(self, path: Path, model: str, artifact: Artifact | None, by: str, window: str | None) -> None:
         from mri_edge.storage.lock import lock
 
         self.path = path
         self._model = model
         self._artifact = artifact
         self._by = by
+        self._window = window
         if os.path.exists(path) and not os.path.isfile(path):
             raise UsageError(f"{path}: is not a regular file, so it cannot be continued", "Name another file")
         try:
@@ -115,7 +119,7 @@ class JsonLines:
             os.truncate(self.path, whole)
 
     def _check(self, record: dict[str, Any], number: int) -> None:
-        """Raise KeyError if a record is not a result of mri-edge, UsageError if it is another model's or kind."""
+        """Raise KeyError if a record is no result of mri-edge, UsageError if another model, kind or window made it."""
         if record["schema_version"] != SCHEMA_VERSION:
             raise KeyError("schema_version")
         if "error" in record:
@@ -125,6 +129,13 @@ class JsonLines:
             raise UsageError(
                 f"{self.path}: line {number} is a result by {by}, but this run gives results by {self._by}",
                 f"Name a new file, or run with --by {by}",
+            )
+        window = record.get("window_option")
+        if window is not None and self._window not in (None, window):
+            raise UsageError(
+                f"{self.path}: line {number} is an answer with --window {window}, "
+                f"but this run has --window {self._window}",
+                f"Name a new file, or run with --window {window}",
             )
         model, artifact, digest = record["model"], record["artefact"], record["model_hash"]
         ours = self._artifact
@@ -145,6 +156,8 @@ class JsonLines:
 
     def _append(self, record: dict[str, Any]) -> None:
         """Write one line. Raises OutputError when the disk is full."""
+        if self._window is not None and _has_values(record):
+            record = record | {"window_option": self._window}
         line = as_json(record).encode() + b"\n"
         try:
             written = self._file.write(line)
@@ -173,12 +186,12 @@ class Journal(JsonLines):
         Number of scans that ``remaining`` left out because they have an answer.
     """
 
-    def __init__(self, path: Path, model: str, artifact: Artifact | None = None) -> None:
+    def __init__(self, path: Path, model: str, artifact: Artifact | None = None, window: str | None = None) -> None:
         self._done: set[str] = set()  # scans that are complete, or that ``remaining`` has yielded
         self._frames: dict[str, set[int]] = {}  # which frames have an answer, of scans that have several
         self._failures: dict[tuple[str, int], dict[str, Any]] = {}
         self.skipped = 0
-        super().__init__(path, model, artifact, "slice")
+        super().__init__(path, model, artifact, "slice", window)
 
     def remaining(self, sources: Iterable[str | InputError]) -> Iterator[str | InputError]:
         """Yield the sources that have no complete answer yet, each once."""
@@ -230,10 +243,10 @@ class SeriesJournal(JsonLines):
     Parameters and errors are those of ``JsonLines``.
     """
 
-    def __init__(self, path: Path, model: str, artifact: Artifact, by: str) -> None:
+    def __init__(self, path: Path, model: str, artifact: Artifact, by: str, window: str | None = None) -> None:
         self._done: set[str] = set()
         self._problems: dict[str, list[Any]] = {}  # by identity or file: what was wrong in the latest record
-        super().__init__(path, model, artifact, by)
+        super().__init__(path, model, artifact, by, window)
 
     def has(self, identity: str) -> bool:
         """Whether this series or study has a complete answer."""
@@ -256,6 +269,13 @@ class SeriesJournal(JsonLines):
         self._problems[key] = problems
         if not problems:
             self._done.add(key)
+
+
+def _has_values(record: dict[str, Any]) -> bool:
+    """Whether a result is about a format that holds values, which a window turned into a picture."""
+    members = record["series"] if record.get("by") == "study" else [record]
+    slices = [piece for member in members for piece in member.get("slices", [member])]
+    return any("dicom" in piece or "nifti" in piece for piece in slices)
 
 
 def _key_and_problems(record: dict[str, Any]) -> tuple[str, list[Any]]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
+from mri_edge.device.native import silence_stderr
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
 from mri_edge.scans import readers
@@ -246,7 +247,8 @@ def engine_here(artifact: Artifact) -> str | None:
 
 def probabilities_of(bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
     """Run one artifact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
-    opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider="cpu")
+    with silence_stderr():  # LiteRT announces its delegate there
+        opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider="cpu")
     try:
         return opened.run(tensors)
     finally:

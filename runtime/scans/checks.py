@@ -21,6 +21,8 @@ _MAX_ASPECT = 2.0  # long side to short side; the longest has 1.79: 0.00 %
 _COLORFUL = 24  # of 255 between the strongest and the weakest channel; JPEG noise stays below
 _MAX_COLORED = 0.02  # proportion of colorful pixels: 0.20 %
 _MIN_RANGE = 50  # of 255 between darkest and brightest: 0.00 %
+_LIT = 25  # of 255 above the darkest pixel
+_MIN_LIT = 0.05  # proportion of lit pixels; the emptiest scan has 0.14, a slice below the brain 0.001 to 0.04: 0.00 %
 _MAX_BORDER = 120  # of 255, mean along the border; air is black: 0.30 %
 _MAX_STEP = 35  # of 255, mean between neighbors; noise has 40 to 84: 0.15 %
 
@@ -62,17 +64,19 @@ def warnings_for(sizes: Sequence[tuple[int, int]], resized: Pixels) -> list[tupl
     red, green, blue = sample[..., 0], sample[..., 1], sample[..., 2]
     strongest, weakest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     colorful = (strongest - weakest > _COLORFUL).mean(axis=(1, 2)).tolist()
-    ranges = (green.max(axis=(1, 2)) - green.min(axis=(1, 2))).tolist()
+    darkest = green.min(axis=(1, 2))
+    ranges = (green.max(axis=(1, 2)) - darkest).tolist()
+    lit = (green - darkest[:, None, None] > _LIT).mean(axis=(1, 2)).tolist()
     gray = resized[..., 1]
     border = np.concatenate((gray[:, 0], gray[:, -1], gray[:, :, 0], gray[:, :, -1]), axis=1).mean(axis=1).tolist()
     lines = gray[:, ::2].astype(np.int16)
     steps = np.abs(lines[:, :, 1:] - lines[:, :, :-1]).mean(axis=(1, 2)).tolist()
-    measured = zip(sizes, colorful, ranges, border, steps, strict=True)
+    measured = zip(sizes, colorful, ranges, lit, border, steps, strict=True)
     return [tuple(_warnings(*picture)) for picture in measured]
 
 
 def _warnings(
-    size: tuple[int, int], colorful: float, value_range: int, border: float, step: float
+    size: tuple[int, int], colorful: float, value_range: int, lit: float, border: float, step: float
 ) -> Iterator[ResultWarning]:
     height, width = size
     if min(size) < _MIN_SIDE:
@@ -84,6 +88,9 @@ def _warnings(
         yield _warning("coloured", "coloured: scans are grey", colorful, _MAX_COLORED)
     if value_range < _MIN_RANGE:
         yield _warning("blank", "blank, or nearly so", value_range, _MIN_RANGE)
+        return
+    if lit < _MIN_LIT:
+        yield _warning("blank", f"nearly empty, {lit:.1%} of it is brighter than the background", lit, _MIN_LIT)
         return
     if border > _MAX_BORDER:
         reason = "bright at the border, where a scan shows air: inverted, or no scan"

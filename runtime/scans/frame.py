@@ -50,6 +50,16 @@ class Frame:
     warnings: tuple[ResultWarning, ...] = field(default=(), compare=False)
 
 
+def gray_channel(pixels: Pixels) -> Pixels | None:
+    """Return one channel, uint8 (H, W), contiguous, of a picture (H, W, 3) with equal channels; None if it is colored.
+
+    Most scans are gray, although most are stored in color.
+    """
+    first = np.ascontiguousarray(pixels[..., 0])
+    equal = pixels.strides[-1] == 0 or all((pixels[..., channel] == first).all() for channel in (1, 2))
+    return first if equal else None
+
+
 def source_name(source: Source) -> str | None:
     """Return the path as it was given, or None for a scan that was not given as a path."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else None

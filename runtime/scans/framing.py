@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .frame import Pixels
+from .frame import Pixels, gray_channel
 
 Gray = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -19,11 +19,9 @@ SQUARE_MARGIN = 0.03  # at each side, as a fraction of the head's box; the netwo
 
 
 def to_gray(pixels: Pixels) -> Gray:
-    """Return the mean of the channels of uint8 (..., 3): uint8 (...), contiguous."""
-    first = np.ascontiguousarray(pixels[..., 0])
-    if pixels.strides[-1] == 0 or all((pixels[..., channel] == first).all() for channel in (1, 2)):
-        return first  # most scans are gray, although most are stored in color
-    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8)
+    """Return the mean of the channels of uint8 (H, W, 3): uint8 (H, W), contiguous."""
+    gray = gray_channel(pixels)
+    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8) if gray is None else gray
 
 
 def background_level(gray: Gray) -> float:
@@ -71,9 +69,15 @@ def square_around(box: Box) -> Box:
     return first_row, first_column, first_row + side, first_column + side
 
 
-def head_square(pixels: Pixels) -> Box:
-    """Return the square around the head of a picture uint8 (H, W, 3)."""
-    return square_around(widen(head_box(to_gray(pixels)), *(SQUARE_MARGIN,) * 4))
+def head_section(pixels: Pixels) -> Pixels:
+    """Return the square around the head of a picture: uint8 (H, W, 3) -> uint8 (side, side, 3)."""
+    channel = gray_channel(pixels)
+    gray = to_gray(pixels) if channel is None else channel
+    square = square_around(widen(head_box(gray), *(SQUARE_MARGIN,) * 4))
+    if channel is None:
+        return cut(pixels, square)
+    section = cut(channel, square)
+    return np.broadcast_to(section[..., None], (*section.shape, 3))  # one channel in memory, for those that follow
 
 
 def cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

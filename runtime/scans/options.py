@@ -42,6 +42,13 @@ class ReadOptions:
         if self.window not in _NAMED:
             object.__setattr__(self, "window", _as_window(self.window))
 
+    @property
+    def window_name(self) -> str:
+        """The window as ``--window`` takes it: ``"file"``, ``"auto"`` or ``"500,1000"``."""
+        if isinstance(self.window, str):
+            return self.window
+        return ",".join(f"{value:.17g}" for value in (self.window.center, self.window.width))
+
 
 DEFAULT = ReadOptions()
 

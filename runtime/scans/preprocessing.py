@@ -31,7 +31,7 @@ class Preprocessing:
         Size of the network's input in pixels.
     framing
         Section of the picture that is resized. ``"picture"``: all of it, so the aspect ratio is not kept. ``"head"``:
-        the square around the head, see ``framing.head_square``.
+        the square around the head, see ``framing.head_section``.
     resize
         Kernel. ``"bilinear"``: half-pixel centers, no antialiasing, as OpenCV. ``"antialiased"``: a triangle as wide
         as the reduction, as Pillow.
@@ -55,7 +55,7 @@ class Preprocessing:
 
     def section(self, pixels: Pixels) -> Pixels:
         """Return the section of a picture that the network gets: uint8 (H, W, 3) RGB -> uint8 (h, w, 3) RGB."""
-        return pixels if self.framing == "picture" else framing.cut(pixels, framing.head_square(pixels))
+        return pixels if self.framing == "picture" else framing.head_section(pixels)
 
     def resize_sections(self, sections: Sequence[Pixels]) -> Pixels:
         """Resize sections of pictures: uint8 (H, W, 3) RGB each -> uint8 (N, height, width, 3) RGB."""

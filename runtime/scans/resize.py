@@ -14,7 +14,7 @@ from PIL import Image
 
 from mri_edge.errors import InputError
 
-from .frame import Pixels
+from .frame import Pixels, gray_channel
 
 # Along one axis: the indices of the first and second neighbors, then the weights of the first and second.
 _Neighbors = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]
@@ -61,7 +61,8 @@ def resize_bilinear(pictures: Sequence[Pixels], height: int, width: int) -> Pixe
         if rows * columns > _LARGE_PIXELS:
             _write(_blend_large(pixels, height, width), resized[index])
             continue
-        channels, plane = _as_gray(pixels)
+        gray = gray_channel(pixels)
+        channels, plane = (3, pixels) if gray is None else (1, gray)
         by_shape.setdefault((rows, columns, channels), []).append((index, plane.reshape(rows, -1)))
     for (rows, columns, channels), members in by_shape.items():
         down, across = _neighbors(rows, height, 1), _neighbors(columns, width, channels)
@@ -82,9 +83,10 @@ def resize_antialiased(pictures: Sequence[Pixels], height: int, width: int) -> P
     _check(pictures)
     resized = np.empty((len(pictures), height, width, 3), np.uint8)
     for pixels, out in zip(pictures, resized, strict=True):
-        channels, plane = _as_gray(pixels)
-        picture = Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.BILINEAR)
-        _write(np.asarray(picture).reshape(height, width, channels), out)
+        gray = gray_channel(pixels)
+        picture = Image.fromarray(np.ascontiguousarray(pixels) if gray is None else gray)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        _write(np.asarray(picture).reshape(height, width, -1), out)
     return resized
 
 
@@ -94,14 +96,6 @@ def _check(pictures: Sequence[Pixels]) -> None:
             raise InputError(
                 f"picture must be uint8 (H, W, 3) with at least one pixel. Received: {pixels.dtype} {pixels.shape}"
             )
-
-
-def _as_gray(pixels: Pixels) -> tuple[int, Pixels]:
-    """Return 1 and one channel of a gray picture uint8 (H, W, 3), or 3 and the picture itself."""
-    # Most scans are gray, although most are stored in color.
-    red = np.ascontiguousarray(pixels[:, :, 0])
-    gray = not pixels.strides[2] or all((pixels[:, :, channel] == red).all() for channel in (1, 2))
-    return (1, red) if gray else (3, pixels)
 
 
 def _write(picture: Pixels, out: Pixels) -> None:

@@ -274,12 +274,12 @@ def test_an_embedded_model_takes_precedence_over_a_folder_of_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small").mkdir()
-    shutil.move(tiny_bundle, "vgg16")
+    shutil.move(tiny_bundle, "lite")
     assert Bundle.open("small").manifest.name == "small"
     assert caplog.text == ""
-    assert Bundle.open().manifest.name == "vgg16"
-    assert "using the embedded model. The bundle in the current folder is ./vgg16" in caplog.text
-    assert Bundle.open("./vgg16").manifest.name == "tiny"
+    assert Bundle.open().manifest.name == "lite"
+    assert "using the embedded model. The bundle in the current folder is ./lite" in caplog.text
+    assert Bundle.open("./lite").manifest.name == "tiny"
 
 
 def test_artifact_by_its_long_and_short_name(tiny_bundle: Path) -> None:
@@ -326,7 +326,7 @@ def test_keys_of_a_newer_release_are_ignored_at_every_level_and_dropped_when_wri
     assert "newer" not in path.read_text()
 
 
-@pytest.mark.parametrize("version", [0, 3, 99, "1", None, 1.5, [1]])
+@pytest.mark.parametrize("version", [0, 4, 99, "1", None, 1.5, [1]])
 def test_another_schema_version_is_refused_with_a_message(tiny_bundle: Path, version: object) -> None:
     path = tiny_bundle / MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": version}))

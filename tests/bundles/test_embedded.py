@@ -56,7 +56,14 @@ def test_readme_states_the_figures_of_each_models_manifest():
         assert f"| {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}) |" in row
 
 
-@pytest.mark.parametrize(("name", "tumours"), [("vgg16", ["phantom-1", "phantom-2"]), ("small", ["phantom-2"])])
+@pytest.mark.parametrize(
+    ("name", "tumours"),
+    [
+        ("lite", ["phantom-1", "phantom-2", "phantom-3"]),
+        ("vgg16", ["phantom-1", "phantom-2"]),
+        ("small", ["phantom-2"]),
+    ],
+)
 def test_demo_scans_get_the_labels_that_both_readmes_state(name, tumours):
     with Classifier.load(name) as classifier:
         labels = {path.stem: classifier.predict(path).label for path in sorted(EXAMPLES.glob("*.jpg"))}

@@ -58,7 +58,7 @@ def graph(request):
         ]
     )
     kernel, bias = (np.full(array.shape, LOST, np.float32) for array in convolution.get_weights())
-    kernel[1, 1 if kernel.shape[1] == 3 else 4, *([1] if request.param == "dense" else [])] = 1
+    kernel[1, kernel.shape[1] // 2, 1 if request.param == "dense" else slice(None)] = 1
     convolution.set_weights([kernel, bias * 0 + 0.1])
     channels = len(bias)
     kernel = np.full((channels, 8), LOST, np.float32)

@@ -136,6 +136,32 @@ def test_predict_takes_the_options(
     assert run(["predict", str(scan), "--model", str(tiny_bundle), "--window", "wide"]) == 2
 
 
+@pytest.mark.parametrize("by", ["slice", "series", "study"])
+def test_a_journal_keeps_to_one_window(
+    tiny_bundle: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    journal = tmp_path / "out.jsonl"
+    command = ["predict", str(scan), "--model", str(tiny_bundle), "--by", by, "--resume", str(journal)]
+    command += ["--plane", "any"] if by != "slice" else []
+    assert run([*command, "--window", "400,100"]) == 0
+    before = journal.read_bytes()
+    assert json.loads(before)["window_option"] == "400,100"
+    assert run([*command, "--window", "400.0,100"]) == 0
+    for other in ("file", "auto", "400,101"):
+        capsys.readouterr()
+        assert run([*command, "--window", other]) == 2
+        assert f"with --window 400,100, but this run has --window {other}" in capsys.readouterr().err
+    assert journal.read_bytes() == before
+
+
+def test_a_journal_of_pictures_takes_any_window(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("L", (200, 200), 90).save(tmp_path / "a.png")
+    command = ["predict", str(tmp_path / "a.png"), "--model", str(tiny_bundle), "--resume", str(tmp_path / "o.jsonl")]
+    assert run([*command, "--window", "auto"]) == 0
+    assert run(command) == 0
+    assert "window_option" not in (tmp_path / "o.jsonl").read_text()
+
+
 def test_the_file_of_defaults_sets_the_window(
     tiny_bundle: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

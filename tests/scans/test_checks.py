@@ -63,6 +63,14 @@ def test_a_picture_that_is_not_a_scan_gets_a_warning(pixels, code, word):
     assert doubt.value < doubt.limit if below else doubt.value > doubt.limit
 
 
+@pytest.mark.parametrize(("rows", "columns", "warned"), [(12, 68, True), (16, 52, False)])
+def test_a_slice_with_a_sliver_of_tissue_counts_as_blank(rows, columns, warned):
+    """Every 16th pixel is looked at: 51 or 52 of 1,024, on both sides of 5%."""
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[40 : 40 + rows, 40 : 40 + columns] = 220
+    assert [doubt.code for doubt in doubts_about(pixels)] == ["blank"] * warned
+
+
 # Found from both sides, so that each limit is held where the module says it is, and not far from it.
 FRAME = [(110, False), (118, False), (122, True), (130, True), (200, True)]
 

@@ -134,7 +134,7 @@ def print_line(line: str, form: str | None, *, flush: bool) -> None:
 def _journal(path: Path, classifier: Classifier) -> Journal:
     from mri_edge.inference.journal import Journal
 
-    return Journal(path, classifier.bundle.manifest.title, classifier.artifact)
+    return Journal(path, classifier.bundle.manifest.title, classifier.artifact, classifier.reading.window_name)
 
 
 def notify(message: str) -> None:

@@ -63,7 +63,8 @@ def classify_series(
             from mri_edge.inference.journal import SeriesJournal
 
             manifest = classifier.bundle.manifest
-            journal = stack.enter_context(SeriesJournal(resume, manifest.title, classifier.artifact, by))
+            window = classifier.reading.window_name
+            journal = stack.enter_context(SeriesJournal(resume, manifest.title, classifier.artifact, by, window))
             number = len(planned.series)
             planned = planned.without(journal.has, by, rule_of(manifest))
             if done := number - len(planned.series):
