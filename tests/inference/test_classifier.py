@@ -120,11 +120,11 @@ def test_results_that_nobody_wants_any_more_stop_the_reader(classifier, picture)
 
 def test_large_scans_do_not_wait_for_each_other(classifier, picture, monkeypatch):
     waited = []
-    resize_pictures = Preprocessing.resize_pictures
+    resize_sections = Preprocessing.resize_sections
     monkeypatch.setattr(
         Preprocessing,
-        "resize_pictures",
-        lambda self, pictures: waited.append(len(pictures)) or resize_pictures(self, pictures),
+        "resize_sections",
+        lambda self, sections: waited.append(len(sections)) or resize_sections(self, sections),
     )
     large = np.zeros((1500, 1500, 3), np.uint8)  # 6.4 MiB: one is more than may wait
     sources = [large, picture, large, large, b"", picture, picture]

@@ -243,14 +243,14 @@ def test_lack_of_memory_in_resizing_fails_only_the_scans_that_need_it(
     from mri_edge.inference.prediction import Failure, Prediction
     from mri_edge.scans.preprocessing import Preprocessing
 
-    real = Preprocessing.resize_pictures
+    real = Preprocessing.resize_sections
 
-    def short_of_memory(self: Preprocessing, pictures: list[Any]) -> Any:
-        if any(picture.shape[0] > 300 for picture in pictures):
+    def short_of_memory(self: Preprocessing, sections: list[Any]) -> Any:
+        if any(section.shape[0] > 300 for section in sections):
             raise MemoryError
-        return real(self, pictures)
+        return real(self, sections)
 
-    monkeypatch.setattr(Preprocessing, "resize_pictures", short_of_memory)
+    monkeypatch.setattr(Preprocessing, "resize_sections", short_of_memory)
     small, large = np.full((200, 200), 90, np.uint8), np.full((400, 200), 90, np.uint8)
     with Classifier.load(tiny_bundle) as classifier:
         answers = list(classifier.predict_batches([small, large, small], batch_size=3, workers=1))
