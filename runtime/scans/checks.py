@@ -90,7 +90,7 @@ def _warnings(
         yield _warning("blank", "blank, or nearly so", value_range, _MIN_RANGE)
         return
     if lit < _MIN_LIT:
-        yield _warning("blank", f"nearly empty, {lit:.1%} of it is brighter than the background", lit, _MIN_LIT)
+        yield _warning("blank", "nearly empty: little of it is brighter than the background", lit, _MIN_LIT)
         return
     if border > _MAX_BORDER:
         reason = "bright at the border, where a scan shows air: inverted, or no scan"

@@ -29,7 +29,7 @@ def expand(
       also those of its subfolders, and an InputError for a subfolder that cannot be listed.
     - An argument with ``*``, ``?`` or ``[`` that is not a file stands for the files that it matches (``**`` at any
       depth; with ``recursive`` also for the scans in folders that it matches).
-    - ``-`` stands for the paths on standard input, one per line.
+    - ``-`` stands for the paths on standard input, one per line. Reading ends at a line that cannot be a path.
 
     Pipes, sockets and devices are skipped in folders and in matches of a pattern, and yielded if named directly.
 
@@ -43,8 +43,13 @@ def expand(
             if sys.stdin is None:
                 yield InputError("-: standard input is closed", source=argument)
                 continue
-            listed = (line for line in _lines(sys.stdin.buffer) if line and line != "-")
-            yield from expand(listed, recursive=recursive, notify=notify)
+            for line in _lines(sys.stdin.buffer):
+                if "\0" in line:  # the header of a scan may name the patient, so it is not quoted
+                    hint = "Pass a scan by its path; '-' reads one path per line"
+                    yield InputError("-: standard input holds binary data, not paths", hint, source=argument)
+                    break
+                if line and line != "-":
+                    yield from expand([line], recursive=recursive, notify=notify)
         elif "\0" in argument:
             yield argument  # not a path, and glob would fail on it
         elif os.path.isdir(argument):

@@ -83,6 +83,19 @@ def test_head_ends_a_long_list():
 
 
 @posix
+@pytest.mark.parametrize("by", ["slice", "series"])
+def test_a_scan_in_place_of_a_list_is_not_quoted(by, tmp_path):
+    """`cat scan.dcm | mri-edge predict -`: the header names the patient."""
+    scan = bytes(128) + b"DICM\x10\0\x10\0PN\x08\0Zyx\nOne\n" + SCAN.encode() + b"\n"
+    (tmp_path / "scan").write_bytes(scan)
+    done = shell('exec "$@" < ' + str(tmp_path / "scan"), PROGRAM, "predict", "-", "--by", by, "--model", "small")
+    assert done.returncode == 1
+    assert b"standard input holds binary data, not paths" in done.stderr
+    assert b"Zyx" not in done.stderr + done.stdout
+    assert b"One" not in done.stderr + done.stdout
+
+
+@posix
 def test_closed_stderr_loses_no_result(tmp_path):
     done = shell('exec "$@" 2>&-', PROGRAM, "predict", "--json", SCAN, tmp_path / "missing.jpg")
     assert done.returncode == 1

@@ -307,8 +307,19 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
 
 def test_missing_nibabel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nibabel.nifti1", None)
-    with pytest.raises(InputError, match=r"needs nibabel, which is not installed. pip install 'mri-edge\[nifti\]'"):
+    with pytest.raises(
+        InputError, match=r"needs nibabel, which is not installed. Install it: pip install 'mri-edge\[nifti\]'"
+    ):
         _read(VOLUME)
+
+
+def test_a_header_that_cannot_be_read_for_lack_of_nibabel_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brain.nii").write_bytes(VOLUME)
+    monkeypatch.setitem(sys.modules, "nibabel.nifti1", None)
+    with pytest.raises(InputError, match="needs nibabel"):
+        list(nifti.slice_facts(str(tmp_path / "brain.nii")))
 
 
 def test_nibabel_is_not_imported_for_pictures() -> None:

@@ -453,6 +453,22 @@ UNSUPPORTED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "code", "words"),
+    [
+        ("a.jpg", WRONG["dicom"][0], "unsupported", "Rename it: its suffix is that of a picture"),
+        ("a.PNG", WRONG["nifti"][0], "unsupported", "Rename it: its suffix is that of a picture"),
+        ("stream", WRONG["dicom"][0], "unsupported", "Save it as a file"),
+        ("DICOMDIR", bytes(128) + b"DICM\x02\0\x02\0UI\x14\x001.2.840.10008.1.3.10", "no_pixels", "Name its folder"),
+    ],
+)
+def test_a_scan_of_another_format_gets_a_hint(name: str, head: bytes, code: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(head)
+    with pytest.raises(InputError, match=words) as caught:
+        picture.load(tmp_path / name)
+    assert caught.value.code == code
+
+
 @pytest.mark.parametrize("kind", UNSUPPORTED)
 def test_an_unsupported_kind_is_reported_as_unsupported(kind: str) -> None:
     content, words = UNSUPPORTED[kind]

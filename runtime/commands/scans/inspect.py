@@ -136,7 +136,8 @@ def _state(series: Series, reason: ResultWarning | None) -> str:
         return ", ".join(filter(None, ("ok", part)))
     every = len(refusals) == len(series.slices)
     which = "refused" if every else f"{len(refusals)} of its slices will be refused"
-    problem = f"{which}: {printable(refusals[0].problem.removeprefix(f'{series.first.source}: '))}"
+    reason_given = refusals[0].problem.removeprefix(f"{series.first.source}: ")
+    problem = f"{which}: {printable('. '.join(filter(None, (reason_given, refusals[0].hint))))}"
     return click.style(", ".join(filter(None, (problem, part))), fg="red")
 
 

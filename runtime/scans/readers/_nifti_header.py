@@ -138,7 +138,7 @@ def parse(block: bytes, name: str) -> Volume:
     except ImportError as error:
         raise InputError(
             f"{name}: reading NIfTI needs nibabel, which is not installed",
-            "pip install 'mri-edge[nifti]'",
+            "Install it: pip install 'mri-edge[nifti]'",
             code="unsupported",
         ) from error
     version = version_of(block)

@@ -95,14 +95,14 @@ def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Slic
     Raises
     ------
     InputError
-        The header cannot be read.
+        The header cannot be read, because it is damaged or nibabel is not installed.
     """
     name = source_name(source) or ""
     try:
         with open_voxels(source, name or "NIfTI scan") as file:
             volume, compressed = file.volume, file.compressed
     except InputError as error:
-        if error.code not in ("unsupported", "too_large"):
+        if error.code not in ("unsupported", "too_large") or isinstance(error.__cause__, ImportError):
             raise
         yield SliceFacts(name, kind=NAME, refusal=error)
         return

@@ -19,6 +19,7 @@ from mri_edge.scans.options import DEFAULT, ReadOptions
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from . import _tiff
+from ._dicom_signature import is_directory
 from ._picture_limits import (
     MAX_PIXELS,
     SMALL_FILE,
@@ -199,7 +200,15 @@ def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:
         return unsupported(name, kind)
     if head.startswith(_SIGNATURES):
         return damaged(name, "its header cannot be read")
-    return InputError(f"{name}: not {_FORMAT_NAMES}. Received: {_guess_format(head)}", code="unsupported")
+    guess = _guess_format(head)
+    hint = ""
+    if guess in ("DICOM", "NIfTI"):  # another reader would have taken it, except for its name
+        if is_directory(head):
+            reason = "a DICOMDIR, which lists files and has no pixels"
+            return InputError(f"{name}: {reason}", "Name its folder", code="no_pixels")
+        wrong = name.lower().endswith(SUFFIXES)
+        hint = "Rename it: its suffix is that of a picture" if wrong else "Save it as a file, and pass its path"
+    return InputError(f"{name}: not {_FORMAT_NAMES}. Received: {guess}", hint, code="unsupported")
 
 
 def _is_dicom(head: bytes) -> bool:
