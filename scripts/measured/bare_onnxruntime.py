@@ -14,5 +14,7 @@ options = onnxruntime.SessionOptions()
 if threads:
     options.intra_op_num_threads = int(threads[0])
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-pixels = np.asarray(Image.open(scan).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
-print(session.run(None, {session.get_inputs()[0].name: pixels[None]})[0])
+entry = session.get_inputs()[0]
+size = entry.shape[2], entry.shape[1]
+pixels = np.asarray(Image.open(scan).convert("RGB").resize(size, Image.Resampling.BILINEAR))
+print(session.run(None, {entry.name: pixels[None]})[0])
