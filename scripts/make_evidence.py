@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from mri_edge.authoring.intervals import wilson_interval, with_interval
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.inference.prediction import NOTICE
-from mri_edge.train.evaluation.crossval_figures import SENSITIVITY
+from mri_edge.train.evaluation.crossval_figures import SENSITIVITY, BinaryAnswers, student_minus_teacher
 from mri_edge.train.evaluation.crossval_record import TEACHER, ScoredImages
 from mri_edge.train.reports.tables import NAMES, interval
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE, README = Path("docs", "evidence.md"), Path("README.md")
 BEGIN, END = "<!-- `make evidence` writes the lines from here -->", "<!-- to here -->"
+_REFERENCE = "robust"  # the recipe of vgg16, with which the default model is compared
 _LEADING = "lite"  # the recipe of the default model; its results come first, and README shows them
 DRAWS, PART = 1000, 8  # thresholds from random eighths; a training validates on an eighth of its images
 
@@ -158,6 +159,9 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
     page = environment.get_template("evidence.md.jinja").render(
         notice=NOTICE,
         lead=_lead(two),
+        compared=_compared(two),
+        leading=_LEADING,
+        reference=_REFERENCE,
         studies=[{"title": study.title, "facts": study.facts(), "tables": _tables(study)} for study in two],
         thresholds=_thresholds(two),
         drawn=_drawn(two, bundles),
@@ -235,6 +239,39 @@ def _lead(studies: Sequence[Study]) -> str:
         for study, tested, model, figures in _rows_of(studies)
     ]
     return _table(("held out", "tested on", "recipe", "images", *_names(_MAIN)), rows, text=3)
+
+
+def _compared(studies: Sequence[Study]) -> str:
+    """Return the paired differences between the recipes of the default model and of vgg16, on the same images."""
+    rows = []
+    for study in studies:
+        if study.record["recipe"] != _LEADING or study.rank > 1:
+            continue
+        ours = ScoredImages.of(study.record)
+        for other in studies:
+            theirs = ScoredImages.of(other.record)
+            if (other.record["recipe"], other.rank) != (_REFERENCE, study.rank):
+                continue
+            if not np.array_equal(ours.sha256, theirs.sha256):
+                continue
+            by_source = study.record["protocol"] == "sources"
+            for tested in np.unique(ours.source) if by_source else ["all sources"]:
+                chosen = np.flatnonzero(ours.source == tested) if by_source else np.arange(len(ours))
+                answers = (_answers(images, study.record["positive"]).of(chosen) for images in (theirs, ours))
+                is_positive = ours.label[chosen] == study.record["positive"]
+                found = student_minus_teacher(is_positive, *answers, ours.group[chosen])
+                cells = [
+                    with_interval(*(found[name][bound] for bound in ("value", "low", "high")), signed=True)
+                    for name in ("auc", "specificity", "accuracy")
+                ]
+                rows.append((study.held_out, tested, *cells))
+    names = ("AUC", f"specificity at {SENSITIVITY:g} sensitivity", "accuracy")
+    return _table(("held out", "tested on", *names), rows, text=2) if rows else ""
+
+
+def _answers(images: ScoredImages, positive: int) -> BinaryAnswers:
+    [(name, probabilities)] = images.probabilities.items()
+    return BinaryAnswers(probabilities[:, positive], images.called[name] == positive)
 
 
 def _held_out_list(studies: Sequence[Study]) -> str:

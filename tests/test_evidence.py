@@ -137,6 +137,22 @@ def test_hardest_question_comes_first(root: Path) -> None:
     assert all(row[4] not in pages[README] for row in rows[3:])
 
 
+def test_default_model_is_compared_with_vgg16_on_the_same_images(root: Path) -> None:
+    blocks = "blocks of 40 numbers in second, joined with near-duplicates"
+    add(root, "lite-blocks", record(grouping=blocks, seed=1))
+    assert "beside vgg16" not in build(root)[PAGE]
+    add(root, "robust-blocks", record(grouping=blocks, seed=1) | {"recipe": "robust"})
+    same = build(root)[PAGE]
+    section = same[same.index("## The default model beside vgg16") : same.index("## Thresholds")]
+    nothing = "+0.000 (+0.000 to +0.000)"
+    assert f"| blocks of patients | all sources | {nothing} | {nothing} | {nothing} |" in section
+    add(root, "robust-blocks", record(grouping=blocks, seed=2) | {"recipe": "robust"})
+    other = build(root)[PAGE]
+    assert nothing not in other[other.index("## The default model beside vgg16") : other.index("## Thresholds")]
+    add(root, "robust-blocks", record(grouping=blocks, images=120) | {"recipe": "robust"})
+    assert "beside vgg16" not in build(root)[PAGE], "the images differ"
+
+
 def test_teacher_with_a_record_of_its_own_is_listed_once(root: Path) -> None:
     add(root, "robust-slices", record(seed=1))
     add(root, "small-slices", record(models=("teacher", "student 0")))
