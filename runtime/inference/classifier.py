@@ -343,7 +343,8 @@ class Classifier:
         Raises
         ------
         EngineError, UsageError
-            As for ``predict_batches``.
+            As for ``predict_batches``; also UsageError for a source that is no path, such as a ``pydicom.Dataset``,
+            because slices are known by their files.
         """
         from mri_edge.scans.headers import slice_facts
         from mri_edge.scans.sources import expand
@@ -351,7 +352,7 @@ class Classifier:
         from .series import classify_slices, combine, plan, what_ran
 
         named = [sources] if isinstance(sources, str | os.PathLike) else sources
-        paths = expand([os.fspath(source) for source in named], recursive=recursive)
+        paths = expand([_series_path(source) for source in named], recursive=recursive)
         planned = plan(slice_facts(paths, self.reading), plane)
         results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
@@ -500,6 +501,17 @@ class Classifier:
                     "Load the classifier after the fork",
                 )
             self.engine = engine
+
+
+def _series_path(source: object) -> str:
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if isinstance(path, str):
+            return path
+    raise UsageError(
+        f"predict_series takes paths. Received: {type(source).__name__}",
+        "Save the scan as a file, or call predict for single slices",
+    )
 
 
 def _unpickle(

@@ -25,6 +25,7 @@ Vector = tuple[float, ...]
 _SAME_DIRECTION = 0.02  # largest difference of a direction cosine, about one degree
 _SAME_SPACING = 0.01  # proportion
 _SAME_ECHO_MS = 0.05
+_MAX_ECHO_MS = 1e9  # longer ones are compared with each other only
 _SAME_POSITION_MM = 0.02
 _GAP = 1.5  # a distance of more than this many times the usual one is a gap
 _MAX_NAMED = 3  # files that a message names
@@ -141,24 +142,36 @@ def plane_of(orientation: Sequence[float] | None) -> str | None:
 
 def _split(members: list[SliceFacts]) -> list[Series]:
     """Return the parts of one series."""
-    copies: list[SliceFacts] = []
     parts: list[list[SliceFacts]] = []
-    seen: set[tuple[str, int]] = set()
+    copies: list[list[SliceFacts]] = []  # of the slices of each part
+    part_of: dict[tuple[str, int], int] = {}
+    # By echo, because comparing each slice with each of thousands of parts takes minutes.
+    by_echo: dict[int | None, list[int]] = {}
     for facts in members:
         identity = (facts.instance or os.path.abspath(facts.source), facts.index)
-        if identity in seen:
-            copies.append(facts)
+        if identity in part_of:
+            copies[part_of[identity]].append(facts)
             continue
-        seen.add(identity)
-        part = next((part for part in parts if _belong_together(part[0], facts)), None)
+        step = None if facts.echo is None else _echo_step(facts.echo)
+        steps = (None,) if step is None else (step - 1, step, step + 1)
+        near = sorted(number for other in steps for number in by_echo.get(other, ()))
+        part = next((number for number in near if _belong_together(parts[number][0], facts)), None)
         if part is None:
-            parts.append([facts])
-        else:
-            part.append(facts)
+            part = len(parts)
+            parts.append([])
+            copies.append([])
+            by_echo.setdefault(step, []).append(part)
+        parts[part].append(facts)
+        part_of[identity] = part
     return [
-        _sorted(part, number, len(parts), [facts for facts in copies if _belong_together(part[0], facts)])
-        for number, part in enumerate(parts, 1)
+        _sorted(part, number, len(parts), copied)
+        for number, (part, copied) in enumerate(zip(parts, copies, strict=True), 1)
     ]
+
+
+def _echo_step(echo: float) -> int:
+    """Return a whole number that differs by at most 1 between echoes that count as equal."""
+    return math.floor(max(-_MAX_ECHO_MS, min(echo, _MAX_ECHO_MS)) / (2 * _SAME_ECHO_MS))
 
 
 def _belong_together(first: SliceFacts, second: SliceFacts) -> bool:

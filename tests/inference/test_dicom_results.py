@@ -15,7 +15,7 @@ from PIL import Image
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
-from mri_edge.errors import InputError
+from mri_edge.errors import InputError, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.scans.options import ReadOptions
@@ -204,3 +204,15 @@ def test_heatmap_names_hold_no_identifier(tiny_bundle: Path, scan: Path) -> None
     assert answer.pixels is not None
     Image.fromarray(np.ascontiguousarray(answer.pixels))
     assert SECRET not in repr(answer)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "bytes", "number", "one dataset"])
+def test_a_series_is_given_by_paths(tiny_bundle: Path, kind: str) -> None:
+    dataset = make()
+    given = {"dataset": [dataset], "bytes": [b"IM0001"], "number": [1], "one dataset": dataset}[kind]
+    with (
+        Classifier.load(tiny_bundle) as classifier,
+        pytest.raises(UsageError, match="predict_series takes paths") as it,
+    ):
+        list(classifier.predict_series(given))
+    assert SECRET not in str(it.value)

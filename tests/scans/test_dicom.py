@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -21,8 +23,10 @@ from PIL import Image
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("gdcm", reason="needs python-gdcm")
 
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -36,7 +40,7 @@ from mri_edge.scans import readers
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
 from mri_edge.scans.options import ReadOptions
-from mri_edge.scans.readers import _dicom_file, dicom
+from mri_edge.scans.readers import _dicom_file, _dicom_values, dicom
 from mri_edge.scans.sources import expand
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -512,6 +516,15 @@ def test_without_pydicom_or_gdcm_the_extra_is_named(monkeypatch: pytest.MonkeyPa
 def test_warnings(values: dict[str, Any], code: str) -> None:
     [frame] = read(make(**values))
     assert codes(frame) == [code]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("tag", [_dicom_values.ROWS, _dicom_values.ECHO_TIME])
+def test_binary_numbers_that_are_not_finite_count_as_absent(tag: int, value: float) -> None:
+    header = Dataset()
+    header[tag] = RawDataElement(Tag(tag), "FD", 8, struct.pack("<d", value), 0, False, True)
+    assert _dicom_values.number(header, tag) is None
+    assert _dicom_values.whole(header, tag) is None
 
 
 def test_odd_values_count_as_absent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +53,26 @@ def test_slices_are_sorted_by_position_in_whatever_order_they_come(order: list[i
     assert [facts.source for facts in series.slices] == [f"{number}.dcm" for number in range(12)]
     assert series.positions == tuple(5.0 * number for number in range(12))
     assert (series.plane, series.distance, series.warnings) == ("axial", 5.0, ())
+
+
+def test_thousands_of_echoes_are_split_in_little_time() -> None:
+    """A copy stays with the part of its slice. Comparing every slice with every part took a minute."""
+    slices = [a_slice(number, echo=float(number)) for number in range(4000)]
+    start = time.process_time()
+    parts = group([*slices, *slices])
+    assert time.process_time() - start < 5
+    assert [codes(part) for part in parts] == [{"copies": 1}] * 4000
+
+
+@pytest.mark.parametrize(("echo", "other", "parts"), [(20.0, 20.04, 1), (19.99, 20.02, 1), (20.0, 20.1, 2)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_echoes_are_compared_with_a_tolerance(echo: float, other: float, parts: int, sign: int) -> None:
+    assert len(group([a_slice(0, echo=sign * echo), a_slice(1, echo=sign * other)])) == parts
+
+
+@pytest.mark.parametrize("echo", [1e308, -1e308, 1e9])
+def test_absurd_echoes_are_grouped(echo: float) -> None:
+    assert [len(part.slices) for part in group([a_slice(0, echo=echo), a_slice(1), a_slice(2, echo=echo)])] == [2, 1]
 
 
 def test_positions_of_oblique_slices_are_along_their_normal() -> None:

@@ -138,11 +138,15 @@ def numbers(header: Dataset, tag: int, *, signed: bool = False) -> tuple[float, 
         if representation in _BINARY:
             kind = "i2" if signed and _VR.get(tag) == "US" and representation == "US" else _BINARY[representation]
             little = getattr(found, "is_little_endian", True)
-            return tuple(_binary(value, kind, little).astype(np.float64).tolist())
+            return _finite(tuple(_binary(value, kind, little).astype(np.float64).tolist()))
     try:
         values = tuple(float(part) for part in texts(header, tag))
     except ValueError:
         return ()
+    return _finite(values)
+
+
+def _finite(values: tuple[float, ...]) -> tuple[float, ...]:
     return values if all(map(math.isfinite, values)) else ()
 
 

@@ -19,7 +19,6 @@ from mri_edge.scans.options import DEFAULT, ReadOptions
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
 from . import _tiff
-from ._dicom_signature import is_directory
 from ._picture_limits import (
     MAX_PIXELS,
     SMALL_FILE,
@@ -203,6 +202,8 @@ def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:
     guess = _guess_format(head)
     hint = ""
     if guess in ("DICOM", "NIfTI"):  # another reader would have taken it, except for its name
+        from ._dicom_signature import is_directory
+
         if is_directory(head):
             reason = "a DICOMDIR, which lists files and has no pixels"
             return InputError(f"{name}: {reason}", "Name its folder", code="no_pixels")
