@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from mri_edge.train.models.network import Network, predict
 from mri_edge.train.models.vgg16 import VGG16
 from mri_edge.train.recipes.base import Distillation, FineTuning, Head
 from mri_edge.train.recipes.distilled import SMALL
+from mri_edge.train.recipes.lite import LITE
 from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.transforms import mri
 
@@ -67,7 +67,17 @@ def test_robust_recipe_is_that_of_the_shipped_model():
     assert details["label_smoothing"] == ROBUST.schedule.label_smoothing
     assert details["drawn_lesion_share"] == ROBUST.transforms.lesion_probability
     assert details["target_sensitivity"] == ROBUST.calibration.target_sensitivity == 0.95
-    assert details["architecture"] == asdict(ROBUST.head)
+    assert Head(**details["architecture"]) == ROBUST.head
+
+
+def test_lite_recipe_is_that_of_the_shipped_model():
+    manifest = Bundle.open("lite").manifest
+    details = manifest.training.details
+    assert details["plan"] == training.schedule_of(LITE)
+    assert details["batch"] == LITE.schedule.batch
+    assert details["label_smoothing"] == LITE.schedule.label_smoothing
+    assert Head(**details["architecture"]) == LITE.head
+    assert manifest.preprocessing == LITE.preprocessing
 
 
 def test_small_recipe_is_that_of_the_shipped_model():
