@@ -56,15 +56,16 @@ def test_decode(benchmark, subject):
     benchmark((lambda scan: np.asarray(pillow_decode(scan))) if subject == "peer" else picture.load, SCAN)
 
 
-def test_resize(benchmark, subject):
+@pytest.mark.parametrize("model", embedded_models())
+def test_resize(benchmark, subject, model):
     """The peer is Pillow, in the mode of the file: most scans are gray, and we resize only one channel of those."""
-    bundle = Bundle.open()
+    bundle = Bundle.open(model)
     if subject == "peer":
         with Image.open(SCAN) as image:
             image.load()
             benchmark(pillow_resize, image, bundle)
     else:
-        benchmark(bundle.manifest.preprocessing.resize_picture, picture.load(SCAN))
+        benchmark(bundle.manifest.preprocessing.resize_sections, [picture.load(SCAN)])
 
 
 @pytest.mark.parametrize("model", embedded_models())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .frame import Pixels, gray_channel
 
@@ -29,7 +30,7 @@ def background_level(gray: Gray) -> float:
 
     The bright end is the 99th percentile as ``np.percentile`` defines it. Counting levels is several times as fast.
     """
-    counts = np.bincount(gray.ravel(), minlength=256).cumsum()
+    counts = np.cumsum(Image.fromarray(np.ascontiguousarray(gray)).histogram())  # a third of the time of np.bincount
     position = 0.99 * (gray.size - 1)
     lower, upper = np.searchsorted(counts, (int(position) + 1, min(int(position) + 2, gray.size)))
     bright = float(lower + (position - int(position)) * (upper - lower))
@@ -43,8 +44,9 @@ def head_box(gray: Gray) -> Box:
     corner.
     """
     bright = gray > background_level(gray)
-    rows = np.flatnonzero(bright.mean(axis=1) > 0.03)
-    columns = np.flatnonzero(bright.mean(axis=0) > 0.03)
+    ones = bright.view(np.uint8)  # NumPy adds these faster than it averages booleans
+    rows = np.flatnonzero(np.add.reduce(ones, axis=1, dtype=np.uint32) / gray.shape[1] > 0.03)
+    columns = np.flatnonzero(np.add.reduce(ones, axis=0, dtype=np.uint32) / gray.shape[0] > 0.03)
     if min(len(rows), len(columns)) < 8:
         return (0, 0, *gray.shape)
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
