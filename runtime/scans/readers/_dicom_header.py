@@ -166,6 +166,9 @@ def _check_purpose(opened: Opened, name: str, any_modality: bool) -> None:
     modality = dicom.text(header, dicom.MODALITY).upper()
     kind = f" ({_MODALITIES[modality]})" if modality in _MODALITIES else ""
     if opened.stream is None:
+        sop_class = dicom.uid(header, dicom.SOP_CLASS)
+        if sop_class in _MR_CLASSES or (sop_class is None and not modality):  # these objects always have pixels
+            raise damaged(name, "it ends before its pixels")
         raise refused(name, f"holds no pixels{kind}", "no_pixels", "Leave it out")
     mr = modality == "MR" or (not modality and dicom.uid(header, dicom.SOP_CLASS) in _MR_CLASSES)
     if not mr and not any_modality:
