@@ -55,6 +55,8 @@ def pictures_to_ask(tmp_path_factory) -> list[Path]:
         ("with_onnxruntime.py", "small", "model.onnx"),
         ("with_onnxruntime.py", "vgg16", "model.int8.onnx"),
         ("with_litert.py", "small", "model.int8.tflite"),
+        ("with_onnxruntime.py", "lite", "model.int8.onnx"),
+        ("with_litert.py", "lite", "model.int8.tflite"),
     ],
 )
 def test_script_gives_the_answer_of_predict(script, name, file, scripts, pictures_to_ask, tmp_path):
