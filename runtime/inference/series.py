@@ -415,7 +415,9 @@ def _finish_file(
 
 def _reason_to_skip(series: Series, plane: Plane) -> ResultWarning | None:
     refusals = [facts.refusal for facts in series.slices]
-    if (first := refusals[0]) is not None and all(one is not None and one.code in _UNSUITABLE for one in refusals):
+    if (first := refusals[0]) is not None and all(
+        refusal is not None and refusal.code in _UNSUITABLE for refusal in refusals
+    ):
         return ResultWarning(first.code, first.problem.removeprefix(f"{series.first.source}: "))
     if plane == "axial" and series.plane not in (None, "axial"):
         return ResultWarning("plane", f"{series.plane}, and the model is for axial slices")
