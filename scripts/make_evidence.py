@@ -79,7 +79,12 @@ class Study:
     @property
     def title(self) -> str:
         """Recipe, and what is held out in a word or two."""
-        return f"Recipe `{self.record['recipe']}`, {self.held_out.partition(' (')[0]} held out"
+        return f"Recipe `{self.record['recipe']}`{self.seed}, {self.held_out.partition(' (')[0]} held out"
+
+    @property
+    def seed(self) -> str:
+        """The seed for titles and tables, if it is not that of the embedded models."""
+        return f", seed {self.record['seed']}" if self.record["seed"] else ""
 
     @property
     def link(self) -> str:
@@ -95,7 +100,8 @@ class Study:
         """Return how tables name a model."""
         if model == TEACHER:
             return f"{self.record['teacher']['recipe']}, teacher"
-        return f"{self.record['recipe']}, {model}" if len(self.models) > 1 else str(self.record["recipe"])
+        recipe = f"{self.record['recipe']}{self.seed}"
+        return f"{recipe}, {model}" if len(self.models) > 1 else recipe
 
     def tested(self) -> list[tuple[str, str, Mapping[str, Any]]]:
         """Return what was tested, the model and its figures: by source if sources are held out, else over all images.
@@ -264,7 +270,7 @@ def _compared(studies: Sequence[Study]) -> str:
                     with_interval(*(found[name][bound] for bound in ("value", "low", "high")), signed=True)
                     for name in ("auc", "specificity", "accuracy")
                 ]
-                rows.append((study.held_out, tested, *cells))
+                rows.append((study.held_out, f"{tested}{study.seed}", *cells))
     names = ("AUC", f"specificity at {SENSITIVITY:g} sensitivity", "accuracy")
     return _table(("held out", "tested on", *names), rows, text=2) if rows else ""
 
@@ -278,7 +284,7 @@ def _held_out_list(studies: Sequence[Study]) -> str:
     """Return the AUC of the leading recipe's studies that hold out more than slices, as a list for README."""
     found: dict[str, list[str]] = {}
     for study, tested, model, figures in _rows_of(studies):
-        if study.rank < 2 and study.record["recipe"] == _LEADING:
+        if study.rank < 2 and study.record["recipe"] == _LEADING and not study.seed:
             subject = f"`{study.record['recipe']}`, {study.held_out} held out"
             of = "" if len(study.models) == 1 else f" ({model})"
             found.setdefault(f"{subject}{of}", []).append(f"{_value(figures, 'auc')} on {tested}")

@@ -30,6 +30,7 @@ def record(
     labels: tuple[str, ...] = ("no tumour", "tumour"),
     images: int = 160,
     seed: int = 0,
+    trained_with: int = 0,
 ) -> dict[str, Any]:
     """Return a cross-validation record of random answers, two images to a group, from two sources."""
     rng = np.random.default_rng(seed)
@@ -46,7 +47,7 @@ def record(
         "recipe": "small" if "teacher" in models else RECIPE,
         "schedule": {"epochs": 20} if "teacher" in models else {"steps": 1240},
         "teacher": {"recipe": RECIPE, "seed": 0, "schedule": {"steps": 620}} if "teacher" in models else None,
-        "seed": seed,
+        "seed": trained_with,
         "protocol": protocol,
         "folds": 2 if protocol == "folds" else None,
         "folds_scored": [1, 2],
@@ -130,7 +131,7 @@ def test_hardest_question_comes_first(root: Path) -> None:
             assert cell == with_interval(*(figures[key][bound] for bound in ("value", "low", "high")))
     for name in ("a-slices", "b-blocks", "c-sources"):
         assert f"[{name}](evidence/crossval/{name}.json)" in page
-    assert "`mri-edge train PATH --cv 2`, seed 1, 2 folds, 1,240 steps." in page
+    assert "`mri-edge train PATH --cv 2`, seed 0, 2 folds, 1,240 steps." in page
     assert "2 folds, 620 steps for the teacher, 20 epochs for the students." in page
     # README shows what holds out most, and no figure of slices.
     assert f"whole sources held out: AUC {rows[0][4]} on first, {rows[1][4]} on second" in pages[README]
@@ -151,6 +152,16 @@ def test_default_model_is_compared_with_vgg16_on_the_same_images(root: Path) -> 
     assert nothing not in other[other.index("## The default model beside vgg16") : other.index("## Thresholds")]
     add(root, "robust-blocks", record(grouping=blocks, images=120) | {"recipe": "robust"})
     assert "beside vgg16" not in build(root)[PAGE], "the images differ"
+
+
+def test_other_seeds_are_named_and_not_in_readme(root: Path) -> None:
+    add(root, "lite-sources", record(protocol="sources"))
+    before = build(root)[README]
+    add(root, "lite-sources-1", record(protocol="sources", seed=1, trained_with=1))
+    pages = build(root)
+    assert "### Recipe `lite`, seed 1, whole sources held out" in pages[PAGE]
+    assert "| whole sources | first | lite, seed 1 |" in pages[PAGE]
+    assert pages[README] == before
 
 
 def test_teacher_with_a_record_of_its_own_is_listed_once(root: Path) -> None:
