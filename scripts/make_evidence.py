@@ -146,7 +146,8 @@ class Study:
 def build(root: Path = CHECKOUT) -> dict[Path, str]:
     """Return the text of the page and of README, by path below ``root``, from the records there."""
     studies = sorted(
-        _studies(root, "crossval"), key=lambda study: (study.rank, study.record["recipe"] != _LEADING, study.file)
+        _studies(root, "crossval"),
+        key=lambda study: (study.rank, study.record["recipe"] != _LEADING, study.record["seed"], study.file),
     )
     two = [study for study in studies if study.record["positive"] is not None]
     several = [study for study in studies if study.record["positive"] is None]
