@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from mri_edge.scans.frame import Pixels
-
 Look = Literal["ring", "solid", "edema", "dark", "small", "edge"]
 LOOKS: tuple[Look, ...] = get_args(Look)
 
@@ -43,11 +41,6 @@ class DrawnLesion:
     gray: Gray
     mask: Mask
     look: Look
-
-
-def to_gray(pixels: Pixels) -> Gray:
-    """Return the mean of the channels: uint8 (H, W, 3) -> uint8 (H, W)."""
-    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8)
 
 
 def head_mask(gray: Gray) -> Mask:

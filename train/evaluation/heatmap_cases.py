@@ -17,12 +17,13 @@ from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.prediction import Failure, Prediction, recalibrated
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels, not_one_frame
+from mri_edge.scans.framing import to_gray
 from mri_edge.train.data.duplicates import difference_hash
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.grouping import BLOCK_SIZE, Grouping, GroupRule, group_scans
 from mri_edge.train.data.order import measure_order, thumbnail
 
-from .drawn_lesions import LOOKS, DrawnLesion, Gray, Look, Mask, draw_lesion, head_mask, to_gray
+from .drawn_lesions import LOOKS, DrawnLesion, Gray, Look, Mask, draw_lesion, head_mask
 from .heatmap_score import Case, HealthyMap, Heat, mask_to_grid, reference_maps, seed_of, to_grid
 from .removal import Curves, removal_curves
 
