@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -250,28 +251,25 @@ def _lead(studies: Sequence[Study]) -> str:
 
 def _compared(studies: Sequence[Study]) -> str:
     """Return the paired differences between the recipes of the default model and of vgg16, on the same images."""
+    pairs = [
+        (study, ScoredImages.of(study.record), ScoredImages.of(other.record))
+        for study, other in product(studies, studies)
+        if (study.record["recipe"], other.record["recipe"]) == (_LEADING, _REFERENCE) and study.rank == other.rank < 2
+    ]
     rows = []
-    for study in studies:
-        if study.record["recipe"] != _LEADING or study.rank > 1:
+    for study, ours, theirs in pairs:
+        if not np.array_equal(ours.sha256, theirs.sha256):
             continue
-        ours = ScoredImages.of(study.record)
-        for other in studies:
-            theirs = ScoredImages.of(other.record)
-            if (other.record["recipe"], other.rank) != (_REFERENCE, study.rank):
-                continue
-            if not np.array_equal(ours.sha256, theirs.sha256):
-                continue
-            by_source = study.record["protocol"] == "sources"
-            for tested in np.unique(ours.source) if by_source else ["all sources"]:
-                chosen = np.flatnonzero(ours.source == tested) if by_source else np.arange(len(ours))
-                answers = (_answers(images, study.record["positive"]).of(chosen) for images in (theirs, ours))
-                is_positive = ours.label[chosen] == study.record["positive"]
-                found = student_minus_teacher(is_positive, *answers, ours.group[chosen])
-                cells = [
-                    with_interval(*(found[name][bound] for bound in ("value", "low", "high")), signed=True)
-                    for name in ("auc", "specificity", "accuracy")
-                ]
-                rows.append((study.held_out, f"{tested}{study.seed}", *cells))
+        positive, everything = study.record["positive"], np.arange(len(ours))
+        parts = {name: np.flatnonzero(ours.source == name) for name in np.unique(ours.source)}
+        for tested, chosen in (parts if study.rank == 0 else {"all sources": everything}).items():
+            answers = (_answers(images, positive).of(chosen) for images in (theirs, ours))
+            found = student_minus_teacher(ours.label[chosen] == positive, *answers, ours.group[chosen])
+            cells = [
+                with_interval(*(found[name][bound] for bound in ("value", "low", "high")), signed=True)
+                for name in ("auc", "specificity", "accuracy")
+            ]
+            rows.append((study.held_out, f"{tested}{study.seed}", *cells))
     names = ("AUC", f"specificity at {SENSITIVITY:g} sensitivity", "accuracy")
     return _table(("held out", "tested on", *names), rows, text=2) if rows else ""
 
