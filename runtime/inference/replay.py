@@ -23,7 +23,7 @@ from mri_edge.device.native import silence_stderr
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
 from mri_edge.scans import readers
-from mri_edge.scans.frame import Pixels
+from mri_edge.scans.frame import Pixels, as_rgb
 from mri_edge.scans.readers import dicom, picture
 
 from .prediction import decide, recalibrated
@@ -296,4 +296,4 @@ def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
 def _three_channels(pixels: NDArray[Any]) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}")
-    return np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3)) if pixels.ndim == 2 else pixels
+    return as_rgb(pixels) if pixels.ndim == 2 else pixels

@@ -60,6 +60,11 @@ def gray_channel(pixels: Pixels) -> Pixels | None:
     return first if equal else None
 
 
+def as_rgb(gray: Pixels) -> Pixels:
+    """Return a gray picture, uint8 (H, W), as a view (H, W, 3) that shows its one channel three times."""
+    return np.broadcast_to(gray[:, :, None], (*gray.shape, 3))
+
+
 def source_name(source: Source) -> str | None:
     """Return the path as it was given, or None for a scan that was not given as a path."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .frame import Pixels, gray_channel
+from .frame import Pixels, as_rgb, gray_channel
 
 Gray = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -78,8 +78,7 @@ def head_section(pixels: Pixels) -> Pixels:
     square = square_around(widen(head_box(gray), *(SQUARE_MARGIN,) * 4))
     if channel is None:
         return cut(pixels, square)
-    section = cut(channel, square)
-    return np.broadcast_to(section[..., None], (*section.shape, 3))  # one channel in memory, for those that follow
+    return as_rgb(cut(channel, square))
 
 
 def cut(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mri_edge.scans.frame import Pixels
+from mri_edge.scans.frame import Pixels, as_rgb
 from mri_edge.scans.framing import Box, Gray, cut, head_box, square_around, to_gray, widen
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.recipes.base import ScanViews
@@ -41,15 +41,11 @@ class Slice:
 
 def resize(gray: Gray, preprocessing: Preprocessing) -> Gray:
     """Frame and resize uint8 (H, W) to the size of ``preprocessing``, as the device does."""
-    return preprocessing.resize_picture(_rgb(gray))[:, :, 0]
+    return preprocessing.resize_picture(as_rgb(gray))[:, :, 0]
 
 
 def _resize_section(gray: Gray, preprocessing: Preprocessing) -> Gray:
-    return preprocessing.resize_sections([_rgb(gray)])[0, :, :, 0]
-
-
-def _rgb(gray: Gray) -> Pixels:
-    return np.broadcast_to(gray[:, :, None], (*gray.shape, 3))
+    return preprocessing.resize_sections([as_rgb(gray)])[0, :, :, 0]
 
 
 def match_histogram(gray: Gray, reference: Gray) -> Gray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, as_rgb, source_name
 from mri_edge.scans.geometry import square_pixels
 from mri_edge.scans.intensity import (
     Gray,
@@ -250,7 +250,7 @@ def _turned(gray: Gray, geometry: Geometry, name: str) -> Pixels:
     """Turn a picture to the radiological view, make its pixels square, and give it three channels."""
     view = geometry.view
     turned: NDArray[Any] = gray if view is None else view.turn(gray)
-    pixels: Pixels = np.broadcast_to(turned[:, :, None], (*turned.shape, 3))
+    pixels = as_rgb(turned)
     if geometry.spacing is None:
         return pixels
     return square_pixels(pixels, geometry.spacing if view is None else view.turn_spacing(geometry.spacing), name)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
-from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, as_rgb, source_name
 from mri_edge.scans.geometry import position_along_normal, square_pixels
 from mri_edge.scans.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, Histogram, Window, percentile_window, to_gray
 from mri_edge.scans.options import DEFAULT, ReadOptions
@@ -128,7 +128,7 @@ def _facts(volume: Volume, index: int, name: str, *, compressed: bool) -> SliceF
 
 def _picture(gray: NDArray[np.uint8], volume: Volume, name: str) -> Pixels:
     turned = np.ascontiguousarray(volume.view.turn(gray))
-    pixels = np.broadcast_to(turned[:, :, None], (*turned.shape, 3))
+    pixels = as_rgb(turned)
     return square_pixels(pixels, volume.view.turn_spacing(volume.spacing), name)
 
 
