@@ -168,6 +168,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         notice=NOTICE,
         lead=_lead(two),
         compared=_compared(two),
+        alone=_alone(two),
         leading=_LEADING,
         reference=_REFERENCE,
         studies=[{"title": study.title, "facts": study.facts(), "tables": _tables(study)} for study in two],
@@ -272,6 +273,23 @@ def _compared(studies: Sequence[Study]) -> str:
             rows.append((study.held_out, f"{tested}{study.seed}", *cells))
     names = ("AUC", f"specificity at {SENSITIVITY:g} sensitivity", "accuracy")
     return _table(("held out", "tested on", *names), rows, text=2) if rows else ""
+
+
+def _alone(studies: Sequence[Study]) -> str:
+    """Return the figures of the leading recipe on each source: trained without it, and with other patients of it."""
+    trained_on = ("the other collection alone", "both collections, other patients")  # by rank of the study
+    rows = [
+        (source, trained_on[study.rank], _images(figures), *_values(figures, _MAIN))
+        for study in studies
+        if study.rank < len(trained_on) and study.record["recipe"] == _LEADING and not study.seed
+        for source, models in study.record["by_source"].items()
+        for figures in models.values()
+    ]
+    return (
+        _table(("tested on", "trained on", "images", *_names(_MAIN)), sorted(rows, reverse=True), text=2)
+        if rows
+        else ""
+    )
 
 
 def _answers(images: ScoredImages, positive: int) -> BinaryAnswers:
