@@ -66,12 +66,14 @@ def _recorded_arguments(arguments: Sequence[str]) -> list[str]:
     paths = {value for value in values if value and os.path.lexists(value)}
     if context is None:
         return replace_paths(arguments, paths=paths)
-    return replace_paths(arguments, command=context.command_path.split()[1:], paths=paths | _path_parameters(context))
+    paths -= _values(context, click.Choice)  # a folder may have the name of a recipe
+    paths |= _values(context, click.Path)  # these need not exist: ``--out``
+    return replace_paths(arguments, command=context.command_path.split()[1:], paths=paths)
 
 
-def _path_parameters(context: click.Context) -> set[str]:
-    """Values of the running command's path parameters. They need not exist: ``--out``."""
-    names = [parameter.name for parameter in context.command.params if isinstance(parameter.type, click.Path)]
+def _values(context: click.Context, kind: type[click.ParamType]) -> set[str]:
+    """Values of those parameters of the running command that have a type."""
+    names = [parameter.name for parameter in context.command.params if isinstance(parameter.type, kind)]
     values = (context.params.get(name) for name in names if name)
     return {os.fspath(value) for value in values if isinstance(value, str | os.PathLike)}
 

@@ -50,3 +50,18 @@ def test_an_output_that_does_not_exist_is_a_path_and_the_command_is_not(
     group = click.Group("mri-edge", {"train": train})
     group.main(["train", "--out", "smith", "--name", "mine"], prog_name="mri-edge", standalone_mode=False)
     assert recorded == ["train", "--out", "PATH", "--name", "mine"]
+
+
+def test_a_choice_is_no_path_although_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lite").mkdir()
+    monkeypatch.chdir(tmp_path)
+    arguments, recorded = ["--recipe", "lite", "--seed=1"], []
+
+    @click.command("train")
+    @click.option("--recipe", type=click.Choice(["lite", "small"]))
+    @click.option("--seed", type=int)
+    def train(recipe: str, seed: int) -> None:
+        recorded.extend(_recorded_arguments(arguments))
+
+    train.main(arguments, standalone_mode=False)
+    assert recorded == arguments
