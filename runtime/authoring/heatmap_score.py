@@ -46,6 +46,8 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("measured", f"{score.created}, {score.artifact} in {score.engine} ({score.provider}): {score.method}"),
         ("scans", f"{score.lesions} lesions drawn in {score.scans} healthy scans, {score.data}"),
     ]
+    if score.hot_spot is not None:
+        rows.append(("hot spots", f"from {score.hot_spot:g} log-odds, which 5% of healthy validation maps reach"))
     for name, text in NAMES.items():
         if metric := score.metrics.get(name):
             rows.append((text, f"{figure_text(name, metric.value, metric.low, metric.high)}, {metric.images} maps"))

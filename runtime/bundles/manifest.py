@@ -214,6 +214,7 @@ class Recalibration:
     independent_scans: dict[str, int]
     fingerprint: str
     metrics: dict[str, Metric] = field(default_factory=dict)
+    hot_spot: float | None = None
 
     def problems(self) -> list[tuple[bool, str]]:
         """Return whether a value is out of range, and a message, for each value whose type does not limit it."""
@@ -253,6 +254,8 @@ class HeatmapScore:
         SHA-256 over the contents of the scans.
     metrics
         The figures by name; ``authoring.heatmap_score`` says what each one is.
+    hot_spot
+        Log-odds below which a map shows nothing, chosen on healthy validation scans; None if they were too few.
     """
 
     created: str
@@ -266,6 +269,7 @@ class HeatmapScore:
     data: str
     fingerprint: str
     metrics: dict[str, Metric] = field(default_factory=dict)
+    hot_spot: float | None = None
 
 
 @dataclass(frozen=True)

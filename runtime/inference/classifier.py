@@ -29,7 +29,7 @@ from mri_edge.scans.options import ReadOptions
 
 from .loading import PendingModel
 from .out_of_distribution import FEATURES, OutOfDistributionCheck
-from .prediction import Failure, Latency, Prediction, decide, recalibrated
+from .prediction import HOT_SPOT, Failure, Latency, Prediction, decide, recalibrated
 from .preparing import Prepared, batched, decode, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
 
@@ -87,6 +87,9 @@ class Classifier:
         # One lock for each process: after a fork the parent's may be held by a thread that the child does not have.
         self._locks: dict[int, Lock] = {}
         self._distribution_check = OutOfDistributionCheck.of(bundle)
+        heatmaps = bundle.manifest.heatmaps
+        measured = heatmaps.hot_spot if heatmaps and heatmaps.sha256 == artifact.sha256 else None
+        self._hot_spot = HOT_SPOT if measured is None else measured
         if self._distribution_check:
             self._distribution_check.check_fits(engine.outputs)
         preprocessing = bundle.manifest.preprocessing
@@ -420,6 +423,7 @@ class Classifier:
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
                 warnings=self._warnings + scan.warnings + unlike + displayed,
                 heatmap=self._explain(scan.frame.pixels, explained) if explain else None,
+                hot_spot=self._hot_spot,
                 explained=labels[explained] if explain else None,
                 pixels=scan.original,
                 metadata={key: value for key, value in scan.frame.metadata.items() if not key.startswith("_")},

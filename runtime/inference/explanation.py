@@ -17,9 +17,6 @@ from mri_edge.scans.frame import Pixels
 
 from .covering import Fill, Gray, Head, Mask
 
-# Log-odds; the odds change by a factor of 2.7. A map that stays below has no hot spot, as those of most healthy scans.
-HOT_SPOT = 1.0
-
 LogOdds = Callable[[Pixels], NDArray[np.float64]]
 Contributions = Callable[[Pixels], "NDArray[np.float32] | None"]
 

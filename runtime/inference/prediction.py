@@ -19,6 +19,8 @@ from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
+# Log-odds: the odds change by a factor of 2.7. A map that stays below has no hot spot, unless its bundle has a limit.
+HOT_SPOT = 1.0
 SCHEMA_VERSION = 1  # of result.schema.json. Keys may be added within a version; a change of meaning needs a new one
 _SMALLEST = 1e-12  # probabilities below it count as this one: the logarithm of 0 is infinite
 _MAX_NAME_BYTES = 200  # file systems allow 255, and temporary names are 20 longer
@@ -151,7 +153,10 @@ class Prediction:
     heatmap
         How much the log-odds of the label ``explained`` fall where the scan is covered: float32 (h, w), at least 0,
         0 outside the head, if ``explain`` was set. It spans the frame, in the resolution of the network's input. A map
-        that stays below ``explanation.HOT_SPOT`` shows nothing. Not part of ``to_dict``.
+        that stays below ``hot_spot`` shows nothing. Not part of ``to_dict``.
+    hot_spot
+        Log-odds from which a region of ``heatmap`` is shown, measured for the artifact; see ``HeatmapScore``. Not part
+        of ``to_dict``.
     explained
         The label that ``heatmap`` is about: the positive one of two labels; of more than two labels, ``label``. Not
         part of ``to_dict``.
@@ -180,6 +185,7 @@ class Prediction:
     index: int = 0
     frames: int = 1
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    hot_spot: float = HOT_SPOT
     explained: str | None = field(default=None, repr=False, compare=False)
     heatmap_file: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mri_edge import Classifier
-from mri_edge.inference.explanation import HOT_SPOT, explain, log_odds_of
+from mri_edge.inference.explanation import explain, log_odds_of
+from mri_edge.inference.prediction import HOT_SPOT
 
 from .test_covering import phantom, spot
 

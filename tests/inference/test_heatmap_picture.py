@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from mri_edge.bundles.manifest import Metric
-from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.heatmap.caption import arrange, caption, least_drawn
 from mri_edge.inference.heatmap.picture import _ticks, draw
-from mri_edge.inference.prediction import NOTICE, Latency, Prediction
+from mri_edge.inference.prediction import HOT_SPOT, NOTICE, Latency, Prediction
 
 PREDICTION = Prediction(
     source="folder/scan.jpg",
@@ -93,6 +92,13 @@ def test_a_map_below_the_limit_gets_no_color_at_all(maximum):
     assert (scan == overlay).all()
 
 
+def test_the_limit_is_that_of_the_prediction():
+    lower = replace(PREDICTION, hot_spot=0.5)
+    assert colorfulness(page_of(gray_scan(64, 64), map_with_peak(0.6), lower)).any()
+    assert not colorfulness(page_of(gray_scan(64, 64), map_with_peak(0.4), lower)).any()
+    assert text_of(lower, maximum=0.4)[1] == "heatmap: no region changes the log-odds of tumour by 0.5 or more"
+
+
 def test_parts_below_the_limit_are_transparent():
     heatmap = map_with_peak(9) + map_with_peak(0.95 * HOT_SPOT, row=20)
     _, overlay = panels(page_of(gray_scan(64, 64), heatmap))
@@ -149,14 +155,15 @@ def test_a_color_scan_keeps_its_colors():
 
 @pytest.mark.parametrize("maximum", [2.0, 2.01, 2.4, 3.59, 8.6, 12.0, 47.3, 999.0, 123456.0])
 def test_ticks_are_a_few_round_values_between_the_limit_and_the_maximum(maximum):
-    ticks = _ticks(maximum)
+    least = least_drawn(maximum, HOT_SPOT)
+    ticks = _ticks(least, maximum)
     assert 2 <= len(ticks) <= 7
     assert ticks[-1][:2] == (f"maximum {maximum:.1f}", 1.0)
     positions = [position for _, position, _ in ticks]
     assert positions == sorted(positions)
     for text, position, is_round in ticks[:-1]:
         assert len(text) <= 6
-        value = least_drawn(maximum) + position * (maximum - least_drawn(maximum))
+        value = least + position * (maximum - least)
         assert float(text) == pytest.approx(value)
         assert is_round == (position > 0)
 
@@ -173,7 +180,7 @@ def test_scale_has_the_same_colors_as_the_overlay():
 
 def test_colors_begin_at_the_limit():
     """A region between the limit and the maximum, 10, has the color in the middle of the scale."""
-    heatmap = map_with_peak(10, 8, 8) + map_with_peak((10 + least_drawn(10)) / 2, 20, 20)
+    heatmap = map_with_peak(10, 8, 8) + map_with_peak((10 + least_drawn(10, HOT_SPOT)) / 2, 20, 20)
     page = page_of(np.zeros((64, 64, 3), np.uint8), heatmap)
     _, overlay = panels(page)
     scale = page[SIDE + 2 * MARGIN + 4, -MARGIN - SIDE : -MARGIN]

@@ -20,6 +20,7 @@ from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, DataError, UsageError
+from mri_edge.inference.prediction import HOT_SPOT
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
@@ -28,6 +29,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'evaluate'")
 
 from mri_edge.train.data.folder import list_scans
 from mri_edge.train.data.healthy import find_healthy, healthy_labels
+from mri_edge.train.evaluation import heatmap_score
 from mri_edge.train.evaluation.heatmap_cases import choose_rows
 from mri_edge.train.evaluation.heatmap_record import record_score, score_of
 from mri_edge.train.evaluation.heatmaps import evaluate_heatmaps
@@ -257,6 +259,23 @@ def test_scans_of_the_training_are_left_out(bundle, scans, capfd):
         path.unlink()
     with pytest.raises(DataError, match="all 5 images are known from the bundle's training"):
         evaluate_heatmaps(opened, scans)
+
+
+def test_healthy_validation_scans_choose_the_limit_of_a_hot_spot(bundle, scans, monkeypatch, capfd):
+    monkeypatch.setattr(heatmap_score, "_LEAST_HEALTHY", 4)
+    images = [SplitImage(f"no/{path.name}", sha256_of(path), 0, "validation") for path in sorted(scans.iterdir())[:4]]
+    with rewrite_bundle(Bundle.open(bundle)) as writer:
+        writer.add_document(SPLIT, Split(tuple(images)).to_json())
+    with Classifier.load(bundle) as classifier:
+        assert classifier.predict(scans / "scan-e.png").hot_spot == HOT_SPOT
+        maxima = [float(classifier.predict(path, explain=True).heatmap.max()) for path in sorted(scans.iterdir())[:4]]
+    assert record_with(bundle, scans, "--json") == 0
+    limit = json.loads(capfd.readouterr().out)["hot_spot"]
+    assert max(maxima) < limit <= max(maxima) + 0.1 + 1e-6
+    with Classifier.load(bundle) as classifier:
+        assert classifier.predict(scans / "scan-e.png").hot_spot == limit
+    assert run(["info", str(bundle)]) == 0
+    assert f"from {limit:g} log-odds" in capfd.readouterr().out
 
 
 def test_class_folders_give_their_healthy_scans(bundle, scans, tmp_path):

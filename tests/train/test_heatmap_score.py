@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
 
-from mri_edge.inference.explanation import HOT_SPOT
+from mri_edge.inference.prediction import HOT_SPOT
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.evaluation import heatmap_score
 from mri_edge.train.evaluation.heatmap_score import (
@@ -19,6 +19,7 @@ from mri_edge.train.evaluation.heatmap_score import (
     HealthyMap,
     by_look,
     center_map,
+    choose_hot_spot,
     dilate,
     figures,
     judge,
@@ -133,8 +134,8 @@ def test_figures_of_known_cases():
     cases = [case(number, peak) for number, peak in enumerate(peaks)]
     cases[3:] = [replace(below, heatmap=0.9 * HOT_SPOT * below.heatmap) for below in cases[3:]]  # the others reach 1.0
     cases += [case(10 + number, peak, called=False) for number, peak in enumerate([FAR, IN_LESION, None, FAR])]
-    healthy = [HealthyMap(number, number < 2) for number in range(8)]
-    found = figures(cases, healthy)
+    healthy = [HealthyMap(number, HOT_SPOT if number < 2 else 0.9 * HOT_SPOT) for number in range(8)]
+    found = figures(cases, healthy, HOT_SPOT)
     values = {
         "pointing_game": (0.8, 10),
         "pointing_game_not_called": (0.25, 4),
@@ -155,6 +156,7 @@ def test_figures_of_known_cases():
     share = (disc(32, 20, 5) & HEAD).sum() / HEAD.sum()
     assert found["lesion_share"].value == pytest.approx(share)
     assert found["insertion_minus_center"].value > 0 > found["deletion_minus_center"].value
+    assert figures(cases, healthy, 0.9 * HOT_SPOT)["hot_spots"].value == pytest.approx(1)
     looks = by_look(cases)
     assert looks["solid"]["called"].value == pytest.approx(10 / 14)
     assert looks["solid"]["pointing_game"].value == pytest.approx(0.8)
@@ -163,16 +165,16 @@ def test_figures_of_known_cases():
 
 def test_lesions_of_one_group_are_not_independent():
     cases = [case(number, IN_LESION if number % 2 else FAR) for number in range(40)]
-    alone = figures(cases, [])
-    grouped = figures([replace(one, group=number % 2) for number, one in enumerate(cases)], [])
-    fewer = figures([replace(one, group=number // 4) for number, one in enumerate(cases)], [])
+    alone = figures(cases, [], HOT_SPOT)
+    grouped = figures([replace(one, group=number % 2) for number, one in enumerate(cases)], [], HOT_SPOT)
+    fewer = figures([replace(one, group=number // 4) for number, one in enumerate(cases)], [], HOT_SPOT)
     width = {
         name: found["pointing_game"].high - found["pointing_game"].low
         for name, found in {"alone": alone, "grouped": grouped, "fewer": fewer}.items()
     }
     assert grouped["pointing_game"].value == 0.5
     assert width["alone"] <= width["fewer"] < width["grouped"]
-    copies = figures([replace(each, group=0) for each in cases], [])
+    copies = figures([replace(each, group=0) for each in cases], [], HOT_SPOT)
     assert copies["pointing_game"].high - copies["pointing_game"].low > 0.8
     assert "mass_in_lesion" not in copies  # a single group has no spread
 
@@ -190,7 +192,7 @@ def test_mean_has_the_interval_of_its_groups():
 
 
 def test_no_called_lesion_leaves_figures_out():
-    found = figures([case(number, FAR, called=False) for number in range(5)], [])
+    found = figures([case(number, FAR, called=False) for number in range(5)], [], HOT_SPOT)
     assert "pointing_game" not in found
     assert "deletion" not in found
     assert "false_spots" not in found
@@ -257,3 +259,21 @@ def test_perfect_map_removes_and_restores_the_lesion_first(removed):
 def test_mean_height_is_that_of_the_trapezoids():
     assert mean_height(np.array(FRACTIONS)) == pytest.approx(0.25)
     assert mean_height(np.full(len(FRACTIONS), 0.3)) == pytest.approx(0.3)
+
+
+# --- the limit of a hot spot
+
+
+def test_one_in_twenty_healthy_maps_may_have_a_hot_spot():
+    healthy = [HealthyMap(number, number / 100) for number in range(1, 101)]
+    limit = choose_hot_spot(healthy)
+    assert limit == pytest.approx(1.0)  # above 0.96, rounded up
+    assert sum(scan.maximum >= limit for scan in healthy) <= 5
+
+
+def test_a_value_at_a_tenth_stays_below_the_limit():
+    assert choose_hot_spot([HealthyMap(number, 0.5) for number in range(40)]) == pytest.approx(0.6)
+
+
+def test_too_few_healthy_maps_choose_no_limit():
+    assert choose_hot_spot([HealthyMap(number, 0.3) for number in range(19)]) is None

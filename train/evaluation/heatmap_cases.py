@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from mri_edge.errors import InputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.covering import Head
-from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.prediction import Failure, Prediction, recalibrated
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels, not_one_frame
@@ -166,7 +165,7 @@ def explain_lesions(
             failed.append((picture.scan, result.error))
         elif result.heatmap is not None and result.explained not in healthy:
             if picture.look is None:
-                maps.append(HealthyMap(picture.group, float(result.heatmap.max()) >= HOT_SPOT))
+                maps.append(HealthyMap(picture.group, float(result.heatmap.max())))
             else:
                 called = result.label not in healthy
                 cases.append(_case(classifier, picture, picture.look, result, result.heatmap, called=called))

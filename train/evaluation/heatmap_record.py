@@ -64,5 +64,6 @@ def score_of(record: dict[str, Any]) -> HeatmapScore:
         # Not the text of the grouping: it names folders, and a folder may have the name of a patient.
         data=f"{data['what']}, in {data['groups']} independent groups",
         fingerprint=data["fingerprint"],
+        hot_spot=record["hot_spot"],
         metrics={name: Metric(**metric) for name, metric in metrics.items()},
     )

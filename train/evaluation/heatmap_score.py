@@ -6,6 +6,7 @@ here uses what the explanation itself knows about the scan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ from PIL import Image
 from scipy import ndimage
 
 from mri_edge.bundles.manifest import Metric
-from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.train.data.folder import Scan
 
 from .drawn_lesions import LOOKS, Gray, Look, Mask
@@ -30,6 +30,8 @@ Heat = NDArray[np.float32]
 TOLERANCE = 0.06
 # A peak within this distance of the head is not in the air: two ways to find the rim differ by a pixel or two.
 _RIM = 0.02
+_FALSE_SPOTS = 0.05  # proportion of healthy scans that may have a hot spot
+_LEAST_HEALTHY = 20  # maps, of which one may have a hot spot
 MEAN_BOOTSTRAP = f"percentile bootstrap of groups, {RESAMPLES} resamples, seed 0 (Field and Welsh 2007)"
 # Standard deviation of the blur of the random map, relative to the side. Its spots are about as wide as lesions.
 _RANDOM_GRAIN = 0.08
@@ -61,10 +63,10 @@ class Case:
 
 @dataclass(frozen=True)
 class HealthyMap:
-    """The map of a healthy scan without a lesion: the scan's group, and whether the map has a hot spot."""
+    """The map of a healthy scan without a lesion: the scan's group, and the largest value of the map."""
 
     group: int
-    has_spot: bool
+    maximum: float
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def seed_of(scan: Scan, number: int) -> list[int]:
     return [*(int(scan.sha256[start : start + 8], 16) for start in range(0, 32, 8)), number]
 
 
-def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, Metric]:
+def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap], hot_spot: float) -> dict[str, Metric]:
     """Compute all figures, each with its 95% interval, in the order in which they are shown.
 
     Proportions have Wilson's interval of grouped images, and means the bootstrap of groups. Figures without any map,
@@ -163,7 +165,8 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
     ``mass_in_lesion``: mean proportion of a map's sum that lies in the lesion, of called lesions; ``lesion_share``:
     mean proportion of the head's area that the same lesions take. ``deletion``, ``insertion``: mean height of the
     curves; ``deletion_minus_random`` and so on: mean of the paired differences. ``hot_spots``: proportion of called
-    lesions with a hot spot somewhere in the map; ``false_spots``: that of healthy scans without a lesion.
+    lesions with a value of at least ``hot_spot`` somewhere in the map; ``false_spots``: that of healthy scans without a
+    lesion.
     """
     judged = [judge(case.heatmap, case.lesion, case.head) for case in cases]
     group = np.array([case.group for case in cases], np.intp)
@@ -184,7 +187,7 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
         ]
         found[f"{name}_pointing_game"] = _fraction(np.array(hits, bool), group, called)
         found[f"{name}_pointing_game_all"] = _fraction(np.array(hits, bool), group)
-    hot = np.array([case.heatmap.max() >= HOT_SPOT for case in cases], bool)
+    hot = np.array([case.heatmap.max() >= hot_spot for case in cases], bool)
     found["air"] = _fraction(np.array([answer.in_air for answer in judged], bool), group)
     mass = np.array([np.nan if answer.mass is None else answer.mass for answer in judged], np.float64)
     share = np.array([(case.lesion & case.head).sum() / max(case.head.sum(), 1) for case in cases], np.float64)
@@ -193,9 +196,17 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap]) -> dict[str, M
     found["lesion_share"] = _mean(share, group, known)
     found |= _removal(cases, group, called)
     found["hot_spots"] = _fraction(hot, group, called)
-    spots = np.array([scan.has_spot for scan in healthy], bool)
+    spots = np.array([scan.maximum >= hot_spot for scan in healthy], bool)
     found["false_spots"] = _fraction(spots, np.array([scan.group for scan in healthy], np.intp))
     return {name: metric for name, metric in found.items() if metric is not None}
+
+
+def choose_hot_spot(healthy: Sequence[HealthyMap]) -> float | None:
+    """Return the log-odds that at most 5% of these healthy maps reach, rounded up to a tenth; None for too few maps."""
+    if len(healthy) < _LEAST_HEALTHY:
+        return None
+    limit = float(np.quantile([scan.maximum for scan in healthy], 1 - _FALSE_SPOTS, method="higher"))
+    return math.floor(10 * limit + 1) / 10
 
 
 def by_look(cases: Sequence[Case]) -> dict[str, dict[str, Metric]]:

@@ -13,11 +13,10 @@ import numpy as np
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.recalibration import recalibrated_scans
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.split import Split
+from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError, InputError
 from mri_edge.inference.classifier import CONTRIBUTIONS, Classifier
-from mri_edge.inference.explanation import HOT_SPOT
-from mri_edge.inference.prediction import NOTICE
+from mri_edge.inference.prediction import HOT_SPOT, NOTICE
 from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.folder import Scan
@@ -26,7 +25,7 @@ from mri_edge.train.data.healthy import find_healthy, healthy_labels
 from .drawn_lesions import LOOKS
 from .evaluate import Role, choose_scans, split_of
 from .heatmap_cases import CalledHealthy, Explained, Track, choose_rows, classify_healthy, explain_lesions
-from .heatmap_score import TOLERANCE, Case, by_look, figures, judge
+from .heatmap_score import TOLERANCE, Case, by_look, choose_hot_spot, figures, judge
 from .keras_engine import describe_run, open_classifier
 from .removal import FRACTIONS
 
@@ -96,6 +95,7 @@ def evaluate_heatmaps(
         # With fewer scans than the limit each gets more lesions, up to one of each look, for as many in all.
         lesions = min(max(2, 2 * limit // len(rows)), len(LOOKS))
         chosen_scans = [answered.scans[row] for row in rows]
+        hot_spot = _choose_hot_spot(classifier, found.scans, split_of(bundle), names, track)
         explained = explain_lesions(classifier, chosen_scans, groups, names, lesions, track)
         ran = {**describe_run(classifier), "method": _describe_method(classifier)}
         sha256 = classifier.artifact.sha256
@@ -113,6 +113,7 @@ def evaluate_heatmaps(
             "without a head": explained.without_head,
         }
     )
+    scored = figures(cases, explained.healthy, HOT_SPOT if hot_spot is None else hot_spot)
     used = {case.scan.sha256 for case in cases}
     record = {
         "model": manifest.title,
@@ -134,10 +135,10 @@ def evaluate_heatmaps(
         },
         "lesions": len(cases),
         "called": sum(case.called for case in cases),
-        "hot_spot": HOT_SPOT,
+        "hot_spot": hot_spot,
         "tolerance": TOLERANCE,
         "warnings": [*chosen.warnings, *_warnings(cases)],
-        "metrics": {name: asdict(metric) for name, metric in figures(cases, explained.healthy).items()},
+        "metrics": {name: asdict(metric) for name, metric in scored.items()},
         "by_look": {
             look: {name: asdict(metric) for name, metric in of_look.items()} for look, of_look in by_look(cases).items()
         },
@@ -148,6 +149,18 @@ def evaluate_heatmaps(
         "notice": NOTICE,
     }
     return HeatmapEvaluation(record, cases)
+
+
+def _choose_hot_spot(
+    classifier: Classifier, scans: Sequence[Scan], split: Split | None, healthy: Sequence[str], track: Track
+) -> float | None:
+    """Choose the limit of a hot spot on healthy validation scans, which have no lesions drawn and are not scored."""
+    validation = {short(image.sha256) for image in split.of("validation")} if split else set()
+    chosen = list({scan.sha256: scan for scan in scans if short(scan.sha256) in validation}.values())
+    answered = classify_healthy(classifier, chosen, healthy, track)
+    rows = choose_rows(answered.scans, answered.grouping.group, SCANS)
+    chosen, groups = [answered.scans[row] for row in rows], [int(answered.grouping.group[row]) for row in rows]
+    return choose_hot_spot(explain_lesions(classifier, chosen, groups, healthy, 0, track).healthy)
 
 
 def _describe_method(classifier: Classifier) -> str:

@@ -14,6 +14,7 @@ from mri_edge.authoring.heatmap_score import NAMES, figure_text
 from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
 from mri_edge.errors import printable
+from mri_edge.inference.prediction import HOT_SPOT
 from mri_edge.train.evaluation.heatmap_score import Case, judge
 
 from .tables import Rows, Table, interval, print_report
@@ -39,7 +40,7 @@ def heatmap_page(record: dict[str, Any], cases: Sequence[Case]) -> str:
     return render(
         _TEMPLATE,
         title=f"Heatmaps of {record['model']}: {record['artefact']}",
-        facts=list(zip(("Model", "Heatmaps", "Data", "Lesions"), _facts(record), strict=True)),
+        facts=list(zip(("Model", "Heatmaps", "Data", "Lesions", "Limit"), _facts(record), strict=True)),
         provenance=record["creation"],
         warnings=_warnings(record),
         explanation=_explanation(record),
@@ -84,7 +85,14 @@ def _facts(record: dict[str, Any]) -> list[str]:
         f"{data['folder']}: {data['scans']} healthy scans, {data['what']}, "
         f"in {data['groups']} groups: {data['grouping']}" + (f"; left out: {left_out}" if left_out else ""),
         f"{record['lesions']} drawn, {record['called']} of them called by the model",
+        _hot_spot(record["hot_spot"]),
     ]
+
+
+def _hot_spot(limit: float | None) -> str:
+    if limit is None:
+        return f"hot spots from {HOT_SPOT:g} log-odds, because there are too few healthy validation scans to choose it"
+    return f"hot spots from {limit:g} log-odds, which 5% of the maps of healthy validation scans reach"
 
 
 def _explanation(record: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from PIL import ImageFont
 
 from mri_edge.bundles.manifest import Metric
 from mri_edge.errors import printable
-from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.prediction import NOTICE, Prediction, displayed_label
 
 FONT_SIZE = 14  # pixels, of a small page
@@ -45,7 +44,7 @@ def caption(prediction: Prediction, maximum: float, score: Metric | None) -> lis
     if prediction.threshold is not None and prediction.positive is not None:
         of = "" if shown == prediction.positive else f" of {printable_label(prediction.positive)}"
         heading.append(f"threshold{of} {prediction.threshold:.3f}")
-    lines = [heading, _finding(printable_label(prediction.explained), maximum)]
+    lines = [heading, _finding(prediction, maximum)]
     if prediction.source is not None:
         file = [f"file: {printable_name(Path(prediction.source).name)}"]
         if prediction.frames > 1:
@@ -55,9 +54,9 @@ def caption(prediction: Prediction, maximum: float, score: Metric | None) -> lis
     return [*lines, [f"model: {model}", artifact], [f"heatmaps of this artifact: {_quality(score)}"], [NOTICE]]
 
 
-def least_drawn(maximum: float) -> float:
+def least_drawn(maximum: float, hot_spot: float) -> float:
     """Return the least value of a map that is drawn: around a strong hot spot, weak ones would only hide the scan."""
-    return max(HOT_SPOT, round(maximum / 4, 1))
+    return max(hot_spot, round(maximum / 4, 1))
 
 
 def scale_title(prediction: Prediction) -> str:
@@ -65,10 +64,11 @@ def scale_title(prediction: Prediction) -> str:
     return f"change in log-odds of {printable_label(prediction.explained)}"
 
 
-def _finding(label: str, maximum: float) -> list[str]:
+def _finding(prediction: Prediction, maximum: float) -> list[str]:
     """Return what the map is about and how large its largest value is."""
-    change = f"the log-odds of {label} by {least_drawn(maximum):g} or more"
-    if maximum < HOT_SPOT:
+    least = least_drawn(maximum, prediction.hot_spot)
+    change = f"the log-odds of {printable_label(prediction.explained)} by {least:g} or more"
+    if maximum < prediction.hot_spot:
         return [f"heatmap: no region changes {change}"]
     return [f"heatmap: colored regions change {change}", f"maximum: {maximum:.1f}"]
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 
 from mri_edge.bundles.manifest import Metric
-from mri_edge.inference.explanation import HOT_SPOT
 from mri_edge.inference.prediction import Prediction
 from mri_edge.scans.frame import Pixels
 
@@ -72,13 +71,15 @@ def draw_page(
     """
     maximum = float(heatmap.max())
     picture = _resized(pixels)
-    overlay = _overlay(picture, heatmap, maximum) if maximum >= HOT_SPOT else picture
+    least = least_drawn(maximum, prediction.hot_spot)
+    is_drawn = maximum >= prediction.hot_spot
+    overlay = _overlay(picture, heatmap, least, maximum) if is_drawn else picture
     width, height = (max(side, _SHORT_SIDE) for side in picture.size)
     page_width = 2 * width + 3 * _MARGIN
     growth = min(_MAX_GROWTH, max(1.0, page_width / _LARGE_PAGE))
     rows = arrange(caption(prediction, maximum, score), page_width - 2 * _MARGIN - 1, growth)
     title = scale_title(prediction)
-    scale = _scale(title, maximum, width, growth) if maximum >= HOT_SPOT else Image.new("RGB", (width, 0))
+    scale = _scale(title, least, maximum, width, growth) if is_drawn else Image.new("RGB", (width, 0))
     below = height + 2 * _MARGIN
     page = Image.new("RGB", (page_width, below + scale.height + sum(row.height for row in rows) + _MARGIN), "white")
     for panel, left in ((picture, _MARGIN), (overlay, width + 2 * _MARGIN)):
@@ -101,10 +102,9 @@ def _resized(pixels: Pixels) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], maximum: float) -> Image.Image:
+def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], least: float, maximum: float) -> Image.Image:
     """Return the picture with its hot spots in color, and with their outlines."""
     drops = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR))
-    least = least_drawn(maximum)
     hot = Image.fromarray(np.where(drops >= least, np.uint8(255), np.uint8(0)))
     color = Image.fromarray(_colors((drops - least) / max(maximum - least, 1e-6)))
     overlay = picture.copy()
@@ -124,7 +124,7 @@ def _colors(levels: NDArray[np.floating]) -> Pixels:
     return colors
 
 
-def _scale(title: str, maximum: float, width: int, growth: float) -> Image.Image:
+def _scale(title: str, least: float, maximum: float, width: int, growth: float) -> Image.Image:
     """Return the color scale from ``least_drawn`` to the maximum of the map, with ticks and its title."""
     font, line = font_of(growth), round(FONT_SIZE * 1.4 * growth)
     page = Image.new("RGB", (width, _BAR_HEIGHT + _TICK + 2 * line + _MARGIN), "white")
@@ -132,7 +132,7 @@ def _scale(title: str, maximum: float, width: int, growth: float) -> Image.Image
     levels = np.linspace(0, 1, width, dtype=np.float32)
     page.paste(Image.fromarray(np.tile(_colors(levels), (_BAR_HEIGHT, 1, 1))), (0, 0))
     free_from = 0.0
-    for text, position, is_round in _ticks(maximum):
+    for text, position, is_round in _ticks(least, maximum):
         x = round(position * (width - 1))
         length = font.getlength(text)
         left = min(max(0.0, x - length / 2), width - length)
@@ -146,9 +146,8 @@ def _scale(title: str, maximum: float, width: int, growth: float) -> Image.Image
     return page
 
 
-def _ticks(maximum: float) -> list[tuple[str, float, bool]]:
+def _ticks(least: float, maximum: float) -> list[tuple[str, float, bool]]:
     """Return text, position in [0, 1], and whether it is a round value between the ends, for each tick of the scale."""
-    least = least_drawn(maximum)
     span = max(maximum - least, 1e-6)
     step = next((step for step in _STEPS if span / step <= _MAX_TICKS), maximum)  # larger maps get no round values
     first = math.floor(least / step) + 1
