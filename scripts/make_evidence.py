@@ -80,7 +80,9 @@ class Study:
     @property
     def title(self) -> str:
         """Recipe, and what is held out in a word or two."""
-        return f"Recipe `{self.record['recipe']}`{self.seed}, {self.held_out.partition(' (')[0]} held out"
+        labels = len(self.record["labels"])
+        task = "" if labels == 2 else f", {labels} labels"
+        return f"Recipe `{self.record['recipe']}`{self.seed}{task}, {self.held_out.partition(' (')[0]} held out"
 
     @property
     def seed(self) -> str:
@@ -211,7 +213,8 @@ def _command(record: Mapping[str, Any]) -> str:
     """Return the recorded command, or one that makes such a record if the record was made in several runs."""
     recorded = str(record.get("creation", {}).get("command", ""))
     if "--cv" in recorded:
-        return recorded
+        # Some records name no recipe here, because a folder with its name made it look like a path.
+        return recorded.replace("--recipe PATH", f"--recipe {record['recipe']}")
     folds = "sources" if record["protocol"] == "sources" else record["folds"]
     groups = " --groups near-duplicates" if record["grouping"].startswith("near-duplicates") else ""
     return f"mri-edge train DIR --recipe {record['recipe']} --cv {folds}{groups} --seed {record['seed']} --out OUT"
