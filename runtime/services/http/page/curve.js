@@ -1,0 +1,143 @@
+/* Draw the probability of each slice along a series, the threshold, and the window that the score comes from. */
+
+import { element, svg } from "./dom.js";
+import { figure } from "./words.js";
+
+const HEIGHT = 200;
+const EDGE = { left: 34, right: 10, top: 12, bottom: 34 };
+
+/** Return the probability of the positive label of a slice, or null if it has no answer. */
+export const probabilityOf = (slice, series) =>
+  slice.probabilities ? slice.probabilities[series.positive ?? slice.label] : null;
+
+export const isBlank = (slice) => (slice.warnings ?? []).some(({ code }) => code === "blank");
+export const isPositive = (slice, series) => series.positive !== null && slice.label === series.positive;
+
+/** Return the curve of a series: its element, and a function that marks a slice. "onPick" gets a slice that is clicked. */
+export function curve(series, onPick) {
+  const drawing = svg("svg", { class: "curve", role: "img", "aria-label": summary(series) });
+  let width = 0;
+  let here = 0;
+  const count = series.slices.length;
+  const x = (number) => EDGE.left + (count < 2 ? 0.5 : number / (count - 1)) * (width - EDGE.left - EDGE.right);
+  const y = (value) => EDGE.top + (1 - value) * (HEIGHT - EDGE.top - EDGE.bottom);
+
+  function draw() {
+    drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    drawing.replaceChildren(...band(), ...axes(), ...line(), ...marks(), ...current());
+  }
+
+  function band() {
+    if (!series.window || series.count < 2) return [];
+    const from = x(series.window.first) - 5;
+    return [svg("rect", { class: "window", x: from, y: EDGE.top, width: x(series.window.last) + 5 - from,
+      height: HEIGHT - EDGE.top - EDGE.bottom, rx: 4 })];
+  }
+
+  function axes() {
+    const parts = [];
+    for (const value of [0, 0.5, 1]) {
+      parts.push(svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }),
+        svg("text", { x: EDGE.left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toString()));
+    }
+    for (const [number, anchor] of [[0, "start"], [count - 1, "end"]]) {
+      const { position_mm: mm } = series.slices[number];
+      const text = `slice ${number + 1}${mm === null ? "" : `, ${mm.toFixed(0)} mm`}`;
+      parts.push(svg("text", { x: x(number), y: HEIGHT - 12, "text-anchor": anchor }, text));
+    }
+    if (series.threshold !== null) {
+      const at = y(series.threshold);
+      const above = at > EDGE.top + 14;
+      parts.push(svg("line", { class: "threshold", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }),
+        svg("text", { class: "threshold-text", x: EDGE.left + 6, y: above ? at - 5 : at + 14 },
+          `threshold ${figure(series.threshold)}`));
+    }
+    return parts;
+  }
+
+  function line() {
+    const pieces = [[]];
+    series.slices.forEach((slice, number) => {
+      const value = probabilityOf(slice, series);
+      if (value === null || isBlank(slice)) pieces.push([]);
+      else pieces.at(-1).push(`${x(number).toFixed(1)},${y(value).toFixed(1)}`);
+    });
+    return pieces.filter((piece) => piece.length > 1).map((piece) =>
+      svg("polyline", { class: "line", points: piece.join(" ") }));
+  }
+
+  function marks() {
+    const room = (width - EDGE.left - EDGE.right) / Math.max(count, 1);
+    const size = Math.min(4, Math.max(1.5, room / 2.5));
+    return series.slices.map((slice, number) => markOf(slice, series, x(number), y, size));
+  }
+
+  function current() {
+    const value = probabilityOf(series.slices[here], series);
+    const parts = [svg("line", { class: "here", x1: x(here), x2: x(here), y1: EDGE.top, y2: HEIGHT - EDGE.bottom + 5 })];
+    if (value !== null) parts.push(svg("circle", { class: "here-dot", cx: x(here), cy: y(value), r: 7 }));
+    return parts;
+  }
+
+  function pick(event) {
+    const box = drawing.getBoundingClientRect();
+    const across = ((event.clientX - box.left) / box.width) * width;
+    const proportion = (across - EDGE.left) / (width - EDGE.left - EDGE.right);
+    onPick(Math.min(count - 1, Math.max(0, Math.round(proportion * (count - 1)))));
+  }
+  drawing.addEventListener("pointerdown", pick);
+  drawing.addEventListener("pointermove", (event) => event.buttons && pick(event));
+
+  const watcher = new ResizeObserver(([{ contentRect }]) => {
+    const wide = Math.round(contentRect.width);
+    if (wide && wide !== width) {
+      width = wide;
+      draw();
+    }
+  });
+  watcher.observe(drawing);
+
+  return {
+    node: drawing,
+    mark(number) {
+      here = number;
+      if (width) draw();
+    },
+    close: () => watcher.disconnect(),
+  };
+}
+
+function markOf(slice, series, x, y, size) {
+  const value = probabilityOf(slice, series);
+  if (value === null) {
+    const foot = y(0);
+    return svg("path", { class: "cross", d: `M${x - 3} ${foot - 3}l6 6m0-6l-6 6` });
+  }
+  if (isBlank(slice)) return svg("circle", { class: "dot blank", cx: x, cy: y(value), r: size });
+  return isPositive(slice, series)
+    ? svg("rect", { class: "dot positive", x: x - size, y: y(value) - size, width: 2 * size, height: 2 * size })
+    : svg("circle", { class: "dot", cx: x, cy: y(value), r: size });
+}
+
+/** Return the key of the marks, only of those that occur. */
+export function key(series) {
+  const kinds = [
+    [(slice) => isPositive(slice, series) && !isBlank(slice), `${series.positive}`, svg("rect", { class: "dot positive", x: 2, y: 2, width: 8, height: 8 })],
+    [(slice) => slice.label && !isPositive(slice, series) && !isBlank(slice), "another answer", svg("circle", { class: "dot", cx: 6, cy: 6, r: 4 })],
+    [isBlank, "blank, does not count", svg("circle", { class: "dot blank", cx: 6, cy: 6, r: 4 })],
+    [(slice) => slice.error, "no answer", svg("path", { class: "cross", d: "M3 3l6 6m0-6l-6 6" })],
+  ];
+  const items = kinds.filter(([occurs]) => series.slices.some(occurs)).map(([, text, mark]) =>
+    element("li", {}, svg("svg", { class: "curve", "aria-hidden": "true", viewBox: "0 0 12 12" }, mark), text));
+  if (series.window && series.count > 1) {
+    items.push(element("li", {}, svg("svg", { class: "curve", "aria-hidden": "true", viewBox: "0 0 12 12" },
+      svg("rect", { class: "window", width: 12, height: 12, rx: 2 })), "where the score comes from"));
+  }
+  return element("ul", { class: "key" }, ...items);
+}
+
+function summary(series) {
+  const positive = series.slices.filter((slice) => isPositive(slice, series)).length;
+  return `Curve of the probability along ${series.slices.length} slices: ${positive} are “${series.positive}”. `
+    + "The table below has every value.";
+}

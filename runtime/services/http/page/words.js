@@ -1,0 +1,89 @@
+/* Turn results, warnings and errors into sentences. */
+
+export const NOTICE = "Research use only: not a medical device.";
+
+/** Return a probability with as many digits as the table of the command line. */
+export const figure = (value) => value.toFixed(3);
+
+/** Return a message as a sentence: with a capital letter and a period. */
+export function sentence(text) {
+  const trimmed = text.trim();
+  if (!trimmed) return "";
+  return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
+}
+
+/** Return what went wrong with a file, without the name of the file, beside which it is shown. */
+export function failureText(failure, name) {
+  const problem = failure.error.startsWith(`${name}: `) ? failure.error.slice(name.length + 2) : failure.error;
+  return [sentence(problem), sentence(failure.hint ?? "")].filter(Boolean).join(" ");
+}
+
+/** Return the label that people see the probability of: the positive one of two labels, otherwise the answer. */
+export function shownLabel(result) {
+  const labels = Object.keys(result.probabilities);
+  return result.positive === null || labels.length > 2 ? result.label : result.positive;
+}
+
+/** Return why a result has its label. */
+export function reason(result) {
+  if (result.threshold === null || result.positive === null) {
+    return `The answer is the likeliest label, “${result.label}”.`;
+  }
+  const value = `The probability of “${result.positive}” is ${figure(result.probabilities[result.positive])}.`;
+  const threshold = figure(result.threshold);
+  return result.label === result.positive
+    ? `${value} It reaches the threshold of the model, ${threshold}, so the answer is “${result.label}”.`
+    : `${value} It is below the threshold of the model, ${threshold}, so the answer is “${result.label}”.`;
+}
+
+/** Return why a series has its label. */
+export function seriesReason(series) {
+  if (series.score === null) return "No slice of this series has an answer that counts, so it has no score.";
+  const where = place(series);
+  const score = `In one stretch of neighboring slices${where}, at least half have a probability of “${series.positive}” of `
+    + `${figure(series.score)} or more.`;
+  if (series.threshold === null) return score;
+  const comparison = series.score >= series.threshold ? "reaches" : "is below";
+  return `${score} This score ${comparison} the threshold, ${figure(series.threshold)}, so the answer is “${series.label}”.`;
+}
+
+function place({ window, count }) {
+  if (!window || count < 2) return "";
+  return window.first === window.last ? ` (slice ${window.first + 1})` : ` (slices ${window.first + 1} to ${window.last + 1})`;
+}
+
+/** Return what a series answer must not be taken for. "calibration" says on what data the rule was chosen. */
+export function seriesCaution({ rule }) {
+  return `The score is not a probability that the patient has a tumor. Calibration of the rule: ${rule.calibration}.`;
+}
+
+/** Return what the color of a heatmap means. */
+export function heatmapMeaning({ explained, least, maximum, picture }) {
+  const change = `lowers the log-odds of “${explained}” by ${least.toFixed(1)} or more (the odds by a factor of `
+    + `${Math.exp(least).toFixed(1)})`;
+  if (picture === null) {
+    return `No region of this slice ${change} when it is covered, so nothing is colored. This is usual without a tumor, and `
+      + "happens with some large tumors too.";
+  }
+  return `Covering a colored region with what healthy tissue would look like ${change}, at most by ${maximum.toFixed(1)}. `
+    + "The map describes the model. It is not the outline of a tumor.";
+}
+
+/** Return how well such heatmaps were measured to point at a lesion. */
+export function heatmapScore({ score }) {
+  if (score === null) return "How well the heatmaps of this artifact point at lesions was not measured.";
+  const range = `${score.low.toFixed(2)} to ${score.high.toFixed(2)}`;
+  return `Measured: in ${score.value.toFixed(2)} (${range}) of drawn lesions that this model called, the highest value `
+    + "lies in the lesion.";
+}
+
+/** Return a size in bytes for people. */
+export function bytes(count) {
+  const units = ["bytes", "KB", "MB", "GB"];
+  let unit = 0;
+  for (; count >= 1000 && unit < units.length - 1; unit++) count /= 1000;
+  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
+}
+
+/** Return a number with its noun: "1 file", "3 files", "2 series". */
+export const counted = (count, noun, many = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : many}`;
