@@ -357,6 +357,27 @@ class Classifier:
         results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
 
+    def predict_prepared(self, scans: Sequence[Prepared], *, explain: bool = False) -> list[Prediction]:
+        """Classify frames that ``preparing.prepare`` returned, in one run. Errors as for ``predict``."""
+        return list(self._infer(scans, explain=explain))
+
+    def predict_tensors(self, batch: Pixels) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Classify tensors of the network's size, without any check of the pictures in them.
+
+        Parameters
+        ----------
+        batch
+            uint8 (N, H, W, 3) RGB.
+
+        Returns
+        -------
+        The probabilities, float32 (N, classes), and the index of the label that ``decide`` chose, (N,).
+        Errors as for ``predict``.
+        """
+        manifest = self.bundle.manifest
+        probabilities = recalibrated(self._run(batch, [])[self.engine.outputs[0].name], manifest)
+        return probabilities, decide(probabilities, manifest.positive, manifest.threshold)
+
     def close(self) -> None:
         """Release the engine's memory and threads. The classifier cannot be used afterwards."""
         self._closed = True

@@ -103,17 +103,27 @@ def _resized(pixels: Pixels) -> Image.Image:
 
 def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], maximum: float) -> Image.Image:
     """Return the picture with its hot spots in color, and with their outlines."""
-    drops = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR))
+    layer = color_layer(picture.size, heatmap, maximum)
+    overlay = picture.copy()
+    overlay.paste(layer, mask=layer)
+    return overlay
+
+
+def color_layer(size: tuple[int, int], heatmap: NDArray[np.float32], maximum: float) -> Image.Image:
+    """Return the hot spots of a map in color and their outlines, RGBA, to be laid over a scan of this width and height.
+
+    Regions below ``least_drawn`` are transparent, hot spots have half of the opacity, outlines all of it.
+    """
+    drops = np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR))
     least = least_drawn(maximum)
     hot = Image.fromarray(np.where(drops >= least, np.uint8(255), np.uint8(0)))
-    color = Image.fromarray(_colors((drops - least) / max(maximum - least, 1e-6)))
-    overlay = picture.copy()
-    overlay.paste(color, mask=hot.point([round(level * _OPACITY) for level in range(256)]))
-    thickness = 1 + max(picture.size) // (2 * _SHORT_SIDE)
+    layer = Image.fromarray(_colors((drops - least) / max(maximum - least, 1e-6)))
+    opacity = hot.point([round(level * _OPACITY) for level in range(256)])
+    thickness = 1 + max(size) // (2 * _SHORT_SIDE)
     inside = hot.filter(ImageFilter.MinFilter(2 * thickness + 1))
-    outline = ImageChops.subtract(hot, inside)
-    overlay.paste(color, mask=outline)
-    return overlay
+    opacity.paste(255, mask=ImageChops.subtract(hot, inside))
+    layer.putalpha(opacity)
+    return layer
 
 
 def _colors(levels: NDArray[np.floating]) -> Pixels:
