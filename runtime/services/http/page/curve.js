@@ -24,7 +24,7 @@ export function curve(series, onPick) {
 
   function draw() {
     drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    drawing.replaceChildren(...band(), ...axes(), ...line(), ...marks(), ...current());
+    drawing.replaceChildren(...band(), ...axes(), ...line(), ...marks(), ...thresholdName(), ...current());
   }
 
   function band() {
@@ -47,10 +47,7 @@ export function curve(series, onPick) {
     }
     if (series.threshold !== null) {
       const at = y(series.threshold);
-      const above = at > EDGE.top + 14;
-      parts.push(svg("line", { class: "threshold", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }),
-        svg("text", { class: "threshold-text", x: EDGE.left + 6, y: above ? at - 5 : at + 14 },
-          `threshold ${figure(series.threshold)}`));
+      parts.push(svg("line", { class: "threshold", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }));
     }
     return parts;
   }
@@ -70,6 +67,21 @@ export function curve(series, onPick) {
     const room = (width - EDGE.left - EDGE.right) / Math.max(count, 1);
     const size = Math.min(4, Math.max(1.5, room / 2.5));
     return series.slices.map((slice, number) => markOf(slice, series, x(number), y, size));
+  }
+
+  /** Return the name of the threshold, at that end of the curve where fewer slices are near it. */
+  function thresholdName() {
+    if (series.threshold === null) return [];
+    const near = (slice) => Math.abs((probabilityOf(slice, series) ?? 0) - series.threshold) < 0.25;
+    const half = Math.ceil(count / 2);
+    const left = series.slices.slice(0, half).filter(near).length <= series.slices.slice(-half).filter(near).length;
+    const at = y(series.threshold);
+    return [svg("text", {
+      class: "threshold-text",
+      x: left ? EDGE.left + 6 : width - EDGE.right - 6,
+      y: at > HEIGHT / 2 ? at - 6 : at + 15,
+      "text-anchor": left ? "start" : "end",
+    }, `threshold ${figure(series.threshold)}`)];
   }
 
   function current() {

@@ -1,9 +1,30 @@
 /* The demo scans that the package contains. */
 
 export const demos = [
-  { name: "phantom-2.jpg", title: "With a drawn lesion", text: "A picture (JPEG)", picture: "page/demo/phantom-2.jpg" },
-  { name: "mni152-slice-2.jpg", title: "Without a lesion", text: "A picture (JPEG)", picture: "page/demo/mni152-slice-2.jpg" },
-  { name: "mni152-slice-2-lossless.dcm", title: "The same from a scanner", text: "A slice in DICOM", mark: "DICOM" },
+  {
+    name: "phantom-3.jpg",
+    title: "A slice with drawn lesions",
+    text: "JPEG",
+    picture: "page/demo/phantom-3.jpg",
+  },
+  {
+    name: "mni152-slice-2.jpg",
+    title: "A slice without a lesion",
+    text: "JPEG",
+    picture: "page/demo/mni152-slice-2.jpg",
+  },
+  {
+    name: "mni152-slice-2-lossless.dcm",
+    title: "The same slice as a scanner stores it",
+    text: "DICOM, JPEG Lossless",
+    mark: "DICOM",
+  },
+  {
+    name: "phantom-series.nii.gz",
+    title: "A series of 20 slices with a drawn lesion",
+    text: "NIfTI",
+    mark: "NIfTI",
+  },
 ];
 
 /** Return a demo scan as a file. */

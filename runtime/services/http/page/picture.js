@@ -1,7 +1,7 @@
 /* Show a section with its heatmap above it, a switch and an opacity for the heatmap, and what its colors mean. */
 
 import { element, pictureUrl, property } from "./dom.js";
-import { heatmapMeaning, heatmapScore } from "./words.js";
+import { change, heatmapMeaning, heatmapScore } from "./words.js";
 
 // What the reader has chosen holds for all results.
 const chosen = { shown: true, opacity: 55 };
@@ -81,9 +81,9 @@ function legendOf(heatmap, note) {
     parts.push(
       element("div", { class: "scale" }),
       element("div", { class: "scale-ends" },
-        element("span", {}, heatmap.least.toFixed(1)),
+        element("span", {}, change(heatmap.least, heatmap)),
         element("span", {}, `change in log-odds of “${heatmap.explained}”`),
-        element("span", {}, heatmap.maximum.toFixed(1))),
+        element("span", {}, change(heatmap.maximum, heatmap))),
     );
   }
   return [

@@ -30,7 +30,7 @@ export async function classify(files, options, { signal, onUpload = () => {} } =
     for (const { file, path } of files) form.append("file", file, path);
     const sentWith = token;
     const answer = await post(address, form, signal, onUpload);
-    if (answer.status === 401 || answer.status === 403) {
+    if (answer.status === 401) {
       if (token === sentWith) await askForToken(sentWith !== null);
     } else if ((answer.status === 429 || answer.status === 503) && answer.retryAfter && tries < MOST_TRIES) {
       await wait(answer.retryAfter * 1000 * tries, signal);

@@ -57,16 +57,21 @@ export function seriesCaution({ rule }) {
   return `The score is not a probability that the patient has a tumor. Calibration of the rule: ${rule.calibration}.`;
 }
 
+/** Return a change in log-odds, with as many digits as tell the largest from the least that is drawn. */
+export function change(value, { least, maximum }) {
+  return value.toFixed(maximum - least < 0.1 ? 2 : 1);
+}
+
 /** Return what the color of a heatmap means. */
-export function heatmapMeaning({ explained, least, maximum, picture }) {
-  const change = `lowers the log-odds of “${explained}” by ${least.toFixed(1)} or more (the odds by a factor of `
-    + `${Math.exp(least).toFixed(1)})`;
+export function heatmapMeaning(heatmap) {
+  const { explained, least, maximum, picture } = heatmap;
+  const fall = `lowers the log-odds of “${explained}” by ${change(least, heatmap)} or more`;
   if (picture === null) {
-    return `No region of this slice ${change} when it is covered, so nothing is colored. This is usual without a tumor, and `
-      + "happens with some large tumors too.";
+    return `Covering a region of this slice with what healthy tissue would look like never ${fall}, so nothing is colored. `
+      + "This is usual without a tumor, and happens with some tumors too.";
   }
-  return `Covering a colored region with what healthy tissue would look like ${change}, at most by ${maximum.toFixed(1)}. `
-    + "The map describes the model. It is not the outline of a tumor.";
+  return `Covering a colored region with what healthy tissue would look like ${fall}, at most by `
+    + `${change(maximum, heatmap)}. The map describes the model. It is not the outline of a tumor.`;
 }
 
 /** Return how well such heatmaps were measured to point at a lesion. */
