@@ -13,7 +13,11 @@ export const probabilityOf = (slice, series) =>
 export const isBlank = (slice) => (slice.warnings ?? []).some(({ code }) => code === "blank");
 export const isPositive = (slice, series) => series.positive !== null && slice.label === series.positive;
 
-/** Return the curve of a series: its element, and a function that marks a slice. "onPick" gets a slice that is clicked. */
+/**
+ * Return the curve of a series: its element, and a function that marks a slice.
+ *
+ * "onPick" gets the number of a slice that is clicked.
+ */
 export function curve(series, onPick) {
   const drawing = svg("svg", { class: "curve", role: "img", "aria-label": summary(series) });
   let width = 0;
@@ -30,17 +34,30 @@ export function curve(series, onPick) {
   function band() {
     if (!series.window || series.count < 2) return [];
     const from = x(series.window.first) - 5;
-    return [svg("rect", { class: "window", x: from, y: EDGE.top, width: x(series.window.last) + 5 - from,
-      height: HEIGHT - EDGE.top - EDGE.bottom, rx: 4 })];
+    return [
+      svg("rect", {
+        class: "window",
+        x: from,
+        y: EDGE.top,
+        width: x(series.window.last) + 5 - from,
+        height: HEIGHT - EDGE.top - EDGE.bottom,
+        rx: 4,
+      }),
+    ];
   }
 
   function axes() {
     const parts = [];
     for (const value of [0, 0.5, 1]) {
-      parts.push(svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }),
-        svg("text", { x: EDGE.left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toString()));
+      parts.push(
+        svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }),
+        svg("text", { x: EDGE.left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toString()),
+      );
     }
-    for (const [number, anchor] of [[0, "start"], [count - 1, "end"]]) {
+    for (const [number, anchor] of [
+      [0, "start"],
+      [count - 1, "end"],
+    ]) {
       const { position_mm: mm } = series.slices[number];
       const text = `slice ${number + 1}${mm === null ? "" : `, ${mm.toFixed(0)} mm`}`;
       parts.push(svg("text", { x: x(number), y: HEIGHT - 12, "text-anchor": anchor }, text));
@@ -59,8 +76,9 @@ export function curve(series, onPick) {
       if (value === null || isBlank(slice)) pieces.push([]);
       else pieces.at(-1).push(`${x(number).toFixed(1)},${y(value).toFixed(1)}`);
     });
-    return pieces.filter((piece) => piece.length > 1).map((piece) =>
-      svg("polyline", { class: "line", points: piece.join(" ") }));
+    return pieces
+      .filter((piece) => piece.length > 1)
+      .map((piece) => svg("polyline", { class: "line", points: piece.join(" ") }));
   }
 
   function marks() {
@@ -76,17 +94,25 @@ export function curve(series, onPick) {
     const half = Math.ceil(count / 2);
     const left = series.slices.slice(0, half).filter(near).length <= series.slices.slice(-half).filter(near).length;
     const at = y(series.threshold);
-    return [svg("text", {
-      class: "threshold-text",
-      x: left ? EDGE.left + 6 : width - EDGE.right - 6,
-      y: at > HEIGHT / 2 ? at - 6 : at + 15,
-      "text-anchor": left ? "start" : "end",
-    }, `threshold ${figure(series.threshold)}`)];
+    return [
+      svg(
+        "text",
+        {
+          class: "threshold-text",
+          x: left ? EDGE.left + 6 : width - EDGE.right - 6,
+          y: at > HEIGHT / 2 ? at - 6 : at + 15,
+          "text-anchor": left ? "start" : "end",
+        },
+        `threshold ${figure(series.threshold)}`,
+      ),
+    ];
   }
 
   function current() {
     const value = probabilityOf(series.slices[here], series);
-    const parts = [svg("line", { class: "here", x1: x(here), x2: x(here), y1: EDGE.top, y2: HEIGHT - EDGE.bottom + 5 })];
+    const parts = [
+      svg("line", { class: "here", x1: x(here), x2: x(here), y1: EDGE.top, y2: HEIGHT - EDGE.bottom + 5 }),
+    ];
     if (value !== null) parts.push(svg("circle", { class: "here-dot", cx: x(here), cy: y(value), r: 7 }));
     return parts;
   }
@@ -134,22 +160,45 @@ function markOf(slice, series, x, y, size) {
 /** Return the key of the marks, only of those that occur. */
 export function key(series) {
   const kinds = [
-    [(slice) => isPositive(slice, series) && !isBlank(slice), `${series.positive}`, svg("rect", { class: "dot positive", x: 2, y: 2, width: 8, height: 8 })],
-    [(slice) => slice.label && !isPositive(slice, series) && !isBlank(slice), "another answer", svg("circle", { class: "dot", cx: 6, cy: 6, r: 4 })],
+    [
+      (slice) => isPositive(slice, series) && !isBlank(slice),
+      `${series.positive}`,
+      svg("rect", { class: "dot positive", x: 2, y: 2, width: 8, height: 8 }),
+    ],
+    [
+      (slice) => slice.label && !isPositive(slice, series) && !isBlank(slice),
+      "another answer",
+      svg("circle", { class: "dot", cx: 6, cy: 6, r: 4 }),
+    ],
     [isBlank, "blank, does not count", svg("circle", { class: "dot blank", cx: 6, cy: 6, r: 4 })],
     [(slice) => slice.error, "no answer", svg("path", { class: "cross", d: "M3 3l6 6m0-6l-6 6" })],
   ];
-  const items = kinds.filter(([occurs]) => series.slices.some(occurs)).map(([, text, mark]) =>
-    element("li", {}, svg("svg", { class: "curve", "aria-hidden": "true", viewBox: "0 0 12 12" }, mark), text));
+  const items = kinds
+    .filter(([occurs]) => series.slices.some(occurs))
+    .map(([, text, mark]) =>
+      element("li", {}, svg("svg", { class: "curve", "aria-hidden": "true", viewBox: "0 0 12 12" }, mark), text),
+    );
   if (series.window && series.count > 1) {
-    items.push(element("li", {}, svg("svg", { class: "curve", "aria-hidden": "true", viewBox: "0 0 12 12" },
-      svg("rect", { class: "window", width: 12, height: 12, rx: 2 })), "where the score comes from"));
+    items.push(
+      element(
+        "li",
+        {},
+        svg(
+          "svg",
+          { class: "curve", "aria-hidden": "true", viewBox: "0 0 12 12" },
+          svg("rect", { class: "window", width: 12, height: 12, rx: 2 }),
+        ),
+        "where the score comes from",
+      ),
+    );
   }
   return element("ul", { class: "key" }, ...items);
 }
 
 function summary(series) {
   const positive = series.slices.filter((slice) => isPositive(slice, series)).length;
-  return `Curve of the probability along ${series.slices.length} slices: ${positive} are “${series.positive}”. `
-    + "The table below has every value.";
+  return (
+    `Curve of the probability along ${series.slices.length} slices: ${positive} are “${series.positive}”. ` +
+    "The table below has every value."
+  );
 }

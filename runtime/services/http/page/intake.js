@@ -29,7 +29,8 @@ export async function ofTransfer(transfer) {
 
 async function walk(folder, files) {
   const reader = folder.createReader();
-  for (;;) { // a browser gives at most 100 entries at a time
+  for (;;) {
+    // a browser gives at most 100 entries at a time
     const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!entries.length || files.length > MOST_FILES) return;
     for (const entry of entries) {
@@ -52,9 +53,13 @@ async function walk(folder, files) {
 export async function plan(files) {
   const notes = [];
   if (files.length > MOST_FILES) {
-    notes.push(`Only the first ${MOST_FILES.toLocaleString("en")} files are used. Choose a smaller folder for the others.`);
+    notes.push(
+      `Only the first ${MOST_FILES.toLocaleString("en")} files are used. Choose a smaller folder for the others.`,
+    );
   }
-  const taken = files.slice(0, MOST_FILES).sort((one, other) => one.path.localeCompare(other.path, "en", { numeric: true }));
+  const taken = files
+    .slice(0, MOST_FILES)
+    .sort((one, other) => one.path.localeCompare(other.path, "en", { numeric: true }));
   const jobs = [];
   const dicom = [];
   const skipped = [];
@@ -67,11 +72,14 @@ export async function plan(files) {
     else if (kind === "other") skipped.push(each.path);
   });
   if (dicom.length === 1) jobs.unshift({ name: dicom[0].path, files: dicom, bySeries: false });
-  if (dicom.length > 1) jobs.unshift({ name: `${dicom.length.toLocaleString("en")} DICOM files`, files: dicom, bySeries: true });
+  if (dicom.length > 1)
+    jobs.unshift({ name: `${dicom.length.toLocaleString("en")} DICOM files`, files: dicom, bySeries: true });
   if (skipped.length) {
     const names = skipped.slice(0, 3).join(", ") + (skipped.length > 3 ? ", …" : "");
-    notes.push(`${skipped.length === 1 ? "1 file was" : `${skipped.length.toLocaleString("en")} files were`} `
-      + `skipped, because they are no scans: ${names}.`);
+    notes.push(
+      `${skipped.length === 1 ? "1 file was" : `${skipped.length.toLocaleString("en")} files were`} ` +
+        `skipped, because they are no scans: ${names}.`,
+    );
   }
   if (!jobs.length && !skipped.length) notes.push("There are no files in it.");
   return { jobs, notes };
@@ -80,7 +88,7 @@ export async function plan(files) {
 async function kindsOf(files) {
   const kinds = [];
   for (let start = 0; start < files.length; start += READ_TOGETHER) {
-    kinds.push(...await Promise.all(files.slice(start, start + READ_TOGETHER).map(kindOf)));
+    kinds.push(...(await Promise.all(files.slice(start, start + READ_TOGETHER).map(kindOf))));
   }
   return kinds;
 }
@@ -90,6 +98,9 @@ async function kindOf({ file, path, named }) {
   if (VOLUMES.test(path)) return "volume";
   if (DICOM.test(path)) return "dicom";
   if (PICTURES.test(path)) return "picture";
-  const magic = await file.slice(128, 132).text().catch(() => "");
+  const magic = await file
+    .slice(128, 132)
+    .text()
+    .catch(() => "");
   return magic === "DICM" ? "dicom" : "other";
 }

@@ -12,13 +12,15 @@ export function takeLayers(record) {
   if (!picture) return null;
   return {
     section: picture,
-    heatmap: explanation ? {
-      explained: explanation.label,
-      picture: explanation.overlay,
-      maximum: explanation.maximum,
-      least: explanation.least_drawn,
-      score: explanation.score,
-    } : null,
+    heatmap: explanation
+      ? {
+          explained: explanation.label,
+          picture: explanation.overlay,
+          maximum: explanation.maximum,
+          least: explanation.least_drawn,
+          score: explanation.score,
+        }
+      : null,
     probabilities: record.probabilities,
   };
 }

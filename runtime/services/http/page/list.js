@@ -11,7 +11,8 @@ const KINDS = [
   ["failed", "without an answer", (entry) => entry.state === "failed" || Boolean(entry.result?.skipped)],
 ];
 
-const isPositive = ({ state, result }) => state === "done" && result.positive !== null && result.label === result.positive;
+const isPositive = ({ state, result }) =>
+  state === "done" && result.positive !== null && result.label === result.positive;
 
 export class List {
   constructor({ onOpen }) {
@@ -89,8 +90,13 @@ export class List {
     const thumbnail = element("span", { class: "thumbnail" });
     const answer = element("span", {});
     const value = element("span", { class: "row-value" });
-    const button = element("button", { type: "button", class: "row", onclick: () => this._onOpen(entry) },
-      thumbnail, element("span", { class: "row-text" }, element("span", { class: "row-name" }, entry.name), answer), value);
+    const button = element(
+      "button",
+      { type: "button", class: "row", onclick: () => this._onOpen(entry) },
+      thumbnail,
+      element("span", { class: "row-text" }, element("span", { class: "row-name" }, entry.name), answer),
+      value,
+    );
     return { item: element("li", {}, button), button, thumbnail, answer, value, address: null };
   }
 

@@ -10,7 +10,7 @@ import { seriesView } from "./series.js";
 import { counted, figure, sentence } from "./words.js";
 
 const at = (id) => document.getElementById(id);
-const scans = new Scans(onChange);
+const scans = new Scans(onChange, onSkipped);
 const list = new List({ onOpen: open });
 let opened = null; // the entry whose result is shown
 let view = null;
@@ -26,9 +26,21 @@ async function take(files) {
   if (!jobs.length) return;
   openNext = true;
   scans.add(jobs);
+  // The demo scans are hidden now, and one of them may have the focus.
+  if (!document.activeElement?.checkVisibility()) at("main").focus({ preventScroll: true });
 }
 
-for (const [button, input] of [["choose-files", "files"], ["choose-folder", "folder"]]) {
+function onSkipped(names) {
+  const text = `${counted(names.length, "file")} left out, because the server finds no scan in ${
+    names.length === 1 ? "it" : "them"
+  }: ${names.slice(0, 3).join(", ")}${names.length > 3 ? ", …" : ""}.`;
+  at("notes").append(element("p", { class: "note" }, text));
+}
+
+for (const [button, input] of [
+  ["choose-files", "files"],
+  ["choose-folder", "folder"],
+]) {
   at(button).addEventListener("click", () => at(input).click());
   at(input).addEventListener("change", async () => {
     const files = ofInput(at(input));
@@ -54,11 +66,22 @@ addEventListener("paste", async (event) => {
   if (files.length) await take(files);
 });
 
-at("demo-list").append(...demos.map((demo) => element("li", {},
-  element("button", { type: "button", onclick: () => takeDemo(demo) },
-    demo.picture ? element("img", { src: demo.picture, alt: "", loading: "lazy" })
-      : element("span", { class: "no-picture", "aria-hidden": "true" }, demo.mark),
-    element("span", {}, element("strong", {}, demo.title), element("small", {}, demo.text))))));
+at("demo-list").append(
+  ...demos.map((demo) =>
+    element(
+      "li",
+      {},
+      element(
+        "button",
+        { type: "button", onclick: () => takeDemo(demo) },
+        demo.picture
+          ? element("img", { src: demo.picture, alt: "", loading: "lazy" })
+          : element("span", { class: "no-picture", "aria-hidden": "true" }, demo.mark),
+        element("span", {}, element("strong", {}, demo.title), element("small", {}, demo.text)),
+      ),
+    ),
+  ),
+);
 
 async function takeDemo(demo) {
   try {
@@ -101,6 +124,7 @@ function schedule() {
 
 function showProgress() {
   const { entries } = scans;
+  if (!scans.busy && document.activeElement === at("cancel")) at("main").focus({ preventScroll: true });
   at("progress").hidden = !scans.busy;
   if (!scans.busy) return;
   const bar = at("progress-bar");
@@ -121,7 +145,9 @@ function showProgress() {
 }
 
 function open(entry) {
-  const wasFocused = at("detail").contains(document.activeElement);
+  // A reader who is not in the middle of something else can use the arrow keys at once.
+  const takeFocus =
+    [document.body, at("main")].includes(document.activeElement) || at("detail").contains(document.activeElement);
   view?.close();
   opened = entry;
   const buttons = [];
@@ -131,13 +157,13 @@ function open(entry) {
   const failed = entry.state === "failed" || Boolean(entry.result?.skipped);
   if (failed) view = failureView(entry, buttons);
   else if (entry.kind === "series") view = seriesView(entry, (...args) => scans.layersOfSlice(...args));
-  else view = sliceView(entry, () => scans.layersOf(entry));
+  else view = sliceView(entry, (...args) => scans.layersOf(...args));
   const detail = at("detail");
   detail.classList.toggle("failure", failed);
   detail.replaceChildren(...view.parts);
   detail.hidden = false;
   list.mark(entry);
-  if (wasFocused) at("main").focus();
+  if (takeFocus) detail.focus({ preventScroll: true });
   if (scans.entries.length > 1 || !scans.busy) announce(spoken(entry));
 }
 
@@ -150,7 +176,8 @@ function spoken(entry) {
   const { result } = entry;
   if (entry.state === "failed") return `${entry.name}: no answer. ${sentence(entry.failure.error)}`;
   if (result.skipped) return `${entry.name}: not classified. ${sentence(result.skipped.message)}`;
-  if (entry.kind === "series") return `${entry.name}: ${result.label ?? "no answer"}, score ${figure(result.score ?? 0)}.`;
+  if (entry.kind === "series")
+    return `${entry.name}: ${result.label ?? "no answer"}, score ${figure(result.score ?? 0)}.`;
   const shown = result.positive ?? result.label;
   const warnings = result.warnings.length ? ` ${counted(result.warnings.length, "warning")}.` : "";
   return `${entry.name}: ${result.label}, probability of ${shown} ${figure(result.probabilities[shown])}.${warnings}`;
@@ -205,7 +232,13 @@ at("save-all").addEventListener("click", () => {
 
 at("detail").addEventListener("keydown", (event) => view?.onKey?.(event));
 for (const radio of document.querySelectorAll('[name="theme"]')) {
-  radio.addEventListener("change", () => { document.documentElement.dataset.theme = radio.value; });
+  radio.addEventListener("change", () => {
+    document.documentElement.dataset.theme = radio.value;
+  });
 }
 // The table of a series is printed, too.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
+addEventListener("beforeprint", () =>
+  document.querySelectorAll("details").forEach((each) => {
+    each.open = true;
+  }),
+);

@@ -20,8 +20,12 @@ export function viewer({ onWanted }) {
   const opacity = element("input", { type: "range", min: 10, max: 100, step: 5, value: chosen.opacity });
   const opacityLabel = element("label", { class: "opacity" }, "Opacity", opacity);
   const legend = element("div", { class: "legend" });
-  const tools = element("div", { class: "tools" },
-    element("label", { class: "switch" }, toggle, "Heatmap"), opacityLabel);
+  const tools = element(
+    "div",
+    { class: "tools" },
+    element("label", { class: "switch" }, toggle, "Heatmap"),
+    opacityLabel,
+  );
   const node = element("figure", { class: "view" }, screen, tools, legend);
   let heatmap = null;
   const addresses = [];
@@ -51,7 +55,9 @@ export function viewer({ onWanted }) {
 
   return {
     node,
-    get wantsHeatmap() { return chosen.shown; },
+    get wantsHeatmap() {
+      return chosen.shown;
+    },
     /** Show layers. "text" stands in place of a missing picture, "busy" while a heatmap is drawn. */
     show({ layers = null, text = "", busy = false, note = "" }) {
       addresses.splice(0).forEach(URL.revokeObjectURL);
@@ -75,20 +81,25 @@ export function viewer({ onWanted }) {
 }
 
 function legendOf(heatmap, note) {
-  if (!heatmap) return note ? [element("p", { class: "meaning" }, note)] : [];
+  const notes = note ? [element("p", { class: "meaning" }, note)] : [];
+  if (!heatmap) return notes;
   const parts = [];
   if (heatmap.picture) {
     parts.push(
       element("div", { class: "scale" }),
-      element("div", { class: "scale-ends" },
+      element(
+        "div",
+        { class: "scale-ends" },
         element("span", {}, change(heatmap.least, heatmap)),
         element("span", {}, `change in log-odds of “${heatmap.explained}”`),
-        element("span", {}, change(heatmap.maximum, heatmap))),
+        element("span", {}, change(heatmap.maximum, heatmap)),
+      ),
     );
   }
   return [
     ...parts,
     element("p", {}, heatmapMeaning(heatmap)),
     element("p", { class: "meaning" }, heatmapScore(heatmap)),
+    ...notes,
   ];
 }

@@ -7,39 +7,41 @@ import { NOTICE, failureText, figure, reason, sentence, shownLabel } from "./wor
 /**
  * Return the view of one slice: its elements, and "close".
  *
- * "load" returns a promise of the layers with a heatmap, or rejects with an error that has a message.
+ * "load" gets the entry and an AbortSignal, and returns a promise of the layers with a heatmap.
  */
 export function sliceView(entry, load) {
   const { result } = entry;
   const picture = viewer({ onWanted: loadHeatmap });
-  let closed = false;
+  const controller = new AbortController();
 
   async function loadHeatmap() {
     if (entry.layers?.heatmap) return;
     picture.show({ layers: entry.layers, text: "The picture is being loaded.", busy: true });
     try {
-      const layers = await load(entry);
-      if (closed) return;
-      entry.layers = layers;
-      picture.show({ layers });
+      entry.layers = await load(entry, controller.signal);
+      if (!controller.signal.aborted) picture.show({ layers: entry.layers });
     } catch (error) {
-      if (!closed) picture.show({ layers: entry.layers, text: "No picture.", note: noHeatmap(error) });
+      if (!controller.signal.aborted)
+        picture.show({ layers: entry.layers, text: "No picture.", note: noHeatmap(error) });
     }
   }
 
   if (entry.layers?.heatmap || (entry.layers && !picture.wantsHeatmap)) picture.show({ layers: entry.layers });
   else loadHeatmap();
 
-  const answer = element("div", { class: "answer" },
+  const answer = element(
+    "div",
+    { class: "answer" },
     ...heading(entry.name, result.label, result.positive === null ? "" : tone(result)),
     ...bars(result),
     element("p", { class: "sentence" }, reason(result)),
     element("p", { class: "notice" }, NOTICE),
-    warningList(result.warnings));
+    warningList(result.warnings),
+  );
   return {
     parts: [picture.node, answer, facts(entry)],
     close() {
-      closed = true;
+      controller.abort();
       picture.close();
     },
   };
@@ -77,15 +79,29 @@ function bars(result) {
     const threshold = shown === result.positive ? result.threshold : null;
     return [bar(`Probability of “${shown}”`, result.probabilities[shown], threshold, tone(result) === "positive")];
   }
-  return Object.entries(result.probabilities).map(([label, value]) => bar(
-    `Probability of “${label}”`, value, label === result.positive ? result.threshold : null, label === result.label));
+  return Object.entries(result.probabilities).map(([label, value]) =>
+    bar(
+      `Probability of “${label}”`,
+      value,
+      label === result.positive ? result.threshold : null,
+      label === result.label,
+    ),
+  );
 }
 
 /** Return a value from 0 to 1 as a number and as a bar on which the threshold is marked. */
 export function bar(title, value, threshold, positive) {
-  const line = element("div", { class: `bar${positive ? " positive" : ""}${threshold === null ? " no-threshold" : ""}`,
-    "aria-hidden": "true" }, element("i"));
-  const marks = element("p", { class: "marks" }, element("span", { class: "zero" }, "0"), element("span", { class: "one" }, "1"));
+  const line = element(
+    "div",
+    { class: `bar${positive ? " positive" : ""}${threshold === null ? " no-threshold" : ""}`, "aria-hidden": "true" },
+    element("i"),
+  );
+  const marks = element(
+    "p",
+    { class: "marks" },
+    element("span", { class: "zero" }, "0"),
+    element("span", { class: "one" }, "1"),
+  );
   property(line, "--value", value);
   if (threshold !== null) {
     for (const node of [line, marks]) property(node, "--threshold", threshold);
@@ -99,9 +115,12 @@ export function bar(title, value, threshold, positive) {
 /** Return the warnings as sentences, or nothing. */
 export function warningList(warnings) {
   if (!warnings.length) return null;
-  return element("section", { class: "warnings", "aria-label": "Warnings" },
+  return element(
+    "section",
+    { class: "warnings", "aria-label": "Warnings" },
     element("h3", {}, warnings.length === 1 ? "A reason to doubt this answer" : "Reasons to doubt this answer"),
-    element("ul", {}, ...warnings.map(({ message }) => element("li", {}, sentence(message)))));
+    element("ul", {}, ...warnings.map(({ message }) => element("li", {}, sentence(message)))),
+  );
 }
 
 /** Return what ran, and what can be done with the result. */
@@ -114,12 +133,19 @@ export function facts(entry) {
     ...(result.latency_ms ? [["Time", `${result.latency_ms.total.toFixed(1)} ms on the server`]] : []),
     ...headerFacts(result.dicom ?? result.nifti),
   ];
-  const save = () => download(`${fileName(entry.name)}.json`, "application/json", `${JSON.stringify(result, null, 2)}\n`);
-  return element("div", { class: "facts" },
+  const save = () =>
+    download(`${fileName(entry.name)}.json`, "application/json", `${JSON.stringify(result, null, 2)}\n`);
+  return element(
+    "div",
+    { class: "facts" },
     element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
-    element("p", { class: "buttons" },
+    element(
+      "p",
+      { class: "buttons" },
       element("button", { type: "button", onclick: save }, "Download JSON"),
-      element("button", { type: "button", onclick: () => window.print() }, "Print or save as PDF")));
+      element("button", { type: "button", onclick: () => window.print() }, "Print or save as PDF"),
+    ),
+  );
 }
 
 function headerFacts(header) {
@@ -134,4 +160,8 @@ function headerFacts(header) {
   return rows;
 }
 
-const fileName = (name) => name.split("/").at(-1).replace(/[^\w.-]+/g, "_");
+const fileName = (name) =>
+  name
+    .split("/")
+    .at(-1)
+    .replace(/[^\w.-]+/g, "_");

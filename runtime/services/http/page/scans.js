@@ -16,17 +16,23 @@ function entryOf(job, name = job.name) {
   return { id: nextId++, job, name, state: "waiting", sent: 0, result: null, kind: null, failure: null, layers: null };
 }
 
-/** The scans of this page. "onChange" is called with "added", "changed", "replaced" or "finished", and the entries. */
+/**
+ * The scans of this page. "onChange" is called with "added", "changed", "replaced" or "finished", and the
+ * entries; "onSkipped" with the names of files that the server left out because they are no scans.
+ */
 export class Scans {
-  constructor(onChange) {
+  constructor(onChange, onSkipped) {
     this.entries = [];
     this._onChange = onChange;
+    this._onSkipped = onSkipped;
     this._queue = [];
     this._running = 0;
     this._controller = null;
   }
 
-  get busy() { return this._running > 0 || this._queue.length > 0; }
+  get busy() {
+    return this._running > 0 || this._queue.length > 0;
+  }
 
   /** Queue jobs of "plan". */
   add(jobs) {
@@ -57,17 +63,19 @@ export class Scans {
   }
 
   /** Return the layers of a slice with its heatmap. */
-  async layersOf(entry) {
-    const answer = await classify(entry.job.files, { picture: 1, heatmap: 1, ...indexOf(entry.result) });
-    return takeLayers(only(answer));
+  async layersOf(entry, signal) {
+    const options = { picture: 1, heatmap: 1, ...indexOf(entry.result) };
+    return takeLayers(only(await classify(entry.job.files, options, { signal })));
   }
 
   /** The same for a slice of a series. Only the file of the slice is sent. */
   async layersOfSlice(entry, number, signal) {
     const slice = entry.result.slices[number];
     const file = entry.job.files.find(({ path }) => path === slice.file);
-    if (!file || /\.zip$/i.test(file.path)) throw new Refusal("Slices in a zip file have none. Unpack it and drop the folder");
-    return takeLayers(only(await classify([file], { picture: 1, heatmap: 1, ...indexOf(slice) }, { signal })));
+    if (!file || /\.zip$/i.test(file.path))
+      throw new Refusal("Slices in a zip file have none. Unpack it and drop the folder");
+    const options = { picture: 1, heatmap: 1, ...indexOf(slice) };
+    return takeLayers(only(await classify([file], options, { signal })));
   }
 
   async _work() {
@@ -92,11 +100,13 @@ export class Scans {
     this._onChange("changed", [entry]);
     try {
       let answer = await classify(job.files, options, { signal, onUpload });
-      if (!job.bySeries && answer.results?.some(({ frames }) => frames > 1)) { // one file with many slices
+      if (!job.bySeries && answer.results?.some(({ frames }) => frames > 1)) {
+        // one file with many slices
         job.bySeries = true;
         answer = await classify(job.files, { ...options, by: "series" }, { signal, onUpload });
       }
       this._replace(entry, answer.results ?? [answer]);
+      if (answer.skipped?.length) this._onSkipped(answer.skipped);
     } catch (error) {
       if (error.name === "AbortError") return;
       entry.state = "failed";
@@ -108,7 +118,7 @@ export class Scans {
   /** Put the results of one request in the place of its entry. */
   _replace(entry, results) {
     const entries = results.map((result) => {
-      const each = results.length === 1 ? entry : entryOf(entry.job, result.file ?? entry.name);
+      const each = results.length === 1 ? entry : entryOf(entry.job, nameOf(result, entry));
       each.state = result.error ? "failed" : "done";
       if (result.error) each.failure = result;
       else each.kind = result.by === "series" ? "series" : "slice";
@@ -130,3 +140,10 @@ export class Scans {
 
 const indexOf = ({ index }) => (index === undefined ? {} : { index });
 const only = (answer) => answer.results?.[0] ?? answer;
+
+/** Return the name of one of several results of a request. A series has that of its first file. */
+function nameOf({ file, part, parts, index, frames }, entry) {
+  const name = file ?? entry.name;
+  if (parts > 1) return `${name} (part ${part} of ${parts})`;
+  return frames > 1 ? `${name} (slice ${index + 1} of ${frames})` : name;
+}

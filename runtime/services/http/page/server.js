@@ -3,6 +3,7 @@
 import { sentence } from "./words.js";
 
 let token = null;
+let welcome = false; // whether the server has answered without asking for a token
 let asking = null; // one dialog for all requests that are refused at the same time
 
 const MOST_TRIES = 6; // of a request that the server is too busy for
@@ -23,6 +24,7 @@ export class Refusal extends Error {
  * An aborted "signal" raises an AbortError.
  */
 export async function classify(files, options, { signal, onUpload = () => {} } = {}) {
+  await knock();
   const address = new URL("v1/classify", document.baseURI);
   for (const [name, value] of Object.entries(options)) address.searchParams.set(name, value);
   for (let tries = 1; ; tries++) {
@@ -36,13 +38,26 @@ export async function classify(files, options, { signal, onUpload = () => {} } =
       await wait(answer.retryAfter * 1000 * tries, signal);
     } else if (answer.body === null) {
       throw new Refusal(`The server answered with status ${answer.status} and no readable text`, "", answer.status);
-    } else if (answer.status >= 400 && !answer.body.results) { // with several scans, each result says what is wrong
+    } else if (answer.status >= 400 && !answer.body.results) {
+      // with several scans, each result says what is wrong
       throw new Refusal(answer.body.error ?? `status ${answer.status}`, answer.body.hint ?? "", answer.status);
     } else {
       return answer.body;
     }
   }
 }
+
+/** Ask for a token, if the server needs one, before a large upload that it would refuse. */
+async function knock() {
+  for (; !welcome;) {
+    const sentWith = token;
+    const { status } = await fetch(new URL("v2", document.baseURI), { headers: authorization() }).catch(() => ({}));
+    if (status !== 401) welcome = true;
+    else if (token === sentWith) await askForToken(sentWith !== null);
+  }
+}
+
+const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
 /** Post a form. XMLHttpRequest reports how much of the body is sent, which fetch does not. */
 function post(address, form, signal, onUpload) {
@@ -53,14 +68,21 @@ function post(address, form, signal, onUpload) {
     signal?.addEventListener("abort", abort, { once: true });
     request.open("POST", address);
     request.responseType = "json";
-    if (token) request.setRequestHeader("Authorization", `Bearer ${token}`);
+    for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => event.lengthComputable && onUpload(event.loaded / event.total);
-    request.onload = () => resolve({
-      status: request.status,
-      body: request.response,
-      retryAfter: Number(request.getResponseHeader("Retry-After")),
-    });
-    request.onerror = () => reject(new Refusal("The server did not answer", "Check that it runs, then try again"));
+    request.onload = () =>
+      resolve({
+        status: request.status,
+        body: request.response,
+        retryAfter: Number(request.getResponseHeader("Retry-After")),
+      });
+    request.onerror = () =>
+      reject(
+        new Refusal(
+          "The connection to the server broke",
+          "Check that it runs. It also breaks the connection if files are larger than it accepts",
+        ),
+      );
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     request.onloadend = () => signal?.removeEventListener("abort", abort);
     request.send(form);

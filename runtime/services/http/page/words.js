@@ -40,16 +40,20 @@ export function reason(result) {
 export function seriesReason(series) {
   if (series.score === null) return "No slice of this series has an answer that counts, so it has no score.";
   const where = place(series);
-  const score = `In one stretch of neighboring slices${where}, at least half have a probability of “${series.positive}” of `
-    + `${figure(series.score)} or more.`;
+  const score =
+    `In one stretch of neighboring slices${where}, at least half have a probability of “${series.positive}” of ` +
+    `${figure(series.score)} or more.`;
   if (series.threshold === null) return score;
   const comparison = series.score >= series.threshold ? "reaches" : "is below";
-  return `${score} This score ${comparison} the threshold, ${figure(series.threshold)}, so the answer is “${series.label}”.`;
+  const threshold = figure(series.threshold);
+  return `${score} This score ${comparison} the threshold, ${threshold}, so the answer is “${series.label}”.`;
 }
 
 function place({ window, count }) {
   if (!window || count < 2) return "";
-  return window.first === window.last ? ` (slice ${window.first + 1})` : ` (slices ${window.first + 1} to ${window.last + 1})`;
+  return window.first === window.last
+    ? ` (slice ${window.first + 1})`
+    : ` (slices ${window.first + 1} to ${window.last + 1})`;
 }
 
 /** Return what a series answer must not be taken for. "calibration" says on what data the rule was chosen. */
@@ -67,27 +71,26 @@ export function heatmapMeaning(heatmap) {
   const { explained, least, maximum, picture } = heatmap;
   const fall = `lowers the log-odds of “${explained}” by ${change(least, heatmap)} or more`;
   if (picture === null) {
-    return `Covering a region of this slice with what healthy tissue would look like never ${fall}, so nothing is colored. `
-      + "This is usual without a tumor, and happens with some tumors too.";
+    return (
+      `Covering a region of this slice with what healthy tissue would look like never ${fall}, so nothing is ` +
+      "colored. " +
+      "This is usual without a tumor, and happens with some tumors too."
+    );
   }
-  return `Covering a colored region with what healthy tissue would look like ${fall}, at most by `
-    + `${change(maximum, heatmap)}. The map describes the model. It is not the outline of a tumor.`;
+  return (
+    `Covering a colored region with what healthy tissue would look like ${fall}, at most by ` +
+    `${change(maximum, heatmap)}. The map describes the model. It is not the outline of a tumor.`
+  );
 }
 
 /** Return how well such heatmaps were measured to point at a lesion. */
 export function heatmapScore({ score }) {
   if (score === null) return "How well the heatmaps of this artifact point at lesions was not measured.";
   const range = `${score.low.toFixed(2)} to ${score.high.toFixed(2)}`;
-  return `Measured: in ${score.value.toFixed(2)} (${range}) of drawn lesions that this model called, the highest value `
-    + "lies in the lesion.";
-}
-
-/** Return a size in bytes for people. */
-export function bytes(count) {
-  const units = ["bytes", "KB", "MB", "GB"];
-  let unit = 0;
-  for (; count >= 1000 && unit < units.length - 1; unit++) count /= 1000;
-  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
+  return (
+    `Measured: in ${score.value.toFixed(2)} (${range}) of drawn lesions that this model called, the highest value ` +
+    "lies in the lesion."
+  );
 }
 
 /** Return a number with its noun: "1 file", "3 files", "2 series". */
