@@ -23,6 +23,7 @@ Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 _NOBODY = 0  # the status in logs and metrics when the client had closed the connection
 _UNKNOWN = "unknown"  # the route of a path that does not exist
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Gate:
             pattern = route.pattern if route else _UNKNOWN
             self._metrics.request(pattern, exchange.status, exchange.reason, seconds, exchange.received)
             self._log.request(
-                exchange.method,
+                exchange.method if exchange.method in _METHODS else "other",
                 pattern,
                 exchange.status,
                 seconds,
