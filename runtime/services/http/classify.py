@@ -116,13 +116,13 @@ def _only_frame(model: ServedModel, scan: bytes, keep_pixels: bool) -> Prepared 
 
 async def _send(exchange: Exchange, results: list[dict[str, Any]], skipped: Sequence[str]) -> None:
     """Send one result as it is, and several results, or one and the names of files that are no scans, as a list."""
-    exchange.facts["frames"] = len(results)
+    exchange.frames = len(results)
     if not results:
         raise RequestRefused(422, "missing", "the upload has no scan in it", details={"skipped": list(skipped)})
     failed = [result for result in results if "error" in result]
     status = 200
     if len(failed) == len(results):
-        exchange.facts["reason"] = failed[0]["code"]
+        exchange.reason = failed[0]["code"]
         status = INPUT_STATUSES.get(failed[0]["code"], 422)
     if len(results) == 1 and not skipped:
         await exchange.send_json(status, results[0])

@@ -27,8 +27,15 @@ class Disconnected(Exception):
 class Exchange:
     """A request and its answer.
 
-    ``facts`` collects what the log line and the metrics contain: ``route``, ``model``, ``reason``, ``frames``. None of
-    it may come from the content of a scan or name a file.
+    Attributes
+    ----------
+    status
+        Of the answer, or 0 while none was sent.
+    received
+        Bytes of the body.
+    model, frames, reason
+        For the log: the name of a model that is served, how many frames were classified, and why there is no result.
+        None of them may come from the content of a scan, or name a file.
     """
 
     def __init__(
@@ -38,9 +45,11 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.facts: dict[str, Any] = {}
-        self.status = 0  # of the answer, or 0 while none was sent
-        self.received = 0  # bytes of the body
+        self.status = 0
+        self.received = 0
+        self.model: str | None = None
+        self.frames = 0
+        self.reason: str | None = None
         self._receive, self._send = receive, send
         self._limit, self._budget = limit, budget
         self._complete = False

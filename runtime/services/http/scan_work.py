@@ -84,7 +84,7 @@ class ScanWork:
         keep_pixels = options.picture or options.heatmap
         prepared = prepare(waiting, classifier.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
         if options.heatmap:  # not in the engine's thread, where other requests would wait for its 140 runs
-            yield from classifier.predict_prepared(prepared, explain=True)
+            yield from self._model.explain(prepared)
         else:
             yield from self._model.batcher.run_from_thread(SCANS, prepared, self._deadline)
 

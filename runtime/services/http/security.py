@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mri_edge.errors import UsageError
@@ -33,6 +34,7 @@ HEADERS: Headers = (
 )
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether only programs on this machine reach a server on this host."""
     try:
