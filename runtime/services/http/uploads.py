@@ -133,8 +133,8 @@ async def _receive_form(exchange: Exchange, store: Store, pool: Executor) -> Upl
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
         # Only Starlette's own messages are known to contain nothing of the upload.
-        message = error.message if isinstance(error, MultiPartException) else "the form is damaged"
-        raise RequestRefused(400, "bad_form", message) from error
+        reason = error.message.rstrip(".") if isinstance(error, MultiPartException) else "a header is damaged"
+        raise RequestRefused(400, "bad_form", f"the form cannot be read: {reason}") from error
     try:
         files = [(value.filename, value.file) for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
