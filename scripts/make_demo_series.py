@@ -2,8 +2,8 @@
 
     python scripts/make_demo_series.py [FOLDER]
 
-The slices are drawn as ``make_demo_scans.py`` draws the demo scans, with half as many pixels along each side. The lesion
-is a ball with a bright rim, so that the slices through its middle show a ring.
+The slices are drawn as ``make_demo_scans.py`` draws the demo scans, with half as many pixels along each side. The
+lesion is a ball with a bright rim, so that the slices through its middle show a ring.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ export async function plan(files) {
   if (skipped.length) {
     const names = skipped.slice(0, 3).join(", ") + (skipped.length > 3 ? ", …" : "");
     notes.push(
-      `${skipped.length === 1 ? "1 file was" : `${skipped.length.toLocaleString("en")} files were`} ` +
-        `skipped, because they are no scans: ${names}.`,
+      skipped.length === 1
+        ? `1 file was skipped, because it is no scan: ${names}.`
+        : `${skipped.length.toLocaleString("en")} files were skipped, because they are no scans: ${names}.`,
     );
   }
   if (!jobs.length && !skipped.length) notes.push("There are no files in it.");

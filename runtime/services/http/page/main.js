@@ -73,7 +73,7 @@ at("demo-list").append(
       {},
       element(
         "button",
-        { type: "button", onclick: () => takeDemo(demo) },
+        { type: "button", "data-name": demo.name, onclick: () => takeDemo(demo) },
         demo.picture
           ? element("img", { src: demo.picture, alt: "", loading: "lazy" })
           : element("span", { class: "no-picture", "aria-hidden": "true" }, demo.mark),
