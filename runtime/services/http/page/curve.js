@@ -3,7 +3,9 @@
 import { element, svg } from "./dom.js";
 import { figure } from "./words.js";
 
+// Pixels, with text of the usual size. They grow with enlarged text.
 const HEIGHT = 200;
+const PRINTED_WIDTH = 640; // so that the text is as large as the text around it
 const EDGE = { left: 34, right: 10, top: 12, bottom: 34 };
 
 /** Return the probability of the positive label of a slice, or null if it has no answer. */
@@ -21,13 +23,15 @@ export const isPositive = (slice, series) => series.positive !== null && slice.l
 export function curve(series, onPick) {
   const drawing = svg("svg", { class: "curve", role: "img", "aria-label": summary(series) });
   let width = 0;
+  let height = HEIGHT;
+  let edge = EDGE;
   let here = 0;
   const count = series.slices.length;
-  const x = (number) => EDGE.left + (count < 2 ? 0.5 : number / (count - 1)) * (width - EDGE.left - EDGE.right);
-  const y = (value) => EDGE.top + (1 - value) * (HEIGHT - EDGE.top - EDGE.bottom);
+  const x = (number) => edge.left + (count < 2 ? 0.5 : number / (count - 1)) * (width - edge.left - edge.right);
+  const y = (value) => edge.top + (1 - value) * (height - edge.top - edge.bottom);
 
   function draw() {
-    drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     drawing.replaceChildren(...band(), ...axes(), ...line(), ...marks(), ...thresholdName(), ...current());
   }
 
@@ -38,9 +42,9 @@ export function curve(series, onPick) {
       svg("rect", {
         class: "window",
         x: from,
-        y: EDGE.top,
+        y: edge.top,
         width: x(series.window.last) + 5 - from,
-        height: HEIGHT - EDGE.top - EDGE.bottom,
+        height: height - edge.top - edge.bottom,
         rx: 4,
       }),
     ];
@@ -50,8 +54,8 @@ export function curve(series, onPick) {
     const parts = [];
     for (const value of [0, 0.5, 1]) {
       parts.push(
-        svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) }),
-        svg("text", { x: EDGE.left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toString()),
+        svg("line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(value), y2: y(value) }),
+        svg("text", { x: edge.left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toString()),
       );
     }
     for (const [number, anchor] of [
@@ -60,11 +64,11 @@ export function curve(series, onPick) {
     ]) {
       const { position_mm: mm } = series.slices[number];
       const text = `slice ${number + 1}${mm === null ? "" : `, ${mm.toFixed(0)} mm`}`;
-      parts.push(svg("text", { x: x(number), y: HEIGHT - 12, "text-anchor": anchor }, text));
+      parts.push(svg("text", { x: x(number), y: height - 12, "text-anchor": anchor }, text));
     }
     if (series.threshold !== null) {
       const at = y(series.threshold);
-      parts.push(svg("line", { class: "threshold", x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }));
+      parts.push(svg("line", { class: "threshold", x1: edge.left, x2: width - edge.right, y1: at, y2: at }));
     }
     return parts;
   }
@@ -82,7 +86,7 @@ export function curve(series, onPick) {
   }
 
   function marks() {
-    const room = (width - EDGE.left - EDGE.right) / Math.max(count, 1);
+    const room = (width - edge.left - edge.right) / Math.max(count, 1);
     const size = Math.min(4, Math.max(1.5, room / 2.5));
     return series.slices.map((slice, number) => markOf(slice, series, x(number), y, size));
   }
@@ -99,8 +103,8 @@ export function curve(series, onPick) {
         "text",
         {
           class: "threshold-text",
-          x: left ? EDGE.left + 6 : width - EDGE.right - 6,
-          y: at > HEIGHT / 2 ? at - 6 : at + 15,
+          x: left ? edge.left + 6 : width - edge.right - 6,
+          y: at > height / 2 ? at - 6 : at + 15,
           "text-anchor": left ? "start" : "end",
         },
         `threshold ${figure(series.threshold)}`,
@@ -111,7 +115,7 @@ export function curve(series, onPick) {
   function current() {
     const value = probabilityOf(series.slices[here], series);
     const parts = [
-      svg("line", { class: "here", x1: x(here), x2: x(here), y1: EDGE.top, y2: HEIGHT - EDGE.bottom + 5 }),
+      svg("line", { class: "here", x1: x(here), x2: x(here), y1: edge.top, y2: height - edge.bottom + 5 }),
     ];
     if (value !== null) parts.push(svg("circle", { class: "here-dot", cx: x(here), cy: y(value), r: 7 }));
     return parts;
@@ -120,20 +124,28 @@ export function curve(series, onPick) {
   function pick(event) {
     const box = drawing.getBoundingClientRect();
     const across = ((event.clientX - box.left) / box.width) * width;
-    const proportion = (across - EDGE.left) / (width - EDGE.left - EDGE.right);
+    const proportion = (across - edge.left) / (width - edge.left - edge.right);
     onPick(Math.min(count - 1, Math.max(0, Math.round(proportion * (count - 1)))));
   }
   drawing.addEventListener("pointerdown", pick);
   drawing.addEventListener("pointermove", (event) => event.buttons && pick(event));
 
+  const redraw = (wide) => {
+    const growth = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+    width = wide;
+    height = HEIGHT * growth;
+    edge = Object.fromEntries(Object.entries(EDGE).map(([side, pixels]) => [side, pixels * growth]));
+    draw();
+  };
   const watcher = new ResizeObserver(([{ contentRect }]) => {
     const wide = Math.round(contentRect.width);
-    if (wide && wide !== width) {
-      width = wide;
-      draw();
-    }
+    if (wide && wide !== width) redraw(wide);
   });
   watcher.observe(drawing);
+  const listening = new AbortController();
+  const { signal } = listening;
+  addEventListener("beforeprint", () => redraw(PRINTED_WIDTH), { signal });
+  addEventListener("afterprint", () => redraw(Math.round(drawing.getBoundingClientRect().width)), { signal });
 
   return {
     node: drawing,
@@ -141,7 +153,10 @@ export function curve(series, onPick) {
       here = number;
       if (width) draw();
     },
-    close: () => watcher.disconnect(),
+    close() {
+      watcher.disconnect();
+      listening.abort();
+    },
   };
 }
 

@@ -74,7 +74,7 @@ export class List {
 
   /** Show how many scans of each kind there are. */
   updateTitle() {
-    document.getElementById("list-title").textContent = counted(this._entries.length, "result");
+    document.getElementById("list-title").textContent = counted(this._entries.length, "scan");
     KINDS.forEach(([, text, matches], number) => {
       const count = this._entries.filter(matches).length;
       this._filter.options[number].textContent = `${text} (${count.toLocaleString("en")})`;

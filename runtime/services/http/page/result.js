@@ -54,7 +54,7 @@ export function failureView(entry, buttons = []) {
     parts: [
       ...heading(entry.name, entry.failure ? "No answer" : "Not classified", "failure"),
       element("p", { class: "alert" }, text),
-      element("p", { class: "buttons tools" }, ...buttons),
+      buttons.length ? element("p", { class: "buttons tools" }, ...buttons) : "",
     ],
     close() {},
   };
@@ -130,7 +130,10 @@ export function facts(entry) {
     ["Model", result.model],
     ["Artifact", `${result.artefact} (SHA-256 ${result.model_hash}…)`],
     ["Engine", `${result.engine}, ${result.provider}`],
-    ...(result.latency_ms ? [["Time", `${result.latency_ms.total.toFixed(1)} ms on the server`]] : []),
+    [
+      "Answered",
+      `${entry.answered.toLocaleString("en", { dateStyle: "medium", timeStyle: "short" })}${timeOf(result)}`,
+    ],
     ...headerFacts(result.dicom ?? result.nifti),
   ];
   const save = () =>
@@ -147,6 +150,8 @@ export function facts(entry) {
     ),
   );
 }
+
+const timeOf = ({ latency_ms: time }) => (time ? `, in ${time.total.toFixed(1)} ms` : "");
 
 function headerFacts(header) {
   if (!header) return [];

@@ -125,6 +125,7 @@ export class Scans {
       if (each.kind === "slice") each.layers = takeLayers(result);
       for (const slice of result.slices ?? []) slice.layers = takeLayers(slice);
       each.result = result;
+      each.answered = new Date();
       return each;
     });
     const position = this.entries.indexOf(entry);

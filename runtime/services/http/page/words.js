@@ -63,7 +63,7 @@ export function seriesCaution({ rule }) {
 
 /** Return a change in log-odds, with as many digits as tell the largest from the least that is drawn. */
 export function change(value, { least, maximum }) {
-  return value.toFixed(maximum - least < 0.1 ? 2 : 1);
+  return value.toFixed(maximum >= least && maximum - least < 0.1 ? 2 : 1);
 }
 
 /** Return what the color of a heatmap means. */
@@ -86,10 +86,10 @@ export function heatmapMeaning(heatmap) {
 /** Return how well such heatmaps were measured to point at a lesion. */
 export function heatmapScore({ score }) {
   if (score === null) return "How well the heatmaps of this artifact point at lesions was not measured.";
-  const range = `${score.low.toFixed(2)} to ${score.high.toFixed(2)}`;
+  const proportion = `${score.value.toFixed(2)} (${score.low.toFixed(2)} to ${score.high.toFixed(2)})`;
   return (
-    `Measured: in ${score.value.toFixed(2)} (${range}) of drawn lesions that this model called, the highest value ` +
-    "lies in the lesion."
+    `Measured on drawn lesions that this model found: in ${proportion} of them, the highest value of the heatmap lies ` +
+    "in the lesion."
   );
 }
 

@@ -37,7 +37,7 @@ def test_dropped_picture_gets_label_probability_threshold_and_heatmap(page: Page
     assert mark / bar["width"] == pytest.approx(threshold, abs=0.01)
     assert "small 0.1.0" in page.text(".facts")
     assert "CPUExecutionProvider" in page.text(".facts")
-    assert "Measured: in 1.00 (0.72 to 1.00) of drawn lesions" in page.text(".legend")
+    assert "in 1.00 (0.72 to 1.00) of them" in page.text(".legend")
     assert page.text("#live") == f"scan.jpg: tumour, probability of tumour {shown:.3f}."
 
 
@@ -131,7 +131,7 @@ def test_folder_is_a_list_of_results_with_errors_beside_their_files(
     page.refuses = True
     page.open()
     page.find("#folder").send_keys(str(folder))
-    page.wait("document.querySelector('#list-title').textContent == '3 results'")
+    page.wait("document.querySelector('#list-title').textContent == '3 scans'")
     page.wait_for_answer()
     rows = [row.text.splitlines() for row in page.driver.find_elements("css selector", "#rows li")]
     assert [row[0] for row in rows] == ["scans/9.jpg", "scans/10.jpg", "scans/bad.png"]
