@@ -16,6 +16,7 @@ from mri_edge.device.native import return_freed_memory
 from mri_edge.errors import UsageError
 from mri_edge.inference.classifier import Classifier
 
+from . import docs_page
 from . import metrics as prometheus
 from .classify import Classify
 from .errors import RequestRefused
@@ -26,10 +27,12 @@ from .limits import ByteBudget, Limits
 from .logs import Log
 from .metrics import Metrics
 from .models import ServedModel
+from .openapi import document
 from .security import Guard
 from .uploads import Store
 
 PAGE = Path(__file__).parent / "page"
+_DOCS_STYLE = Path(__file__).parent / "docs.css"
 _LONG_THREADS = 2  # for volumes, series and heatmaps
 
 
@@ -91,8 +94,12 @@ class App:
         self._classify = Classify(store, self._decoding, self._long_work)
         self._files = StaticFiles(directory=PAGE, html=True)
         page = Route(self._answer_page, "/page/")
+        self._openapi = document({model.name: model.version for model in models.values()})
         routes: Routes = {
             ("GET", "/"): page,
+            ("GET", "/docs"): Route(self._answer_docs, "/docs"),
+            ("GET", "/docs.css"): Route(self._answer_docs_style, "/docs.css"),
+            ("GET", "/openapi.json"): Route(self._answer_openapi, "/openapi.json"),
             ("POST", "/v1/classify"): Route(self._answer_classify, "/v1/classify"),
             ("GET", "/metrics"): Route(self._answer_metrics, "/metrics"),
             **InferenceProtocol(models, self._decoding).routes(),
@@ -146,6 +153,15 @@ class App:
 
     async def _answer_page(self, exchange: Exchange) -> None:
         await exchange.pass_on(self._files, exchange.path.removeprefix("/page"))
+
+    async def _answer_docs(self, exchange: Exchange) -> None:
+        await exchange.send(200, docs_page.page(self._openapi), b"text/html; charset=utf-8")
+
+    async def _answer_docs_style(self, exchange: Exchange) -> None:
+        await exchange.send(200, _DOCS_STYLE.read_bytes(), b"text/css; charset=utf-8")
+
+    async def _answer_openapi(self, exchange: Exchange) -> None:
+        await exchange.send_json(200, self._openapi)
 
     async def _answer_metrics(self, exchange: Exchange) -> None:
         await exchange.send(200, self._metrics.text(), prometheus.CONTENT_TYPE)

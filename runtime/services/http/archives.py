@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO
+
+from mri_edge.errors import DISK_ERRORS
 
 from .errors import RequestRefused
 from .limits import MAX_FILES, MAX_RATIO, Limits
@@ -39,19 +43,31 @@ def entries(file: BinaryIO, limits: Limits) -> Iterator[tuple[str, Iterator[byte
         entries or too many bytes, or is packed so densely that it must be a bomb.
     """
     _check_directory(file)
+    with _refused_if_damaged():
+        archive = zipfile.ZipFile(file)
+    with archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        packed = _check(members, limits)
+        unpacked = 0
+        for member in sorted(members, key=lambda member: member.filename):
+            if _is_hidden(member.filename):
+                continue
+            unpacked += member.file_size
+            if unpacked > max(MAX_RATIO * packed, _PIECE):
+                raise _bad(f"it unpacks to more than {MAX_RATIO} times its size", "zip_bomb", 413)
+            yield member.filename, _pieces(archive, member)
+
+
+@contextmanager
+def _refused_if_damaged() -> Iterator[None]:
+    """Turn what zipfile raises about a damaged file into a refusal."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            packed = _check(members, limits)
-            unpacked = 0
-            for member in sorted(members, key=lambda member: member.filename):
-                if _is_hidden(member.filename):
-                    continue
-                unpacked += member.file_size
-                if unpacked > max(MAX_RATIO * packed, _PIECE):
-                    raise _bad(f"it unpacks to more than {MAX_RATIO} times its size", "zip_bomb", 413)
-                yield member.filename, _pieces(archive, member)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, struct.error) as error:
+        yield
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise _bad("it is damaged") from error
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
         raise _bad("it is damaged") from error
 
 
@@ -98,6 +114,12 @@ def _is_hidden(name: str) -> bool:
 
 def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     """Yield the content of a member. zipfile never reads more than its declared size, and checks its checksum."""
-    with archive.open(member) as content:
-        while piece := content.read(_PIECE):
+    with _refused_if_damaged():
+        content = archive.open(member)
+    with content:
+        while True:
+            with _refused_if_damaged():
+                piece = content.read(_PIECE)
+            if not piece:
+                return
             yield piece

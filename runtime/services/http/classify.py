@@ -14,6 +14,7 @@ from mri_edge.inference.preparing import Prepared, decode, prepare
 
 from .errors import INPUT_STATUSES, RequestRefused
 from .exchange import Exchange
+from .limits import LEAST_TIMEOUT_S
 from .models import SCANS, ServedModel
 from .results import Options, as_dict
 from .scan_work import ScanWork
@@ -51,8 +52,8 @@ def timeout_of(query: dict[str, str]) -> float:
         seconds = float(query.get("timeout", "inf"))
     except ValueError:
         seconds = math.nan
-    if not seconds > 0:
-        raise RequestRefused(400, "usage", "timeout must be a number of seconds above 0")
+    if not seconds >= LEAST_TIMEOUT_S:
+        raise RequestRefused(400, "usage", f"timeout must be a number of seconds, at least {LEAST_TIMEOUT_S}")
     return seconds
 
 

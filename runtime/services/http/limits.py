@@ -12,6 +12,7 @@ from .errors import CLOSE, RequestRefused
 MAX_FILES = 10_000  # of one upload; the longest series of MR have some thousand slices
 MAX_FRAMES = 10_000  # of one upload
 MAX_RATIO = 200  # unpacked to packed size of a zip file; DICOM of a blank slice reaches about 100
+LEAST_TIMEOUT_S = 0.1  # that a request may ask for
 _RETRY_AFTER_S = b"1"
 
 

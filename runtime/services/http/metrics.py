@@ -57,7 +57,7 @@ class Metrics:
     """All metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # they would double the number of series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # memory, processor time and open files of the process
         self.requests = Counter(

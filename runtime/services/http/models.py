@@ -82,7 +82,9 @@ class ServedModel:
                 f"{self.bundle.manifest.title}: {check.subject} does not give its golden values ({check.detail})",
                 f"Run: mri-edge verify {self.name}",
             )
-        classifier.predict(np.zeros(classifier.engine.input.shape[1:], np.uint8))  # imports what the first scan needs
+        preprocessing = self.bundle.manifest.preprocessing
+        blank = np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
+        classifier.predict(blank)  # imports what the first scan needs
         info = self.version, classifier.artifact.sha256[:12], classifier.engine.name, classifier.engine.provider
         self._all_metrics.model_info.labels(self.name, *info).set(1)
         ran = f"{self.bundle.manifest.title}, {classifier.artifact.file}, {classifier.engine.provider}"

@@ -13,7 +13,7 @@ from mri_edge.errors import UsageError
 from .errors import CLOSE, Headers, RequestRefused
 
 # The page and the documentation contain no data, and a browser sends no token for them. Probes send none either.
-_OPEN = ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+_OPEN = ("/", "/docs", "/docs.css", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 _OPEN_FOLDER = "/page/"
 _LEAST_TOKEN = 16  # characters
 

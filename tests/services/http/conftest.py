@@ -147,7 +147,7 @@ class HeldEngine(FakeEngine):
 class InThread:
     """The application with a held engine, served by uvicorn in a thread of the test."""
 
-    def __init__(self, engine: FakeEngine, limits: Limits, **options: Any) -> None:
+    def __init__(self, engine: FakeEngine, limits: Limits, *, wait: bool = True, **options: Any) -> None:
         bundle = Bundle.open("small")
         artifact = bundle.manifest.artifacts[0]
 
@@ -164,11 +164,8 @@ class InThread:
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self.server._serve([listener])), daemon=True)
         self._thread.start()
-        until = time.monotonic() + PATIENCE_S
-        while not all(model.ready for model in self.app.models.values()):
-            assert self.app.failure is None, self.app.failure
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        if wait:
+            self.wait_until(lambda: all(model.ready for model in self.app.models.values()))
 
     @property
     def lines(self) -> str:

@@ -55,7 +55,7 @@ export function curve(series, onPick) {
     for (const value of [0, 0.5, 1]) {
       parts.push(
         svg("line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(value), y2: y(value) }),
-        svg("text", { x: edge.left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toString()),
+        svg("text", { x: edge.left - 6, y: y(value), dy: "0.33em", "text-anchor": "end" }, value.toString()),
       );
     }
     for (const [number, anchor] of [
@@ -104,7 +104,8 @@ export function curve(series, onPick) {
         {
           class: "threshold-text",
           x: left ? edge.left + 6 : width - edge.right - 6,
-          y: at > height / 2 ? at - 6 : at + 15,
+          y: at,
+          dy: at > height / 2 ? "-0.5em" : "1.25em",
           "text-anchor": left ? "start" : "end",
         },
         `threshold ${figure(series.threshold)}`,
