@@ -7,6 +7,7 @@ import { List } from "./list.js";
 import { failureView, sliceView } from "./result.js";
 import { Scans } from "./scans.js";
 import { seriesView } from "./series.js";
+import { models } from "./server.js";
 import { counted, figure, sentence } from "./words.js";
 
 const at = (id) => document.getElementById(id);
@@ -25,7 +26,7 @@ async function take(files) {
   if (notes.length) announce(notes.join(" "));
   if (!jobs.length) return;
   openNext = true;
-  scans.add(jobs);
+  scans.add(jobs.map((job) => ({ ...job, model: at("model").value })));
   // The demo scans are hidden now, and one of them may have the focus.
   if (!document.activeElement?.checkVisibility()) at("main").focus({ preventScroll: true });
 }
@@ -242,3 +243,8 @@ addEventListener("beforeprint", () =>
     each.open = true;
   }),
 );
+
+// Without names, the server takes its default.
+const names = await models().catch(() => []);
+at("model").append(...names.map((name) => element("option", {}, name)));
+at("model-choice").hidden = names.length < 2;

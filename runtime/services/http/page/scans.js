@@ -34,7 +34,7 @@ export class Scans {
     return this._running > 0 || this._queue.length > 0;
   }
 
-  /** Queue jobs of "plan". */
+  /** Queue jobs of "plan". With several models on the server, "job.model" is the name of one. */
   add(jobs) {
     const entries = jobs.map((job) => entryOf(job));
     const options = jobs.length <= MOST_PICTURES ? { picture: 1 } : {};
@@ -43,7 +43,7 @@ export class Scans {
     this._controller ??= new AbortController();
     this._queue.push(...entries);
     this._onChange("added", entries);
-    while (this._running < TOGETHER && this._queue.length) this._work();
+    this._start();
   }
 
   /** Stop what runs, and forget what has no answer yet. Return how many scans that are. */
@@ -59,12 +59,12 @@ export class Scans {
   /** Classify a series again, although it is not axial. */
   classifyAnyPlane(entry) {
     this._remove(entry);
-    this.add([{ ...entry.job, options: { plane: "any" } }]);
+    this.add([{ ...entry.job, name: entry.name, anyPlane: true, only: entry.result.id }]);
   }
 
   /** Return the layers of a slice with its heatmap. */
   async layersOf(entry, signal) {
-    const options = { picture: 1, heatmap: 1, ...indexOf(entry.result) };
+    const options = { ...about(entry.result, entry.job), picture: 1, heatmap: 1 };
     return takeLayers(only(await classify(entry.job.files, options, { signal })));
   }
 
@@ -74,8 +74,12 @@ export class Scans {
     const file = entry.job.files.find(({ path }) => path === slice.file);
     if (!file || /\.zip$/i.test(file.path))
       throw new Refusal("Slices in a zip file have none. Unpack it and drop the folder");
-    const options = { picture: 1, heatmap: 1, ...indexOf(slice) };
+    const options = { ...about(slice, entry.job), picture: 1, heatmap: 1 };
     return takeLayers(only(await classify([file], options, { signal })));
+  }
+
+  _start() {
+    while (this._running < TOGETHER && this._queue.length) this._work();
   }
 
   async _work() {
@@ -83,6 +87,7 @@ export class Scans {
     const { signal } = this._controller;
     while (this._queue.length && !signal.aborted) await this._classify(this._queue.shift(), signal);
     this._running--;
+    this._start(); // what came after the work of before was cancelled
     if (!this.busy) {
       this._controller = null;
       this._onChange("finished", []);
@@ -91,7 +96,9 @@ export class Scans {
 
   async _classify(entry, signal) {
     const { job } = entry;
-    const options = { ...entry.options, ...job.options, ...(job.bySeries ? { by: "series" } : {}) };
+    const options = { ...entry.options, ...about({}, job) };
+    if (job.bySeries) options.by = "series";
+    if (job.anyPlane) options.plane = "any";
     const onUpload = (proportion) => {
       entry.sent = proportion;
       this._onChange("changed", [entry]);
@@ -116,7 +123,9 @@ export class Scans {
   }
 
   /** Put the results of one request in the place of its entry. */
-  _replace(entry, results) {
+  _replace(entry, answers) {
+    const { only: id } = entry.job;
+    const results = id ? answers.filter((result) => result.id === id) : answers;
     const entries = results.map((result) => {
       const each = results.length === 1 ? entry : entryOf(entry.job, nameOf(result, entry));
       each.state = result.error ? "failed" : "done";
@@ -139,7 +148,11 @@ export class Scans {
   }
 }
 
-const indexOf = ({ index }) => (index === undefined ? {} : { index });
+/** Return the options that name a frame of a file, and the model. */
+function about({ index }, { model }) {
+  return { ...(index === undefined ? {} : { index }), ...(model ? { model } : {}) };
+}
+
 const only = (answer) => answer.results?.[0] ?? answer;
 
 /** Return the name of one of several results of a request. A series has that of its first file. */

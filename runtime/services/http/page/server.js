@@ -47,6 +47,13 @@ export async function classify(files, options, { signal, onUpload = () => {} } =
   }
 }
 
+/** Return the names of the models on the server, the default first. The description of the server needs no token. */
+export async function models() {
+  const answer = await fetch(new URL("openapi.json", document.baseURI));
+  const { paths } = await answer.json();
+  return paths["/v1/classify"].post.parameters.find(({ name }) => name === "model").schema.enum;
+}
+
 /** Ask for a token, if the server needs one, before a large upload that it would refuse. */
 async function knock() {
   for (; !welcome;) {

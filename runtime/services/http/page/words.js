@@ -88,8 +88,8 @@ export function heatmapScore({ score }) {
   if (score === null) return "How well the heatmaps of this artifact point at lesions was not measured.";
   const proportion = `${score.value.toFixed(2)} (${score.low.toFixed(2)} to ${score.high.toFixed(2)})`;
   return (
-    `Measured on drawn lesions that this model found: in ${proportion} of them, the highest value of the heatmap lies ` +
-    "in the lesion."
+    `Measured on drawn lesions that this model found: in ${proportion} of them, the highest value of the heatmap ` +
+    "lies in the lesion."
   );
 }
 

@@ -90,8 +90,8 @@ class Page:
         """Choose files in the dialog of the browser."""
         self.find("#files").send_keys("\n".join(map(str, files)))
 
-    def drop(self, *files: tuple[str, bytes]) -> None:
-        """Drop files, given by name and content, on the page."""
+    def drop(self, *files: tuple[str, bytes], event: str = "drop") -> None:
+        """Drop files, given by name and content, on the page, or paste them."""
         encoded = [[name, base64.b64encode(content).decode()] for name, content in files]
         self.driver.execute_script(
             """
@@ -100,10 +100,13 @@ class Page:
               const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
               transfer.items.add(new File([bytes], name));
             }
-            const event = { dataTransfer: transfer, bubbles: true, cancelable: true };
-            document.body.dispatchEvent(new DragEvent("drop", event));
+            const bubbles = { bubbles: true, cancelable: true };
+            document.body.dispatchEvent(arguments[1] === "drop"
+              ? new DragEvent("drop", { dataTransfer: transfer, ...bubbles })
+              : new ClipboardEvent("paste", { clipboardData: transfer, ...bubbles }));
             """,
             encoded,
+            event,
         )
 
     def try_demo(self, name: str) -> None:

@@ -120,6 +120,44 @@ def test_slices_in_dicom_are_one_series_whose_slices_have_heatmaps(page: Page, t
     assert page.run("document.querySelector('.screen img').naturalWidth") > 0
 
 
+def test_series_of_another_plane_is_skipped_until_the_reader_wants_it(page: Page, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
+    scan = pydicom.dcmread(EXAMPLES / "dicom" / "mni152-slice-2.dcm")
+    scan.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    for number in range(3):
+        scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number + 1}"
+        scan.ImagePositionPatient = [0, 4 * number, 0]
+        scan.save_as(tmp_path / f"slice-{number}.dcm")
+    page.open()
+    page.choose(*sorted(tmp_path.iterdir()))
+    page.wait("document.querySelector('#detail-title')")
+    assert page.text("#detail-title") == "Not classified"
+    assert page.text(".alert") == "Coronal, and the model is for axial slices."
+    page.find(".detail button").click()
+    page.wait("document.querySelector('.stepper')")
+    assert "the training scans of this plane nearly all show a tumor" in page.text(".warnings")
+    assert page.run("document.querySelectorAll('#rows li').length") == 1
+
+
+def test_model_can_be_chosen_if_the_server_has_several(
+    page_of: Callable[[str], Page], serve: Callable[..., Any], healthy: bytes
+) -> None:
+    page = page_of(serve("--model", "small", "--model", "lite").wait_until_ready())
+    page.open()
+    page.wait("!document.querySelector('#model-choice').hidden")
+    page.find("#model").send_keys("lite")
+    page.drop(("scan.jpg", healthy))
+    page.wait_for_answer()
+    assert "lite 0.1.0" in page.text(".facts")
+
+
+def test_pasted_picture_is_classified(page: Page, healthy: bytes) -> None:
+    page.open()
+    page.drop(("image.png", healthy), event="paste")
+    page.wait_for_answer()
+    assert page.text("#detail-title") == "no tumour"
+
+
 def test_folder_is_a_list_of_results_with_errors_beside_their_files(
     page: Page, tmp_path: Path, phantom: bytes, healthy: bytes
 ) -> None:
