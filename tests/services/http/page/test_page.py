@@ -120,6 +120,16 @@ def test_slices_in_dicom_are_one_series_whose_slices_have_heatmaps(page: Page, t
     assert page.run("document.querySelector('.screen img').naturalWidth") > 0
 
 
+def test_one_file_with_many_slices_is_a_series(page: Page) -> None:
+    data = pytest.importorskip("pydicom.data", reason="needs the extra 'dicom'")
+    pytest.importorskip("data_store", reason="scans of real scanners are in pydicom-data (group 'test')")
+    page.open()
+    page.choose(Path(data.get_testdata_file("emri_small.dcm")))
+    page.wait("document.querySelector('.stepper')")
+    assert page.run("document.querySelectorAll('.series tbody tr').length") == 10
+    page.wait_for_heatmap()
+
+
 def test_series_of_another_plane_is_skipped_until_the_reader_wants_it(page: Page, tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
     scan = pydicom.dcmread(EXAMPLES / "dicom" / "mni152-slice-2.dcm")
