@@ -183,7 +183,7 @@ export function key(series) {
     ],
     [
       (slice) => slice.label && !isPositive(slice, series) && !isBlank(slice),
-      "another answer",
+      otherLabels(series),
       svg("circle", { class: "dot", cx: 6, cy: 6, r: 4 }),
     ],
     [isBlank, "blank, does not count", svg("circle", { class: "dot blank", cx: 6, cy: 6, r: 4 })],
@@ -209,6 +209,11 @@ export function key(series) {
     );
   }
   return element("ul", { class: "key" }, ...items);
+}
+
+function otherLabels(series) {
+  const labels = new Set(series.slices.map(({ label }) => label));
+  return [...labels].filter((label) => label && label !== series.positive).join(" or ");
 }
 
 function summary(series) {

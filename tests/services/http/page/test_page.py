@@ -102,6 +102,29 @@ def test_series_has_a_slider_a_curve_and_the_note_that_it_is_not_calibrated(page
     assert page.run("document.querySelectorAll('.series tbody tr').length") == 20
 
 
+def test_heatmap_of_a_slice_is_about_that_slice(page: Page) -> None:
+    """The page sends the volume again with the index of the slice that is shown."""
+    pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
+    page.open()
+    page.driver.execute_script(
+        """
+        const open = XMLHttpRequest.prototype.open;
+        window.asked = [];
+        XMLHttpRequest.prototype.open = function (method, address) {
+          asked.push(new URL(address).searchParams);
+          return open.call(this, method, address);
+        };
+        """
+    )
+    page.try_demo(SERIES)
+    page.wait_for_answer()
+    page.find(".stepper input").send_keys(Keys.END)
+    assert page.text(".slice-line").startswith("Slice 20 of 20")
+    page.wait("asked.at(-1).get('heatmap') == '1' && !document.querySelector('.busy')")
+    assert page.run("asked.at(-1).get('index')") == "19"
+    assert page.run("asked[0].get('by')") == "series"
+
+
 def test_slices_in_dicom_are_one_series_whose_slices_have_heatmaps(page: Page, tmp_path: Path) -> None:
     """Only the file of the slice is sent again for its heatmap."""
     pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
