@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.scans.frame import Pixels
-
-from .errors import RequestRefused
+from mri_edge.services.http.errors import RequestRefused
 
 INPUT, PROBABILITIES, LABEL = "image", "probabilities", "label"
 OUTPUTS = (PROBABILITIES, LABEL)
