@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from mri_edge.services.http.scans.archives import entries
 from mri_edge.services.http.errors import RequestRefused
 from mri_edge.services.http.limits import Limits
+from mri_edge.services.http.scans.archives import entries
 
 LIMITS = Limits(upload_bytes=1 << 20)
 
