@@ -15,24 +15,24 @@ from mri_edge.device.cpu import available_cpus
 from mri_edge.device.native import return_freed_memory
 from mri_edge.errors import UsageError
 from mri_edge.inference.classifier import Classifier
+from mri_edge.services.http.description.html import page
+from mri_edge.services.http.description.openapi import document
+from mri_edge.services.http.inference_protocol.routes import InferenceProtocol
+from mri_edge.services.http.scans.classify import Classify
+from mri_edge.services.http.scans.uploads import Store
 
-from . import docs_page
 from . import metrics as prometheus
-from .classify import Classify
 from .errors import RequestRefused
 from .exchange import Exchange, Message
 from .gate import Gate, Route, Routes
-from .inference_protocol import InferenceProtocol
 from .limits import ByteBudget, Limits
 from .logs import Log
 from .metrics import Metrics
 from .models import ServedModel
-from .openapi import document
 from .security import Guard
-from .uploads import Store
 
 PAGE = Path(__file__).parent / "page"
-_DOCS_STYLE = Path(__file__).parent / "docs.css"
+_DOCS_STYLE = Path(__file__).parent / "description" / "docs.css"
 _LONG_THREADS = 2  # for volumes, series and heatmaps
 
 
@@ -93,10 +93,10 @@ class App:
         store = Store(limits, ByteBudget(limits.unpacked_bytes))
         self._classify = Classify(store, self._decoding, self._long_work)
         self._files = StaticFiles(directory=PAGE, html=True)
-        page = Route(self._answer_page, "/page/")
+        files = Route(self._answer_page, "/page/")
         self._openapi = document({model.name: model.version for model in models.values()})
         routes: Routes = {
-            ("GET", "/"): page,
+            ("GET", "/"): files,
             ("GET", "/docs"): Route(self._answer_docs, "/docs"),
             ("GET", "/docs.css"): Route(self._answer_docs_style, "/docs.css"),
             ("GET", "/openapi.json"): Route(self._answer_openapi, "/openapi.json"),
@@ -104,7 +104,7 @@ class App:
             ("GET", "/metrics"): Route(self._answer_metrics, "/metrics"),
             **InferenceProtocol(models, self._decoding).routes(),
         }
-        self.gate = Gate(routes, {"/page/": page}, guard, limits, metrics, log)
+        self.gate = Gate(routes, {"/page/": files}, guard, limits, metrics, log)
         self._opening: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
@@ -155,7 +155,7 @@ class App:
         await exchange.pass_on(self._files, exchange.path.removeprefix("/page"))
 
     async def _answer_docs(self, exchange: Exchange) -> None:
-        await exchange.send(200, docs_page.page(self._openapi), b"text/html; charset=utf-8")
+        await exchange.send(200, page(self._openapi), b"text/html; charset=utf-8")
 
     async def _answer_docs_style(self, exchange: Exchange) -> None:
         await exchange.send(200, _DOCS_STYLE.read_bytes(), b"text/css; charset=utf-8")

@@ -18,6 +18,7 @@ Result = TypeVar("Result")
 Message = dict[str, Any]
 
 JSON = b"application/json"
+_WATCH_AFTER_S = 0.005  # how long a request waits before it notices that its client has disconnected
 
 
 class Disconnected(Exception):
@@ -121,16 +122,24 @@ class Exchange:
 
         Call it after the body was read.
         """
-        watcher = self._loop.create_task(self._receive())
-        watcher.add_done_callback(lambda _: result.cancel())
+        watchers: list[asyncio.Task[Message]] = []
+
+        def watch() -> None:
+            watchers.append(self._loop.create_task(self._receive()))
+            watchers[0].add_done_callback(lambda _: result.cancel())
+
+        # Most results are there earlier, and a task for each of them would take longer than the rest of this method.
+        timer = self._loop.call_later(_WATCH_AFTER_S, watch)
         try:
             return await result
         except asyncio.CancelledError:
-            if watcher.done():
+            if any(watcher.done() for watcher in watchers):
                 raise Disconnected from None
             raise
         finally:
-            watcher.cancel()
+            timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
 
     async def run(self, pool: Executor, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in a thread, and wait as ``wait_for``."""

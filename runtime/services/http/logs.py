@@ -10,9 +10,10 @@ import asyncio
 import json
 import logging
 import sys
+import time
 import traceback
 import warnings
-from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 Format = Literal["text", "json"]
@@ -40,12 +41,14 @@ class Log:
         if route in _QUIET and status == 200:
             return
         level = "error" if status >= 500 else "warning" if status >= 400 else "info"
-        record = {"level": level, "method": method, "route": route, "status": status, "ms": round(seconds * 1e3, 3)}
-        record |= {name: value for name, value in facts.items() if value not in (None, 0)}
-        details = " ".join(
-            f"{name}={record[name]}" for name in record if name not in ("level", "method", "route", "status")
-        )
-        self._lines.append(self._line(record, f"{status} {method} {route} {details}"))
+        more = {name: value for name, value in facts.items() if value}
+        if self._form == "json":
+            record = {"level": level, "method": method, "route": route, "status": status, "ms": round(seconds * 1e3, 3)}
+            self._lines.append(self._line(record | more, ""))
+        else:
+            words = "".join([f" {name}={value}" for name, value in more.items()])
+            text = f"{status} {method} {route} ms={seconds * 1e3:.3f}{words}"
+            self._lines.append(self._line({"level": level}, text))
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
 
@@ -68,7 +71,8 @@ class Log:
                 pass
 
     def _line(self, record: dict[str, Any], text: str) -> str:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        seconds, fraction = divmod(time.time(), 1)
+        now = f"{_second(int(seconds))}.{int(fraction * 1000):03}Z"
         if self._form == "json":
             return json.dumps({"time": now, **record}) + "\n"
         return f"{now} {record['level']} {text if text.isprintable() else ascii(text)[1:-1]}\n"
@@ -82,6 +86,11 @@ class Log:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         logging.getLogger().handlers = [logging.NullHandler()]
         warnings.simplefilter("ignore")
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class _Handler(logging.Handler):

@@ -31,6 +31,7 @@ class ModelMetrics:
         self._queue = metrics.queue_seconds.labels(model)
         self._run = metrics.run_seconds.labels(model)
         self._probability = metrics.probability.labels(model)
+        self._answers: dict[str, Counter] = {}
 
     def batch(self, items: int, waited_s: float, ran_s: float) -> None:
         """Record one run of the engine; the parameters are those of ``Batcher``'s ``observe``."""
@@ -41,7 +42,10 @@ class ModelMetrics:
     def answers(self, labels: Mapping[str, int], probabilities: Iterable[float]) -> None:
         """Record answers: how many have each label, and the probability of the positive label in each."""
         for label, count in labels.items():
-            self._metrics.answers.labels(self._model, label).inc(count)
+            counter = self._answers.get(label)
+            if counter is None:
+                counter = self._answers[label] = self._metrics.answers.labels(self._model, label)
+            counter.inc(count)
         for probability in probabilities:
             self._probability.observe(probability)
 
@@ -57,6 +61,7 @@ class Metrics:
     """All metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
+        self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)  # memory, processor time and open files of the process
@@ -126,11 +131,20 @@ class Metrics:
 
     def request(self, route: str, status: int, reason: str | None, seconds: float, size: int) -> None:
         """Record one request. ``route`` is the pattern of its path, ``reason`` why it has no result, or None."""
-        self.requests.labels(route, str(status)).inc()
-        self.request_seconds.labels(route).observe(seconds)
+        requests, times = self._of(route, status)
+        requests.inc()
+        times.observe(seconds)
         self.body_bytes.inc(size)
         if reason is not None:
             self.refusals.labels(route, reason).inc()
+
+    def _of(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        """Return the metrics of a route and a status. Finding them by their labels takes longer than counting."""
+        found = self._by_route.get((route, status))
+        if found is None:
+            found = self.requests.labels(route, str(status)), self.request_seconds.labels(route)
+            self._by_route[route, status] = found
+        return found
 
     def text(self) -> bytes:
         """Return all metrics in the format of Prometheus."""

@@ -18,10 +18,12 @@ from mri_edge.errors import UsageError
 from mri_edge.services.systemd import notify
 
 from .app import App
+from .connection import BoundedConnection
 from .limits import Limits
 
 # Accepted connections stay open for so long at the end, so that a request that is on its way gets its answer.
 _LINGER_S = 0.5
+_CONNECTIONS = 768  # most systems allow a process 1,024 open files
 _MARGIN_S = 5.0  # beyond the longest time of a request
 
 
@@ -104,7 +106,9 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
         access_log=False,
         server_header=False,
         lifespan="on",
+        http=BoundedConnection,
         ws="none",
+        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=round(limits.timeout_s + _MARGIN_S),
         **tls,
     )

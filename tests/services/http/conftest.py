@@ -26,6 +26,7 @@ import uvicorn
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.inference.classifier import Classifier
 from mri_edge.services.http.app import App, create_app
+from mri_edge.services.http.connection import BoundedConnection
 from mri_edge.services.http.limits import Limits
 from mri_edge.services.http.logs import Log
 from mri_edge.testing import FakeEngine
@@ -160,7 +161,9 @@ class InThread:
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.port = listener.getsockname()[1]
-        config = uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="on", ws="none")
+        config = uvicorn.Config(
+            self.app, log_config=None, access_log=False, lifespan="on", ws="none", http=BoundedConnection
+        )
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self.server._serve([listener])), daemon=True)
         self._thread.start()

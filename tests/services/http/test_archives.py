@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from mri_edge.services.http.archives import entries
 from mri_edge.services.http.errors import RequestRefused
 from mri_edge.services.http.limits import Limits
+from mri_edge.services.http.scans.archives import entries
 
 LIMITS = Limits(upload_bytes=1 << 20)
 
@@ -72,7 +72,7 @@ def test_a_member_that_lies_about_its_size_is_damaged(zip_of):
 
 
 def test_too_many_files_are_refused(monkeypatch, zip_of):
-    monkeypatch.setattr("mri_edge.services.http.archives.MAX_FILES", 3)
+    monkeypatch.setattr("mri_edge.services.http.scans.archives.MAX_FILES", 3)
     assert refusal(zip_of([(str(number), b"") for number in range(4)])) == (413, "too_many_files")
 
 

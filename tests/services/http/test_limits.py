@@ -189,6 +189,37 @@ def test_a_body_that_does_not_arrive_in_time_gets_408(held):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.parametrize("noise", [b"X: " + b"a" * 400_000, b"a" * 400_000, b"X: y\r\n" * 80_000])
+def test_headers_without_end_are_refused(held, noise):
+    server = held()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(TIMEOUT_S)
+        answer = b""
+        try:
+            connection.sendall(b"GET / HTTP/1.1\r\n" + noise)
+            answer = connection.recv(1000)
+        except ConnectionError:  # it was closed while the rest was being sent
+            pass
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+    assert httpx.get(f"{server.url}/v2", timeout=TIMEOUT_S).status_code == 200
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\nGET "])
+def test_slow_headers_are_not_waited_for(held, monkeypatch, start):
+    monkeypatch.setattr("mri_edge.services.http.connection.HEADERS_S", 0.3)
+    server = held()
+    answer = raw(server, start.decode().replace("\r\n", "\n"))  # returns when the server closes the connection
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_large_body_of_a_short_request_is_no_header(held, images, binary):
+    server = held(released=True)
+    body, headers = binary(images)  # 147,000 bytes, more than headers may have
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
+        for _ in range(3):
+            assert client.post(INFER, content=body, headers=headers).status_code == 200
+
+
 def test_bodies_in_memory_are_bounded_together(held, ask):
     server = held(Limits(upload_bytes=60_000))  # so that 120,000 bytes may be held
     with ThreadPoolExecutor(2) as pool:

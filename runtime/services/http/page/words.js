@@ -39,21 +39,19 @@ export function reason(result) {
 /** Return why a series has its label. */
 export function seriesReason(series) {
   if (series.score === null) return "No slice of this series has an answer that counts, so it has no score.";
-  const where = place(series);
-  const score =
-    `In one stretch of neighboring slices${where}, at least half have a probability of “${series.positive}” of ` +
-    `${figure(series.score)} or more.`;
+  const score = series.count < 2 ? "The score is the probability of the only slice." : scoreOf(series);
   if (series.threshold === null) return score;
   const comparison = series.score >= series.threshold ? "reaches" : "is below";
-  const threshold = figure(series.threshold);
-  return `${score} This score ${comparison} the threshold, ${threshold}, so the answer is “${series.label}”.`;
+  return `${score} It ${comparison} the threshold, ${figure(series.threshold)}, so the answer is “${series.label}”.`;
 }
 
-function place({ window, count }) {
-  if (!window || count < 2) return "";
-  return window.first === window.last
-    ? ` (slice ${window.first + 1})`
-    : ` (slices ${window.first + 1} to ${window.last + 1})`;
+function scoreOf({ positive, score, window }) {
+  const slices =
+    window.first === window.last ? `slice ${window.first + 1}` : `slices ${window.first + 1} to ${window.last + 1}`;
+  return (
+    `The score is the highest probability of “${positive}” that at least half of the slices in some stretch of ` +
+    `neighbors reach: ${figure(score)}, in ${slices}.`
+  );
 }
 
 /** Return what a series answer must not be taken for. "calibration" says on what data the rule was chosen. */

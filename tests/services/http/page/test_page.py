@@ -191,6 +191,16 @@ def test_pasted_picture_is_classified(page: Page, healthy: bytes) -> None:
     assert page.text("#detail-title") == "no tumour"
 
 
+def test_name_of_a_file_cannot_become_markup(page: Page, healthy: bytes) -> None:
+    name = "<img src=x onerror=alert(1)>.jpg"
+    page.open()
+    page.drop((name, healthy), (f"2{name}", healthy))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 2")
+    assert page.text(".source") in (name, f"2{name}")
+    assert page.text(".row-name") in (name, f"2{name}")
+    assert page.run("document.querySelector('#results img[src=x]')") is None
+
+
 def test_folder_is_a_list_of_results_with_errors_beside_their_files(
     page: Page, tmp_path: Path, phantom: bytes, healthy: bytes
 ) -> None:

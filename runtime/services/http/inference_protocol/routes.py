@@ -14,12 +14,12 @@ import mri_edge
 from mri_edge.errors import InputError
 from mri_edge.inference.preparing import decode, prepare
 from mri_edge.scans.frame import Pixels, not_one_frame
+from mri_edge.services.http.errors import RequestRefused, refusal_of
+from mri_edge.services.http.exchange import Exchange
+from mri_edge.services.http.gate import Route, Routes
+from mri_edge.services.http.models import TENSORS, ServedModel
 
 from .codec import INPUT, LABEL, PROBABILITIES, InferRequest, read_request, write_response
-from .errors import RequestRefused, refusal_of
-from .exchange import Exchange
-from .gate import Route, Routes
-from .models import TENSORS, ServedModel
 
 _BINARY = b"application/octet-stream"
 _LENGTH = b"inference-header-content-length"

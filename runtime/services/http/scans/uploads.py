@@ -18,11 +18,11 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mri_edge.scans import readers
+from mri_edge.services.http.errors import RequestRefused
+from mri_edge.services.http.exchange import Exchange
+from mri_edge.services.http.limits import MAX_FILES, ByteBudget, Limits
 
 from .archives import SIGNATURE, entries
-from .errors import RequestRefused
-from .exchange import Exchange
-from .limits import MAX_FILES, ByteBudget, Limits
 
 _FORM = b"multipart/form-data"
 _PIECE = 1 << 20

@@ -17,10 +17,10 @@ from mri_edge.scans.frame import Source
 from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.series import SliceFacts
+from mri_edge.services.http.errors import RequestRefused
+from mri_edge.services.http.limits import MAX_FRAMES, expired
+from mri_edge.services.http.models import SCANS, ServedModel
 
-from .errors import RequestRefused
-from .limits import MAX_FRAMES, expired
-from .models import SCANS, ServedModel
 from .results import Options, as_dict, png, section
 from .uploads import Upload
 

@@ -11,13 +11,13 @@ from typing import Any
 from mri_edge.errors import InputError
 from mri_edge.inference.prediction import NOTICE, Failure
 from mri_edge.inference.preparing import Prepared, decode, prepare
+from mri_edge.services.http.errors import INPUT_STATUSES, RequestRefused
+from mri_edge.services.http.exchange import Exchange
+from mri_edge.services.http.limits import LEAST_TIMEOUT_S
+from mri_edge.services.http.models import SCANS, ServedModel
 
-from .errors import INPUT_STATUSES, RequestRefused
-from .exchange import Exchange
-from .limits import LEAST_TIMEOUT_S
-from .models import SCANS, ServedModel
+from .long_work import ScanWork
 from .results import Options, as_dict
-from .scan_work import ScanWork
 from .uploads import Store, Upload, receive
 
 

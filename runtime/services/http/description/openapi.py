@@ -9,9 +9,8 @@ from typing import Any
 import mri_edge
 from mri_edge.inference import prediction
 from mri_edge.inference.prediction import NOTICE
-
-from .codec import MAX_IMAGES, OUTPUTS
-from .limits import LEAST_TIMEOUT_S
+from mri_edge.services.http.inference_protocol.codec import MAX_IMAGES, OUTPUTS
+from mri_edge.services.http.limits import LEAST_TIMEOUT_S
 
 _SCHEMAS = Path(prediction.__file__).parent
 _REASONS = {

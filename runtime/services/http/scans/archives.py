@@ -11,9 +11,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from mri_edge.errors import DISK_ERRORS
-
-from .errors import RequestRefused
-from .limits import MAX_FILES, MAX_RATIO, Limits
+from mri_edge.services.http.errors import RequestRefused
+from mri_edge.services.http.limits import MAX_FILES, MAX_RATIO, Limits
 
 SIGNATURE = b"PK\x03\x04"
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.scans.frame import Pixels
-
-from .errors import RequestRefused
+from mri_edge.services.http.errors import RequestRefused
 
 INPUT, PROBABILITIES, LABEL = "image", "probabilities", "label"
 OUTPUTS = (PROBABILITIES, LABEL)
 MAX_IMAGES = 256  # of one request; more would delay others too long
 MAX_JSON = 32 << 20  # bytes; in memory the parsed values take about eight times as many
+_KNOWN_JSON = 1 << 10  # bytes; shorter JSON is remembered
 _LENGTH_BYTES = 4  # of the length before each element of a BYTES tensor
 
 
@@ -64,8 +66,32 @@ def read_request(body: bytes, json_length: int | None, height: int, width: int) 
         raise _bad(f"Inference-Header-Content-Length must be from 1 to the size of the body. Received: {length}")
     if length > MAX_JSON:
         raise RequestRefused(413, "body_too_large", f"the JSON is larger than {MAX_JSON:,} bytes. Send binary tensors")
+    read = _read_known_header if length <= _KNOWN_JSON else _read_header
+    header = read(body if length == len(body) else body[:length], len(body) - length, height, width)
+    if header.is_binary:
+        images = _binary_images(header, memoryview(body)[length:])
+    else:
+        images = _json_images(header)
+    return InferRequest(header.id, images, header.outputs, header.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The JSON of a request. ``data`` are the values of the input, if they are not binary."""
+
+    id: str | None
+    outputs: tuple[tuple[str, bool], ...]
+    timeout_s: float | None
+    datatype: str
+    shape: tuple[int, ...]
+    is_binary: bool
+    data: Any
+
+
+def _read_header(text: bytes, binary_size: int, height: int, width: int) -> _Header:
+    """Read the JSON of a request that ``binary_size`` bytes follow."""
     try:
-        request = json.loads(body if length == len(body) else body[:length])
+        request = json.loads(text)
     except (ValueError, RecursionError):
         raise _bad("the body is not valid JSON") from None
     if not isinstance(request, dict):
@@ -77,8 +103,14 @@ def read_request(body: bytes, json_length: int | None, height: int, width: int) 
     inputs = request.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _bad(f"inputs must have one element, the tensor {INPUT}")
-    images = _images(inputs[0], memoryview(body)[length:], height, width)
-    return InferRequest(request_id, images, _outputs(request, parameters), _timeout(parameters))
+    tensor = inputs[0]
+    datatype, shape, is_binary = _input(tensor, binary_size, height, width)
+    outputs, timeout_s = _outputs(request, parameters), _timeout(parameters)
+    return _Header(request_id, outputs, timeout_s, datatype, shape, is_binary, tensor.get("data"))
+
+
+# Clients send the same JSON before each binary tensor, and reading it takes as long as running a small network.
+_read_known_header = lru_cache(maxsize=64)(_read_header)
 
 
 def _parameters(owner: dict[str, Any]) -> dict[str, Any]:
@@ -109,39 +141,53 @@ def _outputs(request: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple
     return tuple((output["name"], _parameters(output).get("binary_data", default) is True) for output in wanted)
 
 
-def _images(tensor: dict[str, Any], binary: memoryview, height: int, width: int) -> Pixels | list[bytes]:
+def _input(tensor: dict[str, Any], binary_size: int, height: int, width: int) -> tuple[str, tuple[int, ...], bool]:
+    """Return the datatype and the shape of the input, and whether its data are binary."""
     if tensor.get("name") != INPUT:
         raise _bad(f"the name of the input must be {INPUT}")
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise _bad("shape must be a list of whole numbers")
     size = _parameters(tensor).get("binary_data_size")
-    if size is None and len(binary):
+    if size is None and binary_size:
         raise _bad("bytes follow the JSON, but the input has no parameter binary_data_size")
-    if size is not None and (type(size) is not int or size != len(binary)):
-        raise _bad(f"binary_data_size must be the {len(binary)} bytes that follow the JSON")
+    if size is not None and (type(size) is not int or size != binary_size):
+        raise _bad(f"binary_data_size must be the {binary_size} bytes that follow the JSON")
     if datatype == "UINT8":
         if len(shape) != 4 or shape[1:] != [height, width, 3]:
             raise _bad(f"the shape of a UINT8 tensor must be [N, {height}, {width}, 3]")
-        _check_count(shape[0])
-        values = _uint8(tensor.get("data")) if size is None else np.frombuffer(binary, np.uint8)
-        if values.size != shape[0] * height * width * 3:
-            raise _bad(f"the data must have as many values as the shape. Received: {values.size}")
-        return values.reshape(shape)
-    if datatype == "BYTES":
+    elif datatype == "BYTES":
         if len(shape) != 1:
             raise _bad("the shape of a BYTES tensor must be [N]")
-        _check_count(shape[0])
-        files = _decoded(tensor.get("data")) if size is None else _elements(binary)
-        if len(files) != shape[0]:
-            raise _bad(f"the data must have {shape[0]} elements. Received: {len(files)}")
-        return files
-    raise _bad("datatype must be UINT8, for tensors, or BYTES, for files")
+    else:
+        raise _bad("datatype must be UINT8, for tensors, or BYTES, for files")
+    if not 0 < shape[0] <= MAX_IMAGES:
+        raise _bad(f"a request must have from 1 to {MAX_IMAGES} images. Received: {shape[0]}")
+    return datatype, tuple(shape), size is not None
 
 
-def _check_count(images: int) -> None:
-    if not 0 < images <= MAX_IMAGES:
-        raise _bad(f"a request must have from 1 to {MAX_IMAGES} images. Received: {images}")
+def _binary_images(header: _Header, binary: memoryview) -> Pixels | list[bytes]:
+    if header.datatype == "UINT8":
+        return _shaped(np.frombuffer(binary, np.uint8), header)
+    return _counted(_elements(binary), header)
+
+
+def _json_images(header: _Header) -> Pixels | list[bytes]:
+    if header.datatype == "UINT8":
+        return _shaped(_uint8(header.data), header)
+    return _counted(_decoded(header.data), header)
+
+
+def _shaped(values: Pixels, header: _Header) -> Pixels:
+    if values.size != math.prod(header.shape):
+        raise _bad(f"the data must have as many values as the shape. Received: {values.size}")
+    return values.reshape(header.shape)
+
+
+def _counted(files: list[bytes], header: _Header) -> list[bytes]:
+    if len(files) != header.shape[0]:
+        raise _bad(f"the data must have {header.shape[0]} elements. Received: {len(files)}")
+    return files
 
 
 def _uint8(data: Any) -> Pixels:
@@ -193,26 +239,24 @@ def write_response(
     labels
         The label of each image.
     """
+    shapes = {PROBABILITIES: ("FP32", list(probabilities.shape)), LABEL: ("BYTES", [len(labels)])}
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for output, is_binary in request.outputs:
-        if output == PROBABILITIES:
-            fields: dict[str, Any] = {"name": output, "datatype": "FP32", "shape": list(probabilities.shape)}
-            data: Any = probabilities.astype("<f4").tobytes() if is_binary else probabilities.ravel().tolist()
-        else:
-            fields = {"name": output, "datatype": "BYTES", "shape": [len(labels)]}
-            data = b"".join(map(_element, labels)) if is_binary else list(labels)
+        datatype, shape = shapes[output]
+        fields: dict[str, Any] = {"name": output, "datatype": datatype, "shape": shape}
         if is_binary:
+            data = probabilities.astype("<f4").tobytes() if output == PROBABILITIES else b"".join(map(_element, labels))
             fields["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
-            fields["data"] = data
+            fields["data"] = probabilities.ravel().tolist() if output == PROBABILITIES else list(labels)
         outputs.append(fields)
     response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": outputs}
     if request.id is not None:
         response["id"] = request.id
     text = json.dumps(response).encode()
-    return (text + b"".join(binary), len(text)) if binary else (text, None)
+    return (b"".join([text, *binary]), len(text)) if binary else (text, None)
 
 
 def _element(label: str) -> bytes:
