@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
 PATIENCE_S = 120
-STEP = 9  # of the 256 levels of a channel, so that a picture has less than 150 KB
+STEP = 10  # of the 256 levels of a channel, so that a picture has less than 150 KB
 # Name, demo scan, width in pixels, colors.
 PICTURES = (
     ("page-slice", "phantom-3.jpg", 960, "light"),

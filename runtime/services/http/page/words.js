@@ -46,8 +46,8 @@ export function seriesReason(series) {
 }
 
 function scoreOf({ positive, score, window }) {
-  const slices =
-    window.first === window.last ? `slice ${window.first + 1}` : `slices ${window.first + 1} to ${window.last + 1}`;
+  const [first, last] = [window.first + 1, window.last + 1];
+  const slices = first === last ? `slice ${first}` : `slices ${first} to ${last}`;
   return (
     `The score is the highest probability of “${positive}” that at least half of the slices in some stretch of ` +
     `neighbors reach: ${figure(score)}, in ${slices}.`
