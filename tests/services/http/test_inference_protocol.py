@@ -302,9 +302,9 @@ def test_requests_at_the_same_time_get_their_own_answers(held, images, binary: C
         return float(answer["outputs"][0]["data"][1])
 
     with ThreadPoolExecutor(len(levels)) as pool:
-        found = [pool.submit(ask, level) for level in levels]
-        server.engine.running.wait(120)
-        server.wait_until(lambda: server.app.models["small"].turnstile.inside == len(levels))
+        found = [pool.submit(ask, levels[0])]
+        assert server.engine.running.wait(120)
+        found += [pool.submit(ask, level) for level in levels[1:]]
         server.wait_until(lambda: server.app.models["small"].batcher._queue.qsize() == len(levels) - 1)
         server.engine.released.set()
         answers = [future.result(120) for future in found]
