@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -245,6 +246,32 @@ def test_long_work_ends_when_its_client_has_gone(held, zip_of, examples):
     body = json.dumps({"inputs": []})
     assert httpx.post(server.url + INFER, content=body, timeout=TIMEOUT_S).status_code == 400
     assert sum(server.engine.batches) <= 8  # only the batch that was running
+
+
+def test_files_of_a_request_that_expires_while_they_are_written_are_removed(
+    held, monkeypatch, tmp_path, zip_of, examples
+):
+    from mri_edge.services.http.scans import uploads
+
+    real, proceed, begun = uploads.entries, threading.Event(), threading.Event()
+
+    def slow(file, limits):
+        for name, pieces in real(file, limits):
+            yield name, pieces
+            begun.set()
+            assert proceed.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(uploads, "entries", slow)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = held(Limits(timeout_s=0.5))
+    scan = (examples / "phantom-1.jpg").read_bytes()
+    packed = zip_of([("a.jpg", scan), ("b.jpg", scan)])
+    assert httpx.post(f"{server.url}/v1/classify", content=packed, timeout=TIMEOUT_S).status_code == 504
+    assert begun.is_set()
+    proceed.set()
+    server.wait_until(lambda: server.app._classify._store.budget.held == 0)
+    assert [*tmp_path.iterdir()] == []
+    assert inside(server) == 0
 
 
 def test_an_engine_that_fails_is_not_blamed_on_the_scan(held, monkeypatch, examples):

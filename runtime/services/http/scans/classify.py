@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -82,13 +83,20 @@ class Classify:
             stopped = Event()
             try:
                 results = await self._results(exchange, model, upload, options, stopped)
-                for result in results:
-                    if result.get("file", "") is None:  # the scan was not in a file
-                        result["file"] = upload.name
-                await _send(exchange, upload.renamed(results), upload.skipped)
             finally:
                 stopped.set()  # work that still runs ends at its next frame
-                upload.close()
+                await self._close(upload)
+            for result in results:
+                if result.get("file", "") is None:  # the scan was not in a file
+                    result["file"] = upload.name
+            await _send(exchange, upload.renamed(results), upload.skipped)
+
+    async def _close(self, upload: Upload) -> None:
+        """Remove the files of a request, even if it is canceled; in a thread, because there may be thousands."""
+        if upload.has_files:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._decoding, upload.close))
+        else:
+            upload.close()
 
     async def _results(
         self, exchange: Exchange, model: ServedModel, upload: Upload, options: Options, stopped: Event
@@ -101,7 +109,9 @@ class Classify:
             if prepared is not None:
                 answer = model.batcher.submit(SCANS, [prepared], exchange.deadline)
                 (prediction,) = await exchange.wait_for(answer)
-                return [as_dict(prediction, options, model.classifier)]
+                if options.picture:  # which takes long to compress
+                    return [await exchange.run(self._decoding, as_dict, prediction, options, model.classifier)]
+                return [prediction.to_dict()]
         work = ScanWork(model, options, exchange.deadline, stopped)
         return await exchange.run(self._long_work, work.run, upload)
 

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 from starlette.datastructures import Headers, UploadFile
@@ -20,7 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from mri_edge.scans import readers
 from mri_edge.services.http.errors import RequestRefused
 from mri_edge.services.http.exchange import Exchange
-from mri_edge.services.http.limits import MAX_FILES, ByteBudget, Limits
+from mri_edge.services.http.limits import MAX_FILES, ByteBudget, Limits, expired
 
 from .archives import SIGNATURE, entries
 
@@ -59,6 +60,13 @@ class Upload:
         self.name = name
         self._names: dict[str, str] = {}  # what the client calls each file in the folder
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._closed = False
+        self._lock = Lock()  # a thread may add files while the request that it works for ends
+
+    @property
+    def has_files(self) -> bool:
+        """Whether a thread has written files."""
+        return self._folder is not None
 
     def paths(self) -> list[str]:
         """Return the scans as files, in the order of their names."""
@@ -68,6 +76,12 @@ class Upload:
 
     def add(self, name: str | None, pieces: Iterable[bytes]) -> None:
         """Write a file into the folder. ``name`` is what the client calls it; it is never used as a path."""
+        with self._lock:
+            if self._closed:
+                raise expired()
+            self._add(name, pieces)
+
+    def _add(self, name: str | None, pieces: Iterable[bytes]) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="mri-edge-", ignore_cleanup_errors=True)
         # The suffix decides which reader takes the file, as for a file on a disk.
@@ -103,10 +117,12 @@ class Upload:
 
     def close(self) -> None:
         """Remove the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
-        self._store.budget.release(self._stored)
-        self._stored = 0
+        with self._lock:
+            self._closed = True
+            if self._folder is not None:
+                self._folder.cleanup()
+            self._store.budget.release(self._stored)
+            self._stored = 0
 
 
 def _suffixes() -> tuple[str, ...]:
@@ -123,7 +139,7 @@ async def receive(exchange: Exchange, store: Store, pool: Executor) -> Upload:
         raise RequestRefused(400, "empty", "the body is empty. Send the bytes of a scan")
     if not body.startswith(SIGNATURE):
         return Upload(store, body)
-    return await asyncio.get_running_loop().run_in_executor(pool, _saved, [(None, io.BytesIO(body))], store)
+    return await _save([(None, io.BytesIO(body))], store, pool)
 
 
 async def _receive_form(exchange: Exchange, store: Store, pool: Executor) -> Upload:
@@ -139,9 +155,21 @@ async def _receive_form(exchange: Exchange, store: Store, pool: Executor) -> Upl
         files = [(value.filename, value.file) for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise RequestRefused(400, "empty", "the form has no file. Send it as curl -F file=@scan.jpg does")
-        return await asyncio.get_running_loop().run_in_executor(pool, _saved, files, store)
+        return await _save(files, store, pool)
     finally:
         await form.close()
+
+
+async def _save(files: Sequence[tuple[str | None, BinaryIO]], store: Store, pool: Executor) -> Upload:
+    """Call ``_saved`` in a thread. If the request is canceled in the meantime, its files are removed nevertheless."""
+    saving = asyncio.get_running_loop().run_in_executor(pool, _saved, files, store)
+    try:
+        return await asyncio.shield(saving)
+    except asyncio.CancelledError:
+        saving.add_done_callback(
+            lambda _: None if saving.cancelled() or saving.exception() else saving.result().close()
+        )
+        raise
 
 
 def _saved(files: Sequence[tuple[str | None, BinaryIO]], store: Store) -> Upload:
