@@ -76,6 +76,8 @@ lock: | $(BIN)/python  ## write the lock files, with hashes, for the images and 
 	$(PIP_INSTALL) uv
 	$(COMPILE) --python-version 3.10 --output-file deploy/requirements.lock
 	$(COMPILE) --python-version 3.10 --extra litert --extra openvino --output-file deploy/requirements-engines.lock
+	$(COMPILE) --python-version 3.10 --extra serve --extra dicom --extra nifti \
+		--output-file deploy/requirements-serve.lock
 	$(COMPILE) --python-version 3.11 --group cuda --no-emit-package onnxruntime \
 		--output-file deploy/requirements-cuda.lock
 	$(COMPILE) --python-version 3.10 --extra train --extra export --extra sign --group dev \
@@ -175,7 +177,7 @@ ifdef LOCKED
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 else
 	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # in an older environment
-	$(PIP_INSTALL) --editable '.[train,export,sign,dicom,nifti]' --group dev
+	$(PIP_INSTALL) --editable '.[train,export,sign,dicom,nifti,serve]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 

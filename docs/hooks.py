@@ -23,6 +23,7 @@ MOUNTED = [
     "benchmarks/results/*/*.md",
     "benchmarks/results/*/*.svg",
     "deploy/*.md",
+    "deploy/*.yaml",
     "examples/NOTICE",
     "tests/arm64/record.json",
 ]

@@ -360,6 +360,25 @@ class Classifier:
         results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
 
+    def predict_prepared(self, scans: Sequence[Prepared], *, explain: bool = False) -> list[Prediction]:
+        """Classify frames that ``preparing.prepare`` returned, in one run. Errors as for ``predict``."""
+        return list(self._infer(scans, explain=explain))
+
+    def predict_tensors(self, batch: Pixels) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Classify tensors of the network's size, without any check of the pictures in them.
+
+        Parameters
+        ----------
+        batch
+            uint8 (N, H, W, 3) RGB.
+
+        Returns
+        -------
+        The probabilities, float32 (N, classes), and the index of the label that ``decide`` chose, (N,).
+        Errors as for ``predict``.
+        """
+        return self._decide(self._run(batch, []))
+
     def close(self) -> None:
         """Release the engine's memory and threads. The classifier cannot be used afterwards."""
         self._closed = True
@@ -399,8 +418,7 @@ class Classifier:
         unlike_training: list[tuple[ResultWarning, ...]] = [()] * len(prepared)
         if check and FEATURES in outputs:
             unlike_training = check.warnings_for(outputs[FEATURES])
-        probabilities = recalibrated(outputs[self.engine.outputs[0].name], manifest)
-        chosen = decide(probabilities, manifest.positive, manifest.threshold)
+        probabilities, chosen = self._decide(outputs)
         labels, model = manifest.labels, manifest.title
         sensitive = self._display_warnings([scan.frame for scan in prepared], probabilities)
         for scan, row, label_index, unlike, displayed in zip(
@@ -428,6 +446,12 @@ class Classifier:
                 pixels=scan.original,
                 metadata={key: value for key, value in scan.frame.metadata.items() if not key.startswith("_")},
             )
+
+    def _decide(self, outputs: Outputs) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Return the probabilities of the bundle, and the index of the label that they give."""
+        manifest = self.bundle.manifest
+        probabilities = recalibrated(outputs[self.engine.outputs[0].name], manifest)
+        return probabilities, decide(probabilities, manifest.positive, manifest.threshold)
 
     def _display_warnings(
         self, frames: Sequence[Frame], probabilities: NDArray[np.float32]

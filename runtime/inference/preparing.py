@@ -86,7 +86,7 @@ def prepare_sources(
     waiting: list[Decoded | Failure] = []
     waiting_bytes = 0
     for source in sources:
-        for result in _decode_or_fail(source, reading):
+        for result in decode_or_fail(source, reading):
             waiting.append(result)
             waiting_bytes += result.frame.pixels.nbytes if isinstance(result, Decoded) else 0
             if waiting_bytes > _MAX_WAITING_BYTES:
@@ -95,7 +95,8 @@ def prepare_sources(
     return prepared + _prepare_waiting(waiting, preprocessing, keep_pixels)
 
 
-def _decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterator[Decoded | Failure]:
+def decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterator[Decoded | Failure]:
+    """Read the frames of one scan. A frame that cannot be read becomes a Failure, the last one."""
     if isinstance(source, InputError):
         yield Failure(source.source, source)
         return

@@ -20,7 +20,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.device.native import silence_stderr
-from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
+from mri_edge.engines import Engine, ModelFile, Probabilities, engine_files, engine_for, open_engine
 from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels, as_rgb
@@ -49,6 +49,8 @@ _LOSSY_TOLERANCE = 2
 # int8, dynamic: a value on the edge between two steps rounds either way in other kernels (ONNX Runtime
 # and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
+# Parts of the names of providers that may multiply float32 with 10 bits of precision, as float16 has (TensorFloat-32).
+_ACCELERATORS = ("CUDA", "Tensorrt", "CoreML", "Dml", "GPU", "NPU")
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,16 @@ def is_golden(file: str) -> bool:
     return file in (RECORD, ARRAYS) or file.startswith(FOLDER)
 
 
-def replay(bundle: Bundle) -> Report:
+def replay(bundle: Bundle, opened: tuple[Artifact, Engine] | None = None) -> Report:
     """Compare this device with the record: first the hashes, then each stage on the CPU, in every installed engine.
 
     Without a record only the hashes are checked. If a hash differs, nothing else is tried.
+
+    Parameters
+    ----------
+    opened
+        An artifact and the engine that has opened it, on any provider: only this engine is compared, as it is, so that
+        a server is checked with what it uses.
 
     Raises
     ------
@@ -128,7 +136,9 @@ def replay(bundle: Bundle) -> Report:
             checks.append(check)
             decoded.append(pixels)
         checks += _replay_resize(bundle, golden)
-        checks += _replay_engines(bundle, golden, decoded)
+        checks += (
+            _replay_engines(bundle, golden, decoded) if opened is None else _replay_opened(bundle, golden, *opened)
+        )
     order = ("hashes", "pixels", "tensor", "probabilities", "label")
     return Report(tuple(sorted(checks, key=lambda check: order.index(check.stage))))
 
@@ -183,8 +193,23 @@ def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> I
             except EngineError as error:
                 yield Check("probabilities", artifact.file, file.NAME, "differs", str(error))
                 continue
-            yield _compare_probabilities(artifact, file.NAME, found, expected)
+            yield _compare_probabilities(artifact, file.NAME, found, expected, _TOLERANCES[artifact.precision])
             yield _compare_labels(bundle, golden.scans, artifact, file.NAME, end_to_end, expected)
+
+
+def _replay_opened(bundle: Bundle, golden: _Golden, artifact: Artifact, engine: Engine) -> Iterator[Check]:
+    expected = golden.probabilities.get(artifact.file)
+    if expected is not None:
+        try:
+            found = engine.run(golden.tensors)
+        except EngineError as error:
+            yield Check("probabilities", artifact.file, engine.name, "differs", str(error))
+            return
+        tolerance = _TOLERANCES[artifact.precision]
+        if any(name in engine.provider for name in _ACCELERATORS):
+            tolerance = max(tolerance, _TOLERANCES["float16"])
+        yield _compare_probabilities(artifact, engine.name, found, expected, tolerance)
+        yield _compare_labels(bundle, golden.scans, artifact, engine.name, found, expected)
 
 
 def _compare_pixels(
@@ -202,9 +227,10 @@ def _compare_pixels(
     return Check(stage, subject, "", "differs", detail)
 
 
-def _compare_probabilities(artifact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
+def _compare_probabilities(
+    artifact: Artifact, engine: str, found: Probabilities, expected: Probabilities, tolerance: float
+) -> Check:
     difference = float(np.abs(found - expected).max())
-    tolerance = _TOLERANCES[artifact.precision]
     if difference == 0:
         return Check("probabilities", artifact.file, engine, "same")
     detail = f"up to {difference:.2g} apart; {tolerance:g} is expected for {artifact.precision}"

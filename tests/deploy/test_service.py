@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from mri_edge.commands.serve import serve
 from mri_edge.commands.watch import watch
 from mri_edge.errors import BundleError, UsageError
 
@@ -20,6 +21,8 @@ UNIT = DEPLOY / "mri-edge-watch.service"
 # systemd rates the exposure from 0 to 10, and calls it safe below 2. What remains is intended: the service reads
 # /proc/cpuinfo, reports to systemd, lets its group read the results, and runs in the root folder of the machine.
 EXPOSURE = 0.2
+SERVER = DEPLOY / "mri-edge-serve.service"
+SERVER_EXPOSURE = 0.9  # it has network sockets, of this machine only
 
 
 def _settings(file: Path, key: str) -> list[str]:
@@ -35,19 +38,21 @@ def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_exposure_of_the_service_does_not_grow() -> None:
-    done = _analyze("security", "--offline=true", "--no-pager", str(UNIT))
+@pytest.mark.parametrize(("unit", "limit"), [(UNIT, EXPOSURE), (SERVER, SERVER_EXPOSURE)])
+def test_exposure_of_the_service_does_not_grow(unit: Path, limit: float) -> None:
+    done = _analyze("security", "--offline=true", "--no-pager", str(unit))
     [exposure] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
-    assert float(exposure) <= EXPOSURE, done.stdout
+    assert float(exposure) <= limit, done.stdout
 
 
-def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    text = UNIT.read_text(encoding="utf-8")
-    [command] = _settings(UNIT, "ExecStart")
-    here = tmp_path / UNIT.name  # systemd checks that the program exists
+@pytest.mark.parametrize("unit", [UNIT, SERVER])
+def test_systemd_understands_every_line(tmp_path: Path, unit: Path) -> None:
+    text = unit.read_text(encoding="utf-8")
+    [command] = _settings(unit, "ExecStart")
+    here = tmp_path / unit.name  # systemd checks that the program exists
     here.write_text(text.replace(shlex.split(command)[0], sys.executable), encoding="utf-8")
     done = _analyze("verify", "--man=no", str(here))
-    assert UNIT.name not in done.stderr, done.stderr
+    assert unit.name not in done.stderr, done.stderr
     here.write_text(text.replace("MemoryMax", "MemoryLots"), encoding="utf-8")
     assert "MemoryLots" in _analyze("verify", "--man=no", str(here)).stderr  # control: an unknown line is reported
 
@@ -66,6 +71,39 @@ def test_service_starts_an_existing_command() -> None:
     assert str(out) in [f"/var/lib/{folder}" for folder in state.split()]
     with pytest.raises(click.UsageError):
         watch.make_context("watch", [*arguments, "--no-such-option"])
+
+
+def test_the_server_starts_an_existing_command_on_the_port_that_the_unit_allows() -> None:
+    [command] = _settings(SERVER, "ExecStart")
+    _, name, *arguments = shlex.split(command)
+    assert name == "serve"
+    context = serve.make_context("serve", arguments)
+    assert context.params["host"] == "127.0.0.1"
+    assert _settings(SERVER, "SocketBindAllow") == [f"tcp:{context.params['port']}"]
+    [final] = _settings(SERVER, "RestartPreventExitStatus")
+    assert {int(code) for code in final.split()} == {2, 3, 4}
+    [stop] = _settings(SERVER, "TimeoutStopSec")
+    assert int(stop.removesuffix("s")) > context.params["timeout"]
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "kserve.yaml"])
+def test_containers_start_an_existing_command_with_a_token(file: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    content = yaml.safe_load((DEPLOY / file).read_text(encoding="utf-8"))
+    if file == "compose.yaml":
+        container = content["services"]["mri-edge"]
+        name, *arguments = container["command"]
+        assert container["read_only"]
+        assert (DEPLOY / container["build"]["args"]["LOCK"]).exists()
+    else:
+        assert content["kind"] == "InferenceService"
+        container = content["spec"]["predictor"]["containers"][0]
+        name, *arguments = container["args"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert name == "serve"
+    params = serve.make_context("serve", arguments).params
+    assert params["host"] == "0.0.0.0"  # noqa: S104 (within the container)
+    assert params["token_file"] is not None
 
 
 def test_the_service_is_restarted_unless_a_restart_cannot_help() -> None:

@@ -73,7 +73,7 @@ def draw_page(
     picture = _resized(pixels)
     least = least_drawn(maximum, prediction.hot_spot)
     is_drawn = maximum >= prediction.hot_spot
-    overlay = _overlay(picture, heatmap, least, maximum) if is_drawn else picture
+    overlay = _overlay(picture, heatmap, least) if is_drawn else picture
     width, height = (max(side, _SHORT_SIDE) for side in picture.size)
     page_width = 2 * width + 3 * _MARGIN
     growth = min(_MAX_GROWTH, max(1.0, page_width / _LARGE_PAGE))
@@ -102,18 +102,29 @@ def _resized(pixels: Pixels) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], least: float, maximum: float) -> Image.Image:
+def _overlay(picture: Image.Image, heatmap: NDArray[np.float32], least: float) -> Image.Image:
     """Return the picture with its hot spots in color, and with their outlines."""
-    drops = np.asarray(Image.fromarray(heatmap).resize(picture.size, Image.Resampling.BILINEAR))
-    hot = Image.fromarray(np.where(drops >= least, np.uint8(255), np.uint8(0)))
-    color = Image.fromarray(_colors((drops - least) / max(maximum - least, 1e-6)))
+    layer = color_layer(picture.size, heatmap, least)
     overlay = picture.copy()
-    overlay.paste(color, mask=hot.point([round(level * _OPACITY) for level in range(256)]))
-    thickness = 1 + max(picture.size) // (2 * _SHORT_SIDE)
-    inside = hot.filter(ImageFilter.MinFilter(2 * thickness + 1))
-    outline = ImageChops.subtract(hot, inside)
-    overlay.paste(color, mask=outline)
+    overlay.paste(layer, mask=layer)
     return overlay
+
+
+def color_layer(size: tuple[int, int], heatmap: NDArray[np.float32], least: float) -> Image.Image:
+    """Return the hot spots of a map in color and their outlines, RGBA, to be laid over a scan of this width and height.
+
+    Regions below ``least`` are transparent, hot spots have half of the opacity, outlines all of it.
+    """
+    drops = np.asarray(Image.fromarray(heatmap).resize(size, Image.Resampling.BILINEAR))
+    maximum = float(heatmap.max())
+    hot = Image.fromarray(np.where(drops >= least, np.uint8(255), np.uint8(0)))
+    layer = Image.fromarray(_colors((drops - least) / max(maximum - least, 1e-6)))
+    opacity = hot.point([round(level * _OPACITY) for level in range(256)])
+    thickness = 1 + max(size) // (2 * _SHORT_SIDE)
+    inside = hot.filter(ImageFilter.MinFilter(2 * thickness + 1))
+    opacity.paste(255, mask=ImageChops.subtract(hot, inside))
+    layer.putalpha(opacity)
+    return layer
 
 
 def _colors(levels: NDArray[np.floating]) -> Pixels:

@@ -1,0 +1,1 @@
+"""Describe the routes: OpenAPI, and a page that shows it."""

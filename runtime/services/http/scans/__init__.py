@@ -1,0 +1,1 @@
+"""Receive scans, classify them, and answer with the objects of ``mri-edge predict --json``."""

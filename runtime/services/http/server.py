@@ -1,0 +1,135 @@
+"""Run the application with uvicorn. SIGTERM and Ctrl-C end it after the requests that it has accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from mri_edge.errors import UsageError
+from mri_edge.services.systemd import notify
+
+from .app import App
+from .connection import BoundedConnection
+from .limits import Limits
+
+# Accepted connections stay open for so long at the end, so that a request that is on its way gets its answer.
+_LINGER_S = 0.5
+_CONNECTIONS = 768  # most systems allow a process 1,024 open files
+_MARGIN_S = 5.0  # beyond the longest time of a request
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens: ``port`` 0 is a free one. With a certificate and its key it speaks TLS."""
+
+    host: str
+    port: int
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    def listen(self) -> socket.socket:
+        """Return a socket that is bound. Raises UsageError."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, self.port))
+        except OSError as error:
+            listener.close()
+            raise UsageError(
+                f"cannot listen on {self.host} port {self.port} ({error.strerror})", "Choose another --port or --host"
+            ) from error
+        return listener
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that drains, reports to systemd, and returns normally: uvicorn would raise the signal again."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self._app = app
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 100 == 0:  # every ten seconds
+            notify("WATCHDOG=1")
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        notify("STOPPING=1")
+        self._app.log.event("info", "stopping: no new connections, open requests get their answers")
+        self._app.gate.draining = True
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER_S)
+        await super().shutdown(sockets)
+
+
+def serve(app: App, address: Address, limits: Limits) -> bool:
+    """Serve until a signal arrives. Returns whether it was Ctrl-C.
+
+    Raises
+    ------
+    UsageError
+        The address cannot be used, or the certificate or its key cannot be read.
+    MriEdgeError
+        A model cannot be opened, or does not give its golden values.
+    """
+    tls: dict[str, Any] = {}
+    if address.tls_cert is not None:
+        tls = {"ssl_certfile": address.tls_cert, "ssl_keyfile": address.tls_key}
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        http=BoundedConnection,
+        ws="none",
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=round(limits.timeout_s + _MARGIN_S),
+        **tls,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(f"{address.tls_cert}: not a certificate with its key ({error.strerror or error})") from error
+    server = _Server(config, app)
+
+    def fail() -> None:
+        server.should_exit = True
+
+    app.on_failure = fail
+    app.on_ready = lambda: notify("READY=1")
+    app.log.take_over()
+    with address.listen() as listener:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        app.log.event("info", f"listening on {'https' if tls else 'http'}://{shown}:{port}")
+        server.run(sockets=[listener])
+    if app.failure is not None:
+        raise app.failure
+    app.log.event("info", "stopped")
+    return server.interrupted

@@ -1,0 +1,342 @@
+"""The page in a browser: scans go in by every way, and the answer, its heatmap and every error are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+import mri_edge
+
+from .conftest import EXAMPLES, Page
+
+SCHEMAS = Path(mri_edge.__file__).parent / "inference"
+SERIES = "phantom-series.nii.gz"
+
+
+def test_dropped_picture_gets_label_probability_threshold_and_heatmap(page: Page, phantom: bytes) -> None:
+    page.open()
+    page.drop(("scan.jpg", phantom))
+    page.wait_for_answer()
+    page.wait_for_heatmap()
+    answer = page.text(".answer")
+    assert page.text("#detail-title") == "tumour"
+    assert "scan.jpg" in answer
+    assert "Research use only: not a medical device." in answer
+    shown = float(page.text(".chance b"))
+    threshold = float(page.text(".mark").removeprefix("threshold "))
+    assert threshold <= shown <= 1
+    bar, filled = page.find(".bar").rect, page.find(".bar i").rect
+    assert filled["width"] / bar["width"] == pytest.approx(shown, abs=0.01)
+    mark = page.run("parseFloat(getComputedStyle(document.querySelector('.bar'), '::after').left)")
+    assert mark / bar["width"] == pytest.approx(threshold, abs=0.01)
+    assert "small 0.1.0" in page.text(".facts")
+    assert "CPUExecutionProvider" in page.text(".facts")
+    assert "in 1.00 (0.72 to 1.00) of them" in page.text(".legend")
+    assert page.text("#live") == f"scan.jpg: tumour, probability of tumour {shown:.3f}."
+
+
+def test_heatmap_lies_exactly_over_the_picture_and_can_be_faded_and_hidden(page: Page) -> None:
+    page.open()
+    page.try_demo("phantom-3.jpg")
+    page.wait_for_answer()
+    page.wait_for_heatmap()
+    section, color = (page.find(f".screen img{kind}") for kind in (":not(.color)", ".color"))
+    assert section.rect == color.rect
+    sizes = page.run("[...document.querySelectorAll('.screen img')].map((one) => one.naturalWidth / one.naturalHeight)")
+    if page.run("!document.querySelector('.color').hidden"):
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+        page.driver.execute_script(
+            "const slider = document.querySelector('.opacity input');"
+            "slider.value = 100; slider.dispatchEvent(new Event('input'));"
+        )
+        assert page.run("getComputedStyle(document.querySelector('.color')).opacity") == "1"
+    page.find("#heatmap-switch").click()
+    assert not color.is_displayed()
+    assert not page.find(".legend").is_displayed()
+
+
+def test_everything_works_with_the_keyboard_alone(page: Page) -> None:
+    page.open()
+    page.press(Keys.TAB)
+    assert page.run("document.activeElement.className") == "skip"
+    assert page.run("document.activeElement.getBoundingClientRect().top") >= 0
+    page.tab_to('#demo-list [data-name="mni152-slice-2.jpg"]')
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press(Keys.ENTER)
+    page.wait_for_answer()
+    assert page.run("document.activeElement.id") == "detail"
+    page.tab_to("#heatmap-switch")
+    page.press(Keys.SPACE)
+    assert page.run("document.querySelector('.legend').hidden")
+    page.tab_to("[name=theme]")
+    page.press(Keys.ARROW_RIGHT)
+    assert page.run("document.documentElement.dataset.theme") in ("light", "dark")
+
+
+def test_series_has_a_slider_a_curve_and_the_note_that_it_is_not_calibrated(page: Page) -> None:
+    pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
+    page.open()
+    page.try_demo(SERIES)
+    page.wait_for_answer()
+    assert "Score of the series" in page.text(".answer")
+    assert "not calibrated on patients" in page.text(".answer")
+    assert len(page.driver.find_elements("css selector", ".series > svg .dot")) == 20
+    assert page.text(".series > svg .threshold-text").startswith("threshold 0.")
+    slider = page.find(".stepper input")
+    slider.send_keys(Keys.HOME)
+    assert slider.get_attribute("aria-valuetext").startswith("Slice 1 of 20, at 0.0 mm, no tumour, 0.")
+    left = page.find(".curve .here").get_attribute("x1")
+    slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert page.text(".slice-line").startswith("Slice 3 of 20, at 8.0 mm")
+    assert float(page.find(".curve .here").get_attribute("x1")) > float(left)
+    page.driver.execute_script("document.querySelector('#detail').focus()")
+    page.press(Keys.ARROW_LEFT)
+    assert page.text(".slice-line").startswith("Slice 2 of 20")
+    page.wait_for_heatmap()
+    assert page.run("document.querySelectorAll('.series tbody tr').length") == 20
+
+
+def test_heatmap_of_a_slice_is_about_that_slice(page: Page) -> None:
+    """The page sends the volume again with the index of the slice that is shown."""
+    pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
+    page.open()
+    page.driver.execute_script(
+        """
+        const open = XMLHttpRequest.prototype.open;
+        window.asked = [];
+        XMLHttpRequest.prototype.open = function (method, address) {
+          asked.push(new URL(address).searchParams);
+          return open.call(this, method, address);
+        };
+        """
+    )
+    page.try_demo(SERIES)
+    page.wait_for_answer()
+    page.find(".stepper input").send_keys(Keys.END)
+    assert page.text(".slice-line").startswith("Slice 20 of 20")
+    page.wait("asked.at(-1).get('heatmap') == '1' && !document.querySelector('.busy')")
+    assert page.run("asked.at(-1).get('index')") == "19"
+    assert page.run("asked[0].get('by')") == "series"
+
+
+def test_slices_in_dicom_are_one_series_whose_slices_have_heatmaps(page: Page, tmp_path: Path) -> None:
+    """Only the file of the slice is sent again for its heatmap."""
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
+    scan = pydicom.dcmread(EXAMPLES / "dicom" / "mni152-slice-2.dcm")
+    uid = scan.SOPInstanceUID
+    for number in range(3):
+        scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = f"{uid[:50]}.{number}"
+        scan.ImagePositionPatient = [0, 0, 4 * number]
+        scan.save_as(tmp_path / f"slice-{number}.dcm")
+    page.open()
+    page.choose(*sorted(tmp_path.iterdir()))
+    page.wait_for_answer()
+    page.wait_for_heatmap()
+    assert "Score of the series" in page.text(".answer")
+    assert page.text(".slice-line").startswith("Slice 1 of 3")
+    assert page.run("document.querySelector('.screen img').naturalWidth") > 0
+
+
+def test_one_file_with_many_slices_is_a_series(page: Page) -> None:
+    data = pytest.importorskip("pydicom.data", reason="needs the extra 'dicom'")
+    pytest.importorskip("data_store", reason="scans of real scanners are in pydicom-data (group 'test')")
+    page.open()
+    page.choose(Path(data.get_testdata_file("emri_small.dcm")))
+    page.wait("document.querySelector('.stepper')")
+    assert page.run("document.querySelectorAll('.series tbody tr').length") == 10
+    page.wait_for_heatmap()
+
+
+def test_series_of_another_plane_is_skipped_until_the_reader_wants_it(page: Page, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
+    scan = pydicom.dcmread(EXAMPLES / "dicom" / "mni152-slice-2.dcm")
+    scan.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    for number in range(3):
+        scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number + 1}"
+        scan.ImagePositionPatient = [0, 4 * number, 0]
+        scan.save_as(tmp_path / f"slice-{number}.dcm")
+    page.open()
+    page.choose(*sorted(tmp_path.iterdir()))
+    page.wait("document.querySelector('#detail-title')")
+    assert page.text("#detail-title") == "Not classified"
+    assert page.text(".alert") == "Coronal, and the model is for axial slices."
+    page.find(".detail button").click()
+    page.wait("document.querySelector('.stepper')")
+    assert "the training scans of this plane nearly all show a tumor" in page.text(".warnings")
+    assert page.run("document.querySelectorAll('#rows li').length") == 1
+
+
+def test_model_can_be_chosen_if_the_server_has_several(
+    page_of: Callable[[str], Page], serve: Callable[..., Any], healthy: bytes
+) -> None:
+    page = page_of(serve("--model", "small", "--model", "lite").wait_until_ready())
+    page.open()
+    page.wait("!document.querySelector('#model-choice').hidden")
+    page.find("#model").send_keys("lite")
+    page.drop(("scan.jpg", healthy))
+    page.wait_for_answer()
+    assert "lite 0.1.0" in page.text(".facts")
+
+
+def test_pasted_picture_is_classified(page: Page, healthy: bytes) -> None:
+    page.open()
+    page.drop(("image.png", healthy), event="paste")
+    page.wait_for_answer()
+    assert page.text("#detail-title") == "no tumour"
+
+
+def test_name_of_a_file_cannot_become_markup(page: Page, healthy: bytes) -> None:
+    name = "<img src=x onerror=alert(1)>.jpg"
+    page.open()
+    page.drop((name, healthy), (f"2{name}", healthy))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 2")
+    assert page.text(".source") in (name, f"2{name}")
+    assert page.text(".row-name") in (name, f"2{name}")
+    assert page.run("document.querySelector('#results img[src=x]')") is None
+
+
+def test_folder_is_a_list_of_results_with_errors_beside_their_files(
+    page: Page, tmp_path: Path, phantom: bytes, healthy: bytes
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name, content in {"10.jpg": phantom, "9.jpg": healthy, "bad.png": b"no picture", "notes.txt": b"x"}.items():
+        (folder / name).write_bytes(content)
+    (folder / ".hidden").write_bytes(b"x")
+    page.refuses = True
+    page.open()
+    page.find("#folder").send_keys(str(folder))
+    page.wait("document.querySelector('#list-title').textContent == '3 scans'")
+    page.wait_for_answer()
+    rows = [row.text.splitlines() for row in page.driver.find_elements("css selector", "#rows li")]
+    assert [row[0] for row in rows] == ["scans/9.jpg", "scans/10.jpg", "scans/bad.png"]
+    assert [row[1] for row in rows[:2]] == ["no tumour", "tumour"]
+    assert rows[2][1].startswith("10 bytes: not PNG, JPEG,")
+    assert page.text("#notes") == "1 file was skipped, because it is no scan: scans/notes.txt."
+    page.find("#rows li:last-child button").click()
+    assert page.text("#detail-title") == "No answer"
+    page.driver.execute_script(
+        "const filter = document.querySelector('#filter');"
+        "filter.value = 'positive'; filter.dispatchEvent(new Event('change'));"
+    )
+    assert page.text("#rows").splitlines()[0] == "scans/10.jpg"
+    assert page.run("[...document.querySelector('#filter').options].map((one) => one.text)") == [
+        "all (3)",
+        "positive (1)",
+        "other answers (1)",
+        "with warnings (0)",
+        "without an answer (1)",
+    ]
+
+
+def test_many_scans_are_sent_a_few_at_a_time_and_can_be_cancelled(page: Page, healthy: bytes) -> None:
+    page.open()
+    page.driver.execute_script(
+        """
+        const send = XMLHttpRequest.prototype.send;
+        window.together = window.most = 0;
+        XMLHttpRequest.prototype.send = function (body) {
+          most = Math.max(most, ++together);
+          this.addEventListener("readystatechange", () => { if (this.readyState === 4) together--; });
+          return send.call(this, body);
+        };
+        """
+    )
+    page.drop(*((f"{number}.jpg", healthy) for number in range(60)))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length >= 60")
+    page.wait_for_answer()
+    assert page.run("most") <= 4  # three scans, and the heatmap of the open result
+    page.drop(*((f"more {number}.jpg", healthy) for number in range(300)))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length > 60")
+    page.driver.execute_script("document.querySelector('#cancel').click()")
+    note = page.text("#notes")
+    assert note.startswith("Cancelled: ")
+    left = int(note.split()[1])
+    assert page.run("document.querySelectorAll('#rows li').length") == 360 - left
+    assert page.run("document.querySelectorAll('#rows .row:disabled').length") == 0
+    page.wait("together == 0")
+    assert page.run("document.querySelectorAll('#rows li').length") == 360 - left
+
+
+def test_saved_json_is_what_predict_prints(page: Page, tmp_path: Path, phantom: bytes) -> None:
+    page.open()
+    page.driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path), "eventsEnabled": True}
+    )
+    page.drop(("a scan.jpg", phantom))
+    page.wait_for_answer()
+    page.wait_for_heatmap()
+    page.find(".facts button").click()
+    saved = tmp_path / "a_scan.jpg.json"
+    page.wait("document.readyState == 'complete'")
+    for _ in range(600):
+        if saved.exists() and saved.read_bytes():
+            break
+        page.driver.execute_async_script("setTimeout(arguments[0], 100)")
+    record = json.loads(saved.read_text(encoding="utf-8"))
+    jsonschema.validate(record, json.loads((SCHEMAS / "result.schema.json").read_text(encoding="utf-8")))
+    assert record["label"] == "tumour"
+    assert record["file"] == "a scan.jpg"
+    assert "picture" not in record
+
+
+def test_token_is_asked_for_and_kept_in_memory_only(
+    page_of: Callable[[str], Page], serve: Callable[..., Any], tmp_path: Path, healthy: bytes
+) -> None:
+    (tmp_path / "token").write_text("0123456789abcdef", encoding="utf-8")
+    page = page_of(serve("--model", "small", "--token-file", str(tmp_path / "token")).wait_until_ready())
+    page.open()
+    page.drop(("scan.jpg", healthy))
+    page.wait("document.querySelector('#token').open")
+    assert page.run("document.activeElement.id") == "token-value"
+    page.press("wrong", Keys.ENTER)
+    page.wait("document.querySelector('#token-text').textContent.includes('refused')")
+    page.wait("document.querySelector('#token').open")
+    page.press("0123456789abcdef", Keys.ENTER)
+    page.wait_for_answer()
+    assert page.text("#detail-title") == "no tumour"
+    assert page.run("document.documentElement.outerHTML.includes('0123456789abcdef')") is False
+    assert stored(page) == {"local": 0, "session": 0, "databases": 0, "caches": 0, "cookies": ""}
+
+
+def stored(page: Page) -> dict[str, Any]:
+    """Return how much the page has stored in the browser."""
+    return page.driver.execute_async_script(
+        """
+        const done = arguments[0];
+        Promise.all([indexedDB.databases(), caches.keys()]).then(([databases, names]) => done({
+          local: localStorage.length, session: sessionStorage.length, databases: databases.length,
+          caches: names.length, cookies: document.cookie,
+        }));
+        """
+    )
+
+
+def test_server_that_stopped_is_an_error_in_words(
+    page_of: Callable[[str], Page], serve: Callable[..., Any], healthy: bytes
+) -> None:
+    process = serve("--model", "small")
+    page = page_of(process.wait_until_ready())
+    page.open()
+    process.end()
+    page.drop(("scan.jpg", healthy))
+    page.wait("document.querySelector('#detail-title')")
+    assert page.text("#detail-title") == "No answer"
+    assert page.text(".alert").startswith("The connection to the server broke. Check that it runs.")
+
+
+def test_clearing_removes_every_result(page: Page, healthy: bytes) -> None:
+    page.open()
+    page.drop(("1.jpg", healthy), ("2.jpg", healthy))
+    page.wait_for_answer()
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 2")
+    page.find("#clear").click()
+    assert not page.find("#results").is_displayed()
+    assert page.find("#demos").is_displayed()
+    assert page.run("document.querySelectorAll('#rows li, #detail > *').length") == 0
