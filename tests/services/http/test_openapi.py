@@ -73,7 +73,18 @@ def test_schemathesis_finds_no_fault(server, document, tmp_path: Path):
     file.write_text(json.dumps(document))
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     program = "from schemathesis.cli import schemathesis; schemathesis()"
-    arguments = ["--url", server.url, "--max-examples", "8", "--phases", "coverage,fuzzing", "--checks", checks]
+    arguments = [
+        "--url",
+        server.url,
+        "--max-examples",
+        "8",
+        "--phases",
+        "coverage,fuzzing",
+        "--checks",
+        checks,
+        "--request-timeout",
+        "60",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", program, "run", str(file), *arguments, "--seed", "1", "--no-color"],
         capture_output=True,
