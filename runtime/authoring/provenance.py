@@ -71,7 +71,7 @@ def _recorded_arguments(arguments: Sequence[str]) -> list[str]:
     return replace_paths(arguments, command=context.command_path.split()[1:], paths=paths)
 
 
-def _values(context: click.Context, kind: type[click.ParamType]) -> set[str]:
+def _values(context: click.Context, kind: type[object]) -> set[str]:
     """Values of those parameters of the running command that have a type."""
     names = [parameter.name for parameter in context.command.params if isinstance(parameter.type, kind)]
     values = (context.params.get(name) for name in names if name)
