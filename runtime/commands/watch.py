@@ -16,6 +16,7 @@ from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
 from mri_edge.inference.selection import RunOptions
+from mri_edge.services.model_check import check_model
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
@@ -102,7 +103,7 @@ def watch(
         watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, report=report)
         received = stack.enter_context(stopped_by_signals(watch.stop))
         write_line = stack.enter_context(_output())
-        watch.check_model()
+        check_model(classifier)
         notify("READY=1")  # before it waits for a disk, because systemd stops a service that takes long to start
         for record in watch.records(every_s=every, once=once):
             write_line(stdout_json(record) if as_lines else _line(record))

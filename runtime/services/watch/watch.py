@@ -14,9 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
-from mri_edge.errors import EngineError, InputError, MriEdgeError, OutputError, first_line
+from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name
 from mri_edge.scans.files import is_transient
@@ -112,19 +110,6 @@ class Watch:
                 if once and not scans_left:
                     return
                 self._sleep(every_s)
-
-    def check_model(self) -> None:
-        """Classify a blank picture. Raises EngineError, so that no scan is reported for a fault of the model."""
-        preprocessing = self._classifier.bundle.manifest.preprocessing
-        try:
-            self._classifier.predict(np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8))
-        except MriEdgeError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f"{self._classifier.bundle.folder}: the model fails on a blank picture ({first_line(error)})",
-                "Copy or export the bundle again",
-            ) from error
 
     def _prepare(self, locks: ExitStack) -> None:
         """Lock both folders, and create the output folder. The watched folder is first, because it is never created."""
