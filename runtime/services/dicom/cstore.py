@@ -115,15 +115,16 @@ class CStoreArchive:
         """Open an association, and release it at the end. Raises Unreachable."""
         address = self._address
         tls = (self._tls, address.host) if address.tls and self._tls is not None else None
+        connected: list[Any] = []
         association = self._ae.associate(
             address.host,
             address.port,
             ae_title=address.aet,
             tls_args=tls,
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.receive)],
+            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.receive), (evt.EVT_CONN_OPEN, connected.append)],
         )
         if not association.is_established:
-            raise Unreachable(self._why(association))
+            raise Unreachable(self._why(association) if connected else "cannot be reached")
         try:
             yield _Association(self, association)
         finally:
@@ -191,7 +192,7 @@ class CStoreArchive:
             if reason:
                 return "rejected the association: " + reason.format(ours=self._aet, theirs=self._address.aet)
             return "rejected the association"
-        return "cannot be reached" if not association.is_aborted else "aborted the association"
+        return "does not accept the association"
 
 
 class _Association:

@@ -106,7 +106,7 @@ class Delivery(threading.Thread):
         self._pause = _Pause(longest_pause_s)
         self._refused: dict[str, _Pause] = {}
         self._wake = threading.Event()
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     @property
     def next_attempt_s(self) -> float:
@@ -119,13 +119,13 @@ class Delivery(threading.Thread):
 
     def stop(self) -> None:
         """End the thread after the current answer."""
-        self._stop.set()
+        self._ended.set()
         self._wake.set()
 
     def run(self) -> None:
         """Send until ``stop``."""
         self.archive.start(self, self._answers.waiting())
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             try:
                 self._send_waiting()
             except Unreachable as error:
@@ -135,7 +135,7 @@ class Delivery(threading.Thread):
             except Exception as error:  # noqa: BLE001 (an unexpected answer of an archive must not end deliveries)
                 self._fail(f"{type(error).__name__} while sending")
             if self.next_attempt_s:
-                self._stop.wait(self.next_attempt_s)  # new answers do not shorten a pause
+                self._ended.wait(self.next_attempt_s)  # new answers do not shorten a pause
             else:
                 self._wake.wait(_LOOK_S)
             self._wake.clear()
@@ -152,7 +152,7 @@ class Delivery(threading.Thread):
         with self.archive.connect() as connection:
             self._send(connection, first)
             for answer in due:
-                if self._stop.is_set():
+                if self._ended.is_set():
                     break
                 self._send(connection, answer)
         self._pause = _Pause(self._longest_pause_s)
