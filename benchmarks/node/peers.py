@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -193,6 +194,7 @@ class Orthanc:
             "HttpPort": self.http,
             "DicomPort": self.port,
             "DicomAet": "ORTHANC",
+            "DicomAlwaysAllowFind": True,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "DicomModalities": {"node": [AET, "127.0.0.1", node_port]},
@@ -251,12 +253,15 @@ class Orthanc:
         ]
 
 
-def associate(port: int, *, aet: str = "SCANNER", called: str = AET, classes: Sequence[str] = (MR,)) -> Any:
-    """Open an association to a node on this machine, as a scanner does."""
+def associate(
+    port: int, *, aet: str = "SCANNER", called: str = AET, classes: Sequence[str] = (MR,), timeout_s: float = 60
+) -> Any:
+    """Open an association to a node on this machine, as a scanner does. ``timeout_s``: longest wait for a response."""
     from pynetdicom import AE
 
     ae = AE(ae_title=aet)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
+    ae.acse_timeout = ae.network_timeout = 60
+    ae.dimse_timeout = timeout_s
     for sop_class in classes:
         ae.add_requested_context(sop_class, ExplicitVRLittleEndian)
     return ae.associate("127.0.0.1", port, ae_title=called)
@@ -268,7 +273,7 @@ def send_until_acknowledged(port: int, datasets: Iterator[Dataset], acknowledged
     for dataset in datasets:
         while True:
             if association is None or not association.is_established:
-                association = associate(port)
+                association = associate(port, timeout_s=3)  # pynetdicom waits as long if the connection ends
                 if not association.is_established:
                     time.sleep(0.2)
                     continue
@@ -283,3 +288,93 @@ def send_until_acknowledged(port: int, datasets: Iterator[Dataset], acknowledged
                 time.sleep(0.2)
     if association is not None and association.is_established:
         association.release()
+
+
+class FakeArchive:
+    """An archive in this process that takes reports. ``status`` is its answer to each object."""
+
+    def __init__(self, port: int | None = None, node_port: int | None = None) -> None:
+        from pynetdicom import AE, evt
+        from pynetdicom.sop_class import StorageCommitmentPushModel
+
+        self.port = port or free_port()
+        self.status = 0x0000
+        self.confirms = True
+        self.received: list[Dataset] = []
+        self.associations = 0
+        self._node_port = node_port
+        self._threads: list[threading.Thread] = []
+        ae = AE(ae_title="ARCHIVE")
+        for sop_class in ("1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.7"):
+            ae.add_supported_context(sop_class)
+        ae.add_supported_context(StorageCommitmentPushModel)
+        handlers = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_N_ACTION, self._commit),
+            (evt.EVT_ACCEPTED, self._count),
+        ]
+        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+
+    @property
+    def address(self) -> str:
+        """Where it takes C-STORE."""
+        return f"ARCHIVE@127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End it."""
+        for thread in self._threads:
+            thread.join(timeout=60)
+        self._server.shutdown()
+
+    def instances(self) -> list[str]:
+        """Return the identifiers of what it holds; an object that came twice counts once."""
+        return sorted({str(dataset.SOPInstanceUID) for dataset in self.received})
+
+    def reported_series(self) -> list[str]:
+        """Return the identifier of the series that each report is about."""
+        reports = {str(found.SOPInstanceUID): found for found in self.received if found.Modality == "SR"}
+        return sorted(
+            str(report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].SeriesInstanceUID)
+            for report in reports.values()
+        )
+
+    def _count(self, event: Any) -> None:
+        self.associations += 1
+
+    def _store(self, event: Any) -> int:
+        if self.status == 0:
+            dataset = event.dataset
+            dataset.file_meta = event.file_meta
+            self.received.append(dataset)
+        return self.status
+
+    def _commit(self, event: Any) -> tuple[int, None]:
+        """Accept the request, and report over another association, as archives do."""
+        if self.confirms:
+            thread = threading.Thread(target=self._report, args=(event.action_information,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return 0x0000, None
+
+    def _report(self, request: Dataset) -> None:
+        from pynetdicom import AE
+        from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+        from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+
+        role = SCP_SCU_RoleSelectionNegotiation()
+        role.sop_class_uid, role.scu_role, role.scp_role = StorageCommitmentPushModel, False, True
+        ae = AE(ae_title="ARCHIVE")
+        ae.add_requested_context(StorageCommitmentPushModel)
+        association = ae.associate("127.0.0.1", self._node_port or 0, ae_title=AET, ext_neg=[role])
+        if association.is_established:
+            held = set(self.instances())
+            stored = [item for item in request.ReferencedSOPSequence if item.ReferencedSOPInstanceUID in held]
+            report = Dataset()
+            report.TransactionUID, report.ReferencedSOPSequence = request.TransactionUID, stored
+            complete = len(stored) == len(request.ReferencedSOPSequence)
+            if not complete:
+                report.FailedSOPSequence = []
+            association.send_n_event_report(
+                report, 1 if complete else 2, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            )
+            association.release()
