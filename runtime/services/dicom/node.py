@@ -243,8 +243,9 @@ class Node:
         written = "nothing to send"
         if objects:
             written = "1 object to send" if len(objects) == 1 else f"{len(objects)} objects to send"
+        slices = "1 slice" if len(result.slices) == 1 else f"{len(result.slices)} slices"
         failed = f", {result.failed} without an answer" if result.failed else ""
-        self._report(f"series {key}: {label}, {len(result.slices)} slices{failed}; {written}")
+        self._report(f"series {key}: {label}, {slices}{failed}; {written}")
 
     def _write_state(self) -> None:
         associations = self.receiver.associations if self.receiver is not None else 0
