@@ -80,10 +80,14 @@ def parse_sender(text: str) -> Sender:
     """Return who ``AET@CIDR`` means, such as ``SCANNER1@10.1.2.3`` or ``*@10.1.0.0/16``. Raises UsageError."""
     aet, at, network = text.rpartition("@")
     try:
-        return Sender(parse_aet(aet), ipaddress.ip_network(network, strict=False))
+        if at:
+            return Sender(parse_aet(aet), ipaddress.ip_network(network, strict=False))
     except ValueError:
-        problem = "no @" if not at else f"{network!r:.60} is no IP address or network"
-        raise UsageError(f"--allow takes AET@CIDR: {problem}", "For example: --allow SCANNER1@10.1.2.3/32") from None
+        pass
+    raise UsageError(
+        f"--allow takes an AE title, @, and an IP address or network. Received: {text!r:.80}",
+        "For example: --allow SCANNER1@10.1.2.3",
+    )
 
 
 def parse_destination(text: str) -> Address:

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from pynetdicom import _config
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-MAX_PDU = 128 << 10  # bytes that a peer may send at once, as it is told in the negotiation (PS3.8 D.1)
+MAX_PDU = 64 << 10  # bytes that a peer may send at once, as it is told in the negotiation (PS3.8 D.1)
 _HEADER = 64 << 10  # bytes by which the PDU of an association request may be longer: it has no negotiated limit
 _MAX_COMMAND = 1 << 20  # bytes of a command set; real ones have some hundred
 _MESSAGE_S = 20  # multiple of the timeout that one message may take as a whole

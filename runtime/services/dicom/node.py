@@ -26,10 +26,10 @@ from .answers import Answer, Answers
 from .counters import Counters
 from .delivery import Archive, Delivery
 from .receiver import Receiver
-from .spool import Spool, digest_of
+from .spool import Spool, digest_of, fault
 from .status import STATE_S, write_state
 
-_LOOK_S = 0.25  # how often received instances are sorted
+_LOOK_S = 0.2, 1.0  # how often received instances are sorted, at a short and at a long settling time
 _RETRY_S = 5.0  # time between two attempts to use a disk
 
 
@@ -165,7 +165,7 @@ class Node:
             self._write_state()
         key = self._complete()
         if key is None:
-            self._stopped.wait(_LOOK_S)
+            self._stopped.wait(min(max(self._settle_s / 10, _LOOK_S[0]), _LOOK_S[1]))
             return
         with suppress(_Stopped):
             self._answer(key)
@@ -186,7 +186,7 @@ class Node:
         if latest is None or latest.instances != instances:
             crashes = self._in_progress.begin(key, instances)
             try:
-                outcome = self._classify(key, files, latest, crashes)
+                outcome = self._outcome(key, files, latest, crashes)
                 number = 1 if latest is None else latest.number + 1
                 self.answers.write(key, number, instances, outcome.results, outcome.problems, outcome.objects)
             except (MriEdgeError, KeyboardInterrupt, _Stopped):  # an orderly end; any other one counts as a crash
@@ -197,11 +197,22 @@ class Node:
                 delivery.wake()
         self.spool.close(key)
 
-    def _classify(self, key: str, files: Sequence[Path], latest: Answer | None, crashes: int) -> _Outcome:
+    def _outcome(self, key: str, files: Sequence[Path], latest: Answer | None, crashes: int) -> _Outcome:
+        """Classify a series, unless that ended the program too often."""
         outcome = _Outcome()
         if crashes >= MAX_CRASHES:
-            self._note(outcome, key, crashed(f"series {key}", "series", crashes).problem, "crashed")
+            self._note(outcome, key, crashed("the series", "series", crashes).problem, "crashed")
             return outcome
+        try:
+            return self._classify(key, files, latest)
+        except (MriEdgeError, MemoryError, _Stopped):
+            raise
+        except Exception as error:  # noqa: BLE001 (otherwise it would end the program again at each start)
+            self._note(outcome, key, fault(error), "failed")
+            return outcome
+
+    def _classify(self, key: str, files: Sequence[Path], latest: Answer | None) -> _Outcome:
+        outcome = _Outcome()
         for result in self._predict([str(path) for path in files]):
             if isinstance(result, Failure):
                 self._note(outcome, key, result.error.problem, "failed")

@@ -163,9 +163,12 @@ class Spool:
         path = self.incoming / name
         try:
             found = dicom.texts(str(path), {_STUDY, _SERIES})
-        except InputError as error:
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 (otherwise it would end the program again at each start)
+            problem = error.problem.removeprefix(f"{path}: ") if isinstance(error, InputError) else fault(error)
             os.replace(path, self.failed / name)
-            self._report(f"{self.failed / name}: {error.problem.removeprefix(f'{path}: ')}")
+            self._report(f"{self.failed / name}: {problem}")
             self._count("failed")
             return
         # Without the identifier of a series, an instance is a series of its own.
@@ -204,6 +207,11 @@ class Spool:
 def digest_of(files: Sequence[Path]) -> str:
     """Return a hash over the files of a series. Their names contain the hashes of their contents."""
     return short_hash(*(path.name for path in files))
+
+
+def fault(error: Exception) -> str:
+    """Return a message about an error that is a fault of this program. Its text may quote an identifier."""
+    return f"a fault of mri-edge ({type(error).__name__}). Please report it"
 
 
 def _names_in(folder: Path) -> dict[str, str]:
