@@ -15,7 +15,7 @@ import click
 from mri_edge.errors import UsageError, first_line
 
 from .options import REQUIRE_SIGNATURE, model_options, reading_options
-from .service import report, stopped_by_signals
+from .output import report
 
 if TYPE_CHECKING:
     from mri_edge.inference.selection import RunOptions
@@ -115,7 +115,7 @@ def node(
     model: str,
     run: RunOptions,
 ) -> None:
-    """Receive MR series by DICOM, classify each, and send a report to the archive (PACS).
+    """Receive MR series by DICOM, and send reports to an archive (PACS).
 
     An instance is on disk before it is acknowledged. When no instance of a series has come for --settle seconds, the
     series is classified, and a structured report is sent to each --send-to by C-STORE or STOW-RS. If an archive does
@@ -144,6 +144,7 @@ def node(
     from mri_edge.services.dicom.receiver import Receiver
     from mri_edge.services.dicom_results.results import DicomResults
     from mri_edge.services.model_check import check_model
+    from mri_edge.services.stopping import stopped_by_signals
     from mri_edge.services.systemd import notify
 
     from .scans.dicom_output import parse_kinds

@@ -17,13 +17,14 @@ from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
 from mri_edge.inference.selection import RunOptions
 from mri_edge.services.model_check import check_model
+from mri_edge.services.stopping import stopped_by_signals
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
 from mri_edge.storage.atomic import discard_stdout
 
 from .options import REQUIRE_SIGNATURE, model_options, reading_options
-from .service import escape, report, stopped_by_signals
+from .output import escape, report
 
 EXAMPLES = """\b
 Examples:
