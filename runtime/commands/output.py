@@ -1,4 +1,4 @@
-"""Format output as lines of text: tables, the results of ``predict`` as a table, JSON or CSV, and messages of services."""
+"""Format output as lines of text: tables, results of ``predict`` as a table, JSON or CSV, and messages of services."""
 
 from __future__ import annotations
 
