@@ -19,7 +19,7 @@ pytest.importorskip("highdicom", reason="needs the extra node")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
-from benchmarks.node import campaign, peers
+from benchmarks.node import campaign, fuzz, peers
 
 sys.path.remove(str(CHECKOUT))
 from mri_edge.services.dicom.spool import short_hash
@@ -234,6 +234,7 @@ main(sys.argv[1:])
 POINTS = [line.split('"')[1] for line in KILLED.splitlines() if line.startswith('    "')]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_neither_loses_nor_doubles_anything(make_node, archive) -> None:
     node = make_node("--settle", 0.2, "--send-to", archive.address)
     acknowledged: list[str] = []
@@ -265,6 +266,7 @@ def test_a_kill_at_any_point_neither_loses_nor_doubles_anything(make_node, archi
     assert acknowledged
 
 
+@pytest.mark.slow
 def test_a_small_campaign_of_kills_with_orthanc() -> None:
     program(shutil.which("Orthanc") or "/usr/sbin/Orthanc", "orthanc")
     assert campaign.main(["--instances", "40", "--kills", "2", "--archive-kills", "1", "--size", "64"]) == 0
@@ -349,3 +351,7 @@ def test_orthanc_sends_a_series_and_confirms_the_storage_of_the_report(make_node
         assert not list((node.spool / "sent").glob("*/*.requested"))
     finally:
         orthanc.end()
+
+
+def test_mutated_data_sets_and_pdus_neither_end_the_node_nor_get_lost() -> None:
+    assert fuzz.main(["--datasets", "20", "--streams", "10"]) == 0
