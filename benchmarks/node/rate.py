@@ -131,7 +131,7 @@ def watch_memory(root: Path, instances: int, associations: int) -> None:
         measured.append(memory(process))
         print(f"{sent:6} instances, {sent // step:3} series: {measured[-1]:.1f} MB", flush=True)
         for path in (*paths, *node.files()):
-            path.unlink()
+            path.unlink(missing_ok=True)  # it may be moving
     node.end()
     print(f"memory grew by {100 * (measured[-1] / measured[1] - 1):.1f}% after the second step")
 

@@ -167,6 +167,14 @@ def test_garbage_ends_the_connection_and_nothing_else(server: Server) -> None:
     works(server)
 
 
+def test_a_pdu_that_is_too_long_is_not_waited_for(make_server: Callable[..., Server]) -> None:
+    server = make_server(Limits(associations=3, timeout_s=120))
+    client = server.raw(b"\x01\0\xff\xff\xff\xff")
+    ends(client, 30)
+    client.close()
+    works(server)
+
+
 def test_silent_and_slow_peers_are_closed_in_time(server: Server, conversation: list[bytes]) -> None:
     start = time.monotonic()
     silent, half = server.raw(), server.raw(conversation[0][:20])

@@ -22,3 +22,7 @@ class Counters:
         """Return the counts, sorted by name and outcome."""
         with self._lock:
             return sorted(self._counts.items())
+
+    def total(self, name: str) -> int:
+        """Return a count, over all outcomes."""
+        return sum(number for (found, _), number in self.items() if found == name)

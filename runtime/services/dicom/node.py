@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mri_edge.device.native import trim_memory
 from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction
@@ -101,6 +103,7 @@ class Node:
         self._beat = Heartbeat()
         self._written = float("-inf")
         self._problem: str | None = None
+        self._ended = 0
 
     def stop(self) -> None:
         """End ``run`` at the next slice. May be called from a signal handler."""
@@ -133,6 +136,7 @@ class Node:
             for thread in threads:
                 thread.start()
             self._report(f"{self._name}: listening, spool {spool.folder}; {self._title}. {NOTICE}")
+            gc.freeze()  # what exists now stays, so that it need not be looked through again and again
             ready(self.receiver.port)
             while not self._stopped.is_set():
                 try:
@@ -163,6 +167,7 @@ class Node:
         self._beat()
         if time.monotonic() - self._written >= STATE_S:
             self._write_state()
+            self._free_memory()
         key = self._complete()
         if key is None:
             self._stopped.wait(min(max(self._settle_s / 10, _LOOK_S[0]), _LOOK_S[1]))
@@ -262,6 +267,14 @@ class Node:
         associations = self.receiver.associations if self.receiver is not None else 0
         write_state(self.spool.folder, self._name, self.deliveries, self.counters, associations)
         self._written = time.monotonic()
+
+    def _free_memory(self) -> None:
+        """Free what ended associations hold: their objects refer to each other, and each thread has its own memory."""
+        ended = self.counters.total("associations")
+        if ended != self._ended:
+            self._ended = ended
+            gc.collect()
+            trim_memory()
 
     def _wait_for_disk(self, error: OutputError) -> None:
         if self._problem is None:
