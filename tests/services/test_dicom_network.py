@@ -315,6 +315,46 @@ def test_one_association_too_many_is_rejected_and_connections_are_dropped(server
     works(server)
 
 
+def test_many_associations_at_once_are_all_served(
+    make_server: Callable[..., Server], server: Server, conversation: list[bytes]
+) -> None:
+    busy = make_server(Limits(associations=40, timeout_s=60))
+    released = b"\x06\0\0\0\0\x04\0\0\0\0"
+    answers: list[bytes] = []
+
+    def send_some() -> None:
+        for _ in range(8):
+            client = busy.raw(conversation[0])
+            client.settimeout(60)
+            client.recv(4096)
+            client.sendall(b"".join(conversation[1:-1]))
+            client.recv(4096)
+            client.sendall(conversation[-1])
+            answers.append(ends(client, 60)[-10:])
+            client.close()
+
+    threads = [threading.Thread(target=send_some) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [released] * 160
+    assert len(busy.stored()) == 1
+
+
+def test_connections_may_open_while_their_memory_is_counted(server: Server) -> None:
+    class Opened:
+        held = 1
+
+    opened = [Opened() for _ in range(20_000)]
+    bounded: Any = server.receiver._server
+    thread = threading.Thread(target=lambda: [bounded.register(connection) for connection in opened])
+    thread.start()
+    while thread.is_alive():
+        assert bounded._held() <= len(opened)
+    assert bounded._held() == len(opened)
+
+
 def test_unknown_classes_are_refused_and_known_syntaxes_accepted(server: Server) -> None:
     from pynetdicom import AE
 

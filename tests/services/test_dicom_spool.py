@@ -378,6 +378,74 @@ def test_stow_without_a_server_is_unreachable(answer: Answer) -> None:
         StowArchive(WebAddress("http://127.0.0.1:9/dicom-web")).send(answer)
 
 
+# --- storage commitment
+
+
+class Reported:
+    """What a delivery is told of commitments."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def delivered(self, answer: Answer) -> None:
+        self.said.append(f"{answer.folder.name} delivered")
+
+    def refuse(self, answer: Answer, reason: str) -> None:
+        self.said.append(f"{answer.folder.name}: {reason}")
+
+
+class Report:
+    """An N-EVENT-REPORT about a transaction and the instances that were stored."""
+
+    def __init__(self, transaction: str, *instances: str) -> None:
+        from pydicom import Dataset
+
+        self.event_information = Dataset()
+        self.event_information.TransactionUID = transaction
+        self.event_information.ReferencedSOPSequence = []
+        for instance in instances:
+            item = Dataset()
+            item.ReferencedSOPInstanceUID = instance
+            self.event_information.ReferencedSOPSequence.append(item)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [(["2.25.0", "2.25.1"], "s-1 delivered"), (["2.25.0"], "s-1: it did not store every object"), ([], "s-1: it did")],
+)
+def test_a_commitment_counts_only_for_every_object_and_once(answer: Answer, stored: list[str], said: str) -> None:
+    pytest.importorskip("pynetdicom", reason="needs the extra node")
+    from mri_edge.services.dicom.cstore import CStoreArchive
+
+    archive = CStoreArchive(DicomAddress("A", "127.0.0.1", 104), "MRIEDGE", commit=True, confirm_s=0)
+    answer.marker(archive.name, "requested").write_text('{"transaction": "2.25.77"}')
+    reported = Reported()
+    archive.start(reported, iter([answer]))  # type: ignore[arg-type]
+    assert archive.receive(Report("2.25.78", *stored))[0] == 0x0110
+    assert archive.receive(object())[0] == 0x0110
+    assert reported.said == []
+    assert archive.receive(Report("2.25.77", *stored))[0] == 0
+    assert archive.receive(Report("2.25.77", *stored))[0] == 0x0110
+    (message,) = reported.said
+    assert message.startswith(said)
+
+
+def test_without_a_commitment_in_time_an_answer_is_sent_again(answer: Answer) -> None:
+    pytest.importorskip("pynetdicom", reason="needs the extra node")
+    from mri_edge.services.dicom.cstore import CStoreArchive
+
+    archive = CStoreArchive(DicomAddress("A", "127.0.0.1", 104), "MRIEDGE", commit=True, confirm_s=-1)
+    marker = answer.marker(archive.name, "requested")
+    marker.write_text('{"transaction": "2.25.77"}')
+    archive.start(Reported(), iter([answer]))  # type: ignore[arg-type]
+    assert list(archive.forget()) == [answer]
+    assert not marker.exists()
+    assert list(archive.forget()) == []
+    marker.write_text("half")  # a kill cut it off
+    archive.start(Reported(), iter([answer]))  # type: ignore[arg-type]
+    assert not marker.exists()
+
+
 # --- addresses
 
 

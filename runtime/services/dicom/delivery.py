@@ -124,9 +124,12 @@ class Delivery(threading.Thread):
 
     def run(self) -> None:
         """Send until ``stop``."""
-        self.archive.start(self, self._answers.waiting())
+        started = False
         while not self._ended.is_set():
             try:
+                if not started:
+                    self.archive.start(self, self._answers.waiting())
+                    started = True
                 self._send_waiting()
             except Unreachable as error:
                 self._fail(str(error))

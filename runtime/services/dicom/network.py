@@ -81,8 +81,7 @@ class BoundedSocket(AssociationSocket):
         super().__init__(association, client_socket=client_socket)
         self.held = 0
         self._limits = limits
-        self._neighbors: WeakSet[BoundedSocket] = association._server.sockets
-        self._neighbors.add(self)
+        self._total: Callable[[], int] = association._server.register(self)
         self._message: Any = None
         self._message_since = 0.0
 
@@ -133,7 +132,7 @@ class BoundedSocket(AssociationSocket):
         self.held = 0 if message.data_set is None else message.data_set.tell()
         if self.held + size > self._limits.instance_bytes:
             raise _Exceeded("an instance is too large")
-        if sum(other.held for other in self._neighbors) + size > self._limits.total_bytes:
+        if self._total() + size > self._limits.total_bytes:
             raise _Exceeded("too many large instances are being received")
 
 
@@ -175,12 +174,22 @@ class BoundedServer(ThreadedAssociationServer):
         **options: Any,
     ) -> None:
         self.limits = limits
-        self.sockets: WeakSet[BoundedSocket] = WeakSet()
+        self._sockets: WeakSet[BoundedSocket] = WeakSet()
         self._is_known = is_known
         self._refused = refused
         self._starting = 0
         self._lock = threading.Lock()
         super().__init__(*arguments, **options, request_handler=_Handler)  # type: ignore[misc]
+
+    def register(self, opened: BoundedSocket) -> Callable[[], int]:
+        """Add a connection, and return a function for the bytes of all messages that are being received."""
+        with self._lock:  # a set must not grow while another thread goes through it
+            self._sockets.add(opened)
+        return self._held
+
+    def _held(self) -> int:
+        with self._lock:
+            return sum(opened.held for opened in self._sockets)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection. The TLS handshake follows in the thread of the connection."""
