@@ -169,7 +169,7 @@ class NodeProcess:
 
     def answers(self) -> list[dict[str, Any]]:
         """Every answer in the outbox and in ``sent``."""
-        paths = [path for folder in ("outbox", "sent") for path in (self.spool / folder).glob("*/answer.json")]
+        paths = [path for folder in ("outbox", "sent") for path in (self.spool / folder).glob("[!.]*/answer.json")]
         return [json.loads(path.read_text()) for path in sorted(paths)]
 
     def memory(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mri_edge.device.native import trim_memory
+from mri_edge.device.native import limit_arenas, trim_memory
 from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction
@@ -32,6 +32,7 @@ from .spool import Spool, digest_of, fault
 from .status import STATE_S, write_state
 
 _LOOK_S = 0.2, 1.0  # how often received instances are sorted, at a short and at a long settling time
+_ARENAS = 2  # of glibc's memory
 _RETRY_S = 5.0  # time between two attempts to use a disk
 
 
@@ -122,6 +123,7 @@ class Node:
             The engine failed; this concerns every series.
         """
         spool = self.spool
+        limit_arenas(_ARENAS)
         with ExitStack() as stack:
             stack.enter_context(dicom.silenced())  # messages of pydicom quote values
             spool.make()
