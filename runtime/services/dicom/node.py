@@ -81,7 +81,6 @@ class Node:
         name: str,
         settle_s: float = 30.0,
         plane: Plane = "axial",
-        longest_pause_s: float | None = None,
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.counters = Counters()
@@ -96,10 +95,7 @@ class Node:
         self._plane: Plane = plane
         self._report = report
         names = [archive.name for archive in archives]
-        options = {} if longest_pause_s is None else {"longest_pause_s": longest_pause_s}
-        self.deliveries = [
-            Delivery(self.answers, archive, names, self.counters, report, **options) for archive in archives
-        ]
+        self.deliveries = [Delivery(self.answers, archive, names, self.counters, report) for archive in archives]
         self._stopped = threading.Event()
         self._beat = Heartbeat()
         self._written = float("-inf")
