@@ -463,3 +463,30 @@ def test_a_peer_that_stalls_the_handshake_does_not_block_others(
         client.close()
     peers.wait_for(lambda: any("TLS handshake failed" in message for message in server.messages), "a message")
     assert establish(known)
+
+
+def test_results_go_by_tls_to_an_archive_whose_certificate_is_checked(certificate: tuple[Path, Path]) -> None:
+    from pynetdicom import AE
+
+    from mri_edge.services.dicom.addresses import parse_destination
+    from mri_edge.services.dicom.cstore import CStoreArchive
+    from mri_edge.services.dicom.delivery import Unreachable
+
+    silence_pynetdicom()
+    path, key = map(str, certificate)
+    ae = AE(ae_title="ARCHIVE")
+    ae.add_supported_context("1.2.840.10008.5.1.4.1.1.88.34")
+    archive = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=server_tls(path, key, path))
+    address = parse_destination(f"ARCHIVE@localhost:{archive.server_address[1]}/tls")
+    try:
+        with CStoreArchive(address, "MRIEDGE", tls=network.client_tls(path, key, path), timeout_s=20).connect():
+            pass
+        for context in (network.client_tls(None, None, None), network.client_tls(None, None, path)):
+            # The first does not know the authority, and the second has no certificate of its own.
+            with (
+                pytest.raises(Unreachable),
+                CStoreArchive(address, "MRIEDGE", tls=context, timeout_s=20).connect(),
+            ):
+                pass
+    finally:
+        archive.shutdown()

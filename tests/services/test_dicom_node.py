@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +356,36 @@ def test_orthanc_sends_a_series_and_confirms_the_storage_of_the_report(make_node
 
 def test_mutated_data_sets_and_pdus_neither_end_the_node_nor_get_lost() -> None:
     assert fuzz.main(["--datasets", "20", "--streams", "10"]) == 0
+
+
+def test_orthanc_stores_reports_and_captures_by_two_ways(
+    orthanc: peers.Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mri_edge import Classifier
+    from mri_edge.inference.heatmap import series_pictures
+    from mri_edge.services.dicom.addresses import parse_destination
+    from mri_edge.services.dicom.answers import Answers
+    from mri_edge.services.dicom.cstore import CStoreArchive
+    from mri_edge.services.dicom.stow import StowArchive
+    from mri_edge.services.dicom_results.results import DicomResults
+
+    monkeypatch.setattr(series_pictures, "MOST_HEATMAPS", 1)
+    answers = Answers(tmp_path / "outbox", tmp_path / "sent")
+    for number in (1, 2):
+        paths = peers.write_series(tmp_path / "scans", number, 3, size=64)
+        with Classifier.load("small", threads=1) as classifier:
+            (result,) = classifier.predict_series([str(path) for path in paths])
+            objects = DicomResults(classifier, ("sr", "sc")).of(replace(result, label="tumour"))
+        answers.write(f"s{number}", 1, "one", [], [], objects)
+    first, second = answers.waiting()
+    with CStoreArchive(parse_destination(orthanc.address), peers.AET).connect() as connection:
+        assert connection.send(first)
+    if orthanc.has_web:
+        assert StowArchive(parse_destination(f"{orthanc.url}/dicom-web")).send(second)
+    expected = ["2.25.20001", "2.25.20002"][: 1 + orthanc.has_web]
+    assert sorted(orthanc.reported_series()) == expected
+    captures = orthanc.find("OT")
+    assert {str(capture.SOPClassUID) for capture in captures} == {SECONDARY_CAPTURE}
+    assert (
+        sorted(str(capture.StudyInstanceUID) for capture in captures) == ["2.25.30001", "2.25.30002"][: len(expected)]
+    )
