@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             wait_for(lambda: set(uids) <= set(orthanc.reported_series()), "every series is reported", 300)
         except TimeoutError as error:
             print(error)
-        time.sleep(2 * options.settle)  # a second report of a series would come now
+        time.sleep(options.settle + 2)  # a second report of a series would come now
         found = faults(node, orthanc, acknowledged, uids)
         code = node.end()
         orthanc.end()

@@ -270,7 +270,7 @@ def test_a_kill_at_any_point_neither_loses_nor_doubles_anything(make_node, archi
 @pytest.mark.slow
 def test_a_small_campaign_of_kills_with_orthanc() -> None:
     program(shutil.which("Orthanc") or "/usr/sbin/Orthanc", "orthanc")
-    assert campaign.main(["--instances", "40", "--kills", "2", "--archive-kills", "1", "--size", "64"]) == 0
+    assert campaign.main(["--instances", "20", "--kills", "1", "--archive-kills", "1", "--size", "64"]) == 0
 
 
 def test_a_series_that_crashes_the_program_is_given_up(make_node, archive) -> None:

@@ -178,7 +178,7 @@ class Spool:
         closed = self.done / key
         names = series.names if series is not None else _names_in(closed)
         other = names.get(instance)
-        if other == name:
+        if other == name or (self.conflicts / key / name).exists():
             path.unlink()
             self._count("duplicate")
             return
