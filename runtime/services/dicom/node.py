@@ -32,6 +32,7 @@ from .spool import Spool, digest_of, fault
 from .status import STATE_S, write_state
 
 _LOOK_S = 0.2, 1.0  # how often received instances are sorted, at a short and at a long settling time
+_LONGEST_BUSY_S = 10.0  # after which instances are sorted while others come
 _ARENAS = 2  # of glibc's memory
 _RETRY_S = 5.0  # time between two attempts to use a disk
 
@@ -101,6 +102,8 @@ class Node:
         self._written = float("-inf")
         self._problem: str | None = None
         self._ended = 0
+        self._received = 0
+        self._sorted = float("-inf")
 
     def stop(self) -> None:
         """End ``run`` at the next slice. May be called from a signal handler."""
@@ -161,17 +164,26 @@ class Node:
 
     def _look(self) -> None:
         """Sort what came, and answer one series if one is complete."""
-        self.spool.sort(self._beat)
         self._beat()
         if time.monotonic() - self._written >= STATE_S:
             self._write_state()
             self._free_memory()
-        key = self._complete()
+        key = None
+        if not self._is_busy():
+            self.spool.sort(self._beat)
+            self._sorted = time.monotonic()
+            key = self._complete()
         if key is None:
             self._stopped.wait(min(max(self._settle_s / 10, _LOOK_S[0]), _LOOK_S[1]))
             return
         with suppress(_Stopped):
             self._answer(key)
+
+    def _is_busy(self) -> bool:
+        """Whether instances came since the last look: sorting them now would delay the next ones. Not for long."""
+        received, before = self.counters.total("instances"), self._received
+        self._received = received
+        return received != before and time.monotonic() - self._sorted < min(self._settle_s, _LONGEST_BUSY_S)
 
     def _complete(self) -> str | None:
         """Return the series that is complete for the longest time, those that crashed the program last; or None."""
