@@ -454,13 +454,16 @@ def test_a_peer_that_stalls_the_handshake_does_not_block_others(
         return established
 
     known = network.client_tls(path, key, path)
-    assert establish(known)
+    try:
+        assert establish(known)
+    finally:
+        for client in stalled:
+            client.close()
     without = ssl.create_default_context(cafile=path)  # no certificate of its own
     assert not establish(without)
     plain = server.raw(b"GET / HTTP/1.1\r\n\r\n")
     ends(plain)
-    for client in (*stalled, plain):
-        client.close()
+    plain.close()
     peers.wait_for(lambda: any("TLS handshake failed" in message for message in server.messages), "a message")
     assert establish(known)
 
