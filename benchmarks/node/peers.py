@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -145,6 +146,7 @@ class NodeProcess:
                 stderr=log,
                 env={**os.environ, **environment},
             )
+        atexit.register(self.process.kill)  # if a check fails
 
         def listens() -> bool:
             assert self.process is not None
@@ -217,6 +219,7 @@ class Orthanc:
             self.process = subprocess.Popen(
                 [program, str(self.folder / "orthanc.json")], stdout=log, stderr=log, cwd=self.folder
             )
+        atexit.register(self.process.kill)  # if a check fails
         wait_for(self._answers, "Orthanc answers")
 
     def _answers(self) -> bool:

@@ -445,6 +445,7 @@ def test_a_peer_that_stalls_the_handshake_does_not_block_others(
 
     def establish(context: ssl.SSLContext) -> bool:
         ae = AE(ae_title="SCANNER")
+        ae.connection_timeout = limits.timeout_s
         ae.add_requested_context(peers.MR)
         start = time.monotonic()
         association = ae.associate("127.0.0.1", server.port, ae_title=peers.AET, tls_args=(context, "localhost"))
