@@ -1,4 +1,4 @@
-"""Format output as lines of text: aligned tables, and the results of ``predict`` as a table, JSON or CSV."""
+"""Format output as lines of text: tables, results of ``predict`` as a table, JSON or CSV, and messages of services."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mri_edge.errors import printable
+from mri_edge.errors import DISK_ERRORS, printable
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, displayed_label, frame_name, stdout_json
 
 if TYPE_CHECKING:
@@ -167,3 +167,17 @@ def csv_line(cells: Iterable[object]) -> str:
     plain = [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells]
     csv.writer(text).writerow(plain)  # the default line ending makes it quote cells that contain one
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace").decode()
+
+
+def escape(text: str) -> str:
+    """Escape a text with a foreign name: a line feed could forge a line, and invalid UTF-8 could end the program."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def report(message: str) -> None:
+    """Print a message of a service on stderr."""
+    try:
+        click.echo(f"mri-edge: {escape(message)}", err=True)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:  # a full disk under the log must not end the service
+            raise

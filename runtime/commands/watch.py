@@ -16,12 +16,15 @@ from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
 from mri_edge.inference.selection import RunOptions
+from mri_edge.services.model_check import check_model
+from mri_edge.services.stopping import stopped_by_signals
 from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
 from mri_edge.storage.atomic import discard_stdout
 
 from .options import REQUIRE_SIGNATURE, model_options, reading_options
+from .output import escape, report
 
 EXAMPLES = """\b
 Examples:
@@ -98,10 +101,10 @@ def watch(
     with ExitStack() as stack:
         bundle = Bundle.open(model, signed_by=signed_by)
         classifier = stack.enter_context(Classifier.load_with(replace(run, workload="single"), bundle))
-        watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, report=_report)
-        received = stack.enter_context(_stopped_by_signals(watch))
+        watch = Watch(classifier, folder, outbox, settle_s=settle, heatmap=heatmap, report=report)
+        received = stack.enter_context(stopped_by_signals(watch.stop))
         write_line = stack.enter_context(_output())
-        watch.check_model()
+        check_model(classifier)
         notify("READY=1")  # before it waits for a disk, because systemd stops a service that takes long to start
         for record in watch.records(every_s=every, once=once):
             write_line(stdout_json(record) if as_lines else _line(record))
@@ -109,7 +112,7 @@ def watch(
         if signal.SIGINT in received:
             raise click.Abort
         if received:
-            _report("stopped")
+            report("stopped")
     return 1 if once and watch.failed else 0
 
 
@@ -127,27 +130,6 @@ def _check_folders(folder: Path, outbox: Outbox, *, once: bool) -> None:
 
 
 @contextmanager
-def _stopped_by_signals(watch: Watch) -> Iterator[list[int]]:
-    """End the watch after its current scan at the first SIGTERM or Ctrl-C. A second one ends the program at once."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        watch.stop()
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        restore()
-
-
-@contextmanager
 def _output() -> Iterator[Callable[[str], None]]:
     """Yield a function that writes a line to standard output. Lines are dropped while its disk is full."""
     full = False
@@ -162,7 +144,7 @@ def _output() -> Iterator[Callable[[str], None]]:
                 raise
             if not full:
                 full = True
-                _report(
+                report(
                     f"cannot write the output ({error.strerror}): lines may be lost, but the result files are complete"
                 )
 
@@ -175,22 +157,9 @@ def _output() -> Iterator[Callable[[str], None]]:
 
 def _line(record: Record) -> str:
     if "error" in record:
-        return _escape(f"{record['moved_to']}  {record['error']}")
+        return escape(f"{record['moved_to']}  {record['error']}")
     probabilities = record["probabilities"]
     shown = displayed_label(record["label"], record["positive"], probabilities)
     name = frame_name(record["moved_to"], record.get("index", 0), record.get("frames", 1))
     answer = f"{name}  {record['label']}  p({shown}) = {probabilities[shown]:.3f}"
-    return _escape("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
-
-
-def _escape(text: str) -> str:
-    """Escape a text with a file name: a line feed could forge a line, and invalid UTF-8 could end the program."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _report(message: str) -> None:
-    try:
-        click.echo(f"mri-edge: {_escape(message)}", err=True)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:  # a full disk under the log must not end the watch
-            raise
+    return escape("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 
 
@@ -19,3 +20,17 @@ def notify(state: str) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
         client.setblocking(False)
         client.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+
+
+class Heartbeat:
+    """Reports to systemd that the service is alive, at most once a second, each time it is called."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self) -> None:
+        """Report it."""
+        now = time.monotonic()
+        if now - self._last >= 1:
+            self._last = now
+            notify("WATCHDOG=1")

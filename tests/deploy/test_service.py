@@ -1,4 +1,4 @@
-"""The systemd service: its exposure, its syntax, and its command line."""
+"""The systemd services: their exposure, their syntax, and their command lines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from pathlib import Path
 import click
 import pytest
 
+from mri_edge.commands.node import node
 from mri_edge.commands.serve import serve
 from mri_edge.commands.watch import watch
 from mri_edge.errors import BundleError, UsageError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "mri-edge-watch.service"
+NODE = DEPLOY / "mri-edge-node.service"
 # systemd rates the exposure from 0 to 10, and calls it safe below 2. What remains is intended: the service reads
 # /proc/cpuinfo, reports to systemd, lets its group read the results, and runs in the root folder of the machine.
-EXPOSURE = 0.2
 SERVER = DEPLOY / "mri-edge-serve.service"
-SERVER_EXPOSURE = 0.9  # it has network sockets, of this machine only
+# The node and the server also use the network.
+EXPOSURE = {UNIT: 0.2, NODE: 0.9, SERVER: 0.9}
+UNITS = pytest.mark.parametrize("unit", EXPOSURE, ids=lambda unit: unit.name)
 
 
 def _settings(file: Path, key: str) -> list[str]:
@@ -38,15 +41,15 @@ def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("unit", "limit"), [(UNIT, EXPOSURE), (SERVER, SERVER_EXPOSURE)])
-def test_exposure_of_the_service_does_not_grow(unit: Path, limit: float) -> None:
+@UNITS
+def test_exposure_of_the_service_does_not_grow(unit: Path) -> None:
     done = _analyze("security", "--offline=true", "--no-pager", str(unit))
     [exposure] = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
-    assert float(exposure) <= limit, done.stdout
+    assert float(exposure) <= EXPOSURE[unit], done.stdout
 
 
-@pytest.mark.parametrize("unit", [UNIT, SERVER])
-def test_systemd_understands_every_line(tmp_path: Path, unit: Path) -> None:
+@UNITS
+def test_systemd_understands_every_line(unit: Path, tmp_path: Path) -> None:
     text = unit.read_text(encoding="utf-8")
     [command] = _settings(unit, "ExecStart")
     here = tmp_path / unit.name  # systemd checks that the program exists
@@ -106,14 +109,29 @@ def test_containers_start_an_existing_command_with_a_token(file: str) -> None:
     assert params["token_file"] is not None
 
 
-def test_the_service_is_restarted_unless_a_restart_cannot_help() -> None:
+def test_the_node_starts_with_the_options_of_its_file() -> None:
+    [command] = _settings(NODE, "ExecStart")
+    program, name, *arguments, options = shlex.split(command)
+    assert (Path(program).name, name, options) == ("mri-edge", "node", "$MRI_EDGE_NODE_OPTIONS")
+    text = (DEPLOY.parent / "docs" / "node.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^MRI_EDGE_NODE_OPTIONS=(.+)$", text, re.M)
+    context = node.make_context("node", [*arguments, *shlex.split(example)])
+    assert context.params["allow"]
+    assert context.params["send_to"]
+    [state] = _settings(NODE, "StateDirectory")
+    assert str(context.params["spool"]) in [f"/var/lib/{folder}" for folder in state.split()]
+
+
+@UNITS
+def test_the_service_is_restarted_unless_a_restart_cannot_help(unit: Path) -> None:
     """Wrong usage or a missing model stop it. A full disk (exit code 6), an engine error or a crash do not."""
-    [final] = _settings(UNIT, "RestartPreventExitStatus")
+    [final] = _settings(unit, "RestartPreventExitStatus")
     assert {int(code) for code in final.split()} == {UsageError.exit_code, BundleError.exit_code}
-    assert _settings(UNIT, "Restart") == ["on-failure"]
+    assert _settings(unit, "Restart") == ["on-failure"]
 
 
-def test_the_user_of_the_service_is_created() -> None:
-    [user] = _settings(UNIT, "User")
+@UNITS
+def test_the_user_of_the_service_is_created(unit: Path) -> None:
+    [user] = _settings(unit, "User")
     assert re.search(rf"^u {user} ", (DEPLOY / "sysusers.conf").read_text(), re.M)
     assert user != "root"

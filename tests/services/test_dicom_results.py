@@ -29,6 +29,7 @@ highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom-out")
 sys.path.insert(0, str(Path(__file__).parents[1] / "scans"))
 import dicom_data
 
+from mri_edge.services.dicom_results.origin import Predecessor
 from mri_edge.services.dicom_results.results import DicomResults
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -283,6 +284,24 @@ def test_absent_is_not_reported_unless_wanted(
     with pytest.raises(InputError, match="an answer for every slice"):
         failed = replace(negative, slices=(*negative.slices[:-1], replace_with_failure(negative)))
         DicomResults(classifier, ("sr",), negatives=True).of(failed)
+
+
+def test_a_report_that_replaces_a_finding_says_that_it_is_absent(
+    classifier: Classifier, positive: SeriesPrediction, tmp_path: Path
+) -> None:
+    """Otherwise the earlier finding would stay, though more slices have changed the answer."""
+    results = DicomResults(classifier, ("sr", "sc"))
+    earlier = Predecessor("1.2", "1.2.3", "1.2.840.10008.5.1.4.1.1.88.34", "1.2.3.4")
+    (report,) = results.of(replace(positive, label="no tumour"), [earlier])
+    (tmp_path / "report.dcm").write_bytes(report.content)
+    document = highdicom.sr.srread(tmp_path / "report.dcm")
+    (group,) = document.content.get_image_measurement_groups()
+    assert presence(group) == ["272519000"]
+    (study,) = document.PredecessorDocumentsSequence
+    (series,) = study.ReferencedSeriesSequence
+    (reference,) = series.ReferencedSOPSequence
+    assert (study.StudyInstanceUID, series.SeriesInstanceUID) == (earlier.study, earlier.series)
+    assert reference.ReferencedSOPInstanceUID == earlier.instance
 
 
 def replace_with_failure(result: SeriesPrediction) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
+from mri_edge.services.in_progress import IN_PROGRESS, InProgress
 from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
-from mri_edge.services.watch.outbox import IN_PROGRESS, InProgress, Outbox
+from mri_edge.services.watch.outbox import Outbox
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import LOCK, locked
 

@@ -64,6 +64,7 @@ _MR_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.4.1",
     "1.2.840.10008.5.1.4.1.1.4.4",
 }
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and the multi-frame classes below it
 _MODALITIES = {
     "CR": "a radiograph",
     "CT": "CT",
@@ -173,6 +174,9 @@ def _check_purpose(opened: Opened, name: str, any_modality: bool) -> None:
     mr = modality == "MR" or (not modality and dicom.uid(header, dicom.SOP_CLASS) in _MR_CLASSES)
     if not mr and not any_modality:
         reason = f"not MR{kind}" if modality else "does not say that it is MR"
+        raise refused(name, reason, "not_mr", "--any-modality reads it all the same")
+    if not any_modality and (dicom.uid(header, dicom.SOP_CLASS) or "").startswith(_SECONDARY_CAPTURE):
+        reason = "a secondary capture, such as a picture of a screen"
         raise refused(name, reason, "not_mr", "--any-modality reads it all the same")
     values = image_type(header)
     if "MOSAIC" in values:

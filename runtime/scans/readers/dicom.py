@@ -62,6 +62,13 @@ def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Slic
     yield from _dicom_reading.slice_facts(source, options)
 
 
+def transfer_syntaxes() -> tuple[str, ...]:
+    """Return the identifiers of the transfer syntaxes that ``read`` knows, those without compression first."""
+    from . import _dicom_file, _dicom_header
+
+    return *sorted(_dicom_file.NATIVE), _dicom_header.RLE, *_dicom_header.GDCM
+
+
 def percentiles_over(paths: Sequence[str], options: ReadOptions = DEFAULT) -> Window | None:
     """Return the window by percentiles over the files of a series, of at most 64 of them, or None if none can be read.
 

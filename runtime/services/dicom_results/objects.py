@@ -37,6 +37,8 @@ class ResultObject:
     """One object: the name for its file, what identifies it, and its bytes as a DICOM file."""
 
     name: str
+    study: str
+    series: str
     sop_class: str
     instance: str
     content: bytes
@@ -87,7 +89,14 @@ def finish(dataset: Dataset, name: str) -> ResultObject:
 
     instance = UID(derived_uid(hashlib.sha256(_file(dataset)).hexdigest()))
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = instance
-    return ResultObject(name, str(dataset.SOPClassUID), instance, _file(dataset))
+    return ResultObject(
+        name=name,
+        study=str(dataset.StudyInstanceUID),
+        series=str(dataset.SeriesInstanceUID),
+        sop_class=str(dataset.SOPClassUID),
+        instance=instance,
+        content=_file(dataset),
+    )
 
 
 def _file(dataset: Dataset) -> bytes:

@@ -25,6 +25,16 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Predecessor:
+    """An earlier report on the same series, by its identifiers."""
+
+    study: str
+    series: str
+    sop_class: str
+    instance: str
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where a result comes from.
 

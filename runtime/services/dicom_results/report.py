@@ -6,13 +6,14 @@ apply, because the model marks no region.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mri_edge.errors import InputError
 from mri_edge.inference.series import SeriesPrediction
 
 from .objects import PROGRAM, SERIES_DESCRIPTION, ResultObject, complete, finish
-from .origin import Origin, Reference, derived_uid, digest
+from .origin import Origin, Predecessor, Reference, derived_uid, digest
 
 if TYPE_CHECKING:
     from highdicom import sr
@@ -25,11 +26,12 @@ _SERIES_NUMBER = 9001  # scanners count from 1
 _DIGITS = 6  # of the probability
 
 
-def report(result: SeriesPrediction, origin: Origin) -> ResultObject:
+def report(result: SeriesPrediction, origin: Origin, predecessors: Sequence[Predecessor] = ()) -> ResultObject:
     """Return the report on a series that has a score.
 
     It says whether a neoplasm of the brain is present, with the score as the probability, the algorithm with its
-    threshold and the hash of the model, and the slices from which the score comes. It is unverified and preliminary.
+    threshold and the hash of the model, and the slices from which the score comes. It is unverified and preliminary. It
+    names the ``predecessors``, earlier reports that it replaces (PS3.3 C.17.2, Predecessor Documents Sequence).
 
     Raises
     ------
@@ -50,6 +52,7 @@ def report(result: SeriesPrediction, origin: Origin) -> ResultObject:
             is_complete=True,
             is_final=False,
             is_verified=False,
+            previous_versions=[_identified(predecessor) for predecessor in predecessors] or None,
         )
     except KeyError as error:
         source = result.series.first.source
@@ -70,6 +73,16 @@ def _evidence(reference: Reference, origin: Origin, series: str | None) -> Datas
     evidence.StudyInstanceUID, evidence.SeriesInstanceUID = origin.study["StudyInstanceUID"], series
     evidence.SOPClassUID, evidence.SOPInstanceUID = reference.sop_class, reference.instance
     return evidence
+
+
+def _identified(predecessor: Predecessor) -> Dataset:
+    """Return an earlier report as highdicom takes it."""
+    from pydicom import Dataset
+
+    earlier = Dataset()
+    earlier.StudyInstanceUID, earlier.SeriesInstanceUID = predecessor.study, predecessor.series
+    earlier.SOPClassUID, earlier.SOPInstanceUID = predecessor.sop_class, predecessor.instance
+    return earlier
 
 
 def _content(result: SeriesPrediction, origin: Origin) -> sr.MeasurementReport:

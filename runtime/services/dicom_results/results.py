@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from mri_edge.scans.headers import slice_facts
 from mri_edge.storage.atomic import atomic_write, make_folder
 
 from .objects import ResultObject
+from .origin import Predecessor
 
 Kind = Literal["sr", "sc"]
 KINDS: tuple[Kind, ...] = ("sr", "sc")
@@ -63,11 +64,12 @@ class DicomResults:
         self._negatives = negatives
         self._score = required_score(classifier) if "sc" in kinds else None
 
-    def of(self, answer: SeriesPrediction | Prediction) -> list[ResultObject]:
+    def of(self, answer: SeriesPrediction | Prediction, predecessors: Sequence[Predecessor] = ()) -> list[ResultObject]:
         """Return the objects for the answer for a series or a slice; none if there is nothing to report.
 
         Nothing is reported about a series that was skipped, has no score or, without ``negatives``, is not positive.
-        Captures are made of positive series only.
+        Captures are made of positive series only. If there are ``predecessors``, earlier reports on the same series,
+        the report names them, and it is made of a negative answer too: otherwise an earlier finding would stay valid.
 
         Raises
         ------
@@ -84,7 +86,7 @@ class DicomResults:
         if result.skipped is not None or result.score is None:
             return []
         positive = result.label == result.ran.manifest.positive_label
-        if not positive and not self._negatives and result.series.first.kind == "dicom":
+        if not positive and not (self._negatives or predecessors) and result.series.first.kind == "dicom":
             return []
         with dicom.silenced():
             origin = origin_of(result)
@@ -93,7 +95,7 @@ class DicomResults:
                     f"{result.series.first.source}: no DICOM result: a negative report needs an answer for every slice",
                     "Copy the damaged slices again",
                 )
-            objects = [report(result, origin)] if "sr" in self._kinds else []
+            objects = [report(result, origin, predecessors)] if "sr" in self._kinds else []
             if positive and "sc" in self._kinds:
                 objects += captures(result, origin, self._classifier, self._score)
         return objects

@@ -1,4 +1,4 @@
-"""Manage the output folder of a watch: ``results/``, ``heatmaps/``, ``done/``, ``failed/`` and the scan in progress.
+"""Manage the output folder of a watch: ``results/``, ``heatmaps/``, ``done/`` and ``failed/``.
 
 Nothing in it is overwritten by another scan: if a scan's name is taken by a file with other content, the scan and its
 result are kept under a name that contains its hash.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from mri_edge.storage.atomic import atomic_move, atomic_write, clear_leftovers, 
 
 Record = dict[str, Any]
 
-# The name is kept from earlier releases.
-IN_PROGRESS = ".at-hand.json"
 _FOLDERS = ("results", "heatmaps", "done", "failed")
 
 
@@ -98,51 +95,6 @@ class Outbox:
             f"{name}: {self.results / hashed_name(name, sha256)}.json or its scan is in the way",
             "Move that file away; the scan waits until then",
         )
-
-
-class InProgress:
-    """The record of which scan is being classified, so that a scan that crashes the program is not tried forever.
-
-    After a kill, a crash inside a decoder or an out-of-memory kill the record of the scan remains. A result or an
-    orderly end removes it. Several scans may be recorded, each with its own count. The file in the output folder is not
-    synced, because it must survive the program, not the machine.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / IN_PROGRESS
-        self._crashes = self._read()  # hash of a scan -> its name, and how often the program ended during it
-
-    def is_suspect(self, name: str) -> bool:
-        """Whether the program ended during a scan of this name. Other scans should be processed first."""
-        return any(name == suspect for suspect, _ in self._crashes.values())
-
-    def begin(self, name: str, sha256: str) -> int:
-        """Record a scan. Returns how often in a row the program ended during it. Raises OutputError."""
-        _, crashes = self._crashes.get(sha256, (name, 0))
-        try:
-            self._write(self._crashes | {sha256: (name, crashes + 1)})
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot write ({error.strerror})", "Free some space") from error
-        return crashes
-
-    def end(self, sha256: str) -> None:
-        """Remove a scan, because it did not end the program."""
-        self._crashes.pop(sha256, None)
-        with suppress(OSError):
-            if self._crashes:
-                self._write(self._crashes)
-            else:
-                self._path.unlink(missing_ok=True)
-
-    def _write(self, crashes: dict[str, tuple[str, int]]) -> None:
-        self._path.write_text(json.dumps(crashes), encoding="utf-8")
-
-    def _read(self) -> dict[str, tuple[str, int]]:
-        try:
-            record = json.loads(self._path.read_bytes())
-            return {sha256: (str(name), int(crashes)) for sha256, (name, crashes) in record.items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # there is none, or it was cut short
-            return {}
 
 
 def _names(name: str, sha256: str) -> tuple[str, ...]:

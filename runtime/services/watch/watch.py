@@ -14,21 +14,19 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
-from mri_edge.errors import EngineError, InputError, MriEdgeError, OutputError, first_line
+from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name
 from mri_edge.scans.files import is_transient
-from mri_edge.services.systemd import notify
+from mri_edge.services.in_progress import MAX_CRASHES, InProgress, crashed
+from mri_edge.services.systemd import Heartbeat
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
 
 from .arrivals import Arrival, Arrivals, stamp_of
-from .outbox import InProgress, Outbox, Record
+from .outbox import Outbox, Record
 
 _PATIENCE = 5  # multiple of the settling time that a scan gets if it cannot be read, as it may still be arriving
-_MAX_CRASHES = 3  # how often the program may end during a scan before the scan is moved to ``failed``
 _RETRY_S = 30.0  # longest time between two attempts to use a disk or to read a scan
 _MAX_UNMOVED = 3  # if this many scans in a row cannot be moved, the disk is the cause, and the others wait
 _REMIND_S = 600.0  # time after which a lasting problem is reported again
@@ -75,7 +73,7 @@ class Watch:
         self._stuck: set[str] = set()  # scans that ``once`` does not try again
         self._unmoved: set[str] = set()  # scans that could not be moved
         self._problem: tuple[int | None, float] | None = None  # error number and time of the last report
-        self._last_heartbeat = 0.0
+        self._beat = Heartbeat()
 
     def stop(self) -> None:
         """End ``records`` after the current scan. May be called from a signal handler."""
@@ -112,19 +110,6 @@ class Watch:
                 if once and not scans_left:
                     return
                 self._sleep(every_s)
-
-    def check_model(self) -> None:
-        """Classify a blank picture. Raises EngineError, so that no scan is reported for a fault of the model."""
-        preprocessing = self._classifier.bundle.manifest.preprocessing
-        try:
-            self._classifier.predict(np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8))
-        except MriEdgeError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f"{self._classifier.bundle.folder}: the model fails on a blank picture ({first_line(error)})",
-                "Copy or export the bundle again",
-            ) from error
 
     def _prepare(self, locks: ExitStack) -> None:
         """Lock both folders, and create the output folder. The watched folder is first, because it is never created."""
@@ -231,7 +216,9 @@ class Watch:
         return records
 
     def _records_of(self, arrival: Arrival, kept: str, sha256: str, crashes: int) -> list[Record]:
-        results = self._predict(arrival.path) if crashes < _MAX_CRASHES else iter([_crashed(arrival.path, crashes)])
+        source = os.fspath(arrival.path)
+        given_up = Failure(source, crashed(source, "scan", crashes))
+        results = self._predict(arrival.path) if crashes < MAX_CRASHES else iter([given_up])
         records, failed = [], False
         for result in results:
             failed = failed or isinstance(result, Failure)
@@ -293,11 +280,7 @@ class Watch:
             time.sleep(min(left, _SLEEP_S))
 
     def _heartbeat(self) -> None:
-        """Report to systemd that the service is alive, at most once a second."""
-        now = time.monotonic()
-        if now - self._last_heartbeat >= 1:
-            self._last_heartbeat = now
-            notify("WATCHDOG=1")
+        self._beat()
 
 
 def _result_name(outbox: Outbox, kept: str, record: Record) -> str:
@@ -316,14 +299,3 @@ def _why_ignored(path: Path) -> str:
 
 def _retried(problem: str) -> InputError:
     return InputError(problem, "It stays where it is, and the watch tries again later")
-
-
-def _crashed(scan: Path, crashes: int) -> Failure:
-    error = InputError(
-        f"{scan}: the program ended {crashes} times in a row while this scan was in progress",
-        "It may crash a decoder or need more memory than there is; see the system's log",
-        code="crashed",
-        value=crashes,
-        limit=_MAX_CRASHES,
-    )
-    return Failure(os.fspath(scan), error)

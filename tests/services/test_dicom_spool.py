@@ -1,0 +1,551 @@
+"""The rules of the node for instances, answers, addresses and deliveries, each tested alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pydicom", reason="needs the extra node")
+
+from mri_edge.errors import UsageError
+from mri_edge.services.dicom import addresses, delivery
+from mri_edge.services.dicom.addresses import DicomAddress, WebAddress, parse_destination, parse_sender
+from mri_edge.services.dicom.answers import Answer, Answers
+from mri_edge.services.dicom.counters import Counters
+from mri_edge.services.dicom.delivery import Delivery, Refused, Unreachable
+from mri_edge.services.dicom.spool import Spool, digest_of, short_hash
+from mri_edge.services.dicom.status import as_text, survey, write_state
+from mri_edge.services.dicom.stow import AUTHORIZATION, StowArchive
+from mri_edge.services.dicom_results.objects import ResultObject
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scans"))
+import dicom_samples
+
+SYNTAX = "1.2.840.10008.1.2.1"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def spool(tmp_path: Path, clock: Clock) -> Spool:
+    messages: list[str] = []
+    opened = Spool(tmp_path / "spool", report=messages.append, clock=clock)
+    opened.messages = messages  # type: ignore[attr-defined]
+    opened.make()
+    return opened
+
+
+def store(spool: Spool, instance: str, series: str = "1.2.3", **values: Any) -> str:
+    dataset = dicom_samples.make(**{"SOPInstanceUID": instance, "SeriesInstanceUID": series, **values})
+    return spool.store(instance, SYNTAX, b"", dicom_samples.save(dataset))
+
+
+def instances(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in folder.rglob("*.dcm"))
+
+
+# --- instances
+
+
+def test_instances_are_sorted_into_series_and_keep_their_place_after_a_restart(spool: Spool, clock: Clock) -> None:
+    for instance, series in (("1.1", "5.1"), ("1.2", "5.1"), ("1.3", "5.2")):
+        assert store(spool, instance, series) == "stored"
+    assert spool.sort() == 3
+    assert spool.sort() == 0
+    first, second = (short_hash("1.2", series) for series in ("5.1", "5.2"))
+    assert set(spool.open) == {first, second}
+    assert [path.name.partition("-")[0] for path in spool.files(first)] == sorted(map(short_hash, ("1.1", "1.2")))
+    (spool.incoming / ".half.dcm.1234.part").write_bytes(b"x")
+    clock.now += 50
+    again = Spool(spool.folder, clock=clock)
+    again.recover()
+    assert again.files(first) == spool.files(first)
+    assert again.open[first].seen == clock.now  # it settles anew
+    assert [path.name for path in spool.incoming.iterdir()] == []
+
+
+def test_a_series_settles_anew_with_each_new_instance_but_not_with_a_duplicate(spool: Spool, clock: Clock) -> None:
+    store(spool, "1.1")
+    spool.sort()
+    clock.now += 10
+    assert store(spool, "1.1") == "stored"  # the first one has left ``incoming``
+    spool.sort()
+    (series,) = spool.open.values()
+    assert series.seen == 1000
+    store(spool, "1.2")
+    spool.sort()
+    assert series.seen == 1010
+    assert len(instances(spool.folder)) == 2
+
+
+def test_an_instance_that_waits_already_is_not_written_again(spool: Spool) -> None:
+    assert [store(spool, "1.1"), store(spool, "1.1")] == ["stored", "duplicate"]
+    assert len(instances(spool.incoming)) == 1
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_other_content_is_kept_apart_and_does_not_open_a_series(spool: Spool, closed: bool) -> None:
+    store(spool, "1.1")
+    spool.sort()
+    (key,) = spool.open
+    if closed:
+        spool.close(key)
+    for _ in range(2):
+        store(spool, "1.1", PatientName="Another")
+        store(spool, "1.1")
+        spool.sort()
+    assert instances(spool.conflicts / key) == [short_hash("1.1")]
+    assert len(instances(spool.done if closed else spool.series)) == 1
+    assert set(spool.open) == (set() if closed else {key})
+    (message,) = spool.messages  # type: ignore[attr-defined]
+    assert "sent again with other content" in message
+    assert "Another" not in message
+
+
+def test_a_late_instance_opens_its_series_with_the_earlier_ones(spool: Spool) -> None:
+    store(spool, "1.1")
+    spool.sort()
+    (key,) = spool.open
+    before = digest_of(spool.files(key))
+    spool.close(key)
+    assert not spool.open
+    store(spool, "1.2")
+    spool.sort()
+    assert len(spool.files(key)) == 2
+    assert digest_of(spool.files(key)) != before
+    assert list(spool.done.iterdir()) == []
+
+
+def test_an_unreadable_header_is_set_aside_without_a_word_of_it(spool: Spool) -> None:
+    spool.store("1.9", SYNTAX, b"", dicom_samples.SECRET.encode() * 9)
+    store(spool, "1.1", SeriesInstanceUID=None)
+    spool.sort()
+    assert instances(spool.failed) == [short_hash("1.9")]
+    assert len(spool.open) == 1  # without the identifier of a series it is one of its own
+    assert dicom_samples.SECRET not in "".join(spool.messages)  # type: ignore[attr-defined]
+
+
+# --- answers
+
+
+def objects(*names: str) -> list[ResultObject]:
+    return [ResultObject(name, "1.2", "1.3", "1.4", f"2.25.{number}", b"x") for number, name in enumerate(names)]
+
+
+@pytest.fixture
+def answers(spool: Spool) -> Answers:
+    return Answers(spool.outbox, spool.sent)
+
+
+def test_the_latest_answer_is_found_wherever_it_is(answers: Answers, spool: Spool) -> None:
+    assert answers.latest("s") is None
+    answers.write("s", 1, "one", [], [], objects("sr-1.dcm", "sc-1.dcm"))
+    (waiting,) = answers.waiting()
+    answers.deliver(waiting, "A", ["A"])
+    assert [path.name for path in spool.sent.iterdir()] == ["s-1"]
+    answers.write("s", 2, "two", [{"label": "tumour"}], ["a problem"], [])
+    latest = answers.latest("s")
+    assert latest is not None
+    assert (latest.number, latest.instances, latest.objects) == (2, "two", ())
+    assert [report.instance for report in waiting.reports] == ["2.25.0"]
+    record = json.loads((spool.sent / "s-2" / "answer.json").read_text())
+    assert (record["results"], record["problems"]) == ([{"label": "tumour"}], ["a problem"])
+    assert "not a medical device" in record["notice"]
+
+
+def test_an_answer_leaves_the_outbox_when_every_archive_has_it(answers: Answers, spool: Spool) -> None:
+    answers.write("s", 1, "one", [], [], objects("sr-1.dcm"))
+    (answer,) = answers.waiting()
+    answers.deliver(answer, "A", ["A", "B"])
+    assert list(answers.waiting()) == [answer]
+    answers.deliver(answer, "B", ["A", "B"])
+    assert list(answers.waiting()) == []
+
+
+def test_a_half_written_answer_does_not_count(answers: Answers, spool: Spool) -> None:
+    (spool.outbox / ".s-1.new-0123abcd").mkdir()
+    (spool.outbox / "s-2").mkdir()
+    assert answers.latest("s") is None
+    assert list(answers.waiting()) == []
+    answers.recover()
+    assert [path.name for path in spool.outbox.iterdir()] == ["s-2"]
+
+
+# --- deliveries
+
+
+class FakeArchive:
+    """Does what ``script`` says at each connection or object: an exception, or None."""
+
+    name = "A"
+
+    def __init__(self, *script: Exception | None) -> None:
+        self.script = list(script)
+        self.sent: list[str] = []
+        self.connections = 0
+
+    def start(self, delivery: Delivery, waiting: Iterator[Answer]) -> None:
+        pass
+
+    def forget(self) -> Iterator[Answer]:
+        return iter(())
+
+    @contextmanager
+    def connect(self) -> Iterator[FakeArchive]:
+        self.connections += 1
+        yield self
+
+    def send(self, answer: Answer) -> bool:
+        if self.script and (error := self.script.pop(0)) is not None:
+            raise error
+        self.sent.append(answer.folder.name)
+        return True
+
+
+@pytest.fixture
+def deliver(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Return a function that delivers until the outbox is empty, and returns the messages."""
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(delivery, "_LOOK_S", 0.02)
+    running: list[Delivery] = []
+
+    def run(archive: FakeArchive) -> list[str]:
+        messages: list[str] = []
+        thread = Delivery(answers, archive, [archive.name], Counters(), messages.append, longest_pause_s=0.05)
+        running.append(thread)
+        thread.start()
+        end = threading.Event()
+        for _ in range(600):
+            if not list(answers.waiting()):
+                break
+            end.wait(0.05)
+        assert not list(answers.waiting())
+        thread.stop()
+        thread.join(timeout=30)
+        return messages
+
+    yield run
+    for thread in running:
+        thread.stop()
+
+
+def test_one_connection_carries_all_results(answers: Answers, deliver: Callable[..., list[str]]) -> None:
+    for number in range(5):
+        answers.write(f"s{number}", 1, "one", [], [], objects("sr-1.dcm"))
+    archive = FakeArchive()
+    assert deliver(archive) == []
+    assert sorted(archive.sent) == [f"s{number}-1" for number in range(5)]
+    assert archive.connections == 1
+
+
+def test_an_unreachable_archive_is_tried_until_it_answers(answers: Answers, deliver: Callable[..., list[str]]) -> None:
+    answers.write("s", 1, "one", [], [], objects("sr-1.dcm"))
+    messages = deliver(FakeArchive(*(Unreachable("cannot be reached"),) * 6, RuntimeError("odd"), None))
+    assert len([message for message in messages if "cannot be reached" in message]) == 1
+    assert "RuntimeError while sending" in messages[1]
+    assert messages[-1] == "A: takes results again"
+
+
+def test_a_refused_result_does_not_block_the_next(answers: Answers, deliver: Callable[..., list[str]]) -> None:
+    for name in ("a", "b"):
+        answers.write(name, 1, "one", [], [], objects("sr-1.dcm"))
+    archive = FakeArchive(Refused("status 0xC000"), None, Refused("status 0xC000"))
+    messages = deliver(archive)
+    assert sorted(archive.sent) == ["a-1", "b-1"]
+    assert len([message for message in messages if "refused the result" in message]) == 1
+
+
+def test_pauses_double_up_to_a_limit() -> None:
+    pause = delivery._Pause(10.0)
+    seconds = []
+    for _ in range(6):
+        pause.grow()
+        seconds.append(pause.seconds)
+    assert seconds == [1, 2, 4, 8, 10, 10]
+
+
+# --- STOW-RS
+
+
+class Web:
+    """A DICOMweb service that answers with ``status`` and ``content``, or stores and names what it gets."""
+
+    def __init__(self) -> None:
+        self.status, self.content = 200, b""
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                web.requests.append((self.path, dict(self.headers), body))
+                self.send_response(web.status)
+                if web.status == 302:
+                    self.send_header("Location", f"{web.url}/elsewhere")
+                self.send_header("Content-Length", str(len(web.content)))
+                self.end_headers()
+                self.wfile.write(web.content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/dicom-web"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    opened = Web()
+    yield opened
+    opened.stop()
+
+
+@pytest.fixture
+def answer(answers: Answers) -> Answer:
+    answers.write("s", 1, "one", [], [], objects("sr-1.dcm", "sc-1.dcm"))
+    (written,) = answers.waiting()
+    return written
+
+
+def response(stored: int, failed: int | None = None) -> bytes:
+    item = {"00081155": {"vr": "UI", "Value": ["2.25.0"]}, "00081197": {"vr": "US", "Value": [0xA700]}}
+    named = [{"00081155": {"vr": "UI", "Value": [f"2.25.{number}"]}} for number in range(stored)]
+    content: dict[str, Any] = {"00081199": {"vr": "SQ", "Value": named}}
+    if failed is not None:
+        content["00081198"] = {"vr": "SQ", "Value": [item] * failed} if failed else {"vr": "SQ"}
+    return json.dumps(content).encode()
+
+
+def test_stow_sends_all_objects_of_an_answer_at_once(web: Web, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTHORIZATION, "Bearer abc")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a proxy would see the objects
+    web.content = response(2, failed=0)  # Orthanc's response has an empty sequence of failures
+    assert StowArchive(WebAddress(web.url)).send(answer)
+    ((path, headers, body),) = web.requests
+    assert path == "/dicom-web/studies"
+    assert headers["Content-Type"].startswith('multipart/related; type="application/dicom"; boundary=')
+    assert headers["Authorization"] == "Bearer abc"
+    assert body.count(b"Content-Type: application/dicom\r\n\r\nx\r\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "error", "reason"),
+    [
+        (200, response(1), Refused, "1 of 2 objects as stored"),
+        (200, response(0), Refused, "0 of 2"),
+        (200, response(1, failed=1), Refused, "1 of 2 objects (0xA700)"),
+        (200, b"<html>", Refused, "cannot be read"),
+        (200, b"[]", Refused, "cannot be read"),
+        (409, b"", Refused, "409"),
+        (401, b"", Unreachable, "401"),
+        (503, b"", Unreachable, "503"),
+        (302, b"", Unreachable, "302"),
+    ],
+)
+def test_stow_believes_only_a_response_that_names_every_object(
+    web: Web, answer: Answer, status: int, content: bytes, error: type[Exception], reason: str
+) -> None:
+    web.status, web.content = status, content
+    with pytest.raises(error, match=reason.replace("(", r"\(").replace(")", r"\)")):
+        StowArchive(WebAddress(web.url)).send(answer)
+    assert len(web.requests) == 1  # no redirection was followed
+
+
+def test_stow_without_a_server_is_unreachable(answer: Answer) -> None:
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        StowArchive(WebAddress("http://127.0.0.1:9/dicom-web")).send(answer)
+
+
+# --- storage commitment
+
+
+class Reported:
+    """What a delivery is told of commitments."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def delivered(self, answer: Answer) -> None:
+        self.said.append(f"{answer.folder.name} delivered")
+
+    def refuse(self, answer: Answer, reason: str) -> None:
+        self.said.append(f"{answer.folder.name}: {reason}")
+
+
+class Report:
+    """An N-EVENT-REPORT about a transaction and the instances that were stored."""
+
+    def __init__(self, transaction: str, *instances: str) -> None:
+        from pydicom import Dataset
+
+        self.event_information = Dataset()
+        self.event_information.TransactionUID = transaction
+        self.event_information.ReferencedSOPSequence = []
+        for instance in instances:
+            item = Dataset()
+            item.ReferencedSOPInstanceUID = instance
+            self.event_information.ReferencedSOPSequence.append(item)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [(["2.25.0", "2.25.1"], "s-1 delivered"), (["2.25.0"], "s-1: it did not store every object"), ([], "s-1: it did")],
+)
+def test_a_commitment_counts_only_for_every_object_and_once(answer: Answer, stored: list[str], said: str) -> None:
+    pytest.importorskip("pynetdicom", reason="needs the extra node")
+    from mri_edge.services.dicom.cstore import CStoreArchive
+
+    archive = CStoreArchive(DicomAddress("A", "127.0.0.1", 104), "MRIEDGE", commit=True, confirm_s=0)
+    answer.marker(archive.name, "requested").write_text('{"transaction": "2.25.77"}')
+    reported = Reported()
+    archive.start(reported, iter([answer]))  # type: ignore[arg-type]
+    assert archive.receive(Report("2.25.78", *stored))[0] == 0x0110
+    assert archive.receive(object())[0] == 0x0110
+    assert reported.said == []
+    assert archive.receive(Report("2.25.77", *stored))[0] == 0
+    assert archive.receive(Report("2.25.77", *stored))[0] == 0x0110
+    (message,) = reported.said
+    assert message.startswith(said)
+
+
+def test_without_a_commitment_in_time_an_answer_is_sent_again(answer: Answer) -> None:
+    pytest.importorskip("pynetdicom", reason="needs the extra node")
+    from mri_edge.services.dicom.cstore import CStoreArchive
+
+    archive = CStoreArchive(DicomAddress("A", "127.0.0.1", 104), "MRIEDGE", commit=True, confirm_s=-1)
+    marker = answer.marker(archive.name, "requested")
+    marker.write_text('{"transaction": "2.25.77"}')
+    archive.start(Reported(), iter([answer]))  # type: ignore[arg-type]
+    assert list(archive.forget()) == [answer]
+    assert not marker.exists()
+    assert list(archive.forget()) == []
+    marker.write_text("half")  # a kill cut it off
+    archive.start(Reported(), iter([answer]))  # type: ignore[arg-type]
+    assert not marker.exists()
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "aet", "address", "allowed"),
+    [
+        ("SCANNER@10.1.2.3", "SCANNER", "10.1.2.3", True),
+        ("SCANNER@10.1.2.3", "SCANNER", "10.1.2.4", False),
+        ("SCANNER@10.1.2.3", "OTHER", "10.1.2.3", False),
+        ("*@10.1.0.0/16", "OTHER", "10.1.200.1", True),
+        ("MR 1@10.1.2.3/24", "MR 1", "10.1.2.99", True),
+        ("*@fd00::/8", "A", "fd00::1%eth0", True),
+        ("*@10.0.0.0/8", "A", "::ffff:10.0.0.1", True),
+        ("A@B@10.0.0.1", "A@B", "10.0.0.1", True),
+    ],
+)
+def test_senders(text: str, aet: str, address: str, allowed: bool) -> None:
+    assert parse_sender(text).allows(aet, address) == allowed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "SCANNER", "@10.0.0.1", "A@10.0.0.300", "A@host", "A\\B@10.0.0.1", "A" * 17 + "@::1"]
+)
+def test_a_wrong_sender_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_sender(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("PACS@10.1.2.4:104", DicomAddress("PACS", "10.1.2.4", 104)),
+        ("MY PACS@pacs.example:2762/tls", DicomAddress("MY PACS", "pacs.example", 2762, tls=True)),
+        ("PACS@[fd00::1]:104", DicomAddress("PACS", "fd00::1", 104)),
+        ("https://pacs.example/dicom-web/", WebAddress("https://pacs.example/dicom-web")),
+    ],
+)
+def test_destinations(text: str, address: Any) -> None:
+    assert parse_destination(text) == address
+    assert parse_destination(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "PACS", "PACS@host", "PACS@host:0", "PACS@host:70000", "@host:104", "ftp://x", "https://u:p@x/", "https://"],
+)
+def test_a_wrong_destination_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_destination(text)
+
+
+@pytest.mark.parametrize(("bind", "senders"), [("10.1.2.3", []), ("::", []), ("host", [])])
+def test_the_node_is_not_open_to_others_unless_somebody_is_named(bind: str, senders: list[Any]) -> None:
+    with pytest.raises(UsageError):
+        addresses.check_bind(bind, senders)
+    addresses.check_bind("127.0.0.1", [])
+    addresses.check_bind("::1", [])
+    if bind != "host":
+        addresses.check_bind(bind, [parse_sender("*@10.0.0.0/8")])
+
+
+# --- status
+
+
+def test_the_status_counts_what_is_on_disk(spool: Spool, answers: Answers) -> None:
+    store(spool, "1.1")
+    spool.sort()
+    store(spool, "1.2", "5.2")
+    answers.write("s", 1, "one", [], [], objects("sr-1.dcm"))
+    counters = Counters()
+    counters.add("instances", "stored", 2)
+    thread = Delivery(answers, FakeArchive(), ["A"], counters, lambda message: None)
+    thread.problem = "cannot be reached"
+    write_state(spool.folder, "MRIEDGE@127.0.0.1:11112", [thread], counters, 3)
+    found = survey(spool.folder)
+    assert (found["incoming"], found["series_waiting"], found["outbox"]) == (1, 1, 1)
+    assert found["running"] is True
+    assert found["destinations"]["A"]["waiting"] == 1
+    text = as_text(found)
+    assert "MRIEDGE@127.0.0.1:11112, running" in text
+    assert "A  1 result waiting, the oldest for" in text
+    assert "cannot be reached, next attempt in" in text
+    metrics = (spool.folder / "metrics.prom").read_text()
+    assert 'mri_edge_node_instances_total{outcome="stored"} 2\n' in metrics
+    assert 'mri_edge_node_destination_waiting{destination="A"} 1\n' in metrics
+    assert "mri_edge_node_associations_open 3\n" in metrics
+
+
+def test_metrics_can_be_read_by_prometheus(spool: Spool, answers: Answers) -> None:
+    parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus-client")
+    counters = Counters()
+    counters.add("associations", 'odd "name"\n')
+    write_state(spool.folder, "n", [], counters, 0)
+    families = {
+        family.name for family in parser.text_string_to_metric_families((spool.folder / "metrics.prom").read_text())
+    }
+    assert {"mri_edge_node_outbox", "mri_edge_node_associations"} <= families
+
+
+def test_a_folder_that_is_no_spool_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not the spool of a node"):
+        survey(tmp_path)
