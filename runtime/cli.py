@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 # runtime never imports the packages `train` and `export`.
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
-    "watch": ("mri_edge.commands.watch", "watch", "Classify each scan that arrives in a folder, as a service does."),
-    "serve": ("mri_edge.commands.serve", "serve", "Classify scans that arrive over HTTP."),
-    "node": ("mri_edge.commands.node", "node", "Receive MR series by DICOM, and send reports to an archive (PACS)."),
+    "watch": (
+        "mri_edge.commands.services.watch",
+        "watch",
+        "Classify each scan that arrives in a folder.",
+    ),
+    "serve": ("mri_edge.commands.services.serve", "serve", "Classify scans that arrive over HTTP."),
+    "node": (
+        "mri_edge.commands.services.node",
+        "node",
+        "Receive series by DICOM, and send reports to an archive (PACS).",
+    ),
     "inspect": ("mri_edge.commands.scans.inspect", "inspect", "Show the series that scans belong to."),
     "render": ("mri_edge.commands.scans.render", "render", "Write what the network sees of a scan as a picture."),
     "info": ("mri_edge.commands.info", "info", "Show the contents of a model bundle."),

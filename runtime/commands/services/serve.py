@@ -9,10 +9,9 @@ from typing import Literal
 import click
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL
+from mri_edge.commands.options import REQUIRE_SIGNATURE, complete_models, reading_options, run_options
 from mri_edge.errors import UsageError, first_line
 from mri_edge.inference.selection import RunOptions
-
-from .options import REQUIRE_SIGNATURE, complete_models, reading_options, run_options
 
 EXAMPLES = """\b
 Examples:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
+from mri_edge.commands.output import report
 from mri_edge.errors import UsageError, first_line
-
-from .options import REQUIRE_SIGNATURE, model_options, reading_options
-from .output import report
 
 if TYPE_CHECKING:
     from mri_edge.inference.selection import RunOptions
@@ -136,6 +135,7 @@ def node(
         raise UsageError("--json is for --status", "Add --status, or leave out --json")
     _check_extra()
     from mri_edge.bundles.bundle import Bundle
+    from mri_edge.commands.scans.dicom_output import parse_kinds
     from mri_edge.inference.classifier import Classifier
     from mri_edge.services.dicom.addresses import LOOPBACK, check_bind, parse_aet, parse_destination, parse_sender
     from mri_edge.services.dicom.archives import commitments, open_archives
@@ -146,8 +146,6 @@ def node(
     from mri_edge.services.model_check import check_model
     from mri_edge.services.stopping import stopped_by_signals
     from mri_edge.services.systemd import notify
-
-    from .scans.dicom_output import parse_kinds
 
     silence_pynetdicom()
     aet = parse_aet(aet)

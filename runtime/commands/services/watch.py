@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
+from mri_edge.commands.output import escape, report
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
@@ -22,9 +24,6 @@ from mri_edge.services.systemd import notify
 from mri_edge.services.watch.outbox import Outbox, Record
 from mri_edge.services.watch.watch import Watch
 from mri_edge.storage.atomic import discard_stdout
-
-from .options import REQUIRE_SIGNATURE, model_options, reading_options
-from .output import escape, report
 
 EXAMPLES = """\b
 Examples:

@@ -1,0 +1,1 @@
+"""Commands that run as services: watch a folder, answer over HTTP, and receive by DICOM."""
