@@ -314,6 +314,15 @@ class Classifier:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
 
+    def predict_prepared(
+        self, prepared: Sequence[Prepared | Failure], *, batch_size: int | None = None
+    ) -> Iterator[Prediction | Failure]:
+        """Classify what ``prepare_sources`` has read, maybe in another process, in the same order.
+
+        Failures are yielded as they are. ``batch_size`` and errors are as for ``predict_batches``.
+        """
+        return self._answer(prepared, batch_size or self.batch_size, explain=False)
+
     def predict_series(
         self,
         sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
@@ -377,7 +386,7 @@ class Classifier:
         self.close()
 
     def _answer(
-        self, prepared: list[Prepared | Failure], batch_size: int, explain: bool
+        self, prepared: Sequence[Prepared | Failure], batch_size: int, explain: bool
     ) -> Iterator[Prediction | Failure]:
         ready = [result for result in prepared if isinstance(result, Prepared)]
         # A scan may hold many frames, so there may be more than a batch of them.

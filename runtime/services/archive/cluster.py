@@ -1,0 +1,104 @@
+"""Start Ray on this machine, or connect to a cluster, without its reports, dashboard and messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mri_edge.device.cpu import available_cpus
+from mri_edge.errors import EngineUnavailable, UsageError, first_line, printable
+
+# Ray reads these when it is imported or started.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no reports of use to its maker
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_TQDM": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that tasks without a GPU will not see any
+}
+_STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
+# Proportions of a core, for as many actors and tasks as there are cores: the system divides the time between them as
+# the work needs it, and Ray starts no more processes.
+ACTOR_CPUS = 0.75
+TASK_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the run may use: cores and GPUs of all nodes."""
+
+    cpus: int
+    gpus: int
+
+
+def import_ray() -> None:
+    """Import Ray with its reports off. Raises EngineUnavailable if it is not installed."""
+    os.environ.update(_ENVIRONMENT)
+    try:
+        import jinja2  # noqa: F401 (the summary needs it)
+        import pyarrow  # noqa: F401
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"'archive' needs Ray ({first_line(error)})", 'Run: pip install "mri-edge[archive]"'
+        ) from error
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Resources]:
+    """Start Ray with the cores of this process for the time of the block, or connect to the cluster at ``address``.
+
+    The cores are counted by affinity and by the quota of the container. A started Ray listens on the loopback interface
+    only, and its temporary files are removed afterwards.
+
+    Raises
+    ------
+    UsageError
+        No cluster answers at the address.
+    """
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    folder = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are for those who write programs for Ray
+        try:
+            if address is None:
+                folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
+                ray.init(
+                    address="local",
+                    num_cpus=available_cpus(),
+                    object_store_memory=_STORE_BYTES,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                    **quiet,
+                )
+            else:
+                ray.init(address=address, **quiet)
+        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+            _remove(folder)
+            if address is None:
+                raise
+            raise UsageError(
+                f"--address {address}: no cluster of Ray answers ({printable(first_line(error))[:150]})",
+                "Start one with 'ray start --head', or leave --address out to use this machine",
+            ) from error
+        try:
+            found = ray.cluster_resources()
+            yield Resources(max(1, int(found.get("CPU", 1))), int(found.get("GPU", 0)))
+        finally:
+            ray.shutdown()
+            _remove(folder)
+
+
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

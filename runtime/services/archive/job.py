@@ -1,0 +1,243 @@
+"""Run an archive: list the inputs, classify them with Ray Data, and continue where an earlier run has ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from mri_edge import __version__
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import DISK_ERRORS, EngineError, MriEdgeError, OutputError, printable
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.heatmap.score import required_score
+from mri_edge.inference.selection import RunOptions, select
+from mri_edge.inference.series import Plane
+from mri_edge.storage.atomic import make_folder
+from mri_edge.storage.lock import locked
+
+from .cluster import ACTOR_CPUS, TASK_CPUS, Resources, cluster, import_ray
+from .progress import progress
+from .record import RunRecord, begun_run
+
+_PER_TASK = 256  # scans of one task: at a kill, at most these and those of a file of results are read again
+_FOLDERS_PER_TASK = 4
+_PER_FILE = 4096  # rows of a file of results, at least
+_GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What to classify, and how. ``per_task`` and ``per_file`` are sizes that a user has no reason to change.
+
+    Attributes
+    ----------
+    sources
+        See ``sources.find_units``.
+    out
+        Folder of the results. All nodes must see it under this path.
+    address
+        Of a cluster of Ray; None: this machine.
+    batch
+        Scans per run of the model; None: as the model is tuned.
+    """
+
+    sources: tuple[str, ...]
+    out: Path
+    model: str
+    run: RunOptions
+    by: str = "slice"
+    plane: Plane = "axial"
+    heatmap: bool = False
+    batch: int | None = None
+    address: str | None = None
+    signed_by: str | None = None
+    per_task: int = _PER_TASK
+    per_file: int = _PER_FILE
+
+
+def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
+    """Classify an archive, or the part of it that has no results yet, and return what ``summary.json`` contains.
+
+    Raises
+    ------
+    UsageError
+        The folder belongs to a run with other options, another program uses it, or a source is none.
+    OutputError
+        The results cannot be written.
+    BundleError, EngineError
+        The model cannot run here or on a worker, or Ray is not installed.
+    """
+    start = perf_counter()
+    import_ray()
+    out = Path(os.path.abspath(archive.out))
+    bundle = Bundle.open(archive.model, signed_by=archive.signed_by)
+    run = _settled(bundle, archive)
+    record = _record(archive, bundle, run)
+    make_folder(out)
+    with locked(out):
+        begun = begun_run(out, record)
+        record = _listed(archive, out, record, begun, notify)
+        from .sink import inputs_before
+        from .summary import write_summary
+
+        assert record.inputs is not None  # noqa: S101 (the list is complete)
+        before = inputs_before(out)
+        if before < record.inputs:
+            with cluster(archive.address) as resources:
+                _classify(replace(archive, out=out, run=run), bundle, record, before, resources, notify)
+        return write_summary(out, record, perf_counter() - start, record.inputs - before)
+
+
+def _settled(bundle: Bundle, archive: Archive) -> RunOptions:
+    """Choose the artifact and the engine here, and open the model once, before a process is started for it.
+
+    Other nodes might choose otherwise by their processors, and then a row would depend on where it was made.
+    """
+    selection = select(bundle, archive.run)
+    run = replace(archive.run, artifact=selection.artifact.file, engine=selection.engine)
+    with Classifier.load_with(run, bundle) as classifier:
+        if archive.heatmap:
+            required_score(classifier)
+    return run
+
+
+def _record(archive: Archive, bundle: Bundle, run: RunOptions) -> RunRecord:
+    assert run.artifact is not None and run.engine is not None  # noqa: S101 (they are settled)
+    return RunRecord(
+        sources=archive.sources,
+        by=archive.by,
+        model=bundle.manifest.title,
+        sha256=bundle.artifact(run.artifact).sha256,
+        artifact=run.artifact,
+        engine=run.engine,
+        provider=run.provider,
+        allow_fallback=run.allow_fallback,
+        window=run.reading.window_name,
+        any_modality=run.reading.any_modality,
+        plane=archive.plane,
+        heatmap=archive.heatmap,
+        version=__version__,
+        per_task=archive.per_task if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_TASK,
+    )
+
+
+def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | None, notify: Notify) -> RunRecord:
+    """Return the record of the run with the number of inputs, after listing them if that was not finished."""
+    if begun is not None and begun.inputs is not None:
+        return begun
+    from .inputs import write_inputs
+    from .sources import find_units
+
+    with _output_errors(out):
+        record.write(out)
+        units = find_units(archive.sources, by=archive.by, notify=notify)
+        record = replace(record, inputs=write_inputs(units, out / "inputs", record.per_task))
+    record.write(out)
+    notify(f"{record.inputs:,} {'scans' if record.by == 'slice' else 'folders'} listed")
+    return record
+
+
+def _classify(
+    archive: Archive, bundle: Bundle, record: RunRecord, before: int, resources: Resources, notify: Notify
+) -> None:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.checkpoint import CheckpointConfig
+
+    from .guard import Ledger
+    from .inputs import Inputs
+    from .schema import INPUT, OUTCOME
+    from .sink import CHECKPOINT, RESULTS
+    from .stages import Classify, ReadAndClassify, Work, read_scans
+
+    on_gpu = resources.gpus > 0 and archive.run.provider in ("auto", *_GPU_PROVIDERS)
+    actors = resources.gpus if on_gpu else resources.cpus
+    run = archive.run if on_gpu or archive.run.threads else replace(archive.run, threads=1)
+    work = Work(
+        archive.model, archive.signed_by, run, record.sha256, archive.by, archive.plane, archive.batch,
+        archive.out if archive.heatmap else None,
+    )
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = None  # the rows of one scan stay in one block, and so in one file of results
+    checkpoint = CheckpointConfig(INPUT, str(archive.out / CHECKPOINT), delete_checkpoint_on_success=False)
+    checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
+    context.checkpoint_config = checkpoint
+
+    ledger = Ledger.remote()
+    assert record.inputs is not None  # noqa: S101 (the list is complete)
+    inputs = Inputs(archive.out / "inputs", record.inputs, record.per_task)
+    data = ray.data.read_datasource(
+        inputs, override_num_blocks=inputs.tasks, ray_remote_args={"num_cpus": TASK_CPUS, "max_retries": -1}
+    )
+    separate = archive.by == "slice" and not archive.heatmap
+    if separate:
+        data = data.map_batches(
+            read_scans,
+            fn_args=(bundle.manifest.preprocessing, archive.run.reading, ledger),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=TASK_CPUS,
+            max_retries=-1,
+        )
+    data = data.map_batches(
+        Classify if separate else ReadAndClassify,
+        fn_constructor_args=(work, ledger),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=actors),
+        **({"num_gpus": 1} if on_gpu else {"num_cpus": ACTOR_CPUS}),
+    )
+    with _output_errors(archive.out), progress(ledger, record.inputs, before, notify):
+        data.write_parquet(
+            str(archive.out / RESULTS),
+            partition_cols=[OUTCOME],
+            min_rows_per_file=archive.per_file,
+            ray_remote_args={"num_cpus": TASK_CPUS / 2},
+        )
+
+
+@contextmanager
+def _output_errors(out: Path) -> Iterator[None]:
+    """Turn what ended the run into one of our errors: it was raised in another process, inside those of Ray."""
+    try:
+        yield
+    except MriEdgeError:
+        raise
+    except Exception as error:
+        import ray
+
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, MriEdgeError):
+                raise cause from error
+        for cause in causes:
+            if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+                reason = os.strerror(cause.errno or 0)
+                problem = f"{out}: cannot write ({reason})"
+                raise OutputError(problem, "Free some space and run again: it continues from here") from error
+        if isinstance(error, ray.exceptions.RayActorError):
+            reason = str(error).strip().splitlines()[-1]
+            raise EngineError(
+                f"a worker cannot start ({printable(reason)[:200]})",
+                "Install the same version of mri-edge on every node; run again to continue",
+            ) from error
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, BaseException) and found not in seen:
+            seen.append(found)
+            yield found
+            waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]
