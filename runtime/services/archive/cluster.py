@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 from mri_edge.device.cpu import available_cpus
+from mri_edge.device.native import silence_stderr
 from mri_edge.errors import EngineUnavailable, UsageError, first_line, printable
 
 # Ray reads these when it is imported or started.
@@ -22,6 +24,8 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that tasks without a GPU will not see any
 }
+# Ray on this machine only: other machines cannot connect, and programs of other users have no token.
+_LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
 # Proportions of a core, for as many actors and tasks as there are cores: the system divides the time between them as
 # the work needs it, and Ray starts no more processes.
@@ -37,9 +41,11 @@ class Resources:
     gpus: int
 
 
-def import_ray() -> None:
-    """Import Ray with its reports off. Raises EngineUnavailable if it is not installed."""
+def import_ray(address: str | None) -> None:
+    """Import Ray with its reports off, for a cluster or this machine alone. Raises EngineUnavailable without Ray."""
     os.environ.update(_ENVIRONMENT)
+    if address is None:
+        os.environ.update(_LOCAL_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
     try:
         import jinja2  # noqa: F401 (the summary needs it)
         import pyarrow  # noqa: F401
@@ -67,22 +73,22 @@ def cluster(address: str | None) -> Iterator[Resources]:
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     folder = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are for those who write programs for Ray
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
-            if address is None:
-                folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
-                ray.init(
-                    address="local",
-                    num_cpus=available_cpus(),
-                    object_store_memory=_STORE_BYTES,
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=folder,
-                    **quiet,
-                )
-            else:
-                ray.init(address=address, **quiet)
+            with silence_stderr():
+                if address is None:
+                    folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
+                    ray.init(
+                        address="local",
+                        num_cpus=available_cpus(),
+                        object_store_memory=_STORE_BYTES,
+                        include_dashboard=False,
+                        _temp_dir=folder,
+                        **quiet,
+                    )
+                else:
+                    ray.init(address=address, **quiet)
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
             _remove(folder)
             if address is None:

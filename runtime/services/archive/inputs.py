@@ -21,6 +21,7 @@ from ray.data.block import BlockMetadata
 
 from mri_edge.storage.atomic import make_folder
 
+from .record import UNFINISHED
 from .schema import INPUT
 from .units import Unit
 
@@ -39,8 +40,9 @@ def write_inputs(units: Iterable[Unit], folder: Path, per_task: int) -> int:
     OSError
         The disk is full, or the folder is read-only.
     """
-    unfinished = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = folder.with_name(UNFINISHED)
+    for left in (unfinished, folder):  # by a run that was killed before it had a record
+        shutil.rmtree(left, ignore_errors=True)
     make_folder(unfinished)
     remaining = iter(units)
     number = 0

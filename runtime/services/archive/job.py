@@ -22,7 +22,7 @@ from mri_edge.storage.lock import locked
 
 from .cluster import ACTOR_CPUS, TASK_CPUS, Resources, cluster, import_ray
 from .progress import progress
-from .record import RunRecord, begun_run
+from .record import INPUTS, RunRecord, begun_run
 
 _PER_TASK = 256  # scans of one task: at a kill, at most these and those of a file of results are read again
 _FOLDERS_PER_TASK = 4
@@ -75,7 +75,7 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
         The model cannot run here or on a worker, or Ray is not installed.
     """
     start = perf_counter()
-    import_ray()
+    import_ray(archive.address)
     out = Path(os.path.abspath(archive.out))
     bundle = Bundle.open(archive.model, signed_by=archive.signed_by)
     run = _settled(bundle, archive)
@@ -129,16 +129,15 @@ def _record(archive: Archive, bundle: Bundle, run: RunOptions) -> RunRecord:
 
 
 def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | None, notify: Notify) -> RunRecord:
-    """Return the record of the run with the number of inputs, after listing them if that was not finished."""
-    if begun is not None and begun.inputs is not None:
+    """Return the record of the run with the number of inputs, after listing them if no earlier run has done it."""
+    if begun is not None:
         return begun
     from .inputs import write_inputs
     from .sources import find_units
 
     with _output_errors(out):
-        record.write(out)
         units = find_units(archive.sources, by=archive.by, notify=notify)
-        record = replace(record, inputs=write_inputs(units, out / "inputs", record.per_task))
+        record = replace(record, inputs=write_inputs(units, out / INPUTS, record.per_task))
     record.write(out)
     notify(f"{record.inputs:,} {'scans' if record.by == 'slice' else 'folders'} listed")
     return record
@@ -161,8 +160,15 @@ def _classify(
     actors = resources.gpus if on_gpu else resources.cpus
     run = archive.run if on_gpu or archive.run.threads else replace(archive.run, threads=1)
     work = Work(
-        archive.model, archive.signed_by, run, record.sha256, archive.by, archive.plane, archive.batch,
-        archive.out if archive.heatmap else None,
+        model=archive.model,
+        signed_by=archive.signed_by,
+        run=run,
+        sha256=record.sha256,
+        by=archive.by,
+        plane=archive.plane,
+        batch=archive.batch,
+        folder=Path.cwd(),
+        out=archive.out if archive.heatmap else None,
     )
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -173,7 +179,7 @@ def _classify(
 
     ledger = Ledger.remote()
     assert record.inputs is not None  # noqa: S101 (the list is complete)
-    inputs = Inputs(archive.out / "inputs", record.inputs, record.per_task)
+    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
     data = ray.data.read_datasource(
         inputs, override_num_blocks=inputs.tasks, ray_remote_args={"num_cpus": TASK_CPUS, "max_retries": -1}
     )
@@ -181,7 +187,7 @@ def _classify(
     if separate:
         data = data.map_batches(
             read_scans,
-            fn_args=(bundle.manifest.preprocessing, archive.run.reading, ledger),
+            fn_args=(work, bundle.manifest.preprocessing, ledger),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,

@@ -12,6 +12,7 @@ from mri_edge.storage.atomic import atomic_write
 from mri_edge.storage.lock import LOCK
 
 RECORD = "run.json"
+INPUTS, UNFINISHED = "inputs", ".inputs.new"  # folders that exist before the record
 _SCHEMA_VERSION = 1
 _OPTIONS = {  # what a user changes to get the value of the record
     "sources": "other sources",
@@ -42,7 +43,7 @@ class RunRecord:
     per_task
         Inputs in each row group of the list of inputs.
     inputs
-        Their number; None until the list is complete.
+        Their number; None before they are listed.
     """
 
     sources: tuple[str, ...]
@@ -78,7 +79,7 @@ def begun_run(out: Path, run: RunRecord) -> RunRecord | None:
     try:
         text = (out / RECORD).read_text(encoding="utf-8")
     except FileNotFoundError:
-        if out.is_dir() and any(name != LOCK for name in os.listdir(out)):
+        if out.is_dir() and set(os.listdir(out)) - {LOCK, INPUTS, UNFINISHED}:
             raise UsageError(f"{out}: holds files, but no run to continue", "Name a new folder") from None
         return None
     except OSError as error:

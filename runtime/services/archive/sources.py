@@ -53,7 +53,7 @@ def _expand(sources: Iterable[str], notify: Notify) -> Iterator[Unit]:
         elif is_remote(source):
             yield from _remote(source)
         else:
-            for path in expand([source], recursive=True, notify=notify, also=ARCHIVES):
+            for path in expand([source], recursive=True, notify=notify, also=(*ARCHIVES, *_COMPRESSED)):
                 if isinstance(path, InputError):
                     yield Unit.failed(path)
                 else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Work:
         How the model runs. The driver has chosen the artifact and the engine, so that all nodes run the same.
     sha256
         Of the artifact that the driver has opened.
+    folder
+        Working folder of the driver, to which relative paths refer on every node.
     out
         Folder of the results, for heatmaps; None if none are drawn.
     """
@@ -61,16 +64,19 @@ class Work:
     by: str
     plane: Plane
     batch: int | None
+    folder: Path
     out: Path | None
 
 
-def read_scans(inputs: pa.Table, preprocessing: Preprocessing, reading: ReadOptions, ledger: Any) -> Iterator[pa.Table]:
+def read_scans(inputs: pa.Table, work: Work, preprocessing: Preprocessing, ledger: Any) -> Iterator[pa.Table]:
     """Read the scans of one task. Yields tables of a number and of pickled slices, with one row for each scan.
 
     If an earlier attempt at the same scans ended its process, each scan is read in a child process.
     """
     if not inputs.num_rows:
         return
+    _enter(work.folder)
+    reading = work.run.reading
     numbers = inputs[INPUT].to_pylist()
     with Attempt(ledger, "read", numbers[0]) as attempt, Isolation() if attempt.earlier else nullcontext() as isolation:
         for start in range(0, len(numbers), _PER_BLOCK):
@@ -81,6 +87,11 @@ def read_scans(inputs: pa.Table, preprocessing: Preprocessing, reading: ReadOpti
                 found = [_read_isolated(isolation, unit, preprocessing, reading) for unit in units]
             block = [_packed(slices) for slices in found]
             yield pa.table([numbers[start : start + _PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED])
+
+
+def _enter(folder: Path) -> None:
+    with suppress(OSError):  # not on this node: relative paths will name nothing
+        os.chdir(folder)
 
 
 def _read_isolated(isolation: Isolation, unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> Slices:
@@ -201,6 +212,7 @@ class _Model:
         self._work, self._ledger = work, ledger
         self._schema = columns(work.by)
         self._failure: MriEdgeError | None = None
+        _enter(work.folder)
         try:
             self._classifier = _open(work)
         except MriEdgeError as error:
