@@ -290,10 +290,10 @@ class ReadAndClassify(_Model):
     def _explained(self, number: int, names: dict[str, str]) -> Iterator[Prediction | Failure]:
         score = required_score(self._classifier)
         folder = self._pictures(number)
-        make_folder(folder)
         for result in self._classifier.predict_batches(names, batch_size=1, explain=True, keep_pixels=True):
             result = _renamed(result, names)  # noqa: PLW2901
             if isinstance(result, Prediction) and result.heatmap is not None and result.pixels is not None:
+                make_folder(folder)
                 path = folder / f"{frame_name('heatmap', result.index, result.frames)}.png"
                 atomic_write(path, draw(result.pixels, result.heatmap, result, score))
                 result = replace(result, heatmap_file=self._below_out(str(path)))  # noqa: PLW2901

@@ -37,7 +37,7 @@ def write_summary(out: Path, record: RunRecord, seconds: float, new: int) -> dic
     facts = read_facts(out, record.inputs)
     summary = {
         "schema_version": _SCHEMA_VERSION,
-        "run": {key: value for key, value in asdict(record).items() if key != "per_task"},
+        "run": {key: value for key, value in asdict(record).items() if key not in ("sources", "per_task")},
         "inputs": facts.inputs,
         "rows": facts.rows,
         "answered": facts.answered,
@@ -64,17 +64,15 @@ def _sorted(counts: dict[str, int]) -> dict[str, int]:
 
 
 def _page(record: RunRecord, facts: Facts, summary: dict[str, Any]) -> str:
-    steps = [f"{number / BINS:.2f}" for number in range(BINS)]
     return render(
         _TEMPLATE,
         title=f"Archive by {record.by}",
         facts=[
             ("Model", f"{record.model}, {record.artifact}, {record.engine}, provider {record.provider}"),
             ("Window", record.window),
-            ("Sources", " ".join(record.sources)),
         ],
         summary=summary,
-        histogram=_bars(list(zip(steps, facts.histogram, strict=True))),
+        histogram=_bars([("", value) for value in facts.histogram]),
         labels=_bars(list(summary["labels"].items())),
         failures=_bars(list(summary["failures"].items())),
         warnings=_bars(list(summary["warnings"].items())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -19,6 +20,7 @@ from mri_edge.errors import DISK_ERRORS, InputError, UsageError, first_line, pri
 from mri_edge.inference.prediction import Failure
 
 _MOST_BYTES = 2 << 30  # of a scan that is copied to this machine
+_UNSAFE = re.compile(r"[^\w .+,=-]", re.ASCII)  # characters that some file system does not take
 _OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # pyarrow opens these; fsspec opens others
 
 
@@ -138,8 +140,9 @@ def local_files(unit: Unit) -> Iterator[dict[str, str | InputError]]:
         found: dict[str, str | InputError] = {}
         for number, member in enumerate(unit.members):
             name = unit.name_of(member)
-            target = os.path.join(folder, f"{number:06d}{_suffix(member.path)}")
+            target = os.path.join(folder, str(number), _local_name(member.path))
             try:
+                Path(target).parent.mkdir()
                 _copy(unit, member, name, Path(target))
                 found[target] = name
             except InputError as error:
@@ -147,11 +150,9 @@ def local_files(unit: Unit) -> Iterator[dict[str, str | InputError]]:
         yield found
 
 
-def _suffix(path: str) -> str:
-    """Return the suffix of a name, by which readers recognize a format; unique identifiers have none."""
-    name = PurePosixPath(path).name.lower()
-    suffix = ".nii.gz" if name.endswith(".nii.gz") else PurePosixPath(name).suffix
-    return suffix if suffix[1:].isalnum() and not suffix[1:].isdigit() and len(suffix) < 10 else ""
+def _local_name(path: str) -> str:
+    """Return the name of the copy: that of the file, which captions of pictures contain, as any file system takes it."""
+    return _UNSAFE.sub("_", PurePosixPath(path).name)[-100:]
 
 
 def _copy(unit: Unit, member: Member, name: str, target: Path) -> None:
