@@ -143,7 +143,7 @@ def _await_rows(out: Path, driver: subprocess.Popen[bytes], wanted: int) -> int:
 
 
 def _workers_of(raylets: set[int]) -> list[int]:
-    """Return the processes of the raylets that run tasks or actors of the archive. Others are idle."""
+    """Return the processes of the raylets that run tasks or actors. Others are idle, or end their node with them."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -152,7 +152,7 @@ def _workers_of(raylets: set[int]) -> list[int]:
                 title = (entry / "cmdline").read_text()
             except OSError:  # it has ended
                 continue
-            if parent in raylets and title.startswith("ray::") and "IDLE" not in title:
+            if parent in raylets and title.startswith("ray::") and not any(name in title for name in ("IDLE", "Agent")):
                 found.append(int(entry.name))
     return found
 
