@@ -33,7 +33,7 @@ from mri_edge.inference.selection import RunOptions
 from mri_edge.services.archive.job import Archive, run_archive
 slices, out, address, per_task, per_file = sys.argv[1:]
 archive = Archive(
-    (slices,), Path(out), "small", RunOptions(), address=address or None, per_task=int(per_task), per_file=int(per_file)
+    (slices,), Path(out), "small", RunOptions(), address=address, per_task=int(per_task), per_file=int(per_file)
 )
 run_archive(archive, lambda message: print(message, file=sys.stderr, flush=True))
 """
@@ -68,7 +68,7 @@ def rows_of(out: Path) -> dict[int, list[Any]]:
 
 
 def start_driver(slices: Path, out: Path, address: str, per_task: int, per_file: int) -> subprocess.Popen[bytes]:
-    """Start a run in a process of its own. Without an address it starts a Ray of its own."""
+    """Start a run in a process of its own."""
     arguments = [str(slices), str(out), address, str(per_task), str(per_file)]
     return subprocess.Popen([sys.executable, "-c", _DRIVER, *arguments])
 
@@ -81,16 +81,16 @@ def campaign(
     source, plain, killed = folder / "slices", folder / "plain", folder / "killed"
     make_slices(slices, source)
     report = Report(slices)
-    driver = start_driver(source, plain, "", per_task, per_file)
-    _require(driver.wait(_WAIT_S) == 0, "the run without kills failed")
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    start = time.monotonic()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         workers = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+        driver = start_driver(source, plain, cluster.address, per_task, per_file)
+        _require(driver.wait(_WAIT_S) == 0, "the run without kills failed")
+        start = time.monotonic()
         driver = start_driver(source, killed, cluster.address, per_task, per_file)
         done = 0
         for kind in kinds:
@@ -113,11 +113,11 @@ def campaign(
                 if victims:
                     os.kill(generator.choice(victims), signal.SIGKILL)
         _require(driver.wait(_WAIT_S) == 0, "the run failed after the last kill")
+        report.seconds = time.monotonic() - start
     finally:
         if driver.poll() is None:
             driver.kill()
         cluster.shutdown()
-    report.seconds = time.monotonic() - start
     expected, found = rows_of(plain), rows_of(killed)
     report.rows = sum(map(len, found.values()))
     report.duplicates = sum(len(rows) > 1 for rows in found.values())

@@ -277,7 +277,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_continues(address, tmp_path, 
         assert run(command) == 0
         assert [row["file"] for row in rows(out)] == [str(path) for path in DEMO]
     finally:
-        subprocess.run(["umount", str(out)], check=True)
+        subprocess.run(["umount", "--lazy", str(out)], check=True)
 
 
 def test_every_input_has_one_row_after_kills_of_a_worker_a_node_and_the_driver(tmp_path):

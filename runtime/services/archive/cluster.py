@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ _ENVIRONMENT = {
 }
 # Ray on this machine only: other machines cannot connect, and programs of other users have no token.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_CONNECT_S = 20.0
 _STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
 # Proportions of a core, for as many actors and tasks as there are cores: the system divides the time between them as
 # the work needs it, and Ray starts no more processes.
@@ -76,6 +78,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
+            _check_reachable(address)
             with silence_stderr():
                 if address is None:
                     folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
@@ -89,7 +92,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
                     )
                 else:
                     ray.init(address=address, **quiet)
-        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             _remove(folder)
             if address is None:
                 raise
@@ -103,6 +106,13 @@ def cluster(address: str | None) -> Iterator[Resources]:
         finally:
             ray.shutdown()
             _remove(folder)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError if nothing accepts connections at an address: Ray would try for minutes and then abort."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 def _remove(folder: str | None) -> None:
