@@ -2,8 +2,8 @@
 
     python -m benchmarks.archive_campaign --slices 2000 --kills 6
 
-A cluster of several nodes runs on this machine. Each kill is followed by a new node or a new driver. At the end the rows
-are compared with those of a run without kills.
+A cluster of several nodes runs on this machine. Each kill is followed by a new node or a new driver. At the end the
+rows are compared with those of a run without kills.
 """
 
 from __future__ import annotations
@@ -74,7 +74,14 @@ def start_driver(slices: Path, out: Path, address: str, per_task: int, per_file:
 
 
 def campaign(
-    folder: Path, slices: int, kinds: list[str], *, nodes: int = 2, per_task: int = 32, per_file: int = 64, seed: int = 0
+    folder: Path,
+    slices: int,
+    kinds: list[str],
+    *,
+    nodes: int = 2,
+    per_task: int = 32,
+    per_file: int = 64,
+    seed: int = 0,
 ) -> Report:
     """Run one archive in ``folder`` with a kill of each of ``kinds``, in this order, at random times."""
     generator = random.Random(seed)

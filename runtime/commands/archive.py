@@ -27,7 +27,8 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     metavar="RESULTS",
-    help="Folder for the results, the list of inputs and the summary. All nodes of a cluster must see it under this path.",
+    help="Folder for the results, the list of inputs and the summary. All nodes of a cluster must see it under this "
+    "path.",
 )
 @click.option(
     "--by",
@@ -51,8 +52,8 @@ Examples:
 @click.option(
     "--heatmap",
     is_flag=True,
-    help="Write heatmaps into RESULTS/heatmaps. Takes about 140 runs of the model for each scan or, with --by series, for "
-    "3 slices of each series.",
+    help="Write heatmaps into RESULTS/heatmaps. Takes about 140 runs of the model for each scan or, with --by series, "
+    "for 3 slices of each series.",
 )
 @click.option(
     "--batch",

@@ -127,8 +127,10 @@ def _scans_in(
             skipped.add(entry.path, kind)
         else:
             head = b""
-            if entry.name.lower().endswith(also) or readers.has_known_suffix(entry.path) or readers.recognizes_content(
-                head := readers.first_bytes(entry.path), entry.path
+            if (
+                entry.name.lower().endswith(also)
+                or readers.has_known_suffix(entry.path)
+                or readers.recognizes_content(head := readers.first_bytes(entry.path), entry.path)
             ):
                 yield entry.path
             else:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.request
 import zipfile
@@ -231,7 +232,9 @@ def test_objects_of_s3_are_read(archive, bucket, tmp_path):
     }
 
 
-def test_a_model_that_is_missing_on_the_workers_is_refused_in_one_line(address, tiny_bundle, tmp_path, capfd, monkeypatch):
+def test_a_model_that_is_missing_on_the_workers_is_refused_in_one_line(
+    address, tiny_bundle, tmp_path, capfd, monkeypatch
+):
     real = job._classify
 
     def remove_first(*arguments: Any) -> None:
@@ -287,9 +290,12 @@ def test_every_input_has_one_row_after_kills_of_a_worker_a_node_and_the_driver(t
 
 
 def test_a_started_ray_listens_only_on_this_machine_and_leaves_nothing_behind(tmp_path):
-    before = {entry for entry in os.listdir("/tmp") if entry.startswith("mri-edge-ray-")}
+    folder = Path(tempfile.gettempdir())
+    before = set(folder.glob("mri-edge-ray-*"))
     command = [str(Path(sys.executable).with_name("mri-edge")), "archive", *map(str, DEMO), "--model", "small"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     listening: set[str] = set()
     while process.poll() is None:
         listening |= _listening(_descendants(process.pid))
@@ -300,7 +306,7 @@ def test_a_started_ray_listens_only_on_this_machine_and_leaves_nothing_behind(tm
     assert all(line.startswith(b"mri-edge: ") for line in err.splitlines()), err
     assert listening
     assert listening <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    assert {entry for entry in os.listdir("/tmp") if entry.startswith("mri-edge-ray-")} == before
+    assert set(folder.glob("mri-edge-ray-*")) == before
 
 
 def _descendants(pid: int) -> set[int]:
@@ -325,7 +331,7 @@ def _listening(processes: set[int]) -> set[str]:
     for number in processes:
         try:
             for link in Path(f"/proc/{number}/fd").iterdir():
-                target = os.readlink(link)
+                target = str(link.readlink())
                 if target.startswith("socket:["):
                     sockets.add(target[8:-1])
         except OSError:
@@ -337,4 +343,3 @@ def _listening(processes: set[int]) -> set[str]:
             if fields[3] == "0A" and fields[9] in sockets:
                 found.add(fields[1].partition(":")[0])
     return found
-

@@ -114,7 +114,9 @@ def test_scans_of_a_folder_are_one_input_by_series_with_subfolders_between_them(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found = units_of(tmp_path, by="series")
-    assert [sorted(Path(member.path).relative_to(tmp_path).as_posix() for member in unit.members) for unit in found] == [
+    assert [
+        sorted(Path(member.path).relative_to(tmp_path).as_posix() for member in unit.members) for unit in found
+    ] == [
         ["s/b/1.jpg", "s/b/2.jpg"],
         ["s/a.jpg", "s/c.jpg"],
         ["t/a.jpg"],
@@ -188,7 +190,9 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         ]
         picture = next(iter(readers()))
         real = picture.read
-        monkeypatch.setattr(picture, "read", lambda source, options: iter(()) if "1" in source else real(source, options))
+        monkeypatch.setattr(
+            picture, "read", lambda source, options: iter(()) if "1" in source else real(source, options)
+        )
         found = stages._read_units(units, preprocessing, DEFAULT)
         assert [slices[0].error.code if hasattr(slices[0], "error") else "" for slices in found] == [
             "damaged",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +18,6 @@ MOST_CRASHES = 3
 Value = TypeVar("Value")
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Ledger:
     """One process for the whole run that knows which attempts have begun and not ended, and counts results."""
 
@@ -45,6 +43,11 @@ class Ledger:
     def counts(self) -> tuple[int, int]:
         """Return the number of results, and how many of them are failures."""
         return self._results, self._failed
+
+
+def start_ledger() -> Any:
+    """Start the process of the ledger, which Ray starts again, empty, if its node is lost."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote()
 
 
 class Attempt:
@@ -103,5 +106,11 @@ class Isolation:
 
 def crashed(name: str) -> InputError:
     """Return the failure of an input that ended its process each time."""
-    problem = f"{os.fspath(name)}: reading it ended the process {MOST_CRASHES} times (a decoder crash or too little memory)"
-    return InputError(problem, "Export it again, or give the workers more memory", code="crashed", source=name)
+    return InputError(
+        f"{name}: reading it ended the process {MOST_CRASHES} times (a decoder crash or too little memory)",
+        "Export it again, or give the workers more memory",
+        code="crashed",
+        value=MOST_CRASHES,
+        limit=MOST_CRASHES,
+        source=name,
+    )

@@ -74,7 +74,7 @@ def _file(folder: Path, number: int, per_task: int) -> Path:
     return folder / f"part-{number // (per_task * _TASKS_PER_FILE):06d}.parquet"
 
 
-class Inputs(Datasource):
+class Inputs(Datasource):  # type: ignore[misc]  # mypy does not read Ray
     """The list of inputs as a source of Ray Data, with one task for each row group."""
 
     def __init__(self, folder: Path, count: int, per_task: int) -> None:

@@ -109,7 +109,8 @@ def _settled(bundle: Bundle, archive: Archive) -> RunOptions:
 
 
 def _record(archive: Archive, bundle: Bundle, run: RunOptions) -> RunRecord:
-    assert run.artifact is not None and run.engine is not None  # noqa: S101 (they are settled)
+    assert run.artifact is not None  # noqa: S101 (it is settled)
+    assert run.engine is not None  # noqa: S101 (it is settled)
     return RunRecord(
         sources=archive.sources,
         by=archive.by,
@@ -150,7 +151,7 @@ def _classify(
     from ray.data import ActorPoolStrategy, DataContext
     from ray.data.checkpoint import CheckpointConfig
 
-    from .guard import Ledger
+    from .guard import start_ledger
     from .inputs import Inputs
     from .schema import INPUT, OUTCOME
     from .sink import CHECKPOINT, RESULTS
@@ -178,7 +179,7 @@ def _classify(
     checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
     context.checkpoint_config = checkpoint
 
-    ledger = Ledger.remote()
+    ledger = start_ledger()
     assert record.inputs is not None  # noqa: S101 (the list is complete)
     inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
     data = ray.data.read_datasource(

@@ -41,7 +41,7 @@ def _report(ledger: Any, inputs: int, before: int, notify: Callable[[str], None]
     while not ended.wait(_SECONDS):
         try:
             results, failed = ray.get(ledger.counts.remote(), timeout=_SECONDS)
-        except Exception:  # noqa: BLE001 (the run itself reports what is wrong)
+        except Exception:  # noqa: BLE001, S112 (the run itself reports what is wrong)
             continue
         if not results:
             notify("starting the workers")

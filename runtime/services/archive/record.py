@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,18 +78,19 @@ def begun_run(out: Path, run: RunRecord) -> RunRecord | None:
     try:
         text = (out / RECORD).read_text(encoding="utf-8")
     except FileNotFoundError:
-        if out.is_dir() and set(os.listdir(out)) - {LOCK, INPUTS, UNFINISHED}:
+        if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK, INPUTS, UNFINISHED}:
             raise UsageError(f"{out}: holds files, but no run to continue", "Name a new folder") from None
         return None
     except OSError as error:
         raise UsageError(f"{out / RECORD}: cannot read ({error.strerror})", "Name a new folder") from error
     try:
         found = json.loads(text)
-        if found.pop("schema_version") != _SCHEMA_VERSION:
-            raise ValueError("schema_version")
-        begun = RunRecord(**found | {"sources": tuple(found["sources"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{out / RECORD}: is no record of a run", "Name a new folder") from error
+        is_known = found.pop("schema_version") == _SCHEMA_VERSION
+        begun = RunRecord(**found | {"sources": tuple(found["sources"])}) if is_known else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        begun = None
+    if begun is None:
+        raise UsageError(f"{out / RECORD}: is no record of a run", "Name a new folder")
     if begun.sha256 != run.sha256 and begun.model == run.model:
         raise _other(out, "--model", f"{begun.model} ({begun.sha256[:12]})", f"{run.model} ({run.sha256[:12]})")
     for name, option in _OPTIONS.items():

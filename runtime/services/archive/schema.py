@@ -41,7 +41,7 @@ def columns(by: str) -> pa.Schema:
         }
         kept = {key: _type(part, document) for key, part in document["properties"].items()}
         answer = kept | _properties(document, "series") | {"slices": pa.list_(pa.struct(every_slice))} | failure
-    return pa.schema([pa.field(INPUT, pa.int64()), pa.field(OUTCOME, pa.string()), *map(pa.field, *zip(*answer.items()))])
+    return pa.schema([(INPUT, pa.int64()), (OUTCOME, pa.string()), *answer.items()])
 
 
 def table(rows: Iterable[tuple[int, Json]], schema: pa.Schema) -> pa.Table:
@@ -92,7 +92,9 @@ def _type(part: Json, document: Json) -> pa.DataType:
     if name == "array":
         return pa.list_(_type(part["items"], document))
     if name == "object":
-        properties = part.get("properties") or {key: part["additionalProperties"] for key in part.get("required", ())}
+        properties: Json = part.get("properties") or dict.fromkeys(
+            part.get("required", ()), part.get("additionalProperties", None)
+        )
         if not properties:
             return pa.map_(pa.string(), _type(part["additionalProperties"], document))
         return pa.struct([(key, _type(value, document)) for key, value in properties.items()])

@@ -48,6 +48,11 @@ class Facts:
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
     milliseconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def positive_fraction(self) -> float | None:
+        """Answers with the positive label divided by all answers; None without answers or without such a label."""
+        return self.labels[self.positive] / self.answered if self.answered and self.positive else None
+
 
 def inputs_before(out: Path) -> int:
     """Return how many inputs have committed rows in a folder of results."""
@@ -75,7 +80,9 @@ def read_facts(out: Path, inputs: int) -> Facts:
     facts.inputs = int(seen.sum())
     if facts.inputs != inputs:
         missing = inputs - facts.inputs
-        raise OutputError(f"{out}: {missing:,} of {inputs:,} inputs have no result", "Run again: it continues from here")
+        raise OutputError(
+            f"{out}: {missing:,} of {inputs:,} inputs have no result", "Run again: it continues from here"
+        )
     return facts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 import tarfile
 import zipfile
@@ -78,7 +78,9 @@ def _file(root: str | None, path: str) -> Iterator[Unit]:
     elif lower.endswith(_COMPRESSED):
         name = Unit(root, None, (Member(path),)).name
         problem = f"{name}: a compressed tar cannot be read from the middle"
-        yield Unit.failed(InputError(problem, "Unpack it, or make a zip or a plain tar", code="unsupported", source=name))
+        yield Unit.failed(
+            InputError(problem, "Unpack it, or make a zip or a plain tar", code="unsupported", source=name)
+        )
     else:
         yield Unit(root, None, (Member(path),))
 
@@ -172,7 +174,7 @@ def _by_folder(scans: Iterable[Unit]) -> Iterator[Unit]:
         if scan.error is not None:
             yield scan
             continue
-        folder = os.path.dirname(scan.members[0].path)
+        folder = posixpath.dirname(scan.members[0].path)
         for key in [key for key in open_folders if not _is_within(scan, folder, key)]:
             yield _joined(key, open_folders.pop(key))
         open_folders.setdefault((scan.root, scan.archive, folder), []).extend(scan.members)
@@ -188,10 +190,10 @@ def _is_within(scan: Unit, folder: str, key: tuple[str | None, str | None, str])
 
 
 def _joined(key: tuple[str | None, str | None, str], members: list[Member]) -> Unit:
-    root, archive, folder = key
+    root, archive, _ = key
     if len(members) <= _MOST_FILES:
         return Unit(root, archive, tuple(members))
-    name = os.path.dirname(Unit(root, archive, (members[0],)).name)
+    name = posixpath.dirname(Unit(root, archive, (members[0],)).name)
     problem = f"{name}: {len(members):,} files in one folder"
     hint = "Sort them into a folder for each study, or use 'mri-edge predict --by series'"
     error = InputError(problem, hint, code="too_large", value=len(members), limit=_MOST_FILES, source=name)

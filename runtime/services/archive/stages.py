@@ -86,7 +86,9 @@ def read_scans(inputs: pa.Table, work: Work, preprocessing: Preprocessing, ledge
             else:
                 found = [_read_isolated(isolation, unit, preprocessing, reading) for unit in units]
             block = [_packed(slices) for slices in found]
-            yield pa.table([numbers[start : start + _PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED])
+            yield pa.table(
+                [numbers[start : start + _PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED]
+            )
 
 
 def _enter(folder: Path) -> None:

@@ -13,7 +13,7 @@ from mri_edge.inference.prediction import NOTICE
 from mri_edge.storage.atomic import atomic_write
 
 from .record import RunRecord
-from .sink import BINS, Facts, read_facts
+from .sink import Facts, read_facts
 
 SUMMARY, PAGE = "summary.json", "summary.html"
 _SCHEMA_VERSION = 1
@@ -44,7 +44,9 @@ def write_summary(out: Path, record: RunRecord, seconds: float, new: int) -> dic
         "failed": facts.failures.total(),
         "skipped": facts.skipped.total(),
         "positive": facts.positive,
-        "positive_fraction": facts.labels[facts.positive] / facts.answered if facts.answered and facts.positive else None,
+        "positive_fraction": facts.labels[facts.positive] / facts.answered
+        if facts.answered and facts.positive
+        else None,
         "labels": _sorted(facts.labels),
         "failures": _sorted(facts.failures),
         "warnings": _sorted(facts.warnings),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -102,7 +101,8 @@ def remote_filesystem(address: str) -> tuple[Any, str]:
     parts = urlsplit(address)
     if "@" in parts.netloc or "key" in parts.query:
         raise UsageError(
-            f"{parts.scheme}://: an address must not hold credentials", "Set them in the environment, as for the AWS CLI"
+            f"{parts.scheme}://: an address must not hold credentials",
+            "Set them in the environment, as for the AWS CLI",
         )
     try:
         if parts.scheme in _OF_ARROW:
@@ -122,7 +122,7 @@ def remote_filesystem(address: str) -> tuple[Any, str]:
 def open_file(root: str | None, path: str) -> Any:
     """Open a file of this machine or of an object store for reading at any position."""
     if root is None:
-        return open(path, "rb")  # noqa: SIM115 (the caller closes it)
+        return open(path, "rb")
     filesystem, _ = remote_filesystem(root)
     return filesystem.open_input_file(path)
 
@@ -140,18 +140,18 @@ def local_files(unit: Unit) -> Iterator[dict[str, str | InputError]]:
         found: dict[str, str | InputError] = {}
         for number, member in enumerate(unit.members):
             name = unit.name_of(member)
-            target = os.path.join(folder, str(number), _local_name(member.path))
+            target = Path(folder, str(number), _local_name(member.path))
+            target.parent.mkdir()
             try:
-                Path(target).parent.mkdir()
-                _copy(unit, member, name, Path(target))
-                found[target] = name
+                _copy(unit, member, name, target)
+                found[str(target)] = name
             except InputError as error:
-                found[target] = error
+                found[str(target)] = error
         yield found
 
 
 def _local_name(path: str) -> str:
-    """Return the name of the copy: that of the file, which captions of pictures contain, as any file system takes it."""
+    """Return the name of the copy, which captions of pictures contain: that of the file, safe for any file system."""
     return _UNSAFE.sub("_", PurePosixPath(path).name)[-100:]
 
 
@@ -165,7 +165,7 @@ def _copy(unit: Unit, member: Member, name: str, target: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", code="missing", source=name) from error
     except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        # A missing member, one with a password, an unknown compression, a wrong checksum, a file that has become shorter
+        # A missing member, one with a password, an unknown compression, a wrong checksum, a file that ends early
         problem = f"{name}: cannot read ({printable(first_line(error))[:200]})"
         raise InputError(problem, "Export it again", code="damaged", source=name) from error
     except OSError as error:
@@ -201,7 +201,7 @@ class _Part:
     def __init__(self, file: Any, size: int) -> None:
         self._file, self._left = file, size
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int, /) -> bytes:
         piece: bytes = self._file.read(min(size, self._left))
         if not piece and self._left:
             raise EOFError("the file ends early")
@@ -215,7 +215,7 @@ class _Limited:
     def __init__(self, file: Any, name: str) -> None:
         self._file, self._name, self._read = file, name, 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         piece: bytes = self._file.read(size)
         self._read += len(piece)
         if self._read > _MOST_BYTES:
