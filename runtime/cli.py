@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
     "watch": ("mri_edge.commands.watch", "watch", "Classify each scan that arrives in a folder, as a service does."),
-    "archive": ("mri_edge.commands.archive", "archive", "Classify millions of scans on many cores or on a cluster."),
+    "archive": (
+        "mri_edge.commands.archive",
+        "archive",
+        "Classify an archive of scans into a Parquet data set, on this machine or on a cluster.",
+    ),
     "inspect": ("mri_edge.commands.scans.inspect", "inspect", "Show the series that scans belong to."),
     "render": ("mri_edge.commands.scans.render", "render", "Write what the network sees of a scan as a picture."),
     "info": ("mri_edge.commands.info", "info", "Show the contents of a model bundle."),

@@ -77,7 +77,7 @@ def archive(
     model: str,
     run: RunOptions,
 ) -> int:
-    """Classify an archive of scans into a Parquet data set.
+    """Classify an archive of scans into a Parquet data set, on this machine or on a cluster.
 
     A SOURCE is a folder with its subfolders, a scan, a pattern, a zip or tar file,
     @FILE with a path on each line, - for paths on standard input, or an address such as

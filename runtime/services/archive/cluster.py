@@ -79,7 +79,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
         warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
             _check_reachable(address)
-            with silence_stderr():
+            with silence_stderr(), _without_dashboard():
                 if address is None:
                     folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
                     ray.init(
@@ -106,6 +106,23 @@ def cluster(address: str | None) -> Iterator[Resources]:
         finally:
             ray.shutdown()
             _remove(folder)
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Start no process of the dashboard while the block runs.
+
+    With ``include_dashboard=False`` Ray still starts one, which asks the metadata services of three clouds where it
+    runs, for reports of use, although these are off. Ray has no option against that.
+    """
+    from ray._private import services
+
+    real = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = real
 
 
 def _check_reachable(address: str | None) -> None:

@@ -28,6 +28,7 @@ _PER_TASK = 256  # scans of one task: at a kill, at most these and those of a fi
 _FOLDERS_PER_TASK = 4
 _PER_FILE = 4096  # rows of a file of results, at least
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
+_ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
 
 Notify = Callable[[str], None]
 
@@ -78,8 +79,9 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     import_ray(archive.address)
     out = Path(os.path.abspath(archive.out))
     bundle = Bundle.open(archive.model, signed_by=archive.signed_by)
-    run = _settled(bundle, archive)
-    record = _record(archive, bundle, run)
+    run, on_gpu = _settled(bundle, archive)
+    archive = replace(archive, out=out, run=run)
+    record = _record(archive, bundle)
     make_folder(out)
     with locked(out):
         begun = begun_run(out, record)
@@ -91,24 +93,45 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
         before = inputs_before(out)
         if before < record.inputs:
             with cluster(archive.address) as resources:
-                _classify(replace(archive, out=out, run=run), bundle, record, before, resources, notify)
+                actors = _actors(archive, resources, on_gpu=on_gpu)
+                _classify(archive, bundle, record, before, actors, notify)
         return write_summary(out, record, perf_counter() - start, record.inputs - before)
 
 
-def _settled(bundle: Bundle, archive: Archive) -> RunOptions:
+def _settled(bundle: Bundle, archive: Archive) -> tuple[RunOptions, bool]:
     """Choose the artifact and the engine here, and open the model once, before a process is started for it.
 
-    Other nodes might choose otherwise by their processors, and then a row would depend on where it was made.
+    Other nodes might choose otherwise by their processors, and then a row would depend on where it was made. Returns
+    the options, and whether the model runs on GPUs: one that only other nodes have must be named.
     """
     selection = select(bundle, archive.run)
     run = replace(archive.run, artifact=selection.artifact.file, engine=selection.engine)
+    if archive.address is not None and run.provider in _GPU_PROVIDERS:
+        return run, True
     with Classifier.load_with(run, bundle) as classifier:
         if archive.heatmap:
             required_score(classifier)
-    return run
+        return run, classifier.engine.provider.startswith(_ON_GPU)
 
 
-def _record(archive: Archive, bundle: Bundle, run: RunOptions) -> RunRecord:
+@dataclass(frozen=True)
+class _Actors:
+    """How many processes keep a model open, what each takes of a node, and with how many threads."""
+
+    count: int
+    resources: dict[str, float]
+    threads: int | None
+
+
+def _actors(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Actors:
+    """Return a process for each GPU or, without GPUs, one with one thread for each core."""
+    if on_gpu and resources.gpus:
+        return _Actors(resources.gpus, {"num_gpus": 1}, archive.run.threads)
+    return _Actors(resources.cpus, {"num_cpus": ACTOR_CPUS}, archive.run.threads or 1)
+
+
+def _record(archive: Archive, bundle: Bundle) -> RunRecord:
+    run = archive.run
     assert run.artifact is not None  # noqa: S101 (it is settled)
     assert run.engine is not None  # noqa: S101 (it is settled)
     return RunRecord(
@@ -145,7 +168,7 @@ def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | N
 
 
 def _classify(
-    archive: Archive, bundle: Bundle, record: RunRecord, before: int, resources: Resources, notify: Notify
+    archive: Archive, bundle: Bundle, record: RunRecord, before: int, actors: _Actors, notify: Notify
 ) -> None:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -157,13 +180,10 @@ def _classify(
     from .sink import CHECKPOINT, RESULTS
     from .stages import Classify, ReadAndClassify, Work, read_scans
 
-    on_gpu = resources.gpus > 0 and archive.run.provider in ("auto", *_GPU_PROVIDERS)
-    actors = resources.gpus if on_gpu else resources.cpus
-    run = archive.run if on_gpu or archive.run.threads else replace(archive.run, threads=1)
     work = Work(
         model=archive.model,
         signed_by=archive.signed_by,
-        run=run,
+        run=replace(archive.run, threads=actors.threads),
         sha256=record.sha256,
         by=archive.by,
         plane=archive.plane,
@@ -200,8 +220,8 @@ def _classify(
         fn_constructor_args=(work, ledger),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=actors),
-        **({"num_gpus": 1} if on_gpu else {"num_cpus": ACTOR_CPUS}),
+        compute=ActorPoolStrategy(min_size=1, max_size=actors.count),
+        **actors.resources,
     )
     with _output_errors(archive.out), progress(ledger, record.inputs, before, notify):
         data.write_parquet(

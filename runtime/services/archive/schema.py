@@ -93,7 +93,7 @@ def _type(part: Json, document: Json) -> pa.DataType:
         return pa.list_(_type(part["items"], document))
     if name == "object":
         properties: Json = part.get("properties") or dict.fromkeys(
-            part.get("required", ()), part.get("additionalProperties", None)
+            part.get("required", ()), part.get("additionalProperties")
         )
         if not properties:
             return pa.map_(pa.string(), _type(part["additionalProperties"], document))
