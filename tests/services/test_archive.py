@@ -298,7 +298,10 @@ def test_a_started_ray_listens_only_on_this_machine_and_leaves_nothing_behind(tm
     )
     listening: set[str] = set()
     while process.poll() is None:
-        listening |= _listening(_descendants(process.pid))
+        processes = _descendants(process.pid)
+        listening |= _listening(processes)
+        # The process of the dashboard asks the metadata services of clouds where it runs.
+        assert not any("dashboard.py" in _command(number) for number in processes)
         time.sleep(0.2)
     out, err = process.communicate()
     assert process.returncode == 0, err
@@ -307,6 +310,13 @@ def test_a_started_ray_listens_only_on_this_machine_and_leaves_nothing_behind(tm
     assert listening
     assert listening <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert set(folder.glob("mri-edge-ray-*")) == before
+
+
+def _command(number: int) -> str:
+    try:
+        return Path(f"/proc/{number}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def _descendants(pid: int) -> set[int]:

@@ -18,11 +18,14 @@ pytest.importorskip("ray", reason="needs the extra archive")
 jsonschema = pytest.importorskip("jsonschema")
 
 from mri_edge import Classifier
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import InputError, OutputError, UsageError
 from mri_edge.inference import prediction
+from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, record, sink, sources, stages
+from mri_edge.services.archive import inputs, job, record, sink, sources, stages
+from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
 from mri_edge.services.archive.guard import MOST_CRASHES, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
 from mri_edge.services.archive.units import Member, Unit, local_files, remote_filesystem
@@ -110,7 +113,7 @@ def test_a_missing_list_is_refused():
 
 
 def test_scans_of_a_folder_are_one_input_by_series_with_subfolders_between_them(tmp_path):
-    for name in ("s/a.jpg", "s/b/1.jpg", "s/b/2.jpg", "s/c.jpg", "t/a.jpg"):
+    for name in ("s/a.jpg", "s/b/1.jpg", "s/b/2.jpg", "s/c.jpg", "s2/a.jpg", "t/a.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found = units_of(tmp_path, by="series")
@@ -119,8 +122,11 @@ def test_scans_of_a_folder_are_one_input_by_series_with_subfolders_between_them(
     ] == [
         ["s/b/1.jpg", "s/b/2.jpg"],
         ["s/a.jpg", "s/c.jpg"],
+        ["s2/a.jpg"],
         ["t/a.jpg"],
     ]
+    remaining = iter([Unit(None, None, (Member(name),)) for name in ("s/a.jpg", "s2/a.jpg")] + [None])
+    assert next(sources._by_folder(remaining)).name == "s/a.jpg"  # s2 is not within s
 
 
 def test_a_folder_with_too_many_scans_for_one_worker_is_refused(tmp_path, monkeypatch):
@@ -324,6 +330,31 @@ def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):
     (tmp_path / record.RECORD).write_text("{}")
     with pytest.raises(UsageError, match="is no record of a run"):
         record.begun_run(tmp_path, RUN)
+
+
+# --- the processes
+
+
+def test_there_is_a_classifier_for_each_gpu_or_each_core():
+    work = job.Archive(("a",), Path("out"), "small", RunOptions())
+    found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=True)
+    assert (found.classify, found.classify_resources, found.threads, found.read) == (2, {"num_gpus": 1}, None, 8)
+    found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=False)
+    assert (found.classify, found.threads, found.read) == (8, 1, 8)
+    # A core has room for a process that classifies, one that reads, and a short task.
+    assert found.classify_resources["num_cpus"] + found.read_cpus + SHORT_CPUS <= 1
+    with_threads = dataclasses.replace(work, run=RunOptions(threads=3))
+    assert job._processes(with_threads, Resources(cpus=8, gpus=0), on_gpu=False).threads == 3
+
+
+def test_the_artifact_and_the_engine_are_chosen_before_the_run():
+    bundle = Bundle.open("small")
+    run, on_gpu = job._settled(bundle, job.Archive(("a",), Path("out"), "small", RunOptions()))
+    assert run.artifact in {artifact.file for artifact in bundle.manifest.artifacts}
+    assert run.engine
+    assert not on_gpu
+    elsewhere = job.Archive(("a",), Path("out"), "small", RunOptions(provider="cuda"), address="ray://head:10001")
+    assert job._settled(bundle, elsewhere)[1]  # this machine need not have the GPU
 
 
 # --- the results

@@ -29,10 +29,12 @@ _ENVIRONMENT = {
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _CONNECT_S = 20.0
 _STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
-# Proportions of a core, for as many actors and tasks as there are cores: the system divides the time between them as
-# the work needs it, and Ray starts no more processes.
-ACTOR_CPUS = 0.75
-TASK_CPUS = 0.25
+# Proportions of a core. For each core there are a process that classifies and one that reads, and the system divides
+# the time between them as the work needs it. The rest is for short tasks that read the list and write results.
+CLASSIFY_CPUS = 0.75
+READ_CPUS = 0.2
+SHORT_CPUS = 0.02
+_FILTER_CPUS = 1  # the process of Ray that leaves out the inputs with results takes a whole core while it runs
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
                     folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
                     ray.init(
                         address="local",
-                        num_cpus=available_cpus(),
+                        num_cpus=available_cpus() + _FILTER_CPUS,
                         object_store_memory=_STORE_BYTES,
                         include_dashboard=False,
                         _temp_dir=folder,
@@ -102,7 +104,8 @@ def cluster(address: str | None) -> Iterator[Resources]:
             ) from error
         try:
             found = ray.cluster_resources()
-            yield Resources(max(1, int(found.get("CPU", 1))), int(found.get("GPU", 0)))
+            cpus = available_cpus() if address is None else int(found.get("CPU", 1))
+            yield Resources(max(1, cpus), int(found.get("GPU", 0)))
         finally:
             ray.shutdown()
             _remove(folder)

@@ -20,11 +20,11 @@ from mri_edge.inference.series import Plane
 from mri_edge.storage.atomic import make_folder
 from mri_edge.storage.lock import locked
 
-from .cluster import ACTOR_CPUS, TASK_CPUS, Resources, cluster, import_ray
+from .cluster import CLASSIFY_CPUS, READ_CPUS, SHORT_CPUS, Resources, cluster, import_ray
 from .progress import progress
 from .record import INPUTS, RunRecord, begun_run
 
-_PER_TASK = 256  # scans of one task: at a kill, at most these and those of a file of results are read again
+_PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
 _FOLDERS_PER_TASK = 4
 _PER_FILE = 4096  # rows of a file of results, at least
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
@@ -93,8 +93,8 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
         before = inputs_before(out)
         if before < record.inputs:
             with cluster(archive.address) as resources:
-                actors = _actors(archive, resources, on_gpu=on_gpu)
-                _classify(archive, bundle, record, before, actors, notify)
+                processes = _processes(archive, resources, on_gpu=on_gpu)
+                _classify(archive, bundle, record, before, processes, notify)
         return write_summary(out, record, perf_counter() - start, record.inputs - before)
 
 
@@ -115,19 +115,21 @@ def _settled(bundle: Bundle, archive: Archive) -> tuple[RunOptions, bool]:
 
 
 @dataclass(frozen=True)
-class _Actors:
-    """How many processes keep a model open, what each takes of a node, and with how many threads."""
+class _Processes:
+    """How many processes classify, what each takes of a node, and with how many threads; and the same for reading."""
 
-    count: int
-    resources: dict[str, float]
+    classify: int
+    classify_resources: dict[str, float]
     threads: int | None
+    read: int
+    read_cpus: float
 
 
-def _actors(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Actors:
-    """Return a process for each GPU or, without GPUs, one with one thread for each core."""
+def _processes(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Processes:
+    """Return a classifier for each GPU and readers on all cores or, without GPUs, one of both for each core."""
     if on_gpu and resources.gpus:
-        return _Actors(resources.gpus, {"num_gpus": 1}, archive.run.threads)
-    return _Actors(resources.cpus, {"num_cpus": ACTOR_CPUS}, archive.run.threads or 1)
+        return _Processes(resources.gpus, {"num_gpus": 1}, archive.run.threads, resources.cpus, 1 - SHORT_CPUS)
+    return _Processes(resources.cpus, {"num_cpus": CLASSIFY_CPUS}, archive.run.threads or 1, resources.cpus, READ_CPUS)
 
 
 def _record(archive: Archive, bundle: Bundle) -> RunRecord:
@@ -168,10 +170,10 @@ def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | N
 
 
 def _classify(
-    archive: Archive, bundle: Bundle, record: RunRecord, before: int, actors: _Actors, notify: Notify
+    archive: Archive, bundle: Bundle, record: RunRecord, before: int, processes: _Processes, notify: Notify
 ) -> None:
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
     from ray.data.checkpoint import CheckpointConfig
 
     from .guard import start_ledger
@@ -183,7 +185,7 @@ def _classify(
     work = Work(
         model=archive.model,
         signed_by=archive.signed_by,
-        run=replace(archive.run, threads=actors.threads),
+        run=replace(archive.run, threads=processes.threads),
         sha256=record.sha256,
         by=archive.by,
         plane=archive.plane,
@@ -203,7 +205,7 @@ def _classify(
     assert record.inputs is not None  # noqa: S101 (the list is complete)
     inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
     data = ray.data.read_datasource(
-        inputs, override_num_blocks=inputs.tasks, ray_remote_args={"num_cpus": TASK_CPUS, "max_retries": -1}
+        inputs, override_num_blocks=inputs.tasks, ray_remote_args={"num_cpus": SHORT_CPUS, "max_retries": -1}
     )
     separate = archive.by == "slice" and not archive.heatmap
     if separate:
@@ -212,7 +214,8 @@ def _classify(
             fn_args=(work, bundle.manifest.preprocessing, ledger),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=TASK_CPUS,
+            compute=TaskPoolStrategy(size=processes.read),
+            num_cpus=processes.read_cpus,
             max_retries=-1,
         )
     data = data.map_batches(
@@ -220,15 +223,18 @@ def _classify(
         fn_constructor_args=(work, ledger),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=actors.count),
-        **actors.resources,
+        # A continued run begins with one: Ray's process that leaves out the inputs with results needs a core first.
+        compute=ActorPoolStrategy(
+            min_size=1, max_size=processes.classify, initial_size=1 if before else processes.classify
+        ),
+        **processes.classify_resources,
     )
     with _output_errors(archive.out), progress(ledger, record.inputs, before, notify):
         data.write_parquet(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
             min_rows_per_file=archive.per_file,
-            ray_remote_args={"num_cpus": TASK_CPUS / 2},
+            ray_remote_args={"num_cpus": SHORT_CPUS},
         )
 
 

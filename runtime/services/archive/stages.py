@@ -34,7 +34,7 @@ from .schema import FAILED, INPUT, OUTCOME, columns, table
 from .units import Unit, local_files
 
 _PREPARED = "prepared"
-_PER_BLOCK = 64  # scans that travel together from a task to an actor
+_PER_BLOCK = 128  # scans that travel together from a task to an actor
 _TOGETHER = 8  # scans that are resized together
 _PICTURES_PER_FOLDER = 1000
 
