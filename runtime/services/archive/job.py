@@ -27,6 +27,7 @@ from .record import INPUTS, RunRecord, begun_run
 _PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
 _FOLDERS_PER_TASK = 4
 _PER_FILE = 4096  # rows of a file of results, at least
+_CORES_PER_SHORT = 16
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
 _ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
 
@@ -124,6 +125,11 @@ class _Processes:
     read: int
     read_cpus: float
 
+    @property
+    def short(self) -> int:
+        """How many processes read the list of inputs, and how many write: these take a hundredth of the time."""
+        return -(-self.read // _CORES_PER_SHORT)
+
 
 def _processes(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Processes:
     """Return a classifier for each GPU and readers on all cores or, without GPUs, one of both for each core."""
@@ -205,7 +211,10 @@ def _classify(
     assert record.inputs is not None  # noqa: S101 (the list is complete)
     inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
     data = ray.data.read_datasource(
-        inputs, override_num_blocks=inputs.tasks, ray_remote_args={"num_cpus": SHORT_CPUS, "max_retries": -1}
+        inputs,
+        override_num_blocks=inputs.tasks,
+        concurrency=processes.short,
+        ray_remote_args={"num_cpus": SHORT_CPUS, "max_retries": -1},
     )
     separate = archive.by == "slice" and not archive.heatmap
     if separate:
@@ -234,6 +243,7 @@ def _classify(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
             min_rows_per_file=archive.per_file,
+            concurrency=processes.short,
             ray_remote_args={"num_cpus": SHORT_CPUS},
         )
 
