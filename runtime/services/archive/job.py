@@ -27,6 +27,7 @@ from .record import INPUTS, RunRecord, begun_run
 _PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
 _FOLDERS_PER_TASK = 4
 _PER_FILE = 4096  # rows of a file of results, at least
+_SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
 _CORES_PER_SHORT = 16
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
 _ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
@@ -242,7 +243,7 @@ def _classify(
         data.write_parquet(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
-            min_rows_per_file=archive.per_file,
+            min_rows_per_file=archive.per_file if separate else _SERIES_PER_FILE,
             concurrency=processes.short,
             ray_remote_args={"num_cpus": SHORT_CPUS},
         )

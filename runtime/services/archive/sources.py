@@ -48,12 +48,11 @@ def find_units(sources: Iterable[str], *, by: str, notify: Notify) -> Iterator[U
 
 def _expand(sources: Iterable[str], notify: Notify) -> Iterator[Unit]:
     for source in sources:
-        if source.startswith("@"):
-            yield from _expand(_lines(source[1:]), notify)
-        elif is_remote(source):
-            yield from _remote(source)
-        else:
-            for path in expand([source], recursive=True, notify=notify, also=(*ARCHIVES, *_COMPRESSED)):
+        for named in _lines(source[1:]) if source.startswith("@") else (source,):
+            if is_remote(named):
+                yield from _remote(named)
+                continue
+            for path in expand([named], recursive=True, notify=notify, also=(*ARCHIVES, *_COMPRESSED)):
                 if isinstance(path, InputError):
                     yield Unit.failed(path)
                 else:

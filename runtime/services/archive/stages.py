@@ -242,6 +242,8 @@ class Classify(_Model):
             found = _unpacked(content.as_buffer())
             numbers += [number] * len(found)
             slices += found
+        if not numbers:
+            return
         with Attempt(self._ledger, "classify", numbers[0]) as attempt:
             if attempt.earlier >= MOST_CRASHES:
                 raise EngineError(
