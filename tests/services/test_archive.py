@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import urllib.request
 import zipfile
@@ -287,69 +286,3 @@ def test_every_input_has_one_row_after_kills_of_a_worker_a_node_and_the_driver(t
     report = campaign(tmp_path, 240, ["worker", "driver", "node"])
     assert report.succeeded, report
     assert report.kills.total() >= 2, report  # a slow machine may end before the last kill
-
-
-def test_a_started_ray_listens_only_on_this_machine_and_leaves_nothing_behind(tmp_path):
-    folder = Path(tempfile.gettempdir())
-    before = set(folder.glob("mri-edge-ray-*"))
-    command = [str(Path(sys.executable).with_name("mri-edge")), "archive", *map(str, DEMO), "--model", "small"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    listening: set[str] = set()
-    while process.poll() is None:
-        processes = _descendants(process.pid)
-        listening |= _listening(processes)
-        # The process of the dashboard asks the metadata services of clouds where it runs.
-        assert not any("dashboard.py" in _command(number) for number in processes)
-        time.sleep(0.2)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert out.decode().splitlines()[-1] == "Research use only: not a medical device."
-    assert all(line.startswith(b"mri-edge: ") for line in err.splitlines()), err
-    assert listening
-    assert listening <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    assert set(folder.glob("mri-edge-ray-*")) == before
-
-
-def _command(number: int) -> str:
-    try:
-        return Path(f"/proc/{number}/cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def _descendants(pid: int) -> set[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = set(), [pid]
-    while waiting:
-        found.add(number := waiting.pop())
-        waiting += children.get(number, [])
-    return found
-
-
-def _listening(processes: set[int]) -> set[str]:
-    """The addresses, in hexadecimal as the kernel writes them, on which these processes accept TCP connections."""
-    sockets = set()
-    for number in processes:
-        try:
-            for link in Path(f"/proc/{number}/fd").iterdir():
-                target = str(link.readlink())
-                if target.startswith("socket:["):
-                    sockets.add(target[8:-1])
-        except OSError:
-            continue
-    found = set()
-    for name in ("tcp", "tcp6"):
-        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in sockets:
-                found.add(fields[1].partition(":")[0])
-    return found

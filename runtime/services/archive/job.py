@@ -203,6 +203,7 @@ def _classify(
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
+    context.memory_usage_poll_interval_s = None  # nothing uses these measurements
     context.target_max_block_size = None  # the rows of one scan stay in one block, and so in one file of results
     checkpoint = CheckpointConfig(INPUT, str(archive.out / CHECKPOINT), delete_checkpoint_on_success=False)
     checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default

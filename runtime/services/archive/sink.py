@@ -17,6 +17,7 @@ from mri_edge.errors import OutputError
 from .schema import FAILED, INPUT, OUTCOME
 
 RESULTS, CHECKPOINT = "results", "checkpoint"
+_ROWS = 4096  # that are in memory at a time
 BINS = 20  # of the histogram of probabilities
 _COLUMNS = (INPUT, OUTCOME, "label", "positive", "code", "warnings", "probabilities", "latency_ms", "skipped", "score")
 
@@ -92,7 +93,7 @@ def _batches(out: Path) -> Iterator[pa.RecordBatch]:
         return
     dataset = pads.dataset(str(folder), format="parquet", partitioning="hive")
     names = [name for name in _COLUMNS if name in dataset.schema.names]
-    yield from dataset.to_batches(columns=names, batch_readahead=1, fragment_readahead=1)
+    yield from dataset.to_batches(columns=names, batch_size=_ROWS, batch_readahead=1, fragment_readahead=1)
 
 
 def _add(facts: Facts, batch: pa.RecordBatch) -> None:
