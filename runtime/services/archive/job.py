@@ -234,10 +234,8 @@ def _classify(
         fn_constructor_args=(work, ledger),
         batch_size=None,
         batch_format="pyarrow",
-        # A continued run begins with one: Ray's process that leaves out the inputs with results needs a core first.
-        compute=ActorPoolStrategy(
-            min_size=1, max_size=processes.classify, initial_size=1 if before else processes.classify
-        ),
+        # A continued run may begin with one: Ray's process that leaves out the inputs with results takes a core first.
+        compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),
         **processes.classify_resources,
     )
     with _output_errors(archive.out), progress(ledger, record.inputs, before, notify):
