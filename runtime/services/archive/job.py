@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,6 +17,7 @@ from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.selection import RunOptions, select
 from mri_edge.inference.series import Plane
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import make_folder
 from mri_edge.storage.lock import locked
 
@@ -49,6 +50,8 @@ class Archive:
         Of a cluster of Ray; None: this machine.
     batch
         Scans per run of the model; None: as the model is tuned.
+    folder
+        To which relative paths refer.
     """
 
     sources: tuple[str, ...]
@@ -61,6 +64,7 @@ class Archive:
     batch: int | None = None
     address: str | None = None
     signed_by: str | None = None
+    folder: Path = field(default_factory=Path.cwd)
     per_task: int = _PER_TASK
     per_file: int = _PER_FILE
 
@@ -96,7 +100,8 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
         if before < record.inputs:
             with cluster(archive.address) as resources:
                 processes = _processes(archive, resources, on_gpu=on_gpu)
-                _classify(archive, bundle, record, before, processes, notify)
+                with _output_errors(out):
+                    _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
         return write_summary(out, record, perf_counter() - start, record.inputs - before)
 
 
@@ -176,14 +181,41 @@ def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | N
     return record
 
 
+def _run(
+    archive: Archive,
+    preprocessing: Preprocessing,
+    record: RunRecord,
+    before: int,
+    processes: _Processes,
+    notify: Notify,
+) -> None:
+    """Classify, and report the progress meanwhile."""
+    from .guard import start_ledger
+
+    ledger = start_ledger()
+    assert record.inputs is not None  # noqa: S101 (the list is complete)
+    with progress(ledger, record.inputs, before, notify):
+        if (archive.address or "").startswith("ray://"):  # Ray Data does not run in a client: run it on the cluster
+            import ray
+
+            task = ray.remote(num_cpus=0, max_retries=0)(_classify)
+            ray.get(task.remote(archive, preprocessing, record, before, processes, ledger))
+        else:
+            _classify(archive, preprocessing, record, before, processes, ledger)
+
+
 def _classify(
-    archive: Archive, bundle: Bundle, record: RunRecord, before: int, processes: _Processes, notify: Notify
+    archive: Archive,
+    preprocessing: Preprocessing,
+    record: RunRecord,
+    before: int,
+    processes: _Processes,
+    ledger: Any,
 ) -> None:
     import ray
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
     from ray.data.checkpoint import CheckpointConfig
 
-    from .guard import start_ledger
     from .inputs import Inputs
     from .schema import INPUT, OUTCOME
     from .sink import CHECKPOINT, RESULTS
@@ -197,7 +229,7 @@ def _classify(
         by=archive.by,
         plane=archive.plane,
         batch=archive.batch,
-        folder=Path.cwd(),
+        folder=archive.folder,
         out=archive.out if archive.heatmap else None,
     )
     context = DataContext.get_current()
@@ -209,7 +241,6 @@ def _classify(
     checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
     context.checkpoint_config = checkpoint
 
-    ledger = start_ledger()
     assert record.inputs is not None  # noqa: S101 (the list is complete)
     inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
     data = ray.data.read_datasource(
@@ -222,7 +253,7 @@ def _classify(
     if separate:
         data = data.map_batches(
             read_scans,
-            fn_args=(work, bundle.manifest.preprocessing, ledger),
+            fn_args=(work, preprocessing, ledger),
             batch_size=None,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=processes.read),
@@ -238,7 +269,7 @@ def _classify(
         compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),
         **processes.classify_resources,
     )
-    with _output_errors(archive.out), progress(ledger, record.inputs, before, notify):
+    with _output_errors(archive.out):
         data.write_parquet(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
