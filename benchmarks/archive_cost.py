@@ -31,7 +31,6 @@ from .archive_slices import make_slices
 PROGRAM = str(Path(sys.executable).with_name("mri-edge"))
 _SAMPLE_S = 0.25
 _TICK = os.sysconf("SC_CLK_TCK")
-_LIST_SIZE = 1 << 10
 
 
 @dataclass
@@ -211,7 +210,7 @@ def plan(sizes: list[int]) -> list[dict[str, float]]:
                 "inputs": inputs,
                 "tasks": len(tasks),
                 "cpu_s": round(time.process_time() - start, 2),
-                "mb": round((after - before) / _LIST_SIZE, 1),
+                "mb": round((after - before) / 1024, 1),
             }
         )
         del tasks

@@ -29,6 +29,7 @@ _PER_TASK = 512  # scans of one task: at a kill, at most these and those of a fi
 _FOLDERS_PER_TASK = 4
 _PER_FILE = 4096  # rows of a file of results, at least
 _SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
+_BLOCK_BYTES = 32 << 20
 _CORES_PER_SHORT = 16
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
 _ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
@@ -236,7 +237,10 @@ def _classify(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
     context.memory_usage_poll_interval_s = None  # nothing uses these measurements
-    context.target_max_block_size = None  # the rows of one scan stay in one block, and so in one file of results
+    separate = archive.by == "slice" and not archive.heatmap
+    # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets must
+    # stay together, because the checkpoint knows only inputs; those of a block of scans are far smaller than the bound.
+    context.target_max_block_size = _BLOCK_BYTES if separate else None
     checkpoint = CheckpointConfig(INPUT, str(archive.out / CHECKPOINT), delete_checkpoint_on_success=False)
     checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
     context.checkpoint_config = checkpoint
@@ -249,7 +253,6 @@ def _classify(
         concurrency=processes.short,
         ray_remote_args={"num_cpus": SHORT_CPUS, "max_retries": -1},
     )
-    separate = archive.by == "slice" and not archive.heatmap
     if separate:
         data = data.map_batches(
             read_scans,
