@@ -238,8 +238,8 @@ def _classify(
     context.raise_original_map_exception = True
     context.memory_usage_poll_interval_s = None  # nothing uses these measurements
     separate = archive.by == "slice" and not archive.heatmap
-    # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets must
-    # stay together, because the checkpoint knows only inputs; those of a block of scans are far smaller than the bound.
+    # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets
+    # must stay together, because the checkpoint knows only inputs; those of a block of scans are far below the bound.
     context.target_max_block_size = _BLOCK_BYTES if separate else None
     checkpoint = CheckpointConfig(INPUT, str(archive.out / CHECKPOINT), delete_checkpoint_on_success=False)
     checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
