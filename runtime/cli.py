@@ -36,6 +36,11 @@ COMMANDS = {
         "node",
         "Receive series by DICOM, and send reports to an archive (PACS).",
     ),
+    "archive": (
+        "mri_edge.commands.services.archive",
+        "archive",
+        "Classify an archive of scans into a Parquet data set, on this machine or on a cluster.",
+    ),
     "inspect": ("mri_edge.commands.scans.inspect", "inspect", "Show the series that scans belong to."),
     "render": ("mri_edge.commands.scans.render", "render", "Write what the network sees of a scan as a picture."),
     "info": ("mri_edge.commands.info", "info", "Show the contents of a model bundle."),
