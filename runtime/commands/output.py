@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -163,6 +162,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'
 
 def csv_line(cells: Iterable[object]) -> str:
     """Return one row of CSV without its line end. Cells that a spreadsheet would take for formulas are marked."""
+    import csv
+
     text = io.StringIO()
     plain = [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells]
     csv.writer(text).writerow(plain)  # the default line ending makes it quote cells that contain one

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import InputError
+from mri_edge.records import dataclass
 from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."

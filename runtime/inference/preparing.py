@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from time import monotonic, perf_counter
 from typing import TypeVar
 
 from mri_edge.errors import InputError
+from mri_edge.records import dataclass
 from mri_edge.scans import checks, readers
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
