@@ -21,7 +21,7 @@ from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.device.native import silence_stderr
 from mri_edge.engines import ModelFile, Probabilities, engine_files, engine_for, open_engine
-from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
+from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError, ProviderUnavailable
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels, as_rgb
 from mri_edge.scans.readers import dicom, picture
@@ -49,6 +49,8 @@ _LOSSY_TOLERANCE = 2
 # int8, dynamic: a value on the edge between two steps rounds either way in other kernels (ONNX Runtime
 # and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
+# GPUs compute float32 in TF32, whose significand has 11 bits, as that of float16.
+_FLOAT32_ON_OTHER_PROVIDERS = _TOLERANCES["float16"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,16 @@ def is_golden(file: str) -> bool:
     return file in (RECORD, ARRAYS) or file.startswith(FOLDER)
 
 
-def replay(bundle: Bundle) -> Report:
-    """Compare this device with the record: first the hashes, then each stage on the CPU, in every installed engine.
+def tolerance_of(precision: str, provider: str = "cpu") -> float:
+    """Return how far probabilities may differ from the recorded ones, by the precision of an artifact."""
+    return _TOLERANCES[precision] if provider == "cpu" or precision != "float32" else _FLOAT32_ON_OTHER_PROVIDERS
 
-    Without a record only the hashes are checked. If a hash differs, nothing else is tried.
+
+def replay(bundle: Bundle, provider: str = "cpu") -> Report:
+    """Compare this device with the record: first the hashes, then each stage, in every installed engine.
+
+    Without a record only the hashes are checked. If a hash differs, nothing else is tried. ``provider`` runs the
+    artifacts; where it does not start, they are not tried.
 
     Raises
     ------
@@ -128,7 +136,7 @@ def replay(bundle: Bundle) -> Report:
             checks.append(check)
             decoded.append(pixels)
         checks += _replay_resize(bundle, golden)
-        checks += _replay_engines(bundle, golden, decoded)
+        checks += _replay_engines(bundle, golden, decoded, provider)
     order = ("hashes", "pixels", "tensor", "probabilities", "label")
     return Report(tuple(sorted(checks, key=lambda check: order.index(check.stage))))
 
@@ -164,7 +172,7 @@ def _replay_resize(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
         )
 
 
-def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> Iterator[Check]:
+def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels], provider: str) -> Iterator[Check]:
     preprocessing, manifest = bundle.manifest.preprocessing, bundle.manifest
     tensors = np.stack([preprocessing.resize_picture(pixels) for pixels in decoded])
     for artifact in manifest.artifacts:
@@ -177,13 +185,17 @@ def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> I
                 yield Check("probabilities", artifact.file, file.NAME, "not tried", reason)
                 continue
             try:
-                found = probabilities_of(bundle, artifact, file.NAME, golden.tensors)
+                found = probabilities_of(bundle, artifact, file.NAME, golden.tensors, provider)
                 same_input = np.array_equal(tensors, golden.tensors)
-                end_to_end = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors)
+                end_to_end = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors, provider)
+            except ProviderUnavailable as error:
+                yield Check("probabilities", artifact.file, file.NAME, "not tried", str(error))
+                continue
             except EngineError as error:
                 yield Check("probabilities", artifact.file, file.NAME, "differs", str(error))
                 continue
-            yield _compare_probabilities(artifact, file.NAME, found, expected)
+            tolerance = tolerance_of(artifact.precision, provider)
+            yield _compare_probabilities(artifact, file.NAME, found, expected, tolerance)
             yield _compare_labels(bundle, golden.scans, artifact, file.NAME, end_to_end, expected)
 
 
@@ -202,9 +214,10 @@ def _compare_pixels(
     return Check(stage, subject, "", "differs", detail)
 
 
-def _compare_probabilities(artifact: Artifact, engine: str, found: Probabilities, expected: Probabilities) -> Check:
+def _compare_probabilities(
+    artifact: Artifact, engine: str, found: Probabilities, expected: Probabilities, tolerance: float
+) -> Check:
     difference = float(np.abs(found - expected).max())
-    tolerance = _TOLERANCES[artifact.precision]
     if difference == 0:
         return Check("probabilities", artifact.file, engine, "same")
     detail = f"up to {difference:.2g} apart; {tolerance:g} is expected for {artifact.precision}"
@@ -245,10 +258,12 @@ def engine_here(artifact: Artifact) -> str | None:
     return None if file.missing() else file.NAME
 
 
-def probabilities_of(bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
-    """Run one artifact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
+def probabilities_of(
+    bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels, provider: str = "cpu"
+) -> Probabilities:
+    """Run one artifact: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError, or ProviderUnavailable."""
     with silence_stderr():  # LiteRT announces its delegate there
-        opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider="cpu")
+        opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider=provider)
     try:
         return opened.run(tensors)
     finally:
