@@ -124,7 +124,8 @@ def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
     labels, positive = manifest.labels, manifest.positive_label
     printable_labels = {label: printable(label) for label in labels}
-    yield click.style(f"{manifest.title} | {classifier.artifact.file} | {engine.name} | {engine.provider}", dim=True)
+    ran = [manifest.title, classifier.artifact.file, engine.name, engine.provider, *["tuned"] * classifier.tuned]
+    yield click.style(" | ".join(ran), dim=True)
     label_width = max(len("label"), *map(len, printable_labels.values()))
     shown = displayed_label("label", positive, labels)
     heading = f"p({printable_labels.get(shown, shown)})"

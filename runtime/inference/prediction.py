@@ -147,6 +147,8 @@ class Prediction:
     model, model_hash, artifact, engine, provider
         What ran: model name and version, the first 12 digits of the artifact's SHA-256, its file in the bundle, the
         engine, and the execution provider that the engine reports.
+    tuned
+        Whether artifact, engine and threads are those that ``mri-edge tune`` found to be the fastest.
     warnings
         Reasons to distrust the answer.
     heatmap
@@ -185,6 +187,7 @@ class Prediction:
     heatmap_file: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    tuned: bool = False
 
     @property
     def probability(self) -> float:
@@ -205,6 +208,7 @@ class Prediction:
             "artefact": self.artifact,
             "engine": self.engine,
             "provider": self.provider,
+            **({"tuned": True} if self.tuned else {}),
             "latency_ms": {
                 "decode": round(self.latency_ms.decode, 3),
                 "resize": round(self.latency_ms.resize, 3),
