@@ -63,20 +63,22 @@ def _latency(wanted: Collection[str], models: Sequence[str]) -> stages.Rows:
 
 
 def run_for_record(wanted: Collection[str] = stages.STAGES, models: Sequence[str] = ()) -> Record:
-    """Return the fastest of several runs, because a stage that seems slow later is also measured several times."""
+    """Combine several runs, because a stage that seems slow later is also measured several times."""
     models = models or embedded_models()
     record = run(wanted, models)
     runs = [record["latency"], *(_latency(wanted, models) for _ in range(_RECORD_RUNS - 1))]
-    return record | {"latency": {what: stages.fastest([rows[what] for rows in runs]) for what in record["latency"]}}
+    return record | {"latency": {what: stages.combine([rows[what] for rows in runs]) for what in record["latency"]}}
 
 
 def measure_slow_stages_again(fresh: Record, record: Record) -> None:
-    """Measure the slow stages of each model again; the fastest measurement of each stays in ``fresh``."""
+    """Measure the slow stages of each model again; all measurements of each are combined in ``fresh``."""
+    found = {what: [row] for what, row in fresh["latency"].items()}
     for _ in range(_REPEATS):
         slow = {(what.partition(":")[0], fresh["latency"][what]["stage"]) for what in _slow(fresh, record)}
         for model, stage in sorted(slow):
             for what, row in stages.measure(model, SCANS, [stage]).items():
-                fresh["latency"][what] = stages.fastest([fresh["latency"][what], row])
+                found[what].append(row)
+                fresh["latency"][what] = stages.combine(found[what])
 
 
 def compare(fresh: Record, record: Record, wanted: Collection[str] = stages.STAGES) -> list[str]:
