@@ -24,7 +24,7 @@ NEEDLESS = {
     *("PIL.PngImagePlugin", "PIL.GifImagePlugin", "PIL.BmpImagePlugin", "PIL.PpmImagePlugin", "PIL.ImagePalette"),
     *("mri_edge.bundles.archive", "mri_edge.storage.atomic", "mri_edge.scans.intensity", "importlib.metadata"),
 }
-MOST_EXTRA = 0.4  # of the time of the script's imports, for those that only predict has. Measured: 0.25
+MOST_EXTRA = 0.4  # of the time of the imports of the script, for those that only predict has; 0.25 was measured
 
 
 def _python(*arguments: object) -> subprocess.CompletedProcess[str]:
