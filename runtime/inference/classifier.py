@@ -79,6 +79,7 @@ class Classifier:
         self.engine = engine
         self.batch_size = batch_size
         self.reading = reading
+        self.tuned = False  # whether it runs as the device profile says
         self._closed = False
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
@@ -178,7 +179,7 @@ class Classifier:
             warnings=loaded.warnings,
             reading=pending.run.reading,
         )
-        classifier._options = pending.run
+        classifier._options, classifier.tuned = pending.run, loaded.tuned
         return classifier
 
     def predict(self, source: Source, *, explain: bool = False, keep_pixels: bool = False) -> Prediction:
@@ -447,6 +448,7 @@ class Classifier:
                 artifact=self.artifact.file,
                 engine=self.engine.name,
                 provider=self.engine.provider,
+                tuned=self.tuned,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
                 warnings=self._warnings + scan.warnings + unlike + displayed,
                 heatmap=self._explain(scan.frame.pixels, explained) if explain else None,

@@ -76,7 +76,7 @@ class ServedModel:
         """
         self._classifier = self._load(self.bundle)
         classifier = self._classifier
-        report = replay(self.bundle, (classifier.artifact, classifier.engine))
+        report = replay(self.bundle, opened=(classifier.artifact, classifier.engine))
         if (check := report.first_difference) is not None:
             raise EngineError(
                 f"{self.bundle.manifest.title}: {check.subject} does not give its golden values ({check.detail})",
