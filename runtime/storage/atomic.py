@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -114,6 +113,8 @@ def atomic_move(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
+            import shutil  # with five compression libraries, which ``predict`` does not need
+
             before = source.stat()
             shutil.copyfile(source, temporary)
             with suppress(OSError):  # some network shares do not store times

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,8 @@ def locked_temp_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Itera
     OSError
         The folder cannot be made.
     """
+    import shutil  # as in ``atomic``
+
     remove_abandoned(parent, prefix)
     folder, handle = _make(parent, prefix, mode)
     try:
@@ -54,6 +55,8 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
         except (OSError, AttributeError):  # locked, a link, or gone; or Windows
             continue
         if handle is not None:
+            import shutil
+
             shutil.rmtree(folder, ignore_errors=True)
             os.close(handle)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mri_edge.cli import run
-from mri_edge.commands import node
+from mri_edge.commands.services import node
 from mri_edge.services.dicom.spool import Spool
 
 pytest.importorskip("pynetdicom", reason="needs the extra node")

@@ -108,7 +108,7 @@ def send(server: Server, number: int = 0, **values: Any) -> int | None:
 def works(server: Server) -> None:
     """Assert that the server still takes an instance."""
     before = len(server.stored())
-    peers.wait_for(lambda: server.receiver.associations == 0, "the other associations end", 30)
+    peers.wait_for(lambda: server.receiver.associations == 0, "the other associations end", 120)
     assert send(server, 1000 + before) == 0
     assert len(server.stored()) == before + 1
     assert server.leftovers() == []

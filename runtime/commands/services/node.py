@@ -114,7 +114,7 @@ def node(
     model: str,
     run: RunOptions,
 ) -> None:
-    """Receive MR series by DICOM, and send reports to an archive (PACS).
+    """Receive series by DICOM, and send reports to an archive (PACS).
 
     An instance is on disk before it is acknowledged. When no instance of a series has come for --settle seconds, the
     series is classified, and a structured report is sent to each --send-to by C-STORE or STOW-RS. If an archive does

@@ -80,7 +80,7 @@ def watch(
     model: str,
     run: RunOptions,
 ) -> int:
-    """Classify each scan that arrives in a folder, as a service does.
+    """Classify each scan that arrives in a folder.
 
     A scan that has arrived completely is classified, its result is written to DIR/results/SCAN.json, and it is
     moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot or end in .part or
