@@ -491,11 +491,16 @@ def test_destinations(text: str, address: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "PACS", "PACS@host", "PACS@host:0", "PACS@host:70000", "@host:104", "ftp://x", "https://u:p@x/", "https://"],
+    [
+        *("", "PACS", "PACS@host", "PACS@host:0", "PACS@host:70000", "@host:104", "ftp://x", "https://u:p@x/"),
+        *("https://", "http://[::1/", "http://[x]/", "http://x:70000/", "http://x:0/", "http://x:a/", "http://x y/"),
+        *("http://x/\r\nHost: y", "http://\u00e4/", "http://x/\x00", "https://u:p@x:70000/"),
+    ],
 )
 def test_a_wrong_destination_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         parse_destination(text)
+    assert "u:p" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("bind", "senders"), [("10.1.2.3", []), ("::", []), ("host", [])])
