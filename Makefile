@@ -177,7 +177,7 @@ ifdef LOCKED
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 else
 	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # in an older environment
-	$(PIP_INSTALL) --editable '.[train,export,sign,dicom,nifti,serve]' --group dev
+	$(PIP_INSTALL) --editable '.[train,export,sign,dicom,nifti,serve,node,archive]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 

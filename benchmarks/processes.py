@@ -12,6 +12,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[1]
 SCANS = sorted((CHECKOUT / "examples").glob("*.jpg"))
 SCAN = CHECKOUT / "examples" / "mni152-slice-1.jpg"
+DICOM_SCAN = CHECKOUT / "examples" / "dicom" / "mni152-slice-2.dcm"
 # With PYTHONDONTWRITEBYTECODE a checkout would start slower than an installed package, which pip compiles.
 # A profile from `mri-edge tune` on this machine would change what is measured, so profiles are read from a folder that
 # does not exist.

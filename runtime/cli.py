@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from mri_edge.commands.progress import is_colorless
 from mri_edge.commands.usage import Group, explain
+from mri_edge.device.native import paused_collection
 
 from .errors import DISK_ERRORS, MriEdgeError, OutputError, printable
 
@@ -35,6 +38,11 @@ COMMANDS = {
         "mri_edge.commands.services.node",
         "node",
         "Receive series by DICOM, and send reports to an archive (PACS).",
+    ),
+    "archive": (
+        "mri_edge.commands.services.archive",
+        "archive",
+        "Classify an archive of scans into a Parquet data set, on this machine or on a cluster.",
     ),
     "inspect": ("mri_edge.commands.scans.inspect", "inspect", "Show the series that scans belong to."),
     "render": ("mri_edge.commands.scans.render", "render", "Write what the network sees of a scan as a picture."),
@@ -144,7 +152,8 @@ class _CommandTable(Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), attribute)
+        with paused_collection():
+            command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -206,7 +215,23 @@ def cli(ctx: click.Context) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command, and exit with its code. This is the entry point of the program."""
     _fill_closed_streams()
-    sys.exit(run(arguments))
+    _exit(run(arguments))
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit with a code. The system frees the memory, because Python would take 10 ms to free each object.
+
+    What is registered to run at exit still runs, and the output is written. If it cannot be, or if another thread still
+    runs, Python ends as usual.
+    """
+    if threading.active_count() == 1:
+        atexit._run_exitfuncs()
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 def _fill_closed_streams() -> None:

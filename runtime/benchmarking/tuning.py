@@ -13,7 +13,7 @@ from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import cpu
 from mri_edge.engines import engine_files, providers_of
 from mri_edge.errors import BundleError, EngineError
-from mri_edge.inference.selection import allowed, suits
+from mri_edge.inference.selection import RunOptions, allowed, select, suits
 from mri_edge.inference.tuned_profile import Measurement, Profile, fingerprint_of, library_versions
 
 from .throttle import Watch
@@ -77,6 +77,28 @@ def candidates(bundle: Bundle, *, provider: str = "auto", batches: Sequence[int]
     ]
 
 
+def default_batches(bundle: Bundle, provider: str = "auto") -> list[int]:
+    """Return the batch sizes to try: the usual ones, and that of the rule which applies without a profile."""
+    return sorted({*BATCHES, default_candidate(bundle, provider, many=True).batch})
+
+
+def default_candidate(bundle: Bundle, provider: str, *, many: bool) -> Candidate:
+    """Return what runs without a profile."""
+    chosen = select(bundle, RunOptions(provider=provider), tuned=False)
+    threads = chosen.threads or available_cpus()
+    return Candidate(chosen.artifact.file, chosen.engine, threads, chosen.batch if many else 1)
+
+
+def default_of(profile: Profile, bundle: Bundle, *, provider: str, many: bool) -> Measurement | None:
+    """Return the measurement of what runs without a profile; None if it was not measured, or failed."""
+    default = default_candidate(bundle, provider, many=many)
+    for found in profile.measurements:
+        same = Candidate(found.artifact, found.engine, found.threads, found.batch) == default
+        if same and found.provider == provider:
+            return found
+    return None
+
+
 def thread_counts(cores: int) -> list[int]:
     """Powers of two below the number of cores, and all cores: ``6 -> [1, 2, 4, 6]``."""
     return sorted({*(1 << power for power in range(cores.bit_length()) if 1 << power <= cores), cores})
@@ -134,7 +156,10 @@ def tune(
     for candidate in track(to_measure, "measure"):
         if _is_worth_batching(candidate, readings, failed):
             measure(candidate)
-    for candidate in track(_leaders(readings, _FINALISTS) * _FINAL_ROUNDS, "leaders again"):
+    # What runs without a profile is measured as often as the leaders are, so that the gain is a fair one.
+    defaults = [default_candidate(bundle, provider, many=many) for many in (False, True)]
+    finalists = dict.fromkeys([*_leaders(readings, _FINALISTS), *(one for one in defaults if one in readings)])
+    for candidate in track([*finalists] * _FINAL_ROUNDS, "leaders again"):
         measure(candidate)
     # The leader may have been measured only once, in a quiet second: repeat until it was measured as often as others.
     while unsure := [leader for leader in _leaders(readings, 1) if len(readings[leader]) <= _FINAL_ROUNDS]:

@@ -7,16 +7,19 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mri_edge.errors import BundleError, IntegrityError, ManifestError, UsageError, printable
-from mri_edge.storage.atomic import sha256_of
+from mri_edge.records import dataclass
 from mri_edge.storage.lfs import HINT, is_lfs_pointer
 
-from .archive import Archive
 from .manifest import MANIFEST, MANIFEST_LIMIT, SIGNATURE, Artifact, Document, Manifest
 from .onnx_external import find_external_data
+
+if TYPE_CHECKING:
+    from .archive import Archive
 
 EMBEDDED = Path(__file__).parents[1] / "models"
 DEFAULT_MODEL = "lite"
@@ -85,12 +88,16 @@ class Bundle:
         """Open a bundle without checking a signature, to make, change or sign it. Raises what ``open`` does."""
         path = _find(model)
         if os.path.isfile(path):
+            from .archive import Archive
+
             return cls._from_archive(Archive(path))
         return cls.from_manifest(path, _read_manifest(path))
 
     @classmethod
     def open_packed(cls, file: Path, *, signed_by: str | os.PathLike[str] | None = None) -> Bundle:
         """Open a packed bundle and hash all of its files; parameters and errors as for ``open``."""
+        from .archive import Archive
+
         key = _required_key(signed_by)
         archive = Archive(file)
         if key is not None:
@@ -178,6 +185,8 @@ class Bundle:
         BundleError
             The bundle is packed.
         """
+        from mri_edge.storage.atomic import sha256_of
+
         path = self.require_folder() / entry.file
         self._check_size(entry)
         self._check_hash(path, entry, sha256_of(path))

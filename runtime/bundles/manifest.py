@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Any, Literal
 
 from mri_edge.errors import ManifestError, printable
+from mri_edge.records import dataclass
 from mri_edge.scans.preprocessing import Preprocessing
 
 from .decode import is_plain_relative, json_key, parse, read, to_plain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -125,7 +124,8 @@ def _rows(results: Results, classifier: Classifier) -> Iterator[str]:
     manifest, engine = classifier.bundle.manifest, classifier.engine
     labels, positive = manifest.labels, manifest.positive_label
     printable_labels = {label: printable(label) for label in labels}
-    yield click.style(f"{manifest.title} | {classifier.artifact.file} | {engine.name} | {engine.provider}", dim=True)
+    ran = [manifest.title, classifier.artifact.file, engine.name, engine.provider, *["tuned"] * classifier.tuned]
+    yield click.style(" | ".join(ran), dim=True)
     label_width = max(len("label"), *map(len, printable_labels.values()))
     shown = displayed_label("label", positive, labels)
     heading = f"p({printable_labels.get(shown, shown)})"
@@ -163,6 +163,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'
 
 def csv_line(cells: Iterable[object]) -> str:
     """Return one row of CSV without its line end. Cells that a spreadsheet would take for formulas are marked."""
+    import csv
+
     text = io.StringIO()
     plain = [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in cells]
     csv.writer(text).writerow(plain)  # the default line ending makes it quote cells that contain one

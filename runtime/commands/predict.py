@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.device.native import return_freed_memory
+from mri_edge.device.native import paused_collection, return_freed_memory
 from mri_edge.errors import UsageError
 from mri_edge.inference.loading import PendingModel
 from mri_edge.inference.selection import RunOptions
@@ -137,7 +137,7 @@ def predict(
         raise UsageError("--as and --dicom-negatives say what --dicom-out writes", "Add --dicom-out DIR")
     if with_identifiers and not (form or resume):
         raise UsageError("--with-identifiers adds to JSON and CSV", "Add --json, --csv or --resume FILE")
-    with return_freed_memory():
+    with return_freed_memory(), paused_collection():
         single = len(scans) == 1 and os.path.isfile(scans[0])
         run = replace(run, workload="single" if single else "many")
         pending = PendingModel(Bundle.open(model, signed_by=signed_by), run)

@@ -37,7 +37,11 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all measurements.")
 @click.option("--seconds", type=NumberRange(0.01), default=1.0, show_default=True, help="Time for each candidate.")
 @click.option(
-    "--batch", "batches", type=click.IntRange(1, 1024), multiple=True, help="Batch size to try. Default: 1, 4, 8."
+    "--batch",
+    "batches",
+    type=click.IntRange(1, 1024),
+    multiple=True,
+    help="Batch size to try. Default: 1, 4, 8 and that of predict.",
 )
 @bundle_argument
 @REQUIRE_SIGNATURE
@@ -51,24 +55,30 @@ def tune(
     separate processes, the fastest of them three times. The profile is valid until the CPU, the number of cores, a
     library or the model changes. Then predict logs a warning and uses its default rule.
     """
-    from mri_edge.benchmarking.tuning import BATCHES
+    from mri_edge.benchmarking.tuning import default_batches, default_of
     from mri_edge.benchmarking.tuning import tune as measure
 
     _check_writable(profile_folder())
+    bundle = Bundle.open(model, signed_by=signed_by)
     tuning = measure(
-        Bundle.open(model, signed_by=signed_by),
+        bundle,
         signed_by=signed_by,
         provider=run.provider,
-        batches=batches or BATCHES,
+        batches=batches or default_batches(bundle, run.provider),
         seconds=seconds,
         track=_track,
     )
     path = tuning.profile.save()
+    defaults = {
+        name: default_of(tuning.profile, bundle, provider=run.provider, many=name == "many")
+        for name in ("single", "many")
+    }
     if as_json:
         record = {
             "profile": str(path),
             "single": to_plain(_best(tuning, run.provider, many=False)),
             "many": to_plain(_best(tuning, run.provider, many=True)),
+            "default": {name: None if found is None else to_plain(found) for name, found in defaults.items()},
             **to_plain(tuning.profile),
             "failed": [{**to_plain(subject), "problem": problem} for subject, problem in tuning.failed],
         }
@@ -90,8 +100,9 @@ def tune(
         rows.append(("failed", str(candidate.batch), str(candidate.threads), candidate.engine, why))
     for line in table(rows, right=(0, 1, 2)):
         click.echo(line)
-    click.echo(f"single scan: {_describe(_best(tuning, run.provider, many=False))}")
-    click.echo(f"many scans:  {_describe(_best(tuning, run.provider, many=True))}")
+    for name, label in (("single", "single scan:"), ("many", "many scans: ")):
+        best = _best(tuning, run.provider, many=name == "many")
+        click.echo(f"{label} {_describe(best)}{_gain(best, defaults[name])}")
     click.echo(f"saved in {path}")
 
 
@@ -132,3 +143,13 @@ def _describe(measurement: Measurement) -> str:
     return (
         f"{where}, threads {measurement.threads}, batch {measurement.batch}: {measurement.ms_per_scan:.2f} ms per scan"
     )
+
+
+def _gain(best: Measurement, default: Measurement | None) -> str:
+    """Return how much faster a measurement is than what runs without a profile."""
+    if default is None:
+        return ""
+    if default == best:
+        return ", as without a profile"
+    how = f"{default.artifact} in {default.engine}, threads {default.threads}, batch {default.batch}"
+    return f", {default.ms_per_scan / best.ms_per_scan:.2f} times as fast as without a profile ({how})"

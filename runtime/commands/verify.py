@@ -15,15 +15,17 @@ from mri_edge.bundles.decode import to_plain
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
 
-from .options import REQUIRE_SIGNATURE, VERBOSE, bundle_argument
+from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 
 if TYPE_CHECKING:
     from mri_edge.inference.replay import Check, Report
+    from mri_edge.inference.selection import RunOptions
 
 EXAMPLES = """\b
 Examples:
   mri-edge verify
   mri-edge verify my-bundle --json
+  mri-edge verify --provider cuda
 """
 _DIFFERENT = 3  # exit code if a result differs
 _NOT_RUN = 4  # exit code if no engine could replay any golden value
@@ -34,23 +36,26 @@ _COLORS = {"same": "green", "near": "yellow", "differs": "red", "not tried": Non
 @bundle_argument
 @REQUIRE_SIGNATURE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all comparisons.")
-@VERBOSE
-def verify(model: str, signed_by: str | None, as_json: bool) -> int:
+@run_options(PROVIDER)
+def verify(model: str, signed_by: str | None, as_json: bool, run: RunOptions) -> int:
     """Check a bundle's hashes, and replay its golden values on this device's CPU.
 
     Compares file bytes, decoded pixels, resized tensor, probabilities and label. The exit code is 3
     if a stage differs, and the output names the first; 4 if no installed engine can replay anything.
+    With a provider other than auto or cpu the artifacts run there, where float32 may differ more (TF32).
     Without BUNDLE: the embedded model.
     """
     from mri_edge.inference.replay import replay
 
     bundle = Bundle.open(model, signed_by=signed_by)
-    report = replay(bundle)
+    provider = "cpu" if run.provider == "auto" else run.provider
+    report = replay(bundle, provider)
     first = report.first_difference
     code = _DIFFERENT if first else _NOT_RUN if report.recorded and not report.replayed else 0
     if as_json:
         record = {
             "bundle": str(bundle.folder),
+            "provider": provider,
             "agrees": code == 0,
             "first_difference": asdict(first) if first else None,
             "replayed": report.replayed,
@@ -59,11 +64,11 @@ def verify(model: str, signed_by: str | None, as_json: bool) -> int:
         }
         click.echo(stdout_json(record, indent=2))
     else:
-        _print(bundle, report)
+        _print(bundle, report, provider)
     return code
 
 
-def _print(bundle: Bundle, report: Report) -> None:
+def _print(bundle: Bundle, report: Report, provider: str) -> None:
     click.secho(f"{bundle.manifest.title}  {printable(str(bundle.folder))}", bold=True)
     if bundle.manifest.recalibration:
         click.echo(printable(headline(bundle.manifest)))
@@ -75,7 +80,8 @@ def _print(bundle: Bundle, report: Report) -> None:
         where = " in ".join(part for part in (first.subject, first.engine) if part)
         click.secho(f"FIRST DIFFERENCE  {first.stage}, {where}: {printable(first.detail)}", fg="red")
     elif report.replayed:
-        click.secho("This device's CPU reproduces the recorded results.", fg="green")
+        where = "This device's CPU" if provider == "cpu" else f"The provider {provider}"
+        click.secho(f"{where} reproduces the recorded results.", fg="green")
     elif report.recorded:
         click.secho("NOT REPLAYED  No engine here runs an artifact with golden values. See 'mri-edge doctor'", fg="red")
     else:

@@ -7,8 +7,9 @@ import re
 import struct
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from mri_edge.records import dataclass
 
 from .cpu import cgroup_folders
 

@@ -1,4 +1,4 @@
-"""Work around native side effects: messages on stderr, and memory that glibc keeps after ``free``.
+"""Work around side effects of the system: messages on stderr, memory that glibc keeps, needless garbage collections.
 
 This is the only module that calls glibc's malloc (tested with 2.36) and Pillow's libtiff through ctypes.
 Where a function does not exist, the side effect remains.
@@ -6,6 +6,7 @@ Where a function does not exist, the side effect remains.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,20 @@ def return_freed_memory() -> Iterator[None]:
     finally:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+
+
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """Pause Python's garbage collector while modules are imported, when it finds nothing.
+
+    What exists at the end is never searched again. Otherwise the first collection afterwards would do all of the work.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def trim_memory() -> None:

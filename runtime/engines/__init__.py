@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -29,6 +29,7 @@ from mri_edge.bundles.onnx_external import find_external_data
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.machine import is_32_bit_arm
 from mri_edge.errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError, printable
+from mri_edge.records import dataclass
 
 from ._fork import check_opens_here, guard
 from ._fork import is_inherited as is_inherited

@@ -79,6 +79,7 @@ class Classifier:
         self.engine = engine
         self.batch_size = batch_size
         self.reading = reading
+        self.tuned = False  # whether it runs as the device profile says
         self._closed = False
         self._warnings = warnings
         self._model: str | os.PathLike[str] | Bundle = bundle
@@ -178,7 +179,7 @@ class Classifier:
             warnings=loaded.warnings,
             reading=pending.run.reading,
         )
-        classifier._options = pending.run
+        classifier._options, classifier.tuned = pending.run, loaded.tuned
         return classifier
 
     def predict(self, source: Source, *, explain: bool = False, keep_pixels: bool = False) -> Prediction:
@@ -317,6 +318,15 @@ class Classifier:
                 for future in chain.from_iterable(ahead):
                     future.cancel()
 
+    def predict_prepared(
+        self, prepared: Sequence[Prepared | Failure], *, batch_size: int | None = None
+    ) -> Iterator[Prediction | Failure]:
+        """Classify what ``prepare_sources`` has read, maybe in another process, in the same order.
+
+        Failures are yielded as they are. ``batch_size`` and errors are as for ``predict_batches``.
+        """
+        return self._answer(prepared, batch_size or self.batch_size, explain=False)
+
     def predict_series(
         self,
         sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
@@ -360,9 +370,9 @@ class Classifier:
         results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
 
-    def predict_prepared(self, scans: Sequence[Prepared], *, explain: bool = False) -> list[Prediction]:
-        """Classify frames that ``preparing.prepare`` returned, in one run. Errors as for ``predict``."""
-        return list(self._infer(scans, explain=explain))
+    def infer(self, frames: Sequence[Prepared], *, explain: bool = False) -> list[Prediction]:
+        """Classify frames that ``preparing.prepare`` returned, in one run of the engine. Errors as for ``predict``."""
+        return list(self._infer(frames, explain=explain))
 
     def predict_tensors(self, batch: Pixels) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Classify tensors of the network's size, without any check of the pictures in them.
@@ -399,7 +409,7 @@ class Classifier:
         self.close()
 
     def _answer(
-        self, prepared: list[Prepared | Failure], batch_size: int, explain: bool
+        self, prepared: Sequence[Prepared | Failure], batch_size: int, explain: bool
     ) -> Iterator[Prediction | Failure]:
         ready = [result for result in prepared if isinstance(result, Prepared)]
         # A scan may hold many frames, so there may be more than a batch of them.
@@ -438,6 +448,7 @@ class Classifier:
                 artifact=self.artifact.file,
                 engine=self.engine.name,
                 provider=self.engine.provider,
+                tuned=self.tuned,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
                 warnings=self._warnings + scan.warnings + unlike + displayed,
                 heatmap=self._explain(scan.frame.pixels, explained) if explain else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from time import perf_counter
 
@@ -13,6 +12,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.engines import Engine, ModelFile, engine_file, open_engine
 from mri_edge.errors import ProviderUnavailable
+from mri_edge.records import dataclass
 from mri_edge.scans.checks import ResultWarning
 
 from .selection import RunOptions, Selection, select
@@ -22,12 +22,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An opened model. ``warnings`` are added to every prediction."""
+    """An opened model. ``warnings`` are added to every prediction; ``tuned``: it runs as the device profile says."""
 
     artifact: Artifact
     engine: Engine
     batch_size: int
     warnings: tuple[ResultWarning, ...]
+    tuned: bool
 
 
 class PendingModel:
@@ -100,7 +101,7 @@ class PendingModel:
             engine = open_engine(model, engine=name, provider="cpu", threads=threads)
             message = f"{error.problem}; {engine.provider} ran in its place"
             warnings = (ResultWarning("provider_fallback", message),)
-        return LoadedModel(selection.artifact, engine, selection.batch, warnings)
+        return LoadedModel(selection.artifact, engine, selection.batch, warnings, selection.measured_on is not None)
 
 
 def _import_library(engine: str) -> None:

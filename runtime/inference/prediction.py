@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import InputError
+from mri_edge.records import dataclass
 from mri_edge.scans.checks import ResultWarning
 
 NOTICE = "Research use only: not a medical device."
@@ -148,6 +149,8 @@ class Prediction:
     model, model_hash, artifact, engine, provider
         What ran: model name and version, the first 12 digits of the artifact's SHA-256, its file in the bundle, the
         engine, and the execution provider that the engine reports.
+    tuned
+        Whether artifact, engine and threads are those that ``mri-edge tune`` found to be the fastest.
     warnings
         Reasons to distrust the answer.
     heatmap
@@ -190,6 +193,7 @@ class Prediction:
     heatmap_file: str | None = None
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    tuned: bool = False
 
     @property
     def probability(self) -> float:
@@ -210,6 +214,7 @@ class Prediction:
             "artefact": self.artifact,
             "engine": self.engine,
             "provider": self.provider,
+            **({"tuned": True} if self.tuned else {}),
             "latency_ms": {
                 "decode": round(self.latency_ms.decode, 3),
                 "resize": round(self.latency_ms.resize, 3),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from time import monotonic, perf_counter
 from typing import TypeVar
 
 from mri_edge.errors import InputError
+from mri_edge.records import dataclass
 from mri_edge.scans import checks, readers
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Frame, Pixels, Source, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, in_fewest_channels, source_name
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.resize import resize_bilinear
@@ -59,7 +60,7 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
     if not frames:
         return []
     start = perf_counter()
-    pictures = [decoded.frame.pixels for decoded in frames]
+    pictures = [in_fewest_channels(decoded.frame.pixels) for decoded in frames]
     sections = [preprocessing.section(pixels) for pixels in pictures]
     resized = preprocessing.resize_sections(sections)
     resize_ms = (perf_counter() - start) * 1e3 / len(frames)

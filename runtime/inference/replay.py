@@ -21,7 +21,7 @@ from mri_edge.bundles.decode import parse, parse_array, read
 from mri_edge.bundles.manifest import Artifact, Document
 from mri_edge.device.native import silence_stderr
 from mri_edge.engines import Engine, ModelFile, Probabilities, engine_files, engine_for, open_engine
-from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError
+from mri_edge.errors import EngineError, InputError, IntegrityError, ManifestError, ProviderUnavailable
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels, as_rgb
 from mri_edge.scans.readers import dicom, picture
@@ -50,7 +50,7 @@ _LOSSY_TOLERANCE = 2
 # and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
 # Parts of the names of providers that may multiply float32 with 10 bits of precision, as float16 has (TensorFloat-32).
-_ACCELERATORS = ("CUDA", "Tensorrt", "CoreML", "Dml", "GPU", "NPU")
+_ACCELERATORS = ("cuda", "tensorrt", "coreml", "dml", "gpu", "npu")
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,22 @@ def is_golden(file: str) -> bool:
     return file in (RECORD, ARRAYS) or file.startswith(FOLDER)
 
 
-def replay(bundle: Bundle, opened: tuple[Artifact, Engine] | None = None) -> Report:
-    """Compare this device with the record: first the hashes, then each stage on the CPU, in every installed engine.
+def tolerance_of(precision: str, provider: str) -> float:
+    """Return how far probabilities may differ from the recorded ones, by an artifact's precision and the provider."""
+    tolerance = _TOLERANCES[precision]
+    is_accelerated = any(name in provider.lower() for name in _ACCELERATORS)
+    return max(tolerance, _TOLERANCES["float16"]) if is_accelerated else tolerance
+
+
+def replay(bundle: Bundle, provider: str = "cpu", opened: tuple[Artifact, Engine] | None = None) -> Report:
+    """Compare this device with the record: first the hashes, then each stage, in every installed engine.
 
     Without a record only the hashes are checked. If a hash differs, nothing else is tried.
 
     Parameters
     ----------
+    provider
+        Runs the artifacts. Where it does not start, they are not tried.
     opened
         An artifact and the engine that has opened it, on any provider: only this engine is compared, as it is, so that
         a server is checked with what it uses.
@@ -136,9 +145,10 @@ def replay(bundle: Bundle, opened: tuple[Artifact, Engine] | None = None) -> Rep
             checks.append(check)
             decoded.append(pixels)
         checks += _replay_resize(bundle, golden)
-        checks += (
-            _replay_engines(bundle, golden, decoded) if opened is None else _replay_opened(bundle, golden, *opened)
-        )
+        if opened is None:
+            checks += _replay_engines(bundle, golden, decoded, provider)
+        else:
+            checks += _replay_opened(bundle, golden, *opened)
     order = ("hashes", "pixels", "tensor", "probabilities", "label")
     return Report(tuple(sorted(checks, key=lambda check: order.index(check.stage))))
 
@@ -174,7 +184,7 @@ def _replay_resize(bundle: Bundle, golden: _Golden) -> Iterator[Check]:
         )
 
 
-def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> Iterator[Check]:
+def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels], provider: str) -> Iterator[Check]:
     preprocessing, manifest = bundle.manifest.preprocessing, bundle.manifest
     tensors = np.stack([preprocessing.resize_picture(pixels) for pixels in decoded])
     for artifact in manifest.artifacts:
@@ -187,13 +197,17 @@ def _replay_engines(bundle: Bundle, golden: _Golden, decoded: list[Pixels]) -> I
                 yield Check("probabilities", artifact.file, file.NAME, "not tried", reason)
                 continue
             try:
-                found = probabilities_of(bundle, artifact, file.NAME, golden.tensors)
+                found = probabilities_of(bundle, artifact, file.NAME, golden.tensors, provider)
                 same_input = np.array_equal(tensors, golden.tensors)
-                end_to_end = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors)
+                end_to_end = found if same_input else probabilities_of(bundle, artifact, file.NAME, tensors, provider)
+            except ProviderUnavailable as error:
+                yield Check("probabilities", artifact.file, file.NAME, "not tried", str(error))
+                continue
             except EngineError as error:
                 yield Check("probabilities", artifact.file, file.NAME, "differs", str(error))
                 continue
-            yield _compare_probabilities(artifact, file.NAME, found, expected, _TOLERANCES[artifact.precision])
+            tolerance = tolerance_of(artifact.precision, provider)
+            yield _compare_probabilities(artifact, file.NAME, found, expected, tolerance)
             yield _compare_labels(bundle, golden.scans, artifact, file.NAME, end_to_end, expected)
 
 
@@ -205,9 +219,7 @@ def _replay_opened(bundle: Bundle, golden: _Golden, artifact: Artifact, engine: 
         except EngineError as error:
             yield Check("probabilities", artifact.file, engine.name, "differs", str(error))
             return
-        tolerance = _TOLERANCES[artifact.precision]
-        if any(name in engine.provider for name in _ACCELERATORS):
-            tolerance = max(tolerance, _TOLERANCES["float16"])
+        tolerance = tolerance_of(artifact.precision, engine.provider)
         yield _compare_probabilities(artifact, engine.name, found, expected, tolerance)
         yield _compare_labels(bundle, golden.scans, artifact, engine.name, found, expected)
 
@@ -271,10 +283,12 @@ def engine_here(artifact: Artifact) -> str | None:
     return None if file.missing() else file.NAME
 
 
-def probabilities_of(bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels) -> Probabilities:
-    """Run one artifact on the CPU: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError."""
+def probabilities_of(
+    bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels, provider: str = "cpu"
+) -> Probabilities:
+    """Run one artifact: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError, or ProviderUnavailable."""
     with silence_stderr():  # LiteRT announces its delegate there
-        opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider="cpu")
+        opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider=provider)
     try:
         return opened.run(tensors)
     finally:

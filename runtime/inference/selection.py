@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from typing import Literal
 
 from mri_edge.bundles.bundle import Bundle
@@ -13,6 +12,7 @@ from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
 from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
+from mri_edge.records import dataclass
 from mri_edge.scans.options import DEFAULT as READ_DEFAULT
 from mri_edge.scans.options import ReadOptions
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Plane = Literal["axial", "any"]
 By = Literal["series", "study"]
-# What every slice of a series has in common is written once.
-_COMMON = (
+# Keys that every slice of a series has in common, which are written once.
+COMMON = (
     "schema_version",
     "positive",
     "threshold",
@@ -519,4 +519,4 @@ def _study(series: Sequence[SeriesPrediction]) -> StudyPrediction:
 
 def _slice(result: Prediction | Failure) -> dict[str, Any]:
     """Return what the JSON of a series says about one slice: its result, without what all slices share."""
-    return {key: value for key, value in result.to_dict().items() if key not in _COMMON}
+    return {key: value for key, value in result.to_dict().items() if key not in COMMON}

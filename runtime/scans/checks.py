@@ -8,9 +8,10 @@ these proportions again where the scans are available.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from mri_edge.records import dataclass
 
 from .frame import Pixels
 

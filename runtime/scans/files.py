@@ -7,7 +7,6 @@ import os
 import re
 import stat
 from io import FileIO
-from pathlib import Path
 
 from mri_edge.errors import InputError
 
@@ -57,7 +56,7 @@ def _await_data(number: int, path: str, kind: str) -> None:
 def special_file_kind(path: str) -> str | None:
     """Return "pipe", "socket" or "device" for a path that is neither a file nor a folder, else None."""
     try:
-        mode = Path(path).stat().st_mode
+        mode = os.stat(path).st_mode  # noqa: PTH116 (a Path takes four times as long, for each file of a folder)
     except (OSError, ValueError):
         return None
     if stat.S_ISFIFO(mode):

@@ -22,7 +22,13 @@ SQUARE_MARGIN = 0.03  # at each side, as a fraction of the head's box; the netwo
 def to_gray(pixels: Pixels) -> Gray:
     """Return the mean of the channels of uint8 (H, W, 3): uint8 (H, W), contiguous."""
     gray = gray_channel(pixels)
-    return np.asarray(np.rint(pixels.mean(axis=-1, dtype=np.float32)), np.uint8) if gray is None else gray
+    if gray is not None:
+        return gray
+    total = np.add(pixels[..., 0], pixels[..., 1], dtype=np.uint16)
+    total += pixels[..., 2]
+    total += 1  # a third of an integer is never half-way between two, so this rounds to the nearest
+    total //= 3
+    return total.astype(np.uint8)
 
 
 def background_level(gray: Gray) -> float:
@@ -44,9 +50,9 @@ def head_box(gray: Gray) -> Box:
     corner.
     """
     bright = gray > background_level(gray)
-    ones = bright.view(np.uint8)  # NumPy adds these faster than it averages booleans
-    rows = np.flatnonzero(np.add.reduce(ones, axis=1, dtype=np.uint32) / gray.shape[1] > 0.03)
-    columns = np.flatnonzero(np.add.reduce(ones, axis=0, dtype=np.uint32) / gray.shape[0] > 0.03)
+    ones = bright.view(np.uint8)  # NumPy adds these faster than it averages booleans; no side is over 65,535
+    rows = np.flatnonzero(np.add.reduce(ones, axis=1, dtype=np.uint16) / gray.shape[1] > 0.03)
+    columns = np.flatnonzero(np.add.reduce(ones, axis=0, dtype=np.uint16) / gray.shape[0] > 0.03)
     if min(len(rows), len(columns)) < 8:
         return (0, 0, *gray.shape)
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

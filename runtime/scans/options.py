@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mri_edge.errors import UsageError
+from mri_edge.records import dataclass
 
 if TYPE_CHECKING:
     from .intensity import Window  # not imported at run time: a JPEG needs none of it

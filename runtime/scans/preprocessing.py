@@ -7,11 +7,12 @@ were in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mri_edge.records import dataclass
 
 from . import framing
 from .frame import Pixels

@@ -21,7 +21,11 @@ _MAX_NAMED = 3  # files of each kind that a message names; the others are only c
 
 
 def expand(
-    arguments: Iterable[str], *, recursive: bool = False, notify: Callable[[str], None] = lambda message: None
+    arguments: Iterable[str],
+    *,
+    recursive: bool = False,
+    notify: Callable[[str], None] = lambda message: None,
+    also: tuple[str, ...] = (),
 ) -> Iterator[str | InputError]:
     """Yield the path of every named scan in order, and an InputError for an argument that names none.
 
@@ -37,6 +41,8 @@ def expand(
     ----------
     notify
         Called with one line about each folder or pattern with skipped files.
+    also
+        Suffixes in lower case of files that a folder stands for too, although they are no scans, such as ``".zip"``.
     """
     for argument in arguments:
         if argument == "-":
@@ -49,16 +55,16 @@ def expand(
                     yield InputError("-: standard input holds binary data, not paths", hint, source=argument)
                     break
                 if line and line != "-":
-                    yield from expand([line], recursive=recursive, notify=notify)
+                    yield from expand([line], recursive=recursive, notify=notify, also=also)
         elif "\0" in argument:
             yield argument  # not a path, and glob would fail on it
         elif os.path.isdir(argument):
             skipped = _SkippedFiles()
-            scans = _scans_in(argument, recursive, skipped)
+            scans = _scans_in(argument, recursive, skipped, also)
             yield from _with_report(scans, argument, "the folder has no scans in it", skipped, notify, _suffix_hint)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
             skipped = _SkippedFiles()
-            matches = _matches(argument, recursive, skipped)
+            matches = _matches(argument, recursive, skipped, also)
             yield from _with_report(matches, argument, "no file matches this pattern", skipped, notify)
         else:
             yield argument
@@ -83,7 +89,9 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _matches(pattern: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
+def _matches(
+    pattern: str, recursive: bool, skipped: _SkippedFiles, also: tuple[str, ...]
+) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
             if kind := special_file_kind(path):
@@ -93,12 +101,14 @@ def _matches(pattern: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[
         elif "**" in pattern:  # the files in this folder match as well
             continue
         elif recursive:
-            yield from _scans_in(path, recursive, skipped)
+            yield from _scans_in(path, recursive, skipped, also)
         else:
             skipped.add_folder()
 
 
-def _scans_in(folder: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[str | InputError]:
+def _scans_in(
+    folder: str, recursive: bool, skipped: _SkippedFiles, also: tuple[str, ...]
+) -> Iterator[str | InputError]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -112,13 +122,15 @@ def _scans_in(folder: str, recursive: bool, skipped: _SkippedFiles) -> Iterator[
             elif entry.is_symlink():  # it could lead back to a parent folder
                 skipped.add(entry.path, "link to a folder")
             else:
-                yield from _scans_in(entry.path, recursive, skipped)
+                yield from _scans_in(entry.path, recursive, skipped, also)
         elif not _is_file(entry) and (kind := special_file_kind(entry.path)):
             skipped.add(entry.path, kind)
         else:
             head = b""
-            if readers.has_known_suffix(entry.path) or readers.recognizes_content(
-                head := readers.first_bytes(entry.path), entry.path
+            if (
+                entry.name.lower().endswith(also)
+                or readers.has_known_suffix(entry.path)
+                or readers.recognizes_content(head := readers.first_bytes(entry.path), entry.path)
             ):
                 yield entry.path
             else:

@@ -159,12 +159,31 @@ def test_tuned_for_real_and_used_by_predict(tiny_bundle, capfd, folder):
     assert best["ms"] == min(measurement["ms"] for measurement in found["measurements"])
     assert run(["predict", "-v", "--json", "--model", str(tiny_bundle), SCAN]) == 0
     out, err = capfd.readouterr()
-    assert json.loads(out)["engine"] == best["engine"]
+    result = json.loads(out)
+    assert (result["engine"], result["tuned"]) == (best["engine"], True)
     assert "by the device profile" in err
     assert f"threads {best['threads']}" in err
     # In silence unless asked.
     assert run(["predict", "--json", "--model", str(tiny_bundle), SCAN]) == 0
     assert capfd.readouterr().err == ""
+
+
+def test_the_gain_over_the_default_is_shown(tiny_bundle, capfd, bench):
+    """The default is measured as often as the fastest: once, and twice with the leaders."""
+
+    def ms(trial, again):
+        return (4.0 if (trial.artifact, trial.threads) == ("model.onnx", 1) else 2.0) * trial.batch
+
+    made = bench(ms)
+    assert run(["tune", "--model", str(tiny_bundle)]) == 0
+    out = capfd.readouterr().out
+    how = "model.onnx in onnxruntime, threads 1, batch"
+    assert f"2.00 times as fast as without a profile ({how} 1)" in out
+    assert f"2.00 times as fast as without a profile ({how} 64)" in out
+    default = [trial for trial in made.tried if (trial.artifact, trial.threads, trial.batch) == ("model.onnx", 1, 64)]
+    assert len(default) >= 3
+    assert run(["predict", "--json", "--model", str(tiny_bundle), SCAN]) == 0
+    assert "tuned" not in json.loads(capfd.readouterr().out)  # the profile was made with 4 cores and fake results
 
 
 @pytest.mark.parametrize("kind", ["a file in its place", "a folder that takes no file"])

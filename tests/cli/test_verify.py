@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mri_edge.cli import run
@@ -83,3 +84,26 @@ def test_scans_without_a_notice_do_not_travel(tiny_bundle, tmp_path, capfd):
     (tmp_path / "mine.txt").write_text("Mine; anyone may have them.")
     assert run(["bundle", "record", str(tiny_bundle), str(scan), "--notice", str(tmp_path / "mine.txt")]) == 0
     assert (tiny_bundle / "golden" / "NOTICE").read_text() == "Mine; anyone may have them."
+
+
+def test_a_provider_that_does_not_start_exits_4_with_the_reason(recorded, capfd):
+    assert run(["verify", str(recorded), "--provider", "directml"]) == 4
+    out = capfd.readouterr().out
+    assert "provider 'directml'" in out
+    assert "NOT REPLAYED" in out
+
+
+def test_a_named_provider_runs_the_artifacts_and_float32_may_differ_more(recorded, capfd, monkeypatch):
+    opened, wanted = replay.open_engine, []
+
+    def on_cpu(*arguments, provider, **options):
+        wanted.append(provider)
+        return opened(*arguments, provider="cpu", **options)
+
+    compute = replay.probabilities_of
+    monkeypatch.setattr(replay, "open_engine", on_cpu)
+    monkeypatch.setattr(replay, "probabilities_of", lambda *arguments: compute(*arguments) + np.float32(1e-3))
+    assert run(["verify", str(recorded), "--provider", "cuda"]) == 0
+    assert "The provider cuda reproduces the recorded results." in capfd.readouterr().out
+    assert set(wanted) == {"cuda"}
+    assert run(["verify", str(recorded)]) == 3

@@ -527,8 +527,9 @@ def test_warnings(values: dict[str, Any], code: str) -> None:
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("tag", [_dicom_values.ROWS, _dicom_values.ECHO_TIME])
 def test_binary_numbers_that_are_not_finite_count_as_absent(tag: int, value: float) -> None:
-    header = Dataset()
-    header[tag] = RawDataElement(Tag(tag), "FD", 8, struct.pack("<d", value), 0, False, True)
+    dataset = Dataset()
+    dataset[tag] = RawDataElement(Tag(tag), "FD", 8, struct.pack("<d", value), 0, False, True)
+    header = _dicom_values.Header(dataset)
     assert _dicom_values.number(header, tag) is None
     assert _dicom_values.whole(header, tag) is None
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mri_edge.inference.preparing import Decoded, prepare
 from mri_edge.scans import framing
-from mri_edge.scans.frame import Frame
+from mri_edge.scans.frame import Frame, gray_channel
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
 from mri_edge.scans.resize import resize_antialiased
@@ -139,3 +139,19 @@ def test_nearly_every_real_head_is_found(scans: Path) -> None:
         kept.append(gray[top:bottom, left:right].sum(dtype=float) / gray.sum(dtype=float))
     assert np.quantile(kept, 0.01) > 0.85
     assert np.median(kept) > 0.99
+
+
+def test_gray_is_the_rounded_mean_and_one_different_value_makes_a_picture_colored() -> None:
+    """Each sum of three channels occurs, and each place of a value in a picture of several blocks of rows."""
+    sums = np.arange(766)
+    channels = [np.clip(sums - 255 * index, 0, 255).astype(np.uint8) for index in range(3)]
+    colored = np.stack(channels, axis=-1)[None]
+    assert np.array_equal(framing.to_gray(colored)[0], np.rint(sums / 3))
+    gray = np.random.default_rng(0).integers(0, 256, (70, 9), np.uint8)
+    picture = np.repeat(gray[:, :, None], 3, axis=2)
+    assert np.array_equal(gray_channel(picture), gray)
+    assert np.array_equal(gray_channel(picture[::-1, ::-1]), gray[::-1, ::-1])
+    for row, column, channel in [(0, 0, 0), (0, 8, 1), (31, 4, 2), (69, 0, 1), (69, 8, 2)]:
+        changed = picture.copy()
+        changed[row, column, channel] ^= 1
+        assert gray_channel(changed) is None

@@ -545,3 +545,13 @@ def test_libtiff_would_write_to_stderr() -> None:
     content[300:5000] = bytes(len(content[300:5000]))
     done = subprocess.run([sys.executable, "-c", code], input=bytes(content), capture_output=True, check=False)
     assert b"LZW" in done.stderr
+
+
+def test_first_picture_of_several_in_one_jpeg_is_read(tmp_path: Path) -> None:
+    """Cameras write such files (MPO). Pillow takes them for another format."""
+    first, second = (Image.new("RGB", (120, 110), color) for color in ("red", "blue"))
+    path = tmp_path / "two.jpg"
+    first.save(path, "MPO", save_all=True, append_images=[second])
+    with Image.open(path) as opened:
+        assert opened.format == "MPO"
+        assert np.array_equal(picture.load(path), np.asarray(opened))

@@ -1,1 +1,1 @@
-"""Commands that run as services: watch a folder, answer over HTTP, and receive by DICOM."""
+"""Commands beyond one run: watch a folder, answer over HTTP, receive by DICOM, and classify archives on a cluster."""

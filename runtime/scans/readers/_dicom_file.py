@@ -71,7 +71,7 @@ class Opened:
         The tag of the element with the pixels.
     """
 
-    header: Dataset
+    header: dicom.Header
     syntax: str | None
     little: bool
     stream: BinaryIO | None
@@ -215,7 +215,8 @@ def _read_header(stream: BinaryIO, size: int, name: str, tags: Sequence[Any]) ->
     if isinstance(stream, BoundedFile):
         stream.max_reads = _MAX_HEADER_READS
     with quiet:
-        header = read_dataset(stream, implicit, little, stop_when=_at_pixels, specific_tags=list(tags))
+        dataset = read_dataset(stream, implicit, little, stop_when=_at_pixels, specific_tags=list(tags))
+        header = dicom.Header(dataset)
     if isinstance(stream, BoundedFile):
         stream.allow_whole_file()
     element = _pixel_element(stream, "<" if little else ">")
@@ -309,15 +310,16 @@ def _of_dataset(dataset: Dataset) -> Opened:
     syntax = None if syntax is None else str(syntax)
     _, little = dataset.original_encoding
     little = syntax != _BIG_ENDIAN if syntax is not None else little is not False
+    header = dicom.Header(dataset)
     for kind in (dicom.PIXELS, dicom.FLOAT_PIXELS, dicom.DOUBLE_PIXELS):
         if kind not in dataset:
             continue
-        found = dicom.element(dataset, kind)
+        found = header.element(kind)
         value = None if found is None else found.value
         if not isinstance(value, bytes | bytearray):
             break
         stream = io.BytesIO(value)
         if syntax is None or syntax in NATIVE:
-            return Opened(dataset, syntax, little, stream, 0, len(value), len(value), kind)
-        return Opened(dataset, syntax, little, stream, 0, kind=kind)
-    return Opened(dataset, syntax, little, None)
+            return Opened(header, syntax, little, stream, 0, len(value), len(value), kind)
+        return Opened(header, syntax, little, stream, 0, kind=kind)
+    return Opened(header, syntax, little, None)

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from mri_edge.scans.geometry import View, position_along_normal, radiological_view
 from mri_edge.scans.intensity import Function, LookupTable, Rescale, Window
 
 from . import _dicom_values as dicom
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 _FUNCTIONS: dict[str, Function] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
 _MAX_LUT_BITS = 16
@@ -58,18 +54,18 @@ class Geometry:
 class FrameHeaders:
     """The header of each frame of a file."""
 
-    def __init__(self, header: Dataset) -> None:
+    def __init__(self, header: dicom.Header) -> None:
         self._header = header
         self._count = dicom.whole(header, dicom.FRAMES) or 1
         self._shared = dicom.item(header, dicom.SHARED_GROUPS)
         self._frames = dicom.items(header, dicom.FRAME_GROUPS)
 
-    def _group(self, index: int, tag: int) -> Dataset | None:
+    def _group(self, index: int, tag: int) -> dicom.Header | None:
         """Return a functional group of a frame, or that of all frames, or None."""
         own = dicom.item(self._frames[index], tag) if index < len(self._frames) else None
         return own if own is not None or self._shared is None else dicom.item(self._shared, tag)
 
-    def _place(self, index: int, tag: int) -> Dataset:
+    def _place(self, index: int, tag: int) -> dicom.Header:
         """Return where a value stands: in a functional group, or at the top level."""
         group = self._group(index, tag)
         return self._header if group is None else group
@@ -125,7 +121,7 @@ class FrameHeaders:
         return () if group is None else tuple(value.upper() for value in dicom.texts(group, dicom.FRAME_TYPE))
 
 
-def _lookup_table(sequence_item: Dataset) -> LookupTable | None:
+def _lookup_table(sequence_item: dicom.Header) -> LookupTable | None:
     """Read a table (PS3.3 C.11.1.1.1), or return None if it is not usable."""
     descriptor = dicom.numbers(sequence_item, dicom.LUT_DESCRIPTOR)
     entries = dicom.table(sequence_item, dicom.LUT_DATA)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
@@ -17,9 +16,6 @@ from mri_edge.scans.intensity import Padding
 from . import _dicom_values as dicom
 from ._dicom_file import NATIVE, Opened, damaged, refused
 from ._picture_limits import check_size, too_large
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 MAX_FRAMES = 1 << 16
 _MAX_PIXEL_BYTES = 1 << 33  # of all frames together, uncompressed
@@ -137,7 +133,7 @@ def syntax_name(syntax: str | None) -> str:
     return "not given" if syntax is None else _NAMES.get(syntax, "unknown")
 
 
-def image_type(header: Dataset) -> tuple[str, ...]:
+def image_type(header: dicom.Header) -> tuple[str, ...]:
     """Return the values of Image Type in capitals."""
     return tuple(value.upper() for value in dicom.texts(header, dicom.IMAGE_TYPE))
 
@@ -225,7 +221,7 @@ def _layout(opened: Opened, name: str, photometric: str) -> Layout:
     return Layout(rows, columns, frames or 1, allocated, stored, high_bit, signed, invert, _padding(header, signed))
 
 
-def _padding(header: Dataset, signed: bool) -> Padding | None:
+def _padding(header: dicom.Header, signed: bool) -> Padding | None:
     value = dicom.whole(header, dicom.PADDING, signed=signed)
     if value is None:
         return None

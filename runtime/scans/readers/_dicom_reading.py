@@ -86,7 +86,7 @@ def texts(source: Source | Dataset, tags: Collection[int]) -> dict[int, str]:
     with opened(source, _display_name(source), list(tags)) as file, quiet:
         for tag in tags:
             try:
-                value = file.header[tag].value if tag in file.header else None
+                value = file.header.dataset[tag].value if tag in file.header.dataset else None
             except Exception:  # noqa: BLE001 (pydicom raises whatever a damaged value leads to)
                 value = None
             parts = value if isinstance(value, list | MutableSequence) else [value]

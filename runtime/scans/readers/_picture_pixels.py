@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImagePalette
+from PIL import Image
 
 from mri_edge.device.native import silence_libtiff, trim_memory
 from mri_edge.errors import InputError
@@ -208,6 +208,8 @@ def _prepare_tiff(image: Any) -> None:
     # libtiff's rule: a color map without a value above 255 has 8 bits.
     colors = image.tag_v2.get(_tiff.COLOR_MAP)
     if image.mode in ("P", "PA") and colors and max(colors) < 256:
+        from PIL import ImagePalette
+
         image.palette = ImagePalette.raw("RGB;L", bytes(colors))
 
 

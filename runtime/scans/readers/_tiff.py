@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import BinaryIO
+
+from mri_edge.records import dataclass
 
 from ._picture_limits import MAX_JPEG_PIXELS, check_size, count, damaged, too_large, unsupported
 

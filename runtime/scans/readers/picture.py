@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mri_edge.errors import InputError
 from mri_edge.scans.files import open_scan, out_of_memory
@@ -39,8 +40,6 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _FORMAT_NAMES = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
 
 _MAX_STREAM = 4 * MAX_PIXELS  # bytes
-
-Image.preinit()  # load Pillow's common plugins with this module, and not during the first scan
 
 # How each format begins. BMP has only two letters, so its reserved bytes and the size of its second header count too.
 _BEGINNING = re.compile(
@@ -168,7 +167,7 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
         kind = _tiff.check(file, name) if is_tiff else None
         file.seek(0)
         try:
-            image = Image.open(file, formats=_FORMATS)
+            image = _open(file, head)
         except UnidentifiedImageError as error:
             if kind:  # its directory is valid, so it is a TIFF that Pillow cannot read
                 raise unsupported(name, kind.name) from error
@@ -191,6 +190,16 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             except InputError as error:
                 kind_name = unsupported_kind(file, head) if error.code == "damaged" else None
                 raise unsupported(name, kind_name) if kind_name else error from error.__cause__
+
+
+def _open(file: BinaryIO, head: bytes) -> Image.Image:
+    """Open a picture. Before it opens a file of any kind, Pillow imports five plugins, of which a JPEG needs one."""
+    if not head.startswith(b"\xff\xd8\xff"):
+        return Image.open(file, formats=_FORMATS)
+    try:
+        return JpegImageFile(file)
+    except SyntaxError as error:
+        raise UnidentifiedImageError from error
 
 
 def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:

@@ -76,7 +76,7 @@ class ServedModel:
         """
         self._classifier = self._load(self.bundle)
         classifier = self._classifier
-        report = replay(self.bundle, (classifier.artifact, classifier.engine))
+        report = replay(self.bundle, opened=(classifier.artifact, classifier.engine))
         if (check := report.first_difference) is not None:
             raise EngineError(
                 f"{self.bundle.manifest.title}: {check.subject} does not give its golden values ({check.detail})",
@@ -113,7 +113,7 @@ class ServedModel:
 
     def explain(self, scans: Sequence[Prepared]) -> list[Prediction]:
         """Classify frames with heatmaps, each about 140 runs, in the calling thread."""
-        predictions = self.classifier.predict_prepared(scans, explain=True)
+        predictions = self.classifier.infer(scans, explain=True)
         self._count(predictions)
         return predictions
 
@@ -133,7 +133,7 @@ class ServedModel:
         return list(zip(np.split(probabilities, ends), np.split(chosen, ends), strict=True))
 
     def _run_scans(self, scans: Sequence[Sequence[Prepared]]) -> list[list[Prediction]]:
-        predictions = self.classifier.predict_prepared([scan for request in scans for scan in request])
+        predictions = self.classifier.infer([scan for request in scans for scan in request])
         self._count(predictions)
         remaining = iter(predictions)
         return [[next(remaining) for _ in request] for request in scans]

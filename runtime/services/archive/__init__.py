@@ -1,0 +1,1 @@
+"""Classify whole archives with Ray Data. This is the only package that imports ``ray``."""

@@ -1,0 +1,140 @@
+"""Start Ray on this machine, or connect to a cluster, without its reports, dashboard and messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+
+from mri_edge.device.cpu import available_cpus
+from mri_edge.device.native import silence_stderr
+from mri_edge.errors import EngineUnavailable, UsageError, first_line, printable
+
+# Ray reads these when it is imported or started.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no reports of use to its maker
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_TQDM": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that tasks without a GPU will not see any
+}
+# Ray on this machine only: other machines cannot connect, and programs of other users have no token.
+_LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_CONNECT_S = 20.0
+_STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
+# Proportions of a core. For each core there are a process that classifies and one that reads, and the system divides
+# the time between them as the work needs it. The rest is for short tasks that read the list and write results.
+CLASSIFY_CPUS = 0.75
+READ_CPUS = 0.2
+SHORT_CPUS = 0.02
+_FILTER_CPUS = 1  # the process of Ray that leaves out the inputs with results takes a whole core while it runs
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the run may use: cores and GPUs of all nodes."""
+
+    cpus: int
+    gpus: int
+
+
+def import_ray(address: str | None) -> None:
+    """Import Ray with its reports off, for a cluster or this machine alone. Raises EngineUnavailable without Ray."""
+    os.environ.update(_ENVIRONMENT)
+    if address is None:
+        os.environ.update(_LOCAL_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    try:
+        import jinja2  # noqa: F401 (the summary needs it)
+        import pyarrow  # noqa: F401
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"'archive' needs Ray ({first_line(error)})", 'Run: pip install "mri-edge[archive]"'
+        ) from error
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Resources]:
+    """Start Ray with the cores of this process for the time of the block, or connect to the cluster at ``address``.
+
+    The cores are counted by affinity and by the quota of the container. A started Ray listens on the loopback interface
+    only, and its temporary files are removed afterwards.
+
+    Raises
+    ------
+    UsageError
+        No cluster answers at the address.
+    """
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    folder = None
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
+        try:
+            _check_reachable(address)
+            with silence_stderr(), _without_dashboard():
+                if address is None:
+                    folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
+                    ray.init(
+                        address="local",
+                        num_cpus=available_cpus() + _FILTER_CPUS,
+                        object_store_memory=_STORE_BYTES,
+                        include_dashboard=False,
+                        _temp_dir=folder,
+                        **quiet,
+                    )
+                else:
+                    ray.init(address=address, **quiet)
+        except (OSError, ValueError, RuntimeError) as error:
+            _remove(folder)
+            if address is None:
+                raise
+            raise UsageError(
+                f"--address {address}: no cluster of Ray answers ({printable(first_line(error))[:150]})",
+                "Start one with 'ray start --head', or leave --address out to use this machine",
+            ) from error
+        try:
+            found = ray.cluster_resources()
+            cpus = available_cpus() if address is None else int(found.get("CPU", 1))
+            yield Resources(max(1, cpus), int(found.get("GPU", 0)))
+        finally:
+            ray.shutdown()
+            _remove(folder)
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Start no process of the dashboard while the block runs.
+
+    With ``include_dashboard=False`` Ray still starts one, which asks the metadata services of three clouds where it
+    runs, for reports of use, although these are off. Ray has no option against that.
+    """
+    from ray._private import services
+
+    real = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = real
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError if nothing accepts connections at an address: Ray would try for minutes and then abort."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+
+
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""Keep the list of inputs in Parquet files, and read it in tasks of Ray Data.
+
+The list is written once, before anything is classified: each input has a number, which a continued run finds again. A
+worker reads the part of the list that it needs, so that no process ever holds the whole list.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from mri_edge.storage.atomic import make_folder
+
+from .record import UNFINISHED
+from .schema import INPUT
+from .units import Unit
+
+UNIT = "unit"
+_SCHEMA = pa.schema([(INPUT, pa.int64()), (UNIT, pa.string())])
+_TASKS_PER_FILE = 128  # a file begins with the positions of its parts, which every task reads
+
+
+def write_inputs(units: Iterable[Unit], folder: Path, per_task: int) -> int:
+    """Write the list of inputs into a new folder, ``per_task`` inputs in each row group, and return their number.
+
+    The folder gets its name when the list is complete.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or the folder is read-only.
+    """
+    unfinished = folder.with_name(UNFINISHED)
+    for left in (unfinished, folder):  # by a run that was killed before it had a record
+        shutil.rmtree(left, ignore_errors=True)
+    make_folder(unfinished)
+    remaining = iter(units)
+    number = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        while part := list(islice(remaining, per_task)):
+            if number % (per_task * _TASKS_PER_FILE) == 0:
+                if writer is not None:
+                    writer.close()
+                writer = pq.ParquetWriter(_file(unfinished, number, per_task), _SCHEMA)
+            numbers = range(number, number + len(part))
+            assert writer is not None  # noqa: S101 (the first part opens it)
+            writer.write_table(pa.table([numbers, [unit.to_json() for unit in part]], schema=_SCHEMA))
+            number += len(part)
+    finally:
+        if writer is not None:
+            writer.close()
+    os.replace(unfinished, folder)
+    return number
+
+
+def read_inputs(folder: Path, start: int, per_task: int) -> Iterator[pa.Table]:
+    """Yield the inputs of one task, which begin at the number ``start``, as a table."""
+    with pq.ParquetFile(_file(folder, start, per_task)) as file:
+        yield file.read_row_group(start // per_task % _TASKS_PER_FILE)
+
+
+def _file(folder: Path, number: int, per_task: int) -> Path:
+    return folder / f"part-{number // (per_task * _TASKS_PER_FILE):06d}.parquet"
+
+
+class Inputs(Datasource):  # type: ignore[misc]  # mypy does not read Ray
+    """The list of inputs as a source of Ray Data, with one task for each row group."""
+
+    def __init__(self, folder: Path, count: int, per_task: int) -> None:
+        super().__init__()
+        self._folder, self._count, self._per_task = folder, count, per_task
+
+    @property
+    def tasks(self) -> int:
+        """The number of tasks."""
+        return -(-self._count // self._per_task)
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Return about how many bytes all inputs take."""
+        return 200 * self._count
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """Return the tasks, however many are asked for."""
+        tasks = []
+        for start in range(0, self._count, self._per_task):
+            rows = min(self._per_task, self._count - start)
+            metadata = BlockMetadata(num_rows=rows, size_bytes=200 * rows, input_files=None, exec_stats=None)
+            read = partial(read_inputs, self._folder, start, self._per_task)
+            tasks.append(ReadTask(read, metadata, schema=_SCHEMA))
+        return tasks

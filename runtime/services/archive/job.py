@@ -1,0 +1,321 @@
+"""Run an archive: list the inputs, classify them with Ray Data, and continue where an earlier run has ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from mri_edge import __version__
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import DISK_ERRORS, EngineError, MriEdgeError, OutputError, printable
+from mri_edge.inference.classifier import Classifier
+from mri_edge.inference.heatmap.score import required_score
+from mri_edge.inference.selection import RunOptions, select
+from mri_edge.inference.series import Plane
+from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.storage.atomic import make_folder
+from mri_edge.storage.lock import locked
+
+from .cluster import CLASSIFY_CPUS, READ_CPUS, SHORT_CPUS, Resources, cluster, import_ray
+from .progress import progress
+from .record import INPUTS, RunRecord, begun_run
+
+_PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
+_FOLDERS_PER_TASK = 4
+_PER_FILE = 4096  # rows of a file of results, at least
+_SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
+_BLOCK_BYTES = 32 << 20
+_CORES_PER_SHORT = 16
+_GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
+_ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What to classify, and how. ``per_task`` and ``per_file`` are sizes that a user has no reason to change.
+
+    Attributes
+    ----------
+    sources
+        See ``sources.find_units``.
+    out
+        Folder of the results. All nodes must see it under this path.
+    address
+        Of a cluster of Ray; None: this machine.
+    batch
+        Scans per run of the model; None: as the model is tuned.
+    folder
+        To which relative paths refer.
+    """
+
+    sources: tuple[str, ...]
+    out: Path
+    model: str
+    run: RunOptions
+    by: str = "slice"
+    plane: Plane = "axial"
+    heatmap: bool = False
+    batch: int | None = None
+    address: str | None = None
+    signed_by: str | None = None
+    folder: Path = field(default_factory=Path.cwd)
+    per_task: int = _PER_TASK
+    per_file: int = _PER_FILE
+
+
+def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
+    """Classify an archive, or the part of it that has no results yet, and return what ``summary.json`` contains.
+
+    Raises
+    ------
+    UsageError
+        The folder belongs to a run with other options, another program uses it, or a source is none.
+    OutputError
+        The results cannot be written.
+    BundleError, EngineError
+        The model cannot run here or on a worker, or Ray is not installed.
+    """
+    start = perf_counter()
+    import_ray(archive.address)
+    out = Path(os.path.abspath(archive.out))
+    bundle = Bundle.open(archive.model, signed_by=archive.signed_by)
+    run, on_gpu = _settled(bundle, archive)
+    archive = replace(archive, out=out, run=run)
+    record = _record(archive, bundle)
+    make_folder(out)
+    with locked(out):
+        begun = begun_run(out, record)
+        record = _listed(archive, out, record, begun, notify)
+        from .sink import inputs_before
+        from .summary import write_summary
+
+        assert record.inputs is not None  # noqa: S101 (the list is complete)
+        before = inputs_before(out)
+        if before < record.inputs:
+            with cluster(archive.address) as resources:
+                processes = _processes(archive, resources, on_gpu=on_gpu)
+                with _output_errors(out):
+                    _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
+        return write_summary(out, record, perf_counter() - start, record.inputs - before)
+
+
+def _settled(bundle: Bundle, archive: Archive) -> tuple[RunOptions, bool]:
+    """Choose the artifact and the engine here, and open the model once, before a process is started for it.
+
+    Other nodes might choose otherwise by their processors, and then a row would depend on where it was made. Returns
+    the options, and whether the model runs on GPUs: one that only other nodes have must be named.
+    """
+    selection = select(bundle, archive.run)
+    run = replace(archive.run, artifact=selection.artifact.file, engine=selection.engine)
+    if archive.address is not None and run.provider in _GPU_PROVIDERS:
+        return run, True
+    with Classifier.load_with(run, bundle) as classifier:
+        if archive.heatmap:
+            required_score(classifier)
+        return run, classifier.engine.provider.startswith(_ON_GPU)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """How many processes classify, what each takes of a node, and with how many threads; and the same for reading."""
+
+    classify: int
+    classify_resources: dict[str, float]
+    threads: int | None
+    read: int
+    read_cpus: float
+
+    @property
+    def short(self) -> int:
+        """How many processes read the list of inputs, and how many write: these take a hundredth of the time."""
+        return -(-self.read // _CORES_PER_SHORT)
+
+
+def _processes(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Processes:
+    """Return a classifier for each GPU and readers on all cores or, without GPUs, one of both for each core."""
+    if on_gpu and resources.gpus:
+        return _Processes(resources.gpus, {"num_gpus": 1}, archive.run.threads, resources.cpus, 1 - SHORT_CPUS)
+    return _Processes(resources.cpus, {"num_cpus": CLASSIFY_CPUS}, archive.run.threads or 1, resources.cpus, READ_CPUS)
+
+
+def _record(archive: Archive, bundle: Bundle) -> RunRecord:
+    run = archive.run
+    assert run.artifact is not None  # noqa: S101 (it is settled)
+    assert run.engine is not None  # noqa: S101 (it is settled)
+    return RunRecord(
+        sources=archive.sources,
+        by=archive.by,
+        model=bundle.manifest.title,
+        sha256=bundle.artifact(run.artifact).sha256,
+        artifact=run.artifact,
+        engine=run.engine,
+        provider=run.provider,
+        allow_fallback=run.allow_fallback,
+        window=run.reading.window_name,
+        any_modality=run.reading.any_modality,
+        plane=archive.plane,
+        heatmap=archive.heatmap,
+        version=__version__,
+        per_task=archive.per_task if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_TASK,
+    )
+
+
+def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | None, notify: Notify) -> RunRecord:
+    """Return the record of the run with the number of inputs, after listing them if no earlier run has done it."""
+    if begun is not None:
+        return begun
+    from .inputs import write_inputs
+    from .sources import find_units
+
+    with _output_errors(out):
+        units = find_units(archive.sources, by=archive.by, notify=notify)
+        record = replace(record, inputs=write_inputs(units, out / INPUTS, record.per_task))
+    record.write(out)
+    notify(f"{record.inputs:,} {'scans' if record.by == 'slice' else 'folders'} listed")
+    return record
+
+
+def _run(
+    archive: Archive,
+    preprocessing: Preprocessing,
+    record: RunRecord,
+    before: int,
+    processes: _Processes,
+    notify: Notify,
+) -> None:
+    """Classify, and report the progress meanwhile."""
+    from .guard import start_ledger
+
+    ledger = start_ledger()
+    assert record.inputs is not None  # noqa: S101 (the list is complete)
+    with progress(ledger, record.inputs, before, notify):
+        if (archive.address or "").startswith("ray://"):  # Ray Data does not run in a client: run it on the cluster
+            import ray
+
+            task = ray.remote(num_cpus=0, max_retries=0)(_classify)
+            ray.get(task.remote(archive, preprocessing, record, before, processes, ledger))
+        else:
+            _classify(archive, preprocessing, record, before, processes, ledger)
+
+
+def _classify(
+    archive: Archive,
+    preprocessing: Preprocessing,
+    record: RunRecord,
+    before: int,
+    processes: _Processes,
+    ledger: Any,
+) -> None:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+    from ray.data.checkpoint import CheckpointConfig
+
+    from .inputs import Inputs
+    from .schema import INPUT, OUTCOME
+    from .sink import CHECKPOINT, RESULTS
+    from .stages import Classify, ReadAndClassify, Work, read_scans
+
+    work = Work(
+        model=archive.model,
+        signed_by=archive.signed_by,
+        run=replace(archive.run, threads=processes.threads),
+        sha256=record.sha256,
+        by=archive.by,
+        plane=archive.plane,
+        batch=archive.batch,
+        folder=archive.folder,
+        out=archive.out if archive.heatmap else None,
+    )
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.memory_usage_poll_interval_s = None  # nothing uses these measurements
+    separate = archive.by == "slice" and not archive.heatmap
+    # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets
+    # must stay together, because the checkpoint knows only inputs; those of a block of scans are far below the bound.
+    context.target_max_block_size = _BLOCK_BYTES if separate else None
+    checkpoint = CheckpointConfig(INPUT, str(archive.out / CHECKPOINT), delete_checkpoint_on_success=False)
+    checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
+    context.checkpoint_config = checkpoint
+
+    assert record.inputs is not None  # noqa: S101 (the list is complete)
+    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
+    data = ray.data.read_datasource(
+        inputs,
+        override_num_blocks=inputs.tasks,
+        concurrency=processes.short,
+        ray_remote_args={"num_cpus": SHORT_CPUS, "max_retries": -1},
+    )
+    if separate:
+        data = data.map_batches(
+            read_scans,
+            fn_args=(work, preprocessing, ledger),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=processes.read),
+            num_cpus=processes.read_cpus,
+            max_retries=-1,
+        )
+    data = data.map_batches(
+        Classify if separate else ReadAndClassify,
+        fn_constructor_args=(work, ledger),
+        batch_size=None,
+        batch_format="pyarrow",
+        # A continued run may begin with one: Ray's process that leaves out the inputs with results takes a core first.
+        compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),
+        **processes.classify_resources,
+    )
+    with _output_errors(archive.out):
+        data.write_parquet(
+            str(archive.out / RESULTS),
+            partition_cols=[OUTCOME],
+            min_rows_per_file=archive.per_file if separate else _SERIES_PER_FILE,
+            concurrency=processes.short,
+            ray_remote_args={"num_cpus": SHORT_CPUS},
+        )
+
+
+@contextmanager
+def _output_errors(out: Path) -> Iterator[None]:
+    """Turn what ended the run into one of our errors: it was raised in another process, inside those of Ray."""
+    try:
+        yield
+    except MriEdgeError:
+        raise
+    except Exception as error:
+        import ray
+
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, MriEdgeError):
+                raise cause from error
+        for cause in causes:
+            if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+                reason = os.strerror(cause.errno or 0)
+                problem = f"{out}: cannot write ({reason})"
+                raise OutputError(problem, "Free some space and run again: it continues from here") from error
+        if isinstance(error, ray.exceptions.RayActorError):
+            reason = str(error).strip().splitlines()[-1]
+            raise EngineError(
+                f"a worker cannot start ({printable(reason)[:200]})",
+                "Install the same version of mri-edge on every node; run again to continue",
+            ) from error
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, BaseException) and found not in seen:
+            seen.append(found)
+            yield found
+            waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]

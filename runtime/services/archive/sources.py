@@ -1,0 +1,199 @@
+"""Find the scans that an archive consists of: folders, lists, object stores, and the members of zip and tar files."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from mri_edge.errors import InputError, UsageError, first_line, printable
+from mri_edge.scans import readers
+from mri_edge.scans.sources import expand
+
+from .units import Member, Unit, is_remote, open_file, remote_filesystem
+
+ARCHIVES = (".zip", ".tar")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+# Files that scanners and PACS write have names without a suffix, or unique identifiers. Elsewhere than in folders of
+# this machine the first bytes are not read to recognize a scan: it would take a request for each object.
+_WITHOUT_SUFFIX = re.compile(r"[^.]+|[0-9.]+")
+_MOST_FILES = 20_000  # of one folder, with results by series: a worker keeps their headers in memory
+
+Notify = Callable[[str], None]
+
+
+def find_units(sources: Iterable[str], *, by: str, notify: Notify) -> Iterator[Unit]:
+    """Yield what is classified together: a scan, or with ``by="series"`` the scans of one folder.
+
+    Parameters
+    ----------
+    sources
+        Folders with their subfolders, files, patterns, ``-``, ``@FILE`` with a path on each line, addresses such as
+        ``s3://bucket/prefix``, and zip and tar files, also within folders.
+    notify
+        Called with one line about each folder with skipped files.
+
+    Raises
+    ------
+    UsageError
+        A list cannot be read, or an address holds credentials or is of an unknown kind.
+    """
+    scans = _expand(sources, notify)
+    return scans if by == "slice" else _by_folder(scans)
+
+
+def _expand(sources: Iterable[str], notify: Notify) -> Iterator[Unit]:
+    for source in sources:
+        for named in _lines(source[1:]) if source.startswith("@") else (source,):
+            if is_remote(named):
+                yield from _remote(named)
+                continue
+            for path in expand([named], recursive=True, notify=notify, also=(*ARCHIVES, *_COMPRESSED)):
+                if isinstance(path, InputError):
+                    yield Unit.failed(path)
+                else:
+                    yield from _file(None, path)
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if line.strip() and "\0" not in line:
+                    yield line.rstrip("\r\n")
+    except OSError as error:
+        raise UsageError(f"@{path}: cannot read the list ({error.strerror})", "Name a text file of paths") from error
+
+
+def _file(root: str | None, path: str) -> Iterator[Unit]:
+    """Yield one scan, or the scans in a zip or tar file."""
+    lower = path.lower()
+    if lower.endswith(ARCHIVES):
+        yield from _members(root, path)
+    elif lower.endswith(_COMPRESSED):
+        name = Unit(root, None, (Member(path),)).name
+        problem = f"{name}: a compressed tar cannot be read from the middle"
+        yield Unit.failed(
+            InputError(problem, "Unpack it, or make a zip or a plain tar", code="unsupported", source=name)
+        )
+    else:
+        yield Unit(root, None, (Member(path),))
+
+
+def _remote(address: str) -> Iterator[Unit]:
+    from pyarrow import fs
+
+    filesystem, start = remote_filesystem(address)
+    try:
+        info = filesystem.get_file_info(start)
+        if info.type == fs.FileType.File:
+            yield from _file(address, start)
+            return
+        empty = True
+        waiting = [start]
+        while waiting:  # folder by folder: the names in one folder are in memory, never all of them
+            folder = waiting.pop()
+            try:
+                entries = filesystem.get_file_info(fs.FileSelector(folder))
+            except OSError as error:
+                empty = False
+                yield _cannot_list(address, folder, error)
+                continue
+            entries.sort(key=lambda entry: entry.path)
+            waiting += [entry.path for entry in reversed(entries) if entry.type == fs.FileType.Directory]
+            for entry in entries:
+                if entry.type == fs.FileType.File and _may_be_scan(entry.path):
+                    empty = False
+                    yield from _file(address, entry.path)
+    except OSError as error:
+        yield _cannot_list(address, start, error)
+        return
+    if empty:
+        problem = f"{Unit(address, None, (Member(start),)).name}: no scans found"
+        yield Unit.failed(InputError(problem, "Check the address", code="missing"))
+
+
+def _cannot_list(address: str, path: str, error: OSError) -> Unit:
+    name = Unit(address, None, (Member(path),)).name
+    problem = f"{name}: cannot list ({printable(first_line(error))[:200]})"
+    return Unit.failed(InputError(problem, "Check the address and the credentials", source=name))
+
+
+def _may_be_scan(path: str) -> bool:
+    name = PurePosixPath(path).name
+    if name in ("", "DICOMDIR") or name.startswith("."):
+        return False
+    archive = name.lower().endswith((*ARCHIVES, *_COMPRESSED))
+    return archive or readers.has_known_suffix(name) or _WITHOUT_SUFFIX.fullmatch(name) is not None
+
+
+def _members(root: str | None, path: str) -> Iterator[Unit]:
+    """Yield the scans in a zip or tar file. A damaged file gives a failure after the members before the damage."""
+    name = Unit(root, None, (Member(path),)).name
+    empty = True
+    try:
+        with open_file(root, path) as file:
+            for member in _zip_members(file) if path.lower().endswith(".zip") else _tar_members(file):
+                if _may_be_scan(member.path):
+                    empty = False
+                    yield Unit(root, path, (member,))
+    except OSError as error:
+        yield Unit.failed(InputError(f"{name}: cannot read ({error.strerror or first_line(error)})", source=name))
+    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
+        problem = f"{name}: damaged archive ({printable(first_line(error))[:200]})"
+        yield Unit.failed(InputError(problem, "Export it again", code="damaged", source=name))
+    else:
+        if empty:
+            yield Unit.failed(InputError(f"{name}: no scans in it", code="missing", source=name))
+
+
+def _zip_members(file: Any) -> Iterator[Member]:
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                yield Member(info.filename, None, info.file_size)
+
+
+def _tar_members(file: Any) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for info in archive:
+            if info.isreg():
+                yield Member(info.name, info.offset_data, info.size)
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
+
+
+def _by_folder(scans: Iterable[Unit]) -> Iterator[Unit]:
+    """Join the scans of each folder. The scans of its subfolders may come between them."""
+    open_folders: dict[tuple[str | None, str | None, str], list[Member]] = {}
+    for scan in scans:
+        if scan.error is not None:
+            yield scan
+            continue
+        folder = posixpath.dirname(scan.members[0].path)
+        for key in [key for key in open_folders if not _is_within(scan, folder, key)]:
+            yield _joined(key, open_folders.pop(key))
+        open_folders.setdefault((scan.root, scan.archive, folder), []).extend(scan.members)
+    for key, members in open_folders.items():
+        yield _joined(key, members)
+
+
+def _is_within(scan: Unit, folder: str, key: tuple[str | None, str | None, str]) -> bool:
+    root, archive, above = key
+    if (root, archive) != (scan.root, scan.archive):
+        return False
+    return folder == above or not above or folder.startswith(above.rstrip("/") + "/")
+
+
+def _joined(key: tuple[str | None, str | None, str], members: list[Member]) -> Unit:
+    root, archive, _ = key
+    if len(members) <= _MOST_FILES:
+        return Unit(root, archive, tuple(members))
+    name = posixpath.dirname(Unit(root, archive, (members[0],)).name)
+    problem = f"{name}: {len(members):,} files in one folder"
+    hint = "Sort them into a folder for each study, or use 'mri-edge predict --by series'"
+    error = InputError(problem, hint, code="too_large", value=len(members), limit=_MOST_FILES, source=name)
+    return Unit.failed(error)

@@ -1,0 +1,372 @@
+"""The parts of `archive` that need no cluster: sources, columns, the record of a run, and the isolation of crashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="needs the extra archive")
+jsonschema = pytest.importorskip("jsonschema")
+
+from mri_edge import Classifier
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import InputError, OutputError, UsageError
+from mri_edge.inference import prediction
+from mri_edge.inference.selection import RunOptions
+from mri_edge.scans.options import DEFAULT
+from mri_edge.scans.readers import readers
+from mri_edge.services.archive import inputs, job, record, sink, sources, stages
+from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
+from mri_edge.services.archive.guard import MOST_CRASHES, Isolation
+from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
+from mri_edge.services.archive.units import Member, Unit, local_files, remote_filesystem
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PHANTOM = EXAMPLES / "phantom-1.jpg"
+
+
+def units_of(*named: object, by: str = "slice") -> list[Unit]:
+    return list(sources.find_units(map(str, named), by=by, notify=lambda message: None))
+
+
+def names_of(*named: object) -> list[str]:
+    return [unit.error["error"] if unit.error else unit.name for unit in units_of(*named)]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two demo scans, one with a unique identifier as its name, in a folder, a zip and a tar."""
+    folder = tmp_path / "study"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "phantom.jpg").write_bytes(PHANTOM.read_bytes())
+    (folder / "a" / "1.2.840.1").write_bytes((EXAMPLES / "dicom" / "mni152-slice-2.dcm").read_bytes())
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for path in sorted((folder / "a").iterdir()):
+            archive.write(path, f"a/{path.name}")
+        archive.writestr("a/report.txt", "text")
+        archive.writestr("DICOMDIR", "text")
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(folder / "a", "a")
+    return folder
+
+
+# --- sources
+
+
+def test_members_of_zip_and_tar_are_read_as_the_files_themselves(study, tmp_path):
+    expected = {path.name: path.read_bytes() for path in (study / "a").iterdir()}
+    for name in ("s.zip", "s.tar"):
+        found = units_of(tmp_path / name)
+        assert [unit.name for unit in found] == [f"{tmp_path / name}/a/1.2.840.1", f"{tmp_path / name}/a/phantom.jpg"]
+        for unit in found:
+            with local_files(unit) as files:
+                ((path, shown),) = files.items()
+                assert Path(path).read_bytes() == expected[Path(unit.members[0].path).name]
+                assert shown == unit.name
+            assert not os.path.exists(path)
+
+
+def test_a_folder_stands_for_its_scans_and_archives(study, tmp_path):
+    (tmp_path / "more.tgz").write_bytes(b"")
+    found = names_of(tmp_path)
+    assert len(found) == 7
+    assert found[0] == f"{tmp_path / 'more.tgz'}: a compressed tar cannot be read from the middle"
+
+
+def test_sources_that_name_nothing_keep_a_place(study, tmp_path, monkeypatch):
+    (tmp_path / "bad.zip").write_bytes(b"PK no archive")
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{study}\n\n{tmp_path / 'gone.jpg'}\n")
+    found = names_of(f"@{listing}", tmp_path / "bad.zip", tmp_path / "nothing" / "*.jpg")
+    assert found[:3] == [str(study / "a" / "1.2.840.1"), str(study / "a" / "phantom.jpg"), str(tmp_path / "gone.jpg")]
+    assert "damaged archive" in found[3]
+    assert "no file matches this pattern" in found[4]
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "cannot list the folder" in names_of(study)[0]
+
+
+def test_addresses_with_credentials_and_unknown_ones_are_refused():
+    for address in ("s3://name:secret@bucket/a", "s3://bucket/a?access_key=secret"):
+        with pytest.raises(UsageError, match="must not hold credentials") as raised:
+            remote_filesystem(address)
+        assert "secret" not in str(raised.value)
+    with pytest.raises(UsageError, match="cannot open"):
+        remote_filesystem("nonsense://bucket/a")
+
+
+def test_a_missing_list_is_refused():
+    with pytest.raises(UsageError, match=r"@gone\.txt: cannot read the list"):
+        units_of("@gone.txt")
+
+
+def test_scans_of_a_folder_are_one_input_by_series_with_subfolders_between_them(tmp_path):
+    for name in ("s/a.jpg", "s/b/1.jpg", "s/b/2.jpg", "s/c.jpg", "s2/a.jpg", "t/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = units_of(tmp_path, by="series")
+    assert [
+        sorted(Path(member.path).relative_to(tmp_path).as_posix() for member in unit.members) for unit in found
+    ] == [
+        ["s/b/1.jpg", "s/b/2.jpg"],
+        ["s/a.jpg", "s/c.jpg"],
+        ["s2/a.jpg"],
+        ["t/a.jpg"],
+    ]
+    remaining = iter([Unit(None, None, (Member(name),)) for name in ("s/a.jpg", "s2/a.jpg")] + [None])
+    assert next(sources._by_folder(remaining)).name == "s/a.jpg"  # s2 is not within s
+
+
+def test_a_folder_with_too_many_scans_for_one_worker_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_MOST_FILES", 1)
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (unit,) = units_of(tmp_path, by="series")
+    assert unit.error["code"] == "too_large"
+    assert unit.error["limit"] == 1
+
+
+def test_a_unit_survives_as_text_whatever_its_names():
+    unit = Unit("s3://bucket/a", "x.tar", (Member("caf\udce9/\u202e.jpg", 512, 9),))
+    text = unit.to_json()
+    assert text.isascii()
+    assert Unit.from_json(text) == unit
+    assert unit.name == "s3://x.tar/caf\udce9/\u202e.jpg"
+
+
+def test_a_member_that_is_too_large_or_cut_short_is_a_failure(study, tmp_path, monkeypatch):
+    _, cut = units_of(tmp_path / "s.tar")
+    os.truncate(tmp_path / "s.tar", cut.members[0].offset + 10)
+    with local_files(cut) as files:
+        (error,) = files.values()
+    assert isinstance(error, InputError)
+    assert error.code == "damaged"
+    monkeypatch.setattr("mri_edge.services.archive.units._MOST_BYTES", 100)
+    for unit in units_of(tmp_path / "s.zip"):
+        with local_files(unit) as files:
+            (error,) = files.values()
+        assert error.code == "too_large"
+
+
+# --- the list of inputs
+
+
+def test_each_task_reads_its_own_inputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "_TASKS_PER_FILE", 2)
+    folder = tmp_path / "inputs"
+    count = inputs.write_inputs((Unit(None, None, (Member(f"{number}.jpg"),)) for number in range(11)), folder, 2)
+    assert count == 11
+    assert len(list(folder.iterdir())) == 3
+    source = inputs.Inputs(folder, count, 2)
+    tasks = source.get_read_tasks(1)
+    assert len(tasks) == source.tasks == 6
+    found = [row for task in tasks for part in task() for row in part.to_pylist()]
+    assert [row[INPUT] for row in found] == list(range(11))
+    assert [Unit.from_json(row["unit"]).name for row in found] == [f"{number}.jpg" for number in range(11)]
+
+
+# --- reading
+
+
+def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
+    with Classifier.load("small") as classifier:
+        preprocessing = classifier.bundle.manifest.preprocessing
+        paths = [str(PHANTOM), str(EXAMPLES / "gone.jpg"), str(EXAMPLES / "phantom-2.jpg")]
+        units = [Unit(None, None, (Member(path),)) for path in paths]
+        found = stages._read_units(units, preprocessing, DEFAULT)
+        assert [len(slices) for slices in found] == [1, 1, 1]
+        expected = list(classifier.predict_batches(paths))
+        packed = [stages._unpacked(stages._packed(slices)) for slices in found]
+        results = list(classifier.predict_prepared([result for slices in packed for result in slices]))
+        assert [result.source for result in results] == paths
+        assert [r.probabilities for r in results if hasattr(r, "label")] == [
+            r.probabilities for r in expected if hasattr(r, "label")
+        ]
+        picture = next(iter(readers()))
+        real = picture.read
+        monkeypatch.setattr(
+            picture, "read", lambda source, options: iter(()) if "1" in source else real(source, options)
+        )
+        found = stages._read_units(units, preprocessing, DEFAULT)
+        assert [slices[0].error.code if hasattr(slices[0], "error") else "" for slices in found] == [
+            "damaged",
+            "missing",
+            "",
+        ]
+
+
+def test_a_function_that_ends_its_process_is_tried_three_times(tmp_path):
+    attempts, flags = tmp_path / "attempts", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    program = f"import os; os.write(os.open({str(attempts)!r}, {flags}, 0o600), b'x'); os.kill(os.getpid(), 9)"
+    with Isolation() as isolation:
+        assert isolation.call(exec, program) is None
+        assert attempts.read_text() == "x" * MOST_CRASHES
+        assert isolation.call(abs, -8) == 8
+        with pytest.raises(TypeError):
+            isolation.call(abs, None)
+
+
+# --- columns
+
+
+def test_the_columns_hold_every_key_of_a_result_but_those_of_watch():
+    document = json.loads(Path(prediction.__file__).with_name("result.schema.json").read_text())
+    keys = {*document["$defs"]["prediction"]["properties"], *document["$defs"]["failure"]["properties"]}
+    assert set(columns("slice").names) == {INPUT, OUTCOME, *keys} - {
+        "sha256",
+        "moved_to",
+        "time",
+        "identifiers",
+        "window_option",
+    }
+
+
+def without_nulls(value):
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("by", ["slice", "series"])
+def test_a_row_is_the_json_of_the_result(by, tmp_path):
+    pytest.importorskip("pydicom")
+    paths = [str(PHANTOM), str(EXAMPLES / "dicom" / "mni152-slice-2.dcm"), str(tmp_path / "gone\udce9.jpg")]
+    with Classifier.load("small") as classifier:
+        if by == "slice":
+            records = [result.to_dict() for result in classifier.predict_batches(paths)]
+        else:
+            records = [result.to_dict() for result in classifier.predict_series(paths)]
+    rows = table(list(enumerate(records)), columns(by)).to_pylist(maps_as_pydicts="strict")
+    assert sorted(row.pop(OUTCOME) for row in rows) == [ANSWERED, ANSWERED, FAILED]
+    for number, (row, expected) in enumerate(zip(rows, records, strict=True)):
+        assert row.pop(INPUT) == number
+        shown = json.loads(json.dumps(without_nulls(expected)).replace("\\udce9", "\\\\udce9"))
+        assert without_nulls(row) == shown
+
+
+# --- the record
+
+
+RUN = record.RunRecord(
+    sources=("a",),
+    by="slice",
+    model="lite 0.1.0",
+    sha256="0" * 64,
+    artifact="model.int8.onnx",
+    engine="onnxruntime",
+    provider="auto",
+    allow_fallback=False,
+    window="file",
+    any_modality=False,
+    plane="axial",
+    heatmap=False,
+    version="0.1.0",
+    per_task=256,
+    inputs=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"sources": ("b",)}, "other sources"),
+        ({"by": "series"}, "--by"),
+        ({"model": "lite 0.2.0"}, "--model"),
+        ({"sha256": "1" * 64}, "--model"),
+        ({"artifact": "model.onnx"}, "--artifact"),
+        ({"engine": "openvino"}, "--engine"),
+        ({"provider": "cuda"}, "--provider"),
+        ({"allow_fallback": True}, "--allow-fallback"),
+        ({"window": "auto"}, "--window"),
+        ({"any_modality": True}, "--any-modality"),
+        ({"plane": "any"}, "--plane"),
+        ({"heatmap": True}, "--heatmap"),
+        ({"version": "0.2.0"}, "version"),
+    ],
+)
+def test_a_run_is_not_continued_with_anything_else(change, option, tmp_path):
+    RUN.write(tmp_path)
+    with pytest.raises(UsageError, match=option):
+        record.begun_run(tmp_path, dataclasses.replace(RUN, **change))
+
+
+def test_a_run_is_continued_with_its_own_division_of_the_inputs(tmp_path):
+    assert record.begun_run(tmp_path / "new", RUN) is None
+    (tmp_path / record.UNFINISHED).mkdir()
+    (tmp_path / record.INPUTS).mkdir()
+    assert record.begun_run(tmp_path, RUN) is None  # a run that was killed while it listed its inputs
+    RUN.write(tmp_path)
+    assert record.begun_run(tmp_path, dataclasses.replace(RUN, per_task=64, inputs=None)) == RUN
+    every_option = {field.name for field in dataclasses.fields(RUN)} - {"per_task", "inputs", "sha256"}
+    assert set(record._OPTIONS) == every_option
+
+
+def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds files, but no run"):
+        record.begun_run(tmp_path, RUN)
+    (tmp_path / record.RECORD).write_text("{}")
+    with pytest.raises(UsageError, match="is no record of a run"):
+        record.begun_run(tmp_path, RUN)
+
+
+# --- the processes
+
+
+def test_there_is_a_classifier_for_each_gpu_or_each_core():
+    work = job.Archive(("a",), Path("out"), "small", RunOptions())
+    found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=True)
+    assert (found.classify, found.classify_resources, found.threads, found.read) == (2, {"num_gpus": 1}, None, 8)
+    found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=False)
+    assert (found.classify, found.threads, found.read) == (8, 1, 8)
+    # A core has room for a process that classifies, one that reads, and a short task.
+    assert found.classify_resources["num_cpus"] + found.read_cpus + SHORT_CPUS <= 1
+    with_threads = dataclasses.replace(work, run=RunOptions(threads=3))
+    assert job._processes(with_threads, Resources(cpus=8, gpus=0), on_gpu=False).threads == 3
+
+
+def test_the_artifact_and_the_engine_are_chosen_before_the_run():
+    bundle = Bundle.open("small")
+    run, on_gpu = job._settled(bundle, job.Archive(("a",), Path("out"), "small", RunOptions()))
+    assert run.artifact in {artifact.file for artifact in bundle.manifest.artifacts}
+    assert run.engine
+    assert not on_gpu
+    elsewhere = job.Archive(("a",), Path("out"), "small", RunOptions(provider="cuda"), address="ray://head:10001")
+    assert job._settled(bundle, elsewhere)[1]  # this machine need not have the GPU
+
+
+# --- the results
+
+
+def test_an_input_without_a_row_is_noticed(tmp_path):
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "results" / f"{OUTCOME}={FAILED}"
+    folder.mkdir(parents=True)
+    failure = {"error": "x", "hint": "", "code": "missing", "file": "x"}
+    rows = table([(0, failure), (2, failure)], columns("slice")).drop_columns([OUTCOME])
+    pq.write_table(rows, folder / "a.parquet")
+    with pytest.raises(OutputError, match="1 of 3 inputs have no result"):
+        sink.read_facts(tmp_path, 3)
+
+
+def test_a_missing_extra_is_named(tmp_path):
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        f"from mri_edge.cli import run; sys.exit(run(['archive', {str(PHANTOM)!r}, '--out', {str(tmp_path / 'o')!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 4
+    assert 'pip install "mri-edge[archive]"' in ended.stderr
+    assert ended.stderr.count("\n") == 1
