@@ -416,3 +416,20 @@ def test_a_missing_extra_is_named(tmp_path):
     assert ended.returncode == 4
     assert 'pip install "mri-edge[archive]"' in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does():
+    code = (
+        "import os, signal, sys\n"
+        "from mri_edge.cli import run\n"
+        "from mri_edge.services.archive import cluster, job\n"
+        "def end(*_):\n"
+        "    with cluster._same_sigterm():\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "job.run_archive = end\n"
+        "sys.exit(run(['archive', 'a', '--out', 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 130
+    assert done.stderr == "mri-edge: interrupted. Run the same command again to continue\n"
