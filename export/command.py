@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from mri_edge.commands.output import table
+from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import GateError, MriEdgeError, UsageError, printable
 
 from .formats import QUANTIZE, check_format, format_names, installed_formats, missing_packages
@@ -108,11 +109,11 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
 )
 @click.option("--search", is_flag=True, help="Try every method, and the first layer in float, on training images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing the calibration images.")
-@click.option("--max-difference", type=click.FloatRange(0), help="Gate: largest |Δp| of every artifact.")
-@click.option("--mean-difference", type=click.FloatRange(0), help="Gate: mean |Δp| of every artifact.")
+@click.option("--max-difference", type=NumberRange(0), help="Gate: largest |Δp| of every artifact.")
+@click.option("--mean-difference", type=NumberRange(0), help="Gate: mean |Δp| of every artifact.")
 @click.option(
     "--flip-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     help="Gate: proportion of labels that may change.",
 )
 @click.option(

@@ -15,6 +15,7 @@ from mri_edge.inference.prediction import stdout_json
 
 from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
+from .usage import NumberRange
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.benchmark import Report, Row, Spread, Stream
@@ -61,7 +62,7 @@ def _percent(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--server",
     "server_ms",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     metavar="MS",
     help="Search for the highest rate of random arrivals with a 99th percentile below MS.",
 )

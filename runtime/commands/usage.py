@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from typing import Any
 
 import click
 
@@ -29,6 +31,17 @@ class Group(click.Group):
         if "predict" in names and os.path.exists(name):
             return f" Did you mean '{ctx.command_path} predict {name}'?"
         return ""
+
+
+class NumberRange(click.FloatRange):
+    """A number in a range. NaN compares as neither below nor above, and infinity is no number to wait or allow."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises click.BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class RequiredUnlessModel(click.Argument):

@@ -69,7 +69,7 @@ def test_a_port_or_a_spool_that_is_taken_ends_the_node(tmp_path: Path, capfd: py
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert run(["node", "--spool", str(tmp_path / "spool"), "--model", "small", "--port", port]) == 6
+        assert run(["node", "--spool", str(tmp_path / "spool"), "--model", "small", "--port", port]) == 2
     assert "cannot listen" in capfd.readouterr().err
     with locked(tmp_path / "spool"):
         assert run(["node", "--spool", str(tmp_path / "spool"), "--model", "small", "--port", "0"]) == 2

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from mri_edge.cli import run
+from mri_edge.cli import COMMANDS, cli, run
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -110,6 +111,22 @@ def test_a_dumb_terminal_gets_no_progress_bar():
     command = ["predict", str(EXAMPLES / "phantom-*.jpg"), "--json"]
     assert b"predict" in _on_a_terminal(command, {}, out=subprocess.DEVNULL)
     assert _on_a_terminal(command, {"TERM": "dumb"}, out=subprocess.DEVNULL) == b""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_takes_a_number_that_is_not_finite(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    commands = [command, *getattr(command, "commands", {}).values()]
+    numbers = [
+        (parameter, value)
+        for parameter in (parameter for found in commands for parameter in found.params)
+        if isinstance(parameter.type, click.types.FloatParamType)
+        for value in ("nan", "inf", "-inf")
+    ]
+    for parameter, value in numbers:
+        with pytest.raises(click.BadParameter):
+            parameter.type.convert(value, parameter, None)
 
 
 def _on_a_terminal(command: list[str], environment: dict[str, str], out: int | None = None) -> bytes:

@@ -106,6 +106,51 @@ def test_addresses_with_credentials_and_unknown_ones_are_refused():
         remote_filesystem("nonsense://bucket/a")
 
 
+@pytest.mark.parametrize("address", ["s3://[::1", "s3://[x]/a"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(UsageError, match="not valid"):
+        remote_filesystem(address)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_a_failure_and_not_the_end_of_the_run(compression, tmp_path):
+    content = bytes(number * number % 41 for number in range(4000))
+    packed = tmp_path / "s.zip"
+    with zipfile.ZipFile(packed, "w", compression) as archive:
+        archive.writestr("a.jpg", content)
+    whole = packed.read_bytes()
+    start = 30 + len("a.jpg") + 4  # behind the headers of the member and of LZMA
+    for position in range(start, min(start + 300, len(whole) - 100), 3):
+        damaged = tmp_path / f"{position}.zip"
+        damaged.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF, 0xFF]) + whole[position + 2 :])
+        (unit,) = units_of(damaged)
+        with local_files(unit) as files:
+            ((path, found),) = files.items()
+            if isinstance(found, InputError):
+                assert found.hint == "Export it again"
+            else:  # some bytes of a header mean nothing
+                assert Path(path).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["", ".", "./"])
+def test_a_member_without_a_name_is_no_scan(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for filename in ("a.jpg", name):
+            info = zipfile.ZipInfo("x")
+            info.filename = filename
+            archive.writestr(info, b"x")
+    assert names_of(tmp_path / "s.zip") == [f"{tmp_path / 's.zip'}/a.jpg"]
+
+
+def test_a_missing_reader_is_named_before_the_run(monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr(job, "find_spec", lambda name: None if name == "pydicom" else name)
+    job._warn_of_missing_readers(messages.append)
+    (message,) = messages
+    assert "pydicom is not installed" in message
+    assert "pip install 'mri-edge[dicom]'" in message
+
+
 def test_a_missing_list_is_refused():
     with pytest.raises(UsageError, match=r"@gone\.txt: cannot read the list"):
         units_of("@gone.txt")
@@ -316,9 +361,10 @@ def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds files, but no run"):
         record.begun_run(tmp_path, RUN)
-    (tmp_path / record.RECORD).write_text("{}")
-    with pytest.raises(UsageError, match="is no record of a run"):
-        record.begun_run(tmp_path, RUN)
+    for content in (b"{}", b"[]", b"\xff\xfe", b"{"):
+        (tmp_path / record.RECORD).write_bytes(content)
+        with pytest.raises(UsageError, match="is no record of a run"):
+            record.begun_run(tmp_path, RUN)
 
 
 # --- the processes
@@ -370,3 +416,20 @@ def test_a_missing_extra_is_named(tmp_path):
     assert ended.returncode == 4
     assert 'pip install "mri-edge[archive]"' in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does():
+    code = (
+        "import os, signal, sys\n"
+        "from mri_edge.cli import run\n"
+        "from mri_edge.services.archive import cluster, job\n"
+        "def end(*_):\n"
+        "    with cluster._same_sigterm():\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "job.run_archive = end\n"
+        "sys.exit(run(['archive', 'a', '--out', 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 130
+    assert done.stderr == "mri-edge: interrupted. Run the same command again to continue\n"

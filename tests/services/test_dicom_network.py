@@ -434,6 +434,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return certificate, key
 
 
+def test_no_pass_phrase_is_asked_for(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    path, key = map(str, certificate)
+    encrypted = str(tmp_path / "key.pem")
+    encrypt = ["openssl", "rsa", "-aes256", "-passout", "pass:secret", "-in", key, "-out", encrypted]
+    subprocess.run(encrypt, check=True, capture_output=True, timeout=60)
+    code = (
+        "import sys; from mri_edge.services.dicom.network import client_tls, server_tls\n"
+        "for read in (server_tls, client_tls):\n"
+        "    try: read(*sys.argv[1:], None)\n"
+        "    except OSError: print('refused')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, encrypted], input="secret\n" * 4, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout.split(), done.stderr) == (["refused"] * 2, "")
+
+
 def test_a_peer_that_stalls_the_handshake_does_not_block_others(
     make_server: Callable[..., Server], certificate: tuple[Path, Path]
 ) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +18,7 @@ import pytest
 
 pytest.importorskip("pydicom", reason="needs the extra node")
 
-from mri_edge.errors import UsageError
+from mri_edge.errors import OutputError, UsageError
 from mri_edge.services.dicom import addresses, delivery
 from mri_edge.services.dicom.addresses import DicomAddress, WebAddress, parse_destination, parse_sender
 from mri_edge.services.dicom.answers import Answer, Answers
@@ -132,6 +135,35 @@ def test_a_late_instance_opens_its_series_with_the_earlier_ones(spool: Spool) ->
     assert len(spool.files(key)) == 2
     assert digest_of(spool.files(key)) != before
     assert list(spool.done.iterdir()) == []
+
+
+def test_a_series_whose_folder_was_removed_does_not_hold_up_others(spool: Spool) -> None:
+    store(spool, "1.1", "5.1")
+    store(spool, "1.2", "5.2")
+    spool.sort()
+    removed = short_hash("1.2", "5.1")
+    shutil.rmtree(spool.series / removed)
+    assert [spool.forget_if_removed(key) for key in sorted(spool.open, key=removed.__ne__)] == [True, False]
+    assert removed not in spool.open
+    store(spool, "1.1", "5.1")
+    spool.sort()
+    shutil.rmtree(spool.series / removed)
+    store(spool, "1.1", "5.1")  # it is no duplicate: the first one is gone
+    store(spool, "1.3", "5.1")
+    spool.sort()
+    assert instances(spool.series / removed) == sorted(map(short_hash, ("1.1", "1.3")))
+    assert len(spool.files(removed)) == 2
+
+
+def test_series_on_a_disk_that_is_not_mounted_are_not_forgotten(spool: Spool, tmp_path: Path) -> None:
+    store(spool, "1.1")
+    spool.sort()
+    (key,) = spool.open
+    spool.series.rename(tmp_path / "elsewhere")
+    assert not spool.forget_if_removed(key)
+    with pytest.raises(OutputError):
+        spool.close(key)
+    assert key in spool.open
 
 
 def test_an_unreadable_header_is_set_aside_without_a_word_of_it(spool: Spool) -> None:
@@ -491,11 +523,16 @@ def test_destinations(text: str, address: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "PACS", "PACS@host", "PACS@host:0", "PACS@host:70000", "@host:104", "ftp://x", "https://u:p@x/", "https://"],
+    [
+        *("", "PACS", "PACS@host", "PACS@host:0", "PACS@host:70000", "@host:104", "ftp://x", "https://u:p@x/"),
+        *("https://", "http://[::1/", "http://[x]/", "http://x:70000/", "http://x:0/", "http://x:a/", "http://x y/"),
+        *("http://x/\r\nHost: y", "http://\u00e4/", "http://x/\x00", "https://u:p@x:70000/"),
+    ],
 )
 def test_a_wrong_destination_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         parse_destination(text)
+    assert "u:p" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("bind", "senders"), [("10.1.2.3", []), ("::", []), ("host", [])])
@@ -533,6 +570,30 @@ def test_the_status_counts_what_is_on_disk(spool: Spool, answers: Answers) -> No
     assert 'mri_edge_node_instances_total{outcome="stored"} 2\n' in metrics
     assert 'mri_edge_node_destination_waiting{destination="A"} 1\n' in metrics
     assert "mri_edge_node_associations_open 3\n" in metrics
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "null", "5", "{}", '{"destinations": 5}', '{"destinations": {"a": 5}}', '{"time": "x"}'),
+        '{"node": "n", "process": 1e999, "time": 0, "associations": 0, "destinations": {}, "counts": []}',
+        '{"node": "n", "process": 1, "time": 0, "associations": 0, "destinations": {}, "counts": [5]}',
+    ],
+)
+def test_a_damaged_state_is_no_state(spool: Spool, content: str) -> None:
+    (spool.folder / "state.json").write_text(content)
+    found = survey(spool.folder)
+    assert found["running"] is False
+    assert "unknown, not running" in as_text(found)
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_age(spool: Spool, answers: Answers) -> None:
+    answers.write("s", 1, "one", [], [], objects("sr-1.dcm"))
+    later = time.time() + 86_400
+    os.utime(spool.outbox / "s-1" / "answer.json", (later, later))
+    thread = Delivery(answers, FakeArchive(), ["A"], Counters(), lambda message: None)
+    write_state(spool.folder, "n", [thread], Counters(), 0)
+    assert survey(spool.folder)["destinations"]["A"]["oldest_s"] == 0
 
 
 def test_metrics_can_be_read_by_prometheus(spool: Spool, answers: Answers) -> None:

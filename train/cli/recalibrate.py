@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, required_bundle_argument, run_options
 from mri_edge.commands.output import print_problems, table
+from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import UsageError, printable
 from mri_edge.inference.prediction import stdout_json
 
@@ -43,17 +43,6 @@ Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded m
 """
 
 
-class _Proportion(click.FloatRange):
-    """A number in a range within (0, 1). NaN compares as neither below nor above, so it is refused as well."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number. Raises click.BadParameter."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not a number between 0 and 1.", param, ctx)
-        return number
-
-
 @click.command(epilog=_EPILOG)
 @required_bundle_argument
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of your labelled scans, one folder a label.")
@@ -65,13 +54,13 @@ class _Proportion(click.FloatRange):
 )
 @click.option(
     "--prevalence",
-    type=_Proportion(_RAREST, 1 - _RAREST),
+    type=NumberRange(_RAREST, 1 - _RAREST),
     help="Proportion of positives where the model will be used. The probabilities are calibrated for it, and precision "
     "and negative predictive value are given. Default: each label has the same weight.",
 )
 @click.option(
     "--sensitivity",
-    type=_Proportion(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
     help="Least sensitivity on the scans that choose the threshold.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +92,8 @@ def archive(
         raise UsageError("--plane chooses among series", "Add --by series")
     from mri_edge.services.archive.job import Archive, run_archive
 
+    # Ray's processes and temporary files are removed as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = Archive(sources, out, model, run, by, plane, heatmap, batch, address, signed_by)
     try:
         summary = run_archive(job, _notify)

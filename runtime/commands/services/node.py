@@ -14,6 +14,7 @@ import click
 
 from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
 from mri_edge.commands.output import report
+from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import UsageError, first_line
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 )
 @click.option(
     "--settle",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -80,7 +81,7 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=NumberRange(min=1),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -164,7 +165,8 @@ def node(
             sending_tls = client_tls(tls_cert, tls_key, tls_ca)
         except OSError as error:  # an SSLError is one
             raise UsageError(
-                f"--tls-cert, --tls-key and --tls-ca cannot be used ({first_line(error)})", "Name PEM files that match"
+                f"--tls-cert, --tls-key and --tls-ca cannot be used ({first_line(error)})",
+                "Name PEM files that match, and a key without a pass phrase",
             ) from error
         archives = open_archives(destinations, aet=aet, tls=sending_tls, commit=commit, timeout_s=timeout)
         limits = _limits(max_associations, timeout)

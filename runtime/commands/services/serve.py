@@ -10,6 +10,7 @@ import click
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.commands.options import REQUIRE_SIGNATURE, complete_models, reading_options, run_options
+from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import UsageError, first_line
 from mri_edge.inference.selection import RunOptions
 
@@ -66,7 +67,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--max-wait",
-    type=click.FloatRange(0, 10_000),
+    type=NumberRange(0, 10_000),
     default=0.0,
     show_default=True,
     metavar="MS",
@@ -75,7 +76,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0.1, 3600),
+    type=NumberRange(0.1, 3600),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

@@ -14,6 +14,7 @@ import click
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
 from mri_edge.commands.output import escape, report
+from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
@@ -51,7 +52,7 @@ Examples:
 )
 @click.option(
     "--every",
-    type=click.FloatRange(min=0.05),
+    type=NumberRange(min=0.05),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -59,7 +60,7 @@ Examples:
 )
 @click.option(
     "--settle",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

@@ -6,8 +6,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -81,7 +83,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
         warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
             _check_reachable(address)
-            with silence_stderr(), _without_dashboard():
+            with silence_stderr(), _without_dashboard(), _same_sigterm():
                 if address is None:
                     folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
                     ray.init(
@@ -94,6 +96,10 @@ def cluster(address: str | None) -> Iterator[Resources]:
                     )
                 else:
                     ray.init(address=address, **quiet)
+        except KeyboardInterrupt:  # while Ray starts
+            ray.shutdown()
+            _remove(folder)
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             _remove(folder)
             if address is None:
@@ -126,6 +132,19 @@ def _without_dashboard() -> Iterator[None]:
         yield
     finally:
         services.start_api_server = real
+
+
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Keep the program's handler of SIGTERM, if it has one. Ray sets its own, which raises SystemExit."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str | None) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -171,6 +172,7 @@ def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | N
     """Return the record of the run with the number of inputs, after listing them if no earlier run has done it."""
     if begun is not None:
         return begun
+    _warn_of_missing_readers(notify)
     from .inputs import write_inputs
     from .sources import find_units
 
@@ -180,6 +182,14 @@ def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | N
     record.write(out)
     notify(f"{record.inputs:,} {'scans' if record.by == 'slice' else 'folders'} listed")
     return record
+
+
+def _warn_of_missing_readers(notify: Notify) -> None:
+    """Warn before the run: scans that cannot be read get a row, and a continued run does not read them again."""
+    for module, kind in (("pydicom", "DICOM"), ("nibabel", "NIfTI")):
+        if find_spec(module) is None:
+            install = f"pip install 'mri-edge[{kind.lower()}]'"
+            notify(f"{module} is not installed, so every {kind} file gets a row that says so. To read them: {install}")
 
 
 def _run(

@@ -76,7 +76,7 @@ def begun_run(out: Path, run: RunRecord) -> RunRecord | None:
         The run was begun with another model, version, window or other options, or the folder holds other files.
     """
     try:
-        text = (out / RECORD).read_text(encoding="utf-8")
+        text = (out / RECORD).read_bytes()
     except FileNotFoundError:
         if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK, INPUTS, UNFINISHED}:
             raise UsageError(f"{out}: holds files, but no run to continue", "Name a new folder") from None

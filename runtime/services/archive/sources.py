@@ -154,7 +154,7 @@ def _members(root: str | None, path: str) -> Iterator[Unit]:
 def _zip_members(file: Any) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            if not info.is_dir():
+            if not info.filename.endswith("/"):  # ``is_dir`` fails without a name
                 yield Member(info.filename, None, info.file_size)
 
 

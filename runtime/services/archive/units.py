@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +22,11 @@ from mri_edge.inference.prediction import Failure
 
 _MOST_BYTES = 2 << 30  # of a scan that is copied to this machine
 _UNSAFE = re.compile(r"[^\w .+,=-]", re.ASCII)  # characters that some file system does not take
+# A missing member, one with a password, an unknown compression, a wrong checksum, a file that ends early, damaged data
+_DAMAGED = (
+    *(KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, ValueError, EOFError),
+    *(zlib.error, lzma.LZMAError),
+)
 _OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # pyarrow opens these; fsspec opens others
 
 
@@ -98,7 +105,10 @@ def remote_filesystem(address: str) -> tuple[Any, str]:
     """
     from pyarrow import fs
 
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:  # brackets without an IP address
+        raise UsageError("the address of a source is not valid", "For example: s3://bucket/prefix") from error
     if "@" in parts.netloc or "key" in parts.query:
         raise UsageError(
             f"{parts.scheme}://: an address must not hold credentials",
@@ -164,15 +174,15 @@ def _copy(unit: Unit, member: Member, name: str, target: Path) -> None:
             shutil.copyfileobj(_Limited(file, name), copy, 1 << 20)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", code="missing", source=name) from error
-    except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        # A missing member, one with a password, an unknown compression, a wrong checksum, a file that ends early
+    except _DAMAGED as error:
         problem = f"{name}: cannot read ({printable(first_line(error))[:200]})"
         raise InputError(problem, "Export it again", code="damaged", source=name) from error
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise
         problem = f"{name}: cannot read ({printable(first_line(error))[:200]})"
-        raise InputError(problem, "Check the address and the credentials", source=name) from error
+        hint = "Export it again" if unit.root is None else "Check the address and the credentials"
+        raise InputError(problem, hint, source=name) from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from mri_edge.errors import UsageError
 
 ANY_AET = "*"
 _AET = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 6.2: up to 16 characters, no backslash and no control characters
+_URL = re.compile(r"[!-~]+")  # RFC 3986, 2: ASCII without spaces and control characters
 _DESTINATION = re.compile(r"(?P<aet>[^@]+)@(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/@\[\]]+):(?P<port>\d{1,5})(?P<tls>/tls)?")
 
 
@@ -93,13 +94,7 @@ def parse_sender(text: str) -> Sender:
 def parse_destination(text: str) -> Address:
     """Return where ``AET@HOST:PORT``, the same with ``/tls``, or a DICOMweb URL leads. Raises UsageError."""
     if text.startswith(("http://", "https://")):
-        parts = urlsplit(text)
-        if not parts.hostname or parts.username is not None or parts.query or parts.fragment:
-            raise UsageError(
-                "--send-to takes a URL without user, password, query and fragment",
-                "For example: --send-to https://pacs.example/dicom-web",
-            )
-        return WebAddress(text.rstrip("/"))
+        return _parse_url(text)
     found = _DESTINATION.fullmatch(text)
     if found is None or not 0 < int(found["port"]) < 1 << 16:
         raise UsageError(
@@ -107,6 +102,20 @@ def parse_destination(text: str) -> Address:
             "For example: --send-to ORTHANC@10.1.2.4:4242",
         )
     return DicomAddress(parse_aet(found["aet"]), found["host"].strip("[]"), int(found["port"]), bool(found["tls"]))
+
+
+def _parse_url(text: str) -> WebAddress:
+    example = "For example: --send-to https://pacs.example/dicom-web"
+    try:
+        parts = urlsplit(text)
+        is_url = bool(parts.hostname) and parts.port != 0 and _URL.fullmatch(text) is not None
+    except ValueError:  # brackets without an IP address, or a port beyond 65535
+        is_url = False
+    if not is_url:  # it may contain a password, so it is not repeated
+        raise UsageError("--send-to takes the URL of a DICOMweb service. This one is not valid", example)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError("--send-to takes a URL without user, password, query and fragment", example)
+    return WebAddress(text.rstrip("/"))
 
 
 def check_bind(bind: str, senders: Sequence[Sender]) -> None:

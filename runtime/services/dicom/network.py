@@ -18,6 +18,7 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 
 MAX_PDU = 64 << 10  # bytes that a peer may send at once, as it is told in the negotiation (PS3.8 D.1)
 _HEADER = 64 << 10  # bytes by which the PDU of an association request may be longer: it has no negotiated limit
+_NO_ANSWER = ""  # for an encrypted key OpenSSL would ask on the terminal
 _MAX_COMMAND = 1 << 20  # bytes of a command set; real ones have some hundred
 _MESSAGE_S = 20  # multiple of the timeout that one message may take as a whole
 
@@ -239,7 +240,7 @@ def server_tls(certificate: str, key: str, authority: str | None) -> ssl.SSLCont
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate, key, _NO_ANSWER)
     context.verify_mode = ssl.CERT_REQUIRED if authority else ssl.CERT_NONE
     return context
 
@@ -255,5 +256,5 @@ def client_tls(certificate: str | None, key: str | None, authority: str | None) 
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if certificate:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, _NO_ANSWER)
     return context

@@ -115,9 +115,9 @@ class Node:
         Raises
         ------
         UsageError
-            Another program uses the spool.
+            Another program uses the spool, or the port is taken.
         OutputError
-            The spool cannot be made, or the port is taken.
+            The spool cannot be made.
         EngineError
             The engine failed; this concerns every series.
         """
@@ -195,6 +195,8 @@ class Node:
 
     def _answer(self, key: str) -> None:
         """Write the answer for a series, unless a kill came after it, then move the series away."""
+        if self.spool.forget_if_removed(key):
+            return
         files = self.spool.files(key)
         instances = digest_of(files)
         latest = self.answers.latest(key)

@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from mri_edge.errors import DISK_ERRORS, OutputError
+from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.scans.readers import dicom
 
 from .addresses import Sender
@@ -111,7 +111,7 @@ class Receiver:
                 refused=self._refuse,
             )
         except OSError as error:
-            raise OutputError(
+            raise UsageError(
                 f"{address[0]}:{address[1]}: cannot listen ({error.strerror})", "Choose another --port or --bind"
             ) from error
         ae._servers.append(self._server)  # ``shutdown`` removes it from there

@@ -155,6 +155,14 @@ class Spool:
         sync_folder(self.done)
         self.open.pop(key, None)
 
+    def forget_if_removed(self, key: str) -> bool:
+        """Whether somebody removed the folder of a waiting series, which is then forgotten as if it had never come."""
+        if (self.series / key).is_dir() or not self.series.is_dir():  # without the parent, the disk is not mounted
+            return False
+        self.open.pop(key, None)
+        self._report(f"series {key}: its folder was removed. Send the series again if it is needed")
+        return True
+
     def files(self, key: str) -> list[Path]:
         """Return the files of a waiting series in a fixed order."""
         return [self.series / key / name for name in sorted(self.open[key].names.values())]
@@ -175,6 +183,8 @@ class Spool:
         key = short_hash(found.get(_STUDY, ""), found.get(_SERIES) or name)
         instance = name.partition("-")[0]
         series = self.open.get(key)
+        if series is not None and self.forget_if_removed(key):
+            series = None
         closed = self.done / key
         names = series.names if series is not None else _names_in(closed)
         other = names.get(instance)

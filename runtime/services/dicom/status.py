@@ -68,9 +68,7 @@ def survey(folder: Path) -> dict[str, Any]:
     spool = Spool(folder)
     if not spool.incoming.is_dir():
         raise UsageError(f"{folder}: is not the spool of a node", "Name the --spool of 'mri-edge node'")
-    state: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        state = json.loads((folder / STATE).read_bytes())
+    state = _read_state(folder / STATE)
     now = time.time()
     destinations = {
         name: {**found, "waiting": 0, "oldest_s": None} for name, found in state.get("destinations", {}).items()
@@ -80,21 +78,22 @@ def survey(folder: Path) -> dict[str, Any]:
         waiting += 1
         age = None
         with suppress(OSError):
-            age = round(now - (path / "answer.json").stat().st_mtime)
+            age = max(0, round(now - (path / "answer.json").stat().st_mtime))  # the clock may have been set back
         answer = Answer(path, 0, "", ())
         for name, found in destinations.items():
             if not answer.marker(name, "delivered").exists():
                 found["waiting"] += 1
                 found["oldest_s"] = max(found["oldest_s"] or 0, age or 0)
+    free_bytes = None
     with suppress(OSError):
         space = os.statvfs(folder)
-        state["free_bytes"] = space.f_bavail * space.f_frsize
+        free_bytes = space.f_bavail * space.f_frsize
     return {
         "schema_version": _SCHEMA_VERSION,
-        "running": bool(state) and now - float(state.get("time", 0)) < _SILENT_S and _runs(state.get("process")),
+        "running": bool(state) and now - state["time"] < _SILENT_S and _runs(state.get("process")),
         "node": state.get("node"),
         "associations": state.get("associations", 0),
-        "free_bytes": state.get("free_bytes"),
+        "free_bytes": free_bytes,
         "incoming": sum(name.endswith(".dcm") and not name.startswith(".") for name in _names(spool.incoming)),
         "series_waiting": sum(1 for _ in _folders(spool.series)),
         "series_done": sum(1 for _ in _folders(spool.done)),
@@ -104,6 +103,28 @@ def survey(folder: Path) -> dict[str, Any]:
         "destinations": destinations,
         "counts": state.get("counts", []),
     }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the state that a node wrote; empty if there is none, or it is damaged."""
+    try:
+        state = json.loads(path.read_bytes())
+        return {
+            "node": str(state["node"]),
+            "process": int(state["process"]),
+            "time": float(state["time"]),
+            "associations": int(state["associations"]),
+            "destinations": {
+                name: {
+                    "problem": found["problem"] and str(found["problem"]),
+                    "next_attempt_s": float(found["next_attempt_s"]),
+                }
+                for name, found in state["destinations"].items()
+            },
+            "counts": [[str(name), str(outcome), int(number)] for name, outcome, number in state["counts"]],
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return {}
 
 
 def as_text(found: Mapping[str, Any]) -> str:
@@ -173,7 +194,7 @@ def _label(text: str) -> str:
 def _runs(process: Any) -> bool:
     try:
         os.kill(int(process), 0)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         return isinstance(error, PermissionError)  # it runs as another user
     return True
 

@@ -93,8 +93,8 @@ class Guard:
 
 
 def _host_name(host: bytes) -> str:
-    """Return a Host header without its port: ``[::1]:8000`` gives ``::1``."""
-    text = host.decode("latin-1")
+    """Return a Host header without its port, in lower case: ``[::1]:8000`` gives ``::1``."""
+    text = host.decode("latin-1").lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0]

@@ -21,9 +21,12 @@ from .app import App
 from .connection import BoundedConnection
 from .limits import Limits
 
+# For an encrypted key OpenSSL would ask on the terminal. uvicorn takes an empty password for none.
+_NO_ANSWER = "\0"
 # Accepted connections stay open for so long at the end, so that a request that is on its way gets its answer.
 _LINGER_S = 0.5
 _CONNECTIONS = 768  # most systems allow a process 1,024 open files
+_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn sets it
 _MARGIN_S = 5.0  # beyond the longest time of a request
 
 
@@ -43,6 +46,7 @@ class Address:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.host, self.port))
+            listener.listen(_BACKLOG)  # only now is the port taken: another server may have been bound too
         except OSError as error:
             listener.close()
             raise UsageError(
@@ -99,7 +103,7 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
     """
     tls: dict[str, Any] = {}
     if address.tls_cert is not None:
-        tls = {"ssl_certfile": address.tls_cert, "ssl_keyfile": address.tls_key}
+        tls = {"ssl_certfile": address.tls_cert, "ssl_keyfile": address.tls_key, "ssl_keyfile_password": _NO_ANSWER}
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -115,7 +119,10 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
     try:
         config.load()
     except OSError as error:  # ssl.SSLError is one
-        raise UsageError(f"{address.tls_cert}: not a certificate with its key ({error.strerror or error})") from error
+        raise UsageError(
+            f"{address.tls_cert}: not a certificate with its key ({error.strerror or error})",
+            "Name PEM files that match, and a key without a pass phrase",
+        ) from error
     server = _Server(config, app)
 
     def fail() -> None:

@@ -47,6 +47,11 @@ def test_names_that_lead_out_are_refused(name):
     assert refusal(with_attribute("x", "filename", name)) == (400, "zip_path")
 
 
+@pytest.mark.parametrize("name", ["", ".", "./."])
+def test_a_file_without_a_name_is_refused(name):
+    assert refusal(with_attribute("x", "filename", name)) == (400, "zip_path")
+
+
 def test_links_are_refused():
     assert refusal(with_attribute("link", "external_attr", 0o120777 << 16, b"/etc/passwd")) == (400, "zip_path")
 

@@ -228,6 +228,14 @@ def test_bodies_without_a_scan_are_refused(client, options, problem):
     assert problem in response.json()["error"]
 
 
+@pytest.mark.parametrize("charset", ["undefined", "idna", "hex", "unknown", "unicode_escape", "utf-16", "utf-7"])
+def test_names_in_any_character_set_are_no_fault_of_the_server(client, charset):
+    content = b'--b\r\nContent-Disposition: form-data; name="f"; filename="\\ud800\xff.jpg"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = client.post(CLASSIFY, content=content, headers=headers)
+    assert 400 <= response.status_code < 500
+
+
 def test_heatmaps_are_about_one_scan(client, examples):
     file = volume()
     assert "Choose one" in client.post(f"{CLASSIFY}?heatmap=1", content=file).json()["error"]

@@ -149,7 +149,7 @@ def changed(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"", "Inference-Header-Content-Length"),
+        (b"", "the body is empty"),
         (b"{", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
@@ -177,6 +177,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         (changed(datatype="FP32"), "datatype must be UINT8"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 1]), "[N, 128, 128, 3]"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[0]), "as many values"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[]), "as many values"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[256]), "from 0 to 255"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[-1]), "from 0 to 255"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[0.5]), "from 0 to 255"),
@@ -192,6 +193,12 @@ def test_a_bad_request_is_refused_in_one_line(client, body, problem):
     assert response.status_code == 400
     assert problem in response.json()["error"]
     assert "\n" not in response.json()["error"]
+
+
+def test_a_timeout_beyond_every_clock_is_none(client, examples):
+    file = base64.b64encode((examples / "phantom-1.jpg").read_bytes()).decode()
+    response = client.post(INFER, content=json.dumps({"parameters": {"timeout": 10**400}, **changed(data=[file])}))
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(

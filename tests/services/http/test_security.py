@@ -91,9 +91,9 @@ def test_weak_tokens_are_refused(serve, tmp_path, content):
     assert content not in server.log
 
 
-def test_tls(serve, tmp_path, examples):
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+def make_certificate(folder, *protection):
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", *protection, "-keyout", key, "-out", certificate]
     try:
         subprocess.run(
             [*make, "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
@@ -102,6 +102,20 @@ def test_tls(serve, tmp_path, examples):
         )
     except FileNotFoundError:
         pytest.skip("needs openssl")
+    return certificate, key
+
+
+def test_an_encrypted_key_is_refused_and_no_pass_phrase_is_asked_for(serve, tmp_path):
+    certificate, key = make_certificate(tmp_path, "-passout", "pass:secret")
+    server = serve("--model", "small", "--tls-cert", str(certificate), "--tls-key", str(key))
+    assert server.end(0) == 2
+    assert "pass phrase:" not in server.log
+    assert server.log.count("\n") <= 1
+    assert "without a pass phrase" in server.log
+
+
+def test_tls(serve, tmp_path, examples):
+    certificate, key = make_certificate(tmp_path, "-nodes")
     server = serve("--model", "small", "--host", "0.0.0.0", "--tls-cert", str(certificate), "--tls-key", str(key))
     assert server.url.startswith("https://")
     port = server.url.rpartition(":")[2]
@@ -115,7 +129,7 @@ def test_tls(serve, tmp_path, examples):
     assert server.end() == 0
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.0.0.2:99"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost:1", "[::1]", "127.0.0.2:99"])
 def test_names_of_this_machine_are_allowed(client, host):
     assert client.get("/v2", headers={"Host": host}).status_code == 200
 

@@ -26,6 +26,7 @@ OUTPUTS = (PROBABILITIES, LABEL)
 MAX_IMAGES = 256  # of one request; more would delay others too long
 MAX_JSON = 32 << 20  # bytes; in memory the parsed values take about eight times as many
 _KNOWN_JSON = 1 << 10  # bytes; shorter JSON is remembered
+_LONGEST_TIMEOUT = 10**15  # microseconds; a number of JSON may be larger than the largest float
 _LENGTH_BYTES = 4  # of the length before each element of a BYTES tensor
 
 
@@ -62,6 +63,8 @@ def read_request(body: bytes, json_length: int | None, height: int, width: int) 
     RequestRefused with status 400 or 413.
     """
     length = len(body) if json_length is None else json_length
+    if not body:
+        raise _bad("the body is empty. Send a JSON object")
     if not 0 < length <= len(body):
         raise _bad(f"Inference-Header-Content-Length must be from 1 to the size of the body. Received: {length}")
     if length > MAX_JSON:
@@ -125,7 +128,7 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     timeout = parameters.get("timeout", 0)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
         raise _bad("the parameter timeout must be a whole number of microseconds")
-    return timeout / 1e6 if timeout else None
+    return min(timeout, _LONGEST_TIMEOUT) / 1e6 if timeout else None
 
 
 def _outputs(request: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
@@ -195,8 +198,8 @@ def _uint8(data: Any) -> Pixels:
     try:
         values = np.array(data).ravel()
     except ValueError:  # rows of different lengths, or too many dimensions
-        values = np.empty(0)
-    if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+        values = np.array([math.nan])
+    if (values.size and values.dtype.kind not in "iu") or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise _bad("the data of a UINT8 tensor must be whole numbers from 0 to 255")
     return values.astype(np.uint8)
 

@@ -45,7 +45,7 @@ def entries(file: BinaryIO, limits: Limits) -> Iterator[tuple[str, Iterator[byte
     with _refused_if_damaged():
         archive = zipfile.ZipFile(file)
     with archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        members = [member for member in archive.infolist() if not member.filename.endswith("/")]
         packed = _check(members, limits)
         unpacked = 0
         for member in sorted(members, key=lambda member: member.filename):
@@ -93,6 +93,8 @@ def _check(members: list[zipfile.ZipInfo], limits: Limits) -> int:
     for member in members:
         # zipfile replaces the separator of Windows where it is one, and cuts names at a null character.
         name = PurePosixPath(member.orig_filename.replace("\\", "/"))
+        if not name.parts:
+            raise _bad("it contains a file without a name", "zip_path")
         if name.is_absolute() or ".." in name.parts or "\0" in member.orig_filename or ":" in name.parts[0]:
             raise _bad("it contains a name that leads out of its folder", "zip_path")
         if member.external_attr >> 16 & 0o170000 == _SYMLINK:

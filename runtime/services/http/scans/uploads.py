@@ -147,7 +147,7 @@ async def _receive_form(exchange: Exchange, store: Store, pool: Executor) -> Upl
     parser = MultiPartParser(headers, exchange.stream(), max_files=MAX_FILES, max_fields=16, max_part_size=_MAX_TEXT)
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+    except (MultiPartException, KeyError, UnicodeError) as error:
         # Only Starlette's own messages are known to contain nothing of the upload.
         reason = error.message.rstrip(".") if isinstance(error, MultiPartException) else "a header is damaged"
         raise RequestRefused(400, "bad_form", f"the form cannot be read: {reason}") from error
