@@ -99,9 +99,10 @@ def archive(
         summary = run_archive(job, _notify)
     except KeyboardInterrupt as error:
         raise click.Abort("Run the same command again to continue") from error
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["failures"].items())
     click.echo(
-        f"{out}: {summary['inputs']:,} inputs, {summary['rows']:,} rows, {summary['answered']:,} answered, "
-        f"{summary['failed']:,} not read; see {out / 'summary.html'}"
+        f"{out}: inputs {summary['inputs']:,}, rows {summary['rows']:,}, answered {summary['answered']:,}, "
+        f"not read {summary['failed']:,}{reasons and f' ({reasons})'}; see {out / 'summary.html'}"
     )
     click.echo(summary["notice"])
     return 1 if summary["failed"] else 0

@@ -180,7 +180,7 @@ def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | N
         units = find_units(archive.sources, by=archive.by, notify=notify)
         record = replace(record, inputs=write_inputs(units, out / INPUTS, record.per_task))
     record.write(out)
-    notify(f"{record.inputs:,} {'scans' if record.by == 'slice' else 'folders'} listed")
+    notify(f"listed: {record.inputs:,} {'scans' if record.by == 'slice' else 'folders'}")
     return record
 
 
