@@ -37,12 +37,13 @@ class Address:
     tls_key: Path | None = None
 
     def listen(self) -> socket.socket:
-        """Return a socket that is bound. Raises UsageError."""
+        """Return a socket that accepts connections. Raises UsageError."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.host, self.port))
+            listener.listen()  # a client that reads the line "listening" may connect, although uvicorn has not started
         except OSError as error:
             listener.close()
             raise UsageError(
