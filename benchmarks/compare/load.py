@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -46,10 +47,29 @@ end
 
 
 @dataclass(frozen=True)
-class Requests:
-    """What is sent to a server: a port and a path of this machine, headers, and bodies in turn."""
+class Running:
+    """A server that runs."""
 
     port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the process and of those that it started."""
+        seconds, waiting = 0.0, [self.pid]
+        while waiting:
+            folder = Path(f"/proc/{waiting.pop()}")
+            user, system = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+            seconds += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+            for children in folder.glob("task/*/children"):
+                waiting += map(int, children.read_text().split())
+        return seconds
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is sent to a server, ``running`` on this machine: a path, headers, and bodies in turn."""
+
+    server: Running
     path: str
     bodies: Sequence[bytes]
     headers: Mapping[str, str]
@@ -57,10 +77,11 @@ class Requests:
 
 @dataclass(frozen=True)
 class Rate:
-    """Answers a second, and the CPU seconds of the load generator for each second."""
+    """Answers a second, and the CPU seconds that the load generator, and the processes of the server, use a second."""
 
     requests: float
     client_cpu: float
+    server_cpu: float
 
 
 def saturate(requests: Requests, seconds: float, connections: int = CONNECTIONS) -> Rate:
@@ -72,18 +93,21 @@ def saturate(requests: Requests, seconds: float, connections: int = CONNECTIONS)
         headers = ", ".join(f'["{name}"] = {json.dumps(value)}' for name, value in requests.headers.items())
         script = Path(folder) / "load.lua"
         script.write_text(_SCRIPT.format(headers=headers, files="\n".join(map(str, files)), path=requests.path))
-        url = f"http://127.0.0.1:{requests.port}"
+        url = f"http://127.0.0.1:{requests.server.port}"
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "60s", "-s", str(script), url]
+        cpu = requests.server.cpu_seconds()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = requests.server.cpu_seconds() - cpu
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or "wrk failed")
     answered, failed, microseconds = map(int, done.stdout.split()[-3:])
     if failed or not answered:
         raise RuntimeError(f"{failed} of {answered} requests to {url}{requests.path} failed")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Rate(answered / microseconds * 1e6, cpu / microseconds * 1e6)
+    client_cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = microseconds / 1e6
+    return Rate(answered / seconds, client_cpu / seconds, cpu / seconds)
 
 
 def latencies(requests: Requests, rate: float | None, count: int, connections: int = CONNECTIONS) -> list[float]:
@@ -97,7 +121,7 @@ def latencies(requests: Requests, rate: float | None, count: int, connections: i
     start = time.perf_counter() + 0.1
 
     def send() -> None:
-        connection = HTTPConnection("127.0.0.1", requests.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", requests.server.port, timeout=60)
         while True:
             with lock:
                 number = next(due, None)
@@ -139,7 +163,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], port: int, ready: str, **environment: str) -> Iterator[None]:
+def running(command: Sequence[str], port: int, ready: str, **environment: str) -> Iterator[Running]:
     """Run a server within the block, from when it answers ``ready`` on ``port`` with a status below 500."""
     with subprocess.Popen(
         command,
@@ -150,7 +174,7 @@ def running(command: Sequence[str], port: int, ready: str, **environment: str) -
     ) as process:
         try:
             _await(process, port, ready)
-            yield
+            yield Running(port, process.pid)
         finally:
             process.terminate()
             try:

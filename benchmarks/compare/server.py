@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare.load import Rate, Requests, binary_body, free_port, latencies, running, saturate
+from benchmarks.compare.load import Rate, Requests, Running, binary_body, free_port, latencies, running, saturate
 from benchmarks.processes import SCANS, program, script, wall_seconds
 from benchmarks.records.store import facts, parse_arguments, save
 from mri_edge import Classifier
 from mri_edge.benchmarking.benchmark import spread
 from mri_edge.bundles.bundle import EMBEDDED
 
-ROUNDS, BUSY_ROUNDS, SECONDS = 7, 3, 2.0
+ROUNDS, BUSY_ROUNDS, SECONDS = 5, 3, 2.0
 BATCH = 16  # pictures in a body for vgg16
 FOLDER = 600  # files for `predict`
 LATENCY_REQUESTS = 1000
@@ -41,24 +41,24 @@ MODEL = "lite"  # of the pictures
 Measure = Callable[[], Rate]
 
 
-def tensors(port: int, model: str, batch: int) -> Requests:
+def tensors(server: Running, model: str, batch: int) -> Requests:
     """Return requests with one binary tensor each."""
     size = Classifier.load(model).bundle.manifest.preprocessing
     images = np.random.default_rng(7).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
     body, headers = binary_body(images)
-    return Requests(port, f"/v2/models/{model}/infer", [body], headers)
+    return Requests(server, f"/v2/models/{model}/infer", [body], headers)
 
 
-def pictures(port: int) -> Requests:
+def pictures(server: Running) -> Requests:
     """Return requests with a JPEG each, for ``/v1/classify``."""
-    return Requests(port, "/v1/classify", [scan.read_bytes() for scan in SCANS], {"Content-Type": "image/jpeg"})
+    return Requests(server, "/v1/classify", [scan.read_bytes() for scan in SCANS], {"Content-Type": "image/jpeg"})
 
 
-def forms(port: int, path: str) -> Requests:
+def forms(server: Running, path: str) -> Requests:
     """Return the same pictures as forms, which other servers take."""
     begin = b'--x\r\nContent-Disposition: form-data; name="scan"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     bodies = [begin + scan.read_bytes() + b"\r\n--x--\r\n" for scan in SCANS]
-    return Requests(port, path, bodies, {"Content-Type": "multipart/form-data; boundary=x"})
+    return Requests(server, path, bodies, {"Content-Type": "multipart/form-data; boundary=x"})
 
 
 def engine_rate(classifier: Classifier, batch: int) -> Rate:
@@ -69,14 +69,14 @@ def engine_rate(classifier: Classifier, batch: int) -> Rate:
     while (passed := time.perf_counter() - start) < SECONDS:
         classifier.engine.run(images)
         runs += 1
-    return Rate(runs / passed, 0.0)
+    return Rate(runs / passed, 0.0, 0.0)
 
 
 def folder_rate(folder: Path, one: Path) -> Rate:
     """Return how many files a second ``predict`` classifies, without the start of its process."""
     command = program("predict", "--model", MODEL, "--json")
     start = wall_seconds([*command, str(one)])
-    return Rate((FOLDER - 1) / (wall_seconds([*command, str(folder)]) - start), 0.0)
+    return Rate((FOLDER - 1) / (wall_seconds([*command, str(folder)]) - start), 0.0, 0.0)
 
 
 def in_turn(rounds: int, *subjects: Measure) -> list[list[Rate]]:
@@ -95,6 +95,8 @@ def compared(peer: str, target: float, ours: list[Rate], theirs: list[Rate]) -> 
         "peer_requests_per_s": asdict(spread([rate.requests for rate in theirs])),
         "ratio": asdict(spread(ratios)),
         "client_cpu": statistics.median(rate.client_cpu for rate in ours),
+        "cpu_us": statistics.median(rate.server_cpu / rate.requests for rate in ours) * 1e6,
+        "peer_cpu_us": statistics.median(rate.server_cpu / rate.requests for rate in theirs) * 1e6,
     }
     print(f"{row['ratio']['value']:>6.2f} (target {target})  {peer}", flush=True)
     return row
@@ -121,8 +123,8 @@ def main() -> None:
         port, echo_port = free_port(), free_port()
         models = [argument for name in (MODEL, "small", "vgg16") for argument in ("--model", name)]
         start = stack.enter_context
-        start(running(program("serve", "--port", port, *models), port, "/v2/health/ready"))
-        start(running(script("serve_echo.py", echo_port), echo_port, "/"))
+        server = start(running(program("serve", "--port", port, *models), port, "/v2/health/ready"))
+        plain = start(running(script("serve_echo.py", echo_port), echo_port, "/"))
         folder = Path(start(tempfile.TemporaryDirectory()))
         for number in range(FOLDER):
             shutil.copy(SCANS[number % len(SCANS)], folder / f"{number}.jpg")
@@ -131,23 +133,23 @@ def main() -> None:
             rows[name] = compared(peer, target, *in_turn(rounds, *subjects))
 
         with Classifier.load("vgg16") as vgg16:
-            ours = partial(saturate, tensors(port, "vgg16", BATCH), SECONDS, 2)
+            ours = partial(saturate, tensors(server, "vgg16", BATCH), SECONDS, 2)
             compare("vgg16, tensors", "engine.run", 0.9, (ours, partial(engine_rate, vgg16, BATCH)))
-        small = tensors(port, "small", 1)
-        echo = Requests(echo_port, "/", small.bodies, {})
+        small = tensors(server, "small", 1)
+        echo = Requests(plain, "/", small.bodies, {})
         compare("small, tensors", "echo", 0.9, (partial(saturate, small, SECONDS), partial(saturate, echo, SECONDS)))
         with Classifier.load("small") as classifier:
             ours = partial(saturate, small, SECONDS)
-            compare("small, tensors, engine", "engine.run", 0, (ours, partial(engine_rate, classifier, 1)))
-        ours = partial(saturate, pictures(port), SECONDS)
+            compare("small, tensors, engine.run", "engine.run", 0, (ours, partial(engine_rate, classifier, 1)))
+        ours = partial(saturate, pictures(server), SECONDS)
         compare(f"{MODEL}, pictures", "predict FOLDER", 0.8, (ours, partial(folder_rate, folder, SCANS[0])))
         capacity = rows[f"{MODEL}, pictures"]["requests_per_s"]["value"]
-        at_half = latency(pictures(port), Requests(echo_port, "/", pictures(port).bodies, {}), capacity)
+        at_half = latency(pictures(server), Requests(plain, "/", pictures(server).bodies, {}), capacity)
         model = str(EMBEDDED / MODEL / "model.int8.onnx")
         for title, command, path, ready in _other_servers(options):
             other = free_port()
-            with running([*command, str(other)], other, ready, MODEL=model, BENTOML_DO_NOT_TRACK="True"):
-                theirs = partial(saturate, forms(other, path), SECONDS)
+            with running([*command, str(other)], other, ready, MODEL=model, BENTOML_DO_NOT_TRACK="True") as peer:
+                theirs = partial(saturate, forms(peer, path), SECONDS)
                 compare(f"{MODEL}, pictures, {title}", title, 1.5, (ours, theirs))
     record = facts("starlette", "uvicorn", "uvloop") | {"load": [*load, os.getloadavg()[0]], "rounds": rounds}
     save("server", record | {"rows": rows, "latency": at_half}, committed=options.record)

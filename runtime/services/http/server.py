@@ -106,6 +106,7 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # the addresses of clients are not used
         lifespan="on",
         http=BoundedConnection,
         ws="none",
