@@ -1,6 +1,6 @@
 """Measure the rate and latency of ``mri-edge serve`` beside its engine, a bare echo, ``predict`` and other servers.
 
-    python -m benchmarks.compare.server             # two minutes; writes build/bench/server.json; needs wrk (apt)
+    python -m benchmarks.compare.server             # four minutes; writes build/bench/server.json; needs wrk (apt)
     python -m benchmarks.compare.server --record    # writes the committed record
     python -m benchmarks.compare.server --litserve PYTHON --bentoml PYTHON    # of environments that have them
 
@@ -31,11 +31,12 @@ from mri_edge import Classifier
 from mri_edge.benchmarking.benchmark import spread
 from mri_edge.bundles.bundle import EMBEDDED
 
-ROUNDS, BUSY_ROUNDS, SECONDS = 5, 3, 2.0
+ROUNDS, BUSY_ROUNDS, SECONDS = 7, 3, 2.0
+BATCH_SECONDS = 4.0  # of requests that take some tenths of a second each
 BATCH = 16  # pictures in a body for vgg16
 FOLDER = 600  # files for `predict`
-LATENCY_REQUESTS = 1000
-SINGLE_REQUESTS = 200
+LATENCY_REQUESTS = 500  # in a round
+SINGLE_REQUESTS = 50
 MODEL = "lite"  # of the pictures
 
 Measure = Callable[[], Rate]
@@ -61,12 +62,12 @@ def forms(server: Running, path: str) -> Requests:
     return Requests(server, path, bodies, {"Content-Type": "multipart/form-data; boundary=x"})
 
 
-def engine_rate(classifier: Classifier, batch: int) -> Rate:
+def engine_rate(classifier: Classifier, batch: int, seconds: float = SECONDS) -> Rate:
     """Return how many batches a second the engine runs in this process."""
     size = classifier.bundle.manifest.preprocessing
     images = np.random.default_rng(7).integers(0, 256, (batch, size.height, size.width, 3), np.uint8)
     runs, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < SECONDS:
+    while (passed := time.perf_counter() - start) < seconds:
         classifier.engine.run(images)
         runs += 1
     return Rate(runs / passed, 0.0, 0.0)
@@ -102,13 +103,19 @@ def compared(peer: str, target: float, ours: list[Rate], theirs: list[Rate]) -> 
     return row
 
 
-def latency(server: Requests, echo: Requests, capacity: float) -> dict[str, Any]:
-    """Return latencies at half the capacity, beside those of the echo at the same rate, in ms."""
-    single = statistics.median(latencies(server, None, SINGLE_REQUESTS))
-    row: dict[str, Any] = {"single_ms": single * 1e3, "rate": capacity / 2}
-    for name, requests in (("server", server), ("echo", echo)):
-        found = latencies(requests, capacity / 2, LATENCY_REQUESTS)
-        row[name] = {"p50_ms": found[len(found) // 2] * 1e3, "p99_ms": found[len(found) * 99 // 100] * 1e3}
+def latency(server: Requests, echo: Requests, capacity: float, rounds: int) -> dict[str, Any]:
+    """Return latencies at half the capacity, beside those of the echo at the same rate, in ms: medians of rounds."""
+    found: dict[str, list[list[float]]] = {"single": [], "server": [], "echo": []}
+    for _ in range(rounds):
+        found["single"].append(latencies(server, None, SINGLE_REQUESTS))
+        found["server"].append(latencies(server, capacity / 2, LATENCY_REQUESTS))
+        found["echo"].append(latencies(echo, capacity / 2, LATENCY_REQUESTS))
+
+    def milliseconds(name: str, percent: int) -> float:
+        return statistics.median(times[len(times) * percent // 100] for times in found[name]) * 1e3
+
+    row: dict[str, Any] = {"single_ms": milliseconds("single", 50), "rate": capacity / 2}
+    row |= {name: {"p50_ms": milliseconds(name, 50), "p99_ms": milliseconds(name, 99)} for name in ("server", "echo")}
     row["p99_to_single"] = row["server"]["p99_ms"] / row["single_ms"]
     print(f"{row['p99_to_single']:>6.2f} (target 3, at most)  p99 at half load to a single request", flush=True)
     return row
@@ -133,8 +140,8 @@ def main() -> None:
             rows[name] = compared(peer, target, *in_turn(rounds, *subjects))
 
         with Classifier.load("vgg16") as vgg16:
-            ours = partial(saturate, tensors(server, "vgg16", BATCH), SECONDS, 2)
-            compare("vgg16, tensors", "engine.run", 0.9, (ours, partial(engine_rate, vgg16, BATCH)))
+            ours = partial(saturate, tensors(server, "vgg16", BATCH), BATCH_SECONDS, 2)
+            compare("vgg16, tensors", "engine.run", 0.9, (ours, partial(engine_rate, vgg16, BATCH, BATCH_SECONDS)))
         small = tensors(server, "small", 1)
         echo = Requests(plain, "/", small.bodies, {})
         compare("small, tensors", "echo", 0.9, (partial(saturate, small, SECONDS), partial(saturate, echo, SECONDS)))
@@ -144,7 +151,7 @@ def main() -> None:
         ours = partial(saturate, pictures(server), SECONDS)
         compare(f"{MODEL}, pictures", "predict FOLDER", 0.8, (ours, partial(folder_rate, folder, SCANS[0])))
         capacity = rows[f"{MODEL}, pictures"]["requests_per_s"]["value"]
-        at_half = latency(pictures(server), Requests(plain, "/", pictures(server).bodies, {}), capacity)
+        at_half = latency(pictures(server), Requests(plain, "/", pictures(server).bodies, {}), capacity, rounds)
         model = str(EMBEDDED / MODEL / "model.int8.onnx")
         for title, command, path, ready in _other_servers(options):
             other = free_port()
