@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import tempfile
@@ -171,16 +172,17 @@ def running(command: Sequence[str], port: int, ready: str, **environment: str) -
         stderr=subprocess.DEVNULL,
         env={**ENVIRONMENT, **environment},
         cwd=Path(__file__).parents[2] / "scripts" / "measured",
+        start_new_session=True,
     ) as process:
         try:
             _await(process, port, ready)
             yield Running(port, process.pid)
         finally:
             process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with contextlib.suppress(ProcessLookupError):  # LitServe leaves its workers behind
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _await(process: subprocess.Popen[bytes], port: int, ready: str) -> None:
