@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.compare import roof
-from benchmarks.records import store
+from benchmarks.records import server_table, store
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
 BLOCK = re.compile(r"(<!-- benchmarks: tables.*? -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
@@ -221,7 +221,8 @@ def _spread(spread: dict[str, float] | None, number: Callable[[float], str] = _n
 def drawn(text: str, path: Path, found: dict[str, Records]) -> str:
     """Return a document with its tables as the records say."""
     content = tables(found, Path(os.path.relpath(store.COMMITTED, path.parent)).as_posix())
-    return BLOCK.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+    text = BLOCK.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+    return server_table.BLOCK.sub(lambda match: f"{match[1]}\n{server_table.content()}\n\n{match[2]}", text)
 
 
 def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> int:
@@ -233,7 +234,7 @@ def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> 
     wanted = {store.COMMITTED / kind / "README.md": page(kind, records) for kind, records in found.items()}
     for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8")
-        if BLOCK.search(text):
+        if BLOCK.search(text) or server_table.BLOCK.search(text):
             wanted[path] = drawn(text, path, found)
     if check:
         wrong = [f"{path}: differs" for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]

@@ -1,29 +1,40 @@
-"""A connection of uvicorn with bounds on the headers of a request: their bytes, and the time until they are there."""
+"""A connection of uvicorn with bounds on what a client may make it wait for, which does not lose its last answer."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADERS = 64 << 10  # bytes of the path and all headers of a request
 HEADERS_S = 10.0  # seconds from a new connection, or from the first byte of a request, to the end of its headers
+# What is received and discarded of a request that has its answer already, as of a body that is too large. A socket that
+# is closed with unread bytes resets the connection, and the client loses the answer (RFC 9112, section 9.6).
+LINGER_BYTES = 256 << 20
+LINGER_S = 10.0
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's connection, which by itself waits forever and keeps any number of headers."""
+    """uvicorn's connection, which by itself waits forever, keeps any number of headers, and closes at once."""
 
-    _received = 0  # bytes of headers that are not complete
-    _timer: asyncio.TimerHandle | None = None  # runs while headers are not complete
+    _left = 0  # bytes that may still arrive while the timer runs
+    _timer: asyncio.TimerHandle | None = None  # runs while headers are not complete, and while bytes are discarded
+    _damaged = False  # the rest of what arrives is no request
+    _socket: Any = None  # the transport of the event loop
+    transport: Any
 
     def connection_made(self, transport: Any) -> None:
         """Start to wait for the first request."""
-        super().connection_made(transport)
+        self._socket = transport
+        lingering: Any = _Lingering(transport, self)
+        super().connection_made(lingering)
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop to wait."""
+        self.transport.closing = True
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -37,20 +48,111 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """Start to wait for the next request, if this one has its answer already."""
+        super().on_message_complete()
+        self.cycle.more_body = False
+        if self.cycle.response_complete:
+            self._await_headers()
+
+    def on_response_complete(self) -> None:
+        """Discard the rest of a request that was answered before all of it arrived."""
+        super().on_response_complete()
+        if self._is_discarding and not self.transport.closing:
+            self._discard()
+
     def data_received(self, data: bytes) -> None:
         """Receive bytes, of which the parser keeps those of a header that is not complete."""
-        super().data_received(data)
-        if self._timer is not None:
-            self._received += len(data)
-            if self._received > MAX_HEADERS and not self.transport.is_closing():
-                self.send_400_response("The headers are too long.")
+        timer = self._timer
+        if not self.transport.closing:
+            super().data_received(data)
+        if self._timer is None and self.cycle is not None and self.cycle.response_complete:
+            self._await_headers()  # line ends between two requests, at which uvicorn forgets its own timer
+        elif self._timer is not None and self._timer is timer:  # otherwise a part belongs to the request before
+            self._left -= len(data)
+            if self._left < 0:
+                self._refuse_more()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be parsed."""
+        self._damaged = True
+        if self._is_discarding:  # its request has an answer
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
+
+    @property
+    def _is_discarding(self) -> bool:
+        return self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+
+    @property
+    def must_linger(self) -> bool:
+        """Whether the client may still be sending, so that closing the socket would reset the connection."""
+        return self._damaged or (self.cycle is not None and self.cycle.more_body)
+
+    def linger(self) -> None:
+        """Discard what still arrives, until the client closes the connection or a bound is reached."""
+        if self._socket.can_write_eof():  # not with TLS
+            self._socket.write_eof()
+        self.flow.resume_reading()
+        self._discard()
+
+    def _refuse_more(self) -> None:
+        if self.transport.closing or self._is_discarding:
+            self._socket.abort()
+        else:
+            self.send_400_response("The headers are too long.")
 
     def _await_headers(self) -> None:
+        if not self.transport.closing:
+            self._wait(HEADERS_S, MAX_HEADERS, self._socket.close)
+
+    def _discard(self) -> None:
+        self._wait(LINGER_S, LINGER_BYTES, self._socket.abort)
+
+    def _wait(self, seconds: float, most: int, end: Callable[[], None]) -> None:
         self._stop_timer()
-        self._received = 0
-        self._timer = self.loop.call_later(HEADERS_S, self.transport.close)
+        self._left = most
+        self._timer = self.loop.call_later(seconds, end)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Lingering:
+    """A transport that closes its socket only when the client has sent everything.
+
+    Attributes
+    ----------
+    closing
+        Whether it was closed; the socket may still be open.
+    """
+
+    def __init__(self, transport: Any, connection: BoundedConnection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self.closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; none after ``close``."""
+        if not self.closing:
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether no more can be sent."""
+        return self.closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close after what was written is sent."""
+        if self.closing:
+            return
+        self.closing = True
+        if self._connection.must_linger and not self._transport.is_closing():
+            self._connection.linger()
+        else:
+            self._transport.close()

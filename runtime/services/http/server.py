@@ -40,13 +40,14 @@ class Address:
     tls_key: Path | None = None
 
     def listen(self) -> socket.socket:
-        """Return a socket that is bound. Raises UsageError."""
+        """Return a socket that accepts connections. Raises UsageError."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.host, self.port))
-            listener.listen(_BACKLOG)  # only now is the port taken: another server may have been bound too
+            # Only now is the port taken, and a client that reads the line "listening" may connect.
+            listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
             raise UsageError(
@@ -109,6 +110,7 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # the addresses of clients are not used
         lifespan="on",
         http=BoundedConnection,
         ws="none",

@@ -123,6 +123,24 @@ def client(server: Process) -> Iterator[httpx.Client]:
         yield client
 
 
+def make_certificate(folder: Path, *protection: str) -> tuple[Path, Path]:
+    """Make a certificate for localhost and its key, which openssl's options ``protection`` may encrypt."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", *protection, "-keyout", key, "-out", certificate]
+    subject = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    try:
+        subprocess.run([*make, *subject], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs openssl")
+    return certificate, key
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost and its key."""
+    return make_certificate(tmp_path_factory.mktemp("tls"), "-nodes")
+
+
 @pytest.fixture(scope="session")
 def small() -> Iterator[Classifier]:
     with Classifier.load("small") as classifier:

@@ -24,6 +24,7 @@ def as_json(images: np.ndarray, **request: Any) -> dict[str, Any]:
 
 def test_metadata_names_the_server_its_models_and_their_tensors(client):
     assert client.get("/v2").json() == {"name": "mri-edge", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+    assert client.get("/v2/").json() == client.get("/v2").json()  # the path in the specification's OpenAPI file
     model = client.get("/v2/models/small").json()
     assert client.get("/v2/models/small/versions/0.1.0").json() == model
     assert model["versions"] == ["0.1.0"]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,16 @@ def test_the_page_of_the_description_needs_nothing_from_elsewhere(client, docume
     assert client.get("/docs.css").headers["content-type"].startswith("text/css")
 
 
-def test_schemathesis_finds_no_fault(server, document, tmp_path: Path):
+def requests_of(client):
+    """Return how many requests each route had."""
+    lines = re.findall(r'^mri_edge_requests_total{.*route="(.+?)".*} (.+)$', client.get("/metrics").text, re.MULTILINE)
+    counts: Counter[str] = Counter()
+    for route, count in lines:
+        counts[route] += float(count)
+    return counts
+
+
+def test_schemathesis_finds_no_fault(server, client, document, tmp_path: Path):
     pytest.importorskip("schemathesis")
     # Short times of a request lead to status 504, which is no fault.
     operation = document["paths"]["/v1/classify"]["post"]
@@ -85,6 +95,7 @@ def test_schemathesis_finds_no_fault(server, document, tmp_path: Path):
         "--request-timeout",
         "60",
     ]
+    before = requests_of(client)
     done = subprocess.run(
         [sys.executable, "-c", program, "run", str(file), *arguments, "--seed", "1", "--no-color"],
         capture_output=True,
@@ -95,3 +106,7 @@ def test_schemathesis_finds_no_fault(server, document, tmp_path: Path):
     )
     assert done.returncode == 0, done.stdout
     assert "internal error" not in server.log
+    after = requests_of(client)
+    for path in document["paths"]:
+        route = "/page/" if path == "/" else path
+        assert after[route] > before[route], f"no request to {path}"

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ import pytest
 httpx = pytest.importorskip("httpx")
 
 from mri_edge.services.http.security import Guard, is_loopback
+
+from .conftest import make_certificate
 
 TOKEN = "0123456789abcdef-0123456789abcdef"
 TIMEOUT_S = 120
@@ -91,20 +92,6 @@ def test_weak_tokens_are_refused(serve, tmp_path, content):
     assert content not in server.log
 
 
-def make_certificate(folder, *protection):
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", *protection, "-keyout", key, "-out", certificate]
-    try:
-        subprocess.run(
-            [*make, "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-            check=True,
-            capture_output=True,
-        )
-    except FileNotFoundError:
-        pytest.skip("needs openssl")
-    return certificate, key
-
-
 def test_an_encrypted_key_is_refused_and_no_pass_phrase_is_asked_for(serve, tmp_path):
     certificate, key = make_certificate(tmp_path, "-passout", "pass:secret")
     server = serve("--model", "small", "--tls-cert", str(certificate), "--tls-key", str(key))
@@ -114,8 +101,8 @@ def test_an_encrypted_key_is_refused_and_no_pass_phrase_is_asked_for(serve, tmp_
     assert "without a pass phrase" in server.log
 
 
-def test_tls(serve, tmp_path, examples):
-    certificate, key = make_certificate(tmp_path, "-nodes")
+def test_tls(serve, certificate, examples):
+    certificate, key = certificate
     server = serve("--model", "small", "--host", "0.0.0.0", "--tls-cert", str(certificate), "--tls-key", str(key))
     assert server.url.startswith("https://")
     port = server.url.rpartition(":")[2]

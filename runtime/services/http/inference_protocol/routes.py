@@ -37,6 +37,7 @@ class InferenceProtocol:
         """Return the route for each method and path."""
         routes: Routes = {
             ("GET", "/v2"): Route(self._server, "/v2"),
+            ("GET", "/v2/"): Route(self._server, "/v2"),  # so in open_inference_rest.yaml of the specification
             ("GET", "/v2/health/live"): Route(self._live, "/v2/health/live"),
             ("GET", "/v2/health/ready"): Route(self._ready, "/v2/health/ready"),
         }

@@ -1,0 +1,165 @@
+"""A refused client reads its answer although it is still sending, and what it sends is bounded."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+httpx = pytest.importorskip("httpx")
+
+from mri_edge.services.http import connection
+from mri_edge.services.http.limits import Limits
+
+INFER = "/v2/models/small/infer"
+TIMEOUT_S = 120
+TOKEN = "0123456789abcdef0123456789abcdef"
+BODY = bytes(8 << 20)  # more than the buffers of both sockets
+
+# What is wrong with the headers: path, headers, status.
+REFUSALS = {
+    "JSON of one byte": (INFER, {"Inference-Header-Content-Length": "1"}, 400),
+    "no number": (INFER, {"Inference-Header-Content-Length": "x"}, 400),
+    "no such model": ("/v2/models/none/infer", {}, 404),
+    "wrong method": ("/v2", {}, 405),
+    "another host": (INFER, {"Host": "evil.example"}, 421),
+    "another site": (INFER, {"Origin": "http://evil.example"}, 403),
+    "compressed": (INFER, {"Content-Encoding": "gzip"}, 415),
+    "wrong option": ("/v1/classify?by=patient", {}, 400),
+    "too large": ("/v1/classify", {}, 413),
+}
+
+
+def send_slowly(sock, body):
+    """Send the headers first and the body piece by piece, as clients do that read the answer only afterwards."""
+    for start in range(0, len(body), 1 << 20):
+        sock.sendall(body[start : start + (1 << 20)])
+
+
+def answer_of(port, path, headers, body=BODY, context=None):
+    """Send a request completely, and only then read the status of the answer."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain:
+        sock = context.wrap_socket(plain, server_hostname="localhost") if context else plain
+        lines = {"Host": "localhost", "Content-Length": str(len(body)), **headers}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        sock.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode())
+        send_slowly(sock, body)
+        response = http.client.HTTPResponse(sock, method="POST")
+        response.begin()
+        content = response.read()
+        assert len(content) == int(response.headers["Content-Length"])
+        return response.status
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refused_client_that_still_sends_reads_its_answer(held, name):
+    path, headers, status = REFUSALS[name]
+    server = held(Limits(upload_bytes=(1 if status == 413 else 16) << 20), released=True)
+    assert [answer_of(server.port, path, headers) for _ in range(20)] == [status] * 20
+    server.wait_until(lambda: not server.server.server_state.connections)
+
+
+def test_a_refused_client_that_still_sends_reads_its_answer_over_tls(serve, certificate, tmp_path):
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    cert, key = map(str, certificate)
+    process = serve("--model", "small", "--token-file", str(token), "--tls-cert", cert, "--tls-key", key)
+    port = int(process.url.rpartition(":")[2])
+    context = ssl.create_default_context(cafile=cert)
+    assert [answer_of(port, INFER, {}, context=context) for _ in range(5)] == [401] * 5
+    assert process.end() == 0
+
+
+def test_what_cannot_be_parsed_is_answered_while_more_arrives(held):
+    server = held(released=True)
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+            sock.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+            send_slowly(sock, BODY)
+            assert sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_connection_is_kept_after_a_refusal_that_came_before_the_body(held, images, binary):
+    server = held(Limits(queue=1))
+    body, headers = binary(images)
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+        first = pool.submit(httpx.post, server.url + INFER, content=body, headers=headers, timeout=TIMEOUT_S)
+        assert server.engine.running.wait(TIMEOUT_S)
+        sock.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n".encode())
+        send_slowly(sock, BODY + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answers = everything(sock)
+        server.engine.released.set()
+        assert first.result(TIMEOUT_S).status_code == 200
+    assert answers.startswith(b"HTTP/1.1 429 ")
+    assert b"HTTP/1.1 200 " in answers
+
+
+def everything(sock):
+    """Return what arrives until the server closes or resets the connection."""
+    received = b""
+    try:
+        while piece := sock.recv(1 << 16):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def refused_chunks(server):
+    """Return a connection with the headers of a request that is refused before its body."""
+    sock = socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
+    sock.sendall(b"POST /none HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    return sock
+
+
+def wait_until_closed(server):
+    server.wait_until(lambda: not server.server.server_state.connections)
+
+
+def test_the_rest_of_a_refused_body_is_bounded_in_bytes(held, monkeypatch):
+    monkeypatch.setattr(connection, "LINGER_BYTES", 1 << 20)
+    server = held(released=True)
+    with refused_chunks(server) as sock, pytest.raises(ConnectionError):
+        for _ in range(1000):
+            sock.sendall(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+    wait_until_closed(server)
+
+
+def test_the_rest_of_a_refused_body_is_bounded_in_time(held, monkeypatch):
+    monkeypatch.setattr(connection, "LINGER_S", 0.3)
+    server = held(released=True)
+    with refused_chunks(server) as sock:
+        assert everything(sock).startswith(b"HTTP/1.1 404 ")
+        wait_until_closed(server)
+
+
+@pytest.mark.parametrize("bound", ["LINGER_BYTES", "LINGER_S"])
+def test_the_rest_of_a_refused_body_is_bounded_where_the_connection_is_kept(held, images, binary, monkeypatch, bound):
+    monkeypatch.setattr(connection, bound, 0.3)
+    server = held(Limits(queue=1))
+    body, headers = binary(images)
+    with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+        first = pool.submit(httpx.post, server.url + INFER, content=body, headers=headers, timeout=TIMEOUT_S)
+        assert server.engine.running.wait(TIMEOUT_S)
+        sock.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n".encode())
+        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 429 ")
+        with pytest.raises(ConnectionError):
+            while True:
+                sock.sendall(b"x")
+                time.sleep(0.01)
+        server.engine.released.set()
+        assert first.result(TIMEOUT_S).status_code == 200
+
+
+def test_line_ends_do_not_keep_a_connection_open(held, monkeypatch):
+    monkeypatch.setattr(connection, "HEADERS_S", 0.3)
+    server = held(released=True)
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+        sock.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        sock.sendall(b"\r\n")
+        wait_until_closed(server)
