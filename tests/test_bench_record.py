@@ -18,12 +18,6 @@ BENCHMARKS = CHECKOUT / "benchmarks"
 KINDS = sorted(path.parent for path in (BENCHMARKS / "results").glob("*/compare.json"))
 
 
-@pytest.fixture
-def benchmarks_importable(monkeypatch):
-    """Add the checkout to ``sys.path``, because its benchmarks are not installed."""
-    monkeypatch.syspath_prepend(str(CHECKOUT))
-
-
 def test_documents_agree_with_the_records():
     command = [sys.executable, "-m", "benchmarks.records.draw", "--check"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
@@ -31,7 +25,7 @@ def test_documents_agree_with_the_records():
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/speed/benchmarks.md"])
-def test_figure_edited_by_hand_is_detected_in_any_document(benchmarks_importable, tmp_path, file):
+def test_figure_edited_by_hand_is_detected_in_any_document(tmp_path, file):
     from benchmarks.records import draw
 
     (tmp_path / "README.md").write_text("# A README without figures\n", encoding="utf-8")
@@ -45,7 +39,7 @@ def test_figure_edited_by_hand_is_detected_in_any_document(benchmarks_importable
     assert draw.main(["--check"], root=tmp_path) == 1
 
 
-def test_kept_networks_are_those_of_the_same_machine_and_libraries(benchmarks_importable, monkeypatch):
+def test_kept_networks_are_those_of_the_same_machine_and_libraries(monkeypatch):
     from benchmarks.compare import networks
 
     rows = {"ResNet50": {"formats": {}}}
@@ -88,7 +82,7 @@ def test_every_figure_is_between_its_lowest_and_highest_round(kind):
 @pytest.mark.parametrize(
     ("ships", "moved", "shown"), [(True, 0.0, True), (True, 0.1, False), (False, 0.0, False)], ids=str
 )
-def test_accuracy_is_shown_only_for_the_embedded_model(benchmarks_importable, monkeypatch, ships, moved, shown):
+def test_accuracy_is_shown_only_for_the_embedded_model(monkeypatch, ships, moved, shown):
     from benchmarks.records import draw
     from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
@@ -104,7 +98,7 @@ def test_accuracy_is_shown_only_for_the_embedded_model(benchmarks_importable, mo
         assert ("latency" in draw.plots_of(compared)) is shown
 
 
-def test_records_are_stored_by_kind_of_machine(benchmarks_importable):
+def test_records_are_stored_by_kind_of_machine():
     from benchmarks.records import store
 
     assert store.kinds()[0] == store.MAIN
@@ -122,19 +116,19 @@ def test_records_are_stored_by_kind_of_machine(benchmarks_importable):
         ("unknown (riscv64): instructions unknown", "riscv64"),
     ],
 )
-def test_kind_of_machine_is_named_after_its_int8_instructions(benchmarks_importable, cpu, kind):
+def test_kind_of_machine_is_named_after_its_int8_instructions(cpu, kind):
     from benchmarks.records import store
 
     assert store.kind_of_machine({"cpu": cpu}) == kind
 
 
-def test_measurements_ignore_the_device_profiles_of_this_machine(benchmarks_importable):
+def test_measurements_ignore_the_device_profiles_of_this_machine():
     from benchmarks import processes
 
     assert not Path(processes.ENVIRONMENT["MRI_EDGE_PROFILE_DIR"]).exists()
 
 
-def test_claim_is_judged_by_the_spread_in_its_record(benchmarks_importable):
+def test_claim_is_judged_by_the_spread_in_its_record():
     from benchmarks.records import claims
 
     record = {
@@ -171,9 +165,7 @@ def test_claim_is_judged_by_the_spread_in_its_record(benchmarks_importable):
         *("a busy run", "without the data", "Olive was not asked for", "Olive was asked for"),
     ],
 )
-def test_claim_that_was_not_measured_is_not_reproduced(
-    benchmarks_importable, monkeypatch, capsys, title, rows, of_run, code, pattern
-):
+def test_claim_that_was_not_measured_is_not_reproduced(monkeypatch, capsys, title, rows, of_run, code, pattern):
     from benchmarks.records import claims
 
     faster = {"value": 10, "low": 9, "high": 11}
@@ -187,7 +179,7 @@ def test_claim_that_was_not_measured_is_not_reproduced(
     assert re.search(pattern, capsys.readouterr().out)
 
 
-def test_different_recipe_of_olive_is_the_same_claim(benchmarks_importable):
+def test_different_recipe_of_olive_is_the_same_claim():
     from benchmarks.records import claims
 
     def of(recipe, value):
@@ -199,9 +191,7 @@ def test_different_recipe_of_olive_is_the_same_claim(benchmarks_importable):
     assert claim.reproduced
 
 
-def test_olive_uses_our_calibration_images_and_runs_again_if_they_change(
-    benchmarks_importable, monkeypatch, tmp_path, tiny_bundle
-):
+def test_olive_uses_our_calibration_images_and_runs_again_if_they_change(monkeypatch, tmp_path, tiny_bundle):
     """A stub replaces the Python of Olive and writes its arguments."""
     import numpy as np
     from PIL import Image
@@ -272,7 +262,7 @@ def test_make_bench_runs_its_suites_even_if_claims_fail(tmp_path, claims, suites
 
 
 @pytest.mark.parametrize("peer", ["mri_edge_engine", "onnxruntime_script", "openvino_api"])
-def test_peers_return_the_same_probabilities(benchmarks_importable, peer, tiny_onnx, tmp_path):
+def test_peers_return_the_same_probabilities(peer, tiny_onnx, tmp_path):
     import numpy as np
 
     if peer == "openvino_api":
@@ -293,7 +283,7 @@ def test_peers_return_the_same_probabilities(benchmarks_importable, peer, tiny_o
     np.testing.assert_allclose(found["probabilities"], expected, atol=5e-3 if peer == "openvino_api" else 1e-5)
 
 
-def test_multiply_adds_are_counted(benchmarks_importable, tiny_bundle):
+def test_multiply_adds_are_counted(tiny_bundle):
     from benchmarks.compare.roof import multiply_adds
     from mri_edge import Bundle
 
@@ -301,7 +291,7 @@ def test_multiply_adds_are_counted(benchmarks_importable, tiny_bundle):
     assert multiply_adds(Bundle.open(tiny_bundle)) == 16 * 16 * 4 * 8 * 8 * 3 + 1024 * 2
 
 
-def test_undisturbed_clock_counts_sleep_and_work(benchmarks_importable):
+def test_undisturbed_clock_counts_sleep_and_work():
     import time
 
     from benchmarks.guard import undisturbed
@@ -317,7 +307,7 @@ def test_undisturbed_clock_counts_sleep_and_work(benchmarks_importable):
         cpu_seconds([sys.executable, "-c", "raise SystemExit('no')"])
 
 
-def test_wait_outside_the_measurement_is_not_subtracted(benchmarks_importable, monkeypatch):
+def test_wait_outside_the_measurement_is_not_subtracted(monkeypatch):
     """A thread may wait for a core between reading the clock and reading its wait. The time must not be negative."""
     import time
 
@@ -334,7 +324,7 @@ def test_wait_outside_the_measurement_is_not_subtracted(benchmarks_importable, m
 
 
 @pytest.mark.parametrize("name", ["small", "vgg16"])
-def test_embedded_model_is_rebuilt_in_keras(benchmarks_importable, name):
+def test_embedded_model_is_rebuilt_in_keras(name):
     """The results equal those of the embedded model: up to rounding for float, within the parity gate for int8."""
     pytest.importorskip("keras", reason="Keras builds the network (extra 'train')")
     import numpy as np
@@ -356,7 +346,7 @@ def test_embedded_model_is_rebuilt_in_keras(benchmarks_importable, name):
     assert difference < (1e-5 if whole else 0.05)
 
 
-def test_embedded_files_replace_rebuilt_ones(benchmarks_importable, tmp_path):
+def test_embedded_files_replace_rebuilt_ones(tmp_path):
     """int8 files made on another CPU differ by rounding, and in the label of one of the 51 images."""
     from mri_edge.authoring.writer import rewrite_bundle
     from mri_edge.bundles.bundle import EMBEDDED, Bundle

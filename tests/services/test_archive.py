@@ -23,12 +23,10 @@ pytest.importorskip("ray", reason="needs the extra archive")
 
 import pyarrow.dataset as pads
 
+from benchmarks.archive_campaign import campaign
 from mri_edge import Classifier
 from mri_edge.cli import run
 from mri_edge.services.archive import job
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.archive_campaign import campaign
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = sorted(EXAMPLES.glob("*.jpg"))

@@ -21,12 +21,9 @@ pytest.importorskip("pydicom", reason="needs the extra node")
 pytest.importorskip("pynetdicom", reason="needs the extra node")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT))
-from benchmarks.node import peers
-
-sys.path.remove(str(CHECKOUT))
 from pynetdicom import evt
 
+from benchmarks.node import peers
 from mri_edge.services.dicom import network, spool
 from mri_edge.services.dicom.addresses import LOOPBACK, Sender, parse_sender
 from mri_edge.services.dicom.counters import Counters

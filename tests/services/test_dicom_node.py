@@ -19,10 +19,7 @@ pytest.importorskip("pynetdicom", reason="needs the extra node")
 pytest.importorskip("highdicom", reason="needs the extra node")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT))
 from benchmarks.node import campaign, fuzz, peers
-
-sys.path.remove(str(CHECKOUT))
 from mri_edge.services.dicom.spool import short_hash
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the node is for POSIX systems")
