@@ -4,7 +4,8 @@
     python tests/arm64/check.py --root DIR [BUNDLE...] [--record FILE]
 
 On each core: `doctor`, `verify`, the engines' contract tests, `predict` on the demo scans with every embedded
-model and every BUNDLE, each artifact in each engine, and a short `tune`. After the installation there is no network.
+model and every BUNDLE, each artifact in each engine, a short `tune`, and `node` from a series to its report. After the
+installation there is no network, except for `node`, which this machine reaches on the loopback interface.
 Exit code: 0 if everything agrees, 1 if something differs, 2 if this machine cannot emulate ARM. Emulated times say
 nothing about a real board.
 """
@@ -20,10 +21,11 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle, embedded_models
@@ -31,6 +33,13 @@ from mri_edge.device.machine import cpu
 from mri_edge.engines import engine_files
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the test of this script imports it from elsewhere
+import dicom_node
+
+sys.path.remove(str(HERE))
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 CHECKOUT = HERE.parents[1]
 HOST = Path(sys.executable).with_name("mri-edge")
 FURTHER = "/bundles/"  # in the emulated system
@@ -39,6 +48,7 @@ CORES = {"cortex-a72": "Raspberry Pi 4: no dot products", "cortex-a76": "Raspber
 ENGINES = ("onnxruntime", "litert")
 # The emulated system gets the versions of this machine, so that only the processor differs.
 PACKAGES = ("ai-edge-litert", "click", "flatbuffers", "numpy", "onnxruntime", "pillow", "protobuf")
+PACKAGES += ("highdicom", "pydicom", "pyjpegls", "pynetdicom", "python-gdcm")  # of the extra node
 # The largest difference of a probability, by precision. float32: other kernels sum in another order. float16: the limit
 # of export; the A76 computes in half precision where x86 widens to float32 (2.4e-3 measured). dynamic: each run sets
 # its own ranges, and the kernels round differently (6.6e-4 measured). int8: sums of integers are exact on both;
@@ -63,11 +73,17 @@ class Emulated:
 
     def run(self, core: str, *command: str, offline: bool = True) -> str:
         """Run a command on ``core`` and return its standard output."""
+        return run(*self.command(core, *command, offline=offline))
+
+    def command(self, core: str, *command: str, offline: bool = True) -> list[str]:
+        """Return the command of this machine that runs a command on ``core``."""
         mounts = [part for folder, place in self._folders.items() for part in ("--read", str(folder), place)]
+        # peers.NodeProcess names its spool by the path on this machine.
+        mounts += [part for place in ("/out", str(self.out)) for part in ("--write", str(self.out), place)]
         # The profile of tune holds for a core, so each core has its own cache.
         command = ("env", f"XDG_CACHE_HOME=/out/{core}", *command)
-        entered = [HERE / "enter.sh", *(["--offline"] if offline else []), *mounts, "--write", self.out, "/out"]
-        return run(*map(str, entered), str(self.root), core, *command)
+        entered = [str(HERE / "enter.sh"), *(["--offline"] if offline else []), *mounts]
+        return [*entered, str(self.root), core, *command]
 
 
 def main() -> int:
@@ -96,9 +112,11 @@ def main() -> int:
     record = install(emulated)
     tiny = contract_on_host(out)
     answers = {(place, *run): on_host(bundle, place, *run) for bundle, place in models for run in runs(bundle)}
+    say("here", "the node")
+    report = received((HOST,), out / "node-here")
     cores = arguments.core or list(CORES)
     with ThreadPoolExecutor(len(cores)) as pool:
-        examined = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers), cores))
+        examined = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers, report), cores))
     record["models"] = {bundle.folder.name: origin(bundle) for bundle, _ in models}
     record["cores"] = {core: findings.facts for core, findings in zip(cores, examined, strict=True)}
     record["comparisons"] = [row for findings in examined for row in findings.comparisons]
@@ -121,10 +139,16 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: dict[tuple[str, ...], Any]) -> Findings:
+def examine(
+    emulated: Emulated, core: str, tiny: Path, models: Models, answers: dict[tuple[str, ...], Any], report: Dataset
+) -> Findings:
     """Run every step on a core; a failure ends only its own step."""
     findings = Findings({"board": CORES[core]})
-    for step in (lambda: contract(emulated, core, tiny), lambda: device_commands(emulated, core, models)):
+    for step in (
+        lambda: node(emulated, core, report),
+        lambda: contract(emulated, core, tiny),
+        lambda: device_commands(emulated, core, models),
+    ):
         try:
             findings.facts |= step()
         except Failed as failure:
@@ -178,7 +202,7 @@ def install(emulated: Emulated) -> Record:
 
 
 def _install(emulated: Emulated, wheel: str, pip: tuple[str, ...]) -> Record:
-    """Install the wheel and list the megabytes of each package; then add the extra ``litert`` and pytest.
+    """Install the wheel and list the megabytes of each package; then add two extras and pytest.
 
     If the environment has the same libraries already, only the wheel is replaced, because emulated pip takes minutes.
     """
@@ -194,7 +218,7 @@ def _install(emulated: Emulated, wheel: str, pip: tuple[str, ...]) -> Record:
         emulated.run("cortex-a72", "python3", "-m", "venv", "--clear", VENV, offline=False)
         emulated.run("cortex-a72", *pip, f"/out/dist/{wheel}", offline=False)
         known = {"made_of": made_of, "packages": list(json.loads(run(*weigh, str(_site(emulated))))["packages"])}
-        emulated.run("cortex-a72", *pip, f"/out/dist/{wheel}[litert]", "pytest", offline=False)
+        emulated.run("cortex-a72", *pip, f"/out/dist/{wheel}[litert,node]", "pytest", offline=False)
         stamp.write_text(json.dumps(known))
     packages = json.loads(run(*weigh, str(_site(emulated))))["packages"]
     packages = {name: size for name, size in packages.items() if name in known["packages"]}
@@ -253,6 +277,30 @@ TUNE = ("mri-edge", "tune", "--json", "--seconds", "0.01", "--batch", "1")
 SCAN = "/src/examples/phantom-1.jpg"
 # All demo scans for the embedded models; one of each label for the others, whose float artifacts take a minute a scan.
 FEW = ("mni152-slice-1.jpg", "phantom-1.jpg")
+
+
+def node(emulated: Emulated, core: str, here: Dataset) -> Record:
+    """Compare the report of a node on a core with that of the node on this machine."""
+    there = received(emulated.command(core, "mri-edge", offline=False), emulated.out / f"node-{core}")
+    try:
+        difference = dicom_node.compare_reports(here, there)
+    except ValueError as error:
+        raise Failed(f"node: {error}") from None
+    bound = BOUNDS[Bundle.open(dicom_node.MODEL).artifact(dicom_node.ARTIFACT).precision]
+    if not difference <= bound:
+        raise Failed(f"node: the probability differs by {difference:.2g} (allowed {bound:g})")
+    say(core, f"node: the same report, largest difference {difference:.2g} (allowed {bound:g})")
+    facts = {"series": dicom_node.SERIES, "peers": dicom_node.PEERS, "model": dicom_node.MODEL}
+    facts |= {"artefact": dicom_node.ARTIFACT, "report_equal": True}
+    return {"node": {**facts, "largest_difference": difference, "bound": bound}}
+
+
+def received(program: Sequence[object], folder: Path) -> Dataset:
+    """Return the report of a node that ``program`` runs. Raises Failed if there is none."""
+    try:
+        return dicom_node.receive_report(program, folder, dicom_node.load_series())
+    except (RuntimeError, TimeoutError, OSError, subprocess.TimeoutExpired) as error:
+        raise Failed(f"node: {error}") from error
 
 
 def origin(bundle: Bundle) -> Record:
