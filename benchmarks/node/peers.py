@@ -125,14 +125,17 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> A
 
 
 class NodeProcess:
-    """``mri-edge node`` as a process that can be killed and started again."""
+    """``mri-edge node`` as a process that can be killed and started again. ``limit_s``: for its start and its end."""
 
-    def __init__(self, folder: Path, bundle: Path, *options: object, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, bundle: Path, *options: object, port: int | None = None, limit_s: float = 120
+    ) -> None:
         self.spool = folder / "spool"
         self.log = folder / "node.log"
         self.port = port or free_port()
         self.options = [str(option) for option in options]
         self.bundle = bundle
+        self.limit_s = limit_s
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, program: Sequence[object] = (PROGRAM,), may_end: bool = False, **environment: str) -> None:
@@ -156,13 +159,13 @@ class NodeProcess:
                 raise RuntimeError(f"the node ended: {self.log.read_text()[-2000:]}")
             return self.log.read_text().count("listening") > before
 
-        wait_for(listens, "the node listens")
+        wait_for(listens, "the node listens", self.limit_s)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=self.limit_s)
 
     def files(self) -> list[Path]:
         """Every acknowledged instance."""

@@ -4,7 +4,8 @@
     python tests/arm64/check.py --root DIR [BUNDLE...] [--record FILE]
 
 On each core: `doctor`, `verify`, the engines' contract tests, `predict` on the demo scans with every embedded
-model and every BUNDLE, each artifact in each engine, and a short `tune`. After the installation there is no network.
+model and every BUNDLE, each artifact in each engine, a short `tune`, and `node` from a series to its report. After the
+installation there is no network, except for `node`, which this machine reaches on the loopback interface.
 Exit code: 0 if everything agrees, 1 if something differs, 2 if this machine cannot emulate ARM. Emulated times say
 nothing about a real board.
 """
@@ -12,62 +13,40 @@ nothing about a real board.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import re
 import shutil
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle, embedded_models
-from mri_edge.device.machine import cpu
 from mri_edge.engines import engine_files
 
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parents[1]
+sys.path.insert(0, str(HERE))  # the test of this script imports it from elsewhere
+import dicom_node
+from emulated import CHECKOUT, VENV, Emulated, Failed, Record, install, run, say
+
+sys.path.remove(str(HERE))
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 HOST = Path(sys.executable).with_name("mri-edge")
 FURTHER = "/bundles/"  # in the emulated system
-VENV = "/opt/mri-edge"  # in the emulated system; enter.sh puts its bin first in PATH
 CORES = {"cortex-a72": "Raspberry Pi 4: no dot products", "cortex-a76": "Raspberry Pi 5: dot products"}
 ENGINES = ("onnxruntime", "litert")
-# The emulated system gets the versions of this machine, so that only the processor differs.
-PACKAGES = ("ai-edge-litert", "click", "flatbuffers", "numpy", "onnxruntime", "pillow", "protobuf")
 # The largest difference of a probability, by precision. float32: other kernels sum in another order. float16: the limit
 # of export; the A76 computes in half precision where x86 widens to float32 (2.4e-3 measured). dynamic: each run sets
 # its own ranges, and the kernels round differently (6.6e-4 measured). int8: sums of integers are exact on both;
 # the last layer is float (1.2e-7 measured).
 BOUNDS = {"float32": 1e-5, "float16": 5e-3, "dynamic": 5e-3, "int8": 1e-5}
-LIMIT = 1800  # seconds for one emulated command; the slowest takes minutes
 
-Record = dict[str, Any]
 Models = list[tuple[Bundle, str]]  # each with its name, or its folder in the emulated system
-
-
-class Failed(Exception):
-    """A command failed or gave a wrong result; the message is the reason."""
-
-
-class Emulated:
-    """The emulated ARM system, in which commands run."""
-
-    def __init__(self, root: Path, out: Path, folders: dict[Path, str]) -> None:
-        self.root, self.out = root, out
-        self._folders = folders
-
-    def run(self, core: str, *command: str, offline: bool = True) -> str:
-        """Run a command on ``core`` and return its standard output."""
-        mounts = [part for folder, place in self._folders.items() for part in ("--read", str(folder), place)]
-        # The profile of tune holds for a core, so each core has its own cache.
-        command = ("env", f"XDG_CACHE_HOME=/out/{core}", *command)
-        entered = [HERE / "enter.sh", *(["--offline"] if offline else []), *mounts, "--write", self.out, "/out"]
-        return run(*map(str, entered), str(self.root), core, *command)
 
 
 def main() -> int:
@@ -96,9 +75,11 @@ def main() -> int:
     record = install(emulated)
     tiny = contract_on_host(out)
     answers = {(place, *run): on_host(bundle, place, *run) for bundle, place in models for run in runs(bundle)}
+    say("here", "the node")
+    report = received((HOST,), out / "node-here")
     cores = arguments.core or list(CORES)
     with ThreadPoolExecutor(len(cores)) as pool:
-        examined = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers), cores))
+        examined = list(pool.map(lambda core: examine(emulated, core, tiny, models, answers, report), cores))
     record["models"] = {bundle.folder.name: origin(bundle) for bundle, _ in models}
     record["cores"] = {core: findings.facts for core, findings in zip(cores, examined, strict=True)}
     record["comparisons"] = [row for findings in examined for row in findings.comparisons]
@@ -121,10 +102,16 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: dict[tuple[str, ...], Any]) -> Findings:
+def examine(
+    emulated: Emulated, core: str, tiny: Path, models: Models, answers: dict[tuple[str, ...], Any], report: Dataset
+) -> Findings:
     """Run every step on a core; a failure ends only its own step."""
     findings = Findings({"board": CORES[core]})
-    for step in (lambda: contract(emulated, core, tiny), lambda: device_commands(emulated, core, models)):
+    for step in (
+        lambda: node(emulated, core, report),
+        lambda: contract(emulated, core, tiny),
+        lambda: device_commands(emulated, core, models),
+    ):
         try:
             findings.facts |= step()
         except Failed as failure:
@@ -147,63 +134,6 @@ def examine(emulated: Emulated, core: str, tiny: Path, models: Models, answers: 
             if not agrees(row):
                 findings.problems.append(f"{core}: {line}")
     return findings
-
-
-def install(emulated: Emulated) -> Record:
-    """Build the wheel, install it in the emulated system, and return the facts of the record."""
-    say("here", "building the wheel")
-    source = emulated.out / "source"  # a copy, as the build leaves files in it
-    run("git", "checkout-index", "--all", f"--prefix={source}/", cwd=CHECKOUT)
-    run(sys.executable, "-m", "build", "--outdir", str(emulated.out / "dist"), str(source))
-    [wheel] = (emulated.out / "dist").glob("*.whl")
-    pins = {name: importlib.metadata.version(name) for name in PACKAGES}
-    (emulated.out / "constraints.txt").write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
-    pip = f"{VENV}/bin/pip", "install", "--quiet", "--only-binary=:all:", "--constraint", "/out/constraints.txt"
-    weights = _install(emulated, wheel.name, pip)
-    system = emulated.run("cortex-a72", "python3", "-c", "import platform as p; print(p.python_version(), p.machine())")
-    python, architecture = system.split()
-    arm = importlib.metadata.distributions(path=[str(_site(emulated))])
-    return {
-        "made_by": "make test-arm64",
-        "mri_edge": __version__,
-        "commit": run("git", "describe", "--always", "--dirty", cwd=CHECKOUT).strip(),
-        "day": time.strftime("%Y-%m-%d", time.gmtime()),
-        "emulator": run("qemu-aarch64-static", "--version").splitlines()[0],
-        "system": f"Debian {(emulated.root / 'etc/debian_version').read_text().strip()}, {architecture}",
-        "python": python,
-        "packages": {package.name.lower(): package.version for package in arm if package.name.lower() in PACKAGES},
-        "peer": {"cpu": str(cpu()), "python": sys.version.split()[0], "packages": pins},
-        "install": weights,
-    }
-
-
-def _install(emulated: Emulated, wheel: str, pip: tuple[str, ...]) -> Record:
-    """Install the wheel and list the megabytes of each package; then add the extra ``litert`` and pytest.
-
-    If the environment has the same libraries already, only the wheel is replaced, because emulated pip takes minutes.
-    """
-    stamp = emulated.root / VENV[1:] / "made-of.json"
-    made_of = (emulated.out / "constraints.txt").read_text() + (CHECKOUT / "pyproject.toml").read_text()
-    known = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    weigh = [sys.executable, str(CHECKOUT / "scripts" / "weigh_install.py"), "--site"]
-    if known.get("made_of") == made_of:
-        say("emulated", "installing the wheel; the libraries are those of the last run")
-        emulated.run("cortex-a72", *pip, "--no-deps", "--force-reinstall", f"/out/dist/{wheel}", offline=False)
-    else:
-        say("emulated", "installing the wheel in a new environment")
-        emulated.run("cortex-a72", "python3", "-m", "venv", "--clear", VENV, offline=False)
-        emulated.run("cortex-a72", *pip, f"/out/dist/{wheel}", offline=False)
-        known = {"made_of": made_of, "packages": list(json.loads(run(*weigh, str(_site(emulated))))["packages"])}
-        emulated.run("cortex-a72", *pip, f"/out/dist/{wheel}[litert]", "pytest", offline=False)
-        stamp.write_text(json.dumps(known))
-    packages = json.loads(run(*weigh, str(_site(emulated))))["packages"]
-    packages = {name: size for name, size in packages.items() if name in known["packages"]}
-    return {"megabytes": round(sum(packages.values()), 1), "packages": packages}
-
-
-def _site(emulated: Emulated) -> Path:
-    [site] = (emulated.root / VENV[1:]).glob("lib/python3.*/site-packages")
-    return site
 
 
 def contract_on_host(out: Path) -> Path:
@@ -253,6 +183,30 @@ TUNE = ("mri-edge", "tune", "--json", "--seconds", "0.01", "--batch", "1")
 SCAN = "/src/examples/phantom-1.jpg"
 # All demo scans for the embedded models; one of each label for the others, whose float artifacts take a minute a scan.
 FEW = ("mni152-slice-1.jpg", "phantom-1.jpg")
+
+
+def node(emulated: Emulated, core: str, here: Dataset) -> Record:
+    """Compare the report of a node on a core with that of the node on this machine."""
+    there = received(emulated.command(core, "mri-edge", offline=False), emulated.out / f"node-{core}")
+    try:
+        difference = dicom_node.compare_reports(here, there)
+    except ValueError as error:
+        raise Failed(f"node: {error}") from None
+    bound = BOUNDS[Bundle.open(dicom_node.MODEL).artifact(dicom_node.ARTIFACT).precision]
+    if not difference <= bound:
+        raise Failed(f"node: the probability differs by {difference:.2g} (allowed {bound:g})")
+    say(core, f"node: the same report, largest difference {difference:.2g} (allowed {bound:g})")
+    facts = {"series": dicom_node.SERIES, "peers": dicom_node.PEERS, "model": dicom_node.MODEL}
+    facts |= {"artefact": dicom_node.ARTIFACT, "report_equal": True}
+    return {"node": {**facts, "largest_difference": difference, "bound": bound}}
+
+
+def received(program: Sequence[object], folder: Path) -> Dataset:
+    """Return the report of a node that ``program`` runs. Raises Failed if there is none."""
+    try:
+        return dicom_node.receive_report(program, folder, dicom_node.load_series())
+    except (RuntimeError, TimeoutError, OSError, subprocess.TimeoutExpired) as error:
+        raise Failed(f"node: {error}") from error
 
 
 def origin(bundle: Bundle) -> Record:
@@ -316,27 +270,6 @@ def agrees(row: Record) -> bool:
     """Whether the labels are equal and the difference is within the bound. NaN is not."""
     return row["labels_equal"] and row["largest_difference"] <= row["bound"]
 
-
-def run(*command: str, cwd: Path | None = None) -> str:
-    """Run a command and return its standard output. Raises Failed with the end of its output."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=LIMIT, cwd=cwd
-        )
-    except subprocess.TimeoutExpired:
-        raise Failed(f"no answer within {LIMIT} s: {command}") from None
-    if done.returncode:
-        printed = re.sub(r"\s+", " ", (done.stderr + done.stdout)[-1500:])
-        raise Failed(f"exit code {done.returncode} of {' '.join(map(str, command[-6:]))}: {printed}")
-    return done.stdout
-
-
-def say(where: str, text: str) -> None:
-    """Print a line with the minutes since the start."""
-    print(f"[{(time.monotonic() - START) / 60:5.1f} min] {where}: {text}", file=sys.stderr, flush=True)
-
-
-START = time.monotonic()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check that 64-bit ARM wheels exist for every package that mri-edge and its extra `litert` need.
+# Check that 64-bit ARM wheels exist for every package that mri-edge and its extras `litert` and `node` need.
 #
 #   resolve.sh PYTHON [VERSION...]      PYTHON: an interpreter with pip 22.2 or newer; VERSION: the Python of the device
 #
@@ -19,8 +19,8 @@ for minor in $(seq 17 35); do platforms+=(--platform "manylinux_2_${minor}_aarch
 import re
 text = open("pyproject.toml", encoding="utf-8").read()
 runtime = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S).group(1)
-litert = re.search(r"^litert = \[(.*?)\]", text, re.M | re.S).group(1)
-print(*re.findall(r'"(.+?)"', runtime + litert), sep="\n")
+extras = re.findall(r"^(?:litert|node) = \[(.*?)\]", text, re.M | re.S)
+print(*re.findall(r'"(.+?)"', "".join([runtime, *extras])), sep="\n")
 PYTHON
 for version in "$@"; do
     "$python" -m pip install --dry-run --quiet --target "$work/none" --only-binary :all: "${platforms[@]}" \

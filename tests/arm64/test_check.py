@@ -56,13 +56,47 @@ def test_results_of_other_scans_are_refused(check: ModuleType, tiny_bundle: Path
             check.compare(bundle, "model.onnx", _answers(0.9), there)
 
 
+def _report(probability: float, study: str = "2.25.1") -> Any:
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra node")
+    report, measurement, value = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    value.NumericValue = f"{probability:.6f}"
+    measurement.MeasuredValueSequence = [value]
+    report.StudyInstanceUID, report.ContentSequence = study, [measurement]
+    return report
+
+
+def test_reports_may_differ_in_the_probability_only(check: ModuleType) -> None:
+    compare = check.dicom_node.compare_reports
+    here = _report(0.25)
+    assert compare(here, _report(0.25)) == 0
+    assert compare(here, _report(0.75)) == 0.5
+    assert here.ContentSequence[0].MeasuredValueSequence[0].NumericValue == 0.25  # it is unchanged
+    with pytest.raises(ValueError, match=r"differ in more than the probability: \(0020,000D\)"):
+        compare(here, _report(0.25, study="2.25.2"))
+
+
+def test_reports_without_or_with_more_numbers_are_refused(check: ModuleType) -> None:
+    more, less = _report(0.25), _report(0.25)
+    more.ContentSequence[0].MeasuredValueSequence[0].FloatingPointValue = 0.25
+    del less.ContentSequence[0].MeasuredValueSequence[0].NumericValue
+    for there in (more, less):
+        with pytest.raises(ValueError, match="differ"):
+            check.dicom_node.compare_reports(_report(0.25), there)
+    with pytest.raises(ValueError, match="differ"):
+        check.dicom_node.compare_reports(less, less)
+
+
 def test_the_committed_record_has_no_problems(check: ModuleType) -> None:
     record = json.loads((HERE / "record.json").read_text(encoding="utf-8"))
     assert record["problems"] == []
     assert set(record["cores"]) == set(check.CORES)
     assert "dotprod" not in record["cores"]["cortex-a72"]["instructions"]
     assert "dotprod" in record["cores"]["cortex-a76"]["instructions"]
-    for row in record["comparisons"]:
+    for facts in record["cores"].values():
+        assert facts["node"]["report_equal"]
+        assert facts["node"]["largest_difference"] <= facts["node"]["bound"]
+    earlier = record.get("earlier", {}).get("comparisons", [])  # of the formats that no embedded model has
+    for row in [*record["comparisons"], *earlier]:
         assert check.agrees(row), row
         assert row["bound"] == check.BOUNDS[row["precision"]]
     rows = [row for row in record["comparisons"] if row["model"] in embedded_models()]
