@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -66,15 +66,15 @@ def _recorded_arguments(arguments: Sequence[str]) -> list[str]:
     paths = {value for value in values if value and os.path.lexists(value)}
     if context is None:
         return replace_paths(arguments, paths=paths)
-    paths -= _values(context, click.Choice)  # a folder may have the name of a recipe
-    paths |= _values(context, click.Path)  # these need not exist: ``--out``
+    parameters = context.command.params
+    paths -= _values(context, [each for each in parameters if each.metavar == "NAME"])  # a folder may have such a name
+    # These need not exist: ``--out``.
+    paths |= _values(context, [each for each in parameters if isinstance(each.type, click.Path)])
     return replace_paths(arguments, command=context.command_path.split()[1:], paths=paths)
 
 
-def _values(context: click.Context, kind: type[object]) -> set[str]:
-    """Values of those parameters of the running command that have a type."""
-    names = [parameter.name for parameter in context.command.params if isinstance(parameter.type, kind)]
-    values = (context.params.get(name) for name in names if name)
+def _values(context: click.Context, parameters: Iterable[click.Parameter]) -> set[str]:
+    values = (context.params.get(parameter.name) for parameter in parameters if parameter.name)
     return {os.fspath(value) for value in values if isinstance(value, str | os.PathLike)}
 
 

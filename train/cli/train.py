@@ -52,7 +52,6 @@ def _list_recipes() -> str:
 RECIPE = click.option(
     "--recipe",
     "recipe_name",
-    type=click.Choice(list(RECIPES)),
     default=DEFAULT_RECIPE,
     show_default=True,
     metavar="NAME",
