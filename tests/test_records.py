@@ -80,7 +80,7 @@ def test_functions_of_dataclasses(kind: Any) -> None:
     assert dataclasses.is_dataclass(kind)
     assert dataclasses.asdict(scan) == {"name": "a", "size": 2, "found": [1], "pixels": None}
     assert dataclasses.replace(scan, size=4) == kind("a", 4, [1])
-    assert [one.name for one in dataclasses.fields(kind)] == ["name", "size", "found", "pixels"]
+    assert [field.name for field in dataclasses.fields(kind)] == ["name", "size", "found", "pixels"]
 
 
 def test_hash_copy_and_pickle() -> None:

@@ -158,7 +158,9 @@ def tune(
             measure(candidate)
     # What runs without a profile is measured as often as the leaders are, so that the gain is a fair one.
     defaults = [default_candidate(bundle, provider, many=many) for many in (False, True)]
-    finalists = dict.fromkeys([*_leaders(readings, _FINALISTS), *(one for one in defaults if one in readings)])
+    finalists = dict.fromkeys(
+        [*_leaders(readings, _FINALISTS), *(default for default in defaults if default in readings)]
+    )
     for candidate in track([*finalists] * _FINAL_ROUNDS, "leaders again"):
         measure(candidate)
     # The leader may have been measured only once, in a quiet second: repeat until it was measured as often as others.

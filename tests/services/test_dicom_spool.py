@@ -415,7 +415,7 @@ def test_stow_without_a_server_is_unreachable(answer: Answer) -> None:
 
 
 class Reported:
-    """What a delivery is told of commitments."""
+    """The state of commitments that a delivery sees."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

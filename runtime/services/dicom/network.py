@@ -16,7 +16,7 @@ from weakref import WeakSet
 from pynetdicom import _config
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-MAX_PDU = 64 << 10  # bytes that a peer may send at once, as it is told in the negotiation (PS3.8 D.1)
+MAX_PDU = 64 << 10  # bytes that a peer may send at once, as negotiated (PS3.8 D.1)
 _HEADER = 64 << 10  # bytes by which the PDU of an association request may be longer: it has no negotiated limit
 _NO_ANSWER = ""  # for an encrypted key OpenSSL would ask on the terminal
 _MAX_COMMAND = 1 << 20  # bytes of a command set; real ones have some hundred
