@@ -215,7 +215,6 @@ class Recalibration:
     independent_scans: dict[str, int]
     fingerprint: str
     metrics: dict[str, Metric] = field(default_factory=dict)
-    hot_spot: float | None = None
 
     def problems(self) -> list[tuple[bool, str]]:
         """Return whether a value is out of range, and a message, for each value whose type does not limit it."""

@@ -83,7 +83,8 @@ def evaluate_heatmaps(
     names = [manifest.labels[index] for index in sorted(healthy)]
     found = find_healthy(data, manifest, labels)
     say(found.text)
-    split = _split_to_compare(split_of(bundle), role, healthy)
+    recorded = split_of(bundle)
+    split = _split_to_compare(recorded, role, healthy)
     chosen = choose_scans(found.scans, split, role, recalibrated_scans(bundle))
     distinct = list({scan.sha256: scan for scan in chosen.scans}.values())
     with open_classifier(bundle, run or RunOptions()) as classifier:
@@ -95,7 +96,7 @@ def evaluate_heatmaps(
         # With fewer scans than the limit each gets more lesions, up to one of each look, for as many in all.
         lesions = min(max(2, 2 * limit // len(rows)), len(LOOKS))
         chosen_scans = [answered.scans[row] for row in rows]
-        hot_spot = _choose_hot_spot(classifier, found.scans, split_of(bundle), names, track)
+        hot_spot = _choose_hot_spot(classifier, found.scans, recorded, names, track)
         explained = explain_lesions(classifier, chosen_scans, groups, names, lesions, track)
         ran = {**describe_run(classifier), "method": _describe_method(classifier)}
         sha256 = classifier.artifact.sha256
