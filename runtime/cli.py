@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 # runtime never imports the packages `train` and `export`.
 COMMANDS = {
     "predict": ("mri_edge.commands.predict", "predict", "Classify scans with an exported model."),
-    "watch": (
-        "mri_edge.commands.services.watch",
-        "watch",
-        "Classify each scan that arrives in a folder.",
-    ),
+    "watch": ("mri_edge.commands.services.watch", "watch", "Classify each scan that arrives in a folder."),
     "serve": ("mri_edge.commands.services.serve", "serve", "Classify scans that arrive over HTTP."),
     "node": (
         "mri_edge.commands.services.node",
