@@ -205,6 +205,13 @@ REQUIRE_SIGNATURE = click.option(
     show_envvar=True,
     help="Use the bundle only if this public key (PEM file) verifies its signature and no file has changed since.",
 )
+BATCH = click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    envvar="MRI_EDGE_BATCH",
+    show_envvar=True,
+    help="Scans per run. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
+)
 VERBOSE = click.option(
     "-v",
     "--verbose",

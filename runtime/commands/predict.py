@@ -15,7 +15,7 @@ from mri_edge.errors import UsageError
 from mri_edge.inference.loading import PendingModel
 from mri_edge.inference.selection import RunOptions
 
-from .options import REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
+from .options import BATCH, REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
 
 EXAMPLES = """\b
 Examples:
@@ -67,13 +67,7 @@ Examples:
     "labels, the answer. Takes about 140 runs of the model for each scan. With --by series: for up to 3 slices of the "
     "series, and the curve of the probability along it.",
 )
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 1024),
-    envvar="MRI_EDGE_BATCH",
-    show_envvar=True,
-    help="Scans per run. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
-)
+@BATCH
 @click.option(
     "--dicom-out",
     type=click.Path(path_type=Path, file_okay=False),

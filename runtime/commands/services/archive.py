@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from mri_edge.commands.options import REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
+from mri_edge.commands.options import BATCH, REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
 from mri_edge.errors import UsageError, printable
 from mri_edge.inference.selection import RunOptions
 
@@ -55,13 +55,7 @@ Examples:
     help="Write heatmaps into RESULTS/heatmaps. Takes about 140 runs of the model for each scan or, with --by series, "
     "for 3 slices of each series.",
 )
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 1024),
-    envvar="MRI_EDGE_BATCH",
-    show_envvar=True,
-    help="Scans per run of the model. Default: as tuned, else 8, or 64 for a model below 1 MiB.",
-)
+@BATCH
 @REQUIRE_SIGNATURE
 @model_options
 @reading_options
