@@ -42,7 +42,8 @@ class Address:
     def listen(self) -> socket.socket:
         """Return a socket that accepts connections. Raises UsageError."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family)
+        # asyncio switches Nagle's algorithm off (40 ms an answer) only for a socket that names its protocol.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.host, self.port))

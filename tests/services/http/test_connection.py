@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import socket
 import ssl
@@ -14,6 +15,7 @@ httpx = pytest.importorskip("httpx")
 
 from mri_edge.services.http import connection
 from mri_edge.services.http.limits import Limits
+from mri_edge.services.http.server import Address
 
 INFER = "/v2/models/small/infer"
 TIMEOUT_S = 120
@@ -163,3 +165,23 @@ def test_line_ends_do_not_keep_a_connection_open(held, monkeypatch):
         assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         sock.sendall(b"\r\n")
         wait_until_closed(server)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_small_writes_are_sent_at_once(host):
+    """With Nagle's algorithm the second write of an answer waits about 40 ms for the client's acknowledgement."""
+
+    async def accepted() -> int:
+        delays = asyncio.get_running_loop().create_future()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server_side = writer.get_extra_info("socket")
+            delays.set_result(server_side.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with Address(host, 0).listen() as listener:
+            async with await asyncio.start_server(connected, sock=listener):
+                with socket.create_connection(listener.getsockname()[:2], TIMEOUT_S):
+                    return await delays
+
+    assert asyncio.run(accepted())
