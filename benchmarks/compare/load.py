@@ -49,10 +49,19 @@ end
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs."""
+    """A server that runs, in a process group of its own, and is stopped while no request is sent to it."""
 
     port: int
     pid: int
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run within the block. LitServe's workers use CPU time while they wait, and others are measured."""
+        os.killpg(self.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.killpg(self.pid, signal.SIGSTOP)
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of the process and of those that it started."""
@@ -98,7 +107,8 @@ def saturate(requests: Requests, seconds: float, connections: int = CONNECTIONS)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "60s", "-s", str(script), url]
         cpu = requests.server.cpu_seconds()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with requests.server.awake():
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = requests.server.cpu_seconds() - cpu
     if done.returncode:
@@ -140,10 +150,11 @@ def latencies(requests: Requests, rate: float | None, count: int, connections: i
         connection.close()
 
     threads = [threading.Thread(target=send) for _ in range(1 if rate is None else connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with requests.server.awake():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if len(seconds) < count:
         raise RuntimeError(f"{count - len(seconds)} requests failed")
     return sorted(seconds)
@@ -176,9 +187,12 @@ def running(command: Sequence[str], port: int, ready: str, **environment: str) -
     ) as process:
         try:
             _await(process, port, ready)
+            os.killpg(process.pid, signal.SIGSTOP)
             yield Running(port, process.pid)
         finally:
             process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             with contextlib.suppress(ProcessLookupError):  # LitServe leaves its workers behind
