@@ -27,7 +27,7 @@ def commands() -> dict[str, list[str]]:
     for name in embedded_models():
         model = EMBEDDED / name / "model.int8.onnx"
         found[f"mri-edge predict, {name}"] = program("predict", SCAN, "--json", "--model", name)
-        found[f"bare ONNX Runtime script, {name}"] = script("bare_onnxruntime.py", model, SCAN)
+        found[f"bare ONNX Runtime script, {name}"] = script("bare_onnxruntime.py", model, 0, SCAN)
     keras = bundles()["vgg16"].folder / "model.keras"
     if keras.is_file():
         found[BASELINE] = script("keras_predict.py", keras, SCAN)

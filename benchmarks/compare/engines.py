@@ -40,7 +40,7 @@ BASELINE = "vgg16: keras.Model.predict: model.keras"
 LOAD = {"seconds": 1.0, "queries": 22, "samples": 24, "batch": 8}
 ROUNDS, BUSY_ROUNDS, BUSY_QUERIES = 3, 2, 8
 # mri_edge is imported first: it keeps OpenVINO from reporting its use.
-_APP = "import mri_edge; from openvino.tools.benchmark.main import main; main()"
+APP = "import mri_edge; from openvino.tools.benchmark.main import main; main()"
 
 
 def run_subject(subject: Subject, tensors: Path, threads: int, *, answers: bool, busy: bool) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def run_subject(subject: Subject, tensors: Path, threads: int, *, answers: bool,
     # OpenVINO's benchmark_app measures itself on random pixels and prints only the median.
     shape = ",".join(map(str, np.load(tensors, mmap_mode="r").shape[1:]))
     options = f"-d CPU -api sync -nireq 1 -nthreads {threads} -hint none -t {LOAD['seconds']:.0f} -shape [1,{shape}]"
-    lines = output([sys.executable, "-c", _APP, "-m", subject.model, *options.split()])
+    lines = output([sys.executable, "-c", APP, "-m", subject.model, *options.split()])
     found = re.search(r"Median: +([\d.]+) (ms|us)", "\n".join(lines))
     if not found:
         raise RuntimeError((lines or ["it printed nothing"])[-1])

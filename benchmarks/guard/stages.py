@@ -137,7 +137,7 @@ def _start(model: str, bundle: Bundle, scan: Path) -> Rows:
     """
     commands = {
         "ours": program("predict", scan, "--json", "--model", model, "--threads", 1),
-        "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", scan, 1),
+        "bare": script("bare_onnxruntime.py", bundle.folder / "model.int8.onnx", 1, scan),
     }
     pairs = zip(*alternate(commands, _STARTS, cpu_seconds).values(), strict=True)
     rows = [_row("start", ours * 1e3, bare * 1e3) for ours, bare in pairs]

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.compare import roof
-from benchmarks.records import server_table, store
+from benchmarks.records import server_table, store, whole_table
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
 BLOCK = re.compile(r"(<!-- benchmarks: tables.*? -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
+_OTHER_BLOCKS = {server_table.BLOCK: server_table.content, whole_table.BLOCK: whole_table.content}
 _LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
 _FRAMEWORKS = ("keras", "tf.function", "Olive")
 
@@ -221,8 +222,11 @@ def _spread(spread: dict[str, float] | None, number: Callable[[float], str] = _n
 def drawn(text: str, path: Path, found: dict[str, Records]) -> str:
     """Return a document with its tables as the records say."""
     content = tables(found, Path(os.path.relpath(store.COMMITTED, path.parent)).as_posix())
-    text = BLOCK.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
-    return server_table.BLOCK.sub(lambda match: f"{match[1]}\n{server_table.content()}\n\n{match[2]}", text)
+    contents = {BLOCK: content, **{block: make() for block, make in _OTHER_BLOCKS.items()}}
+    for block, made in contents.items():
+        if match := block.search(text):
+            text = f"{text[: match.end(1)]}\n{made}\n\n{text[match.start(2) :]}"
+    return text
 
 
 def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> int:
@@ -234,18 +238,20 @@ def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> 
     wanted = {store.COMMITTED / kind / "README.md": page(kind, records) for kind, records in found.items()}
     for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8")
-        if BLOCK.search(text) or server_table.BLOCK.search(text):
+        if any(block.search(text) for block in (BLOCK, *_OTHER_BLOCKS)):
             wanted[path] = drawn(text, path, found)
     if check:
         wrong = [f"{path}: differs" for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
         print("\n".join(wrong) or "the tables agree with the records")
         return int(bool(wrong))
-    from benchmarks.records.plots import draw_all
+    from benchmarks.records.plots import draw_all, draw_rates
 
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
     for kind, records in found.items():
         draw_all(store.COMMITTED / kind, plots_of(records.compare), records.compare, records.cold_start)
+        if whole := store.load("whole", kind):
+            draw_rates(store.COMMITTED / kind / "whole.svg", whole_table.by_rate(whole))
     return 0
 
 

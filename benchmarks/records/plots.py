@@ -1,4 +1,4 @@
-"""Draw plots from the committed records: latency and size against accuracy, and cold starts as bars."""
+"""Draw plots from the committed records: latency and size against accuracy, and cold starts and rates as bars."""
 
 from __future__ import annotations
 
@@ -23,27 +23,39 @@ KINDS = {
 }
 MARKERS = "oD^sv"
 
+mpl.rcParams |= {"svg.hashsalt": "mri-edge", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
 
 def draw_all(folder: Path, wanted: Sequence[str], compared: dict[str, Any], started: dict[str, Any]) -> None:
     """Draw the ``wanted`` plots (``latency``, ``size``, ``cold_start``) as SVG in ``folder``, and remove the others.
 
     The same records give the same bytes.
     """
-    mpl.rcParams |= {"svg.hashsalt": "mri-edge", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     rows = [row for row in compared["rows"].values() if "model" in row and "accuracy" in row]
     files = {(row["bundle"], row["size_bytes"]): row for row in reversed(rows)}  # one point for each file
     drawings = {
         "latency": lambda: _against_accuracy(rows, "ms for one image, model only (log)", legend=True),
         "size": lambda: _against_accuracy(list(files.values()), "MB on disk (log)", legend=False),
-        "cold_start": lambda: _bars(started),
+        "cold_start": lambda: _cold_starts(started),
     }
     for name, draw in drawings.items():
         target = folder / f"{name}.svg"
         target.unlink(missing_ok=True)
         if name in wanted:
-            figure = draw()
-            figure.savefig(target, metadata={"Date": None})
-            plt.close(figure)
+            _save(draw(), target)
+
+
+def draw_rates(target: Path, rows: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+    """Draw scans a second as bars: model, title and row of each subject."""
+    names = [f"{model}, {title}" for model, title, _ in rows]
+    values = [row["scans_per_s"]["value"] for *_, row in rows]
+    colors = [_kind(title)[0] for _, title, _ in rows]
+    _save(_bars(names, values, colors, "{:,.0f}", "scans a second, from file to answer (log)"), target)
+
+
+def _save(figure: Figure, target: Path) -> None:
+    figure.savefig(target, metadata={"Date": None})
+    plt.close(figure)
 
 
 def _kind(title: str) -> tuple[str, str]:
@@ -73,14 +85,18 @@ def _against_accuracy(rows: list[dict[str, Any]], label: str, *, legend: bool) -
     return figure
 
 
-def _bars(started: dict[str, Any]) -> Figure:
-    rows = sorted(started["rows"].items(), key=lambda item: -item[1]["seconds"]["value"])
-    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 0.9), layout="constrained")
-    values = [row["seconds"]["value"] for _, row in rows]
-    bars = axes.barh([name for name, _ in rows], values, color=[_kind(name)[0] for name, _ in rows])
-    axes.bar_label(bars, [f"{value:.2f} s" for value in values], padding=4)
+def _cold_starts(started: dict[str, Any]) -> Figure:
+    rows = sorted(started["rows"].items(), key=lambda item: item[1]["seconds"]["value"])
     label = f"{'CPU seconds' if started['busy'] else 'seconds'}, whole process (log)"
+    values, colors = [row["seconds"]["value"] for _, row in rows], [_kind(name)[0] for name, _ in rows]
+    return _bars([name for name, _ in rows], values, colors, "{:.2f} s", label)
+
+
+def _bars(names: list[str], values: list[float], colors: list[str], number: str, label: str) -> Figure:
+    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(names) + 0.9), layout="constrained")
+    axes.bar_label(axes.barh(names, values, color=colors), [number.format(value) for value in values], padding=4)
     axes.set(xscale="log", xlabel=label, xlim=(min(values) / 2, max(values) * 3))
+    axes.invert_yaxis()
     _use_plain_numbers(axes)
     return figure
 

@@ -1,4 +1,4 @@
-"""Classify one scan as a notebook does: load the .keras file, then `model.predict`. Arguments: MODEL SCAN."""
+"""Classify scans as a notebook does: load the .keras file, then `model.predict`. Arguments: MODEL SCAN..."""
 
 import sys
 
@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from PIL import Image
 
-model, scan = sys.argv[1:]
+model, *scans = sys.argv[1:]
 network = keras.models.load_model(model, compile=False)
-pixels = np.asarray(Image.open(scan).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
-print(network.predict(pixels[None, :, :, ::-1] / np.float32(255), verbose=0))
+for scan in scans:
+    pixels = np.asarray(Image.open(scan).convert("RGB").resize((128, 128), Image.Resampling.BILINEAR))
+    print(network.predict(pixels[None, :, :, ::-1] / np.float32(255), verbose=0))

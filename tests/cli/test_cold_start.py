@@ -16,7 +16,7 @@ from mri_edge.device.native import paused_collection
 
 CHECKOUT = Path(__file__).parents[2]
 SCAN = CHECKOUT / "examples" / "phantom-1.jpg"
-BARE = [CHECKOUT / "scripts" / "measured" / "bare_onnxruntime.py", EMBEDDED / "small" / "model.int8.onnx", SCAN]
+BARE = [CHECKOUT / "scripts" / "measured" / "bare_onnxruntime.py", EMBEDDED / "small" / "model.int8.onnx", 0, SCAN]
 PREDICT = ["-m", "mri_edge", "predict", SCAN, "--json", "--model", "small"]
 # Modules that only other inputs and other options need; each takes about a millisecond.
 NEEDLESS = {
