@@ -14,6 +14,7 @@ HEADERS_S = 10.0  # seconds from a new connection, or from the first byte of a r
 # is closed with unread bytes resets the connection, and the client loses the answer (RFC 9112, section 9.6).
 LINGER_BYTES = 256 << 20
 LINGER_S = 10.0
+READING_S = 30.0  # a client that waits for a large answer must receive some of it in each such time
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -21,6 +22,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     _left = 0  # bytes that may still arrive while the timer runs
     _timer: asyncio.TimerHandle | None = None  # runs while headers are not complete, and while bytes are discarded
+    _reading: asyncio.TimerHandle | None = None  # runs while the client has not received what was sent
     _damaged = False  # the rest of what arrives is no request
     _socket: Any = None  # the transport of the event loop
     transport: Any
@@ -36,7 +38,18 @@ class BoundedConnection(HttpToolsProtocol):
         """Stop to wait."""
         self.transport.closing = True
         self._stop_timer()
+        self._stop_reading()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start to wait for the client to receive, because more is buffered than it should be."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """Stop to wait, because little is buffered."""
+        self._stop_reading()
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """Start to wait for the headers of a request."""
@@ -114,6 +127,22 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_timer()
         self._left = most
         self._timer = self.loop.call_later(seconds, end)
+
+    def _await_reading(self) -> None:
+        left = self._socket.get_write_buffer_size()
+
+        def check() -> None:
+            if self._socket.get_write_buffer_size() < left:
+                self._await_reading()
+            else:
+                self._socket.abort()
+
+        self._reading = self.loop.call_later(READING_S, check)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

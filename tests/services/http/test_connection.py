@@ -32,6 +32,7 @@ REFUSALS = {
     "another site": (INFER, {"Origin": "http://evil.example"}, 403),
     "compressed": (INFER, {"Content-Encoding": "gzip"}, 415),
     "wrong option": ("/v1/classify?by=patient", {}, 400),
+    "unknown option": ("/v1/classify?heatmaps=1", {}, 400),
     "too large": ("/v1/classify", {}, 413),
 }
 
@@ -165,6 +166,48 @@ def test_line_ends_do_not_keep_a_connection_open(held, monkeypatch):
         assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         sock.sendall(b"\r\n")
         wait_until_closed(server)
+
+
+LARGE = bytes(64 << 20)  # more than the buffers of both sockets
+
+
+@pytest.fixture
+def large_answers(held, monkeypatch):
+    """A server that answers every request with ``LARGE``, to clients that must receive some of it in a second."""
+
+    async def answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(LARGE))]})
+        await send({"type": "http.response.body", "body": LARGE})
+        await send({"type": "http.response.body", "body": b""})  # as a streamed answer: it waits for the client
+
+    monkeypatch.setattr(connection, "READING_S", 1.0)
+    server = held(released=True)
+    monkeypatch.setattr(server.server.config, "loaded_app", answer)
+    return server
+
+
+def asking(server):
+    sock = socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    return sock
+
+
+def test_a_client_that_never_reads_its_answer_is_disconnected(large_answers):
+    with asking(large_answers) as sock:
+        assert sock.recv(1, socket.MSG_PEEK)
+        wait_until_closed(large_answers)
+        assert len(everything(sock)) < len(LARGE)
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_answer(large_answers):
+    received, start = 0, time.monotonic()
+    with asking(large_answers) as sock:
+        while piece := sock.recv(8 << 20, socket.MSG_WAITALL):
+            received += len(piece)
+            time.sleep(0.5)
+    assert received > len(LARGE)
+    assert time.monotonic() - start > 3 * connection.READING_S
+    wait_until_closed(large_answers)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -21,9 +21,14 @@ from .long_work import ScanWork
 from .results import Options, as_dict
 from .uploads import Store, Upload, receive
 
+_PARAMETERS = ("by", "heatmap", "index", "model", "picture", "plane", "timeout")
+
 
 def options_of(query: dict[str, str]) -> Options:
     """Read the parameters of a request. Raises RequestRefused with status 400."""
+    if unknown := next((name for name in query if name not in _PARAMETERS), None):
+        known = ", ".join(_PARAMETERS)
+        raise RequestRefused(400, "usage", f"unknown parameter {unknown[:40]!r}. Known: {known}")
     by = _choice(query, "by", ("slice", "series", "study"))
     index = query.get("index")
     if index is not None and not (index.isascii() and index.isdigit() and len(index) < 8):
