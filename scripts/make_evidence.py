@@ -221,7 +221,8 @@ def _command(record: Mapping[str, Any]) -> str:
 
 
 def _length(schedule: Mapping[str, Any]) -> str:
-    return next(f"{schedule[unit]:,} {unit}" for unit in ("steps", "epochs") if unit in schedule)
+    length = next(f"{schedule[unit]:,} {unit}" for unit in ("steps", "epochs") if unit in schedule)
+    return f"{length} in each of {schedule['runs']} runs" if "runs" in schedule else length
 
 
 def _folds(record: Mapping[str, Any]) -> str:

@@ -458,8 +458,8 @@ def _must_teach(number: int, models: dict[str, tuple[RecipeSpec, int]], store: P
 
 
 def _clear_state(folder: Path) -> None:
-    for name in ("checkpoint.npz", "validation.npy"):
-        (folder / name).unlink(missing_ok=True)
+    for path in (*folder.glob("checkpoint*.npz"), folder / "validation.npy"):
+        path.unlink(missing_ok=True)
 
 
 # A run is identified by values without field names, so that renaming a field does not discard finished folds.

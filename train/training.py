@@ -105,6 +105,7 @@ def schedule_of(recipe: RecipeSpec) -> dict[str, Any]:
             "weight_decay": schedule.weight_decay,
             "largest_gradient": schedule.largest_gradient,
             "averaging": schedule.averaging,
+            **({"runs": schedule.runs} if schedule.runs > 1 else {}),
         }
     return {
         "epochs": schedule.epochs,
@@ -157,34 +158,17 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     backbone = find_backbone(recipe.backbone)
     classes = len(job.labels.names)
     precision = fast_precision(backbone)
-    working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
-    views_of = _view_maker(job, recipe, schedule.warmup_steps + schedule.steps)
-
-    def make_batch(step: int) -> Batch:
-        views, label = views_of(step)
-        targets = np.full((len(label), classes), schedule.label_smoothing / classes, np.float32)
-        targets[np.arange(len(label)), label] += 1 - schedule.label_smoothing
-        return recipe.preprocessing.normalize(views[..., None].repeat(3, axis=-1)), targets
-
-    with step_progress(job.label or "fine-tuning", first=schedule.warmup_steps, every=schedule.epoch_steps) as report:
-        losses = finetune(
-            working.whole,
-            working.backbone,
-            schedule,
-            make_batch,
-            report,
-            stages=backbone.stages,
-            checkpoint=job.checkpoint,
-        )
+    runs = [_fine_tune_once(job, recipe, schedule, run, precision) for run in range(schedule.runs)]
     # Copy the weights to a network that computes in float32, which is exported.
     network = build_in_precision(None, recipe, classes, job.seed, "float32")
-    network.whole.set_weights(working.whole.get_weights())
+    network.whole.set_weights([np.mean(arrays, axis=0) for arrays in zip(*(run.weights for run in runs), strict=True)])
     policy = recipe.calibration or Calibration()
     temperature, threshold = calibrate(network, job, recipe.preprocessing, policy)
-    working.whole.set_weights(network.whole.get_weights())
+    quick = build_in_precision(None, recipe, classes, job.seed, precision)
+    quick.whole.set_weights(network.whole.get_weights())
     return Trained(
         network,
-        working,
+        quick,
         temperature,
         threshold,
         {
@@ -194,10 +178,47 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
             "batch": schedule.batch,
             "label_smoothing": schedule.label_smoothing,
             "drawn_lesion_share": recipe.scan_views.lesion_probability if classes == 2 else 0,
-            "loss_by_epoch": _means(losses, schedule.epoch_steps),
+            "loss_by_epoch": np.mean([_means(run.losses, schedule.epoch_steps) for run in runs], axis=0).tolist(),
             **_calibration_facts(job, policy, temperature),
         },
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The end of one fine-tuning: the weights, and the loss of each step."""
+
+    weights: list[NDArray[np.float32]]
+    losses: list[float]
+
+
+def _fine_tune_once(job: Job, recipe: RecipeSpec, schedule: FineTuning, run: int, precision: str) -> _Run:
+    """Fine-tune from the same initial weights in every ``run``, 0, 1, …, with other views in another order."""
+    label, checkpoint, classes = job.label or "fine-tuning", job.checkpoint, len(job.labels.names)
+    if schedule.runs > 1:
+        label += f", run {run + 1}/{schedule.runs}"
+        checkpoint = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{run + 1}")
+    working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
+    seeded = dataclasses.replace(job, seed=job.seed + run)
+    views_of = _view_maker(seeded, recipe, schedule.warmup_steps + schedule.steps)
+
+    def make_batch(step: int) -> Batch:
+        views, label = views_of(step)
+        targets = np.full((len(label), classes), schedule.label_smoothing / classes, np.float32)
+        targets[np.arange(len(label)), label] += 1 - schedule.label_smoothing
+        return recipe.preprocessing.normalize(views[..., None].repeat(3, axis=-1)), targets
+
+    with step_progress(label, first=schedule.warmup_steps, every=schedule.epoch_steps) as report:
+        losses = finetune(
+            working.whole,
+            working.backbone,
+            schedule,
+            make_batch,
+            report,
+            stages=find_backbone(recipe.backbone).stages,
+            checkpoint=checkpoint,
+        )
+    return _Run(working.whole.get_weights(), losses)
 
 
 def _view_maker(job: Job, recipe: RecipeSpec, steps: int) -> ViewsOf:

@@ -376,7 +376,7 @@ def roles(collection):
     return assigned.rows_of(assigned.choose_roles(collection), collection)
 
 
-def trained_on(collection, roles, recipe, labels=TWO):
+def trained_on(collection, roles, recipe, labels=TWO, store=None, **changes):
     schedule = dataclasses.replace(
         recipe.schedule,
         warmup_steps=4,
@@ -384,9 +384,82 @@ def trained_on(collection, roles, recipe, labels=TWO):
         rise=2,
         learning_rate=0.03,
         averaging=0.5,
+        **changes,
     )
-    job = training.Job(collection, labels, *roles, weights=None, seed=0)
+    job = training.Job(collection, labels, *roles, weights=None, seed=0, store=store)
     return training.train_model(job, dataclasses.replace(recipe, schedule=schedule))
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Collect the weights at the start and at the end of each fine-tuning, and the pictures of its first batch."""
+    found = []
+    real = training.finetune
+
+    def finetune(network, backbone, schedule, make_batch, *arguments, **options):
+        start, batch = network.get_weights(), make_batch(0)[0]
+        losses = real(network, backbone, schedule, make_batch, *arguments, **options)
+        found.append((start, batch, network.get_weights()))
+        return losses
+
+    monkeypatch.setattr(training, "finetune", finetune)
+    return found
+
+
+def same(left, right):
+    return all(np.array_equal(*pair) for pair in zip(left, right, strict=True))
+
+
+def test_weights_are_the_mean_of_runs_from_the_same_start_with_other_views(
+    two_layers, collection, roles, tiny_recipe, runs
+):
+    trained = trained_on(collection, roles, tiny_recipe, runs=3)
+    assert len(runs) == 3
+    for start, batch, end in runs[1:]:
+        assert same(start, runs[0][0])
+        assert not np.array_equal(batch, runs[0][1])
+        assert not same(end, runs[0][2])
+    means = [np.mean(arrays, axis=0) for arrays in zip(*(end for _, _, end in runs), strict=True)]
+    # The temperature divides the last layer.
+    for found, expected in zip(trained.network.whole.get_weights()[:-2], means[:-2], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(trained.network.whole.get_weights()[-2:], means[-2:], strict=True):
+        np.testing.assert_allclose(found * trained.temperature, expected, rtol=1e-5)
+    assert trained.details["plan"]["runs"] == 3
+
+
+@pytest.mark.parametrize("ended", [1, 2])
+def test_runs_that_have_ended_are_not_trained_again(
+    two_layers, collection, roles, tiny_recipe, runs, tmp_path, monkeypatch, ended
+):
+    whole = trained_on(collection, roles, tiny_recipe, runs=2)
+    real = training.finetune
+
+    def interrupted(*arguments, **options):
+        if len(runs) == 2 + ended:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finetune", interrupted)
+        if ended < 2:
+            with pytest.raises(KeyboardInterrupt):
+                trained_on(collection, roles, tiny_recipe, runs=2, store=tmp_path)
+        else:
+            trained_on(collection, roles, tiny_recipe, runs=2, store=tmp_path)
+    steps = []
+    monkeypatch.setattr(keras.Model, "train_on_batch", counting(keras.Model.train_on_batch, steps))
+    resumed = trained_on(collection, roles, tiny_recipe, runs=2, store=tmp_path)
+    assert len(steps) == (2 - ended) * (4 + 30)
+    assert same(whole.network.whole.get_weights(), resumed.network.whole.get_weights())
+
+
+def counting(real, calls):
+    def call(*arguments, **options):
+        calls.append(None)
+        return real(*arguments, **options)
+
+    return call
 
 
 @pytest.mark.parametrize("classes", [2, 3])

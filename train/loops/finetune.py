@@ -65,7 +65,7 @@ def finetune(
     stages
         Prefixes of the layer names of each stage of the backbone, from the input upwards.
     checkpoint
-        File for the state, saved after every epoch; if it exists, training continues from it and ends with the same
+        File for the state, saved after every epoch and at the end; if it exists, training continues from it and ends with the same
         weights as an uninterrupted one.
 
     Returns
@@ -91,7 +91,7 @@ def finetune(
         for _ in range(max(first, resumed), last):
             network.reset_metrics()  # otherwise Keras returns the mean since compilation
             losses.append(float(network.train_on_batch(*next(batches), return_dict=True)["loss"]))
-            if checkpoint and len(losses) % schedule.epoch_steps == 0:
+            if checkpoint and (len(losses) % schedule.epoch_steps == 0 or len(losses) == total):
                 checkpoints.save(checkpoint, state, losses)
             report(len(losses), total, losses[-1])
 

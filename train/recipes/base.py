@@ -117,6 +117,9 @@ class FineTuning(Schedule):
         the result.
     label_smoothing
         Fraction of the target probability that is spread evenly over all classes.
+    runs
+        Fine-tunings from the same initial weights with other views, of which the weights are averaged: a "model soup"
+        (Wortsman et al. 2022).
     """
 
     epoch_images: int
@@ -128,6 +131,7 @@ class FineTuning(Schedule):
     largest_gradient: float
     averaging: float
     label_smoothing: float
+    runs: int = 1
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,7 @@
 Views, balance of classes and sources, averaging and calibration are those of the robust recipe. It differs in its
 backbone, which has a seventh of the weights and an eighteenth of the multiplications, and in that the device frames the
 head and resizes with antialiasing. The first stages are frozen, because they did not improve with training and take
-most of its time.
+most of its time. The weights are the mean of three runs, which ranks scans of an unseen source better than one run.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LITE = RecipeSpec(
         largest_gradient=1.0,
         averaging=0.99,
         label_smoothing=0.1,
+        runs=3,
     ),
     split=SplitPolicy(("reference", "grouped"), keep_apart=True, validation_folds=8),
     calibration=Calibration(),
