@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,14 @@ SLOW_TIMEOUT = 900  # seconds for a test that is marked slow; pyproject.toml set
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give slow tests more time, if pytest-timeout is installed. Devices run the tests without it."""
+    """Give slow tests more time, if pytest-timeout is installed. Devices run the tests without it.
+
+    Workers of pytest-xdist begin with the files that contain most slow tests, so that none is left to run alone at the
+    end. ``--no-loadscope-reorder`` keeps this order.
+    """
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
     if config.pluginmanager.hasplugin("timeout"):
         for item in items:
             if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):

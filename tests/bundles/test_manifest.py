@@ -109,7 +109,7 @@ def test_round_trip(full: Manifest, tiny_manifest: Manifest) -> None:
     libraries=st.dictionaries(st.text(), st.text()),
     details=st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text()),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_round_trip_of_any_content(
     tiny_manifest: Manifest,
     name: str,

@@ -12,6 +12,7 @@ import pytest
 
 from mri_edge import Classifier
 from mri_edge.authoring.packing import pack
+from mri_edge.benchmarking import tuning
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.engines import engine_file
@@ -35,7 +36,6 @@ READERS = {
     "slim": ["bundle", "slim", "{}", "--artifact", "model.onnx", "--out", "slim"],
     "slim by option": ["bundle", "slim", "--model", "{}", "--artifact", "model.onnx", "--out", "slim"],
 }
-SLOW = {"bench", "tune"}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tmp_path / "profiles"))
+    monkeypatch.setattr(tuning, "thread_counts", lambda cores: [1])  # tune starts a process for each number of threads
 
 
 @pytest.fixture

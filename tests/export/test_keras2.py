@@ -48,6 +48,43 @@ def efficientnet() -> keras.Model:
     return with_statistics(keras.applications.EfficientNetB0(input_shape=(SIZE, SIZE, 3), weights=None, classes=2))
 
 
+def inverted_residual() -> keras.Model:
+    """One block of MobileNetV2 with its stem and top."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    stem = layers.Conv2D(8, 3, 2, padding="same", use_bias=False)(entry)
+    stem = layers.ReLU(6.0)(layers.BatchNormalization(epsilon=1e-3, momentum=0.999)(stem))
+    hidden = layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(48, 1, use_bias=False)(stem)))
+    hidden = layers.DepthwiseConv2D(3, use_bias=False, padding="same")(hidden)
+    hidden = layers.ReLU(6.0)(layers.BatchNormalization()(hidden))
+    hidden = layers.Add()([stem, layers.BatchNormalization()(layers.Conv2D(8, 1, use_bias=False)(hidden))])
+    padded = layers.ZeroPadding2D(((0, 1), (0, 1)))(hidden)
+    hidden = layers.DepthwiseConv2D(3, 2, use_bias=False, padding="valid")(padded)
+    hidden = layers.GlobalAveragePooling2D()(layers.ReLU(6.0)(layers.BatchNormalization()(hidden)))
+    return with_statistics(keras.Model(entry, layers.Dense(2, activation="softmax")(hidden)))
+
+
+def squeeze_and_excitation() -> keras.Model:
+    """One block of EfficientNet with its preprocessing, stem and top."""
+    layers = keras.layers
+    entry = keras.Input((SIZE, SIZE, 3))
+    scaled = layers.Rescaling([1 / 0.229, 1 / 0.224, 1 / 0.225])(
+        layers.Normalization()(layers.Rescaling(1 / 255)(entry))
+    )
+    padded = layers.ZeroPadding2D(((0, 1), (0, 1)))(scaled)
+    stem = layers.Conv2D(8, 3, 2, padding="valid", use_bias=False)(padded)
+    stem = layers.Activation("swish")(layers.BatchNormalization()(stem))
+    hidden = layers.DepthwiseConv2D(5, padding="same", use_bias=False)(stem)
+    hidden = layers.Activation("swish")(layers.BatchNormalization()(hidden))
+    squeezed = layers.Reshape((1, 1, 8))(layers.GlobalAveragePooling2D()(hidden))
+    squeezed = layers.Conv2D(2, 1, padding="same", activation="swish")(squeezed)
+    squeezed = layers.Conv2D(8, 1, padding="same", activation="sigmoid")(squeezed)
+    hidden = layers.Conv2D(8, 1, padding="same", use_bias=False)(layers.multiply([hidden, squeezed]))
+    hidden = layers.Dropout(0.2, noise_shape=(None, 1, 1, 1))(layers.BatchNormalization()(hidden))
+    hidden = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(layers.add([hidden, stem])))
+    return with_statistics(keras.Model(entry, layers.Dense(2, activation="softmax")(hidden)))
+
+
 def transfer() -> keras.Model:
     """``preprocess_input`` and a nested model, as in TensorFlow's tutorial on transfer learning."""
     body = keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha=0.35, weights=None, include_top=False)
@@ -134,7 +171,7 @@ def saved_as_keras2(model: keras.Model, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("make", [mobilenet, efficientnet, transfer, half, sequential])
+@pytest.mark.parametrize("make", [mobilenet, efficientnet, inverted_residual, transfer, half, sequential])
 def test_opened_model_gives_the_answers_of_the_saved_one(make: Callable[[], keras.Model], tmp_path):
     model = make()
     opened = load(saved_as_keras2(model, tmp_path / "model.h5"))
@@ -142,7 +179,7 @@ def test_opened_model_gives_the_answers_of_the_saved_one(make: Callable[[], kera
     np.testing.assert_allclose(opened(pixels, training=False), model(pixels, training=False), atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [mobilenet, sequential])
+@pytest.mark.parametrize("make", [inverted_residual, sequential])
 def test_keras_3_cannot_open_the_file_itself(make, tmp_path):
     """Otherwise the test above would prove nothing."""
     path = saved_as_keras2(make(), tmp_path / "model.h5")
@@ -152,7 +189,7 @@ def test_keras_3_cannot_open_the_file_itself(make, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5"])
 def test_a_description_of_keras_3_is_not_changed(name, tmp_path):
-    mobilenet().save(tmp_path / name)
+    inverted_residual().save(tmp_path / name)
     if name.endswith("keras"):
         with zipfile.ZipFile(tmp_path / name) as archive:
             config = json.loads(archive.read("config.json"))
@@ -172,12 +209,11 @@ def test_an_operation_without_an_equivalent_layer_is_refused(operation, tmp_path
         load(path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [mobilenet, efficientnet])
+@pytest.mark.parametrize("make", [inverted_residual, squeeze_and_excitation])
 def test_a_model_of_keras_2_is_exported(make, pictures, tmp_path):
     path = saved_as_keras2(make(), tmp_path / "model.h5")
     preprocessing = '{"height": 32, "width": 32, "scale": 1}'
-    if make is mobilenet:
+    if make is inverted_residual:
         preprocessing = '{"height": 32, "width": 32, "scale": 0.00784313725, "mean": [1, 1, 1]}'
     out = tmp_path / "out"
     arguments = ["--from", str(path), "--labels", "no,yes", "--preprocessing", preprocessing, "--data", str(pictures)]

@@ -1,10 +1,10 @@
 """Damage model files in many ways, and check that each opens or is refused with a message.
 
-    python tests/hostile/fuzz_models.py OUT KIND COUNT
+    python tests/hostile/fuzz_models.py OUT KIND=COUNT...
 
 Kinds: keras, keras-inside, h5, saved, backbone-h5, backbone-ckpt.
 
-Prints as JSON how many opened and how many were refused; any other error ends it with a traceback.
+Prints as JSON how many of each kind opened and how many were refused; any other error ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -107,9 +107,11 @@ def subjects(folder: Path, kind: str, count: int) -> Iterator[tuple[Path, Callab
         yield folder / "damaged", opens
 
 
-def main(folder: Path, kind: str, count: int) -> None:
+def outcomes(folder: Path, kind: str, count: int) -> dict[str, int]:
+    """Open as many damaged files of a kind, and count the outcomes."""
     from mri_edge.errors import BundleError
 
+    folder.mkdir()
     found = {"opened": 0, "refused": 0}
     for path, opens in subjects(folder, kind, count):
         try:
@@ -119,8 +121,9 @@ def main(folder: Path, kind: str, count: int) -> None:
             found["refused"] += 1
             if "\n" in str(error):
                 raise AssertionError("the refusal has more than one line") from error
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    counts = {kind: int(count) for kind, count in (argument.split("=") for argument in sys.argv[2:])}
+    print(json.dumps({kind: outcomes(Path(sys.argv[1]) / kind, kind, count) for kind, count in counts.items()}))

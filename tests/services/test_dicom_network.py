@@ -165,7 +165,7 @@ def test_garbage_ends_the_connection_and_nothing_else(server: Server) -> None:
 
 
 def test_a_pdu_that_is_too_long_is_not_waited_for(make_server: Callable[..., Server]) -> None:
-    server = make_server(Limits(associations=3, timeout_s=120))
+    server = make_server(Limits(associations=3, timeout_s=600, request_s=1))
     client = server.raw(b"\x01\0\xff\xff\xff\xff")
     ends(client, 30)
     client.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from mri_edge.scans.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from mri_edge.train.data.folder import Scan
+    from mri_edge.train.models.network import Backbone
+    from mri_edge.train.models.weights import BackboneWeights
 
 
 def draw_picture(rng: np.random.Generator, bright: bool, size: int = 40) -> Image.Image:
@@ -74,6 +76,59 @@ def small_recipe():
         head=Head(hidden=16, dropout=0.5),
         schedule=dataclasses.replace(REFERENCE.schedule, batch=4, epochs=3),
     )
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Compute each operation at once: for the few steps of a small training, tracing graphs takes far longer.
+
+    Tests of complete trainings, and those of the loops in ``test_finetune.py``, trace their graphs as users do.
+    """
+    tensorflow = pytest.importorskip("tensorflow", reason="needs the extra 'train'")
+    tensorflow.config.run_functions_eagerly(True)
+    yield
+    tensorflow.config.run_functions_eagerly(False)
+
+
+def _build_toy(weights: BackboneWeights | None, height: int, width: int) -> Any:
+    """Build two convolutions that map float32 (N, height, width, 3) to (N, height // 8, width // 8, 8)."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    pictures = keras.Input((height, width, 3))
+    tensor = layers.Conv2D(8, 3, 4, "same", activation="relu", name="stage1_conv")(pictures)
+    features = layers.Conv2D(8, 3, 2, "same", activation="relu", name="stage2_conv")(tensor)
+    model = keras.Model(pictures, features, name="toy")
+    model.trainable = False
+    return model
+
+
+@pytest.fixture
+def toy_backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    """Two convolutions with random weights, registered as the backbone ``toy``."""
+    pytest.importorskip("keras", reason="needs the extra 'train'")
+    from mri_edge.train.models import registry
+    from mri_edge.train.models.network import Backbone
+    from mri_edge.train.models.weights import BackboneWeights
+
+    backbone = Backbone(
+        title="two convolutions",
+        build=_build_toy,
+        load_weights=lambda source, say: BackboneWeights((), "random", "none", "0" * 64),
+        stages=("stage1_", "stage2_"),
+        preprocessing=Preprocessing(height=32, width=32),
+        feature_stride=8,
+        feature_channels=8,
+    )
+    monkeypatch.setitem(registry.BACKBONES, "toy", backbone)
+    return backbone
+
+
+@pytest.fixture
+def toy_reference(small_recipe, toy_backbone):
+    """``small_recipe`` on the backbone ``toy``."""
+    return dataclasses.replace(small_recipe, backbone="toy")
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,9 @@ def test_dumb_terminal_gets_lines_instead_of_bars(monkeypatch, capfd) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_training_says_how_to_continue(folders, weights_file, tmp_path) -> None:
+def test_interrupted_training_says_how_to_continue(folders, weights_file, tmp_path, monkeypatch, capfd) -> None:
+    from mri_edge.cli import run
+
     options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "4"]
     process = subprocess.Popen(
         [*TRAIN, *options], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -93,14 +95,15 @@ def test_interrupted_training_says_how_to_continue(folders, weights_file, tmp_pa
     again = lines[-1].split()
     assert again == ["mri-edge", "train", *options, "--out", "runs/vgg16", "--resume"]
 
-    done = subprocess.run([*TRAIN, *again[2:]], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "epoch   1/4" not in done.stderr
-    assert done.stderr.splitlines()[-2:] == [
+    monkeypatch.chdir(tmp_path)
+    assert run(again[1:]) == 0
+    done = capfd.readouterr()
+    assert "epoch   1/4" not in done.err
+    assert done.err.splitlines()[-2:] == [
         "report: runs/vgg16/report/index.html",
         "next: mri-edge export runs/vgg16 --quantize",
     ]
-    assert re.search(r"accuracy +[01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  of 6", done.stdout)
+    assert re.search(r"accuracy +[01]\.\d{3} \([01]\.\d{3} to [01]\.\d{3}\)  of 6", done.out)
     manifest = json.loads((tmp_path / "runs/vgg16/manifest.json").read_text())
     assert manifest["name"] == "vgg16"
     assert os.listdir(tmp_path / "runs") == ["vgg16"]  # noqa: PTH208
@@ -141,13 +144,14 @@ def test_next_training_clears_what_a_killed_one_left(folders, weights_file, tmp_
     assert not list(temporary.iterdir())
 
 
-def test_model_is_named_after_its_folder(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd) -> None:
+@pytest.mark.usefixtures("eager")
+def test_model_is_named_after_its_folder(folders, toy_reference, tmp_path, monkeypatch, capfd) -> None:
     from mri_edge.cli import run
     from mri_edge.train.recipes import registry
 
-    monkeypatch.setitem(registry.RECIPES, "reference", small_recipe)
+    monkeypatch.setitem(registry.RECIPES, "reference", toy_reference)
     monkeypatch.chdir(tmp_path)
-    options = [str(folders), "--backbone-weights", str(weights_file), "--epochs", "1"]
+    options = [str(folders), "--epochs", "1"]
     for more, place, name in (
         (["--out", "bundles/mine"], "bundles/mine", "mine"),
         (["--out", "bundles/other", "--name", "better"], "bundles/other", "better"),

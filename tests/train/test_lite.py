@@ -65,6 +65,7 @@ def heads(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.usefixtures("eager")
 def test_lite_trains_exports_and_predicts_the_head_in_its_square(
     heads: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

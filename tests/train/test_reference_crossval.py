@@ -37,9 +37,8 @@ def test_too_few_groups_are_rejected():
         by_group(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4]), 3, 0)
 
 
-def test_every_image_is_scored_by_a_model_that_did_not_see_it(
-    folders, small_recipe, weights_file, tmp_path, monkeypatch
-):
+@pytest.mark.usefixtures("eager")
+def test_every_image_is_scored_by_a_model_that_did_not_see_it(folders, toy_reference, tmp_path, monkeypatch):
     learned = []
 
     def spy(network, train, validation, *arguments, **options):
@@ -49,7 +48,7 @@ def test_every_image_is_scored_by_a_model_that_did_not_see_it(
     fit = training.fit
     monkeypatch.setattr(training, "fit", spy)
     out = tmp_path / "figures"
-    record = cross_validate(folders, out, small_recipe, folds=3, backbone_weights=str(weights_file), seed=1)
+    record = cross_validate(folders, out, toy_reference, folds=3, backbone_weights="none", seed=1)
     assert json.loads((out / "crossval.json").read_text()) == record
     assert sorted(path.name for path in out.iterdir()) == ["crossval.json", "fold-1", "fold-2", "fold-3", "identity"]
     assert [path.name for path in (out / "fold-1").iterdir()] == ["model.npz"]
@@ -74,9 +73,8 @@ def test_source_that_cannot_be_left_out_is_reported_before_training(two_sources,
         cross_validate(two_sources, tmp_path / "figures", small_recipe, **chosen)
 
 
-def test_resumed_cross_validation_keeps_folds_and_gives_the_same_record(
-    folders, small_recipe, weights_file, tmp_path, monkeypatch
-):
+@pytest.mark.usefixtures("eager")
+def test_resumed_cross_validation_keeps_folds_and_gives_the_same_record(folders, toy_reference, tmp_path, monkeypatch):
     fitted = []
     real = training.fit
 
@@ -87,12 +85,12 @@ def test_resumed_cross_validation_keeps_folds_and_gives_the_same_record(
         return real(*arguments, **options)
 
     monkeypatch.setattr(training, "fit", fit)
-    chosen = {"folds": 2, "backbone_weights": str(weights_file), "seed": 1}
+    chosen = {"folds": 2, "backbone_weights": "none", "seed": 1}
     with pytest.raises(KeyboardInterrupt):
-        cross_validate(folders, tmp_path / "cut", small_recipe, **chosen)
-    resumed = cross_validate(folders, tmp_path / "cut", small_recipe, **chosen)
+        cross_validate(folders, tmp_path / "cut", toy_reference, **chosen)
+    resumed = cross_validate(folders, tmp_path / "cut", toy_reference, **chosen)
     assert fitted == ["fold-1", "fold-2", "fold-2"]
-    whole = cross_validate(folders, tmp_path / "whole", small_recipe, **chosen)
+    whole = cross_validate(folders, tmp_path / "whole", toy_reference, **chosen)
     assert {**resumed, "creation": None} == {**whole, "creation": None}
 
 
@@ -128,9 +126,10 @@ def test_patients_and_exclusions_are_respected(folders, small_recipe, weights_fi
         assert not {patient[row] for row in learn} & {patient[row] for row in held}
 
 
-def test_evaluate_runs_a_cross_validation(folders, small_recipe, weights_file, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(registry.RECIPES, "reference", small_recipe)
-    common = ["evaluate", "--data", str(folders), "--cv", "2", "--backbone-weights", str(weights_file)]
+@pytest.mark.usefixtures("eager")
+def test_evaluate_runs_a_cross_validation(folders, toy_reference, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(registry.RECIPES, "reference", toy_reference)
+    common = ["evaluate", "--data", str(folders), "--cv", "2"]
     assert run(common) == 2
     assert "--out" in capfd.readouterr().err
     assert run([*common, "--out", str(tmp_path / "figures")]) == 0

@@ -42,6 +42,8 @@ from mri_edge.train.recipes.registry import find_recipe
 from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.transforms import mri
 
+from . import small_robust_run
+
 
 @pytest.fixture(scope="module")
 def tiny_recipe():
@@ -51,6 +53,13 @@ def tiny_recipe():
         head=Head(hidden=8, dropout=0.5),
         schedule=dataclasses.replace(ROBUST.schedule, batch=4, epochs=1, epoch_images=16, warmup_steps=2, rise=1),
     )
+
+
+@pytest.fixture
+def toy_recipe(tiny_recipe, toy_backbone):
+    """``tiny_recipe`` on a backbone of two convolutions, one of which is trained."""
+    schedule = dataclasses.replace(tiny_recipe.schedule, frozen_stages=1)
+    return dataclasses.replace(tiny_recipe, backbone="toy", schedule=schedule)
 
 
 def collection_of(data, recipe):
@@ -193,6 +202,7 @@ def test_too_few_slices_to_hold_out_are_reported(folders, tiny_recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eager")
 def test_same_seed_gives_same_calibrated_weights_and_frozen_stages(two_sources, tiny_recipe, small_weights):
     collection, labels = collection_of(two_sources, tiny_recipe)
     roles = np.array([image.role for image in assigned.choose_roles(collection).images])
@@ -245,10 +255,9 @@ def test_bundle_records_how_it_was_trained(as_reference, tiny_recipe, weights_fi
 
 
 @pytest.mark.slow
-def test_cross_validation_scores_each_image_once_without_leaks(
-    two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch
-):
-    collection, labels = collection_of(two_sources, tiny_recipe)
+@pytest.mark.usefixtures("eager")
+def test_cross_validation_scores_each_image_once_without_leaks(two_sources, toy_recipe, tmp_path, monkeypatch):
+    collection, labels = collection_of(two_sources, toy_recipe)
     trainable = np.arange(len(collection.scans)) % 10 != 0
     seen = []
     real = crossval.train_model
@@ -259,7 +268,7 @@ def test_cross_validation_scores_each_image_once_without_leaks(
 
     monkeypatch.setattr(crossval, "train_model", watch)
     result = crossval.score_folds(
-        collection, trainable, small_weights, tiny_recipe, labels=labels, folds=2, seed=0, store=tmp_path / "folds"
+        collection, trainable, None, toy_recipe, labels=labels, folds=2, seed=0, store=tmp_path / "folds"
     )
     fold = np.array(result["images"]["fold"])
     assert set(fold) == {1, 2}
@@ -276,8 +285,9 @@ def test_cross_validation_scores_each_image_once_without_leaks(
 
 
 @pytest.mark.slow
-def test_leaving_out_a_source_trains_only_on_the_others(two_sources, tiny_recipe, small_weights, tmp_path, monkeypatch):
-    collection, labels = collection_of(two_sources, tiny_recipe)
+@pytest.mark.usefixtures("eager")
+def test_leaving_out_a_source_trains_only_on_the_others(two_sources, toy_recipe, tmp_path, monkeypatch):
+    collection, labels = collection_of(two_sources, toy_recipe)
     seen = []
     real = crossval.train_model
 
@@ -288,7 +298,7 @@ def test_leaving_out_a_source_trains_only_on_the_others(two_sources, tiny_recipe
     monkeypatch.setattr(crossval, "train_model", watch)
     everyone = np.ones(len(collection.scans), bool)
     result = crossval.score_folds(
-        collection, everyone, small_weights, tiny_recipe, labels=labels, folds=None, seed=0, store=tmp_path / "folds"
+        collection, everyone, None, toy_recipe, labels=labels, folds=None, seed=0, store=tmp_path / "folds"
     )
     assert seen == [{"b"}, {"a"}]
     assert [fold["sources"] for fold in result["by_fold"]] == [["a"], ["b"]]
@@ -381,9 +391,9 @@ def test_slices_on_disk_equal_those_in_memory(two_sources, tiny_recipe, tmp_path
 @pytest.mark.slow
 def test_killed_and_resumed_training_ends_with_the_same_weights(two_sources, weights_file, tmp_path):
     """The precision is that in which this machine trains."""
-    script = Path(__file__).with_name("small_robust_run.py")
-    command = [sys.executable, str(script), str(two_sources)]
-    subprocess.run([*command, str(tmp_path / "whole"), str(weights_file)], check=True, timeout=300)
+    chosen = {"backbone_weights": str(weights_file), "seed": small_robust_run.SEED}
+    pipeline.train_bundle(two_sources, tmp_path / "whole", small_robust_run.RECIPE, **chosen)
+    command = [sys.executable, small_robust_run.__file__, str(two_sources)]
     checkpoint = tmp_path / ".broken.training" / "checkpoint.npz"
     process = subprocess.Popen([*command, str(tmp_path / "broken"), str(weights_file)])
     while not checkpoint.is_file() and process.poll() is None:
@@ -392,7 +402,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(two_sources, wei
     process.wait()
     assert not (tmp_path / "broken").exists(), "the training ended before it was killed"
     assert 2 <= len(unfinished.facts_in(checkpoint)) < 12
-    subprocess.run([*command, str(tmp_path / "broken"), str(weights_file), "resume"], check=True, timeout=300)
+    pipeline.train_bundle(two_sources, tmp_path / "broken", small_robust_run.RECIPE, **chosen, resume=True)
     whole, broken = (keras.models.load_model(tmp_path / name / "model.keras") for name in ("whole", "broken"))
     for left, right in zip(whole.get_weights(), broken.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,11 +31,11 @@ from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.reference import REFERENCE
 from mri_edge.train.recipes.robust import ROBUST
 
-SCRIPT = Path(__file__).with_name("small_run.py")
+from . import small_run
 
 
 def command(*arguments):
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return [sys.executable, small_run.__file__, *map(str, arguments)]
 
 
 def head_weights(bundle, folder):
@@ -59,7 +58,9 @@ def head_weights(bundle, folder):
 @pytest.mark.slow
 def test_killed_and_resumed_training_ends_with_the_same_weights(folders, weights_file, tmp_path):
     epochs = 6
-    subprocess.run(command(folders, tmp_path / "whole", weights_file, epochs), check=True, timeout=300)
+    recipe = small_run.RECIPE.with_epochs(epochs)
+    chosen = {"backbone_weights": str(weights_file), "seed": small_run.SEED}
+    pipeline.train_bundle(folders, tmp_path / "whole", recipe, **chosen)
 
     checkpoint = tmp_path / ".broken.training" / "checkpoint.npz"
     process = subprocess.Popen(command(folders, tmp_path / "broken", weights_file, epochs))
@@ -69,7 +70,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(folders, weights
     process.wait()
     assert not (tmp_path / "broken").exists(), "the training ended before it was killed"
     assert 1 <= len(unfinished.facts_in(checkpoint)) < epochs
-    subprocess.run(command(folders, tmp_path / "broken", weights_file, epochs, "resume"), check=True, timeout=300)
+    pipeline.train_bundle(folders, tmp_path / "broken", recipe, **chosen, resume=True)
 
     whole, resumed = (head_weights(tmp_path / name, tmp_path / f"{name}-h5") for name in ("whole", "broken"))
     assert len(whole) == 4
@@ -218,7 +219,8 @@ def test_reference_figures_are_shown_only_for_its_data_and_split(folders, small_
     assert not pipeline.repeats_reference(dataclasses.replace(small_recipe, name="robust"), "reference", scans)
 
 
-def test_no_split_divides_patients(folders, small_recipe, weights_file, tmp_path):
+@pytest.mark.usefixtures("eager")
+def test_no_split_divides_patients(folders, toy_reference, tmp_path):
     """Each patient has four pictures. Two patients share a picture, so they must be on the same side."""
     shutil.copy(folders / "yes" / "yes00.png", folders / "yes" / "yes15.png")
     files = [f"{name}/{name}{index:02}.png" for name, count in (("no", 14), ("yes", 16)) for index in range(count)]
@@ -226,8 +228,8 @@ def test_no_split_divides_patients(folders, small_recipe, weights_file, tmp_path
     csv = tmp_path / "patients.csv"
     csv.write_text("file,group\n" + "".join(f"{file},{one}\n" for file, one in patient.items()))
     out = tmp_path / "bundle"
-    recipe = small_recipe.with_epochs(1)
-    chosen = {"backbone_weights": str(weights_file), "seed": 1, "groups": csv}
+    recipe = toy_reference.with_epochs(1)
+    chosen = {"backbone_weights": "none", "seed": 1, "groups": csv}
     split = pipeline.train_bundle(folders, out, recipe, **chosen).split
     patients_by_role = {role: {patient[image.file] for image in split.of(role)} for role in ("train", "test")}
     assert patients_by_role["train"] | patients_by_role["test"] == set(patient.values())

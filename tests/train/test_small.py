@@ -58,8 +58,8 @@ def shallow(monkeypatch):
 
 
 @pytest.fixture
-def quick(monkeypatch, robust_recipe, shallow):
-    """Shallow students, and teachers trained for 4 steps."""
+def quick(monkeypatch, robust_recipe, shallow, eager):
+    """Shallow students, and teachers trained for 4 steps, without traced graphs."""
     monkeypatch.setitem(registry.RECIPES, "robust", robust_recipe)
 
 

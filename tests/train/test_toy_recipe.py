@@ -5,52 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-keras = pytest.importorskip("keras", reason="needs the extra 'train'")
+pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("tf2onnx", reason="needs the extra 'export'")
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.models import registry as backbones
 from mri_edge.train.models.network import Backbone
-from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes import registry as recipes
 from mri_edge.train.recipes.base import Augmentation, Calibration, Head, HeadTraining, RecipeSpec, SplitPolicy
 
-
-def build(weights: BackboneWeights | None, height: int, width: int) -> Any:
-    """Build two convolutions that map float32 (N, height, width, 3) to (N, height // 8, width // 8, 8)."""
-    keras.utils.set_random_seed(0)
-    layers = keras.layers
-    pictures = keras.Input((height, width, 3))
-    tensor = layers.Conv2D(8, 3, 4, "same", activation="relu", name="stage1_conv")(pictures)
-    features = layers.Conv2D(8, 3, 2, "same", activation="relu", name="stage2_conv")(tensor)
-    model = keras.Model(pictures, features, name="toy")
-    model.trainable = False
-    return model
-
-
-TOY_BACKBONE = Backbone(
-    title="two convolutions",
-    build=build,
-    load_weights=lambda source, say: BackboneWeights((), "random", "none", "0" * 64),
-    stages=("stage1_", "stage2_"),
-    preprocessing=Preprocessing(height=32, width=32),
-    feature_stride=8,
-    feature_channels=8,
-)
 TOY_RECIPE = RecipeSpec(
     name="toy",
     summary="for this test",
     run_name="toy",
     backbone="toy",
-    preprocessing=TOY_BACKBONE.preprocessing,
+    preprocessing=Preprocessing(height=32, width=32),
     head=Head(hidden=8, dropout=0.1),
     transforms=Augmentation(horizontal_flip=True),
     schedule=HeadTraining(epochs=6, batch=4, learning_rate=0.01),
@@ -58,8 +33,7 @@ TOY_RECIPE = RecipeSpec(
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backbones.BACKBONES, "toy", TOY_BACKBONE)
+def _registered(monkeypatch: pytest.MonkeyPatch, toy_backbone: Backbone) -> None:
     monkeypatch.setitem(recipes.RECIPES, TOY_RECIPE.name, TOY_RECIPE)
 
 
@@ -94,6 +68,7 @@ def four_classes(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_four_labels_are_trained_exported_evaluated_and_predicted(
     four_classes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], calibrated: bool
@@ -128,6 +103,7 @@ def test_four_labels_are_trained_exported_evaluated_and_predicted(
     assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.usefixtures("eager")
 def test_folders_with_other_names_are_scored_with_a_mapping(
     folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +121,7 @@ def test_folders_with_other_names_are_scored_with_a_mapping(
     assert json.loads(capfd.readouterr().out)["data"]["label_folders"] == {"no tumour": ["clear"], "tumour": ["yes"]}
 
 
+@pytest.mark.usefixtures("eager")
 def test_four_labels_are_cross_validated(four_classes: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures"
     given = ["train", str(four_classes), "--recipe", "toy", "--labels", "folders", "--cv", "3", "--out", str(out)]
@@ -156,6 +133,7 @@ def test_four_labels_are_cross_validated(four_classes: Path, tmp_path: Path) -> 
     assert record["grouping"].startswith("near-duplicates (file order carries no identity")
 
 
+@pytest.mark.usefixtures("eager")
 def test_toy_recipe_is_cross_validated(folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures"
     assert run(["train", str(folders), "--recipe", "toy", "--cv", "2", "--out", str(out)]) == 0
@@ -164,12 +142,13 @@ def test_toy_recipe_is_cross_validated(folders: Path, tmp_path: Path) -> None:
     assert record["pooled"]["model"]["accuracy"]["images"] == 30
 
 
+@pytest.mark.usefixtures("eager")
 def test_toy_backbone_is_fine_tuned_with_the_robust_schedule(two_sources: Path, tmp_path: Path) -> None:
     """Train it with the schedule, transforms, split and calibration of the robust recipe."""
     robust = recipes.find_recipe("robust")
     schedule = dataclasses.replace(robust.schedule, batch=4, epochs=1, epoch_images=16, warmup_steps=2, frozen_stages=1)
     tuned = dataclasses.replace(
-        robust, backbone="toy", preprocessing=TOY_BACKBONE.preprocessing, head=Head(8, 0.1), schedule=schedule
+        robust, backbone="toy", preprocessing=TOY_RECIPE.preprocessing, head=Head(8, 0.1), schedule=schedule
     )
     recipes.RECIPES["toy"] = tuned
     assert run(["train", str(two_sources), "--recipe", "toy", "--out", str(tmp_path / "toy")]) == 0

@@ -51,6 +51,8 @@ class Limits:
         Associations at a time. One more is rejected, with the reason "local limit exceeded".
     timeout_s
         Longest silence, and longest time for one PDU or for a TLS handshake.
+    request_s
+        Longest time from the connection to its association request, if shorter than ``timeout_s``.
     instance_bytes
         Largest instance.
     total_bytes
@@ -59,6 +61,7 @@ class Limits:
 
     associations: int = 20
     timeout_s: float = 60.0
+    request_s: float = 30.0
     instance_bytes: int = 256 << 20
     total_bytes: int = 512 << 20
 

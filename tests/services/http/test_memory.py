@@ -9,7 +9,7 @@ import pytest
 
 httpx = pytest.importorskip("httpx")
 
-_WARM_UP, _REQUESTS = 400, 800
+_WARM_UP, _REQUESTS = 200, 400
 _MAX_GROWTH = 1.05
 
 
