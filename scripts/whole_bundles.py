@@ -38,8 +38,7 @@ from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import choose_roles, rows_of
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.models.network import Network, build_network, predict
-from mri_edge.train.models.small_cnn import build_shipped
-from mri_edge.train.models.vgg16 import build_backbone
+from mri_edge.train.models.registry import find_backbone
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.recipes.registry import find_recipe
@@ -61,8 +60,14 @@ def layers_of(model: Path) -> list[Weights]:
             continue
         kernel = values[node.input[1]]
         bias = values[node.input[2]] if len(node.input) > 2 else bias_after[node.output[0]]
-        found.append([kernel.transpose(2, 3, 1, 0) if node.op_type == "Conv" else kernel, bias])
+        found.append([_in_keras_layout(kernel) if node.op_type == "Conv" else kernel, bias])
     return found
+
+
+def _in_keras_layout(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn (out, in, height, width) into (height, width, in, out); for a depthwise one into (height, width, out, 1)."""
+    kernel = kernel.transpose(2, 3, 1, 0)
+    return kernel.swapaxes(2, 3) if kernel.shape[2] == 1 else kernel
 
 
 def unfold(kernel: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -81,13 +86,14 @@ def keras_network(bundle: Bundle, recipe: RecipeSpec) -> Network:
             model = Path(folder) / FLOAT
             write_float_twin(bundle.folder / INT8, model)
         weights = layers_of(model)
-    weights[0][0] = unfold(weights[0][0], manifest.preprocessing)
-    if recipe.name == "small":
-        network = build_shipped(recipe, classes)
+    size, backbone = manifest.preprocessing, find_backbone(recipe.backbone)
+    weights[0][0] = unfold(weights[0][0], size)
+    if backbone.student:
+        network = backbone.student.build_shipped(recipe, classes)
     else:
-        size = manifest.preprocessing
-        backbone = build_backbone(None, size.height, size.width)
-        network = build_network(backbone, recipe.head, recipe.schedule.learning_rate, classes, seed=0)
+        layers = backbone.build(None, size.height, size.width)
+        network = build_network(layers, recipe.head, recipe.schedule.learning_rate, classes, seed=0)
+    if not (backbone.student or recipe.head.pooled):
         # The exporter flattens channels first, Keras last.
         height, width, channels = network.backbone.output_shape[1:]
         head = weights[-2][0].reshape(channels, height, width, -1)
@@ -149,10 +155,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=CHECKOUT / "bundles", help="default: bundles/")
     options = parser.parse_args(arguments)
     scans, labels = find_scans(options.data)
-    collection = collect(scans, Bundle.open(embedded_models()[0]).manifest.preprocessing)
-    split = choose_roles(collection)
     codes = []
     for name in embedded_models():
+        collection = collect(scans, Bundle.open(name).manifest.preprocessing)
+        split = choose_roles(collection)
         write_keras_bundle(name, options.out / name, collection, labels, split)
         export = program("export", options.out / name, "--all", "--data", options.data)
         codes.append(subprocess.run(export, check=False).returncode)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mri_edge.bundles.bundle import embedded_models
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 BENCHMARKS = CHECKOUT / "benchmarks"
 
@@ -323,7 +325,7 @@ def test_wait_outside_the_measurement_is_not_subtracted(monkeypatch):
     assert undisturbed.seconds_of(lambda: None) >= 0
 
 
-@pytest.mark.parametrize("name", ["small", "vgg16"])
+@pytest.mark.parametrize("name", embedded_models())
 def test_embedded_model_is_rebuilt_in_keras(name):
     """The results equal those of the embedded model: up to rounding for float, within the parity gate for int8."""
     pytest.importorskip("keras", reason="Keras builds the network (extra 'train')")
