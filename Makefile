@@ -120,7 +120,8 @@ lite: $(VENV)/.dev  ## train and export the default model, lite, again
 	$(BIN)/mri-edge evaluate bundles/lite --artifact model.int8.onnx --heatmaps --data $(DATA) --record
 	$(BIN)/mri-edge bundle slim bundles/lite --artifact model.int8.onnx --artifact model.int8.tflite \
 		--out runtime/models/lite --overwrite
-	$(BIN)/mri-edge bundle record runtime/models/lite examples/mni152-slice-2.jpg examples/phantom-2.jpg
+	$(BIN)/mri-edge bundle record runtime/models/lite examples/mni152-slice-2.jpg examples/phantom-2.jpg \
+		examples/dicom/mni152-slice-2-lossless.dcm
 
 vgg16: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge train --recipe robust --data $(DATA) --backbone-weights torchvision --seed 0 \
@@ -130,7 +131,8 @@ vgg16: $(VENV)/.dev  ## train and export the embedded model vgg16 again
 	$(BIN)/mri-edge export bundles/vgg16 --quantize --data $(DATA)
 	$(BIN)/mri-edge evaluate bundles/vgg16 --artifact model.int8.onnx --heatmaps --data $(DATA) --record
 	$(BIN)/mri-edge bundle slim bundles/vgg16 --artifact model.int8.onnx --out runtime/models/vgg16 --overwrite
-	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg
+	$(BIN)/mri-edge bundle record runtime/models/vgg16 examples/mni152-slice-2.jpg examples/phantom-2.jpg \
+		examples/dicom/mni152-slice-2-lossless.dcm
 
 small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge train --recipe small --teacher vgg16 --data $(DATA) --seed 0 --out bundles/small --overwrite
@@ -140,7 +142,8 @@ small: $(VENV)/.dev  ## distill and export the embedded model small again
 	$(BIN)/mri-edge evaluate bundles/small --artifact model.int8.onnx --heatmaps --data $(DATA) --record
 	$(BIN)/mri-edge bundle slim bundles/small --artifact model.int8.onnx --artifact model.int8.tflite \
 		--artifact model.onnx --out runtime/models/small --overwrite
-	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg
+	$(BIN)/mri-edge bundle record runtime/models/small examples/mni152-slice-2.jpg examples/phantom-2.jpg \
+		examples/dicom/mni152-slice-2-lossless.dcm
 
 schema: $(VENV)/.dev  ## write runtime/bundles/manifest.schema.json after a change of runtime/bundles/manifest.py
 	$(BIN)/python scripts/make_schema.py
