@@ -23,7 +23,7 @@ from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, job, record, sink, sources, stages
+from mri_edge.services.archive import inputs, job, packing, reading, record, sink, sources
 from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
 from mri_edge.services.archive.guard import MOST_CRASHES, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
@@ -229,10 +229,10 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         preprocessing = classifier.bundle.manifest.preprocessing
         paths = [str(PHANTOM), str(EXAMPLES / "gone.jpg"), str(EXAMPLES / "phantom-2.jpg")]
         units = [Unit(None, None, (Member(path),)) for path in paths]
-        found = stages._read_units(units, preprocessing, DEFAULT)
+        found = reading.read_units(units, preprocessing, DEFAULT)
         assert [len(slices) for slices in found] == [1, 1, 1]
         expected = list(classifier.predict_batches(paths))
-        packed = [stages._unpacked(stages._packed(slices)) for slices in found]
+        packed = [packing.unpacked(packing.packed(slices)) for slices in found]
         results = list(classifier.predict_prepared([result for slices in packed for result in slices]))
         assert [result.source for result in results] == paths
         assert [r.probabilities for r in results if hasattr(r, "label")] == [
@@ -243,7 +243,7 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         monkeypatch.setattr(
             picture, "read", lambda source, options: iter(()) if "1" in source else real(source, options)
         )
-        found = stages._read_units(units, preprocessing, DEFAULT)
+        found = reading.read_units(units, preprocessing, DEFAULT)
         assert [slices[0].error.code if hasattr(slices[0], "error") else "" for slices in found] == [
             "damaged",
             "missing",
@@ -375,9 +375,9 @@ def test_there_is_a_classifier_for_each_gpu_or_each_core():
     found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=True)
     assert (found.classify, found.classify_resources, found.threads, found.read) == (2, {"num_gpus": 1}, None, 8)
     found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=False)
-    assert (found.classify, found.threads, found.read) == (8, 1, 8)
-    # A core has room for a process that classifies, one that reads, and a short task.
-    assert found.classify_resources["num_cpus"] + found.read_cpus + SHORT_CPUS <= 1
+    assert (found.classify, found.threads, found.read) == (8, 1, None)
+    # A core has room for a process that classifies, and two short tasks.
+    assert found.classify_resources["num_cpus"] + 2 * SHORT_CPUS <= 1
     with_threads = dataclasses.replace(work, run=RunOptions(threads=3))
     assert job._processes(with_threads, Resources(cpus=8, gpus=0), on_gpu=False).threads == 3
 

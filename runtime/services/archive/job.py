@@ -22,7 +22,7 @@ from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import make_folder
 from mri_edge.storage.lock import locked
 
-from .cluster import CLASSIFY_CPUS, READ_CPUS, SHORT_CPUS, Resources, cluster, import_ray
+from .cluster import SHORT_CPUS, WORK_CPUS, Resources, cluster, import_ray
 from .progress import progress
 from .record import INPUTS, RunRecord, begun_run
 
@@ -125,25 +125,29 @@ def _settled(bundle: Bundle, archive: Archive) -> tuple[RunOptions, bool]:
 
 @dataclass(frozen=True)
 class _Processes:
-    """How many processes classify, what each takes of a node, and with how many threads; and the same for reading."""
+    """How many processes classify, what each takes of a node, with how many threads, and how many read for them.
+
+    Attributes
+    ----------
+    read
+        None if the processes that classify also read. For GPUs, all cores read.
+    short
+        How many processes read the list of inputs, and how many write: these take a hundredth of the time.
+    """
 
     classify: int
     classify_resources: dict[str, float]
     threads: int | None
-    read: int
-    read_cpus: float
-
-    @property
-    def short(self) -> int:
-        """How many processes read the list of inputs, and how many write: these take a hundredth of the time."""
-        return -(-self.read // _CORES_PER_SHORT)
+    read: int | None
+    short: int
 
 
 def _processes(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Processes:
-    """Return a classifier for each GPU and readers on all cores or, without GPUs, one of both for each core."""
+    """Return a classifier for each GPU and readers on all cores or, without GPUs, a classifier that reads on each."""
+    short = -(-resources.cpus // _CORES_PER_SHORT)
     if on_gpu and resources.gpus:
-        return _Processes(resources.gpus, {"num_gpus": 1}, archive.run.threads, resources.cpus, 1 - SHORT_CPUS)
-    return _Processes(resources.cpus, {"num_cpus": CLASSIFY_CPUS}, archive.run.threads or 1, resources.cpus, READ_CPUS)
+        return _Processes(resources.gpus, {"num_gpus": 1}, archive.run.threads, resources.cpus, short)
+    return _Processes(resources.cpus, {"num_cpus": WORK_CPUS}, archive.run.threads or 1, None, short)
 
 
 def _record(archive: Archive, bundle: Bundle) -> RunRecord:
@@ -230,7 +234,7 @@ def _classify(
     from .inputs import Inputs
     from .schema import INPUT, OUTCOME
     from .sink import CHECKPOINT, RESULTS
-    from .stages import Classify, ReadAndClassify, Work, read_scans
+    from .stages import Classify, ClassifyWhole, ReadAndClassify, Work, read_scans
 
     work = Work(
         model=archive.model,
@@ -247,7 +251,8 @@ def _classify(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
     context.memory_usage_poll_interval_s = None  # nothing uses these measurements
-    separate = archive.by == "slice" and not archive.heatmap
+    whole = archive.by == "series" or archive.heatmap
+    separate = processes.read is not None and not whole
     # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets
     # must stay together, because the checkpoint knows only inputs; those of a block of scans are far below the bound.
     context.target_max_block_size = _BLOCK_BYTES if separate else None
@@ -270,11 +275,11 @@ def _classify(
             batch_size=None,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=processes.read),
-            num_cpus=processes.read_cpus,
+            num_cpus=WORK_CPUS,
             max_retries=-1,
         )
     data = data.map_batches(
-        Classify if separate else ReadAndClassify,
+        ClassifyWhole if whole else Classify if separate else ReadAndClassify,
         fn_constructor_args=(work, ledger),
         batch_size=None,
         batch_format="pyarrow",
@@ -286,7 +291,7 @@ def _classify(
         data.write_parquet(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
-            min_rows_per_file=archive.per_file if separate else _SERIES_PER_FILE,
+            min_rows_per_file=_SERIES_PER_FILE if whole else archive.per_file,
             concurrency=processes.short,
             ray_remote_args={"num_cpus": SHORT_CPUS},
         )
