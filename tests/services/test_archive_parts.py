@@ -23,7 +23,7 @@ from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, job, packing, reading, record, sink, sources
+from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources
 from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
 from mri_edge.services.archive.guard import MOST_CRASHES, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
@@ -180,6 +180,53 @@ def test_a_folder_with_too_many_scans_for_one_worker_is_refused(tmp_path, monkey
     (unit,) = units_of(tmp_path, by="series")
     assert unit.error["code"] == "too_large"
     assert unit.error["limit"] == 1
+
+
+def test_inputs_that_share_a_series_belong_to_the_first_of_them():
+    found = [(4, {b"b"}), (0, {b"a"}), (1, {b"b", b"c"}), (2, set()), (3, {b"c", b"d"}), (5, {b"d"}), (6, {b"e"})]
+    assert joining.leaders(found) == {3: 1, 4: 1, 5: 1}
+    assert joining.leaders(reversed(found)) == {3: 1, 4: 1, 5: 1}
+
+
+def test_the_files_of_inputs_that_share_a_series_are_in_one_unit(tmp_path, monkeypatch):
+    units = [Unit(None, None, (Member(f"{number}/a.dcm"),)) for number in range(4)]
+    inputs.write_inputs(units, tmp_path / "inputs", 3)
+    listed = list(joining.read_all(tmp_path / "inputs", 4, 3))
+    assert listed == list(enumerate(units))
+    found = list(joining.join(listed, listed, {2: 0, 3: 0}))
+    assert [[member.path for member in unit.members] for unit in found] == [
+        ["0/a.dcm", "2/a.dcm", "3/a.dcm"],
+        ["1/a.dcm"],
+    ]
+    monkeypatch.setattr(sources, "_MOST_FILES", 2)
+    first, second = joining.join(listed, listed, {2: 0, 3: 0})
+    assert first.error["code"] == "too_large"
+    assert second == units[1]
+
+
+def test_the_series_of_an_input_are_those_of_its_files(tmp_path):
+    pytest.importorskip("pydicom")
+    slices = [Unit(None, None, (Member(str(path)),)) for path in sorted((EXAMPLES / "dicom").iterdir())]
+    elsewhere = [Unit(None, "s.zip", (Member("a.dcm"),)), Unit.failed(InputError("x"))]
+    picture = Unit(None, None, (Member(str(PHANTOM)), Member(str(tmp_path / "gone.dcm"))))
+    inputs.write_inputs([*slices, *elsewhere, picture], tmp_path / "inputs", 99)
+    found = dict(joining._series_of_part(tmp_path / "inputs", 0, 99, tmp_path, DEFAULT))
+    assert [len(series) for series in found.values()] == [1] * len(slices) + [0]
+    assert found[0] == found[len(slices) - 1]
+
+
+def test_one_part_is_read_ahead():
+    read: list[int] = []
+
+    def remember(number: int) -> int:
+        read.append(number)
+        return number
+
+    parts = reading.read_ahead(remember, range(6))
+    for number, part in enumerate(parts):
+        assert part == number
+        assert len(read) <= number + 2
+    assert read == list(range(6))
 
 
 def test_a_unit_survives_as_text_whatever_its_names():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.errors import DISK_ERRORS, EngineError, MriEdgeError, OutputError, printable
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.selection import RunOptions, select
@@ -23,8 +22,9 @@ from mri_edge.storage.atomic import make_folder
 from mri_edge.storage.lock import locked
 
 from .cluster import SHORT_CPUS, WORK_CPUS, Resources, cluster, import_ray
+from .failures import output_errors
 from .progress import progress
-from .record import INPUTS, RunRecord, begun_run
+from .record import FOLDERS, INPUTS, RunRecord, begun_run
 
 _PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
 _FOLDERS_PER_TASK = 4
@@ -93,17 +93,19 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     make_folder(out)
     with locked(out):
         begun = begun_run(out, record)
-        record = _listed(archive, out, record, begun, notify)
+        record = begun or _listed(archive, record, notify)
         from .sink import inputs_before
         from .summary import write_summary
 
         assert record.inputs is not None  # noqa: S101 (the list is complete)
         before = inputs_before(out)
         if before < record.inputs:
-            with cluster(archive.address) as resources:
+            with cluster(archive.address) as resources, output_errors(out):
+                if begun is None and record.by == "series":
+                    record = _joined(archive, record, resources.cpus, notify)
                 processes = _processes(archive, resources, on_gpu=on_gpu)
-                with _output_errors(out):
-                    _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
+                _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
+        assert record.inputs is not None  # noqa: S101 (the list is complete)
         return write_summary(out, record, perf_counter() - start, record.inputs - before)
 
 
@@ -172,20 +174,38 @@ def _record(archive: Archive, bundle: Bundle) -> RunRecord:
     )
 
 
-def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | None, notify: Notify) -> RunRecord:
-    """Return the record of the run with the number of inputs, after listing them if no earlier run has done it."""
-    if begun is not None:
-        return begun
+def _listed(archive: Archive, record: RunRecord, notify: Notify) -> RunRecord:
+    """List the inputs, and return the record of the run with their number."""
     _warn_of_missing_readers(notify)
     from .inputs import write_inputs
     from .sources import find_units
 
-    with _output_errors(out):
+    with output_errors(archive.out):
         units = find_units(archive.sources, by=archive.by, notify=notify)
-        record = replace(record, inputs=write_inputs(units, out / INPUTS, record.per_task))
-    record.write(out)
+        folder = archive.out / (INPUTS if archive.by == "slice" else FOLDERS)
+        record = replace(record, inputs=write_inputs(units, folder, record.per_task))
+    if record.by == "slice":  # series may lie in several folders: see ``_joined``
+        record.write(archive.out)
     notify(f"listed: {record.inputs:,} {'scans' if record.by == 'slice' else 'folders'}")
     return record
+
+
+def _joined(archive: Archive, record: RunRecord, cpus: int, notify: Notify) -> RunRecord:
+    """Write the list of inputs from that of the folders: folders that share a series are one input."""
+    from .inputs import write_inputs
+    from .joining import join, leaders, read_all, series_of_inputs
+
+    assert record.inputs is not None  # noqa: S101 (they are listed)
+    part = (archive.out / FOLDERS, record.inputs, record.per_task)
+    above = leaders(series_of_inputs(*part, archive.folder, archive.run.reading, cpus))
+    units = join(read_all(*part), read_all(*part), above)
+    inputs = write_inputs(units, archive.out / INPUTS, record.per_task)
+    joined = replace(record, inputs=inputs)
+    joined.write(archive.out)
+    shutil.rmtree(archive.out / FOLDERS, ignore_errors=True)
+    if above:
+        notify(f"joined: {len(above):,} folders with others that hold the same series")
+    return joined
 
 
 def _warn_of_missing_readers(notify: Notify) -> None:
@@ -287,7 +307,7 @@ def _classify(
         compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),
         **processes.classify_resources,
     )
-    with _output_errors(archive.out):
+    with output_errors(archive.out):
         data.write_parquet(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
@@ -295,42 +315,3 @@ def _classify(
             concurrency=processes.short,
             ray_remote_args={"num_cpus": SHORT_CPUS},
         )
-
-
-@contextmanager
-def _output_errors(out: Path) -> Iterator[None]:
-    """Turn what ended the run into one of our errors: it was raised in another process, inside those of Ray."""
-    try:
-        yield
-    except MriEdgeError:
-        raise
-    except Exception as error:
-        import ray
-
-        causes = list(_causes(error))
-        for cause in causes:
-            if isinstance(cause, MriEdgeError):
-                raise cause from error
-        for cause in causes:
-            if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-                reason = os.strerror(cause.errno or 0)
-                problem = f"{out}: cannot write ({reason})"
-                raise OutputError(problem, "Free some space and run again: it continues from here") from error
-        if isinstance(error, ray.exceptions.RayActorError):
-            reason = str(error).strip().splitlines()[-1]
-            raise EngineError(
-                f"a worker cannot start ({printable(reason)[:200]})",
-                "Install the same version of mri-edge on every node; run again to continue",
-            ) from error
-        raise
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    waiting: list[Any] = [error]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, BaseException) and found not in seen:
-            seen.append(found)
-            yield found
-            waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]
